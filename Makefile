@@ -1,0 +1,53 @@
+# `make run` starts the service, `make test` runs the tests; both install what they need into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--python-version 3.11 --custom-compile-command "make lock" pyproject.toml --group build
+
+.PHONY: install run test check format lock bench clean
+
+run: $(VENV)/runtime.stamp
+	@$(BIN)/python -m app.main
+
+install: $(VENV)/dev.stamp
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/dev.stamp
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: $(VENV)/dev.stamp
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "Creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Python has no venv module here; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+
+$(VENV)/runtime.stamp: requirements.lock | $(VENV)/bin/python
+	@echo "Installing what the service needs (once, about half a minute) ..."
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements-dev.lock | $(VENV)/bin/python
+	@echo "Installing what the tests and checks need (once, about a minute) ..."
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/runtime.stamp $@

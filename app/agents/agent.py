@@ -1,0 +1,89 @@
+"""The agent that agent_config.json defines: its prompt, its model, its tools, and the loop."""
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, ClassVar
+
+from app.agents.base import BaseAgent, Turn
+from app.agents.loop import run_loop
+from app.core.context import RunContext
+from app.core.errors import InvalidRequest, ProviderNotConfigured, ServiceError
+from app.core.events import RunEvent, RunFailed
+from app.core.messages import Message, NamedTool, ToolSpec
+from app.providers.base import ModelRequest
+
+_LENGTH_SETTINGS = frozenset({"max_tokens", "max_completion_tokens", "num_predict"})
+
+
+class Agent(BaseAgent):
+    """Answers a turn with its model and tools; everything about it stands in its definition."""
+
+    type: ClassVar[str] = "agent"
+
+    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Takes the turn; see BaseAgent."""
+        try:
+            request, client_tools = await self._request(turn, context)
+        except ServiceError as error:
+            yield RunFailed(error)
+            return
+        loop = run_loop(
+            self.parts.provider,
+            request,
+            self.parts.toolset,
+            context,
+            client_tools=client_tools,
+            max_steps=self.definition.max_steps,
+            pending=self.parts.pending,
+        )
+        try:
+            async for event in loop:
+                yield event
+        finally:
+            await loop.aclose()
+
+    async def _request(self, turn: Turn, context: RunContext) -> tuple[ModelRequest, frozenset[str]]:
+        provider = self.parts.provider
+        if provider.missing:
+            variables = " and ".join(provider.missing)
+            raise ProviderNotConfigured(
+                f"The agent {self.agent_id!r} cannot answer: its provider {provider.name} needs {variables} to be set."
+            )
+        client_tools = self._admitted(turn.tools)
+        tools = (*self.parts.toolset.specs, *client_tools)
+        if isinstance(turn.tool_choice, NamedTool) and not any(spec.name == turn.tool_choice.name for spec in tools):
+            raise InvalidRequest("This tool is not among the tools of the request.", param="tool_choice")
+        request = ModelRequest(
+            model=turn.model or await self.model(),
+            messages=(self._system(turn.messages), *self.parts.pending.whole(_without_system(turn.messages), context)),
+            tools=tools,
+            tool_choice=turn.tool_choice if tools else None,
+            settings=_merged(self.definition.model_settings, turn.settings),
+            deadline=context.deadline,
+            request_id=context.request_id,
+        )
+        return request, frozenset(spec.name for spec in client_tools)
+
+    def _system(self, messages: tuple[Message, ...]) -> Message:
+        """The agent's prompt, with what the caller's system messages add to it."""
+        added = [message.text for message in messages if message.role == "system"]
+        return Message(role="system", content="\n\n".join((self.definition.system_prompt, *added)))
+
+    def _admitted(self, tools: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
+        """Those of the caller's tools that the agent's policy lets in; a name that the agent has itself stays the agent's."""
+        policy = self.definition.client_tools
+        if policy == "ignore":
+            return ()
+        return tuple(spec for spec in tools if spec.name not in self.parts.toolset and (policy == "accept" or spec.name in policy))
+
+
+def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(message for message in messages if message.role != "system")
+
+
+def _merged(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The agent's settings with the turn's over them; a length limit under any of its names replaces the agent's."""
+    if not asked:
+        return own
+    if _LENGTH_SETTINGS & asked.keys():
+        own = {name: value for name, value in own.items() if name not in _LENGTH_SETTINGS}
+    return {**own, **asked}

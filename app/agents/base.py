@@ -1,0 +1,60 @@
+"""What an agent is: something that takes a turn of a conversation and tells what happens."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from app.agents.pending import PendingSteps
+from app.config.agents import AgentDefinition
+from app.core.context import RunContext
+from app.core.events import RunEvent
+from app.core.messages import Message, ToolChoice, ToolSpec
+from app.providers.base import Provider
+from app.tools.toolset import Toolset
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller asks of an agent: the conversation so far, the caller's own tools, and settings for this turn.
+
+    `messages` are the caller's, system messages among them; `settings` are OpenAI's request fields by their names and win over the
+    agent's. `model` replaces the agent's own.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice | None = None
+    settings: Mapping[str, Any] = {}
+    model: str | None = None
+
+
+class AgentParts(msgspec.Struct, frozen=True):
+    """What an agent works with; all of it is opened and closed by the service."""
+
+    provider: Provider
+    toolset: Toolset
+    pending: PendingSteps
+
+
+class BaseAgent(ABC):
+    """The base of every agent type; `type` is what agent_config.json calls it."""
+
+    type: ClassVar[str]
+
+    def __init__(self, definition: AgentDefinition, parts: AgentParts) -> None:
+        self.definition = definition
+        self.parts = parts
+
+    @property
+    def agent_id(self) -> str:
+        """The id that callers know it by, as a model."""
+        return self.definition.agent_id
+
+    async def model(self) -> str:
+        """The model that answers unless a turn names another; raises ProviderNotConfigured when there is none."""
+        return self.definition.model or await self.parts.provider.default_model()
+
+    @abstractmethod
+    def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Takes the turn; the events end with one RunFinished or RunFailed. Closing the generator stops the run."""

@@ -1,0 +1,191 @@
+"""THE loop: ask the model, stream what it says, run the tools it calls, ask again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+
+import msgspec
+
+from app.agents.pending import PendingSteps
+from app.core.context import RunContext
+from app.core.errors import ProviderProtocolError, RunTimeout, ServiceError, ToolFailed
+from app.core.events import FinishReason, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished, ToolStarted
+from app.core.ids import new_id
+from app.core.messages import Message, NamedTool, ToolCall, ToolResult, tool_message
+from app.core.usage import Usage, total
+from app.providers.base import ModelFinished, ModelRequest, Provider
+from app.tools.toolset import Toolset, parse_arguments
+
+logger = logging.getLogger(__name__)
+
+MAX_REPETITIONS = 2
+"""How often the same call runs in a row; after that the model is told that its result stands."""
+
+REPEATED = "Not run again: this call was just made with the same arguments, and its earlier result stands. Go on with that result."
+
+
+async def run_loop(
+    provider: Provider,
+    request: ModelRequest,
+    toolset: Toolset,
+    context: RunContext,
+    *,
+    client_tools: frozenset[str] = frozenset(),
+    max_steps: int,
+    pending: PendingSteps,
+) -> AsyncGenerator[RunEvent, None]:
+    """Takes steps until one has no calls of our tools, or `max_steps` is reached, or the deadline, or an error the model cannot repair.
+
+    `client_tools` are the names in `request.tools` that the client runs itself; a name that `toolset` has too is ours. The events end
+    with one RunFinished or RunFailed. Closing the generator stops the provider and the tools.
+    """
+    messages = list(request.messages)
+    steps: list[StepRecord] = []
+    calls_before = _Repetitions()
+    ids = _CallIds(messages)
+    try:
+        while True:
+            if context.seconds_left <= 0:
+                raise RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+            said: list[str] = []
+            finished: ModelFinished | None = None
+            question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_tool_choice(request, len(steps)))
+            async with aclosing(provider.stream(question)) as events:
+                async for event in events:
+                    if type(event) is ModelFinished:
+                        finished = event
+                        continue
+                    if type(event) is TextDelta:
+                        said.append(event.text)
+                    yield event  # type: ignore[misc]  # mypy does not narrow a union by `type(...) is`, which costs half of isinstance
+            if finished is None:
+                raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
+            calls = ids.unique(finished.tool_calls)
+            steps.append(StepRecord(calls, finished.usage))
+            theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
+            ours = tuple(call for call in calls if call not in theirs)
+            if not calls:
+                yield _finished("stop" if finished.reason == "tool_calls" else finished.reason, steps)
+                return
+            if len(steps) >= max_steps and not theirs:
+                yield TextDelta(_stopped(max_steps, said))
+                yield _finished("stop", steps)
+                return
+            answer = Message(role="assistant", content="".join(said), tool_calls=calls)
+            results: dict[str, ToolResult] = {}
+            async with aclosing(_run_tools(ours, toolset, context, calls_before)) as progress:
+                async for update in progress:
+                    if isinstance(update, ToolFinished):
+                        results[update.result.call_id] = update.result
+                    yield update
+            if theirs:
+                if ours:
+                    pending.keep(context, answer, results.values(), (call.id for call in theirs))
+                yield _finished("tool_calls", steps, theirs)
+                return
+            messages.append(answer)
+            messages += (tool_message(results[call.id]) for call in calls)
+    except ServiceError as error:
+        logger.info("run.failed", extra={"run_id": context.run_id, "agent_id": context.agent_id, "code": error.code, "steps": len(steps)})
+        yield RunFailed(error, _usage(steps), tuple(steps))
+
+
+async def _run_tools(
+    calls: tuple[ToolCall, ...], toolset: Toolset, context: RunContext, repetitions: "_Repetitions"
+) -> AsyncGenerator[ToolStarted | ToolFinished, None]:
+    """Runs `calls`, neighbours that may run in parallel together; tells of each as it starts and as it ends."""
+    repeated = repetitions.of(calls)
+    for batch in _batches(calls, toolset):
+        for call in batch:
+            yield ToolStarted(call)
+            if call.id in repeated:
+                yield ToolFinished(ToolResult(call_id=call.id, name=call.name, content=REPEATED, is_error=True))
+        wanted = [call for call in batch if call.id not in repeated]
+        if len(wanted) == 1:
+            yield ToolFinished(await toolset.execute(wanted[0], context))
+            continue
+        running = {asyncio.ensure_future(toolset.execute(call, context)) for call in wanted}
+        try:
+            while running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield ToolFinished(task.result())
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+def _batches(calls: Iterable[ToolCall], toolset: Toolset) -> list[list[ToolCall]]:
+    """`calls` in order, those that may run beside each other in one batch, every other one alone."""
+    batches: list[list[ToolCall]] = []
+    open_batch = False
+    for call in calls:
+        parallel = toolset.is_parallel(call.name)
+        if parallel and open_batch:
+            batches[-1].append(call)
+        else:
+            batches.append([call])
+        open_batch = parallel
+    return batches
+
+
+def _tool_choice(request: ModelRequest, steps_done: int) -> object:
+    """The caller's choice in the first step; a call that is forced each time would never end."""
+    forced = request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool)
+    return "auto" if forced and steps_done else request.tool_choice
+
+
+def _finished(reason: FinishReason, steps: list[StepRecord], tool_calls: tuple[ToolCall, ...] = ()) -> RunFinished:
+    return RunFinished(reason, _usage(steps), tuple(steps), tool_calls)
+
+
+def _usage(steps: list[StepRecord]) -> Usage | None:
+    return total([step.usage for step in steps])
+
+
+def _stopped(max_steps: int, said: list[str]) -> str:
+    lead = "\n\n" if said else ""
+    return f"{lead}I stopped here: this needs more than the {max_steps} steps that I may take. Ask me to go on, or ask for less at once."
+
+
+class _CallIds:
+    """Gives a call a new id where the provider uses one twice in a conversation, for clients and providers match results by it."""
+
+    def __init__(self, messages: Iterable[Message]) -> None:
+        self._taken = {call.id for message in messages for call in message.tool_calls}
+
+    def unique(self, calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+        found = []
+        for call in calls:
+            kept = call if call.id and call.id not in self._taken else msgspec.structs.replace(call, id=new_id("call_"))
+            self._taken.add(kept.id)
+            found.append(kept)
+        return tuple(found)
+
+
+class _Repetitions:
+    """Counts how often in a row each call was made with the same arguments."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, bytes], int] = {}
+
+    def of(self, calls: tuple[ToolCall, ...]) -> frozenset[str]:
+        """The ids of those `calls`, one step's, that are repeated too often to run; all of them are counted."""
+        counts: dict[tuple[str, bytes], int] = {}
+        repeated = set()
+        for call in calls:
+            key = (call.name, _canonical(call.arguments))
+            counts[key] = counts.get(key, self._counts.get(key, 0)) + 1
+            if counts[key] > MAX_REPETITIONS:
+                repeated.add(call.id)
+        self._counts = counts
+        return frozenset(repeated)
+
+
+def _canonical(arguments: str) -> bytes:
+    try:
+        return msgspec.json.encode(parse_arguments(arguments), order="sorted")
+    except ToolFailed:
+        return arguments.encode(errors="replace")

@@ -1,0 +1,1 @@
+"""The HTTP edge: wire formats to core types and back, without logic of its own."""

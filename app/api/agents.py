@@ -1,0 +1,263 @@
+"""The agents API: what agents there are, and a chat that also shows the tools at work."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.agents.base import BaseAgent, Turn
+from app.api.chat_schema import ChatMessage, CompletionUsage
+from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
+from app.api.errors import ErrorBody
+from app.api.openai_chat import message_of, usage_of
+from app.api.openapi import documented
+from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
+from app.config.agents import RESERVED_MODEL_SETTINGS
+from app.core.context import RunContext
+from app.core.errors import InvalidRequest, ProviderNotConfigured, ServiceError
+from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta, ToolFinished, ToolStarted
+
+router = APIRouter(tags=["Agents"])
+
+_encoder = msgspec.json.Encoder()
+
+
+class AgentView(msgspec.Struct):
+    """An agent; `missing` are the environment variables that keep it from answering."""
+
+    agent_id: str
+    description: str
+    type: str
+    provider: str
+    model: str | None
+    tools_available: list[str]
+    mcp_servers: list[str]
+    resources: list[str]
+    max_steps: int
+    available: bool
+    missing: list[str]
+
+
+class AgentChatRequest(msgspec.Struct):
+    """One message to an agent, or a whole conversation in `messages`."""
+
+    message: str | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=20_000)] | None = None
+    user_id: str | None = None
+    session_id: str | None = None
+    model: str | None = None
+    model_settings: dict[str, Any] | None = None
+    stream: bool = False
+
+
+class ToolRun(msgspec.Struct):
+    """One call of a tool: its arguments as JSON text, its result, how long it took."""
+
+    id: str
+    name: str
+    arguments: str
+    result: str
+    is_error: bool
+    seconds: float
+
+
+class AgentChatResponse(msgspec.Struct):
+    """The agent's answer and the tools it used."""
+
+    response: str
+    agent_id: str
+    user_id: str
+    session_id: str | None
+    run_id: str
+    timestamp: datetime
+    model_used: str
+    finish_reason: str
+    tools_available: int
+    tool_calls: list[ToolRun]
+    steps: int
+    reasoning: str | None = None
+    usage: CompletionUsage | UnsetType = UNSET
+
+
+class _Text(msgspec.Struct):
+    type: str
+    text: str
+
+
+class _Started(msgspec.Struct, tag_field="type", tag="tool_started"):
+    id: str
+    name: str
+    arguments: str
+
+
+class _Finished(msgspec.Struct, tag_field="type", tag="tool_finished"):
+    id: str
+    name: str
+    result: str
+    is_error: bool
+    seconds: float
+
+
+class _RunFinished(msgspec.Struct, tag_field="type", tag="run_finished"):
+    run_id: str
+    finish_reason: str
+    steps: int
+    usage: CompletionUsage | UnsetType = UNSET
+
+
+class _RunFailed(msgspec.Struct, tag_field="type", tag="run_failed"):
+    run_id: str
+    error: ErrorBody
+
+
+@router.get("/agents", summary="List the agents", openapi_extra=documented(None, AgentView))
+async def list_agents(service: ServiceDependency) -> Response:
+    """Every agent, in the order of agent_config.json."""
+    return Response(_encoder.encode([await _view(agent) for agent in service.catalog]), media_type="application/json")
+
+
+@router.get("/agents/{agent_id}", summary="Show an agent", openapi_extra=documented(None, AgentView))
+async def show_agent(agent_id: str, service: ServiceDependency) -> Response:
+    """The agent with this id."""
+    return Response(_encoder.encode(await _view(service.agent(agent_id))), media_type="application/json")
+
+
+@router.post(
+    "/agents/{agent_id}/chat",
+    summary="Chat with an agent",
+    openapi_extra=documented(
+        AgentChatRequest, AgentChatResponse, stream="the run's events as JSON objects with a `type`, ended by `[DONE]`"
+    ),
+)
+async def chat(agent_id: str, request: Request, service: ServiceDependency) -> Response:
+    """Runs the agent on the message and answers with its text and the tools it used; with `stream`, event by event."""
+    agent = service.agent(agent_id)
+    asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
+    turn = _turn(asked, agent)
+    context = service.context(agent_id, user=asked.user_id, session=asked.session_id, request_id=request_id_of(request))
+    events = agent.run(turn, context)
+    if asked.stream:
+        return StreamedRun(service, context, events, EventFrames(context))
+    model = turn.model or await _model(agent) or ""
+    tools = len(agent.parts.toolset.specs)
+    return CollectedRun(service, context, events, lambda collected, finished: _answer(context, model, tools, collected, finished))
+
+
+_decoder = msgspec.json.Decoder(AgentChatRequest)
+
+
+class EventFrames(Frames):
+    """A run's events as JSON objects: `text_delta`, `reasoning_delta`, `refusal_delta`, `tool_started`, `tool_finished`, and last
+    `run_finished` or `run_failed`."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._run_id = context.run_id
+
+    def event(self, event: RunEvent) -> bytes:
+        """One event."""
+        match event:
+            case TextDelta(text=text):
+                return _frame(_Text("text_delta", text))
+            case ReasoningDelta(text=text):
+                return _frame(_Text("reasoning_delta", text))
+            case RefusalDelta(text=text):
+                return _frame(_Text("refusal_delta", text))
+            case ToolStarted(call=call):
+                return _frame(_Started(call.id, call.name, call.arguments))
+            case ToolFinished(result=result):
+                return _frame(_Finished(result.call_id, result.name, result.content, result.is_error, round(result.seconds, 3)))
+            case _:
+                return b""
+
+    def finished(self, event: RunFinished) -> bytes:
+        """Why and with what the run ended."""
+        last = _RunFinished(self._run_id, event.reason, len(event.steps))
+        if event.usage is not None:
+            last.usage = usage_of(event.usage)
+        return _frame(last)
+
+    def failed(self, error: ServiceError) -> bytes:
+        """What broke the run."""
+        return _frame(_RunFailed(self._run_id, ErrorBody(error.message, error.type, error.param, error.code)))
+
+
+def _frame(event: msgspec.Struct) -> bytes:
+    return b"data: %b\n\n" % _encoder.encode(event)
+
+
+def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
+    if (asked.message is None) == (asked.messages is None):
+        raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
+    if asked.message is not None:
+        messages = [ChatMessage(role="user", content=asked.message)]
+    else:
+        messages = asked.messages or []
+    settings = asked.model_settings or {}
+    reserved = sorted(RESERVED_MODEL_SETTINGS & settings.keys())
+    if reserved:
+        raise InvalidRequest(f"These cannot be set here: {', '.join(reserved)}.", param="model_settings")
+    allowed = agent.parts.provider.model_list
+    if asked.model is not None and asked.model not in (*allowed, agent.definition.model):
+        names = f": it may be one of {', '.join(allowed)}" if allowed else " for this agent"
+        raise InvalidRequest(f"The model cannot be chosen freely{names}.", param="model", code="model_not_allowed")
+    place = "messages[{}]" if asked.message is None else "message"
+    return Turn(
+        messages=tuple(message_of(message, place.format(number)) for number, message in enumerate(messages)),
+        settings=settings,
+        model=asked.model,
+    )
+
+
+def _answer(context: RunContext, model: str, tools: int, collected: Collected, finished: RunFinished) -> bytes:
+    results = {result.call_id: result for result in collected.results}
+    runs = [
+        ToolRun(call.id, call.name, call.arguments, results[call.id].content, results[call.id].is_error, round(results[call.id].seconds, 3))
+        for call in collected.calls
+    ]
+    answer = AgentChatResponse(
+        response="".join(collected.text or collected.refusal),
+        agent_id=context.agent_id,
+        user_id=context.user,
+        session_id=context.session,
+        run_id=context.run_id,
+        timestamp=datetime.now(UTC),
+        model_used=model,
+        finish_reason=finished.reason,
+        tools_available=tools,
+        tool_calls=runs,
+        steps=len(finished.steps),
+        reasoning="".join(collected.reasoning) or None,
+    )
+    if finished.usage is not None:
+        answer.usage = usage_of(finished.usage)
+    return _encoder.encode(answer)
+
+
+async def _model(agent: BaseAgent) -> str | None:
+    """The agent's model, or None where its provider cannot name one."""
+    try:
+        return await agent.model()
+    except ProviderNotConfigured:
+        return None
+
+
+async def _view(agent: BaseAgent) -> AgentView:
+    definition, provider = agent.definition, agent.parts.provider
+    model = definition.model if provider.missing else await _model(agent)
+    return AgentView(
+        agent_id=agent.agent_id,
+        description=definition.description,
+        type=definition.type,
+        provider=provider.name,
+        model=model,
+        tools_available=[spec.name for spec in agent.parts.toolset.specs],
+        mcp_servers=list(definition.allowed_mcp_servers),
+        resources=list(definition.resources),
+        max_steps=definition.max_steps,
+        available=not provider.missing and model is not None,
+        missing=list(provider.missing),
+    )

@@ -1,0 +1,281 @@
+"""OpenAI's chat completions as structs: what is read of a request, and all that is answered.
+
+Source: the OpenAI OpenAPI description, CreateChatCompletionRequest, CreateChatCompletionResponse and CreateChatCompletionStreamResponse.
+Fields of a request that are not named here are passed over, as clients send many.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Tokens = Annotated[int, Meta(ge=1, le=100_000_000)]
+
+
+class ImageUrl(msgspec.Struct):
+    """An image's address, http(s) or `data:`."""
+
+    url: str
+    detail: str | None = None
+
+
+class InputAudio(msgspec.Struct):
+    """A sound, in base64."""
+
+    data: str
+    format: str
+
+
+class InputFile(msgspec.Struct):
+    """A file, by the provider's id or as a `data:` URL."""
+
+    file_id: str | None = None
+    file_data: str | None = None
+    filename: str | None = None
+
+
+class TextContent(msgspec.Struct, tag_field="type", tag="text"):
+    """A text part."""
+
+    text: str
+
+
+class RefusalContent(msgspec.Struct, tag_field="type", tag="refusal"):
+    """A refusal that the assistant gave earlier."""
+
+    refusal: str
+
+
+class ImageContent(msgspec.Struct, tag_field="type", tag="image_url"):
+    """An image part."""
+
+    image_url: ImageUrl
+
+
+class AudioContent(msgspec.Struct, tag_field="type", tag="input_audio"):
+    """A sound part."""
+
+    input_audio: InputAudio
+
+
+class FileContent(msgspec.Struct, tag_field="type", tag="file"):
+    """A file part."""
+
+    file: InputFile
+
+
+Part = TextContent | RefusalContent | ImageContent | AudioContent | FileContent
+
+
+class CalledFunction(msgspec.Struct):
+    """A function and its arguments, as JSON text."""
+
+    name: str
+    arguments: str = ""
+
+
+class CalledTool(msgspec.Struct):
+    """A call that the assistant made."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(msgspec.Struct):
+    """One message of the conversation."""
+
+    role: str
+    content: str | list[Part] | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+
+class OfferedFunction(msgspec.Struct):
+    """A function that the client runs."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class OfferedTool(msgspec.Struct):
+    """A tool that the client runs."""
+
+    function: OfferedFunction
+    type: Literal["function"] = "function"
+
+
+class ChosenFunction(msgspec.Struct):
+    """A function by name."""
+
+    name: str
+
+
+class ChosenTool(msgspec.Struct):
+    """The tool that the model has to call."""
+
+    function: ChosenFunction
+    type: Literal["function"] = "function"
+
+
+class StreamOptions(msgspec.Struct):
+    """What a stream carries besides."""
+
+    include_usage: bool | None = None
+
+
+class ChatCompletionRequest(msgspec.Struct):
+    """A request for a chat completion; `model` is an agent's id."""
+
+    model: str
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=20_000)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: Annotated[list[OfferedTool], Meta(max_length=1024)] | None = None
+    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
+    seed: int | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    prediction: dict[str, Any] | None = None
+    n: int | None = None
+    logprobs: bool | None = None
+    modalities: list[str] | None = None
+    functions: list[Any] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+SETTINGS = (
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "max_completion_tokens",
+    "stop",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "response_format",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "verbosity",
+    "service_tier",
+    "prediction",
+)
+"""The fields of a request that go on to the provider as they are."""
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """What the prompt's tokens were."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(msgspec.Struct):
+    """What the completion's tokens were."""
+
+    reasoning_tokens: int
+
+
+class CompletionUsage(msgspec.Struct):
+    """Tokens of all steps of the run; `cost` in US dollars where the provider states it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+    cost: float | UnsetType = UNSET
+
+
+class ResponseToolCall(msgspec.Struct):
+    """A call for the client to run."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class ResponseMessage(msgspec.Struct):
+    """The answer."""
+
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: str | None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ResponseToolCall] | UnsetType = UNSET
+
+
+class Choice(msgspec.Struct):
+    """The one choice."""
+
+    message: ResponseMessage
+    finish_reason: str
+    index: int = 0
+    logprobs: None = None
+
+
+class ChatCompletion(msgspec.Struct):
+    """A whole chat completion."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    object: Literal["chat.completion"] = "chat.completion"
+    usage: CompletionUsage | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct):
+    """A call for the client to run, whole in one chunk."""
+
+    index: int
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class Delta(msgspec.Struct, gc=False):
+    """What a chunk adds."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, gc=False):
+    """The one choice of a chunk."""
+
+    delta: Delta
+    finish_reason: str | None = None
+    index: int = 0
+    logprobs: None = None
+
+
+class ChatCompletionChunk(msgspec.Struct, gc=False):
+    """One chunk of a streamed chat completion."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    usage: CompletionUsage | UnsetType = UNSET

@@ -1,0 +1,44 @@
+"""The outermost layer: gives each request its id and makes an answer of what nobody else caught."""
+
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import error_response, internal_error
+from app.observability.request_id import accepted_or_new, current_request_id
+
+logger = logging.getLogger(__name__)
+
+
+class Edge:
+    """ASGI middleware: `x-request-id` in and out, and a 500 in OpenAI's shape for a fault of ours."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = accepted_or_new(given.decode("latin-1"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        current_request_id.set(request_id)
+        header = (b"x-request-id", request_id.encode())
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request.failed", extra={"path": scope["path"]})
+            if started:
+                raise
+            await error_response(internal_error(request_id))(scope, receive, send_with_id)

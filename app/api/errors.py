@@ -1,0 +1,65 @@
+"""Turns every error into OpenAI's error shape: one handler for ours, one for what the framework raises."""
+
+import logging
+import math
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.core.errors import InternalError, ServiceError
+
+logger = logging.getLogger(__name__)
+
+_encode = msgspec.json.Encoder().encode
+_FRAMEWORK = {
+    404: ("not_found", "There is no such address here; / lists what there is."),
+    405: ("method_not_allowed", "This address does not take this method."),
+    413: ("request_too_large", "The body is too large."),
+}
+
+
+class ErrorBody(msgspec.Struct):
+    """What stands under `error`."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(msgspec.Struct):
+    """OpenAI's error shape."""
+
+    error: ErrorBody
+
+
+def error_json(error: ServiceError) -> bytes:
+    """`error` as `{"error": {"message", "type", "param", "code"}}`."""
+    return _encode(ErrorResponse(ErrorBody(error.message, error.type, error.param, error.code)))
+
+
+def error_response(error: ServiceError) -> Response:
+    """`error` as a response with its status and Retry-After."""
+    headers = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after is not None else None
+    return Response(error_json(error), error.status, headers, "application/json")
+
+
+def internal_error(request_id: str) -> InternalError:
+    """What a caller is told of a fault of ours; the log has the rest."""
+    return InternalError(f"Something went wrong in the service. Its log tells more under the request id {request_id}.")
+
+
+async def service_error_handler(request: Request, error: Exception) -> Response:
+    """Answers with a ServiceError."""
+    assert isinstance(error, ServiceError)
+    return error_response(error)
+
+
+async def http_exception_handler(request: Request, error: Exception) -> Response:
+    """Answers with an error that the framework raised, its headers (`Allow`) kept."""
+    assert isinstance(error, HTTPException)
+    code, message = _FRAMEWORK.get(error.status_code, ("http_error", "The request cannot be answered."))
+    body = _encode(ErrorResponse(ErrorBody(message, "invalid_request_error", None, code)))
+    return Response(body, error.status_code, error.headers, "application/json")

@@ -1,0 +1,216 @@
+"""POST /v1/chat/completions: an agent's run as an OpenAI chat completion, streamed or not."""
+
+import re
+import time
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.agents.base import Turn
+from app.api.chat_schema import (
+    SETTINGS,
+    AudioContent,
+    CalledFunction,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatMessage,
+    Choice,
+    ChosenTool,
+    ChunkChoice,
+    CompletionTokensDetails,
+    CompletionUsage,
+    Delta,
+    FileContent,
+    ImageContent,
+    Part,
+    PromptTokensDetails,
+    RefusalContent,
+    ResponseMessage,
+    ResponseToolCall,
+    TextContent,
+    ToolCallDelta,
+)
+from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
+from app.api.errors import error_json
+from app.api.openapi import documented
+from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
+from app.core.errors import InvalidRequest, ServiceError
+from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta
+from app.core.ids import new_id
+from app.core.messages import AudioPart, ContentPart, FilePart, ImagePart, Message, NamedTool, Role, TextPart, ToolCall, ToolSpec
+from app.core.usage import Usage
+
+router = APIRouter(tags=["OpenAI"])
+
+_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_encoder = msgspec.json.Encoder()
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_TOOL_NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+_IMAGE_URL = re.compile(r"^(?:https?://|data:image/)", re.IGNORECASE)
+
+
+@router.post(
+    "/v1/chat/completions",
+    summary="Ask an agent",
+    openapi_extra=documented(ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`"),
+)
+async def create_chat_completion(request: Request, service: ServiceDependency) -> Response:
+    """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""
+    asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
+    agent = service.agent(asked.model)
+    turn = turn_of(asked)
+    context = service.context(agent.agent_id, user=asked.user, request_id=request_id_of(request))
+    events = agent.run(turn, context)
+    if asked.stream:
+        options = asked.stream_options
+        frames = ChunkFrames(agent.agent_id, include_usage=bool(options and options.include_usage))
+        return StreamedRun(service, context, events, frames)
+    return CollectedRun(service, context, events, lambda collected, finished: completion(agent.agent_id, collected, finished))
+
+
+def turn_of(asked: ChatCompletionRequest) -> Turn:
+    """The request in the words of the agents; raises InvalidRequest for what agents cannot do."""
+    if asked.n not in (None, 1):
+        raise InvalidRequest("Agents give one choice: n must be 1.", param="n", code="unsupported_value")
+    if asked.logprobs:
+        raise InvalidRequest("Agents do not give log probabilities.", param="logprobs", code="unsupported_parameter")
+    if asked.modalities and asked.modalities != ["text"]:
+        raise InvalidRequest("Agents answer with text only.", param="modalities", code="unsupported_value")
+    if asked.functions:
+        raise InvalidRequest("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
+    settings = {name: value for name in SETTINGS if (value := getattr(asked, name)) is not None}
+    tools = tuple(_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
+    choice = NamedTool(asked.tool_choice.function.name) if isinstance(asked.tool_choice, ChosenTool) else asked.tool_choice
+    messages = tuple(message_of(message, f"messages[{number}]") for number, message in enumerate(asked.messages))
+    return Turn(messages=messages, tools=tools, tool_choice=choice, settings=settings)
+
+
+def message_of(message: ChatMessage, place: str) -> Message:
+    """One message of a request; `place` names it in errors. Raises InvalidRequest."""
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise InvalidRequest("The role is one of system, developer, user, assistant and tool.", param=f"{place}.role")
+    if role == "tool" and not message.tool_call_id:
+        raise InvalidRequest("A message with the role 'tool' needs the tool_call_id it answers.", param=f"{place}.tool_call_id")
+    given = message.content
+    content: str | tuple[ContentPart, ...]
+    if isinstance(given, list):
+        content = tuple(_part(part, f"{place}.content[{number}]") for number, part in enumerate(given))
+    else:
+        content = _checked(given or message.refusal or "", f"{place}.content")
+    calls = tuple(
+        ToolCall(call.id, call.function.name, _checked(call.function.arguments, f"{place}.tool_calls[{number}].function.arguments"))
+        for number, call in enumerate(message.tool_calls or ())
+    )
+    return Message(role, content, calls if role == "assistant" else (), message.tool_call_id if role == "tool" else None)
+
+
+class ChunkFrames(Frames):
+    """A run as OpenAI's chunks; our own tools do not show, for a client would take them for calls of its own."""
+
+    def __init__(self, model: str, *, include_usage: bool) -> None:
+        self._id = new_id("chatcmpl-")
+        self._created = int(time.time())
+        self._model = model
+        self._include_usage = include_usage
+        self._role_is_told = False
+
+    def event(self, event: RunEvent) -> bytes:
+        """A chunk for a delta, nothing for the rest."""
+        kind = type(event)
+        if kind is TextDelta:
+            return self._chunk(Delta(content=event.text))  # type: ignore[union-attr]
+        if kind is ReasoningDelta:
+            return self._chunk(Delta(reasoning_content=event.text))  # type: ignore[union-attr]
+        if kind is RefusalDelta:
+            return self._chunk(Delta(refusal=event.text))  # type: ignore[union-attr]
+        return b""
+
+    def finished(self, event: RunFinished) -> bytes:
+        """The client's calls, the finish reason, and the usage if it was asked for."""
+        frames = [] if self._role_is_told else [self._chunk(Delta(content=""))]
+        if event.tool_calls:
+            calls = [ToolCallDelta(number, call.id, _called(call)) for number, call in enumerate(event.tool_calls)]
+            frames.append(self._chunk(Delta(tool_calls=calls)))
+        frames.append(self._chunk(Delta(), event.reason))
+        if self._include_usage and event.usage is not None:
+            chunk = ChatCompletionChunk(self._id, self._created, self._model, [], usage=usage_of(event.usage))
+            frames.append(b"data: %b\n\n" % _encoder.encode(chunk))
+        return b"".join(frames)
+
+    def failed(self, error: ServiceError) -> bytes:
+        """The error as clients of OpenAI know it from a stream."""
+        return b"data: %b\n\n" % error_json(error)
+
+    def _chunk(self, delta: Delta, finish_reason: str | None = None) -> bytes:
+        if not self._role_is_told:
+            self._role_is_told = True
+            delta.role = "assistant"
+        chunk = ChatCompletionChunk(self._id, self._created, self._model, [ChunkChoice(delta, finish_reason)])
+        return b"data: %b\n\n" % _encoder.encode(chunk)
+
+
+def completion(model: str, collected: Collected, finished: RunFinished) -> bytes:
+    """A collected run as a chat completion."""
+    text, reasoning, refusal = ("".join(pieces) for pieces in (collected.text, collected.reasoning, collected.refusal))
+    message = ResponseMessage(text or (None if finished.tool_calls or refusal else ""), refusal=refusal or None)
+    if reasoning:
+        message.reasoning_content = reasoning
+    if finished.tool_calls:
+        message.tool_calls = [ResponseToolCall(call.id, _called(call)) for call in finished.tool_calls]
+    answer = ChatCompletion(new_id("chatcmpl-"), int(time.time()), model, [Choice(message, finished.reason)])
+    if finished.usage is not None:
+        answer.usage = usage_of(finished.usage)
+    return _encoder.encode(answer)
+
+
+def usage_of(usage: Usage) -> CompletionUsage:
+    """Usage in OpenAI's form."""
+    return CompletionUsage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        PromptTokensDetails(usage.cached_tokens),
+        CompletionTokensDetails(usage.reasoning_tokens),
+        msgspec.UNSET if usage.cost is None else usage.cost,
+    )
+
+
+def _called(call: ToolCall) -> CalledFunction:
+    return CalledFunction(call.name, call.arguments)
+
+
+def _tool(function: object, number: int) -> ToolSpec:
+    name, description, parameters, strict = function.name, function.description, function.parameters, function.strict  # type: ignore[attr-defined]
+    if not _TOOL_NAME.match(name):
+        raise InvalidRequest("A tool's name has letters, digits, _ and - only, 64 at most.", param=f"tools[{number}].function.name")
+    return ToolSpec(name, description or "", parameters or {"type": "object", "properties": {}}, strict)
+
+
+def _part(part: Part, place: str) -> ContentPart:
+    match part:
+        case TextContent(text=text):
+            return TextPart(_checked(text, f"{place}.text"))
+        case RefusalContent(refusal=refusal):
+            return TextPart(_checked(refusal, f"{place}.refusal"))
+        case ImageContent(image_url=image):
+            if not _IMAGE_URL.match(image.url):
+                raise InvalidRequest(
+                    "An image is given as an http(s) address or as a data:image URL.",
+                    param=f"{place}.image_url.url",
+                    code="url_not_allowed",
+                )
+            return ImagePart(image.url, image.detail)
+        case AudioContent(input_audio=audio):
+            return AudioPart(audio.data, audio.format)
+        case FileContent(file=file):
+            return FilePart(file.file_id, file.file_data, file.filename)
+
+
+def _checked(text: str, place: str) -> str:
+    if "\x00" in text:
+        raise InvalidRequest("Text cannot contain the character NUL.", param=place)
+    return text

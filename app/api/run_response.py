@@ -1,0 +1,219 @@
+"""Sends a run to its caller: drives the events, stops them when the caller leaves or time is up, frames them for the wire."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.errors import internal_error
+from app.core.context import RunContext
+from app.core.errors import RunTimeout, ServiceError
+from app.core.events import (
+    ReasoningDelta,
+    RefusalDelta,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+)
+from app.core.messages import ToolCall, ToolResult
+from app.service import Service
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 15.0
+DEADLINE_GRACE = 1.0
+"""Seconds past its deadline after which a run that does not end by itself is ended here."""
+
+DONE = b"data: [DONE]\n\n"
+Events = AsyncGenerator[RunEvent, None]
+
+
+class Frames(ABC):
+    """How one surface writes a run as server-sent events; each method gives whole events, or nothing."""
+
+    @abstractmethod
+    def event(self, event: RunEvent) -> bytes:
+        """The events for one that is not the last."""
+
+    @abstractmethod
+    def finished(self, event: RunFinished) -> bytes:
+        """The last events of a run that came to its end."""
+
+    @abstractmethod
+    def failed(self, error: ServiceError) -> bytes:
+        """The last event of a run that broke."""
+
+
+class Collected:
+    """A whole run, put together from its events."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.refusal: list[str] = []
+        self.calls: list[ToolCall] = []
+        self.results: list[ToolResult] = []
+
+    def add(self, event: RunEvent) -> None:
+        """Takes one event that is not the last."""
+        match event:
+            case TextDelta(text=text):
+                self.text.append(text)
+            case ReasoningDelta(text=text):
+                self.reasoning.append(text)
+            case RefusalDelta(text=text):
+                self.refusal.append(text)
+            case ToolStarted(call=call):
+                self.calls.append(call)
+            case ToolFinished(result=result):
+                self.results.append(result)
+            case RunFinished() | RunFailed():
+                pass
+
+
+class RunResponse(Response):
+    """Drives a run while the caller stays; `respond` says what is sent."""
+
+    def __init__(self, service: Service, context: RunContext, events: Events) -> None:
+        self._service = service
+        self._context = context
+        self._events = events
+        self._client_left = False
+        self._started = False
+        self._complete = False
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response; raises a ServiceError only before anything is sent."""
+        with self._service.run_slot():
+            task = asyncio.current_task()
+            assert task is not None
+            watcher = asyncio.create_task(self._watch(receive, send, task))
+            limit = asyncio.timeout(self._context.seconds_left + DEADLINE_GRACE)
+            try:
+                async with limit, aclosing(self._events):
+                    await self.respond(send)
+            except asyncio.CancelledError:
+                if not self._client_left:
+                    raise
+                task.uncancel()
+                logger.info("run.client_left", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id})
+            except Exception as error:
+                told = self._told(error, limit)
+                if not self._started:
+                    raise told from error
+                await self.end_with(told, send)
+            finally:
+                watcher.cancel()
+
+    async def respond(self, send: Send) -> None:
+        """Takes the events and sends the answer."""
+        raise NotImplementedError
+
+    async def keep_alive(self, send: Send) -> None:
+        """Called when nothing was sent for a while."""
+
+    async def end_with(self, error: ServiceError, send: Send) -> None:
+        """Ends an answer that has begun with `error`."""
+
+    async def start(self, send: Send, media_type: bytes, length: int | None = None) -> None:
+        """Sends the status line and the headers."""
+        self._started = True
+        headers = [(b"content-type", media_type)]
+        if length is None:
+            headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        else:
+            headers.append((b"content-length", str(length).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    def _told(self, error: Exception, limit: asyncio.Timeout) -> ServiceError:
+        """What the caller is told of `error`."""
+        if isinstance(error, ServiceError):
+            return error
+        if isinstance(error, TimeoutError) and limit.expired():
+            return RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+        logger.exception("run.crashed", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id}, exc_info=error)
+        return internal_error(self._context.request_id)
+
+    async def _watch(self, receive: Receive, send: Send, run: asyncio.Task[object]) -> None:
+        """Waits for the caller to leave, and then stops the run."""
+        while True:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                await self.keep_alive(send)
+                continue
+            if message["type"] == "http.disconnect":
+                # Servers say the same once the last byte is sent.
+                if not self._complete:
+                    self._client_left = True
+                    run.cancel()
+                return
+
+
+class StreamedRun(RunResponse):
+    """A run as server-sent events. An error before the first event is answered with its status; a later one is the last event."""
+
+    def __init__(self, service: Service, context: RunContext, events: Events, frames: Frames) -> None:
+        super().__init__(service, context, events)
+        self._frames = frames
+        self._sent_since_check = False
+
+    async def respond(self, send: Send) -> None:
+        """Sends each event as it comes, in one write."""
+        frames = self._frames
+        async for event in self._events:
+            kind = type(event)
+            if kind is RunFinished:
+                await self._send(send, frames.finished(event) + DONE, more=False)  # type: ignore[arg-type]
+            elif kind is RunFailed:
+                raise event.error  # type: ignore[union-attr]
+            elif frame := frames.event(event):
+                await self._send(send, frame)
+
+    async def keep_alive(self, send: Send) -> None:
+        """Sends a comment when nothing else was sent, so that no proxy takes the stream for dead."""
+        if not self._sent_since_check:
+            await self._send(send, b": keep-alive\n\n")
+        self._sent_since_check = False
+
+    async def end_with(self, error: ServiceError, send: Send) -> None:
+        """Sends the error as the last event but `[DONE]`."""
+        await self._send(send, self._frames.failed(error) + DONE, more=False)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        if not self._started:
+            await self.start(send, b"text/event-stream; charset=utf-8")
+        self._sent_since_check = True
+        self._complete = not more
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+class CollectedRun(RunResponse):
+    """A run as one JSON answer: the stream, collected."""
+
+    def __init__(self, service: Service, context: RunContext, events: Events, render: Callable[[Collected, RunFinished], bytes]) -> None:
+        super().__init__(service, context, events)
+        self._render = render
+
+    async def respond(self, send: Send) -> None:
+        """Sends the answer once the run has ended."""
+        collected = Collected()
+        async for event in self._events:
+            if isinstance(event, RunFailed):
+                raise event.error
+            if isinstance(event, RunFinished):
+                body = self._render(collected, event)
+                await self.start(send, b"application/json", len(body))
+                self._complete = True
+                await send({"type": "http.response.body", "body": body})
+            else:
+                collected.add(event)

@@ -1,0 +1,170 @@
+"""ai-agent-service serve | chat | check: the commands of the terminal."""
+
+import asyncio
+import importlib
+import logging
+import socket
+import sys
+from typing import Any, ClassVar, cast
+
+import click
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from app import __version__
+from app.config.settings import Settings, load_settings
+from app.core.errors import ConfigError
+from app.observability.logging import configure_logging
+from app.server import create_app
+from app.service import Configuration, load_configuration, open_service
+
+EXIT_CONFIGURATION = 2
+
+
+class Commands(click.Group):
+    """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
+
+    LAZY: ClassVar = {"chat": "app.terminal:chat"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands' names."""
+        return sorted([*super().list_commands(ctx), *self.LAZY])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in self.LAZY:
+            return super().get_command(ctx, cmd_name)
+        module, name = self.LAZY[cmd_name].split(":")
+        return cast(click.Command, getattr(importlib.import_module(module), name))
+
+
+@click.group(cls=Commands)
+@click.version_option(__version__)
+def cli() -> None:
+    """Agents that appear as models to any OpenAI client."""
+
+
+@cli.command()
+@click.option("--host", help="The address to listen on (HOST).")
+@click.option("--port", type=click.IntRange(0, 65_535), help="The port to listen on (PORT).")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port.")
+@click.option("--debug", is_flag=True, help="Log in detail (LOG_LEVEL=DEBUG).")
+def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None:
+    """Start the service."""
+    overrides: dict[str, Any] = {"host": host, "port": port, "log_level": "DEBUG" if debug else None}
+    settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
+    configure_logging(settings.log_level)
+    configuration = load_configuration(settings)
+    server_socket = _listening(settings)
+    config = uvicorn.Config(
+        "app.server:worker_app" if workers > 1 else create_app(configuration),
+        factory=workers > 1,
+        workers=workers,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(settings.shutdown_timeout),
+    )
+    if workers > 1:
+        print(_welcome(configuration, server_socket, ""), file=sys.stderr)
+        Multiprocess(config, sockets=[server_socket]).run()
+        return
+    server = _Server(config, configuration)
+    server.run(sockets=[server_socket])
+    if not server.started:
+        sys.exit(3)
+
+
+@cli.command()
+def check() -> None:
+    """Validate the whole configuration and show what it defines, without serving."""
+    configuration = load_configuration(load_settings())
+    configure_logging("ERROR")
+    rows, auto = asyncio.run(_checked(configuration))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(f"\nAgents with the provider auto use: {auto}")
+    for agent_id, warning in configuration.warnings:
+        click.echo(f"warning: agent {agent_id}: {warning}")
+    click.echo(f"{len(configuration.agents)} agents in {configuration.settings.agent_config_file}: no faults.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; a configuration with faults ends it with code 2 and one readable message."""
+    try:
+        cli.main(arguments, prog_name="ai-agent-service", standalone_mode=True)
+    except ConfigError as error:
+        count = len(error.faults)
+        print(f"The configuration has {count} fault{'s' if count > 1 else ''}:", file=sys.stderr)
+        for fault in error.faults:
+            print(f"  - {fault}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, telling where to go once it is ready."""
+
+    def __init__(self, config: uvicorn.Config, configuration: Configuration) -> None:
+        super().__init__(config)
+        self._configuration = configuration
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts, and tells."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            service = cast(Any, self.config.app).state.service
+            print(_welcome(self._configuration, sockets[0], service.auto_provider), file=sys.stderr, flush=True)
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say; a port in use is a fault like any other."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        print(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set HOST or PORT, or stop what listens there.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    listening.set_inheritable(True)
+    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        logging.getLogger(__name__).warning("Listening beyond this machine (%s) without access control.", settings.host)
+    return listening
+
+
+def _welcome(configuration: Configuration, listening: socket.socket, auto: str) -> str:
+    host, port = listening.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
+    url = f"http://{shown}:{port}"
+    agents = [agent.agent_id for agent in configuration.agents]
+    lines = [
+        f"\n{configuration.settings.service_name} {configuration.settings.service_version} is ready: {url}",
+        f"  agents   {', '.join(agents)}",
+        f"  clients  {url}/v1   (base URL for Open WebUI and every OpenAI client; any API key)",
+        f"  docs     {url}/docs",
+        f"  chat     ai-agent-service chat {agents[0]}   (in .venv/bin, in another terminal)",
+    ]
+    if auto == "demo":
+        lines.append(
+            "  note     no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one."
+        )
+    return "\n".join(lines) + "\n"
+
+
+async def _checked(configuration: Configuration) -> tuple[list[tuple[str, ...]], str]:
+    async with open_service(configuration) as service:
+        rows = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "READY")]
+        for agent in service.catalog:
+            provider = agent.parts.provider
+            tools = ", ".join(spec.name for spec in agent.parts.toolset.specs) or "-"
+            ready = f"no: {', '.join(provider.missing)} not set" if provider.missing else "yes"
+            rows.append((agent.agent_id, provider.name, agent.definition.model or "(default)", tools, ready))
+        return list(rows), service.auto_provider

@@ -1,0 +1,209 @@
+"""Reads agent_config.json into agent definitions, all faults of the file at once."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from app.config.files import expand_variables, nearest, read_json
+from app.config.prompts import read_prompt
+from app.core.errors import Fault
+
+DEFAULT_MAX_STEPS = 12
+RESERVED_MODEL_SETTINGS = frozenset({"messages", "model", "stream", "stream_options", "tools", "functions"})
+PROVIDER_ALIASES = {"azure_openai_cc": "azure_openai"}
+_REWRITTEN_BY_OPEN_WEBUI = re.compile(r"^(gpt-[5-9]|o\d)")
+
+
+class AllowedTools(BaseModel):
+    """What an agent may use of one MCP server: the named tools, or all of them (None)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    allowed_mcp_tools: tuple[str, ...] | None = None
+
+
+class AgentDefinition(BaseModel):
+    """One entry of agent_config.json, with its prompt read and its defaults filled in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    agent_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")]
+    description: str = ""
+    type: str = "agent"
+    system_prompt: str = ""
+    system_prompt_file: str | None = None
+    provider: str = "auto"
+    model: str | None = None
+    model_settings: dict[str, Any] = {}
+    allowed_regular_tools: tuple[str, ...] = ()
+    allowed_mcp_servers: dict[str, AllowedTools] = {}
+    client_tools: Literal["accept", "ignore"] | tuple[str, ...] = "accept"
+    resources: tuple[str, ...] = ()
+    resource_config: dict[str, dict[str, Any]] = {}
+    max_steps: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_MAX_STEPS
+
+    # Fields of ScottRBK/ai-agent-service that ask for what this service does not do; read so that its files load, and warned of.
+    embedding_provider: str | None = None
+    embedding_model: str | None = None
+    rerank_provider: str | None = None
+    rerank_model: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_form(cls, value: object) -> object:
+        """The older form of that project: a list of servers, and their tools in `allowed_mcp_tools` beside it."""
+        if not isinstance(value, dict) or not isinstance(value.get("allowed_mcp_servers"), list):
+            return value
+        value = dict(value)
+        tools = value.pop("allowed_mcp_tools", None) or {}
+        servers = value["allowed_mcp_servers"]
+        if not isinstance(tools, dict) or not all(isinstance(label, str) for label in servers):
+            raise ValueError("allowed_mcp_servers lists labels, and allowed_mcp_tools maps them to lists of tools")
+        value["allowed_mcp_servers"] = {label: {"allowed_mcp_tools": tools.get(label)} for label in servers}
+        return value
+
+    @field_validator("model_settings", "resource_config", "allowed_mcp_servers", "resources", "allowed_regular_tools", mode="before")
+    @classmethod
+    def _null_means_default(cls, value: object, info: Any) -> object:
+        return cls.model_fields[info.field_name].default if value is None else value
+
+    @field_validator("model_settings")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(RESERVED_MODEL_SETTINGS & value.keys())
+        if taken:
+            raise ValueError(f"{', '.join(taken)} cannot be set here: the service sets it for each request")
+        return value
+
+    @field_validator("provider")
+    @classmethod
+    def _aliased(cls, value: str) -> str:
+        return PROVIDER_ALIASES.get(value, value)
+
+
+LEGACY_TOOLS = frozenset({"search_knowledge_base", "list_documents"})
+KNOWN_RESOURCES = frozenset({"memory", "knowledge_base"})
+
+
+def read_agents(path: Path, prompts: Path, environment: Mapping[str, str]) -> tuple[list[AgentDefinition], list[Fault]]:
+    """The agents that `path` defines, and everything wrong with it and with the prompt files it names.
+
+    `${NAME}` is expanded in every string but a prompt and a description, which stay as written.
+    """
+    value, faults = read_json(path)
+    if faults:
+        return [], faults
+    entries = [value] if isinstance(value, dict) else value
+    if not isinstance(entries, list):
+        return [], [Fault(file=str(path), problem="this is not a list of agents", remedy='Write [{"agent_id": ...}, ...]')]
+    if not entries:
+        return [], [Fault(file=str(path), problem="no agent is defined", remedy="Define at least one")]
+    agents: list[AgentDefinition] = []
+    for number, entry in enumerate(entries, 1):
+        agent, found = _read_agent(entry, number, path, prompts, environment)
+        faults += found
+        if agent is not None:
+            if any(agent.agent_id == other.agent_id for other in agents):
+                where = _where(entry, number)
+                faults.append(
+                    Fault(file=str(path), where=where, field="agent_id", problem="another agent has this id", remedy="Rename one of them")
+                )
+            agents.append(agent)
+    return agents, faults
+
+
+def warnings_about(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[str]:
+    """What an operator should know about `agent` though it is no fault."""
+    found = []
+    if _REWRITTEN_BY_OPEN_WEBUI.match(agent.agent_id):
+        found.append("Open WebUI takes this agent_id for an OpenAI reasoning model and rewrites its requests; choose another")
+    if "memory" in agent.resources:
+        found.append("the resource memory is not offered by this version; the agent knows what its client sends, and keeps nothing")
+    if "knowledge_base" in agent.resources:
+        found.append("the resource knowledge_base is not offered; the agent runs without it")
+    legacy = sorted(LEGACY_TOOLS.intersection(agent.allowed_regular_tools))
+    if legacy:
+        found.append(f"the tools {', '.join(legacy)} belong to knowledge_base, which is not offered; the agent runs without them")
+    unused = [name for name in ("embedding_provider", "embedding_model", "rerank_provider", "rerank_model") if getattr(agent, name)]
+    if unused:
+        found.append(f"{', '.join(unused)} has no effect here")
+    unknown = sorted(set(agent.allowed_mcp_servers) - mcp_labels)
+    if unknown:
+        found.append(f"the MCP servers {', '.join(unknown)} are not defined in the MCP configuration; the agent runs without them")
+    defined = sorted(mcp_labels & set(agent.allowed_mcp_servers))
+    if defined:
+        found.append(f"this version does not connect to MCP servers; the agent runs without {', '.join(defined)}")
+    return found
+
+
+def _read_agent(
+    entry: object, number: int, path: Path, prompts: Path, environment: Mapping[str, str]
+) -> tuple[AgentDefinition | None, list[Fault]]:
+    where = _where(entry, number)
+    if not isinstance(entry, dict):
+        return None, [Fault(file=str(path), where=where, problem="this is not an object", remedy='Write {"agent_id": ..., ...}')]
+    missing: set[str] = set()
+    literal = {"system_prompt", "description"}
+    expanded = {key: item if key in literal else expand_variables(item, environment, missing) for key, item in entry.items()}
+    faults = [
+        Fault(file=str(path), where=where, problem=f"the variable {name} is not set", remedy="Set it in the environment or in .env")
+        for name in sorted(missing)
+    ]
+    agent: AgentDefinition | None = None
+    try:
+        agent = AgentDefinition.model_validate(expanded)
+    except ValidationError as error:
+        faults += [_fault(part, path, where) for part in error.errors(include_input=False, include_url=False)]
+    prompt, prompt_fault = _prompt(entry, prompts)
+    if prompt_fault is not None:
+        problem = f"{prompt_fault.file}: {prompt_fault.problem}" if prompt_fault.file else prompt_fault.problem
+        field = "system_prompt_file" if prompt_fault.file else "system_prompt"
+        faults.append(Fault(file=str(path), where=where, field=field, problem=problem, remedy=prompt_fault.remedy))
+    for name in agent.resources if agent else ():
+        if name not in KNOWN_RESOURCES:
+            faults.append(
+                Fault(
+                    file=str(path),
+                    where=where,
+                    field="resources",
+                    problem=f"{name!r} is not a resource",
+                    remedy=nearest(name, KNOWN_RESOURCES),
+                )
+            )
+    return (agent.model_copy(update={"system_prompt": prompt}) if agent else None), faults
+
+
+def _prompt(entry: dict[str, object], prompts: Path) -> tuple[str, Fault | None]:
+    inline, file = entry.get("system_prompt"), entry.get("system_prompt_file")
+    if inline is not None and file is not None:
+        return "", Fault(file="", problem="system_prompt and system_prompt_file are both given", remedy="Keep one of them")
+    if isinstance(file, str):
+        text = read_prompt(prompts, file)
+        return ("", text) if isinstance(text, Fault) else (text, None)
+    if inline is None or (isinstance(inline, str) and not inline.strip()):
+        return "", Fault(file="", problem="the agent has no prompt", remedy="Give it a system_prompt or a system_prompt_file")
+    return str(inline), None
+
+
+def _where(entry: object, number: int) -> str:
+    agent_id = entry.get("agent_id") if isinstance(entry, dict) else None
+    return f"agent {agent_id!r}" if isinstance(agent_id, str) else f"agent number {number}"
+
+
+def _fault(part: Any, path: Path, where: str) -> Fault:
+    field = ".".join(str(step) for step in part["loc"])
+    problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/configuration.md describes every field"
+    match part["type"]:
+        case "extra_forbidden":
+            known = AllowedTools.model_fields if "allowed_mcp_servers" in part["loc"] else AgentDefinition.model_fields
+            problem, remedy = "this field is not known", nearest(str(part["loc"][-1]), known)
+        case "missing":
+            problem, remedy = "this field is missing", "Add it"
+        case "string_pattern_mismatch":
+            problem, remedy = "an id has letters, digits and . _ : @ - only, 128 at most", "Rename the agent"
+        case _:
+            pass
+    return Fault(file=str(path), where=where, field=field, problem=problem, remedy=remedy)

@@ -1,0 +1,96 @@
+"""Reads the operator's JSON files and collects every fault in them before any is reported."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from app.core.errors import Fault
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load_environment(env_file: Path = Path(".env")) -> Mapping[str, str]:
+    """The variables that `${NAME}` may name: those of `env_file`, overridden by the process's own."""
+    from_file = {name: value for name, value in dotenv_values(env_file, interpolate=False).items() if value is not None}
+    return {**from_file, **os.environ}
+
+
+def read_text(path: Path) -> str | Fault:
+    """The text of `path` (UTF-8, with or without a byte order mark), or the fault that keeps it from being read."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return Fault(file=str(path), problem="the file does not exist", remedy=f"Create it, or start where it lies (here: {Path.cwd()})")
+    except IsADirectoryError:
+        return Fault(file=str(path), problem="this is a folder", remedy="Name a file")
+    except OSError as error:
+        return Fault(file=str(path), problem=f"it cannot be read ({error.strerror})", remedy="Give the service the right to read it")
+    except UnicodeDecodeError as error:
+        return Fault(file=str(path), problem=f"it is not UTF-8 text (byte {error.start})", remedy="Save it as UTF-8")
+
+
+def read_json(path: Path) -> tuple[object, list[Fault]]:
+    """The JSON value in `path` and what is wrong with the file; the value is None when there is a fault."""
+    text = read_text(path)
+    if isinstance(text, Fault):
+        return None, [text]
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.extend(sorted({name for name in names if names.count(name) > 1}))
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        return None, [
+            Fault(
+                file=str(path),
+                where=f"line {error.lineno}, column {error.colno}",
+                problem=f"this is not JSON ({error.msg})",
+                remedy="Correct it there; JSON has no comments and no comma after the last entry",
+            )
+        ]
+    except RecursionError:
+        return None, [Fault(file=str(path), problem="it is nested too deeply", remedy="Write it flatter")]
+    if twice:
+        return None, [
+            Fault(file=str(path), field=name, problem="this field stands twice in one object", remedy="Keep one of them") for name in twice
+        ]
+    return value, []
+
+
+def expand_variables(value: object, environment: Mapping[str, str], missing: set[str]) -> object:
+    """`value` with each `${NAME}` in its strings replaced once; names that are unset are added to `missing`."""
+    if isinstance(value, str):
+
+        def replacement(match: re.Match[str]) -> str:
+            name = match.group(1)
+            if environment.get(name):
+                return environment[name]
+            missing.add(name)
+            return match.group(0)
+
+        return _VARIABLE.sub(replacement, value)
+    if isinstance(value, dict):
+        return {key: expand_variables(item, environment, missing) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_variables(item, environment, missing) for item in value]
+    return value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A remedy for an unknown `name`: the closest known one, or all of them."""
+    choices = sorted(known)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Known are: {', '.join(choices)}" if choices else "None is known here"

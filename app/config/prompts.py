@@ -1,0 +1,23 @@
+"""Finds an agent's prompt file within the prompts folder and reads it."""
+
+from pathlib import Path
+
+from app.config.files import read_text
+from app.core.errors import Fault
+
+
+def read_prompt(folder: Path, name: str) -> str | Fault:
+    """The text of the prompt file `name` in `folder`, or what is wrong with it; the file lies within the folder, links followed."""
+    relative = Path(name)
+    inside = f"Name a file within {folder}"
+    if relative.is_absolute() or ".." in relative.parts:
+        return Fault(file=name, problem="a prompt file is named relative to the prompts folder and without '..'", remedy=inside)
+    path = folder / relative
+    if not path.exists() and relative.parts[:1] == (folder.name,):
+        path = folder.parent / relative  # "prompts/name.txt" is taken for "name.txt"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return Fault(file=str(path), problem="this link leads out of the prompts folder", remedy=inside)
+    text = read_text(path)
+    if isinstance(text, str) and not text.strip():
+        return Fault(file=str(path), problem="the prompt is empty", remedy="Write what the agent is to do")
+    return text.strip() if isinstance(text, str) else text

@@ -1,0 +1,123 @@
+"""The service's settings, read from the environment and from `.env`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app import __version__
+from app.core.errors import ConfigError, Fault
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(BaseSettings):
+    """One field per environment variable, of the same name in capitals; `.env.example` tells what each is for."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    service_name: str = Field(
+        "ai-agent-service", description="The name the service gives itself, in / and /health and as owner of its models."
+    )
+    service_version: str = Field(__version__, description="The version that / and /health report; by default that of the program.")
+    host: str = Field("127.0.0.1", description="The address to listen on; 127.0.0.1 is reachable from this machine only.")
+    port: int = Field(8000, ge=0, le=65_535, description="The port to listen on; 0 takes a free one.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", description="The least severe log lines to write: DEBUG, INFO, WARNING, ERROR or CRITICAL."
+    )
+
+    agent_config_file: Path = Field(Path("agent_config.json"), description="The file that defines the agents.")
+    mcp_config_file: Path = Field(Path("mcp.json"), description="The file that defines the MCP servers; it may be absent.")
+    prompts_dir: Path = Field(Path("prompts"), description="The folder that an agent's system_prompt_file is looked up in.")
+    plugins_dir: Path | None = Field(None, description="A folder whose .py files add tools, providers and agent types; unset means none.")
+
+    default_provider: str | None = Field(
+        None, description="The provider of agents that say auto; unset takes the first that is configured, else demo."
+    )
+
+    azure_openai_api_key: SecretStr | None = Field(None, description="The key of the Azure OpenAI resource.")
+    azure_openai_endpoint: str | None = Field(
+        None, description="The address of the Azure OpenAI resource, such as https://NAME.openai.azure.com/."
+    )
+    azure_openai_api_version: str | None = Field(
+        None, description="A dated API version selects the /openai/deployments addresses; unset selects /openai/v1/."
+    )
+    azure_openai_default_model: str | None = Field(None, description="The Azure deployment of agents that name no model.")
+    azure_openai_model_list: Names = Field(
+        (), description="Azure deployments, separated by commas, that a caller may ask for instead of the agent's own."
+    )
+
+    openrouter_api_key: SecretStr | None = Field(None, description="The key for OpenRouter.")
+    openrouter_base_url: str = Field("https://openrouter.ai/api/v1", description="The address of OpenRouter's API.")
+    openrouter_default_model: str = Field("openrouter/auto", description="The OpenRouter model of agents that name none.")
+    openrouter_model_list: Names = Field(
+        (), description="OpenRouter models, separated by commas, that a caller may ask for instead of the agent's own."
+    )
+
+    openai_api_key: SecretStr | None = Field(
+        None, description="The key for OpenAI or the compatible server at OPENAI_BASE_URL; a server without keys needs none."
+    )
+    openai_base_url: str | None = Field(
+        None, description="The address of any OpenAI-compatible server, up to and with /v1; unset means OpenAI itself."
+    )
+    openai_default_model: str | None = Field(None, description="The model of agents with the provider openai that name none.")
+    openai_model_list: Names = Field((), description="Models, separated by commas, that a caller may ask for instead of the agent's own.")
+
+    ollama_base_url: str = Field("http://localhost:11434", description="The address of the Ollama server.")
+    ollama_default_model: str | None = Field(
+        None, description="The Ollama model of agents that name none; unset takes the first one installed there."
+    )
+    ollama_model_list: Names = Field(
+        (), description="Ollama models, separated by commas, that a caller may ask for instead of the agent's own."
+    )
+
+    request_timeout: Seconds = Field(300, description="Seconds that a whole run may take.")
+    tool_execution_timeout: Seconds = Field(30, description="Seconds that one tool call may take, unless the tool has its own limit.")
+    max_concurrent_requests: int = Field(100, ge=1, description="Runs under way at once in one process; more are answered 429.")
+    max_request_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="The largest request body, in bytes.")
+    shutdown_timeout: Seconds = Field(30, description="Seconds that open requests have to end once the service is told to stop.")
+
+    provider_connect_timeout: Seconds = Field(10, description="Seconds to connect to a provider.")
+    provider_first_byte_timeout: Seconds = Field(120, description="Seconds from asking a provider to the first byte of its answer.")
+    provider_idle_timeout: Seconds = Field(60, description="Seconds that a provider may pause within its answer.")
+    provider_max_retries: int = Field(2, ge=0, le=10, description="How often a failed call is tried again before its answer has begun.")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("azure_openai_model_list", "openrouter_model_list", "openai_model_list", "ollama_model_list", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.replace("|", ",").split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("azure_openai_endpoint", "openrouter_base_url", "openai_base_url", "ollama_base_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("an address beginning with http:// or https:// is needed")
+        return value
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The settings of this process; `overrides` (by field name) win over the environment.
+
+    Raises ConfigError with a fault per wrong variable; values are not repeated, for they may be secrets.
+    """
+    try:
+        return Settings.model_validate(overrides) if not overrides else Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise ConfigError(
+            [
+                Fault(
+                    file="environment",
+                    field=str(part["loc"][0]).upper() if part["loc"] else "",
+                    problem=part["msg"].removeprefix("Value error, "),
+                    remedy="Correct it in the environment or in .env; .env.example tells what it takes",
+                )
+                for part in error.errors(include_input=False, include_url=False)
+            ]
+        ) from None

@@ -1,0 +1,170 @@
+"""All errors of the service, in one tree; each class carries the HTTP status and OpenAI's type and code.
+
+    ServiceError
+    |-- ConfigError               the operator: every fault found in what they wrote
+    |-- RequestError              the caller
+    |   |-- InvalidRequest            400
+    |   |   `-- ContextTooLong        400  the conversation does not fit the model
+    |   |-- NotFound                  404
+    |   |-- BodyTooLarge              413
+    |   `-- ServerBusy                429  MAX_CONCURRENT_REQUESTS runs are under way
+    |-- RunTimeout                504  the run's deadline has passed
+    |-- UpstreamError             the provider
+    |   |-- ProviderNotConfigured     503  a credential is missing
+    |   |-- ProviderRefused           502  it does not accept our key, model or account
+    |   |-- ProviderRateLimited       429
+    |   |-- ProviderUnavailable       502  no connection, or an error of its own
+    |   |-- ProviderTimeout           504
+    |   `-- ProviderProtocolError     502  an answer that breaks its own protocol
+    `-- InternalError             500  a fault of ours
+
+`ToolFailed` stands apart: the model can repair it, so it becomes a tool result and never an answer.
+"""
+
+from typing import ClassVar
+
+import msgspec
+
+
+class ServiceError(Exception):
+    """An error with a message fit for whoever reads it: it names no internals and no secret."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.param = param
+        self.retry_after = retry_after
+        """Seconds after which a retry may succeed, where that is known."""
+
+
+class InternalError(ServiceError):
+    """A fault of ours; the log has the traceback under the request's id."""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """One thing wrong in the operator's configuration: where it is, what is wrong, what to do."""
+
+    file: str
+    where: str = ""
+    field: str = ""
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.file, self.where, self.field) if part)
+        return f"{place}: {self.problem}. {self.remedy}"
+
+
+class ConfigError(ServiceError):
+    """All faults found in the configuration; the process ends with code 2."""
+
+    default_code = "configuration_error"
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = tuple(sorted(set(faults)))
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class RequestError(ServiceError):
+    """The caller asked for something that cannot be done as asked."""
+
+    status = 400
+    type = "invalid_request_error"
+    default_code = "invalid_request"
+
+
+class InvalidRequest(RequestError):
+    """The request is not well formed; `param` names the field."""
+
+
+class ContextTooLong(InvalidRequest):
+    """The provider says that the conversation does not fit the model's context window."""
+
+    default_code = "context_length_exceeded"
+
+
+class NotFound(RequestError):
+    """There is no such route, agent or thing."""
+
+    status = 404
+    default_code = "not_found"
+
+
+class BodyTooLarge(RequestError):
+    """The request's body exceeds MAX_REQUEST_BYTES."""
+
+    status = 413
+    default_code = "request_too_large"
+
+
+class ServerBusy(RequestError):
+    """As many runs as allowed are under way."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "server_busy"
+
+
+class RunTimeout(ServiceError):
+    """The run did not end within REQUEST_TIMEOUT."""
+
+    status = 504
+    type = "timeout_error"
+    default_code = "run_timeout"
+
+
+class UpstreamError(ServiceError):
+    """The provider could not be asked, or answered with an error."""
+
+    status = 502
+    type = "upstream_error"
+    default_code = "provider_error"
+
+
+class ProviderNotConfigured(UpstreamError):
+    """A setting that the provider needs is missing; the message names the variable."""
+
+    status = 503
+    default_code = "provider_not_configured"
+
+
+class ProviderRefused(UpstreamError):
+    """The provider does not accept our key, our account or the model's name: the operator has to act."""
+
+    default_code = "provider_refused"
+
+
+class ProviderRateLimited(UpstreamError):
+    """The provider says that we ask too much."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "provider_rate_limited"
+
+
+class ProviderUnavailable(UpstreamError):
+    """The provider cannot be reached or reports a failure of its own."""
+
+    default_code = "provider_unavailable"
+
+
+class ProviderTimeout(UpstreamError):
+    """The provider did not connect, begin or go on in time."""
+
+    status = 504
+    default_code = "provider_timeout"
+
+
+class ProviderProtocolError(UpstreamError):
+    """The provider's answer breaks off or cannot be understood."""
+
+    default_code = "provider_protocol_error"
+
+
+class ToolFailed(Exception):
+    """Raised by a tool to tell the model what went wrong, in words that help it to do better."""

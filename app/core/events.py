@@ -1,0 +1,71 @@
+"""What a run tells while it goes on: one stream of events that every surface renders."""
+
+from typing import Literal
+
+import msgspec
+
+from app.core.errors import ServiceError
+from app.core.messages import ToolCall, ToolResult
+from app.core.usage import Usage
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class TextDelta(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="text_delta"):
+    """The next piece of the answer's text."""
+
+    text: str
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="reasoning_delta"):
+    """The next piece of what a thinking model thinks; never part of the answer."""
+
+    text: str
+
+
+class RefusalDelta(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="refusal_delta"):
+    """The next piece of a refusal that the provider keeps apart from the answer's text."""
+
+    text: str
+
+
+class ToolStarted(msgspec.Struct, frozen=True, tag_field="type", tag="tool_started"):
+    """One of our tools begins; always followed by a ToolFinished with the same call id, unless the run fails."""
+
+    call: ToolCall
+
+
+class ToolFinished(msgspec.Struct, frozen=True, tag_field="type", tag="tool_finished"):
+    """One of our tools came to an end, well or not (`result.is_error`)."""
+
+    result: ToolResult
+
+
+class StepRecord(msgspec.Struct, frozen=True):
+    """One step of a run: what the model asked for and what it took; `usage` is None where the provider reports none."""
+
+    tool_calls: tuple[ToolCall, ...]
+    usage: Usage | None
+
+
+class RunFinished(msgspec.Struct, frozen=True, tag_field="type", tag="run_finished"):
+    """The last event of a run that came to its end.
+
+    `tool_calls` are the client's own, named only with the reason `tool_calls`. `usage` is the sum over `steps`.
+    """
+
+    reason: FinishReason
+    usage: Usage | None
+    steps: tuple[StepRecord, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+class RunFailed(msgspec.Struct, frozen=True):
+    """The last event of a run that broke; what was told before it stands."""
+
+    error: ServiceError
+    usage: Usage | None = None
+    steps: tuple[StepRecord, ...] = ()
+
+
+RunEvent = TextDelta | ReasoningDelta | RefusalDelta | ToolStarted | ToolFinished | RunFinished | RunFailed

@@ -1,0 +1,102 @@
+"""Messages, their parts and tool calls, as the loop and every provider see them."""
+
+from typing import Literal
+
+import msgspec
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """A piece of text within a message."""
+
+    text: str
+
+
+class ImagePart(msgspec.Struct, frozen=True, tag_field="type", tag="image_url"):
+    """An image: `url` is an http(s) address or a `data:` URL; `detail` is OpenAI's `auto | low | high`."""
+
+    url: str
+    detail: str | None = None
+
+
+class AudioPart(msgspec.Struct, frozen=True, tag_field="type", tag="input_audio"):
+    """A sound: base64 `data` in `format` (`wav`, `mp3`)."""
+
+    data: str
+    format: str
+
+
+class FilePart(msgspec.Struct, frozen=True, tag_field="type", tag="file", omit_defaults=True):
+    """A file, by the provider's `file_id` or as a `data:` URL in `file_data`."""
+
+    file_id: str | None = None
+    file_data: str | None = None
+    filename: str | None = None
+
+
+ContentPart = TextPart | ImagePart | AudioPart | FilePart
+Content = str | tuple[ContentPart, ...]
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One call that the model asked for; `arguments` is the JSON text exactly as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one call came to: `content` for the model, `images` beside it, `seconds` of wall time."""
+
+    call_id: str
+    name: str
+    content: str
+    images: tuple[ImagePart, ...] = ()
+    is_error: bool = False
+    seconds: float = 0.0
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One message of a conversation.
+
+    `tool_calls` stand only on an assistant message, `tool_call_id` only on a tool message. `images` of a tool message are what the
+    tool returned beside its text; a wire puts them where its provider takes them.
+    """
+
+    role: Role
+    content: Content = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    images: tuple[ImagePart, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The text of the message, its text parts joined by newlines."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+
+class ToolSpec(msgspec.Struct, frozen=True):
+    """A tool as a model is told of it; `parameters` is a JSON Schema of type object."""
+
+    name: str
+    description: str
+    parameters: dict[str, object]
+    strict: bool | None = None
+
+
+class NamedTool(msgspec.Struct, frozen=True):
+    """A tool choice that names the one tool to call."""
+
+    name: str
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
+
+
+def tool_message(result: ToolResult) -> Message:
+    """`result` as the message that tells the model of it."""
+    return Message(role="tool", content=result.content, tool_call_id=result.call_id, images=result.images)

@@ -1,0 +1,30 @@
+"""Text made safe to pass on: to a model, to a database, to a log."""
+
+import re
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_SECRET_SHAPES = re.compile(
+    r"(?i)\b(?:sk|pk|rk|key|api|xox[abp]|gh[opsu]|github_pat|glpat|aas)[-_][A-Za-z0-9_\-*.]{8,}|\bbearer\s+[^\s\"',]+"
+)
+
+
+def storable(text: str) -> str:
+    """`text` with NUL and lone surrogates, which neither JSON nor PostgreSQL bears, replaced by U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def capped(text: str, limit: int) -> str:
+    """`text` cut to at most `limit` bytes of UTF-8, the cut being said in a last line."""
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    kept = encoded[:limit].decode(errors="ignore")
+    return f"{kept}\n[cut here: {limit} of {len(encoded)} bytes are shown]"
+
+
+def without_secrets(text: str, secrets: tuple[str, ...] = ()) -> str:
+    """`text` with each of `secrets`, and whatever looks like an API key, replaced by `[redacted]`."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[redacted]")
+    return _SECRET_SHAPES.sub("[redacted]", text)

@@ -1,0 +1,41 @@
+"""Log lines: one form for all of them, on standard error, with the request's id and without secrets."""
+
+import logging
+import sys
+from typing import Any
+
+from app.core.text import without_secrets
+from app.observability.request_id import current_request_id
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+
+
+class LineFormatter(logging.Formatter):
+    """`time LEVEL logger message key=value ... request_id=...`, with API keys and bearer tokens taken out."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of `record`, its traceback after it."""
+        extra: dict[str, Any] = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if request_id := current_request_id.get():
+            extra.setdefault("request_id", request_id)
+        line = super().format(record)
+        if extra:
+            first, newline, rest = line.partition("\n")
+            line = f"{first} {' '.join(f'{key}={value}' for key, value in extra.items())}{newline}{rest}"
+        return without_secrets(line)
+
+
+def configure_logging(level: str) -> None:
+    """Sends every logger's lines of at least `level` to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+    # Its "Started server process" and the like say nothing that our own lines do not.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    logging.getLogger("asyncio").setLevel(logging.WARNING)

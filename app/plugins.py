@@ -1,0 +1,143 @@
+"""Finds tools, providers and agent types: the built-in ones, entry points of installed packages, and the plugins folder."""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import msgspec
+
+from app.agents.agent import Agent
+from app.agents.base import BaseAgent
+from app.core.errors import ConfigError, Fault
+from app.providers.azure import AzureOpenAI
+from app.providers.base import ProviderFactory
+from app.providers.demo import Demo
+from app.providers.ollama import Ollama
+from app.providers.openai_compatible import OpenAICompatible
+from app.providers.openrouter import OpenRouter
+from app.tools.base import Tool
+from app.tools.builtin import add_two_numbers, calculate, get_current_datetime
+
+GROUP = "ai_agent_service"
+BUILT_IN: tuple[Any, ...] = (
+    get_current_datetime,
+    calculate,
+    add_two_numbers,
+    AzureOpenAI,
+    OpenRouter,
+    OpenAICompatible,
+    Ollama,
+    Demo,
+    Agent,
+)
+
+
+class Plugins(msgspec.Struct, frozen=True):
+    """Everything that agent_config.json can name, by its name."""
+
+    tools: dict[str, Tool]
+    providers: dict[str, ProviderFactory]
+    agents: dict[str, type[BaseAgent]]
+
+
+def load_plugins(folder: Path | None = None) -> Plugins:
+    """All that is built in, installed and in `folder`; raises ConfigError with what cannot be loaded or has a taken name.
+
+    Entry points stand in the groups `ai_agent_service.tools`, `.providers` and `.agents`. In `folder`, each .py file whose name does not
+    begin with an underscore is imported, and the tools, provider classes and agent classes that it defines are taken.
+    """
+    plugins = Plugins({}, {}, {})
+    faults: list[Fault] = []
+    for item in BUILT_IN:
+        _add(plugins, item, "built in", faults)
+    for kind in ("tools", "providers", "agents"):
+        for point in entry_points(group=f"{GROUP}.{kind}"):
+            source = f"entry point {point.name!r} of {point.dist.name if point.dist else 'an installed package'}"
+            try:
+                item = point.load()
+            except Exception as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
+                faults.append(_broken(source, error))
+                continue
+            _add(plugins, item, source, faults)
+    if folder is not None:
+        for path, module in _modules(folder, faults):
+            for item in _defined_in(module):
+                _add(plugins, item, str(path), faults)
+    if faults:
+        raise ConfigError(faults)
+    return plugins
+
+
+def _add(plugins: Plugins, item: Any, source: str, faults: list[Fault]) -> None:
+    if inspect.isclass(item) and issubclass(item, BaseAgent):
+        kind, registry, name = "agent type", cast(dict[str, Any], plugins.agents), getattr(item, "type", "")
+    elif _is_provider(item):
+        kind, registry, name = "provider", cast(dict[str, Any], plugins.providers), item.name
+    elif not inspect.isclass(item) and isinstance(item, Tool):
+        kind, registry, name = "tool", cast(dict[str, Any], plugins.tools), item.spec.name
+    else:
+        faults.append(
+            Fault(
+                file=source,
+                problem="this is neither a tool, nor a provider class, nor an agent class",
+                remedy="docs/extending.md shows what each looks like",
+            )
+        )
+        return
+    if not name:
+        faults.append(Fault(file=source, problem=f"the {kind} {item.__name__} has no name", remedy="Set its class attribute: type or name"))
+    elif name in registry:
+        faults.append(Fault(file=source, problem=f"there is another {kind} of the name {name!r}", remedy="Rename this one"))
+    else:
+        registry[name] = item
+
+
+def _is_provider(item: Any) -> bool:
+    return (
+        inspect.isclass(item) and hasattr(item, "from_setup") and hasattr(item, "stream") and isinstance(getattr(item, "name", None), str)
+    )
+
+
+def _defined_in(module: ModuleType) -> Iterator[Any]:
+    for item in vars(module).values():
+        if inspect.isclass(item):
+            own = item.__module__ == module.__name__ and not inspect.isabstract(item)
+            if own and (issubclass(item, BaseAgent) or _is_provider(item)):
+                yield item
+        elif isinstance(item, Tool):
+            yield item
+
+
+def _modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, ModuleType]]:
+    if not folder.is_dir():
+        faults.append(
+            Fault(file=str(folder), field="PLUGINS_DIR", problem="this is not a folder", remedy="Create it, or unset PLUGINS_DIR")
+        )
+        return
+    for path in sorted(folder.glob("[!_]*.py")):
+        name = f"ai_agent_service_plugins.{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            continue
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
+            del sys.modules[name]
+            faults.append(_broken(str(path), error))
+            continue
+        yield path, module
+
+
+def _broken(source: str, error: Exception) -> Fault:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    line = f", line {trace.tb_lineno}" if trace is not None else ""
+    return Fault(file=source, problem=f"it cannot be loaded ({type(error).__name__}: {error}{line})", remedy="Correct it, or take it away")

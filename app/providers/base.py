@@ -1,0 +1,85 @@
+"""What a provider is, what it is asked and what it answers."""
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from app.config.settings import Settings
+from app.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
+from app.core.messages import Message, ToolCall, ToolChoice, ToolSpec
+from app.core.usage import Usage
+from app.providers.http import HttpClient
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One question to a model.
+
+    `settings` are OpenAI's request fields by their names (`temperature`, `max_tokens`, `response_format`, ...); a provider drops what
+    its vendor cannot do. `deadline` is a reading of `time.monotonic()` in seconds.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice | None = None
+    settings: Mapping[str, Any] = {}
+    deadline: float
+    request_id: str = ""
+
+
+class ModelFinished(msgspec.Struct, frozen=True):
+    """The last event of an answer: why it ended, the calls it asks for, what it took (None: not reported)."""
+
+    reason: FinishReason
+    tool_calls: tuple[ToolCall, ...] = ()
+    usage: Usage | None = None
+
+
+ModelEvent = TextDelta | ReasoningDelta | RefusalDelta | ModelFinished
+
+
+class Provider(Protocol):
+    """Answers model requests. Holds no connection of its own: those belong to the HttpClient it is given."""
+
+    @property
+    def name(self) -> str:
+        """What `"provider"` in agent_config.json calls it."""
+        ...
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The environment variables without which it cannot be asked."""
+        ...
+
+    @property
+    def model_list(self) -> tuple[str, ...]:
+        """The models a caller may ask for instead of the agent's own."""
+        ...
+
+    async def default_model(self) -> str:
+        """The model of agents that name none; raises ProviderNotConfigured when there is none."""
+        ...
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        """The answer as it comes, ending with exactly one ModelFinished; raises UpstreamError or ContextTooLong.
+
+        Closing the generator ends the upstream request.
+        """
+        ...
+
+
+class ProviderSetup(msgspec.Struct, frozen=True):
+    """What a provider is made from: the settings, all environment variables (`.env` included), and the shared HTTP client."""
+
+    settings: Settings
+    environment: Mapping[str, str]
+    http: HttpClient
+
+
+class ProviderFactory(Protocol):
+    """A class of providers, as plugins name them."""
+
+    def from_setup(self, setup: ProviderSetup) -> Provider:
+        """Makes the provider; missing credentials show in `missing` and raise nothing."""
+        ...

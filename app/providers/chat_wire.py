@@ -1,0 +1,289 @@
+"""OpenAI's chat completions over server-sent events: a model request out, model events back. Written once for all who speak it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from app.core.errors import ProviderProtocolError
+from app.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
+from app.core.ids import new_id
+from app.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall
+from app.core.usage import Usage
+from app.providers.base import ModelEvent, ModelFinished, ModelRequest
+from app.providers.http import HttpClient, Target, error_in_stream
+from app.providers.sse import EventReader
+
+logger = logging.getLogger(__name__)
+
+FINISH_REASONS: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """How a vendor departs from the wire format.
+
+    `extra_body` is added to each request; `renamed` maps OpenAI's setting names to the vendor's; `dropped` are settings it refuses;
+    `usage_option` says whether it knows `stream_options.include_usage`; `images` whether it takes images at all.
+    """
+
+    extra_body: Mapping[str, Any] = {}
+    renamed: Mapping[str, str] = {}
+    dropped: frozenset[str] = frozenset()
+    usage_option: bool = True
+    images: bool = True
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCallDelta(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCallDelta] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    index: int | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    cost: float | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_encode = msgspec.json.Encoder().encode
+
+
+async def stream(http: HttpClient, target: Target, request: ModelRequest, profile: Profile) -> AsyncGenerator[ModelEvent, None]:
+    """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
+    calls = _ToolCalls()
+    reason: str | None = None
+    usage: Usage | None = None
+    async with http.post(target, request_body(request, profile), deadline=request.deadline) as pieces:
+        async for data in _events(pieces):
+            try:
+                chunk = _decode_chunk(data)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise ProviderProtocolError(f"{target.provider} sent a chunk that is not a chat completion chunk.") from error
+            if chunk.error:
+                raise error_in_stream(chunk.error, target)
+            if chunk.usage is not None:
+                usage = _usage(chunk.usage)
+            for choice in chunk.choices or ():
+                delta = choice.delta
+                if delta is not None:
+                    if delta.reasoning_content or delta.reasoning:
+                        yield ReasoningDelta(delta.reasoning_content or delta.reasoning or "")
+                    if delta.content:
+                        yield TextDelta(delta.content)
+                    if delta.refusal:
+                        yield RefusalDelta(delta.refusal)
+                    if delta.tool_calls:
+                        calls.add(delta.tool_calls)
+                if choice.finish_reason:
+                    reason = choice.finish_reason
+    if reason is None:
+        raise ProviderProtocolError(f"The answer of {target.provider} ended without a finish reason.")
+    if reason == "error":
+        raise ProviderProtocolError(f"{target.provider} ended its answer with an error.")
+    yield ModelFinished(finish_reason(reason), calls.complete(), usage)
+
+
+def request_body(request: ModelRequest, profile: Profile) -> bytes:
+    """`request` as the JSON body of a streamed chat completion."""
+    body: dict[str, Any] = {"model": request.model, "messages": wire_messages(request.messages, images=profile.images), "stream": True}
+    if profile.usage_option:
+        body["stream_options"] = {"include_usage": True}
+    for name, value in request.settings.items():
+        if name not in profile.dropped and value is not None:
+            body[profile.renamed.get(name, name)] = value
+    if request.tools:
+        body["tools"] = [{"type": "function", "function": _function(spec)} for spec in request.tools]
+        if isinstance(request.tool_choice, NamedTool):
+            body["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice.name}}
+        elif request.tool_choice is not None:
+            body["tool_choice"] = request.tool_choice
+    else:
+        body.pop("parallel_tool_calls", None)
+    body.update(profile.extra_body)
+    return _encode(body)
+
+
+def wire_messages(messages: Iterable[Message], *, images: bool = True) -> list[dict[str, Any]]:
+    """`messages` in OpenAI's form; images that tools returned follow their results in a user message, as tool messages take text only."""
+    found: list[dict[str, Any]] = []
+    from_tools: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role != "tool" and from_tools:
+            found.append({"role": "user", "content": from_tools})
+            from_tools = []
+        wire: dict[str, Any] = {"role": message.role, "content": _content(message.content, images=images)}
+        if message.tool_calls:
+            wire["content"] = wire["content"] or None
+            wire["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+                for call in message.tool_calls
+            ]
+        if message.role == "tool":
+            wire["tool_call_id"] = message.tool_call_id
+            if message.images and images:
+                from_tools.append({"type": "text", "text": f"The images that the call {message.tool_call_id} returned:"})
+                from_tools.extend(_part(image) for image in message.images)
+        found.append(wire)
+    if from_tools:
+        found.append({"role": "user", "content": from_tools})
+    return found
+
+
+def finish_reason(said: str) -> FinishReason:
+    """A vendor's finish reason in OpenAI's words; an unknown one still says that the answer came to its end."""
+    reason = FINISH_REASONS.get(said.lower())
+    if reason is None:
+        logger.warning("provider.unknown_finish_reason", extra={"reason": said[:40]})
+        return "stop"
+    return reason
+
+
+async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    reader = EventReader()
+    async for piece in pieces:
+        for data in reader.feed(piece):
+            if data == b"[DONE]":
+                await _drain(pieces)
+                return
+            yield data
+    for data in reader.close():
+        if data != b"[DONE]":
+            yield data
+
+
+async def _drain(pieces: AsyncIterator[bytes]) -> None:
+    """Reads what follows the end, usually nothing, so that the connection can be used again."""
+    left = 64 * 1024
+    try:
+        async with asyncio.timeout(1):
+            async for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    return
+    except (aiohttp.ClientError, TimeoutError):
+        return  # the answer is whole; only its connection is lost
+
+
+def _function(spec: Any) -> dict[str, Any]:
+    function = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
+    if spec.strict is not None:
+        function["strict"] = spec.strict
+    return function
+
+
+def _content(content: Content, *, images: bool) -> Any:
+    if isinstance(content, str):
+        return content
+    parts = [_part(part) for part in content if images or not isinstance(part, ImagePart)]
+    return parts or ""
+
+
+def _part(part: ContentPart) -> dict[str, Any]:
+    match part:
+        case TextPart(text=text):
+            return {"type": "text", "text": text}
+        case ImagePart(url=url, detail=detail):
+            return {"type": "image_url", "image_url": {"url": url} if detail is None else {"url": url, "detail": detail}}
+        case AudioPart(data=data, format=form):
+            return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
+        case FilePart():
+            return {"type": "file", "file": {key: value for key, value in msgspec.structs.asdict(part).items() if value is not None}}
+
+
+def _usage(usage: _Usage) -> Usage:
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    return Usage(
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
+        (prompt.cached_tokens or 0) if prompt else 0,
+        (completion.reasoning_tokens or 0) if completion else 0,
+        usage.cost,
+    )
+
+
+class _ToolCalls:
+    """Puts tool calls together from their pieces; bears servers that leave out the index or the id, or repeat them."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str | None, list[str], list[str]]] = []  # id, pieces of the name, pieces of the arguments
+        self._by_index: dict[int, int] = {}
+
+    def add(self, deltas: list[_ToolCallDelta]) -> None:
+        for delta in deltas:
+            position = self._position(delta)
+            if delta.function is not None:
+                _, names, arguments = self._calls[position]
+                if delta.function.name:
+                    names.append(delta.function.name)
+                if delta.function.arguments:
+                    arguments.append(delta.function.arguments)
+
+    def complete(self) -> tuple[ToolCall, ...]:
+        found: list[ToolCall] = []
+        for call_id, names, arguments in self._calls:
+            taken = {call.id for call in found}
+            found.append(ToolCall(call_id if call_id and call_id not in taken else new_id("call_"), "".join(names), "".join(arguments)))
+        return tuple(found)
+
+    def _position(self, delta: _ToolCallDelta) -> int:
+        index = delta.index if delta.index is not None else (len(self._calls) if delta.id else max(len(self._calls) - 1, 0))
+        position = self._by_index.get(index)
+        begins = position is None or bool(delta.id and self._calls[position][0] not in (None, delta.id))
+        if begins:
+            position = self._by_index[index] = len(self._calls)
+            self._calls.append((delta.id or None, [], []))
+        elif position is not None and delta.id and self._calls[position][0] is None:
+            self._calls[position] = (delta.id, *self._calls[position][1:])
+        assert position is not None
+        return position

@@ -1,0 +1,280 @@
+"""Asks providers over HTTP: one pooled session, deadlines, retries before the first byte, errors in our own terms."""
+
+import asyncio
+import functools
+import logging
+import random
+import time
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from app.core.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    ProviderProtocolError,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderTimeout,
+    ProviderUnavailable,
+    RunTimeout,
+    ServiceError,
+)
+from app.core.text import without_secrets
+
+logger = logging.getLogger(__name__)
+
+RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+MAX_ERROR_BYTES = 64 * 1024
+MAX_ERROR_CHARACTERS = 500
+MAX_WAIT = 20.0
+"""Seconds of Retry-After that are waited out; a longer wait is the caller's to decide."""
+
+BUDGET = 10.0
+BUDGET_PER_REQUEST = 0.1
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Seconds to connect, to the first byte of the answer, and between its pieces."""
+
+    connect: float = 10.0
+    first_byte: float = 120.0
+    idle: float = 60.0
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where to send: the provider's name for messages, its headers, and the secrets to keep out of messages."""
+
+    provider: str
+    url: str
+    headers: Mapping[str, str] = {}
+    secrets: tuple[str, ...] = ()
+
+
+class HttpClient:
+    """The one HTTP session that all providers share; opened by `async with`.
+
+    Retries are jittered, obey Retry-After, and are rationed per provider: a tenth of its requests and a few more, so that an overloaded
+    provider is not asked ever more.
+    """
+
+    def __init__(self, timeouts: Timeouts | None = None, *, max_retries: int = 2, first_delay: float = 0.5) -> None:
+        self._timeouts = timeouts or Timeouts()
+        self._max_retries = max_retries
+        self._first_delay = first_delay
+        self._budgets: dict[str, float] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @asynccontextmanager
+    async def post(self, target: Target, body: bytes, *, deadline: float) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """Sends `body`, JSON, and gives the pieces of a successful answer as they arrive.
+
+        Raises the UpstreamError, ContextTooLong or InvalidRequest that the provider's answer means, and RunTimeout when `deadline` (of
+        `time.monotonic()`) passes first. An answer read to its end gives its connection back; any other is closed.
+        """
+        response = await self._answer(target, body, deadline)
+        try:
+            yield self._pieces(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._translated(error, target, deadline, begun=True) from error
+        finally:
+            response.close()
+
+    async def get_json(self, target: Target, *, timeout: float) -> object:
+        """The JSON answer to a GET within `timeout` seconds; raises UpstreamError."""
+        try:
+            async with asyncio.timeout(timeout), self._open.get(target.url, headers=target.headers, allow_redirects=False) as response:
+                text = await response.content.read(1_000_000)
+                if response.status != 200:
+                    raise _error_of(response.status, response.headers, text, target)
+                return msgspec.json.decode(text)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._translated(error, target, time.monotonic() + timeout, begun=False) from error
+        except msgspec.DecodeError as error:
+            raise ProviderProtocolError(f"{target.provider} answered with something that is not JSON") from error
+
+    @property
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("the HttpClient is used outside of its 'async with'")
+        return self._session
+
+    async def _answer(self, target: Target, body: bytes, deadline: float) -> aiohttp.ClientResponse:
+        budget = self._budgets.get(target.provider, BUDGET)
+        self._budgets[target.provider] = min(BUDGET, budget + BUDGET_PER_REQUEST)
+        attempt = 0
+        while True:
+            failure, retried = ServiceError(""), True
+            try:
+                response = await self._send(target, body, deadline)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = self._translated(error, target, deadline, begun=False)
+                failure.__cause__ = error
+                retried = not isinstance(failure, RunTimeout | ProviderTimeout) or isinstance(error, aiohttp.ConnectionTimeoutError)
+            else:
+                if response.status == 200:
+                    return response
+                failure = await self._failure(response, target)
+                retried = response.status in RETRIED
+            delay = self._delay(attempt, failure.retry_after)
+            if not retried or attempt >= self._max_retries or delay is None or time.monotonic() + delay >= deadline:
+                raise failure
+            if self._budgets[target.provider] < 1:
+                logger.warning("provider.retry_budget_spent", extra={"provider": target.provider})
+                raise failure
+            self._budgets[target.provider] -= 1
+            attempt += 1
+            logger.info(
+                "provider.retry", extra={"provider": target.provider, "attempt": attempt, "code": failure.code, "delay": round(delay, 2)}
+            )
+            await asyncio.sleep(delay)
+
+    async def _send(self, target: Target, body: bytes, deadline: float) -> aiohttp.ClientResponse:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return await self._open.post(
+            target.url,
+            data=body,
+            headers=target.headers,
+            allow_redirects=False,
+            proxy=proxy_for(target.url),
+            timeout=aiohttp.ClientTimeout(
+                total=left, connect=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.first_byte, ceil_threshold=60
+            ),
+        )
+
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        content = response.content
+        piece = await content.readany()
+        if response.connection is not None and response.connection.protocol is not None:
+            response.connection.protocol.read_timeout = self._timeouts.idle
+        while piece:
+            yield piece
+            piece = await content.readany()
+
+    async def _failure(self, response: aiohttp.ClientResponse, target: Target) -> ServiceError:
+        text = b""
+        try:
+            async with asyncio.timeout(5):
+                text = await response.content.read(MAX_ERROR_BYTES)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            logger.info("provider.error_without_body", extra={"provider": target.provider, "status": response.status})
+        finally:
+            response.close()
+        return _error_of(response.status, response.headers, text, target)
+
+    def _delay(self, attempt: int, retry_after: float | None) -> float | None:
+        """Seconds to wait before the next attempt; None when the provider asks for more than is waited out."""
+        own: float = self._first_delay * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter needs no cryptography
+        if retry_after is None:
+            return min(own, 8.0)
+        return None if retry_after > MAX_WAIT else retry_after + own * 0.2
+
+    def _translated(self, error: Exception, target: Target, deadline: float, *, begun: bool) -> ServiceError:
+        if isinstance(error, TimeoutError):
+            if time.monotonic() >= deadline - 0.01:
+                return RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                return ProviderTimeout(f"{target.provider} did not accept a connection within {self._timeouts.connect:g} seconds.")
+            if begun:
+                return ProviderTimeout(f"{target.provider} paused for too long within its answer.")
+            return ProviderTimeout(f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g} seconds.")
+        if begun:
+            return ProviderProtocolError(f"The connection to {target.provider} broke off within its answer.")
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            return ProviderUnavailable(f"The host name of {target.provider} cannot be resolved.")
+        if isinstance(error, aiohttp.InvalidURL):
+            return ProviderUnavailable(f"The address of {target.provider} is not a valid URL.")
+        return ProviderUnavailable(f"{target.provider} cannot be reached.")
+
+
+@functools.lru_cache(maxsize=256)
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) names for `url`."""
+    address = URL(url)
+    if not address.host or urllib.request.proxy_bypass(address.host):
+        return None
+    return urllib.request.getproxies().get(address.scheme)
+
+
+def error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
+    """The human part of a provider's error, in whichever of the usual forms it comes, without secrets and at most 500 characters."""
+    while isinstance(value, dict):
+        value = next((value[key] for key in ("error", "message", "detail") if value.get(key)), "")
+    text = value if isinstance(value, str) else (str(value) if value else "")
+    text = without_secrets(" ".join(text.split()), secrets)
+    return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[:MAX_ERROR_CHARACTERS]}..."
+
+
+def error_in_stream(value: Any, target: Target) -> ServiceError:
+    """The error that a provider sends within an answer that began with 200."""
+    code = value.get("code") if isinstance(value, dict) else None
+    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else 502
+    return _meaning(status, None, error_message(value, target.secrets), str(code), target)
+
+
+def _error_of(status: int, headers: Mapping[str, str], text: bytes, target: Target) -> ServiceError:
+    value: Any
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = text.decode(errors="replace") if b"<html" not in text[:500].lower() else ""
+    inner = value.get("error") if isinstance(value, dict) else None
+    code = str(inner.get("code")) if isinstance(inner, dict) else ""
+    return _meaning(status, _retry_after(headers), error_message(value, target.secrets), code, target)
+
+
+def _meaning(status: int, retry_after: float | None, message: str, code: str, target: Target) -> ServiceError:
+    said = f"{target.provider}: {message}" if message else f"{target.provider} answered with the status {status} and no explanation."
+    too_long = code == "context_length_exceeded" or any(
+        sign in message.lower() for sign in ("context length", "context_length", "context window", "maximum context", "prompt is too long")
+    )
+    match status:
+        case 400 | 413 | 422 if too_long:
+            return ContextTooLong(said, param="messages")
+        case 400 | 413 | 422:
+            return InvalidRequest(said, code="provider_rejected_request")
+        case 401 | 403:
+            return ProviderRefused(said, code="provider_authentication_failed")
+        case 402:
+            return ProviderRefused(said, code="provider_payment_required")
+        case 404:
+            return ProviderRefused(said, code="provider_model_not_found")
+        case 429:
+            return ProviderRateLimited(said, retry_after=retry_after)
+        case 408 | 504:
+            return ProviderTimeout(said)
+        case _:
+            return ProviderUnavailable(said, retry_after=retry_after)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds in `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date), None without a usable one."""
+    try:
+        if milliseconds := headers.get("retry-after-ms"):
+            return max(0.0, float(milliseconds) / 1000)
+        value = headers.get("Retry-After", "")
+        if not value:
+            return None
+        seconds = float(value) if value.replace(".", "", 1).isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, seconds)

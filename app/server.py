@@ -1,0 +1,52 @@
+"""The ASGI application: lifespan, middleware and routers, as one readable list."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from app.api import agents, health, openai_chat, openai_models
+from app.api.edge import Edge
+from app.api.errors import http_exception_handler, service_error_handler
+from app.api.openapi import describe
+from app.config.settings import load_settings
+from app.core.errors import ServiceError
+from app.observability.logging import configure_logging
+from app.service import Configuration, load_configuration, open_service
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(configuration: Configuration) -> FastAPI:
+    """The application that serves `configuration`; its lifespan opens the service and closes it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        async with open_service(configuration) as service:
+            app.state.service = service
+            yield
+
+    app = FastAPI(
+        title=configuration.settings.service_name,
+        version=configuration.settings.service_version,
+        description="Agents that appear as models to any OpenAI client.",
+        lifespan=lifespan,
+        middleware=[Middleware(Edge)],
+        exception_handlers={ServiceError: service_error_handler, HTTPException: http_exception_handler},
+        telemetry={"tracing": False, "metrics": False},
+        redirect_slashes=False,
+    )
+    for part in (openai_models, openai_chat, agents, health):
+        app.include_router(part.router)
+    describe(app)
+    return app
+
+
+def worker_app() -> FastAPI:
+    """The application of one of several worker processes, each of which reads the configuration anew."""
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    return create_app(load_configuration(settings))

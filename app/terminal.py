@@ -1,0 +1,214 @@
+"""ai-agent-service chat: a conversation with an agent in the terminal, streamed, its tools shown."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.text import Text
+
+from app.agents.base import BaseAgent, Turn
+from app.config.agents import RESERVED_MODEL_SETTINGS
+from app.config.settings import load_settings
+from app.core.errors import NotFound
+from app.core.events import ReasoningDelta, RefusalDelta, RunFailed, RunFinished, TextDelta, ToolFinished, ToolStarted
+from app.core.messages import Message
+from app.observability.logging import configure_logging
+from app.service import Service, load_configuration, open_service
+
+MAX_SHOWN_RESULT = 300
+USER = "terminal"
+
+
+@click.command()
+@click.argument("agent_id")
+@click.option("--model", help="Another model than the agent's own.")
+@click.option(
+    "--setting", "settings", multiple=True, metavar="NAME=VALUE", help="A model setting, such as temperature=0.2; may be repeated."
+)
+@click.option("--message", "-m", help="Ask this one thing and end.")
+@click.option("--debug", is_flag=True, help="Log in detail.")
+def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: str | None, debug: bool) -> None:
+    """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the chat."""
+    parsed = _parsed(settings)
+    configure_logging("DEBUG" if debug else "ERROR")
+    configuration = load_configuration(load_settings())
+
+    async def run() -> bool:
+        async with open_service(configuration) as service:
+            try:
+                agent = service.agent(agent_id)
+            except NotFound:
+                known = ", ".join(agent.agent_id for agent in service.catalog)
+                raise click.UsageError(f"There is no agent {agent_id!r}. There are: {known}.") from None
+            return await Conversation(service, agent, model, parsed).hold(message)
+
+    if not asyncio.run(run()):
+        sys.exit(1)
+
+
+class Conversation:
+    """The messages so far, and the turns that add to them."""
+
+    def __init__(self, service: Service, agent: BaseAgent, model: str | None, settings: Mapping[str, Any]) -> None:
+        self._service = service
+        self._agent = agent
+        self._model = model
+        self._settings = settings
+        self._messages: list[Message] = []
+        self._console = Console(highlight=False)
+
+    async def hold(self, message: str | None) -> bool:
+        """Takes turns until the input ends, or the one of `message`; False when the last turn failed."""
+        if message is not None:
+            return await self._turn(message)
+        provider = self._agent.parts.provider.name
+        if sys.stdin.isatty():
+            self._console.print(f"[bold]{self._agent.agent_id}[/] [dim]({provider}) - Ctrl-C stops an answer, Ctrl-D ends the chat[/]")
+        succeeded = True
+        while (line := await asyncio.to_thread(_read_line)) is not None:
+            if line.strip():
+                succeeded = await self._turn(line)
+        return succeeded
+
+    async def _turn(self, text: str) -> bool:
+        """Asks `text`. An answer that was stopped stays in the conversation as far as it came; a failed turn leaves no trace."""
+        question = Message(role="user", content=text)
+        answer = Answer(self._console)
+        task = asyncio.ensure_future(self._answered(question, answer))
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers on its loop
+            loop.add_signal_handler(signal.SIGINT, task.cancel)
+        try:
+            succeeded = await task
+        except asyncio.CancelledError:
+            answer.close()
+            self._console.print("[yellow]stopped[/]")
+            succeeded = True
+        finally:
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_signal_handler(signal.SIGINT)
+        if succeeded:
+            self._messages += [question, Message(role="assistant", content=answer.text)]
+        return succeeded
+
+    async def _answered(self, question: Message, answer: "Answer") -> bool:
+        context = self._service.context(self._agent.agent_id, user=USER)
+        turn = Turn(messages=(*self._messages, question), settings=self._settings, model=self._model)
+        async with aclosing(self._agent.run(turn, context)) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text=text) | RefusalDelta(text=text):
+                        answer.add(text)
+                    case ReasoningDelta(text=text):
+                        answer.think(text)
+                    case ToolStarted(call=call):
+                        answer.note(f"[cyan]>[/] [bold]{call.name}[/]", call.arguments or "{}")
+                    case ToolFinished(result=result):
+                        sign = "[red]x[/]" if result.is_error else "[green]<[/]"
+                        answer.note(f"{sign} [dim]{result.name} ({result.seconds:.2f} s)[/]", result.content)
+                    case RunFinished():
+                        answer.close()
+                    case RunFailed(error=error):
+                        answer.close()
+                        self._console.print(Text(f"error: {error.message}", style="red"))
+                        return False
+        return True
+
+
+class Answer:
+    """One answer on the terminal: whole paragraphs are set and left, the last one is redrawn as it grows; plain text into a pipe."""
+
+    def __init__(self, console: Console) -> None:
+        self.text = ""
+        self._console = console
+        self._open = ""
+        self._live: Live | None = None
+        self._thinking = False
+
+    def add(self, text: str) -> None:
+        """Shows the next piece of the answer."""
+        self._end_thinking()
+        self.text += text
+        if not self._console.is_terminal:
+            self._console.out(text, end="")
+            return
+        self._open += text
+        cut = self._open.rfind("\n\n")
+        if cut >= 0 and self._open[:cut].count("```") % 2 == 0:
+            whole, self._open = self._open[:cut], self._open[cut + 2 :]
+            self._stop_live()
+            self._console.print(Markdown(whole))
+            self._console.print()
+        if self._open.strip():
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=12, vertical_overflow="visible")
+                self._live.start()
+            self._live.update(Markdown(self._open))
+
+    def think(self, text: str) -> None:
+        """Shows what the model thinks, dimmed."""
+        self._thinking = True
+        self._console.print(Text(text, style="dim italic"), end="")
+
+    def note(self, lead: str, detail: str) -> None:
+        """Shows a tool at work."""
+        self._settle()
+        shown = detail if len(detail) <= MAX_SHOWN_RESULT else f"{detail[:MAX_SHOWN_RESULT]}..."
+        self._console.print(f"{lead} ", end="")
+        self._console.print(Text(shown, style="dim"))
+
+    def close(self) -> None:
+        """Leaves what is shown as it is."""
+        self._settle()
+        if not self._console.is_terminal:
+            self._console.out("")
+
+    def _settle(self) -> None:
+        self._end_thinking()
+        self._stop_live(keep=True)
+        self._open = ""
+
+    def _stop_live(self, *, keep: bool = False) -> None:
+        if self._live is not None:
+            if not keep:
+                self._live.update(Text(""))
+                self._live.transient = True
+            self._live.stop()
+            self._live = None
+
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            self._console.print()
+
+
+def _read_line() -> str | None:
+    """The next line of input; None at its end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--setting")
+        if name in RESERVED_MODEL_SETTINGS:
+            raise click.BadParameter(f"{name} cannot be set", param_hint="--setting")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

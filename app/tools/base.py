@@ -1,0 +1,39 @@
+"""What a tool is."""
+
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from app.core.context import RunContext
+from app.core.messages import ImagePart, ToolSpec
+
+DEFAULT_MAX_OUTPUT = 64 * 1024
+
+
+class ToolOutput(msgspec.Struct, frozen=True):
+    """What a tool returns: text for the model and images beside it."""
+
+    content: str
+    images: tuple[ImagePart, ...] = ()
+
+
+@runtime_checkable
+class Tool(Protocol):
+    """Something a model may call.
+
+    `timeout` is in seconds (None: TOOL_EXECUTION_TIMEOUT), `max_output` in bytes of UTF-8. A tool that is not `parallel` never runs
+    beside another call of the same step.
+    """
+
+    @property
+    def spec(self) -> ToolSpec: ...
+    @property
+    def timeout(self) -> float | None: ...
+    @property
+    def parallel(self) -> bool: ...
+    @property
+    def max_output(self) -> int: ...
+
+    async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        """Runs the tool once; raises ToolFailed with words that the model can act on."""
+        ...

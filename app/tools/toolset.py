@@ -1,0 +1,122 @@
+"""The tools of one agent, and the one place where a call is carried out."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from app.core.context import RunContext
+from app.core.errors import ToolFailed
+from app.core.messages import ToolCall, ToolResult, ToolSpec
+from app.core.text import capped, storable
+from app.tools.base import Tool, ToolOutput
+
+logger = logging.getLogger(__name__)
+CANCEL_GRACE = 0.9
+"""Seconds that a cancelled tool has to clean up before it is left behind."""
+
+
+class Toolset:
+    """The tools that an agent may use, by name; nothing outside of it can be run."""
+
+    def __init__(self, tools: Iterable[Tool], *, default_timeout: float) -> None:
+        self._tools = {tool.spec.name: tool for tool in tools}
+        self._default_timeout = default_timeout
+        self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self._tools.values())
+        self._left_behind: set[asyncio.Task[ToolOutput]] = set()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def is_parallel(self, name: str) -> bool:
+        """Whether a call of `name` may run beside others; so may one that will only be refused."""
+        return name not in self._tools or self._tools[name].parallel
+
+    async def execute(self, call: ToolCall, context: RunContext) -> ToolResult:
+        """Carries out `call` and returns what came of it; only cancellation is raised, all else is told to the model.
+
+        The call ends at the tool's own timeout or the run's deadline, whichever comes first.
+        """
+        started = time.monotonic()
+        is_error = False
+        limit = 0
+        try:
+            tool = self._tools.get(call.name)
+            if tool is None:
+                raise ToolFailed(f"There is no tool {call.name!r}. {self._available()}")
+            limit = tool.max_output
+            arguments = parse_arguments(call.arguments)
+            output = await self._within_time(tool, arguments, context)
+        except ToolFailed as error:
+            output, is_error = ToolOutput(f"Error: {error}"), True
+        except Exception:
+            # A tool is foreign code: whatever it raises ends its call and not the chat.
+            logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
+            output, is_error = (
+                ToolOutput(f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments."),
+                True,
+            )
+        content = storable(output.content)
+        return ToolResult(
+            call_id=call.id,
+            name=call.name,
+            content=capped(content, limit) if limit else content,
+            images=output.images,
+            is_error=is_error,
+            seconds=time.monotonic() - started,
+        )
+
+    async def _within_time(self, tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        own = self._default_timeout if tool.timeout is None else tool.timeout
+        limit = max(0.0, min(own, context.seconds_left))
+        task = asyncio.ensure_future(tool.run(arguments, context))
+        try:
+            done, _ = await asyncio.wait((task,), timeout=limit)
+        except asyncio.CancelledError:
+            await self._cancel(task, tool)
+            raise
+        if not done:
+            await self._cancel(task, tool)
+            raise ToolFailed(f"the tool did not answer within {limit:.3g} seconds and was stopped")
+        if task.cancelled():
+            raise ToolFailed("the tool stopped itself")
+        return task.result()
+
+    async def _cancel(self, task: asyncio.Task[ToolOutput], tool: Tool) -> None:
+        task.cancel()
+        done, _ = await asyncio.wait((task,), timeout=CANCEL_GRACE)
+        if done:
+            if not task.cancelled():
+                task.exception()
+            return
+        logger.warning("tool.ignores_cancellation", extra={"tool": tool.spec.name})
+        self._left_behind.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[ToolOutput]) -> None:
+        self._left_behind.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    def _available(self) -> str:
+        return f"There are: {', '.join(self._tools)}." if self._tools else "There are no tools."
+
+
+def parse_arguments(text: str) -> dict[str, object]:
+    """The arguments in `text`, a JSON object; no text at all means none. Raises ToolFailed with what is wrong and what is expected."""
+    if not text.strip():
+        return {}
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ToolFailed(f"The arguments are not valid JSON ({error}). Call again with one JSON object.") from None
+    if not isinstance(value, dict):
+        raise ToolFailed(
+            f"The arguments are not a JSON object but {_KINDS.get(type(value), 'something else')}. Call again with one JSON object."
+        )
+    return value
+
+
+_KINDS: dict[type, str] = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
