@@ -78,15 +78,18 @@ class Service:
             self.runs -= 1
 
 
-def load_configuration(settings: Settings) -> Configuration:
-    """Reads and checks everything the operator wrote; raises ConfigError with all faults of all files."""
+def load_configuration(settings: Settings, plugins: Plugins | None = None) -> Configuration:
+    """Reads and checks everything the operator wrote; raises ConfigError with all faults of all files.
+
+    `plugins` replace those that would be found by `load_plugins`.
+    """
     faults: list[Fault] = []
     environment = load_environment()
-    plugins = Plugins({}, {}, {})
     try:
-        plugins = load_plugins(settings.plugins_dir)
+        plugins = plugins or load_plugins(settings.plugins_dir)
     except ConfigError as error:
         faults += error.faults
+        plugins = Plugins({}, {}, {})
     agents, found = read_agents(settings.agent_config_file, settings.prompts_dir, environment)
     faults += found
     labels, found = read_server_labels(settings.mcp_config_file)

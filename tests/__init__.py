@@ -1,0 +1,1 @@
+"""The tests mirror app/: what is tested of app/agents/loop.py stands in tests/agents/test_loop.py."""

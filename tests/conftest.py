@@ -1,0 +1,20 @@
+"""What all tests share: a clean environment, and asyncio alone."""
+
+import os
+
+import pytest
+
+from app.config.settings import Settings
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The service runs on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's own shell reaches a test."""
+    for name in [name for name in os.environ if name.lower() in Settings.model_fields]:
+        monkeypatch.delenv(name)

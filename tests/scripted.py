@@ -1,0 +1,73 @@
+"""A provider that follows a script, for tests of everything above the providers."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any, Self
+
+import msgspec
+
+from app.core.events import FinishReason, ReasoningDelta, TextDelta
+from app.core.messages import ToolCall
+from app.core.usage import Usage
+from app.providers.base import ModelEvent, ModelFinished, ModelRequest, ProviderSetup
+
+Action = ModelEvent | Exception | asyncio.Event | float
+"""An event is told, an exception raised, an asyncio.Event waited for, a float slept (seconds)."""
+
+
+class Script:
+    """The answers to come, in order, and the requests that came; the last answer is repeated."""
+
+    name = "scripted"
+    missing: tuple[str, ...] = ()
+    model_list: tuple[str, ...] = ("other-model",)
+
+    def __init__(self, *answers: Iterable[Action]) -> None:
+        self.answers = [list(answer) for answer in answers]
+        self.requests: list[ModelRequest] = []
+        self.closed = 0
+        """How many answers were ended, by reading them to their end or by leaving."""
+        self.waiting = asyncio.Event()
+        """Set once an answer waits for an asyncio.Event."""
+
+    def from_setup(self, setup: ProviderSetup) -> Self:
+        """A script is its own provider."""
+        return self
+
+    async def default_model(self) -> str:
+        """Always `scripted-model`."""
+        return "scripted-model"
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        """The next answer."""
+        number = min(len(self.requests), len(self.answers) - 1)
+        self.requests.append(request)
+        try:
+            for action in self.answers[number]:
+                if isinstance(action, Exception):
+                    raise action
+                if isinstance(action, asyncio.Event):
+                    self.waiting.set()
+                    await action.wait()
+                elif isinstance(action, float):
+                    await asyncio.sleep(action)
+                else:
+                    yield action
+        finally:
+            self.closed += 1
+
+
+def says(*pieces: str, reason: FinishReason = "stop", usage: Usage | None = None) -> list[Action]:
+    """An answer of text."""
+    return [*(TextDelta(piece) for piece in pieces), ModelFinished(reason, (), usage or Usage(10, len(pieces)))]
+
+
+def calls(*wanted: tuple[str, Any], text: str = "", thinking: str = "", usage: Usage | None = None) -> list[Action]:
+    """An answer that calls tools: each a name and its arguments, a dict or the text a model would write. Ids are call_1, call_2, ..."""
+    found = tuple(
+        ToolCall(f"call_{number}", name, arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
+        for number, (name, arguments) in enumerate(wanted, 1)
+    )
+    lead: list[Action] = [ReasoningDelta(thinking)] if thinking else []
+    lead += [TextDelta(text)] if text else []
+    return [*lead, ModelFinished("tool_calls", found, usage or Usage(20, 5))]
