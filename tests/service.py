@@ -54,25 +54,29 @@ async def client_of(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
             yield client
 
 
+class _Server(uvicorn.Server):
+    """uvicorn, telling when it is ready."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts, and tells."""
+        await super().startup(sockets)
+        self.ready.set()
+
+
 @contextmanager
 def running(app: FastAPI) -> Generator[str, None, None]:
     """`app` on a real server at a free port of 127.0.0.1, in a thread; gives its address, such as `http://127.0.0.1:40123`."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen(100)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2))
-    ready = threading.Event()
-
-    async def serve() -> None:
-        task = asyncio.ensure_future(server.serve(sockets=[listening]))
-        while not server.started and not task.done():
-            await asyncio.sleep(0.005)
-        ready.set()
-        await task
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    server = _Server(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
-    assert ready.wait(20), "the server did not start"
+    assert server.ready.wait(20), "the server did not start"
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
