@@ -15,6 +15,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the developer's own shell reaches a test."""
+    """No setting of the developer's own shell or .env reaches a test."""
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
     for name in [name for name in os.environ if name.lower() in Settings.model_fields]:
         monkeypatch.delenv(name)

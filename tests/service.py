@@ -42,7 +42,7 @@ def configuration(
         "prompts_dir": folder / "prompts",
         "default_provider": "demo",
     }
-    return load_configuration(Settings(_env_file=None, **{**defaults, **settings}), plugins)
+    return load_configuration(Settings(**{**defaults, **settings}), plugins)
 
 
 @asynccontextmanager
