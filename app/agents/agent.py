@@ -54,7 +54,7 @@ class Agent(BaseAgent):
             raise InvalidRequest("This tool is not among the tools of the request.", param="tool_choice")
         request = ModelRequest(
             model=turn.model or await self.model(),
-            messages=(self._system(turn.messages), *self.parts.pending.whole(_without_system(turn.messages), context)),
+            messages=(self._system(turn.messages), *_without_system(self.parts.pending.whole(turn.messages, context))),
             tools=tools,
             tool_choice=turn.tool_choice if tools else None,
             settings=_merged(self.definition.model_settings, turn.settings),

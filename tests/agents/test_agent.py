@@ -1,0 +1,128 @@
+"""The agent of agent_config.json: what it makes of a turn."""
+
+import time
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from app.agents.agent import Agent
+from app.agents.base import AgentParts, Turn
+from app.agents.catalog import Catalog
+from app.agents.pending import PendingSteps
+from app.config.agents import AgentDefinition
+from app.core.context import RunContext
+from app.core.errors import InvalidRequest, NotFound, ProviderNotConfigured, ServiceError
+from app.core.events import RunEvent, RunFailed, RunFinished
+from app.core.messages import Message, NamedTool, ToolCall, ToolSpec
+from app.providers.base import ModelRequest
+from app.tools.builtin import calculate
+from app.tools.toolset import Toolset
+from tests.scripted import Script, calls, says
+
+QUESTION = Message(role="user", content="Go.")
+
+
+def agent(script: Script, **definition: Any) -> Agent:
+    defined = AgentDefinition.model_validate({"agent_id": "helper", "system_prompt": "You help.", **definition})
+    return Agent(defined, AgentParts(script, Toolset([calculate], default_timeout=5), PendingSteps()))
+
+
+def context() -> RunContext:
+    return RunContext(run_id="run_1", agent_id="helper", deadline=time.monotonic() + 10, request_id="req_1")
+
+
+async def events_of(agent: Agent, turn: Turn) -> list[RunEvent]:
+    async with aclosing(agent.run(turn, context())) as events:
+        return [event async for event in events]
+
+
+async def asked(turn: Turn, **definition: Any) -> ModelRequest:
+    """What the provider is asked for `turn`."""
+    script = Script(says("ok"))
+    events = await events_of(agent(script, **definition), turn)
+    assert isinstance(events[-1], RunFinished), events
+    return script.requests[0]
+
+
+async def refused(turn: Turn, script: Script | None = None, **definition: Any) -> ServiceError:
+    events = await events_of(agent(script or Script(says("ok")), **definition), turn)
+    assert isinstance(events[-1], RunFailed)
+    return events[-1].error
+
+
+async def test_the_clients_system_messages_are_added_to_the_agents_prompt() -> None:
+    turn = Turn(messages=(Message(role="system", content="Be brief."), QUESTION, Message(role="system", content="In French.")))
+    request = await asked(turn)
+    assert request.messages == (Message(role="system", content="You help.\n\nBe brief.\n\nIn French."), QUESTION)
+
+
+async def test_the_turns_settings_win_over_the_agents() -> None:
+    turn = Turn(messages=(QUESTION,), settings={"temperature": 0.9, "max_completion_tokens": 5})
+    request = await asked(turn, model_settings={"temperature": 0.1, "top_p": 0.5, "max_tokens": 100})
+    assert request.settings == {"temperature": 0.9, "top_p": 0.5, "max_completion_tokens": 5}
+
+
+async def test_the_model_is_the_turns_else_the_agents_else_the_providers() -> None:
+    assert (await asked(Turn(messages=(QUESTION,), model="asked"), model="own")).model == "asked"
+    assert (await asked(Turn(messages=(QUESTION,)), model="own")).model == "own"
+    assert (await asked(Turn(messages=(QUESTION,)))).model == "scripted-model"
+
+
+@pytest.mark.parametrize(("policy", "admitted"), [("accept", ["a", "b"]), ("ignore", []), (["b", "calculate"], ["b"])])
+async def test_the_policy_says_which_tools_of_the_client_are_admitted(policy: object, admitted: list[str]) -> None:
+    tools = tuple(ToolSpec(name, "", {}) for name in ("a", "b", "calculate"))
+    request = await asked(Turn(messages=(QUESTION,), tools=tools), client_tools=policy)
+    assert [spec.name for spec in request.tools] == ["calculate", *admitted]
+    assert request.tools[0] == calculate.spec
+
+
+async def test_a_tool_choice_that_names_no_tool_is_refused() -> None:
+    error = await refused(Turn(messages=(QUESTION,), tool_choice=NamedTool("nothing")))
+    assert isinstance(error, InvalidRequest)
+    assert error.param == "tool_choice"
+
+
+async def test_a_call_of_a_client_tool_that_is_not_admitted_is_refused_to_the_model() -> None:
+    script = Script(calls(("theirs", {})), says("sorry"))
+    turn = Turn(messages=(QUESTION,), tools=(ToolSpec("theirs", "", {}),))
+    events = await events_of(agent(script, client_tools="ignore"), turn)
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "stop"
+    assert script.requests[1].messages[-1].text.startswith("Error: There is no tool 'theirs'")
+
+
+async def test_a_provider_without_credentials_is_named_with_its_variables() -> None:
+    script = Script(says("never"))
+    script.missing = ("SOME_KEY", "SOME_ENDPOINT")
+    error = await refused(Turn(messages=(QUESTION,)), script)
+    assert isinstance(error, ProviderNotConfigured)
+    assert (error.status, script.requests) == (503, [])
+    assert "SOME_KEY and SOME_ENDPOINT" in error.message
+
+
+async def test_the_place_of_a_bad_message_counts_system_messages() -> None:
+    turn = Turn(messages=(Message(role="system", content="x"), Message(role="tool", content="y", tool_call_id="z")))
+    assert (await refused(turn)).param == "messages[1].tool_call_id"
+
+
+async def test_a_mixed_step_is_resumed_with_our_result() -> None:
+    script = Script(calls(("theirs", {}), ("calculate", {"expression": "6*7"})), says("done"))
+    helper = agent(script)
+    tools = (ToolSpec("theirs", "", {}),)
+    events = await events_of(helper, Turn(messages=(QUESTION,), tools=tools))
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].tool_calls == (ToolCall("call_1", "theirs", "{}"),)
+    answer = Message(role="assistant", tool_calls=events[-1].tool_calls)
+    theirs = Message(role="tool", content="their result", tool_call_id="call_1")
+    await events_of(helper, Turn(messages=(QUESTION, answer, theirs), tools=tools))
+    assert [message.content for message in script.requests[1].messages[2:]] == ["", "their result", "42"]
+
+
+def test_the_catalog_finds_agents_and_says_what_openai_says_of_others() -> None:
+    helper = agent(Script([]))
+    catalog = Catalog([helper], created=1)
+    assert (catalog.get("helper"), len(catalog), list(catalog)) == (helper, 1, [helper])
+    with pytest.raises(NotFound) as caught:
+        catalog.get("nobody")
+    assert (caught.value.code, caught.value.status) == ("model_not_found", 404)

@@ -1,0 +1,441 @@
+"""The loop: the rules, one test each."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from dirty_equals import IsFloat, IsStr
+
+from app.agents.loop import REPEATED, run_loop
+from app.agents.pending import PendingSteps
+from app.core.context import RunContext
+from app.core.errors import ProviderProtocolError, ProviderUnavailable, RunTimeout, ToolFailed
+from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished, ToolStarted
+from app.core.messages import ImagePart, Message, NamedTool, ToolCall, ToolChoice, ToolResult, ToolSpec
+from app.core.usage import Usage
+from app.providers.base import ModelFinished, ModelRequest
+from app.tools.base import Tool, ToolOutput
+from app.tools.function import tool
+from app.tools.toolset import Toolset
+from tests.scripted import Script, calls, says
+
+SOME_TIME: Any = IsFloat(ge=0)
+QUESTION = Message(role="user", content="Go.")
+
+
+@tool
+async def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
+
+
+def context(seconds: float = 10.0, user: str = "ada") -> RunContext:
+    return RunContext(run_id="run_1", agent_id="helper", deadline=time.monotonic() + seconds, user=user)
+
+
+async def run(
+    script: Script,
+    tools: Sequence[Tool] = (add,),
+    *,
+    client_tools: Sequence[str] = (),
+    max_steps: int = 10,
+    pending: PendingSteps | None = None,
+    seconds: float = 10.0,
+    tool_choice: ToolChoice | None = None,
+    default_timeout: float = 5.0,
+    messages: Iterable[Message] = (QUESTION,),
+) -> list[RunEvent]:
+    toolset = Toolset(tools, default_timeout=default_timeout)
+    specs = (*toolset.specs, *(ToolSpec(name, "", {"type": "object"}) for name in client_tools))
+    around = context(seconds)
+    request = ModelRequest(model="m", messages=tuple(messages), tools=specs, tool_choice=tool_choice, deadline=around.deadline)
+    loop = run_loop(
+        script, request, toolset, around, client_tools=frozenset(client_tools), max_steps=max_steps, pending=pending or PendingSteps()
+    )
+    async with asyncio.timeout(10), aclosing(loop) as events:
+        return [event async for event in events]
+
+
+def results(events: list[RunEvent]) -> list[ToolResult]:
+    return [event.result for event in events if isinstance(event, ToolFinished)]
+
+
+def failure(events: list[RunEvent]) -> Exception:
+    assert isinstance(events[-1], RunFailed)
+    return events[-1].error
+
+
+async def test_an_answer_without_calls_ends_the_run() -> None:
+    assert await run(Script(says("Hel", "lo", usage=Usage(7, 2)))) == [
+        TextDelta("Hel"),
+        TextDelta("lo"),
+        RunFinished("stop", Usage(7, 2), (StepRecord((), Usage(7, 2)),)),
+    ]
+
+
+async def test_an_empty_answer_stays_empty() -> None:
+    assert await run(Script(says())) == [RunFinished("stop", Usage(10, 0), (StepRecord((), Usage(10, 0)),))]
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_the_finish_reason_is_the_providers(reason: str) -> None:
+    events = await run(Script([TextDelta("a"), ModelFinished(reason)]))  # type: ignore[arg-type]
+    assert isinstance(events[-1], RunFinished)
+    assert (events[-1].reason, events[-1].usage) == (reason, None)
+
+
+async def test_reasoning_and_refusal_are_passed_on_and_not_taken_for_text() -> None:
+    script = Script([ReasoningDelta("hm"), RefusalDelta("no"), *calls(("add", {"a": 1, "b": 2}))], says("3"))
+    events = await run(script)
+    assert events[:2] == [ReasoningDelta("hm"), RefusalDelta("no")]
+    assert script.requests[1].messages[1].content == ""
+
+
+async def test_a_call_is_run_and_its_result_goes_back_to_the_model() -> None:
+    script = Script(calls(("add", {"a": 2, "b": 3}), text="Let me add.", usage=Usage(20, 5)), says("5", usage=Usage(30, 1, cost=0.5)))
+    events = await run(script)
+    call = ToolCall("call_1", "add", '{"a":2,"b":3}')
+    assert events == [
+        TextDelta("Let me add."),
+        ToolStarted(call),
+        ToolFinished(ToolResult(call_id="call_1", name="add", content="5", seconds=SOME_TIME)),
+        TextDelta("5"),
+        RunFinished("stop", Usage(50, 6, cost=0.5), (StepRecord((call,), Usage(20, 5)), StepRecord((), Usage(30, 1, cost=0.5)))),
+    ]
+    assert script.requests[1].messages == (
+        QUESTION,
+        Message(role="assistant", content="Let me add.", tool_calls=(call,)),
+        Message(role="tool", content="5", tool_call_id="call_1"),
+    )
+
+
+async def test_calls_of_one_step_run_in_parallel_and_their_results_keep_the_models_order() -> None:
+    both = asyncio.Barrier(2)
+
+    @tool
+    async def meet(name: str) -> str:
+        await both.wait()
+        if name == "first":
+            await asyncio.sleep(0.02)
+        return name
+
+    script = Script(calls(("meet", {"name": "first"}), ("meet", {"name": "second"})), says("met"))
+    events = await run(script, [meet])
+    assert [type(event) for event in events[:4]] == [ToolStarted, ToolStarted, ToolFinished, ToolFinished]
+    assert [result.content for result in results(events)] == ["second", "first"]
+    assert [message.content for message in script.requests[1].messages[2:]] == ["first", "second"]
+
+
+async def test_a_tool_that_is_not_parallel_runs_alone_and_in_order() -> None:
+    running: list[str] = []
+
+    @tool(parallel=False)
+    async def alone(name: str) -> str:
+        running.append(name)
+        await asyncio.sleep(0.01)
+        assert running == [name]
+        running.remove(name)
+        return name
+
+    @tool
+    async def beside(name: str) -> str:
+        assert not running
+        return name
+
+    script = Script(calls(("alone", {"name": "1"}), ("alone", {"name": "2"}), ("beside", {"name": "3"})), says("done"))
+    assert [(result.content, result.is_error) for result in results(await run(script, [alone, beside]))] == [
+        ("1", False),
+        ("2", False),
+        ("3", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ('{"a": 1,', "not valid JSON"),
+        ("[1, 2]", "not a JSON object but an array"),
+        ('"a"', "not a JSON object but a string"),
+        ("", "a: Field required"),
+        ("{}", "a: Field required"),
+        ('{"a": 1, "b": "x"}', "b: Input should be a valid integer"),
+        ('{"a": 1, "b": 2, "c": 3}', "c: Extra inputs are not permitted"),
+    ],
+)
+async def test_bad_arguments_are_told_to_the_model_with_what_is_expected(arguments: str, told: str) -> None:
+    script = Script(calls(("add", arguments)), says("sorry"))
+    events = await run(script)
+    [result] = results(events)
+    assert result.is_error
+    assert result.content == IsStr(regex=f"Error: The arguments .*{told}.*")
+    assert isinstance(events[-1], RunFinished)
+    assert script.requests[1].messages[-1].content == result.content
+
+
+async def test_an_unknown_tool_is_told_to_the_model_with_those_there_are() -> None:
+    events = await run(Script(calls(("subtract", {})), says("sorry")))
+    assert results(events)[0].content == "Error: There is no tool 'subtract'. There are: add."
+
+
+async def test_numbers_keep_their_precision() -> None:
+    @tool
+    async def same(number: int) -> str:
+        return str(number)
+
+    events = await run(Script(calls(("same", '{"number": 123456789012345678901234567890}')), says("ok")), [same])
+    assert results(events)[0].content == "123456789012345678901234567890"
+
+
+async def test_what_a_tool_raises_for_the_model_reaches_it_and_a_bug_shows_nothing_of_itself() -> None:
+    @tool
+    async def picky() -> str:
+        raise ToolFailed("ask for a smaller page")
+
+    @tool
+    async def buggy() -> str:
+        raise RuntimeError("secret internals")
+
+    script = Script(calls(("picky", {}), ("buggy", {})), says("sorry"))
+    contents = {result.name: result.content for result in results(await run(script, [picky, buggy]))}
+    assert contents["picky"] == "Error: ask for a smaller page"
+    assert "secret" not in contents["buggy"]
+    assert contents["buggy"].startswith("Error: the tool 'buggy' failed unexpectedly")
+
+
+async def test_a_tool_that_takes_too_long_is_cancelled_and_the_model_told() -> None:
+    cancelled = asyncio.Event()
+
+    @tool(timeout=0.02)
+    async def slow() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return ""
+
+    events = await run(Script(calls(("slow", {})), says("sorry")), [slow])
+    assert cancelled.is_set()
+    assert results(events)[0].content == "Error: the tool did not answer within 0.02 seconds and was stopped"
+    assert isinstance(events[-1], RunFinished)
+
+
+async def test_a_tool_without_its_own_limit_has_the_default_one() -> None:
+    @tool
+    async def slow() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    events = await run(Script(calls(("slow", {})), says("sorry")), [slow], default_timeout=0.03)
+    assert "within 0.03 seconds" in results(events)[0].content
+
+
+async def test_a_tool_that_ignores_its_cancellation_is_left_behind() -> None:
+    release = asyncio.Event()
+
+    @tool(timeout=0.01)
+    async def stubborn() -> str:
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return "late"
+
+    started = time.monotonic()
+    events = await run(Script(calls(("stubborn", {})), says("sorry")), [stubborn])
+    release.set()
+    assert time.monotonic() - started < 2
+    assert results(events)[0].is_error
+
+
+async def test_a_long_result_is_cut_and_unstorable_characters_are_replaced() -> None:
+    @tool(max_output=10)
+    async def long() -> str:
+        return "ä\x00\ud800" + "b" * 100
+
+    events = await run(Script(calls(("long", {})), says("ok")), [long])
+    assert results(events)[0].content == "ä\ufffd\ufffdbb\n[cut here: 10 of 108 bytes are shown]"
+
+
+async def test_images_of_a_tool_go_on_with_its_message() -> None:
+    image = ImagePart("data:image/png;base64,AAAA")
+
+    @tool
+    async def draw() -> ToolOutput:
+        return ToolOutput("drawn", (image,))
+
+    script = Script(calls(("draw", {})), says("see"))
+    await run(script, [draw])
+    assert script.requests[1].messages[-1] == Message(role="tool", content="drawn", tool_call_id="call_1", images=(image,))
+
+
+async def test_the_step_limit_ends_the_run_with_an_explanation() -> None:
+    ran = []
+
+    @tool
+    async def again(number: int) -> str:
+        ran.append(number)
+        return "ok"
+
+    script = Script(*[calls(("again", {"number": number})) for number in range(5)])
+    events = await run(script, [again], max_steps=3)
+    assert ran == [0, 1]
+    assert isinstance(events[-2], TextDelta)
+    assert "more than the 3 steps" in events[-2].text
+    assert isinstance(events[-1], RunFinished)
+    assert (events[-1].reason, len(events[-1].steps), events[-1].usage) == ("stop", 3, Usage(60, 15))
+
+
+async def test_the_same_call_is_not_run_a_third_time_in_a_row() -> None:
+    ran = []
+
+    @tool
+    async def look(place: str, depth: int) -> str:
+        ran.append(place)
+        return "nothing"
+
+    same = calls(("look", '{"place": "attic", "depth": 1}'))
+    same_in_other_words = calls(("look", '{"depth":1,"place":"attic"}'))
+    script = Script(same, same_in_other_words, same, calls(("look", {"place": "cellar", "depth": 1})), same, says("gave up"))
+    events = await run(script, [look])
+    assert ran == ["attic", "attic", "cellar", "attic"]
+    assert [result.content for result in results(events)] == ["nothing", "nothing", REPEATED, "nothing", "nothing"]
+
+
+async def test_a_call_that_one_step_repeats_is_not_run_a_third_time() -> None:
+    events = await run(Script(calls(*[("add", {"a": 1, "b": 1})] * 4), says("2")))
+    assert sorted(result.content for result in results(events)) == ["2", "2", REPEATED, REPEATED]
+
+
+async def test_a_call_of_the_client_goes_out_and_ends_the_run() -> None:
+    script = Script(calls(("theirs", {"x": 1})))
+    events = await run(script, client_tools=["theirs"])
+    call = ToolCall("call_1", "theirs", '{"x":1}')
+    assert events == [RunFinished("tool_calls", Usage(20, 5), (StepRecord((call,), Usage(20, 5)),), (call,))]
+
+
+async def test_a_name_that_both_have_is_ours() -> None:
+    events = await run(Script(calls(("add", {"a": 1, "b": 1})), says("2")), client_tools=["add"])
+    assert [result.content for result in results(events)] == ["2"]
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "stop"
+
+
+async def test_a_step_with_both_kinds_runs_ours_and_is_restored_for_the_follow_up() -> None:
+    pending = PendingSteps()
+    script = Script(calls(("theirs", {}), ("add", {"a": 1, "b": 2}), text="Both."))
+    events = await run(script, client_tools=["theirs"], pending=pending)
+    assert [result.content for result in results(events)] == ["3"]
+    assert isinstance(events[-1], RunFinished)
+    assert [call.name for call in events[-1].tool_calls] == ["theirs"]
+    follow_up = (
+        QUESTION,
+        Message(role="assistant", content="Both.", tool_calls=events[-1].tool_calls),
+        Message(role="tool", content="their result", tool_call_id="call_1"),
+    )
+    whole = pending.whole(follow_up, context())
+    assert [(message.role, message.content) for message in whole] == [
+        ("user", "Go."),
+        ("assistant", "Both."),
+        ("tool", "their result"),
+        ("tool", "3"),
+    ]
+    assert [call.name for call in whole[1].tool_calls] == ["theirs", "add"]
+
+
+async def test_at_the_step_limit_a_call_of_the_client_still_goes_out() -> None:
+    events = await run(Script(calls(("theirs", {}))), client_tools=["theirs"], max_steps=1)
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "tool_calls"
+
+
+@pytest.mark.parametrize("choice", ["required", NamedTool("add")])
+async def test_a_forced_call_is_forced_in_the_first_step_only(choice: ToolChoice) -> None:
+    script = Script(calls(("add", {"a": 1, "b": 1})), says("2"))
+    await run(script, tool_choice=choice)
+    assert [request.tool_choice for request in script.requests] == [choice, "auto"]
+
+
+async def test_no_tools_stays_no_tools() -> None:
+    script = Script(calls(("add", {"a": 1, "b": 1})), says("2"))
+    await run(script, tool_choice="none")
+    assert [request.tool_choice for request in script.requests] == ["none", "none"]
+
+
+async def test_ids_that_a_provider_repeats_are_made_unique() -> None:
+    script = Script(calls(("add", {"a": 1, "b": 1})), calls(("add", {"a": 2, "b": 2})), says("4"))
+    events = await run(script)
+    ids = [result.call_id for result in results(events)]
+    assert ids == ["call_1", IsStr(regex=r"call_[0-9a-f]{24}")]
+    assert [call.id for message in script.requests[2].messages for call in message.tool_calls] == ids
+
+
+async def test_an_error_of_the_provider_ends_the_run_with_what_was_used() -> None:
+    error = ProviderUnavailable("down")
+    events = await run(Script(calls(("add", {"a": 1, "b": 1})), [TextDelta("The "), error]))
+    assert events[-2:] == [
+        TextDelta("The "),
+        RunFailed(error, Usage(20, 5), (StepRecord((ToolCall("call_1", "add", '{"a":1,"b":1}'),), Usage(20, 5)),)),
+    ]
+
+
+async def test_an_answer_without_an_end_is_an_error() -> None:
+    assert isinstance(failure(await run(Script([TextDelta("Hel")]))), ProviderProtocolError)
+
+
+async def test_a_finish_reason_of_tool_calls_without_any_is_a_stop() -> None:
+    events = await run(Script([TextDelta("a"), ModelFinished("tool_calls")]))
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "stop"
+
+
+async def test_the_deadline_ends_the_run_within_a_tool() -> None:
+    @tool
+    async def slow() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    started = time.monotonic()
+    error = failure(await run(Script(calls(("slow", {})), says("never")), [slow], seconds=0.05))
+    assert isinstance(error, RunTimeout)
+    assert time.monotonic() - started < 1
+
+
+async def test_closing_the_run_closes_the_provider() -> None:
+    script = Script([TextDelta("a"), asyncio.Event()])
+    around = context()
+    request = ModelRequest(model="m", messages=(QUESTION,), deadline=around.deadline)
+    loop = run_loop(script, request, Toolset((), default_timeout=1), around, max_steps=3, pending=PendingSteps())
+    assert await anext(loop) == TextDelta("a")
+    await loop.aclose()
+    assert script.closed == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_cancelling_the_run_cancels_its_tools_within_a_second(count: int) -> None:
+    running = asyncio.Semaphore(0)
+    cancelled = []
+
+    @tool
+    async def slow(number: int) -> str:
+        running.release()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.append(number)
+        return ""
+
+    script = Script(calls(*[("slow", {"number": number}) for number in range(count)]), says("never"))
+    task = asyncio.ensure_future(run(script, [slow]))
+    async with asyncio.timeout(5):
+        for _ in range(count):
+            await running.acquire()
+        task.cancel()
+        started = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert time.monotonic() - started < 1
+    assert sorted(cancelled) == list(range(count))

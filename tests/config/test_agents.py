@@ -1,0 +1,257 @@
+"""agent_config.json: what loads, and every fault of it with its place and remedy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dirty_equals import IsStr
+
+from app.config.agents import AgentDefinition, read_agents, warnings_about
+from app.core.errors import Fault
+
+GOOD: dict[str, Any] = {"agent_id": "a", "system_prompt": "You help.", "provider": "demo"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "a.txt").write_text("From a file.\n", encoding="utf-8")
+    return tmp_path
+
+
+def read(folder: Path, content: object, environment: dict[str, str] | None = None) -> tuple[list[AgentDefinition], list[Fault]]:
+    path = folder / "agent_config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return read_agents(path, folder / "prompts", environment or {})
+
+
+def faults_of(folder: Path, *entries: object, environment: dict[str, str] | None = None) -> list[tuple[str, str, str, str]]:
+    _, faults = read(folder, list(entries), environment)
+    assert all(fault.file == str(folder / "agent_config.json") for fault in faults)
+    return [(fault.where, fault.field, fault.problem, fault.remedy) for fault in faults]
+
+
+def agent_of(folder: Path, **fields: Any) -> AgentDefinition:
+    agents, faults = read(folder, [{**GOOD, **fields}])
+    assert faults == []
+    return agents[0]
+
+
+def test_absent_fields_have_safe_defaults(folder: Path) -> None:
+    agent = agent_of(folder)
+    assert (agent.allowed_regular_tools, agent.allowed_mcp_servers, agent.model, agent.type) == ((), {}, None, "agent")
+    assert (agent.client_tools, agent.max_steps, agent.resources) == ("accept", 12, ())
+
+
+def test_a_prompt_comes_from_its_file(folder: Path) -> None:
+    for name in ("a.txt", "prompts/a.txt"):
+        agents, faults = read(folder, [{"agent_id": "a", "system_prompt_file": name}])
+        assert (faults, agents[0].system_prompt) == ([], "From a file.")
+
+
+def test_null_means_absent(folder: Path) -> None:
+    agent = agent_of(folder, model=None, model_settings=None, allowed_regular_tools=None, allowed_mcp_servers=None, resources=None)
+    assert (agent.model_settings, agent.allowed_regular_tools, agent.allowed_mcp_servers) == ({}, (), {})
+
+
+def test_azure_openai_cc_is_an_alias(folder: Path) -> None:
+    assert agent_of(folder, provider="azure_openai_cc").provider == "azure_openai"
+
+
+def test_one_agent_may_stand_without_a_list(folder: Path) -> None:
+    assert [agent.agent_id for agent in read(folder, GOOD)[0]] == ["a"]
+
+
+def test_a_byte_order_mark_is_borne(folder: Path) -> None:
+    assert read(folder, "\ufeff" + json.dumps([GOOD]))[1] == []
+
+
+def test_mcp_servers_are_read_in_both_forms(folder: Path) -> None:
+    new = agent_of(folder, allowed_mcp_servers={"wiki": {"allowed_mcp_tools": ["read"]}, "fetch": {"allowed_mcp_tools": None}, "x": {}})
+    old = agent_of(folder, allowed_mcp_servers=["wiki", "fetch", "x"], allowed_mcp_tools={"wiki": ["read"]})
+    assert new.allowed_mcp_servers == old.allowed_mcp_servers
+    assert {label: allowed.allowed_mcp_tools for label, allowed in old.allowed_mcp_servers.items()} == {
+        "wiki": ("read",),
+        "fetch": None,
+        "x": None,
+    }
+    assert agent_of(folder, allowed_mcp_servers=[], allowed_mcp_tools=[]).allowed_mcp_servers == {}
+
+
+def test_all_faults_of_all_agents_are_found_at_once(folder: Path) -> None:
+    found = faults_of(
+        folder,
+        {**GOOD, "agent_id": "first", "allowed_tools": []},
+        {"agent_id": "second", "provider": 5, "system_prompt_file": "absent.txt"},
+        {**GOOD, "agent_id": "no spaces"},
+        {**GOOD, "max_steps": 0, "client_tools": "sometimes", "model_settings": {"messages": []}},
+        "not an agent",
+        {"system_prompt": "x"},
+    )
+    assert found == [
+        ("agent 'first'", "allowed_tools", "this field is not known", IsStr(regex=r"Did you mean '.*tools.*'\?")),
+        ("agent 'second'", "provider", "Input should be a valid string", IsStr()),
+        ("agent 'second'", "system_prompt_file", IsStr(regex=".*absent.txt: the file does not exist"), IsStr()),
+        ("agent 'no spaces'", "agent_id", IsStr(regex="an id has letters.*"), "Rename the agent"),
+        ("agent 'a'", "model_settings", IsStr(regex="messages cannot be set here.*"), IsStr()),
+        ("agent 'a'", IsStr(regex="client_tools.*"), IsStr(), IsStr()),
+        ("agent 'a'", IsStr(regex="client_tools.*"), IsStr(), IsStr()),
+        ("agent 'a'", "max_steps", IsStr(), IsStr()),
+        ("agent number 5", "", "this is not an object", IsStr()),
+        ("agent number 6", "agent_id", "this field is missing", "Add it"),
+    ]
+
+
+def test_an_unknown_field_of_a_server_is_told_with_the_nearest_name(folder: Path) -> None:
+    [fault] = faults_of(folder, {**GOOD, "allowed_mcp_servers": {"wiki": {"allowed_tools": []}}})
+    assert fault[1:] == ("allowed_mcp_servers.wiki.allowed_tools", "this field is not known", "Did you mean 'allowed_mcp_tools'?")
+
+
+def test_two_agents_cannot_have_one_id(folder: Path) -> None:
+    assert faults_of(folder, GOOD, GOOD) == [("agent 'a'", "agent_id", "another agent has this id", "Rename one of them")]
+
+
+def test_an_unknown_resource_is_a_fault(folder: Path) -> None:
+    [fault] = faults_of(folder, {**GOOD, "resources": ["memmory"]})
+    assert fault[1:] == ("resources", "'memmory' is not a resource", "Did you mean 'memory'?")
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"system_prompt": "x", "system_prompt_file": "a.txt"}, "system_prompt and system_prompt_file are both given"),
+        ({}, "the agent has no prompt"),
+        ({"system_prompt": "  "}, "the agent has no prompt"),
+        ({"system_prompt_file": "../a.txt"}, "without '..'"),
+        ({"system_prompt_file": "/etc/hostname"}, "relative to the prompts folder"),
+        ({"system_prompt_file": "outside.txt"}, "this link leads out of the prompts folder"),
+        ({"system_prompt_file": "empty.txt"}, "the prompt is empty"),
+        ({"system_prompt_file": "latin.txt"}, "it is not UTF-8 text"),
+        ({"system_prompt_file": "."}, "this is a folder"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_a_fault(folder: Path, entry: dict[str, str], problem: str) -> None:
+    (folder / "secret.txt").write_text("secret", encoding="utf-8")
+    (folder / "prompts" / "outside.txt").symlink_to(folder / "secret.txt")
+    (folder / "prompts" / "empty.txt").write_text(" \n", encoding="utf-8")
+    (folder / "prompts" / "latin.txt").write_bytes("é".encode("latin-1"))
+    [fault] = faults_of(folder, {"agent_id": "a", **entry})
+    assert problem in fault[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "this is not JSON"),
+        ("[{]", "this is not JSON"),
+        ("5", "this is not a list of agents"),
+        ("[]", "no agent is defined"),
+        ('[{"agent_id": "a", "agent_id": "b"}]', "this field stands twice in one object"),
+        ("[" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_a_file_that_is_not_a_list_of_agents_is_a_fault(folder: Path, content: str, problem: str) -> None:
+    agents, [fault] = read(folder, content)
+    assert agents == []
+    assert problem in fault.problem
+
+
+def test_a_fault_of_json_names_its_line(folder: Path) -> None:
+    assert read(folder, '[\n  {"agent_id": "a",}\n]')[1][0].where == IsStr(regex=r"line 2, column \d+")
+
+
+def test_an_absent_file_is_a_fault(folder: Path) -> None:
+    _, [fault] = read_agents(folder / "absent.json", folder / "prompts", {})
+    assert fault.problem == "the file does not exist"
+
+
+def test_variables_are_expanded_once_but_not_in_prompts(folder: Path) -> None:
+    entry = {**GOOD, "model": "${MODEL}", "system_prompt": "Say ${MODEL}.", "model_settings": {"stop": ["${STOP}"]}}
+    agents, faults = read(folder, [entry], {"MODEL": "gpt-${STOP}", "STOP": "end"})
+    assert faults == []
+    assert (agents[0].model, agents[0].system_prompt, agents[0].model_settings) == ("gpt-${STOP}", "Say ${MODEL}.", {"stop": ["end"]})
+
+
+def test_an_unset_variable_is_a_fault(folder: Path) -> None:
+    assert faults_of(folder, {**GOOD, "model": "${ABSENT}"})[0][2] == "the variable ABSENT is not set"
+
+
+def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
+    agent = agent_of(
+        folder,
+        agent_id="gpt-5-helper",
+        resources=["memory", "knowledge_base"],
+        embedding_model="x",
+        allowed_regular_tools=["search_knowledge_base"],
+        allowed_mcp_servers={"wiki": {}, "absent": {}},
+    )
+    warnings = warnings_about(agent, frozenset({"wiki"}))
+    assert len(warnings) == 7
+    for expected in (
+        "Open WebUI",
+        "memory",
+        "knowledge_base",
+        "search_knowledge_base",
+        "embedding_model",
+        "absent are not defined",
+        "without wiki",
+    ):
+        assert any(expected in warning for warning in warnings), expected
+    assert warnings_about(agent_of(folder), frozenset()) == []
+
+
+LEGACY: list[dict[str, Any]] = [
+    {
+        "agent_id": "research_agent",
+        "system_prompt_file": "a.txt",
+        "allowed_regular_tools": ["get_current_datetime"],
+        "allowed_mcp_servers": ["deepwiki", "fetch"],
+        "allowed_mcp_tools": {"deepwiki": ["read_wiki_structure", "search_wiki"], "fetch": ["fetch_url"]},
+        "provider": "azure_openai_cc",
+    },
+    {
+        "agent_id": "mcp_agent",
+        "system_prompt_file": "a.txt",
+        "allowed_regular_tools": [],
+        "allowed_mcp_servers": ["deepwiki"],
+        "allowed_mcp_tools": None,
+        "provider": "azure_openai_cc",
+    },
+    {
+        "agent_id": "regular_tools_only_agent",
+        "system_prompt_file": "prompts/a.txt",
+        "allowed_regular_tools": ["get_current_datetime", "add_two_numbers"],
+        "allowed_mcp_servers": {},
+        "provider": "azure_openai_cc",
+    },
+    {
+        "agent_id": "cli_agent",
+        "system_prompt_file": "a.txt",
+        "allowed_regular_tools": ["get_current_datetime"],
+        "allowed_mcp_servers": {"github": {"allowed_mcp_tools": ["get_me"]}},
+        "provider": "ollama",
+        "model": "qwen3:4b",
+        "model_settings": {"num_ctx": 12000, "num_predict": 2000},
+        "resources": ["memory"],
+    },
+    {
+        "agent_id": "knowledge_agent",
+        "system_prompt_file": "a.txt",
+        "provider": "azure_openai_cc",
+        "model": "gpt-4o-mini",
+        "resources": ["memory", "knowledge_base"],
+        "allowed_regular_tools": ["search_knowledge_base", "list_documents"],
+        "allowed_mcp_servers": {},
+        "resource_config": {
+            "memory": {"compression": {"enabled": True, "threshold_tokens": 8000, "archive_conversations": True}},
+            "knowledge_base": {"vector_provider": "pgvector", "chunk_size": 800, "search_triggers": ["last time"]},
+        },
+    },
+]
+
+
+def test_files_of_scottrbk_ai_agent_service_load_as_they_are(folder: Path) -> None:
+    agents, faults = read(folder, LEGACY)
+    assert faults == []
+    assert [agent.agent_id for agent in agents] == [entry["agent_id"] for entry in LEGACY]
