@@ -1,0 +1,45 @@
+"""Text made safe."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.text import capped, storable, without_secrets
+
+
+def test_nul_and_lone_surrogates_are_replaced_and_all_else_is_kept() -> None:
+    assert storable("a\x00b\ud800c\udfffd\U0001f600é\n") == "a\ufffdb\ufffdc\ufffdd\U0001f600é\n"
+
+
+@given(st.text(), st.integers(min_value=1, max_value=50))
+def test_a_cut_keeps_whole_characters_within_the_limit(text: str, limit: int) -> None:
+    cut = capped(text, limit)
+    if len(text.encode()) <= limit:
+        assert cut == text
+    else:
+        kept, _, note = cut.rpartition("\n")
+        assert text.startswith(kept)
+        assert len(kept.encode()) <= limit
+        assert note == f"[cut here: {limit} of {len(text.encode())} bytes are shown]"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-abcdefgh12345678",
+        "Bearer abc.def",
+        "bearer xyz",
+        "ghp_abcdefgh12345678",
+        "github_pat_abcdefgh12345678",
+        "xoxb-abcdefgh-12345678",
+        "glpat-abcdefgh12345678",
+        "sk-or-v1-0123456789abcdef",
+        "sk-abc***************xyz",
+    ],
+)
+def test_what_looks_like_a_key_is_taken_out(secret: str) -> None:
+    assert without_secrets(f"the key '{secret}' is wrong") == "the key '[redacted]' is wrong"
+
+
+def test_known_secrets_are_taken_out_wherever_they_stand() -> None:
+    assert without_secrets("xhunter2y and task-oriented text", ("hunter2", "")) == "x[redacted]y and task-oriented text"

@@ -1,0 +1,210 @@
+"""The terminal: the commands as an operator runs them."""
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = {"AGENT_CONFIG_FILE": str(ROOT / "agent_config.json"), "PROMPTS_DIR": str(ROOT / "prompts"), "DEFAULT_PROVIDER": "demo"}
+
+
+def environment(**variables: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
+    return {**own, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **SHIPPED, **variables}
+
+
+def run(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """`python -m app.main` with `arguments`, in `folder`."""
+    command = [sys.executable, "-m", "app.main", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment(**variables), input=stdin, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *arguments: str, **variables: str) -> Generator[tuple[str, "subprocess.Popen[str]"], None, None]:
+    """A service on a free port, once it says that it is ready; gives its address."""
+    command = [sys.executable, "-m", "app.main", "--port", "0", *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=environment(**variables), stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        url = ""
+        for line in process.stderr:
+            if "is ready: " in line:
+                url = line.split("is ready: ")[1].strip()
+                break
+        assert url, f"the service ended with {process.wait(5)}"
+        yield url, process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def get(url: str) -> Any:
+    """The JSON at `url`, asked until a server of several processes is up."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return json.load(response)
+        except OSError:
+            assert time.monotonic() < deadline
+
+
+def test_check_shows_the_shipped_agents(tmp_path: Path) -> None:
+    done = run(tmp_path, "check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "research_agent" in done.stdout
+    assert "get_current_datetime, calculate" in done.stdout
+    assert "Agents with the provider auto use: demo" in done.stdout
+    assert "2 agents in" in done.stdout
+
+
+@pytest.mark.parametrize("command", [(), ("check",), ("chat", "research_agent"), ("--workers", "2")])
+def test_faults_end_every_command_with_code_2_and_all_of_them_readable(tmp_path: Path, command: tuple[str, ...]) -> None:
+    (tmp_path / "agents.json").write_text(
+        '[{"agent_id": "a", "sytem_prompt": "x"}, {"agent_id": "b", "system_prompt_file": "no.txt"}]', encoding="utf-8"
+    )
+    done = run(tmp_path, *command, AGENT_CONFIG_FILE="agents.json", PLUGINS_DIR="absent")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "The configuration has 4 faults:"
+    assert "agents.json: agent 'a': sytem_prompt: this field is not known. Did you mean 'system_prompt'?" in done.stderr
+    assert "agents.json: agent 'b': system_prompt_file: " in done.stderr
+    assert "absent: PLUGINS_DIR: this is not a folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_setting_ends_with_code_2_and_its_name(tmp_path: Path) -> None:
+    done = run(tmp_path, PORT="many")
+    assert done.returncode == 2
+    assert "environment: PORT: " in done.stderr
+
+
+def test_an_unknown_option_or_command_is_told(tmp_path: Path) -> None:
+    for arguments in (("--nonsense",), ("nonsense",), ("chat",)):
+        done = run(tmp_path, *arguments)
+        assert done.returncode == 2
+        assert "Usage: ai-agent-service" in done.stderr
+
+
+def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run(tmp_path, "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Cannot listen on 127.0.0.1:")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_service_says_where_to_go_and_ends_well_when_it_is_told_to(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, process):
+        assert get(f"{url}/health")["status"] == "healthy"
+        assert [model["id"] for model in get(f"{url}/v1/models")["data"]] == ["research_agent", "cli_agent"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) in (0, -signal.SIGTERM)
+
+
+def test_several_workers_share_the_port(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as (url, _):
+        assert get(f"{url}/health")["status"] == "healthy"
+
+
+def test_a_listener_beyond_this_machine_is_warned_of(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "app.main", "--host", "0.0.0.0", "--port", str(port)]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.terminate()
+    assert "without access control" in first
+
+
+def test_chat_answers_one_message(tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "research_agent", "-m", "What is (17 + 4) * 2?")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '> calculate {"expression":"(17 + 4) * 2"}' in done.stdout
+    assert done.stdout.endswith("(17 + 4) * 2 = **42**\n")
+
+
+def test_chat_remembers_what_was_said(tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "cli_agent", stdin="My name is Ada.\n\nWhat is my name?\n")
+    assert done.returncode == 0
+    assert "Your name is Ada." in done.stdout
+
+
+def test_chat_tells_of_an_unknown_agent_and_of_bad_settings(tmp_path: Path) -> None:
+    unknown = run(tmp_path, "chat", "nobody", "-m", "x")
+    assert unknown.returncode == 2
+    assert "There are: research_agent, cli_agent." in unknown.stderr
+    assert "'x' is not NAME=VALUE" in run(tmp_path, "chat", "cli_agent", "--setting", "x").stderr
+    assert "messages cannot be set" in run(tmp_path, "chat", "cli_agent", "--setting", "messages=1").stderr
+
+
+def test_chat_fails_when_the_agent_cannot_answer(tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "cli_agent", "-m", "x", DEFAULT_PROVIDER="openrouter")
+    assert done.returncode == 1
+    assert "OPENROUTER_API_KEY" in done.stdout
+
+
+class Terminal:
+    """A command in a terminal of its own."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:  # the child
+            os.chdir(folder)
+            os.execve(sys.executable, [sys.executable, "-m", "app.main", *arguments], {**environment(), "TERM": "xterm"})
+        self.seen = ""
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 20
+        while text not in self.seen:
+            ready, _, _ = select.select([self.fd], [], [], deadline - time.monotonic())
+            assert ready, f"{text!r} did not come; seen: {self.seen!r}"
+            self.seen += os.read(self.fd, 65536).decode(errors="replace")
+
+    def type(self, text: str) -> None:
+        self.seen = ""
+        os.write(self.fd, text.encode())
+
+    def end(self) -> int:
+        """The exit code, once what is left was read."""
+        with contextlib.suppress(OSError):
+            while os.read(self.fd, 65536):
+                pass
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+def test_chat_in_a_terminal_sets_markdown_stops_and_goes_on(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "chat", "research_agent")
+    terminal.wait_for("> ")
+    terminal.type("help\n")
+    terminal.wait_for("demo")
+    terminal.type("\x03")
+    terminal.wait_for("stopped")
+    terminal.wait_for("> ")
+    terminal.type("What is 6*7?\n")
+    terminal.wait_for("calculate")
+    terminal.wait_for("6*7 = \x1b[1m42\x1b[0m")
+    terminal.type("\x04")
+    assert terminal.end() == 0

@@ -1,0 +1,98 @@
+"""Plug-ins: what is found where, and what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+
+from app.core.errors import ConfigError, Fault
+from app.plugins import load_plugins
+
+GOOD = '''
+from app.agents.agent import Agent
+from app.agents.base import BaseAgent, Turn
+from app.core.context import RunContext
+from app.core.events import RunFinished, TextDelta
+from app.providers.openai_compatible import OpenAICompatible
+from app.tools import tool
+
+@tool
+async def shout(text: str) -> str:
+    """Shout."""
+    return text.upper()
+
+class Groq(OpenAICompatible):
+    name = "groq"
+
+    @classmethod
+    def from_setup(cls, setup):
+        key = setup.environment.get("GROQ_API_KEY")
+        return cls(setup.http, base_url="http://127.0.0.1:1/v1", api_key=key, missing=() if key else ("GROQ_API_KEY",))
+
+class Echo(BaseAgent):
+    type = "echo"
+
+    async def run(self, turn, context):
+        yield TextDelta(turn.messages[-1].text)
+        yield RunFinished("stop", None)
+'''
+
+
+def faults_of(folder: Path) -> tuple[Fault, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_plugins(folder)
+    return caught.value.faults
+
+
+def test_the_built_in_ones_are_always_there() -> None:
+    plugins = load_plugins()
+    assert sorted(plugins.tools) == ["add_two_numbers", "calculate", "get_current_datetime"]
+    assert sorted(plugins.providers) == ["azure_openai", "demo", "ollama", "openai", "openrouter"]
+    assert sorted(plugins.agents) == ["agent"]
+
+
+def test_what_a_file_defines_is_taken_and_what_it_imports_is_not(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(GOOD, encoding="utf-8")
+    (tmp_path / "_helper.py").write_text("raise RuntimeError", encoding="utf-8")
+    plugins = load_plugins(tmp_path)
+    assert set(plugins.tools) - set(load_plugins().tools) == {"shout"}
+    assert set(plugins.providers) - set(load_plugins().providers) == {"groq"}
+    assert set(plugins.agents) - set(load_plugins().agents) == {"echo"}
+
+
+def test_all_faults_of_all_files_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a_broken.py").write_text("x = 1\n1 / 0\n", encoding="utf-8")
+    (tmp_path / "b_syntax.py").write_text("def", encoding="utf-8")
+    (tmp_path / "c_taken.py").write_text(GOOD.replace("shout", "calculate").replace('"echo"', '""'), encoding="utf-8")
+    found = [(Path(fault.file).name, fault.problem) for fault in faults_of(tmp_path)]
+    assert found == [
+        ("a_broken.py", "it cannot be loaded (ZeroDivisionError: division by zero, line 2)"),
+        ("b_syntax.py", found[1][1]),
+        ("c_taken.py", "the agent type Echo has no name"),
+        ("c_taken.py", "there is another tool of the name 'calculate'"),
+    ]
+    assert "SyntaxError" in found[1][1]
+
+
+def test_a_folder_that_is_absent_is_a_fault(tmp_path: Path) -> None:
+    assert faults_of(tmp_path / "absent")[0].field == "PLUGINS_DIR"
+
+
+def test_entry_points_of_installed_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "someones_plugin.py").write_text(GOOD, encoding="utf-8")
+    metadata = tmp_path / "someones_plugin-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: someones-plugin\nVersion: 1.0\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(
+        "[ai_agent_service.tools]\nshout = someones_plugin:shout\nabsent = someones_plugin:absent\nwrong = someones_plugin:RunContext\n"
+        "[ai_agent_service.providers]\ngroq = someones_plugin:Groq\n[ai_agent_service.agents]\necho = someones_plugin:Echo\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_plugins()
+    assert [(fault.file, fault.problem) for fault in caught.value.faults] == [
+        ("entry point 'absent' of someones-plugin", caught.value.faults[0].problem),
+        ("entry point 'wrong' of someones-plugin", "this is neither a tool, nor a provider class, nor an agent class"),
+    ]
+    (metadata / "entry_points.txt").write_text("[ai_agent_service.tools]\nshout = someones_plugin:shout\n", encoding="utf-8")
+    assert "shout" in load_plugins().tools
