@@ -164,7 +164,7 @@ class Answer:
         self._settle()
         shown = detail if len(detail) <= MAX_SHOWN_RESULT else f"{detail[:MAX_SHOWN_RESULT]}..."
         self._console.print(f"{lead} ", end="")
-        self._console.print(Text(shown, style="dim"))
+        self._console.print(Text(shown, style="dim"), soft_wrap=True)
 
     def close(self) -> None:
         """Leaves what is shown as it is."""

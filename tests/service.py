@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import httpx2
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
+from app.agents.base import BaseAgent
 from app.config.settings import Settings
 from app.plugins import Plugins, load_plugins
 from app.service import Configuration, load_configuration
@@ -28,14 +30,23 @@ AGENT: dict[str, Any] = {
 
 
 def configuration(
-    folder: Path, script: Script | None = None, *, agents: Sequence[dict[str, Any]] = (AGENT,), tools: Sequence[Tool] = (), **settings: Any
+    folder: Path,
+    script: Script | None = None,
+    *,
+    agents: Sequence[dict[str, Any]] = (AGENT,),
+    tools: Sequence[Tool] = (),
+    agent_types: Sequence[type[BaseAgent]] = (),
+    plugins: Plugins | None = None,
+    **settings: Any,
 ) -> Configuration:
-    """A configuration read from files in `folder`, with `script` as the provider `scripted` and `tools` besides the built-in ones."""
+    """A configuration read from files in `folder`, with `script` as the provider `scripted`, and `tools` and `agent_types` besides
+    `plugins`, which are by default the built-in ones."""
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "agent_config.json").write_text(json.dumps(list(agents)), encoding="utf-8")
-    plugins: Plugins = load_plugins()
+    plugins = plugins or load_plugins()
     plugins.providers["scripted"] = script or Script([])
     plugins.tools.update({tool.spec.name: tool for tool in tools})
+    plugins.agents.update({agent_type.type: agent_type for agent_type in agent_types})
     defaults: dict[str, Any] = {
         "agent_config_file": folder / "agent_config.json",
         "mcp_config_file": folder / "mcp.json",
@@ -55,34 +66,52 @@ async def client_of(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, telling when it is ready."""
+    """uvicorn at a free port of 127.0.0.1, calling `ready` once it can be reached."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = threading.Event()
+    def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
+        super().__init__(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2))
+        self._ready = ready
+        self.listening = socket.socket()
+        self.listening.bind(("127.0.0.1", 0))
+        self.listening.listen(100)
+        self.address = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts, and tells."""
         await super().startup(sockets)
-        self.ready.set()
+        self._ready()
 
 
 @contextmanager
-def running(app: FastAPI) -> Generator[str, None, None]:
-    """`app` on a real server at a free port of 127.0.0.1, in a thread; gives its address, such as `http://127.0.0.1:40123`."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.listen(100)
-    server = _Server(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
+def running(app: ASGIApp) -> Generator[str, None, None]:
+    """`app` on a real server in a thread, for clients that block; gives its address, such as `http://127.0.0.1:40123`."""
+    ready = threading.Event()
+    server = _Server(app, ready.set)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[server.listening])), daemon=True)
     thread.start()
-    assert server.ready.wait(20), "the server did not start"
+    assert ready.wait(20), "the server did not start"
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield server.address
     finally:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not stop"
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncGenerator[str, None]:
+    """`app` on a real server in this event loop, so that a test may share events with tools and scripts; gives its address."""
+    ready = asyncio.Event()
+    server = _Server(app, ready.set)
+    task = asyncio.create_task(server.serve(sockets=[server.listening]))
+    try:
+        async with asyncio.timeout(20):
+            await ready.wait()
+        yield server.address
+    finally:
+        server.should_exit = True
+        async with asyncio.timeout(20):
+            await task
 
 
 def chunks_of(body: str) -> list[dict[str, Any]]:

@@ -53,12 +53,12 @@ async def run_loop(
             question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_tool_choice(request, len(steps)))
             async with aclosing(provider.stream(question)) as events:
                 async for event in events:
-                    if type(event) is ModelFinished:
+                    if isinstance(event, ModelFinished):
                         finished = event
                         continue
-                    if type(event) is TextDelta:
+                    if isinstance(event, TextDelta):
                         said.append(event.text)
-                    yield event  # type: ignore[misc]  # mypy does not narrow a union by `type(...) is`, which costs half of isinstance
+                    yield event
             if finished is None:
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
             calls = ids.unique(finished.tool_calls)

@@ -13,13 +13,14 @@ from app.agents.base import BaseAgent, Turn
 from app.api.chat_schema import ChatMessage, CompletionUsage
 from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
 from app.api.errors import ErrorBody
-from app.api.openai_chat import message_of, usage_of
+from app.api.openai_chat import checked, message_of, usage_of
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
 from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.context import RunContext
-from app.core.errors import InvalidRequest, ProviderNotConfigured, ServiceError
+from app.core.errors import InvalidRequest, ServiceError, UpstreamError
 from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta, ToolFinished, ToolStarted
+from app.core.messages import Message
 
 router = APIRouter(tags=["Agents"])
 
@@ -114,7 +115,7 @@ class _RunFailed(msgspec.Struct, tag_field="type", tag="run_failed"):
     error: ErrorBody
 
 
-@router.get("/agents", summary="List the agents", openapi_extra=documented(None, AgentView))
+@router.get("/agents", summary="List the agents", openapi_extra=documented(None, list[AgentView]))
 async def list_agents(service: ServiceDependency) -> Response:
     """Every agent, in the order of agent_config.json."""
     return Response(_encoder.encode([await _view(agent) for agent in service.catalog]), media_type="application/json")
@@ -192,10 +193,6 @@ def _frame(event: msgspec.Struct) -> bytes:
 def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
-    if asked.message is not None:
-        messages = [ChatMessage(role="user", content=asked.message)]
-    else:
-        messages = asked.messages or []
     settings = asked.model_settings or {}
     reserved = sorted(RESERVED_MODEL_SETTINGS & settings.keys())
     if reserved:
@@ -204,12 +201,11 @@ def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
     if asked.model is not None and asked.model not in (*allowed, agent.definition.model):
         names = f": it may be one of {', '.join(allowed)}" if allowed else " for this agent"
         raise InvalidRequest(f"The model cannot be chosen freely{names}.", param="model", code="model_not_allowed")
-    place = "messages[{}]" if asked.message is None else "message"
-    return Turn(
-        messages=tuple(message_of(message, place.format(number)) for number, message in enumerate(messages)),
-        settings=settings,
-        model=asked.model,
-    )
+    if asked.message is not None:
+        messages: tuple[Message, ...] = (Message("user", checked(asked.message, "message")),)
+    else:
+        messages = tuple(message_of(message, f"messages[{number}]") for number, message in enumerate(asked.messages or ()))
+    return Turn(messages=messages, settings=settings, model=asked.model)
 
 
 def _answer(context: RunContext, model: str, tools: int, collected: Collected, finished: RunFinished) -> bytes:
@@ -241,7 +237,7 @@ async def _model(agent: BaseAgent) -> str | None:
     """The agent's model, or None where its provider cannot name one."""
     try:
         return await agent.model()
-    except ProviderNotConfigured:
+    except UpstreamError:
         return None
 
 

@@ -12,6 +12,7 @@ from app.service import Service
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `(key in )?\$\.?([^`]*)`$")
+_MISSING = re.compile(r"^Object missing required field `(.+)`$")
 _ECHO = re.compile(r"^Invalid (enum value|value) .*$")
 
 
@@ -68,5 +69,7 @@ def _without_path(text: str) -> tuple[str, str | None]:
     match = _PATH.search(text)
     path = match.group(2) if match else None
     message = text[: match.start()] if match else text
+    if missing := _MISSING.match(message):
+        path = f"{path}.{missing.group(1)}" if path else missing.group(1)
     message = _ECHO.sub("This value is not one of those that are known", message).replace("`", "'")
     return f"{message}.", path or None

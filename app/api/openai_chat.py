@@ -48,7 +48,7 @@ router = APIRouter(tags=["OpenAI"])
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 _encoder = msgspec.json.Encoder()
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-_TOOL_NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IMAGE_URL = re.compile(r"^(?:https?://|data:image/)", re.IGNORECASE)
 
 
@@ -100,9 +100,9 @@ def message_of(message: ChatMessage, place: str) -> Message:
     if isinstance(given, list):
         content = tuple(_part(part, f"{place}.content[{number}]") for number, part in enumerate(given))
     else:
-        content = _checked(given or message.refusal or "", f"{place}.content")
+        content = checked(given or message.refusal or "", f"{place}.content")
     calls = tuple(
-        ToolCall(call.id, call.function.name, _checked(call.function.arguments, f"{place}.tool_calls[{number}].function.arguments"))
+        ToolCall(call.id, call.function.name, checked(call.function.arguments, f"{place}.tool_calls[{number}].function.arguments"))
         for number, call in enumerate(message.tool_calls or ())
     )
     return Message(role, content, calls if role == "assistant" else (), message.tool_call_id if role == "tool" else None)
@@ -120,13 +120,12 @@ class ChunkFrames(Frames):
 
     def event(self, event: RunEvent) -> bytes:
         """A chunk for a delta, nothing for the rest."""
-        kind = type(event)
-        if kind is TextDelta:
-            return self._chunk(Delta(content=event.text))  # type: ignore[union-attr]
-        if kind is ReasoningDelta:
-            return self._chunk(Delta(reasoning_content=event.text))  # type: ignore[union-attr]
-        if kind is RefusalDelta:
-            return self._chunk(Delta(refusal=event.text))  # type: ignore[union-attr]
+        if isinstance(event, TextDelta):
+            return self._chunk(Delta(content=event.text))
+        if isinstance(event, ReasoningDelta):
+            return self._chunk(Delta(reasoning_content=event.text))
+        if isinstance(event, RefusalDelta):
+            return self._chunk(Delta(refusal=event.text))
         return b""
 
     def finished(self, event: RunFinished) -> bytes:
@@ -185,17 +184,18 @@ def _called(call: ToolCall) -> CalledFunction:
 
 def _tool(function: object, number: int) -> ToolSpec:
     name, description, parameters, strict = function.name, function.description, function.parameters, function.strict  # type: ignore[attr-defined]
-    if not _TOOL_NAME.match(name):
+    if not _TOOL_NAME.fullmatch(name):
         raise InvalidRequest("A tool's name has letters, digits, _ and - only, 64 at most.", param=f"tools[{number}].function.name")
-    return ToolSpec(name, description or "", parameters or {"type": "object", "properties": {}}, strict)
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return ToolSpec(function.name, function.description or "", parameters, function.strict)
 
 
 def _part(part: Part, place: str) -> ContentPart:
     match part:
         case TextContent(text=text):
-            return TextPart(_checked(text, f"{place}.text"))
+            return TextPart(checked(text, f"{place}.text"))
         case RefusalContent(refusal=refusal):
-            return TextPart(_checked(refusal, f"{place}.refusal"))
+            return TextPart(checked(refusal, f"{place}.refusal"))
         case ImageContent(image_url=image):
             if not _IMAGE_URL.match(image.url):
                 raise InvalidRequest(
@@ -210,7 +210,8 @@ def _part(part: Part, place: str) -> ContentPart:
             return FilePart(file.file_id, file.file_data, file.filename)
 
 
-def _checked(text: str, place: str) -> str:
+def checked(text: str, place: str) -> str:
+    """`text`, if it has no NUL, which databases and providers do not bear; `place` names it in the InvalidRequest."""
     if "\x00" in text:
         raise InvalidRequest("Text cannot contain the character NUL.", param=place)
     return text

@@ -8,22 +8,22 @@ from fastapi import FastAPI
 from app.api.errors import ErrorResponse
 
 _REFERENCE = "#/components/schemas/{name}"
-_documented: set[type[msgspec.Struct]] = {ErrorResponse}
+_components: dict[str, Any] = {}
 
 
-def documented(request: type[msgspec.Struct] | None, response: type[msgspec.Struct], *, stream: str = "") -> dict[str, Any]:
+def documented(request: type[Any] | None, response: type[Any], *, stream: str = "") -> dict[str, Any]:
     """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, and its errors."""
-    content: dict[str, Any] = {"application/json": {"schema": _reference(response)}}
+    content: dict[str, Any] = {"application/json": {"schema": _schema(response)}}
     if stream:
         content["text/event-stream"] = {"schema": {"type": "string", "description": f"With `stream`: {stream}"}}
     extra: dict[str, Any] = {
         "responses": {
             "200": {"description": "The answer", "content": content},
-            "default": {"description": "An error", "content": {"application/json": {"schema": _reference(ErrorResponse)}}},
+            "default": {"description": "An error", "content": {"application/json": {"schema": _schema(ErrorResponse)}}},
         }
     }
     if request is not None:
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _reference(request)}}}
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(request)}}}
     return extra
 
 
@@ -34,15 +34,15 @@ def describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             description = original()
-            types = sorted(_documented, key=lambda struct: struct.__name__)
-            _, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
-            description.setdefault("components", {}).setdefault("schemas", {}).update(components)
+            description.setdefault("components", {}).setdefault("schemas", {}).update(_components)
             app.openapi_schema = description
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents for extending the description
 
 
-def _reference(struct: type[msgspec.Struct]) -> dict[str, str]:
-    _documented.add(struct)
-    return {"$ref": _REFERENCE.format(name=struct.__name__)}
+def _schema(kind: type[Any]) -> dict[str, Any]:
+    """The schema of a struct, or of a list of them, by reference to what the description holds."""
+    (schema,), components = msgspec.json.schema_components([kind], ref_template=_REFERENCE)
+    _components.update(components)
+    return schema

@@ -81,10 +81,11 @@ class Collected:
 class RunResponse(Response):
     """Drives a run while the caller stays; `respond` says what is sent."""
 
-    def __init__(self, service: Service, context: RunContext, events: Events) -> None:
+    def __init__(self, service: Service, context: RunContext, events: Events, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
         self._service = service
         self._context = context
         self._events = events
+        self._keep_alive_seconds = keep_alive_seconds
         self._client_left = False
         self._started = False
         self._complete = False
@@ -100,6 +101,8 @@ class RunResponse(Response):
             try:
                 async with limit, aclosing(self._events):
                     await self.respond(send)
+                    if not self._complete:
+                        raise RuntimeError("the agent's events ended without RunFinished or RunFailed")
             except asyncio.CancelledError:
                 if not self._client_left:
                     raise
@@ -146,7 +149,7 @@ class RunResponse(Response):
         """Waits for the caller to leave, and then stops the run."""
         while True:
             try:
-                async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                async with asyncio.timeout(self._keep_alive_seconds):
                     message = await receive()
             except TimeoutError:
                 await self.keep_alive(send)
@@ -162,8 +165,10 @@ class RunResponse(Response):
 class StreamedRun(RunResponse):
     """A run as server-sent events. An error before the first event is answered with its status; a later one is the last event."""
 
-    def __init__(self, service: Service, context: RunContext, events: Events, frames: Frames) -> None:
-        super().__init__(service, context, events)
+    def __init__(
+        self, service: Service, context: RunContext, events: Events, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+    ) -> None:
+        super().__init__(service, context, events, keep_alive_seconds=keep_alive_seconds)
         self._frames = frames
         self._sent_since_check = False
 
@@ -171,17 +176,16 @@ class StreamedRun(RunResponse):
         """Sends each event as it comes, in one write."""
         frames = self._frames
         async for event in self._events:
-            kind = type(event)
-            if kind is RunFinished:
-                await self._send(send, frames.finished(event) + DONE, more=False)  # type: ignore[arg-type]
-            elif kind is RunFailed:
-                raise event.error  # type: ignore[union-attr]
+            if isinstance(event, RunFinished):
+                await self._send(send, frames.finished(event) + DONE, more=False)
+            elif isinstance(event, RunFailed):
+                raise event.error
             elif frame := frames.event(event):
                 await self._send(send, frame)
 
     async def keep_alive(self, send: Send) -> None:
         """Sends a comment when nothing else was sent, so that no proxy takes the stream for dead."""
-        if not self._sent_since_check:
+        if not self._sent_since_check and not self._complete:
             await self._send(send, b": keep-alive\n\n")
         self._sent_since_check = False
 

@@ -1,11 +1,10 @@
 """OpenAI's chat completions over server-sent events: a model request out, model events back. Written once for all who speak it."""
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from app.core.errors import ProviderProtocolError
@@ -14,7 +13,7 @@ from app.core.ids import new_id
 from app.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall
 from app.core.usage import Usage
 from app.providers.base import ModelEvent, ModelFinished, ModelRequest
-from app.providers.http import HttpClient, Target, error_in_stream
+from app.providers.http import HttpClient, Target, drain, error_in_stream
 from app.providers.sse import EventReader
 
 logger = logging.getLogger(__name__)
@@ -104,8 +103,8 @@ async def stream(http: HttpClient, target: Target, request: ModelRequest, profil
     calls = _ToolCalls()
     reason: str | None = None
     usage: Usage | None = None
-    async with http.post(target, request_body(request, profile), deadline=request.deadline) as pieces:
-        async for data in _events(pieces):
+    async with http.post(target, request_body(request, profile), deadline=request.deadline) as pieces, aclosing(_events(pieces)) as events:
+        async for data in events:
             try:
                 chunk = _decode_chunk(data)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -194,25 +193,12 @@ async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     async for piece in pieces:
         for data in reader.feed(piece):
             if data == b"[DONE]":
-                await _drain(pieces)
+                await drain(pieces)
                 return
             yield data
     for data in reader.close():
         if data != b"[DONE]":
             yield data
-
-
-async def _drain(pieces: AsyncIterator[bytes]) -> None:
-    """Reads what follows the end, usually nothing, so that the connection can be used again."""
-    left = 64 * 1024
-    try:
-        async with asyncio.timeout(1):
-            async for piece in pieces:
-                left -= len(piece)
-                if left < 0:
-                    return
-    except (aiohttp.ClientError, TimeoutError):
-        return  # the answer is whole; only its connection is lost
 
 
 def _function(spec: Any) -> dict[str, Any]:

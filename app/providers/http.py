@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import math
 import random
 import time
 import urllib.request
@@ -33,9 +34,13 @@ logger = logging.getLogger(__name__)
 
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 MAX_ERROR_BYTES = 64 * 1024
+MAX_JSON_BYTES = 1_000_000
 MAX_ERROR_CHARACTERS = 500
 MAX_WAIT = 20.0
 """Seconds of Retry-After that are waited out; a longer wait is the caller's to decide."""
+
+TOO_LONG = ("context length", "context_length", "context size", "context window", "maximum context", "prompt is too long")
+"""What the providers' messages about a conversation that does not fit have in common; 502 is an error within a stream."""
 
 BUDGET = 10.0
 BUDGET_PER_REQUEST = 0.1
@@ -90,24 +95,31 @@ class HttpClient:
         `time.monotonic()`) passes first. An answer read to its end gives its connection back; any other is closed.
         """
         response = await self._answer(target, body, deadline)
+        pieces = self._pieces(response, deadline)
         try:
-            yield self._pieces(response)
+            yield pieces
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._translated(error, target, deadline, begun=True) from error
         finally:
             response.close()
+            await pieces.aclose()
 
     async def get_json(self, target: Target, *, timeout: float) -> object:
         """The JSON answer to a GET within `timeout` seconds; raises UpstreamError."""
         try:
-            async with asyncio.timeout(timeout), self._open.get(target.url, headers=target.headers, allow_redirects=False) as response:
-                text = await response.content.read(1_000_000)
+            async with (
+                asyncio.timeout(timeout),
+                self._open.get(target.url, headers=target.headers, allow_redirects=False, proxy=proxy_for(target.url)) as response,
+            ):
+                text = await _beginning(response.content, MAX_JSON_BYTES)
                 if response.status != 200:
                     raise _error_of(response.status, response.headers, text, target)
                 return msgspec.json.decode(text)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translated(error, target, time.monotonic() + timeout, begun=False) from error
-        except msgspec.DecodeError as error:
+        except TimeoutError as error:
+            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._translated(error, target, math.inf, begun=False) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderProtocolError(f"{target.provider} answered with something that is not JSON") from error
 
     @property
@@ -127,12 +139,13 @@ class HttpClient:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = self._translated(error, target, deadline, begun=False)
                 failure.__cause__ = error
-                retried = not isinstance(failure, RunTimeout | ProviderTimeout) or isinstance(error, aiohttp.ConnectionTimeoutError)
+                lasting = isinstance(error, TimeoutError | aiohttp.InvalidURL)
+                retried = not lasting or isinstance(error, aiohttp.ConnectionTimeoutError)
             else:
                 if response.status == 200:
                     return response
                 failure = await self._failure(response, target)
-                retried = response.status in RETRIED
+                retried = response.status in RETRIED and not isinstance(failure, ContextTooLong)
             delay = self._delay(attempt, failure.retry_after)
             if not retried or attempt >= self._max_retries or delay is None or time.monotonic() + delay >= deadline:
                 raise failure
@@ -161,12 +174,15 @@ class HttpClient:
             ),
         )
 
-    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, response: aiohttp.ClientResponse, deadline: float) -> AsyncGenerator[bytes, None]:
         content = response.content
         piece = await content.readany()
         if response.connection is not None and response.connection.protocol is not None:
             response.connection.protocol.read_timeout = self._timeouts.idle
+            response.connection.protocol.start_timeout()  # the time that runs already is the one for the first byte
         while piece:
+            if time.monotonic() >= deadline:  # aiohttp looks only when it has to wait, which a flood never makes it do
+                raise TimeoutError
             yield piece
             piece = await content.readany()
 
@@ -174,7 +190,7 @@ class HttpClient:
         text = b""
         try:
             async with asyncio.timeout(5):
-                text = await response.content.read(MAX_ERROR_BYTES)
+                text = await _beginning(response.content, MAX_ERROR_BYTES)
         except (aiohttp.ClientError, TimeoutError, OSError):
             logger.info("provider.error_without_body", extra={"provider": target.provider, "status": response.status})
         finally:
@@ -206,10 +222,34 @@ class HttpClient:
         return ProviderUnavailable(f"{target.provider} cannot be reached.")
 
 
+async def drain(pieces: AsyncIterator[bytes]) -> None:
+    """Reads what follows the end of a whole answer, usually nothing, so that its connection can be used again."""
+    left = 64 * 1024
+    try:
+        async with asyncio.timeout(1):
+            async for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    return
+    except (aiohttp.ClientError, TimeoutError):
+        return  # the answer is whole; only its connection is lost
+
+
+async def _beginning(content: aiohttp.StreamReader, limit: int) -> bytes:
+    """All of `content`, or what came until it was more than `limit` bytes; a single read gives what has arrived."""
+    found = bytearray()
+    while len(found) <= limit and (piece := await content.readany()):
+        found += piece
+    return bytes(found)
+
+
 @functools.lru_cache(maxsize=256)
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) names for `url`."""
-    address = URL(url)
+    """The proxy that the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) names for `url`; raises aiohttp.InvalidURL."""
+    try:
+        address = URL(url)
+    except ValueError as error:
+        raise aiohttp.InvalidURL(url) from error
     if not address.host or urllib.request.proxy_bypass(address.host):
         return None
     return urllib.request.getproxies().get(address.scheme)
@@ -217,8 +257,11 @@ def proxy_for(url: str) -> str | None:
 
 def error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
     """The human part of a provider's error, in whichever of the usual forms it comes, without secrets and at most 500 characters."""
-    while isinstance(value, dict):
-        value = next((value[key] for key in ("error", "message", "detail") if value.get(key)), "")
+    while isinstance(value, dict | list):
+        if isinstance(value, list):
+            value = value[0] if value else ""
+        else:
+            value = next((value[key] for key in ("error", "message", "detail", "msg") if value.get(key)), "")
     text = value if isinstance(value, str) else (str(value) if value else "")
     text = without_secrets(" ".join(text.split()), secrets)
     return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[:MAX_ERROR_CHARACTERS]}..."
@@ -227,7 +270,13 @@ def error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
 def error_in_stream(value: Any, target: Target) -> ServiceError:
     """The error that a provider sends within an answer that began with 200."""
     code = value.get("code") if isinstance(value, dict) else None
-    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else 502
+    match code:
+        case int():
+            status = code
+        case str() if len(code) == 3 and code.isdecimal():
+            status = int(code)
+        case _:
+            status = 429 if code == "rate_limit_exceeded" else 502
     return _meaning(status, None, error_message(value, target.secrets), str(code), target)
 
 
@@ -236,7 +285,7 @@ def _error_of(status: int, headers: Mapping[str, str], text: bytes, target: Targ
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        value = text.decode(errors="replace") if b"<html" not in text[:500].lower() else ""
+        value = "" if text.lstrip().startswith(b"<") else text.decode(errors="replace")  # pages of proxies tell of the inside
     inner = value.get("error") if isinstance(value, dict) else None
     code = str(inner.get("code")) if isinstance(inner, dict) else ""
     return _meaning(status, _retry_after(headers), error_message(value, target.secrets), code, target)
@@ -244,11 +293,9 @@ def _error_of(status: int, headers: Mapping[str, str], text: bytes, target: Targ
 
 def _meaning(status: int, retry_after: float | None, message: str, code: str, target: Target) -> ServiceError:
     said = f"{target.provider}: {message}" if message else f"{target.provider} answered with the status {status} and no explanation."
-    too_long = code == "context_length_exceeded" or any(
-        sign in message.lower() for sign in ("context length", "context_length", "context window", "maximum context", "prompt is too long")
-    )
+    too_long = code == "context_length_exceeded" or any(sign in message.lower() for sign in TOO_LONG)
     match status:
-        case 400 | 413 | 422 if too_long:
+        case 400 | 413 | 422 | 500 | 502 if too_long:
             return ContextTooLong(said, param="messages")
         case 400 | 413 | 422:
             return InvalidRequest(said, code="provider_rejected_request")
@@ -269,12 +316,13 @@ def _meaning(status: int, retry_after: float | None, message: str, code: str, ta
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds in `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date), None without a usable one."""
     try:
-        if milliseconds := headers.get("retry-after-ms"):
-            return max(0.0, float(milliseconds) / 1000)
         value = headers.get("Retry-After", "")
-        if not value:
-            return None
-        seconds = float(value) if value.replace(".", "", 1).isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+        if milliseconds := headers.get("retry-after-ms"):
+            seconds = float(milliseconds) / 1000
+        elif value.replace(".", "", 1).isdigit():
+            seconds = float(value)
+        else:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
-    return max(0.0, seconds)
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,7 +1,8 @@
 """Ollama's native chat over newline-delimited JSON: a model request out, model events back."""
 
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from app.core.messages import ImagePart, Message, TextPart, ToolCall
 from app.core.usage import Usage
 from app.providers.base import ModelEvent, ModelFinished, ModelRequest
 from app.providers.chat_wire import finish_reason
-from app.providers.http import HttpClient, Target, error_in_stream
+from app.providers.http import HttpClient, Target, drain, error_in_stream
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _DATA_URL = re.compile(r"^data:[^;,]*;base64,(.*)$", re.DOTALL)
@@ -67,27 +68,20 @@ async def stream(http: HttpClient, target: Target, request: ModelRequest) -> Asy
     """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
     calls: list[ToolCall] = []
     last: _Line | None = None
-    rest = b""
-    async with http.post(target, request_body(request), deadline=request.deadline) as pieces:
-        async for piece in pieces:
-            *lines, rest = (rest + piece).split(b"\n")
-            if len(rest) > MAX_LINE_BYTES:
-                raise ProviderProtocolError("The provider sent a line of more than 16 MiB.")
-            for text in lines:
-                if not text.strip():
-                    continue
-                line = _decoded(text, target)
-                if line.message is not None:
-                    if line.message.thinking:
-                        yield ReasoningDelta(line.message.thinking)
-                    if line.message.content:
-                        yield TextDelta(line.message.content)
-                    calls += [_tool_call(call) for call in line.message.tool_calls or ()]
-                if line.done:
-                    last = line
-    if last is None and rest.strip():
-        last = _decoded(rest, target)
-    if last is None or not last.done:
+    async with http.post(target, request_body(request), deadline=request.deadline) as pieces, aclosing(_lines(pieces)) as lines:
+        async for text in lines:
+            line = _decoded(text, target)
+            if line.message is not None:
+                if line.message.thinking:
+                    yield ReasoningDelta(line.message.thinking)
+                if line.message.content:
+                    yield TextDelta(line.message.content)
+                calls += [_tool_call(call) for call in line.message.tool_calls or ()]
+            if line.done:
+                last = line
+                await drain(pieces)
+                break
+    if last is None:
         raise ProviderProtocolError(f"The answer of {target.provider} ended without a finish reason.")
     usage = None
     if last.prompt_eval_count is not None or last.eval_count is not None:
@@ -145,6 +139,20 @@ def wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
             wire["tool_name"] = names.get(message.tool_call_id or "", "")
         found.append(wire)
     return found
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The lines that are not blank; the last one need not be ended."""
+    rest = b""
+    async for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            raise ProviderProtocolError("The provider sent a line of more than 16 MiB.")
+        for line in lines:
+            if line.strip():
+                yield line
+    if rest.strip():
+        yield rest
 
 
 def _decoded(text: bytes, target: Target) -> _Line:

@@ -62,4 +62,4 @@ class EventReader:
         elif value:
             return  # another field whose name begins with "data"
         self._data.append(value)
-        self._size += len(value)
+        self._size += len(line) + 1

@@ -1,0 +1,115 @@
+"""The documentation: its examples run, its links lead somewhere."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from app.config.agents import AgentDefinition
+from app.core.errors import ServiceError
+from app.plugins import Plugins, load_plugins
+from app.server import create_app
+from app.service import open_service
+from tests.scripted import Script, calls, says
+from tests.service import AGENT, client_of, configuration
+from tests.upstream import Upstream, reply
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Plugins:
+    """The examples of docs/extending.md, each in the file that the page names."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    examples = re.findall(r"`plugins/(\w+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    assert [name for name, _ in examples] == ["dice.py", "groq.py", "echo.py"]
+    for name, source in examples:
+        (folder / name).write_text(source, encoding="utf-8")
+    return load_plugins(folder)
+
+
+async def test_the_example_of_a_tool_runs(tmp_path: Path, plugins: Plugins) -> None:
+    script = Script(calls(("roll_dice", {"sides": 6, "count": 3}), ("roll_dice", {"sides": 1})), says("rolled"))
+    agent = {**AGENT, "allowed_regular_tools": ["roll_dice"]}
+    async with client_of(create_app(configuration(tmp_path, script, agents=[agent], plugins=plugins))) as client:
+        answer = (await client.post("/agents/helper/chat", json={"message": "Roll."})).json()
+    results = {call["arguments"]: call["result"] for call in answer["tool_calls"]}
+    rolled = json.loads(results['{"sides":6,"count":3}'])
+    assert len(rolled) == 3
+    assert all(1 <= number <= 6 for number in rolled)
+    assert results['{"sides":1}'].startswith("Error: a die has 2 to 100 sides")
+
+
+async def test_the_example_of_a_provider_answers(tmp_path: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = b'data: {"choices":[{"delta":{"content":"hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    async with Upstream(reply(body=said, content_type="text/event-stream")) as upstream:
+        monkeypatch.setenv("GROQ_API_KEY", "k")
+        monkeypatch.setenv("GROQ_BASE_URL", f"{upstream.url}/openai/v1")
+        found = configuration(tmp_path, agents=[{**AGENT, "provider": "groq"}], plugins=plugins)
+        async with client_of(create_app(found)) as client:
+            answer = (await client.post("/agents/helper/chat", json={"message": "Hi.", "model_settings": {"logit_bias": {"1": 1}}})).json()
+    assert (answer["response"], answer["model_used"]) == ("hi", "llama-3.3-70b-versatile")
+    [request] = upstream.requests
+    assert (request.path, request.headers["authorization"]) == ("/openai/v1/chat/completions", "Bearer k")
+    assert "logit_bias" not in request.json
+
+
+async def test_the_example_of_an_agent_type_answers(tmp_path: Path, plugins: Plugins) -> None:
+    found = configuration(tmp_path, agents=[{**AGENT, "type": "echo"}], plugins=plugins)
+    async with client_of(create_app(found)) as client:
+        answer = (
+            await client.post("/v1/chat/completions", json={"model": "helper", "messages": [{"role": "user", "content": "Hello!"}]})
+        ).json()
+    assert answer["choices"][0]["message"]["content"] == "Hello!"
+
+
+def test_the_entry_points_of_the_example_are_valid_toml() -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert set(tomllib.loads(example)["project"]["entry-points"]) == {
+        f"ai_agent_service.{kind}" for kind in ("tools", "providers", "agents")
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/configuration.md"])
+def test_the_agents_that_pages_show_are_valid(page: str) -> None:
+    shown = re.findall(r"```json\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    agents = [agent for text in shown for value in [json.loads(text)] for agent in (value if isinstance(value, list) else [value])]
+    assert agents
+    for agent in agents:
+        AgentDefinition.model_validate(agent)
+
+
+def test_the_configuration_page_describes_every_field_of_an_agent() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    legacy = {"embedding_provider", "embedding_model", "rerank_provider", "rerank_model"}
+    assert [name for name in AgentDefinition.model_fields if name not in legacy and f"`{name}`" not in text] == []
+
+
+def test_the_api_page_names_every_code_of_an_error() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    classes = [ServiceError]
+    for found in classes:
+        classes += found.__subclasses__()
+    inner = {"configuration_error", "provider_error", "provider_refused"}
+    assert [found.default_code for found in classes if found.default_code not in inner and f"`{found.default_code}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+async def test_the_shipped_agents_are_usable_with_every_provider(tmp_path: Path) -> None:
+    agents = json.loads((ROOT / "agent_config.json").read_text(encoding="utf-8"))
+    assert [agent["agent_id"] for agent in agents] == ["research_agent", "cli_agent"]
+    assert all(agent["provider"] == "auto" and "model" not in agent for agent in agents)
+    for provider in load_plugins().providers:
+        found = configuration(tmp_path, agents=agents, default_provider=provider, prompts_dir=ROOT / "prompts")
+        async with open_service(found) as service:
+            assert [agent.parts.provider.name for agent in service.catalog] == [provider, provider]
