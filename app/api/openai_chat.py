@@ -25,6 +25,7 @@ from app.api.chat_schema import (
     Delta,
     FileContent,
     ImageContent,
+    OfferedFunction,
     Part,
     PromptTokensDetails,
     RefusalContent,
@@ -182,9 +183,8 @@ def _called(call: ToolCall) -> CalledFunction:
     return CalledFunction(call.name, call.arguments)
 
 
-def _tool(function: object, number: int) -> ToolSpec:
-    name, description, parameters, strict = function.name, function.description, function.parameters, function.strict  # type: ignore[attr-defined]
-    if not _TOOL_NAME.fullmatch(name):
+def _tool(function: OfferedFunction, number: int) -> ToolSpec:
+    if not _TOOL_NAME.fullmatch(function.name):
         raise InvalidRequest("A tool's name has letters, digits, _ and - only, 64 at most.", param=f"tools[{number}].function.name")
     parameters = function.parameters or {"type": "object", "properties": {}}
     return ToolSpec(function.name, function.description or "", parameters, function.strict)

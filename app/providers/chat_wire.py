@@ -239,37 +239,63 @@ def _usage(usage: _Usage) -> Usage:
 
 
 class _ToolCalls:
-    """Puts tool calls together from their pieces; bears servers that leave out the index or the id, or repeat them."""
+    """Puts tool calls together from their pieces; bears servers that leave out the index or the id, or repeat them or the name."""
 
     def __init__(self) -> None:
-        self._calls: list[tuple[str | None, list[str], list[str]]] = []  # id, pieces of the name, pieces of the arguments
-        self._by_index: dict[int, int] = {}
+        self._calls: list[_Pieces] = []
+        self._by_index: dict[int, _Pieces] = {}
 
     def add(self, deltas: list[_ToolCallDelta]) -> None:
         for delta in deltas:
-            position = self._position(delta)
+            call = self._call(delta)
+            call.id = call.id or delta.id
             if delta.function is not None:
-                _, names, arguments = self._calls[position]
-                if delta.function.name:
-                    names.append(delta.function.name)
+                if delta.function.name and delta.function.name != call.name:
+                    call.name += delta.function.name
                 if delta.function.arguments:
-                    arguments.append(delta.function.arguments)
+                    call.arguments.append(delta.function.arguments)
 
     def complete(self) -> tuple[ToolCall, ...]:
+        taken: set[str] = set()
         found: list[ToolCall] = []
-        for call_id, names, arguments in self._calls:
-            taken = {call.id for call in found}
-            found.append(ToolCall(call_id if call_id and call_id not in taken else new_id("call_"), "".join(names), "".join(arguments)))
+        for call in self._calls:
+            call_id = call.id if call.id and call.id not in taken else new_id("call_")
+            taken.add(call_id)
+            found.append(ToolCall(call_id, call.name, "".join(call.arguments)))
         return tuple(found)
 
-    def _position(self, delta: _ToolCallDelta) -> int:
-        index = delta.index if delta.index is not None else (len(self._calls) if delta.id else max(len(self._calls) - 1, 0))
-        position = self._by_index.get(index)
-        begins = position is None or bool(delta.id and self._calls[position][0] not in (None, delta.id))
-        if begins:
-            position = self._by_index[index] = len(self._calls)
-            self._calls.append((delta.id or None, [], []))
-        elif position is not None and delta.id and self._calls[position][0] is None:
-            self._calls[position] = (delta.id, *self._calls[position][1:])
-        assert position is not None
-        return position
+    def _call(self, delta: _ToolCallDelta) -> "_Pieces":
+        """The call that `delta` is a piece of, a new one where it begins one."""
+        if delta.index is not None:
+            call = self._by_index.get(delta.index)
+        elif delta.id:
+            call = next((call for call in self._calls if call.id == delta.id), None)
+        else:
+            call = self._calls[-1] if self._calls else None
+        if call is None or _begins(delta, call):
+            call = _Pieces()
+            self._calls.append(call)
+            if delta.index is not None:
+                self._by_index[delta.index] = call
+        return call
+
+
+class _Pieces(msgspec.Struct):
+    id: str | None = None
+    name: str = ""
+    arguments: list[str] = []
+
+
+def _begins(delta: _ToolCallDelta, call: _Pieces) -> bool:
+    """Whether `delta` is no piece of `call` though it has its place: another id, or a name after whole arguments (Gemini has no ids)."""
+    if delta.id and call.id:
+        return delta.id != call.id
+    return bool(delta.function and delta.function.name and call.arguments and _is_json("".join(call.arguments)))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True

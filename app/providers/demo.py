@@ -23,6 +23,9 @@ HELP = (
     "`OPENROUTER_API_KEY`, `AZURE_OPENAI_API_KEY` with `AZURE_OPENAI_ENDPOINT` and `AZURE_OPENAI_DEFAULT_MODEL`, "
     "or run Ollama on this machine."
 )
+MAX_SEARCHED = 1_000
+"""Characters of a message in which arithmetic is looked for; the time that takes grows with their square."""
+
 _TIME = re.compile(r"\b(?:time|date|day)\b", re.IGNORECASE)
 _PLACE = re.compile(r"\b(?:in|at|for)\s+([A-Z][\w'-]*(?:[ /_][A-Z][\w'-]*)*)")
 _SUM = re.compile(r"(?:(?:sqrt|log|sin|cos|tan|abs|round)\s*\(|[-(\d.])[\d\s.+*/^×÷%()a-z-]*[\d)]")
@@ -31,6 +34,16 @@ _NAMED = re.compile(r"\b(?:my name is|i am called|call me)\s+([\w'-]+)", re.IGNO
 _ASKED_NAME = re.compile(r"\bwhat(?:'s| is) my name\b|\bwho am i\b", re.IGNORECASE)
 _GREETING = re.compile(r"^\s*(?:hi|hello|hey|good (?:morning|evening|day))\b", re.IGNORECASE)
 _PIECE = re.compile(r"\S+\s*|\s+")
+
+
+class _Sum(msgspec.Struct):
+    expression: str
+
+
+class _Now(msgspec.Struct):
+    timezone: str
+    datetime: str
+    weekday: str
 
 
 class Demo:
@@ -98,7 +111,7 @@ class Demo:
 
 def _expression(text: str) -> str | None:
     """The arithmetic in `text`, if there is an operation in it."""
-    for match in _SUM.finditer(text.replace("?", " ").replace("=", " ")):
+    for match in _SUM.finditer(text[:MAX_SEARCHED].replace("?", " ").replace("=", " ")):
         expression = match.group(0).strip()
         if _OPERATION.search(expression):
             return expression
@@ -109,12 +122,14 @@ def _told(result: Message, messages: tuple[Message, ...]) -> str:
     call = next((call for message in reversed(messages) for call in message.tool_calls if call.id == result.tool_call_id), None)
     if result.text.startswith("Error: "):
         return f"The tool could not do that: {result.text.removeprefix('Error: ')}"
-    if call is not None and call.name == CALCULATOR:
-        expression = msgspec.json.decode(call.arguments)["expression"]
-        return f"{expression} = **{result.text}**"
-    if call is not None and call.name == CLOCK:
-        now = msgspec.json.decode(result.text)
-        return f"In {now['timezone']} it is **{now['datetime'][11:16]}** on {now['weekday']}, {now['datetime'][:10]}."
+    try:
+        if call is not None and call.name == CALCULATOR:
+            return f"{msgspec.json.decode(call.arguments, type=_Sum).expression} = **{result.text}**"
+        if call is not None and call.name == CLOCK:
+            now = msgspec.json.decode(result.text, type=_Now)
+            return f"In {now.timezone} it is **{now.datetime[11:16]}** on {now.weekday}, {now.datetime[:10]}."
+    except (msgspec.DecodeError, RecursionError):
+        pass  # a client tells its own story of what was called and answered
     return f"The tool answered: {result.text}"
 
 
