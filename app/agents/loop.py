@@ -63,6 +63,7 @@ async def run_loop(
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
             calls = ids.unique(finished.tool_calls)
             steps.append(StepRecord(calls, finished.usage))
+            logger.debug("run.step", extra={"run_id": context.run_id, "step": len(steps), "calls": [call.name for call in calls]})
             theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
             ours = tuple(call for call in calls if call not in theirs)
             if not calls:

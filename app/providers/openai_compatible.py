@@ -33,7 +33,8 @@ class OpenAICompatible:
     ) -> None:
         self.http = http
         self.base_url = base_url.rstrip("/")
-        self.api_key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key or ""
+        secret = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key or ""
+        self.api_key = secret.strip()  # a key read from a file ends with a newline, which no header bears
         self.model_list = model_list
         self.missing = missing
         self._default_model = default_model
