@@ -191,6 +191,8 @@ def _frame(event: msgspec.Struct) -> bytes:
 
 
 def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
+    for name in ("user_id", "session_id"):
+        checked(getattr(asked, name) or "", name)
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
     settings = asked.model_settings or {}

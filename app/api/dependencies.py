@@ -35,7 +35,7 @@ async def decoded_body(request: Request, decoder: msgspec.json.Decoder[T], max_b
     The error names the field in `param` and never repeats what was sent.
     """
     length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > max_bytes:
+    if length.isdecimal() and int(length) > max_bytes:
         raise _too_large(max_bytes)
     body = b""
     pieces: list[bytes] = []

@@ -82,6 +82,7 @@ def turn_of(asked: ChatCompletionRequest) -> Turn:
         raise InvalidRequest("Agents answer with text only.", param="modalities", code="unsupported_value")
     if asked.functions:
         raise InvalidRequest("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
+    checked(asked.user or "", "user")
     settings = {name: value for name in SETTINGS if (value := getattr(asked, name)) is not None}
     tools = tuple(_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
     choice = NamedTool(asked.tool_choice.function.name) if isinstance(asked.tool_choice, ChosenTool) else asked.tool_choice

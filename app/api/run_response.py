@@ -78,7 +78,7 @@ class Collected:
                 pass
 
 
-class RunResponse(Response):
+class RunResponse(Response, ABC):
     """Drives a run while the caller stays; `respond` says what is sent."""
 
     def __init__(self, service: Service, context: RunContext, events: Events, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
@@ -116,13 +116,15 @@ class RunResponse(Response):
             finally:
                 watcher.cancel()
 
+    @abstractmethod
     async def respond(self, send: Send) -> None:
         """Takes the events and sends the answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def keep_alive(self, send: Send) -> None:
         """Called when nothing was sent for a while."""
 
+    @abstractmethod
     async def end_with(self, error: ServiceError, send: Send) -> None:
         """Ends an answer that has begun with `error`."""
 
@@ -178,9 +180,10 @@ class StreamedRun(RunResponse):
         async for event in self._events:
             if isinstance(event, RunFinished):
                 await self._send(send, frames.finished(event) + DONE, more=False)
-            elif isinstance(event, RunFailed):
+                return
+            if isinstance(event, RunFailed):
                 raise event.error
-            elif frame := frames.event(event):
+            if frame := frames.event(event):
                 await self._send(send, frame)
 
     async def keep_alive(self, send: Send) -> None:
@@ -219,5 +222,11 @@ class CollectedRun(RunResponse):
                 await self.start(send, b"application/json", len(body))
                 self._complete = True
                 await send({"type": "http.response.body", "body": body})
-            else:
-                collected.add(event)
+                return
+            collected.add(event)
+
+    async def keep_alive(self, send: Send) -> None:
+        """A JSON answer cannot be kept alive: whatever is sent early would be part of it."""
+
+    async def end_with(self, error: ServiceError, send: Send) -> None:
+        """An answer is sent whole, so nothing can follow its beginning."""

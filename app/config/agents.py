@@ -12,7 +12,13 @@ from app.config.prompts import read_prompt
 from app.core.errors import Fault
 
 DEFAULT_MAX_STEPS = 12
-RESERVED_MODEL_SETTINGS = frozenset({"messages", "model", "stream", "stream_options", "tools", "functions"})
+RESERVED_MODEL_SETTINGS = frozenset(
+    {
+        *("messages", "model", "stream", "stream_options", "tools", "tool_choice", "functions", "function_call"),
+        *("n", "logprobs", "top_logprobs", "modalities", "audio"),
+    }
+)
+"""Fields of a request that are the service's own, and those that ask for what agents do not give."""
 PROVIDER_ALIASES = {"azure_openai_cc": "azure_openai"}
 _REWRITTEN_BY_OPEN_WEBUI = re.compile(r"^(gpt-[5-9]|o\d)")
 
@@ -75,7 +81,7 @@ class AgentDefinition(BaseModel):
     def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted(RESERVED_MODEL_SETTINGS & value.keys())
         if taken:
-            raise ValueError(f"{', '.join(taken)} cannot be set here: the service sets it for each request")
+            raise ValueError(f"{', '.join(taken)} cannot be set here: the service decides on it for each request")
         return value
 
     @field_validator("provider")

@@ -1,0 +1,314 @@
+"""The agents API: GET /agents, GET /agents/{id}, POST /agents/{id}/chat."""
+
+import json
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from dirty_equals import IsFloat, IsNow, IsStr
+
+from app.core.errors import ProviderRateLimited, ProviderUnavailable
+from app.core.events import ReasoningDelta, RefusalDelta, TextDelta
+from app.core.messages import Message
+from app.core.usage import Usage
+from app.providers.base import ModelFinished
+from app.server import create_app
+from tests.api.asking import error_of
+from tests.openai_schema import events_of, validate
+from tests.scripted import Action, Script, calls, says
+from tests.service import AGENT, client_of, configuration
+
+ASK = "/agents/helper/chat"
+USAGE = {
+    "prompt_tokens": 30,
+    "completion_tokens": 7,
+    "total_tokens": 37,
+    "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
+}
+
+
+async def chat(folder: Path, body: dict[str, Any], *answers: list[Action]) -> dict[str, Any]:
+    """The agent's answer to `body`."""
+    async with client_of(create_app(configuration(folder, Script(*answers)))) as client:
+        response = await client.post(ASK, json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def events_in(response: httpx2.Response) -> list[dict[str, Any]]:
+    """The events of a stream, which has to end with `[DONE]`."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *events, last = events_of(response.text)
+    assert last == "[DONE]"
+    return [json.loads(event) for event in events]
+
+
+# What agents there are
+
+
+async def test_an_agent_is_shown_with_its_model_and_its_tools(tmp_path: Path) -> None:
+    agent = {**AGENT, "description": "Helps.", "max_steps": 5}
+    async with client_of(create_app(configuration(tmp_path, agents=[agent]))) as client:
+        response = await client.get("/agents/helper")
+    assert response.status_code == 200
+    assert response.json() == {
+        "agent_id": "helper",
+        "description": "Helps.",
+        "type": "agent",
+        "provider": "scripted",
+        "model": "scripted-model",
+        "tools_available": ["calculate", "get_current_datetime"],
+        "mcp_servers": [],
+        "resources": [],
+        "max_steps": 5,
+        "available": True,
+        "missing": [],
+    }
+
+
+async def test_the_agents_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
+    agents = [{**AGENT, "agent_id": name} for name in ("writer", "helper")]
+    async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+        listed = (await client.get("/agents")).json()
+        shown = [(await client.get(f"/agents/{name}")).json() for name in ("writer", "helper")]
+    assert listed == shown
+
+
+async def test_an_unknown_agent_is_a_404(tmp_path: Path) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        shown = error_of(await client.get("/agents/nobody"), 404)
+        asked = error_of(await client.post("/agents/nobody/chat", json={"message": "Hello"}), 404)
+    assert shown == asked
+    assert shown["code"] == "model_not_found"
+
+
+async def test_an_agent_without_its_key_says_what_is_missing(tmp_path: Path) -> None:
+    agents = [{**AGENT, "provider": "azure_openai", "model": "deployed"}, {**AGENT, "agent_id": "other", "provider": "openai"}]
+    async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+        azure, openai = (await client.get("/agents")).json()
+    assert (azure["available"], azure["model"], azure["missing"]) == (False, "deployed", ["AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"])
+    assert (openai["available"], openai["model"], openai["missing"]) == (False, None, ["OPENAI_API_KEY"])
+
+
+async def test_an_agent_whose_provider_cannot_be_reached_does_not_hide_the_others(tmp_path: Path) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
+        agents = [{**AGENT, "agent_id": "local", "provider": "ollama"}, AGENT]
+        app = create_app(configuration(tmp_path, agents=agents, ollama_base_url=address, provider_max_retries=0))
+        async with client_of(app) as client:
+            response = await client.get("/agents")
+    assert response.status_code == 200, response.text
+    assert [(agent["agent_id"], agent["available"], agent["model"]) for agent in response.json()] == [
+        ("local", False, None),
+        ("helper", True, "scripted-model"),
+    ]
+
+
+# A chat
+
+
+async def test_an_answer_shows_the_tools_at_work(tmp_path: Path) -> None:
+    steps = calls(("calculate", {"expression": "6*7"}), thinking="Hm. "), says("It is ", "42.")
+    answer = await chat(tmp_path, {"message": "6*7?", "user_id": "ada", "session_id": "s1"}, *steps)
+    assert datetime.fromisoformat(answer.pop("timestamp")) == IsNow(tz=UTC, delta=timedelta(minutes=1))
+    assert answer == {
+        "response": "It is 42.",
+        "agent_id": "helper",
+        "user_id": "ada",
+        "session_id": "s1",
+        "run_id": IsStr(regex="run_[0-9a-f]{24}"),
+        "model_used": "scripted-model",
+        "finish_reason": "stop",
+        "tools_available": 2,
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "name": "calculate",
+                "arguments": '{"expression":"6*7"}',
+                "result": "42",
+                "is_error": False,
+                "seconds": IsFloat(ge=0, lt=10),
+            }
+        ],
+        "steps": 2,
+        "reasoning": "Hm. ",
+        "usage": USAGE,
+    }
+    validate("CompletionUsage", answer["usage"])
+
+
+async def test_a_plain_answer_names_nobody_and_no_tools(tmp_path: Path) -> None:
+    answer = await chat(tmp_path, {"message": "Hello"}, [TextDelta("Hi"), ModelFinished("length")])
+    assert {name: answer.get(name) for name in ("user_id", "session_id", "reasoning", "tool_calls", "steps", "finish_reason")} == {
+        "user_id": "anonymous",
+        "session_id": None,
+        "reasoning": None,
+        "tool_calls": [],
+        "steps": 1,
+        "finish_reason": "length",
+    }
+    assert "usage" not in answer
+
+
+async def test_a_tool_that_failed_is_shown_as_failed(tmp_path: Path) -> None:
+    answer = await chat(tmp_path, {"message": "?"}, calls(("calculate", {"expression": "1/0"})), says("Sorry."))
+    (run,) = answer["tool_calls"]
+    assert run["is_error"]
+    assert run["result"].startswith("Error: ")
+
+
+async def test_a_refusal_is_the_response(tmp_path: Path) -> None:
+    answer = await chat(tmp_path, {"message": "?"}, [RefusalDelta("I will "), RefusalDelta("not."), ModelFinished("stop")])
+    assert answer["response"] == "I will not."
+
+
+async def test_a_whole_conversation_may_be_sent(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": [{"type": "text", "text": "c"}]},
+    ]
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        assert (await client.post(ASK, json={"messages": messages})).status_code == 200
+    assert [(message.role, message.text) for message in script.requests[0].messages] == [
+        ("system", "You help.\n\nBe brief."),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+    ]
+
+
+async def test_one_message_is_what_the_user_says(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        assert (await client.post(ASK, json={"message": "Hello"})).status_code == 200
+    assert script.requests[0].messages == (Message("system", "You help."), Message("user", "Hello"))
+
+
+async def test_a_model_of_the_list_and_settings_may_be_chosen(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    settings = {"temperature": 0.5, "max_tokens": 7}
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        response = await client.post(ASK, json={"message": "Hello", "model": "other-model", "model_settings": settings})
+    assert response.json()["model_used"] == "other-model"
+    assert (script.requests[0].model, script.requests[0].settings) == ("other-model", settings)
+
+
+async def test_the_agents_own_model_may_be_named(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    async with client_of(create_app(configuration(tmp_path, script, agents=[{**AGENT, "model": "big"}]))) as client:
+        response = await client.post(ASK, json={"message": "Hello", "model": "big"})
+    assert response.json()["model_used"] == script.requests[0].model == "big"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "message"),
+        ({"message": "Hello", "messages": [{"role": "user", "content": "Hello"}]}, "message"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "SECRET", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": "a\x00"}]}, "messages[0].content"),
+        ({"message": "a\x00"}, "message"),
+        ({"message": ["SECRET"]}, "message"),
+        ({"message": "a", "model": "SECRET"}, "model"),
+        ({"message": "a", "model": ""}, "model"),
+        ({"message": "a", "model_settings": {"messages": ["SECRET"]}}, "model_settings"),
+        ({"message": "a", "model_settings": {"tools": []}}, "model_settings"),
+        ({"message": "a", "model_settings": "SECRET"}, "model_settings"),
+        ({"message": "a", "stream": "SECRET"}, "stream"),
+        ({"message": "a", "user_id": 5}, "user_id"),
+    ],
+    ids=json.dumps,
+)
+async def test_what_is_wrong_is_named_and_not_repeated(tmp_path: Path, body: dict[str, Any], param: str) -> None:
+    script = Script(says("Hi"))
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        error = error_of(await client.post(ASK, json=body), 400)
+    assert error["param"] == param
+    assert "SECRET" not in error["message"]
+    assert script.requests == []
+
+
+async def test_a_body_over_the_limit_is_refused(tmp_path: Path) -> None:
+    async with client_of(create_app(configuration(tmp_path, max_request_bytes=1024))) as client:
+        error_of(await client.post(ASK, json={"message": "a" * 1024}), 413)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_an_error_before_the_first_event_is_answered_with_its_status(tmp_path: Path, stream: bool) -> None:
+    async with client_of(create_app(configuration(tmp_path, Script([ProviderRateLimited("Slow down.", retry_after=7)])))) as client:
+        response = await client.post(ASK, json={"message": "Hello", "stream": stream})
+    assert error_of(response, 429)["code"] == "provider_rate_limited"
+    assert response.headers["retry-after"] == "7"
+
+
+# A stream
+
+
+async def test_a_stream_tells_everything_in_order(tmp_path: Path) -> None:
+    script = Script(calls(("calculate", {"expression": "6*7"}), text="Let me see. ", thinking="Hm."), says("It is ", "42."))
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        events = events_in(await client.post(ASK, json={"message": "6*7?", "stream": True}))
+    assert events == [
+        {"type": "reasoning_delta", "text": "Hm."},
+        {"type": "text_delta", "text": "Let me see. "},
+        {"type": "tool_started", "id": "call_1", "name": "calculate", "arguments": '{"expression":"6*7"}'},
+        {"type": "tool_finished", "id": "call_1", "name": "calculate", "result": "42", "is_error": False, "seconds": IsFloat(ge=0, lt=10)},
+        {"type": "text_delta", "text": "It is "},
+        {"type": "text_delta", "text": "42."},
+        {"type": "run_finished", "run_id": IsStr(regex="run_[0-9a-f]{24}"), "finish_reason": "stop", "steps": 2, "usage": USAGE},
+    ]
+
+
+async def test_a_stream_tells_a_refusal_and_leaves_unknown_usage_out(tmp_path: Path) -> None:
+    script = Script([ReasoningDelta("Hm."), RefusalDelta("No."), ModelFinished("content_filter")])
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
+    assert events[1:] == [
+        {"type": "refusal_delta", "text": "No."},
+        {"type": "run_finished", "run_id": IsStr(), "finish_reason": "content_filter", "steps": 1},
+    ]
+
+
+async def test_a_stream_that_breaks_ends_with_the_error_and_keeps_what_was_said(tmp_path: Path) -> None:
+    answer: list[Action] = [TextDelta("Half"), ProviderUnavailable("It is down.")]
+    async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
+        events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
+    assert events == [
+        {"type": "text_delta", "text": "Half"},
+        {
+            "type": "run_failed",
+            "run_id": IsStr(regex="run_[0-9a-f]{24}"),
+            "error": {"message": "It is down.", "type": "upstream_error", "param": None, "code": "provider_unavailable"},
+        },
+    ]
+    validate("Error", events[1]["error"])
+
+
+async def test_the_usage_of_a_run_is_the_sum_over_its_steps(tmp_path: Path) -> None:
+    steps = calls(("calculate", {"expression": "6*7"}), usage=Usage(20, 5)), says("42", usage=Usage(10, 2))
+    assert (await chat(tmp_path, {"message": "?"}, *steps))["usage"] == USAGE
+
+
+@pytest.mark.parametrize("name", ["n", "logprobs", "tool_choice", "messages"])
+async def test_a_setting_that_is_the_services_own_is_refused(tmp_path: Path, name: str) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        response = await client.post("/agents/helper/chat", json={"message": "x", "model_settings": {name: 1}})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model_settings")
+
+
+@pytest.mark.parametrize("name", ["user_id", "session_id"])
+async def test_nul_in_an_identifier_is_refused(tmp_path: Path, name: str) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        response = await client.post("/agents/helper/chat", json={"message": "x", name: "a\x00b"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, name)

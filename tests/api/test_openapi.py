@@ -1,0 +1,113 @@
+"""/openapi.json, /docs and /redoc: the description fits what is answered."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+
+from app.server import create_app
+from tests.api.asking import CHAT, IMAGE_MESSAGE, WEATHER, asking
+from tests.openai_schema import validator_of
+from tests.scripted import Script, calls, says
+from tests.service import client_of, configuration
+
+ROUTES = {
+    ("get", "/"),
+    ("get", "/agents"),
+    ("get", "/agents/{agent_id}"),
+    ("get", "/health"),
+    ("get", "/v1/models"),
+    ("get", "/v1/models/{model}"),
+    ("post", "/agents/{agent_id}/chat"),
+    ("post", "/v1/chat/completions"),
+}
+
+
+async def description(folder: Path) -> dict[str, Any]:
+    """What /openapi.json holds."""
+    async with client_of(create_app(configuration(folder))) as client:
+        response = await client.get("/openapi.json")
+    assert response.status_code == 200
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def references(value: object) -> Iterator[str]:
+    """All references within `value`."""
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for item in value.values():
+            yield from references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from references(item)
+
+
+async def test_every_route_is_described_with_its_answer_and_its_errors(tmp_path: Path) -> None:
+    document = await description(tmp_path)
+    assert document["openapi"].startswith("3.1.")
+    routes = {(method, path): route for path, methods in document["paths"].items() for method, route in methods.items()}
+    assert set(routes) == ROUTES
+    for route in routes.values():
+        assert route["summary"]
+        assert route["description"]
+        assert route["responses"]["200"]["content"]["application/json"]["schema"]
+        assert route["responses"]["default"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
+
+
+async def test_every_schema_is_one_and_every_reference_leads_somewhere(tmp_path: Path) -> None:
+    document = await description(tmp_path)
+    schemas = document["components"]["schemas"]
+    for schema in schemas.values():
+        Draft202012Validator.check_schema(schema)
+    found = set(references(document))
+    assert found
+    assert {reference.removeprefix("#/components/schemas/") for reference in found} <= set(schemas)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [(CHAT, "ChatCompletionRequest"), ("/agents/{agent_id}/chat", "AgentChatRequest")], ids=["chat", "agents"]
+)
+async def test_the_requests_are_described(tmp_path: Path, path: str, name: str) -> None:
+    document = await description(tmp_path)
+    body = document["paths"][path]["post"]["requestBody"]
+    assert body == {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
+    assert "messages" in document["components"]["schemas"][name]["properties"]
+
+
+async def test_the_description_of_a_chat_request_takes_what_the_service_takes(tmp_path: Path) -> None:
+    request = validator_of(await description(tmp_path), "urn:ours", ("components", "schemas", "ChatCompletionRequest"))
+    request.validate(asking(tools=[WEATHER], temperature=0.5, stop=["a"], stream=True, stream_options={"include_usage": True}))
+    request.validate(asking(messages=[IMAGE_MESSAGE], tool_choice={"type": "function", "function": {"name": "weather"}}))
+    faults: tuple[dict[str, Any], ...] = ({"messages": []}, {"temperature": 3}, {"tools": "all"})
+    for wrong in faults:
+        with pytest.raises(ValidationError):
+            request.validate(asking(**wrong))
+
+
+async def test_every_answer_is_as_it_is_described(tmp_path: Path) -> None:
+    script = Script(calls(("calculate", {"expression": "6*7"})), says("42"))
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        document = (await client.get("/openapi.json")).json()
+        answers = {
+            (method, path): (await client.get(path.format(agent_id="helper", model="helper"))) for method, path in ROUTES if method == "get"
+        }
+        answers["post", CHAT] = await client.post(CHAT, json=asking())
+        answers["post", "/agents/{agent_id}/chat"] = await client.post("/agents/helper/chat", json={"message": "Hello"})
+    assert set(answers) == ROUTES
+    for (method, path), response in answers.items():
+        assert response.status_code == 200
+        place = ("paths", path.replace("/", "~1"), method, "responses", "200", "content", "application~1json", "schema")
+        validator_of(document, "urn:ours", place).validate(response.json())
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_the_description_can_be_read_in_a_browser(tmp_path: Path, path: str) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        response = await client.get(path)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "/openapi.json" in response.text

@@ -1,0 +1,354 @@
+"""How a run is sent: leaving clients, time limits, load shedding, keep-alive comments."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx2
+import pytest
+from starlette.types import Message
+
+from app.agents.base import BaseAgent, Turn
+from app.api.openai_chat import ChunkFrames
+from app.api.run_response import StreamedRun
+from app.core.context import RunContext
+from app.core.errors import ServerBusy
+from app.core.events import RunEvent, RunFinished, TextDelta
+from app.server import create_app
+from app.service import open_service
+from app.tools.function import FunctionTool, tool
+from tests.api.asking import CHAT, Watched, asking, chunks_of, completion_of, connected, error_of, stream_of, told
+from tests.openai_schema import checked_stream
+from tests.scripted import calls, says
+from tests.service import AGENT, client_of, configuration, serving
+
+STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+WAIT = 10.0
+"""Seconds after which a wait has failed."""
+
+
+@contextlib.asynccontextmanager
+async def one_at_a_time(folder: Path, script: Watched, **settings: Any) -> AsyncGenerator[tuple[str, httpx2.AsyncClient], None]:
+    """A real server that takes one run at a time, its address and a client of it."""
+    app = create_app(configuration(folder, script, max_concurrent_requests=1, **settings))
+    async with asyncio.timeout(3 * WAIT), serving(app) as address, httpx2.AsyncClient(base_url=address, timeout=WAIT) as client:
+        yield address, client
+
+
+async def leave(writer: asyncio.StreamWriter) -> None:
+    """Closes the connection as a client that gives up."""
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+# The client leaves
+
+
+@STREAMED
+async def test_a_client_that_leaves_before_the_first_token_stops_the_provider(tmp_path: Path, stream: bool) -> None:
+    script = Watched([asyncio.Event()], says("Hi"))
+    async with one_at_a_time(tmp_path, script) as (address, client):
+        _, writer = await connected(address, asking(stream=stream))
+        await script.waiting.wait()
+        error_of(await client.post(CHAT, json=asking()), 429)
+        await leave(writer)
+        async with asyncio.timeout(1):
+            await script.ended.wait()
+        completion_of(await client.post(CHAT, json=asking()))
+
+
+async def test_a_client_that_leaves_mid_stream_stops_the_provider(tmp_path: Path) -> None:
+    script = Watched([TextDelta("Half"), asyncio.Event()], says("Hi"))
+    async with one_at_a_time(tmp_path, script) as (_, client):
+        async with client.stream("POST", CHAT, json=asking(stream=True)) as response:
+            async for line in response.aiter_lines():
+                assert '"Half"' in line
+                break
+            assert not script.ended.is_set()
+        async with asyncio.timeout(1):
+            await script.ended.wait()
+        completion_of(await client.post(CHAT, json=asking()))
+
+
+async def test_a_client_that_leaves_mid_answer_of_a_whole_reply_stops_the_provider(tmp_path: Path) -> None:
+    script = Watched([TextDelta("Half"), asyncio.Event()], says("Hi"))
+    async with one_at_a_time(tmp_path, script) as (address, client):
+        _, writer = await connected(address, asking())
+        await script.waiting.wait()
+        await leave(writer)
+        async with asyncio.timeout(1):
+            await script.ended.wait()
+        completion_of(await client.post(CHAT, json=asking()))
+
+
+@STREAMED
+async def test_a_client_that_leaves_stops_the_tools(tmp_path: Path, stream: bool) -> None:
+    slow, begun, stopped = a_slow_tool()
+    agent = {**AGENT, "allowed_regular_tools": ["slow"]}
+    script = Watched(calls(("slow", {"number": 1}), ("slow", {"number": 2})), says("Hi"))
+    async with one_at_a_time(tmp_path, script, agents=[agent], tools=[slow]) as (address, client):
+        _, writer = await connected(address, asking(stream=stream))
+        await begun.wait()
+        await leave(writer)
+        async with asyncio.timeout(1):
+            await stopped.wait()
+        completion_of(await client.post(CHAT, json=asking()))
+
+
+@STREAMED
+async def test_a_client_of_the_agents_api_that_leaves_stops_the_run(tmp_path: Path, stream: bool) -> None:
+    script = Watched([TextDelta("Half"), asyncio.Event()], says("Hi"))
+    async with one_at_a_time(tmp_path, script) as (address, client):
+        _, writer = await connected(address, {"message": "Hello", "stream": stream}, "/agents/helper/chat")
+        await script.waiting.wait()
+        await leave(writer)
+        async with asyncio.timeout(1):
+            await script.ended.wait()
+        assert (await client.post("/agents/helper/chat", json={"message": "Hello"})).status_code == 200
+
+
+async def test_the_connection_serves_on_after_an_answer(tmp_path: Path) -> None:
+    script = Watched(says("Hi"))
+    async with one_at_a_time(tmp_path, script) as (_, client):
+        for _ in range(3):
+            chunks_of(await client.post(CHAT, json=asking(stream=True)))
+            completion_of(await client.post(CHAT, json=asking()))
+    assert script.closed == 6
+
+
+def a_slow_tool() -> tuple[FunctionTool, asyncio.Event, asyncio.Event]:
+    """A tool that never ends, what is set once two of its calls have begun, and what is set once both were stopped."""
+    counts = {"begun": 0, "stopped": 0}
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    @tool
+    async def slow(number: int) -> str:
+        """Takes for ever."""
+        counts["begun"] += 1
+        if counts["begun"] == 2:
+            begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            counts["stopped"] += 1
+            if counts["stopped"] == 2:
+                stopped.set()
+        return str(number)
+
+    return slow, begun, stopped
+
+
+# Load
+
+
+@STREAMED
+async def test_runs_over_the_limit_are_shed_and_the_next_is_taken_once_one_has_ended(tmp_path: Path, stream: bool) -> None:
+    gate = asyncio.Event()
+    script = Watched([TextDelta("Slow"), gate, *says("ly")], says("Hi"))
+    async with one_at_a_time(tmp_path, script) as (_, client):
+        first = asyncio.create_task(client.post(CHAT, json=asking(stream=stream)))
+        await script.waiting.wait()
+        for path, body in ((CHAT, asking(stream=stream)), ("/agents/helper/chat", {"message": "Hello", "stream": stream})):
+            response = await client.post(path, json=body)
+            error = error_of(response, 429)
+            assert (error["type"], error["code"]) == ("rate_limit_error", "server_busy")
+            assert response.headers["retry-after"] == "1"
+        assert (await client.get("/health")).status_code == 200
+        gate.set()
+        text = told(chunks_of(await first)) if stream else completion_of(await first)["choices"][0]["message"]["content"]
+        assert text == "Slowly"
+        completion_of(await client.post(CHAT, json=asking()))
+    assert len(script.requests) == 2
+
+
+async def test_a_request_that_is_refused_takes_no_slot(tmp_path: Path) -> None:
+    async with one_at_a_time(tmp_path, Watched(says("Hi"))) as (_, client):
+        for _ in range(2):
+            error_of(await client.post(CHAT, json=asking(n=2)), 400)
+            error_of(await client.post(CHAT, json=asking(model="nobody")), 404)
+            completion_of(await client.post(CHAT, json=asking()))
+
+
+# Time
+
+
+class Endless(BaseAgent):
+    """An agent that knows no deadline."""
+
+    type: ClassVar[str] = "endless"
+
+    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Says half a sentence and waits for ever."""
+        yield TextDelta("Half")
+        await asyncio.Event().wait()
+        yield RunFinished("stop", None)
+
+
+ENDLESS = pytest.mark.parametrize("kind", ["agent", "endless"])
+
+
+@ENDLESS
+async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, kind: str) -> None:
+    script = Watched([TextDelta("Half"), asyncio.Event()])
+    app = create_app(configuration(tmp_path, script, agents=[{**AGENT, "type": kind}], agent_types=[Endless], request_timeout=0.05))
+    async with asyncio.timeout(WAIT), client_of(app) as client:
+        error = error_of(await client.post(CHAT, json=asking()), 504)
+    assert (error["type"], error["code"]) == ("timeout_error", "run_timeout")
+    assert script.closed == len(script.requests)
+
+
+@ENDLESS
+async def test_a_stream_that_takes_too_long_ends_with_an_error(tmp_path: Path, kind: str) -> None:
+    script = Watched([TextDelta("Half"), asyncio.Event()])
+    app = create_app(configuration(tmp_path, script, agents=[{**AGENT, "type": kind}], agent_types=[Endless], request_timeout=0.5))
+    async with asyncio.timeout(WAIT), client_of(app) as client:
+        chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
+    assert told(chunks) == "Half"
+    assert error is not None
+    assert error["code"] == "run_timeout"
+    assert script.closed == len(script.requests)
+
+
+async def test_a_run_that_is_out_of_time_after_a_tool_asks_the_model_no_more(tmp_path: Path) -> None:
+    slow, _, _ = a_slow_tool()
+    script = Watched(calls(("slow", {"number": 1})), says("Hi"))
+    agent = {**AGENT, "allowed_regular_tools": ["slow"]}
+    async with (
+        asyncio.timeout(WAIT),
+        client_of(create_app(configuration(tmp_path, script, agents=[agent], tools=[slow], request_timeout=0.5))) as client,
+    ):
+        assert error_of(await client.post(CHAT, json=asking()), 504)["code"] == "run_timeout"
+    assert len(script.requests) == 1
+
+
+# Keep-alive
+
+
+class Caller:
+    """The other end of a response, without a network: what it was sent, and when it leaves."""
+
+    def __init__(self, until: Callable[[bytes], bool] = lambda body: False, *, slow_at_the_end: bool = False) -> None:
+        self.body = b""
+        self.messages: list[Message] = []
+        self.reached = asyncio.Event()
+        """Set once `until` holds for the body so far."""
+        self.left = asyncio.Event()
+        self.released = asyncio.Event()
+        self.last_is_on_its_way = asyncio.Event()
+        self._until = until
+        self._slow_at_the_end = slow_at_the_end
+
+    async def receive(self) -> Message:
+        """Nothing until the caller leaves."""
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Takes a message; the last one only when `released`, if it is a slow caller."""
+        self.messages.append(message)
+        self.body += message.get("body", b"")
+        if self._until(self.body):
+            self.reached.set()
+        if self._slow_at_the_end and message["type"] == "http.response.body" and not message.get("more_body"):
+            self.last_is_on_its_way.set()
+            await self.released.wait()
+
+
+@contextlib.asynccontextmanager
+async def responding(folder: Path, events: AsyncGenerator[RunEvent, None]) -> AsyncGenerator[StreamedRun, None]:
+    """A response that streams `events`, kept alive every hundredth of a second."""
+    async with asyncio.timeout(WAIT), open_service(configuration(folder)) as service:
+        frames = ChunkFrames("helper", include_usage=False)
+        yield StreamedRun(service, service.context("helper"), events, frames, keep_alive_seconds=0.01)
+        assert service.runs == 0
+
+
+async def test_a_quiet_stream_is_kept_alive_by_comments_that_clients_pass_over(tmp_path: Path) -> None:
+    caller = Caller(lambda body: body.count(b": keep-alive\n\n") >= 3)
+
+    async def events() -> AsyncGenerator[RunEvent, None]:
+        yield TextDelta("Slow")
+        await caller.reached.wait()
+        yield TextDelta("ly")
+        yield RunFinished("stop", None)
+
+    async with responding(tmp_path, events()) as response:
+        await response({"type": "http"}, caller.receive, caller.send)
+    chunks, error = checked_stream(caller.body.decode())
+    assert (told(chunks), error) == ("Slowly", None)
+
+
+async def test_a_stream_that_is_quiet_from_the_start_is_begun_by_a_comment(tmp_path: Path) -> None:
+    caller = Caller(lambda body: b"keep-alive" in body)
+
+    async def events() -> AsyncGenerator[RunEvent, None]:
+        await caller.reached.wait()
+        raise ServerBusy("Not now.")
+        yield TextDelta("")
+
+    async with responding(tmp_path, events()) as response:
+        await response({"type": "http"}, caller.receive, caller.send)
+    assert caller.messages[0]["status"] == 200
+    chunks, error = checked_stream(caller.body.decode())
+    assert chunks == []
+    assert error == {"message": "Not now.", "type": "rate_limit_error", "param": None, "code": "server_busy"}
+
+
+async def test_nothing_follows_the_last_event_however_long_it_takes_to_send(tmp_path: Path) -> None:
+    caller = Caller(slow_at_the_end=True)
+    checks = asyncio.Event()
+
+    async def events() -> AsyncGenerator[RunEvent, None]:
+        yield RunFinished("stop", None)
+
+    async def receive() -> Message:
+        if caller.last_is_on_its_way.is_set():
+            counted.append(None)
+            if len(counted) > 5:
+                checks.set()
+        return await caller.receive()
+
+    counted: list[None] = []
+    async with responding(tmp_path, events()) as response:
+        sending = asyncio.create_task(response({"type": "http"}, receive, caller.send))
+        await checks.wait()
+        caller.released.set()
+        await sending
+    assert caller.body.endswith(b"data: [DONE]\n\n")
+    assert [message.get("more_body") for message in caller.messages[-2:]] == [None, False]
+
+
+async def test_a_caller_who_leaves_is_sent_nothing_more(tmp_path: Path) -> None:
+    caller = Caller()
+    closed = asyncio.Event()
+
+    async def events() -> AsyncGenerator[RunEvent, None]:
+        yield TextDelta("Half")
+        caller.left.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    async with responding(tmp_path, events()) as response:
+        await response({"type": "http"}, caller.receive, caller.send)
+    assert closed.is_set()
+    assert b"[DONE]" not in caller.body
+
+
+async def test_a_response_that_is_cancelled_from_outside_stays_cancelled(tmp_path: Path) -> None:
+    caller = Caller(lambda body: b"Half" in body)
+
+    async def events() -> AsyncGenerator[RunEvent, None]:
+        yield TextDelta("Half")
+        await asyncio.Event().wait()
+
+    async with responding(tmp_path, events()) as response:
+        sending = asyncio.create_task(response({"type": "http"}, caller.receive, caller.send))
+        await caller.reached.wait()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending

@@ -1,0 +1,57 @@
+"""Questions for providers, and their answers, in tests."""
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from app.config.settings import Settings
+from app.core.events import TextDelta
+from app.core.messages import Message, ToolChoice, ToolSpec
+from app.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider, ProviderSetup
+from app.providers.http import HttpClient
+
+WEATHER = ToolSpec("weather", "The weather in a city.", {"type": "object", "properties": {"city": {"type": "string"}}})
+
+
+def question(
+    *messages: Message,
+    model: str = "some-model",
+    seconds: float = 5.0,
+    tools: tuple[ToolSpec, ...] = (),
+    tool_choice: ToolChoice | None = None,
+    **settings: Any,
+) -> ModelRequest:
+    """A request of `messages`, by default a greeting, whose deadline is `seconds` away."""
+    return ModelRequest(
+        model=model,
+        messages=messages or (Message("user", "Hello"),),
+        tools=tools,
+        tool_choice=tool_choice,
+        settings=settings,
+        deadline=time.monotonic() + seconds,
+        request_id="req-1",
+    )
+
+
+def setup(http: HttpClient | None = None, **settings: object) -> ProviderSetup:
+    """What providers are made from, where only `settings` are set."""
+    return ProviderSetup(settings=Settings.model_validate(settings), environment={}, http=http or HttpClient())
+
+
+async def told(events: AsyncGenerator[ModelEvent, None]) -> list[ModelEvent]:
+    """All events of an answer, whose last and no other is a ModelFinished."""
+    found = [event async for event in events]
+    assert [isinstance(event, ModelFinished) for event in found] == [False] * (len(found) - 1) + [True]
+    return found
+
+
+async def finish(events: AsyncGenerator[ModelEvent, None]) -> ModelFinished:
+    """The end of an answer."""
+    last = (await told(events))[-1]
+    assert isinstance(last, ModelFinished)
+    return last
+
+
+async def text(provider: Provider, request: ModelRequest | None = None) -> str:
+    """The text that `provider` answers."""
+    return "".join(event.text for event in await told(provider.stream(request or question())) if isinstance(event, TextDelta))

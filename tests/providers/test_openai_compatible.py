@@ -1,0 +1,90 @@
+"""OpenAI, and servers that speak its chat completions."""
+
+from typing import Any
+
+import pytest
+
+from app.core.errors import ProviderNotConfigured, ProviderUnavailable
+from app.providers.http import HttpClient
+from app.providers.openai_compatible import OPENAI_URL, OpenAICompatible
+from tests.providers.asking import question, setup, text
+from tests.upstream import Upstream, reply, says
+
+
+async def test_a_question_goes_to_chat_completions_with_the_key() -> None:
+    async with Upstream(says("Hi")) as upstream, HttpClient() as http:
+        provider = OpenAICompatible.from_setup(setup(http, openai_base_url=f"{upstream.url}/v1/", openai_api_key="sk-key"))
+        assert await text(provider) == "Hi"
+    request = upstream.requests[0]
+    assert (request.method, request.path) == ("POST", "/v1/chat/completions")
+    assert request.headers["authorization"] == "Bearer sk-key"
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["accept"] == "text/event-stream"
+    assert request.headers["x-request-id"] == "req-1"
+    assert request.json["model"] == "some-model"
+
+
+async def test_a_server_without_keys_is_sent_none() -> None:
+    async with Upstream(says("Hi")) as upstream, HttpClient() as http:
+        assert await text(OpenAICompatible.from_setup(setup(http, openai_base_url=upstream.url))) == "Hi"
+    assert "authorization" not in upstream.requests[0].headers
+
+
+async def test_a_key_that_ends_with_a_newline_is_sent_without_it() -> None:
+    async with Upstream(says("Hi")) as upstream, HttpClient() as http:
+        provider = OpenAICompatible.from_setup(setup(http, openai_base_url=upstream.url, openai_api_key=" sk-key\n"))
+        assert await text(provider) == "Hi"
+    assert upstream.requests[0].headers["authorization"] == "Bearer sk-key"
+
+
+async def test_a_streamed_answer_needs_no_content_type() -> None:
+    answer = says("Hi")
+    answer[0] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with Upstream(answer) as upstream, HttpClient() as http:
+        assert await text(OpenAICompatible(http, base_url=upstream.url)) == "Hi"
+
+
+async def test_nothing_is_asked_until_an_event_is_wanted() -> None:
+    async with Upstream(says("Hi")) as upstream, HttpClient() as http:
+        events = OpenAICompatible(http, base_url=upstream.url).stream(question())
+        await events.aclose()
+        assert upstream.connections == 0
+
+
+def test_openai_itself_is_asked_unless_another_server_is_named() -> None:
+    assert OpenAICompatible.from_setup(setup(openai_api_key="k")).url("m") == f"{OPENAI_URL}/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({}, ("OPENAI_API_KEY",)),
+        ({"openai_api_key": "k"}, ()),
+        ({"openai_base_url": "http://127.0.0.1:1"}, ()),
+    ],
+)
+def test_a_key_is_missing_where_openai_itself_is_meant(settings: dict[str, Any], missing: tuple[str, ...]) -> None:
+    assert OpenAICompatible.from_setup(setup(**settings)).missing == missing
+
+
+async def test_the_default_model_and_the_list_are_those_of_the_settings() -> None:
+    provider = OpenAICompatible.from_setup(setup(openai_default_model="gpt-x", openai_model_list=("a", "b")))
+    assert await provider.default_model() == "gpt-x"
+    assert provider.model_list == ("a", "b")
+
+
+async def test_without_a_default_model_the_variable_is_named() -> None:
+    with pytest.raises(ProviderNotConfigured, match="set OPENAI_DEFAULT_MODEL"):
+        await OpenAICompatible.from_setup(setup()).default_model()
+    with pytest.raises(ProviderNotConfigured, match='give it a "model"'):
+        await OpenAICompatible(HttpClient(), base_url="http://127.0.0.1:1").default_model()
+
+
+class Vendor(OpenAICompatible):
+    name = "vendor"
+
+
+async def test_a_subclass_is_named_in_its_errors() -> None:
+    async with Upstream(reply(503, {"error": "busy"})) as upstream, HttpClient(max_retries=0) as http:
+        with pytest.raises(ProviderUnavailable, match=r"^vendor: busy$"):
+            await text(Vendor(http, base_url=upstream.url))

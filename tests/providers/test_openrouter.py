@@ -1,0 +1,32 @@
+"""OpenRouter's own fields."""
+
+from app.core.usage import Usage
+from app.providers.http import HttpClient
+from app.providers.openrouter import OpenRouter
+from tests.providers.asking import finish, question, setup
+from tests.upstream import DONE, END, Upstream, chunk, delta, event, head
+
+
+async def test_the_cost_is_asked_for_and_read_between_signs_of_life() -> None:
+    usage = {**delta(), "usage": {"prompt_tokens": 4, "completion_tokens": 2, "cost": 0.00014}}
+    waiting = chunk(b": OPENROUTER PROCESSING\n\n")
+    answer = [head(), waiting, waiting, event(delta("stop", content="Hi")), event(usage), DONE, END]
+    async with Upstream(answer) as upstream, HttpClient() as http:
+        url = f"{upstream.url}/api/v1"
+        provider = OpenRouter.from_setup(setup(http, openrouter_base_url=url, openrouter_api_key="sk-or-1", service_name="Desk"))
+        assert (await finish(provider.stream(question()))).usage == Usage(4, 2, cost=0.00014)
+    request = upstream.requests[0]
+    assert request.path == "/api/v1/chat/completions"
+    assert request.headers["authorization"] == "Bearer sk-or-1"
+    assert request.headers["x-title"] == "Desk"
+    assert request.json["usage"] == {"include": True}
+    assert "stream_options" not in request.json
+
+
+async def test_a_key_is_needed_and_a_model_is_not() -> None:
+    assert OpenRouter.from_setup(setup()).missing == ("OPENROUTER_API_KEY",)
+    provider = OpenRouter.from_setup(setup(openrouter_api_key="k", openrouter_model_list="a/b, c/d"))
+    assert provider.missing == ()
+    assert provider.model_list == ("a/b", "c/d")
+    assert provider.url("m") == "https://openrouter.ai/api/v1/chat/completions"
+    assert await provider.default_model() == "openrouter/auto"
