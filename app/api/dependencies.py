@@ -16,8 +16,8 @@ _MISSING = re.compile(r"^Object missing required field `(.+)`$")
 _ECHO = re.compile(r"^Invalid (enum value|value) .*$")
 
 
-def service_of(request: Request) -> Service:
-    """The service that the lifespan opened."""
+async def service_of(request: Request) -> Service:
+    """The service that the lifespan opened. It is async because FastAPI runs any other dependency in a thread."""
     return cast(Service, request.app.state.service)
 
 

@@ -1,0 +1,1 @@
+"""What the service costs, beside the naive hop that anyone would write."""

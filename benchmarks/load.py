@@ -1,0 +1,102 @@
+"""The load generator: chat completions over bare keep-alive connections, each answer read to its end and checked."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+
+from benchmarks.upstream import PACED_PIECES, PLAIN_PIECES, WORD
+
+ANSWER_SECONDS = 60.0
+PIECES = {"plain": PLAIN_PIECES, "paced": PACED_PIECES, "tool": PLAIN_PIECES, "open": PLAIN_PIECES}
+"""How many pieces of text the answer of each model has."""
+
+
+class IncompleteAnswer(Exception):
+    """An answer that is not all of what the upstream says; the figures of its run mean nothing."""
+
+
+class Connection:
+    """One keep-alive connection to a server; takes one request at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def ask(self, model: str) -> float:
+        """Has `model` answer, and gives the seconds it took; raises IncompleteAnswer."""
+        started = time.perf_counter()
+        async with asyncio.timeout(ANSWER_SECONDS):
+            async for _ in self.pieces(model):
+                pass
+        return time.perf_counter() - started
+
+    async def pieces(self, model: str) -> AsyncGenerator[bytes, None]:
+        """The answer of `model` as it comes, in the pieces of its HTTP chunks; raises IncompleteAnswer."""
+        self._writer.write(_request(model))
+        body = b""
+        try:
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200 "):
+                raise IncompleteAnswer(f"{model}: {head.splitlines()[0].decode()}")
+            while size := int(await self._reader.readuntil(b"\r\n"), 16):
+                piece = await self._reader.readexactly(size + 2)
+                body += piece[:-2]
+                yield piece
+            await self._reader.readexactly(2)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise IncompleteAnswer(f"{model}: the connection broke off") from error
+        if not body.endswith(b"data: [DONE]\n\n") or body.count(WORD) != PIECES[model]:
+            raise IncompleteAnswer(f"{model}: {body.count(WORD)} of {PIECES[model]} pieces, ending with {body[-200:]!r}")
+
+    async def get(self, path: str) -> bool:
+        """Whether a GET is answered 200; its body is not read, so this is the connection's last request."""
+        self._writer.write(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+        return (await self._reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+
+    def close(self) -> None:
+        """Closes it."""
+        self._writer.close()
+
+
+@asynccontextmanager
+async def connections(port: int, count: int) -> AsyncGenerator[list[Connection], None]:
+    """`count` connections to `port`."""
+    found: list[Connection] = []
+    try:
+        for _ in range(count):
+            found.append(Connection(*await asyncio.open_connection("127.0.0.1", port)))
+        yield found
+    finally:
+        for connection in found:
+            connection.close()
+
+
+async def turns(port: int, model: str, *, count: int, concurrency: int) -> None:
+    """Takes `count` turns, `concurrency` of them at any time."""
+    left = iter(range(count))
+    async with connections(port, concurrency) as opened, asyncio.TaskGroup() as group:
+        for connection in opened:
+            group.create_task(_share(connection, model, left))
+
+
+async def _share(connection: Connection, model: str, left: Iterator[int]) -> None:
+    for _ in left:
+        await connection.ask(model)
+
+
+async def get(port: int, path: str) -> bool:
+    """Whether a GET is answered 200."""
+    try:
+        async with connections(port, 1) as (connection,):
+            return await connection.get(path)
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+
+
+def _request(model: str) -> bytes:
+    messages = [{"role": "user", "content": "What is six times seven? Say it in a few words, and say how you know."}]
+    body = json.dumps({"model": model, "messages": messages, "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body

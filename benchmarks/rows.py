@@ -1,0 +1,133 @@
+"""The rows of the table: what each measures, and where we want to be."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from statistics import median
+from typing import NamedTuple
+
+from benchmarks import load
+from benchmarks.load import Connection
+from benchmarks.servers import Program
+from benchmarks.upstream import PACED_PIECES
+
+CONCURRENCY = 32
+STREAMS = 50
+OPENING = 32
+"""How many streams are being opened at any time, until all are open."""
+
+
+class Size(NamedTuple):
+    """How much is measured at a time: turns, batches of 50 paced streams, pairs of single turns, streams held open."""
+
+    turns: int
+    batches: int
+    pairs: int
+    open_streams: int
+
+
+class Bench(NamedTuple):
+    """What a measurement works with."""
+
+    program: Program
+    upstream_port: int
+    size: Size
+
+
+Measure = Callable[[Bench], Awaitable[float]]
+
+
+async def cpu_per_turn(bench: Bench, *, model: str) -> float:
+    """Milliseconds of CPU a turn, 32 at a time."""
+    async with bench.program.running() as server:
+        await load.turns(server.port, model, count=bench.size.turns // 4, concurrency=CONCURRENCY)
+        before = server.cpu_ns()
+        await load.turns(server.port, model, count=bench.size.turns, concurrency=CONCURRENCY)
+        return (server.cpu_ns() - before) / bench.size.turns / 1e6
+
+
+async def cpu_per_paced_chunk(bench: Bench) -> float:
+    """Microseconds of CPU a chunk, in 50 streams of 100 chunks 5 ms apart."""
+    async with bench.program.running() as server:
+        await load.turns(server.port, "paced", count=STREAMS, concurrency=STREAMS)
+        before = server.cpu_ns()
+        streams = STREAMS * bench.size.batches
+        await load.turns(server.port, "paced", count=streams, concurrency=STREAMS)
+        return (server.cpu_ns() - before) / streams / PACED_PIECES / 1e3
+
+
+async def latency_added(bench: Bench) -> float:
+    """Milliseconds that the median turn takes longer than one asked of the upstream, one at a time, the two in turn."""
+    async with (
+        bench.program.running() as server,
+        load.connections(server.port, 1) as (ours,),
+        load.connections(bench.upstream_port, 1) as (direct,),
+    ):
+        for _ in range(bench.size.pairs // 4):
+            await ours.ask("plain")
+        pairs = [(await ours.ask("plain"), await direct.ask("plain")) for _ in range(bench.size.pairs)]
+        return (median(through for through, _ in pairs) - median(straight for _, straight in pairs)) * 1e3
+
+
+async def memory_per_open_stream(bench: Bench) -> float:
+    """KB that memory grows by for a stream that is open and idle; all of them are then read to their end."""
+    count = bench.size.open_streams
+    async with bench.program.running() as server:
+        await load.turns(server.port, "plain", count=CONCURRENCY, concurrency=CONCURRENCY)
+        before = server.memory_kb()
+        turnstile = asyncio.Semaphore(OPENING)
+        begun = asyncio.Barrier(count + 1)
+        async with asyncio.timeout(2 * load.ANSWER_SECONDS), load.connections(server.port, count) as opened, asyncio.TaskGroup() as group:
+            for connection in opened:
+                group.create_task(_held_open(connection, turnstile, begun))
+            await begun.wait()
+            grown = server.memory_kb() - before
+            await load.get(bench.upstream_port, "/release")
+        return grown / count
+
+
+async def _held_open(connection: Connection, turnstile: asyncio.Semaphore, begun: asyncio.Barrier) -> None:
+    await turnstile.acquire()
+    first = True
+    async for _ in connection.pieces("open"):
+        if first:
+            first = False
+            turnstile.release()
+            await begun.wait()
+
+
+async def idle_memory(bench: Bench) -> float:
+    """MB resident once the server answers and before it has been asked anything else."""
+    async with bench.program.running() as server:
+        return server.memory_kb() / 1024
+
+
+async def cold_start(bench: Bench) -> float:
+    """Seconds from starting the process to its first healthy answer, the second time it is started."""
+    async with bench.program.running():
+        pass
+    async with bench.program.running() as server:
+        return server.seconds_to_healthy
+
+
+class Row(NamedTuple):
+    """One row; `target` is a share of P's figure, or with `unit` given a figure of its own."""
+
+    title: str
+    measure: Measure
+    reference: Measure
+    target: float
+    unit: str = ""
+
+
+_plain = partial(cpu_per_turn, model="plain")
+
+ROWS = {
+    "turn": Row("CPU ms, plain turn, c=32", _plain, _plain, 0.4),
+    "chunk": Row("CPU us, paced chunk", cpu_per_paced_chunk, cpu_per_paced_chunk, 0.45),
+    "tool": Row("CPU ms, turn with one tool (P: plain)", partial(cpu_per_turn, model="tool"), _plain, 0.8),
+    "latency": Row("p50 ms added, c=1", latency_added, latency_added, 0.7),
+    "stream": Row("KB, open stream", memory_per_open_stream, memory_per_open_stream, 1.0),
+    "memory": Row("MB, idle", idle_memory, idle_memory, 120, "MB"),
+    "start": Row("s, cold start to healthy", cold_start, cold_start, 2, "s"),
+}

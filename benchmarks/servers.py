@@ -1,0 +1,122 @@
+"""Starts the servers that are measured, each a process of its own, and reads from /proc what they use."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import load
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+POLL_SECONDS = 0.005
+
+
+class Server(NamedTuple):
+    """A server that runs."""
+
+    pid: int
+    port: int
+    seconds_to_healthy: float
+
+    def cpu_ns(self) -> int:
+        """Nanoseconds of CPU time that its processes have used."""
+        tasks = (task for pid in self._processes() for task in Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks)
+
+    def memory_kb(self) -> int:
+        """KB of memory that its processes have resident."""
+        lines = (line for pid in self._processes() for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines())
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+    def _processes(self) -> Iterator[int]:
+        waiting = [self.pid]
+        while waiting:
+            pid = waiting.pop()
+            yield pid
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                waiting += map(int, children.read_text(encoding="ascii").split())
+
+
+class Program(NamedTuple):
+    """How to start a server: what follows `python -m`, the folder it works in, what its environment has besides."""
+
+    arguments: tuple[str, ...]
+    folder: Path
+    environment: dict[str, str]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Server, None]:
+        """The server, from its first healthy answer on; ended at the end. What it logged is shown if anything fails."""
+        port = _free_port()
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        started = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", *self.arguments, "--port", str(port)),
+            cwd=self.folder,
+            env={**kept, **self.environment},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        logged = asyncio.create_task(process.stderr.read())
+        failed = True
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not await load.get(port, "/health"):
+                    if process.returncode is not None:
+                        raise RuntimeError(f"{self.arguments[0]} ended with the code {process.returncode}")
+                    await asyncio.sleep(POLL_SECONDS)
+            yield Server(process.pid, port, time.perf_counter() - started)
+            failed = False
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+            if failed:
+                print((await logged).decode(), file=sys.stderr)
+
+
+def upstream() -> Program:
+    """The scripted upstream."""
+    return Program(("benchmarks.upstream",), ROOT, {})
+
+
+def reference(upstream_port: int) -> Program:
+    """P, the naive hop."""
+    return Program(("benchmarks.reference", "--upstream", _address(upstream_port)), ROOT, {})
+
+
+def service(upstream_port: int, folder: Path) -> Program:
+    """The service as an operator runs it from `folder`, with an agent per model of the upstream and all else by default."""
+    agents = [
+        {"agent_id": model, "model": model, "provider": "openai", "system_prompt": "You answer briefly."}
+        for model in ("plain", "paced", "open")
+    ]
+    tool = {**agents[0], "agent_id": "tool", "model": "tool", "allowed_regular_tools": ["calculate"]}
+    (folder / "agent_config.json").write_text(json.dumps([*agents, tool]), encoding="utf-8")
+    # The default limit of 100 runs would refuse the row of a thousand open streams.
+    environment = {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x", "MAX_CONCURRENT_REQUESTS": "10000"}
+    return Program(("app.main",), folder, environment)
+
+
+def _address(port: int) -> str:
+    return f"http://127.0.0.1:{port}/v1"
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+    return port
