@@ -15,7 +15,7 @@ from app import __version__
 from app.config.settings import Settings, load_settings
 from app.core.errors import ConfigError
 from app.observability.logging import configure_logging
-from app.server import create_app
+from app.server import create_app, settle_memory
 from app.service import Configuration, load_configuration, open_service
 
 EXIT_CONFIGURATION = 2
@@ -116,6 +116,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             service = cast(Any, self.config.app).state.service
+            settle_memory()
             print(_welcome(self._configuration, sockets[0], service.auto_provider), file=sys.stderr, flush=True)
 
 

@@ -1,5 +1,6 @@
 """The ASGI application: lifespan, middleware and routers, as one readable list."""
 
+import gc
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -45,8 +46,17 @@ def create_app(configuration: Configuration) -> FastAPI:
     return app
 
 
+def settle_memory() -> None:
+    """Takes what exists after start-up out of the garbage collector's sight, and makes it look less often: a request leaves few cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+
+
 def worker_app() -> FastAPI:
     """The application of one of several worker processes, each of which reads the configuration anew."""
     settings = load_settings()
     configure_logging(settings.log_level)
-    return create_app(load_configuration(settings))
+    app = create_app(load_configuration(settings))
+    settle_memory()
+    return app

@@ -119,10 +119,14 @@ class ChunkFrames(Frames):
         self._model = model
         self._include_usage = include_usage
         self._role_is_told = False
+        # One text chunk differs from the next in its text alone, so that everything around it is encoded once.
+        self._before, self._after = self._frame(Delta(content="")).split(b'""')
 
     def event(self, event: RunEvent) -> bytes:
         """A chunk for a delta, nothing for the rest."""
         if isinstance(event, TextDelta):
+            if self._role_is_told:
+                return b"%b%b%b" % (self._before, _encoder.encode(event.text), self._after)
             return self._chunk(Delta(content=event.text))
         if isinstance(event, ReasoningDelta):
             return self._chunk(Delta(reasoning_content=event.text))
@@ -150,6 +154,9 @@ class ChunkFrames(Frames):
         if not self._role_is_told:
             self._role_is_told = True
             delta.role = "assistant"
+        return self._frame(delta, finish_reason)
+
+    def _frame(self, delta: Delta, finish_reason: str | None = None) -> bytes:
         chunk = ChatCompletionChunk(self._id, self._created, self._model, [ChunkChoice(delta, finish_reason)])
         return b"data: %b\n\n" % _encoder.encode(chunk)
 

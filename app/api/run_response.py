@@ -92,29 +92,37 @@ class RunResponse(Response, ABC):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response; raises a ServiceError only before anything is sent."""
-        with self._service.run_slot():
-            task = asyncio.current_task()
-            assert task is not None
-            watcher = asyncio.create_task(self._watch(receive, send, task))
-            limit = asyncio.timeout(self._context.seconds_left + DEADLINE_GRACE)
-            try:
+        """Sends the response; raises a ServiceError only before anything is sent.
+
+        The run has a task of its own, which a piece of the provider's answer wakes without going through the framework's frames.
+        """
+        run = asyncio.create_task(self._run(send))
+        try:
+            await self._watch(receive, send, run)
+        finally:
+            run.cancel()
+            await asyncio.wait((run,))
+        if not run.cancelled():
+            run.result()
+        elif self._client_left:
+            logger.info("run.client_left", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id})
+        else:
+            await self._fail(asyncio.CancelledError("the agent cancelled its own run"), send)
+
+    async def _run(self, send: Send) -> None:
+        """Takes the events to their end, whatever that is."""
+        limit = asyncio.timeout(self._context.seconds_left + DEADLINE_GRACE)
+        try:
+            with self._service.run_slot():
                 async with limit, aclosing(self._events):
                     await self.respond(send)
                     if not self._complete:
                         raise RuntimeError("the agent's events ended without RunFinished or RunFailed")
-            except asyncio.CancelledError:
-                if not self._client_left:
-                    raise
-                task.uncancel()
-                logger.info("run.client_left", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id})
-            except Exception as error:
-                told = self._told(error, limit)
-                if not self._started:
-                    raise told from error
-                await self.end_with(told, send)
-            finally:
-                watcher.cancel()
+        except TimeoutError as error:
+            late = RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+            await self._fail(late if limit.expired() else error, send)
+        except Exception as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything; `_fail` logs it
+            await self._fail(error, send)
 
     @abstractmethod
     async def respond(self, send: Send) -> None:
@@ -138,29 +146,38 @@ class RunResponse(Response, ABC):
             headers.append((b"content-length", str(length).encode()))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    def _told(self, error: Exception, limit: asyncio.Timeout) -> ServiceError:
-        """What the caller is told of `error`."""
-        if isinstance(error, ServiceError):
-            return error
-        if isinstance(error, TimeoutError) and limit.expired():
-            return RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
-        logger.exception("run.crashed", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id}, exc_info=error)
-        return internal_error(self._context.request_id)
+    async def _fail(self, error: BaseException, send: Send) -> None:
+        """Tells the caller of `error`: by the answer's last event if it has begun, else by raising what has a status."""
+        if not isinstance(error, ServiceError):
+            logger.exception("run.crashed", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id}, exc_info=error)
+            error = internal_error(self._context.request_id)
+        if not self._started:
+            raise error
+        await self.end_with(error, send)
 
-    async def _watch(self, receive: Receive, send: Send, run: asyncio.Task[object]) -> None:
-        """Waits for the caller to leave, and then stops the run."""
-        while True:
+    async def _watch(self, receive: Receive, send: Send, run: asyncio.Task[None]) -> None:
+        """Waits until `run` has ended or the caller has left, and keeps the answer alive meanwhile."""
+        waiting: asyncio.Timeout | None = None
+
+        def wake(_: object) -> None:
+            if waiting is not None and not waiting.expired():
+                waiting.reschedule(0)
+
+        run.add_done_callback(wake)
+        while not run.done():
             try:
-                async with asyncio.timeout(self._keep_alive_seconds):
+                async with asyncio.timeout(self._keep_alive_seconds) as waiting:
                     message = await receive()
             except TimeoutError:
-                await self.keep_alive(send)
+                if not run.done():
+                    await self.keep_alive(send)
                 continue
+            finally:
+                waiting = None
             if message["type"] == "http.disconnect":
-                # Servers say the same once the last byte is sent.
-                if not self._complete:
-                    self._client_left = True
-                    run.cancel()
+                if self._complete:  # servers say the same once the last byte is sent
+                    await asyncio.wait((run,))
+                self._client_left = not self._complete
                 return
 
 

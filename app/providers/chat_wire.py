@@ -1,8 +1,7 @@
 """OpenAI's chat completions over server-sent events: a model request out, model events back. Written once for all who speak it."""
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -100,37 +99,23 @@ _encode = msgspec.json.Encoder().encode
 
 async def stream(http: HttpClient, target: Target, request: ModelRequest, profile: Profile) -> AsyncGenerator[ModelEvent, None]:
     """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
-    calls = _ToolCalls()
-    reason: str | None = None
-    usage: Usage | None = None
-    async with http.post(target, request_body(request, profile), deadline=request.deadline) as pieces, aclosing(_events(pieces)) as events:
-        async for data in events:
-            try:
-                chunk = _decode_chunk(data)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise ProviderProtocolError(f"{target.provider} sent a chunk that is not a chat completion chunk.") from error
-            if chunk.error:
-                raise error_in_stream(chunk.error, target)
-            if chunk.usage is not None:
-                usage = _usage(chunk.usage)
-            for choice in chunk.choices or ():
-                delta = choice.delta
-                if delta is not None:
-                    if delta.reasoning_content or delta.reasoning:
-                        yield ReasoningDelta(delta.reasoning_content or delta.reasoning or "")
-                    if delta.content:
-                        yield TextDelta(delta.content)
-                    if delta.refusal:
-                        yield RefusalDelta(delta.refusal)
-                    if delta.tool_calls:
-                        calls.add(delta.tool_calls)
-                if choice.finish_reason:
-                    reason = choice.finish_reason
-    if reason is None:
-        raise ProviderProtocolError(f"The answer of {target.provider} ended without a finish reason.")
-    if reason == "error":
-        raise ProviderProtocolError(f"{target.provider} ended its answer with an error.")
-    yield ModelFinished(finish_reason(reason), calls.complete(), usage)
+    reader = EventReader()
+    answer = _Answer(target)
+    async with http.post(target, request_body(request, profile), deadline=request.deadline) as pieces:
+        async for piece in pieces:
+            for data in reader.feed(piece):
+                if data == b"[DONE]":
+                    answer.done = True
+                    break
+                for event in answer.take(data):
+                    yield event
+            if answer.done:
+                await drain(pieces)
+                break
+    for data in () if answer.done else reader.close():
+        for event in answer.take(data) if data != b"[DONE]" else ():
+            yield event
+    yield answer.finished()
 
 
 def request_body(request: ModelRequest, profile: Profile) -> bytes:
@@ -188,19 +173,6 @@ def finish_reason(said: str) -> FinishReason:
     return reason
 
 
-async def _events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    reader = EventReader()
-    async for piece in pieces:
-        for data in reader.feed(piece):
-            if data == b"[DONE]":
-                await drain(pieces)
-                return
-            yield data
-    for data in reader.close():
-        if data != b"[DONE]":
-            yield data
-
-
 def _function(spec: Any) -> dict[str, Any]:
     function = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
     if spec.strict is not None:
@@ -236,6 +208,51 @@ def _usage(usage: _Usage) -> Usage:
         (completion.reasoning_tokens or 0) if completion else 0,
         usage.cost,
     )
+
+
+class _Answer:
+    """One answer, put together from its chunks; `done` once the provider says `[DONE]`."""
+
+    def __init__(self, target: Target) -> None:
+        self.done = False
+        self._target = target
+        self._calls = _ToolCalls()
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+
+    def take(self, data: bytes) -> list[ModelEvent]:
+        """What the chunk in `data` tells; raises the UpstreamError that it means."""
+        try:
+            chunk = _decode_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProviderProtocolError(f"{self._target.provider} sent a chunk that is not a chat completion chunk.") from error
+        if chunk.error:
+            raise error_in_stream(chunk.error, self._target)
+        if chunk.usage is not None:
+            self._usage = _usage(chunk.usage)
+        events: list[ModelEvent] = []
+        for choice in chunk.choices or ():
+            delta = choice.delta
+            if delta is not None:
+                if delta.reasoning_content or delta.reasoning:
+                    events.append(ReasoningDelta(delta.reasoning_content or delta.reasoning or ""))
+                if delta.content:
+                    events.append(TextDelta(delta.content))
+                if delta.refusal:
+                    events.append(RefusalDelta(delta.refusal))
+                if delta.tool_calls:
+                    self._calls.add(delta.tool_calls)
+            if choice.finish_reason:
+                self._reason = choice.finish_reason
+        return events
+
+    def finished(self) -> ModelFinished:
+        """The last event; raises ProviderProtocolError when the answer did not come to its end."""
+        if self._reason is None:
+            raise ProviderProtocolError(f"The answer of {self._target.provider} ended without a finish reason.")
+        if self._reason == "error":
+            raise ProviderProtocolError(f"{self._target.provider} ended its answer with an error.")
+        return ModelFinished(finish_reason(self._reason), self._calls.complete(), self._usage)
 
 
 class _ToolCalls:

@@ -95,14 +95,12 @@ class HttpClient:
         `time.monotonic()`) passes first. An answer read to its end gives its connection back; any other is closed.
         """
         response = await self._answer(target, body, deadline)
-        pieces = self._pieces(response, deadline)
         try:
-            yield pieces
+            yield _Pieces(response, self._timeouts.idle, deadline)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._translated(error, target, deadline, begun=True) from error
         finally:
             response.close()
-            await pieces.aclose()
 
     async def get_json(self, target: Target, *, timeout: float) -> object:
         """The JSON answer to a GET within `timeout` seconds; raises UpstreamError."""
@@ -174,18 +172,6 @@ class HttpClient:
             ),
         )
 
-    async def _pieces(self, response: aiohttp.ClientResponse, deadline: float) -> AsyncGenerator[bytes, None]:
-        content = response.content
-        piece = await content.readany()
-        if response.connection is not None and response.connection.protocol is not None:
-            response.connection.protocol.read_timeout = self._timeouts.idle
-            response.connection.protocol.start_timeout()  # the time that runs already is the one for the first byte
-        while piece:
-            if time.monotonic() >= deadline:  # aiohttp looks only when it has to wait, which a flood never makes it do
-                raise TimeoutError
-            yield piece
-            piece = await content.readany()
-
     async def _failure(self, response: aiohttp.ClientResponse, target: Target) -> ServiceError:
         text = b""
         try:
@@ -220,6 +206,33 @@ class HttpClient:
         if isinstance(error, aiohttp.InvalidURL):
             return ProviderUnavailable(f"The address of {target.provider} is not a valid URL.")
         return ProviderUnavailable(f"{target.provider} cannot be reached.")
+
+
+class _Pieces:
+    """The body of an answer as it arrives. A plain iterator: a generator would cost every piece another frame."""
+
+    def __init__(self, response: aiohttp.ClientResponse, idle: float, deadline: float) -> None:
+        self._response = response
+        self._content = response.content
+        self._idle = idle
+        self._deadline = deadline
+        self._begun = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._content.readany()
+        if not self._begun:
+            self._begun = True
+            if self._response.connection is not None and self._response.connection.protocol is not None:
+                self._response.connection.protocol.read_timeout = self._idle
+                self._response.connection.protocol.start_timeout()  # the time that runs already is the one for the first byte
+        if not piece:
+            raise StopAsyncIteration
+        if time.monotonic() >= self._deadline:  # aiohttp looks only when it has to wait, which a flood never makes it do
+            raise TimeoutError
+        return piece
 
 
 async def drain(pieces: AsyncIterator[bytes]) -> None:

@@ -352,3 +352,24 @@ async def test_a_response_that_is_cancelled_from_outside_stays_cancelled(tmp_pat
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
+
+
+class CancelsItself(BaseAgent):
+    """An agent type that breaks the rules of cancellation."""
+
+    type = "cancels_itself"
+
+    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Half an answer."""
+        yield TextDelta("Half")
+        raise asyncio.CancelledError
+
+
+async def test_an_agent_that_cancels_itself_ends_with_an_error(tmp_path: Path) -> None:
+    agents = [{**AGENT, "type": "cancels_itself"}]
+    async with client_of(create_app(configuration(tmp_path, agents=agents, agent_types=[CancelsItself]))) as client:
+        streamed = await client.post(CHAT, json=asking(stream=True))
+        collected = await client.post(CHAT, json=asking())
+    assert '"code":"internal_error"' in streamed.text
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert collected.status_code == 500
