@@ -72,6 +72,8 @@ class HttpClient:
 
     def __init__(self, timeouts: Timeouts | None = None, *, max_retries: int = 2, first_delay: float = 0.5) -> None:
         self._timeouts = timeouts or Timeouts()
+        # aiohttp's own time limits set a timer for each piece; `_send` and `_Pieces` keep the others.
+        self._only_connect = aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect)
         self._max_retries = max_retries
         self._first_delay = first_delay
         self._budgets: dict[str, float] = {}
@@ -95,11 +97,13 @@ class HttpClient:
         `time.monotonic()`) passes first. An answer read to its end gives its connection back; any other is closed.
         """
         response = await self._answer(target, body, deadline)
+        pieces = _Pieces(response, self._timeouts, deadline)
         try:
-            yield _Pieces(response, self._timeouts.idle, deadline)
+            yield pieces
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translated(error, target, deadline, begun=True) from error
+            raise self._translated(error, target, deadline, begun=pieces.begun or not isinstance(error, TimeoutError)) from error
         finally:
+            pieces.close()
             response.close()
 
     async def get_json(self, target: Target, *, timeout: float) -> object:
@@ -158,19 +162,15 @@ class HttpClient:
             await asyncio.sleep(delay)
 
     async def _send(self, target: Target, body: bytes, deadline: float) -> aiohttp.ClientResponse:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return await self._open.post(
-            target.url,
-            data=body,
-            headers=target.headers,
-            allow_redirects=False,
-            proxy=proxy_for(target.url),
-            timeout=aiohttp.ClientTimeout(
-                total=left, connect=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.first_byte, ceil_threshold=60
-            ),
-        )
+        async with asyncio.timeout(min(deadline - time.monotonic(), self._timeouts.first_byte)):
+            return await self._open.post(
+                target.url,
+                data=body,
+                headers=target.headers,
+                allow_redirects=False,
+                proxy=proxy_for(target.url),
+                timeout=self._only_connect,
+            )
 
     async def _failure(self, response: aiohttp.ClientResponse, target: Target) -> ServiceError:
         text = b""
@@ -209,30 +209,53 @@ class HttpClient:
 
 
 class _Pieces:
-    """The body of an answer as it arrives. A plain iterator: a generator would cost every piece another frame."""
+    """The body of an answer as it arrives, each wait for a piece limited in time.
 
-    def __init__(self, response: aiohttp.ClientResponse, idle: float, deadline: float) -> None:
-        self._response = response
+    A plain iterator, as a generator would cost every piece another frame; and one timer that looks again when it is due, as a timer
+    for each piece would cost more than reading it.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, timeouts: Timeouts, deadline: float) -> None:
+        self.begun = False
         self._content = response.content
-        self._idle = idle
+        self._limit = timeouts.first_byte
+        self._idle = timeouts.idle
         self._deadline = deadline
-        self._begun = False
+        self._waiting_since: float | None = None
+        self._timer = self._set_timer(time.monotonic() + self._limit)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
+        self._waiting_since = time.monotonic()
         piece = await self._content.readany()
-        if not self._begun:
-            self._begun = True
-            if self._response.connection is not None and self._response.connection.protocol is not None:
-                self._response.connection.protocol.read_timeout = self._idle
-                self._response.connection.protocol.start_timeout()  # the time that runs already is the one for the first byte
+        self._waiting_since = None
         if not piece:
             raise StopAsyncIteration
-        if time.monotonic() >= self._deadline:  # aiohttp looks only when it has to wait, which a flood never makes it do
+        if time.monotonic() >= self._deadline:  # the timer does not fire within a flood that never makes us wait
             raise TimeoutError
+        if not self.begun:
+            self.begun = True
+            self._limit = self._idle
+            self._timer.cancel()
+            self._timer = self._set_timer(time.monotonic() + self._limit)
         return piece
+
+    def close(self) -> None:
+        """Ends the timer."""
+        self._timer.cancel()
+
+    def _set_timer(self, due: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(max(0.0, min(due, self._deadline) - time.monotonic()), self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        since = now if self._waiting_since is None else self._waiting_since
+        if now >= self._deadline or now - since >= self._limit:
+            self._content.set_exception(aiohttp.SocketTimeoutError())
+        else:
+            self._timer = self._set_timer(since + self._limit)
 
 
 async def drain(pieces: AsyncIterator[bytes]) -> None:

@@ -23,6 +23,8 @@ from app.core.errors import (
     ServiceError,
     UpstreamError,
 )
+from app.core.events import TextDelta
+from app.providers.base import ModelFinished
 from app.providers.http import BUDGET, MAX_WAIT, HttpClient, Target, Timeouts
 from app.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import finish, question, text, told
@@ -223,11 +225,32 @@ async def test_a_stream_that_drips_for_ever_ends_at_the_run_deadline(dripped: by
         await upstream.until(lambda: upstream.disconnects == 1)
 
 
-async def test_headers_that_drip_for_ever_end_at_the_run_deadline() -> None:
+@pytest.mark.parametrize(("seconds", "error"), [(5.0, ProviderTimeout), (0.2, RunTimeout)])
+async def test_headers_that_drip_for_ever_end_at_the_first_limit_that_is_met(seconds: float, error: type[ServiceError]) -> None:
     drip = endless([b"HTTP/1.1 200 OK\r\nx-slow: "], b"x", 0.02)
     async with served(drip, timeouts=Timeouts(first_byte=0.4, idle=0.4)) as (upstream, provider):
-        assert isinstance(await failure(provider, seconds=0.6), RunTimeout)
+        assert isinstance(await failure(provider, seconds=seconds), error)
         assert len(upstream.requests) == 1
+
+
+async def test_a_reader_that_is_busy_is_no_pause_of_the_provider() -> None:
+    async with served(
+        [head(), event(delta(content="Hel")), event(delta("stop", content="lo")), DONE, END], timeouts=Timeouts(idle=0.1)
+    ) as (_, provider):
+        pieces = []
+        async with aclosing(provider.stream(question())) as events:
+            async for told in events:
+                pieces.append(told)
+                await asyncio.sleep(0.15)
+    assert pieces[:2] == [TextDelta("Hel"), TextDelta("lo")]
+    assert isinstance(pieces[-1], ModelFinished)
+
+
+async def test_headers_without_a_body_are_told_as_no_beginning() -> None:
+    async with served([head(), asyncio.Event()], timeouts=Timeouts(first_byte=0.1)) as (_, provider):
+        error = await failure(provider)
+    assert isinstance(error, ProviderTimeout)
+    assert "did not begin to answer within 0.1 seconds" in error.message
 
 
 async def test_a_flood_that_outruns_its_reader_ends_at_the_run_deadline() -> None:
@@ -619,9 +642,9 @@ async def test_an_answer_that_is_not_http_is_an_error(junk: bytes) -> None:
         assert isinstance(await failure(provider), UpstreamError)
 
 
-async def test_a_chunk_of_impossible_size_is_an_error_at_the_run_deadline_at_the_latest() -> None:
-    async with served([head(), 0.02, b"zz\r\n", asyncio.Event()]) as (_, provider):
-        assert isinstance(await failure(provider, seconds=0.4), ProviderProtocolError | RunTimeout)
+async def test_a_chunk_of_impossible_size_is_an_error_within_the_limits() -> None:
+    async with served([head(), 0.02, b"zz\r\n", asyncio.Event()], timeouts=Timeouts(first_byte=0.3)) as (_, provider):
+        assert isinstance(await failure(provider), ProviderProtocolError | ProviderTimeout)
 
 
 async def test_a_body_without_length_ends_with_its_connection() -> None:
