@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import logging
+import os
 import socket
 import sys
 from typing import Any, ClassVar, cast
@@ -12,11 +13,12 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app import __version__
-from app.config.settings import Settings, load_settings
+from app.config.settings import Settings
 from app.core.errors import ConfigError
 from app.observability.logging import configure_logging
+from app.providers.demo import Demo
 from app.server import create_app, settle_memory
-from app.service import Configuration, load_configuration, open_service
+from app.service import Configuration, Service, load, open_service
 
 EXIT_CONFIGURATION = 2
 
@@ -51,11 +53,12 @@ def cli() -> None:
 @click.option("--debug", is_flag=True, help="Log in detail (LOG_LEVEL=DEBUG).")
 def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None:
     """Start the service."""
-    overrides: dict[str, Any] = {"host": host, "port": port, "log_level": "DEBUG" if debug else None}
-    settings = load_settings(**{name: value for name, value in overrides.items() if value is not None})
+    given: dict[str, Any] = {"host": host, "port": port, "log_level": "DEBUG" if debug else None}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    configuration = load(**overrides)
+    settings = configuration.settings
     configure_logging(settings.log_level)
-    configuration = load_configuration(settings)
-    server_socket = _listening(settings)
+    listening = _listening(settings)
     config = uvicorn.Config(
         "app.server:worker_app" if workers > 1 else create_app(configuration),
         factory=workers > 1,
@@ -68,11 +71,12 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         timeout_graceful_shutdown=int(settings.shutdown_timeout),
     )
     if workers > 1:
-        print(_welcome(configuration, server_socket, ""), file=sys.stderr)
-        Multiprocess(config, sockets=[server_socket]).run()
+        os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
+        print(_welcome(configuration, listening, []), file=sys.stderr)
+        Multiprocess(config, sockets=[listening]).run()
         return
     server = _Server(config, configuration)
-    server.run(sockets=[server_socket])
+    server.run(sockets=[listening])
     if not server.started:
         sys.exit(3)
 
@@ -80,7 +84,7 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
 @cli.command()
 def check() -> None:
     """Validate the whole configuration and show what it defines, without serving."""
-    configuration = load_configuration(load_settings())
+    configuration = load()
     configure_logging("ERROR")
     rows, auto = asyncio.run(_checked(configuration))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -115,9 +119,21 @@ class _Server(uvicorn.Server):
         """Starts, and tells."""
         await super().startup(sockets)
         if self.started and sockets:
-            service = cast(Any, self.config.app).state.service
             settle_memory()
-            print(_welcome(self._configuration, sockets[0], service.auto_provider), file=sys.stderr, flush=True)
+            print(_welcome(self._configuration, sockets[0], await self._notes()), file=sys.stderr, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops. To be told to stop is no failure, so the signal is not raised once more as uvicorn would."""
+        await super().shutdown(sockets)
+        self._captured_signals.clear()
+
+    async def _notes(self) -> list[str]:
+        service: Service = cast(Any, self.config.app).state.service
+        problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
+        notes = [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
+        if any(agent.parts.provider.name == Demo.name for agent in service.catalog):
+            notes.append("no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one.")
+        return notes
 
 
 def _listening(settings: Settings) -> socket.socket:
@@ -141,7 +157,7 @@ def _listening(settings: Settings) -> socket.socket:
     return listening
 
 
-def _welcome(configuration: Configuration, listening: socket.socket, auto: str) -> str:
+def _welcome(configuration: Configuration, listening: socket.socket, notes: list[str]) -> str:
     host, port = listening.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
     url = f"http://{shown}:{port}"
@@ -153,19 +169,16 @@ def _welcome(configuration: Configuration, listening: socket.socket, auto: str) 
         f"  docs     {url}/docs",
         f"  chat     ai-agent-service chat {agents[0]}   (in .venv/bin, in another terminal)",
     ]
-    if auto == "demo":
-        lines.append(
-            "  note     no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one."
-        )
+    lines += (f"  note     {note}" for note in notes)
     return "\n".join(lines) + "\n"
 
 
 async def _checked(configuration: Configuration) -> tuple[list[tuple[str, ...]], str]:
     async with open_service(configuration) as service:
-        rows = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "READY")]
+        rows: list[tuple[str, ...]] = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "READY")]
         for agent in service.catalog:
-            provider = agent.parts.provider
+            problem = await agent.problem()
             tools = ", ".join(spec.name for spec in agent.parts.toolset.specs) or "-"
-            ready = f"no: {', '.join(provider.missing)} not set" if provider.missing else "yes"
-            rows.append((agent.agent_id, provider.name, agent.definition.model or "(default)", tools, ready))
-        return list(rows), service.auto_provider
+            model = agent.definition.model or ("-" if problem else await agent.model())
+            rows.append((agent.agent_id, agent.parts.provider.name, model, tools, f"no: {problem}" if problem else "yes"))
+        return rows, service.auto_provider

@@ -13,7 +13,7 @@ import msgspec
 
 from app.agents.agent import Agent
 from app.agents.base import BaseAgent
-from app.core.errors import ConfigError, Fault
+from app.core.errors import Fault
 from app.providers.azure import AzureOpenAI
 from app.providers.base import ProviderFactory
 from app.providers.demo import Demo
@@ -45,11 +45,12 @@ class Plugins(msgspec.Struct, frozen=True):
     agents: dict[str, type[BaseAgent]]
 
 
-def load_plugins(folder: Path | None = None) -> Plugins:
-    """All that is built in, installed and in `folder`; raises ConfigError with what cannot be loaded or has a taken name.
+def load_plugins(folder: Path | None = None) -> tuple[Plugins, list[Fault]]:
+    """All that is built in, installed and in `folder`, and what of it cannot be loaded or has a taken name.
 
     Entry points stand in the groups `ai_agent_service.tools`, `.providers` and `.agents`. In `folder`, each .py file whose name does not
-    begin with an underscore is imported, and the tools, provider classes and agent classes that it defines are taken.
+    begin with an underscore is imported, and the tools, provider classes and agent classes that it defines under a name without
+    an underscore are taken.
     """
     plugins = Plugins({}, {}, {})
     faults: list[Fault] = []
@@ -60,7 +61,7 @@ def load_plugins(folder: Path | None = None) -> Plugins:
             source = f"entry point {point.name!r} of {point.dist.name if point.dist else 'an installed package'}"
             try:
                 item = point.load()
-            except Exception as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
                 faults.append(_broken(source, error))
                 continue
             _add(plugins, item, source, faults)
@@ -68,9 +69,7 @@ def load_plugins(folder: Path | None = None) -> Plugins:
         for path, module in _modules(folder, faults):
             for item in _defined_in(module):
                 _add(plugins, item, str(path), faults)
-    if faults:
-        raise ConfigError(faults)
-    return plugins
+    return plugins, faults
 
 
 def _add(plugins: Plugins, item: Any, source: str, faults: list[Fault]) -> None:
@@ -91,6 +90,11 @@ def _add(plugins: Plugins, item: Any, source: str, faults: list[Fault]) -> None:
         return
     if not name:
         faults.append(Fault(file=source, problem=f"the {kind} {item.__name__} has no name", remedy="Set its class attribute: type or name"))
+    elif registry.get(name) is item:
+        return  # another module's, imported by this one
+    elif inspect.isabstract(item):
+        lacking = ", ".join(sorted(item.__abstractmethods__))
+        faults.append(Fault(file=source, problem=f"the {kind} {item.__name__} does not define {lacking}", remedy="Define it"))
     elif name in registry:
         faults.append(Fault(file=source, problem=f"there is another {kind} of the name {name!r}", remedy="Rename this one"))
     else:
@@ -104,10 +108,10 @@ def _is_provider(item: Any) -> bool:
 
 
 def _defined_in(module: ModuleType) -> Iterator[Any]:
-    for item in vars(module).values():
+    named = {id(item): item for name, item in vars(module).items() if not name.startswith("_")}  # each once, whatever its names
+    for item in named.values():
         if inspect.isclass(item):
-            own = item.__module__ == module.__name__ and not inspect.isabstract(item)
-            if own and (issubclass(item, BaseAgent) or _is_provider(item)):
+            if item.__module__ == module.__name__ and (issubclass(item, BaseAgent) or _is_provider(item)):
                 yield item
         elif isinstance(item, Tool):
             yield item
@@ -128,14 +132,14 @@ def _modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, ModuleTy
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
             del sys.modules[name]
             faults.append(_broken(str(path), error))
             continue
         yield path, module
 
 
-def _broken(source: str, error: Exception) -> Fault:
+def _broken(source: str, error: BaseException) -> Fault:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -13,10 +13,9 @@ from app.api import agents, health, openai_chat, openai_models
 from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
 from app.api.openapi import describe
-from app.config.settings import load_settings
 from app.core.errors import ServiceError
 from app.observability.logging import configure_logging
-from app.service import Configuration, load_configuration, open_service
+from app.service import Configuration, load, open_service
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +54,8 @@ def settle_memory() -> None:
 
 def worker_app() -> FastAPI:
     """The application of one of several worker processes, each of which reads the configuration anew."""
-    settings = load_settings()
-    configure_logging(settings.log_level)
-    app = create_app(load_configuration(settings))
+    configuration = load()
+    configure_logging(configuration.settings.log_level)
+    app = create_app(configuration)
     settle_memory()
     return app

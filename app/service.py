@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
@@ -11,10 +11,10 @@ import msgspec
 from app.agents.base import AgentParts, BaseAgent
 from app.agents.catalog import Catalog
 from app.agents.pending import PendingSteps
-from app.config.agents import LEGACY_TOOLS, AgentDefinition, read_agents, warnings_about
+from app.config.agents import AUTO, LEGACY_TOOLS, PROVIDER_ALIASES, AgentDefinition, KnownNames, read_agents, warnings_about
 from app.config.files import load_environment, nearest
 from app.config.mcp import read_server_labels
-from app.config.settings import Settings
+from app.config.settings import Settings, read_settings
 from app.core.context import RunContext
 from app.core.errors import ConfigError, Fault, ServerBusy, UpstreamError
 from app.core.ids import new_id
@@ -26,7 +26,6 @@ from app.tools.toolset import Toolset
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
 AUTO_ORDER = ("azure_openai", "openrouter", "openai")
 OLLAMA_PROBE_SECONDS = 0.5
 
@@ -78,35 +77,31 @@ class Service:
             self.runs -= 1
 
 
-def load_configuration(settings: Settings, plugins: Plugins | None = None) -> Configuration:
-    """Reads and checks everything the operator wrote; raises ConfigError with all faults of all files.
+def load(**overrides: object) -> Configuration:
+    """The configuration of this process; `overrides` are settings by field name.
 
-    `plugins` replace those that would be found by `load_plugins`.
+    Raises ConfigError with all faults of the environment, the files and the plug-ins.
     """
-    faults: list[Fault] = []
+    settings, faults = read_settings(**overrides)
+    plugins, found = load_plugins(settings.plugins_dir)
+    return load_configuration(settings, plugins, [*faults, *found])
+
+
+def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fault] = ()) -> Configuration:
+    """Reads and checks every file that `settings` name; raises ConfigError with `faults` and all those found."""
+    found = list(faults)
     environment = load_environment()
-    try:
-        plugins = plugins or load_plugins(settings.plugins_dir)
-    except ConfigError as error:
-        faults += error.faults
-        plugins = Plugins({}, {}, {})
-    agents, found = read_agents(settings.agent_config_file, settings.prompts_dir, environment)
-    faults += found
-    labels, found = read_server_labels(settings.mcp_config_file)
-    faults += found
-    if plugins.agents:
-        faults += [fault for agent in agents for fault in _unknown_names(agent, plugins, str(settings.agent_config_file))]
-        if settings.default_provider is not None and settings.default_provider not in plugins.providers:
-            faults.append(
-                Fault(
-                    file="environment",
-                    field="DEFAULT_PROVIDER",
-                    problem=f"{settings.default_provider!r} is not a provider",
-                    remedy=nearest(settings.default_provider, plugins.providers),
-                )
-            )
-    if faults:
-        raise ConfigError(faults)
+    known = KnownNames(plugins.agents.keys(), plugins.providers.keys(), plugins.tools.keys())
+    agents, more = read_agents(settings.agent_config_file, settings.prompts_dir, environment, known)
+    found += more
+    labels, more = read_server_labels(settings.mcp_config_file)
+    found += more
+    default = settings.default_provider
+    if default is not None and PROVIDER_ALIASES.get(default, default) not in plugins.providers:
+        problem = f"{default!r} is not a provider"
+        found.append(Fault(file="environment", field="DEFAULT_PROVIDER", problem=problem, remedy=nearest(default, plugins.providers)))
+    if found:
+        raise ConfigError(found)
     return Configuration(
         settings,
         environment,
@@ -146,7 +141,7 @@ def _agent(
 async def _auto_provider(settings: Settings, providers: Mapping[str, Provider]) -> str:
     """DEFAULT_PROVIDER, else the first that is configured, else an Ollama that answers and has a model, else demo."""
     if settings.default_provider is not None:
-        return settings.default_provider
+        return PROVIDER_ALIASES.get(settings.default_provider, settings.default_provider)
     for name in AUTO_ORDER:
         if not providers[name].missing:
             return name
@@ -159,22 +154,3 @@ async def _auto_provider(settings: Settings, providers: Mapping[str, Provider]) 
         except (UpstreamError, TimeoutError) as error:
             logger.debug("no Ollama at %s (%s)", settings.ollama_base_url, error)
     return "demo"
-
-
-def _unknown_names(agent: AgentDefinition, plugins: Plugins, file: str) -> list[Fault]:
-    asked: list[tuple[str, str, Mapping[str, object]]] = [("type", agent.type, plugins.agents)]
-    if agent.provider != AUTO:
-        asked.append(("provider", agent.provider, plugins.providers))
-    asked += [("allowed_regular_tools", name, plugins.tools) for name in agent.allowed_regular_tools if name not in LEGACY_TOOLS]
-    kinds = {"type": "an agent type", "provider": "a provider", "allowed_regular_tools": "a tool"}
-    return [
-        Fault(
-            file=file,
-            where=f"agent {agent.agent_id!r}",
-            field=field,
-            problem=f"{name!r} is not {kinds[field]}",
-            remedy=nearest(name, known),
-        )
-        for field, name, known in asked
-        if name not in known
-    ]

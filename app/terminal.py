@@ -1,9 +1,7 @@
 """ai-agent-service chat: a conversation with an agent in the terminal, streamed, its tools shown."""
 
 import asyncio
-import contextlib
 import json
-import signal
 import sys
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -17,12 +15,12 @@ from rich.text import Text
 
 from app.agents.base import BaseAgent, Turn
 from app.config.agents import RESERVED_MODEL_SETTINGS
-from app.config.settings import load_settings
 from app.core.errors import NotFound
 from app.core.events import ReasoningDelta, RefusalDelta, RunFailed, RunFinished, TextDelta, ToolFinished, ToolStarted
 from app.core.messages import Message
+from app.core.text import storable
 from app.observability.logging import configure_logging
-from app.service import Service, load_configuration, open_service
+from app.service import Service, load, open_service
 
 MAX_SHOWN_RESULT = 300
 USER = "terminal"
@@ -40,62 +38,68 @@ def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: s
     """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the chat."""
     parsed = _parsed(settings)
     configure_logging("DEBUG" if debug else "ERROR")
-    configuration = load_configuration(load_settings())
-
-    async def run() -> bool:
-        async with open_service(configuration) as service:
-            try:
-                agent = service.agent(agent_id)
-            except NotFound:
-                known = ", ".join(agent.agent_id for agent in service.catalog)
-                raise click.UsageError(f"There is no agent {agent_id!r}. There are: {known}.") from None
-            return await Conversation(service, agent, model, parsed).hold(message)
-
-    if not asyncio.run(run()):
+    configuration = load()
+    # Input is read in the main thread, where Ctrl-C reaches it, so the loop runs only while there is something to wait for.
+    with asyncio.Runner() as runner:
+        service = open_service(configuration)
+        opened = runner.run(service.__aenter__())
+        try:
+            succeeded = Conversation(opened, _agent(opened, agent_id), model, parsed, runner).hold(message)
+        finally:
+            runner.run(service.__aexit__(None, None, None))
+    if not succeeded:
         sys.exit(1)
+
+
+def _agent(service: Service, agent_id: str) -> BaseAgent:
+    try:
+        return service.agent(agent_id)
+    except NotFound:
+        known = ", ".join(agent.agent_id for agent in service.catalog)
+        raise click.UsageError(f"There is no agent {agent_id!r}. There are: {known}.") from None
 
 
 class Conversation:
     """The messages so far, and the turns that add to them."""
 
-    def __init__(self, service: Service, agent: BaseAgent, model: str | None, settings: Mapping[str, Any]) -> None:
+    def __init__(self, service: Service, agent: BaseAgent, model: str | None, settings: Mapping[str, Any], runner: asyncio.Runner) -> None:
         self._service = service
         self._agent = agent
         self._model = model
         self._settings = settings
+        self._runner = runner
         self._messages: list[Message] = []
         self._console = Console(highlight=False)
 
-    async def hold(self, message: str | None) -> bool:
+    def hold(self, message: str | None) -> bool:
         """Takes turns until the input ends, or the one of `message`; False when the last turn failed."""
         if message is not None:
-            return await self._turn(message)
+            return self._turn(message)
         provider = self._agent.parts.provider.name
         if sys.stdin.isatty():
             self._console.print(f"[bold]{self._agent.agent_id}[/] [dim]({provider}) - Ctrl-C stops an answer, Ctrl-D ends the chat[/]")
         succeeded = True
-        while (line := await asyncio.to_thread(_read_line)) is not None:
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "")
+            except EOFError:
+                return succeeded
+            except KeyboardInterrupt:
+                self._console.print("\n[dim]Ctrl-D ends the chat[/]")
+                continue
             if line.strip():
-                succeeded = await self._turn(line)
-        return succeeded
+                succeeded = self._turn(line)
 
-    async def _turn(self, text: str) -> bool:
+    def _turn(self, text: str) -> bool:
         """Asks `text`. An answer that was stopped stays in the conversation as far as it came; a failed turn leaves no trace."""
-        question = Message(role="user", content=text)
+        question = Message(role="user", content=storable(text))
         answer = Answer(self._console)
-        task = asyncio.ensure_future(self._answered(question, answer))
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(NotImplementedError):  # Windows has no signal handlers on its loop
-            loop.add_signal_handler(signal.SIGINT, task.cancel)
         try:
-            succeeded = await task
-        except asyncio.CancelledError:
+            succeeded = self._runner.run(self._answered(question, answer))
+        except KeyboardInterrupt:
             answer.close()
             self._console.print("[yellow]stopped[/]")
             succeeded = True
-        finally:
-            with contextlib.suppress(NotImplementedError):
-                loop.remove_signal_handler(signal.SIGINT)
         if succeeded:
             self._messages += [question, Message(role="assistant", content=answer.text)]
         return succeeded
@@ -111,10 +115,10 @@ class Conversation:
                     case ReasoningDelta(text=text):
                         answer.think(text)
                     case ToolStarted(call=call):
-                        answer.note(f"[cyan]>[/] [bold]{call.name}[/]", call.arguments or "{}")
+                        answer.note("> ", "cyan", call.name, call.arguments or "{}")
                     case ToolFinished(result=result):
-                        sign = "[red]x[/]" if result.is_error else "[green]<[/]"
-                        answer.note(f"{sign} [dim]{result.name} ({result.seconds:.2f} s)[/]", result.content)
+                        sign, style = ("x ", "red") if result.is_error else ("< ", "green")
+                        answer.note(sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content)
                     case RunFinished():
                         answer.close()
                     case RunFailed(error=error):
@@ -150,7 +154,7 @@ class Answer:
             self._console.print()
         if self._open.strip():
             if self._live is None:
-                self._live = Live(console=self._console, refresh_per_second=12, vertical_overflow="visible")
+                self._live = Live(console=self._console, refresh_per_second=12)
                 self._live.start()
             self._live.update(Markdown(self._open))
 
@@ -159,12 +163,11 @@ class Answer:
         self._thinking = True
         self._console.print(Text(text, style="dim italic"), end="")
 
-    def note(self, lead: str, detail: str) -> None:
+    def note(self, sign: str, style: str, name: str, detail: str) -> None:
         """Shows a tool at work."""
         self._settle()
         shown = detail if len(detail) <= MAX_SHOWN_RESULT else f"{detail[:MAX_SHOWN_RESULT]}..."
-        self._console.print(f"{lead} ", end="")
-        self._console.print(Text(shown, style="dim"), soft_wrap=True)
+        self._console.print(Text.assemble((sign, style), (name, "bold"), " ", (shown, "dim")), soft_wrap=True)
 
     def close(self) -> None:
         """Leaves what is shown as it is."""
@@ -189,14 +192,6 @@ class Answer:
         if self._thinking:
             self._thinking = False
             self._console.print()
-
-
-def _read_line() -> str | None:
-    """The next line of input; None at its end."""
-    try:
-        return input("> " if sys.stdin.isatty() else "")
-    except (EOFError, KeyboardInterrupt):
-        return None
 
 
 def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def configuration(
     `plugins`, which are by default the built-in ones."""
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "agent_config.json").write_text(json.dumps(list(agents)), encoding="utf-8")
-    plugins = plugins or load_plugins()
+    plugins = plugins or load_plugins()[0]
     plugins.providers["scripted"] = script or Script([])
     plugins.tools.update({tool.spec.name: tool for tool in tools})
     plugins.agents.update({agent_type.type: agent_type for agent_type in agent_types})

@@ -78,11 +78,13 @@ def test_check_shows_the_shipped_agents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [(), ("check",), ("chat", "research_agent"), ("--workers", "2")])
 def test_faults_end_every_command_with_code_2_and_all_of_them_readable(tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "agents.json").write_text(
-        '[{"agent_id": "a", "sytem_prompt": "x"}, {"agent_id": "b", "system_prompt_file": "no.txt"}]', encoding="utf-8"
+        '[{"agent_id": "a", "sytem_prompt": "x"}, {"agent_id": "b", "system_prompt_file": "no.txt", "provider": "dmo"}]', encoding="utf-8"
     )
-    done = run(tmp_path, *command, AGENT_CONFIG_FILE="agents.json", PLUGINS_DIR="absent")
+    done = run(tmp_path, *command, AGENT_CONFIG_FILE="agents.json", PLUGINS_DIR="absent", REQUEST_TIMEOUT="soon")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[0] == "The configuration has 4 faults:"
+    assert done.stderr.splitlines()[0] == "The configuration has 6 faults:"
+    assert "environment: REQUEST_TIMEOUT: " in done.stderr
+    assert "agents.json: agent 'b': provider: 'dmo' is not a provider. Did you mean 'demo'?" in done.stderr
     assert "agents.json: agent 'a': sytem_prompt: this field is not known. Did you mean 'system_prompt'?" in done.stderr
     assert "agents.json: agent 'b': system_prompt_file: " in done.stderr
     assert "absent: PLUGINS_DIR: this is not a folder" in done.stderr
@@ -117,12 +119,37 @@ def test_the_service_says_where_to_go_and_ends_well_when_it_is_told_to(tmp_path:
         assert get(f"{url}/health")["status"] == "healthy"
         assert [model["id"] for model in get(f"{url}/v1/models")["data"]] == ["research_agent", "cli_agent"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) in (0, -signal.SIGTERM)
+        assert process.wait(10) == 0
 
 
-def test_several_workers_share_the_port(tmp_path: Path) -> None:
-    with serving(tmp_path, "--workers", "2") as (url, _):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_to_be_told_to_stop_is_no_failure(tmp_path: Path, told: signal.Signals) -> None:
+    with serving(tmp_path) as (_, process):
+        process.send_signal(told)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read().strip().startswith("agents ")
+
+
+def test_several_workers_share_the_port_and_the_options(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2", "--debug") as (url, process):
         assert get(f"{url}/health")["status"] == "healthy"
+        with urllib.request.urlopen(f"{url}/agents/cli_agent/chat", data=b'{"message": "Hi."}', timeout=10) as response:
+            assert response.status == 200
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "run.step" in line:
+                break
+        else:
+            pytest.fail("no debug line came")
+
+
+def test_an_agent_that_cannot_answer_is_told_of(tmp_path: Path) -> None:
+    done = run(tmp_path, "check", DEFAULT_PROVIDER="openai", OPENAI_API_KEY="k")
+    assert done.returncode == 0
+    assert "no: The agent names no model for openai" in done.stdout
+    assert "no: OPENROUTER_API_KEY must be set for openrouter." in run(tmp_path, "check", DEFAULT_PROVIDER="openrouter").stdout
+    assert run(tmp_path, "check", DEFAULT_PROVIDER="azure_openai_cc").returncode == 0
 
 
 def test_a_listener_beyond_this_machine_is_warned_of(tmp_path: Path) -> None:
@@ -206,5 +233,10 @@ def test_chat_in_a_terminal_sets_markdown_stops_and_goes_on(tmp_path: Path) -> N
     terminal.type("What is 6*7?\n")
     terminal.wait_for("calculate")
     terminal.wait_for("6*7 = \x1b[1m42\x1b[0m")
+    terminal.seen = ""
+    terminal.wait_for("> ")
+    terminal.type("half a line\x03")
+    terminal.wait_for("Ctrl-D ends the chat")
+    terminal.wait_for("> ")
     terminal.type("\x04")
     assert terminal.end() == 0

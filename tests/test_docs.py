@@ -30,7 +30,9 @@ def plugins(tmp_path: Path) -> Plugins:
     assert [name for name, _ in examples] == ["dice.py", "groq.py", "echo.py"]
     for name, source in examples:
         (folder / name).write_text(source, encoding="utf-8")
-    return load_plugins(folder)
+    found, faults = load_plugins(folder)
+    assert faults == []
+    return found
 
 
 async def test_the_example_of_a_tool_runs(tmp_path: Path, plugins: Plugins) -> None:
@@ -109,7 +111,7 @@ async def test_the_shipped_agents_are_usable_with_every_provider(tmp_path: Path)
     agents = json.loads((ROOT / "agent_config.json").read_text(encoding="utf-8"))
     assert [agent["agent_id"] for agent in agents] == ["research_agent", "cli_agent"]
     assert all(agent["provider"] == "auto" and "model" not in agent for agent in agents)
-    for provider in load_plugins().providers:
+    for provider in load_plugins()[0].providers:
         found = configuration(tmp_path, agents=agents, default_provider=provider, prompts_dir=ROOT / "prompts")
         async with open_service(found) as service:
             assert [agent.parts.provider.name for agent in service.catalog] == [provider, provider]

@@ -1,6 +1,7 @@
 """The agent that agent_config.json defines: its prompt, its model, its tools, and the loop."""
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any, ClassVar
 
 from app.agents.base import BaseAgent, Turn
@@ -35,11 +36,9 @@ class Agent(BaseAgent):
             max_steps=self.definition.max_steps,
             pending=self.parts.pending,
         )
-        try:
+        async with aclosing(loop):
             async for event in loop:
                 yield event
-        finally:
-            await loop.aclose()
 
     async def _request(self, turn: Turn, context: RunContext) -> tuple[ModelRequest, frozenset[str]]:
         provider = self.parts.provider

@@ -9,6 +9,7 @@ import msgspec
 from app.agents.pending import PendingSteps
 from app.config.agents import AgentDefinition
 from app.core.context import RunContext
+from app.core.errors import UpstreamError
 from app.core.events import RunEvent
 from app.core.messages import Message, ToolChoice, ToolSpec
 from app.providers.base import Provider
@@ -54,6 +55,16 @@ class BaseAgent(ABC):
     async def model(self) -> str:
         """The model that answers unless a turn names another; raises ProviderNotConfigured when there is none."""
         return self.definition.model or await self.parts.provider.default_model()
+
+    async def problem(self) -> str | None:
+        """What keeps it from answering, in a sentence; None if nothing is known to."""
+        if self.parts.provider.missing:
+            return f"{' and '.join(self.parts.provider.missing)} must be set for {self.parts.provider.name}."
+        try:
+            await self.model()
+        except UpstreamError as error:
+            return error.message
+        return None
 
     @abstractmethod
     def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable
+import re
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
 import msgspec
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 MAX_REPETITIONS = 2
 """How often the same call runs in a row; after that the model is told that its result stands."""
+
+_RANDOM = re.compile(r"[A-Za-z0-9]{9,}$")
+"""An id that nobody else is given, such as `call_` and 24 characters; Mistral's have nine, and it takes no others."""
 
 REPEATED = "Not run again: this call was just made with the same arguments, and its earlier result stands. Go on with that result."
 
@@ -61,7 +65,7 @@ async def run_loop(
                     yield event
             if finished is None:
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
-            calls = ids.unique(finished.tool_calls)
+            calls = ids.unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
             steps.append(StepRecord(calls, finished.usage))
             logger.debug("run.step", extra={"run_id": context.run_id, "step": len(steps), "calls": [call.name for call in calls]})
             theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
@@ -73,7 +77,7 @@ async def run_loop(
                 yield TextDelta(_stopped(max_steps, said))
                 yield _finished("stop", steps)
                 return
-            answer = Message(role="assistant", content="".join(said), tool_calls=calls)
+            answer = Message(role="assistant", content="".join(said), tool_calls=calls, reasoning=finished.reasoning)
             results: dict[str, ToolResult] = {}
             async with aclosing(_run_tools(ours, toolset, context, calls_before)) as progress:
                 async for update in progress:
@@ -81,8 +85,9 @@ async def run_loop(
                         results[update.result.call_id] = update.result
                     yield update
             if theirs:
-                if ours:
-                    pending.keep(context, answer, results.values(), (call.id for call in theirs))
+                if ours or len(steps) > 1:
+                    earlier = messages[len(request.messages) :]
+                    pending.keep(context, answer, results.values(), (call.id for call in theirs), earlier=earlier)
                 yield _finished("tool_calls", steps, theirs)
                 return
             messages.append(answer)
@@ -152,15 +157,20 @@ def _stopped(max_steps: int, said: list[str]) -> str:
 
 
 class _CallIds:
-    """Gives a call a new id where the provider uses one twice in a conversation, for clients and providers match results by it."""
+    """Gives a call a new id where the provider uses one twice in a conversation, for clients and providers match results by it.
+
+    So it does with a call that is sent out under an id that others may have been given: some providers count from 0 in every answer,
+    and a result that comes back must name one call of one user.
+    """
 
     def __init__(self, messages: Iterable[Message]) -> None:
         self._taken = {call.id for message in messages for call in message.tool_calls}
 
-    def unique(self, calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+    def unique(self, calls: tuple[ToolCall, ...], *, sent_out: Callable[[ToolCall], bool]) -> tuple[ToolCall, ...]:
         found = []
         for call in calls:
-            kept = call if call.id and call.id not in self._taken else msgspec.structs.replace(call, id=new_id("call_"))
+            usable = call.id and call.id not in self._taken and (_RANDOM.search(call.id) or not sent_out(call))
+            kept = call if usable else msgspec.structs.replace(call, id=new_id("call_"))
             self._taken.add(kept.id)
             found.append(kept)
         return tuple(found)

@@ -16,15 +16,16 @@ UNKNOWN_RESULT = "No result of this call is known; it may or may not have been c
 
 
 class _Step(msgspec.Struct, frozen=True):
+    earlier: tuple[Message, ...]
     answer: Message
     results: tuple[ToolResult, ...]
     expires: float
 
 
 class PendingSteps:
-    """Steps that called both our tools and the client's, under the client's call ids, for an hour.
+    """Steps that called the client's tools in a turn that called ours too, under the client's call ids, for an hour.
 
-    The client is told of its own calls only, so its follow-up lacks ours; `whole` puts the full step back. Steps are found only by the
+    The client is told of its own calls only, so its follow-up lacks ours; `whole` puts the full turn back. Steps are found only by the
     tenant, user and agent that made them.
     """
 
@@ -33,12 +34,25 @@ class PendingSteps:
         self._max_kept = max_kept
         self._steps: OrderedDict[tuple[str, str, str, str], _Step] = OrderedDict()
 
-    def keep(self, context: RunContext, answer: Message, results: Iterable[ToolResult], client_call_ids: Iterable[str]) -> None:
-        """Keeps `answer`, with all its calls, and the results of ours."""
+    def keep(
+        self,
+        context: RunContext,
+        answer: Message,
+        results: Iterable[ToolResult],
+        client_call_ids: Iterable[str],
+        *,
+        earlier: Iterable[Message] = (),
+    ) -> None:
+        """Keeps `answer`, with all its calls and the results of ours, and the messages of the turn's `earlier` steps.
+
+        The ids must be ones that nobody else can have been given.
+        """
         now = time.monotonic()
-        step = _Step(answer, tuple(results), now + self._kept_seconds)
+        step = _Step(tuple(earlier), answer, tuple(results), now + self._kept_seconds)
         for call_id in client_call_ids:
-            self._steps[self._key(context, call_id)] = step
+            key = self._key(context, call_id)
+            self._steps[key] = step
+            self._steps.move_to_end(key)
         while self._steps and (len(self._steps) > self._max_kept or next(iter(self._steps.values())).expires < now):
             self._steps.popitem(last=False)
 
@@ -82,7 +96,7 @@ class PendingSteps:
         for call in answer.tool_calls:
             unknown = Message(role="tool", content=UNKNOWN_RESULT, tool_call_id=call.id)
             results.append(ours.get(call.id) or given.get(call.id) or unknown)
-        return [answer, *results]
+        return [*(kept.earlier if kept else ()), answer, *results]
 
     def _find(self, context: RunContext, call_id: str) -> _Step | None:
         step = self._steps.get(self._key(context, call_id))

@@ -1,5 +1,6 @@
 """The agents API: what agents there are, and a chat that also shows the tools at work."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class AgentView(msgspec.Struct):
-    """An agent; `missing` are the environment variables that keep it from answering."""
+    """An agent; `problem` is what keeps it from answering."""
 
     agent_id: str
     description: str
@@ -40,7 +41,7 @@ class AgentView(msgspec.Struct):
     resources: list[str]
     max_steps: int
     available: bool
-    missing: list[str]
+    problem: str | None
 
 
 class AgentChatRequest(msgspec.Struct):
@@ -118,7 +119,7 @@ class _RunFailed(msgspec.Struct, tag_field="type", tag="run_failed"):
 @router.get("/agents", summary="List the agents", openapi_extra=documented(None, list[AgentView]))
 async def list_agents(service: ServiceDependency) -> Response:
     """Every agent, in the order of agent_config.json."""
-    return Response(_encoder.encode([await _view(agent) for agent in service.catalog]), media_type="application/json")
+    return Response(_encoder.encode(await asyncio.gather(*(_view(agent) for agent in service.catalog))), media_type="application/json")
 
 
 @router.get("/agents/{agent_id}", summary="Show an agent", openapi_extra=documented(None, AgentView))
@@ -245,7 +246,8 @@ async def _model(agent: BaseAgent) -> str | None:
 
 async def _view(agent: BaseAgent) -> AgentView:
     definition, provider = agent.definition, agent.parts.provider
-    model = definition.model if provider.missing else await _model(agent)
+    problem = await agent.problem()
+    model = definition.model or (await agent.model() if problem is None else None)
     return AgentView(
         agent_id=agent.agent_id,
         description=definition.description,
@@ -256,6 +258,6 @@ async def _view(agent: BaseAgent) -> AgentView:
         mcp_servers=list(definition.allowed_mcp_servers),
         resources=list(definition.resources),
         max_steps=definition.max_steps,
-        available=not provider.missing and model is not None,
-        missing=list(provider.missing),
+        available=problem is None,
+        problem=problem,
     )

@@ -37,7 +37,6 @@ async def decoded_body(request: Request, decoder: msgspec.json.Decoder[T], max_b
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise _too_large(max_bytes)
-    body = b""
     pieces: list[bytes] = []
     size = 0
     try:

@@ -83,6 +83,8 @@ def turn_of(asked: ChatCompletionRequest) -> Turn:
     if asked.functions:
         raise InvalidRequest("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
     checked(asked.user or "", "user")
+    for stop in [asked.stop] if isinstance(asked.stop, str) else asked.stop or ():
+        checked(stop, "stop")
     settings = {name: value for name in SETTINGS if (value := getattr(asked, name)) is not None}
     tools = tuple(_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
     choice = NamedTool(asked.tool_choice.function.name) if isinstance(asked.tool_choice, ChosenTool) else asked.tool_choice
@@ -103,11 +105,17 @@ def message_of(message: ChatMessage, place: str) -> Message:
         content = tuple(_part(part, f"{place}.content[{number}]") for number, part in enumerate(given))
     else:
         content = checked(given or message.refusal or "", f"{place}.content")
+    called = f"{place}.tool_calls[{{}}].{{}}"
     calls = tuple(
-        ToolCall(call.id, call.function.name, checked(call.function.arguments, f"{place}.tool_calls[{number}].function.arguments"))
+        ToolCall(
+            checked(call.id, called.format(number, "id")),
+            checked(call.function.name, called.format(number, "function.name")),
+            checked(call.function.arguments, called.format(number, "function.arguments")),
+        )
         for number, call in enumerate(message.tool_calls or ())
     )
-    return Message(role, content, calls if role == "assistant" else (), message.tool_call_id if role == "tool" else None)
+    answered = checked(message.tool_call_id or "", f"{place}.tool_call_id") if role == "tool" else None
+    return Message(role, content, calls if role == "assistant" else (), answered)
 
 
 class ChunkFrames(Frames):
@@ -195,7 +203,8 @@ def _tool(function: OfferedFunction, number: int) -> ToolSpec:
     if not _TOOL_NAME.fullmatch(function.name):
         raise InvalidRequest("A tool's name has letters, digits, _ and - only, 64 at most.", param=f"tools[{number}].function.name")
     parameters = function.parameters or {"type": "object", "properties": {}}
-    return ToolSpec(function.name, function.description or "", parameters, function.strict)
+    description = checked(function.description or "", f"tools[{number}].function.description")
+    return ToolSpec(function.name, description, parameters, function.strict)
 
 
 def _part(part: Part, place: str) -> ContentPart:

@@ -1,6 +1,7 @@
 """Sends a run to its caller: drives the events, stops them when the caller leaves or time is up, frames them for the wire."""
 
 import asyncio
+import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
@@ -121,7 +122,7 @@ class RunResponse(Response, ABC):
         except TimeoutError as error:
             late = RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
             await self._fail(late if limit.expired() else error, send)
-        except Exception as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything; `_fail` logs it
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything; `_fail` logs it
             await self._fail(error, send)
 
     @abstractmethod
@@ -153,7 +154,10 @@ class RunResponse(Response, ABC):
             error = internal_error(self._context.request_id)
         if not self._started:
             raise error
-        await self.end_with(error, send)
+        # A caller that does not read its answer would hold this up for as long as it stays.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEADLINE_GRACE):
+                await self.end_with(error, send)
 
     async def _watch(self, receive: Receive, send: Send, run: asyncio.Task[None]) -> None:
         """Waits until `run` has ended or the caller has left, and keeps the answer alive meanwhile."""

@@ -1,10 +1,11 @@
 """Reads agent_config.json into agent definitions, all faults of the file at once."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.config.files import expand_variables, nearest, read_json
@@ -19,8 +20,17 @@ RESERVED_MODEL_SETTINGS = frozenset(
     }
 )
 """Fields of a request that are the service's own, and those that ask for what agents do not give."""
+AUTO = "auto"
 PROVIDER_ALIASES = {"azure_openai_cc": "azure_openai"}
 _REWRITTEN_BY_OPEN_WEBUI = re.compile(r"^(gpt-[5-9]|o\d)")
+
+
+class KnownNames(msgspec.Struct, frozen=True):
+    """The names that an agent's fields may use."""
+
+    types: Collection[str]
+    providers: Collection[str]
+    tools: Collection[str]
 
 
 class AllowedTools(BaseModel):
@@ -41,7 +51,7 @@ class AgentDefinition(BaseModel):
     type: str = "agent"
     system_prompt: str = ""
     system_prompt_file: str | None = None
-    provider: str = "auto"
+    provider: str = AUTO
     model: str | None = None
     model_settings: dict[str, Any] = {}
     allowed_regular_tools: tuple[str, ...] = ()
@@ -89,12 +99,19 @@ class AgentDefinition(BaseModel):
     def _aliased(cls, value: str) -> str:
         return PROVIDER_ALIASES.get(value, value)
 
+    @field_validator("client_tools", mode="before")
+    @classmethod
+    def _policy(cls, value: object) -> object:
+        if value in ("accept", "ignore") or (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)):
+            return value
+        raise ValueError("this is neither 'accept' nor 'ignore' nor a list of names of tools")
+
 
 LEGACY_TOOLS = frozenset({"search_knowledge_base", "list_documents"})
 KNOWN_RESOURCES = frozenset({"memory", "knowledge_base"})
 
 
-def read_agents(path: Path, prompts: Path, environment: Mapping[str, str]) -> tuple[list[AgentDefinition], list[Fault]]:
+def read_agents(path: Path, prompts: Path, environment: Mapping[str, str], known: KnownNames) -> tuple[list[AgentDefinition], list[Fault]]:
     """The agents that `path` defines, and everything wrong with it and with the prompt files it names.
 
     `${NAME}` is expanded in every string but a prompt and a description, which stay as written.
@@ -108,15 +125,19 @@ def read_agents(path: Path, prompts: Path, environment: Mapping[str, str]) -> tu
     if not entries:
         return [], [Fault(file=str(path), problem="no agent is defined", remedy="Define at least one")]
     agents: list[AgentDefinition] = []
+    seen: set[str] = set()
     for number, entry in enumerate(entries, 1):
-        agent, found = _read_agent(entry, number, path, prompts, environment)
-        faults += found
+        where = _where(entry, number)
+        if not isinstance(entry, dict):
+            faults.append(Fault(file=str(path), where=where, problem="this is not an object", remedy='Write {"agent_id": ..., ...}'))
+            continue
+        agent, found = _read_agent(entry, prompts, environment, known)
+        if isinstance(agent_id := entry.get("agent_id"), str):
+            if agent_id in seen:
+                found.append(Fault(file="", field="agent_id", problem="another agent has this id", remedy="Rename one of them"))
+            seen.add(agent_id)
+        faults += (msgspec.structs.replace(fault, file=str(path), where=where) for fault in found)
         if agent is not None:
-            if any(agent.agent_id == other.agent_id for other in agents):
-                where = _where(entry, number)
-                faults.append(
-                    Fault(file=str(path), where=where, field="agent_id", problem="another agent has this id", remedy="Rename one of them")
-                )
             agents.append(agent)
     return agents, faults
 
@@ -146,40 +167,44 @@ def warnings_about(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[s
 
 
 def _read_agent(
-    entry: object, number: int, path: Path, prompts: Path, environment: Mapping[str, str]
+    entry: dict[str, object], prompts: Path, environment: Mapping[str, str], known: KnownNames
 ) -> tuple[AgentDefinition | None, list[Fault]]:
-    where = _where(entry, number)
-    if not isinstance(entry, dict):
-        return None, [Fault(file=str(path), where=where, problem="this is not an object", remedy='Write {"agent_id": ..., ...}')]
+    """The agent of `entry` and its faults, their file and place left open."""
     missing: set[str] = set()
     literal = {"system_prompt", "description"}
     expanded = {key: item if key in literal else expand_variables(item, environment, missing) for key, item in entry.items()}
     faults = [
-        Fault(file=str(path), where=where, problem=f"the variable {name} is not set", remedy="Set it in the environment or in .env")
-        for name in sorted(missing)
+        Fault(file="", problem=f"the variable {name} is not set", remedy="Set it in the environment or in .env") for name in sorted(missing)
     ]
     agent: AgentDefinition | None = None
     try:
         agent = AgentDefinition.model_validate(expanded)
     except ValidationError as error:
-        faults += [_fault(part, path, where) for part in error.errors(include_input=False, include_url=False)]
-    prompt, prompt_fault = _prompt(entry, prompts)
+        faults += [_fault(part) for part in error.errors(include_input=False, include_url=False)]
+    prompt, prompt_fault = _prompt(expanded, prompts)
     if prompt_fault is not None:
         problem = f"{prompt_fault.file}: {prompt_fault.problem}" if prompt_fault.file else prompt_fault.problem
         field = "system_prompt_file" if prompt_fault.file else "system_prompt"
-        faults.append(Fault(file=str(path), where=where, field=field, problem=problem, remedy=prompt_fault.remedy))
-    for name in agent.resources if agent else ():
-        if name not in KNOWN_RESOURCES:
-            faults.append(
-                Fault(
-                    file=str(path),
-                    where=where,
-                    field="resources",
-                    problem=f"{name!r} is not a resource",
-                    remedy=nearest(name, KNOWN_RESOURCES),
-                )
-            )
+        faults.append(Fault(file="", field=field, problem=problem, remedy=prompt_fault.remedy))
+    faults += _unknown_names(expanded, known)
     return (agent.model_copy(update={"system_prompt": prompt}) if agent else None), faults
+
+
+def _unknown_names(entry: dict[str, object], known: KnownNames) -> list[Fault]:
+    """Names in `entry` that nothing has; what is no name at all is a fault of its field."""
+    places: list[tuple[str, str, Collection[str]]] = [
+        ("type", "an agent type", known.types),
+        ("provider", "a provider", {*known.providers, *PROVIDER_ALIASES, AUTO}),
+        ("allowed_regular_tools", "a tool", {*known.tools, *LEGACY_TOOLS}),
+        ("resources", "a resource", KNOWN_RESOURCES),
+    ]
+    faults = []
+    for field, kind, names in places:
+        value = entry.get(field)
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and name not in names:
+                faults.append(Fault(file="", field=field, problem=f"{name!r} is not {kind}", remedy=nearest(name, names)))
+    return faults
 
 
 def _prompt(entry: dict[str, object], prompts: Path) -> tuple[str, Fault | None]:
@@ -199,7 +224,7 @@ def _where(entry: object, number: int) -> str:
     return f"agent {agent_id!r}" if isinstance(agent_id, str) else f"agent number {number}"
 
 
-def _fault(part: Any, path: Path, where: str) -> Fault:
+def _fault(part: Any) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
     problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/configuration.md describes every field"
     match part["type"]:
@@ -212,4 +237,4 @@ def _fault(part: Any, path: Path, where: str) -> Fault:
             problem, remedy = "an id has letters, digits and . _ : @ - only, 128 at most", "Rename the agent"
         case _:
             pass
-    return Fault(file=str(path), where=where, field=field, problem=problem, remedy=remedy)
+    return Fault(file="", field=field, problem=problem, remedy=remedy)

@@ -15,9 +15,9 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def load_environment(env_file: Path = Path(".env")) -> Mapping[str, str]:
-    """The variables that `${NAME}` may name: those of `env_file`, overridden by the process's own."""
-    from_file = {name: value for name, value in dotenv_values(env_file, interpolate=False).items() if value is not None}
-    return {**from_file, **os.environ}
+    """The variables that `${NAME}` may name: those of `env_file`, overridden by the process's own; an empty one counts as unset."""
+    found = {**dotenv_values(env_file), **{name: value for name, value in os.environ.items() if value}}
+    return {name: value for name, value in found.items() if value}
 
 
 def read_text(path: Path) -> str | Fault:
@@ -61,6 +61,8 @@ def read_json(path: Path) -> tuple[object, list[Fault]]:
         ]
     except RecursionError:
         return None, [Fault(file=str(path), problem="it is nested too deeply", remedy="Write it flatter")]
+    except ValueError:
+        return None, [Fault(file=str(path), problem="a number in it has too many digits", remedy="Write a smaller one")]
     if twice:
         return None, [
             Fault(file=str(path), field=name, problem="this field stands twice in one object", remedy="Keep one of them") for name in twice

@@ -8,6 +8,8 @@ from app.core.errors import Fault
 
 def read_prompt(folder: Path, name: str) -> str | Fault:
     """The text of the prompt file `name` in `folder`, or what is wrong with it; the file lies within the folder, links followed."""
+    if "\x00" in name:
+        return Fault(file="(a name with NUL)", problem="no file has such a name", remedy=f"Name a file within {folder}")
     relative = Path(name)
     inside = f"Name a file within {folder}"
     if relative.is_absolute() or ".." in relative.parts:

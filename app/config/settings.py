@@ -102,22 +102,31 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings(**overrides: object) -> Settings:
-    """The settings of this process; `overrides` (by field name) win over the environment.
+def read_settings(**overrides: object) -> tuple[Settings, list[Fault]]:
+    """The settings of this process, and a fault for each variable that is wrong, which has its default then.
 
-    Raises ConfigError with a fault per wrong variable; values are not repeated, for they may be secrets.
+    `overrides`, by field name, win over the environment. Values are not repeated in faults, for they may be secrets.
     """
     try:
-        return Settings.model_validate(overrides) if not overrides else Settings(**overrides)  # type: ignore[arg-type]
+        return Settings.model_validate(overrides), []
     except ValidationError as error:
-        raise ConfigError(
-            [
-                Fault(
-                    file="environment",
-                    field=str(part["loc"][0]).upper() if part["loc"] else "",
-                    problem=part["msg"].removeprefix("Value error, "),
-                    remedy="Correct it in the environment or in .env; .env.example tells what it takes",
-                )
-                for part in error.errors(include_input=False, include_url=False)
-            ]
-        ) from None
+        wrong = error.errors(include_input=False, include_url=False)
+    defaults = {name: Settings.model_fields[name].default for part in wrong if (name := str(part["loc"][0]))}
+    faults = [
+        Fault(
+            file="environment",
+            field=str(part["loc"][0]).upper(),
+            problem=part["msg"].removeprefix("Value error, "),
+            remedy="Correct it in the environment or in .env; .env.example tells what it takes",
+        )
+        for part in wrong
+    ]
+    return Settings.model_validate({**overrides, **defaults}), faults
+
+
+def load_settings(**overrides: object) -> Settings:
+    """As `read_settings`, but raises ConfigError for faults."""
+    settings, faults = read_settings(**overrides)
+    if faults:
+        raise ConfigError(faults)
+    return settings

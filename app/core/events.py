@@ -11,31 +11,31 @@ from app.core.usage import Usage
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
-class TextDelta(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="text_delta"):
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """The next piece of the answer's text."""
 
     text: str
 
 
-class ReasoningDelta(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="reasoning_delta"):
+class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
     """The next piece of what a thinking model thinks; never part of the answer."""
 
     text: str
 
 
-class RefusalDelta(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="refusal_delta"):
+class RefusalDelta(msgspec.Struct, frozen=True, gc=False):
     """The next piece of a refusal that the provider keeps apart from the answer's text."""
 
     text: str
 
 
-class ToolStarted(msgspec.Struct, frozen=True, tag_field="type", tag="tool_started"):
+class ToolStarted(msgspec.Struct, frozen=True):
     """One of our tools begins; always followed by a ToolFinished with the same call id, unless the run fails."""
 
     call: ToolCall
 
 
-class ToolFinished(msgspec.Struct, frozen=True, tag_field="type", tag="tool_finished"):
+class ToolFinished(msgspec.Struct, frozen=True):
     """One of our tools came to an end, well or not (`result.is_error`)."""
 
     result: ToolResult
@@ -48,7 +48,7 @@ class StepRecord(msgspec.Struct, frozen=True):
     usage: Usage | None
 
 
-class RunFinished(msgspec.Struct, frozen=True, tag_field="type", tag="run_finished"):
+class RunFinished(msgspec.Struct, frozen=True):
     """The last event of a run that came to its end.
 
     `tool_calls` are the client's own, named only with the reason `tool_calls`. `usage` is the sum over `steps`.

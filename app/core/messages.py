@@ -7,27 +7,27 @@ import msgspec
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+class TextPart(msgspec.Struct, frozen=True):
     """A piece of text within a message."""
 
     text: str
 
 
-class ImagePart(msgspec.Struct, frozen=True, tag_field="type", tag="image_url"):
+class ImagePart(msgspec.Struct, frozen=True):
     """An image: `url` is an http(s) address or a `data:` URL; `detail` is OpenAI's `auto | low | high`."""
 
     url: str
     detail: str | None = None
 
 
-class AudioPart(msgspec.Struct, frozen=True, tag_field="type", tag="input_audio"):
+class AudioPart(msgspec.Struct, frozen=True):
     """A sound: base64 `data` in `format` (`wav`, `mp3`)."""
 
     data: str
     format: str
 
 
-class FilePart(msgspec.Struct, frozen=True, tag_field="type", tag="file", omit_defaults=True):
+class FilePart(msgspec.Struct, frozen=True, omit_defaults=True):
     """A file, by the provider's `file_id` or as a `data:` URL in `file_data`."""
 
     file_id: str | None = None
@@ -62,7 +62,8 @@ class Message(msgspec.Struct, frozen=True):
     """One message of a conversation.
 
     `tool_calls` stand only on an assistant message, `tool_call_id` only on a tool message. `images` of a tool message are what the
-    tool returned beside its text; a wire puts them where its provider takes them.
+    tool returned beside its text; a wire puts them where its provider takes them. `reasoning` is what the model thought before its
+    `tool_calls`, where its provider wants that back with their results.
     """
 
     role: Role
@@ -70,6 +71,7 @@ class Message(msgspec.Struct, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     images: tuple[ImagePart, ...] = ()
+    reasoning: str = ""
 
     @property
     def text(self) -> str:

@@ -3,9 +3,7 @@
 import re
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_SECRET_SHAPES = re.compile(
-    r"(?i)\b(?:sk|pk|rk|key|api|xox[abp]|gh[opsu]|github_pat|glpat|aas)[-_][A-Za-z0-9_\-*.]{8,}|\bbearer\s+[^\s\"',]+"
-)
+_SECRET_SHAPES = re.compile(r"(?i)\b(?:sk|pk|rk|xox[abp]|gh[opsu]|github_pat|glpat|aas)[-_][A-Za-z0-9_\-*.]{8,}|\bbearer\s+[^\s\"',]+")
 
 
 def storable(text: str) -> str:

@@ -29,11 +29,15 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFinished(msgspec.Struct, frozen=True):
-    """The last event of an answer: why it ended, the calls it asks for, what it took (None: not reported)."""
+    """The last event of an answer: why it ended, the calls it asks for, what it took (None: not reported).
+
+    `reasoning` is what the provider wants back as `Message.reasoning`, for some refuse the results of a thinking model's calls without.
+    """
 
     reason: FinishReason
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage | None = None
+    reasoning: str = ""
 
 
 ModelEvent = TextDelta | ReasoningDelta | RefusalDelta | ModelFinished

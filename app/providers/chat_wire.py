@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from app.core.errors import ProviderProtocolError
 from app.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from app.core.ids import new_id
-from app.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall
+from app.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall, ToolSpec
 from app.core.usage import Usage
 from app.providers.base import ModelEvent, ModelFinished, ModelRequest
 from app.providers.http import HttpClient, Target, drain, error_in_stream
@@ -36,14 +36,19 @@ class Profile(msgspec.Struct, frozen=True):
     """How a vendor departs from the wire format.
 
     `extra_body` is added to each request; `renamed` maps OpenAI's setting names to the vendor's; `dropped` are settings it refuses;
+    `reasoning_field` is where the reasoning before tool calls comes from and goes back to;
     `usage_option` says whether it knows `stream_options.include_usage`; `images` whether it takes images at all.
     """
 
     extra_body: Mapping[str, Any] = {}
     renamed: Mapping[str, str] = {}
     dropped: frozenset[str] = frozenset()
+    reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning_content"
     usage_option: bool = True
     images: bool = True
+
+
+_NO_QUIRKS = Profile()
 
 
 class _Function(msgspec.Struct):
@@ -57,8 +62,14 @@ class _ToolCallDelta(msgspec.Struct):
     function: _Function | None = None
 
 
+class _Part(msgspec.Struct):
+    type: str = "text"
+    text: str | None = None
+    thinking: Any = None
+
+
 class _Delta(msgspec.Struct):
-    content: str | None = None
+    content: str | list[_Part] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
@@ -84,7 +95,7 @@ class _Usage(msgspec.Struct):
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _CompletionDetails | None = None
-    cost: float | None = None
+    cost: Any = None
 
 
 class _Chunk(msgspec.Struct):
@@ -100,7 +111,7 @@ _encode = msgspec.json.Encoder().encode
 async def stream(http: HttpClient, target: Target, request: ModelRequest, profile: Profile) -> AsyncGenerator[ModelEvent, None]:
     """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
     reader = EventReader()
-    answer = _Answer(target)
+    answer = _Answer(target, profile)
     async with http.post(target, request_body(request, profile), deadline=request.deadline) as pieces:
         async for piece in pieces:
             for data in reader.feed(piece):
@@ -120,7 +131,7 @@ async def stream(http: HttpClient, target: Target, request: ModelRequest, profil
 
 def request_body(request: ModelRequest, profile: Profile) -> bytes:
     """`request` as the JSON body of a streamed chat completion."""
-    body: dict[str, Any] = {"model": request.model, "messages": wire_messages(request.messages, images=profile.images), "stream": True}
+    body: dict[str, Any] = {"model": request.model, "messages": wire_messages(request.messages, profile), "stream": True}
     if profile.usage_option:
         body["stream_options"] = {"include_usage": True}
     for name, value in request.settings.items():
@@ -138,7 +149,7 @@ def request_body(request: ModelRequest, profile: Profile) -> bytes:
     return _encode(body)
 
 
-def wire_messages(messages: Iterable[Message], *, images: bool = True) -> list[dict[str, Any]]:
+def wire_messages(messages: Iterable[Message], profile: Profile = _NO_QUIRKS) -> list[dict[str, Any]]:
     """`messages` in OpenAI's form; images that tools returned follow their results in a user message, as tool messages take text only."""
     found: list[dict[str, Any]] = []
     from_tools: list[dict[str, Any]] = []
@@ -146,16 +157,18 @@ def wire_messages(messages: Iterable[Message], *, images: bool = True) -> list[d
         if message.role != "tool" and from_tools:
             found.append({"role": "user", "content": from_tools})
             from_tools = []
-        wire: dict[str, Any] = {"role": message.role, "content": _content(message.content, images=images)}
+        wire: dict[str, Any] = {"role": message.role, "content": _content(message.content, images=profile.images)}
         if message.tool_calls:
             wire["content"] = wire["content"] or None
+            if message.reasoning:
+                wire[profile.reasoning_field] = message.reasoning
             wire["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
                 for call in message.tool_calls
             ]
         if message.role == "tool":
             wire["tool_call_id"] = message.tool_call_id
-            if message.images and images:
+            if message.images and profile.images:
                 from_tools.append({"type": "text", "text": f"The images that the call {message.tool_call_id} returned:"})
                 from_tools.extend(_part(image) for image in message.images)
         found.append(wire)
@@ -173,8 +186,8 @@ def finish_reason(said: str) -> FinishReason:
     return reason
 
 
-def _function(spec: Any) -> dict[str, Any]:
-    function = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
+def _function(spec: ToolSpec) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
     if spec.strict is not None:
         function["strict"] = spec.strict
     return function
@@ -206,16 +219,32 @@ def _usage(usage: _Usage) -> Usage:
         usage.completion_tokens or 0,
         (prompt.cached_tokens or 0) if prompt else 0,
         (completion.reasoning_tokens or 0) if completion else 0,
-        usage.cost,
+        usage.cost if isinstance(usage.cost, int | float) else None,
     )
+
+
+def _said(content: str | list[_Part]) -> list[ModelEvent]:
+    """The content of a delta: text, or (Mistral's thinking models) parts of text and of thoughts."""
+    if isinstance(content, str):
+        return [TextDelta(content)]
+    events: list[ModelEvent] = []
+    for part in content:
+        if part.thinking:
+            thoughts = part.thinking if isinstance(part.thinking, list) else [part.thinking]
+            events += [ReasoningDelta(str(thought.get("text", "")) if isinstance(thought, dict) else str(thought)) for thought in thoughts]
+        elif part.text:
+            events.append(TextDelta(part.text))
+    return events
 
 
 class _Answer:
     """One answer, put together from its chunks; `done` once the provider says `[DONE]`."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, profile: Profile) -> None:
         self.done = False
         self._target = target
+        self._profile = profile
+        self._reasoning: list[str] = []
         self._calls = _ToolCalls()
         self._reason: str | None = None
         self._usage: Usage | None = None
@@ -234,10 +263,11 @@ class _Answer:
         for choice in chunk.choices or ():
             delta = choice.delta
             if delta is not None:
-                if delta.reasoning_content or delta.reasoning:
-                    events.append(ReasoningDelta(delta.reasoning_content or delta.reasoning or ""))
+                if thought := delta.reasoning_content or delta.reasoning:
+                    events.append(ReasoningDelta(thought))
+                    self._reasoning.append(getattr(delta, self._profile.reasoning_field) or "")
                 if delta.content:
-                    events.append(TextDelta(delta.content))
+                    events += _said(delta.content)
                 if delta.refusal:
                     events.append(RefusalDelta(delta.refusal))
                 if delta.tool_calls:
@@ -252,7 +282,8 @@ class _Answer:
             raise ProviderProtocolError(f"The answer of {self._target.provider} ended without a finish reason.")
         if self._reason == "error":
             raise ProviderProtocolError(f"{self._target.provider} ended its answer with an error.")
-        return ModelFinished(finish_reason(self._reason), self._calls.complete(), self._usage)
+        calls = self._calls.complete()
+        return ModelFinished(finish_reason(self._reason), calls, self._usage, "".join(self._reasoning) if calls else "")
 
 
 class _ToolCalls:
@@ -306,7 +337,7 @@ class _Pieces(msgspec.Struct):
 def _begins(delta: _ToolCallDelta, call: _Pieces) -> bool:
     """Whether `delta` is no piece of `call` though it has its place: another id, or a name after whole arguments (Gemini has no ids)."""
     if delta.id and call.id:
-        return delta.id != call.id
+        return delta.id != call.id and bool(delta.function and delta.function.name)
     return bool(delta.function and delta.function.name and call.arguments and _is_json("".join(call.arguments)))
 
 

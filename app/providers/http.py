@@ -73,7 +73,7 @@ class HttpClient:
     def __init__(self, timeouts: Timeouts | None = None, *, max_retries: int = 2, first_delay: float = 0.5) -> None:
         self._timeouts = timeouts or Timeouts()
         # aiohttp's own time limits set a timer for each piece; `_send` and `_Pieces` keep the others.
-        self._only_connect = aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect)
+        self._only_connect = aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect)
         self._max_retries = max_retries
         self._first_delay = first_delay
         self._budgets: dict[str, float] = {}
@@ -201,11 +201,15 @@ class HttpClient:
             return ProviderTimeout(f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g} seconds.")
         if begun:
             return ProviderProtocolError(f"The connection to {target.provider} broke off within its answer.")
+        logger.info("provider.unreachable", extra={"provider": target.provider, "cause": str(error)})
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return ProviderUnavailable(f"The host name of {target.provider} cannot be resolved.")
         if isinstance(error, aiohttp.InvalidURL):
             return ProviderUnavailable(f"The address of {target.provider} is not a valid URL.")
-        return ProviderUnavailable(f"{target.provider} cannot be reached.")
+        if isinstance(error, aiohttp.ClientSSLError):
+            return ProviderUnavailable(f"{target.provider} cannot be reached: its TLS certificate or protocol is not accepted.")
+        reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        return ProviderUnavailable(f"{target.provider} cannot be reached{reason}.")
 
 
 class _Pieces:

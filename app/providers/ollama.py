@@ -34,7 +34,7 @@ class Ollama:
             model_list=settings.ollama_model_list,
         )
 
-    async def installed_models(self, *, timeout: float = 5.0) -> tuple[str, ...]:
+    async def installed_models(self, *, timeout: float = 2.0) -> tuple[str, ...]:
         """The names of the chat models installed there; raises UpstreamError when the server cannot be asked."""
         answer = await self.http.get_json(Target(self.name, f"{self.base_url}/api/tags"), timeout=timeout)
         models = answer.get("models") if isinstance(answer, dict) else None

@@ -67,12 +67,14 @@ _encode = msgspec.json.Encoder().encode
 async def stream(http: HttpClient, target: Target, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
     """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
     calls: list[ToolCall] = []
+    thoughts: list[str] = []
     last: _Line | None = None
     async with http.post(target, request_body(request), deadline=request.deadline) as pieces, aclosing(_lines(pieces)) as lines:
         async for text in lines:
             line = _decoded(text, target)
             if line.message is not None:
                 if line.message.thinking:
+                    thoughts.append(line.message.thinking)
                     yield ReasoningDelta(line.message.thinking)
                 if line.message.content:
                     yield TextDelta(line.message.content)
@@ -86,7 +88,9 @@ async def stream(http: HttpClient, target: Target, request: ModelRequest) -> Asy
     usage = None
     if last.prompt_eval_count is not None or last.eval_count is not None:
         usage = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
-    yield ModelFinished("tool_calls" if calls else finish_reason(last.done_reason or "stop"), tuple(calls), usage)
+    yield ModelFinished(
+        "tool_calls" if calls else finish_reason(last.done_reason or "stop"), tuple(calls), usage, "".join(thoughts) if calls else ""
+    )
 
 
 def request_body(request: ModelRequest) -> bytes:
@@ -133,6 +137,8 @@ def wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
         if images:
             wire["images"] = [_base64(image) for image in images]
         if message.tool_calls:
+            if message.reasoning:
+                wire["thinking"] = message.reasoning
             wire["tool_calls"] = [{"function": {"name": call.name, "arguments": _arguments(call.arguments)}} for call in message.tool_calls]
             names.update((call.id, call.name) for call in message.tool_calls)
         if message.role == "tool":

@@ -16,7 +16,10 @@ from app.tools.function import tool
 Number = int | Decimal
 
 MAX_EXPRESSION = 1_000
-MAX_BITS = 20_000
+MAX_BITS = 14_000
+"""Of a whole number: some 4,200 digits, which Python still writes out."""
+
+MAX_EXPONENT = 5_000
 
 
 @tool
@@ -74,12 +77,12 @@ async def calculate(expression: str) -> str:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ToolFailed(f"{expression!r} is not an arithmetic expression") from None
     try:
-        with localcontext(prec=34):
+        with localcontext(prec=34, Emax=MAX_EXPONENT, Emin=-MAX_EXPONENT):
             return _shown(_value(tree.body))
     except ZeroDivisionError:
         raise ToolFailed("this divides by zero") from None
     except DecimalException as error:
-        problem = "this divides by zero" if isinstance(error, ZeroDivisionError) else "this has no finite result"
+        problem = "this divides by zero" if isinstance(error, ZeroDivisionError) else "this has no result that can be written out"
         raise ToolFailed(problem) from None
     except (OverflowError, ValueError, TypeError, RecursionError) as error:
         raise ToolFailed(f"this cannot be calculated ({error})") from None
@@ -138,10 +141,15 @@ def _quotient(dividend: Number, divisor: Number) -> Number:
 def _floor_division(dividend: Number, divisor: Number) -> Number:
     if isinstance(dividend, int) and isinstance(divisor, int):
         return dividend // divisor
-    return math.floor(Decimal(dividend) / Decimal(divisor))
+    if not divisor:
+        raise ZeroDivisionError
+    quotient, rest = divmod(Decimal(dividend), Decimal(divisor))  # raises when the quotient has more digits than are kept
+    return quotient - 1 if rest and (rest < 0) != (divisor < 0) else quotient
 
 
 def _modulo(dividend: Number, divisor: Number) -> Number:
+    if isinstance(dividend, int) and isinstance(divisor, int):
+        return dividend % divisor
     return dividend - divisor * _floor_division(dividend, divisor)
 
 

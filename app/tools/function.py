@@ -1,8 +1,12 @@
 """Makes a tool of a function: its signature is the schema, its docstring the description."""
 
 import asyncio
+import contextlib
+import contextvars
 import inspect
+import json
 import re
+import threading
 from collections.abc import Callable
 from typing import Any, get_type_hints, overload
 
@@ -37,20 +41,24 @@ class FunctionTool:
         fields: dict[str, Any] = {}
         self._context_parameter: str | None = None
         hints = get_type_hints(function, include_extras=True)
-        for parameter in inspect.signature(function).parameters.values():
+        self._parameters: dict[str, str] = {}
+        for number, parameter in enumerate(inspect.signature(function).parameters.values()):
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise TypeError(f"the tool {name!r} takes {parameter}: only parameters that have a name can be filled by a model")
             annotation = hints.get(parameter.name, str)
-            if annotation is RunContext:
+            if annotation in (RunContext, RunContext | None):
                 self._context_parameter = parameter.name
                 continue
             default = PydanticUndefined if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = (annotation, Field(default, description=described.get(parameter.name)))
+            # Under a name of its own a parameter may be called `schema` or `_x`, which a model's field may not.
+            self._parameters[f"parameter_{number}"] = parameter.name
+            described_as = described.get(parameter.name)
+            fields[f"parameter_{number}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
         self._model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
         description = "\n\n".join(part for part in (documented.short_description, documented.long_description) if part)
         parameters = _parameters(self._model.model_json_schema())
         self.spec = ToolSpec(name=name, description=description, parameters=parameters)
-        self._expected = _ANYTHING.dump_json(parameters).decode()
+        self._expected = _as_json(parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function itself."""
@@ -62,16 +70,16 @@ class FunctionTool:
             model = self._model.model_validate(arguments)
         except ValidationError as error:
             raise ToolFailed(f"{_explanation(error)}. Expected are: {self._expected}") from None
-        values = {field: getattr(model, field) for field in type(model).model_fields}
+        values = {name: getattr(model, field) for field, name in self._parameters.items()}
         if self._context_parameter:
             values[self._context_parameter] = context
         if self._is_async:
             value = await self.function(**values)
         else:
-            value = await asyncio.to_thread(self.function, **values)
+            value = await _in_thread(self.function, values)
         if isinstance(value, ToolOutput):
             return value
-        return ToolOutput(value if isinstance(value, str) else _ANYTHING.dump_json(value).decode())
+        return ToolOutput(value if isinstance(value, str) else _as_json(value))
 
 
 @overload
@@ -100,6 +108,40 @@ def tool(
         return FunctionTool(function, name=name, timeout=timeout, parallel=parallel, max_output=max_output)
 
     return decorated(function) if function is not None else decorated
+
+
+async def _in_thread(function: Function, values: dict[str, Any]) -> Any:
+    """What `function` returns or raises, run in a thread of its own: one that hangs keeps no other waiting, nor the process's end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(value)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = context.run(function, **values)
+        except StopIteration as stop:
+            error = RuntimeError(f"the function raised {stop!r}")  # a future bears any exception but this
+        except BaseException as raised:  # noqa: BLE001 - it is raised again where the tool is awaited
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended without waiting for this thread
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=work, name=f"tool {getattr(function, '__name__', '')}", daemon=True).start()
+    return await done
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(_ANYTHING.dump_python(value, mode="json"), ensure_ascii=False, separators=(",", ":"))
 
 
 def _parameters(schema: dict[str, Any]) -> dict[str, object]:

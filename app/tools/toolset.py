@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from decimal import Decimal
 
 import msgspec
 
 from app.core.context import RunContext
 from app.core.errors import ToolFailed
-from app.core.messages import ToolCall, ToolResult, ToolSpec
+from app.core.messages import ImagePart, ToolCall, ToolResult, ToolSpec
 from app.core.text import capped, storable
 from app.tools.base import Tool, ToolOutput
 
@@ -40,38 +41,28 @@ class Toolset:
         The call ends at the tool's own timeout or the run's deadline, whichever comes first.
         """
         started = time.monotonic()
+        images: tuple[ImagePart, ...] = ()
         is_error = False
-        limit = 0
         try:
             tool = self._tools.get(call.name)
             if tool is None:
                 raise ToolFailed(f"There is no tool {call.name!r}. {self._available()}")
-            limit = tool.max_output
-            arguments = parse_arguments(call.arguments)
-            output = await self._within_time(tool, arguments, context)
+            output = await self._within_time(tool, parse_arguments(call.arguments), context)
+            content, images = capped(storable(output.content), tool.max_output), output.images
         except ToolFailed as error:
-            output, is_error = ToolOutput(f"Error: {error}"), True
+            content, is_error = storable(f"Error: {error}"), True
         except Exception:
             # A tool is foreign code: whatever it raises ends its call and not the chat.
             logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
-            output, is_error = (
-                ToolOutput(f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments."),
-                True,
-            )
-        content = storable(output.content)
+            content, is_error = f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments.", True
         return ToolResult(
-            call_id=call.id,
-            name=call.name,
-            content=capped(content, limit) if limit else content,
-            images=output.images,
-            is_error=is_error,
-            seconds=time.monotonic() - started,
+            call_id=call.id, name=call.name, content=content, images=images, is_error=is_error, seconds=time.monotonic() - started
         )
 
     async def _within_time(self, tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
         own = self._default_timeout if tool.timeout is None else tool.timeout
         limit = max(0.0, min(own, context.seconds_left))
-        task = asyncio.ensure_future(tool.run(arguments, context))
+        task = asyncio.ensure_future(_run(tool, arguments, context))
         try:
             done, _ = await asyncio.wait((task,), timeout=limit)
         except asyncio.CancelledError:
@@ -104,12 +95,20 @@ class Toolset:
         return f"There are: {', '.join(self._tools)}." if self._tools else "There are no tools."
 
 
+async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+    """Runs `tool`; what would end the process is caught within the task, for asyncio lets it through at once."""
+    try:
+        return await tool.run(arguments, context)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise ToolFailed(f"the tool ended itself ({type(error).__name__})") from None
+
+
 def parse_arguments(text: str) -> dict[str, object]:
     """The arguments in `text`, a JSON object; no text at all means none. Raises ToolFailed with what is wrong and what is expected."""
     if not text.strip():
         return {}
     try:
-        value = msgspec.json.decode(text)
+        value = _decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ToolFailed(f"The arguments are not valid JSON ({error}). Call again with one JSON object.") from None
     if not isinstance(value, dict):
@@ -119,4 +118,12 @@ def parse_arguments(text: str) -> dict[str, object]:
     return value
 
 
+def _number(text: str) -> float | Decimal:
+    """A number with a fraction as a float, unless that would change its digits."""
+    number = float(text)
+    exact = Decimal(text)
+    return number if Decimal(repr(number)) == exact else exact
+
+
+_decode = msgspec.json.Decoder(float_hook=_number).decode
 _KINDS: dict[type, str] = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}

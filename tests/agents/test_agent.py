@@ -112,9 +112,9 @@ async def test_a_mixed_step_is_resumed_with_our_result() -> None:
     tools = (ToolSpec("theirs", "", {}),)
     events = await events_of(helper, Turn(messages=(QUESTION,), tools=tools))
     assert isinstance(events[-1], RunFinished)
-    assert events[-1].tool_calls == (ToolCall("call_1", "theirs", "{}"),)
+    assert events[-1].tool_calls == (ToolCall("call_000000001", "theirs", "{}"),)
     answer = Message(role="assistant", tool_calls=events[-1].tool_calls)
-    theirs = Message(role="tool", content="their result", tool_call_id="call_1")
+    theirs = Message(role="tool", content="their result", tool_call_id="call_000000001")
     await events_of(helper, Turn(messages=(QUESTION, answer, theirs), tools=tools))
     assert [message.content for message in script.requests[1].messages[2:]] == ["", "their result", "42"]
 

@@ -1,6 +1,7 @@
 """The loop: the rules, one test each."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
@@ -97,18 +98,18 @@ async def test_reasoning_and_refusal_are_passed_on_and_not_taken_for_text() -> N
 async def test_a_call_is_run_and_its_result_goes_back_to_the_model() -> None:
     script = Script(calls(("add", {"a": 2, "b": 3}), text="Let me add.", usage=Usage(20, 5)), says("5", usage=Usage(30, 1, cost=0.5)))
     events = await run(script)
-    call = ToolCall("call_1", "add", '{"a":2,"b":3}')
+    call = ToolCall("call_000000001", "add", '{"a":2,"b":3}')
     assert events == [
         TextDelta("Let me add."),
         ToolStarted(call),
-        ToolFinished(ToolResult(call_id="call_1", name="add", content="5", seconds=SOME_TIME)),
+        ToolFinished(ToolResult(call_id="call_000000001", name="add", content="5", seconds=SOME_TIME)),
         TextDelta("5"),
         RunFinished("stop", Usage(50, 6, cost=0.5), (StepRecord((call,), Usage(20, 5)), StepRecord((), Usage(30, 1, cost=0.5)))),
     ]
     assert script.requests[1].messages == (
         QUESTION,
         Message(role="assistant", content="Let me add.", tool_calls=(call,)),
-        Message(role="tool", content="5", tool_call_id="call_1"),
+        Message(role="tool", content="5", tool_call_id="call_000000001"),
     )
 
 
@@ -269,7 +270,7 @@ async def test_images_of_a_tool_go_on_with_its_message() -> None:
 
     script = Script(calls(("draw", {})), says("see"))
     await run(script, [draw])
-    assert script.requests[1].messages[-1] == Message(role="tool", content="drawn", tool_call_id="call_1", images=(image,))
+    assert script.requests[1].messages[-1] == Message(role="tool", content="drawn", tool_call_id="call_000000001", images=(image,))
 
 
 async def test_the_step_limit_ends_the_run_with_an_explanation() -> None:
@@ -313,7 +314,7 @@ async def test_a_call_that_one_step_repeats_is_not_run_a_third_time() -> None:
 async def test_a_call_of_the_client_goes_out_and_ends_the_run() -> None:
     script = Script(calls(("theirs", {"x": 1})))
     events = await run(script, client_tools=["theirs"])
-    call = ToolCall("call_1", "theirs", '{"x":1}')
+    call = ToolCall("call_000000001", "theirs", '{"x":1}')
     assert events == [RunFinished("tool_calls", Usage(20, 5), (StepRecord((call,), Usage(20, 5)),), (call,))]
 
 
@@ -334,7 +335,7 @@ async def test_a_step_with_both_kinds_runs_ours_and_is_restored_for_the_follow_u
     follow_up = (
         QUESTION,
         Message(role="assistant", content="Both.", tool_calls=events[-1].tool_calls),
-        Message(role="tool", content="their result", tool_call_id="call_1"),
+        Message(role="tool", content="their result", tool_call_id="call_000000001"),
     )
     whole = pending.whole(follow_up, context())
     assert [(message.role, message.content) for message in whole] == [
@@ -369,7 +370,7 @@ async def test_ids_that_a_provider_repeats_are_made_unique() -> None:
     script = Script(calls(("add", {"a": 1, "b": 1})), calls(("add", {"a": 2, "b": 2})), says("4"))
     events = await run(script)
     ids = [result.call_id for result in results(events)]
-    assert ids == ["call_1", IsStr(regex=r"call_[0-9a-f]{24}")]
+    assert ids == ["call_000000001", IsStr(regex=r"call_[0-9a-f]{24}")]
     assert [call.id for message in script.requests[2].messages for call in message.tool_calls] == ids
 
 
@@ -378,7 +379,7 @@ async def test_an_error_of_the_provider_ends_the_run_with_what_was_used() -> Non
     events = await run(Script(calls(("add", {"a": 1, "b": 1})), [TextDelta("The "), error]))
     assert events[-2:] == [
         TextDelta("The "),
-        RunFailed(error, Usage(20, 5), (StepRecord((ToolCall("call_1", "add", '{"a":1,"b":1}'),), Usage(20, 5)),)),
+        RunFailed(error, Usage(20, 5), (StepRecord((ToolCall("call_000000001", "add", '{"a":1,"b":1}'),), Usage(20, 5)),)),
     ]
 
 
@@ -439,3 +440,93 @@ async def test_cancelling_the_run_cancels_its_tools_within_a_second(count: int) 
             await task
     assert time.monotonic() - started < 1
     assert sorted(cancelled) == list(range(count))
+
+
+@pytest.mark.parametrize("guessable", ["call_0", "functions.theirs:0", "", "call_demo_2"])
+async def test_a_call_goes_out_under_an_id_that_no_other_is_given(guessable: str) -> None:
+    script = Script([ModelFinished("tool_calls", (ToolCall(guessable, "theirs", "{}"), ToolCall("call_ours", "add", '{"a":1,"b":1}')))])
+    first, second = [await run(script, client_tools=["theirs"], pending=pending) for pending in [PendingSteps()] * 2]
+    assert isinstance(first[-1], RunFinished)
+    assert isinstance(second[-1], RunFinished)
+    assert first[-1].tool_calls[0].id == IsStr(regex=r"call_[0-9a-f]{24}")
+    assert first[-1].tool_calls[0].id != second[-1].tool_calls[0].id
+
+
+@pytest.mark.parametrize("kept", ["call_9pw2RrbMBYqYjqWzJfRZzVdq", "D681PevKs", "toolu_01A09q90qw90lq917835lq9"])
+async def test_an_id_that_is_random_is_the_providers(kept: str) -> None:
+    events = await run(Script([ModelFinished("tool_calls", (ToolCall(kept, "theirs", "{}"),))]), client_tools=["theirs"])
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].tool_calls[0].id == kept
+
+
+async def test_a_turn_whose_earlier_step_was_ours_is_restored_whole() -> None:
+    pending = PendingSteps()
+    script = Script(calls(("add", {"a": 1, "b": 2}), text="First."), calls(("theirs", {}), text="Then."))
+    events = await run(script, client_tools=["theirs"], pending=pending)
+    assert isinstance(events[-1], RunFinished)
+    [call] = events[-1].tool_calls
+    follow_up = (
+        QUESTION,
+        Message(role="assistant", content="First.Then.", tool_calls=(call,)),
+        Message(role="tool", content="theirs", tool_call_id=call.id),
+    )
+    assert [(message.role, message.content) for message in pending.whole(follow_up, context())] == [
+        ("user", "Go."),
+        ("assistant", "First."),
+        ("tool", "3"),
+        ("assistant", "Then."),
+        ("tool", "theirs"),
+    ]
+
+
+async def test_what_was_thought_before_a_call_goes_back_with_its_result() -> None:
+    call = ToolCall("call_000000001", "add", '{"a":1,"b":1}')
+    script = Script([ReasoningDelta("hm"), ModelFinished("tool_calls", (call,), None, "hm")], says("2"))
+    await run(script)
+    assert script.requests[1].messages[1].reasoning == "hm"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("threaded", [True, False])
+async def test_a_tool_that_ends_itself_ends_nothing_else(error: BaseException, threaded: bool) -> None:
+    async def leave() -> str:
+        raise error
+
+    def leave_in_a_thread() -> str:
+        raise error
+
+    leaving = tool(name="leave")(leave_in_a_thread if threaded else leave)
+    events = await run(Script(calls(("leave", {})), says("sorry")), [leaving])
+    assert results(events)[0].content == f"Error: the tool ended itself ({type(error).__name__})"
+
+
+async def test_output_that_is_no_text_is_a_failure_of_the_tool() -> None:
+    @tool
+    async def odd() -> ToolOutput:
+        return ToolOutput(3)  # type: ignore[arg-type]  # as a plug-in may
+
+    events = await run(Script(calls(("odd", {})), says("sorry")), [odd])
+    assert results(events)[0].content.startswith("Error: the tool 'odd' failed unexpectedly")
+
+
+async def test_tools_that_hang_in_threads_keep_no_other_waiting() -> None:
+    release = threading.Event()
+
+    @tool(timeout=0.05)
+    def hang() -> str:
+        release.wait(10)
+        return ""
+
+    @tool(timeout=2)
+    def quick() -> str:
+        return "done"
+
+    events = await run(
+        Script(calls(*[("hang", {})] * 2, *[("hang", f'{{"n": {n}}}') for n in range(2)], ("quick", {})), says("ok")), [hang, quick]
+    )
+    for _ in range(20):
+        more = await run(Script(calls(("hang", {})), says("ok")), [hang])
+        assert results(more)[0].is_error
+    last = await run(Script(calls(("quick", {})), says("ok")), [quick])
+    release.set()
+    assert [result.content for result in results([*events, *last]) if result.name == "quick"] == ["done", "done"]

@@ -68,7 +68,7 @@ async def test_an_agent_is_shown_with_its_model_and_its_tools(tmp_path: Path) ->
         "resources": [],
         "max_steps": 5,
         "available": True,
-        "missing": [],
+        "problem": None,
     }
 
 
@@ -89,11 +89,18 @@ async def test_an_unknown_agent_is_a_404(tmp_path: Path) -> None:
 
 
 async def test_an_agent_without_its_key_says_what_is_missing(tmp_path: Path) -> None:
-    agents = [{**AGENT, "provider": "azure_openai", "model": "deployed"}, {**AGENT, "agent_id": "other", "provider": "openai"}]
-    async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
-        azure, openai = (await client.get("/agents")).json()
-    assert (azure["available"], azure["model"], azure["missing"]) == (False, "deployed", ["AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"])
-    assert (openai["available"], openai["model"], openai["missing"]) == (False, None, ["OPENAI_API_KEY"])
+    agents = [
+        {**AGENT, "agent_id": "one", "provider": "azure_openai", "model": "deployed"},
+        {**AGENT, "agent_id": "two", "provider": "openrouter"},
+        {**AGENT, "agent_id": "three", "provider": "openai"},
+    ]
+    async with client_of(create_app(configuration(tmp_path, agents=agents, openai_api_key="k"))) as client:
+        azure, openrouter, openai = (await client.get("/agents")).json()
+    keys = "AZURE_OPENAI_API_KEY and AZURE_OPENAI_ENDPOINT"
+    assert (azure["available"], azure["model"], azure["problem"]) == (False, "deployed", f"{keys} must be set for azure_openai.")
+    assert (openrouter["available"], openrouter["problem"]) == (False, "OPENROUTER_API_KEY must be set for openrouter.")
+    assert (openai["available"], openai["model"]) == (False, None)
+    assert "OPENAI_DEFAULT_MODEL" in openai["problem"]
 
 
 async def test_an_agent_whose_provider_cannot_be_reached_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ async def test_an_answer_shows_the_tools_at_work(tmp_path: Path) -> None:
         "tools_available": 2,
         "tool_calls": [
             {
-                "id": "call_1",
+                "id": "call_000000001",
                 "name": "calculate",
                 "arguments": '{"expression":"6*7"}',
                 "result": "42",
@@ -262,8 +269,15 @@ async def test_a_stream_tells_everything_in_order(tmp_path: Path) -> None:
     assert events == [
         {"type": "reasoning_delta", "text": "Hm."},
         {"type": "text_delta", "text": "Let me see. "},
-        {"type": "tool_started", "id": "call_1", "name": "calculate", "arguments": '{"expression":"6*7"}'},
-        {"type": "tool_finished", "id": "call_1", "name": "calculate", "result": "42", "is_error": False, "seconds": IsFloat(ge=0, lt=10)},
+        {"type": "tool_started", "id": "call_000000001", "name": "calculate", "arguments": '{"expression":"6*7"}'},
+        {
+            "type": "tool_finished",
+            "id": "call_000000001",
+            "name": "calculate",
+            "result": "42",
+            "is_error": False,
+            "seconds": IsFloat(ge=0, lt=10),
+        },
         {"type": "text_delta", "text": "It is "},
         {"type": "text_delta", "text": "42."},
         {"type": "run_finished", "run_id": IsStr(regex="run_[0-9a-f]{24}"), "finish_reason": "stop", "steps": 2, "usage": USAGE},

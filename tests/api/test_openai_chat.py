@@ -191,8 +191,8 @@ async def test_a_call_of_the_clients_tool_ends_the_turn(tmp_path: Path) -> None:
         choice = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][0]
         chunks = chunks_of(await client.post(CHAT, json=asking(tools=[WEATHER], stream=True)))
     expected = [
-        {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo" }'}},
-        {"id": "call_2", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}},
+        {"id": "call_000000001", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo" }'}},
+        {"id": "call_000000002", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}},
     ]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] == "Let me look."
@@ -225,8 +225,8 @@ async def test_the_clients_result_resumes_the_turn(tmp_path: Path) -> None:
     assert choice["finish_reason"] == "stop"
     assert script.requests[1].messages[1:] == (
         Message("user", "Hello"),
-        Message("assistant", "", (ToolCall("call_1", "weather", '{"city":"Oslo"}'),)),
-        Message("tool", "sunny", tool_call_id="call_1"),
+        Message("assistant", "", (ToolCall("call_000000001", "weather", '{"city":"Oslo"}'),)),
+        Message("tool", "sunny", tool_call_id="call_000000001"),
     )
 
 
@@ -244,17 +244,17 @@ async def test_our_result_of_a_mixed_turn_is_restored_when_the_client_brings_its
             choice = completion_of(response)["choices"][0]
             named, reason = choice["message"]["tool_calls"], choice["finish_reason"]
         assert reason == "tool_calls"
-        assert [(call["id"], call["function"]["name"]) for call in named] == [("call_2", "weather")]
+        assert [(call["id"], call["function"]["name"]) for call in named] == [("call_000000002", "weather")]
         assistant = {"role": "assistant", "content": "One moment.", "tool_calls": named}
-        result = {"role": "tool", "tool_call_id": "call_2", "content": "sunny"}
+        result = {"role": "tool", "tool_call_id": "call_000000002", "content": "sunny"}
         messages = [{"role": "user", "content": "Hello"}, assistant, result]
         completion = completion_of(await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER])))
     assert completion["choices"][0]["message"]["content"] == "42, and sunny."
-    ours, theirs = ToolCall("call_1", "calculate", '{"expression":"6*7"}'), ToolCall("call_2", "weather", '{"city":"Oslo"}')
+    ours, theirs = ToolCall("call_000000001", "calculate", '{"expression":"6*7"}'), ToolCall("call_000000002", "weather", '{"city":"Oslo"}')
     assert script.requests[1].messages[2:] == (
         Message("assistant", "One moment.", (ours, theirs)),
-        Message("tool", "42", tool_call_id="call_1"),
-        Message("tool", "sunny", tool_call_id="call_2"),
+        Message("tool", "42", tool_call_id="call_000000001"),
+        Message("tool", "sunny", tool_call_id="call_000000002"),
     )
 
 
@@ -262,10 +262,10 @@ async def test_a_mixed_turn_is_restored_for_the_user_who_began_it_only(tmp_path:
     script = Script(calls(("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"})), says("Sunny."))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         message = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER], user="ada")))["choices"][0]["message"]
-        result = {"role": "tool", "tool_call_id": "call_2", "content": "sunny"}
+        result = {"role": "tool", "tool_call_id": "call_000000002", "content": "sunny"}
         messages = [{"role": "user", "content": "Hello"}, message, result]
         completion_of(await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER], user="eve")))
-    assert [message.tool_call_id for message in script.requests[1].messages] == [None, None, None, "call_2"]
+    assert [message.tool_call_id for message in script.requests[1].messages] == [None, None, None, "call_000000002"]
 
 
 @pytest.mark.parametrize("none", [None, []])

@@ -64,6 +64,7 @@ def test_the_example_itself_is_a_valid_environment(monkeypatch: pytest.MonkeyPat
 def test_the_process_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("ONE=file\nTWO=file\nTHREE=${ONE}\n", encoding="utf-8")
     monkeypatch.setenv("TWO", "process")
+    monkeypatch.setenv("ONE", "")
     environment = load_environment(tmp_path / ".env")
-    assert (environment["ONE"], environment["TWO"], environment["THREE"]) == ("file", "process", "${ONE}")
+    assert (environment["ONE"], environment["TWO"], environment["THREE"]) == ("file", "process", "file")
     assert environment["PATH"] == os.environ["PATH"]

@@ -377,7 +377,7 @@ def test_a_vendor_without_images_is_sent_none() -> None:
         Message("user", (image,)),
         Message("tool", "seen", tool_call_id="call_a", images=(image,)),
     ]
-    assert wire_messages(messages, images=False) == [
+    assert wire_messages(messages, Profile(images=False)) == [
         {"role": "user", "content": [{"type": "text", "text": "Look:"}]},
         {"role": "user", "content": ""},
         {"role": "tool", "content": "seen", "tool_call_id": "call_a"},
@@ -433,3 +433,10 @@ async def test_a_long_answer_of_many_chunks_is_whole_and_quick() -> None:
     found = await answered(events(*(delta(content=word) for word in words), delta("stop")))
     assert [each.text for each in found if isinstance(each, TextDelta)] == words
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(("field", "profile"), [("reasoning_content", Profile()), ("reasoning", Profile(reasoning_field="reasoning"))])
+def test_what_was_thought_before_calls_goes_back_where_it_came_from(field: str, profile: Profile) -> None:
+    answer = Message("assistant", "", (ToolCall("c", "weather", "{}"),), reasoning="hm")
+    assert wire_messages([answer], profile)[0][field] == "hm"
+    assert field not in wire_messages([Message("assistant", "x", reasoning="hm")], profile)[0]

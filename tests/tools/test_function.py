@@ -128,3 +128,21 @@ def test_what_a_model_cannot_fill_is_refused_at_once() -> None:
         tool(anything)
     with pytest.raises(ValueError, match="letters, digits"):
         tool(name="no spaces")(weather.function)
+
+
+async def test_parameters_may_have_names_that_a_model_would_not_bear() -> None:
+    @tool
+    async def odd(schema: str, _x: int, model_config: str, copy: bool, context: RunContext | None = None) -> str:
+        assert context is not None
+        return f"{schema} {_x} {model_config} {copy} {context.user}"
+
+    assert list(odd.spec.parameters["properties"]) == ["schema", "_x", "model_config", "copy"]  # type: ignore[call-overload]
+    assert (await odd.run({"schema": "s", "_x": 1, "model_config": "m", "copy": True}, CONTEXT)).content == "s 1 m True ada"
+
+
+async def test_text_within_json_that_cannot_be_stored_is_kept_for_replacement() -> None:
+    @tool
+    async def listing() -> list[str]:
+        return ["a\udcff"]
+
+    assert (await listing.run({}, CONTEXT)).content == '["a\udcff"]'

@@ -1,0 +1,39 @@
+"""Where a call is carried out: what becomes of its arguments."""
+
+import time
+from decimal import Decimal
+
+import pytest
+
+from app.core.context import RunContext
+from app.core.messages import ToolCall
+from app.tools.function import tool
+from app.tools.toolset import Toolset, parse_arguments
+
+CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 60)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("1.5", 1.5),
+        ("0.1", 0.1),
+        ("1e3", 1000.0),
+        ("123456789012345678901234567890", 123456789012345678901234567890),
+        ("0.12345678901234567890123", Decimal("0.12345678901234567890123")),
+    ],
+)
+def test_a_number_keeps_its_digits(text: str, value: object) -> None:
+    found = parse_arguments(f'{{"number": {text}}}')["number"]
+    assert (found, type(found)) == (value, type(value))
+
+
+async def test_a_number_becomes_what_the_parameter_says() -> None:
+    @tool
+    async def both(exact: Decimal, rounded: float) -> str:
+        return f"{exact} {rounded}"
+
+    call = ToolCall("1", "both", '{"exact": 0.12345678901234567890123, "rounded": 0.12345678901234567890123}')
+    result = await Toolset([both], default_timeout=5).execute(call, CONTEXT)
+    assert result.content == "0.12345678901234567890123 0.12345678901234568"
