@@ -21,6 +21,8 @@ from app.server import create_app, settle_memory
 from app.service import Configuration, Service, load, open_service
 
 EXIT_CONFIGURATION = 2
+LAST_WORDS_SECONDS = 3
+"""How long requests that are cancelled at the end have to tell their callers."""
 
 
 class Commands(click.Group):
@@ -68,7 +70,7 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(settings.shutdown_timeout),
+        timeout_graceful_shutdown=int(settings.shutdown_timeout) + LAST_WORDS_SECONDS,
     )
     if workers > 1:
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
@@ -123,9 +125,18 @@ class _Server(uvicorn.Server):
             print(_welcome(self._configuration, sockets[0], await self._notes()), file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stops. To be told to stop is no failure, so the signal is not raised once more as uvicorn would."""
+        """Stops: requests have SHUTDOWN_TIMEOUT to end, and then a moment to tell their callers.
+
+        To be told to stop is no failure, so the signal is not raised once more as uvicorn would.
+        """
+        timer = asyncio.get_running_loop().call_later(self._configuration.settings.shutdown_timeout, self._cancel_requests)
         await super().shutdown(sockets)
+        timer.cancel()
         self._captured_signals.clear()
+
+    def _cancel_requests(self) -> None:
+        for task in self.server_state.tasks:
+            task.cancel()
 
     async def _notes(self) -> list[str]:
         service: Service = cast(Any, self.config.app).state.service

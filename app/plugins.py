@@ -143,5 +143,6 @@ def _broken(source: str, error: BaseException) -> Fault:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    line = f", line {trace.tb_lineno}" if trace is not None else ""
+    number = error.lineno if isinstance(error, SyntaxError) else trace.tb_lineno if trace is not None else None
+    line = f", line {number}" if number is not None and not isinstance(error, SyntaxError) else ""
     return Fault(file=source, problem=f"it cannot be loaded ({type(error).__name__}: {error}{line})", remedy="Correct it, or take it away")

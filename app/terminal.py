@@ -1,6 +1,7 @@
 """ai-agent-service chat: a conversation with an agent in the terminal, streamed, its tools shown."""
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import click
+from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
@@ -22,8 +24,12 @@ from app.core.text import storable
 from app.observability.logging import configure_logging
 from app.service import Service, load, open_service
 
+with contextlib.suppress(ImportError):  # not on Windows
+    import readline  # noqa: F401 - gives input() its line editing and history
+
 MAX_SHOWN_RESULT = 300
 USER = "terminal"
+_MARKDOWN = MarkdownIt().enable("table")
 
 
 @click.command()
@@ -146,17 +152,16 @@ class Answer:
             self._console.out(text, end="")
             return
         self._open += text
-        cut = self._open.rfind("\n\n")
-        if cut >= 0 and self._open[:cut].count("```") % 2 == 0:
-            whole, self._open = self._open[:cut], self._open[cut + 2 :]
-            self._stop_live()
-            self._console.print(Markdown(whole))
-            self._console.print()
-        if self._open.strip():
-            if self._live is None:
-                self._live = Live(console=self._console, refresh_per_second=12)
-                self._live.start()
-            self._live.update(Markdown(self._open))
+        if "\n" in text:
+            whole, self._open = _whole_blocks(self._open)
+            if whole:
+                self._stop_live()
+                self._console.print(Markdown(whole))
+                self._console.print()
+        if self._open.strip() and self._live is None:
+            # What is shown is asked for at each refresh, so that the text is parsed twelve times a second and not for each word.
+            self._live = Live(console=self._console, refresh_per_second=12, get_renderable=lambda: Markdown(self._open))
+            self._live.start()
 
     def think(self, text: str) -> None:
         """Shows what the model thinks, dimmed."""
@@ -182,16 +187,22 @@ class Answer:
 
     def _stop_live(self, *, keep: bool = False) -> None:
         if self._live is not None:
-            if not keep:
-                self._live.update(Text(""))
-                self._live.transient = True
-            self._live.stop()
-            self._live = None
+            live, self._live = self._live, None
+            live.transient = not keep
+            live.stop()
 
     def _end_thinking(self) -> None:
         if self._thinking:
             self._thinking = False
             self._console.print()
+
+
+def _whole_blocks(text: str) -> tuple[str, str]:
+    """`text` cut before its last block (paragraph, list, code, table, ...), which may still grow."""
+    begins = [token.map[0] for token in _MARKDOWN.parse(text) if token.level == 0 and token.map]
+    lines = text.splitlines(keepends=True)
+    cut = begins[-1] if len(begins) > 1 else 0
+    return "".join(lines[:cut]).rstrip(), "".join(lines[cut:])
 
 
 def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -122,6 +122,40 @@ def test_the_service_says_where_to_go_and_ends_well_when_it_is_told_to(tmp_path:
         assert process.wait(10) == 0
 
 
+SLOW = """
+import asyncio
+from app.core.messages import ToolCall
+from app.providers.demo import Demo
+from app.tools import tool
+
+@tool(timeout=60)
+async def wait() -> str:
+    await asyncio.sleep(60)
+
+class Slow(Demo):
+    name = "slow"
+
+    def _tool_call(self, request):
+        return ToolCall("c", "wait", "{}")
+"""
+
+
+def test_a_stream_that_does_not_end_in_time_is_told_that_the_service_stops(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    agent = {"agent_id": "a", "system_prompt": "x", "provider": "slow", "allowed_regular_tools": ["wait"]}
+    (tmp_path / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
+    with (
+        serving(tmp_path, AGENT_CONFIG_FILE="agents.json", PLUGINS_DIR=str(tmp_path), SHUTDOWN_TIMEOUT="1") as (url, process),
+        urllib.request.urlopen(f"{url}/agents/a/chat", data=b'{"message": "x", "stream": true}', timeout=20) as answer,
+    ):
+        assert b"tool_started" in answer.readline()
+        process.send_signal(signal.SIGTERM)
+        rest = answer.read()
+        assert process.wait(10) == 0
+    assert b"shutting_down" in rest
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
 def test_to_be_told_to_stop_is_no_failure(tmp_path: Path, told: signal.Signals) -> None:
     with serving(tmp_path) as (_, process):

@@ -5,6 +5,7 @@ import logging
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_response, internal_error
+from app.core.errors import CrossSiteRequest
 from app.observability.request_id import accepted_or_new, current_request_id
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,10 @@ class Edge:
         scope.setdefault("state", {})["request_id"] = request_id
         current_request_id.set(request_id)
         header = (b"x-request-id", request_id.encode())
+        if scope["method"] == "POST" and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
+            refused = CrossSiteRequest("Requests from web pages of other sites are not taken.")
+            await error_response(refused)(scope, receive, _with_header(send, header))
+            return
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -42,3 +47,12 @@ class Edge:
             if started:
                 raise
             await error_response(internal_error(request_id))(scope, receive, send_with_id)
+
+
+def _with_header(send: Send, header: tuple[bytes, bytes]) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), header]
+        await send(message)
+
+    return sending

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.errors import internal_error
 from app.core.context import RunContext
-from app.core.errors import RunTimeout, ServiceError
+from app.core.errors import RunTimeout, ServiceError, ServiceStopping
 from app.core.events import (
     ReasoningDelta,
     RefusalDelta,
@@ -100,6 +100,13 @@ class RunResponse(Response, ABC):
         run = asyncio.create_task(self._run(send))
         try:
             await self._watch(receive, send, run)
+        except asyncio.CancelledError:
+            # Only the end of the service cancels a request from outside; its caller is told so before it is over.
+            run.cancel()
+            await asyncio.wait((run,))
+            if not self._complete:
+                await self._fail(ServiceStopping("The service is being stopped. Try again in a moment.", retry_after=1), send)
+            return
         finally:
             run.cancel()
             await asyncio.wait((run,))

@@ -49,7 +49,8 @@ def read_json(path: Path) -> tuple[object, list[Fault]]:
         return found
 
     try:
-        value = json.loads(text, object_pairs_hook=unique)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         return None, [
             Fault(
@@ -61,13 +62,19 @@ def read_json(path: Path) -> tuple[object, list[Fault]]:
         ]
     except RecursionError:
         return None, [Fault(file=str(path), problem="it is nested too deeply", remedy="Write it flatter")]
+    except UnicodeEncodeError:
+        return None, [Fault(file=str(path), problem="a text in it has half of a surrogate pair", remedy="Write the whole character")]
     except ValueError:
-        return None, [Fault(file=str(path), problem="a number in it has too many digits", remedy="Write a smaller one")]
+        return None, [Fault(file=str(path), problem="a number in it is none, or has too many digits", remedy="Correct it; JSON has no NaN")]
     if twice:
         return None, [
             Fault(file=str(path), field=name, problem="this field stands twice in one object", remedy="Keep one of them") for name in twice
         ]
     return value, []
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(name)
 
 
 def expand_variables(value: object, environment: Mapping[str, str], missing: set[str]) -> object:

@@ -15,10 +15,15 @@ def read_prompt(folder: Path, name: str) -> str | Fault:
     if relative.is_absolute() or ".." in relative.parts:
         return Fault(file=name, problem="a prompt file is named relative to the prompts folder and without '..'", remedy=inside)
     path = folder / relative
-    if not path.exists() and relative.parts[:1] == (folder.name,):
-        path = folder.parent / relative  # "prompts/name.txt" is taken for "name.txt"
-    if not path.resolve().is_relative_to(folder.resolve()):
-        return Fault(file=str(path), problem="this link leads out of the prompts folder", remedy=inside)
+    try:
+        if not path.exists() and relative.parts[:1] == (folder.name,):
+            path = folder.parent / relative  # "prompts/name.txt" is taken for "name.txt"
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return Fault(file=str(path), problem="this link leads out of the prompts folder", remedy=inside)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            return Fault(file=str(path), problem="this is not a file", remedy=inside)
+    except (OSError, RuntimeError):
+        return Fault(file=name[:100], problem="no file can be found under this name", remedy=inside)
     text = read_text(path)
     if isinstance(text, str) and not text.strip():
         return Fault(file=str(path), problem="the prompt is empty", remedy="Write what the agent is to do")

@@ -6,9 +6,11 @@
     |   |-- InvalidRequest            400
     |   |   `-- ContextTooLong        400  the conversation does not fit the model
     |   |-- NotFound                  404
+    |   |-- CrossSiteRequest          403  a web page of another site asks
     |   |-- BodyTooLarge              413
     |   `-- ServerBusy                429  MAX_CONCURRENT_REQUESTS runs are under way
     |-- RunTimeout                504  the run's deadline has passed
+    |-- ServiceStopping           503  the service ends before the run does
     |-- UpstreamError             the provider
     |   |-- ProviderNotConfigured     503  a credential is missing
     |   |-- ProviderRefused           502  it does not accept our key, model or account
@@ -95,6 +97,13 @@ class NotFound(RequestError):
     default_code = "not_found"
 
 
+class CrossSiteRequest(RequestError):
+    """A browser says that a page of another site sends this, which may be against its user's will."""
+
+    status = 403
+    default_code = "cross_site_request"
+
+
 class BodyTooLarge(RequestError):
     """The request's body exceeds MAX_REQUEST_BYTES."""
 
@@ -116,6 +125,13 @@ class RunTimeout(ServiceError):
     status = 504
     type = "timeout_error"
     default_code = "run_timeout"
+
+
+class ServiceStopping(ServiceError):
+    """The service was told to stop, and SHUTDOWN_TIMEOUT has passed."""
+
+    status = 503
+    default_code = "shutting_down"
 
 
 class UpstreamError(ServiceError):

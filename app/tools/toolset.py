@@ -99,7 +99,7 @@ async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) ->
     """Runs `tool`; what would end the process is caught within the task, for asyncio lets it through at once."""
     try:
         return await tool.run(arguments, context)
-    except (SystemExit, KeyboardInterrupt) as error:
+    except (SystemExit, KeyboardInterrupt, BaseExceptionGroup) as error:
         raise ToolFailed(f"the tool ended itself ({type(error).__name__})") from None
 
 

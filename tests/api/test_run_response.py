@@ -339,7 +339,7 @@ async def test_a_caller_who_leaves_is_sent_nothing_more(tmp_path: Path) -> None:
     assert b"[DONE]" not in caller.body
 
 
-async def test_a_response_that_is_cancelled_from_outside_stays_cancelled(tmp_path: Path) -> None:
+async def test_the_end_of_the_service_is_the_last_event_of_a_stream(tmp_path: Path) -> None:
     caller = Caller(lambda body: b"Half" in body)
 
     async def events() -> AsyncGenerator[RunEvent, None]:
@@ -350,8 +350,9 @@ async def test_a_response_that_is_cancelled_from_outside_stays_cancelled(tmp_pat
         sending = asyncio.create_task(response({"type": "http"}, caller.receive, caller.send))
         await caller.reached.wait()
         sending.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await sending
+        await asyncio.wait_for(sending, WAIT)
+    assert b'"code":"shutting_down"' in caller.body
+    assert caller.body.endswith(b"data: [DONE]\n\n")
 
 
 class CancelsItself(BaseAgent):
@@ -373,3 +374,11 @@ async def test_an_agent_that_cancels_itself_ends_with_an_error(tmp_path: Path) -
     assert '"code":"internal_error"' in streamed.text
     assert streamed.text.endswith("data: [DONE]\n\n")
     assert collected.status_code == 500
+
+
+@pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-origin", 200), ("none", 200)])
+async def test_web_pages_of_other_sites_are_refused(tmp_path: Path, site: str, status: int) -> None:
+    async with client_of(create_app(configuration(tmp_path, Watched(says("Hi"))))) as client:
+        response = await client.post(CHAT, json=asking(), headers={"Sec-Fetch-Site": site})
+    assert response.status_code == status
+    assert "x-request-id" in response.headers

@@ -1,6 +1,7 @@
 """agent_config.json: what loads, and every fault of it with its place and remedy."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,16 @@ def test_an_unknown_resource_is_a_fault(folder: Path) -> None:
         ({"system_prompt_file": "latin.txt"}, "it is not UTF-8 text"),
         ({"system_prompt_file": "."}, "this is a folder"),
         ({"system_prompt_file": "a\x00.txt"}, "no file has such a name"),
+        ({"system_prompt_file": "a" * 5_000}, "no file can be found under this name"),
+        ({"system_prompt_file": "loop.txt"}, "no file can be found under this name"),
+        ({"system_prompt_file": "pipe.txt"}, "this is not a file"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_a_fault(folder: Path, entry: dict[str, str], problem: str) -> None:
     (folder / "secret.txt").write_text("secret", encoding="utf-8")
     (folder / "prompts" / "outside.txt").symlink_to(folder / "secret.txt")
+    (folder / "prompts" / "loop.txt").symlink_to(folder / "prompts" / "loop.txt")
+    os.mkfifo(folder / "prompts" / "pipe.txt")
     (folder / "prompts" / "empty.txt").write_text(" \n", encoding="utf-8")
     (folder / "prompts" / "latin.txt").write_bytes("é".encode("latin-1"))
     [fault] = faults_of(folder, {"agent_id": "a", **entry})
@@ -151,6 +157,8 @@ def test_a_prompt_that_cannot_be_used_is_a_fault(folder: Path, entry: dict[str, 
         ('[{"agent_id": "a", "agent_id": "b"}]', "this field stands twice in one object"),
         ("[" * 100_000, "it is nested too deeply"),
         ("[" + "9" * 5_000 + "]", "too many digits"),
+        ('[{"model_settings": {"temperature": NaN}}]', "is none"),
+        ('[{"system_prompt": "\\ud800"}]', "half of a surrogate pair"),
     ],
 )
 def test_a_file_that_is_not_a_list_of_agents_is_a_fault(folder: Path, content: str, problem: str) -> None:
