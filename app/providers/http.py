@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import math
+import os
 import random
 import time
 import urllib.request
@@ -208,7 +209,7 @@ class HttpClient:
             return ProviderUnavailable(f"The address of {target.provider} is not a valid URL.")
         if isinstance(error, aiohttp.ClientSSLError):
             return ProviderUnavailable(f"{target.provider} cannot be reached: its TLS certificate or protocol is not accepted.")
-        reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        reason = f": {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else ""  # its own text has the address
         return ProviderUnavailable(f"{target.provider} cannot be reached{reason}.")
 
 

@@ -311,7 +311,7 @@ async def test_a_refused_connection_is_tried_again_and_then_told() -> None:
         began = time.monotonic()
         error = await failure(OpenAICompatible(http, base_url=url))
         assert isinstance(error, ProviderUnavailable)
-        assert error.message == "openai cannot be reached."
+        assert error.message == "openai cannot be reached: Connection refused."
         assert time.monotonic() - began >= 0.03
 
 

@@ -62,5 +62,5 @@ async def test_a_server_that_is_not_there_is_told() -> None:
     async with Upstream() as upstream:
         url = upstream.url
     async with HttpClient() as http:
-        with pytest.raises(ProviderUnavailable, match=r"^ollama cannot be reached\.$"):
+        with pytest.raises(ProviderUnavailable, match=r"^ollama cannot be reached: Connection refused\.$"):
             await Ollama(http, base_url=url).default_model()
