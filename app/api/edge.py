@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Edge:
-    """ASGI middleware: `x-request-id` in and out, and a 500 in OpenAI's shape for a fault of ours."""
+    """ASGI middleware: `x-request-id` in and out, no POST from other sites' pages, a 500 in OpenAI's shape for a fault of ours."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -27,10 +27,6 @@ class Edge:
         scope.setdefault("state", {})["request_id"] = request_id
         current_request_id.set(request_id)
         header = (b"x-request-id", request_id.encode())
-        if scope["method"] == "POST" and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
-            refused = CrossSiteRequest("Requests from web pages of other sites are not taken.")
-            await error_response(refused)(scope, receive, _with_header(send, header))
-            return
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -41,18 +37,13 @@ class Edge:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_id)
+            if scope["method"] == "POST" and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
+                refused = CrossSiteRequest("Requests from web pages of other sites are not taken.")
+                await error_response(refused)(scope, receive, send_with_id)
+            else:
+                await self.app(scope, receive, send_with_id)
         except Exception:
             logger.exception("request.failed", extra={"path": scope["path"]})
             if started:
                 raise
             await error_response(internal_error(request_id))(scope, receive, send_with_id)
-
-
-def _with_header(send: Send, header: tuple[bytes, bytes]) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), header]
-        await send(message)
-
-    return sending
