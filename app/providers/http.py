@@ -142,6 +142,7 @@ class HttpClient:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = self._translated(error, target, deadline, begun=False)
                 failure.__cause__ = error
+                logger.info("provider.failed", extra={"provider": target.provider, "code": failure.code, "cause": repr(error)})
                 lasting = isinstance(error, TimeoutError | aiohttp.InvalidURL)
                 retried = not lasting or isinstance(error, aiohttp.ConnectionTimeoutError)
             else:
@@ -202,7 +203,6 @@ class HttpClient:
             return ProviderTimeout(f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g} seconds.")
         if begun:
             return ProviderProtocolError(f"The connection to {target.provider} broke off within its answer.")
-        logger.info("provider.unreachable", extra={"provider": target.provider, "cause": str(error)})
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return ProviderUnavailable(f"The host name of {target.provider} cannot be resolved.")
         if isinstance(error, aiohttp.InvalidURL):
