@@ -98,19 +98,18 @@ class RunResponse(Response, ABC):
         The run has a task of its own, which a piece of the provider's answer wakes without going through the framework's frames.
         """
         run = asyncio.create_task(self._run(send))
+        stopping = False
         try:
             await self._watch(receive, send, run)
         except asyncio.CancelledError:
-            # Only the end of the service cancels a request from outside; its caller is told so before it is over.
-            run.cancel()
-            await asyncio.wait((run,))
-            if not self._complete:
-                await self._fail(ServiceStopping("The service is being stopped. Try again in a moment.", retry_after=1), send)
-            return
+            stopping = True  # only the end of the service cancels a request from outside; its caller is told so
         finally:
             run.cancel()
             await asyncio.wait((run,))
-        if not run.cancelled():
+        if stopping:
+            if not self._complete:
+                await self._fail(ServiceStopping("The service is being stopped. Try again in a moment.", retry_after=1), send)
+        elif not run.cancelled():
             run.result()
         elif self._client_left:
             logger.info("run.client_left", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id})

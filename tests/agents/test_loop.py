@@ -14,7 +14,18 @@ from app.agents.loop import REPEATED, run_loop
 from app.agents.pending import PendingSteps
 from app.core.context import RunContext
 from app.core.errors import ProviderProtocolError, ProviderUnavailable, RunTimeout, ToolFailed
-from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished, ToolStarted
+from app.core.events import (
+    FinishReason,
+    ReasoningDelta,
+    RefusalDelta,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    StepRecord,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+)
 from app.core.messages import ImagePart, Message, NamedTool, ToolCall, ToolChoice, ToolResult, ToolSpec
 from app.core.usage import Usage
 from app.providers.base import ModelFinished, ModelRequest
@@ -82,8 +93,8 @@ async def test_an_empty_answer_stays_empty() -> None:
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
-async def test_the_finish_reason_is_the_providers(reason: str) -> None:
-    events = await run(Script([TextDelta("a"), ModelFinished(reason)]))  # type: ignore[arg-type]
+async def test_the_finish_reason_is_the_providers(reason: FinishReason) -> None:
+    events = await run(Script([TextDelta("a"), ModelFinished(reason)]))
     assert isinstance(events[-1], RunFinished)
     assert (events[-1].reason, events[-1].usage) == (reason, None)
 

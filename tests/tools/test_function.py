@@ -136,7 +136,9 @@ async def test_parameters_may_have_names_that_a_model_would_not_bear() -> None:
         assert context is not None
         return f"{schema} {_x} {model_config} {copy} {context.user}"
 
-    assert list(odd.spec.parameters["properties"]) == ["schema", "_x", "model_config", "copy"]  # type: ignore[call-overload]
+    properties = odd.spec.parameters["properties"]
+    assert isinstance(properties, dict)
+    assert list(properties) == ["schema", "_x", "model_config", "copy"]
     assert (await odd.run({"schema": "s", "_x": 1, "model_config": "m", "copy": True}, CONTEXT)).content == "s 1 m True ada"
 
 
