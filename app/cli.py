@@ -9,18 +9,26 @@ import sys
 from typing import Any, ClassVar, cast
 
 import click
+import msgspec
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app import __version__
+from app.config.files import nearest
+from app.config.mcp import Servers
 from app.config.settings import Settings
 from app.core.errors import ConfigError
+from app.mcp.connection import ServerStatus
+from app.mcp.servers import open_servers
 from app.observability.logging import configure_logging
 from app.providers.demo import Demo
 from app.server import create_app, settle_memory
 from app.service import Configuration, Service, load, open_service
 
 EXIT_CONFIGURATION = 2
+CONNECT_GRACE = 5.0
+"""How much longer than MCP_CONNECT_TIMEOUT `check --connect` waits for the servers."""
+
 LAST_WORDS_SECONDS = 3
 """How long requests that are cancelled at the end have to tell their callers."""
 
@@ -84,18 +92,26 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
 
 
 @cli.command()
-def check() -> None:
+@click.option("--connect", is_flag=True, help="Start each MCP server too, and list its tools.")
+def check(connect: bool) -> None:
     """Validate the whole configuration and show what it defines, without serving."""
     configuration = load()
-    configure_logging("ERROR")
-    rows, auto = asyncio.run(_checked(configuration))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    configure_logging("CRITICAL")
+    rows, auto = asyncio.run(_agents_of(configuration))
+    click.echo(_table(rows))
     click.echo(f"\nAgents with the provider auto use: {auto}")
-    for agent_id, warning in configuration.warnings:
-        click.echo(f"warning: agent {agent_id}: {warning}")
+    definitions = configuration.servers.definitions
+    statuses = asyncio.run(_connected(configuration)) if connect and definitions else ()
+    if connect:
+        _echo_servers(configuration, statuses)
+    elif definitions:
+        shown = (f"{each.server_label} (off: {each.off.rstrip('.')})" if each.off else each.server_label for each in definitions)
+        click.echo(f"MCP servers: {', '.join(shown)}. To see whether they can be reached: check --connect")
+    for warning in configuration.warnings:
+        click.echo(f"warning: {warning}")
     click.echo(f"{len(configuration.agents)} agents in {configuration.settings.agent_config_file}: no faults.")
+    if any(status.state in ("starting", "down") for status in statuses):
+        sys.exit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -142,6 +158,10 @@ class _Server(uvicorn.Server):
         service: Service = cast(Any, self.config.app).state.service
         problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
         notes = [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
+        idle = [status for status in service.servers.statuses if status.state == "off" and status.error]
+        off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
+        if off:
+            notes.append(f"MCP servers that are off: {', '.join(off)}")
         if any(agent.parts.provider.name == Demo.name for agent in service.catalog):
             notes.append("no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one.")
         return notes
@@ -184,12 +204,54 @@ def _welcome(configuration: Configuration, listening: socket.socket, notes: list
     return "\n".join(lines) + "\n"
 
 
-async def _checked(configuration: Configuration) -> tuple[list[tuple[str, ...]], str]:
-    async with open_service(configuration) as service:
-        rows: list[tuple[str, ...]] = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "READY")]
+async def _agents_of(configuration: Configuration) -> tuple[list[tuple[str, ...]], str]:
+    """The table of agents, and what auto is; no MCP server is started for it."""
+    servers = {definition.server_label for definition in configuration.servers.definitions}
+    async with open_service(msgspec.structs.replace(configuration, servers=Servers(), warnings=())) as service:
+        rows: list[tuple[str, ...]] = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "MCP SERVERS", "READY")]
         for agent in service.catalog:
             problem = await agent.problem()
             tools = ", ".join(spec.name for spec in agent.parts.toolset.specs) or "-"
             model = agent.definition.model or ("-" if problem else await agent.model())
-            rows.append((agent.agent_id, agent.parts.provider.name, model, tools, f"no: {problem}" if problem else "yes"))
+            labels = ", ".join(label for label in agent.definition.allowed_mcp_servers if label in servers) or "-"
+            rows.append((agent.agent_id, agent.parts.provider.name, model, tools, labels, f"no: {problem}" if problem else "yes"))
         return rows, service.auto_provider
+
+
+async def _connected(configuration: Configuration) -> tuple[ServerStatus, ...]:
+    """What becomes of starting every server, those that no agent uses too."""
+    settings, servers = configuration.settings, configuration.servers
+    seconds = settings.mcp_connect_timeout
+    async with open_servers(
+        servers.definitions,
+        configuration.environment,
+        wanted=servers.labels,
+        connect_seconds=seconds,
+        tools_seconds=settings.mcp_tool_cache_ttl,
+    ) as opened:
+        await opened.settled(seconds + CONNECT_GRACE)
+        return opened.statuses
+
+
+def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ...]) -> None:
+    if not statuses:
+        click.echo(f"No MCP server is defined in {configuration.settings.mcp_config_file}.")
+        return
+    rows: list[tuple[str, ...]] = [("MCP SERVER", "TRANSPORT", "STATE", "TOOLS", "TIME", "ERROR")]
+    for status in statuses:
+        count, seconds = ("-", "-") if status.connect_seconds is None else (str(len(status.tools)), f"{status.connect_seconds:.2f} s")
+        rows.append((status.label, status.transport, status.state, count, seconds, status.error or ""))
+    click.echo(f"\n{_table(rows)}\n")
+    offered = {status.label: status.tools for status in statuses if status.state == "ready"}
+    for label, tools in offered.items():
+        click.echo(f"{label}: {', '.join(tools) or 'no tools'}")
+    for agent in configuration.agents:
+        for label, allowed in agent.allowed_mcp_servers.items():
+            named = {*(allowed.allowed_mcp_tools or ()), *allowed.cached_mcp_tools}
+            for name in sorted(named - set(offered[label])) if label in offered else ():
+                click.echo(f"warning: agent {agent.agent_id}: {label} has no tool {name!r}. {nearest(name, offered[label])}")
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

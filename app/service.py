@@ -11,18 +11,24 @@ import msgspec
 from app.agents.base import AgentParts, BaseAgent
 from app.agents.catalog import Catalog
 from app.agents.pending import PendingSteps
-from app.config.agents import AUTO, LEGACY_TOOLS, PROVIDER_ALIASES, AgentDefinition, KnownNames, read_agents, warnings_about
+from app.config.agents import AUTO, LEGACY_TOOLS, PROVIDER_ALIASES, AgentDefinition, AllowedTools, KnownNames, read_agents, warnings_about
 from app.config.files import load_environment, nearest
-from app.config.mcp import read_server_labels
+from app.config.mcp import Servers, read_servers
 from app.config.settings import Settings, read_settings
 from app.core.context import RunContext
 from app.core.errors import ConfigError, Fault, ServerBusy, UpstreamError
 from app.core.ids import new_id
+from app.mcp.connection import Connection
+from app.mcp.servers import McpServers, open_servers
+from app.mcp.tools import model_name, model_names
 from app.plugins import Plugins, load_plugins
 from app.providers.base import Provider, ProviderSetup
 from app.providers.http import HttpClient, Timeouts
 from app.providers.ollama import Ollama
-from app.tools.toolset import Toolset
+from app.tools.available import AvailableTools
+from app.tools.base import ToolSource
+from app.tools.cached import CachedSource
+from app.tools.filtered import Filtered
 
 logger = logging.getLogger(__name__)
 
@@ -31,22 +37,24 @@ OLLAMA_PROBE_SECONDS = 0.5
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """All that the operator wrote, read and found without fault; `warnings` are (agent id, sentence) pairs."""
+    """All that the operator wrote, read and found without fault; `warnings` are sentences that name what they are about."""
 
     settings: Settings
     environment: Mapping[str, str]
     plugins: Plugins
     agents: tuple[AgentDefinition, ...]
-    warnings: tuple[tuple[str, str], ...]
+    servers: Servers
+    warnings: tuple[str, ...]
     created: int
 
 
 class Service:
     """The running service: its agents, and the count of the runs under way."""
 
-    def __init__(self, configuration: Configuration, catalog: Catalog, auto: str) -> None:
+    def __init__(self, configuration: Configuration, catalog: Catalog, servers: McpServers, auto: str) -> None:
         self.settings = configuration.settings
         self.catalog = catalog
+        self.servers = servers
         self.auto_provider = auto
         self.runs = 0
 
@@ -94,7 +102,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
     known = KnownNames(plugins.agents.keys(), plugins.providers.keys(), plugins.tools.keys())
     agents, more = read_agents(settings.agent_config_file, settings.prompts_dir, environment, known)
     found += more
-    labels, more = read_server_labels(settings.mcp_config_file)
+    servers, more = read_servers(settings.mcp_config_file, environment)
     found += more
     default = settings.default_provider
     if default is not None and PROVIDER_ALIASES.get(default, default) not in plugins.providers:
@@ -107,7 +115,11 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
         environment,
         plugins,
         tuple(agents),
-        tuple((agent.agent_id, warning) for agent in agents for warning in warnings_about(agent, labels)),
+        servers,
+        (
+            *servers.warnings,
+            *(f"agent {agent.agent_id}: {warning}" for agent in agents for warning in warnings_about(agent, servers.labels)),
+        ),
         int(settings.agent_config_file.stat().st_mtime),
     )
 
@@ -117,25 +129,47 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
     """The service of `configuration`, with everything it holds open closed at the end."""
     settings = configuration.settings
     timeouts = Timeouts(settings.provider_connect_timeout, settings.provider_first_byte_timeout, settings.provider_idle_timeout)
-    async with HttpClient(timeouts, max_retries=settings.provider_max_retries) as http:
+    async with (
+        HttpClient(timeouts, max_retries=settings.provider_max_retries) as http,
+        open_servers(
+            configuration.servers.definitions,
+            configuration.environment,
+            wanted={label for agent in configuration.agents for label in agent.allowed_mcp_servers},
+            connect_seconds=settings.mcp_connect_timeout,
+            tools_seconds=settings.mcp_tool_cache_ttl,
+        ) as servers,
+    ):
         setup = ProviderSetup(settings, configuration.environment, http)
         providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
         auto = await _auto_provider(settings, providers)
         pending = PendingSteps()
-        agents = [_agent(definition, configuration, providers, auto, pending) for definition in configuration.agents]
-        for agent_id, warning in configuration.warnings:
-            logger.warning("agent %s: %s", agent_id, warning)
-        yield Service(configuration, Catalog(agents, created=configuration.created), auto)
+        agents = [
+            _agent(definition, configuration, providers[auto if definition.provider == AUTO else definition.provider], servers, pending)
+            for definition in configuration.agents
+        ]
+        for warning in configuration.warnings:
+            logger.warning(warning)
+        yield Service(configuration, Catalog(agents, created=configuration.created), servers, auto)
 
 
 def _agent(
-    definition: AgentDefinition, configuration: Configuration, providers: Mapping[str, Provider], auto: str, pending: PendingSteps
+    definition: AgentDefinition, configuration: Configuration, provider: Provider, servers: McpServers, pending: PendingSteps
 ) -> BaseAgent:
     plugins = configuration.plugins
     tools = (plugins.tools[name] for name in definition.allowed_regular_tools if name not in LEGACY_TOOLS)
-    toolset = Toolset(tools, default_timeout=configuration.settings.tool_execution_timeout)
-    provider = providers[auto if definition.provider == AUTO else definition.provider]
-    return plugins.agents[definition.type](definition, AgentParts(provider, toolset, pending))
+    sources = [_source(servers[label], allowed) for label, allowed in definition.allowed_mcp_servers.items() if label in servers]
+    available = AvailableTools(tools, sources, default_timeout=configuration.settings.tool_execution_timeout)
+    return plugins.agents[definition.type](definition, AgentParts(provider, available, pending))
+
+
+def _source(connection: Connection, allowed: AllowedTools) -> ToolSource:
+    """What an agent may use of the server, its results kept as the agent's definition says."""
+    source: ToolSource = connection
+    if allowed.allowed_mcp_tools is not None:
+        source = Filtered(source, model_names(connection.label, allowed.allowed_mcp_tools))
+    if allowed.cached_mcp_tools:
+        source = CachedSource(source, {model_name(connection.label, tool): seconds for tool, seconds in allowed.cached_mcp_tools.items()})
+    return source
 
 
 async def _auto_provider(settings: Settings, providers: Mapping[str, Provider]) -> str:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import click
+import msgspec
 from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.live import Live
@@ -18,16 +19,19 @@ from rich.text import Text
 from app.agents.base import BaseAgent, Turn
 from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.errors import NotFound
-from app.core.events import ReasoningDelta, RefusalDelta, RunFailed, RunFinished, TextDelta, ToolFinished, ToolStarted
+from app.core.events import ReasoningDelta, RefusalDelta, RunFailed, RunFinished, TextDelta, ToolFinished, ToolProgress, ToolStarted
 from app.core.messages import Message
 from app.core.text import storable
 from app.observability.logging import configure_logging
-from app.service import Service, load, open_service
+from app.service import Configuration, Service, load, open_service
 
 with contextlib.suppress(ImportError):  # not on Windows
     import readline  # noqa: F401 - gives input() its line editing and history
 
 MAX_SHOWN_RESULT = 300
+CONNECT_SECONDS = 15.0
+"""How long the first question waits for the agent's MCP servers."""
+
 USER = "terminal"
 _MARKDOWN = MarkdownIt().enable("table")
 
@@ -44,17 +48,31 @@ def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: s
     """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the chat."""
     parsed = _parsed(settings)
     configure_logging("DEBUG" if debug else "ERROR")
-    configuration = load()
+    configuration = _with_servers_of(agent_id, load())
     # Input is read in the main thread, where Ctrl-C reaches it, so the loop runs only while there is something to wait for.
     with asyncio.Runner() as runner:
         service = open_service(configuration)
         opened = runner.run(service.__aenter__())
         try:
-            succeeded = Conversation(opened, _agent(opened, agent_id), model, parsed, runner).hold(message)
+            agent = _agent(opened, agent_id)
+            runner.run(opened.servers.settled(CONNECT_SECONDS))
+            for status in opened.servers.statuses:
+                if status.label in agent.definition.allowed_mcp_servers and status.state != "ready":
+                    why = status.error or "it is still starting"
+                    Console(stderr=True).print(Text(f"without the tools of {status.label}: {why}", "yellow"))
+            succeeded = Conversation(opened, agent, model, parsed, runner).hold(message)
         finally:
             runner.run(service.__aexit__(None, None, None))
     if not succeeded:
         sys.exit(1)
+
+
+def _with_servers_of(agent_id: str, configuration: Configuration) -> Configuration:
+    """`configuration` with no other agent's MCP servers, which need not be started for this one."""
+    agents = [agent for agent in configuration.agents if agent.agent_id == agent_id]
+    labels = {label for agent in agents for label in agent.allowed_mcp_servers}
+    kept = tuple(definition for definition in configuration.servers.definitions if definition.server_label in labels)
+    return msgspec.structs.replace(configuration, servers=msgspec.structs.replace(configuration.servers, definitions=kept))
 
 
 def _agent(service: Service, agent_id: str) -> BaseAgent:
@@ -122,6 +140,8 @@ class Conversation:
                         answer.think(text)
                     case ToolStarted(call=call):
                         answer.note("> ", "cyan", call.name, call.arguments or "{}")
+                    case ToolProgress(call=call):
+                        answer.note(". ", "dim", call.name, _progress(event))
                     case ToolFinished(result=result):
                         sign, style = ("x ", "red") if result.is_error else ("< ", "green")
                         answer.note(sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content)
@@ -132,6 +152,12 @@ class Conversation:
                         self._console.print(Text(f"error: {error.message}", style="red"))
                         return False
         return True
+
+
+def _progress(event: ToolProgress) -> str:
+    """How far a tool is: `40%: message`, where it tells its total, else `4: message`."""
+    done = f"{event.progress / event.total:.0%}" if event.total else f"{event.progress:g}"
+    return f"{done}: {event.message}" if event.message else done
 
 
 class Answer:

@@ -11,6 +11,11 @@ from app.core.errors import InvalidRequest, ProviderNotConfigured, ServiceError
 from app.core.events import RunEvent, RunFailed
 from app.core.messages import Message, NamedTool, ToolSpec
 from app.providers.base import ModelRequest
+from app.tools.toolset import Toolset
+
+_UNAVAILABLE = """\
+Some of your tools cannot be used at the moment. Answer without them as well as you can, and say so where it matters:
+"""
 
 _LENGTH_SETTINGS = frozenset({"max_tokens", "max_completion_tokens", "num_predict"})
 
@@ -23,14 +28,15 @@ class Agent(BaseAgent):
     async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         """Takes the turn; see BaseAgent."""
         try:
-            request, client_tools = await self._request(turn, context)
+            toolset = self.parts.toolset
+            request, client_tools = await self._request(turn, toolset, context)
         except ServiceError as error:
             yield RunFailed(error)
             return
         loop = run_loop(
             self.parts.provider,
             request,
-            self.parts.toolset,
+            toolset,
             context,
             client_tools=client_tools,
             max_steps=self.definition.max_steps,
@@ -40,20 +46,20 @@ class Agent(BaseAgent):
             async for event in loop:
                 yield event
 
-    async def _request(self, turn: Turn, context: RunContext) -> tuple[ModelRequest, frozenset[str]]:
+    async def _request(self, turn: Turn, toolset: Toolset, context: RunContext) -> tuple[ModelRequest, frozenset[str]]:
         provider = self.parts.provider
         if provider.missing:
             variables = " and ".join(provider.missing)
             raise ProviderNotConfigured(
                 f"The agent {self.agent_id!r} cannot answer: its provider {provider.name} needs {variables} to be set."
             )
-        client_tools = self._admitted(turn.tools)
-        tools = (*self.parts.toolset.specs, *client_tools)
+        client_tools = self._admitted(turn.tools, toolset)
+        tools = (*toolset.specs, *client_tools)
         if isinstance(turn.tool_choice, NamedTool) and not any(spec.name == turn.tool_choice.name for spec in tools):
             raise InvalidRequest("This tool is not among the tools of the request.", param="tool_choice")
         request = ModelRequest(
             model=turn.model or await self.model(),
-            messages=(self._system(turn.messages), *_without_system(self.parts.pending.whole(turn.messages, context))),
+            messages=(self._system(turn.messages, toolset.unavailable), *_without_system(self.parts.pending.whole(turn.messages, context))),
             tools=tools,
             tool_choice=turn.tool_choice if tools else None,
             settings=_merged(self.definition.model_settings, turn.settings),
@@ -62,17 +68,19 @@ class Agent(BaseAgent):
         )
         return request, frozenset(spec.name for spec in client_tools)
 
-    def _system(self, messages: tuple[Message, ...]) -> Message:
-        """The agent's prompt, with what the caller's system messages add to it."""
+    def _system(self, messages: tuple[Message, ...], unavailable: tuple[str, ...]) -> Message:
+        """The agent's prompt, with what the caller's system messages add to it, and a note of what cannot be used now."""
         added = [message.text for message in messages if message.role == "system"]
+        if unavailable:
+            added.append(_UNAVAILABLE + "\n".join(f"- {words}" for words in unavailable))
         return Message(role="system", content="\n\n".join((self.definition.system_prompt, *added)))
 
-    def _admitted(self, tools: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
+    def _admitted(self, tools: tuple[ToolSpec, ...], toolset: Toolset) -> tuple[ToolSpec, ...]:
         """Those of the caller's tools that the agent's policy lets in; a name that the agent has itself stays the agent's."""
         policy = self.definition.client_tools
         if policy == "ignore":
             return ()
-        return tuple(spec for spec in tools if spec.name not in self.parts.toolset and (policy == "accept" or spec.name in policy))
+        return tuple(spec for spec in tools if spec.name not in toolset and (policy == "accept" or spec.name in policy))
 
 
 def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -13,6 +13,7 @@ from app.core.errors import UpstreamError
 from app.core.events import RunEvent
 from app.core.messages import Message, ToolChoice, ToolSpec
 from app.providers.base import Provider
+from app.tools.available import AvailableTools
 from app.tools.toolset import Toolset
 
 
@@ -34,8 +35,13 @@ class AgentParts(msgspec.Struct, frozen=True):
     """What an agent works with; all of it is opened and closed by the service."""
 
     provider: Provider
-    toolset: Toolset
+    tools: AvailableTools
     pending: PendingSteps
+
+    @property
+    def toolset(self) -> Toolset:
+        """The tools that the agent may use now; a run takes this once and keeps to it."""
+        return self.tools.toolset()
 
 
 class BaseAgent(ABC):

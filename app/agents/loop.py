@@ -11,9 +11,10 @@ import msgspec
 from app.agents.pending import PendingSteps
 from app.core.context import RunContext
 from app.core.errors import ProviderProtocolError, RunTimeout, ServiceError, ToolFailed
-from app.core.events import FinishReason, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished, ToolStarted
+from app.core.events import FinishReason, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished, ToolProgress, ToolStarted
 from app.core.ids import new_id
 from app.core.messages import Message, NamedTool, ToolCall, ToolResult, tool_message
+from app.core.text import storable
 from app.core.usage import Usage, total
 from app.providers.base import ModelFinished, ModelRequest, Provider
 from app.tools.toolset import Toolset, parse_arguments
@@ -22,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 MAX_REPETITIONS = 2
 """How often the same call runs in a row; after that the model is told that its result stands."""
+
+PROGRESS_SECONDS = 0.1
+"""At least this long between two reports of progress of one call; those in between are left out."""
+
+MAX_PROGRESS_MESSAGE = 500
+"""Characters of a report's message that are told."""
 
 _RANDOM = re.compile(r"[A-Za-z0-9]{9,}$")
 """An id that nobody else is given, such as `call_` and 24 characters; Mistral's have nine, and it takes no others."""
@@ -99,8 +106,8 @@ async def run_loop(
 
 async def _run_tools(
     calls: tuple[ToolCall, ...], toolset: Toolset, context: RunContext, repetitions: "_Repetitions"
-) -> AsyncGenerator[ToolStarted | ToolFinished, None]:
-    """Runs `calls`, neighbours that may run in parallel together; tells of each as it starts and as it ends."""
+) -> AsyncGenerator[ToolStarted | ToolProgress | ToolFinished, None]:
+    """Runs `calls`, neighbours that may run in parallel together; tells of each as it starts, goes on and ends."""
     repeated = repetitions.of(calls)
     for batch in _batches(calls, toolset):
         for call in batch:
@@ -108,19 +115,41 @@ async def _run_tools(
             if call.id in repeated:
                 yield ToolFinished(ToolResult(call_id=call.id, name=call.name, content=REPEATED, is_error=True))
         wanted = [call for call in batch if call.id not in repeated]
-        if len(wanted) == 1:
-            yield ToolFinished(await toolset.execute(wanted[0], context))
-            continue
-        running = {asyncio.ensure_future(toolset.execute(call, context)) for call in wanted}
+        updates: asyncio.Queue[ToolProgress | asyncio.Task[ToolResult]] = asyncio.Queue()
+        running = {_running(call, toolset, context, updates) for call in wanted}
         try:
             while running:
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    yield ToolFinished(task.result())
+                update = await updates.get()
+                if isinstance(update, ToolProgress):
+                    yield update
+                    continue
+                running.remove(update)
+                yield ToolFinished(update.result())
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+
+def _running(
+    call: ToolCall, toolset: Toolset, context: RunContext, updates: asyncio.Queue[ToolProgress | asyncio.Task[ToolResult]]
+) -> asyncio.Task[ToolResult]:
+    """The task that carries out `call`; what it reports, not more often than anyone can read, and then itself come through `updates`."""
+    loop = asyncio.get_running_loop()
+    told = -PROGRESS_SECONDS
+
+    def tell(progress: ToolProgress) -> None:
+        nonlocal told
+        if (now := loop.time()) - told >= PROGRESS_SECONDS:
+            told = now
+            updates.put_nowait(progress)
+
+    def on_progress(progress: float, total: float | None, message: str) -> None:
+        loop.call_soon_threadsafe(tell, ToolProgress(call, progress, total, storable(message)[:MAX_PROGRESS_MESSAGE]))
+
+    task = loop.create_task(toolset.execute(call, msgspec.structs.replace(context, on_progress=on_progress)))
+    task.add_done_callback(updates.put_nowait)
+    return task
 
 
 def _batches(calls: Iterable[ToolCall], toolset: Toolset) -> list[list[ToolCall]]:

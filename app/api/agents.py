@@ -20,7 +20,7 @@ from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
 from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.context import RunContext
 from app.core.errors import InvalidRequest, ServiceError, UpstreamError
-from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta, ToolFinished, ToolStarted
+from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta, ToolFinished, ToolProgress, ToolStarted
 from app.core.messages import Message
 
 router = APIRouter(tags=["Agents"])
@@ -29,7 +29,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class AgentView(msgspec.Struct):
-    """An agent; `problem` is what keeps it from answering."""
+    """An agent; `problem` is what keeps it from answering, `unavailable` what it answers without for now."""
 
     agent_id: str
     description: str
@@ -42,6 +42,7 @@ class AgentView(msgspec.Struct):
     max_steps: int
     available: bool
     problem: str | None
+    unavailable: list[str]
 
 
 class AgentChatRequest(msgspec.Struct):
@@ -94,6 +95,14 @@ class _Started(msgspec.Struct, tag_field="type", tag="tool_started"):
     id: str
     name: str
     arguments: str
+
+
+class _Progress(msgspec.Struct, tag_field="type", tag="tool_progress"):
+    id: str
+    name: str
+    progress: float
+    total: float | None
+    message: str
 
 
 class _Finished(msgspec.Struct, tag_field="type", tag="tool_finished"):
@@ -153,8 +162,8 @@ _decoder = msgspec.json.Decoder(AgentChatRequest)
 
 
 class EventFrames(Frames):
-    """A run's events as JSON objects: `text_delta`, `reasoning_delta`, `refusal_delta`, `tool_started`, `tool_finished`, and last
-    `run_finished` or `run_failed`."""
+    """A run's events as JSON objects: `text_delta`, `reasoning_delta`, `refusal_delta`, `tool_started`, `tool_progress`, `tool_finished`,
+    and last `run_finished` or `run_failed`."""
 
     def __init__(self, context: RunContext) -> None:
         self._run_id = context.run_id
@@ -170,6 +179,8 @@ class EventFrames(Frames):
                 return _frame(_Text("refusal_delta", text))
             case ToolStarted(call=call):
                 return _frame(_Started(call.id, call.name, call.arguments))
+            case ToolProgress(call=call):
+                return _frame(_Progress(call.id, call.name, event.progress, event.total, event.message))
             case ToolFinished(result=result):
                 return _frame(_Finished(result.call_id, result.name, result.content, result.is_error, round(result.seconds, 3)))
             case _:
@@ -248,16 +259,18 @@ async def _view(agent: BaseAgent) -> AgentView:
     definition, provider = agent.definition, agent.parts.provider
     problem = await agent.problem()
     model = definition.model or (await agent.model() if problem is None else None)
+    toolset = agent.parts.toolset
     return AgentView(
         agent_id=agent.agent_id,
         description=definition.description,
         type=definition.type,
         provider=provider.name,
         model=model,
-        tools_available=[spec.name for spec in agent.parts.toolset.specs],
+        tools_available=[spec.name for spec in toolset.specs],
         mcp_servers=list(definition.allowed_mcp_servers),
         resources=list(definition.resources),
         max_steps=definition.max_steps,
         available=problem is None,
         problem=problem,
+        unavailable=list(toolset.unavailable),
     )

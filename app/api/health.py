@@ -2,14 +2,18 @@
 
 import html
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.dependencies import ServiceDependency
 from app.api.openapi import documented
+from app.core.errors import InvalidRequest
+from app.mcp.connection import ServerStatus, State
 
 router = APIRouter(tags=["Service"])
 
@@ -23,13 +27,27 @@ _LINKS = {
 }
 
 
-class Health(msgspec.Struct):
-    """That the service is up."""
+class McpServerHealth(msgspec.Struct):
+    """An MCP server: whether its tools can be used, else why not; `since` is when it came to that."""
 
-    status: str
+    state: State
+    transport: str
+    tools: list[str]
+    error: str | None
+    since: datetime
+    restarts: int
+    schema_changes: int
+    quarantined_tools: list[str]
+
+
+class Health(msgspec.Struct):
+    """That the service is up; `degraded` when a part of it cannot be used. Its parts stand only in the detailed form."""
+
+    status: Literal["healthy", "degraded"]
     timestamp: datetime
     service: str
     version: str
+    mcp_servers: dict[str, McpServerHealth] | UnsetType = UNSET
 
 
 class Welcome(msgspec.Struct):
@@ -42,12 +60,41 @@ class Welcome(msgspec.Struct):
     links: dict[str, str]
 
 
-@router.get("/health", summary="Is the service up?", openapi_extra=documented(None, Health))
-async def health(service: ServiceDependency) -> Response:
-    """Answers when the service does."""
+@router.get(
+    "/health",
+    summary="Is the service up?",
+    openapi_extra=documented(None, Health, flag="detailed", flag_help="Tell of each part whether it can be used."),
+)
+async def health(request: Request, service: ServiceDependency) -> Response:
+    """Answers when the service does; with `detailed=true`, tells of its parts."""
     settings = service.settings
     body = Health("healthy", datetime.now(UTC), settings.service_name, settings.service_version)
+    if _flag(request, "detailed"):
+        statuses = service.servers.statuses
+        body.mcp_servers = {status.label: _of_server(status) for status in statuses}
+        if any(status.state in ("starting", "down") for status in statuses):
+            body.status = "degraded"
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def _of_server(status: ServerStatus) -> McpServerHealth:
+    return McpServerHealth(
+        status.state,
+        status.transport,
+        list(status.tools),
+        status.error,
+        datetime.fromtimestamp(status.since, UTC),
+        status.restarts,
+        status.schema_changes,
+        list(status.quarantined),
+    )
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false").lower()
+    if value not in ("true", "1", "false", "0"):
+        raise InvalidRequest("Write true or false.", param=name)
+    return value in ("true", "1")
 
 
 @router.get("/", summary="What is this?", openapi_extra=documented(None, Welcome))

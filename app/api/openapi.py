@@ -11,8 +11,9 @@ _REFERENCE = "#/components/schemas/{name}"
 _components: dict[str, Any] = {}
 
 
-def documented(request: type[Any] | None, response: type[Any], *, stream: str = "") -> dict[str, Any]:
-    """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, and its errors."""
+def documented(request: type[Any] | None, response: type[Any], *, stream: str = "", flag: str = "", flag_help: str = "") -> dict[str, Any]:
+    """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, its errors, and a `flag` that its query
+    may set."""
     content: dict[str, Any] = {"application/json": {"schema": _schema(response)}}
     if stream:
         content["text/event-stream"] = {"schema": {"type": "string", "description": f"With `stream`: {stream}"}}
@@ -22,6 +23,8 @@ def documented(request: type[Any] | None, response: type[Any], *, stream: str = 
             "default": {"description": "An error", "content": {"application/json": {"schema": _schema(ErrorResponse)}}},
         }
     }
+    if flag:
+        extra["parameters"] = [{"name": flag, "in": "query", "description": flag_help, "schema": {"type": "boolean", "default": False}}]
     if request is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(request)}}}
     return extra

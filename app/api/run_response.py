@@ -21,6 +21,7 @@ from app.core.events import (
     RunFinished,
     TextDelta,
     ToolFinished,
+    ToolProgress,
     ToolStarted,
 )
 from app.core.messages import ToolCall, ToolResult
@@ -75,7 +76,7 @@ class Collected:
                 self.calls.append(call)
             case ToolFinished(result=result):
                 self.results.append(result)
-            case RunFinished() | RunFailed():
+            case ToolProgress() | RunFinished() | RunFailed():
                 pass
 
 

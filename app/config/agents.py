@@ -13,6 +13,7 @@ from app.config.prompts import read_prompt
 from app.core.errors import Fault
 
 DEFAULT_MAX_STEPS = 12
+DEFAULT_CACHE_SECONDS = 300.0
 RESERVED_MODEL_SETTINGS = frozenset(
     {
         *("messages", "model", "stream", "stream_options", "tools", "tool_choice", "functions", "function_call"),
@@ -34,11 +35,23 @@ class KnownNames(msgspec.Struct, frozen=True):
 
 
 class AllowedTools(BaseModel):
-    """What an agent may use of one MCP server: the named tools, or all of them (None)."""
+    """What an agent may use of one MCP server: the named tools, or all of them (None).
+
+    `cached_mcp_tools` maps tools to the seconds that a result of theirs is used again for the same arguments; a list means
+    DEFAULT_CACHE_SECONDS for each.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     allowed_mcp_tools: tuple[str, ...] | None = None
+    cached_mcp_tools: dict[str, Annotated[float, Field(gt=0, le=86_400)]] = {}
+
+    @field_validator("cached_mcp_tools", mode="before")
+    @classmethod
+    def _list_of_names(cls, value: object) -> object:
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            return dict.fromkeys(value, DEFAULT_CACHE_SECONDS)
+        return {} if value is None else value
 
 
 class AgentDefinition(BaseModel):
@@ -160,9 +173,9 @@ def warnings_about(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[s
     unknown = sorted(set(agent.allowed_mcp_servers) - mcp_labels)
     if unknown:
         found.append(f"the MCP servers {', '.join(unknown)} are not defined in the MCP configuration; the agent runs without them")
-    defined = sorted(mcp_labels & set(agent.allowed_mcp_servers))
-    if defined:
-        found.append(f"this version does not connect to MCP servers; the agent runs without {', '.join(defined)}")
+    for label, allowed in agent.allowed_mcp_servers.items():
+        if allowed.allowed_mcp_tools is not None and (needless := sorted(allowed.cached_mcp_tools.keys() - set(allowed.allowed_mcp_tools))):
+            found.append(f"cached_mcp_tools of {label} names {', '.join(needless)}, which allowed_mcp_tools does not; that has no effect")
     return found
 
 

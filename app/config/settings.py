@@ -79,6 +79,13 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="The largest request body, in bytes.")
     shutdown_timeout: Seconds = Field(30, description="Seconds that open requests have to end once the service is told to stop.")
 
+    mcp_tool_cache_ttl: Seconds = Field(
+        3600, description="Seconds that an MCP server's list of tools is used before it is asked for again in the background."
+    )
+    mcp_connect_timeout: Seconds = Field(
+        60, description="Seconds that an MCP server may take to start and to answer; one run by uvx or npx downloads its package first."
+    )
+
     provider_connect_timeout: Seconds = Field(10, description="Seconds to connect to a provider.")
     provider_first_byte_timeout: Seconds = Field(120, description="Seconds from asking a provider to the first byte of its answer.")
     provider_idle_timeout: Seconds = Field(60, description="Seconds that a provider may pause within its answer.")

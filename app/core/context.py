@@ -1,15 +1,19 @@
 """Who a run is for, and until when: what travels with it through agents and tools."""
 
 import time
+from collections.abc import Callable
 
 import msgspec
+
+OnProgress = Callable[[float, float | None, str], None]
+"""Takes a progress, the total or None, and a message; may be called from any thread."""
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     """One run's circumstances; a tool gets it by naming a parameter of this type.
 
     `tenant` and `user` say whose run it is, `session` which conversation (None: none was named). `deadline` is a reading of
-    `time.monotonic()` in seconds.
+    `time.monotonic()` in seconds. `on_progress` is set for the time of a tool call.
     """
 
     run_id: str
@@ -19,6 +23,12 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = "local"
     user: str = "anonymous"
     session: str | None = None
+    on_progress: OnProgress | None = None
+
+    def report_progress(self, progress: float, total: float | None = None, message: str = "") -> None:
+        """Tells those who watch the run how far the tool is that was given this context."""
+        if self.on_progress is not None:
+            self.on_progress(progress, total, message)
 
     @property
     def seconds_left(self) -> float:

@@ -35,6 +35,15 @@ class ToolStarted(msgspec.Struct, frozen=True):
     call: ToolCall
 
 
+class ToolProgress(msgspec.Struct, frozen=True):
+    """How far one of our tools says that it is, between its start and its end; `total` is None where it is not known."""
+
+    call: ToolCall
+    progress: float
+    total: float | None = None
+    message: str = ""
+
+
 class ToolFinished(msgspec.Struct, frozen=True):
     """One of our tools came to an end, well or not (`result.is_error`)."""
 
@@ -68,4 +77,4 @@ class RunFailed(msgspec.Struct, frozen=True):
     steps: tuple[StepRecord, ...] = ()
 
 
-RunEvent = TextDelta | ReasoningDelta | RefusalDelta | ToolStarted | ToolFinished | RunFinished | RunFailed
+RunEvent = TextDelta | ReasoningDelta | RefusalDelta | ToolStarted | ToolProgress | ToolFinished | RunFinished | RunFailed

@@ -37,3 +37,17 @@ class Tool(Protocol):
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
         """Runs the tool once; raises ToolFailed with words that the model can act on."""
         ...
+
+
+class ToolSource(Protocol):
+    """Tools that come and go while the service runs."""
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that there are now: the same object as long as nothing has changed."""
+        ...
+
+    @property
+    def unavailable(self) -> str:
+        """What of it cannot be used now, in words for the model; empty when all can."""
+        ...

@@ -20,13 +20,27 @@ CANCEL_GRACE = 0.9
 
 
 class Toolset:
-    """The tools that an agent may use, by name; nothing outside of it can be run."""
+    """The tools that an agent may use now, by name; nothing outside of it can be run.
 
-    def __init__(self, tools: Iterable[Tool], *, default_timeout: float) -> None:
-        self._tools = {tool.spec.name: tool for tool in tools}
+    Where two tools have one name, the earlier one has it. `unavailable` says, in words for the model, what cannot be used now.
+    """
+
+    def __init__(
+        self,
+        tools: Iterable[Tool],
+        *,
+        default_timeout: float,
+        unavailable: tuple[str, ...] = (),
+        left_behind: set[asyncio.Task[ToolOutput]] | None = None,
+    ) -> None:
+        self._tools: dict[str, Tool] = {}
+        for tool in tools:
+            if self._tools.setdefault(tool.spec.name, tool) is not tool:
+                logger.warning("tool.name_taken", extra={"tool": tool.spec.name})
         self._default_timeout = default_timeout
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self._tools.values())
-        self._left_behind: set[asyncio.Task[ToolOutput]] = set()
+        self.unavailable = unavailable
+        self._left_behind = set() if left_behind is None else left_behind
 
     def __contains__(self, name: object) -> bool:
         return name in self._tools
@@ -46,6 +60,7 @@ class Toolset:
         try:
             tool = self._tools.get(call.name)
             if tool is None:
+                logger.warning("tool.refused", extra={"tool": call.name[:100], "agent_id": context.agent_id, "run_id": context.run_id})
                 raise ToolFailed(f"There is no tool {call.name!r}. {self._available()}")
             output = await self._within_time(tool, parse_arguments(call.arguments), context)
             content, images = capped(storable(output.content), tool.max_output), output.images

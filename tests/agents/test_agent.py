@@ -16,8 +16,8 @@ from app.core.errors import InvalidRequest, NotFound, ProviderNotConfigured, Ser
 from app.core.events import RunEvent, RunFailed, RunFinished
 from app.core.messages import Message, NamedTool, ToolCall, ToolSpec
 from app.providers.base import ModelRequest
+from app.tools.available import AvailableTools
 from app.tools.builtin import calculate
-from app.tools.toolset import Toolset
 from tests.scripted import Script, calls, says
 
 QUESTION = Message(role="user", content="Go.")
@@ -25,7 +25,7 @@ QUESTION = Message(role="user", content="Go.")
 
 def agent(script: Script, **definition: Any) -> Agent:
     defined = AgentDefinition.model_validate({"agent_id": "helper", "system_prompt": "You help.", **definition})
-    return Agent(defined, AgentParts(script, Toolset([calculate], default_timeout=5), PendingSteps()))
+    return Agent(defined, AgentParts(script, AvailableTools([calculate], default_timeout=5), PendingSteps()))
 
 
 def context() -> RunContext:

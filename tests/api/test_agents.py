@@ -69,6 +69,7 @@ async def test_an_agent_is_shown_with_its_model_and_its_tools(tmp_path: Path) ->
         "max_steps": 5,
         "available": True,
         "problem": None,
+        "unavailable": [],
     }
 
 

@@ -194,7 +194,7 @@ def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
         resources=["memory", "knowledge_base"],
         embedding_model="x",
         allowed_regular_tools=["search_knowledge_base"],
-        allowed_mcp_servers={"wiki": {}, "absent": {}},
+        allowed_mcp_servers={"wiki": {"allowed_mcp_tools": ["read"], "cached_mcp_tools": ["read", "raed"]}, "absent": {}},
     )
     warnings = warnings_about(agent, frozenset({"wiki"}))
     assert len(warnings) == 7
@@ -205,7 +205,7 @@ def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
         "search_knowledge_base",
         "embedding_model",
         "absent are not defined",
-        "without wiki",
+        "cached_mcp_tools of wiki names raed",
     ):
         assert any(expected in warning for warning in warnings), expected
     assert warnings_about(agent_of(folder), frozenset()) == []

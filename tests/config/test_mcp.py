@@ -1,31 +1,193 @@
-"""mcp.json: the labels that it defines."""
+"""mcp.json: both forms of it, its variables, and what is wrong with it."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.config.mcp import read_server_labels
+from app.config.mcp import ServerDefinition, Servers, read_servers
+from app.core.errors import Fault
+
+SECRET = "canary-0123456789"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        [{"server_label": "time", "command": "x"}, {"server_label": "wiki", "server_url": "https://example.org"}],
-        {"mcpServers": {"time": {"command": "x"}, "wiki": {"url": "https://example.org"}}},
-    ],
-)
-def test_both_forms_are_read(tmp_path: Path, content: object) -> None:
-    (tmp_path / "mcp.json").write_text(json.dumps(content), encoding="utf-8")
-    assert read_server_labels(tmp_path / "mcp.json") == (frozenset({"time", "wiki"}), [])
+def read(folder: Path, content: Any, **environment: str) -> tuple[Servers, list[Fault]]:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "mcp.json").write_text(text, encoding="utf-8")
+    return read_servers(folder / "mcp.json", environment)
+
+
+def one(folder: Path, entry: dict[str, Any], **environment: str) -> ServerDefinition:
+    servers, faults = read(folder, [{"server_label": "s", **entry}], **environment)
+    assert faults == []
+    (definition,) = servers.definitions
+    return definition
+
+
+def faults_of(folder: Path, *entries: Any) -> list[tuple[str, str, str, str]]:
+    _, faults = read(folder, list(entries))
+    return [(fault.where, fault.field, fault.problem, fault.remedy) for fault in faults]
+
+
+def test_both_forms_define_the_same(tmp_path: Path) -> None:
+    ours, faults = read(
+        tmp_path,
+        [
+            {"server_label": "wiki", "server_url": "https://example.org/mcp", "header": {"Authorization": "Bearer ${KEY}"}},
+            {"server_label": "time", "command": "uvx", "args": ["mcp-server-time"], "env": {"TZ": "${ZONE}"}, "cwd": "/tmp"},
+        ],
+        KEY=SECRET,
+        ZONE="UTC",
+    )
+    theirs, more = read(
+        tmp_path,
+        {
+            "mcpServers": {
+                "wiki": {"url": "https://example.org/mcp", "headers": {"Authorization": "Bearer ${KEY}"}},
+                "time": {"command": "uvx", "args": ["mcp-server-time"], "env": {"TZ": "${ZONE}"}, "cwd": "/tmp"},
+            }
+        },
+        KEY=SECRET,
+        ZONE="UTC",
+    )
+    assert faults == more == []
+    assert ours == theirs
+    assert ours.labels == {"wiki", "time"}
+    wiki, time = ours.definitions
+    assert (wiki.server_url, wiki.header, wiki.command) == ("https://example.org/mcp", {"Authorization": f"Bearer {SECRET}"}, None)
+    assert (time.command, time.args, time.env, time.cwd) == ("uvx", ("mcp-server-time",), {"TZ": "UTC"}, "/tmp")
+    assert (wiki.off, time.off) == (None, None)
 
 
 def test_an_absent_file_defines_none(tmp_path: Path) -> None:
-    assert read_server_labels(tmp_path / "mcp.json") == (frozenset(), [])
+    assert read_servers(tmp_path / "mcp.json", {}) == (Servers(), [])
 
 
-@pytest.mark.parametrize("content", ["{", "5", "[{}]", '{"servers": {}}'])
-def test_anything_else_is_a_fault(tmp_path: Path, content: str) -> None:
-    (tmp_path / "mcp.json").write_text(content, encoding="utf-8")
-    labels, faults = read_server_labels(tmp_path / "mcp.json")
-    assert (labels, len(faults)) == (frozenset(), 1)
+@pytest.mark.parametrize("content", ["{", "5", '{"servers": {}}', '{"mcpServers": []}', "null"])
+def test_anything_else_is_one_fault(tmp_path: Path, content: str) -> None:
+    servers, faults = read(tmp_path, content)
+    assert (servers, len(faults)) == (Servers(), 1)
+
+
+def test_variables_are_filled_in_once_in_address_header_arguments_and_environment(tmp_path: Path) -> None:
+    variables = {"HOST": "example.org", "KEY": "${NEVER}", "DIR": "/data"}
+    http = one(tmp_path, {"server_url": "https://${HOST}/mcp", "header": {"X-Key": "${KEY}"}}, **variables)
+    assert (http.server_url, http.header) == ("https://example.org/mcp", {"X-Key": "${NEVER}"})
+    stdio = one(tmp_path, {"command": "${DIR}/serve", "args": ["--dir=${DIR}"], "env": {"KEY": "${KEY}"}}, **variables)
+    assert (stdio.command, stdio.args, stdio.env) == ("/data/serve", ("--dir=/data",), {"KEY": "${NEVER}"})
+
+
+@pytest.mark.parametrize(
+    ("entry", "transport"),
+    [
+        ({"server_url": "https://example.org", "header": {"Authorization": "Bearer ${KEY}"}}, "http"),
+        ({"server_url": "${KEY}/mcp"}, "http"),
+        ({"server_url": "https://${KEY}.example.org", "transport": "sse"}, "sse"),
+        ({"command": "serve", "args": ["${KEY}"]}, "stdio"),
+        ({"command": "serve", "env": {"KEY": "${KEY}"}}, "stdio"),
+    ],
+)
+def test_a_variable_that_is_not_set_turns_the_server_off_and_keeps_nothing_of_it(tmp_path: Path, entry: Any, transport: str) -> None:
+    definition = one(tmp_path, entry)
+    assert (definition.off, definition.missing, definition.transport) == ("KEY is not set.", ("KEY",), transport)
+    assert "${" not in repr(definition)
+    assert (definition.server_url, definition.header, definition.command, definition.args, definition.env) == (None, {}, None, (), {})
+
+
+def test_all_missing_variables_are_named_and_other_faults_are_still_told(tmp_path: Path) -> None:
+    assert one(tmp_path, {"command": "x", "args": ["${B}", "${A}"]}).off == "A and B are not set."
+    [(_, field, problem, _)] = faults_of(tmp_path, {"server_label": "s", "server_url": "https://${A}", "header": "Bearer ${B}"})
+    assert (field, problem) == ("header", "Input should be a valid dictionary")
+
+
+def test_what_variables_held_is_remembered_as_secret_and_never_shown(tmp_path: Path) -> None:
+    definition = one(tmp_path, {"command": "x", "env": {"A": "${LONG}", "B": "${SHORT}", "C": "plain"}}, LONG=SECRET, SHORT="8080")
+    assert definition.secrets == (SECRET,)
+    assert "secrets" not in repr(definition)
+
+
+@pytest.mark.parametrize("placeholder", ["${env:TOKEN}", "${TOKEN:-default}", "${}", "${input:token}"])
+def test_a_placeholder_of_another_kind_is_a_fault_and_never_sent(tmp_path: Path, placeholder: str) -> None:
+    for entry in ({"server_url": f"https://x/{placeholder}"}, {"server_url": "https://x", "header": {"A": placeholder}}):
+        [(where, field, problem, remedy)] = faults_of(tmp_path, {"server_label": "s", **entry})
+        assert (where, field) == ("server 's'", list(entry)[-1])
+        assert (problem, remedy[:13]) == (f"{placeholder} is not a variable that is filled in here", "Write ${NAME}")
+    assert one(tmp_path, {"command": "sh", "args": ["-c", f"echo {placeholder}"]}).args == ("-c", f"echo {placeholder}")
+
+
+def test_every_fault_of_every_server_is_told_with_its_place(tmp_path: Path) -> None:
+    found = faults_of(
+        tmp_path,
+        {"server_label": "a", "server_url": "ftp://x", "headr": {}},
+        {"server_label": "b"},
+        {"server_label": "c", "server_url": "https://x", "command": "y"},
+        {"server_url": "https://x"},
+        {"server_label": "a", "command": "x"},
+        {"server_label": "no/slash", "command": "x"},
+        {"server_label": "d", "command": "x", "header": {"A": "b"}},
+        {"server_label": "e", "server_url": "https://x", "args": ["y"]},
+        {"server_label": "f", "server_url": "https://x", "header": {"A": "b\r\nC: d"}},
+        {"server_label": "g", "server_url": "https://x", "header": {"A:": "b"}},
+        {"server_label": "h", "command": "x\0"},
+        {"server_label": "i", "command": " "},
+        {"server_label": "j", "command": "x", "type": "websocket"},
+        {"server_label": "k", "command": "x", "transport": "http"},
+        {"server_label": "l", "server_url": "https://x", "url": "https://y"},
+        "m",
+    )
+    assert [(where, field, problem) for where, field, problem, _ in found] == [
+        ("server 'a'", "headr", "this field is not known"),
+        ("server 'a'", "server_url", "an address beginning with http:// or https:// is needed"),
+        ("server 'b'", "", "it needs either a server_url or a command"),
+        ("server 'c'", "", "it needs either a server_url or a command, not both"),
+        ("server number 4", "server_label", "this field is missing"),
+        ("server 'a'", "server_label", "another server has this label"),
+        ("server 'no/slash'", "server_label", "a label has letters, digits, spaces and . _ - only, 64 at most"),
+        ("server 'd'", "", "header belongs to a server_url"),
+        ("server 'e'", "", "args, env and cwd belong to a command"),
+        ("server 'f'", "header", "the value of A has a line break or a character that no header may have"),
+        ("server 'g'", "header", "a header's name has letters, digits and - only"),
+        ("server 'h'", "command", "a text in it has the character NUL"),
+        ("server 'i'", "", "command is empty"),
+        ("server 'j'", "type", "'websocket' is not a transport"),
+        ("server 'k'", "", "the transport http does not go with a command"),
+        ("server 'l'", "url", "url and server_url are both given"),
+        ("server number 16", "", "this is not an object"),
+    ]
+    assert found[0][3] == "Did you mean 'header'?"
+
+
+def test_faults_do_not_repeat_what_was_given(tmp_path: Path) -> None:
+    _, faults = read(tmp_path, [{"server_label": "s", "server_url": f"{SECRET}://x", "header": {"A": f"{SECRET}\n"}}])
+    assert len(faults) == 2
+    assert SECRET not in "".join(str(fault) for fault in faults)
+
+
+def test_a_file_shared_with_other_hosts_loads_and_says_what_it_does_not_know(tmp_path: Path) -> None:
+    servers, faults = read(
+        tmp_path,
+        {
+            "mcpServers": {
+                "a": {"type": "http", "url": "https://x", "alwaysAllow": ["y"], "disabledTools": ["z"]},
+                "b": {"type": "stdio", "command": "x", "env": {"PORT": 8080, "ON": True}, "disabled": True, "args": None},
+                "c": {"type": "streamable-http", "url": "https://x", "description": "C"},
+                "d": {"transport": "sse", "url": "https://x"},
+            }
+        },
+    )
+    assert faults == []
+    assert [definition.transport for definition in servers.definitions] == ["http", "stdio", "http", "sse"]
+    assert servers.definitions[1].env == {"PORT": "8080", "ON": "true"}
+    assert servers.definitions[1].off == "It is disabled in the MCP configuration."
+    assert [warning[:62] for warning in servers.warnings] == ["MCP server 'a': the field disabledTools is not known and has n"]
+
+
+def test_openais_own_list_form_is_read_and_approval_is_kept_and_warned_of(tmp_path: Path) -> None:
+    entry = {"type": "mcp", "server_label": "s", "server_url": "https://x", "server_description": "S", "headers": {"A": "b"}}
+    servers, faults = read(tmp_path, [{**entry, "require_approval": {"never": {"tool_names": ["x"]}}}])
+    assert faults == []
+    assert servers.definitions[0].require_approval == {"never": {"tool_names": ["x"]}}
+    assert (servers.definitions[0].transport, servers.definitions[0].header) == (None, {"A": "b"})
+    assert "require_approval is kept" in servers.warnings[0]
+    assert read(tmp_path, [{**entry, "require_approval": "never"}])[0].warnings == ()

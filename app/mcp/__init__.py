@@ -1,0 +1,1 @@
+"""MCP servers: kept connected, their tools as tools of agents."""

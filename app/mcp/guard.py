@@ -1,0 +1,88 @@
+"""Runs a command and sees to it that nothing of it stays behind: `python guard.py COMMAND [ARGUMENT ...]`.
+
+The guard leads a process group of its own, which the command belongs to. When whoever started the guard closes its standard input, or
+dies in whatever way, the command has some time to end by itself; then the group is ended. When the command ends, so does the group.
+The last line on standard error says how the command ended. Needs nothing but Python's standard library, and starts with little of it.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+
+GRACE_SECONDS = 2.0
+"""From the end of standard input to SIGTERM, and again to SIGKILL."""
+
+EXITED = "\x00guard: "
+"""Begins the line that says how the command ended."""
+
+
+def main(command: list[str]) -> None:
+    """Runs `command` with this process's own standard input and output, until both have ended."""
+    ended, ending = os.pipe()
+    for end in (ended, ending):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(ending, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # it is meant for the command, which this process waits for
+    signal.signal(signal.SIGINT, lambda *_: None)
+    child = os.fork()
+    if child == 0:
+        _become(command)
+    watched = select.poll()
+    watched.register(ended, select.POLLIN)
+    watched.register(0, 0)  # tells of the other side's end alone, and takes nothing of what is sent to the command
+    wait: int | None = None
+    signals = [signal.SIGTERM, signal.SIGKILL]
+    while True:
+        events = watched.poll(wait)
+        if _how_it_ended(child):
+            break
+        for file, _ in events:
+            if file == ended:
+                os.read(ended, 1024)
+            else:
+                watched.unregister(0)
+                wait = int(GRACE_SECONDS * 1000)
+        if not events and signals:
+            _signal_all(signals.pop(0))
+    _signal_all(signal.SIGKILL)
+
+
+def _become(command: list[str]) -> None:
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - a command line from the operator's configuration, without a shell
+    except OSError as error:
+        _tell(f"cannot be run ({error.strerror})")
+        os._exit(127)
+
+
+def _how_it_ended(child: int) -> bool:
+    """Whether the command has ended; if so, that is told."""
+    try:
+        pid, status = os.waitpid(child, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    if pid == 0:
+        return False
+    code = os.waitstatus_to_exitcode(status)
+    _tell(f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}")
+    return True
+
+
+def _tell(how: str) -> None:
+    with contextlib.suppress(OSError):  # whoever would read it may be gone
+        os.write(2, f"{EXITED}{how}\n".encode())
+
+
+def _signal_all(number: int) -> None:
+    """Signals the whole group, this process too if nothing stops it."""
+    os.killpg(0, number)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

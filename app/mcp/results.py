@@ -1,0 +1,96 @@
+"""Makes of what an MCP tool returned what a model can read."""
+
+import json
+from typing import Any
+
+import msgspec
+from mcp_types import (
+    AudioContent,
+    BlobResourceContents,
+    CallToolResult,
+    ContentBlock,
+    EmbeddedResource,
+    ImageContent,
+    ResourceLink,
+    TextContent,
+    TextResourceContents,
+)
+
+from app.core.errors import ToolFailed
+from app.core.messages import ImagePart
+from app.tools.base import ToolOutput
+
+MAX_IMAGE_BYTES = 20 * 1024 * 1024
+"""Of one image, in base64; a larger one is left out, which is said."""
+
+
+def output_of(result: CallToolResult) -> ToolOutput:
+    """The text and the images of `result`; raises ToolFailed with its text if it is an error.
+
+    Structured content is added as JSON unless the text says the same already. What a model cannot be shown is named with its type and
+    size, and resources with their addresses.
+    """
+    texts: list[str] = []
+    images: list[ImagePart] = []
+    for block in result.content:
+        if (image := _image(block)) is not None:
+            if len(image.url) <= MAX_IMAGE_BYTES:
+                images.append(image)
+            else:
+                texts.append(f"[an image of {len(image.url)} bytes, too large to be shown]")
+        else:
+            texts.append(_text(block))
+    structured: Any = result.structured_content
+    if structured is not None and not _is_said(structured, texts):
+        texts.append(json.dumps(structured, ensure_ascii=False))
+    content = "\n\n".join(text for text in texts if text)
+    if result.is_error:
+        raise ToolFailed(content or "the tool failed and did not say why")
+    return ToolOutput(content, tuple(images))
+
+
+def _image(block: ContentBlock) -> ImagePart | None:
+    match block:
+        case ImageContent(data=data, mime_type=mime_type):
+            return ImagePart(f"data:{mime_type};base64,{data}")
+        case EmbeddedResource(resource=BlobResourceContents(blob=blob, mime_type=str(mime_type))) if mime_type.startswith("image/"):
+            return ImagePart(f"data:{mime_type};base64,{blob}")
+        case _:
+            return None
+
+
+def _text(block: ContentBlock) -> str:
+    match block:
+        case TextContent(text=text):
+            return text
+        case AudioContent(data=data, mime_type=mime_type):
+            return f"[a sound ({mime_type}, {_size(data)} bytes), which cannot be shown]"
+        case ResourceLink(uri=uri, name=name, title=title, description=description):
+            return f"[{title or name}]({uri})" + (f": {description}" if description else "")
+        case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
+            return f"{uri}:\n{text}"
+        case EmbeddedResource(resource=BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)):
+            return f"[{uri}: a file ({mime_type or 'of unknown type'}, {_size(blob)} bytes), which cannot be shown]"
+        case _:
+            return f"[{block.type}, which cannot be shown]"
+
+
+def _size(base64: str) -> int:
+    return len(base64) * 3 // 4
+
+
+def _is_said(structured: Any, texts: list[str]) -> bool:
+    """Whether `texts` hold what `structured` holds, which servers send for hosts that read text only.
+
+    A value that is no object is wrapped as `result` by servers, and a list is sent as one text for each entry.
+    """
+    values = [_parsed(text) for text in texts]
+    whole = [structured, structured["result"]] if isinstance(structured, dict) and structured.keys() == {"result"} else [structured]
+    return any(candidate in values or candidate in texts or candidate in (values, texts) for candidate in whole)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return text

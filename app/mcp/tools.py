@@ -1,0 +1,53 @@
+"""A tool of an MCP server as a tool of an agent."""
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Iterable
+
+from app.core.context import RunContext
+from app.core.messages import ToolSpec
+from app.mcp.base import RemoteTool
+from app.tools.base import DEFAULT_MAX_OUTPUT, ToolOutput
+
+MAX_NAME = 64
+_DIGEST = 8
+_PLAIN_LABEL = re.compile(r"^[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$")
+_PLAIN_TOOL = re.compile(r"^[A-Za-z0-9_-]+$")
+_UNUSABLE = re.compile(r"[^A-Za-z0-9_-]")
+
+Call = Callable[["McpTool", dict[str, object], RunContext], Awaitable[ToolOutput]]
+
+
+class McpTool:
+    """The tool `remote` of the server `label`; `call` carries its calls out."""
+
+    timeout: float | None = None
+    parallel = True
+    max_output = DEFAULT_MAX_OUTPUT
+
+    def __init__(self, label: str, remote: RemoteTool, call: Call) -> None:
+        self.label = label
+        self.remote = remote
+        self.spec = ToolSpec(model_name(label, remote.name), remote.description, remote.parameters)
+        self._call = call
+
+    async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        """Runs the tool on its server; raises ToolFailed with the server's words, or with ours where the server is not there."""
+        return await self._call(self, arguments, context)
+
+
+def model_name(label: str, tool: str) -> str:
+    """The name by which models know the tool `tool` of the server `label`: `label__tool`, in at most 64 letters, digits, `_` and `-`.
+
+    What does not fit that, or could be read in two ways, ends in a digest of both, so that no two tools are alike.
+    """
+    name = f"{label}__{tool}"
+    if len(name) <= MAX_NAME and _PLAIN_LABEL.match(label) and _PLAIN_TOOL.match(tool):
+        return name
+    digest = hashlib.sha256(f"{label}\0{tool}".encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
+    return f"{_UNUSABLE.sub('_', name)[: MAX_NAME - _DIGEST - 1]}_{digest}"
+
+
+def model_names(label: str, tools: Iterable[str]) -> frozenset[str]:
+    """`model_name` of each of `tools`."""
+    return frozenset(model_name(label, tool) for tool in tools)
