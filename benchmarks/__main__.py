@@ -11,8 +11,8 @@ import uvloop
 from benchmarks import servers
 from benchmarks.rows import ROWS, Bench, Row, Size
 
-FULL, FULL_ROUNDS = Size(turns=2000, batches=6, pairs=400, open_streams=1000), 3
-QUICK, QUICK_ROUNDS = Size(turns=64, batches=1, pairs=20, open_streams=50), 1
+FULL, FULL_ROUNDS = Size(turns=2000, batches=6, pairs=400, open_streams=1000, calls=1000), 3
+QUICK, QUICK_ROUNDS = Size(turns=64, batches=1, pairs=20, open_streams=50, calls=20), 1
 NEEDED_FILES = 8192
 """A thousand open streams are two thousand sockets in the server."""
 
@@ -32,10 +32,11 @@ def main() -> None:
 
 async def _table(names: list[str], size: Size, rounds: int) -> None:
     print(LINE.format("", "P", "ours", "ours/P", "target", ""), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        async with servers.upstream().running() as upstream:
-            theirs = Bench(servers.reference(upstream.port), upstream.port, size)
-            ours = Bench(servers.service(upstream.port, Path(folder)), upstream.port, size)
+    with tempfile.TemporaryDirectory() as plain, tempfile.TemporaryDirectory() as with_mcp:
+        async with servers.upstream().running() as upstream, servers.mcp_server().running() as mcp:
+            mcp_program = servers.service_with_mcp(upstream.port, mcp.port, Path(with_mcp))
+            theirs = Bench(servers.reference(upstream.port), upstream.port, size, mcp_program, mcp.port)
+            ours = Bench(servers.service(upstream.port, Path(plain)), upstream.port, size, mcp_program, mcp.port)
             for name in names:
                 row = ROWS[name]
                 print(_line(row, [(await row.reference(theirs), await row.measure(ours)) for _ in range(rounds)]), flush=True)

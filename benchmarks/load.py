@@ -10,6 +10,7 @@ from benchmarks.upstream import PACED_PIECES, PLAIN_PIECES, WORD
 
 ANSWER_SECONDS = 60.0
 PIECES = {"plain": PLAIN_PIECES, "paced": PACED_PIECES, "tool": PLAIN_PIECES, "open": PLAIN_PIECES}
+PIECES |= {"mcp-stdio": PLAIN_PIECES, "mcp-http": PLAIN_PIECES}
 """How many pieces of text the answer of each model has."""
 
 
@@ -93,6 +94,17 @@ async def get(port: int, path: str) -> bool:
             return await connection.get(path)
     except (OSError, asyncio.IncompleteReadError):
         return False
+
+
+async def is_healthy_in_detail(port: int) -> bool:
+    """Whether the server at `port` and all its parts are healthy."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(b"GET /health?detailed=true HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+        body = (await reader.read()).partition(b"\r\n\r\n")[2]
+        return bool(json.loads(body)["status"] == "healthy")
+    finally:
+        writer.close()
 
 
 def _request(model: str) -> bytes:

@@ -1,6 +1,7 @@
 """The rows of the table: what each measures, and where we want to be."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from statistics import median
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 from benchmarks import load
 from benchmarks.load import Connection
-from benchmarks.servers import Program
+from benchmarks.servers import ROOT, Program
 from benchmarks.upstream import PACED_PIECES
 
 CONCURRENCY = 32
@@ -18,12 +19,13 @@ OPENING = 32
 
 
 class Size(NamedTuple):
-    """How much is measured at a time: turns, batches of 50 paced streams, pairs of single turns, streams held open."""
+    """How much is measured at a time: turns, batches of 50 paced streams, pairs of single turns, streams held open, calls of a tool."""
 
     turns: int
     batches: int
     pairs: int
     open_streams: int
+    calls: int
 
 
 class Bench(NamedTuple):
@@ -32,6 +34,8 @@ class Bench(NamedTuple):
     program: Program
     upstream_port: int
     size: Size
+    with_mcp: Program
+    mcp_port: int
 
 
 Measure = Callable[[Bench], Awaitable[float]]
@@ -110,6 +114,33 @@ async def cold_start(bench: Bench) -> float:
         return server.seconds_to_healthy
 
 
+async def mcp_call(bench: Bench, *, label: str) -> float:
+    """Milliseconds of CPU that calling an MCP tool takes the service's own process: by how much a turn with such a call costs more than
+    one whose call is of a built-in tool that does as little, one at a time, the two in turn."""
+    async with bench.with_mcp.running() as server, load.connections(server.port, 1) as (connection,):
+        async with asyncio.timeout(load.ANSWER_SECONDS):
+            while not await load.is_healthy_in_detail(server.port):
+                await asyncio.sleep(0.1)
+        spent = {"tool": 0, f"mcp-{label}": 0}
+        for number in range(-bench.size.calls // 4, bench.size.calls):
+            for model in spent:
+                before = server.own_cpu_ns()
+                await connection.ask(model)
+                if number >= 0:
+                    spent[model] += server.own_cpu_ns() - before
+        return (spent[f"mcp-{label}"] - spent["tool"]) / bench.size.calls / 1e6
+
+
+async def mcp_client_call(bench: Bench, *, label: str) -> float:
+    """Milliseconds of CPU that a call takes a process which has the fastmcp client and does nothing else."""
+    where = ["--url", f"http://127.0.0.1:{bench.mcp_port}/mcp"] if label == "http" else []
+    command = [sys.executable, "-m", "benchmarks.mcp_client", "--calls", str(bench.size.calls), *where]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(load.ANSWER_SECONDS):
+        printed, _ = await process.communicate()
+    return float(printed)
+
+
 class Row(NamedTuple):
     """One row; `target` is a share of P's figure, or with `unit` given a figure of its own."""
 
@@ -129,5 +160,11 @@ ROWS = {
     "latency": Row("p50 ms added, c=1", latency_added, latency_added, 0.7),
     "stream": Row("KB, open stream", memory_per_open_stream, memory_per_open_stream, 1.0),
     "memory": Row("MB, idle", idle_memory, idle_memory, 120, "MB"),
+    "mcp-stdio": Row(
+        "CPU ms, MCP call over stdio (P: fastmcp)", partial(mcp_call, label="stdio"), partial(mcp_client_call, label="stdio"), 1.2, "ms"
+    ),
+    "mcp-http": Row(
+        "CPU ms, MCP call over HTTP (P: fastmcp)", partial(mcp_call, label="http"), partial(mcp_client_call, label="http"), 2.8, "ms"
+    ),
     "start": Row("s, cold start to healthy", cold_start, cold_start, 2, "s"),
 }

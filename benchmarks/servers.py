@@ -28,8 +28,11 @@ class Server(NamedTuple):
 
     def cpu_ns(self) -> int:
         """Nanoseconds of CPU time that its processes have used."""
-        tasks = (task for pid in self._processes() for task in Path(f"/proc/{pid}/task").iterdir())
-        return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks)
+        return sum(_cpu_ns(pid) for pid in self._processes())
+
+    def own_cpu_ns(self) -> int:
+        """As `cpu_ns`, of its first process alone."""
+        return _cpu_ns(self.pid)
 
     def memory_kb(self) -> int:
         """KB of memory that its processes have resident."""
@@ -88,6 +91,11 @@ class Program(NamedTuple):
                 print((await logged).decode(), file=sys.stderr)
 
 
+def _cpu_ns(pid: int) -> int:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks)
+
+
 def upstream() -> Program:
     """The scripted upstream."""
     return Program(("benchmarks.upstream",), ROOT, {})
@@ -109,6 +117,25 @@ def service(upstream_port: int, folder: Path) -> Program:
     # The default limit of 100 runs would refuse the row of a thousand open streams.
     environment = {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x", "MAX_CONCURRENT_REQUESTS": "10000"}
     return Program(("app.main",), folder, environment)
+
+
+def mcp_server() -> Program:
+    """The MCP server over HTTP."""
+    return Program(("benchmarks.mcp_server",), ROOT, {})
+
+
+def service_with_mcp(upstream_port: int, mcp_port: int, folder: Path) -> Program:
+    """The service with an agent per way to the MCP server, and one whose tool is built in."""
+    own = {"provider": "openai", "system_prompt": "You answer briefly."}
+    agents: list[dict[str, object]] = [{**own, "agent_id": "tool", "model": "tool", "allowed_regular_tools": ["calculate"]}]
+    agents += ({**own, "agent_id": f"mcp-{label}", "model": f"mcp-{label}", "allowed_mcp_servers": [label]} for label in ("stdio", "http"))
+    (folder / "agent_config.json").write_text(json.dumps(agents), encoding="utf-8")
+    mcp = [
+        {"server_label": "stdio", "command": sys.executable, "args": ["-m", "benchmarks.mcp_server"], "cwd": str(ROOT)},
+        {"server_label": "http", "server_url": f"http://127.0.0.1:{mcp_port}/mcp"},
+    ]
+    (folder / "mcp.json").write_text(json.dumps(mcp), encoding="utf-8")
+    return Program(("app.main",), folder, {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x"})
 
 
 def _address(port: int) -> str:

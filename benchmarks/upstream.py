@@ -38,8 +38,20 @@ _ROLE = _chunk({"role": "assistant", "content": ""})
 _PIECE = _chunk({"content": WORD.decode()})
 _STOP = _chunk({}, "stop", usage=_USAGE) + _event(b"[DONE]") + _END
 _PLAIN = _START + _ROLE + _PIECE * PLAIN_PIECES + _STOP
-_CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "calculate", "arguments": '{"expression":"6*7"}'}}
-_TOOL = _START + _ROLE + _chunk({"tool_calls": [_CALL]}) + _chunk({}, "tool_calls", usage=_USAGE) + _event(b"[DONE]") + _END
+
+
+def _calling(name: str, arguments: str) -> bytes:
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return _START + _ROLE + _chunk({"tool_calls": [call]}) + _chunk({}, "tool_calls", usage=_USAGE) + _event(b"[DONE]") + _END
+
+
+_TOOLS = {
+    "tool": _calling("calculate", '{"expression":"6*7"}'),
+    "mcp-stdio": _calling("stdio__multiply", '{"a":6,"b":7}'),
+    "mcp-http": _calling("http__multiply", '{"a":6,"b":7}'),
+}
+TOOL_RESULT = "42"
+"""What each of these calls has for a result."""
 
 
 class Upstream(asyncio.Protocol):
@@ -47,7 +59,7 @@ class Upstream(asyncio.Protocol):
 
     - `plain`: a short answer, at once.
     - `paced`: 100 pieces, 5 ms apart.
-    - `tool`: a call of `calculate`, and once its result is there the short answer.
+    - `tool`, `mcp-stdio`, `mcp-http`: a call of a tool, and once its result is there the short answer.
     - `open`: the first piece at once, the rest when somebody gets `/release`.
     """
 
@@ -93,8 +105,10 @@ class Upstream(asyncio.Protocol):
         elif model == "open":
             self.transport.write(_START + _ROLE + _PIECE)
             self.held.append(self._release)
-        elif model == "tool" and request["messages"][-1]["role"] != "tool":
-            self.transport.write(_TOOL)
+        elif model in _TOOLS and request["messages"][-1]["role"] != "tool":
+            self.transport.write(_TOOLS[model])
+        elif model in _TOOLS and request["messages"][-1]["content"] != TOOL_RESULT:
+            self.transport.write(_START + _END)  # no answer at all, so that nobody measures calls that fail
         else:
             self.transport.write(_PLAIN)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.config.agents import AgentDefinition
+from app.config.agents import AgentDefinition, AllowedTools
+from app.config.mcp import ServerDefinition, read_servers
 from app.core.errors import ServiceError
 from app.plugins import Plugins, load_plugins
 from app.server import create_app
@@ -77,13 +78,40 @@ def test_the_entry_points_of_the_example_are_valid_toml() -> None:
     }
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/configuration.md"])
-def test_the_agents_that_pages_show_are_valid(page: str) -> None:
-    shown = re.findall(r"```json\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    agents = [agent for text in shown for value in [json.loads(text)] for agent in (value if isinstance(value, list) else [value])]
-    assert agents
-    for agent in agents:
-        AgentDefinition.model_validate(agent)
+@pytest.mark.parametrize(("page", "agents", "servers"), [("README.md", 2, 2), ("docs/configuration.md", 1, 0), ("docs/mcp.md", 1, 4)])
+def test_the_agents_and_servers_that_pages_show_are_valid(tmp_path: Path, page: str, agents: int, servers: int) -> None:
+    seen = {"agents": 0, "servers": 0}
+    for text in re.findall(r"```json\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        value = json.loads(text)
+        if "agent_id" in str(value):
+            for agent in value if isinstance(value, list) else [value]:
+                AgentDefinition.model_validate(agent)
+                seen["agents"] += 1
+        else:
+            (tmp_path / "mcp.json").write_text(text, encoding="utf-8")
+            found, faults = read_servers(tmp_path / "mcp.json", {"GITHUB_TOKEN": "x" * 9, "DEEPWIKI_API_KEY": "x" * 9})
+            assert (faults, found.warnings) == ([], ())
+            seen["servers"] += len(found.definitions)
+    assert seen == {"agents": agents, "servers": servers}
+
+
+def test_the_page_on_mcp_describes_every_field_of_a_server() -> None:
+    text = (ROOT / "docs" / "mcp.md").read_text(encoding="utf-8")
+    fields = {*ServerDefinition.model_fields, *AllowedTools.model_fields} - {"missing", "secrets"}
+    assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
+
+
+def test_the_shipped_servers_are_off_without_their_variables_and_on_with_them() -> None:
+    with_keys, faults = read_servers(ROOT / "mcp.json", {"GITHUB_TOKEN": "x" * 9, "DEEPWIKI_API_KEY": "y" * 9})
+    without, more = read_servers(ROOT / "mcp.json", {})
+    assert faults == more == []
+    assert {server.server_label: server.off for server in with_keys.definitions} == dict.fromkeys(("deepwiki", "github", "time", "fetch"))
+    assert {server.server_label: server.off for server in without.definitions} == {
+        "deepwiki": "DEEPWIKI_API_KEY is not set.",
+        "github": "GITHUB_TOKEN is not set.",
+        "time": None,
+        "fetch": None,
+    }
 
 
 def test_the_configuration_page_describes_every_field_of_an_agent() -> None:
