@@ -20,7 +20,8 @@ from app.tools.base import ToolOutput
 logger = logging.getLogger(__name__)
 
 State = Literal["off", "starting", "ready", "down"]
-"""`off`: it is not to be connected to. `starting`: it is being connected to. `down`: that failed, and is tried again after a pause."""
+"""`off`: it is not to be connected to. `starting`: it is being connected to, for the first time or after it was lost. `down`: that failed,
+and is tried again from time to time."""
 
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
@@ -74,7 +75,6 @@ class Connection:
         self._calls = 0
         self._was_ready = False
         self._settled = asyncio.Event()
-        self._ready = asyncio.Event()
         self._wake = asyncio.Event()
         self._lost_reason: str | None = None
         self._tools_are_old = False
@@ -108,27 +108,26 @@ class Connection:
         )
 
     async def settled(self) -> None:
-        """Returns once its first start has come to an end, well or not."""
+        """Returns once a start that is under way has come to an end, well or not."""
         await self._settled.wait()
 
     async def supervise(self, opener: SessionOpener) -> None:
         """Keeps the connection up until cancelled; then it is closed with all that belongs to it."""
         failures, told = 0, ""
         while True:
-            self._enter("starting", self.error)
             began = time.monotonic()
             reason = await self._connected(opener)
+            was_ready = self._was_ready
             lasted = time.monotonic() - began
             self._restarts += 1
-            failures = 0 if self._was_ready and lasted >= STABLE_SECONDS else failures + 1
-            if self._was_ready and failures <= 1:
+            failures = 0 if was_ready and lasted >= STABLE_SECONDS else failures + 1
+            if was_ready and failures <= 1:
                 # It worked until now: a server that was restarted is back at once.
-                self._enter("starting", reason)
                 pause = FIRST_PAUSE / 5 * random.random()  # noqa: S311 - jitter, no secret
             else:
                 self._enter("down", reason)
                 pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10)) * (1 + random.random()) / 2  # noqa: S311
-            level = logging.WARNING if self._was_ready or reason != told else logging.DEBUG
+            level = logging.WARNING if was_ready or reason != told else logging.DEBUG
             told = reason
             logger.log(level, "mcp.down", extra={"server": self.label, "reason": reason, "again_in_seconds": round(pause, 1)})
             self._was_ready = False
@@ -183,7 +182,6 @@ class Connection:
                 logger.info("mcp.ready", extra={"server": self.label, "tools": len(self.tools), "seconds": round(self._connect_seconds, 2)})
                 reason = await self._kept(session)
                 self._session = None
-                self._ready.clear()
                 self._enter("starting", reason)
                 return reason
         except ServerLost as lost:
@@ -251,7 +249,7 @@ class Connection:
         if self.state == "starting":
             with suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
-                    await self._ready.wait()
+                    await self._settled.wait()
         if self._session is None:
             raise self._unavailable()
         return self._session
@@ -260,7 +258,6 @@ class Connection:
         """Takes `session` out of use; a newer one is not touched."""
         if self._session is session:
             self._session = None
-            self._ready.clear()
             self._enter("starting", reason)
             self.ended(reason)
 
@@ -271,7 +268,7 @@ class Connection:
         if state != self.state:
             self.state, self._since = state, time.time()
         self.error = error
-        if state == "ready":
-            self._ready.set()
-        if state in ("ready", "down"):
+        if state == "starting":
+            self._settled.clear()
+        else:
             self._settled.set()

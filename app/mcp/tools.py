@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from app.core.context import RunContext
 from app.core.messages import ToolSpec
+from app.core.text import storable
 from app.mcp.base import RemoteTool
 from app.tools.base import DEFAULT_MAX_OUTPUT, ToolOutput
 
@@ -28,7 +29,7 @@ class McpTool:
     def __init__(self, label: str, remote: RemoteTool, call: Call) -> None:
         self.label = label
         self.remote = remote
-        self.spec = ToolSpec(model_name(label, remote.name), remote.description, remote.parameters)
+        self.spec = ToolSpec(model_name(label, remote.name), storable(remote.description), _of_an_object(remote.parameters))
         self._call = call
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
@@ -51,3 +52,10 @@ def model_name(label: str, tool: str) -> str:
 def model_names(label: str, tools: Iterable[str]) -> frozenset[str]:
     """`model_name` of each of `tools`."""
     return frozenset(model_name(label, tool) for tool in tools)
+
+
+def _of_an_object(schema: dict[str, object]) -> dict[str, object]:
+    """`schema` as it is, if it says that it is of an object and of which properties: providers refuse a request with one that does not."""
+    if schema.get("type") == "object" and "properties" in schema:
+        return schema
+    return {"properties": {}, **schema, "type": "object"}
