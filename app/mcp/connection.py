@@ -76,9 +76,11 @@ class Connection:
         self._was_ready = False
         self._settled = asyncio.Event()
         self._wake = asyncio.Event()
+        self._lost = asyncio.Event()
         self._lost_reason: str | None = None
         self._tools_are_old = False
         self._first_seen: dict[str, RemoteTool] = {}
+        self._last_seen: dict[str, RemoteTool] = {}
         self._schema_changes = 0
         self._quarantined: frozenset[str] = frozenset()
         if self.state == "off":
@@ -164,11 +166,12 @@ class Connection:
     def ended(self, reason: str) -> None:
         """The server has ended or cannot be understood."""
         self._lost_reason = self._lost_reason or reason
-        self._wake.set()
+        self._lost.set()
 
     async def _connected(self, opener: SessionOpener) -> str:
         """Connects and stays connected as long as that lasts; returns why it ended."""
         self._lost_reason, self._tools_are_old = None, False
+        self._lost.clear()
         self._wake.clear()
         began = time.monotonic()
         try:
@@ -180,28 +183,49 @@ class Connection:
                 self._was_ready = True
                 self._enter("ready", None)
                 logger.info("mcp.ready", extra={"server": self.label, "tools": len(self.tools), "seconds": round(self._connect_seconds, 2)})
-                reason = await self._kept(session)
-                self._session = None
-                self._enter("starting", reason)
+                try:
+                    reason = await self._kept(session)
+                finally:
+                    self._session = None
+                    self._enter("starting", self._lost_reason)
+                self.error = reason
                 return reason
         except ServerLost as lost:
             return self._why(lost)
-        except Exception as error:
+        except asyncio.CancelledError as error:
+            # A library's own cancellations may leak; only ours has been asked of this task.
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            return self._unexpected(error)
+        except Exception as error:  # noqa: BLE001 - it is logged with its traceback
             # Whatever a library or a server makes of it, it is one server that is down, and no chat.
-            logger.exception("mcp.failed", extra={"server": self.label})
-            return f"it failed unexpectedly ({type(error).__name__})"
+            return self._unexpected(error)
+
+    def _unexpected(self, error: BaseException) -> str:
+        logger.error("mcp.failed", extra={"server": self.label}, exc_info=error)
+        return f"it failed unexpectedly ({type(error).__name__})"
 
     async def _kept(self, session: Session) -> str:
-        """Keeps the list of tools fresh while `session` lasts; returns why it ended."""
+        """Looks after `session` while it lasts; returns why it ended."""
+        care = asyncio.create_task(self._cared_for(session))
+        lost = asyncio.create_task(self._lost.wait())
+        try:
+            await asyncio.wait((care, lost), return_when=asyncio.FIRST_COMPLETED)
+            return self._lost_reason or care.result()
+        finally:
+            care.cancel()
+            lost.cancel()
+            await asyncio.gather(care, lost, return_exceptions=True)
+
+    async def _cared_for(self, session: Session) -> str:
+        """Keeps the list of tools fresh, and asks a server that is not heard of whether it is there; returns why it is not."""
         listed = time.monotonic()
-        while self._lost_reason is None:
+        while True:
             left = listed + self._tools_seconds - time.monotonic()
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, min(CHECK_SECONDS, left))):
                     await self._wake.wait()
             self._wake.clear()
-            if self._lost_reason is not None:
-                break
             try:
                 if self._tools_are_old or time.monotonic() >= listed + self._tools_seconds:
                     await asyncio.sleep(listed + REFRESH_PAUSE - time.monotonic())
@@ -211,10 +235,10 @@ class Connection:
                 else:
                     await session.ping()
             except ServerLost as lost:
+                self._tools_are_old = True
                 # A server that is at work for someone may be too busy to answer; its calls have their own deadlines.
                 if not self._calls:
-                    return self._why(lost)
-        return self._lost_reason
+                    return lost.reason
 
     def _why(self, lost: ServerLost) -> str:
         """The reason that is known best: the listener may have been told more than the call that broke."""
@@ -222,25 +246,28 @@ class Connection:
 
     def _take(self, listed: Iterable[RemoteTool]) -> None:
         """Makes `listed` the tools; those that did not change stay the objects that they are."""
-        by_name: dict[str, McpTool] = {}
+        offered: dict[str, McpTool] = {}
         quarantined = set()
-        known = {tool.remote.name: tool for tool in self.tools}
+        before = {tool.remote.name: tool for tool in self.tools}
+        names = set()
         for remote in listed:
-            if remote.name in by_name:
+            if remote.name in names:
                 continue
+            names.add(remote.name)
             first = self._first_seen.setdefault(remote.name, remote)
-            old = known.get(remote.name)
-            if remote != first:
-                if old is None or old.remote != remote:
-                    self._schema_changes += 1
-                    what = "parameters" if remote.parameters != first.parameters else "description"
-                    logger.warning("mcp.tool_changed", extra={"server": self.label, "tool": remote.name, "changed": what})
-                if self._definition.pin_tools:
-                    quarantined.add(remote.name)
-                    continue
-            by_name[remote.name] = old if old is not None and old.remote == remote else McpTool(self.label, remote, self.call)
+            last = self._last_seen.get(remote.name, remote)
+            self._last_seen[remote.name] = remote
+            if remote != last:
+                self._schema_changes += 1
+                changed = "parameters" if remote.parameters != last.parameters else "description"
+                logger.warning("mcp.tool_changed", extra={"server": self.label, "tool": remote.name, "changed": changed})
+            if remote != first and self._definition.pin_tools:
+                quarantined.add(remote.name)
+                continue
+            old = before.get(remote.name)
+            offered[remote.name] = old if old is not None and old.remote == remote else McpTool(self.label, remote, self.call)
         self._quarantined = frozenset(quarantined)
-        tools = tuple(by_name.values())
+        tools = tuple(offered.values())
         if tools != self.tools:
             self.tools = tools
 

@@ -12,8 +12,9 @@ from app.tools.base import DEFAULT_MAX_OUTPUT, ToolOutput
 
 MAX_NAME = 64
 _DIGEST = 8
-_PLAIN_LABEL = re.compile(r"^[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*$")
-_PLAIN_TOOL = re.compile(r"^[A-Za-z0-9_-]+$")
+_PLAIN_LABEL = re.compile(r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*")
+_PLAIN_TOOL = re.compile(r"[A-Za-z0-9_-]+")
+_LIKE_A_DIGEST = re.compile(rf".*_[0-9a-f]{{{_DIGEST}}}")
 _UNUSABLE = re.compile(r"[^A-Za-z0-9_-]")
 
 Call = Callable[["McpTool", dict[str, object], RunContext], Awaitable[ToolOutput]]
@@ -43,7 +44,7 @@ def model_name(label: str, tool: str) -> str:
     What does not fit that, or could be read in two ways, ends in a digest of both, so that no two tools are alike.
     """
     name = f"{label}__{tool}"
-    if len(name) <= MAX_NAME and _PLAIN_LABEL.match(label) and _PLAIN_TOOL.match(tool):
+    if len(name) <= MAX_NAME and _PLAIN_LABEL.fullmatch(label) and _PLAIN_TOOL.fullmatch(tool) and not _LIKE_A_DIGEST.fullmatch(tool):
         return name
     digest = hashlib.sha256(f"{label}\0{tool}".encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
     return f"{_UNUSABLE.sub('_', name)[: MAX_NAME - _DIGEST - 1]}_{digest}"

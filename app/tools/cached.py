@@ -16,6 +16,8 @@ MAX_RESULTS = 128
 MAX_RESULT_BYTES = 256 * 1024
 """A larger result is not kept."""
 
+_key = msgspec.json.Encoder(order="sorted", decimal_format="number")
+
 
 class Cached:
     """`tool`, whose result for the same arguments is used again for `seconds`. What failed is not kept."""
@@ -47,7 +49,7 @@ class Cached:
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
         """The result that is kept, or that of running the tool."""
-        key = msgspec.json.encode(arguments, order="sorted")
+        key = _key.encode(arguments)
         now = time.monotonic()
         if key in self._results:
             expires, output = self._results[key]
@@ -56,7 +58,7 @@ class Cached:
                 return output
             del self._results[key]
         output = await self._tool.run(arguments, context)
-        if len(output.content) + sum(len(image.url) for image in output.images) <= MAX_RESULT_BYTES:
+        if len(output.content.encode(errors="replace")) + sum(len(image.url) for image in output.images) <= MAX_RESULT_BYTES:
             self._results[key] = (time.monotonic() + self._seconds, output)
             while len(self._results) > MAX_RESULTS:
                 self._results.popitem(last=False)
