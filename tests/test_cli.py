@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
@@ -64,6 +65,31 @@ def get(url: str) -> Any:
                 return json.load(response)
         except OSError:
             assert time.monotonic() < deadline
+
+
+TIME = {"server_label": "time", "command": sys.executable, "args": ["-m", "mcp_server_time", "--local-timezone", "UTC"]}
+KEYLESS = {"server_label": "wiki", "server_url": "https://wiki.invalid/mcp", "header": {"Authorization": "Bearer ${NO_SUCH_WIKI_KEY}"}}
+
+
+@contextlib.contextmanager
+def dead_server() -> Generator[dict[str, str], None, None]:
+    """A server `dead` at an address where nobody listens."""
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        yield {"server_label": "dead", "server_url": f"http://127.0.0.1:{nobody_listens.getsockname()[1]}/mcp"}
+
+
+def configure(folder: Path, *servers: dict[str, Any], **allowed: Any) -> dict[str, str]:
+    """The environment of a command in `folder` with `servers` and one agent that is `allowed` to use them."""
+    agent = {"agent_id": "a", "system_prompt": "x", "allowed_mcp_servers": allowed}
+    (folder / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
+    (folder / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")
+    return {"AGENT_CONFIG_FILE": "agents.json"}
+
+
+def row_of(output: str, label: str) -> list[str]:
+    """The cells of the server `label` in the table of `check --connect`."""
+    return re.split(r"  +", next(line for line in output.splitlines() if line.startswith(f"{label}  ")))
 
 
 def test_check_shows_the_shipped_agents(tmp_path: Path) -> None:
@@ -278,3 +304,58 @@ def test_chat_in_a_terminal_sets_markdown_stops_and_goes_on(tmp_path: Path) -> N
     terminal.wait_for("> ")
     terminal.type("\x04")
     assert terminal.end() == 0
+
+
+def test_check_names_the_servers_and_what_is_off(tmp_path: Path) -> None:
+    files = {"server_label": "files", "command": "no-such-command-anywhere"}
+    disabled = {**TIME, "disabled": True}
+    done = run(tmp_path, "check", **configure(tmp_path, files, disabled, KEYLESS, files={}, wiki={}))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "MCP servers: files, time (off: It is disabled in the MCP configuration), wiki (off: NO_SUCH_WIKI_KEY is not set). "
+        "To see whether they can be reached: check --connect\n"
+    ) in done.stdout
+    assert next(line for line in done.stdout.splitlines() if line.startswith("a  ")).split() == [
+        *("a", "demo", "demo", "-"),
+        *("files,", "wiki", "yes"),
+    ]
+
+
+def test_check_connect_tells_of_each_server_and_fails_when_one_is_down(tmp_path: Path) -> None:
+    with dead_server() as dead:
+        done = run(tmp_path, "check", "--connect", **configure(tmp_path, TIME, dead, KEYLESS, time={}))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert row_of(done.stdout, "MCP SERVER") == ["MCP SERVER", "TRANSPORT", "STATE", "TOOLS", "TIME", "ERROR"]
+    label, transport, state, tools, seconds = row_of(done.stdout, "time")
+    assert (label, transport, state, tools) == ("time", "stdio", "ready", "2")
+    assert re.fullmatch(r"\d+\.\d\d s", seconds)
+    assert row_of(done.stdout, "dead")[:5] == ["dead", "http", "down", "-", "-"]
+    assert row_of(done.stdout, "dead")[5].startswith("it cannot be reached")
+    assert row_of(done.stdout, "wiki") == ["wiki", "http", "off", "-", "-", "NO_SUCH_WIKI_KEY is not set."]
+    assert "\ntime: get_current_time, convert_time\n" in done.stdout
+
+
+def test_check_connect_succeeds_when_every_server_is_ready_or_off_and_warns_of_tools_that_are_not_there(tmp_path: Path) -> None:
+    allowed = {"allowed_mcp_tools": ["convert_tme", "get_current_time"], "cached_mcp_tools": ["get_curent_time"]}
+    done = run(tmp_path, "check", "--connect", **configure(tmp_path, TIME, KEYLESS, time=allowed, wiki={"allowed_mcp_tools": ["ask"]}))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if "has no tool" in line] == [
+        "warning: agent a: time has no tool 'convert_tme'. Did you mean 'convert_time'?",
+        "warning: agent a: time has no tool 'get_curent_time'. Did you mean 'get_current_time'?",
+    ]
+
+
+def test_check_connect_without_servers_says_so(tmp_path: Path) -> None:
+    done = run(tmp_path, "check", "--connect")
+    assert done.returncode == 0
+    assert "No MCP server is defined in mcp.json." in done.stdout
+
+
+def test_the_start_tells_of_servers_that_are_off(tmp_path: Path) -> None:
+    unused = {**TIME, "server_label": "unused"}
+    with serving(tmp_path, **configure(tmp_path, KEYLESS, unused, wiki={})) as (_, process):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        told = process.stderr.read()
+    assert "note     MCP servers that are off: wiki (NO_SUCH_WIKI_KEY is not set), unused (No agent uses it)\n" in told

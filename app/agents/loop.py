@@ -140,7 +140,7 @@ def _running(
 
     def tell(progress: ToolProgress) -> None:
         nonlocal told
-        if (now := loop.time()) - told >= PROGRESS_SECONDS:
+        if (now := loop.time()) - told >= PROGRESS_SECONDS and not task.done():
             told = now
             updates.put_nowait(progress)
 

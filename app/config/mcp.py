@@ -57,7 +57,7 @@ class ServerDefinition(BaseModel):
     disabled: bool = False
     transport: Transport | None = None
     missing: tuple[str, ...] = ()
-    secrets: tuple[str, ...] = Field((), repr=False)
+    secrets: tuple[str, ...] = Field(default=(), repr=False)
 
     @property
     def off(self) -> str | None:

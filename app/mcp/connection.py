@@ -174,8 +174,10 @@ class Connection:
         self._lost.clear()
         self._wake.clear()
         began = time.monotonic()
+        opened = False
         try:
             async with opener(self) as session:
+                opened = True
                 self._take(await session.list_tools())
                 self._connect_seconds = time.monotonic() - began
                 self._transport = session.transport
@@ -191,7 +193,7 @@ class Connection:
                 self.error = reason
                 return reason
         except ServerLost as lost:
-            return self._why(lost)
+            return self._why(lost) if opened else lost.reason
         except asyncio.CancelledError as error:
             # A library's own cancellations may leak; only ours has been asked of this task.
             if (task := asyncio.current_task()) is None or task.cancelling():
@@ -203,7 +205,8 @@ class Connection:
 
     def _unexpected(self, error: BaseException) -> str:
         logger.error("mcp.failed", extra={"server": self.label}, exc_info=error)
-        return f"it failed unexpectedly ({type(error).__name__})"
+        self.error = f"it failed unexpectedly ({type(error).__name__})"
+        return self.error
 
     async def _kept(self, session: Session) -> str:
         """Looks after `session` while it lasts; returns why it ended."""
@@ -241,7 +244,7 @@ class Connection:
                     return lost.reason
 
     def _why(self, lost: ServerLost) -> str:
-        """The reason that is known best: the listener may have been told more than the call that broke."""
+        """The reason that is known best: of a session that was open the listener may have been told more than whoever used it."""
         return self._lost_reason or lost.reason
 
     def _take(self, listed: Iterable[RemoteTool]) -> None:

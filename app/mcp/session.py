@@ -127,10 +127,11 @@ class _Opener:
     def _failure(self, error: Exception, asked: Asked, stderr: Stderr | None) -> ServerLost:
         """Why no session came about."""
         root = _root(error)
-        if stderr is not None and stderr.how_it_ended:
-            reason = f"it {stderr.how_it_ended}"
-        elif isinstance(root, TimeoutError) or isinstance(root.__cause__, TimeoutError):
+        # Through a task group the client's error loses its cause, and only its words tell that time ran out.
+        if isinstance(root, TimeoutError) or "Failed to initialize server session" in str(root):
             reason = f"it did not answer within {self._connect_seconds:g} seconds"
+        elif stderr is not None and stderr.how_it_ended:
+            reason = f"it {stderr.how_it_ended}"
         elif asked.status is not None:
             reason = status_words(asked.status)
         elif isinstance(root, MCPError):
@@ -311,7 +312,9 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 def _root(error: Exception) -> Exception:
     """What the client wrapped in words of its own."""
-    return error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def _is_closed(error: MCPError) -> bool:

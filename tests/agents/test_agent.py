@@ -1,5 +1,6 @@
 """The agent of agent_config.json: what it makes of a turn."""
 
+import asyncio
 import time
 from contextlib import aclosing
 from typing import Any
@@ -13,19 +14,20 @@ from app.agents.pending import PendingSteps
 from app.config.agents import AgentDefinition
 from app.core.context import RunContext
 from app.core.errors import InvalidRequest, NotFound, ProviderNotConfigured, ServiceError
-from app.core.events import RunEvent, RunFailed, RunFinished
+from app.core.events import RunEvent, RunFailed, RunFinished, ToolFinished
 from app.core.messages import Message, NamedTool, ToolCall, ToolSpec
 from app.providers.base import ModelRequest
 from app.tools.available import AvailableTools
 from app.tools.builtin import calculate
 from tests.scripted import Script, calls, says
+from tests.tools.sources import Counting, Source
 
 QUESTION = Message(role="user", content="Go.")
 
 
-def agent(script: Script, **definition: Any) -> Agent:
+def agent(script: Script, *sources: Source, **definition: Any) -> Agent:
     defined = AgentDefinition.model_validate({"agent_id": "helper", "system_prompt": "You help.", **definition})
-    return Agent(defined, AgentParts(script, AvailableTools([calculate], default_timeout=5), PendingSteps()))
+    return Agent(defined, AgentParts(script, AvailableTools([calculate], sources, default_timeout=5), PendingSteps()))
 
 
 def context() -> RunContext:
@@ -126,3 +128,41 @@ def test_the_catalog_finds_agents_and_says_what_openai_says_of_others() -> None:
     with pytest.raises(NotFound) as caught:
         catalog.get("nobody")
     assert (caught.value.code, caught.value.status) == ("model_not_found", 404)
+
+
+async def test_the_model_is_told_which_tools_cannot_be_used_after_all_that_it_was_told_before() -> None:
+    script = Script(says("ok"))
+    eyes, ears = Source(unavailable="the tools of eyes"), Source(unavailable="the tools of ears (it is just starting)")
+    await events_of(agent(script, eyes, Source(), ears), Turn(messages=(Message(role="system", content="Be brief."), QUESTION)))
+    assert script.requests[0].messages[0].content == (
+        "You help.\n\nBe brief.\n\n"
+        "Some of your tools cannot be used at the moment. Answer without them as well as you can, and say so where it matters:\n"
+        "- the tools of eyes\n"
+        "- the tools of ears (it is just starting)"
+    )
+
+
+async def test_the_model_is_told_nothing_of_tools_that_are_back() -> None:
+    script = Script(says("ok"))
+    eyes = Source(unavailable="the tools of eyes")
+    helper = agent(script, eyes)
+    await events_of(helper, Turn(messages=(QUESTION,)))
+    eyes.unavailable = ""
+    await events_of(helper, Turn(messages=(QUESTION,)))
+    assert script.requests[1].messages[0].content == "You help."
+
+
+async def test_a_run_keeps_to_the_tools_that_it_began_with_and_the_next_has_the_new_ones() -> None:
+    changed = asyncio.Event()
+    script = Script([changed, *calls(("look", {}))], says("seen"), says("new"))
+    eyes = Source(Counting("look"))
+    helper = agent(script, eyes)
+    run = asyncio.ensure_future(events_of(helper, Turn(messages=(QUESTION,))))
+    await asyncio.wait_for(script.waiting.wait(), 15)
+    eyes.tools, eyes.unavailable = (Counting("listen"),), "the tools of ears"
+    changed.set()
+    events = await asyncio.wait_for(run, 15)
+    await events_of(helper, Turn(messages=(QUESTION,)))
+    assert [event.result.content for event in events if isinstance(event, ToolFinished)] == ["1"]
+    assert [[spec.name for spec in request.tools] for request in script.requests] == [["calculate", "look"]] * 2 + [["calculate", "listen"]]
+    assert ["the tools of ears" in request.messages[0].text for request in script.requests] == [False, False, True]

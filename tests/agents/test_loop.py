@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from dirty_equals import IsFloat, IsStr
 
+from app.agents import loop as module
 from app.agents.loop import REPEATED, run_loop
 from app.agents.pending import PendingSteps
 from app.core.context import RunContext
@@ -24,6 +25,7 @@ from app.core.events import (
     StepRecord,
     TextDelta,
     ToolFinished,
+    ToolProgress,
     ToolStarted,
 )
 from app.core.messages import ImagePart, Message, NamedTool, ToolCall, ToolChoice, ToolResult, ToolSpec
@@ -541,3 +543,113 @@ async def test_tools_that_hang_in_threads_keep_no_other_waiting() -> None:
     last = await run(Script(calls(("quick", {})), says("ok")), [quick])
     release.set()
     assert [result.content for result in results([*events, *last]) if result.name == "quick"] == ["done", "done"]
+
+
+async def test_a_tool_that_was_refused_is_logged_with_whose_run_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    await run(Script(calls(("github__delete_repository", {})), says("sorry")))
+    assert [
+        (vars(record)["tool"], vars(record)["agent_id"], vars(record)["run_id"])
+        for record in caplog.records
+        if record.getMessage() == "tool.refused"
+    ] == [("github__delete_repository", "helper", "run_1")]
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+async def test_progress_is_told_in_order_between_the_start_and_the_end_of_its_call(monkeypatch: pytest.MonkeyPatch, threaded: bool) -> None:
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
+
+    def count_in_a_thread(context: RunContext) -> str:
+        for number in range(3):
+            context.report_progress(number, 3, f"at {number}")
+        return "counted"
+
+    async def count(context: RunContext) -> str:
+        return count_in_a_thread(context)
+
+    counting = tool(name="count")(count_in_a_thread if threaded else count)
+    events = await run(Script(calls(("count", {})), says("done")), [counting])
+    call = ToolCall("call_000000001", "count", "{}")
+    assert events[:5] == [
+        ToolStarted(call),
+        *(ToolProgress(call, number, 3, f"at {number}") for number in range(3)),
+        ToolFinished(ToolResult(call_id="call_000000001", name="count", content="counted", seconds=SOME_TIME)),
+    ]
+
+
+async def test_progress_is_told_while_the_tool_is_still_at_work() -> None:
+    seen = asyncio.Event()
+
+    @tool
+    async def work(context: RunContext) -> str:
+        context.report_progress(1)
+        await asyncio.wait_for(seen.wait(), 5)
+        return "seen"
+
+    around = context()
+    toolset = Toolset([work], default_timeout=5)
+    request = ModelRequest(model="m", messages=(QUESTION,), deadline=around.deadline)
+    script = Script(calls(("work", {})), says("done"))
+    finished = []
+    async with aclosing(run_loop(script, request, toolset, around, max_steps=3, pending=PendingSteps())) as events:
+        async for event in events:
+            if isinstance(event, ToolProgress):
+                seen.set()
+            elif isinstance(event, ToolFinished):
+                finished.append(event.result.content)
+    assert finished == ["seen"]
+
+
+async def test_progress_of_one_call_is_told_no_more_often_than_anyone_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 60.0)
+
+    @tool
+    async def count(first: int, context: RunContext) -> str:
+        for number in range(100):
+            context.report_progress(first + number)
+            await asyncio.sleep(0)
+        return "counted"
+
+    events = await run(Script(calls(("count", {"first": 0}), ("count", {"first": 500})), says("done")), [count])
+    assert [event.progress for event in events if isinstance(event, ToolProgress)] == [0, 500]
+
+
+async def test_a_message_of_progress_is_cut_and_unstorable_characters_are_replaced() -> None:
+    @tool
+    async def work(context: RunContext) -> str:
+        context.report_progress(0.5, None, "\x00\ud800" + "a" * 10_000)
+        return "done"
+
+    events = await run(Script(calls(("work", {})), says("ok")), [work])
+    (progress,) = [event for event in events if isinstance(event, ToolProgress)]
+    assert (progress.total, progress.message) == (None, "\ufffd\ufffd" + "a" * (module.MAX_PROGRESS_MESSAGE - 2))
+
+
+async def test_a_tool_that_was_stopped_tells_no_progress_any_more() -> None:
+    stopped, reported = threading.Event(), asyncio.Event()
+    running = asyncio.get_running_loop()
+
+    @tool(timeout=0.05)
+    def hang(context: RunContext) -> str:
+        stopped.wait(10)
+        context.report_progress(1)
+        running.call_soon_threadsafe(reported.set)
+        return ""
+
+    @tool
+    async def wait() -> str:
+        await asyncio.wait_for(reported.wait(), 5)
+        return "waited"
+
+    around = context()
+    request = ModelRequest(model="m", messages=(QUESTION,), deadline=around.deadline)
+    script = Script(calls(("hang", {}), ("wait", {})), says("done"))
+    told: list[str] = []
+    toolset = Toolset([hang, wait], default_timeout=5)
+    async with aclosing(run_loop(script, request, toolset, around, max_steps=3, pending=PendingSteps())) as events:
+        async for event in events:
+            if isinstance(event, ToolProgress):
+                told.append("progress")
+            elif isinstance(event, ToolFinished):
+                told.append(event.result.name)
+                stopped.set()
+    assert told == ["hang", "wait"]

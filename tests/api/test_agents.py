@@ -1,5 +1,6 @@
 """The agents API: GET /agents, GET /agents/{id}, POST /agents/{id}/chat."""
 
+import asyncio
 import json
 import socket
 from datetime import UTC, datetime, timedelta
@@ -10,13 +11,15 @@ import httpx2
 import pytest
 from dirty_equals import IsFloat, IsNow, IsStr
 
+from app.core.context import RunContext
 from app.core.errors import ProviderRateLimited, ProviderUnavailable
 from app.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from app.core.messages import Message
 from app.core.usage import Usage
 from app.providers.base import ModelFinished
 from app.server import create_app
-from tests.api.asking import error_of
+from app.tools.function import tool
+from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told
 from tests.openai_schema import events_of, validate
 from tests.scripted import Action, Script, calls, says
 from tests.service import AGENT, client_of, configuration
@@ -117,6 +120,29 @@ async def test_an_agent_whose_provider_cannot_be_reached_does_not_hide_the_other
         ("local", False, None),
         ("helper", True, "scripted-model"),
     ]
+
+
+async def test_an_agent_tells_which_servers_it_answers_without(tmp_path: Path) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}/mcp"
+        servers = [{"server_label": "dead", "server_url": url}, {"server_label": "wiki", "server_url": "https://${NO_SUCH_HOST}/mcp"}]
+        (tmp_path / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")
+        agents = [{**AGENT, "allowed_mcp_servers": {"wiki": {}, "dead": {}}}, {**AGENT, "agent_id": "other"}]
+        script = Script(says("Without."))
+        async with client_of(create_app(configuration(tmp_path, script, agents=agents))) as client:
+            shown: dict[str, Any] = {}
+            async with asyncio.timeout(30):
+                while shown.get("unavailable") != ["the tools of wiki", "the tools of dead"]:
+                    await asyncio.sleep(0.02)
+                    shown = (await client.get("/agents/helper")).json()
+            other = (await client.get("/agents/other")).json()
+            answer = (await client.post(ASK, json={"message": "Hello"})).json()
+    assert (shown["available"], shown["problem"], shown["mcp_servers"]) == (True, None, ["wiki", "dead"])
+    assert shown["tools_available"] == ["calculate", "get_current_datetime"]
+    assert (other["unavailable"], other["mcp_servers"]) == ([], [])
+    assert answer["response"] == "Without."
+    assert "\n- the tools of wiki\n- the tools of dead" in script.requests[0].messages[0].text
 
 
 # A chat
@@ -327,3 +353,50 @@ async def test_nul_in_an_identifier_is_refused(tmp_path: Path, name: str) -> Non
     async with client_of(create_app(configuration(tmp_path))) as client:
         response = await client.post("/agents/helper/chat", json={"message": "x", name: "a\x00b"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, name)
+
+
+# Progress
+
+
+@tool
+async def climb(context: RunContext) -> str:
+    """Climbs."""
+    context.report_progress(1, 4, "base camp")
+    return "at the top"
+
+
+CLIMBER = {**AGENT, "allowed_regular_tools": ["climb"]}
+
+
+def climbing() -> Script:
+    return Script(calls(("climb", {})), says("Done."))
+
+
+async def test_a_stream_tells_how_far_a_tool_is(tmp_path: Path) -> None:
+    async with client_of(create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))) as client:
+        events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
+    assert [event["type"] for event in events] == ["tool_started", "tool_progress", "tool_finished", "text_delta", "run_finished"]
+    assert events[1] == {
+        "type": "tool_progress",
+        "id": "call_000000001",
+        "name": "climb",
+        "progress": 1,
+        "total": 4,
+        "message": "base camp",
+    }
+
+
+async def test_progress_is_no_part_of_a_chat_completion(tmp_path: Path) -> None:
+    async with client_of(create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))) as client:
+        streamed = await client.post(CHAT, json=asking(stream=True))
+    async with client_of(create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))) as client:
+        whole = await client.post(CHAT, json=asking())
+    assert told(chunks_of(streamed)) == "Done."
+    assert completion_of(whole)["choices"][0]["message"]["content"] == "Done."
+    assert "base camp" not in streamed.text + whole.text
+
+
+async def test_a_whole_answer_has_the_tool_that_told_of_its_progress_once(tmp_path: Path) -> None:
+    async with client_of(create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))) as client:
+        answer = (await client.post(ASK, json={"message": "?"})).json()
+    assert [(run["name"], run["result"]) for run in answer["tool_calls"]] == [("climb", "at the top")]

@@ -1,15 +1,34 @@
 """GET /health and GET /."""
 
+import asyncio
+import json
+import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from dirty_equals import IsNow
+import httpx2
+import pytest
+from dirty_equals import IsNow, IsPositiveInt, IsStr
 
 from app import __version__
 from app.server import create_app
+from tests.api.asking import error_of
 from tests.service import AGENT, client_of, configuration
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+DETAILED = "/health?detailed=true"
+
+
+async def until_down(client: httpx2.AsyncClient, label: str) -> dict[str, Any]:
+    """What detailed health says once the server `label` is down."""
+    async with asyncio.timeout(30):
+        while True:
+            health: dict[str, Any] = (await client.get(DETAILED)).json()
+            if health["mcp_servers"][label]["state"] == "down":
+                return health
+            await asyncio.sleep(0.02)
 
 
 async def test_health_says_that_the_service_is_up(tmp_path: Path) -> None:
@@ -53,3 +72,64 @@ async def test_the_host_that_a_browser_names_cannot_write_into_the_page(tmp_path
     async with client_of(create_app(configuration(tmp_path))) as client:
         response = await client.get("/", headers={**BROWSER, "host": "a<b>c"})
     assert "a<b>c" not in response.text
+
+
+async def test_without_mcp_servers_the_details_are_empty(tmp_path: Path) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        body = (await client.get(DETAILED)).json()
+    assert (body["status"], body["mcp_servers"]) == ("healthy", {})
+
+
+async def test_servers_that_are_off_are_told_with_the_reason_and_degrade_nothing(tmp_path: Path) -> None:
+    servers = [
+        {"server_label": "wiki", "server_url": "https://wiki.invalid/mcp", "header": {"Authorization": "Bearer ${NO_SUCH_WIKI_KEY}"}},
+        {"server_label": "unused", "command": "no-such-command-anywhere"},
+    ]
+    (tmp_path / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")
+    agents = [{**AGENT, "allowed_mcp_servers": {"wiki": {}}}]
+    async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+        body = (await client.get(DETAILED)).json()
+    assert (body["status"], list(body["mcp_servers"])) == ("healthy", ["wiki", "unused"])
+    since = body["mcp_servers"]["wiki"].pop("since")
+    assert datetime.fromisoformat(since) == IsNow(tz=UTC, delta=timedelta(minutes=1))
+    assert body["mcp_servers"]["wiki"] == {
+        "state": "off",
+        "transport": "http",
+        "tools": [],
+        "error": "NO_SUCH_WIKI_KEY is not set.",
+        "restarts": 0,
+        "schema_changes": 0,
+        "quarantined_tools": [],
+    }
+    unused = body["mcp_servers"]["unused"]
+    assert (unused["state"], unused["transport"], unused["error"]) == ("off", "stdio", "No agent uses it.")
+
+
+async def test_a_server_that_is_down_degrades_the_details_and_the_service_stays_up(tmp_path: Path) -> None:
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}/mcp"
+        (tmp_path / "mcp.json").write_text(json.dumps([{"server_label": "dead", "server_url": url}]), encoding="utf-8")
+        agents = [{**AGENT, "allowed_mcp_servers": {"dead": {}}}]
+        async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+            starting = (await client.get(DETAILED)).json()
+            down = await until_down(client, "dead")
+            plain = (await client.get("/health")).json()
+    assert (starting["status"], down["status"], plain["status"]) == ("degraded", "degraded", "healthy")
+    dead = down["mcp_servers"]["dead"]
+    assert (dead["error"], dead["restarts"], dead["tools"]) == (IsStr(regex="it cannot be reached .*"), IsPositiveInt(), [])
+
+
+@pytest.mark.parametrize(("value", "has_details"), [("true", True), ("1", True), ("True", True), ("false", False), ("0", False)])
+async def test_details_are_given_to_those_who_ask_for_them(tmp_path: Path, value: str, has_details: bool) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        body = (await client.get(f"/health?detailed={value}")).json()
+    assert ("mcp_servers" in body) == has_details
+
+
+@pytest.mark.parametrize("value", ["SECRET", "", "2"])
+async def test_any_other_value_of_detailed_is_refused(tmp_path: Path, value: str) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        error = error_of(await client.get(f"/health?detailed={value}"), 400)
+    assert error["param"] == "detailed"
+    assert "SECRET" not in error["message"]

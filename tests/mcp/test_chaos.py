@@ -1,0 +1,457 @@
+"""MCP servers that die, hang, flood, lie and cling: a call ends, the next one works, and nothing stays behind."""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config.mcp import ServerDefinition
+from app.core.context import RunContext
+from app.core.errors import ToolFailed
+from app.core.messages import ToolCall
+from app.mcp.connection import Connection
+from app.mcp.servers import McpServers, open_servers
+from app.tools.toolset import Toolset
+
+ROOT = Path(__file__).parents[2]
+ROGUE = Path(__file__).with_name("rogue.py")
+SECRET = "canary-5f3a9b"
+
+
+def rogue(behaviour: str, folder: Path, **changes: Any) -> ServerDefinition:
+    """A server of rogue.py."""
+    entry = {"server_label": "rogue", "command": sys.executable, "args": [str(ROGUE), behaviour, str(folder)], **changes}
+    return ServerDefinition.model_validate(entry)
+
+
+@asynccontextmanager
+async def opened(*definitions: ServerDefinition, connect_seconds: float = 20.0) -> AsyncGenerator[McpServers, None]:
+    """The servers, being connected to."""
+    wanted = {definition.server_label for definition in definitions}
+    async with open_servers(definitions, os.environ, wanted=wanted, connect_seconds=connect_seconds, tools_seconds=3600) as servers:
+        yield servers
+
+
+@asynccontextmanager
+async def connected(definition: ServerDefinition) -> AsyncGenerator[Connection, None]:
+    """The server, connected to."""
+    async with opened(definition) as servers:
+        connection = servers[definition.server_label]
+        await until(lambda: connection.state == "ready", 30)
+        yield connection
+
+
+async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Returns once `holds` does."""
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 - what it looks at tells nobody when it changes
+            await asyncio.sleep(0.01)
+
+
+async def call(connection: Connection, name: str, text: str = "") -> str:
+    """Calls a tool, and gives its text."""
+    context = RunContext(run_id="r", agent_id="a", deadline=time.monotonic() + 30)
+    [tool] = [tool for tool in connection.tools if tool.remote.name == name]
+    async with asyncio.timeout(30):
+        return (await tool.run({"text": text}, context)).content
+
+
+def carried_out(folder: Path) -> list[str]:
+    """The calls that the server really carried out."""
+    calls = folder / "calls"
+    return calls.read_text(encoding="utf-8").split("\n")[:-1] if calls.exists() else []
+
+
+def pids(folder: Path) -> list[int]:
+    """The processes that servers started in `folder`."""
+    return [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
+
+
+def alive(folder: Path) -> list[int]:
+    """Those of them that run."""
+    return [pid for pid in pids(folder) if _runs(pid)]
+
+
+def _runs(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+async def test_a_server_killed_in_the_middle_of_a_call_fails_it_and_serves_the_next(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        before = await call(connection, "pid")
+        began = time.monotonic()
+        with pytest.raises(ToolFailed, match="not known whether it was carried out"):
+            await call(connection, "die")
+        assert time.monotonic() - began < 5
+        assert connection.error is not None
+        assert "was ended by SIGKILL" in connection.error
+        assert await call(connection, "pid") != before
+        assert (connection.status.state, connection.status.error, connection.status.restarts) == ("ready", None, 1)
+    assert [line.split()[0] for line in carried_out(tmp_path)] == ["pid", "die", "pid"]
+
+
+async def test_a_server_that_is_killed_while_nobody_calls_is_started_again(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        before = await call(connection, "pid")
+        os.kill(int(before), signal.SIGKILL)
+        await until(lambda: connection.status.restarts == 1 and connection.state == "ready")
+        assert await call(connection, "pid") != before
+
+
+async def test_a_server_that_dies_at_every_call_is_not_started_in_a_frenzy(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        for _ in range(2):
+            with pytest.raises(ToolFailed):
+                await call(connection, "die")
+        await until(lambda: connection.state in ("down", "ready"))
+        began = time.monotonic()
+        while time.monotonic() - began < 2:
+            with suppress(ToolFailed):
+                await call(connection, "die")
+            await asyncio.sleep(0.01)
+        assert len(pids(tmp_path)) <= 7
+
+
+async def test_last_words_and_code_of_a_server_that_exits_are_told_without_its_secrets(tmp_path: Path) -> None:
+    definition = rogue("exits", tmp_path, env={"ROGUE_SECRET": SECRET}, secrets=(SECRET,))
+    async with opened(definition) as servers:
+        await until(lambda: servers["rogue"].state == "down")
+        assert servers["rogue"].error == "it exited with code 3: first words | no licence for [redacted]"
+        await until(lambda: len(pids(tmp_path)) >= 2)
+    assert alive(tmp_path) == []
+
+
+async def test_what_a_server_says_on_stderr_is_logged_at_debug_under_its_label(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "app.mcp")
+    async with connected(rogue("talks-on-stderr", tmp_path, env={"ROGUE_SECRET": SECRET}, secrets=(SECRET,))):
+        await until(lambda: any(record.message == "mcp.stderr" for record in caplog.records))
+    [record] = [record for record in caplog.records if record.message == "mcp.stderr"]
+    assert (record.levelno, vars(record)["server"], vars(record)["line"]) == (logging.DEBUG, "rogue", "hello, [redacted]")
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("behaviour", ["floods-stderr", "floods-stderr-without-newlines"])
+async def test_a_flood_on_stderr_neither_fills_memory_nor_stops_the_loop(tmp_path: Path, behaviour: str) -> None:
+    async with connected(rogue(behaviour, tmp_path)) as connection:
+        before = _resident_kb()
+        spent = time.process_time()
+        lags = []
+        for number in range(100):
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            lags.append(time.monotonic() - began - 0.01)
+            if number % 10 == 0:
+                assert await call(connection, "echo", str(number)) == str(number)
+        assert _resident_kb() - before < 32 * 1024
+        assert sorted(lags)[90] < 0.2
+        assert time.process_time() - spent < 0.8
+
+
+def _resident_kb() -> int:
+    return int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[0])
+
+
+async def test_some_junk_on_stdout_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(rogue("prints-some-junk", tmp_path)) as connection:
+        assert await call(connection, "echo", "hi") == "hi"
+        assert connection.status.restarts == 0
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_server_that_prints_nothing_but_junk_is_given_up_and_told_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(rogue("prints-junk", tmp_path)) as servers:
+        await until(lambda: "that are not messages of the protocol" in (servers["rogue"].error or ""), 40)
+    assert alive(tmp_path) == []
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("behaviour", ["clings", "has-children", "has-children-and-leaves"])
+async def test_nothing_of_a_server_that_clings_to_life_is_left(tmp_path: Path, behaviour: str) -> None:
+    async with connected(rogue(behaviour, tmp_path)) as connection:
+        assert await call(connection, "echo", "hi") == "hi"
+        assert alive(tmp_path)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert alive(tmp_path) == []
+
+
+async def test_a_server_that_hangs_in_initialize_delays_nobody_and_is_down_in_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    async with opened(rogue("hangs-in-initialize", tmp_path), connect_seconds=1) as servers:
+        assert time.monotonic() - began < 0.5
+        await until(lambda: servers["rogue"].state == "down")
+        assert servers["rogue"].error == "it did not answer within 1 seconds"
+    assert alive(tmp_path) == []
+
+
+async def test_closing_does_not_wait_for_a_server_that_hangs_in_initialize(tmp_path: Path) -> None:
+    async with opened(rogue("hangs-in-initialize", tmp_path), connect_seconds=60) as servers:
+        await until(lambda: bool(pids(tmp_path)))
+        assert servers["rogue"].state == "starting"
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert alive(tmp_path) == []
+
+
+async def test_a_call_that_hangs_ends_in_time_and_is_cancelled_at_the_server(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        toolset = Toolset(connection.tools, default_timeout=0.3)
+        context = RunContext(run_id="r", agent_id="a", deadline=time.monotonic() + 30)
+        hanging = asyncio.ensure_future(toolset.execute(ToolCall("c", "rogue__hang", "{}"), context))
+        assert await call(connection, "echo", "meanwhile") == "meanwhile"
+        result = await hanging
+        assert (result.is_error, result.content) == (True, "Error: the tool did not answer within 0.3 seconds and was stopped")
+        await until((tmp_path / "cancelled").exists)
+        assert await call(connection, "echo", "after") == "after"
+        assert connection.status.restarts == 0
+
+
+async def test_a_server_that_is_stopped_fails_calls_in_time_and_serves_once_it_goes_on(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        pid = int(await call(connection, "pid"))
+        toolset = Toolset(connection.tools, default_timeout=0.3)
+        context = RunContext(run_id="r", agent_id="a", deadline=time.monotonic() + 30)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            result = await toolset.execute(ToolCall("c", "rogue__echo", '{"text": "x"}'), context)
+            assert result.is_error
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert await call(connection, "pid") == str(pid)
+
+
+async def test_twenty_calls_at_once_each_get_their_own_answer(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        answers = await asyncio.gather(*(call(connection, "later", str(number)) for number in range(20)))
+    assert answers == [str(number) for number in range(20)]
+
+
+async def test_a_lost_session_fails_all_its_calls_and_none_is_made_again(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        pid = int(await call(connection, "pid"))
+        waiting = [asyncio.ensure_future(call(connection, "hang", str(number))) for number in range(20)]
+        await until(lambda: len(carried_out(tmp_path)) == 21)
+        os.kill(pid, signal.SIGKILL)
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(result, ToolFailed) and "not known" in str(result) for result in results)
+        assert await call(connection, "echo", "after") == "after"
+    assert len(carried_out(tmp_path)) == 22
+
+
+async def test_fifty_rounds_leave_no_process_task_or_descriptor(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)):
+        pass  # what is loaded once is loaded now
+    before = _held()
+    for number in range(10):
+        async with opened(*(rogue("well", tmp_path, server_label=f"s{label}") for label in range(5))) as servers:
+            await until(lambda servers=servers: all(status.state == "ready" for status in servers.statuses), 40)  # type: ignore[misc]
+            assert await call(servers["s0"], "echo", str(number)) == str(number)
+    await until(lambda: _held() == before, 10)
+    assert (len(pids(tmp_path)), alive(tmp_path)) == (51, [])
+
+
+def _held() -> tuple[int, int, int]:
+    """How many descriptors, tasks and children there are."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split()
+    return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks()), len(children)
+
+
+HOLDER = """
+import asyncio, json, os, sys
+from app.config.mcp import ServerDefinition
+from app.mcp.servers import open_servers
+
+async def main():
+    definitions = [ServerDefinition.model_validate(entry) for entry in json.loads(sys.argv[1])]
+    labels = {definition.server_label for definition in definitions}
+    async with open_servers(definitions, os.environ, wanted=labels, connect_seconds=30, tools_seconds=3600) as servers:
+        await servers.settled(30)
+        print([status.state for status in servers.statuses], flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_no_server_outlives_a_process_of_ours_that_is_killed(tmp_path: Path) -> None:
+    behaviours = ("well", "clings", "has-children")
+    entries = [
+        {"server_label": name, "command": sys.executable, "args": [str(ROGUE), name, str(tmp_path)], "env": {"PYTHONPATH": str(ROOT)}}
+        for name in behaviours
+    ]
+    command = [sys.executable, "-c", HOLDER, json.dumps(entries)]
+    holder = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    assert holder.stdout is not None
+    assert await holder.stdout.readline() == b"['ready', 'ready', 'ready']\n"
+    assert len(alive(tmp_path)) == 4
+    holder.kill()
+    await holder.communicate()
+    await until(lambda: alive(tmp_path) == [], 20)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 0)])
+async def test_no_server_outlives_the_service(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    agent = {"agent_id": "a", "system_prompt": "x", "provider": "demo", "allowed_mcp_servers": {"well": {}, "clings": {}}}
+    (tmp_path / "agent_config.json").write_text(json.dumps([agent]), encoding="utf-8")
+    servers = {name: {"command": sys.executable, "args": [str(ROGUE), name, str(tmp_path)]} for name in ("well", "clings")}
+    (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")
+    command = [sys.executable, "-m", "app.main", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    service = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment, stderr=asyncio.subprocess.DEVNULL)
+    await until(lambda: len(alive(tmp_path)) == 2, 40)
+    service.send_signal(number)
+    async with asyncio.timeout(30):
+        assert await service.wait() == code
+    await until(lambda: alive(tmp_path) == [], 20)
+
+
+class _HttpRogue:
+    """A server over streamable HTTP at one port, that can be stopped and started again; it knows the sessions it gave out itself."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self.calls: list[str] = []
+        self.silent = False
+        self._server: asyncio.Server | None = None
+        self._sessions: set[str] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def definition(self) -> ServerDefinition:
+        """It, as a server of mcp.json."""
+        return ServerDefinition(server_label="rogue", server_url=f"http://127.0.0.1:{self.port}/mcp")
+
+    async def start(self) -> None:
+        """Listens, with no memory of earlier sessions."""
+        self._sessions = set()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        """Closes everything."""
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
+                body = await reader.readexactly(int(length[1]) if length else 0)
+                if self.silent:
+                    await asyncio.sleep(600)
+                status, headers, answer = await self._answered(head, json.loads(body) if body else {})
+                text = json.dumps(answer) if answer is not None else ""
+                lines = [f"HTTP/1.1 {status}", "content-type: application/json", f"content-length: {len(text)}", *headers]
+                writer.write("\r\n".join((*lines, "", text)).encode())
+        self._writers.discard(writer)
+        writer.close()
+
+    async def _answered(self, head: str, request: dict[str, Any]) -> tuple[str, list[str], dict[str, Any] | None]:
+        session = re.search(r"mcp-session-id: (\w+)", head, re.IGNORECASE)
+        method = request.get("method", "")
+        if not head.startswith("POST"):
+            return "405 Method Not Allowed", [], None
+        result: dict[str, Any] = {}
+        headers = []
+        if method == "initialize":
+            name = f"session{time.monotonic_ns()}"
+            self._sessions.add(name)
+            headers = [f"mcp-session-id: {name}"]
+            result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "rogue", "version": "1"}}
+        elif method == "server/discover":
+            return "200 OK", [], {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32601, "message": "Method not found"}}
+        elif session is None or session[1] not in self._sessions:
+            return "404 Not Found", [], None
+        elif "id" not in request:
+            return "202 Accepted", [], None
+        elif method == "tools/list":
+            result = {"tools": [{"name": name, "inputSchema": {"type": "object", "properties": {}}} for name in ("echo", "later")]}
+        elif method == "tools/call":
+            text = request["params"]["arguments"].get("text", "")
+            self.calls.append(text)
+            if request["params"]["name"] == "later":
+                await asyncio.sleep(max(0.0, 0.2 - 0.01 * int(text)))
+            result = {"content": [{"type": "text", "text": text}]}
+        return "200 OK", headers, {"jsonrpc": "2.0", "id": request["id"], "result": result}
+
+
+@pytest.fixture
+async def http_rogue() -> AsyncGenerator[_HttpRogue, None]:
+    """One that runs."""
+    server = _HttpRogue()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def test_an_http_server_restarted_between_calls_serves_the_next_one_once(http_rogue: _HttpRogue) -> None:
+    async with connected(http_rogue.definition) as connection:
+        assert await call(connection, "echo", "one") == "one"
+        await http_rogue.stop()
+        await http_rogue.start()
+        assert await call(connection, "echo", "two") == "two"
+        assert connection.status.restarts == 1
+    assert http_rogue.calls == ["one", "two"]
+
+
+async def test_an_http_server_that_is_gone_fails_calls_at_once_and_comes_back_by_itself(http_rogue: _HttpRogue) -> None:
+    async with connected(http_rogue.definition) as connection:
+        await http_rogue.stop()
+        with pytest.raises(ToolFailed, match="not available"):
+            await call(connection, "echo", "one")
+        await until(lambda: connection.state == "down")
+        began = time.monotonic()
+        with pytest.raises(ToolFailed, match="not available"):
+            await call(connection, "echo", "two")
+        assert time.monotonic() - began < 0.5
+        assert connection.error is not None
+        assert connection.error.startswith("it cannot be reached")
+        await http_rogue.start()
+        await until(lambda: connection.state == "ready", 30)
+        assert await call(connection, "echo", "three") == "three"
+    assert http_rogue.calls == ["three"]
+
+
+async def test_an_http_server_that_accepts_and_never_answers_is_down_in_time(http_rogue: _HttpRogue) -> None:
+    http_rogue.silent = True
+    async with opened(http_rogue.definition, connect_seconds=1) as servers:
+        await until(lambda: servers["rogue"].state == "down")
+        assert servers["rogue"].error == "it did not answer within 1 seconds"
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+
+
+async def test_twenty_calls_at_once_over_http_each_get_their_own_answer(http_rogue: _HttpRogue) -> None:
+    async with connected(http_rogue.definition) as connection:
+        answers = await asyncio.gather(*(call(connection, "later", str(number)) for number in range(20)))
+    assert answers == [str(number) for number in range(20)]
+
+
+async def test_fifty_rounds_over_http_leave_no_task_or_descriptor(http_rogue: _HttpRogue) -> None:
+    async with connected(http_rogue.definition):
+        pass
+    await until(lambda: not http_rogue._writers)
+    before = _held()
+    for number in range(50):
+        async with connected(http_rogue.definition) as connection:
+            assert await call(connection, "echo", str(number)) == str(number)
+    await until(lambda: not http_rogue._writers and _held() == before, 10)

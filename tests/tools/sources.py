@@ -1,0 +1,38 @@
+"""Tools and sources of tools for the tests of what is put round them."""
+
+import time
+
+from app.core.context import RunContext
+from app.core.messages import ToolSpec
+from app.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
+
+CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 600)
+
+
+class Counting:
+    """A tool that answers with how often it ran; `output` or `error` stand in for that."""
+
+    timeout: float | None = 7.0
+    parallel = False
+    max_output = DEFAULT_MAX_OUTPUT + 1
+
+    def __init__(self, name: str) -> None:
+        self.spec = ToolSpec(name, f"Counts {name}.", {"type": "object"})
+        self.runs = 0
+        self.output: ToolOutput | None = None
+        self.error: Exception | None = None
+
+    async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        """Counts."""
+        self.runs += 1
+        if self.error is not None:
+            raise self.error
+        return self.output or ToolOutput(str(self.runs))
+
+
+class Source:
+    """A source whose tools and words are set by the test."""
+
+    def __init__(self, *tools: Tool, unavailable: str = "") -> None:
+        self.tools: tuple[Tool, ...] = tools
+        self.unavailable = unavailable
