@@ -29,6 +29,9 @@ EXIT_CONFIGURATION = 2
 CONNECT_GRACE = 5.0
 """How much longer than MCP_CONNECT_TIMEOUT `check --connect` waits for the servers."""
 
+MANY_TOOLS = 128
+"""What OpenAI takes in one request."""
+
 LAST_WORDS_SECONDS = 3
 """How long requests that are cancelled at the end have to tell their callers."""
 
@@ -246,10 +249,17 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
     for label, tools in offered.items():
         click.echo(f"{label}: {', '.join(tools) or 'no tools'}")
     for agent in configuration.agents:
+        total = len(agent.allowed_regular_tools)
         for label, allowed in agent.allowed_mcp_servers.items():
+            if label not in offered:
+                continue
             named = {*(allowed.allowed_mcp_tools or ()), *allowed.cached_mcp_tools}
-            for name in sorted(named - set(offered[label])) if label in offered else ():
+            for name in sorted(named - set(offered[label])):
                 click.echo(f"warning: agent {agent.agent_id}: {label} has no tool {name!r}. {nearest(name, offered[label])}")
+            total += len(offered[label] if allowed.allowed_mcp_tools is None else set(allowed.allowed_mcp_tools) & set(offered[label]))
+        if total > MANY_TOOLS:
+            remedy = "Name those that it needs in allowed_mcp_tools"
+            click.echo(f"warning: agent {agent.agent_id}: it has {total} tools, and OpenAI takes {MANY_TOOLS}. {remedy}")
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

@@ -345,6 +345,15 @@ def test_check_connect_succeeds_when_every_server_is_ready_or_off_and_warns_of_t
     ]
 
 
+def test_check_connect_warns_of_more_tools_than_a_provider_takes(tmp_path: Path) -> None:
+    many = {"server_label": "many", "command": sys.executable, "args": [str(ROOT / "tests" / "mcp" / "rogue.py"), "offers-much"]}
+    done = run(tmp_path, "check", "--connect", **configure(tmp_path, many, many={}))
+    assert done.returncode == 0
+    assert re.search(r"warning: agent \w+: it has 20\d tools, and OpenAI takes 128", done.stdout)
+    done = run(tmp_path, "check", "--connect", **configure(tmp_path, many, many={"allowed_mcp_tools": ["echo"]}))
+    assert "OpenAI takes" not in done.stdout
+
+
 def test_check_connect_without_servers_says_so(tmp_path: Path) -> None:
     done = run(tmp_path, "check", "--connect")
     assert done.returncode == 0

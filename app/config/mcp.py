@@ -32,6 +32,7 @@ _TRANSPORTS: dict[object, Transport] = {
 }
 _PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
 _HEADER_NAME = re.compile(r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+_NAMES_A_SECRET = re.compile(r"(?i)auth|key|token|secret|password|cookie")
 _LITERAL = frozenset({"server_label", "require_approval"})
 
 
@@ -40,7 +41,7 @@ class ServerDefinition(BaseModel):
 
     It has either a `server_url` or a `command`. `transport` is None where a server at a `server_url` is asked what it speaks. `missing`
     are the variables that it names and that are not set: such a server is off, and its fields hold nothing of it. `secrets` are the
-    values that its variables took, to be kept out of every message.
+    values that its variables took and the credentials that it names itself, to be kept out of every message.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -245,7 +246,7 @@ def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple
         for place in _placeholders(entry.get(field)) - {f"${{{name}}}" for name in {*used, *missing}}:
             problem = f"{place} is not a variable that is filled in here"
             faults.append(Fault(file="", field=field, problem=problem, remedy="Write ${NAME}, with the name of an environment variable"))
-    secrets = sorted({value for value in used.values() if len(value) >= MIN_SECRET}, key=len, reverse=True)
+    secrets = sorted({value for value in (*used.values(), *_written_secrets(expanded)) if len(value) >= MIN_SECRET}, key=len, reverse=True)
     try:
         if not missing:
             return ServerDefinition.model_validate({**expanded, "secrets": tuple(secrets)}), faults
@@ -267,6 +268,15 @@ def _filled_in(value: Any) -> Any:
     if isinstance(value, list):
         return [_filled_in(item) for item in value]
     return value
+
+
+def _written_secrets(entry: Mapping[str, object]) -> Iterator[str]:
+    """Credentials that stand in the file itself, by the names of their headers and variables; of `Bearer KEY` the key."""
+    for field in ("header", "env"):
+        values = entry.get(field)
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if _NAMES_A_SECRET.search(str(name)) and isinstance(value, str) and value.strip():
+                yield value.split()[-1]
 
 
 class _Watched(Mapping[str, str]):

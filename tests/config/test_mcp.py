@@ -107,6 +107,12 @@ def test_what_variables_held_is_remembered_as_secret_and_never_shown(tmp_path: P
     assert "secrets" not in repr(definition)
 
 
+def test_credentials_that_stand_in_the_file_are_secrets_too(tmp_path: Path) -> None:
+    http = one(tmp_path, {"server_url": "https://x", "header": {"Authorization": f"Bearer {SECRET}", "Accept-Language": "german"}})
+    stdio = one(tmp_path, {"command": "x", "env": {"GITHUB_TOKEN": SECRET, "LANGUAGE": "german"}})
+    assert http.secrets == stdio.secrets == (SECRET,)
+
+
 @pytest.mark.parametrize("placeholder", ["${env:TOKEN}", "${TOKEN:-default}", "${}", "${input:token}"])
 def test_a_placeholder_of_another_kind_is_a_fault_and_never_sent(tmp_path: Path, placeholder: str) -> None:
     for entry in ({"server_url": f"https://x/{placeholder}"}, {"server_url": "https://x", "header": {"A": placeholder}}):

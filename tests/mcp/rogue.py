@@ -18,7 +18,7 @@ BEHAVIOUR = sys.argv[1]
 FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else None
 TOOLS = [
     {"name": name, "description": name, "inputSchema": {"type": "object", "properties": {"text": {"type": "string"}}}}
-    for name in ("echo", "die", "hang", "later", "pid")
+    for name in ("echo", "die", "hang", "later", "pid", *(f"tool_{number}" for number in range(200 if BEHAVIOUR == "offers-much" else 0)))
 ]
 lock = threading.Lock()
 
