@@ -82,10 +82,10 @@ def _size(base64: str) -> int:
 def _is_said(structured: Any, texts: list[str]) -> bool:
     """Whether `texts` hold what `structured` holds, which servers send for hosts that read text only.
 
-    A value that is no object is wrapped as `result` by servers, and a list is sent as one text for each entry.
+    A value that is no object is wrapped in one by servers, as `result` or `content`, and a list is sent as one text for each entry.
     """
     values = [_parsed(text) for text in texts]
-    whole = [structured, structured["result"]] if isinstance(structured, dict) and structured.keys() == {"result"} else [structured]
+    whole = [structured, *structured.values()] if isinstance(structured, dict) and len(structured) == 1 else [structured]
     return any(candidate in values or candidate in texts or candidate in (values, texts) for candidate in whole)
 
 

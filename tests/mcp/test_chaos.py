@@ -9,20 +9,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.config.mcp import ServerDefinition
-from app.core.context import RunContext
 from app.core.errors import ToolFailed
 from app.core.messages import ToolCall
-from app.mcp.connection import Connection
-from app.mcp.servers import McpServers, open_servers
 from app.tools.toolset import Toolset
+from tests.mcp.opened import call, connected, context, opened, until
 
 ROOT = Path(__file__).parents[2]
 ROGUE = Path(__file__).with_name("rogue.py")
@@ -33,38 +31,6 @@ def rogue(behaviour: str, folder: Path, **changes: Any) -> ServerDefinition:
     """A server of rogue.py."""
     entry = {"server_label": "rogue", "command": sys.executable, "args": [str(ROGUE), behaviour, str(folder)], **changes}
     return ServerDefinition.model_validate(entry)
-
-
-@asynccontextmanager
-async def opened(*definitions: ServerDefinition, connect_seconds: float = 20.0) -> AsyncGenerator[McpServers, None]:
-    """The servers, being connected to."""
-    wanted = {definition.server_label for definition in definitions}
-    async with open_servers(definitions, os.environ, wanted=wanted, connect_seconds=connect_seconds, tools_seconds=3600) as servers:
-        yield servers
-
-
-@asynccontextmanager
-async def connected(definition: ServerDefinition) -> AsyncGenerator[Connection, None]:
-    """The server, connected to."""
-    async with opened(definition) as servers:
-        connection = servers[definition.server_label]
-        await until(lambda: connection.state == "ready", 30)
-        yield connection
-
-
-async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Returns once `holds` does."""
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110 - what it looks at tells nobody when it changes
-            await asyncio.sleep(0.01)
-
-
-async def call(connection: Connection, name: str, text: str = "") -> str:
-    """Calls a tool, and gives its text."""
-    context = RunContext(run_id="r", agent_id="a", deadline=time.monotonic() + 30)
-    [tool] = [tool for tool in connection.tools if tool.remote.name == name]
-    async with asyncio.timeout(30):
-        return (await tool.run({"text": text}, context)).content
 
 
 def carried_out(folder: Path) -> list[str]:
@@ -209,8 +175,7 @@ async def test_closing_does_not_wait_for_a_server_that_hangs_in_initialize(tmp_p
 async def test_a_call_that_hangs_ends_in_time_and_is_cancelled_at_the_server(tmp_path: Path) -> None:
     async with connected(rogue("well", tmp_path)) as connection:
         toolset = Toolset(connection.tools, default_timeout=0.3)
-        context = RunContext(run_id="r", agent_id="a", deadline=time.monotonic() + 30)
-        hanging = asyncio.ensure_future(toolset.execute(ToolCall("c", "rogue__hang", "{}"), context))
+        hanging = asyncio.ensure_future(toolset.execute(ToolCall("c", "rogue__hang", "{}"), context()))
         assert await call(connection, "echo", "meanwhile") == "meanwhile"
         result = await hanging
         assert (result.is_error, result.content) == (True, "Error: the tool did not answer within 0.3 seconds and was stopped")
@@ -223,10 +188,9 @@ async def test_a_server_that_is_stopped_fails_calls_in_time_and_serves_once_it_g
     async with connected(rogue("well", tmp_path)) as connection:
         pid = int(await call(connection, "pid"))
         toolset = Toolset(connection.tools, default_timeout=0.3)
-        context = RunContext(run_id="r", agent_id="a", deadline=time.monotonic() + 30)
         os.kill(pid, signal.SIGSTOP)
         try:
-            result = await toolset.execute(ToolCall("c", "rogue__echo", '{"text": "x"}'), context)
+            result = await toolset.execute(ToolCall("c", "rogue__echo", '{"text": "x"}'), context())
             assert result.is_error
         finally:
             os.kill(pid, signal.SIGCONT)

@@ -1,0 +1,30 @@
+"""What the tests of MCP need of the machine: node, and the servers that are written for it."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).with_name("npm")
+
+
+@pytest.fixture(scope="session")
+def node_servers() -> Path:
+    """The folder of the npm packages of tests/mcp/npm, installed as package-lock.json says."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        problem = "node and npm are needed to test MCP servers that are written for them"
+        if os.environ.get("CI"):
+            pytest.fail(problem)
+        pytest.skip(problem)
+    modules = FOLDER / "node_modules"
+    installed, locked = modules / ".installed", hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
+    if not installed.exists() or installed.read_text(encoding="ascii") != locked:
+        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=150)
+        assert done.returncode == 0, done.stderr
+        installed.write_text(locked, encoding="ascii")
+    return modules / "@modelcontextprotocol"

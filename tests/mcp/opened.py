@@ -1,0 +1,55 @@
+"""MCP servers opened as the service opens them, for tests against real ones."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+from app.config.mcp import ServerDefinition
+from app.core.context import RunContext
+from app.mcp.connection import Connection
+from app.mcp.servers import McpServers, open_servers
+from app.tools.base import ToolOutput
+
+
+def context(seconds: float = 30.0) -> RunContext:
+    """The circumstances of a run that may take `seconds`."""
+    return RunContext(run_id="r", agent_id="a", deadline=time.monotonic() + seconds)
+
+
+@asynccontextmanager
+async def opened(*definitions: ServerDefinition, connect_seconds: float = 20.0) -> AsyncGenerator[McpServers, None]:
+    """The servers, being connected to."""
+    wanted = {definition.server_label for definition in definitions}
+    async with open_servers(definitions, os.environ, wanted=wanted, connect_seconds=connect_seconds, tools_seconds=3600) as servers:
+        yield servers
+
+
+@asynccontextmanager
+async def connected(definition: ServerDefinition) -> AsyncGenerator[Connection, None]:
+    """The server, connected to."""
+    async with opened(definition) as servers:
+        connection = servers[definition.server_label]
+        await until(lambda: connection.state != "starting", 40)
+        assert connection.state == "ready", connection.error
+        yield connection
+
+
+async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Returns once `holds` does."""
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 - what it looks at tells nobody when it changes
+            await asyncio.sleep(0.01)
+
+
+async def run(connection: Connection, name: str, around: RunContext | None = None, **arguments: object) -> ToolOutput:
+    """Runs the tool that its server calls `name`."""
+    [tool] = [tool for tool in connection.tools if tool.remote.name == name]
+    async with asyncio.timeout(30):
+        return await tool.run(arguments, around or context())
+
+
+async def call(connection: Connection, name: str, text: str = "") -> str:
+    """Runs a tool of rogue.py or its like on `text`, and gives its text."""
+    return (await run(connection, name, text=text)).content

@@ -1,0 +1,53 @@
+"""Servers that others wrote in Python, run as commands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.config.mcp import ServerDefinition
+from app.core.errors import ToolFailed
+from tests.mcp.opened import connected, run
+from tests.upstream import Upstream, reply
+
+
+def python_server(module: str, *arguments: str) -> ServerDefinition:
+    """The server that `module` is."""
+    entry = {"server_label": "server", "command": sys.executable, "args": ["-m", module, *arguments]}
+    return ServerDefinition.model_validate(entry)
+
+
+async def test_mcp_server_time_tells_the_time() -> None:
+    async with connected(python_server("mcp_server_time", "--local-timezone", "Europe/Paris")) as server:
+        assert [tool.remote.name for tool in server.tools] == ["get_current_time", "convert_time"]
+        converted = await run(server, "convert_time", source_timezone="Asia/Tokyo", time="09:30", target_timezone="UTC")
+        assert "T00:30:00+00:00" in converted.content
+        with pytest.raises(ToolFailed, match="Mars"):
+            await run(server, "get_current_time", timezone="Mars")
+
+
+async def test_mcp_server_git_reads_and_writes_a_repository(tmp_path: Path) -> None:
+    for command in (["init", "--quiet"], ["config", "user.name", "Ada"], ["config", "user.email", "ada@example.org"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)  # noqa: ASYNC221
+    (tmp_path / "poem.txt").write_text("roses are red\n", encoding="utf-8")
+    async with connected(python_server("mcp_server_git", "--repository", str(tmp_path))) as server:
+        assert "poem.txt" in (await run(server, "git_status", repo_path=str(tmp_path))).content
+        await run(server, "git_add", repo_path=str(tmp_path), files=["poem.txt"])
+        await run(server, "git_commit", repo_path=str(tmp_path), message="Add a poem")
+        assert "Add a poem" in (await run(server, "git_log", repo_path=str(tmp_path))).content
+        with pytest.raises(ToolFailed):
+            await run(server, "git_status", repo_path=str(tmp_path.parent))
+    log = subprocess.run(["git", "log", "--format=%an %s"], cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: ASYNC221
+    assert log.stdout == "Ada Add a poem\n"
+
+
+async def test_mcp_server_fetch_reads_a_page() -> None:
+    page = reply(body=b"<html><body><h1>Roses</h1><p>They are red.</p></body></html>", content_type="text/html")
+    async with (
+        Upstream(page) as site,
+        connected(python_server("mcp_server_fetch", "--allow-private-ips", "--ignore-robots-txt")) as server,
+    ):
+        fetched = await run(server, "fetch", url=f"{site.url}/roses")
+        assert "They are red." in fetched.content
+        assert [request.path for request in site.requests] == ["/roses"]

@@ -1,0 +1,98 @@
+"""What a model gets to read of what a tool returned."""
+
+from typing import Any
+
+import pytest
+from mcp_types import (
+    AudioContent,
+    BlobResourceContents,
+    CallToolResult,
+    EmbeddedResource,
+    ImageContent,
+    ResourceLink,
+    TextContent,
+    TextResourceContents,
+)
+
+from app.core.errors import ToolFailed
+from app.mcp import results
+from app.mcp.results import output_of
+
+PNG = "iVBORw0KGgo="
+
+
+def text(content: str) -> TextContent:
+    return TextContent(text=content)
+
+
+def of(*blocks: Any, structured: Any = None, is_error: bool = False) -> str:
+    """The text of a result with these parts."""
+    return output_of(CallToolResult(content=list(blocks), structured_content=structured, is_error=is_error)).content
+
+
+def test_texts_are_joined() -> None:
+    assert of(text("one"), text(""), text("two")) == "one\n\ntwo"
+    assert of() == ""
+
+
+def test_images_go_beside_the_text() -> None:
+    blob = EmbeddedResource(resource=BlobResourceContents(uri="file:///a.png", mime_type="image/png", blob=PNG))
+    output = output_of(CallToolResult(content=[text("look"), ImageContent(data=PNG, mime_type="image/jpeg"), blob]))
+    assert output.content == "look"
+    assert [image.url for image in output.images] == [f"data:image/jpeg;base64,{PNG}", f"data:image/png;base64,{PNG}"]
+
+
+def test_an_image_that_is_too_large_is_left_out_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "MAX_IMAGE_BYTES", 30)
+    output = output_of(CallToolResult(content=[ImageContent(data=PNG, mime_type="image/png")]))
+    assert (output.content, output.images) == ("[an image of 34 bytes, too large to be shown]", ())
+
+
+@pytest.mark.parametrize(
+    ("block", "shown"),
+    [
+        (AudioContent(data="AAAA", mime_type="audio/wav"), "[a sound (audio/wav, 3 bytes), which cannot be shown]"),
+        (ResourceLink(name="a", uri="https://x/a"), "[a](https://x/a)"),
+        (ResourceLink(name="a", title="A", description="The first.", uri="https://x/a"), "[A](https://x/a): The first."),
+        (EmbeddedResource(resource=TextResourceContents(uri="file:///a.txt", text="hi")), "file:///a.txt:\nhi"),
+        (
+            EmbeddedResource(resource=BlobResourceContents(uri="file:///a.zip", mime_type="application/zip", blob="AAAA")),
+            "[file:///a.zip: a file (application/zip, 3 bytes), which cannot be shown]",
+        ),
+        (
+            EmbeddedResource(resource=BlobResourceContents(uri="file:///a", blob="AAAA")),
+            "[file:///a: a file (of unknown type, 3 bytes), which cannot be shown]",
+        ),
+    ],
+    ids=["sound", "link", "link with all", "text", "file", "file of unknown type"],
+)
+def test_anything_else_is_named(block: Any, shown: str) -> None:
+    assert of(block) == shown
+
+
+@pytest.mark.parametrize(
+    ("blocks", "structured"),
+    [
+        ([text('{"a": 1,\n "b": [2]}')], {"b": [2], "a": 1}),
+        ([text("42")], {"result": 42}),
+        ([text("hello")], {"result": "hello"}),
+        ([text("häuser")], {"content": "häuser"}),
+        ([text("one"), text("two")], {"result": ["one", "two"]}),
+        ([text('{"a": 1}'), text('{"a": 2}')], {"result": [{"a": 1}, {"a": 2}]}),
+        ([text("note"), text('{"a": 1}')], {"a": 1}),
+    ],
+)
+def test_structured_content_that_the_text_says_already_is_not_said_twice(blocks: list[TextContent], structured: Any) -> None:
+    assert of(*blocks, structured=structured) == "\n\n".join(block.text for block in blocks)
+
+
+def test_structured_content_that_says_more_is_added_as_json() -> None:
+    assert of(structured={"städte": ["Köln"]}) == '{"städte": ["Köln"]}'
+    assert of(text("Found 1 city."), structured={"cities": ["Köln"]}) == 'Found 1 city.\n\n{"cities": ["Köln"]}'
+
+
+def test_an_error_is_told_in_the_tools_own_words() -> None:
+    with pytest.raises(ToolFailed, match=r"^no such file$"):
+        of(text("no such file"), is_error=True)
+    with pytest.raises(ToolFailed, match="did not say why"):
+        of(is_error=True)
