@@ -247,6 +247,9 @@ class _Session:
     def _words(self, error: Exception) -> str:
         root = _root(error)
         words = root.error.message if isinstance(root, MCPError) else str(root).strip()
+        if isinstance(root, ValidationError):  # whose own words show what was sent
+            first = root.errors(include_url=False, include_input=False)[0]
+            words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         return words_of(words or type(root).__name__, self._definition)
 
 

@@ -16,10 +16,19 @@ from typing import Any
 
 BEHAVIOUR = sys.argv[1]
 FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-TOOLS = [
-    {"name": name, "description": name, "inputSchema": {"type": "object", "properties": {"text": {"type": "string"}}}}
-    for name in ("echo", "die", "hang", "later", "pid", *(f"tool_{number}" for number in range(200 if BEHAVIOUR == "offers-much" else 0)))
-]
+NAMES = ["echo", "die", "hang", "later", "pid", "half", "ask"]
+if BEHAVIOUR == "offers-much":
+    NAMES += [f"tool_{number}" for number in range(200)]
+SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
+TOOLS = [{"name": name, "description": name, "inputSchema": SCHEMA} for name in NAMES]
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "elicitation/create": {"message": "Who?", "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}}},
+    "sampling/createMessage": {"messages": [{"role": "user", "content": {"type": "text", "text": "Who?"}}], "maxTokens": 5},
+    "roots/list": {},
+}
+asked_by: list[dict[str, Any]] = []
+"""Calls that wait for the host's answer to a question."""
+
 lock = threading.Lock()
 
 
@@ -51,6 +60,11 @@ def call(request: dict[str, Any]) -> None:
             answer(request, text)
         case "pid":
             answer(request, str(os.getpid()))
+        case "half":
+            answer(request, "a\ud800b")
+        case "ask":
+            send({"id": "question", "method": text, "params": QUESTIONS[text]})
+            asked_by.append(request)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "later":
@@ -64,6 +78,9 @@ def serve() -> None:
     """Answers until standard input ends."""
     for line in sys.stdin:
         request = json.loads(line)
+        if request.get("id") == "question":
+            answer(asked_by.pop(), line)
+            continue
         match request.get("method"):
             case "initialize":
                 if BEHAVIOUR == "hangs-in-initialize":

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -20,6 +19,7 @@ from app.config.mcp import ServerDefinition
 from app.core.errors import ToolFailed
 from app.core.messages import ToolCall
 from app.tools.toolset import Toolset
+from tests.mcp.http_rogue import HttpRogue
 from tests.mcp.opened import call, connected, context, opened, until
 
 ROOT = Path(__file__).parents[2]
@@ -282,92 +282,16 @@ async def test_no_server_outlives_the_service(tmp_path: Path, number: signal.Sig
     await until(lambda: alive(tmp_path) == [], 20)
 
 
-class _HttpRogue:
-    """A server over streamable HTTP at one port, that can be stopped and started again; it knows the sessions it gave out itself."""
-
-    def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
-        self.calls: list[str] = []
-        self.silent = False
-        self._server: asyncio.Server | None = None
-        self._sessions: set[str] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    @property
-    def definition(self) -> ServerDefinition:
-        """It, as a server of mcp.json."""
-        return ServerDefinition(server_label="rogue", server_url=f"http://127.0.0.1:{self.port}/mcp")
-
-    async def start(self) -> None:
-        """Listens, with no memory of earlier sessions."""
-        self._sessions = set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-
-    async def stop(self) -> None:
-        """Closes everything."""
-        assert self._server is not None
-        self._server.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                length = re.search(r"content-length: (\d+)", head, re.IGNORECASE)
-                body = await reader.readexactly(int(length[1]) if length else 0)
-                if self.silent:
-                    await asyncio.sleep(600)
-                status, headers, answer = await self._answered(head, json.loads(body) if body else {})
-                text = json.dumps(answer) if answer is not None else ""
-                lines = [f"HTTP/1.1 {status}", "content-type: application/json", f"content-length: {len(text)}", *headers]
-                writer.write("\r\n".join((*lines, "", text)).encode())
-        self._writers.discard(writer)
-        writer.close()
-
-    async def _answered(self, head: str, request: dict[str, Any]) -> tuple[str, list[str], dict[str, Any] | None]:
-        session = re.search(r"mcp-session-id: (\w+)", head, re.IGNORECASE)
-        method = request.get("method", "")
-        if not head.startswith("POST"):
-            return "405 Method Not Allowed", [], None
-        result: dict[str, Any] = {}
-        headers = []
-        if method == "initialize":
-            name = f"session{time.monotonic_ns()}"
-            self._sessions.add(name)
-            headers = [f"mcp-session-id: {name}"]
-            result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "rogue", "version": "1"}}
-        elif method == "server/discover":
-            return "200 OK", [], {"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32601, "message": "Method not found"}}
-        elif session is None or session[1] not in self._sessions:
-            return "404 Not Found", [], None
-        elif "id" not in request:
-            return "202 Accepted", [], None
-        elif method == "tools/list":
-            result = {"tools": [{"name": name, "inputSchema": {"type": "object", "properties": {}}} for name in ("echo", "later")]}
-        elif method == "tools/call":
-            text = request["params"]["arguments"].get("text", "")
-            self.calls.append(text)
-            if request["params"]["name"] == "later":
-                await asyncio.sleep(max(0.0, 0.2 - 0.01 * int(text)))
-            result = {"content": [{"type": "text", "text": text}]}
-        return "200 OK", headers, {"jsonrpc": "2.0", "id": request["id"], "result": result}
-
-
 @pytest.fixture
-async def http_rogue() -> AsyncGenerator[_HttpRogue, None]:
+async def http_rogue() -> AsyncGenerator[HttpRogue, None]:
     """One that runs."""
-    server = _HttpRogue()
+    server = HttpRogue()
     await server.start()
     yield server
     await server.stop()
 
 
-async def test_an_http_server_restarted_between_calls_serves_the_next_one_once(http_rogue: _HttpRogue) -> None:
+async def test_an_http_server_restarted_between_calls_serves_the_next_one_once(http_rogue: HttpRogue) -> None:
     async with connected(http_rogue.definition) as connection:
         assert await call(connection, "echo", "one") == "one"
         await http_rogue.stop()
@@ -377,7 +301,7 @@ async def test_an_http_server_restarted_between_calls_serves_the_next_one_once(h
     assert http_rogue.calls == ["one", "two"]
 
 
-async def test_an_http_server_that_is_gone_fails_calls_at_once_and_comes_back_by_itself(http_rogue: _HttpRogue) -> None:
+async def test_an_http_server_that_is_gone_fails_calls_at_once_and_comes_back_by_itself(http_rogue: HttpRogue) -> None:
     async with connected(http_rogue.definition) as connection:
         await http_rogue.stop()
         with pytest.raises(ToolFailed, match="not available"):
@@ -395,7 +319,7 @@ async def test_an_http_server_that_is_gone_fails_calls_at_once_and_comes_back_by
     assert http_rogue.calls == ["three"]
 
 
-async def test_an_http_server_that_accepts_and_never_answers_is_down_in_time(http_rogue: _HttpRogue) -> None:
+async def test_an_http_server_that_accepts_and_never_answers_is_down_in_time(http_rogue: HttpRogue) -> None:
     http_rogue.silent = True
     async with opened(http_rogue.definition, connect_seconds=1) as servers:
         await until(lambda: servers["rogue"].state == "down")
@@ -404,18 +328,18 @@ async def test_an_http_server_that_accepts_and_never_answers_is_down_in_time(htt
     assert time.monotonic() - began < 10
 
 
-async def test_twenty_calls_at_once_over_http_each_get_their_own_answer(http_rogue: _HttpRogue) -> None:
+async def test_twenty_calls_at_once_over_http_each_get_their_own_answer(http_rogue: HttpRogue) -> None:
     async with connected(http_rogue.definition) as connection:
         answers = await asyncio.gather(*(call(connection, "later", str(number)) for number in range(20)))
     assert answers == [str(number) for number in range(20)]
 
 
-async def test_fifty_rounds_over_http_leave_no_task_or_descriptor(http_rogue: _HttpRogue) -> None:
+async def test_fifty_rounds_over_http_leave_no_task_or_descriptor(http_rogue: HttpRogue) -> None:
     async with connected(http_rogue.definition):
         pass
-    await until(lambda: not http_rogue._writers)
+    await until(lambda: not http_rogue.connections)
     before = _held()
     for number in range(50):
         async with connected(http_rogue.definition) as connection:
             assert await call(connection, "echo", str(number)) == str(number)
-    await until(lambda: not http_rogue._writers and _held() == before, 10)
+    await until(lambda: not http_rogue.connections and _held() == before, 10)

@@ -1,0 +1,322 @@
+"""Sessions with servers: what is passed on, what is refused, what is repaired, and what never comes out."""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import mcp_types
+import pytest
+from mcp.server.mcpserver import Context, MCPServer
+from pydantic import BaseModel, Field
+
+from app.config.mcp import ServerDefinition, read_servers
+from app.core.errors import ToolFailed
+from app.core.messages import ToolCall, ToolResult
+from app.mcp import connection as module
+from app.mcp.connection import Connection
+from app.tools.toolset import Toolset
+from tests.mcp.http_rogue import HttpRogue
+from tests.mcp.opened import call, connected, context, opened, run, until
+from tests.service import serving
+
+SECRET = "canary-77aa31"
+
+
+@pytest.fixture
+async def rogue() -> AsyncGenerator[HttpRogue, None]:
+    """A server that runs."""
+    server = HttpRogue()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@asynccontextmanager
+async def served(server: MCPServer[Any]) -> AsyncGenerator[Connection, None]:
+    """A server of the library, connected to; it speaks the protocol of 2026."""
+    async with (
+        serving(server.streamable_http_app()) as address,
+        connected(ServerDefinition(server_label="server", server_url=f"{address}/mcp")) as connection,
+    ):
+        yield connection
+
+
+async def executed(connection: Connection, name: str, arguments: str, timeout: float = 20) -> ToolResult:
+    """What the loop gets of a call of the tool that models know by `name`."""
+    return await Toolset(connection.tools, default_timeout=timeout).execute(ToolCall("c", name, arguments), context())
+
+
+# Tools
+
+
+async def test_tools_that_appear_later_are_offered_once_the_server_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFRESH_PAUSE", 0.01)
+    server: MCPServer[Any] = MCPServer("server")
+
+    @server.tool()
+    async def learn(ctx: Context[Any, Any]) -> str:
+        server.add_tool(lambda: "sung", name="sing", description="Sings.")
+        await ctx.notify_tools_changed()
+        return "learnt"
+
+    async with served(server) as connection:
+        await asyncio.sleep(0.2)  # the subscription is asked for once the session is there
+        assert (await run(connection, "learn")).content == "learnt"
+        await until(lambda: [tool.remote.name for tool in connection.tools] == ["learn", "sing"])
+        assert (await run(connection, "sing")).content == "sung"
+
+
+async def test_schemas_are_passed_on_as_they_are(rogue: HttpRogue) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}]}, "b": {"enum": [1, "x", None]}},
+        "$defs": {"A": {"type": "object", "additionalProperties": False}},
+        "required": ["a"],
+        "x-own": {"deep": [1.5]},
+    }
+    rogue.tools = [{"name": "a", "title": "T", "inputSchema": schema}, {"name": "b", "description": "B", "inputSchema": {"type": "object"}}]
+    async with connected(rogue.definition) as connection:
+        a, b = (tool.spec for tool in connection.tools)
+    assert (a.name, a.description, a.parameters) == ("rogue__a", "T", schema)
+    assert (b.description, b.parameters) == ("B", {"type": "object", "properties": {}})
+
+
+async def test_a_list_that_breaks_the_protocol_is_told_with_its_place(rogue: HttpRogue) -> None:
+    rogue.tools = [{"name": "a", "inputSchema": {"type": "object"}}, {"name": "b", "inputSchema": {}}]
+    async with opened(rogue.definition) as servers:
+        await until(lambda: servers["rogue"].state == "down")
+        assert servers["rogue"].error == "it does not tell its tools (tools.1.inputSchema.type: Field required)"
+
+
+async def test_a_tool_that_breaks_its_own_schema_still_gives_its_result(rogue: HttpRogue) -> None:
+    output = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    rogue.tools = [{"name": "echo", "inputSchema": {"type": "object"}, "outputSchema": output}]
+    rogue.result = '{"content": [{"type": "text", "text": "hi"}], "structuredContent": {"n": "none"}}'
+    async with connected(rogue.definition) as connection:
+        assert await call(connection, "echo") == 'hi\n\n{"n": "none"}'
+
+
+async def test_a_result_that_is_none_fails_the_call_and_not_the_session(rogue: HttpRogue) -> None:
+    async with connected(rogue.definition) as connection:
+        rogue.result = '{"content": 5}'
+        with pytest.raises(ToolFailed, match="not what the Model Context Protocol prescribes"):
+            await call(connection, "echo")
+        rogue.result = ""
+        assert await call(connection, "echo", "hi") == "hi"
+        assert connection.status.restarts == 0
+
+
+async def test_numbers_reach_the_server_as_numbers(rogue: HttpRogue) -> None:
+    async with connected(rogue.definition) as connection:
+        arguments = '{"a": 0.1, "b": 12345678901234567890123, "c": [0.1234567890123456789012], "d": {"e": 1e22}}'
+        await executed(connection, "rogue__echo", arguments)
+        sent = json.loads(rogue.arguments[-1])["params"]["arguments"]
+        assert sent == {"a": 0.1, "b": 12345678901234567890123, "c": [0.12345678901234568], "d": {"e": 1e22}}
+        assert isinstance(sent["b"], int)
+        too_large = await executed(connection, "rogue__echo", '{"a": 1e400}')
+    assert (too_large.is_error, len(rogue.calls)) == (True, 1)
+
+
+# Large and broken text
+
+
+async def test_a_result_of_megabytes_in_one_event_arrives(rogue: HttpRogue) -> None:
+    rogue.as_event = True
+    picture = "A" * 3_000_000
+    image = {"type": "image", "mimeType": "image/png", "data": picture}
+    rogue.result = json.dumps({"content": [image, {"type": "text", "text": "b" * 3_000_000}]})
+    async with connected(rogue.definition) as connection:
+        result = await executed(connection, "rogue__echo", "{}")
+    assert result.images[0].url == f"data:image/png;base64,{picture}"
+    assert result.content.endswith("[cut here: 65536 of 3000000 bytes are shown]")
+
+
+@pytest.mark.parametrize("as_event", [True, False], ids=["as an event", "as a body"])
+async def test_nul_and_halves_of_surrogate_pairs_are_replaced(rogue: HttpRogue, as_event: bool) -> None:
+    rogue.as_event = as_event
+    rogue.result = r'{"content": [{"type": "text", "text": "a\u0000b\ud800c\udc00d\ud83d\ude00"}]}'
+    async with connected(rogue.definition) as connection:
+        result = await executed(connection, "rogue__echo", "{}")
+    assert (result.is_error, result.content) == (False, "a\ufffdb\ufffdc\ufffdd\U0001f600")
+
+
+async def test_halves_of_surrogate_pairs_that_a_command_writes_are_replaced(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("rogue.py")
+    definition = ServerDefinition.model_validate(
+        {"server_label": "rogue", "command": sys.executable, "args": [str(script), "well", str(tmp_path)]}
+    )
+    async with connected(definition) as connection:
+        result = await executed(connection, "rogue__echo", r'{"text": "a\u0000"}')
+        assert result.content == "a\ufffd"
+        result = await executed(connection, "rogue__half", "{}")
+        assert (result.is_error, result.content) == (False, "a\ufffdb")
+
+
+# A session that is gone
+
+
+@pytest.mark.parametrize(
+    "forgotten", [("404 Not Found", ""), ("400 Bad Request", '{"jsonrpc": "2.0", "error": {"code": -32000, "message": "Bad Request"}}')]
+)
+async def test_a_session_that_the_server_forgot_is_renewed_and_the_call_made_once(rogue: HttpRogue, forgotten: tuple[str, str]) -> None:
+    rogue.forgotten = forgotten
+    async with connected(rogue.definition) as connection:
+        await call(connection, "echo", "one")
+        rogue.forget_sessions()
+        assert await call(connection, "echo", "two") == "two"
+        assert (connection.state, connection.status.restarts) == ("ready", 1)
+    assert rogue.calls == ["one", "two"]
+
+
+async def test_a_call_that_was_sent_is_not_made_again_because_another_found_nobody(rogue: HttpRogue) -> None:
+    async with connected(rogue.definition) as connection:
+        arrived = asyncio.Event()
+
+        async def wait(text: str) -> None:
+            if text == "sent":
+                arrived.set()
+                await asyncio.sleep(600)
+
+        rogue.on_call = wait
+        sent = asyncio.ensure_future(call(connection, "echo", "sent"))
+        await arrived.wait()
+        rogue.stop_listening()
+        results = await asyncio.gather(sent, *(call(connection, "echo", str(number)) for number in range(5)), return_exceptions=True)
+        await rogue.start()
+        rogue.on_call = None
+        await until(lambda: connection.state == "ready", 30)
+        assert await call(connection, "echo", "after") == "after"
+    assert isinstance(results[0], ToolFailed)
+    assert rogue.calls.count("sent") == 1
+
+
+# Secrets
+
+
+def with_secret(folder: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch) -> ServerDefinition:
+    """The server, asked with a key in its address and one in a header."""
+    entry = {
+        "server_label": "rogue",
+        "server_url": f"http://127.0.0.1:{rogue.port}/mcp?key=${{KEY}}",
+        "header": {"Authorization": "Bearer ${KEY}"},
+    }
+    (folder / "mcp.json").write_text(json.dumps([entry]), encoding="utf-8")
+    servers, faults = read_servers(folder / "mcp.json", {"KEY": SECRET})
+    assert faults == []
+    return servers.definitions[0]
+
+
+async def test_the_header_goes_with_every_request_and_into_no_message(
+    tmp_path: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with connected(with_secret(tmp_path, rogue, monkeypatch)) as connection:
+        assert await call(connection, "echo", "hi") == "hi"
+        assert all(f"authorization: bearer {SECRET}" in head.lower() and f"key={SECRET}" in head for head in rogue.heads)
+        rogue.refuses = "401 Unauthorized"  # and its body has all that it was sent
+        with pytest.raises(ToolFailed) as refused:
+            await call(connection, "echo", "hi")
+        await until(lambda: connection.state == "down")
+        assert connection.error == "HTTP 401 Unauthorized; check the header and the variables in its definition"
+        assert SECRET not in f"{refused.value} {connection.status}"
+        rogue.refuses = "500 Internal Server Error"
+        await until(lambda: connection.error == "HTTP 500 Internal Server Error")
+        assert SECRET not in str(connection.status)
+    assert {record.message for record in caplog.records} >= {"mcp.ready", "mcp.down"}
+    assert SECRET not in " ".join(str(vars(record)) for record in caplog.records)
+
+
+async def test_a_refusal_in_the_servers_own_words_is_told_without_secrets(
+    tmp_path: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connected(with_secret(tmp_path, rogue, monkeypatch)) as connection:
+        rogue.error = {"code": -32602, "message": f"the key {SECRET} may not do that"}
+        with pytest.raises(ToolFailed, match=r"^the key \[redacted\] may not do that$"):
+            await call(connection, "echo")
+
+
+async def test_a_redirect_elsewhere_takes_no_key_along(tmp_path: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = HttpRogue()
+    await elsewhere.start()
+    rogue.redirects_to = f"http://127.0.0.1:{elsewhere.port}/mcp"
+    async with opened(with_secret(tmp_path, rogue, monkeypatch)) as servers:
+        await until(lambda: servers["rogue"].state == "down")
+        assert servers["rogue"].error is not None
+    await elsewhere.stop()
+    assert elsewhere.heads == []
+
+
+# What a server asks of its host
+
+
+class Name(BaseModel):
+    """What is asked for."""
+
+    name: Annotated[str, Field(description="Your name")]
+
+
+async def test_questions_of_a_server_are_refused_and_the_call_ends() -> None:
+    server: MCPServer[Any] = MCPServer("server")
+
+    @server.tool()
+    async def ask_the_user(ctx: Context[Any, Any]) -> str:
+        return str(await ctx.elicit("Who are you?", Name))
+
+    @server.tool()
+    async def ask_the_model(ctx: Context[Any, Any]) -> str:
+        message = mcp_types.SamplingMessage(role="user", content=mcp_types.TextContent(text="Who are you?"))
+        return str(await ctx.session.create_message([message], max_tokens=5))
+
+    @server.tool()
+    async def fine() -> str:
+        return "fine"
+
+    async with served(server) as connection:
+        for name in ("ask_the_user", "ask_the_model"):
+            with pytest.raises(ToolFailed) as refused:
+                await run(connection, name)
+            assert str(refused.value)
+        assert (await run(connection, "fine")).content == "fine"
+        assert connection.status.restarts == 0
+
+
+@pytest.mark.parametrize("method", ["elicitation/create", "sampling/createMessage", "roots/list"])
+async def test_questions_of_a_command_are_refused_as_the_protocol_says(tmp_path: Path, method: str) -> None:
+    script = Path(__file__).with_name("rogue.py")
+    definition = ServerDefinition.model_validate(
+        {"server_label": "rogue", "command": sys.executable, "args": [str(script), "well", str(tmp_path)]}
+    )
+    async with connected(definition) as connection:
+        answer = json.loads(await call(connection, "ask", method))
+    assert answer["error"]["message"]
+    assert "result" not in answer
+
+
+async def test_a_cancelled_call_is_cancelled_at_the_server_and_others_go_on() -> None:
+    server: MCPServer[Any] = MCPServer("server")
+    cancelled = asyncio.Event()
+
+    @server.tool()
+    async def wait() -> str:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return "never"
+
+    @server.tool()
+    async def fine() -> str:
+        return "fine"
+
+    async with served(server) as connection:
+        result = await executed(connection, "server__wait", "{}", timeout=0.3)
+        assert result.is_error
+        async with asyncio.timeout(10):
+            await cancelled.wait()
+        assert (await run(connection, "fine")).content == "fine"
