@@ -113,7 +113,8 @@ def check(connect: bool) -> None:
     for warning in configuration.warnings:
         click.echo(f"warning: {warning}")
     click.echo(f"{len(configuration.agents)} agents in {configuration.settings.agent_config_file}: no faults.")
-    if any(status.state in ("starting", "down") for status in statuses):
+    meant = {definition.server_label for definition in definitions if definition.off is None}
+    if any(status.state != "ready" for status in statuses if status.label in meant):
         sys.exit(1)
 
 

@@ -1,6 +1,7 @@
 """Reads mcp.json into server definitions, all faults of the file at once."""
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,6 +70,14 @@ class ServerDefinition(BaseModel):
             verb = "is" if len(self.missing) == 1 else "are"
             return f"{' and '.join(self.missing)} {verb} not set."
         return None
+
+    def is_installed(self, environment: Mapping[str, str]) -> bool:
+        """Whether its command is there, by its own PATH or that of `environment`, or by its path in its `cwd`."""
+        if self.command is None:
+            return True
+        if self.command != Path(self.command).name:
+            return shutil.which(Path(self.cwd or "") / self.command) is not None
+        return shutil.which(self.command, path=self.env.get("PATH") or environment.get("PATH")) is not None
 
     @field_validator("header", "env", "args", "disabled", "pin_tools", mode="before")
     @classmethod

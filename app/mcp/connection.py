@@ -88,8 +88,8 @@ class Connection:
 
     @property
     def unavailable(self) -> str:
-        """What of it cannot be used now, in words for the model."""
-        if self.state == "ready":
+        """What of it cannot be used now, in words for the model; one that is off is no part of this installation."""
+        if self.state in ("ready", "off"):
             return ""
         return f"the tools of {self.label}" + (" (it is just starting)" if self.state == "starting" else "")
 

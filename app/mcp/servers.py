@@ -58,6 +58,8 @@ async def open_servers(
     for definition in definitions:
         label = definition.server_label
         off = definition.off or (None if label in wanted else "No agent uses it.")
+        if off is None and not definition.is_installed(environment):
+            off = f"The command {definition.command!r} is not found; install it, or name it with its full path."
         connections.append(Connection(definition, tools_seconds=tools_seconds, off=off))
         if off is None:
             on.append(definition)

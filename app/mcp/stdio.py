@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import shutil
 import sys
 import time
 from collections import deque
@@ -43,8 +42,8 @@ FINISH_SECONDS = 0.5
 def stdio_transport(definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr") -> "StdioTransport":
     """How to run the command of `definition`, which is looked up by its own PATH or that of `environment`; raises ServerLost."""
     assert definition.command is not None
-    if shutil.which(definition.command, path=definition.env.get("PATH") or environment.get("PATH")) is None:
-        raise ServerLost(f"the command {definition.command!r} is not found; install it, or name it with its full path", not_sent=True)
+    if not definition.is_installed(environment):
+        raise ServerLost(f"the command {definition.command!r} is not found any more", not_sent=True)
     if definition.cwd is not None and not Path(definition.cwd).is_dir():
         raise ServerLost(f"its cwd {definition.cwd!r} is no folder", not_sent=True)
     command, *arguments = definition.command, *definition.args

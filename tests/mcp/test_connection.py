@@ -97,7 +97,7 @@ async def test_settled_waits_for_the_first_start_however_it_ends(opening: Script
 async def test_a_server_that_is_off_is_settled_and_refuses_calls() -> None:
     connection = connection_to(off="KEY is not set.")
     await asyncio.wait_for(connection.settled(), 15)
-    assert (connection.state, connection.error, connection.unavailable) == ("off", "KEY is not set.", "the tools of eyes")
+    assert (connection.state, connection.error, connection.unavailable) == ("off", "KEY is not set.", "")
 
 
 # Trying again

@@ -75,7 +75,8 @@ def test_without_a_server_to_connect_to_no_library_is_loaded(tmp_path: Path, ser
 
 
 def test_a_server_to_connect_to_loads_the_libraries(tmp_path: Path) -> None:
-    assert loaded(tmp_path, [{"server_label": "used", **ABSENT}]) == [["down"], ["fastmcp", "httpx2", "mcp", "mcp_types"]]
+    ends = {"command": HANGING[0], "args": ["-c", "raise SystemExit(3)"]}
+    assert loaded(tmp_path, [{"server_label": "used", **ends}]) == [["down"], ["fastmcp", "httpx2", "mcp", "mcp_types"]]
 
 
 async def test_a_server_that_no_agent_uses_is_off() -> None:
@@ -95,6 +96,32 @@ async def test_a_variable_that_is_missing_is_named_in_the_log_and_in_the_status(
     assert [(line["server"], line["reason"]) for line in told] == [("wiki", "WIKI_KEY is not set.")]
 
 
+@pytest.mark.parametrize(
+    ("command", "cwd", "state"),
+    [
+        ("no-such-command-anywhere", None, "off"),
+        ("./serve", None, "off"),
+        ("./serve", "there", "down"),
+        ("bin/not-executable", "there", "off"),
+        (sys.executable, None, "down"),
+    ],
+)
+async def test_a_command_that_is_not_installed_turns_its_server_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, cwd: str | None, state: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there" / "bin").mkdir(parents=True)
+    (tmp_path / "there" / "bin" / "not-executable").write_text("", encoding="utf-8")
+    (tmp_path / "there" / "serve").symlink_to("/bin/false")
+    defined = definition("one", command=command, cwd=cwd and str(tmp_path / cwd))
+    async with open_servers([defined], os.environ, wanted={"one"}, connect_seconds=20, tools_seconds=60) as servers:
+        await servers.settled(40)
+        (status,) = servers.statuses
+    assert status.state == state
+    if state == "off":
+        assert status.error == f"The command {command!r} is not found; install it, or name it with its full path."
+
+
 async def test_opening_does_not_wait_for_a_server_that_never_answers() -> None:
     hanging = definition("slow", command=HANGING[0], args=HANGING[1:])
     began = time.monotonic()
@@ -105,12 +132,15 @@ async def test_opening_does_not_wait_for_a_server_that_never_answers() -> None:
 
 
 async def test_one_server_that_fails_does_not_keep_the_others_from_settling() -> None:
-    definitions = [definition("one", **ABSENT), definition("two", command=HANGING[0], args=["-c", "raise SystemExit(3)"])]
+    definitions = [
+        definition("one", server_url="http://127.0.0.1:1/mcp"),
+        definition("two", command=HANGING[0], args=["-c", "raise SystemExit(3)"]),
+    ]
     async with open_servers(definitions, os.environ, wanted={"one", "two"}, connect_seconds=20, tools_seconds=60) as servers:
         await servers.settled(40)
         one, two = servers.statuses
     assert (one.state, two.state) == ("down", "down")
-    assert "no-such-command-anywhere" in str(one.error)
+    assert "cannot be reached" in str(one.error)
     assert "exited with code 3" in str(two.error)
 
 
