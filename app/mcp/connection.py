@@ -34,6 +34,9 @@ PATIENCE = 3.0
 CHECK_SECONDS = 30.0
 """Between two looks at whether a server that nobody calls still answers."""
 
+MAX_FAILED_CHECKS = 3
+"""After so many in a row a server is given up even while calls of it are under way; until then it may just be at work for one of them."""
+
 REFRESH_PAUSE = 1.0
 """At least this long between two listings of the tools, whatever the server says."""
 
@@ -223,6 +226,7 @@ class Connection:
     async def _cared_for(self, session: Session) -> str:
         """Keeps the list of tools fresh, and asks a server that is not heard of whether it is there; returns why it is not."""
         listed = time.monotonic()
+        failed = 0
         while True:
             left = listed + self._tools_seconds - time.monotonic()
             with suppress(TimeoutError):
@@ -237,10 +241,11 @@ class Connection:
                     self._take(await session.list_tools())
                 else:
                     await session.ping()
+                failed = 0
             except ServerLost as lost:
                 self._tools_are_old = True
-                # A server that is at work for someone may be too busy to answer; its calls have their own deadlines.
-                if not self._calls:
+                failed += 1
+                if not self._calls or failed == MAX_FAILED_CHECKS:
                     return lost.reason
 
     def _why(self, lost: ServerLost) -> str:

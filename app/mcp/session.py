@@ -199,16 +199,21 @@ class _Session:
         if self._client.protocol_version in MODERN_PROTOCOL_VERSIONS:  # which have no ping
             await self.list_tools()
             return
+        asked = Asked()
+        token = asked_now.set(asked)
         try:
             async with asyncio.timeout(PING_SECONDS):
                 await self._client.ping()
         except MCPError as error:
-            if _is_closed(error):
-                raise ServerLost("the connection broke") from None
+            if _is_closed(error) or asked.found_nobody or asked.status is not None:
+                words = "the connection broke" if asked.status is None else status_words(asked.status)
+                raise ServerLost(words) from None
         except TimeoutError:
             raise ServerLost(f"it did not answer within {PING_SECONDS:g} seconds") from None
         except _BROKEN as error:
             raise ServerLost(f"it cannot be reached ({self._words(error)})") from None
+        finally:
+            asked_now.reset(token)
 
     async def _failed(self, error: MCPError, asked: Asked) -> ToolFailed | ServerLost:
         if asked.found_nobody:

@@ -258,6 +258,22 @@ async def test_a_server_that_nobody_calls_is_looked_after(quick: None, monkeypat
         assert (connection.state, len(opener.began), first.closed.is_set()) == ("ready", 2, True)
 
 
+async def test_a_server_that_hangs_is_given_up_in_the_end_though_calls_of_it_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
+    first = ScriptedSession(answer=waits(asyncio.Event()))
+    first.pinging = fails(ServerLost("it does not answer"))
+    first.listing = says("")
+    connection = connection_to()
+    async with supervised(connection, ScriptedOpener(first, ScriptedSession(answer=says("seen by the second")))):
+        await until(lambda: connection.state == "ready")
+        call = asyncio.ensure_future(called(connection))
+        await until(lambda: first.calls == ["look"])
+        first.listing = fails(ServerLost("it does not tell its tools"))
+        await until(lambda: first.closed.is_set(), 20)
+        assert await called(connection) == "seen by the second"
+        call.cancel()
+
+
 async def test_cancelling_closes_the_session() -> None:
     session = ScriptedSession()
     connection = connection_to()
