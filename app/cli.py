@@ -104,17 +104,22 @@ def check(connect: bool) -> None:
     click.echo(_table(rows))
     click.echo(f"\nAgents with the provider auto use: {auto}")
     definitions = configuration.servers.definitions
+    if connect and definitions:
+        click.echo(f"Starting {len(definitions)} MCP servers (up to {configuration.settings.mcp_connect_timeout:g} s) ...")
     statuses = asyncio.run(_connected(configuration)) if connect and definitions else ()
     if connect:
         _echo_servers(configuration, statuses)
     elif definitions:
-        shown = (f"{each.server_label} (off: {each.off.rstrip('.')})" if each.off else each.server_label for each in definitions)
+        off = {each.server_label: each.off or each.not_installed(configuration.environment) for each in definitions}
+        shown = (f"{label} (off: {why.rstrip('.')})" if why else label for label, why in off.items())
         click.echo(f"MCP servers: {', '.join(shown)}. To see whether they can be reached: check --connect")
     for warning in configuration.warnings:
         click.echo(f"warning: {warning}")
     click.echo(f"{len(configuration.agents)} agents in {configuration.settings.agent_config_file}: no faults.")
     meant = {definition.server_label for definition in definitions if definition.off is None}
-    if any(status.state != "ready" for status in statuses if status.label in meant):
+    failed = [status.label for status in statuses if status.label in meant and status.state != "ready"]
+    if failed:
+        click.echo(f"{len(failed)} of {len(definitions)} MCP servers cannot be used: {', '.join(failed)}.")
         sys.exit(1)
 
 

@@ -312,7 +312,8 @@ def test_check_names_the_servers_and_what_is_off(tmp_path: Path) -> None:
     done = run(tmp_path, "check", **configure(tmp_path, files, disabled, KEYLESS, files={}, wiki={}))
     assert (done.returncode, done.stderr) == (0, "")
     assert (
-        "MCP servers: files, time (off: It is disabled in the MCP configuration), wiki (off: NO_SUCH_WIKI_KEY is not set). "
+        "MCP servers: files (off: The command 'no-such-command-anywhere' is not found; install it, or name it with its full path), "
+        "time (off: It is disabled in the MCP configuration), wiki (off: NO_SUCH_WIKI_KEY is not set). "
         "To see whether they can be reached: check --connect\n"
     ) in done.stdout
     assert next(line for line in done.stdout.splitlines() if line.startswith("a  ")).split() == [

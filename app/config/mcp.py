@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, quote_plus
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -71,13 +72,16 @@ class ServerDefinition(BaseModel):
             return f"{' and '.join(self.missing)} {verb} not set."
         return None
 
-    def is_installed(self, environment: Mapping[str, str]) -> bool:
-        """Whether its command is there, by its own PATH or that of `environment`, or by its path in its `cwd`."""
+    def not_installed(self, environment: Mapping[str, str]) -> str | None:
+        """What is wrong with its command if it is not there, looked up by its own PATH or that of `environment`, or by its path in its
+        `cwd`; None if it is."""
         if self.command is None:
-            return True
-        if self.command != Path(self.command).name:
-            return shutil.which(Path(self.cwd or "") / self.command) is not None
-        return shutil.which(self.command, path=self.env.get("PATH") or environment.get("PATH")) is not None
+            return None
+        by_path = self.command != Path(self.command).name
+        path = self.env.get("PATH") or environment.get("PATH")
+        if shutil.which(Path(self.cwd or "") / self.command if by_path else self.command, path=path) is not None:
+            return None
+        return f"The command {self.command!r} is not found; install it, or name it with its full path."
 
     @field_validator("header", "env", "args", "disabled", "pin_tools", mode="before")
     @classmethod
@@ -194,7 +198,12 @@ def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[Servers, l
 
 
 def _is_known_form(value: object) -> bool:
-    return isinstance(value, list) or (isinstance(value, dict) and isinstance(value.get("mcpServers"), dict))
+    return isinstance(value, list) or (isinstance(value, dict) and isinstance(_by_label(value), dict))
+
+
+def _by_label(value: dict[str, Any]) -> Any:
+    """The servers by their labels, under the name that most hosts use, or that of Visual Studio Code."""
+    return value.get("mcpServers", value.get("servers"))
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
@@ -204,7 +213,7 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
             label = entry.get("server_label") if isinstance(entry, dict) else None
             yield f"server {label!r}" if isinstance(label, str) else f"server number {number}", entry
         return
-    for label, entry in value["mcpServers"].items():
+    for label, entry in _by_label(value).items():
         yield f"server {label!r}", {"server_label": label, **entry} if isinstance(entry, dict) else entry
 
 
@@ -233,7 +242,7 @@ def _with_our_names(entry: dict[str, Any], lenient: list[str] | None, where: str
         elif field in _FIELDS:
             found[field] = value
         elif field not in _OF_OTHER_HOSTS:
-            remedy = nearest(name, {*_FIELDS, *_ALIASES})
+            remedy = nearest(name, {*_FIELDS, *_ALIASES, "transport"})
             if lenient is None:
                 faults.append(Fault(file="", field=name, problem="this field is not known", remedy=remedy))
             else:
@@ -251,11 +260,15 @@ def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple
     watched = _Watched(environment, used)
     expanded = {key: item if key in _LITERAL else expand_variables(item, watched, missing) for key, item in entry.items()}
     faults = []
-    for field in ("server_url", "header"):
+    for field in ("server_url", "header", "env"):
         for place in _placeholders(entry.get(field)) - {f"${{{name}}}" for name in {*used, *missing}}:
             problem = f"{place} is not a variable that is filled in here"
             faults.append(Fault(file="", field=field, problem=problem, remedy="Write ${NAME}, with the name of an environment variable"))
-    secrets = sorted({value for value in (*used.values(), *_written_secrets(expanded)) if len(value) >= MIN_SECRET}, key=len, reverse=True)
+    plain = {value for value in (*used.values(), *_written_secrets(expanded)) if len(value) >= MIN_SECRET}
+    # An address has them percent-encoded, and whoever repeats it does so too.
+    secrets = sorted(
+        {form for value in plain for form in (value, quote(value), quote(value, safe=""), quote_plus(value))}, key=len, reverse=True
+    )
     try:
         if not missing:
             return ServerDefinition.model_validate({**expanded, "secrets": tuple(secrets)}), faults

@@ -25,7 +25,7 @@ and is tried again from time to time."""
 
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
-STABLE_SECONDS = 60.0
+STABLE_SECONDS = 5.0
 """A connection that lasted this long did not fail at its start: the next one is tried at once."""
 
 PATIENCE = 3.0
@@ -122,6 +122,8 @@ class Connection:
         while True:
             began = time.monotonic()
             reason = await self._connected(opener)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # a library may have swallowed it
             was_ready = self._was_ready
             lasted = time.monotonic() - began
             self._restarts += 1
@@ -160,6 +162,10 @@ class Connection:
             finally:
                 self._calls -= 1
         raise AssertionError("unreachable")
+
+    def fail(self, reason: str) -> None:
+        """Leaves the server down for good, for `reason`."""
+        self._enter("down", reason)
 
     def tools_changed(self) -> None:
         """The server says that its list of tools is another one now."""
@@ -274,7 +280,8 @@ class Connection:
                 continue
             old = before.get(remote.name)
             offered[remote.name] = old if old is not None and old.remote == remote else McpTool(self.label, remote, self.call)
-        self._quarantined = frozenset(quarantined)
+        # One that is not listed any more may still be known to a run.
+        self._quarantined = frozenset(quarantined | (self._quarantined - names))
         tools = tuple(offered.values())
         if tools != self.tools:
             self.tools = tools

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import time
 
 GRACE_SECONDS = 2.0
 """From the end of standard input to SIGTERM, and again to SIGKILL."""
@@ -33,10 +34,10 @@ def main(command: list[str]) -> None:
     watched = select.poll()
     watched.register(ended, select.POLLIN)
     watched.register(0, 0)  # tells of the other side's end alone, and takes nothing of what is sent to the command
-    wait: int | None = None
+    deadline: float | None = None
     signals = [signal.SIGTERM, signal.SIGKILL]
     while True:
-        events = watched.poll(wait)
+        events = watched.poll(None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000)))
         if _how_it_ended(child):
             break
         for file, _ in events:
@@ -44,9 +45,10 @@ def main(command: list[str]) -> None:
                 os.read(ended, 1024)
             else:
                 watched.unregister(0)
-                wait = int(GRACE_SECONDS * 1000)
-        if not events and signals:
+                deadline = time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() >= deadline and signals:
             _signal_all(signals.pop(0))
+            deadline = time.monotonic() + GRACE_SECONDS
     _signal_all(signal.SIGKILL)
 
 

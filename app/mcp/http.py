@@ -23,11 +23,15 @@ IDLE_SECONDS = 86_400.0
 
 
 class Asked:
-    """What became of the HTTP requests of one call: the last error status, and whether one of them found nobody to take it."""
+    """What became of the HTTP requests of one call: the last error status, and whether one of them found nobody to take it.
+
+    Once one `was_taken`, nothing that comes later - the library asks again for an answer that broke off - means that it was not.
+    """
 
     def __init__(self) -> None:
         self.status: int | None = None
         self.found_nobody = False
+        self.was_taken = False
 
 
 asked_now: ContextVar[Asked | None] = ContextVar("asked_now", default=None)
@@ -75,10 +79,12 @@ class _HttpClient(httpx2.AsyncClient):
             response = await super().send(request, **options)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
             if asked is not None:
-                asked.found_nobody = True
+                asked.found_nobody = not asked.was_taken
             raise
         if asked is not None and response.status_code >= 400:
             asked.status = response.status_code
+        elif asked is not None:
+            asked.was_taken = True
         if isinstance(response.stream, httpx2.AsyncByteStream) and "content-encoding" not in response.headers:
             response.stream = _RepairedBody(response.stream)
         return response

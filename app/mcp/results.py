@@ -1,6 +1,7 @@
 """Makes of what an MCP tool returned what a model can read."""
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -23,6 +24,12 @@ from app.tools.base import ToolOutput
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
 """Of one image, in base64; a larger one is left out, which is said."""
 
+_SHOWABLE = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+"""What providers take; with anything else they refuse the whole request."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_WRAPPERS = frozenset({"result", "content"})
+
 
 def output_of(result: CallToolResult) -> ToolOutput:
     """The text and the images of `result`; raises ToolFailed with its text if it is an error.
@@ -41,7 +48,7 @@ def output_of(result: CallToolResult) -> ToolOutput:
         else:
             texts.append(_text(block))
     structured: Any = result.structured_content
-    if structured is not None and not _is_said(structured, texts):
+    if structured is not None and not _is_said(structured, texts, result.content):
         texts.append(json.dumps(structured, ensure_ascii=False))
     content = "\n\n".join(text for text in texts if text)
     if result.is_error:
@@ -52,17 +59,20 @@ def output_of(result: CallToolResult) -> ToolOutput:
 def _image(block: ContentBlock) -> ImagePart | None:
     match block:
         case ImageContent(data=data, mime_type=mime_type):
-            return ImagePart(f"data:{mime_type};base64,{data}")
-        case EmbeddedResource(resource=BlobResourceContents(blob=blob, mime_type=str(mime_type))) if mime_type.startswith("image/"):
-            return ImagePart(f"data:{mime_type};base64,{blob}")
+            pass
+        case EmbeddedResource(resource=BlobResourceContents(blob=data, mime_type=str(mime_type))):
+            pass
         case _:
             return None
+    return ImagePart(f"data:{mime_type};base64,{data}") if mime_type in _SHOWABLE and _BASE64.fullmatch(data) else None
 
 
 def _text(block: ContentBlock) -> str:
     match block:
         case TextContent(text=text):
             return text
+        case ImageContent(data=data, mime_type=mime_type):
+            return f"[an image ({mime_type}, {_size(data)} bytes), which cannot be shown]"
         case AudioContent(data=data, mime_type=mime_type):
             return f"[a sound ({mime_type}, {_size(data)} bytes), which cannot be shown]"
         case ResourceLink(uri=uri, name=name, title=title, description=description):
@@ -79,14 +89,24 @@ def _size(base64: str) -> int:
     return len(base64) * 3 // 4
 
 
-def _is_said(structured: Any, texts: list[str]) -> bool:
-    """Whether `texts` hold what `structured` holds, which servers send for hosts that read text only.
+def _is_said(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> bool:
+    """Whether the rest of the result holds what `structured` holds, which servers send for hosts that read nothing else.
 
     A value that is no object is wrapped in one by servers, as `result` or `content`, and a list is sent as one text for each entry.
     """
+    if not blocks:
+        return False
+    whole = [structured]
+    if isinstance(structured, dict) and len(structured) == 1 and (name := next(iter(structured))) in _WRAPPERS:
+        whole.append(structured[name])
     values = [_parsed(text) for text in texts]
-    whole = [structured, *structured.values()] if isinstance(structured, dict) and len(structured) == 1 else [structured]
-    return any(candidate in values or candidate in texts or candidate in (values, texts) for candidate in whole)
+    dumped = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in blocks]
+    return any(_is_same(candidate, said) for candidate in whole for said in (*values, *texts, values, texts, dumped))
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether both are the same JSON; to Python, 1 is True."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _parsed(text: str) -> object:

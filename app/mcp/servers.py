@@ -57,9 +57,7 @@ async def open_servers(
     connections: list[Connection] = []
     for definition in definitions:
         label = definition.server_label
-        off = definition.off or (None if label in wanted else "No agent uses it.")
-        if off is None and not definition.is_installed(environment):
-            off = f"The command {definition.command!r} is not found; install it, or name it with its full path."
+        off = definition.off or (definition.not_installed(environment) if label in wanted else "No agent uses it.")
         connections.append(Connection(definition, tools_seconds=tools_seconds, off=off))
         if off is None:
             on.append(definition)
@@ -90,6 +88,8 @@ async def _supervised(
     except Exception:
         # Nobody waits for this task: what breaks it is a fault of ours, and agents go on without these tools.
         logger.exception("mcp.broken")
+        for definition in definitions:
+            servers[definition.server_label].fail("the MCP client failed; the log of the service says how")
 
 
 def _load() -> OpenerFactory:

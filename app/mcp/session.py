@@ -3,16 +3,25 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
 import httpx2
+import msgspec
 from anyio import ClosedResourceError
 from fastmcp.client import Client
 from mcp import MCPError
+from mcp.client._input_required import InputRequiredRoundsExceededError
 from mcp.client.subscriptions import SubscriptionLost, listen
-from mcp_types import CONNECTION_CLOSED, Implementation, LoggingMessageNotificationParams, ServerNotification, ToolListChangedNotification
+from mcp_types import (
+    CONNECTION_CLOSED,
+    METHOD_NOT_FOUND,
+    Implementation,
+    LoggingMessageNotificationParams,
+    ServerNotification,
+    ToolListChangedNotification,
+)
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
@@ -24,7 +33,7 @@ from app.mcp.base import Listener, RemoteTool, ServerLost, Session, SessionOpene
 from app.mcp.http import Asked, asked_now, http_transport
 from app.mcp.results import output_of
 from app.mcp.stdio import Stderr, StdioTransport, stderr_of, stdio_transport
-from app.mcp.words import status_words, words_of
+from app.mcp.words import status_words, without_its_secrets, words_of
 from app.tools.base import ToolOutput
 
 logger = logging.getLogger(__name__)
@@ -179,7 +188,7 @@ class _Session:
         token = asked_now.set(asked)
 
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            context.report_progress(progress, total, message or "")
+            context.report_progress(progress, total, without_its_secrets(message or "", self._definition))
 
         try:
             result = await self._client.call_tool_mcp(name, _plain(arguments), progress_handler=on_progress)
@@ -187,12 +196,18 @@ class _Session:
             raise await self._failed(error, asked) from None
         except ValidationError:
             raise ToolFailed("the tool's answer is not what the Model Context Protocol prescribes") from None
+        except InputRequiredRoundsExceededError:
+            raise ToolFailed("the tool asks for more and more input, which nobody here can give") from None
         except _BROKEN as error:
             how = "it cannot be reached" if asked.found_nobody else "the connection broke"
             raise ServerLost(f"{how} ({self._words(error)})", not_sent=asked.found_nobody) from None
         finally:
             asked_now.reset(token)
-        return output_of(result)
+        try:
+            output = output_of(result)
+        except ToolFailed as failed:
+            raise ToolFailed(without_its_secrets(str(failed), self._definition)) from None
+        return msgspec.structs.replace(output, content=without_its_secrets(output.content, self._definition))
 
     async def ping(self) -> None:
         """Returns if the server answers."""
@@ -205,9 +220,10 @@ class _Session:
             async with asyncio.timeout(PING_SECONDS):
                 await self._client.ping()
         except MCPError as error:
-            if _is_closed(error) or asked.found_nobody or asked.status is not None:
-                words = "the connection broke" if asked.status is None else status_words(asked.status)
-                raise ServerLost(words) from None
+            if _is_closed(error) or _is_cut_off(error) or asked.found_nobody:
+                raise ServerLost("the connection broke") from None
+            if asked.status is not None and error.error.code != METHOD_NOT_FOUND:  # which is said by a server that has no ping
+                raise ServerLost(status_words(asked.status)) from None
         except TimeoutError:
             raise ServerLost(f"it did not answer within {PING_SECONDS:g} seconds") from None
         except _BROKEN as error:
@@ -218,17 +234,19 @@ class _Session:
     async def _failed(self, error: MCPError, asked: Asked) -> ToolFailed | ServerLost:
         if asked.found_nobody:
             return ServerLost("it cannot be reached", not_sent=True)
+        if _is_cut_off(error):
+            return ToolFailed("the server's answer broke off, and it is not known whether the call was carried out")
         if _is_closed(error):
             if self._stderr is None:
                 return ServerLost("the connection broke")
             await self._stderr.finished()
             return ServerLost(self._stderr.reason)
-        status = asked.status
-        if status in (401, 403):
+        status = None if asked.was_taken else asked.status
+        if status == 401:
             return ServerLost(status_words(status), not_sent=True)
         if status in (400, 404) and await self._is_forgotten(status):
             return ServerLost("it does not know the session any more", not_sent=True)
-        if status is not None and status >= 500:
+        if status is not None and (status == 403 or status >= 500):
             return ToolFailed(f"the tool's server answered with {status_words(status)}")
         words = words_of(error.error.message, self._definition, MAX_TOOL_WORDS)
         return ToolFailed(words or "the tool's server refused the call and did not say why")
@@ -252,6 +270,10 @@ class _Session:
     def _words(self, error: Exception) -> str:
         root = _root(error)
         words = root.error.message if isinstance(root, MCPError) else str(root).strip()
+        if isinstance(root, TimeoutError):
+            words = "it takes too long"
+        if "pagination limit" in words:
+            words = "its list has no end"
         if isinstance(root, ValidationError):  # whose own words show what was sent
             first = root.errors(include_url=False, include_input=False)[0]
             words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -294,6 +316,7 @@ async def _listen(client: Client[Any], listener: Listener) -> None:
     while True:
         try:
             async with listen(client.session, tools_list_changed=True) as subscription:
+                listener.tools_changed()  # what happened until now was not told
                 async for _ in subscription:
                     listener.tools_changed()
         except SubscriptionLost:
@@ -301,7 +324,6 @@ async def _listen(client: Client[Any], listener: Listener) -> None:
         except (MCPError, *_BROKEN):
             return  # it does not offer this after all, or is gone, which others notice
         await asyncio.sleep(LISTEN_AGAIN_SECONDS)
-        listener.tools_changed()  # what happened in between is not told
 
 
 async def _left(client: Client[Any]) -> None:
@@ -314,8 +336,9 @@ async def _left(client: Client[Any]) -> None:
 
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait((task,))  # which raises nothing but the cancellation of whoever waits
+    if not task.cancelled():
+        task.exception()
 
 
 def _root(error: Exception) -> Exception:
@@ -327,8 +350,12 @@ def _root(error: Exception) -> Exception:
 
 def _is_closed(error: MCPError) -> bool:
     """Whether the library says that the connection is gone; a server may use the same code for errors of its own."""
-    words = error.error.message
-    return error.error.code == CONNECTION_CLOSED and (words == "Connection closed" or words.startswith("SSE stream "))
+    return error.error.code == CONNECTION_CLOSED and error.error.message == "Connection closed"
+
+
+def _is_cut_off(error: MCPError) -> bool:
+    """Whether the library says that the stream which was to have the answer ended without it; the session may be well."""
+    return error.error.code == CONNECTION_CLOSED and error.error.message.startswith("SSE stream ")
 
 
 def _plain(value: Any) -> Any:

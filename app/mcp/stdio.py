@@ -42,7 +42,7 @@ FINISH_SECONDS = 0.5
 def stdio_transport(definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr") -> "StdioTransport":
     """How to run the command of `definition`, which is looked up by its own PATH or that of `environment`; raises ServerLost."""
     assert definition.command is not None
-    if not definition.is_installed(environment):
+    if definition.not_installed(environment):
         raise ServerLost(f"the command {definition.command!r} is not found any more", not_sent=True)
     if definition.cwd is not None and not Path(definition.cwd).is_dir():
         raise ServerLost(f"its cwd {definition.cwd!r} is no folder", not_sent=True)
@@ -207,7 +207,6 @@ async def stderr_of(definition: ServerDefinition, listener: Listener) -> AsyncGe
         yield stderr
     finally:
         stderr.close_our_end()
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
         transport.close()
+        task.cancel()
+        await asyncio.wait((task,))  # which raises nothing but the cancellation of whoever waits

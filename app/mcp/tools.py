@@ -57,6 +57,8 @@ def model_names(label: str, tools: Iterable[str]) -> frozenset[str]:
 
 def _of_an_object(schema: dict[str, object]) -> dict[str, object]:
     """`schema` as it is, if it says that it is of an object and of which properties: providers refuse a request with one that does not."""
-    if schema.get("type") == "object" and "properties" in schema:
+    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) and isinstance(schema.get("required", []), list):
         return schema
-    return {"properties": {}, **schema, "type": "object"}
+    properties, required = schema.get("properties"), schema.get("required")
+    kept = {name: value for name, value in schema.items() if name != "required" or isinstance(required, list)}
+    return {**kept, "type": "object", "properties": properties if isinstance(properties, dict) else {}}

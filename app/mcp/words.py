@@ -10,7 +10,14 @@ MAX_WORDS = 400
 
 def words_of(text: str, definition: ServerDefinition, limit: int = MAX_WORDS) -> str:
     """`text` on one line, at most `limit` characters of it, and without the values of the server's variables."""
-    return storable(without_secrets(" ".join(text.split()), definition.secrets))[:limit]
+    return storable(" ".join(without_secrets(text, definition.secrets).split()))[:limit]
+
+
+def without_its_secrets(text: str, definition: ServerDefinition) -> str:
+    """`text` without the values of the server's variables, and otherwise as it is."""
+    for secret in definition.secrets:
+        text = text.replace(secret, "[redacted]")
+    return text
 
 
 def status_words(status: int) -> str:
@@ -20,4 +27,5 @@ def status_words(status: int) -> str:
     except ValueError:
         phrase = ""
     hint = "; check the header and the variables in its definition" if status in (401, 403) else ""
+    hint = "; look at the path of its address" if status in (404, 405) else hint
     return f"HTTP {status}{phrase}{hint}"

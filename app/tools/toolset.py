@@ -12,7 +12,7 @@ from app.core.context import RunContext
 from app.core.errors import ToolFailed
 from app.core.messages import ImagePart, ToolCall, ToolResult, ToolSpec
 from app.core.text import capped, storable
-from app.tools.base import Tool, ToolOutput
+from app.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
 
 logger = logging.getLogger(__name__)
 CANCEL_GRACE = 0.9
@@ -57,15 +57,16 @@ class Toolset:
         started = time.monotonic()
         images: tuple[ImagePart, ...] = ()
         is_error = False
+        tool = self._tools.get(call.name)
+        limit = tool.max_output if tool is not None else DEFAULT_MAX_OUTPUT
         try:
-            tool = self._tools.get(call.name)
             if tool is None:
                 logger.warning("tool.refused", extra={"tool": call.name[:100], "agent_id": context.agent_id, "run_id": context.run_id})
                 raise ToolFailed(f"There is no tool {call.name!r}. {self._available()}")
             output = await self._within_time(tool, parse_arguments(call.arguments), context)
-            content, images = capped(storable(output.content), tool.max_output), output.images
+            content, images = capped(storable(output.content), limit), output.images
         except ToolFailed as error:
-            content, is_error = storable(f"Error: {error}"), True
+            content, is_error = capped(storable(f"Error: {error}"), limit), True
         except Exception:
             # A tool is foreign code: whatever it raises ends its call and not the chat.
             logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})

@@ -64,7 +64,7 @@ def test_an_absent_file_defines_none(tmp_path: Path) -> None:
     assert read_servers(tmp_path / "mcp.json", {}) == (Servers(), [])
 
 
-@pytest.mark.parametrize("content", ["{", "5", '{"servers": {}}', '{"mcpServers": []}', "null"])
+@pytest.mark.parametrize("content", ["{", "5", '{"server": {}}', '{"mcpServers": []}', "null"])
 def test_anything_else_is_one_fault(tmp_path: Path, content: str) -> None:
     servers, faults = read(tmp_path, content)
     assert (servers, len(faults)) == (Servers(), 1)
@@ -107,6 +107,11 @@ def test_what_variables_held_is_remembered_as_secret_and_never_shown(tmp_path: P
     assert "secrets" not in repr(definition)
 
 
+def test_what_an_address_makes_of_a_secret_is_a_secret_too(tmp_path: Path) -> None:
+    definition = one(tmp_path, {"server_url": "https://x", "header": {"X-Key": "${KEY}"}}, KEY="canary 77/x")
+    assert set(definition.secrets) == {"canary 77/x", "canary%2077/x", "canary%2077%2Fx", "canary+77%2Fx"}
+
+
 def test_credentials_that_stand_in_the_file_are_secrets_too(tmp_path: Path) -> None:
     http = one(tmp_path, {"server_url": "https://x", "header": {"Authorization": f"Bearer {SECRET}", "Accept-Language": "german"}})
     stdio = one(tmp_path, {"command": "x", "env": {"GITHUB_TOKEN": SECRET, "LANGUAGE": "german"}})
@@ -115,7 +120,12 @@ def test_credentials_that_stand_in_the_file_are_secrets_too(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("placeholder", ["${env:TOKEN}", "${TOKEN:-default}", "${}", "${input:token}"])
 def test_a_placeholder_of_another_kind_is_a_fault_and_never_sent(tmp_path: Path, placeholder: str) -> None:
-    for entry in ({"server_url": f"https://x/{placeholder}"}, {"server_url": "https://x", "header": {"A": placeholder}}):
+    url = "https://x"
+    for entry in (
+        {"server_url": f"{url}/{placeholder}"},
+        {"server_url": url, "header": {"A": placeholder}},
+        {"command": "x", "env": {"A": placeholder}},
+    ):
         [(where, field, problem, remedy)] = faults_of(tmp_path, {"server_label": "s", **entry})
         assert (where, field) == ("server 's'", list(entry)[-1])
         assert (problem, remedy[:13]) == (f"{placeholder} is not a variable that is filled in here", "Write ${NAME}")
@@ -187,6 +197,12 @@ def test_a_file_shared_with_other_hosts_loads_and_says_what_it_does_not_know(tmp
     assert servers.definitions[1].env == {"PORT": "8080", "ON": "true"}
     assert servers.definitions[1].off == "It is disabled in the MCP configuration."
     assert [warning[:62] for warning in servers.warnings] == ["MCP server 'a': the field disabledTools is not known and has n"]
+
+
+def test_the_form_of_visual_studio_code_is_read(tmp_path: Path) -> None:
+    servers, faults = read(tmp_path, {"inputs": [], "servers": {"a": {"type": "stdio", "command": "x"}}})
+    assert faults == []
+    assert servers.labels == {"a"}
 
 
 def test_openais_own_list_form_is_read_and_approval_is_kept_and_warned_of(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ class HttpRogue:
     """A server at one port, that can be stopped and started again; it knows the sessions that it gave out since it was started.
 
     A call's answer has the text of the call, or is `result`, JSON as it stands, or `error`; `as_event` sends answers as server-sent
-    events. `refuses` is a status for every request, `redirects_to` an address, `forgotten` what unknown sessions are refused with.
+    events. `refuses` is a status for every request, `redirects_to` an address, `cuts_off` the
+    event after which the answer to a call breaks off, `forgotten` what unknown sessions are refused with.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,7 @@ class HttpRogue:
         self.as_event = False
         self.refuses = ""
         self.redirects_to = ""
+        self.cuts_off = ""
         self.error: dict[str, Any] | None = None
         self.forgotten = ("404 Not Found", "")
         self.on_call: Callable[[str], Awaitable[None]] | None = None
@@ -80,6 +82,11 @@ class HttpRogue:
                 body = await reader.readexactly(int(length[1]) if length else 0)
                 if self.silent:
                     await asyncio.sleep(600)
+                if self.cuts_off and '"tools/call"' in body.decode():
+                    self.calls.append(self.cuts_off)
+                    writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{self.cuts_off}".encode())
+                    await writer.drain()
+                    break
                 status, headers, answer = await self._answered(head, body.decode())
                 kind = "text/event-stream" if self.as_event and answer else "application/json"
                 text = (f"event: message\ndata: {answer}\n\n" if self.as_event and answer else answer).encode()

@@ -1,5 +1,6 @@
 """Agents that use MCP servers, through the whole service."""
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from app.mcp.tools import model_name
 from app.server import create_app
 from app.service import Configuration
 from app.tools import tool
-from tests.mcp.opened import until
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration
 
@@ -31,10 +31,12 @@ def configured(folder: Path, script: Script, servers: list[dict[str, Any]], allo
 
 async def settled(client: httpx2.AsyncClient) -> dict[str, Any]:
     """The detailed health, once no server is starting any more."""
-    app: Any = client._transport.app  # type: ignore[attr-defined]
-    await until(lambda: all(status.state != "starting" for status in app.state.service.servers.statuses), 40)
-    health: dict[str, Any] = (await client.get("/health?detailed=true")).json()
-    return health
+    async with asyncio.timeout(40):
+        while True:
+            health: dict[str, Any] = (await client.get("/health?detailed=true")).json()
+            if all(server["state"] != "starting" for server in health["mcp_servers"].values()):
+                return health
+            await asyncio.sleep(0.02)
 
 
 async def ask(client: httpx2.AsyncClient) -> str:
@@ -45,9 +47,10 @@ async def ask(client: httpx2.AsyncClient) -> str:
     return answer
 
 
-async def test_an_agent_uses_the_tool_of_a_server_as_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("allowed", [{}, {"allowed_mcp_tools": None}], ids=["nothing said", "null"])
+async def test_an_agent_that_is_allowed_all_of_a_server_uses_its_tools(tmp_path: Path, allowed: dict[str, Any]) -> None:
     script = Script(calls(("time__convert_time", CONVERT)), says("Half past midnight."))
-    async with client_of(create_app(configured(tmp_path, script, [TIME], {"time": {}}))) as client:
+    async with client_of(create_app(configured(tmp_path, script, [TIME], {"time": allowed}))) as client:
         assert (await settled(client))["status"] == "healthy"
         assert await ask(client) == "Half past midnight."
     first, second = script.requests
@@ -71,7 +74,7 @@ async def test_an_agent_with_a_dead_server_answers_and_its_model_and_health_are_
     assert (agent["available"], agent["unavailable"]) == (True, ["the tools of dead"])
 
 
-async def test_a_service_whose_only_server_is_dead_is_ready_at_once(tmp_path: Path) -> None:
+async def test_a_server_that_hangs_at_its_start_delays_nobody(tmp_path: Path) -> None:
     hangs = {"server_label": "hangs", "command": sys.executable, "args": [ROGUE, "hangs-in-initialize"]}
     async with client_of(create_app(configured(tmp_path, Script(says("Here.")), [hangs], {"hangs": {}}))) as client:
         assert await ask(client) == "Here."

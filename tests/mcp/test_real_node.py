@@ -4,9 +4,8 @@ import asyncio
 import json
 import os
 import socket
-import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -84,7 +83,7 @@ async def test_the_reference_server_works_over_every_transport(node_servers: Pat
         assert [image.url[:22] for image in image.images] == ["data:image/png;base64,"]
         structured = (await run(server, "get-structured-content", location="Chicago")).content
         assert json.loads(structured).keys() == {"temperature", "conditions", "humidity"}
-        assert "](demo://resource/dynamic/text/" in (await run(server, "get-resource-links", count=3)).content
+        assert (await run(server, "get-resource-links", count=3)).content.count("](demo://resource/dynamic/") == 3
         reference = (await run(server, "get-resource-reference", resourceType="Text", resourceId=1)).content
         assert "demo://resource/dynamic/text/1:\nResource 1: This is a plaintext resource" in reference
         with pytest.raises(ToolFailed, match="message"):
@@ -121,18 +120,14 @@ async def test_a_command_has_the_variables_of_its_definition_and_few_of_ours(nod
 async def test_the_reference_server_restarted_between_calls_serves_the_next(node_servers: Path) -> None:
     port = free_port()
     definition = ServerDefinition.model_validate({"server_label": "server", "server_url": f"http://127.0.0.1:{port}/mcp"})
-    async with everything_at(node_servers, "streamableHttp", port):
-        manager = connected(definition)
-        server = await manager.__aenter__()
-        assert (await run(server, "echo", message="one")).content == "Echo: one"
-    try:
+    async with AsyncExitStack() as stack:
         async with everything_at(node_servers, "streamableHttp", port):
-            await until(lambda: server.state in ("ready", "down"))
-            if server.state == "down":
-                await until(lambda: server.state == "ready", 30)
-            assert (await run(server, "echo", message="two")).content == "Echo: two"
-    finally:
-        await manager.__aexit__(*sys.exc_info())
+            server = await stack.enter_async_context(connected(definition))
+            assert (await run(server, "echo", message="one")).content == "Echo: one"
+        await stack.enter_async_context(everything_at(node_servers, "streamableHttp", port))
+        # It may have been noticed that the server was gone, and then it is tried again after a pause.
+        await until(lambda: server.state == "ready", 30)
+        assert (await run(server, "echo", message="two")).content == "Echo: two"
 
 
 async def test_server_filesystem_keeps_to_its_folder(node_servers: Path, tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ async def test_a_body_is_repaired_wherever_it_is_cut() -> None:
     body = rb'data: {"a": "\ud800", "b": "\ud83d\ude00"}' + b"\n\n" + rb'data: "\udc00"' + b"\n\nrest"
     whole = without_half_pairs(body)
     assert whole == rb'data: {"a": "\ufffd", "b": "\ud83d\ude00"}' + b"\n\n" + rb'data: "\ufffd"' + b"\n\nrest"
-    for cut in range(len(body) + 1):
-        assert b"".join([piece async for piece in _RepairedBody(_Pieces(body[:cut], body[cut:]))]) == whole
+    cuts = [(body[:cut], body[cut:]) for cut in range(len(body) + 1)]
+    for pieces in (*cuts, [bytes([byte]) for byte in body]):
+        assert b"".join([piece async for piece in _RepairedBody(_Pieces(*pieces))]) == whole
 
 
 async def test_whole_lines_are_passed_on_at_once() -> None:

@@ -1,5 +1,6 @@
 """What a model gets to read of what a tool returned."""
 
+import json
 from typing import Any
 
 import pytest
@@ -15,8 +16,7 @@ from mcp_types import (
 )
 
 from app.core.errors import ToolFailed
-from app.mcp import results
-from app.mcp.results import output_of
+from app.mcp.results import MAX_IMAGE_BYTES, output_of
 
 PNG = "iVBORw0KGgo="
 
@@ -42,10 +42,26 @@ def test_images_go_beside_the_text() -> None:
     assert [image.url for image in output.images] == [f"data:image/jpeg;base64,{PNG}", f"data:image/png;base64,{PNG}"]
 
 
-def test_an_image_that_is_too_large_is_left_out_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "MAX_IMAGE_BYTES", 30)
-    output = output_of(CallToolResult(content=[ImageContent(data=PNG, mime_type="image/png")]))
-    assert (output.content, output.images) == ("[an image of 34 bytes, too large to be shown]", ())
+def test_an_image_that_is_too_large_is_left_out_and_that_is_said() -> None:
+    large = ImageContent(data="A" * MAX_IMAGE_BYTES, mime_type="image/png")
+    output = output_of(CallToolResult(content=[large, ImageContent(data=PNG, mime_type="image/png")]))
+    assert output.content == f"[an image of {MAX_IMAGE_BYTES + len('data:image/png;base64,')} bytes, too large to be shown]"
+    assert [image.url for image in output.images] == [f"data:image/png;base64,{PNG}"]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        ImageContent(data=PNG, mime_type="image/svg+xml"),
+        ImageContent(data=PNG, mime_type="text/plain"),
+        EmbeddedResource(resource=BlobResourceContents(uri="file:///a.svg", mime_type="image/svg+xml", blob=PNG)),
+    ],
+    ids=["drawing", "no image", "embedded drawing"],
+)
+def test_an_image_that_a_provider_would_refuse_is_named(block: Any) -> None:
+    output = output_of(CallToolResult(content=[block]))
+    assert output.images == ()
+    assert "cannot be shown" in output.content
 
 
 @pytest.mark.parametrize(
@@ -89,6 +105,15 @@ def test_structured_content_that_the_text_says_already_is_not_said_twice(blocks:
 def test_structured_content_that_says_more_is_added_as_json() -> None:
     assert of(structured={"städte": ["Köln"]}) == '{"städte": ["Köln"]}'
     assert of(text("Found 1 city."), structured={"cities": ["Köln"]}) == 'Found 1 city.\n\n{"cities": ["Köln"]}'
+
+
+@pytest.mark.parametrize("structured", [{"result": []}, {"cities": []}])
+def test_that_there_is_nothing_is_said_too(structured: Any) -> None:
+    assert of(structured=structured) == json.dumps(structured)
+
+
+def test_a_name_that_is_no_wrapper_is_not_lost() -> None:
+    assert of(text("3"), structured={"errors": 3}) == '3\n\n{"errors": 3}'
 
 
 def test_an_error_is_told_in_the_tools_own_words() -> None:

@@ -65,7 +65,6 @@ async def test_tools_that_appear_later_are_offered_once_the_server_tells(monkeyp
         return "learnt"
 
     async with served(server) as connection:
-        await asyncio.sleep(0.2)  # the subscription is asked for once the session is there
         assert (await run(connection, "learn")).content == "learnt"
         await until(lambda: [tool.remote.name for tool in connection.tools] == ["learn", "sing"])
         assert (await run(connection, "sing")).content == "sung"
@@ -173,6 +172,14 @@ async def test_a_session_that_the_server_forgot_is_renewed_and_the_call_made_onc
     assert rogue.calls == ["one", "two"]
 
 
+async def test_a_session_that_was_forgotten_is_renewed_before_anyone_needs_it(rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
+    async with connected(rogue.definition) as connection:
+        rogue.forget_sessions()
+        await until(lambda: connection.status.restarts == 1 and connection.status.state == "ready")
+    assert rogue.calls == []
+
+
 async def test_a_call_that_was_sent_is_not_made_again_because_another_found_nobody(rogue: HttpRogue) -> None:
     async with connected(rogue.definition) as connection:
         arrived = asyncio.Event()
@@ -193,6 +200,36 @@ async def test_a_call_that_was_sent_is_not_made_again_because_another_found_nobo
         assert await call(connection, "echo", "after") == "after"
     assert isinstance(results[0], ToolFailed)
     assert rogue.calls.count("sent") == 1
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["the server stays", "the server is gone"])
+@pytest.mark.parametrize("event", ["event: message\nid: 7\ndata: \n\n", ": nothing yet\n\n"], ids=["to be resumed", "not to be resumed"])
+async def test_an_answer_that_breaks_off_fails_the_call_which_is_not_made_again(rogue: HttpRogue, event: str, stays: bool) -> None:
+    async with connected(rogue.definition) as connection:
+        rogue.cuts_off = event
+        failed = asyncio.ensure_future(call(connection, "echo"))
+        await until(lambda: len(rogue.calls) == 1)
+        if not stays:
+            rogue.stop_listening()
+        with pytest.raises(ToolFailed, match="not known whether"):
+            await failed
+        rogue.cuts_off = ""
+        if not stays:
+            await rogue.start()
+            await until(lambda: connection.state == "ready", 30)
+        assert await call(connection, "echo", "after") == "after"
+        assert connection.status.restarts == 0 or not stays
+    assert rogue.calls == [event, "after"]
+
+
+async def test_a_call_that_is_forbidden_leaves_the_server_to_others(rogue: HttpRogue) -> None:
+    async with connected(rogue.definition) as connection:
+        rogue.refuses = "403 Forbidden"
+        with pytest.raises(ToolFailed, match="HTTP 403 Forbidden"):
+            await call(connection, "echo")
+        rogue.refuses = ""
+        assert await call(connection, "echo", "after") == "after"
+        assert connection.status.restarts == 0
 
 
 # Secrets

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from app.core.context import RunContext
+from app.core.errors import ToolFailed
 from app.core.messages import ToolCall
 from app.tools.function import tool
 from app.tools.toolset import Toolset, parse_arguments
@@ -37,3 +38,13 @@ async def test_a_number_becomes_what_the_parameter_says() -> None:
     call = ToolCall("1", "both", '{"exact": 0.12345678901234567890123, "rounded": 0.12345678901234567890123}')
     result = await Toolset([both], default_timeout=5).execute(call, CONTEXT)
     assert result.content == "0.12345678901234567890123 0.12345678901234568"
+
+
+async def test_words_of_a_failure_are_cut_as_results_are() -> None:
+    @tool(max_output=100)
+    async def fails() -> str:
+        raise ToolFailed("x" * 1000)
+
+    result = await Toolset([fails], default_timeout=5).execute(ToolCall("c", "fails", "{}"), CONTEXT)
+    assert result.is_error
+    assert result.content.endswith("[cut here: 100 of 1007 bytes are shown]")
