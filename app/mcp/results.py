@@ -86,7 +86,7 @@ def _text(block: ContentBlock) -> str:
 
 
 def _size(base64: str) -> int:
-    return len(base64) * 3 // 4
+    return len(base64) * 3 // 4 - base64.count("=")
 
 
 def _is_said(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> bool:

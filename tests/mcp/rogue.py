@@ -57,6 +57,8 @@ def call(request: dict[str, Any]) -> None:
     note("calls", f"{name} {text}")
     match name:
         case "echo":
+            if BEHAVIOUR == "prints-a-line-at-every-call":
+                sys.stdout.write("Called.\n")
             answer(request, text)
         case "pid":
             answer(request, str(os.getpid()))
@@ -70,6 +72,8 @@ def call(request: dict[str, Any]) -> None:
         case "later":
             # Later calls wait shorter, so that answers come in another order than calls.
             threading.Timer(max(0.0, 0.2 - 0.01 * int(text)), answer, (request, text)).start()
+        case "hang" if BEHAVIOUR == "prints-an-endless-line":
+            chatter(lambda text: os.write(1, text.encode()), "x" * 65_536)
         case _:
             pass  # hang: no answer ever
 
@@ -143,7 +147,7 @@ def main() -> None:
     if BEHAVIOUR in ("clings", "has-children"):
         time.sleep(600)
     if BEHAVIOUR == "has-children-and-leaves":
-        subprocess.Popen(["sleep", "600"])
+        note(f"pid-{subprocess.Popen(['sleep', '600']).pid}", "")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,13 @@ def alive(folder: Path) -> list[int]:
 
 def _runs(pid: int) -> bool:
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+        return _stat(pid)[0] != "Z"
     return False
+
+
+def _stat(pid: int) -> list[str]:
+    """The state of a process, its parent and more; see proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 async def test_a_server_killed_in_the_middle_of_a_call_fails_it_and_serves_the_next(tmp_path: Path) -> None:
@@ -79,11 +85,15 @@ async def test_a_server_that_is_killed_while_nobody_calls_is_started_again(tmp_p
 
 async def test_a_server_that_dies_at_every_call_is_not_started_in_a_frenzy(tmp_path: Path) -> None:
     async with connected(rogue("well", tmp_path)) as connection:
-        for _ in range(2):
-            with pytest.raises(ToolFailed):
-                await call(connection, "die")
-        await until(lambda: connection.state in ("down", "ready"))
+        async with asyncio.timeout(30):
+            while connection.state != "down":
+                with suppress(ToolFailed):
+                    await call(connection, "die")
+                await asyncio.sleep(0.01)
         began = time.monotonic()
+        with pytest.raises(ToolFailed, match="not available"):
+            await call(connection, "echo")
+        assert time.monotonic() - began < 0.5
         while time.monotonic() - began < 2:
             with suppress(ToolFailed):
                 await call(connection, "die")
@@ -96,7 +106,15 @@ async def test_last_words_and_code_of_a_server_that_exits_are_told_without_its_s
     async with opened(definition) as servers:
         await until(lambda: servers["rogue"].state == "down")
         assert servers["rogue"].error == "it exited with code 3: first words | no licence for [redacted]"
-        await until(lambda: len(pids(tmp_path)) >= 2)
+    assert alive(tmp_path) == []
+
+
+async def test_a_server_that_exits_at_once_is_started_again_after_pauses_that_grow(tmp_path: Path) -> None:
+    async with opened(rogue("exits", tmp_path, env={"ROGUE_SECRET": SECRET})):
+        await until(lambda: len(pids(tmp_path)) >= 4, 30)
+    starts = sorted(path.stat().st_mtime for path in tmp_path.glob("pid-*"))
+    pauses = [after - before for before, after in pairwise(starts)]
+    assert [pause >= least for pause, least in zip(pauses, (0.25, 0.5, 1.0), strict=False)] == [True] * 3
     assert alive(tmp_path) == []
 
 
@@ -137,6 +155,24 @@ async def test_some_junk_on_stdout_is_passed_over(tmp_path: Path, caplog: pytest
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+async def test_lines_that_a_server_prints_beside_its_answers_never_end_a_call_under_way(tmp_path: Path) -> None:
+    async with connected(rogue("prints-a-line-at-every-call", tmp_path)) as connection:
+        waiting = asyncio.ensure_future(call(connection, "hang"))
+        for number in range(1100):
+            assert await call(connection, "echo", str(number)) == str(number)
+        assert not waiting.done()
+        assert connection.status.restarts == 0
+        waiting.cancel()
+
+
+async def test_a_server_that_prints_a_line_without_end_is_given_up_and_told_why(tmp_path: Path) -> None:
+    async with connected(rogue("prints-an-endless-line", tmp_path)) as connection:
+        async with asyncio.timeout(15):
+            with pytest.raises(ToolFailed):
+                await call(connection, "hang")
+        assert "standard output" in (connection.error or "")
+
+
 async def test_a_server_that_prints_nothing_but_junk_is_given_up_and_told_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(rogue("prints-junk", tmp_path)) as servers:
         await until(lambda: "that are not messages of the protocol" in (servers["rogue"].error or ""), 40)
@@ -144,11 +180,30 @@ async def test_a_server_that_prints_nothing_but_junk_is_given_up_and_told_why(tm
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.parametrize("behaviour", ["clings", "has-children", "has-children-and-leaves"])
-async def test_nothing_of_a_server_that_clings_to_life_is_left(tmp_path: Path, behaviour: str) -> None:
+@pytest.mark.parametrize(("behaviour", "processes"), [("clings", 1), ("has-children", 2), ("has-children-and-leaves", 2)])
+async def test_nothing_of_a_server_that_clings_to_life_is_left(tmp_path: Path, behaviour: str, processes: int) -> None:
     async with connected(rogue(behaviour, tmp_path)) as connection:
         assert await call(connection, "echo", "hi") == "hi"
         assert alive(tmp_path)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert (len(pids(tmp_path)), alive(tmp_path)) == (processes, [])
+
+
+async def test_nothing_of_a_server_whose_guard_is_killed_is_left(tmp_path: Path) -> None:
+    async with connected(rogue("clings", tmp_path)) as connection:
+        pid = int(await call(connection, "pid"))
+        os.kill(int(_stat(pid)[1]), signal.SIGKILL)
+    try:
+        await until(lambda: not _runs(pid), 10)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_nothing_of_a_server_that_is_stopped_is_left(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        os.kill(int(await call(connection, "pid")), signal.SIGSTOP)
         began = time.monotonic()
     assert time.monotonic() - began < 10
     assert alive(tmp_path) == []
@@ -192,6 +247,22 @@ async def test_a_server_that_is_stopped_fails_calls_in_time_and_serves_once_it_g
         try:
             result = await toolset.execute(ToolCall("c", "rogue__echo", '{"text": "x"}'), context())
             assert result.is_error
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert await call(connection, "pid") == str(pid)
+
+
+async def test_a_server_that_reads_no_more_fails_calls_in_time_though_its_pipe_is_full(tmp_path: Path) -> None:
+    async with connected(rogue("well", tmp_path)) as connection:
+        pid = int(await call(connection, "pid"))
+        toolset = Toolset(connection.tools, default_timeout=0.3)
+        large = json.dumps({"text": "x" * 1_000_000})
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            results = await asyncio.gather(*(toolset.execute(ToolCall("c", "rogue__echo", large), context()) for _ in range(3)))
+            assert [result.is_error for result in results] == [True] * 3
+            assert time.monotonic() - began < 5
         finally:
             os.kill(pid, signal.SIGCONT)
         assert await call(connection, "pid") == str(pid)
@@ -259,26 +330,34 @@ async def test_no_server_outlives_a_process_of_ours_that_is_killed(tmp_path: Pat
     command = [sys.executable, "-c", HOLDER, json.dumps(entries)]
     holder = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
     assert holder.stdout is not None
-    assert await holder.stdout.readline() == b"['ready', 'ready', 'ready']\n"
-    assert len(alive(tmp_path)) == 4
-    holder.kill()
-    await holder.communicate()
+    try:
+        async with asyncio.timeout(40):
+            assert await holder.stdout.readline() == b"['ready', 'ready', 'ready']\n"
+        assert len(alive(tmp_path)) == 4
+    finally:
+        holder.kill()
+        await holder.communicate()
     await until(lambda: alive(tmp_path) == [], 20)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 0)])
 async def test_no_server_outlives_the_service(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    agent = {"agent_id": "a", "system_prompt": "x", "provider": "demo", "allowed_mcp_servers": {"well": {}, "clings": {}}}
+    behaviours = ("well", "clings", "has-children")
+    agent = {"agent_id": "a", "system_prompt": "x", "provider": "demo", "allowed_mcp_servers": {name: {} for name in behaviours}}
     (tmp_path / "agent_config.json").write_text(json.dumps([agent]), encoding="utf-8")
-    servers = {name: {"command": sys.executable, "args": [str(ROGUE), name, str(tmp_path)]} for name in ("well", "clings")}
+    servers = {name: {"command": sys.executable, "args": [str(ROGUE), name, str(tmp_path)]} for name in behaviours}
     (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")
     command = [sys.executable, "-m", "app.main", "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     service = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment, stderr=asyncio.subprocess.DEVNULL)
-    await until(lambda: len(alive(tmp_path)) == 2, 40)
-    service.send_signal(number)
-    async with asyncio.timeout(30):
-        assert await service.wait() == code
+    try:
+        await until(lambda: len(alive(tmp_path)) == 4, 40)
+        service.send_signal(number)
+        async with asyncio.timeout(30):
+            assert await service.wait() == code
+    finally:
+        with suppress(ProcessLookupError):
+            service.kill()
     await until(lambda: alive(tmp_path) == [], 20)
 
 
@@ -332,6 +411,28 @@ async def test_twenty_calls_at_once_over_http_each_get_their_own_answer(http_rog
     async with connected(http_rogue.definition) as connection:
         answers = await asyncio.gather(*(call(connection, "later", str(number)) for number in range(20)))
     assert answers == [str(number) for number in range(20)]
+
+
+async def test_a_lost_http_session_fails_all_its_calls_and_none_is_made_again(http_rogue: HttpRogue) -> None:
+    never = asyncio.Event()
+
+    async def wait(_: str) -> None:
+        await never.wait()
+
+    async with connected(http_rogue.definition) as connection:
+        http_rogue.on_call = wait
+        waiting = [asyncio.ensure_future(call(connection, "echo", str(number))) for number in range(20)]
+        await until(lambda: len(http_rogue.calls) == 20)
+        http_rogue.stop_listening()
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(result, ToolFailed) and "not known" in str(result) for result in results)
+        http_rogue.on_call = None
+        never.set()
+        await http_rogue.start()
+        await until(lambda: connection.state == "ready", 30)
+        assert await call(connection, "echo", "after") == "after"
+    assert len(http_rogue.calls) == 21
 
 
 async def test_fifty_rounds_over_http_leave_no_task_or_descriptor(http_rogue: HttpRogue) -> None:

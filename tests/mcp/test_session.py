@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import mcp_types
 import pytest
+from mcp.server import Server
 from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from pydantic import BaseModel, Field
 
 from app.config.mcp import ServerDefinition, read_servers
@@ -37,7 +39,7 @@ async def rogue() -> AsyncGenerator[HttpRogue, None]:
 
 
 @asynccontextmanager
-async def served(server: MCPServer[Any]) -> AsyncGenerator[Connection, None]:
+async def served(server: MCPServer[Any] | Server[Any]) -> AsyncGenerator[Connection, None]:
     """A server of the library, connected to; it speaks the protocol of 2026."""
     async with (
         serving(server.streamable_http_app()) as address,
@@ -68,6 +70,28 @@ async def test_tools_that_appear_later_are_offered_once_the_server_tells(monkeyp
         assert (await run(connection, "learn")).content == "learnt"
         await until(lambda: [tool.remote.name for tool in connection.tools] == ["learn", "sing"])
         assert (await run(connection, "sing")).content == "sung"
+
+
+async def test_a_change_before_the_subscription_is_acknowledged_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFRESH_PAUSE", 0.01)
+    names = ["one"]
+    listed = asyncio.Event()
+    handler = ListenHandler(InMemorySubscriptionBus())
+
+    async def list_tools(_: Any, params: Any) -> mcp_types.ListToolsResult:
+        found = [mcp_types.Tool(name=name, input_schema={"type": "object"}) for name in names]
+        listed.set()
+        return mcp_types.ListToolsResult(tools=found)
+
+    async def subscribed(ctx: Any, params: Any) -> mcp_types.SubscriptionsListenResult:
+        await listed.wait()
+        if "two" not in names:
+            names.append("two")  # nobody is subscribed yet, so nobody is told
+        return await handler(ctx, params)
+
+    server: Server[Any] = Server("server", on_list_tools=list_tools, on_subscriptions_listen=subscribed)
+    async with served(server) as connection:
+        await until(lambda: [tool.remote.name for tool in connection.tools] == ["one", "two"])
 
 
 async def test_schemas_are_passed_on_as_they_are(rogue: HttpRogue) -> None:
@@ -319,6 +343,24 @@ async def test_questions_of_a_server_are_refused_and_the_call_ends() -> None:
                 await run(connection, name)
             assert str(refused.value)
         assert (await run(connection, "fine")).content == "fine"
+        assert connection.status.restarts == 0
+
+
+@pytest.mark.parametrize("endless", [False, True], ids=["a question", "only a state, for ever"])
+async def test_a_tool_that_answers_with_a_question_ends_with_a_refusal(endless: bool) -> None:
+    async def list_tools(_: Any, params: Any) -> mcp_types.ListToolsResult:
+        return mcp_types.ListToolsResult(tools=[mcp_types.Tool(name="ask", input_schema={"type": "object"})])
+
+    async def call_tool(_: Any, params: Any) -> mcp_types.InputRequiredResult:
+        if endless:
+            return mcp_types.InputRequiredResult(request_state="again")
+        schema: Any = {"type": "object", "properties": {"name": {"type": "string"}}}
+        form = mcp_types.ElicitRequest(params=mcp_types.ElicitRequestFormParams(message="Who?", requested_schema=schema))
+        return mcp_types.InputRequiredResult(input_requests={"q": form})
+
+    async with served(Server("server", on_list_tools=list_tools, on_call_tool=call_tool)) as connection:
+        with pytest.raises(ToolFailed, match="more and more input" if endless else "not supported"):
+            await run(connection, "ask")
         assert connection.status.restarts == 0
 
 
