@@ -129,7 +129,7 @@ class _Opener:
                 if stderr is not None:
                     stderr.close_our_end()
             stack.push_async_callback(_left, client)
-            session = _Session(client, transport, self._definition, stderr)
+            session = _Session(client, transport, self._definition, stderr, handler)
             stack.push_async_callback(_ended, asyncio.create_task(_listen(client, listener)))
             yield session
 
@@ -164,11 +164,14 @@ class _NotThisWay(ServerLost):
 class _Session:
     """A session that is open; see app/mcp/base.py."""
 
-    def __init__(self, client: Client[Any], transport: Transport, definition: ServerDefinition, stderr: Stderr | None) -> None:
+    def __init__(
+        self, client: Client[Any], transport: Transport, definition: ServerDefinition, stderr: Stderr | None, handler: "_Handler"
+    ) -> None:
         self.transport: Transport = transport
         self._client = client
         self._definition = definition
         self._stderr = stderr
+        self._handler = handler
 
     async def list_tools(self) -> list[RemoteTool]:
         """All tools of the server."""
@@ -203,6 +206,7 @@ class _Session:
             raise ServerLost(f"{how} ({self._words(error)})", not_sent=asked.found_nobody) from None
         finally:
             asked_now.reset(token)
+        self._handler.junk = 0
         try:
             output = output_of(result)
         except ToolFailed as failed:
@@ -286,17 +290,18 @@ class _Handler:
     def __init__(self, definition: ServerDefinition, listener: Listener) -> None:
         self._definition = definition
         self._listener = listener
-        self._junk = 0
+        self.junk = 0
+        """Lines since the last answer that were no messages."""
 
     async def on_message(self, message: ServerNotification | Exception) -> None:
         """A notification, or the error that reading something else was."""
         if isinstance(message, ToolListChangedNotification):
             self._listener.tools_changed()
         elif isinstance(message, Exception) and self._definition.command is not None:
-            self._junk += 1
-            if self._junk == 1:
+            self.junk += 1
+            if self.junk == 1:
                 logger.debug("mcp.junk", extra={"server": self._definition.server_label, "problem": "a line on stdout is not a message"})
-            if self._junk == MAX_JUNK_LINES:
+            if self.junk == MAX_JUNK_LINES:
                 self._listener.ended(f"it wrote {MAX_JUNK_LINES} lines to standard output that are not messages of the protocol")
 
     async def on_log(self, params: LoggingMessageNotificationParams) -> None:

@@ -72,8 +72,6 @@ def call(request: dict[str, Any]) -> None:
         case "later":
             # Later calls wait shorter, so that answers come in another order than calls.
             threading.Timer(max(0.0, 0.2 - 0.01 * int(text)), answer, (request, text)).start()
-        case "hang" if BEHAVIOUR == "prints-an-endless-line":
-            chatter(lambda text: os.write(1, text.encode()), "x" * 65_536)
         case _:
             pass  # hang: no answer ever
 

@@ -165,14 +165,6 @@ async def test_lines_that_a_server_prints_beside_its_answers_never_end_a_call_un
         waiting.cancel()
 
 
-async def test_a_server_that_prints_a_line_without_end_is_given_up_and_told_why(tmp_path: Path) -> None:
-    async with connected(rogue("prints-an-endless-line", tmp_path)) as connection:
-        async with asyncio.timeout(15):
-            with pytest.raises(ToolFailed):
-                await call(connection, "hang")
-        assert "standard output" in (connection.error or "")
-
-
 async def test_a_server_that_prints_nothing_but_junk_is_given_up_and_told_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(rogue("prints-junk", tmp_path)) as servers:
         await until(lambda: "that are not messages of the protocol" in (servers["rogue"].error or ""), 40)
@@ -188,17 +180,6 @@ async def test_nothing_of_a_server_that_clings_to_life_is_left(tmp_path: Path, b
         began = time.monotonic()
     assert time.monotonic() - began < 10
     assert (len(pids(tmp_path)), alive(tmp_path)) == (processes, [])
-
-
-async def test_nothing_of_a_server_whose_guard_is_killed_is_left(tmp_path: Path) -> None:
-    async with connected(rogue("clings", tmp_path)) as connection:
-        pid = int(await call(connection, "pid"))
-        os.kill(int(_stat(pid)[1]), signal.SIGKILL)
-    try:
-        await until(lambda: not _runs(pid), 10)
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 async def test_nothing_of_a_server_that_is_stopped_is_left(tmp_path: Path) -> None:
