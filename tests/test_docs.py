@@ -97,7 +97,7 @@ def test_the_agents_and_servers_that_pages_show_are_valid(tmp_path: Path, page: 
 
 def test_the_page_on_mcp_describes_every_field_of_a_server() -> None:
     text = (ROOT / "docs" / "mcp.md").read_text(encoding="utf-8")
-    fields = {*ServerDefinition.model_fields, *AllowedTools.model_fields} - {"missing", "secrets"}
+    fields = {*ServerDefinition.model_fields, *AllowedTools.model_fields} - {"missing", "secrets", "credentials"}
     assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
 
 

@@ -43,7 +43,8 @@ class ServerDefinition(BaseModel):
 
     It has either a `server_url` or a `command`. `transport` is None where a server at a `server_url` is asked what it speaks. `missing`
     are the variables that it names and that are not set: such a server is off, and its fields hold nothing of it. `secrets` are the
-    values that its variables took and the credentials that it names itself, to be kept out of every message.
+    values that its variables took and the credentials that it names itself, to be kept out of every message; `credentials` are
+    those among them that are keys by their names or by their place in a header, to be kept out of what tools return too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class ServerDefinition(BaseModel):
     transport: Transport | None = None
     missing: tuple[str, ...] = ()
     secrets: tuple[str, ...] = Field(default=(), repr=False)
+    credentials: tuple[str, ...] = Field(default=(), repr=False)
 
     @property
     def off(self) -> str | None:
@@ -250,7 +252,7 @@ def _with_our_names(entry: dict[str, Any], lenient: list[str] | None, where: str
     return found, faults
 
 
-_FIELDS = frozenset(ServerDefinition.model_fields) - {"missing", "secrets", "transport"}
+_FIELDS = frozenset(ServerDefinition.model_fields) - {"missing", "secrets", "credentials", "transport"}
 
 
 def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple[ServerDefinition | None, list[Fault]]:
@@ -265,13 +267,16 @@ def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple
             problem = f"{place} is not a variable that is filled in here"
             faults.append(Fault(file="", field=field, problem=problem, remedy="Write ${NAME}, with the name of an environment variable"))
     plain = {value for value in (*used.values(), *_written_secrets(expanded)) if len(value) >= MIN_SECRET}
+    headers = str(expanded.get("header", ""))
+    keys = {value for name, value in used.items() if _NAMES_A_SECRET.search(name) or value in headers} | set(_written_secrets(expanded))
+    credentials = sorted(keys & plain, key=len, reverse=True)
     # An address has them percent-encoded, and whoever repeats it does so too.
     secrets = sorted(
         {form for value in plain for form in (value, quote(value), quote(value, safe=""), quote_plus(value))}, key=len, reverse=True
     )
     try:
         if not missing:
-            return ServerDefinition.model_validate({**expanded, "secrets": tuple(secrets)}), faults
+            return ServerDefinition.model_validate({**expanded, "secrets": tuple(secrets), "credentials": tuple(credentials)}), faults
         # What else is wrong with it is told all the same; then nothing of it is kept, for its literals must not be sent.
         checked = ServerDefinition.model_validate(_filled_in(expanded))
         transport = checked.transport or ("stdio" if checked.command is not None else "http")

@@ -183,11 +183,13 @@ class Connection:
         self._lost.clear()
         self._wake.clear()
         began = time.monotonic()
-        opened = False
         try:
             async with opener(self) as session:
-                opened = True
-                self._take(await session.list_tools())
+                try:
+                    listed = await session.list_tools()
+                except ServerLost as lost:
+                    return self._why(lost)  # now, for leaving ends a command, and that would be told instead
+                self._take(listed)
                 self._connect_seconds = time.monotonic() - began
                 self._transport = session.transport
                 self._session = session
@@ -202,7 +204,7 @@ class Connection:
                 self.error = reason
                 return reason
         except ServerLost as lost:
-            return self._why(lost) if opened else lost.reason
+            return lost.reason
         except asyncio.CancelledError as error:
             # A library's own cancellations may leak; only ours has been asked of this task.
             if (task := asyncio.current_task()) is None or task.cancelling():

@@ -33,7 +33,7 @@ from app.mcp.base import Listener, RemoteTool, ServerLost, Session, SessionOpene
 from app.mcp.http import Asked, asked_now, http_transport
 from app.mcp.results import output_of
 from app.mcp.stdio import Stderr, StdioTransport, stderr_of, stdio_transport
-from app.mcp.words import status_words, without_its_secrets, words_of
+from app.mcp.words import status_words, without_its_keys, words_of
 from app.tools.base import ToolOutput
 
 logger = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ class _Session:
         token = asked_now.set(asked)
 
         async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            context.report_progress(progress, total, without_its_secrets(message or "", self._definition))
+            context.report_progress(progress, total, without_its_keys(message or "", self._definition))
 
         try:
             result = await self._client.call_tool_mcp(name, _plain(arguments), progress_handler=on_progress)
@@ -210,8 +210,8 @@ class _Session:
         try:
             output = output_of(result)
         except ToolFailed as failed:
-            raise ToolFailed(without_its_secrets(str(failed), self._definition)) from None
-        return msgspec.structs.replace(output, content=without_its_secrets(output.content, self._definition))
+            raise ToolFailed(without_its_keys(str(failed), self._definition)) from None
+        return msgspec.structs.replace(output, content=without_its_keys(output.content, self._definition))
 
     async def ping(self) -> None:
         """Returns if the server answers."""

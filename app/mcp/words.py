@@ -13,9 +13,9 @@ def words_of(text: str, definition: ServerDefinition, limit: int = MAX_WORDS) ->
     return storable(" ".join(without_secrets(text, definition.secrets).split()))[:limit]
 
 
-def without_its_secrets(text: str, definition: ServerDefinition) -> str:
-    """`text` without the values of the server's variables, and otherwise as it is."""
-    for secret in definition.secrets:
+def without_its_keys(text: str, definition: ServerDefinition) -> str:
+    """`text` without the server's credentials, and otherwise as it is: a path that a variable holds is of use to the model."""
+    for secret in definition.credentials:
         text = text.replace(secret, "[redacted]")
     return text
 

@@ -112,6 +112,14 @@ def test_what_an_address_makes_of_a_secret_is_a_secret_too(tmp_path: Path) -> No
     assert set(definition.secrets) == {"canary 77/x", "canary%2077/x", "canary%2077%2Fx", "canary+77%2Fx"}
 
 
+def test_only_keys_are_kept_out_of_what_tools_return(tmp_path: Path) -> None:
+    entry = {"command": "x", "args": ["${DOCUMENTS}"], "env": {"A": "${ITS_TOKEN}", "B": "${REGION}"}}
+    definition = one(tmp_path, entry, DOCUMENTS="/srv/documents", ITS_TOKEN=SECRET, REGION="europe")
+    assert set(definition.secrets) >= {"/srv/documents", SECRET, "europe"}
+    assert definition.credentials == (SECRET,)
+    assert one(tmp_path, {"server_url": "https://x", "header": {"X-A": "${ANY}"}}, ANY=SECRET).credentials == (SECRET,)
+
+
 def test_credentials_that_stand_in_the_file_are_secrets_too(tmp_path: Path) -> None:
     http = one(tmp_path, {"server_url": "https://x", "header": {"Authorization": f"Bearer {SECRET}", "Accept-Language": "german"}})
     stdio = one(tmp_path, {"command": "x", "env": {"GITHUB_TOKEN": SECRET, "LANGUAGE": "german"}})
