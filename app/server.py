@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from app.api import agents, health, openai_chat, openai_models
+from app.api import agents, conversations, health, openai_chat, openai_models
 from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
 from app.api.openapi import describe
@@ -39,7 +39,7 @@ def create_app(configuration: Configuration) -> FastAPI:
         telemetry={"tracing": False, "metrics": False},
         redirect_slashes=False,
     )
-    for part in (openai_models, openai_chat, agents, health):
+    for part in (openai_models, openai_chat, conversations, agents, health):
         app.include_router(part.router)
     describe(app)
     return app

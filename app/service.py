@@ -3,28 +3,33 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import msgspec
 
 from app.agents.base import AgentParts, BaseAgent
 from app.agents.catalog import Catalog
 from app.agents.pending import PendingSteps
+from app.agents.remembering import LiveRuns, Remembering
 from app.config.agents import AUTO, LEGACY_TOOLS, PROVIDER_ALIASES, AgentDefinition, AllowedTools, KnownNames, read_agents, warnings_about
 from app.config.files import load_environment, nearest
 from app.config.mcp import Servers, read_servers
+from app.config.memory import MemoryDefinition
 from app.config.settings import Settings, read_settings
 from app.core.context import RunContext
-from app.core.errors import ConfigError, Fault, ServerBusy, UpstreamError
+from app.core.errors import ConfigError, Fault, NotFound, ServerBusy, UpstreamError
 from app.core.ids import new_id
 from app.mcp.connection import Connection
 from app.mcp.servers import McpServers, open_servers
 from app.mcp.tools import model_name, model_names
+from app.memory.base import Conversations
+from app.memory.opening import Memories, Summarizer, address_of, cipher_of, open_memories
 from app.plugins import Plugins, load_plugins
 from app.providers.base import Provider, ProviderSetup
 from app.providers.http import HttpClient, Timeouts
 from app.providers.ollama import Ollama
+from app.storage.address import Address, parse_address
 from app.tools.available import AvailableTools
 from app.tools.base import ToolSource
 from app.tools.cached import CachedSource
@@ -51,16 +56,24 @@ class Configuration(msgspec.Struct, frozen=True):
 class Service:
     """The running service: its agents, and the count of the runs under way."""
 
-    def __init__(self, configuration: Configuration, catalog: Catalog, servers: McpServers, auto: str) -> None:
+    def __init__(self, configuration: Configuration, catalog: Catalog, servers: McpServers, memories: Memories | None, auto: str) -> None:
         self.settings = configuration.settings
         self.catalog = catalog
         self.servers = servers
+        self.memories = memories
         self.auto_provider = auto
         self.runs = 0
 
     def agent(self, agent_id: str) -> BaseAgent:
         """The agent of this id; raises NotFound."""
         return self.catalog.get(agent_id)
+
+    @property
+    def conversations(self) -> Conversations:
+        """What is remembered; raises NotFound where no agent has a memory."""
+        if self.memories is None:
+            raise NotFound("No agent here has a memory.", code="no_memory")
+        return self.memories.conversations
 
     def context(self, agent_id: str, *, user: str | None = None, session: str | None = None, request_id: str = "") -> RunContext:
         """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT."""
@@ -108,6 +121,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
     if default is not None and PROVIDER_ALIASES.get(default, default) not in plugins.providers:
         problem = f"{default!r} is not a provider"
         found.append(Fault(file="environment", field="DEFAULT_PROVIDER", problem=problem, remedy=nearest(default, plugins.providers)))
+    found += _memory_faults(settings, agents)
     if found:
         raise ConfigError(found)
     return Configuration(
@@ -124,12 +138,51 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
     )
 
 
+def _memory_faults(settings: Settings, agents: Iterable[AgentDefinition]) -> list[Fault]:
+    """What is wrong with where and how conversations are kept."""
+    found = []
+    replica = settings.database_replica_url
+    checks: tuple[tuple[str, Callable[[], object], str], ...] = (
+        ("DATABASE_URL", lambda: address_of(settings), "Correct it, or unset it for an SQLite file"),
+        ("DATABASE_REPLICA_URL", lambda: replica and _replica(replica.get_secret_value()), "Correct it, or unset it"),
+        ("MEMORY_ENCRYPTION_KEYS", lambda: cipher_of(settings), "Make a key with: openssl rand -base64 32"),
+    )
+    for field, check, remedy in checks:
+        try:
+            check()
+        except ValueError as error:
+            found.append(Fault(file="environment", field=field, problem=str(error), remedy=remedy))
+    names = {agent.agent_id for agent in agents}
+    for agent in agents:
+        helper = agent.memory.compression.agent if agent.memory else None
+        if helper is not None and helper not in names:
+            found.append(
+                Fault(
+                    file=str(settings.agent_config_file),
+                    where=f"agent {agent.agent_id!r}",
+                    field="resource_config.memory.compression.agent",
+                    problem=f"{helper!r} is not an agent",
+                    remedy=nearest(helper, names),
+                )
+            )
+    return found
+
+
+def _replica(url: str) -> Address:
+    address = parse_address(url)
+    if address.kind != "postgresql":
+        raise ValueError("only a PostgreSQL database has a replica")
+    return address
+
+
 @asynccontextmanager
 async def open_service(configuration: Configuration) -> AsyncGenerator[Service, None]:
     """The service of `configuration`, with everything it holds open closed at the end."""
     settings = configuration.settings
     timeouts = Timeouts(settings.provider_connect_timeout, settings.provider_first_byte_timeout, settings.provider_idle_timeout)
+    remembering = {agent.agent_id: agent.memory for agent in configuration.agents if agent.memory is not None}
     async with (
+        AsyncExitStack() as opened,
         HttpClient(timeouts, max_retries=settings.provider_max_retries) as http,
         open_servers(
             configuration.servers.definitions,
@@ -143,13 +196,24 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
         providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
         auto = await _auto_provider(settings, providers)
         pending = PendingSteps()
-        agents = [
-            _agent(definition, configuration, providers[auto if definition.provider == AUTO else definition.provider], servers, pending)
+        agents = {
+            definition.agent_id: _agent(
+                definition, configuration, providers[auto if definition.provider == AUTO else definition.provider], servers, pending
+            )
             for definition in configuration.agents
-        ]
+        }
+        memories = None
+        if remembering:
+            kept = {agent_id: memory.retention_days for agent_id, memory in remembering.items() if memory.retention_days is not None}
+            memories = await opened.enter_async_context(open_memories(settings, kept))
+            live = LiveRuns()
+            for agent_id, memory in remembering.items():
+                maker = agents[memory.compression.agent or agent_id]
+                summaries = memories.of(memory, _summarizer(maker, memory))
+                agents[agent_id] = Remembering(agents[agent_id], summaries, live, memories.tasks)
         for warning in configuration.warnings:
             logger.warning(warning)
-        yield Service(configuration, Catalog(agents, created=configuration.created), servers, auto)
+        yield Service(configuration, Catalog(agents.values(), created=configuration.created), servers, memories, auto)
 
 
 def _agent(
@@ -160,6 +224,16 @@ def _agent(
     sources = [_source(servers[label], allowed) for label, allowed in definition.allowed_mcp_servers.items() if label in servers]
     available = AvailableTools(tools, sources, default_timeout=configuration.settings.tool_execution_timeout)
     return plugins.agents[definition.type](definition, AgentParts(provider, available, pending))
+
+
+def _summarizer(agent: BaseAgent, memory: MemoryDefinition) -> Summarizer:
+    """Makes summaries as `agent` is asked, or with the model that the memory's definition names."""
+    name = memory.compression.model
+
+    async def model() -> str:
+        return name or await agent.model()
+
+    return Summarizer(agent.parts.provider, model, name or agent.definition.model, agent.definition.model_settings)
 
 
 def _source(connection: Connection, allowed: AllowedTools) -> ToolSource:

@@ -19,7 +19,18 @@ from rich.text import Text
 from app.agents.base import BaseAgent, Turn
 from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.errors import NotFound
-from app.core.events import ReasoningDelta, RefusalDelta, RunFailed, RunFinished, TextDelta, ToolFinished, ToolProgress, ToolStarted
+from app.core.events import (
+    MemorySkipped,
+    ReasoningDelta,
+    RefusalDelta,
+    RunFailed,
+    RunFinished,
+    TextDelta,
+    ToolFinished,
+    ToolProgress,
+    ToolStarted,
+)
+from app.core.ids import new_id
 from app.core.messages import Message
 from app.core.text import storable
 from app.observability.logging import configure_logging
@@ -43,8 +54,9 @@ _MARKDOWN = MarkdownIt().enable("table")
     "--setting", "settings", multiple=True, metavar="NAME=VALUE", help="A model setting, such as temperature=0.2; may be repeated."
 )
 @click.option("--message", "-m", help="Ask this one thing and end.")
+@click.option("--session", help="Go on with a conversation that an agent with a memory had under this name.")
 @click.option("--debug", is_flag=True, help="Log in detail.")
-def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: str | None, debug: bool) -> None:
+def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: str | None, session: str | None, debug: bool) -> None:
     """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the chat."""
     parsed = _parsed(settings)
     configure_logging("DEBUG" if debug else "ERROR")
@@ -60,7 +72,9 @@ def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: s
                 if status.label in agent.definition.allowed_mcp_servers and status.state != "ready":
                     why = status.error or "it is still starting"
                     Console(stderr=True).print(Text(f"without the tools of {status.label}: {why}", "yellow"))
-            succeeded = Conversation(opened, agent, model, parsed, runner).hold(message)
+            if session is not None and agent.definition.memory is None:
+                raise click.UsageError(f"{agent_id} has no memory, so it has no session to go on with.")
+            succeeded = Conversation(opened, agent, model, parsed, runner, session).hold(message)
         finally:
             runner.run(service.__aexit__(None, None, None))
     if not succeeded:
@@ -86,13 +100,22 @@ def _agent(service: Service, agent_id: str) -> BaseAgent:
 class Conversation:
     """The messages so far, and the turns that add to them."""
 
-    def __init__(self, service: Service, agent: BaseAgent, model: str | None, settings: Mapping[str, Any], runner: asyncio.Runner) -> None:
+    def __init__(
+        self,
+        service: Service,
+        agent: BaseAgent,
+        model: str | None,
+        settings: Mapping[str, Any],
+        runner: asyncio.Runner,
+        session: str | None = None,
+    ) -> None:
         self._service = service
         self._agent = agent
         self._model = model
         self._settings = settings
         self._runner = runner
         self._messages: list[Message] = []
+        self._session = (session or new_id("chat_")) if agent.definition.memory is not None else None
         self._console = Console(highlight=False)
 
     def hold(self, message: str | None) -> bool:
@@ -102,6 +125,8 @@ class Conversation:
         provider = self._agent.parts.provider.name
         if sys.stdin.isatty():
             self._console.print(f"[bold]{self._agent.agent_id}[/] [dim]({provider}) - Ctrl-C stops an answer, Ctrl-D ends the chat[/]")
+            if self._session is not None:
+                self._console.print(f"[dim]remembered: go on later with --session {self._session}[/]")
         succeeded = True
         while True:
             try:
@@ -129,8 +154,11 @@ class Conversation:
         return succeeded
 
     async def _answered(self, question: Message, answer: "Answer") -> bool:
-        context = self._service.context(self._agent.agent_id, user=USER)
-        turn = Turn(messages=(*self._messages, question), settings=self._settings, model=self._model)
+        context = self._service.context(self._agent.agent_id, user=USER, session=self._session)
+        if self._session is not None:
+            turn = Turn(messages=(question,), settings=self._settings, model=self._model, history="server")
+        else:
+            turn = Turn(messages=(*self._messages, question), settings=self._settings, model=self._model)
         async with aclosing(self._agent.run(turn, context)) as events:
             async for event in events:
                 match event:
@@ -145,6 +173,8 @@ class Conversation:
                     case ToolFinished(result=result):
                         sign, style = ("x ", "red") if result.is_error else ("< ", "green")
                         answer.note(sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content)
+                    case MemorySkipped(reason=reason):
+                        answer.note("! ", "yellow", "without memory", reason)
                     case RunFinished():
                         answer.close()
                     case RunFailed(error=error):

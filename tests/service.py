@@ -51,6 +51,7 @@ def configuration(
         "agent_config_file": folder / "agent_config.json",
         "mcp_config_file": folder / "mcp.json",
         "prompts_dir": folder / "prompts",
+        "data_dir": folder / "data",
         "default_provider": "demo",
     }
     return load_configuration(Settings(**{**defaults, **settings}), plugins)

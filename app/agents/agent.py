@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any, ClassVar
 
 from app.agents.base import BaseAgent, Turn
-from app.agents.loop import run_loop
+from app.agents.loop import Shorter, run_loop
 from app.core.context import RunContext
 from app.core.errors import InvalidRequest, ProviderNotConfigured, ServiceError
 from app.core.events import RunEvent, RunFailed
@@ -41,6 +41,7 @@ class Agent(BaseAgent):
             client_tools=client_tools,
             max_steps=self.definition.max_steps,
             pending=self.parts.pending,
+            shorter=self._shorter(turn, toolset, context),
         )
         async with aclosing(loop):
             async for event in loop:
@@ -59,7 +60,7 @@ class Agent(BaseAgent):
             raise InvalidRequest("This tool is not among the tools of the request.", param="tool_choice")
         request = ModelRequest(
             model=turn.model or await self.model(),
-            messages=(self._system(turn.messages, toolset.unavailable), *_without_system(self.parts.pending.whole(turn.messages, context))),
+            messages=self._messages(turn.messages, toolset, context),
             tools=tools,
             tool_choice=turn.tool_choice if tools else None,
             settings=_merged(self.definition.model_settings, turn.settings),
@@ -67,6 +68,20 @@ class Agent(BaseAgent):
             request_id=context.request_id,
         )
         return request, frozenset(spec.name for spec in client_tools)
+
+    def _messages(self, messages: tuple[Message, ...], toolset: Toolset, context: RunContext) -> tuple[Message, ...]:
+        """What the model is sent of a caller's `messages`."""
+        return (self._system(messages, toolset.unavailable), *_without_system(self.parts.pending.whole(messages, context)))
+
+    def _shorter(self, turn: Turn, toolset: Toolset, context: RunContext) -> Shorter | None:
+        if (shorter := turn.shorter) is None:
+            return None
+
+        async def messages() -> tuple[Message, ...] | None:
+            fewer = await shorter()
+            return None if fewer is None else self._messages(fewer, toolset, context)
+
+        return messages
 
     def _system(self, messages: tuple[Message, ...], unavailable: tuple[str, ...]) -> Message:
         """The agent's prompt, with what the caller's system messages add to it, and a note of what cannot be used now."""

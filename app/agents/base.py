@@ -1,7 +1,7 @@
 """What an agent is: something that takes a turn of a conversation and tells what happens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -12,6 +12,7 @@ from app.core.context import RunContext
 from app.core.errors import UpstreamError
 from app.core.events import RunEvent
 from app.core.messages import Message, ToolChoice, ToolSpec
+from app.memory.base import History
 from app.providers.base import Provider
 from app.tools.available import AvailableTools
 from app.tools.toolset import Toolset
@@ -21,7 +22,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller asks of an agent: the conversation so far, the caller's own tools, and settings for this turn.
 
     `messages` are the caller's, system messages among them; `settings` are OpenAI's request fields by their names and win over the
-    agent's. `model` replaces the agent's own.
+    agent's. `model` replaces the agent's own. `history` says whether `messages` are the whole conversation or only what is new in it;
+    `is_retry` that the caller may have asked this before; `message_id` is the caller's own id of the turn. `shorter` gives the messages
+    with less of the older conversation, for a model that finds them too long.
     """
 
     messages: tuple[Message, ...]
@@ -29,6 +32,10 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     settings: Mapping[str, Any] = {}
     model: str | None = None
+    history: History = "client"
+    is_retry: bool = False
+    message_id: str | None = None
+    shorter: Callable[[], Awaitable[tuple[Message, ...] | None]] | None = None
 
 
 class AgentParts(msgspec.Struct, frozen=True):

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 
 import msgspec
 
 from app.agents.pending import PendingSteps
 from app.core.context import RunContext
-from app.core.errors import ProviderProtocolError, RunTimeout, ServiceError, ToolFailed
+from app.core.errors import ContextTooLong, ProviderProtocolError, RunTimeout, ServiceError, ToolFailed
 from app.core.events import FinishReason, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished, ToolProgress, ToolStarted
 from app.core.ids import new_id
 from app.core.messages import Message, NamedTool, ToolCall, ToolResult, tool_message
@@ -30,6 +30,9 @@ PROGRESS_SECONDS = 0.1
 MAX_PROGRESS_MESSAGE = 500
 """Characters of a report's message that are told."""
 
+Shorter = Callable[[], Awaitable[tuple[Message, ...] | None]]
+"""Gives the request's messages with less of the older conversation; None if that cannot be done."""
+
 _RANDOM = re.compile(r"[A-Za-z0-9]{9,}$")
 """An id that nobody else is given, such as `call_` and 24 characters; Mistral's have nine, and it takes no others."""
 
@@ -45,11 +48,13 @@ async def run_loop(
     client_tools: frozenset[str] = frozenset(),
     max_steps: int,
     pending: PendingSteps,
+    shorter: Shorter | None = None,
 ) -> AsyncGenerator[RunEvent, None]:
     """Takes steps until one has no calls of our tools, or `max_steps` is reached, or the deadline, or an error the model cannot repair.
 
     `client_tools` are the names in `request.tools` that the client runs itself; a name that `toolset` has too is ours. The events end
-    with one RunFinished or RunFailed. Closing the generator stops the provider and the tools.
+    with one RunFinished or RunFailed. Closing the generator stops the provider and the tools. A model that finds the messages too long is
+    asked once more, with those that `shorter` gives.
     """
     messages = list(request.messages)
     steps: list[StepRecord] = []
@@ -62,14 +67,24 @@ async def run_loop(
             said: list[str] = []
             finished: ModelFinished | None = None
             question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_tool_choice(request, len(steps)))
-            async with aclosing(provider.stream(question)) as events:
-                async for event in events:
-                    if isinstance(event, ModelFinished):
-                        finished = event
-                        continue
-                    if isinstance(event, TextDelta):
-                        said.append(event.text)
-                    yield event
+            try:
+                async with aclosing(provider.stream(question)) as events:
+                    async for event in events:
+                        if isinstance(event, ModelFinished):
+                            finished = event
+                            continue
+                        if isinstance(event, TextDelta):
+                            said.append(event.text)
+                        yield event
+            except ContextTooLong:
+                fewer = await shorter() if shorter is not None and not said else None
+                if fewer is None:
+                    raise
+                shorter = None
+                logger.info("run.shortened", extra={"run_id": context.run_id, "agent_id": context.agent_id})
+                messages[: len(request.messages)] = fewer
+                request = msgspec.structs.replace(request, messages=fewer)
+                continue
             if finished is None:
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
             calls = ids.unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
@@ -86,7 +101,7 @@ async def run_loop(
                 return
             answer = Message(role="assistant", content="".join(said), tool_calls=calls, reasoning=finished.reasoning)
             results: dict[str, ToolResult] = {}
-            async with aclosing(_run_tools(ours, toolset, context, calls_before)) as progress:
+            async with aclosing(_run_tools(ours, len(steps), toolset, context, calls_before)) as progress:
                 async for update in progress:
                     if isinstance(update, ToolFinished):
                         results[update.result.call_id] = update.result
@@ -105,13 +120,13 @@ async def run_loop(
 
 
 async def _run_tools(
-    calls: tuple[ToolCall, ...], toolset: Toolset, context: RunContext, repetitions: "_Repetitions"
+    calls: tuple[ToolCall, ...], step: int, toolset: Toolset, context: RunContext, repetitions: "_Repetitions"
 ) -> AsyncGenerator[ToolStarted | ToolProgress | ToolFinished, None]:
     """Runs `calls`, neighbours that may run in parallel together; tells of each as it starts, goes on and ends."""
     repeated = repetitions.of(calls)
     for batch in _batches(calls, toolset):
         for call in batch:
-            yield ToolStarted(call)
+            yield ToolStarted(call, step)
             if call.id in repeated:
                 yield ToolFinished(ToolResult(call_id=call.id, name=call.name, content=REPEATED, is_error=True))
         wanted = [call for call in batch if call.id not in repeated]

@@ -14,13 +14,24 @@ from app.agents.base import BaseAgent, Turn
 from app.api.chat_schema import ChatMessage, CompletionUsage
 from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
 from app.api.errors import ErrorBody
-from app.api.openai_chat import checked, message_of, usage_of
+from app.api.openai_chat import checked, message_of, usage_of, with_session
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
+from app.api.sessions import asking_of
 from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.context import RunContext
 from app.core.errors import InvalidRequest, ServiceError, UpstreamError
-from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta, ToolFinished, ToolProgress, ToolStarted
+from app.core.events import (
+    MemorySkipped,
+    ReasoningDelta,
+    RefusalDelta,
+    RunEvent,
+    RunFinished,
+    TextDelta,
+    ToolFinished,
+    ToolProgress,
+    ToolStarted,
+)
 from app.core.messages import Message
 
 router = APIRouter(tags=["Agents"])
@@ -105,6 +116,10 @@ class _Progress(msgspec.Struct, tag_field="type", tag="tool_progress"):
     message: str
 
 
+class _MemorySkipped(msgspec.Struct, tag_field="type", tag="memory_skipped"):
+    reason: str
+
+
 class _Finished(msgspec.Struct, tag_field="type", tag="tool_finished"):
     id: str
     name: str
@@ -148,8 +163,9 @@ async def chat(agent_id: str, request: Request, service: ServiceDependency) -> R
     """Runs the agent on the message and answers with its text and the tools it used; with `stream`, event by event."""
     agent = service.agent(agent_id)
     asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
-    turn = _turn(asked, agent)
-    context = service.context(agent_id, user=asked.user_id, session=asked.session_id, request_id=request_id_of(request))
+    asking = asking_of(request, session_id=asked.session_id)
+    turn = with_session(_turn(asked, agent), asking, agent, default="server" if asked.message is not None else "client")
+    context = service.context(agent_id, user=asked.user_id, session=asking.session, request_id=request_id_of(request))
     events = agent.run(turn, context)
     if asked.stream:
         return StreamedRun(service, context, events, EventFrames(context))
@@ -163,7 +179,7 @@ _decoder = msgspec.json.Decoder(AgentChatRequest)
 
 class EventFrames(Frames):
     """A run's events as JSON objects: `text_delta`, `reasoning_delta`, `refusal_delta`, `tool_started`, `tool_progress`, `tool_finished`,
-    and last `run_finished` or `run_failed`."""
+    `memory_skipped`, and last `run_finished` or `run_failed`."""
 
     def __init__(self, context: RunContext) -> None:
         self._run_id = context.run_id
@@ -183,6 +199,8 @@ class EventFrames(Frames):
                 return _frame(_Progress(call.id, call.name, event.progress, event.total, event.message))
             case ToolFinished(result=result):
                 return _frame(_Finished(result.call_id, result.name, result.content, result.is_error, round(result.seconds, 3)))
+            case MemorySkipped(reason=reason):
+                return _frame(_MemorySkipped(reason))
             case _:
                 return b""
 
@@ -203,8 +221,7 @@ def _frame(event: msgspec.Struct) -> bytes:
 
 
 def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
-    for name in ("user_id", "session_id"):
-        checked(getattr(asked, name) or "", name)
+    checked(asked.user_id or "", "user_id")
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
     settings = asked.model_settings or {}

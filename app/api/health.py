@@ -13,7 +13,9 @@ from starlette.responses import Response
 from app.api.dependencies import ServiceDependency
 from app.api.openapi import documented
 from app.core.errors import InvalidRequest
+from app.core.text import without_secrets
 from app.mcp.connection import ServerStatus, State
+from app.memory.opening import Memories
 
 router = APIRouter(tags=["Service"])
 
@@ -22,6 +24,7 @@ _LINKS = {
     "/v1/chat/completions": "POST: ask an agent, as OpenAI clients do",
     "/agents": "the agents, their tools and whether they can answer",
     "/health": "that the service is up",
+    "/health/ready": "whether requests should be sent here",
     "/docs": "the API, to try out",
     "/redoc": "the API, to read",
 }
@@ -40,6 +43,19 @@ class McpServerHealth(msgspec.Struct):
     quarantined_tools: list[str]
 
 
+class DatabaseHealth(msgspec.Struct):
+    """The database of conversations: whether it can be used, else why not; what was done in it since the start."""
+
+    state: Literal["ready", "down"]
+    kind: str
+    error: str | None
+    replica: Literal["none", "ready", "down"]
+    replica_error: str | None
+    cleaned_up_sessions: int
+    cleaned_up_messages: int
+    ended_runs: int
+
+
 class Health(msgspec.Struct):
     """That the service is up; `degraded` when a part of it cannot be used. Its parts stand only in the detailed form."""
 
@@ -48,6 +64,14 @@ class Health(msgspec.Struct):
     service: str
     version: str
     mcp_servers: dict[str, McpServerHealth] | UnsetType = UNSET
+    database: DatabaseHealth | UnsetType = UNSET
+
+
+class Readiness(msgspec.Struct):
+    """Whether requests should be sent here; `problems` says why not."""
+
+    status: Literal["ready", "not_ready"]
+    problems: list[str]
 
 
 class Welcome(msgspec.Struct):
@@ -74,7 +98,37 @@ async def health(request: Request, service: ServiceDependency) -> Response:
         body.mcp_servers = {status.label: _of_server(status) for status in statuses}
         if any(status.state in ("starting", "down") for status in statuses):
             body.status = "degraded"
+        if service.memories is not None:
+            body.database = _of_database(service.memories)
+            if body.database.state == "down" or body.database.replica == "down":
+                body.status = "degraded"
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+@router.get("/health/ready", summary="Should requests be sent here?", openapi_extra=documented(None, Readiness))
+async def ready(service: ServiceDependency) -> Response:
+    """200 if so, else 503: while the database cannot be used that an agent needs to answer."""
+    problems = []
+    needs_memory = any(agent.definition.memory is not None and agent.definition.memory.required for agent in service.catalog)
+    if service.memories is not None and needs_memory and service.memories.database.problem is not None:
+        problems.append("The database of conversations cannot be used.")
+    body = msgspec.json.encode(Readiness("not_ready" if problems else "ready", problems))
+    return Response(body, 503 if problems else 200, {"Retry-After": "2"} if problems else None, "application/json")
+
+
+def _of_database(memories: Memories) -> DatabaseHealth:
+    database, keeper = memories.database, memories.keeper
+    replica: Literal["none", "ready", "down"] = "ready" if database.replica_problem is None else "down"
+    return DatabaseHealth(
+        "ready" if database.problem is None else "down",
+        database.kind,
+        database.problem and without_secrets(database.problem),
+        "none" if database.replica is None else replica,
+        database.replica_problem and without_secrets(database.replica_problem),
+        keeper.erased.sessions,
+        keeper.erased.messages,
+        keeper.ended_runs,
+    )
 
 
 def _of_server(status: ServerStatus) -> McpServerHealth:

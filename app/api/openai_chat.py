@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.agents.base import Turn
+from app.agents.base import BaseAgent, Turn
 from app.api.chat_schema import (
     SETTINGS,
     AudioContent,
@@ -38,11 +38,13 @@ from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
 from app.api.errors import error_json
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
+from app.api.sessions import Asking, asking_of
 from app.core.errors import InvalidRequest, ServiceError
 from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta
 from app.core.ids import new_id
 from app.core.messages import AudioPart, ContentPart, FilePart, ImagePart, Message, NamedTool, Role, TextPart, ToolCall, ToolSpec
 from app.core.usage import Usage
+from app.memory.base import History
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -62,14 +64,25 @@ async def create_chat_completion(request: Request, service: ServiceDependency) -
     """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""
     asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
     agent = service.agent(asked.model)
-    turn = turn_of(asked)
-    context = service.context(agent.agent_id, user=asked.user, request_id=request_id_of(request))
+    asking = asking_of(request, asked.metadata)
+    turn = with_session(turn_of(asked), asking, agent)
+    context = service.context(agent.agent_id, user=asked.user, session=asking.session, request_id=request_id_of(request))
     events = agent.run(turn, context)
     if asked.stream:
         options = asked.stream_options
         frames = ChunkFrames(agent.agent_id, include_usage=bool(options and options.include_usage))
         return StreamedRun(service, context, events, frames)
     return CollectedRun(service, context, events, lambda collected, finished: completion(agent.agent_id, collected, finished))
+
+
+def with_session(turn: Turn, asking: Asking, agent: BaseAgent, *, default: History = "client") -> Turn:
+    """`turn` with what the request says of its session; the history is the client's for an agent that has no memory."""
+    if agent.definition.memory is None:
+        if asking.history == "server":
+            raise InvalidRequest("This agent has no memory: send the whole conversation.", param="metadata.session_history")
+        return turn
+    history = (asking.history or default) if asking.session is not None else "client"
+    return msgspec.structs.replace(turn, history=history, is_retry=asking.is_retry, message_id=asking.message_id)
 
 
 def turn_of(asked: ChatCompletionRequest) -> Turn:

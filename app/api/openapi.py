@@ -1,5 +1,6 @@
 """Describes the routes that read and write msgspec structs, so that /docs shows them as it shows all others."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,20 +12,34 @@ _REFERENCE = "#/components/schemas/{name}"
 _components: dict[str, Any] = {}
 
 
-def documented(request: type[Any] | None, response: type[Any], *, stream: str = "", flag: str = "", flag_help: str = "") -> dict[str, Any]:
-    """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, its errors, and a `flag` that its query
-    may set."""
-    content: dict[str, Any] = {"application/json": {"schema": _schema(response)}}
+def documented(
+    request: type[Any] | None,
+    response: type[Any],
+    *,
+    stream: str = "",
+    lines: str = "",
+    flag: str = "",
+    flag_help: str = "",
+    query: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, `lines` as what its JSON Lines are, its
+    errors, a `flag` that its query may set, and what else its `query` may say."""
+    content: dict[str, Any] = {"application/jsonl" if lines else "application/json": {"schema": _schema(response)}}
     if stream:
         content["text/event-stream"] = {"schema": {"type": "string", "description": f"With `stream`: {stream}"}}
     extra: dict[str, Any] = {
         "responses": {
-            "200": {"description": "The answer", "content": content},
+            "200": {"description": f"The answer: {lines}" if lines else "The answer", "content": content},
             "default": {"description": "An error", "content": {"application/json": {"schema": _schema(ErrorResponse)}}},
         }
     }
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "query", "description": text, "schema": {"type": "string"}} for name, text in (query or {}).items()
+    ]
     if flag:
-        extra["parameters"] = [{"name": flag, "in": "query", "description": flag_help, "schema": {"type": "boolean", "default": False}}]
+        parameters.append({"name": flag, "in": "query", "description": flag_help, "schema": {"type": "boolean", "default": False}})
+    if parameters:
+        extra["parameters"] = parameters
     if request is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(request)}}}
     return extra

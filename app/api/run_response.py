@@ -14,6 +14,7 @@ from app.api.errors import internal_error
 from app.core.context import RunContext
 from app.core.errors import RunTimeout, ServiceError, ServiceStopping
 from app.core.events import (
+    MemorySkipped,
     ReasoningDelta,
     RefusalDelta,
     RunEvent,
@@ -76,7 +77,7 @@ class Collected:
                 self.calls.append(call)
             case ToolFinished(result=result):
                 self.results.append(result)
-            case ToolProgress() | RunFinished() | RunFailed():
+            case ToolProgress() | MemorySkipped() | RunFinished() | RunFailed():
                 pass
 
 
@@ -91,6 +92,7 @@ class RunResponse(Response, ABC):
         self._client_left = False
         self._started = False
         self._complete = False
+        self._without_memory = False
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,6 +154,8 @@ class RunResponse(Response, ABC):
             headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         else:
             headers.append((b"content-length", str(length).encode()))
+        if self._without_memory:
+            headers.append((b"x-memory", b"unavailable"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _fail(self, error: BaseException, send: Send) -> None:
@@ -211,6 +215,8 @@ class StreamedRun(RunResponse):
                 return
             if isinstance(event, RunFailed):
                 raise event.error
+            if isinstance(event, MemorySkipped):
+                self._without_memory = True
             if frame := frames.event(event):
                 await self._send(send, frame)
 
@@ -251,6 +257,8 @@ class CollectedRun(RunResponse):
                 self._complete = True
                 await send({"type": "http.response.body", "body": body})
                 return
+            if isinstance(event, MemorySkipped):
+                self._without_memory = True
             collected.add(event)
 
     async def keep_alive(self, send: Send) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.config.files import expand_variables, nearest, read_json
+from app.config.memory import CompressionDefinition, MemoryDefinition, ResourceConfig
 from app.config.prompts import read_prompt
 from app.core.errors import Fault
 
@@ -71,7 +72,7 @@ class AgentDefinition(BaseModel):
     allowed_mcp_servers: dict[str, AllowedTools] = {}
     client_tools: Literal["accept", "ignore"] | tuple[str, ...] = "accept"
     resources: tuple[str, ...] = ()
-    resource_config: dict[str, dict[str, Any]] = {}
+    resource_config: ResourceConfig = ResourceConfig()
     max_steps: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_MAX_STEPS
 
     # Fields of ScottRBK/ai-agent-service that ask for what this service does not do; read so that its files load, and warned of.
@@ -79,6 +80,11 @@ class AgentDefinition(BaseModel):
     embedding_model: str | None = None
     rerank_provider: str | None = None
     rerank_model: str | None = None
+
+    @property
+    def memory(self) -> MemoryDefinition | None:
+        """How the agent remembers; None if it does not."""
+        return self.resource_config.memory if "memory" in self.resources else None
 
     @model_validator(mode="before")
     @classmethod
@@ -160,8 +166,10 @@ def warnings_about(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[s
     found = []
     if _REWRITTEN_BY_OPEN_WEBUI.match(agent.agent_id):
         found.append("Open WebUI takes this agent_id for an OpenAI reasoning model and rewrites its requests; choose another")
-    if "memory" in agent.resources:
-        found.append("the resource memory is not offered by this version; the agent knows what its client sends, and keeps nothing")
+    if agent.memory is None and "memory" in agent.resource_config.model_fields_set:
+        found.append('resource_config.memory has no effect without "resources": ["memory"]')
+    if agent.memory is not None and agent.memory.compression.archive_conversations is not None:
+        found.append("archive_conversations has no effect: messages that are summarised always stay in the database")
     if "knowledge_base" in agent.resources:
         found.append("the resource knowledge_base is not offered; the agent runs without it")
     legacy = sorted(LEGACY_TOOLS.intersection(agent.allowed_regular_tools))
@@ -194,6 +202,9 @@ def _read_agent(
         agent = AgentDefinition.model_validate(expanded)
     except ValidationError as error:
         faults += [_fault(part) for part in error.errors(include_input=False, include_url=False)]
+    if agent is not None and (file := agent.resource_config.memory.compression.prompt_file) is not None:
+        agent, fault = _with_compression_prompt(agent, prompts, file)
+        faults += [fault] if fault else []
     prompt, prompt_fault = _prompt(expanded, prompts)
     if prompt_fault is not None:
         problem = f"{prompt_fault.file}: {prompt_fault.problem}" if prompt_fault.file else prompt_fault.problem
@@ -201,6 +212,18 @@ def _read_agent(
         faults.append(Fault(file="", field=field, problem=problem, remedy=prompt_fault.remedy))
     faults += _unknown_names(expanded, known)
     return (agent.model_copy(update={"system_prompt": prompt}) if agent else None), faults
+
+
+def _with_compression_prompt(agent: AgentDefinition, prompts: Path, file: str) -> tuple[AgentDefinition, Fault | None]:
+    """`agent` with the prompt that `file` holds for its summaries."""
+    text = read_prompt(prompts, file)
+    if isinstance(text, Fault):
+        place = "resource_config.memory.compression.prompt_file"
+        return agent, Fault(file="", field=place, problem=f"{text.file}: {text.problem}", remedy=text.remedy)
+    resources = agent.resource_config
+    compression = resources.memory.compression.model_copy(update={"prompt": text})
+    memory = resources.memory.model_copy(update={"compression": compression})
+    return agent.model_copy(update={"resource_config": resources.model_copy(update={"memory": memory})}), None
 
 
 def _unknown_names(entry: dict[str, object], known: KnownNames) -> list[Fault]:
@@ -242,8 +265,7 @@ def _fault(part: Any) -> Fault:
     problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/configuration.md describes every field"
     match part["type"]:
         case "extra_forbidden":
-            known = AllowedTools.model_fields if "allowed_mcp_servers" in part["loc"] else AgentDefinition.model_fields
-            problem, remedy = "this field is not known", nearest(str(part["loc"][-1]), known)
+            problem, remedy = "this field is not known", nearest(str(part["loc"][-1]), _fields_at(part["loc"]))
         case "missing":
             problem, remedy = "this field is missing", "Add it"
         case "string_pattern_mismatch":
@@ -251,3 +273,12 @@ def _fault(part: Any) -> Fault:
         case _:
             pass
     return Fault(file="", field=field, problem=problem, remedy=remedy)
+
+
+def _fields_at(place: tuple[str | int, ...]) -> Collection[str]:
+    """The fields that there are where the last of `place` is not one."""
+    if "allowed_mcp_servers" in place:
+        return AllowedTools.model_fields
+    if place[:1] == ("resource_config",):
+        return CompressionDefinition.model_fields if "compression" in place else MemoryDefinition.model_fields
+    return AgentDefinition.model_fields

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -73,6 +74,39 @@ class Settings(BaseSettings):
         (), description="Ollama models, separated by commas, that a caller may ask for instead of the agent's own."
     )
 
+    data_dir: Path = Field(Path("data"), description="The folder of the SQLite database, which is made when it is needed.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="The database of conversations: postgresql://USER:PASSWORD@HOST:5432/DATABASE or sqlite:///FILE; unset means"
+        " POSTGRES_* if they are set, else ai-agent-service.db in DATA_DIR.",
+    )
+    database_replica_url: SecretStr | None = Field(
+        None, description="A streaming replica of the PostgreSQL database, from which the history of conversations is read."
+    )
+    postgres_user: str | None = Field(None, description="The user of the PostgreSQL database, where DATABASE_URL is not set.")
+    postgres_password: SecretStr | None = Field(None, description="The password of POSTGRES_USER.")
+    postgres_db: str | None = Field(None, description="The name of the PostgreSQL database; unset means that of POSTGRES_USER.")
+    postgres_host: str = Field("localhost", description="The machine of the PostgreSQL server.")
+    postgres_port: int = Field(5432, ge=1, le=65_535, description="The port of the PostgreSQL server.")
+    database_pool_size: int = Field(10, ge=1, le=1000, description="Connections to PostgreSQL that one process holds at most.")
+    database_timeout: Seconds = Field(
+        5, description="Seconds that a connection, a statement and a transaction may take; past them the database counts as away."
+    )
+    database_migrate: bool = Field(True, description="Make and change the tables at start; else run: ai-agent-service db upgrade.")
+
+    memory_compression_token_threshold: int = Field(
+        8000, ge=100, description="Tokens that a model may be sent before the older messages of a conversation become a summary."
+    )
+    memory_retention_days: float | None = Field(
+        None, gt=0, le=36_500, description="Days after which a conversation that is not used any more is deleted; unset keeps it."
+    )
+    memory_cleanup_interval_hours: float = Field(24, gt=0, le=8760, description="Hours from one deletion of old conversations to the next.")
+    memory_encryption_keys: SecretStr | None = Field(
+        None,
+        description="Keys that what users and agents say is encrypted with in the database: 32 bytes in base64 each, separated by commas,"
+        " newest first.",
+    )
+
     request_timeout: Seconds = Field(300, description="Seconds that a whole run may take.")
     tool_execution_timeout: Seconds = Field(30, description="Seconds that one tool call may take, unless the tool has its own limit.")
     max_concurrent_requests: int = Field(100, ge=1, description="Runs under way at once in one process; more are answered 429.")
@@ -90,6 +124,16 @@ class Settings(BaseSettings):
     provider_first_byte_timeout: Seconds = Field(120, description="Seconds from asking a provider to the first byte of its answer.")
     provider_idle_timeout: Seconds = Field(60, description="Seconds that a provider may pause within its answer.")
     provider_max_retries: int = Field(2, ge=0, le=10, description="How often a failed call is tried again before its answer has begun.")
+
+    @property
+    def postgres_address(self) -> str | None:
+        """The address that POSTGRES_* make up; None where POSTGRES_USER is not set."""
+        if self.postgres_user is None:
+            return None
+        password = f":{quote(self.postgres_password.get_secret_value(), safe='')}" if self.postgres_password else ""
+        host = f"[{self.postgres_host}]" if ":" in self.postgres_host else self.postgres_host
+        database = quote(self.postgres_db or self.postgres_user, safe="")
+        return f"postgresql://{quote(self.postgres_user, safe='')}{password}@{host}:{self.postgres_port}/{database}"
 
     @field_validator("log_level", mode="before")
     @classmethod

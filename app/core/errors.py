@@ -8,9 +8,11 @@
     |   |-- NotFound                  404
     |   |-- CrossSiteRequest          403  a web page of another site asks
     |   |-- BodyTooLarge              413
+    |   |-- SessionBusy               409  another turn of this session is under way
     |   `-- ServerBusy                429  MAX_CONCURRENT_REQUESTS runs are under way
     |-- RunTimeout                504  the run's deadline has passed
     |-- ServiceStopping           503  the service ends before the run does
+    |-- MemoryUnavailable         503  the database of conversations cannot be used
     |-- UpstreamError             the provider
     |   |-- ProviderNotConfigured     503  a credential is missing
     |   |-- ProviderRefused           502  it does not accept our key, model or account
@@ -111,6 +113,13 @@ class BodyTooLarge(RequestError):
     default_code = "request_too_large"
 
 
+class SessionBusy(RequestError):
+    """Another turn of the session is under way, here or on another replica."""
+
+    status = 409
+    default_code = "session_busy"
+
+
 class ServerBusy(RequestError):
     """As many runs as allowed are under way."""
 
@@ -132,6 +141,13 @@ class ServiceStopping(ServiceError):
 
     status = 503
     default_code = "shutting_down"
+
+
+class MemoryUnavailable(ServiceError):
+    """The database that keeps conversations cannot be reached or used now; the log says why."""
+
+    status = 503
+    default_code = "memory_unavailable"
 
 
 class UpstreamError(ServiceError):

@@ -30,9 +30,13 @@ class RefusalDelta(msgspec.Struct, frozen=True, gc=False):
 
 
 class ToolStarted(msgspec.Struct, frozen=True):
-    """One of our tools begins; always followed by a ToolFinished with the same call id, unless the run fails."""
+    """One of our tools begins; always followed by a ToolFinished with the same call id, unless the run fails.
+
+    `step` counts the run's steps from 1; calls of one step were asked for together.
+    """
 
     call: ToolCall
+    step: int = 1
 
 
 class ToolProgress(msgspec.Struct, frozen=True):
@@ -48,6 +52,12 @@ class ToolFinished(msgspec.Struct, frozen=True):
     """One of our tools came to an end, well or not (`result.is_error`)."""
 
     result: ToolResult
+
+
+class MemorySkipped(msgspec.Struct, frozen=True):
+    """The first event of a run that goes on without the agent's memory, which cannot be used now; `reason` is a sentence."""
+
+    reason: str
 
 
 class StepRecord(msgspec.Struct, frozen=True):
@@ -77,4 +87,4 @@ class RunFailed(msgspec.Struct, frozen=True):
     steps: tuple[StepRecord, ...] = ()
 
 
-RunEvent = TextDelta | ReasoningDelta | RefusalDelta | ToolStarted | ToolProgress | ToolFinished | RunFinished | RunFailed
+RunEvent = TextDelta | ReasoningDelta | RefusalDelta | ToolStarted | ToolProgress | ToolFinished | MemorySkipped | RunFinished | RunFailed

@@ -7,27 +7,27 @@ import msgspec
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-class TextPart(msgspec.Struct, frozen=True):
+class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
     """A piece of text within a message."""
 
     text: str
 
 
-class ImagePart(msgspec.Struct, frozen=True):
+class ImagePart(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="image"):
     """An image: `url` is an http(s) address or a `data:` URL; `detail` is OpenAI's `auto | low | high`."""
 
     url: str
     detail: str | None = None
 
 
-class AudioPart(msgspec.Struct, frozen=True):
+class AudioPart(msgspec.Struct, frozen=True, tag_field="type", tag="audio"):
     """A sound: base64 `data` in `format` (`wav`, `mp3`)."""
 
     data: str
     format: str
 
 
-class FilePart(msgspec.Struct, frozen=True, omit_defaults=True):
+class FilePart(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="file"):
     """A file, by the provider's `file_id` or as a `data:` URL in `file_data`."""
 
     file_id: str | None = None

@@ -39,4 +39,5 @@ def configure_logging(level: str) -> None:
     # Its "Started server process" and the like say nothing that our own lines do not.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # worker processes turn it on by themselves
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.WARNING)

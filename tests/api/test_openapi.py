@@ -1,5 +1,6 @@
 """/openapi.json, /docs and /redoc: the description fits what is answered."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,21 @@ from app.server import create_app
 from tests.api.asking import CHAT, IMAGE_MESSAGE, WEATHER, asking
 from tests.openai_schema import validator_of
 from tests.scripted import Script, calls, says
-from tests.service import client_of, configuration
+from tests.service import AGENT, client_of, configuration
 
 ROUTES = {
     ("get", "/"),
     ("get", "/agents"),
     ("get", "/agents/{agent_id}"),
+    ("get", "/agents/{agent_id}/conversations"),
+    ("get", "/agents/{agent_id}/conversations/{session_id}"),
     ("get", "/health"),
+    ("get", "/health/ready"),
+    ("get", "/memory"),
     ("get", "/v1/models"),
     ("get", "/v1/models/{model}"),
+    ("delete", "/agents/{agent_id}/conversations/{session_id}"),
+    ("delete", "/memory"),
     ("post", "/agents/{agent_id}/chat"),
     ("post", "/v1/chat/completions"),
 }
@@ -54,7 +61,7 @@ async def test_every_route_is_described_with_its_answer_and_its_errors(tmp_path:
     for route in routes.values():
         assert route["summary"]
         assert route["description"]
-        assert route["responses"]["200"]["content"]["application/json"]["schema"]
+        assert all(content["schema"] for content in route["responses"]["200"]["content"].values())
         assert route["responses"]["default"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
 
 
@@ -90,18 +97,23 @@ async def test_the_description_of_a_chat_request_takes_what_the_service_takes(tm
 
 async def test_every_answer_is_as_it_is_described(tmp_path: Path) -> None:
     script = Script(calls(("calculate", {"expression": "6*7"})), says("42"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    remembering = {**AGENT, "resources": ["memory"]}
+    async with client_of(create_app(configuration(tmp_path, script, agents=[remembering]))) as client:
         document = (await client.get("/openapi.json")).json()
-        answers = {
-            (method, path): (await client.get(path.format(agent_id="helper", model="helper"))) for method, path in ROUTES if method == "get"
-        }
-        answers["post", CHAT] = await client.post(CHAT, json=asking())
-        answers["post", "/agents/{agent_id}/chat"] = await client.post("/agents/helper/chat", json={"message": "Hello"})
+        answers = {("post", CHAT): await client.post(CHAT, json=asking())}
+        for session in ("helper", "other"):
+            asked = {"message": "Hello", "session_id": session}
+            answers["post", "/agents/{agent_id}/chat"] = await client.post("/agents/helper/chat", json=asked)
+        names = {"agent_id": "helper", "model": "helper", "session_id": "helper"}
+        for method, path in sorted(ROUTES - set(answers), key=lambda route: route[0] == "delete"):
+            answers[method, path] = await client.request(method.upper(), path.format(**names), params={"user_id": "anonymous"})
     assert set(answers) == ROUTES
     for (method, path), response in answers.items():
         assert response.status_code == 200
-        place = ("paths", path.replace("/", "~1"), method, "responses", "200", "content", "application~1json", "schema")
-        validator_of(document, "urn:ours", place).validate(response.json())
+        kind = response.headers["content-type"].partition(";")[0]
+        place = ("paths", path.replace("/", "~1"), method, "responses", "200", "content", kind.replace("/", "~1"), "schema")
+        for body in response.text.splitlines():
+            validator_of(document, "urn:ours", place).validate(json.loads(body))
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])

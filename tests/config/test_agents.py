@@ -191,7 +191,8 @@ def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
     agent = agent_of(
         folder,
         agent_id="gpt-5-helper",
-        resources=["memory", "knowledge_base"],
+        resources=["knowledge_base"],
+        resource_config={"memory": {"required": False}},
         embedding_model="x",
         allowed_regular_tools=["search_knowledge_base"],
         allowed_mcp_servers={"wiki": {"allowed_mcp_tools": ["read"], "cached_mcp_tools": ["read", "raed"]}, "absent": {}},
@@ -200,7 +201,7 @@ def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
     assert len(warnings) == 7
     for expected in (
         "Open WebUI",
-        "memory",
+        "resource_config.memory has no effect",
         "knowledge_base",
         "search_knowledge_base",
         "embedding_model",

@@ -1,0 +1,204 @@
+"""What is remembered of the calling user: listed, shown, exported, deleted."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from app.api.agents import ToolRun
+from app.api.chat_schema import CompletionUsage
+from app.api.dependencies import ServiceDependency
+from app.api.openai_chat import checked, usage_of
+from app.api.openapi import documented
+from app.core.errors import InvalidRequest
+from app.core.messages import Content
+from app.memory.base import Conversation, ConversationInfo, Step, StoredMessage
+
+router = APIRouter(tags=["Memory"])
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 200
+TENANT = "local"
+ANONYMOUS = "anonymous"
+
+_encoder = msgspec.json.Encoder()
+
+
+class ConversationPage(msgspec.Struct):
+    """Sessions of the user with an agent, the one used last first; `next` goes on after them, as `after`."""
+
+    data: list[ConversationInfo]
+    next: str | None
+
+
+class MessageView(msgspec.Struct):
+    """A stored message; `parent` is the one before it, `status` `incomplete` for an answer that was interrupted."""
+
+    id: str
+    parent: str | None
+    role: str
+    content: Content
+    status: str
+    origin: str
+    created_at: datetime
+    tool_calls: list[ToolRun] | UnsetType = UNSET
+    run_id: str | None = None
+    usage: CompletionUsage | UnsetType = UNSET
+
+
+class ConversationView(msgspec.Struct):
+    """A session: the messages of its newest branch, or of all branches, those before others first."""
+
+    agent_id: str
+    session_id: str
+    created_at: datetime
+    updated_at: datetime
+    messages: list[MessageView]
+
+
+class Deleted(msgspec.Struct):
+    """How much was deleted for good."""
+
+    sessions: int
+    messages: int
+    runs: int
+    summaries: int
+
+
+_USER = ("user_id", "The user whose conversations are meant; by default those of callers who name none.")
+
+
+@router.get(
+    "/agents/{agent_id}/conversations",
+    summary="List a user's conversations with an agent",
+    openapi_extra=documented(
+        None,
+        ConversationPage,
+        query={
+            "user_id": _USER[1],
+            "limit": f"How many at most, {MAX_LIMIT} or fewer.",
+            "after": "The `next` of the page before.",
+        },
+    ),
+)
+async def list_conversations(agent_id: str, request: Request, service: ServiceDependency) -> Response:
+    """The user's sessions with the agent, page by page, the one used last first."""
+    service.agent(agent_id)
+    infos, after = await service.conversations.list(
+        TENANT, _user(request), agent_id, limit=_limit(request), after=request.query_params.get("after")
+    )
+    return Response(_encoder.encode(ConversationPage(list(infos), after)), media_type="application/json")
+
+
+@router.get(
+    "/agents/{agent_id}/conversations/{session_id:path}",
+    summary="Show a conversation",
+    openapi_extra=documented(
+        None, ConversationView, query={"user_id": _USER[1]}, flag="branches", flag_help="Show the messages of all branches."
+    ),
+)
+async def show_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency) -> Response:
+    """The session's messages with the tools that were used."""
+    service.agent(agent_id)
+    branches = request.query_params.get("branches", "false").lower() in ("true", "1")
+    found = await service.conversations.get(TENANT, _user(request), agent_id, session_id, branches=branches)
+    return Response(_encoder.encode(_view(found)), media_type="application/json")
+
+
+@router.delete(
+    "/agents/{agent_id}/conversations/{session_id:path}",
+    summary="Delete a conversation",
+    openapi_extra=documented(None, Deleted, query={"user_id": _USER[1]}),
+)
+async def delete_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency) -> Response:
+    """Deletes the session for good."""
+    service.agent(agent_id)
+    erased = await service.conversations.delete(TENANT, _user(request), agent_id, session_id)
+    return Response(_encoder.encode(erased), media_type="application/json")
+
+
+@router.get(
+    "/memory",
+    summary="Export everything of a user",
+    response_class=StreamingResponse,
+    openapi_extra=documented(None, ConversationView, query={"user_id": _USER[1]}, lines="one conversation a line, all branches"),
+)
+async def export_memory(request: Request, service: ServiceDependency) -> Response:
+    """Every conversation of the user with all agents, as JSON Lines."""
+    lines = _lines(service.conversations.export(TENANT, _user(request)))
+    first = await anext(lines, b"")  # so that an error has its status
+    return StreamingResponse(_continued(first, lines), media_type="application/jsonl")
+
+
+@router.delete("/memory", summary="Delete everything of a user", openapi_extra=documented(None, Deleted, query={"user_id": _USER[1]}))
+async def erase_memory(request: Request, service: ServiceDependency) -> Response:
+    """Deletes every conversation of the user with all agents for good."""
+    return Response(_encoder.encode(await service.conversations.erase(TENANT, _user(request))), media_type="application/json")
+
+
+async def _lines(conversations: AsyncGenerator[Conversation, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(conversations):
+        async for conversation in conversations:
+            yield _encoder.encode(_view(conversation)) + b"\n"
+
+
+async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    async with aclosing(rest):
+        if first:
+            yield first
+        async for line in rest:
+            yield line
+
+
+def _user(request: Request) -> str:
+    return checked(request.query_params.get("user_id") or ANONYMOUS, "user_id")
+
+
+def _limit(request: Request) -> int:
+    value = request.query_params.get("limit", str(DEFAULT_LIMIT))
+    if not value.isascii() or not value.isdigit() or len(value) > 3 or not 1 <= int(value) <= MAX_LIMIT:
+        raise InvalidRequest(f"The limit is a number from 1 to {MAX_LIMIT}.", param="limit")
+    return int(value)
+
+
+def _view(conversation: Conversation) -> ConversationView:
+    return ConversationView(
+        conversation.agent_id,
+        conversation.session_id,
+        conversation.created_at,
+        conversation.updated_at,
+        [_message(message) for message in conversation.messages],
+    )
+
+
+def _message(message: StoredMessage) -> MessageView:
+    view = MessageView(
+        message.id, message.parent, message.role, message.content, message.status, message.origin, message.created_at, run_id=message.run_id
+    )
+    if message.steps:
+        view.tool_calls = [run for step in message.steps for run in _tool_runs(step)]
+    if message.usage is not None:
+        view.usage = usage_of(message.usage)
+    return view
+
+
+def _tool_runs(step: Step) -> list[Any]:
+    results = {message.tool_call_id: message for message in step.messages if message.role == "tool"}
+    told = {result.call_id: result for result in step.results}
+    return [
+        ToolRun(
+            call.id,
+            call.name,
+            call.arguments,
+            results[call.id].text,
+            told[call.id].is_error if call.id in told else True,
+            round(told[call.id].seconds, 3) if call.id in told else 0.0,
+        )
+        for call in step.calls
+    ]

@@ -1,0 +1,402 @@
+"""The memory of an agent in the database: what the model is to see of a conversation, and what of it is stored."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from sqlalchemy import Connection
+
+from app.core.context import RunContext
+from app.core.errors import MemoryUnavailable, ServiceError, SessionBusy
+from app.core.messages import Message
+from app.core.tasks import Tasks
+from app.memory.base import Answer, Asked, RememberedTurn, Step
+from app.memory.compression import Compressor
+from app.memory.history import Addresses, Entry
+from app.memory.store import Begun, Known, Leased, Node, Session, Store, Summary
+
+logger = logging.getLogger(__name__)
+
+SESSION_WAIT_SECONDS = 30.0
+"""How long a turn with the server's history waits for an earlier one of its session."""
+
+LEASE_GRACE_SECONDS = 30.0
+"""How much longer than its run's deadline a turn may have its session for itself."""
+
+POLL_SECONDS = 0.1
+MANY_MESSAGES = 500
+"""Conversations longer than this are digested in a thread, so that others' turns go on."""
+
+SUMMARY = """\
+What was said earlier in this conversation, in summary:
+
+"""
+
+
+class SqlMemory:
+    """The memory of one agent; `window` is how many messages of the server's history a model sees at most."""
+
+    def __init__(
+        self, store: Store, locks: "SessionLocks", tasks: Tasks, *, required: bool, window: int, compressor: Compressor | None
+    ) -> None:
+        self._store = store
+        self._locks = locks
+        self._tasks = tasks
+        self.required = required
+        self._window = window
+        self._compressor = compressor
+
+    @property
+    def problem(self) -> str | None:
+        """See Memory."""
+        return "The database cannot be used now." if self._store.database.problem is not None else None
+
+    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+        """See Memory."""
+        session = self._store.session(context)
+        if asked.history == "server":
+            return await self._begin_server(session, context, asked)
+        conversation = tuple(message for message in asked.messages if message.role != "system")
+        last = max((place for place, message in enumerate(conversation) if message.role == "user"), default=None)
+        if last is None:
+            return Unstored(asked.messages)
+        begun, trailing = conversation[: last + 1], conversation[last + 1 :]
+        entries = await _entries(self._store.addresses, begun, session.key)
+        return await self._begin_client(session, context, asked, entries, trailing)
+
+    async def _begin_client(
+        self, session: Session, context: RunContext, asked: Asked, entries: list[Entry], trailing: tuple[Message, ...]
+    ) -> RememberedTurn:
+        def work(connection: Connection) -> tuple[Begun, Summary | None]:
+            begun = self._store.begin(connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id)
+            return begun, self._summary(connection, session, [entry.path for entry in entries], has_summaries=begun.has_summaries)
+
+        found, summary = await self._store.database.write(work)
+        pieces = [_Piece(entry.path, entry.depth, entry.is_question, _restored(entry, found.known.get(entry.path))) for entry in entries]
+        return self._turn(session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary)
+
+    async def _begin_server(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
+        """As the only turn of its session; the lock is given back when the answer is kept."""
+        wait = min(SESSION_WAIT_SECONDS, context.seconds_left)
+        held = self._locks.held(session.key, wait)
+        await held.__aenter__()
+        try:
+            return await self._begin_leased(session, context, asked, wait, held)
+        except BaseException:
+            await held.__aexit__(None, None, None)
+            raise
+
+    async def _begin_leased(self, session: Session, context: RunContext, asked: Asked, wait: float, held: "_Held") -> RememberedTurn:
+        new = tuple(message for message in asked.messages if message.role != "system")
+        if not new or new[-1].role != "user":
+            return Unstored(asked.messages, held)
+        database, store = self._store.database, self._store
+        until = datetime.now(UTC) + timedelta(seconds=context.seconds_left + LEASE_GRACE_SECONDS)
+        leased = await self._leased(session, until, wait)
+        nodes = await self._history(session, leased)
+
+        def work(connection: Connection) -> tuple[Begun, Summary | None, list[Node], list[Entry]]:
+            now = datetime.now(UTC)
+            before, entries, begun = self._placed(connection, session, nodes, new, asked)
+            if begun is not None:
+                store.release(connection, session)
+                return begun, None, before, entries
+            store.store_entries(connection, session, entries[:-1], now)
+            store.ask(connection, session, entries[-1], context.run_id, message_id=asked.message_id, now=now)
+            store.touch_head(connection, session, entries[-1].path, now)
+            paths = [*(node.path for node in before), *(entry.path for entry in entries)]
+            summary = self._summary(connection, session, paths, has_summaries=leased.has_summaries)
+            return Begun(known={}, has_summaries=leased.has_summaries), summary, before, entries
+
+        found, summary, before, entries = await database.write(work)
+        pieces = [_Piece(node.path, node.depth, node.role == "user", _told(node)) for node in before]
+        pieces += (_Piece(entry.path, entry.depth, entry.is_question, entry.messages) for entry in entries)
+        return self._turn(session, context, asked, found, pieces, entries[-1], summary=summary, held=held)
+
+    def _placed(
+        self, connection: Connection, session: Session, nodes: list[Node], new: tuple[Message, ...], asked: Asked
+    ) -> tuple[list[Node], list[Entry], Begun | None]:
+        """The history before the `new` messages, these as entries, and what came of an equal turn, if this repeats the last one."""
+        addresses = self._store.addresses
+        if (asked.is_retry or asked.message_id) and nodes:
+            place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
+            if place >= 0 and nodes[place].role == "user":
+                question = nodes[place]
+                repeated = addresses.entries(new, question.parent, question.depth - 1)
+                if len(repeated) == 1 and repeated[0].path == question.path:
+                    known = Known((), "", question.run_id)
+                    found = self._store.earlier(
+                        connection, session, question.path, known, is_retry=asked.is_retry, message_id=asked.message_id
+                    )
+                    if found is not None or asked.is_retry:
+                        return nodes[:place], repeated, found
+        last = nodes[-1] if nodes else None
+        return nodes, addresses.entries(new, last.path if last else session.key, last.depth if last else 0), None
+
+    async def _leased(self, session: Session, until: datetime, wait: float) -> Leased:
+        """The session, once no other process has it."""
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            leased = await self._store.database.write(lambda connection: self._store.lease(connection, session, until))
+            if leased is not None:
+                return leased
+            if asyncio.get_running_loop().time() + POLL_SECONDS > deadline:
+                raise SessionBusy("Another turn of this session is under way. Try again in a moment.", retry_after=2)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _history(self, session: Session, leased: Leased) -> list[Node]:
+        """The newest messages, from the replica if it has the newest of them: then it has all before."""
+        if leased.head is None:
+            return []
+        head, database = leased.head, self._store.database
+
+        def work(connection: Connection) -> list[Node]:
+            return self._store.window(connection, session, head, self._window)
+
+        if database.replica is not None:
+            try:
+                if found := await database.read_replica(work):
+                    return found
+            except MemoryUnavailable:
+                logger.debug("memory.replica_passed_over")
+        return await database.read(work)
+
+    def _summary(self, connection: Connection, session: Session, paths: Sequence[bytes], *, has_summaries: bool) -> Summary | None:
+        """The best summary of what was said before the last of `paths`."""
+        if not has_summaries or self._compressor is None:
+            return None
+        return self._store.summary(connection, session, paths[:-1], self._settings(self._compressor))
+
+    def _settings(self, compressor: Compressor) -> bytes:
+        return self._store.addresses.settings(*compressor.identity)
+
+    def _turn(
+        self,
+        session: Session,
+        context: RunContext,
+        asked: Asked,
+        begun: Begun,
+        pieces: "list[_Piece]",
+        question: Entry,
+        *,
+        trailing: tuple[Message, ...] = (),
+        summary: Summary | None = None,
+        held: "_Held | None" = None,
+    ) -> RememberedTurn:
+        system = tuple(message for message in asked.messages if message.role == "system")
+        return _Turn(self, session, context, begun, system, pieces, question, trailing, summary, held)
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """A question or an answer as the model is to see it."""
+
+    path: bytes
+    depth: int
+    is_question: bool
+    messages: tuple[Message, ...]
+
+
+class Unstored:
+    """A turn that has no question to store."""
+
+    answer: Answer | None = None
+    under_way: str | None = None
+
+    def __init__(self, messages: tuple[Message, ...], held: "_Held | None" = None) -> None:
+        self.messages = messages
+        self._held = held
+
+    async def shorter(self) -> tuple[Message, ...] | None:
+        """Nothing is known that could be left out."""
+        return None
+
+    async def keep(self, answer: Answer, *, wait: float) -> None:
+        """Stores nothing."""
+        if self._held is not None:
+            await self._held.__aexit__(None, None, None)
+
+
+class _Turn:
+    """A turn whose question is stored; see RememberedTurn."""
+
+    def __init__(
+        self,
+        memory: SqlMemory,
+        session: Session,
+        context: RunContext,
+        begun: Begun,
+        system: tuple[Message, ...],
+        pieces: list[_Piece],
+        question: Entry,
+        trailing: tuple[Message, ...],
+        summary: Summary | None,
+        held: "_Held | None",
+    ) -> None:
+        self._memory = memory
+        self._session = session
+        self._run_id = context.run_id
+        self._system = system
+        self._pieces = pieces
+        self._question = question
+        self._trailing = trailing
+        self._summary = summary
+        self._held = held
+        self.answer = begun.answer
+        self.under_way = begun.under_way
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What the model is to see."""
+        shown = _after(self._pieces, self._summary)
+        summary = () if self._summary is None else (Message(role="system", content=SUMMARY + self._summary.text),)
+        return (*self._system, *summary, *(message for piece in shown for message in piece.messages), *self._trailing)
+
+    async def shorter(self) -> tuple[Message, ...] | None:
+        """As `messages`, more of the older conversation in a summary, which is made now."""
+        compressor = self._memory._compressor
+        if compressor is None:
+            return None
+        summary = await self._compress(compressor, self._pieces, keep=compressor.recent_messages)
+        if summary is None:
+            summary = await self._compress(compressor, self._pieces, keep=1)
+        if summary is None:
+            return None
+        self._summary = summary
+        return self.messages
+
+    async def keep(self, answer: Answer, *, wait: float) -> None:
+        """Stores the answer; a summary that has become due is made after that, in the background."""
+        store = self._memory._store
+        prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
+        whole = _with_steps_before(answer, self._trailing)
+
+        def work(connection: Connection) -> None:
+            store.finish(connection, self._session, self._question, self._run_id, whole, prefix=prefix, leased=self._held is not None)
+
+        try:
+            if self.answer is None and self.under_way is None:
+                await store.database.write(work, wait=wait)
+        finally:
+            if self._held is not None:
+                await self._held.__aexit__(None, None, None)
+        if answer.status == "complete" and self._memory._compressor is not None and self.answer is None and self.under_way is None:
+            self._memory._tasks.run(self._compress_if_due(self._memory._compressor, whole, prefix))
+
+    async def _compress_if_due(self, compressor: Compressor, answer: Answer, prefix: str) -> None:
+        """Summarises the older messages if those that were sent are too many; a failure is logged, and tried again after the next turn."""
+        told = (*(message for step in answer.steps for message in step.messages), Message(role="assistant", content=answer.last))
+        path = self._memory._store.addresses.answer(self._question.path, prefix + answer.text)
+        pieces = [*self._pieces, _Piece(path, self._question.depth + 1, False, told)]
+        sent = [*self._system, *(message for piece in _after(pieces, self._summary) for message in piece.messages)]
+        try:
+            if await compressor.is_due(sent, self._summary.text if self._summary else ""):
+                await self._compress(compressor, pieces, keep=compressor.recent_messages)
+        except ServiceError as error:
+            logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "reason": error.message})
+
+    async def _compress(self, compressor: Compressor, pieces: list[_Piece], *, keep: int) -> Summary | None:
+        """A stored summary of all but the last `keep` messages; None if it would cover nothing new."""
+        older = _older(_after(pieces, self._summary), keep)
+        if not older:
+            return None
+        store, last = self._memory._store, older[-1]
+        settings = self._memory._settings(compressor)
+        earlier = self._summary.text if self._summary else None
+        text = await compressor.summary(earlier, [message for piece in older for message in piece.messages])
+        made = Summary(last.path, last.depth, text)
+        await store.database.write(lambda connection: store.store_summary(connection, self._session, made, settings), wait=5.0)
+        return made
+
+
+class SessionLocks:
+    """Lets one turn of a session at a time through, in this process."""
+
+    def __init__(self) -> None:
+        self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}
+
+    def held(self, key: bytes, wait: float) -> "_Held":
+        """The lock of a session, to be entered; entering raises SessionBusy after `wait` seconds."""
+        return _Held(self._locks, key, wait)
+
+
+class _Held:
+    """One use of a session's lock, which may be left more than once."""
+
+    def __init__(self, locks: dict[bytes, tuple[asyncio.Lock, int]], key: bytes, wait: float) -> None:
+        self._locks = locks
+        self._key = key
+        self._wait = wait
+        self._has = False
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.get(self._key, (asyncio.Lock(), 0))
+        self._locks[self._key] = (lock, users + 1)
+        try:
+            async with asyncio.timeout(max(0.0, self._wait)):
+                await lock.acquire()
+        except TimeoutError:
+            self._leave()
+            raise SessionBusy("Another turn of this session is under way. Try again in a moment.", retry_after=2) from None
+        except BaseException:
+            self._leave()
+            raise
+        self._has = True
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._has:
+            self._has = False
+            self._locks[self._key][0].release()
+            self._leave()
+
+    def _leave(self) -> None:
+        lock, users = self._locks[self._key]
+        if users == 1:
+            del self._locks[self._key]
+        else:
+            self._locks[self._key] = (lock, users - 1)
+
+
+async def _entries(addresses: Addresses, messages: tuple[Message, ...], parent: bytes) -> list[Entry]:
+    if len(messages) > MANY_MESSAGES:
+        return await asyncio.to_thread(addresses.entries, messages, parent)
+    return addresses.entries(messages, parent)
+
+
+def _restored(entry: Entry, known: Known | None) -> tuple[Message, ...]:
+    """The entry's messages, with the tool calls and results that belong to it, where the client left them out."""
+    if known is None or not known.steps or entry.is_question or any(message.tool_calls for message in entry.messages):
+        return entry.messages
+    return _steps_told(known.steps, known.last)
+
+
+def _told(node: Node) -> tuple[Message, ...]:
+    if node.role == "user":
+        return (Message(role="user", content=node.content),)
+    return _steps_told(node.steps, node.last) if node.steps else (Message(role="assistant", content=node.content),)
+
+
+def _steps_told(steps: tuple[Step, ...], last: str) -> tuple[Message, ...]:
+    return (*(message for step in steps for message in step.messages), Message(role="assistant", content=last))
+
+
+def _with_steps_before(answer: Answer, trailing: tuple[Message, ...]) -> Answer:
+    """The answer with the steps that the client brought of the same turn."""
+    if not trailing:
+        return answer
+    entry = Entry(trailing, b"", b"", 0)
+    return msgspec.structs.replace(answer, steps=(*entry.steps, *answer.steps))
+
+
+def _after(pieces: list[_Piece], summary: Summary | None) -> list[_Piece]:
+    """Those that a summary does not cover."""
+    return pieces if summary is None else [piece for piece in pieces if piece.depth > summary.depth]
+
+
+def _older(pieces: list[_Piece], keep: int) -> list[_Piece]:
+    """All but the last `keep`, or a few more, so that what is left begins with a question."""
+    cut = max(0, len(pieces) - keep)
+    while cut > 0 and not pieces[cut].is_question:
+        cut -= 1
+    return pieces[:cut]

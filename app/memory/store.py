@@ -1,0 +1,484 @@
+"""Stores turns in the tree of their session: the transactions at a turn's start and at its end."""
+
+import secrets as random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, RowMapping, and_, bindparam, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.core.context import RunContext
+from app.core.errors import MemoryUnavailable, SessionBusy
+from app.core.events import FinishReason
+from app.core.messages import Content
+from app.core.text import storable
+from app.core.usage import Usage
+from app.memory.base import Answer, Step
+from app.memory.history import Addresses, Entry
+from app.storage.cipher import Cipher
+from app.storage.database import Database
+from app.storage.engines import DatabaseEngine, database_time
+from app.storage.tables import nodes, processes, runs, secrets, sessions, summaries
+
+ADDRESS_KEY = "address_key"
+TAIL = 16
+"""How many of a conversation's last messages are looked up at first; the deepest stored one is nearly always among them."""
+
+CHUNK = 500
+"""How many are looked up at once, and inserted at once, where more must be."""
+
+PROCESS_STALE_SECONDS = 20.0
+"""A process that was not seen for so long is gone."""
+
+
+class Session(msgspec.Struct, frozen=True):
+    """Whose conversation it is, and its address."""
+
+    tenant: str
+    user: str
+    agent_id: str
+    session_id: str
+    key: bytes
+
+    @property
+    def owner(self) -> dict[str, str]:
+        """Whose it is, as a new row says it."""
+        return {"tenant": self.tenant, "user_id": self.user}
+
+    @property
+    def owned(self) -> dict[str, str]:
+        """Whose it is, as every statement that reads or changes rows asks for it."""
+        return {"of_tenant": self.tenant, "of_user": self.user}
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is stored of a message that the client sent too."""
+
+    steps: tuple[Step, ...]
+    last: str
+    run_id: str | None
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A stored message of the server's history."""
+
+    path: bytes
+    parent: bytes
+    depth: int
+    role: str
+    content: Content
+    steps: tuple[Step, ...]
+    last: str
+    run_id: str | None
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A summary of all up to and with the message `covers`, which is the `depth`-th."""
+
+    covers: bytes
+    depth: int
+    text: str
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found when a turn's question was stored."""
+
+    known: dict[bytes, Known]
+    has_summaries: bool
+    answer: Answer | None = None
+    under_way: str | None = None
+
+
+class Leased(msgspec.Struct, frozen=True):
+    """A session that one run has for itself."""
+
+    head: bytes | None
+    has_summaries: bool
+
+
+class _Steps(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How steps are stored."""
+
+    steps: tuple[Step, ...]
+    last: str = ""
+
+
+class Store:
+    """The transactions, in one database.
+
+    `process_id` names this process in its runs, so that those can be told that a process left behind which is gone.
+    """
+
+    def __init__(self, database: Database, cipher: Cipher, process_id: str) -> None:
+        self.database = database
+        self.cipher = cipher
+        self.process_id = process_id
+        self._addresses: Addresses | None = None
+        self._insert: Any = sqlite.insert if database.kind == "sqlite" else postgresql.insert
+        self._build()
+
+    @property
+    def addresses(self) -> Addresses:
+        """The addresses of this database; raises MemoryUnavailable until it was first connected to."""
+        if self._addresses is None:
+            raise MemoryUnavailable("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=2)
+        return self._addresses
+
+    async def prepare(self, engine: DatabaseEngine) -> None:
+        """Reads the database's address key, which is made at the first time; raises Undecryptable where a key is lacking."""
+        self._addresses = Addresses(await engine.run(self._address_key, write=True))
+
+    def _address_key(self, connection: Connection) -> bytes:
+        bound = ADDRESS_KEY.encode()
+        made = self.cipher.encrypt(msgspec.json.encode(random.token_hex(32)).decode(), bound_to=bound)
+        connection.execute(self._insert(secrets).values(name=ADDRESS_KEY, value=made).on_conflict_do_nothing())
+        stored = connection.execute(select(secrets.c.value).where(secrets.c.name == ADDRESS_KEY)).scalar_one()
+        return bytes.fromhex(msgspec.json.decode(self.cipher.decrypt(stored, bound_to=bound), type=str))
+
+    def session(self, context: RunContext) -> Session:
+        """The session of a run; `context.session` is set."""
+        assert context.session is not None
+        return self.session_of(context.tenant, context.user, context.agent_id, context.session)
+
+    def session_of(self, tenant: str, user: str, agent_id: str, session_id: str) -> Session:
+        """The session of these names."""
+        return Session(tenant, user, agent_id, session_id, self.addresses.session(tenant, user, agent_id, session_id))
+
+    def begin(
+        self, connection: Connection, session: Session, entries: Sequence[Entry], run_id: str, *, is_retry: bool, message_id: str | None
+    ) -> Begun:
+        """Stores the conversation of `entries`, whose last is the question, as far as it is not; begins the run, unless it is a
+        repeated one that was answered or is under way."""
+        now = datetime.now(UTC)
+        question = entries[-1]
+        has_summaries = bool(self._touch(connection, session, now, head=question.path))
+        known = self._known(connection, session, [entry.path for entry in entries[-TAIL:]])
+        found = self.earlier(connection, session, question.path, known.get(question.path), is_retry=is_retry, message_id=message_id)
+        if found is not None:
+            return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
+        self._store_entries(connection, session, entries, known, now)
+        self.ask(connection, session, question, run_id, message_id=message_id, now=now)
+        return Begun(known=known, has_summaries=has_summaries)
+
+    def lease(self, connection: Connection, session: Session, until: datetime) -> Leased | None:
+        """Has this process take the session for itself; None while another has it."""
+        now = datetime.now(UTC)
+        row = connection.execute(
+            self._lease,
+            {
+                **self._session_row(session, now),
+                "lease_process": self.process_id,
+                "lease_until": until,
+                "now": now,
+                "process": self.process_id,
+            },
+        ).first()
+        return None if row is None else Leased(row.head, bool(row.summaries))
+
+    def release(self, connection: Connection, session: Session) -> None:
+        """Gives a session back that `lease` took, where nothing is stored of the turn."""
+        connection.execute(self._release, {**session.owned, "key_": session.key, "process": self.process_id})
+
+    def window(self, connection: Connection, session: Session, head: bytes, limit: int) -> list[Node]:
+        """The newest `limit` messages up to `head`, oldest first; empty where `head` is not stored."""
+        rows = connection.execute(self._window, {**session.owned, "head": head, "limit": limit}).mappings().all()
+        return [self.node(row) for row in reversed(rows)]
+
+    def ask(self, connection: Connection, session: Session, question: Entry, run_id: str, *, message_id: str | None, now: datetime) -> None:
+        """Stores the question and its run."""
+        row = self._row(session, question, "client", now)
+        connection.execute(self._insert_question, {**row, "run_id": run_id})
+        connection.execute(
+            self._insert_run,
+            {
+                "run_id": run_id,
+                "session_key": session.key,
+                **session.owner,
+                "question": question.path,
+                "status": "running",
+                "process_id": self.process_id,
+                "message_id": message_id,
+                "started_at": now,
+            },
+        )
+
+    def store_entries(self, connection: Connection, session: Session, entries: Sequence[Entry], now: datetime) -> None:
+        """Stores messages that follow on stored ones."""
+        if entries:
+            connection.execute(self._insert_node, [self._row(session, entry, "client", now) for entry in entries])
+
+    def touch_head(self, connection: Connection, session: Session, head: bytes, now: datetime) -> None:
+        """Makes `head` the session's newest message."""
+        self._touch(connection, session, now, head=head)
+
+    def earlier(
+        self, connection: Connection, session: Session, question: bytes, known: Known | None, *, is_retry: bool, message_id: str | None
+    ) -> Begun | None:
+        """What came of an equal turn that was asked before: its answer, or that it is under way here; None if it is to be run.
+
+        Raises SessionBusy if another process runs it.
+        """
+        if known is None or not (is_retry or message_id):
+            return None
+        statement = self._run_by_message if message_id else self._run_by_id
+        wanted = {"message_id": message_id} if message_id else {"run_id": known.run_id}
+        row = connection.execute(statement, {**session.owned, "key_": session.key, **wanted}).mappings().first()
+        if row is None or row["question"] != question:
+            return None
+        if row["status"] == "done" and row["answer"] is not None:
+            return Begun(known={}, has_summaries=False, answer=self._answer(connection, session, row))
+        if row["status"] != "running":
+            return None
+        if row["process_id"] == self.process_id:
+            return Begun(known={}, has_summaries=False, under_way=row["run_id"])
+        if self._is_alive(connection, row["process_id"]):
+            raise SessionBusy("The same request is being answered already. Try again in a moment.", retry_after=2)
+        return None
+
+    def finish(
+        self, connection: Connection, session: Session, question: Entry, run_id: str, answer: Answer, *, prefix: str, leased: bool
+    ) -> None:
+        """Stores the answer, which `prefix` begins where the client brought its beginning, and ends the run.
+
+        A session that was erased meanwhile stays erased.
+        """
+        now = datetime.now(UTC)
+        text = prefix + answer.text
+        path = self.addresses.answer(question.path, text)
+        said = bool(text.strip() or answer.steps or answer.status == "complete")
+        statement = self._close_leased if leased else self._close
+        head = path if said else question.path
+        wanted = {**session.owned, "key_": session.key, "head_": head, "now": now, "process": self.process_id}
+        closed = connection.execute(statement, wanted)
+        if closed.rowcount == 0 and not self._exists(connection, session):
+            return
+        if said:
+            connection.execute(
+                self._insert_answer,
+                {
+                    "path": path,
+                    "session_key": session.key,
+                    **session.owner,
+                    "parent": question.path,
+                    "depth": question.depth + 1,
+                    "role": "assistant",
+                    "origin": "ours",
+                    "status": answer.status,
+                    "body": self._sealed(msgspec.json.encode(storable(text)), path),
+                    "steps": self._sealed_steps(answer.steps, answer.last, path),
+                    "run_id": run_id,
+                    "usage": None if answer.usage is None else msgspec.json.encode(answer.usage).decode(),
+                    "created_at": now,
+                },
+            )
+        connection.execute(
+            self._end_run,
+            {
+                **session.owned,
+                "run_id_": run_id,
+                "status_": "done" if answer.status == "complete" else "incomplete",
+                "answer_": path if said else None,
+                "error_": answer.error,
+                "finish_reason_": answer.reason if answer.status == "complete" else None,
+                "ended_at_": now,
+            },
+        )
+
+    def summary(self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes) -> Summary | None:
+        """The summary, made with `settings`, that covers most of the conversation of `paths`."""
+        wanted = {**session.owned, "key_": session.key, "settings_": settings}
+        on_path = frozenset(paths)
+        covers = next((row.covers for row in connection.execute(self._summaries, wanted) if row.covers in on_path), None)
+        if covers is None:
+            return None
+        row = connection.execute(self._summary, {**wanted, "covers_": covers}).one()
+        return Summary(covers, row.depth, self._opened(row.body, covers + settings))
+
+    def store_summary(self, connection: Connection, session: Session, summary: Summary, settings: bytes) -> None:
+        """Stores a summary; another process's equal one stays. A session that was erased meanwhile stays erased."""
+        if not self._exists(connection, session):
+            return
+        stored = connection.execute(
+            self._insert_summary,
+            {
+                "session_key": session.key,
+                "covers": summary.covers,
+                "settings": settings,
+                **session.owner,
+                "depth": summary.depth,
+                "body": self._sealed(msgspec.json.encode(storable(summary.text)), summary.covers + settings),
+                "created_at": datetime.now(UTC),
+            },
+        )
+        if stored.rowcount:
+            connection.execute(self._count_summary, {**session.owned, "key_": session.key})
+
+    def node(self, row: RowMapping) -> Node:
+        """A row of `nodes` as it was stored."""
+        content = msgspec.json.decode(self.cipher.decrypt(row["body"], bound_to=row["path"]), type=Content)
+        steps = self.steps(row)
+        return Node(row["path"], row["parent"], row["depth"], row["role"], content, steps.steps, steps.last, row["run_id"])
+
+    def steps(self, row: RowMapping) -> _Steps:
+        """The steps of a row of `nodes`."""
+        if row["steps"] is None:
+            return _Steps(())
+        return msgspec.json.decode(self.cipher.decrypt(row["steps"], bound_to=row["path"] + b"steps"), type=_Steps)
+
+    def _answer(self, connection: Connection, session: Session, run: RowMapping) -> Answer | None:
+        row = connection.execute(self._node, {**session.owned, "path_": run["answer"]}).mappings().first()
+        if row is None or row["status"] != "complete":
+            return None
+        node = self.node(row)
+        usage = None if row["usage"] is None else msgspec.json.decode(row["usage"], type=Usage)
+        reason: FinishReason = run["finish_reason"] or "stop"
+        return Answer(text=str(node.content), steps=node.steps, last=node.last, reason=reason, usage=usage)
+
+    def _known(self, connection: Connection, session: Session, paths: Sequence[bytes]) -> dict[bytes, Known]:
+        rows = connection.execute(self._nodes_in, {**session.owned, "paths": paths}).mappings()
+        return {row["path"]: Known((steps := self.steps(row)).steps, steps.last, row["run_id"]) for row in rows}
+
+    def _store_entries(
+        self, connection: Connection, session: Session, entries: Sequence[Entry], known: dict[bytes, Known], now: datetime
+    ) -> None:
+        """Stores those before the question that are not stored. One that is stored has all before it stored too."""
+        before = entries[:-1]
+        first = next((place + 1 for place in range(len(before) - 1, -1, -1) if before[place].path in known), None)
+        if first is None and len(entries) > TAIL:
+            first = self._deepest_stored(connection, session, entries[:-TAIL])
+        missing = before[first or 0 :]
+        for start in range(0, len(missing), CHUNK):
+            self.store_entries(connection, session, missing[start : start + CHUNK], now)
+
+    def _deepest_stored(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> int:
+        """The place after the deepest stored of `entries`."""
+        for end in range(len(entries), 0, -CHUNK):
+            start = max(0, end - CHUNK)
+            paths = [entry.path for entry in entries[start:end]]
+            stored = {row.path for row in connection.execute(self._paths_in, {**session.owned, "paths": paths})}
+            for place in range(end - 1, start - 1, -1):
+                if entries[place].path in stored:
+                    return place + 1
+        return 0
+
+    def _row(self, session: Session, entry: Entry, origin: str, now: datetime) -> dict[str, Any]:
+        return {
+            "path": entry.path,
+            "session_key": session.key,
+            **session.owner,
+            "parent": entry.parent,
+            "depth": entry.depth,
+            "role": "user" if entry.is_question else "assistant",
+            "origin": origin,
+            "status": "complete",
+            "body": self._sealed(msgspec.json.encode(entry.content), entry.path),
+            "steps": None if entry.is_question else self._sealed_steps(entry.steps, entry.last, entry.path),
+            "run_id": None,
+            "usage": None,
+            "created_at": now,
+        }
+
+    def _sealed(self, value: bytes, address: bytes) -> str:
+        return self.cipher.encrypt(value.decode(), bound_to=address)
+
+    def _sealed_steps(self, steps: tuple[Step, ...], last: str, address: bytes) -> str | None:
+        return self._sealed(msgspec.json.encode(_Steps(steps, last)), address + b"steps") if steps else None
+
+    def _opened(self, value: str, address: bytes) -> str:
+        text: str = msgspec.json.decode(self.cipher.decrypt(value, bound_to=address), type=str)
+        return text
+
+    def _touch(self, connection: Connection, session: Session, now: datetime, *, head: bytes) -> int:
+        """Makes the session, or tells when it was used last; gives how many summaries it has."""
+        found: int = connection.execute(self._upsert_session, {**self._session_row(session, now), "head": head}).scalar_one()
+        return found
+
+    @staticmethod
+    def _session_row(session: Session, now: datetime) -> dict[str, Any]:
+        return {
+            "key": session.key,
+            **session.owner,
+            "agent_id": session.agent_id,
+            "session_id": session.session_id,
+            "created_at": now,
+            "updated_at": now,
+        }
+
+    def _exists(self, connection: Connection, session: Session) -> bool:
+        return connection.execute(self._session, {**session.owned, "key_": session.key}).first() is not None
+
+    def _is_alive(self, connection: Connection, process_id: str) -> bool:
+        row = connection.execute(select(processes.c.seen_at).where(processes.c.process_id == process_id)).first()
+        return row is not None and database_time(connection) - row.seen_at < timedelta(seconds=PROCESS_STALE_SECONDS)
+
+    def _build(self) -> None:
+        """Makes the statements once, as to make one costs more than to run it."""
+
+        def owned(table: Any) -> Any:
+            return and_(table.c.tenant == bindparam("of_tenant"), table.c.user_id == bindparam("of_user"))
+
+        this_session = and_(sessions.c.key == bindparam("key_"), owned(sessions))
+        self._session = select(sessions.c.key).where(this_session)
+
+        upsert = self._insert(sessions)
+        self._upsert_session = upsert.on_conflict_do_update(
+            index_elements=["key"], set_={"updated_at": upsert.excluded.updated_at, "head": upsert.excluded.head}
+        ).returning(sessions.c.summaries)
+        self._lease = upsert.on_conflict_do_update(
+            index_elements=["key"],
+            set_={
+                "updated_at": upsert.excluded.updated_at,
+                "lease_process": upsert.excluded.lease_process,
+                "lease_until": upsert.excluded.lease_until,
+            },
+            where=or_(
+                sessions.c.lease_process.is_(None),
+                sessions.c.lease_process == bindparam("process"),
+                sessions.c.lease_until < bindparam("now", type_=sessions.c.lease_until.type),
+            ),
+        ).returning(sessions.c.head, sessions.c.summaries)
+        has_lease = and_(this_session, sessions.c.lease_process == bindparam("process"))
+        self._release = update(sessions).where(has_lease).values(lease_process=None, lease_until=None)
+        moved = {"head": bindparam("head_"), "updated_at": bindparam("now", type_=sessions.c.updated_at.type)}
+        self._close = update(sessions).where(this_session).values(moved)
+        self._close_leased = update(sessions).where(has_lease).values(**moved, lease_process=None, lease_until=None)
+
+        columns = (nodes.c.path, nodes.c.parent, nodes.c.depth, nodes.c.role, nodes.c.body, nodes.c.steps, nodes.c.run_id)
+        in_paths = and_(nodes.c.path.in_(bindparam("paths", expanding=True)), owned(nodes))
+        self._nodes_in = select(nodes.c.path, nodes.c.steps, nodes.c.run_id).where(in_paths)
+        self._paths_in = select(nodes.c.path).where(in_paths)
+        self._node = select(*columns, nodes.c.status, nodes.c.usage).where(nodes.c.path == bindparam("path_"), owned(nodes))
+        insert = self._insert(nodes)
+        self._insert_node = insert.on_conflict_do_nothing(index_elements=["path"])
+        self._insert_question = insert.on_conflict_do_update(index_elements=["path"], set_={"run_id": insert.excluded.run_id})
+        self._insert_answer = insert.on_conflict_do_update(
+            index_elements=["path"],
+            set_={name: insert.excluded[name] for name in ("status", "origin", "steps", "run_id", "usage")},
+            where=and_(insert.excluded.status == "complete", or_(nodes.c.status == "incomplete", nodes.c.origin == "client")),
+        )
+        newest = (
+            select(*columns, literal(1).label("place")).where(nodes.c.path == bindparam("head"), owned(nodes)).cte("newest", recursive=True)
+        )
+        newest = newest.union_all(
+            select(*columns, newest.c.place + 1).where(nodes.c.path == newest.c.parent, owned(nodes), newest.c.place < bindparam("limit"))
+        )
+        self._window = select(newest).order_by(newest.c.place)
+
+        self._insert_run = self._insert(runs).on_conflict_do_nothing(index_elements=["run_id"])
+        this_run = and_(runs.c.run_id == bindparam("run_id_"), owned(runs))
+        ended = ("status", "answer", "error", "finish_reason", "ended_at")
+        self._end_run = update(runs).where(this_run).values({name: bindparam(f"{name}_") for name in ended})
+        of_run = (runs.c.run_id, runs.c.question, runs.c.answer, runs.c.status, runs.c.process_id, runs.c.finish_reason)
+        in_session = and_(runs.c.session_key == bindparam("key_"), owned(runs))
+        self._run_by_id = select(*of_run).where(runs.c.run_id == bindparam("run_id"), in_session)
+        self._run_by_message = (
+            select(*of_run).where(runs.c.message_id == bindparam("message_id"), in_session).order_by(runs.c.started_at.desc()).limit(1)
+        )
+
+        these = and_(summaries.c.session_key == bindparam("key_"), summaries.c.settings == bindparam("settings_"), owned(summaries))
+        self._summaries = select(summaries.c.covers).where(these).order_by(summaries.c.depth.desc())
+        self._summary = select(summaries.c.depth, summaries.c.body).where(these, summaries.c.covers == bindparam("covers_"))
+        self._insert_summary = self._insert(summaries).on_conflict_do_nothing(index_elements=["session_key", "covers", "settings"])
+        self._count_summary = update(sessions).where(this_session).values(summaries=sessions.c.summaries + 1)

@@ -1,0 +1,54 @@
+"""Understands a database's address: which kind of database it is, and how it may be shown."""
+
+import re
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+import msgspec
+
+_POSTGRES = re.compile(r"^postgres(?:ql)?(?:\+\w+)?://", re.IGNORECASE)
+_SQLITE = re.compile(r"^sqlite(?:\+\w+)?:///", re.IGNORECASE)
+_RENAMED = {"ssl": "sslmode"}
+"""Options that SQLAlchemy's addresses name otherwise than PostgreSQL's own."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a database is: `location` is PostgreSQL's own form of address, or the path of SQLite's file."""
+
+    kind: Literal["sqlite", "postgresql"]
+    location: str
+
+    @property
+    def shown(self) -> str:
+        """The address without its password."""
+        if self.kind == "sqlite":
+            return f"sqlite:///{self.location}"
+        return re.sub(r"(?<=://)([^:@/]*):[^@]*@", r"\1:***@", re.sub(r"(?i)(password=)[^&]*", r"\1***", self.location))
+
+    @property
+    def path(self) -> Path:
+        """The file of an SQLite database."""
+        return Path(self.location)
+
+
+def parse_address(url: str) -> Address:
+    """The address that `url` gives: `sqlite:///FILE` or `postgresql://...`, whatever driver it names. Raises ValueError."""
+    if match := _SQLITE.match(url):
+        path = unquote(url[match.end() :].partition("?")[0])
+        if not path or path == ":memory:":
+            raise ValueError("an SQLite database needs a file: sqlite:///data/ai-agent-service.db")
+        return Address("sqlite", path)
+    if match := _POSTGRES.match(url):
+        rest = url[match.end() :]
+        if not rest:
+            raise ValueError("this names no server: postgresql://USER:PASSWORD@HOST:5432/DATABASE")
+        return Address("postgresql", _with_own_options(f"postgresql://{rest}"))
+    raise ValueError("this is neither sqlite:///FILE nor postgresql://USER:PASSWORD@HOST:5432/DATABASE")
+
+
+def _with_own_options(dsn: str) -> str:
+    """`dsn` with options in PostgreSQL's names; one with several hosts asks for the one that takes writes."""
+    parts = urlsplit(dsn)
+    options = {_RENAMED.get(name, name): value for name, value in parse_qsl(parts.query)}
+    return urlunsplit(parts._replace(query=urlencode(options))) if options else dsn

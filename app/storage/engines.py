@@ -1,0 +1,207 @@
+"""Runs functions within transactions, on SQLite in threads and on PostgreSQL by asyncpg."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+import asyncpg
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from app.storage.address import Address
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+"""What is done within one transaction; it blocks, so it runs in a thread or in a greenlet of its own."""
+
+READERS = 2
+"""Threads that read an SQLite file beside the one that writes."""
+
+RECYCLE_SECONDS = 1800
+
+
+class DatabaseEngine(Protocol):
+    """One database server, or one file."""
+
+    name: str
+
+    async def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+        """Runs `work` in a transaction that is committed when it returns and rolled back when it raises.
+
+        A statement may take `timeout` seconds, by default the engine's own.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        ...
+
+    async def forget_connections(self) -> None:
+        """Has later transactions use new connections."""
+        ...
+
+
+class SqliteEngine:
+    """A file: one thread writes, others read beside it (WAL), so that no transaction blocks the event loop.
+
+    A commit is on disk (synchronous=FULL). Other processes may write too; `timeout` is how many seconds one waits for them.
+    """
+
+    name = "sqlite"
+
+    def __init__(self, address: Address, *, timeout: float) -> None:
+        address.path.parent.mkdir(parents=True, exist_ok=True)
+        self._engine = _sqlite_engine(address.path.as_posix(), timeout)
+        self._writer = ThreadPoolExecutor(1, "sqlite-writer")
+        self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
+
+    async def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+        """Runs `work` in the writer's thread or in one of the readers'."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._writer if write else self._readers, self._run, work, write)
+
+    def _run(self, work: Work[T], write: bool) -> T:
+        with self._engine.connect() as connection:
+            # A transaction that begins by reading cannot wait for its turn to write: it would fail instead.
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+            result = work(connection)
+            connection.commit()
+            return result
+
+    async def close(self) -> None:
+        """Ends the threads once they have done what they were given."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writer, self._engine.dispose)
+        self._writer.shutdown(wait=False)
+        self._readers.shutdown(wait=False)
+
+    async def forget_connections(self) -> None:
+        """Has later transactions open the file anew."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
+
+
+def _sqlite_engine(path: str, timeout: float) -> Engine:
+    # Transactions are begun here and not by the driver, whose own way starts none for a read.
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"check_same_thread": False, "timeout": timeout, "isolation_level": None},
+        pool_size=READERS + 1,
+        max_overflow=0,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _opened(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "mmap_size=0", "cache_size=-16000"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    return engine
+
+
+class PostgresEngine:
+    """A PostgreSQL server, directly or through pgbouncer in transaction mode, which is noticed by itself.
+
+    `timeout` bounds a connection's opening, a wait for a free one and a statement, in seconds.
+    """
+
+    name = "postgresql"
+
+    def __init__(self, address: Address, *, pool_size: int, timeout: float, read_only: bool = False) -> None:
+        self._dsn = address.location
+        self._pool_size = pool_size
+        self._timeout = timeout
+        self._read_only = read_only
+        self._engine: AsyncEngine | None = None
+        self._opening = asyncio.Lock()
+        self._pooled = False
+
+    async def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+        """Runs `work` on a connection of the pool."""
+        engine = self._engine or await self._opened()
+        async with engine.connect() as connection, connection.begin():
+            if self._pooled or timeout is not None:
+                milliseconds = self._milliseconds if timeout is None else int(timeout * 1000)
+                await connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+            return await connection.run_sync(work)
+
+    async def close(self) -> None:
+        """Closes the pool; what hangs is not waited for."""
+        if self._engine is not None:
+            await self._engine.dispose()
+
+    async def forget_connections(self) -> None:
+        """Leaves the pool's connections and starts a new pool, which may find another server."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+
+    async def _opened(self) -> AsyncEngine:
+        async with self._opening:
+            if self._engine is None:
+                self._pooled = await self._is_pooled()
+                self._engine = self._new_engine()
+            return self._engine
+
+    def _new_engine(self) -> AsyncEngine:
+        # Behind a pooler the next statement may reach another server process, which knows no statement that was prepared before.
+        unprepared: dict[str, Any] = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            connect_args=unprepared if self._pooled else {},
+            pool_size=self._pool_size,
+            max_overflow=0,
+            pool_timeout=self._timeout * 0.8,  # so that a full pool is told from a server that hangs
+            pool_recycle=RECYCLE_SECONDS,
+            pool_use_lifo=True,
+        )
+        event.listen(engine.sync_engine, "checkout", _refuse_closed)
+        return engine
+
+    async def _connect(self) -> Any:
+        settings = {"application_name": "ai-agent-service"}
+        if not self._pooled:
+            settings["statement_timeout"] = str(self._milliseconds)
+            settings["idle_in_transaction_session_timeout"] = str(self._milliseconds * 2)
+        return await asyncpg.connect(
+            self._dsn,
+            timeout=self._timeout,
+            statement_cache_size=0,
+            server_settings=settings,
+            target_session_attrs=None if self._read_only or "target_session_attrs" in self._dsn else "read-write",
+        )
+
+    async def _is_pooled(self) -> bool:
+        """Whether a pooler stands between: it tells another process id than the server's own."""
+        self._pooled = True  # so that nothing is asked for that a pooler refuses
+        connection = await self._connect()
+        try:
+            pid = await connection.fetchval("SELECT pg_backend_pid()", timeout=self._timeout)
+            return bool(pid != connection.get_server_pid())
+        finally:
+            await connection.close(timeout=self._timeout)
+
+    @property
+    def _milliseconds(self) -> int:
+        return int(self._timeout * 1000)
+
+
+def _refuse_closed(connection: Any, _: ConnectionPoolEntry, __: object) -> None:
+    """Has the pool replace a connection that the server has closed, as after a restart."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def ping(connection: Connection) -> None:
+    """Work that asks for nothing, to see that it is answered."""
+    connection.execute(text("SELECT 1")).close()
+
+
+def database_time(connection: Connection) -> datetime:
+    """The database's own clock, which all replicas share."""
+    now = connection.execute(select(func.now())).scalar_one()
+    return now if now.tzinfo is not None else now.replace(tzinfo=UTC)

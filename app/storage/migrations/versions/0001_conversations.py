@@ -1,0 +1,102 @@
+"""Sessions, their trees of messages, runs, summaries, processes and secrets."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+ADDRESS = sa.LargeBinary(16)
+MOMENT = sa.DateTime(timezone=True)
+
+
+def upgrade() -> None:
+    """Makes the tables."""
+    op.create_table(
+        "sessions",
+        sa.Column("key", ADDRESS, nullable=False),
+        sa.Column("tenant", sa.Text, nullable=False),
+        sa.Column("user_id", sa.Text, nullable=False),
+        sa.Column("agent_id", sa.Text, nullable=False),
+        sa.Column("session_id", sa.Text, nullable=False),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.Column("updated_at", MOMENT, nullable=False),
+        sa.Column("head", ADDRESS),
+        sa.Column("summaries", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("lease_process", sa.Text),
+        sa.Column("lease_until", MOMENT),
+        sa.PrimaryKeyConstraint("key", name="pk_sessions"),
+        sa.UniqueConstraint("tenant", "user_id", "agent_id", "session_id", name="uq_sessions_tenant_user_id_agent_id_session_id"),
+    )
+    op.create_index("ix_sessions_newest", "sessions", ["tenant", "user_id", "agent_id", "updated_at"])
+    op.create_index("ix_sessions_activity", "sessions", ["agent_id", "updated_at"])
+    op.create_table(
+        "nodes",
+        sa.Column("path", ADDRESS, nullable=False),
+        sa.Column("session_key", ADDRESS, nullable=False),
+        sa.Column("tenant", sa.Text, nullable=False),
+        sa.Column("user_id", sa.Text, nullable=False),
+        sa.Column("parent", ADDRESS, nullable=False),
+        sa.Column("depth", sa.Integer, nullable=False),
+        sa.Column("role", sa.String(16), nullable=False),
+        sa.Column("origin", sa.String(16), nullable=False),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("steps", sa.Text),
+        sa.Column("run_id", sa.Text),
+        sa.Column("usage", sa.Text),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("path", name="pk_nodes"),
+        sa.ForeignKeyConstraint(["session_key"], ["sessions.key"], name="fk_nodes_session_key_sessions", ondelete="CASCADE"),
+    )
+    op.create_index("ix_nodes_session", "nodes", ["session_key", "depth"])
+    op.create_table(
+        "runs",
+        sa.Column("run_id", sa.Text, nullable=False),
+        sa.Column("session_key", ADDRESS, nullable=False),
+        sa.Column("tenant", sa.Text, nullable=False),
+        sa.Column("user_id", sa.Text, nullable=False),
+        sa.Column("question", ADDRESS, nullable=False),
+        sa.Column("answer", ADDRESS),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("process_id", sa.Text, nullable=False),
+        sa.Column("message_id", sa.Text),
+        sa.Column("error", sa.Text),
+        sa.Column("finish_reason", sa.String(32)),
+        sa.Column("started_at", MOMENT, nullable=False),
+        sa.Column("ended_at", MOMENT),
+        sa.PrimaryKeyConstraint("run_id", name="pk_runs"),
+        sa.ForeignKeyConstraint(["session_key"], ["sessions.key"], name="fk_runs_session_key_sessions", ondelete="CASCADE"),
+    )
+    op.create_index("ix_runs_session", "runs", ["session_key", "message_id"])
+    running = sa.text("status = 'running'")
+    op.create_index("ix_runs_running", "runs", ["process_id"], postgresql_where=running, sqlite_where=running)
+    op.create_table(
+        "summaries",
+        sa.Column("session_key", ADDRESS, nullable=False),
+        sa.Column("covers", ADDRESS, nullable=False),
+        sa.Column("settings", ADDRESS, nullable=False),
+        sa.Column("tenant", sa.Text, nullable=False),
+        sa.Column("user_id", sa.Text, nullable=False),
+        sa.Column("depth", sa.Integer, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("session_key", "covers", "settings", name="pk_summaries"),
+        sa.ForeignKeyConstraint(["session_key"], ["sessions.key"], name="fk_summaries_session_key_sessions", ondelete="CASCADE"),
+    )
+    op.create_table(
+        "processes",
+        sa.Column("process_id", sa.Text, nullable=False),
+        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("started_at", MOMENT, nullable=False),
+        sa.Column("seen_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("process_id", name="pk_processes"),
+    )
+    op.create_table(
+        "secrets",
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("value", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_secrets"),
+    )
