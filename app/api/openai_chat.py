@@ -38,7 +38,7 @@ from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
 from app.api.errors import error_json
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
-from app.api.sessions import Asking, asking_of
+from app.api.sessions import Asking, asking_of, is_task
 from app.core.errors import InvalidRequest, ServiceError
 from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta
 from app.core.ids import new_id
@@ -64,8 +64,11 @@ async def create_chat_completion(request: Request, service: ServiceDependency) -
     """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""
     asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
     agent = service.agent(asked.model)
+    turn = turn_of(asked)
     asking = asking_of(request, asked.metadata)
-    turn = with_session(turn_of(asked), asking, agent)
+    if is_task(turn.messages):
+        asking = Asking()
+    turn = with_session(turn, asking, agent)
     context = service.context(agent.agent_id, user=asked.user, session=asking.session, request_id=request_id_of(request))
     events = agent.run(turn, context)
     if asked.stream:

@@ -1,13 +1,14 @@
 """Finds out which session a request belongs to, and what its client says about turns that it asks again."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 
 from app.core.errors import InvalidRequest
+from app.core.messages import Message
 from app.memory.base import History
 
 UNKEPT_PREFIXES = ("temporary:", "local:")
@@ -59,6 +60,11 @@ def asking_of(request: Request, metadata: Mapping[str, Any] | None = None, sessi
         is_retry=found.get("retries", "0") not in ("", "0"),
         message_id=message[:255] if message else None,
     )
+
+
+def is_task(messages: Sequence[Message]) -> bool:
+    """Whether this is one of the tasks, such as to find a title, that Open WebUI asks of a chat's model beside the chat."""
+    return len(messages) == 1 and messages[0].role == "user" and messages[0].text.startswith("### Task:")
 
 
 def _session(*sources: tuple[object, str]) -> str | None:

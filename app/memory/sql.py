@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -25,7 +26,13 @@ SESSION_WAIT_SECONDS = 30.0
 LEASE_GRACE_SECONDS = 30.0
 """How much longer than its run's deadline a turn may have its session for itself."""
 
+CROWDED = 0.75
+"""How much of the server's history's window is used when the older messages become a summary, however short they are."""
+
 POLL_SECONDS = 0.1
+ABANDON_SECONDS = 60.0
+"""How long a database that is away is waited for to end the run of a turn that could not begin."""
+
 MANY_MESSAGES = 500
 """Conversations longer than this are digested in a thread, so that others' turns go on."""
 
@@ -56,6 +63,15 @@ class SqlMemory:
     async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
         """See Memory."""
         session = self._store.session(context)
+        tried = self._store.database.problem is None
+        try:
+            return await self._begin(session, context, asked)
+        except BaseException:
+            if tried:  # the question may be stored all the same, and its run must not seem to be under way
+                self._tasks.run(self._abandoned(session, context.run_id))
+            raise
+
+    async def _begin(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
         if asked.history == "server":
             return await self._begin_server(session, context, asked)
         conversation = tuple(message for message in asked.messages if message.role != "system")
@@ -168,6 +184,11 @@ class SqlMemory:
         if not has_summaries or self._compressor is None:
             return None
         return self._store.summary(connection, session, paths[:-1], self._settings(self._compressor))
+
+    async def _abandoned(self, session: Session, run_id: str) -> None:
+        with suppress(MemoryUnavailable):
+            work = self._store.abandon
+            await self._store.database.write(lambda connection: work(connection, session, run_id), wait=ABANDON_SECONDS)
 
     def _settings(self, compressor: Compressor) -> bytes:
         return self._store.addresses.settings(*compressor.identity)
@@ -291,7 +312,8 @@ class _Turn:
         pieces = [*self._pieces, _Piece(path, self._question.depth + 1, False, told)]
         sent = [*self._system, *(message for piece in _after(pieces, self._summary) for message in piece.messages)]
         try:
-            if await compressor.is_due(sent, self._summary.text if self._summary else ""):
+            crowded = self._held is not None and len(_after(pieces, self._summary)) > self._memory._window * CROWDED
+            if crowded or await compressor.is_due(sent, self._summary.text if self._summary else ""):
                 await self._compress(compressor, pieces, keep=compressor.recent_messages)
         except ServiceError as error:
             logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "reason": error.message})

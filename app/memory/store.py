@@ -237,6 +237,11 @@ class Store:
             raise SessionBusy("The same request is being answered already. Try again in a moment.", retry_after=2)
         return None
 
+    def abandon(self, connection: Connection, session: Session, run_id: str) -> None:
+        """Ends a run of which its caller was told that it could not begin."""
+        ended = {"status_": "incomplete", "answer_": None, "error_": "memory_unavailable", "finish_reason_": None}
+        connection.execute(self._end_run, {**session.owned, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
+
     def finish(
         self, connection: Connection, session: Session, question: Entry, run_id: str, answer: Answer, *, prefix: str, leased: bool
     ) -> None:

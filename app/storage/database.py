@@ -45,7 +45,7 @@ class Database:
 
     `timeout` bounds each transaction, in seconds. One that is past it is left behind to be undone: a server that hangs may hang there
     too. Once the primary is known to be away, callers are told so at once, and it is asked twice a second whether it is back.
-    `prepare` is run once, when it first answers, before anything else uses it.
+    `prepare` is run when it answers first, or again after it was away, before anything else uses it: what comes back may be another one.
     """
 
     def __init__(
@@ -179,16 +179,14 @@ class Database:
                 raise DatabaseError(f"it did not answer within {timeout or self.timeout:g} seconds")
             try:
                 return task.result()
-            except (exc.SQLAlchemyError, OSError, TimeoutError, sqlite3.Error) as error:
+            except exc.TimeoutError as error:
+                raise _Exhausted("all its connections are in use") from error
+            except Exception as error:
+                if not _is_of_the_database(error):
+                    raise
                 again = await self._settled(engine, error)
-                if isinstance(error, exc.TimeoutError):
-                    raise _Exhausted("all its connections are in use") from error
                 if not again or attempt == MAX_ATTEMPTS:
                     raise DatabaseError(_words(error)) from error
-            except Exception as error:
-                if not type(error).__module__.startswith("asyncpg"):  # raised while connecting, when SQLAlchemy does not wrap it
-                    raise
-                raise DatabaseError(_words(error)) from error
         raise AssertionError("each attempt returns or raises")
 
     async def _settled(self, engine: DatabaseEngine, error: Exception) -> bool:
@@ -232,14 +230,22 @@ class Database:
         if self._prepare is not None:
             try:
                 await self._prepare(self.primary)
-            except (exc.SQLAlchemyError, OSError, TimeoutError, NewerSchema) as error:
+            except DatabaseError:
+                raise
+            except Exception as error:
+                if not _is_of_the_database(error) and not isinstance(error, NewerSchema):
+                    raise
                 raise DatabaseError(_words(error)) from error
-            self._prepare = None
         self.problem = None
         self._up.set()
 
     def _unavailable(self) -> MemoryUnavailable:
         return MemoryUnavailable("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=RETRY_AFTER)
+
+
+def _is_of_the_database(error: Exception) -> bool:
+    """Whether the database or the way there raised it: while connecting, SQLAlchemy does not wrap what asyncpg raises."""
+    return isinstance(error, exc.SQLAlchemyError | OSError | TimeoutError | sqlite3.Error) or type(error).__module__.startswith("asyncpg")
 
 
 def _sqlstate(error: BaseException) -> str | None:

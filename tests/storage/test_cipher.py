@@ -4,7 +4,7 @@ import base64
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.storage.cipher import Cipher, Undecryptable, parse_keys
@@ -84,6 +84,7 @@ def test_the_same_key_twice_is_refused_however_it_is_written() -> None:
 
 
 @given(text=st.text(), bound_to=st.binary())
+@settings(deadline=None)
 def test_what_was_encrypted_is_read_back(text: str, bound_to: bytes) -> None:
     cipher = Cipher([NEW])
     assert cipher.decrypt(cipher.encrypt(text, bound_to=bound_to), bound_to=bound_to) == text
