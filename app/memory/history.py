@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -58,7 +58,7 @@ class Addresses:
 
     def answer(self, parent: bytes, text: str) -> bytes:
         """The address of an answer. White space does not count: clients join the texts of several steps in their own ways."""
-        return self._digest(parent + _ANSWER + "".join(unicodedata.normalize("NFC", text).split()).encode())
+        return self._digest(parent + _ANSWER + "".join(_composed(text).split()).encode())
 
     def settings(self, *values: object) -> bytes:
         """A digest of settings."""
@@ -67,31 +67,34 @@ class Addresses:
     def entries(self, messages: Iterable[Message], parent: bytes, depth: int = 0) -> list[Entry]:
         """`messages` as entries that follow on `parent`, which is the `depth`-th; system messages are left out."""
         found: list[Entry] = []
-        answer: list[Message] = []
-
-        def close_answer() -> None:
-            nonlocal parent, depth
-            if answer:
-                depth += 1
-                entry = Entry(tuple(answer), self.answer(parent, text_of(answer)), parent, depth)
-                found.append(entry)
-                parent = entry.path
-                answer.clear()
-
-        for message in messages:
-            if message.role == "user":
-                close_answer()
-                depth += 1
-                entry = Entry((message,), self.question(parent, message.content), parent, depth)
-                found.append(entry)
-                parent = entry.path
-            elif message.role != "system":
-                answer.append(message)
-        close_answer()
+        for group in _grouped(messages):
+            depth += 1
+            first = group[0]
+            if first.role == "user":
+                path = self.question(parent, first.content)
+            else:
+                path = self.answer(parent, first.text if first.role == "assistant" and len(group) == 1 else text_of(group))
+            found.append(Entry(group, path, parent, depth))
+            parent = path
         return found
 
     def _digest(self, value: bytes) -> bytes:
         return hashlib.blake2b(value, key=self._key, digest_size=ADDRESS_BYTES).digest()
+
+
+def _grouped(messages: Iterable[Message]) -> Iterator[tuple[Message, ...]]:
+    """Each user's message alone, all others between two of them together."""
+    answer: list[Message] = []
+    for message in messages:
+        if message.role == "user":
+            if answer:
+                yield tuple(answer)
+                answer.clear()
+            yield (message,)
+        elif message.role != "system":
+            answer.append(message)
+    if answer:
+        yield tuple(answer)
 
 
 def text_of(messages: Iterable[Message]) -> str:
@@ -139,7 +142,12 @@ def _normalised(content: Content) -> bytes:
 
 
 def _folded(text: str) -> bytes:
-    return " ".join(unicodedata.normalize("NFC", text).split()).encode()
+    return " ".join(_composed(text).split()).encode()
+
+
+def _composed(text: str) -> str:
+    """`text` in the form that composes letters and their marks (NFC)."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _content_digest(*values: str) -> bytes:

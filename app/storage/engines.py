@@ -1,10 +1,13 @@
 """Runs functions within transactions, on SQLite in threads and on PostgreSQL by asyncpg."""
 
 import asyncio
+import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 import asyncpg
@@ -18,6 +21,9 @@ from app.storage.address import Address
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 """What is done within one transaction; it blocks, so it runs in a thread or in a greenlet of its own."""
+
+MAX_SHARED = 64
+"""Transactions of an SQLite file that share one commit at most."""
 
 READERS = 2
 """Threads that read an SQLite file beside the one that writes."""
@@ -49,7 +55,8 @@ class DatabaseEngine(Protocol):
 class SqliteEngine:
     """A file: one thread writes, others read beside it (WAL), so that no transaction blocks the event loop.
 
-    A commit is on disk (synchronous=FULL). Other processes may write too; `timeout` is how many seconds one waits for them.
+    A commit is on disk (synchronous=FULL); transactions that wait for the writer together share one. Other processes may write too;
+    `timeout` is how many seconds one waits for them.
     """
 
     name = "sqlite"
@@ -57,32 +64,104 @@ class SqliteEngine:
     def __init__(self, address: Address, *, timeout: float) -> None:
         address.path.parent.mkdir(parents=True, exist_ok=True)
         self._engine = _sqlite_engine(address.path.as_posix(), timeout)
-        self._writer = ThreadPoolExecutor(1, "sqlite-writer")
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
+        self._writer.start()
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
 
     async def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
         """Runs `work` in the writer's thread or in one of the readers'."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer if write else self._readers, self._run, work, write)
-
-    def _run(self, work: Work[T], write: bool) -> T:
-        with self._engine.connect() as connection:
-            # A transaction that begins by reading cannot wait for its turn to write: it would fail instead.
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-            result = work(connection)
-            connection.commit()
-            return result
+        if not write:
+            return await loop.run_in_executor(self._readers, self._read, work)
+        job = _Job(work, loop, loop.create_future())
+        self._jobs.put(job)
+        result: T = await job.future
+        return result
 
     async def close(self) -> None:
         """Ends the threads once they have done what they were given."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer, self._engine.dispose)
-        self._writer.shutdown(wait=False)
+        self._jobs.put(None)
+        await asyncio.to_thread(self._writer.join)
         self._readers.shutdown(wait=False)
+        self._engine.dispose()
 
     async def forget_connections(self) -> None:
         """Has later transactions open the file anew."""
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._engine.dispose)
+        await asyncio.to_thread(self._engine.dispose)
+
+    def _read(self, work: Work[T]) -> T:
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            return work(connection)
+
+    def _write(self) -> None:
+        """Takes what waits and does it in one transaction, until it is given None."""
+        while (job := self._jobs.get()) is not None:
+            jobs = [job]
+            ended = False
+            while len(jobs) < MAX_SHARED and not self._jobs.empty():
+                following = self._jobs.get()
+                if following is None:
+                    ended = True
+                    break
+                jobs.append(following)
+            try:
+                self._committed(jobs)
+            except Exception as error:  # noqa: BLE001 - each of those who wait for it is told
+                for each in jobs:
+                    each.outcome = error
+            _tell(jobs)
+            if ended:
+                return
+
+    def _committed(self, jobs: "list[_Job]") -> None:
+        """Does the jobs and commits; one that fails is undone alone, unless SQLite has undone the whole transaction."""
+        with self._engine.connect() as connection:
+            # A transaction that begins by reading cannot wait for its turn to write: it would fail instead.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            for job in jobs:
+                driver.execute("SAVEPOINT job").close()
+                try:
+                    job.result = job.work(connection)
+                except Exception as error:
+                    if not driver.in_transaction:
+                        raise
+                    job.outcome = error
+                    driver.execute("ROLLBACK TO job").close()
+                driver.execute("RELEASE job").close()
+            connection.commit()
+
+
+class _Job:
+    """Work that waits for the writer."""
+
+    def __init__(self, work: Work[Any], loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
+        self.work = work
+        self.loop = loop
+        self.future = future
+        self.result: Any = None
+        self.outcome: Exception | None = None
+
+    def settle(self) -> None:
+        """Tells who waits what it came to."""
+        if self.future.done():
+            return
+        if self.outcome is not None:
+            self.future.set_exception(self.outcome)
+        else:
+            self.future.set_result(self.result)
+
+
+def _tell(jobs: list[_Job]) -> None:
+    def settle() -> None:
+        for job in jobs:
+            job.settle()
+
+    with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits any more
+        jobs[0].loop.call_soon_threadsafe(settle)
 
 
 def _sqlite_engine(path: str, timeout: float) -> Engine:
