@@ -214,9 +214,10 @@ def _welcome(configuration: Configuration, listening: socket.socket, notes: list
 
 
 async def _agents_of(configuration: Configuration) -> tuple[list[tuple[str, ...]], str]:
-    """The table of agents, and what auto is; no MCP server is started for it."""
+    """The table of agents, and what auto is; no MCP server is started and no database opened for it."""
     servers = {definition.server_label for definition in configuration.servers.definitions}
-    async with open_service(msgspec.structs.replace(configuration, servers=Servers(), warnings=())) as service:
+    agents = tuple(agent.model_copy(update={"resources": ()}) for agent in configuration.agents)
+    async with open_service(msgspec.structs.replace(configuration, agents=agents, servers=Servers(), warnings=())) as service:
         rows: list[tuple[str, ...]] = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "MCP SERVERS", "READY")]
         for agent in service.catalog:
             problem = await agent.problem()

@@ -12,12 +12,22 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.api.agents import ToolRun
-from app.api.chat_schema import CompletionUsage
+from app.api.chat_schema import (
+    AudioContent,
+    CompletionUsage,
+    FileContent,
+    ImageContent,
+    ImageUrl,
+    InputAudio,
+    InputFile,
+    Part,
+    TextContent,
+)
 from app.api.dependencies import ServiceDependency
 from app.api.openai_chat import checked, usage_of
 from app.api.openapi import documented
 from app.core.errors import InvalidRequest
-from app.core.messages import Content
+from app.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, TextPart
 from app.memory.base import Conversation, ConversationInfo, Step, StoredMessage
 
 router = APIRouter(tags=["Memory"])
@@ -43,7 +53,7 @@ class MessageView(msgspec.Struct):
     id: str
     parent: str | None
     role: str
-    content: Content
+    content: str | list[Part]
     status: str
     origin: str
     created_at: datetime
@@ -179,13 +189,37 @@ def _view(conversation: Conversation) -> ConversationView:
 
 def _message(message: StoredMessage) -> MessageView:
     view = MessageView(
-        message.id, message.parent, message.role, message.content, message.status, message.origin, message.created_at, run_id=message.run_id
+        message.id,
+        message.parent,
+        message.role,
+        _content(message.content),
+        message.status,
+        message.origin,
+        message.created_at,
+        run_id=message.run_id,
     )
     if message.steps:
         view.tool_calls = [run for step in message.steps for run in _tool_runs(step)]
     if message.usage is not None:
         view.usage = usage_of(message.usage)
     return view
+
+
+def _content(content: Content) -> str | list[Part]:
+    """Content as OpenAI writes it."""
+    return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def _part(part: ContentPart) -> Part:
+    match part:
+        case TextPart(text=text):
+            return TextContent(text)
+        case ImagePart(url=url, detail=detail):
+            return ImageContent(ImageUrl(url, detail))
+        case AudioPart(data=data, format=form):
+            return AudioContent(InputAudio(data, form))
+        case FilePart():
+            return FileContent(InputFile(part.file_id, part.file_data, part.filename))
 
 
 def _tool_runs(step: Step) -> list[Any]:

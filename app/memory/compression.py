@@ -62,6 +62,10 @@ class Compressor:
         texts = [earlier, *(_as_text(message) for message in messages)]
         return await self._counter.exceeds(texts, max(0, self._threshold - MESSAGE_TOKENS * len(texts)))
 
+    def fits(self, messages: Sequence[Message]) -> bool:
+        """Whether `messages` are about within the threshold."""
+        return sum(estimate(_as_text(message)) for message in messages) <= self._threshold
+
     async def summary(self, earlier: str | None, messages: Sequence[Message]) -> str:
         """A summary of `earlier`, a summary of what was before, and `messages`. Raises UpstreamError, ContextTooLong.
 

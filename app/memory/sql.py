@@ -48,27 +48,29 @@ class SqlMemory:
     def __init__(
         self, store: Store, locks: "SessionLocks", tasks: Tasks, *, required: bool, window: int, compressor: Compressor | None
     ) -> None:
-        self._store = store
+        self.store = store
         self._locks = locks
-        self._tasks = tasks
+        self.tasks = tasks
         self.required = required
-        self._window = window
-        self._compressor = compressor
+        self.window = window
+        self.compressor = compressor
+        self.compressing: set[bytes] = set()
+        """The sessions of which a summary is being made."""
 
     @property
     def problem(self) -> str | None:
         """See Memory."""
-        return "The database cannot be used now." if self._store.database.problem is not None else None
+        return "The database cannot be used now." if self.store.database.problem is not None else None
 
     async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
         """See Memory."""
-        session = self._store.session(context)
-        tried = self._store.database.problem is None
+        session = self.store.session(context)
+        tried = self.store.database.problem is None
         try:
             return await self._begin(session, context, asked)
         except BaseException:
             if tried:  # the question may be stored all the same, and its run must not seem to be under way
-                self._tasks.run(self._abandoned(session, context.run_id))
+                self.tasks.run(self._abandoned(session, context.run_id))
             raise
 
     async def _begin(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
@@ -79,17 +81,17 @@ class SqlMemory:
         if last is None:
             return Unstored(asked.messages)
         begun, trailing = conversation[: last + 1], conversation[last + 1 :]
-        entries = await _entries(self._store.addresses, begun, session.key)
+        entries = await _entries(self.store.addresses, begun, session.key)
         return await self._begin_client(session, context, asked, entries, trailing)
 
     async def _begin_client(
         self, session: Session, context: RunContext, asked: Asked, entries: list[Entry], trailing: tuple[Message, ...]
     ) -> RememberedTurn:
         def work(connection: Connection) -> tuple[Begun, Summary | None]:
-            begun = self._store.begin(connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id)
+            begun = self.store.begin(connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id)
             return begun, self._summary(connection, session, [entry.path for entry in entries], has_summaries=begun.has_summaries)
 
-        found, summary = await self._store.database.write(work)
+        found, summary = await self.store.database.write(work)
         pieces = [_Piece(entry.path, entry.depth, entry.is_question, _restored(entry, found.known.get(entry.path))) for entry in entries]
         return self._turn(session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary)
 
@@ -108,7 +110,7 @@ class SqlMemory:
         new = tuple(message for message in asked.messages if message.role != "system")
         if not new or new[-1].role != "user":
             return Unstored(asked.messages, held)
-        database, store = self._store.database, self._store
+        database, store = self.store.database, self.store
         until = datetime.now(UTC) + timedelta(seconds=context.seconds_left + LEASE_GRACE_SECONDS)
         leased = await self._leased(session, until, wait)
         nodes = await self._history(session, leased)
@@ -135,7 +137,7 @@ class SqlMemory:
         self, connection: Connection, session: Session, nodes: list[Node], new: tuple[Message, ...], asked: Asked
     ) -> tuple[list[Node], list[Entry], Begun | None]:
         """The history before the `new` messages, these as entries, and what came of an equal turn, if this repeats the last one."""
-        addresses = self._store.addresses
+        addresses = self.store.addresses
         if (asked.is_retry or asked.message_id) and nodes:
             place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
             if place >= 0 and nodes[place].role == "user":
@@ -143,7 +145,7 @@ class SqlMemory:
                 repeated = addresses.entries(new, question.parent, question.depth - 1)
                 if len(repeated) == 1 and repeated[0].path == question.path:
                     known = Known((), "", question.run_id)
-                    found = self._store.earlier(
+                    found = self.store.earlier(
                         connection, session, question.path, known, is_retry=asked.is_retry, message_id=asked.message_id
                     )
                     if found is not None or asked.is_retry:
@@ -155,7 +157,7 @@ class SqlMemory:
         """The session, once no other process has it."""
         deadline = asyncio.get_running_loop().time() + wait
         while True:
-            leased = await self._store.database.write(lambda connection: self._store.lease(connection, session, until))
+            leased = await self.store.database.write(lambda connection: self.store.lease(connection, session, until))
             if leased is not None:
                 return leased
             if asyncio.get_running_loop().time() + POLL_SECONDS > deadline:
@@ -166,10 +168,10 @@ class SqlMemory:
         """The newest messages, from the replica if it has the newest of them: then it has all before."""
         if leased.head is None:
             return []
-        head, database = leased.head, self._store.database
+        head, database = leased.head, self.store.database
 
         def work(connection: Connection) -> list[Node]:
-            return self._store.window(connection, session, head, self._window)
+            return self.store.window(connection, session, head, self.window)
 
         if database.replica is not None:
             try:
@@ -181,17 +183,17 @@ class SqlMemory:
 
     def _summary(self, connection: Connection, session: Session, paths: Sequence[bytes], *, has_summaries: bool) -> Summary | None:
         """The best summary of what was said before the last of `paths`."""
-        if not has_summaries or self._compressor is None:
+        if not has_summaries or self.compressor is None:
             return None
-        return self._store.summary(connection, session, paths[:-1], self._settings(self._compressor))
+        return self.store.summary(connection, session, paths[:-1], self.settings_of(self.compressor))
 
     async def _abandoned(self, session: Session, run_id: str) -> None:
         with suppress(MemoryUnavailable):
-            work = self._store.abandon
-            await self._store.database.write(lambda connection: work(connection, session, run_id), wait=ABANDON_SECONDS)
+            work = self.store.abandon
+            await self.store.database.write(lambda connection: work(connection, session, run_id), wait=ABANDON_SECONDS)
 
-    def _settings(self, compressor: Compressor) -> bytes:
-        return self._store.addresses.settings(*compressor.identity)
+    def settings_of(self, compressor: Compressor) -> bytes:
+        return self.store.addresses.settings(*compressor.identity)
 
     def _turn(
         self,
@@ -276,20 +278,31 @@ class _Turn:
 
     async def shorter(self) -> tuple[Message, ...] | None:
         """As `messages`, more of the older conversation in a summary, which is made now."""
-        compressor = self._memory._compressor
+        compressor = self._memory.compressor
         if compressor is None:
             return None
-        summary = await self._compress(compressor, self._pieces, keep=compressor.recent_messages)
-        if summary is None:
-            summary = await self._compress(compressor, self._pieces, keep=1)
+        keep = compressor.recent_messages
+        while keep > 1 and not self._leaves_enough(compressor, keep):
+            keep //= 2
+        try:
+            summary = await self._compress(compressor, self._pieces, keep=keep)
+        except ServiceError as error:
+            self._log_failure(error)
+            return None
         if summary is None:
             return None
         self._summary = summary
         return self.messages
 
+    def _leaves_enough(self, compressor: Compressor, keep: int) -> bool:
+        """Whether a summary of all but `keep` messages would make what is sent as short as is wanted."""
+        shown = _after(self._pieces, self._summary)
+        older = len(_older(shown, keep))
+        return older > 0 and compressor.fits([message for piece in shown[older:] for message in piece.messages])
+
     async def keep(self, answer: Answer, *, wait: float) -> None:
         """Stores the answer; a summary that has become due is made after that, in the background."""
-        store = self._memory._store
+        store = self._memory.store
         prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
         whole = _with_steps_before(answer, self._trailing)
 
@@ -302,29 +315,38 @@ class _Turn:
         finally:
             if self._held is not None:
                 await self._held.__aexit__(None, None, None)
-        if answer.status == "complete" and self._memory._compressor is not None and self.answer is None and self.under_way is None:
-            self._memory._tasks.run(self._compress_if_due(self._memory._compressor, whole, prefix))
+        if answer.status == "complete" and self._memory.compressor is not None and self.answer is None and self.under_way is None:
+            self._memory.tasks.run(self._compress_if_due(self._memory.compressor, whole, prefix))
 
     async def _compress_if_due(self, compressor: Compressor, answer: Answer, prefix: str) -> None:
         """Summarises the older messages if those that were sent are too many; a failure is logged, and tried again after the next turn."""
         told = (*(message for step in answer.steps for message in step.messages), Message(role="assistant", content=answer.last))
-        path = self._memory._store.addresses.answer(self._question.path, prefix + answer.text)
+        path = self._memory.store.addresses.answer(self._question.path, prefix + answer.text)
         pieces = [*self._pieces, _Piece(path, self._question.depth + 1, False, told)]
         sent = [*self._system, *(message for piece in _after(pieces, self._summary) for message in piece.messages)]
+        key = self._session.key
+        if key in self._memory.compressing:
+            return  # the turn after that one asks again
+        self._memory.compressing.add(key)
         try:
-            crowded = self._held is not None and len(_after(pieces, self._summary)) > self._memory._window * CROWDED
+            crowded = self._held is not None and len(_after(pieces, self._summary)) > self._memory.window * CROWDED
             if crowded or await compressor.is_due(sent, self._summary.text if self._summary else ""):
                 await self._compress(compressor, pieces, keep=compressor.recent_messages)
         except ServiceError as error:
-            logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "reason": error.message})
+            self._log_failure(error)
+        finally:
+            self._memory.compressing.discard(key)
+
+    def _log_failure(self, error: ServiceError) -> None:
+        logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "reason": error.message})
 
     async def _compress(self, compressor: Compressor, pieces: list[_Piece], *, keep: int) -> Summary | None:
         """A stored summary of all but the last `keep` messages; None if it would cover nothing new."""
         older = _older(_after(pieces, self._summary), keep)
         if not older:
             return None
-        store, last = self._memory._store, older[-1]
-        settings = self._memory._settings(compressor)
+        store, last = self._memory.store, older[-1]
+        settings = self._memory.settings_of(compressor)
         earlier = self._summary.text if self._summary else None
         text = await compressor.summary(earlier, [message for piece in older for message in piece.messages])
         made = Summary(last.path, last.depth, text)

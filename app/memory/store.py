@@ -1,5 +1,6 @@
 """Stores turns in the tree of their session: the transactions at a turn's start and at its end."""
 
+import logging
 import secrets as random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,10 +18,12 @@ from app.core.text import storable
 from app.core.usage import Usage
 from app.memory.base import Answer, Step
 from app.memory.history import Addresses, Entry
-from app.storage.cipher import Cipher
+from app.storage.cipher import Cipher, Undecryptable
 from app.storage.database import Database
 from app.storage.engines import DatabaseEngine, database_time
 from app.storage.tables import nodes, processes, runs, secrets, sessions, summaries
+
+logger = logging.getLogger(__name__)
 
 ADDRESS_KEY = "address_key"
 TAIL = 16
@@ -322,7 +325,7 @@ class Store:
 
     def node(self, row: RowMapping) -> Node:
         """A row of `nodes` as it was stored."""
-        content = msgspec.json.decode(self.cipher.decrypt(row["body"], bound_to=row["path"]), type=Content)
+        content = msgspec.json.decode(self._decrypted(row["body"], row["path"]), type=Content)
         steps = self.steps(row)
         return Node(row["path"], row["parent"], row["depth"], row["role"], content, steps.steps, steps.last, row["run_id"])
 
@@ -330,7 +333,7 @@ class Store:
         """The steps of a row of `nodes`."""
         if row["steps"] is None:
             return _Steps(())
-        return msgspec.json.decode(self.cipher.decrypt(row["steps"], bound_to=row["path"] + b"steps"), type=_Steps)
+        return msgspec.json.decode(self._decrypted(row["steps"], row["path"] + b"steps"), type=_Steps)
 
     def _answer(self, connection: Connection, session: Session, run: RowMapping) -> Answer | None:
         row = connection.execute(self._node, {**session.owned, "path_": run["answer"]}).mappings().first()
@@ -391,8 +394,15 @@ class Store:
     def _sealed_steps(self, steps: tuple[Step, ...], last: str, address: bytes) -> str | None:
         return self._sealed(msgspec.json.encode(_Steps(steps, last)), address + b"steps") if steps else None
 
+    def _decrypted(self, value: str, address: bytes) -> str:
+        try:
+            return self.cipher.decrypt(value, bound_to=address)
+        except Undecryptable as error:
+            logger.error("memory.undecryptable", extra={"reason": str(error)})  # noqa: TRY400 - the reason says all
+            raise MemoryUnavailable("This conversation cannot be decrypted with the keys that are set.", retry_after=60) from None
+
     def _opened(self, value: str, address: bytes) -> str:
-        text: str = msgspec.json.decode(self.cipher.decrypt(value, bound_to=address), type=str)
+        text: str = msgspec.json.decode(self._decrypted(value, address), type=str)
         return text
 
     def _touch(self, connection: Connection, session: Session, now: datetime, *, head: bytes) -> int:
