@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, and_, bindparam, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, RowMapping, select
 
 from app.core.context import RunContext
 from app.core.errors import MemoryUnavailable, SessionBusy
@@ -18,17 +17,15 @@ from app.core.text import storable
 from app.core.usage import Usage
 from app.memory.base import Answer, Step
 from app.memory.history import Addresses, Entry
+from app.memory.statements import TAIL, Statements
 from app.storage.cipher import Cipher, Undecryptable
 from app.storage.database import Database
 from app.storage.engines import DatabaseEngine, database_time
-from app.storage.tables import nodes, processes, runs, secrets, sessions, summaries
+from app.storage.tables import processes, secrets
 
 logger = logging.getLogger(__name__)
 
 ADDRESS_KEY = "address_key"
-TAIL = 16
-"""How many of a conversation's last messages are looked up at first; the deepest stored one is nearly always among them."""
-
 CHUNK = 500
 """How many are looked up at once, and inserted at once, where more must be."""
 
@@ -119,8 +116,7 @@ class Store:
         self.cipher = cipher
         self.process_id = process_id
         self._addresses: Addresses | None = None
-        self._insert: Any = sqlite.insert if database.kind == "sqlite" else postgresql.insert
-        self._build()
+        self._sql = Statements(database.kind)
 
     @property
     def addresses(self) -> Addresses:
@@ -136,7 +132,7 @@ class Store:
     def _address_key(self, connection: Connection) -> bytes:
         bound = ADDRESS_KEY.encode()
         made = self.cipher.encrypt(msgspec.json.encode(random.token_hex(32)).decode(), bound_to=bound)
-        connection.execute(self._insert(secrets).values(name=ADDRESS_KEY, value=made).on_conflict_do_nothing())
+        connection.execute(self._sql.insert(secrets).values(name=ADDRESS_KEY, value=made).on_conflict_do_nothing())
         stored = connection.execute(select(secrets.c.value).where(secrets.c.name == ADDRESS_KEY)).scalar_one()
         return bytes.fromhex(msgspec.json.decode(self.cipher.decrypt(stored, bound_to=bound), type=str))
 
@@ -160,6 +156,8 @@ class Store:
         known = self._known(connection, session, [entry.path for entry in entries[-TAIL:]])
         found = self.earlier(connection, session, question.path, known.get(question.path), is_retry=is_retry, message_id=message_id)
         if found is not None:
+            if found.answer is not None:
+                self._touch(connection, session, now, head=self.addresses.answer(question.path, found.answer.text))
             return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
         self._store_entries(connection, session, entries, known, now)
         self.ask(connection, session, question, run_id, message_id=message_id, now=now)
@@ -169,7 +167,7 @@ class Store:
         """Has this process take the session for itself; None while another has it."""
         now = datetime.now(UTC)
         row = connection.execute(
-            self._lease,
+            self._sql.lease,
             {
                 **self._session_row(session, now),
                 "lease_process": self.process_id,
@@ -182,19 +180,19 @@ class Store:
 
     def release(self, connection: Connection, session: Session) -> None:
         """Gives a session back that `lease` took, where nothing is stored of the turn."""
-        connection.execute(self._release, {**session.owned, "key_": session.key, "process": self.process_id})
+        connection.execute(self._sql.release, {**session.owned, "key_": session.key, "process": self.process_id})
 
     def window(self, connection: Connection, session: Session, head: bytes, limit: int) -> list[Node]:
         """The newest `limit` messages up to `head`, oldest first; empty where `head` is not stored."""
-        rows = connection.execute(self._window, {**session.owned, "head": head, "limit": limit}).mappings().all()
+        rows = connection.execute(self._sql.window, {**session.owned, "head": head, "limit": limit}).mappings().all()
         return [self.node(row) for row in reversed(rows)]
 
     def ask(self, connection: Connection, session: Session, question: Entry, run_id: str, *, message_id: str | None, now: datetime) -> None:
         """Stores the question and its run."""
         row = self._row(session, question, "client", now)
-        connection.execute(self._insert_question, {**row, "run_id": run_id})
-        connection.execute(
-            self._insert_run,
+        self._sql.insert_question(connection, {**row, "run_id": run_id})
+        self._sql.insert_run(
+            connection,
             {
                 "run_id": run_id,
                 "session_key": session.key,
@@ -210,7 +208,7 @@ class Store:
     def store_entries(self, connection: Connection, session: Session, entries: Sequence[Entry], now: datetime) -> None:
         """Stores messages that follow on stored ones."""
         if entries:
-            connection.execute(self._insert_node, [self._row(session, entry, "client", now) for entry in entries])
+            self._sql.insert_node.many(connection, [self._row(session, entry, "client", now) for entry in entries])
 
     def touch_head(self, connection: Connection, session: Session, head: bytes, now: datetime) -> None:
         """Makes `head` the session's newest message."""
@@ -225,7 +223,7 @@ class Store:
         """
         if known is None or not (is_retry or message_id):
             return None
-        statement = self._run_by_message if message_id else self._run_by_id
+        statement = self._sql.run_by_message if message_id else self._sql.run_by_id
         wanted = {"message_id": message_id} if message_id else {"run_id": known.run_id}
         row = connection.execute(statement, {**session.owned, "key_": session.key, **wanted}).mappings().first()
         if row is None or row["question"] != question:
@@ -243,7 +241,7 @@ class Store:
     def abandon(self, connection: Connection, session: Session, run_id: str) -> None:
         """Ends a run of which its caller was told that it could not begin."""
         ended = {"status_": "incomplete", "answer_": None, "error_": "memory_unavailable", "finish_reason_": None}
-        connection.execute(self._end_run, {**session.owned, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
+        self._sql.end_run(connection, {**session.owned, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
 
     def finish(
         self, connection: Connection, session: Session, question: Entry, run_id: str, answer: Answer, *, prefix: str, leased: bool
@@ -256,15 +254,15 @@ class Store:
         text = prefix + answer.text
         path = self.addresses.answer(question.path, text)
         said = bool(text.strip() or answer.steps or answer.status == "complete")
-        statement = self._close_leased if leased else self._close
+        statement = self._sql.close_leased if leased else self._sql.close
         head = path if said else question.path
         wanted = {**session.owned, "key_": session.key, "head_": head, "now": now, "process": self.process_id}
-        closed = connection.execute(statement, wanted)
+        closed = statement(connection, wanted)
         if closed.rowcount == 0 and not self._exists(connection, session):
             return
         if said:
-            connection.execute(
-                self._insert_answer,
+            self._sql.insert_answer(
+                connection,
                 {
                     "path": path,
                     "session_key": session.key,
@@ -281,8 +279,8 @@ class Store:
                     "created_at": now,
                 },
             )
-        connection.execute(
-            self._end_run,
+        self._sql.end_run(
+            connection,
             {
                 **session.owned,
                 "run_id_": run_id,
@@ -298,10 +296,10 @@ class Store:
         """The summary, made with `settings`, that covers most of the conversation of `paths`."""
         wanted = {**session.owned, "key_": session.key, "settings_": settings}
         on_path = frozenset(paths)
-        covers = next((row.covers for row in connection.execute(self._summaries, wanted) if row.covers in on_path), None)
+        covers = next((row.covers for row in connection.execute(self._sql.summaries, wanted) if row.covers in on_path), None)
         if covers is None:
             return None
-        row = connection.execute(self._summary, {**wanted, "covers_": covers}).one()
+        row = connection.execute(self._sql.summary, {**wanted, "covers_": covers}).one()
         return Summary(covers, row.depth, self._opened(row.body, covers + settings))
 
     def store_summary(self, connection: Connection, session: Session, summary: Summary, settings: bytes) -> None:
@@ -309,7 +307,7 @@ class Store:
         if not self._exists(connection, session):
             return
         stored = connection.execute(
-            self._insert_summary,
+            self._sql.insert_summary,
             {
                 "session_key": session.key,
                 "covers": summary.covers,
@@ -321,7 +319,7 @@ class Store:
             },
         )
         if stored.rowcount:
-            connection.execute(self._count_summary, {**session.owned, "key_": session.key})
+            connection.execute(self._sql.count_summary, {**session.owned, "key_": session.key})
 
     def node(self, row: RowMapping) -> Node:
         """A row of `nodes` as it was stored."""
@@ -336,7 +334,7 @@ class Store:
         return msgspec.json.decode(self._decrypted(row["steps"], row["path"] + b"steps"), type=_Steps)
 
     def _answer(self, connection: Connection, session: Session, run: RowMapping) -> Answer | None:
-        row = connection.execute(self._node, {**session.owned, "path_": run["answer"]}).mappings().first()
+        row = connection.execute(self._sql.node, {**session.owned, "path_": run["answer"]}).mappings().first()
         if row is None or row["status"] != "complete":
             return None
         node = self.node(row)
@@ -345,7 +343,9 @@ class Store:
         return Answer(text=str(node.content), steps=node.steps, last=node.last, reason=reason, usage=usage)
 
     def _known(self, connection: Connection, session: Session, paths: Sequence[bytes]) -> dict[bytes, Known]:
-        rows = connection.execute(self._nodes_in, {**session.owned, "paths": paths}).mappings()
+        padded = [*paths, *([paths[-1]] * (TAIL - len(paths)))]
+        values = {f"path_{place}": path for place, path in enumerate(padded)}
+        rows = self._sql.nodes_in(connection, {**session.owned, **values}).mappings()
         return {row["path"]: Known((steps := self.steps(row)).steps, steps.last, row["run_id"]) for row in rows}
 
     def _store_entries(
@@ -365,7 +365,7 @@ class Store:
         for end in range(len(entries), 0, -CHUNK):
             start = max(0, end - CHUNK)
             paths = [entry.path for entry in entries[start:end]]
-            stored = {row.path for row in connection.execute(self._paths_in, {**session.owned, "paths": paths})}
+            stored = {row.path for row in connection.execute(self._sql.paths_in, {**session.owned, "paths": paths})}
             for place in range(end - 1, start - 1, -1):
                 if entries[place].path in stored:
                     return place + 1
@@ -407,7 +407,7 @@ class Store:
 
     def _touch(self, connection: Connection, session: Session, now: datetime, *, head: bytes) -> int:
         """Makes the session, or tells when it was used last; gives how many summaries it has."""
-        found: int = connection.execute(self._upsert_session, {**self._session_row(session, now), "head": head}).scalar_one()
+        found: int = self._sql.upsert_session(connection, {**self._session_row(session, now), "head": head}).scalar_one()
         return found
 
     @staticmethod
@@ -422,78 +422,8 @@ class Store:
         }
 
     def _exists(self, connection: Connection, session: Session) -> bool:
-        return connection.execute(self._session, {**session.owned, "key_": session.key}).first() is not None
+        return connection.execute(self._sql.session, {**session.owned, "key_": session.key}).first() is not None
 
     def _is_alive(self, connection: Connection, process_id: str) -> bool:
         row = connection.execute(select(processes.c.seen_at).where(processes.c.process_id == process_id)).first()
         return row is not None and database_time(connection) - row.seen_at < timedelta(seconds=PROCESS_STALE_SECONDS)
-
-    def _build(self) -> None:
-        """Makes the statements once, as to make one costs more than to run it."""
-
-        def owned(table: Any) -> Any:
-            return and_(table.c.tenant == bindparam("of_tenant"), table.c.user_id == bindparam("of_user"))
-
-        this_session = and_(sessions.c.key == bindparam("key_"), owned(sessions))
-        self._session = select(sessions.c.key).where(this_session)
-
-        upsert = self._insert(sessions)
-        self._upsert_session = upsert.on_conflict_do_update(
-            index_elements=["key"], set_={"updated_at": upsert.excluded.updated_at, "head": upsert.excluded.head}
-        ).returning(sessions.c.summaries)
-        self._lease = upsert.on_conflict_do_update(
-            index_elements=["key"],
-            set_={
-                "updated_at": upsert.excluded.updated_at,
-                "lease_process": upsert.excluded.lease_process,
-                "lease_until": upsert.excluded.lease_until,
-            },
-            where=or_(
-                sessions.c.lease_process.is_(None),
-                sessions.c.lease_process == bindparam("process"),
-                sessions.c.lease_until < bindparam("now", type_=sessions.c.lease_until.type),
-            ),
-        ).returning(sessions.c.head, sessions.c.summaries)
-        has_lease = and_(this_session, sessions.c.lease_process == bindparam("process"))
-        self._release = update(sessions).where(has_lease).values(lease_process=None, lease_until=None)
-        moved = {"head": bindparam("head_"), "updated_at": bindparam("now", type_=sessions.c.updated_at.type)}
-        self._close = update(sessions).where(this_session).values(moved)
-        self._close_leased = update(sessions).where(has_lease).values(**moved, lease_process=None, lease_until=None)
-
-        columns = (nodes.c.path, nodes.c.parent, nodes.c.depth, nodes.c.role, nodes.c.body, nodes.c.steps, nodes.c.run_id)
-        in_paths = and_(nodes.c.path.in_(bindparam("paths", expanding=True)), owned(nodes))
-        self._nodes_in = select(nodes.c.path, nodes.c.steps, nodes.c.run_id).where(in_paths)
-        self._paths_in = select(nodes.c.path).where(in_paths)
-        self._node = select(*columns, nodes.c.status, nodes.c.usage).where(nodes.c.path == bindparam("path_"), owned(nodes))
-        insert = self._insert(nodes)
-        self._insert_node = insert.on_conflict_do_nothing(index_elements=["path"])
-        self._insert_question = insert.on_conflict_do_update(index_elements=["path"], set_={"run_id": insert.excluded.run_id})
-        self._insert_answer = insert.on_conflict_do_update(
-            index_elements=["path"],
-            set_={name: insert.excluded[name] for name in ("status", "origin", "steps", "run_id", "usage")},
-            where=and_(insert.excluded.status == "complete", or_(nodes.c.status == "incomplete", nodes.c.origin == "client")),
-        )
-        newest = (
-            select(*columns, literal(1).label("place")).where(nodes.c.path == bindparam("head"), owned(nodes)).cte("newest", recursive=True)
-        )
-        newest = newest.union_all(
-            select(*columns, newest.c.place + 1).where(nodes.c.path == newest.c.parent, owned(nodes), newest.c.place < bindparam("limit"))
-        )
-        self._window = select(newest).order_by(newest.c.place)
-
-        self._insert_run = self._insert(runs).on_conflict_do_nothing(index_elements=["run_id"])
-        this_run = and_(runs.c.run_id == bindparam("run_id_"), owned(runs))
-        ended = ("status", "answer", "error", "finish_reason", "ended_at")
-        self._end_run = update(runs).where(this_run).values({name: bindparam(f"{name}_") for name in ended})
-        of_run = (runs.c.run_id, runs.c.question, runs.c.answer, runs.c.status, runs.c.process_id, runs.c.finish_reason)
-        in_session = and_(runs.c.session_key == bindparam("key_"), owned(runs))
-        self._run_by_id = select(*of_run).where(runs.c.run_id == bindparam("run_id"), in_session)
-        self._run_by_message = (
-            select(*of_run).where(runs.c.message_id == bindparam("message_id"), in_session).order_by(runs.c.started_at.desc()).limit(1)
-        )
-
-        these = and_(summaries.c.session_key == bindparam("key_"), summaries.c.settings == bindparam("settings_"), owned(summaries))
-        self._summaries = select(summaries.c.covers).where(these).order_by(summaries.c.depth.desc())
-        self._summary = select(summaries.c.depth, summaries.c.body).where(these, summaries.c.covers == bindparam("covers_"))
-        self._insert_summary = self._insert(summaries).on_conflict_do_nothing(index_elements=["session_key", "covers", "settings"])
-        self._count_summary = update(sessions).where(this_session).values(summaries=sessions.c.summaries + 1)

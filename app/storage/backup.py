@@ -1,0 +1,236 @@
+"""Copies an SQLite database to a file and back, and tells the commands that do so for PostgreSQL."""
+
+import os
+import shlex
+import sqlite3
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import msgspec
+
+from app.storage.address import Address
+
+PARTIAL = ".partial"
+STAGED = ".restoring"
+LOCKED_SECONDS = 30.0
+"""How long a copy waits for a database that somebody else has for themselves."""
+
+_BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a file, and would take for the new file's own if that came in the old one's place."""
+
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class BackupFailed(Exception):
+    """A backup was not made, or not restored; the text says why, for the operator."""
+
+
+class Backup(msgspec.Struct, frozen=True):
+    """What a copy holds."""
+
+    sessions: int
+    messages: int
+    size: int
+    """In bytes."""
+
+
+def back_up(database: Path, file: Path, *, force: bool = False) -> Backup:
+    """Copies the SQLite database to `file`, whole and as it is at one moment, while others read and write it.
+
+    `file` appears once its copy was checked; it is a single file that only its owner may read. Raises BackupFailed, also if there is
+    such a file and not `force`.
+    """
+    _refuse(database, file, force=force)
+    partial = file.with_name(file.name + PARTIAL)
+    with _told(f"{file} was not written"), _made(partial) as ours:
+        _copy(database, partial)
+        found = _checked(partial)
+        if partial.stat().st_ino != ours:
+            raise BackupFailed(f"{file} was not written: another backup to the same file began meanwhile")
+        _delete_beside(file)
+        partial.replace(file)
+        _sync_folder(file.parent)
+    return found
+
+
+@contextmanager
+def staged(file: Path, database: Path) -> Generator[Path, None, None]:
+    """A copy of the backup `file`, checked, in the folder of `database`; it is deleted at the end. Raises BackupFailed."""
+    if not file.is_file():
+        raise BackupFailed(f"there is no file {file}")
+    if database.exists() and file.samefile(database):
+        raise BackupFailed(f"{file} is the database itself")
+    copy = database.with_name(database.name + STAGED)
+    with _told(f"{file} cannot be restored"):
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with _made(copy):
+            _copy(file, copy, read_only=True)
+            _checked(copy)
+            with closing(_connect(copy)) as connection:
+                # Those that were there when the backup was made are not there now.
+                connection.execute("DELETE FROM processes")
+                connection.commit()
+            yield copy
+
+
+def put_in_place(copy: Path, database: Path) -> Path | None:
+    """Writes the content of `copy` into the database, in one transaction; gives the file that keeps what was there before, if anything.
+
+    Raises BackupFailed.
+    """
+    with _told(f"{database} was not replaced"):
+        if not database.exists():
+            with _made(database, keep=True):
+                _copy(copy, database)
+            return None
+        kept = database.with_name(f"{database.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        try:
+            with _made(kept, keep=True):
+                _copy(database, kept)
+            _copy(copy, database)
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            # What is damaged can be neither copied nor written over, so it is moved.
+            _move(database, kept)
+            with _made(database, keep=True):
+                _copy(copy, database)
+    return kept
+
+
+def dump_command(address: Address, file: Path) -> str:
+    """The command that backs up a PostgreSQL database; it asks for the password, or takes it from PGPASSWORD or ~/.pgpass."""
+    return shlex.join(
+        [
+            *("pg_dump", "--clean", "--if-exists", "--no-owner", "--no-privileges"),
+            *(f"--file={file}", f"--dbname={without_password(address)}"),
+        ]
+    )
+
+
+def load_command(address: Address, file: Path) -> str:
+    """The command that restores what `dump_command` wrote, all or nothing, in place of what is there."""
+    return shlex.join(
+        [
+            *("psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1", "--output=/dev/null"),
+            *(f"--file={file}", f"--dbname={without_password(address)}"),
+        ]
+    )
+
+
+def without_password(address: Address) -> str:
+    """A PostgreSQL address as its programs take it, its password left out."""
+    parts = urlsplit(address.location)
+    user, at, hosts = parts.netloc.rpartition("@")
+    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name.lower() != "password"])
+    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + hosts, query=query))
+
+
+def _refuse(database: Path, file: Path, *, force: bool) -> None:
+    if not file.parent.is_dir():
+        raise BackupFailed(f"there is no folder {file.parent}")
+    if file.is_dir():
+        raise BackupFailed(f"{file} is a folder; name a file")
+    if file.exists() and file.samefile(database):
+        raise BackupFailed(f"{file} is the database itself")
+    there = next((each for each in (file, *_beside(file)) if each.exists()), None)
+    if there is not None and not force:
+        raise BackupFailed(f"{there} is there already; name another file, or write over it with --force")
+
+
+def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)
+
+
+def _copy(source: Path, target: Path, *, read_only: bool = False) -> None:
+    with closing(_connect(source, "ro" if read_only else "rw")) as connection, closing(_connect(target)) as copy:
+        # All pages in one step: a copy in several begins anew whenever somebody writes between them.
+        connection.backup(copy, pages=-1, progress=_patience(), sleep=0.05)
+
+
+def _patience() -> Callable[[int, int, int], None]:
+    """Ends a copy that is kept waiting for too long, which would else wait for ever."""
+    deadline = time.monotonic() + LOCKED_SECONDS
+
+    def look(status: int, _: int, __: int) -> None:
+        if status != sqlite3.SQLITE_DONE and time.monotonic() > deadline:
+            raise sqlite3.OperationalError("database is locked")
+
+    return look
+
+
+def _checked(path: Path) -> Backup:
+    """What the copy holds, once it was found to be whole and ours; it is made a single file."""
+    with closing(_connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE").close()
+        [[verdict]] = connection.execute("PRAGMA integrity_check(1)").fetchall()
+        if verdict != "ok":
+            raise BackupFailed(f"the copy is damaged: {verdict.splitlines()[-1]}")
+        try:
+            connection.execute("SELECT version_num FROM alembic_version").close()
+            sessions, messages = connection.execute("SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM nodes)").fetchone()
+        except sqlite3.OperationalError:
+            raise BackupFailed("it does not have the tables of this service") from None
+    return Backup(sessions, messages, path.stat().st_size)
+
+
+@contextmanager
+def _made(path: Path, *, keep: bool = False) -> Generator[int, None, None]:
+    """An empty file that only its owner may read; gives its number. It is deleted at the end unless what is done succeeds and `keep`."""
+    for each in (path, *_beside(path)):
+        each.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    number = os.fstat(descriptor).st_ino
+    os.close(descriptor)
+    succeeded = False
+    try:
+        yield number
+        succeeded = True
+    finally:
+        if not (keep and succeeded):
+            path.unlink(missing_ok=True)
+            _delete_beside(path)
+
+
+def _move(database: Path, kept: Path) -> None:
+    for suffix in ("", *_BESIDE):
+        each = database.with_name(database.name + suffix)
+        if each.exists():
+            each.replace(kept.with_name(kept.name + suffix))
+
+
+def _beside(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in _BESIDE]
+
+
+def _delete_beside(path: Path) -> None:
+    for each in _beside(path):
+        each.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+
+
+@contextmanager
+def _told(what: str) -> Generator[None, None, None]:
+    """Has errors of SQLite and of files say what was meant to be done."""
+    try:
+        yield
+    except BackupFailed as error:
+        raise BackupFailed(f"{what}: {error}") from None
+    except (sqlite3.Error, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BackupFailed(f"{what}: {reason}") from error
