@@ -98,7 +98,7 @@ class TokenCounter:
     async def exceeds(self, texts: Sequence[str], threshold: int) -> bool:
         """Whether `texts` have more than `threshold` tokens together; the encoding is used only where the estimate leaves it open.
 
-        It does not where it is below half of the threshold, or above four times that.
+        It does not where it is below three quarters of the threshold, or above four times that.
         """
         estimated = 0
         for text in texts:
@@ -106,7 +106,7 @@ class TokenCounter:
             if estimated > 4 * threshold:
                 return True
         # A token has at least one byte, so a text has at most as many tokens as bytes.
-        if 2 * estimated < threshold or sum(len(_utf8(text)) for text in texts) <= threshold:
+        if 4 * estimated < 3 * threshold or sum(len(_utf8(text)) for text in texts) <= threshold:
             return False
         return await self.count(texts) > threshold
 

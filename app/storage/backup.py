@@ -5,17 +5,16 @@ import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
 from app.storage.address import Address
 
 PARTIAL = ".partial"
-STAGED = ".restoring"
 LOCKED_SECONDS = 30.0
 """How long a copy waits for a database that somebody else has for themselves."""
 
@@ -49,8 +48,8 @@ def back_up(database: Path, file: Path, *, force: bool = False) -> Backup:
     with _told(f"{file} was not written"), _made(partial) as ours:
         _copy(database, partial)
         found = _checked(partial)
-        if partial.stat().st_ino != ours:
-            raise BackupFailed(f"{file} was not written: another backup to the same file began meanwhile")
+        if not _is(partial, ours):
+            raise BackupFailed("another backup to the same file began meanwhile")
         _delete_beside(file)
         partial.replace(file)
         _sync_folder(file.parent)
@@ -64,17 +63,18 @@ def staged(file: Path, database: Path) -> Generator[Path, None, None]:
         raise BackupFailed(f"there is no file {file}")
     if database.exists() and file.samefile(database):
         raise BackupFailed(f"{file} is the database itself")
-    copy = database.with_name(database.name + STAGED)
-    with _told(f"{file} cannot be restored"):
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with _made(copy):
+    copy = database.with_name(f"{database.name}.restoring-{os.getpid()}")
+    with ExitStack() as made:
+        with _told(f"{file} cannot be restored"):
+            database.parent.mkdir(parents=True, exist_ok=True)
+            made.enter_context(_made(copy))
             _copy(file, copy, read_only=True)
             _checked(copy)
             with closing(_connect(copy)) as connection:
                 # Those that were there when the backup was made are not there now.
                 connection.execute("DELETE FROM processes")
                 connection.commit()
-            yield copy
+        yield copy
 
 
 def put_in_place(copy: Path, database: Path) -> Path | None:
@@ -126,7 +126,7 @@ def without_password(address: Address) -> str:
     """A PostgreSQL address as its programs take it, its password left out."""
     parts = urlsplit(address.location)
     user, at, hosts = parts.netloc.rpartition("@")
-    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name.lower() != "password"])
+    query = urlencode([each for each in parse_qsl(parts.query) if each[0].lower() != "password"], quote_via=quote)
     return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + hosts, query=query))
 
 
@@ -180,20 +180,28 @@ def _checked(path: Path) -> Backup:
 
 @contextmanager
 def _made(path: Path, *, keep: bool = False) -> Generator[int, None, None]:
-    """An empty file that only its owner may read; gives its number. It is deleted at the end unless what is done succeeds and `keep`."""
-    for each in (path, *_beside(path)):
-        each.unlink(missing_ok=True)
+    """An empty file that only its owner may read; gives its number. It is deleted at the end, unless `keep` and what is done succeeds.
+
+    What is not to be kept may be left over from an earlier time, and is written over.
+    """
+    if not keep:
+        path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     number = os.fstat(descriptor).st_ino
     os.close(descriptor)
+    _delete_beside(path)
     succeeded = False
     try:
         yield number
         succeeded = True
     finally:
-        if not (keep and succeeded):
-            path.unlink(missing_ok=True)
+        if not (keep and succeeded) and _is(path, number):
+            path.unlink()
             _delete_beside(path)
+
+
+def _is(path: Path, number: int) -> bool:
+    return path.exists() and path.stat().st_ino == number
 
 
 def _move(database: Path, kept: Path) -> None:
