@@ -13,7 +13,7 @@ run: $(VENV)/runtime.stamp
 
 install: $(VENV)/dev.stamp
 
-test: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/dev.stamp
@@ -29,6 +29,10 @@ bench: $(VENV)/dev.stamp
 lock: $(VENV)/dev.stamp
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+
+$(VENV)/pgbouncer.stamp: scripts/fetch-pgbouncer | $(VENV)/bin/python
+	@scripts/fetch-pgbouncer $(CURDIR)/$(VENV)/pgbouncer
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -192,6 +193,77 @@ class PostgresServer:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, how)
+
+
+class PgBouncer:
+    """A pooler in transaction mode before a server."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="aas-pgbouncer-"))
+        self._account = next((name for name in ("postgres", "nobody") if _exists(name)), None) if os.geteuid() == 0 else None
+        (self.folder / "users").write_text(f'"{USER}" "{PASSWORD}"\n', encoding="utf-8")
+        lines = [
+            "[databases]",
+            f"* = host=127.0.0.1 port={server.port} user={USER} password='{PASSWORD}'",
+            "[pgbouncer]",
+            "listen_addr = 127.0.0.1",
+            f"listen_port = {self.port}",
+            "unix_socket_dir =",
+            "auth_type = scram-sha-256",
+            f"auth_file = {self.folder}/users",
+            "pool_mode = transaction",
+            "default_pool_size = 4",
+            "max_client_conn = 500",
+        ]
+        (self.folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for path in (self.folder, *self.folder.iterdir()):
+            path.chmod(0o755)
+        self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.remove)
+
+    @staticmethod
+    def program() -> tuple[str, str] | None:
+        """The program and where its libraries are; None where there is none."""
+        if on_path := shutil.which("pgbouncer"):
+            return on_path, ""
+        unpacked = Path(sys.prefix) / "pgbouncer" / "usr"
+        libraries = ":".join(str(path) for path in unpacked.glob("lib/*"))
+        return (str(unpacked / "sbin" / "pgbouncer"), libraries) if (unpacked / "sbin" / "pgbouncer").exists() else None
+
+    def start(self) -> Self:
+        """Starts it and waits until it passes connections on."""
+        found = self.program()
+        assert found is not None
+        program, libraries = found
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [program, str(self.folder / "pgbouncer.ini")],
+                stdout=log,
+                stderr=log,
+                user=self._account,
+                env={**os.environ, "LD_LIBRARY_PATH": libraries},
+                start_new_session=True,
+            )
+        ready = [str(self._server.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        try:
+            until(lambda: subprocess.run(ready, check=False).returncode == 0)
+        except TimeoutError:
+            raise AssertionError((self.folder / "log").read_text(encoding="utf-8")) from None
+        return self
+
+    def remove(self) -> None:
+        """Kills it and deletes its folder."""
+        atexit.unregister(self.remove)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(SECONDS)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def url(self, database: str) -> str:
+        """The address of a database through it."""
+        return f"postgresql://{USER}:{QUOTED}@127.0.0.1:{self.port}/{database}"
 
 
 def _exists(name: str) -> bool:
