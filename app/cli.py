@@ -1,4 +1,4 @@
-"""ai-agent-service serve | chat | check: the commands of the terminal."""
+"""ai-agent-service serve | chat | check | db: the commands of the terminal."""
 
 import asyncio
 import importlib
@@ -39,7 +39,7 @@ LAST_WORDS_SECONDS = 3
 class Commands(click.Group):
     """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
 
-    LAZY: ClassVar = {"chat": "app.terminal:chat"}
+    LAZY: ClassVar = {"chat": "app.terminal:chat", "db": "app.database:db"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands' names."""
@@ -207,6 +207,7 @@ def _welcome(configuration: Configuration, listening: socket.socket, notes: list
         f"  agents   {', '.join(agents)}",
         f"  clients  {url}/v1   (base URL for Open WebUI and every OpenAI client; any API key)",
         f"  docs     {url}/docs",
+        *([f"  memory   {configuration.database}"] if configuration.database else []),
         f"  chat     ai-agent-service chat {agents[0]}   (in .venv/bin, in another terminal)",
     ]
     lines += (f"  note     {note}" for note in notes)

@@ -52,6 +52,11 @@ class Configuration(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...]
     created: int
 
+    @property
+    def database(self) -> str | None:
+        """Where conversations are kept, without a password; None if no agent remembers."""
+        return address_of(self.settings).shown if any(agent.memory for agent in self.agents) else None
+
 
 class Service:
     """The running service: its agents, and the count of the runs under way."""
@@ -151,7 +156,7 @@ def _memory_faults(settings: Settings, agents: Iterable[AgentDefinition]) -> lis
         try:
             check()
         except ValueError as error:
-            found.append(Fault(file="environment", field=field, problem=str(error), remedy=remedy))
+            found.append(Fault(file="environment", field=field, problem=str(error).rstrip("."), remedy=remedy))
     names = {agent.agent_id for agent in agents}
     for agent in agents:
         helper = agent.memory.compression.agent if agent.memory else None

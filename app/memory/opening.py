@@ -121,6 +121,7 @@ async def open_memories(settings: Settings, retention_of_agents: Mapping[str, fl
         engine_of(address, settings),
         None if replica is None else engine_of(parse_address(replica.get_secret_value()), settings, read_only=True),
         timeout=settings.database_timeout,
+        name=address.shown,
         prepare=prepare,
     )
     process_id = f"{socket.gethostname()}:{os.getpid()}:{new_id('')[:8]}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
 
@@ -127,7 +127,8 @@ def without_password(address: Address) -> str:
     parts = urlsplit(address.location)
     user, at, hosts = parts.netloc.rpartition("@")
     query = urlencode([each for each in parse_qsl(parts.query) if each[0].lower() != "password"], quote_via=quote)
-    return urlunsplit(parts._replace(netloc=user.partition(":")[0] + at + hosts, query=query))
+    # Not by urlunsplit, which leaves the slashes out where no host is named.
+    return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}{'?' if query else ''}{query}"
 
 
 def _refuse(database: Path, file: Path, *, force: bool) -> None:

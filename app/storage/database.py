@@ -45,7 +45,8 @@ class Database:
 
     `timeout` bounds each transaction, in seconds. One that is past it is left behind to be undone: a server that hangs may hang there
     too. Once the primary is known to be away, callers are told so at once, and it is asked twice a second whether it is back.
-    `prepare` is run when it answers first, or again after it was away, before anything else uses it: what comes back may be another one.
+    `name` is what logs call it. `prepare` is run when it answers first, and again after it was away, before anything else uses it: what
+    comes back may be another one.
     """
 
     def __init__(
@@ -54,11 +55,13 @@ class Database:
         replica: DatabaseEngine | None = None,
         *,
         timeout: float,
+        name: str = "",
         prepare: Callable[[DatabaseEngine], Awaitable[None]] | None = None,
     ) -> None:
         self.primary = primary
         self.replica = replica
         self.timeout = timeout
+        self._name = name or primary.name
         self._prepare = prepare
         self.problem: str | None = "it was not connected to yet"
         """What keeps the primary from being used, in words for the operator; None if nothing is known to."""
@@ -137,7 +140,7 @@ class Database:
     def lost(self, reason: str) -> None:
         """Takes the primary for unusable because of `reason` until it answers again."""
         if self.problem is None:
-            logger.error("database.lost", extra={"reason": reason})
+            logger.error("database.lost", extra={"database": self._name, "reason": reason})
         self.problem = reason
         self._up.clear()
         if self._watcher is None or self._watcher.done():
@@ -221,7 +224,7 @@ class Database:
             except DatabaseError as error:
                 self.problem = str(error)
                 continue
-            logger.info("database.back")
+            logger.warning("database.back", extra={"database": self._name})
             return
 
     async def _ready(self) -> None:

@@ -62,7 +62,7 @@ class SqliteEngine:
     name = "sqlite"
 
     def __init__(self, address: Address, *, timeout: float) -> None:
-        address.path.parent.mkdir(parents=True, exist_ok=True)
+        address.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said in it is for nobody else
         self._engine = _sqlite_engine(address.path.as_posix(), timeout)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
