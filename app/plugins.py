@@ -1,4 +1,4 @@
-"""Finds tools, providers and agent types: the built-in ones, entry points of installed packages, and the plugins folder."""
+"""Finds tools, providers, agent types and memories: the built-in ones, entry points of installed packages, and the plugins folder."""
 
 import importlib.util
 import inspect
@@ -13,7 +13,9 @@ import msgspec
 
 from app.agents.agent import Agent
 from app.agents.base import BaseAgent
+from app.config.memory import BUILT_IN as SQL
 from app.core.errors import Fault
+from app.memory.base import MemoryFactory
 from app.providers.azure import AzureOpenAI
 from app.providers.base import ProviderFactory
 from app.providers.demo import Demo
@@ -43,20 +45,21 @@ class Plugins(msgspec.Struct, frozen=True):
     tools: dict[str, Tool]
     providers: dict[str, ProviderFactory]
     agents: dict[str, type[BaseAgent]]
+    memories: dict[str, MemoryFactory] = {}
 
 
 def load_plugins(folder: Path | None = None) -> tuple[Plugins, list[Fault]]:
     """All that is built in, installed and in `folder`, and what of it cannot be loaded or has a taken name.
 
-    Entry points stand in the groups `ai_agent_service.tools`, `.providers` and `.agents`. In `folder`, each .py file whose name does not
-    begin with an underscore is imported, and the tools, provider classes and agent classes that it defines under a name without
-    an underscore are taken.
+    Entry points stand in the groups `ai_agent_service.tools`, `.providers`, `.agents` and `.memories`. In `folder`, each .py file whose
+    name does not begin with an underscore is imported, and the tools, and the classes of providers, agents and memories, that it defines
+    under a name without an underscore are taken.
     """
-    plugins = Plugins({}, {}, {})
+    plugins = Plugins({}, {}, {}, {})
     faults: list[Fault] = []
     for item in BUILT_IN:
         _add(plugins, item, "built in", faults)
-    for kind in ("tools", "providers", "agents"):
+    for kind in ("tools", "providers", "agents", "memories"):
         for point in entry_points(group=f"{GROUP}.{kind}"):
             source = f"entry point {point.name!r} of {point.dist.name if point.dist else 'an installed package'}"
             try:
@@ -77,13 +80,15 @@ def _add(plugins: Plugins, item: Any, source: str, faults: list[Fault]) -> None:
         kind, registry, name = "agent type", cast(dict[str, Any], plugins.agents), getattr(item, "type", "")
     elif _is_provider(item):
         kind, registry, name = "provider", cast(dict[str, Any], plugins.providers), item.name
+    elif _is_memory(item):
+        kind, registry, name = "memory backend", cast(dict[str, Any], plugins.memories), item.name
     elif not inspect.isclass(item) and isinstance(item, Tool):
         kind, registry, name = "tool", cast(dict[str, Any], plugins.tools), item.spec.name
     else:
         faults.append(
             Fault(
                 file=source,
-                problem="this is neither a tool, nor a provider class, nor an agent class",
+                problem="this is neither a tool, nor a provider class, nor an agent class, nor a memory class",
                 remedy="docs/extending.md shows what each looks like",
             )
         )
@@ -95,7 +100,7 @@ def _add(plugins: Plugins, item: Any, source: str, faults: list[Fault]) -> None:
     elif inspect.isabstract(item):
         lacking = ", ".join(sorted(item.__abstractmethods__))
         faults.append(Fault(file=source, problem=f"the {kind} {item.__name__} does not define {lacking}", remedy="Define it"))
-    elif name in registry:
+    elif name in registry or (kind == "memory backend" and name == SQL):
         faults.append(Fault(file=source, problem=f"there is another {kind} of the name {name!r}", remedy="Rename this one"))
     else:
         registry[name] = item
@@ -107,11 +112,15 @@ def _is_provider(item: Any) -> bool:
     )
 
 
+def _is_memory(item: Any) -> bool:
+    return inspect.isclass(item) and hasattr(item, "open") and hasattr(item, "begin") and isinstance(getattr(item, "name", None), str)
+
+
 def _defined_in(module: ModuleType) -> Iterator[Any]:
     named = {id(item): item for name, item in vars(module).items() if not name.startswith("_")}  # each once, whatever its names
     for item in named.values():
         if inspect.isclass(item):
-            if item.__module__ == module.__name__ and (issubclass(item, BaseAgent) or _is_provider(item)):
+            if item.__module__ == module.__name__ and (issubclass(item, BaseAgent) or _is_provider(item) or _is_memory(item)):
                 yield item
         elif isinstance(item, Tool):
             yield item

@@ -15,15 +15,16 @@ from app.agents.remembering import LiveRuns, Remembering
 from app.config.agents import AUTO, LEGACY_TOOLS, PROVIDER_ALIASES, AgentDefinition, AllowedTools, KnownNames, read_agents, warnings_about
 from app.config.files import load_environment, nearest
 from app.config.mcp import Servers, read_servers
-from app.config.memory import MemoryDefinition
+from app.config.memory import BUILT_IN, MemoryDefinition
 from app.config.settings import Settings, read_settings
 from app.core.context import RunContext
 from app.core.errors import ConfigError, Fault, NotFound, ServerBusy, UpstreamError
 from app.core.ids import new_id
+from app.core.tasks import Tasks
 from app.mcp.connection import Connection
 from app.mcp.servers import McpServers, open_servers
 from app.mcp.tools import model_name, model_names
-from app.memory.base import Conversations
+from app.memory.base import Conversations, MemorySetup
 from app.memory.opening import Memories, Summarizer, address_of, cipher_of, open_memories
 from app.plugins import Plugins, load_plugins
 from app.providers.base import Provider, ProviderSetup
@@ -55,7 +56,7 @@ class Configuration(msgspec.Struct, frozen=True):
     @property
     def database(self) -> str | None:
         """Where conversations are kept, without a password; None if no agent remembers."""
-        return address_of(self.settings).shown if any(agent.memory for agent in self.agents) else None
+        return address_of(self.settings).shown if any(agent.memory and agent.memory.backend == BUILT_IN for agent in self.agents) else None
 
 
 class Service:
@@ -117,7 +118,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
     """Reads and checks every file that `settings` name; raises ConfigError with `faults` and all those found."""
     found = list(faults)
     environment = load_environment()
-    known = KnownNames(plugins.agents.keys(), plugins.providers.keys(), plugins.tools.keys())
+    known = KnownNames(plugins.agents.keys(), plugins.providers.keys(), plugins.tools.keys(), (BUILT_IN, *plugins.memories))
     agents, more = read_agents(settings.agent_config_file, settings.prompts_dir, environment, known)
     found += more
     servers, more = read_servers(settings.mcp_config_file, environment)
@@ -208,14 +209,19 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
             for definition in configuration.agents
         }
         memories = None
-        if remembering:
+        if any(memory.backend == BUILT_IN for memory in remembering.values()):
             kept = {agent_id: memory.retention_days for agent_id, memory in remembering.items() if memory.retention_days is not None}
             memories = await opened.enter_async_context(open_memories(settings, kept))
-            live = LiveRuns()
-            for agent_id, memory in remembering.items():
-                maker = agents[memory.compression.agent or agent_id]
-                summaries = memories.of(memory, _summarizer(maker, memory))
-                agents[agent_id] = Remembering(agents[agent_id], summaries, live, memories.tasks)
+        live = LiveRuns()
+        for agent_id, definition in remembering.items():
+            agent, maker = agents[agent_id], agents[definition.compression.agent or agent_id]
+            if definition.backend == BUILT_IN:
+                assert memories is not None
+                agents[agent_id] = Remembering(agent, memories.of(definition, _summarizer(maker, definition)), live, memories.tasks)
+            else:
+                wanted = MemorySetup(settings, configuration.environment, agent.definition)
+                memory = await opened.enter_async_context(configuration.plugins.memories[definition.backend].open(wanted))
+                agents[agent_id] = Remembering(agent, memory, live, await opened.enter_async_context(Tasks()))
         for warning in configuration.warnings:
             logger.warning(warning)
         yield Service(configuration, Catalog(agents.values(), created=configuration.created), servers, memories, auto)

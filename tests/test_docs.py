@@ -9,6 +9,7 @@ import pytest
 
 from app.config.agents import AgentDefinition, AllowedTools
 from app.config.mcp import ServerDefinition, read_servers
+from app.config.memory import CompressionDefinition, MemoryDefinition
 from app.core.errors import ServiceError
 from app.plugins import Plugins, load_plugins
 from app.server import create_app
@@ -28,7 +29,7 @@ def plugins(tmp_path: Path) -> Plugins:
     folder = tmp_path / "plugins"
     folder.mkdir()
     examples = re.findall(r"`plugins/(\w+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
-    assert [name for name, _ in examples] == ["dice.py", "groq.py", "echo.py"]
+    assert [name for name, _ in examples] == ["dice.py", "groq.py", "echo.py", "notebook.py"]
     for name, source in examples:
         (folder / name).write_text(source, encoding="utf-8")
     found, faults = load_plugins(folder)
@@ -71,14 +72,28 @@ async def test_the_example_of_an_agent_type_answers(tmp_path: Path, plugins: Plu
     assert answer["choices"][0]["message"]["content"] == "Hello!"
 
 
+async def test_the_example_of_a_memory_remembers(tmp_path: Path, plugins: Plugins) -> None:
+    script = Script(says("Hello, Ada."), says("Ada."))
+    agent = {**AGENT, "resources": ["memory"], "resource_config": {"memory": {"backend": "notebook"}}}
+    async with client_of(create_app(configuration(tmp_path, script, agents=[agent], plugins=plugins))) as client:
+        for message, user in (("I am Ada.", "a"), ("Who am I?", "a"), ("Who am I?", "b")):
+            asked = {"message": message, "session_id": "s", "user_id": user}
+            assert (await client.post("/agents/helper/chat", json=asked)).status_code == 200
+        assert (await client.get("/agents/helper/conversations")).status_code == 404
+    told = [[message.text for message in request.messages[1:]] for request in script.requests]
+    assert told == [["I am Ada."], ["I am Ada.", "Hello, Ada.", "Who am I?"], ["Who am I?"]]
+
+
 def test_the_entry_points_of_the_example_are_valid_toml() -> None:
     [example] = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
     assert set(tomllib.loads(example)["project"]["entry-points"]) == {
-        f"ai_agent_service.{kind}" for kind in ("tools", "providers", "agents")
+        f"ai_agent_service.{kind}" for kind in ("tools", "providers", "agents", "memories")
     }
 
 
-@pytest.mark.parametrize(("page", "agents", "servers"), [("README.md", 2, 2), ("docs/configuration.md", 1, 0), ("docs/mcp.md", 1, 4)])
+@pytest.mark.parametrize(
+    ("page", "agents", "servers"), [("README.md", 2, 2), ("docs/configuration.md", 1, 0), ("docs/mcp.md", 1, 4), ("docs/memory.md", 1, 0)]
+)
 def test_the_agents_and_servers_that_pages_show_are_valid(tmp_path: Path, page: str, agents: int, servers: int) -> None:
     seen = {"agents": 0, "servers": 0}
     for text in re.findall(r"```json\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
@@ -99,6 +114,13 @@ def test_the_page_on_mcp_describes_every_field_of_a_server() -> None:
     text = (ROOT / "docs" / "mcp.md").read_text(encoding="utf-8")
     fields = {*ServerDefinition.model_fields, *AllowedTools.model_fields} - {"missing", "secrets", "credentials"}
     assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
+
+
+def test_the_page_on_memory_describes_every_field_of_it() -> None:
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    fields = {*MemoryDefinition.model_fields, *(f"compression.{name}" for name in CompressionDefinition.model_fields)}
+    unsaid = {"compression", "compression.prompt", "compression.archive_conversations"}
+    assert [name for name in sorted(fields - unsaid) if f"`{name}`" not in text] == []
 
 
 def test_the_shipped_servers_are_off_without_their_variables_and_on_with_them() -> None:

@@ -96,7 +96,7 @@ def test_entry_points_of_installed_packages_are_found(tmp_path: Path, monkeypatc
     faults = sorted(load_plugins()[1])
     assert [(fault.file, fault.problem) for fault in faults] == [
         ("entry point 'absent' of someones-plugin", faults[0].problem),
-        ("entry point 'wrong' of someones-plugin", "this is neither a tool, nor a provider class, nor an agent class"),
+        ("entry point 'wrong' of someones-plugin", "this is neither a tool, nor a provider class, nor an agent class, nor a memory class"),
     ]
     (metadata / "entry_points.txt").write_text("[ai_agent_service.tools]\nshout = someones_plugin:shout\n", encoding="utf-8")
     assert "shout" in load_plugins()[0].tools

@@ -9,7 +9,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from app.config.files import expand_variables, nearest, read_json
-from app.config.memory import CompressionDefinition, MemoryDefinition, ResourceConfig
+from app.config.memory import BUILT_IN, CompressionDefinition, MemoryDefinition, ResourceConfig
 from app.config.prompts import read_prompt
 from app.core.errors import Fault
 
@@ -33,6 +33,7 @@ class KnownNames(msgspec.Struct, frozen=True):
     types: Collection[str]
     providers: Collection[str]
     tools: Collection[str]
+    memories: Collection[str] = (BUILT_IN,)
 
 
 class AllowedTools(BaseModel):
@@ -210,6 +211,10 @@ def _read_agent(
         problem = f"{prompt_fault.file}: {prompt_fault.problem}" if prompt_fault.file else prompt_fault.problem
         field = "system_prompt_file" if prompt_fault.file else "system_prompt"
         faults.append(Fault(file="", field=field, problem=problem, remedy=prompt_fault.remedy))
+    backend = agent.resource_config.memory.backend if agent is not None else BUILT_IN
+    if backend not in known.memories:
+        place, problem = "resource_config.memory.backend", f"{backend!r} is not a memory backend"
+        faults.append(Fault(file="", field=place, problem=problem, remedy=nearest(backend, known.memories)))
     faults += _unknown_names(expanded, known)
     return (agent.model_copy(update={"system_prompt": prompt}) if agent else None), faults
 

@@ -4,6 +4,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+BUILT_IN = "sql"
+"""The backend that keeps conversations in the database of DATABASE_URL."""
+
 DEFAULT_RECENT_MESSAGES = 10
 DEFAULT_HISTORY_MESSAGES = 100
 
@@ -28,10 +31,12 @@ class CompressionDefinition(BaseModel):
 
 
 class MemoryDefinition(BaseModel):
-    """`resource_config.memory`: without `required`, the agent answers without its memory while that cannot be used."""
+    """`resource_config.memory`: `backend` is the built-in one or a plug-in's; without `required`, the agent answers without its memory
+    while that cannot be used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    backend: str = BUILT_IN
     required: bool = True
     compression: CompressionDefinition = CompressionDefinition()
     retention_days: Annotated[float, Field(gt=0, le=36_500)] | None = None

@@ -1,11 +1,14 @@
 """What a memory is to the agents: it knows a turn's conversation at its start, and keeps its answer at its end."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Literal, Protocol
 
 import msgspec
 
+from app.config.agents import AgentDefinition
+from app.config.settings import Settings
 from app.core.context import RunContext
 from app.core.events import FinishReason
 from app.core.messages import Content, Message, ToolCall, ToolResult, tool_message
@@ -156,6 +159,24 @@ class Memory(Protocol):
 
         Raises MemoryUnavailable, and SessionBusy where another turn of the session has to end first.
         """
+        ...
+
+
+class MemorySetup(msgspec.Struct, frozen=True):
+    """What a memory backend is opened with: the settings, all environment variables (`.env` included), and the agent it is for."""
+
+    settings: Settings
+    environment: Mapping[str, str]
+    agent: AgentDefinition
+
+
+class MemoryFactory(Protocol):
+    """A class of memories, as plug-ins name them; `name` is what `resource_config.memory.backend` calls it."""
+
+    name: str
+
+    def open(self, setup: MemorySetup) -> AbstractAsyncContextManager[Memory]:
+        """The memory of one agent, which is closed when the service ends. A class gives it as a class method."""
         ...
 
 

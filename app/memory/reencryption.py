@@ -71,12 +71,20 @@ def count_rows(connection: Connection) -> int:
     return sum(connection.execute(select(func.count()).select_from(table)).scalar_one() for table in VALUES)
 
 
-async def reencrypt(database: Database, old: Cipher, new: Cipher, progress: Callable[[int], object]) -> Reencrypted:
+async def reencrypt(
+    database: Database,
+    old: Cipher,
+    new: Cipher,
+    progress: Callable[[int], object],
+    *,
+    rows: int = BATCH,
+    characters: int = BATCH_CHARACTERS,
+) -> Reencrypted:
     """Stores every value that `old` reads as `new` writes it, row by row in the order of their keys; calls `progress` with the number
     of rows done since the last time.
 
     What is written meanwhile is left as it is written. Values that `old` cannot read stay as they are. It may be stopped and begun
-    again. Raises MemoryUnavailable.
+    again. A transaction takes `rows` at most, and but one if that holds more than `characters`. Raises MemoryUnavailable.
     """
     total = Reencrypted()
     for table in VALUES:
@@ -84,7 +92,7 @@ async def reencrypt(database: Database, old: Cipher, new: Cipher, progress: Call
         while True:
 
             def work(connection: Connection, table: Table = table, last: tuple[Any, ...] | None = last) -> _Batch | None:
-                return _reencrypted(connection, table, last, old, new)
+                return _reencrypted(connection, table, _following(connection, table, last, rows, characters), last, old, new)
 
             batch = await database.write(work, timeout=BATCH_SECONDS)
             if batch is None:
@@ -95,12 +103,13 @@ async def reencrypt(database: Database, old: Cipher, new: Cipher, progress: Call
     return total
 
 
-def _reencrypted(connection: Connection, table: Table, last: tuple[Any, ...] | None, old: Cipher, new: Cipher) -> _Batch | None:
-    """Encrypts the rows that follow on `last`; None where there are none."""
+def _reencrypted(
+    connection: Connection, table: Table, keys: Sequence[tuple[Any, ...]], last: tuple[Any, ...] | None, old: Cipher, new: Cipher
+) -> _Batch | None:
+    """Encrypts the rows after `last` up to the last of `keys`; None where there are none."""
     if connection.dialect.name == "sqlite":
         # Else what was there in the clear would stay in the file, in pages that are free.
         connection.exec_driver_sql("PRAGMA secure_delete=ON").close()
-    keys = _following(connection, table, last)
     if not keys:
         return None
     counted = Reencrypted()
@@ -131,16 +140,18 @@ def _reencrypted(connection: Connection, table: Table, last: tuple[Any, ...] | N
     return _Batch(len(keys), keys[-1], counted)
 
 
-def _following(connection: Connection, table: Table, last: tuple[Any, ...] | None) -> list[tuple[Any, ...]]:
+def _following(
+    connection: Connection, table: Table, last: tuple[Any, ...] | None, rows: int, most_characters: int
+) -> list[tuple[Any, ...]]:
     """The keys of the rows after `last` that make up a batch."""
     identity = list(table.primary_key.columns)
     sizes = (func.coalesce(func.length(table.c[name]), 0) for name in VALUES[table])
-    wanted = _after(select(*identity, *sizes), identity, last).order_by(*identity).limit(BATCH)
+    wanted = _after(select(*identity, *sizes), identity, last).order_by(*identity).limit(rows)
     keys: list[tuple[Any, ...]] = []
     characters = 0
     for row in connection.execute(wanted):
         characters += sum(row[len(identity) :])
-        if keys and characters > BATCH_CHARACTERS:
+        if keys and characters > most_characters:
             break
         keys.append(tuple(row[: len(identity)]))
     return keys
