@@ -70,3 +70,40 @@ async def test_as_many_runs_as_allowed_go_on_at_once(tmp_path: Path) -> None:
         with service.run_slot():
             assert service.runs == 1
         assert service.runs == 0
+
+
+def test_a_faulty_database_or_key_is_named_and_its_value_is_not(tmp_path: Path) -> None:
+    forgetful = {**AGENT, "resources": ["memory"], "resource_config": {"memory": {"backend": "sqll", "compression": {"agent": "help"}}}}
+    with pytest.raises(ConfigError) as caught:
+        configuration(
+            tmp_path,
+            agents=[forgetful],
+            database_url="mysql://canary",
+            database_replica_url="sqlite:///canary.db",
+            memory_encryption_keys="canary",
+        )
+    assert "canary" not in str(caught.value)
+    assert [(fault.field, fault.problem) for fault in caught.value.faults] == [
+        ("resource_config.memory.backend", "'sqll' is not a memory backend"),
+        ("resource_config.memory.compression.agent", "'help' is not an agent"),
+        ("DATABASE_REPLICA_URL", "only a PostgreSQL database has a replica"),
+        ("DATABASE_URL", "this is neither sqlite:///FILE nor postgresql://USER:PASSWORD@HOST:5432/DATABASE"),
+        ("MEMORY_ENCRYPTION_KEYS", "Key 1 is not a key: 32 bytes in base64 (43 or 44 characters) or 64 hex digits are expected"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({}, "sqlite:///{folder}/data/ai-agent-service.db"),
+        ({"database_url": "sqlite:///here.db"}, "sqlite:///here.db"),
+        ({"postgres_user": "me", "postgres_password": "a@b:c/d", "postgres_db": "db"}, "postgresql://me:***@localhost:5432/db"),
+        ({"postgres_user": "me", "postgres_host": "::1", "postgres_port": 5433}, "postgresql://me@[::1]:5433/me"),
+        ({"postgres_user": "me", "database_url": "postgres://you:secret@db/x?ssl=require"}, "postgresql://you:***@db/x?sslmode=require"),
+        ({"database_url": "postgresql+psycopg://a:b@one:1,two:2/x"}, "postgresql://a:***@one:1,two:2/x"),
+    ],
+)
+def test_the_database_is_that_of_the_settings(tmp_path: Path, settings: dict[str, Any], address: str) -> None:
+    found = configuration(tmp_path, agents=[{**AGENT, "resources": ["memory"]}], **settings)
+    assert found.database == address.format(folder=tmp_path)
+    assert configuration(tmp_path, **settings).database is None
