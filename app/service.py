@@ -217,7 +217,8 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
             agent, maker = agents[agent_id], agents[definition.compression.agent or agent_id]
             if definition.backend == BUILT_IN:
                 assert memories is not None
-                agents[agent_id] = Remembering(agent, memories.of(definition, _summarizer(maker, definition)), live, memories.tasks)
+                own = memories.of(definition, _summarizer(maker, definition), live.is_live)
+                agents[agent_id] = Remembering(agent, own, live, memories.tasks)
             else:
                 wanted = MemorySetup(settings, configuration.environment, agent.definition)
                 memory = await opened.enter_async_context(configuration.plugins.memories[definition.backend].open(wanted))

@@ -3,26 +3,45 @@
 import argparse
 import resource
 import tempfile
+from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
 
 import uvloop
 
 from benchmarks import servers
+from benchmarks.databases import Databases
+from benchmarks.load import Conversation
 from benchmarks.rows import ROWS, Bench, Row, Size
 
-FULL, FULL_ROUNDS = Size(turns=2000, batches=6, pairs=400, open_streams=1000, calls=1000), 3
-QUICK, QUICK_ROUNDS = Size(turns=64, batches=1, pairs=20, open_streams=50, calls=20), 1
+FULL, FULL_ROUNDS = (
+    Size(
+        turns=2000,
+        batches=6,
+        pairs=400,
+        open_streams=1000,
+        calls=1000,
+        long_sessions=32,
+        long=10_000,
+        stored_sessions=20_000,
+    ),
+    3,
+)
+QUICK, QUICK_ROUNDS = (
+    Size(turns=64, batches=1, pairs=20, open_streams=50, calls=20, long_sessions=4, long=1000, stored_sessions=400),
+    1,
+)
 NEEDED_FILES = 8192
 """A thousand open streams are two thousand sockets in the server."""
 
-LINE = "{:<40}{:>9}{:>9}{:>8}{:>10}  {}"
+LINE = "{:<44}{:>9}{:>9}{:>8}{:>10}  {}"
 
 
 def main() -> None:
     """Measures and prints; an answer that is not complete ends it with a traceback."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures what the service costs beside the naive hop P.")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=f"some of the rows: {', '.join(ROWS)}")
+    usual = [name for name, row in ROWS.items() if not row.takes_long]
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=usual, metavar="ROW", help=f"some of the rows: {', '.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="measure very little, only to show that it works")
     arguments = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -32,23 +51,44 @@ def main() -> None:
 
 async def _table(names: list[str], size: Size, rounds: int) -> None:
     print(LINE.format("", "P", "ours", "ours/P", "target", ""), flush=True)
-    with tempfile.TemporaryDirectory() as plain, tempfile.TemporaryDirectory() as with_mcp:
-        async with servers.upstream().running() as upstream, servers.mcp_server().running() as mcp:
-            mcp_program = servers.service_with_mcp(upstream.port, mcp.port, Path(with_mcp))
-            theirs = Bench(servers.reference(upstream.port), upstream.port, size, mcp_program, mcp.port)
-            ours = Bench(servers.service(upstream.port, Path(plain)), upstream.port, size, mcp_program, mcp.port)
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [Path(temporary, label) for label in ("plain", "mcp", "memory")]
+        for folder in folders:
+            folder.mkdir()
+        plain, with_mcp, with_memory = folders
+        async with servers.upstream().running() as upstream, servers.mcp_server().running() as mcp, AsyncExitStack() as stack:
+            databases = Databases()
+            stack.push_async_callback(databases.close)
+            theirs = Bench(
+                program=servers.reference(upstream.port),
+                upstream_port=upstream.port,
+                size=size,
+                with_mcp=servers.service_with_mcp(upstream.port, mcp.port, with_mcp),
+                mcp_port=mcp.port,
+                with_memory=servers.service_with_memory(upstream.port, with_memory),
+                long_sessions=[Conversation(size.long) for _ in range(size.long_sessions)],
+                databases=databases,
+            )
+            ours = theirs._replace(
+                program=servers.service(upstream.port, plain),
+                long_sessions=[Conversation(size.long) for _ in range(size.long_sessions)],
+            )
             for name in names:
                 row = ROWS[name]
                 print(_line(row, [(await row.reference(theirs), await row.measure(ours)) for _ in range(rounds)]), flush=True)
+                if row.details is not None:
+                    print("\n".join(await row.details(ours)), flush=True)
 
 
 def _line(row: Row, pairs: list[tuple[float, float]]) -> str:
     """The median of the rounds; the ratio is that of a round, for the machine is not the same in all of them."""
     reference, ours = (median(column) for column in zip(*pairs, strict=True))
     ratio = median(our / their for their, our in pairs)
+    figures = (f"{reference:.2f}", f"{ours:.2f}", f"{ratio:.2f}")
+    if row.target is None:
+        return LINE.format(row.title, *figures, "-", "")
     reached = (ours if row.unit else ratio) <= row.target
-    target = f"{row.target:g} {row.unit or 'P'}"
-    return LINE.format(row.title, f"{reference:.2f}", f"{ours:.2f}", f"{ratio:.2f}", target, "ok" if reached else "over")
+    return LINE.format(row.title, *figures, f"{row.target:g} {row.unit or 'P'}", "ok" if reached else "over")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator
+import uuid
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import asynccontextmanager
 
 from benchmarks.upstream import PACED_PIECES, PLAIN_PIECES, WORD
 
 ANSWER_SECONDS = 60.0
 PIECES = {"plain": PLAIN_PIECES, "paced": PACED_PIECES, "tool": PLAIN_PIECES, "open": PLAIN_PIECES}
-PIECES |= {"mcp-stdio": PLAIN_PIECES, "mcp-http": PLAIN_PIECES}
+PIECES |= {"mcp-stdio": PLAIN_PIECES, "mcp-http": PLAIN_PIECES, "remembering": PLAIN_PIECES}
 """How many pieces of text the answer of each model has."""
 
 
@@ -25,17 +26,17 @@ class Connection:
         self._reader = reader
         self._writer = writer
 
-    async def ask(self, model: str) -> float:
+    async def ask(self, model: str, request: bytes | None = None) -> float:
         """Has `model` answer, and gives the seconds it took; raises IncompleteAnswer."""
         started = time.perf_counter()
         async with asyncio.timeout(ANSWER_SECONDS):
-            async for _ in self.pieces(model):
+            async for _ in self.pieces(model, request):
                 pass
         return time.perf_counter() - started
 
-    async def pieces(self, model: str) -> AsyncGenerator[bytes, None]:
+    async def pieces(self, model: str, request: bytes | None = None) -> AsyncGenerator[bytes, None]:
         """The answer of `model` as it comes, in the pieces of its HTTP chunks; raises IncompleteAnswer."""
-        self._writer.write(_request(model))
+        self._writer.write(request or _request(model, QUESTION))
         body = b""
         try:
             head = await self._reader.readuntil(b"\r\n\r\n")
@@ -87,6 +88,53 @@ async def _share(connection: Connection, model: str, left: Iterator[int]) -> Non
         await connection.ask(model)
 
 
+class Conversation:
+    """A session of a client with the model `remembering`, which each turn makes longer by a question and its answer.
+
+    It begins with `before` messages, an even number, that the service is told with the first turn.
+    """
+
+    def __init__(self, before: int) -> None:
+        self.session = uuid.uuid4().hex
+        """Its id."""
+        self._number = 0
+        self._said = bytearray()
+        for _ in range(before // 2):
+            self._add(self._question(), _message("assistant", EARLIER_ANSWER))
+
+    async def turn(self, connection: Connection, *, is_whole: bool = True) -> None:
+        """Asks the next question: with all that was said before, or alone, for the service to know the rest itself."""
+        question = self._question()
+        headers = f"x-session-id: {self.session}\r\n"
+        if is_whole:
+            request = _request("remembering", bytes(self._said) + question, headers)
+        else:
+            request = _request("remembering", question, headers + "x-session-history: server\r\n")
+        await connection.ask("remembering", request)
+        self._add(question, _ANSWER)
+
+    def _question(self) -> bytes:
+        self._number += 1
+        return _message("user", f"{EARLIER_QUESTION} ({self._number})")
+
+    def _add(self, question: bytes, answer: bytes) -> None:
+        self._said += question + b"," + answer + b","
+
+
+async def conversations(port: int, sessions: Iterable[Conversation], *, turns: int, concurrency: int, is_whole: bool = True) -> None:
+    """Takes `turns` turns in each of the sessions, one after the other, in `concurrency` sessions at any time."""
+    left = iter(sessions)
+    async with connections(port, concurrency) as opened, asyncio.TaskGroup() as group:
+        for connection in opened:
+            group.create_task(_share_of_sessions(connection, left, turns, is_whole))
+
+
+async def _share_of_sessions(connection: Connection, left: Iterator[Conversation], turns: int, is_whole: bool) -> None:
+    for session in left:
+        for _ in range(turns):
+            await session.turn(connection, is_whole=is_whole)
+
+
 async def get(port: int, path: str) -> bool:
     """Whether a GET is answered 200."""
     try:
@@ -107,8 +155,22 @@ async def is_healthy_in_detail(port: int) -> bool:
         writer.close()
 
 
-def _request(model: str) -> bytes:
-    messages = [{"role": "user", "content": "What is six times seven? Say it in a few words, and say how you know."}]
-    body = json.dumps({"model": model, "messages": messages, "stream": True}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+def _message(role: str, content: str) -> bytes:
+    return json.dumps({"role": role, "content": content}).encode()
+
+
+def _request(model: str, messages: bytes, headers: str = "") -> bytes:
+    """A streamed request with these messages, which are JSON with commas between them."""
+    body = b'{"model": "%b", "messages": [%b], "stream": true}' % (model.encode(), messages)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n{headers}content-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+QUESTION = _message("user", "What is six times seven? Say it in a few words, and say how you know.")
+EARLIER_QUESTION = "How is that done, and what does it come to if the number is larger than before?"
+EARLIER_ANSWER = (
+    "It is done in steps. First the larger part is taken and set aside, then what is left is looked at again in the same way, and so on "
+    "until nothing is left that could be taken. What was set aside is put together at the end. With a larger number there are more steps, "
+    "but each of them costs as much as before, so that the whole grows with the number of digits and not with the number itself."
+)
+_ANSWER = _message("assistant", WORD.decode() * PLAIN_PIECES)

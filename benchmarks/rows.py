@@ -2,13 +2,15 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 from benchmarks import load
-from benchmarks.load import Connection
+from benchmarks.databases import MESSAGES, Databases
+from benchmarks.load import Connection, Conversation
+from benchmarks.plans import Plan
 from benchmarks.servers import ROOT, Program
 from benchmarks.upstream import PACED_PIECES
 
@@ -17,15 +19,25 @@ STREAMS = 50
 OPENING = 32
 """How many streams are being opened at any time, until all are open."""
 
+GROWTH = 10
+"""How many turns a session of 50 messages has: it grows from 40 to 60."""
+
+LONG_SHARE = 10
+"""How many fewer turns are taken of those in which the client sends ten thousand messages."""
+
 
 class Size(NamedTuple):
-    """How much is measured at a time: turns, batches of 50 paced streams, pairs of single turns, streams held open, calls of a tool."""
+    """How much is measured at a time: turns, batches of 50 paced streams, pairs of single turns, streams held open, calls of a tool,
+    sessions of so many messages as are said to be ten thousand, sessions in a database that is said to hold a million messages."""
 
     turns: int
     batches: int
     pairs: int
     open_streams: int
     calls: int
+    long_sessions: int
+    long: int
+    stored_sessions: int
 
 
 class Bench(NamedTuple):
@@ -36,6 +48,9 @@ class Bench(NamedTuple):
     size: Size
     with_mcp: Program
     mcp_port: int
+    with_memory: Program
+    long_sessions: Sequence[Conversation]
+    databases: Databases
 
 
 Measure = Callable[[Bench], Awaitable[float]]
@@ -102,16 +117,92 @@ async def _held_open(connection: Connection, turnstile: asyncio.Semaphore, begun
 
 async def idle_memory(bench: Bench) -> float:
     """MB resident once the server answers and before it has been asked anything else."""
-    async with bench.program.running() as server:
+    return await _idle_memory(bench.program)
+
+
+async def idle_memory_with_database(bench: Bench) -> float:
+    """As `idle_memory`, of the service with an agent that remembers."""
+    return await _idle_memory(bench.with_memory)
+
+
+async def _idle_memory(program: Program) -> float:
+    async with program.running() as server:
         return server.memory_kb() / 1024
 
 
 async def cold_start(bench: Bench) -> float:
     """Seconds from starting the process to its first healthy answer, the second time it is started."""
-    async with bench.program.running():
+    return await _cold_start(bench.program)
+
+
+async def cold_start_with_database(bench: Bench) -> float:
+    """As `cold_start`, of the service with an agent that remembers."""
+    return await _cold_start(bench.with_memory)
+
+
+async def _cold_start(program: Program) -> float:
+    async with program.running():
         pass
-    async with bench.program.running() as server:
+    async with program.running() as server:
         return server.seconds_to_healthy
+
+
+async def relayed_turn(bench: Bench, *, is_long: bool = False) -> float:
+    """Milliseconds of CPU a turn, 32 at a time, whose request has the 50 messages of its conversation, or ten thousand."""
+    return await _turns_of_sessions(bench.program, bench.size, bench.long_sessions if is_long else None)
+
+
+async def remembered_turn(bench: Bench, *, is_long: bool = False, is_whole: bool = True) -> float:
+    """As `relayed_turn`, with an agent that remembers; with the server's history the request has the new message alone."""
+    return await _turns_of_sessions(bench.with_memory, bench.size, bench.long_sessions if is_long else None, is_whole=is_whole)
+
+
+async def postgres_turn(bench: Bench) -> float:
+    """As `remembered_turn`, on PostgreSQL with an empty database; the server's own CPU is not counted."""
+    return await _turns_of_sessions(await bench.databases.program(bench.with_memory, sessions=0), bench.size)
+
+
+async def million_turn(bench: Bench, *, is_full: bool) -> float:
+    """As `postgres_turn`, with the CPU of the database's server, and with a million stored messages or none."""
+    sessions = bench.size.stored_sessions if is_full else 0
+    program = await bench.databases.program(bench.with_memory, sessions=sessions)
+    return await _turns_of_sessions(program, bench.size, also=bench.databases.cpu_ns)
+
+
+async def million_plans(bench: Bench) -> list[str]:
+    """Whether a table is read through for a turn, among a million stored messages, and by what index else: a line for each statement."""
+    plans = await bench.databases.plans(bench.with_memory, sessions=bench.size.stored_sessions)
+    through = sum(bool(plan.read_through) for plan in plans)
+    return [f"  {len(plans)} statements of turns and of reading; {through} read a table through", *map(_shown, plans)]
+
+
+def _shown(plan: Plan) -> str:
+    how = f"READS THROUGH {', '.join(sorted(plan.read_through))}" if plan.read_through else ", ".join(sorted(plan.indexes))
+    return f"  {plan.statement[:50]:<50}  {how}"
+
+
+async def _turns_of_sessions(
+    program: Program,
+    size: Size,
+    long_sessions: Sequence[Conversation] | None = None,
+    *,
+    is_whole: bool = True,
+    also: Callable[[], int] = lambda: 0,
+) -> float:
+    """Each session's first turn tells the server what was said before; that and what follows from it is not counted."""
+    if long_sessions is None:
+        turns = GROWTH
+        sessions: Sequence[Conversation] = [Conversation(MESSAGES - turns - 2) for _ in range(size.turns // turns)]
+    else:
+        turns = max(1, size.turns // (LONG_SHARE if is_whole else 1) // len(long_sessions))
+        sessions = long_sessions
+    async with program.running() as server:
+        # What is stored at once holds the other turns up, so that the long ones would not be stored in time.
+        await load.conversations(server.port, sessions, turns=1, concurrency=CONCURRENCY if long_sessions is None else 1)
+        await server.rests()
+        before = server.cpu_ns() + also()
+        await load.conversations(server.port, sessions, turns=turns, concurrency=CONCURRENCY, is_whole=is_whole)
+        return (server.cpu_ns() + also() - before) / (len(sessions) * turns) / 1e6
 
 
 async def mcp_call(bench: Bench, *, label: str) -> float:
@@ -142,13 +233,18 @@ async def mcp_client_call(bench: Bench, *, label: str) -> float:
 
 
 class Row(NamedTuple):
-    """One row; `target` is a share of P's figure, or with `unit` given a figure of its own."""
+    """One row; `target` is a share of P's figure, or with `unit` given a figure of its own, None where there is none.
+
+    `details` are lines to print below it. One that `takes_long` is measured only when it is named.
+    """
 
     title: str
     measure: Measure
     reference: Measure
-    target: float
+    target: float | None
     unit: str = ""
+    details: Callable[[Bench], Awaitable[list[str]]] | None = None
+    takes_long: bool = False
 
 
 _plain = partial(cpu_per_turn, model="plain")
@@ -167,4 +263,26 @@ ROWS = {
         "CPU ms, MCP call over HTTP (P: fastmcp)", partial(mcp_call, label="http"), partial(mcp_client_call, label="http"), 2.8, "ms"
     ),
     "start": Row("s, cold start to healthy", cold_start, cold_start, 2, "s"),
+    "session": Row("CPU ms, memory, 50 messages sent", remembered_turn, relayed_turn, 1.0),
+    "session-10000": Row(
+        "CPU ms, memory, 10,000 messages sent", partial(remembered_turn, is_long=True), partial(relayed_turn, is_long=True), None
+    ),
+    "history": Row("CPU ms, server's history of 50 (P: sent)", partial(remembered_turn, is_whole=False), relayed_turn, None),
+    "history-10000": Row(
+        "CPU ms, server's history of 10,000 (P: 50)",
+        partial(remembered_turn, is_long=True, is_whole=False),
+        partial(remembered_turn, is_whole=False),
+        1.3,
+    ),
+    "postgres": Row("CPU ms, memory in PostgreSQL, 50 sent", postgres_turn, relayed_turn, None),
+    "million": Row(
+        "CPU ms, a million stored (P: none)",
+        partial(million_turn, is_full=True),
+        partial(million_turn, is_full=False),
+        1.15,
+        details=million_plans,
+        takes_long=True,
+    ),
+    "memory-database": Row("MB, idle, an agent remembers", idle_memory_with_database, idle_memory, 120, "MB"),
+    "start-database": Row("s, cold start, an agent remembers", cold_start_with_database, cold_start, 2, "s"),
 }

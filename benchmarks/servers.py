@@ -16,6 +16,7 @@ from benchmarks import load
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+REST_SECONDS = 300.0
 POLL_SECONDS = 0.005
 
 
@@ -28,11 +29,20 @@ class Server(NamedTuple):
 
     def cpu_ns(self) -> int:
         """Nanoseconds of CPU time that its processes have used."""
-        return sum(_cpu_ns(pid) for pid in self._processes())
+        return sum(cpu_ns(pid) for pid in self._processes())
 
     def own_cpu_ns(self) -> int:
         """As `cpu_ns`, of its first process alone."""
-        return _cpu_ns(self.pid)
+        return cpu_ns(self.pid)
+
+    async def rests(self) -> None:
+        """Returns once it has nothing more to do, such as to summarise after an answer."""
+        async with asyncio.timeout(REST_SECONDS):
+            idle, before = 0, self.cpu_ns()
+            while idle < 3:
+                await asyncio.sleep(0.1)
+                used, before = self.cpu_ns() - before, self.cpu_ns()
+                idle = idle + 1 if used < 5_000_000 else 0
 
     def memory_kb(self) -> int:
         """KB of memory that its processes have resident."""
@@ -54,6 +64,10 @@ class Program(NamedTuple):
     arguments: tuple[str, ...]
     folder: Path
     environment: dict[str, str]
+
+    def told(self, **environment: str) -> "Program":
+        """The same program with more in its environment."""
+        return self._replace(environment={**self.environment, **environment})
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Server, None]:
@@ -91,7 +105,8 @@ class Program(NamedTuple):
                 print((await logged).decode(), file=sys.stderr)
 
 
-def _cpu_ns(pid: int) -> int:
+def cpu_ns(pid: int) -> int:
+    """Nanoseconds of CPU time that a process has used."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks)
 
@@ -117,6 +132,19 @@ def service(upstream_port: int, folder: Path) -> Program:
     # The default limit of 100 runs would refuse the row of a thousand open streams.
     environment = {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x", "MAX_CONCURRENT_REQUESTS": "10000"}
     return Program(("app.main",), folder, environment)
+
+
+def service_with_memory(upstream_port: int, folder: Path) -> Program:
+    """The service with one agent, that remembers, and all else by default: a database of SQLite in `folder`."""
+    agent = {
+        "agent_id": "remembering",
+        "model": "plain",
+        "provider": "openai",
+        "system_prompt": "You answer briefly.",
+        "resources": ["memory"],
+    }
+    (folder / "agent_config.json").write_text(json.dumps([agent]), encoding="utf-8")
+    return Program(("app.main",), folder, {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x"})
 
 
 def mcp_server() -> Program:

@@ -65,6 +65,7 @@ async def run_loop(
             if context.seconds_left <= 0:
                 raise RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
             said: list[str] = []
+            told = False
             finished: ModelFinished | None = None
             question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_tool_choice(request, len(steps)))
             try:
@@ -75,9 +76,10 @@ async def run_loop(
                             continue
                         if isinstance(event, TextDelta):
                             said.append(event.text)
+                        told = True
                         yield event
             except ContextTooLong:
-                fewer = await shorter() if shorter is not None and not said else None
+                fewer = await shorter() if shorter is not None and not told else None
                 if fewer is None:
                     raise
                 shorter = None

@@ -85,10 +85,10 @@ class PendingSteps:
                     raise InvalidRequest("This tool_call_id stands in no call before it.", param=f"messages[{position}].tool_call_id")
                 given[result.tool_call_id] = result
                 position += 1
-            found += self._step(message, given, context)
+            found += self._step(message, given, context, before=found)
         return tuple(found)
 
-    def _step(self, message: Message, given: dict[str, Message], context: RunContext) -> list[Message]:
+    def _step(self, message: Message, given: dict[str, Message], context: RunContext, *, before: list[Message]) -> list[Message]:
         kept = next((step for call in message.tool_calls if (step := self._find(context, call.id))), None)
         answer = kept.answer if kept else message
         ours = {result.call_id: tool_message(result) for result in kept.results} if kept else {}
@@ -96,7 +96,10 @@ class PendingSteps:
         for call in answer.tool_calls:
             unknown = Message(role="tool", content=UNKNOWN_RESULT, tool_call_id=call.id)
             results.append(ours.get(call.id) or given.get(call.id) or unknown)
-        return [*(kept.earlier if kept else ()), answer, *results]
+        earlier = kept.earlier if kept else ()
+        if earlier and tuple(before[-len(earlier) :]) == earlier:
+            earlier = ()  # restored already
+        return [*earlier, answer, *results]
 
     def _find(self, context: RunContext, call_id: str) -> _Step | None:
         step = self._steps.get(self._key(context, call_id))

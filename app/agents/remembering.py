@@ -46,6 +46,10 @@ class LiveRuns:
         """Lets nobody join any more; those who have are told what there is, and that it ended."""
         self._runs.pop(run_id).close()
 
+    def is_live(self, run_id: str) -> bool:
+        """Whether the run of this id is under way."""
+        return run_id in self._runs
+
     def find(self, run_id: str) -> "_LiveRun | None":
         """The run of this id, if it is under way."""
         return self._runs.get(run_id)
@@ -111,6 +115,16 @@ class Remembering(BaseAgent):
                 async for event in events:
                     yield event
             return
+        # Known to be under way before its question is stored, so that a request that repeats it joins it at once.
+        live = self._live.begin(context.run_id)
+        try:
+            async with aclosing(self._taken(turn, context, live)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._live.end(context.run_id)
+
+    async def _taken(self, turn: Turn, context: RunContext, live: "_LiveRun") -> AsyncGenerator[RunEvent, None]:
         try:
             messages = self.parts.pending.whole(turn.messages, context)
             asked = Asked(messages=messages, history=turn.history, is_retry=turn.is_retry, message_id=turn.message_id)
@@ -133,16 +147,18 @@ class Remembering(BaseAgent):
                 yield event
             return
         if remembered.under_way is not None:
+            await remembered.keep(Answer(text=""), wait=0)
             async for event in self._joined(remembered.under_way):
                 yield event
             return
-        async with aclosing(self._remembered(turn, context, remembered)) as events:
+        async with aclosing(self._remembered(turn, context, remembered, live)) as events:
             async for event in events:
                 yield event
 
-    async def _remembered(self, turn: Turn, context: RunContext, remembered: RememberedTurn) -> AsyncGenerator[RunEvent, None]:
+    async def _remembered(
+        self, turn: Turn, context: RunContext, remembered: RememberedTurn, live: "_LiveRun"
+    ) -> AsyncGenerator[RunEvent, None]:
         record = Record()
-        live = self._live.begin(context.run_id)
         kept = False
         try:
             whole = msgspec.structs.replace(turn, messages=remembered.messages, shorter=remembered.shorter)
@@ -156,7 +172,6 @@ class Remembering(BaseAgent):
                     live.tell(event)
                     yield event
         finally:
-            self._live.end(context.run_id)
             if not kept:
                 keeping = self._tasks.start(self._stored(remembered, record.interrupted(), INTERRUPTED_WAIT_SECONDS))
                 await asyncio.shield(keeping)

@@ -14,7 +14,7 @@ from app.agents.base import BaseAgent, Turn
 from app.api.chat_schema import ChatMessage, CompletionUsage
 from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
 from app.api.errors import ErrorBody
-from app.api.openai_chat import checked, message_of, usage_of, with_session
+from app.api.openai_chat import checked, checked_name, message_of, usage_of, with_session
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
 from app.api.sessions import asking_of
@@ -221,7 +221,7 @@ def _frame(event: msgspec.Struct) -> bytes:
 
 
 def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
-    checked(asked.user_id or "", "user_id")
+    checked_name(asked.user_id or "", "user_id")
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
     settings = asked.model_settings or {}

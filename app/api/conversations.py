@@ -1,5 +1,6 @@
 """What is remembered of the calling user: listed, shown, exported, deleted."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from datetime import datetime
@@ -24,7 +25,7 @@ from app.api.chat_schema import (
     TextContent,
 )
 from app.api.dependencies import ServiceDependency
-from app.api.openai_chat import checked, usage_of
+from app.api.openai_chat import checked_name, usage_of
 from app.api.openapi import documented
 from app.core.errors import InvalidRequest
 from app.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, TextPart
@@ -34,6 +35,9 @@ router = APIRouter(tags=["Memory"])
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
+FEW = 100
+"""Messages of a conversation that is encoded without a thread."""
+
 TENANT = "local"
 ANONYMOUS = "anonymous"
 
@@ -118,7 +122,7 @@ async def show_conversation(agent_id: str, session_id: str, request: Request, se
     service.agent(agent_id)
     branches = request.query_params.get("branches", "false").lower() in ("true", "1")
     found = await service.conversations.get(TENANT, _user(request), agent_id, session_id, branches=branches)
-    return Response(_encoder.encode(_view(found)), media_type="application/json")
+    return Response(await _encoded(found), media_type="application/json")
 
 
 @router.delete(
@@ -152,10 +156,19 @@ async def erase_memory(request: Request, service: ServiceDependency) -> Response
     return Response(_encoder.encode(await service.conversations.erase(TENANT, _user(request))), media_type="application/json")
 
 
+async def _encoded(conversation: Conversation) -> bytes:
+    """The conversation as JSON, a long one made in a thread."""
+
+    def encode() -> bytes:
+        return _encoder.encode(_view(conversation))
+
+    return encode() if len(conversation.messages) <= FEW else await asyncio.to_thread(encode)
+
+
 async def _lines(conversations: AsyncGenerator[Conversation, None]) -> AsyncGenerator[bytes, None]:
     async with aclosing(conversations):
         async for conversation in conversations:
-            yield _encoder.encode(_view(conversation)) + b"\n"
+            yield await _encoded(conversation) + b"\n"
 
 
 async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
@@ -167,7 +180,7 @@ async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIt
 
 
 def _user(request: Request) -> str:
-    return checked(request.query_params.get("user_id") or ANONYMOUS, "user_id")
+    return checked_name(request.query_params.get("user_id") or ANONYMOUS, "user_id")
 
 
 def _limit(request: Request) -> int:

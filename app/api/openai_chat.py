@@ -51,6 +51,7 @@ router = APIRouter(tags=["OpenAI"])
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 _encoder = msgspec.json.Encoder()
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+MAX_NAME = 255
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IMAGE_URL = re.compile(r"^(?:https?://|data:image/)", re.IGNORECASE)
 
@@ -66,7 +67,7 @@ async def create_chat_completion(request: Request, service: ServiceDependency) -
     agent = service.agent(asked.model)
     turn = turn_of(asked)
     asking = asking_of(request, asked.metadata)
-    if is_task(turn.messages):
+    if asking.is_chat and asking.history is None and is_task(turn.messages):
         asking = Asking()
     turn = with_session(turn, asking, agent)
     context = service.context(agent.agent_id, user=asked.user, session=asking.session, request_id=request_id_of(request))
@@ -98,7 +99,7 @@ def turn_of(asked: ChatCompletionRequest) -> Turn:
         raise InvalidRequest("Agents answer with text only.", param="modalities", code="unsupported_value")
     if asked.functions:
         raise InvalidRequest("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
-    checked(asked.user or "", "user")
+    checked_name(asked.user or "", "user")
     for stop in [asked.stop] if isinstance(asked.stop, str) else asked.stop or ():
         checked(stop, "stop")
     settings = {name: value for name in SETTINGS if (value := getattr(asked, name)) is not None}
@@ -241,6 +242,13 @@ def _part(part: Part, place: str) -> ContentPart:
             return AudioPart(audio.data, audio.format)
         case FileContent(file=file):
             return FilePart(file.file_id, file.file_data, file.filename)
+
+
+def checked_name(text: str, place: str) -> str:
+    """`text`, if it may be the name of a user: as `checked`, and 255 characters at most."""
+    if len(text) > MAX_NAME:
+        raise InvalidRequest(f"This is longer than {MAX_NAME} characters.", param=place)
+    return checked(text, place)
 
 
 def checked(text: str, place: str) -> str:

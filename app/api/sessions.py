@@ -29,6 +29,9 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     """What a request says of its session: `session` None where nothing is to be stored, `history` None where it does not say."""
 
     session: str | None = None
+    is_chat: bool = False
+    """Whether Open WebUI names the session."""
+
     history: History | None = None
     is_retry: bool = False
     message_id: str | None = None
@@ -37,7 +40,7 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
 def asking_of(request: Request, metadata: Mapping[str, Any] | None = None, session_id: str | None = None) -> Asking:
     """Reads `X-OpenWebUI-Chat-Id`, `X-Session-Id`, the body's `session_id` and `metadata.session_id`, the first that is given, and what
     else tells of the turn. Raises InvalidRequest."""
-    found = {_HEADERS[name]: value.decode("latin-1") for name, value in request.scope["headers"] if name in _HEADERS}
+    found = {_HEADERS[name]: _text(value) for name, value in request.scope["headers"] if name in _HEADERS}
     given = metadata or {}
     session = _session(
         (found.get("chat"), "X-OpenWebUI-Chat-Id"),
@@ -56,10 +59,19 @@ def asking_of(request: Request, metadata: Mapping[str, Any] | None = None, sessi
     message = found.get("message") or None
     return Asking(
         session=session,
+        is_chat=bool(found.get("chat")),
         history=history,
         is_retry=found.get("retries", "0") not in ("", "0"),
         message_id=message[:255] if message else None,
     )
+
+
+def _text(value: bytes) -> str:
+    """A header's value: UTF-8, as clients send it today, else Latin-1, as HTTP has it."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def is_task(messages: Sequence[Message]) -> bool:

@@ -9,7 +9,7 @@ from app.core.errors import ContextTooLong, ProviderProtocolError
 from app.core.events import TextDelta
 from app.core.messages import Message, TextPart
 from app.memory.tokens import TokenCounter, estimate
-from app.providers.base import ModelRequest, Provider
+from app.providers.base import ModelFinished, ModelRequest, Provider
 
 DEFAULT_PROMPT = """\
 You keep the memory of a conversation between a user and an assistant. Write a summary of what you are given that lets the assistant go on
@@ -95,11 +95,15 @@ class Compressor:
             deadline=time.monotonic() + self._timeout,
         )
         said: list[str] = []
+        finished = False
         async with aclosing(self._provider.stream(request)) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
                     said.append(event.text)
+                finished = finished or (isinstance(event, ModelFinished) and event.reason != "content_filter")
         text = "".join(said).strip()
+        if text and not finished:
+            raise ProviderProtocolError("The model's summary broke off.")
         if not text:
             raise ProviderProtocolError("The model gave an empty summary.")
         return text[: self._threshold * 2]  # a model that repeats its input does not make the conversation longer

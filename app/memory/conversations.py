@@ -1,9 +1,10 @@
 """What is stored of a user's conversations: to list, to read, to export and to delete."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
 import msgspec
@@ -17,6 +18,10 @@ from app.storage.tables import nodes, runs, sessions, summaries
 
 ERASURE_SECONDS = 600.0
 """How long the transaction may take that deletes everything of a user."""
+
+READ_SECONDS = 60.0
+FEW = 100
+"""Messages that are read and decrypted without a thread."""
 
 EXPORT_PAGE = 100
 MAX_DEPTH = 100_000
@@ -74,18 +79,18 @@ class SqlConversations:
             return row, connection.execute(_messages(session, row, branches=branches)).mappings().all()
 
         if database.replica is None:
-            return self._conversation(session, *await database.read(whole))
+            return await self._in_thread(session, *await database.read(whole, timeout=READ_SECONDS))
         try:
             current: RowMapping | None = await database.read(lambda connection: self._session(connection, session))
         except MemoryUnavailable:
             current = None  # what the replica has is better than nothing
         try:
-            row, found = await database.read_replica(whole)
+            row, found = await database.read_replica(whole, timeout=READ_SECONDS)
         except (MemoryUnavailable, NotFound):
-            return self._conversation(session, *await database.read(whole))
+            return await self._in_thread(session, *await database.read(whole, timeout=READ_SECONDS))
         if current is not None and (current["updated_at"], current["head"]) != (row["updated_at"], row["head"]):
-            row, found = await database.read(whole)
-        return self._conversation(session, row, found)
+            row, found = await database.read(whole, timeout=READ_SECONDS)
+        return await self._in_thread(session, row, found)
 
     async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> Erased:
         """See Conversations."""
@@ -130,6 +135,11 @@ class SqlConversations:
             raise NotFound("There is no such conversation.", code="conversation_not_found")
         return row
 
+    async def _in_thread(self, session: Session, row: RowMapping, found: Sequence[RowMapping]) -> Conversation:
+        if len(found) <= FEW:
+            return self._conversation(session, row, found)
+        return await asyncio.to_thread(self._conversation, session, row, found)
+
     def _conversation(self, session: Session, row: RowMapping, found: Sequence[RowMapping]) -> Conversation:
         return Conversation(
             agent_id=session.agent_id,
@@ -170,7 +180,9 @@ def _messages(session: Session, row: RowMapping, *, branches: bool) -> Select[An
 
 
 def _deleted(connection: Connection, tenant: str, user: str, keys: Select[Any]) -> Erased:
-    """Deletes the sessions of these `keys` and all that belongs to them."""
+    """Deletes the sessions of these `keys` and all that belongs to them. Turns take the session's row first too, so none waits for
+    another in a circle."""
+    connection.execute(keys.with_for_update()).close()
     counts = [
         connection.execute(delete(table).where(table.c.tenant == tenant, table.c.user_id == user, table.c.session_key.in_(keys))).rowcount
         for table in (nodes, runs, summaries)
@@ -188,6 +200,8 @@ def _position(after: str) -> tuple[datetime, bytes]:
     try:
         value = base64.urlsafe_b64decode(after + "=" * (-len(after) % 4))
         moment, key = msgspec.json.decode(value, type=tuple[datetime, str])
-        return moment, bytes.fromhex(key)
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
+        if moment.tzinfo is None:
+            raise ValueError("a time without its zone")
+        return moment.astimezone(UTC), bytes.fromhex(key)
+    except (binascii.Error, ValueError, OverflowError, msgspec.MsgspecError):
         raise InvalidRequest("This is not a position that a list gave.", param="after") from None

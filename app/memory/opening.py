@@ -12,7 +12,6 @@ import msgspec
 
 from app.config.memory import MemoryDefinition
 from app.config.settings import Settings
-from app.core.errors import MemoryUnavailable
 from app.core.ids import new_id
 from app.core.tasks import Tasks
 from app.memory.compression import Compressor
@@ -26,7 +25,7 @@ from app.storage.address import Address, parse_address
 from app.storage.cipher import Cipher, Undecryptable, parse_keys
 from app.storage.database import Database, DatabaseError
 from app.storage.engines import DatabaseEngine, PostgresEngine, SqliteEngine
-from app.storage.migrate import HEAD, revision_of, upgrade
+from app.storage.migrate import HEAD, NewerSchema, revision_of, upgrade
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +52,9 @@ class Memories:
         self.database = store.database
         self.conversations = SqlConversations(store)
 
-    def of(self, definition: MemoryDefinition, summarizer: Summarizer) -> SqlMemory:
-        """The memory of an agent."""
+    def of(self, definition: MemoryDefinition, summarizer: Summarizer, is_live: Callable[[str], bool]) -> SqlMemory:
+        """The memory of an agent; `is_live` tells whether this process takes the run of an id now."""
+        self._store.is_live = is_live
         compression = definition.compression
         compressor = None
         if compression.enabled:
@@ -111,7 +111,9 @@ async def open_memories(settings: Settings, retention_of_agents: Mapping[str, fl
         try:
             if settings.database_migrate:
                 await upgrade(engine)
-            elif (found := await revision_of(engine)) != HEAD:
+            elif (found := await revision_of(engine)) is not None and found > HEAD:
+                raise NewerSchema(found)
+            elif found != HEAD:
                 raise DatabaseError(f"its tables have the revision {found or 'none'}, not {HEAD}; run: ai-agent-service db upgrade")
             await store.prepare(engine)
         except Undecryptable as error:
@@ -142,7 +144,7 @@ async def open_memories(settings: Settings, retention_of_agents: Mapping[str, fl
             finally:
                 keeping.cancel()
                 await asyncio.wait((keeping,))
-        with suppress(MemoryUnavailable):
+        with suppress(Exception):
             await keeper.leave()
     finally:
         await database.close()

@@ -22,7 +22,11 @@ BATCH_CHARACTERS = 8 * 1024 * 1024
 
 BATCH_SECONDS = 60.0
 
+WAIT_SECONDS = 30.0
+"""How long a database that went away is waited for."""
+
 Bound = Callable[[RowMapping], bytes]
+Key = tuple[Any, ...]
 
 VALUES: Mapping[Table, Mapping[str, Bound]] = {
     nodes: {"body": lambda row: row["path"], "steps": lambda row: row["path"] + b"steps"},
@@ -48,7 +52,7 @@ class Reencrypted(msgspec.Struct):
 
 class _Batch(msgspec.Struct, frozen=True):
     rows: int
-    last: tuple[Any, ...]
+    last: Key
     counted: Reencrypted
 
 
@@ -88,13 +92,14 @@ async def reencrypt(
     """
     total = Reencrypted()
     for table in VALUES:
-        last: tuple[Any, ...] | None = None
+        sweep = _Sweep(table, old, new, rows, characters)
+        last: Key | None = None
         while True:
 
-            def work(connection: Connection, table: Table = table, last: tuple[Any, ...] | None = last) -> _Batch | None:
-                return _reencrypted(connection, table, _following(connection, table, last, rows, characters), last, old, new)
+            def work(connection: Connection, sweep: _Sweep = sweep, last: Key | None = last) -> _Batch | None:
+                return sweep.batch(connection, last)
 
-            batch = await database.write(work, timeout=BATCH_SECONDS)
+            batch = await database.write(work, wait=WAIT_SECONDS, timeout=BATCH_SECONDS)
             if batch is None:
                 break
             total.add(batch.counted)
@@ -103,59 +108,68 @@ async def reencrypt(
     return total
 
 
-def _reencrypted(
-    connection: Connection, table: Table, keys: Sequence[tuple[Any, ...]], last: tuple[Any, ...] | None, old: Cipher, new: Cipher
-) -> _Batch | None:
-    """Encrypts the rows after `last` up to the last of `keys`; None where there are none."""
-    if connection.dialect.name == "sqlite":
-        # Else what was there in the clear would stay in the file, in pages that are free.
-        connection.exec_driver_sql("PRAGMA secure_delete=ON").close()
-    if not keys:
-        return None
-    counted = Reencrypted()
-    columns = VALUES[table]
-    identity = list(table.primary_key.columns)
-    wanted = _after(select(*identity, *(table.c[name] for name in columns)), identity, last).where(tuple_(*identity) <= keys[-1])
-    changes: dict[str, list[dict[str, Any]]] = {name: [] for name in columns}
-    for row in connection.execute(wanted).mappings():
-        for name, bound in columns.items():
-            if (stored := row[name]) is None:
-                continue
-            if new.is_current(stored):
-                counted.unchanged += 1
-                continue
-            try:
-                sealed = new.encrypt(old.decrypt(stored, bound_to=bound(row)), bound_to=bound(row))
-            except Undecryptable as error:
-                counted.unreadable[str(error)] += 1
-                continue
-            changes[name].append({"new_": sealed, "old_": stored, **{f"{column.name}_": row[column.name] for column in identity}})
-    this_row = and_(*(column == bindparam(f"{column.name}_") for column in identity))
-    for name, values in changes.items():
-        if values:
-            # What another process has written since stays.
-            unchanged = and_(this_row, table.c[name] == bindparam("old_"))
-            connection.execute(update(table).where(unchanged).values({name: bindparam("new_")}), values)
-            counted.changed += len(values)
-    return _Batch(len(keys), keys[-1], counted)
+class _Sweep:
+    """Goes through a table in the order of its keys."""
 
+    def __init__(self, table: Table, old: Cipher, new: Cipher, rows: int, characters: int) -> None:
+        self._table = table
+        self._columns = VALUES[table]
+        self._key = list(table.primary_key.columns)
+        self._old = old
+        self._new = new
+        self._rows = rows
+        self._characters = characters
 
-def _following(
-    connection: Connection, table: Table, last: tuple[Any, ...] | None, rows: int, most_characters: int
-) -> list[tuple[Any, ...]]:
-    """The keys of the rows after `last` that make up a batch."""
-    identity = list(table.primary_key.columns)
-    sizes = (func.coalesce(func.length(table.c[name]), 0) for name in VALUES[table])
-    wanted = _after(select(*identity, *sizes), identity, last).order_by(*identity).limit(rows)
-    keys: list[tuple[Any, ...]] = []
-    characters = 0
-    for row in connection.execute(wanted):
-        characters += sum(row[len(identity) :])
-        if keys and characters > most_characters:
-            break
-        keys.append(tuple(row[: len(identity)]))
-    return keys
+    def batch(self, connection: Connection, last: Key | None) -> _Batch | None:
+        """Encrypts some of the rows after `last`; None where there are none."""
+        if connection.dialect.name == "sqlite":
+            # Else what was there in the clear would stay in the file, in pages that are free.
+            connection.exec_driver_sql("PRAGMA secure_delete=ON").close()
+        keys = self._keys(connection, last)
+        if not keys:
+            return None
+        counted = Reencrypted()
+        wanted = self._after(last, *(self._table.c[name] for name in self._columns)).where(tuple_(*self._key) <= keys[-1])
+        changes: dict[str, list[dict[str, Any]]] = {name: [] for name in self._columns}
+        for row in connection.execute(wanted).mappings():
+            key = {f"{column.name}_": row[column.name] for column in self._key}
+            for name, bound in self._columns.items():
+                stored = row[name]
+                if stored is not None and (sealed := self._sealed(stored, bound(row), counted)) is not None:
+                    changes[name].append({"new_": sealed, "old_": stored, **key})
+        this_row = and_(*(column == bindparam(f"{column.name}_") for column in self._key))
+        for name, values in changes.items():
+            if values:
+                # What another process has written since stays.
+                unchanged = and_(this_row, self._table.c[name] == bindparam("old_"))
+                connection.execute(update(self._table).where(unchanged).values({name: bindparam("new_")}), values)
+        return _Batch(len(keys), keys[-1], counted)
 
+    def _sealed(self, stored: str, address: bytes, counted: Reencrypted) -> str | None:
+        """The value as it is to be stored; None where it is to stay."""
+        if self._new.is_current(stored):
+            counted.unchanged += 1
+            return None
+        try:
+            text = self._old.decrypt(stored, bound_to=address)
+        except Undecryptable as error:
+            counted.unreadable[str(error)] += 1
+            return None
+        counted.changed += 1
+        return self._new.encrypt(text, bound_to=address)
 
-def _after(wanted: Select[Any], identity: Sequence[Any], last: tuple[Any, ...] | None) -> Select[Any]:
-    return wanted if last is None else wanted.where(tuple_(*identity) > last)
+    def _keys(self, connection: Connection, last: Key | None) -> list[Key]:
+        """The keys of the rows that make up a batch."""
+        sizes = (func.coalesce(func.length(self._table.c[name]), 0) for name in self._columns)
+        keys: list[Key] = []
+        characters = 0
+        for row in connection.execute(self._after(last, *sizes).order_by(*self._key).limit(self._rows)):
+            characters += sum(row[len(self._key) :])
+            if keys and characters > self._characters:
+                break
+            keys.append(tuple(row[: len(self._key)]))
+        return keys
+
+    def _after(self, last: Key | None, *columns: Any) -> Select[Any]:
+        wanted = select(*self._key, *columns)
+        return wanted if last is None else wanted.where(tuple_(*self._key) > last)

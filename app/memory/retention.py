@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
@@ -12,12 +11,12 @@ from sqlalchemy import Connection, and_, delete, literal, or_, select, text, upd
 from app.core.errors import MemoryUnavailable
 from app.memory.base import Erased
 from app.memory.store import PROCESS_STALE_SECONDS, Store
-from app.storage.engines import database_time
 from app.storage.tables import nodes, processes, runs, sessions, summaries
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
+BATCH_SECONDS = 600.0
 BATCH = 200
 """Sessions that are deleted in one transaction."""
 
@@ -66,6 +65,8 @@ class Keeper:
                     await self.clean_up()
             except MemoryUnavailable:
                 logger.debug("memory.keeper_passed")
+            except Exception:
+                logger.exception("memory.keeper_failed")
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def beat(self) -> None:
@@ -87,7 +88,7 @@ class Keeper:
         """Deletes what is too old, in batches; nothing while another replica does so."""
         total = Erased()
         while True:
-            erased = await self._store.database.write(self._batch)
+            erased = await self._store.database.write(self._batch, timeout=BATCH_SECONDS)
             total += erased
             self.erased += erased
             if erased.sessions < BATCH:
@@ -97,11 +98,7 @@ class Keeper:
         return total
 
     def _beat(self, connection: Connection) -> int:
-        now = database_time(connection)
-        values = {"process_id": self._store.process_id, "host": socket.gethostname(), "started_at": now, "seen_at": now}
-        known = update(processes).where(processes.c.process_id == self._store.process_id).values(seen_at=now)
-        if connection.execute(known).rowcount == 0:
-            connection.execute(processes.insert().values(values))
+        now = self._store.seen(connection)
         living = select(processes.c.process_id).where(processes.c.seen_at >= now - timedelta(seconds=PROCESS_STALE_SECONDS))
         gone = runs.c.process_id.not_in(living)
         overdue = runs.c.started_at < datetime.now(UTC) - timedelta(seconds=self._run_seconds)
@@ -110,12 +107,11 @@ class Keeper:
             .where(runs.c.status == "running", or_(gone, overdue))
             .values(status="incomplete", error="process_gone", ended_at=datetime.now(UTC))
         ).rowcount
-        if ended:
-            connection.execute(
-                update(sessions)
-                .where(sessions.c.lease_process.is_not(None), sessions.c.lease_process.not_in(living))
-                .values(lease_process=None, lease_until=None)
-            )
+        connection.execute(
+            update(sessions)
+            .where(sessions.c.lease_process.is_not(None), sessions.c.lease_process.not_in(living))
+            .values(lease_process=None, lease_until=None)
+        )
         connection.execute(delete(processes).where(processes.c.seen_at < now - PROCESS_KEPT))
         return ended
 
@@ -134,7 +130,9 @@ class Keeper:
             too_old.append(and_(others, sessions.c.updated_at < now - timedelta(days=self._retention)))
         if not too_old:
             return Erased()
-        keys = list(connection.execute(select(sessions.c.key).where(or_(*too_old)).limit(BATCH)).scalars())
+        # One that is used at this moment is locked, and one that was used since is not too old any more.
+        oldest = select(sessions.c.key).where(or_(*too_old)).limit(BATCH).with_for_update(skip_locked=True)
+        keys = list(connection.execute(oldest).scalars())
         if not keys:
             return Erased()
         counts = [connection.execute(delete(table).where(table.c.session_key.in_(keys))).rowcount for table in (nodes, runs, summaries)]

@@ -10,13 +10,13 @@ import msgspec
 from sqlalchemy import Connection
 
 from app.core.context import RunContext
-from app.core.errors import MemoryUnavailable, ServiceError, SessionBusy
-from app.core.messages import Message
+from app.core.errors import InvalidRequest, MemoryUnavailable, ServiceError, SessionBusy
+from app.core.messages import Message, TextPart
 from app.core.tasks import Tasks
 from app.memory.base import Answer, Asked, RememberedTurn, Step
 from app.memory.compression import Compressor
 from app.memory.history import Addresses, Entry
-from app.memory.store import Begun, Known, Leased, Node, Session, Store, Summary
+from app.memory.store import Begun, Forgotten, Known, Leased, Node, Session, Store, Summary
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ SESSION_WAIT_SECONDS = 30.0
 LEASE_GRACE_SECONDS = 30.0
 """How much longer than its run's deadline a turn may have its session for itself."""
 
+MAX_HISTORY = 2000
+"""How many messages of the server's history a model is shown where there is no summary of those before."""
+
 CROWDED = 0.75
 """How much of the server's history's window is used when the older messages become a summary, however short they are."""
 
@@ -34,7 +37,8 @@ ABANDON_SECONDS = 60.0
 """How long a database that is away is waited for to end the run of a turn that could not begin."""
 
 MANY_MESSAGES = 500
-"""Conversations longer than this are digested in a thread, so that others' turns go on."""
+MANY_CHARACTERS = 200_000
+"""Conversations longer than this, or with images, are digested in a thread, so that others' turns go on."""
 
 SUMMARY = """\
 What was said earlier in this conversation, in summary:
@@ -46,7 +50,14 @@ class SqlMemory:
     """The memory of one agent; `window` is how many messages of the server's history a model sees at most."""
 
     def __init__(
-        self, store: Store, locks: "SessionLocks", tasks: Tasks, *, required: bool, window: int, compressor: Compressor | None
+        self,
+        store: Store,
+        locks: "SessionLocks",
+        tasks: Tasks,
+        *,
+        required: bool,
+        window: int,
+        compressor: Compressor | None,
     ) -> None:
         self.store = store
         self._locks = locks
@@ -70,7 +81,7 @@ class SqlMemory:
             return await self._begin(session, context, asked)
         except BaseException:
             if tried:  # the question may be stored all the same, and its run must not seem to be under way
-                self.tasks.run(self._abandoned(session, context.run_id))
+                self.tasks.run(self._abandoned(session, context.run_id, leased=asked.history == "server"))
             raise
 
     async def _begin(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
@@ -88,7 +99,9 @@ class SqlMemory:
         self, session: Session, context: RunContext, asked: Asked, entries: list[Entry], trailing: tuple[Message, ...]
     ) -> RememberedTurn:
         def work(connection: Connection) -> tuple[Begun, Summary | None]:
-            begun = self.store.begin(connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id)
+            begun = self.store.begin(
+                connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id, answered=not trailing
+            )
             return begun, self._summary(connection, session, [entry.path for entry in entries], has_summaries=begun.has_summaries)
 
         found, summary = await self.store.database.write(work)
@@ -109,7 +122,10 @@ class SqlMemory:
     async def _begin_leased(self, session: Session, context: RunContext, asked: Asked, wait: float, held: "_Held") -> RememberedTurn:
         new = tuple(message for message in asked.messages if message.role != "system")
         if not new or new[-1].role != "user":
-            return Unstored(asked.messages, held)
+            raise InvalidRequest(
+                "With the server's history a turn ends with the user's message; send results of tools with the whole conversation.",
+                param="messages",
+            )
         database, store = self.store.database, self.store
         until = datetime.now(UTC) + timedelta(seconds=context.seconds_left + LEASE_GRACE_SECONDS)
         leased = await self._leased(session, until, wait)
@@ -117,13 +133,13 @@ class SqlMemory:
 
         def work(connection: Connection) -> tuple[Begun, Summary | None, list[Node], list[Entry]]:
             now = datetime.now(UTC)
-            before, entries, begun = self._placed(connection, session, nodes, new, asked)
-            if begun is not None:
+            before, entries, begun = self._placed(connection, session, nodes, new, asked, context.run_id)
+            if begun.answer is not None or begun.under_way is not None:
                 store.release(connection, session)
                 return begun, None, before, entries
+            store.touch_head(connection, session, entries[-1].path, now)  # makes it again where it was deleted meanwhile
             store.store_entries(connection, session, entries[:-1], now)
             store.ask(connection, session, entries[-1], context.run_id, message_id=asked.message_id, now=now)
-            store.touch_head(connection, session, entries[-1].path, now)
             paths = [*(node.path for node in before), *(entry.path for entry in entries)]
             summary = self._summary(connection, session, paths, has_summaries=leased.has_summaries)
             return Begun(known={}, has_summaries=leased.has_summaries), summary, before, entries
@@ -134,8 +150,8 @@ class SqlMemory:
         return self._turn(session, context, asked, found, pieces, entries[-1], summary=summary, held=held)
 
     def _placed(
-        self, connection: Connection, session: Session, nodes: list[Node], new: tuple[Message, ...], asked: Asked
-    ) -> tuple[list[Node], list[Entry], Begun | None]:
+        self, connection: Connection, session: Session, nodes: list[Node], new: tuple[Message, ...], asked: Asked, run_id: str
+    ) -> tuple[list[Node], list[Entry], Begun]:
         """The history before the `new` messages, these as entries, and what came of an equal turn, if this repeats the last one."""
         addresses = self.store.addresses
         if (asked.is_retry or asked.message_id) and nodes:
@@ -146,12 +162,13 @@ class SqlMemory:
                 if len(repeated) == 1 and repeated[0].path == question.path:
                     known = Known((), "", question.run_id)
                     found = self.store.earlier(
-                        connection, session, question.path, known, is_retry=asked.is_retry, message_id=asked.message_id
+                        connection, session, question.path, known, run_id, is_retry=asked.is_retry, message_id=asked.message_id
                     )
-                    if found is not None or asked.is_retry:
+                    if found.repeated:
                         return nodes[:place], repeated, found
         last = nodes[-1] if nodes else None
-        return nodes, addresses.entries(new, last.path if last else session.key, last.depth if last else 0), None
+        entries = addresses.entries(new, last.path if last else session.key, last.depth if last else 0)
+        return nodes, entries, Begun(known={}, has_summaries=False)
 
     async def _leased(self, session: Session, until: datetime, wait: float) -> Leased:
         """The session, once no other process has it."""
@@ -168,10 +185,26 @@ class SqlMemory:
         """The newest messages, from the replica if it has the newest of them: then it has all before."""
         if leased.head is None:
             return []
-        head, database = leased.head, self.store.database
+        head, limit = leased.head, self.window
+        while True:
+            nodes = await self._window(session, head, limit)
+            if self.compressor is None or len(nodes) < limit or limit >= MAX_HISTORY:
+                return nodes
+            paths = [node.path for node in nodes]
+            settings = self.settings_of(self.compressor)
+
+            def is_summarised(connection: Connection, paths: list[bytes] = paths, settings: bytes = settings) -> bool:
+                return self.store.summary(connection, session, paths, settings) is not None
+
+            if leased.has_summaries and await self.store.database.read(is_summarised):
+                return nodes
+            limit = min(limit * 4, MAX_HISTORY)  # no summary stands for what is before them, as when none could be made
+
+    async def _window(self, session: Session, head: bytes, limit: int) -> list[Node]:
+        database = self.store.database
 
         def work(connection: Connection) -> list[Node]:
-            return self.store.window(connection, session, head, self.window)
+            return self.store.window(connection, session, head, limit)
 
         if database.replica is not None:
             try:
@@ -187,10 +220,13 @@ class SqlMemory:
             return None
         return self.store.summary(connection, session, paths[:-1], self.settings_of(self.compressor))
 
-    async def _abandoned(self, session: Session, run_id: str) -> None:
+    async def _abandoned(self, session: Session, run_id: str, *, leased: bool) -> None:
+        def work(connection: Connection) -> None:
+            # Another turn of the session that this process takes now has the same lease.
+            self.store.abandon(connection, session, run_id, leased=leased and not self._locks.is_held(session.key))
+
         with suppress(MemoryUnavailable):
-            work = self.store.abandon
-            await self.store.database.write(lambda connection: work(connection, session, run_id), wait=ABANDON_SECONDS)
+            await self.store.database.write(work, wait=ABANDON_SECONDS)
 
     def settings_of(self, compressor: Compressor) -> bytes:
         return self.store.addresses.settings(*compressor.identity)
@@ -311,7 +347,8 @@ class _Turn:
 
         try:
             if self.answer is None and self.under_way is None:
-                await store.database.write(work, wait=wait)
+                with suppress(Forgotten):
+                    await store.database.write(work, wait=wait)
         finally:
             if self._held is not None:
                 await self._held.__aexit__(None, None, None)
@@ -364,6 +401,10 @@ class SessionLocks:
         """The lock of a session, to be entered; entering raises SessionBusy after `wait` seconds."""
         return _Held(self._locks, key, wait)
 
+    def is_held(self, key: bytes) -> bool:
+        """Whether a turn of the session is under way, or waits to be."""
+        return key in self._locks
+
 
 class _Held:
     """One use of a session's lock, which may be left more than once."""
@@ -403,9 +444,16 @@ class _Held:
 
 
 async def _entries(addresses: Addresses, messages: tuple[Message, ...], parent: bytes) -> list[Entry]:
-    if len(messages) > MANY_MESSAGES:
+    if len(messages) > MANY_MESSAGES or sum(_characters(message) for message in messages) > MANY_CHARACTERS:
         return await asyncio.to_thread(addresses.entries, messages, parent)
     return addresses.entries(messages, parent)
+
+
+def _characters(message: Message) -> int:
+    """About how much there is to digest."""
+    if isinstance(message.content, str):
+        return len(message.content)
+    return sum(len(part.text) if isinstance(part, TextPart) else MANY_CHARACTERS for part in message.content)
 
 
 def _restored(entry: Entry, known: Known | None) -> tuple[Message, ...]:

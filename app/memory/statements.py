@@ -56,7 +56,10 @@ class Statements:
         self.release = update(sessions).where(has_lease).values(lease_process=None, lease_until=None)
         moved = {"head": bindparam("head_"), "updated_at": bindparam("now", type_=sessions.c.updated_at.type)}
         self.close = self._prepared(update(sessions).where(this_session).values(moved))
-        self.close_leased = self._prepared(update(sessions).where(has_lease).values(**moved, lease_process=null(), lease_until=null()))
+        # A session that was deleted and made again meanwhile has no lease any more.
+        ours = or_(sessions.c.lease_process.is_(None), sessions.c.lease_process == bindparam("process"))
+        given_back = {**moved, "lease_process": null(), "lease_until": null()}
+        self.close_leased = self._prepared(update(sessions).where(this_session, ours).values(given_back))
         self.count_summary = update(sessions).where(this_session).values(summaries=sessions.c.summaries + 1)
 
     def _of_nodes(self) -> None:
@@ -97,7 +100,10 @@ class Statements:
         in_session = and_(runs.c.session_key == bindparam("key_"), _owned(runs))
         self.run_by_id = select(*of_run).where(runs.c.run_id == bindparam("run_id"), in_session)
         self.run_by_message = (
-            select(*of_run).where(runs.c.message_id == bindparam("message_id"), in_session).order_by(runs.c.started_at.desc()).limit(1)
+            select(*of_run)
+            .where(runs.c.message_id == bindparam("message_id"), runs.c.run_id != bindparam("own"), in_session)
+            .order_by(runs.c.started_at.desc())
+            .limit(1)
         )
 
     def _of_summaries(self) -> None:

@@ -2,12 +2,13 @@
 
 import logging
 import secrets as random
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, select, update
 
 from app.core.context import RunContext
 from app.core.errors import MemoryUnavailable, SessionBusy
@@ -31,6 +32,10 @@ CHUNK = 500
 
 PROCESS_STALE_SECONDS = 20.0
 """A process that was not seen for so long is gone."""
+
+
+class Forgotten(Exception):
+    """What an answer belongs to was erased; nothing of it is to be stored."""
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -88,7 +93,10 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     known: dict[bytes, Known]
     has_summaries: bool
     answer: Answer | None = None
+    answer_path: bytes | None = None
     under_way: str | None = None
+    repeated: bool = False
+    """Whether an equal turn was asked before; it is run again where it has neither answer nor is under way."""
 
 
 class Leased(msgspec.Struct, frozen=True):
@@ -112,6 +120,8 @@ class Store:
     """
 
     def __init__(self, database: Database, cipher: Cipher, process_id: str) -> None:
+        self.is_live: Callable[[str], bool] = lambda _: False
+        """Whether this process takes the run of an id now."""
         self.database = database
         self.cipher = cipher
         self.process_id = process_id
@@ -129,7 +139,17 @@ class Store:
         """Reads the database's address key, which is made at the first time; raises Undecryptable where a key is lacking."""
         self._addresses = Addresses(await engine.run(self._address_key, write=True))
 
+    def seen(self, connection: Connection) -> datetime:
+        """Tells that this process lives; gives the time by the database's clock."""
+        now = database_time(connection)
+        known = update(processes).where(processes.c.process_id == self.process_id).values(seen_at=now)
+        if connection.execute(known).rowcount == 0:
+            new = {"process_id": self.process_id, "host": socket.gethostname(), "started_at": now, "seen_at": now}
+            connection.execute(processes.insert().values(new))
+        return now
+
     def _address_key(self, connection: Connection) -> bytes:
+        self.seen(connection)  # before it takes a turn, so that no other process takes it for dead
         bound = ADDRESS_KEY.encode()
         made = self.cipher.encrypt(msgspec.json.encode(random.token_hex(32)).decode(), bound_to=bound)
         connection.execute(self._sql.insert(secrets).values(name=ADDRESS_KEY, value=made).on_conflict_do_nothing())
@@ -146,18 +166,34 @@ class Store:
         return Session(tenant, user, agent_id, session_id, self.addresses.session(tenant, user, agent_id, session_id))
 
     def begin(
-        self, connection: Connection, session: Session, entries: Sequence[Entry], run_id: str, *, is_retry: bool, message_id: str | None
+        self,
+        connection: Connection,
+        session: Session,
+        entries: Sequence[Entry],
+        run_id: str,
+        *,
+        is_retry: bool,
+        message_id: str | None,
+        answered: bool,
     ) -> Begun:
         """Stores the conversation of `entries`, whose last is the question, as far as it is not; begins the run, unless it is a
-        repeated one that was answered or is under way."""
+        repeated one that was answered or is under way. Without `answered` an earlier answer is of no use: this turn goes on with one."""
         now = datetime.now(UTC)
         question = entries[-1]
         has_summaries = bool(self._touch(connection, session, now, head=question.path))
         known = self._known(connection, session, [entry.path for entry in entries[-TAIL:]])
-        found = self.earlier(connection, session, question.path, known.get(question.path), is_retry=is_retry, message_id=message_id)
-        if found is not None:
+        found = self.earlier(
+            connection,
+            session,
+            question.path,
+            known.get(question.path) if answered else None,
+            run_id,
+            is_retry=is_retry,
+            message_id=message_id,
+        )
+        if found.answer is not None or found.under_way is not None:
             if found.answer is not None:
-                self._touch(connection, session, now, head=self.addresses.answer(question.path, found.answer.text))
+                self._touch(connection, session, now, head=found.answer_path or question.path)
             return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
         self._store_entries(connection, session, entries, known, now)
         self.ask(connection, session, question, run_id, message_id=message_id, now=now)
@@ -215,31 +251,42 @@ class Store:
         self._touch(connection, session, now, head=head)
 
     def earlier(
-        self, connection: Connection, session: Session, question: bytes, known: Known | None, *, is_retry: bool, message_id: str | None
-    ) -> Begun | None:
-        """What came of an equal turn that was asked before: its answer, or that it is under way here; None if it is to be run.
+        self,
+        connection: Connection,
+        session: Session,
+        question: bytes,
+        known: Known | None,
+        run_id: str,
+        *,
+        is_retry: bool,
+        message_id: str | None,
+    ) -> Begun:
+        """What came of an equal turn that was asked before: its answer, or that it is under way here, or that it is to be run again.
 
-        Raises SessionBusy if another process runs it.
+        Raises SessionBusy if another process runs it. `run_id` is that of the turn which asks: it is not its own repetition, though its
+        transaction may be run again.
         """
+        nothing = Begun(known={}, has_summaries=False)
         if known is None or not (is_retry or message_id):
-            return None
+            return nothing
         statement = self._sql.run_by_message if message_id else self._sql.run_by_id
-        wanted = {"message_id": message_id} if message_id else {"run_id": known.run_id}
+        wanted = {"message_id": message_id, "own": run_id} if message_id else {"run_id": known.run_id}
         row = connection.execute(statement, {**session.owned, "key_": session.key, **wanted}).mappings().first()
-        if row is None or row["question"] != question:
-            return None
+        if row is None or row["question"] != question or row["run_id"] == run_id:
+            return msgspec.structs.replace(nothing, repeated=is_retry)
         if row["status"] == "done" and row["answer"] is not None:
-            return Begun(known={}, has_summaries=False, answer=self._answer(connection, session, row))
-        if row["status"] != "running":
-            return None
-        if row["process_id"] == self.process_id:
-            return Begun(known={}, has_summaries=False, under_way=row["run_id"])
-        if self._is_alive(connection, row["process_id"]):
+            answer = self._answer(connection, session, row)
+            return msgspec.structs.replace(nothing, answer=answer, answer_path=row["answer"], repeated=True)
+        if row["status"] == "running" and row["process_id"] == self.process_id and self.is_live(row["run_id"]):
+            return msgspec.structs.replace(nothing, under_way=row["run_id"], repeated=True)
+        if row["status"] == "running" and row["process_id"] != self.process_id and self._is_alive(connection, row["process_id"]):
             raise SessionBusy("The same request is being answered already. Try again in a moment.", retry_after=2)
-        return None
+        return msgspec.structs.replace(nothing, repeated=True)
 
-    def abandon(self, connection: Connection, session: Session, run_id: str) -> None:
-        """Ends a run of which its caller was told that it could not begin."""
+    def abandon(self, connection: Connection, session: Session, run_id: str, *, leased: bool) -> None:
+        """Ends a run of which its caller was told that it could not begin; gives its session back where it was `leased`."""
+        if leased:
+            self.release(connection, session)
         ended = {"status_": "incomplete", "answer_": None, "error_": "memory_unavailable", "finish_reason_": None}
         self._sql.end_run(connection, {**session.owned, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
 
@@ -248,18 +295,31 @@ class Store:
     ) -> None:
         """Stores the answer, which `prefix` begins where the client brought its beginning, and ends the run.
 
-        A session that was erased meanwhile stays erased.
+        Raises Forgotten, and must be rolled back then, where the question was erased meanwhile.
         """
         now = datetime.now(UTC)
-        text = prefix + answer.text
+        text = storable(prefix + answer.text)
         path = self.addresses.answer(question.path, text)
         said = bool(text.strip() or answer.steps or answer.status == "complete")
         statement = self._sql.close_leased if leased else self._sql.close
         head = path if said else question.path
         wanted = {**session.owned, "key_": session.key, "head_": head, "now": now, "process": self.process_id}
-        closed = statement(connection, wanted)
-        if closed.rowcount == 0 and not self._exists(connection, session):
-            return
+        if statement(connection, wanted).rowcount == 0 and not self._exists(connection, session):
+            raise Forgotten
+        ended = self._sql.end_run(
+            connection,
+            {
+                **session.owned,
+                "run_id_": run_id,
+                "status_": "done" if answer.status == "complete" else "incomplete",
+                "answer_": path if said else None,
+                "error_": answer.error,
+                "finish_reason_": answer.reason if answer.status == "complete" else None,
+                "ended_at_": now,
+            },
+        )
+        if ended.rowcount == 0:
+            raise Forgotten
         if said:
             self._sql.insert_answer(
                 connection,
@@ -272,25 +332,13 @@ class Store:
                     "role": "assistant",
                     "origin": "ours",
                     "status": answer.status,
-                    "body": self._sealed(msgspec.json.encode(storable(text)), path),
+                    "body": self._sealed(msgspec.json.encode(text), path),
                     "steps": self._sealed_steps(answer.steps, answer.last, path),
                     "run_id": run_id,
                     "usage": None if answer.usage is None else msgspec.json.encode(answer.usage).decode(),
                     "created_at": now,
                 },
             )
-        self._sql.end_run(
-            connection,
-            {
-                **session.owned,
-                "run_id_": run_id,
-                "status_": "done" if answer.status == "complete" else "incomplete",
-                "answer_": path if said else None,
-                "error_": answer.error,
-                "finish_reason_": answer.reason if answer.status == "complete" else None,
-                "ended_at_": now,
-            },
-        )
 
     def summary(self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes) -> Summary | None:
         """The summary, made with `settings`, that covers most of the conversation of `paths`."""

@@ -3,12 +3,15 @@
 import re
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 
 _POSTGRES = re.compile(r"^postgres(?:ql)?(?:\+\w+)?://", re.IGNORECASE)
 _SQLITE = re.compile(r"^sqlite(?:\+\w+)?:///", re.IGNORECASE)
+_SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|(?:[^:\[\].]{1,63}(?:\.|(?=:)|$))*)(?::(\d{1,5}))?")
+"""A host, which may be left out, and a port."""
+
 _RENAMED = {"ssl": "sslmode"}
 """Options that SQLAlchemy's addresses name otherwise than PostgreSQL's own."""
 
@@ -24,7 +27,7 @@ class Address(msgspec.Struct, frozen=True):
         """The address without its password."""
         if self.kind == "sqlite":
             return f"sqlite:///{self.location}"
-        return re.sub(r"(?<=://)([^:@/]*):[^@]*@", r"\1:***@", re.sub(r"(?i)(password=)[^&]*", r"\1***", self.location))
+        return re.sub(r"(?<=://)([^:@/]*):[^/]*@", r"\1:***@", re.sub(r"(?i)(password=)[^&]*", r"\1***", self.location))
 
     @property
     def path(self) -> Path:
@@ -48,7 +51,11 @@ def parse_address(url: str) -> Address:
 
 
 def _with_own_options(dsn: str) -> str:
-    """`dsn` with options in PostgreSQL's names; one with several hosts asks for the one that takes writes."""
-    parts = urlsplit(dsn)
-    options = {_RENAMED.get(name, name): value for name, value in parse_qsl(parts.query)}
-    return urlunsplit(parts._replace(query=urlencode(options))) if options else dsn
+    """`dsn` with options in PostgreSQL's names; raises ValueError, without repeating any of it, for hosts and ports that cannot be."""
+    rest, _, query = dsn.removeprefix("postgresql://").partition("?")
+    servers = rest.partition("/")[0].rpartition("@")[2]
+    found = [_SERVER.fullmatch(server) for server in servers.split(",")]
+    if "#" in rest or not all(server and (server[1] is None or 1 <= int(server[1]) <= 65_535) for server in found):
+        raise ValueError("its hosts or ports cannot be; in a password / is written as %2F, # as %23, : as %3A, @ as %40")
+    options = {_RENAMED.get(name, name): value for name, value in parse_qsl(query)}
+    return f"postgresql://{rest}" + (f"?{urlencode(options, quote_via=quote)}" if options else "")

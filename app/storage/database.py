@@ -24,6 +24,12 @@ PING_SECONDS = 0.5
 MAX_ATTEMPTS = 3
 """How often a transaction is tried that lost against another one, or whose pooled connection turned out to be closed."""
 
+BUSY_PAUSE = 0.05
+OPEN_SECONDS = 60.0
+"""How long the start waits for the tables to be made and changed; it goes on in the background."""
+
+PREPARE_SECONDS = 3600.0
+_TOO_MANY, _CANCELLED = "53300", "57014"
 _LOST_RACE = ("40001", "40P01", "55P03")
 _READ_ONLY = "25006"
 _NOT_MIGRATED = ("42P01", "42703")
@@ -36,8 +42,12 @@ class DatabaseError(Exception):
     """The database cannot be used now; the text says why, for the operator."""
 
 
-class _Exhausted(DatabaseError):
-    """There is no free connection; the server itself may be well."""
+class _Busy(DatabaseError):
+    """There is no free connection, or others' transactions won again and again; the server itself is well."""
+
+
+class _Late(DatabaseError):
+    """The transaction is past its deadline; the server itself may be well."""
 
 
 class Database:
@@ -69,6 +79,7 @@ class Database:
         self._up = asyncio.Event()
         self._left_behind = Tasks(grace=timeout)
         self._watcher: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._replica_asked_again = 0.0
 
     @property
@@ -79,10 +90,11 @@ class Database:
     async def open(self) -> None:
         """Connects to the primary; if it cannot be used, it is watched from now on and this returns all the same."""
         try:
-            await self._ready()
-        except DatabaseError as error:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await self._ready()
+        except (DatabaseError, TimeoutError) as error:
             self.problem = None
-            self.lost(str(error))
+            self.lost(str(error) or f"it was not ready within {OPEN_SECONDS:g} seconds")
 
     async def write(self, work: Work[T], *, wait: float = 0.0, timeout: float | None = None) -> T:
         """The result of `work`, committed. If the database is away it is waited for, `wait` seconds at most; the transaction itself may
@@ -93,16 +105,16 @@ class Database:
         """
         return await self._run(work, write=True, wait=wait, timeout=timeout)
 
-    async def read(self, work: Work[T]) -> T:
-        """The result of `work`, which only reads, on the primary; raises MemoryUnavailable."""
-        return await self._run(work, write=False, wait=0.0)
+    async def read(self, work: Work[T], *, timeout: float | None = None) -> T:
+        """The result of `work`, which only reads, on the primary, within `timeout` seconds or the usual; raises MemoryUnavailable."""
+        return await self._run(work, write=False, wait=0.0, timeout=timeout)
 
-    async def read_replica(self, work: Work[T]) -> T:
+    async def read_replica(self, work: Work[T], *, timeout: float | None = None) -> T:
         """The result of `work`, which only reads, on the replica, which may lag behind; raises MemoryUnavailable if it cannot be used."""
         if self.replica is None or (self.replica_problem and time.monotonic() < self._replica_asked_again):
             raise self._unavailable()
         try:
-            found = await self._bounded(self.replica, work, write=False)
+            found = await self._bounded(self.replica, work, write=False, timeout=timeout)
         except DatabaseError as error:
             if self.replica_problem is None:
                 logger.warning("database.replica_lost", extra={"reason": str(error)})
@@ -125,8 +137,9 @@ class Database:
 
     async def close(self) -> None:
         """Closes every connection; what hangs is not waited for longer than `timeout`."""
-        if self._watcher is not None:
-            self._watcher.cancel()
+        for task in (self._watcher, self._asking):
+            if task is not None:
+                task.cancel()
         await self._left_behind.finish()
         for engine in (self.primary, self.replica):
             if engine is not None:
@@ -153,13 +166,31 @@ class Database:
                 await self._wait_until(deadline)
             try:
                 return await self._bounded(self.primary, work, write=write, timeout=timeout)
-            except _Exhausted as error:
-                logger.warning("database.exhausted", extra={"reason": str(error)})
-                raise self._unavailable() from None
             except DatabaseError as error:
-                self.lost(str(error))
+                if isinstance(error, _Late):
+                    self._doubt(str(error))
+                elif isinstance(error, _Busy):
+                    logger.warning("database.busy", extra={"database": self._name, "reason": str(error)})
+                else:
+                    self.lost(str(error))
                 if time.monotonic() >= deadline:
                     raise self._unavailable() from None
+                await asyncio.sleep(BUSY_PAUSE)
+
+    def _doubt(self, reason: str) -> None:
+        """Asks the primary whether it is there, as one transaction may be late alone; takes it for lost if it does not say so."""
+
+        async def ask() -> None:
+            try:
+                await self._bounded(self.primary, ping, write=False)
+            except _Busy:
+                return
+            except DatabaseError:
+                self.lost(reason)
+
+        logger.warning("database.late", extra={"database": self._name, "reason": reason})
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(ask())
 
     async def _wait_until(self, deadline: float) -> None:
         try:
@@ -179,17 +210,19 @@ class Database:
                 raise
             if not done:
                 self._leave(task)
-                raise DatabaseError(f"it did not answer within {timeout or self.timeout:g} seconds")
+                raise _Late(f"it did not answer within {timeout or self.timeout:g} seconds")
             try:
                 return task.result()
             except exc.TimeoutError as error:
-                raise _Exhausted("all its connections are in use") from error
+                raise _Busy("all its connections are in use") from error
             except Exception as error:
                 if not _is_of_the_database(error):
                     raise
                 again = await self._settled(engine, error)
                 if not again or attempt == MAX_ATTEMPTS:
-                    raise DatabaseError(_words(error)) from error
+                    state = _sqlstate(error)
+                    kind = _Busy if state in (*_LOST_RACE, _TOO_MANY) else _Late if state == _CANCELLED else DatabaseError
+                    raise kind(_words(error)) from error
         raise AssertionError("each attempt returns or raises")
 
     async def _settled(self, engine: DatabaseEngine, error: Exception) -> bool:
@@ -200,9 +233,13 @@ class Database:
             return True
         if state in _LOST_RACE or (isinstance(error, exc.DBAPIError) and error.connection_invalidated):
             return True
+        if not isinstance(error, exc.SQLAlchemyError) or (isinstance(error, exc.DBAPIError) and error.statement is None):
+            return False  # raised while connecting
         if state is not None and not state.startswith(_UNAVAILABLE_CLASSES) and state not in _NOT_MIGRATED:
             raise error
         if isinstance(error, exc.IntegrityError) or (isinstance(error, exc.StatementError) and not isinstance(error, exc.DBAPIError)):
+            raise error
+        if isinstance(error, exc.DBAPIError) and isinstance(error.orig, sqlite3.ProgrammingError | sqlite3.InterfaceError):
             raise error
         return False
 
@@ -229,16 +266,17 @@ class Database:
 
     async def _ready(self) -> None:
         """Returns once the primary is found to be of use; raises DatabaseError."""
-        await self._bounded(self.primary, ping, write=False)
-        if self._prepare is not None:
-            try:
-                await self._prepare(self.primary)
-            except DatabaseError:
-                raise
-            except Exception as error:
-                if not _is_of_the_database(error) and not isinstance(error, NewerSchema):
-                    raise
-                raise DatabaseError(_words(error)) from error
+        try:
+            await self._bounded(self.primary, ping, write=False)
+            if self._prepare is not None:
+                async with asyncio.timeout(PREPARE_SECONDS):
+                    await self._prepare(self.primary)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            if not _is_of_the_database(error) and not isinstance(error, NewerSchema):
+                logger.exception("database.not_prepared")
+            raise DatabaseError(_words(error)) from error
         self.problem = None
         self._up.set()
 

@@ -62,7 +62,8 @@ class SqliteEngine:
     name = "sqlite"
 
     def __init__(self, address: Address, *, timeout: float) -> None:
-        address.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said in it is for nobody else
+        with contextlib.suppress(OSError):  # told when the file cannot be opened
+            address.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said in it is for nobody else
         self._engine = _sqlite_engine(address.path.as_posix(), timeout)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
@@ -123,6 +124,8 @@ class SqliteEngine:
             driver = connection.connection.driver_connection
             assert isinstance(driver, sqlite3.Connection)
             for job in jobs:
+                if job.future.cancelled():
+                    continue  # it is past its deadline, and nobody waits for it
                 driver.execute("SAVEPOINT job").close()
                 try:
                     job.result = job.work(connection)
@@ -169,13 +172,14 @@ def _sqlite_engine(path: str, timeout: float) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
         connect_args={"check_same_thread": False, "timeout": timeout, "isolation_level": None},
+        hide_parameters=True,
         pool_size=READERS + 1,
         max_overflow=0,
     )
 
     @event.listens_for(engine, "connect")
     def _opened(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "mmap_size=0", "cache_size=-16000"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", "mmap_size=0", "cache_size=-16000"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     return engine
@@ -231,6 +235,7 @@ class PostgresEngine:
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=self._connect,
+            hide_parameters=True,
             connect_args=unprepared if self._pooled else {},
             pool_size=self._pool_size,
             max_overflow=0,
