@@ -46,12 +46,12 @@ $(VENV)/bin/python:
 
 $(VENV)/runtime.stamp: requirements.lock | $(VENV)/bin/python
 	@echo "Installing what the service needs (once, about half a minute) ..."
-	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock | $(VENV)/bin/python
 	@echo "Installing what the tests and checks need (once, about a minute) ..."
-	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/runtime.stamp $@

@@ -298,7 +298,9 @@ async def test_the_runs_and_the_sessions_of_a_living_process_stay_its_own(one: R
     await two.ask("tuesday")
     gone = Replica(one.database, "gone")
     await gone.store.prepare(one.database.primary)
+    await gone.keeper().beat()
     await gone.ask("wednesday")
+    await gone.unseen_for(PROCESS_STALE_SECONDS + 2)
     await one.keeper().beat()
     assert await one.runs() == {
         run_id: ("running", None),
