@@ -119,6 +119,12 @@ runs = Table(
     Column("ended_at", Moment),
     Index("ix_runs_session", "session_key", "message_id"),
 )
+Index(
+    "ix_sessions_leased",
+    sessions.c.lease_process,
+    postgresql_where=sessions.c.lease_process.is_not(None),
+    sqlite_where=sessions.c.lease_process.is_not(None),
+)
 Index("ix_runs_running", runs.c.process_id, postgresql_where=runs.c.status == "running", sqlite_where=runs.c.status == "running")
 """A turn that was asked of an agent: `status` is `running | done | incomplete`; `message_id` is the client's own id of the turn."""
 

@@ -153,9 +153,10 @@ class Request:
 
 @dataclass(frozen=True, repr=False)
 class Turn:
-    """A turn that was taken, and the conversation as its client has it afterwards."""
+    """A turn that was taken, and the conversation as its client had it before and has it afterwards."""
 
     request: Request
+    asked: tuple[Said, ...]
     chat: tuple[Said, ...]
 
 
@@ -340,6 +341,8 @@ class Begun:
     sent: tuple[Message, ...]
     again: Run | None = None
     run: Run | None = None
+    begun: tuple[Message, ...] = ()
+    """The beginning of the answer, which the client brought."""
 
 
 def question_key(content: Any) -> Any:
@@ -400,9 +403,10 @@ class Ledger:
         tree = self.trees.setdefault(request.owner, Tree())
         if request.server:
             return self._begin_server(request, tree, prompt, asked)
-        entries = entries_of(asked, ())
+        last = max(place for place, message in enumerate(asked) if message.role == "user")
+        entries, begun = entries_of(asked[: last + 1], ()), asked[last + 1 :]
         question = entries[-1].address
-        if (again := self._again(request, tree, question)) is not None:
+        if not begun and (again := self._again(request, tree, question)) is not None:
             tree.head = again.answer or question
             return Begun((), again)
         sent = [prompt]
@@ -412,7 +416,7 @@ class Ledger:
             known = tree.nodes.get(entry.address)
             brings_calls = any(message.tool_calls for message in entry.messages)
             sent += known.told if known is not None and known.steps and not brings_calls else entry.messages
-        return Begun(tuple(sent), run=self._asked(request, tree, entries))
+        return Begun((*sent, *begun), run=self._asked(request, tree, entries), begun=begun)
 
     def end(self, request: Request, begun: Begun, plan: Plan) -> None:
         """Takes what the model made of the turn down."""
@@ -422,11 +426,14 @@ class Ledger:
         run.status = "done" if plan.complete else "incomplete"
         run.reason = plan.reason
         tree.head = run.question
-        if not (plan.text.strip() or plan.steps or plan.complete):
+        told = [message for step in plan.steps for message in step.messages]
+        answer = entries_of([*begun.begun, *told, Message("assistant", plan.last)], run.question)[0]
+        text = "".join(message.text for message in answer.messages if message.role == "assistant")
+        if not (text.strip() or answer.steps or plan.complete):
             return
-        run.answer = tree.head = (*run.question, ("assistant", answer_key(plan.text)))
+        run.answer = tree.head = answer.address
         status = "complete" if plan.complete else "incomplete"
-        new = Stored("assistant", plan.text, "ours", status, plan.steps, plan.last if plan.steps else "")
+        new = Stored("assistant", text, "ours", status, answer.steps, answer.last if answer.steps else "")
         old = tree.nodes.get(run.answer)
         if old is None or (plan.complete and (old.status == "incomplete" or old.origin == "client")):
             tree.nodes[run.answer] = new
@@ -590,6 +597,11 @@ class Conversations(RuleBasedStateMachine):
         chat = turn.chat[: asked[-1 - back % len(asked)] + 1]
         return self.take(self.client_request(turn.request.owner, chat, how), how.plan, chat)
 
+    @rule(target=turns, turn=turns, how=hows)
+    def has_the_answer_continued(self, turn: Turn, how: How) -> Turn:
+        """The answer is sent back to be gone on with."""
+        return self.take(self.client_request(turn.request.owner, turn.chat, how), how.plan, turn.chat)
+
     @rule(target=turns, turn=turns, place=st.integers(0, 5), question=questions, how=hows)
     def edits_a_question(self, turn: Turn, place: int, question: str, how: How) -> Turn:
         """An earlier question becomes another one; what came after it is left behind."""
@@ -629,8 +641,7 @@ class Conversations(RuleBasedStateMachine):
             return multiple()
         retry = {"x-stainless-retry-count": "1"} if is_retry else {}
         again = replace(request, headers={**request.headers, **retry}, is_retry=is_retry)
-        chat = None if request.server else turn.chat[: max(place for place, said in enumerate(turn.chat) if said.role == "user") + 1]
-        return self.take(again, plan, chat)
+        return self.take(again, plan, None if request.server else turn.asked)
 
     # Turns at the same time
 
@@ -667,7 +678,9 @@ class Conversations(RuleBasedStateMachine):
             assert newest in heads, "the newest branch is neither of two turns that were taken at once"
             self.ledger.trees[turn.request.owner].head = newest
         self.newest[turn.request.owner] = requests[0]
-        return multiple(*(Turn(requests[each], self._told(asked[each], found[each][1], planned[each], begun[each])) for each in range(2)))
+        return multiple(
+            *(Turn(requests[each], asked[each], self._told(asked[each], found[each][1], planned[each], begun[each])) for each in range(2))
+        )
 
     @rule(
         owner=owners, first=questions, second=questions, plans=st.tuples(*[st.sampled_from(plan_kinds(deterministic=False))] * 2), how=hows
@@ -707,7 +720,7 @@ class Conversations(RuleBasedStateMachine):
         request_id, *replies = self.run(both())
         begun = self._settle(request, request_id, plan, replies[0])
         self._check_told(again, replies[1], plan, begun)
-        return Turn(request, self._told(asked, replies[0], plan, begun))
+        return Turn(request, asked, self._told(asked, replies[0], plan, begun))
 
     # Turns that do not come to their end
 
@@ -808,8 +821,8 @@ class Conversations(RuleBasedStateMachine):
         if chat is None:
             tree = self.ledger.trees[request.owner]
             path = [tree.nodes[tree.head[:end]] for end in range(1, len(tree.head) + 1)]
-            return Turn(request, tuple(self._kept(node) for node in path))
-        return Turn(request, self._told(chat, reply, plan, begun))
+            return Turn(request, (), tuple(self._kept(node) for node in path))
+        return Turn(request, chat, self._told(chat, reply, plan, begun))
 
     def _settle(self, request: Request, request_id: str, plan: Plan, reply: Reply) -> Begun:
         begun = self.ledger.begin(request)
@@ -863,6 +876,8 @@ class Conversations(RuleBasedStateMachine):
         """The client's conversation with what it was told; where that was nothing, the question is its last."""
         if not reply.complete and not reply.text:
             return chat
+        if chat[-1].role == "assistant":
+            return (*chat[:-1], Said("assistant", chat[-1].text + reply.text))
         if begun.again is not None:
             return (*chat, Said("assistant", reply.text))
         return (*chat, Said("assistant", reply.text, plan.steps, plan.last if plan.steps else ""))

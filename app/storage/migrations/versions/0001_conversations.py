@@ -31,6 +31,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("tenant", "user_id", "agent_id", "session_id", name="uq_sessions_tenant_user_id_agent_id_session_id"),
     )
     op.create_index("ix_sessions_newest", "sessions", ["tenant", "user_id", "agent_id", "updated_at"])
+    leased = sa.text("lease_process IS NOT NULL")
+    op.create_index("ix_sessions_leased", "sessions", ["lease_process"], postgresql_where=leased, sqlite_where=leased)
     op.create_index("ix_sessions_activity", "sessions", ["agent_id", "updated_at"])
     op.create_table(
         "nodes",
