@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+from fastapi import FastAPI
 
 from app.server import create_app
 from app.storage.address import parse_address
@@ -69,10 +70,15 @@ def explained(postgres_18: PostgresServer) -> Generator[Explained, None, None]:
 
 
 @pytest.fixture
-async def client(tmp_path: Path, explained: Explained) -> AsyncGenerator[httpx2.AsyncClient, None]:
-    """A client of the service on that database."""
-    found = configuration(tmp_path, Script(says("An answer.")), agents=[REMEMBERING], database_url=explained.url)
-    async with client_of(create_app(found)) as client:
+def app(tmp_path: Path, explained: Explained) -> FastAPI:
+    """The service on that database."""
+    return create_app(configuration(tmp_path, Script(says("An answer.")), agents=[REMEMBERING], database_url=explained.url))
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
+    """A client of it."""
+    async with client_of(app) as client:
         yield client
 
 
@@ -134,6 +140,15 @@ async def test_no_statement_that_shows_or_deletes_a_conversation_reads_a_table_t
     plans = explained.plans_since(position)
     assert read_through(plans) == []
     assert kinds(plans) >= {"SELECT sessions", "SELECT nodes", "WITH nodes", "DELETE nodes", "DELETE runs", "DELETE sessions"}
+
+
+@pytest.mark.usefixtures("client")
+async def test_what_looks_after_the_database_every_few_seconds_reads_no_table_through(app: FastAPI, explained: Explained) -> None:
+    position = explained.position
+    await app.state.service.memories.keeper.beat()
+    plans = explained.plans_since(position)
+    assert read_through(plans) == []
+    assert "UPDATE runs" in kinds(plans)
 
 
 @pytest.mark.parametrize(
