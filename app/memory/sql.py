@@ -15,7 +15,7 @@ from app.core.messages import Message, TextPart
 from app.core.tasks import Tasks
 from app.memory.base import Answer, Asked, RememberedTurn, Step
 from app.memory.compression import Compressor
-from app.memory.history import Addresses, Entry
+from app.memory.history import Addresses, Entry, steps_of
 from app.memory.store import Begun, Forgotten, Known, Leased, Node, Session, Store, Summary
 
 logger = logging.getLogger(__name__)
@@ -340,7 +340,7 @@ class _Turn:
         """Stores the answer; a summary that has become due is made after that, in the background."""
         store = self._memory.store
         prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
-        whole = _with_steps_before(answer, self._trailing)
+        whole = _with_steps_before(answer, self._trailing) if self._trailing else answer
 
         def work(connection: Connection) -> None:
             store.finish(connection, self._session, self._question, self._run_id, whole, prefix=prefix, leased=self._held is not None)
@@ -474,11 +474,12 @@ def _steps_told(steps: tuple[Step, ...], last: str) -> tuple[Message, ...]:
 
 
 def _with_steps_before(answer: Answer, trailing: tuple[Message, ...]) -> Answer:
-    """The answer with the steps that the client brought of the same turn."""
-    if not trailing:
-        return answer
-    entry = Entry(trailing, b"", b"", 0)
-    return msgspec.structs.replace(answer, steps=(*entry.steps, *answer.steps))
+    """The answer with what the client brought of the same turn: its steps, and what was said after them."""
+    steps, said = steps_of(trailing)
+    if not answer.steps:
+        return msgspec.structs.replace(answer, steps=steps, last=said + answer.last)
+    first, *others = answer.steps
+    return msgspec.structs.replace(answer, steps=(*steps, msgspec.structs.replace(first, text=said + first.text), *others))
 
 
 def _after(pieces: list[_Piece], summary: Summary | None) -> list[_Piece]:

@@ -76,7 +76,7 @@ class Statements:
         self.insert_answer = self._prepared(
             insert.on_conflict_do_update(
                 index_elements=["path"],
-                set_={name: insert.excluded[name] for name in ("status", "origin", "steps", "run_id", "usage")},
+                set_={name: insert.excluded[name] for name in ("status", "origin", "body", "steps", "run_id", "usage")},
                 where=and_(insert.excluded.status == "complete", or_(nodes.c.status == "incomplete", nodes.c.origin == "client")),
             ),
             *all_columns,

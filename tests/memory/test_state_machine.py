@@ -67,8 +67,8 @@ FOREIGN_ANSWERS = ("", SAME, "Y es .", "caf\u00e9", "cafe\u0301", "Something\n\n
 
 def plan_kinds(*, deterministic: bool) -> list[str]:
     """The ways in which the model may take a turn; the first are those whose texts nothing else says."""
-    own = ["says", "tool", "silent tools", "cut", "decomposed", "refuses", "breaks", "tool refuses", "tool breaks", "crashes", "ends early"]
-    return own if deterministic else [*own, "same", "same, spaced", "same after tool", "same, broken", "empty"]
+    own = ["says", "tool", "silent tools", "cut", "decomposed", "refuses", "breaks", "tool breaks", "crashes", "ends early"]
+    return own if deterministic else [*own, "same", "same, spaced", "same after tool", "same, broken", "tool refuses", "empty"]
 
 
 # What happens
@@ -445,7 +445,7 @@ class Ledger:
         if repeats and last is not None and [entry.address for entry in entries_of(asked, last[:-1])] == [last]:
             if (again := self._again(request, tree, last)) is not None:
                 return Begun((), again)
-            if request.is_retry:
+            if request.is_retry or self._named_alike(request, tree, last) is not None:
                 before = last[:-1]
         window = [before[:end] for end in range(1, len(before) + 1)]
         if request.owner.agent == "other":
@@ -470,12 +470,18 @@ class Ledger:
     @staticmethod
     def _again(request: Request, tree: Tree, question: Address) -> Run | None:
         """The run that a repeated request repeats, if it was answered."""
+        node = tree.nodes.get(question)
+        run = node.run if request.is_retry and node is not None else None
         if request.message_id is not None:
-            run = next((run for run in reversed(tree.runs) if run.message_id == request.message_id), None)
-        else:
-            node = tree.nodes.get(question)
-            run = node.run if request.is_retry and node is not None else None
+            run = Ledger._named_alike(request, tree, question)
         return run if run is not None and run.question == question and run.status == "done" else None
+
+    @staticmethod
+    def _named_alike(request: Request, tree: Tree, question: Address) -> Run | None:
+        """The newest run of the same message id, if it was of the same question."""
+        named = (run for run in reversed(tree.runs) if run.message_id is not None and run.message_id == request.message_id)
+        run = next(named, None)
+        return run if run is not None and run.question == question else None
 
 
 def comparable(content: Any) -> Any:

@@ -324,6 +324,15 @@ async def test_the_tools_of_a_foreign_answer_are_kept_with_it(serve: Serve) -> N
     assert [(run["id"], run["name"], run["result"]) for run in answer["tool_calls"]] == [("call_theirs_1234", "calculate", "42")]
 
 
+async def test_the_beginning_of_an_answer_that_the_client_brings_is_kept_with_its_steps(serve: Serve) -> None:
+    script = Script(calls(("calculate", {"expression": "6*7"}), text="see. "), says("It is 42"), says("Welcome."))
+    async with serve(script) as talking:
+        completion_of(await talking.complete("6*7?", "Let me "))
+        completion_of(await talking.complete("6*7?", "Let me see. It is 42", "Thanks"))
+        assert talking.asked()[1:-1] == [("assistant", "Let me see. "), ("tool", "42"), ("assistant", "It is 42")]
+        assert [content for _, content, _ in await talking.shown()] == ["6*7?", "Let me see. It is 42", "Thanks", "Welcome."]
+
+
 async def test_a_turn_that_goes_on_with_the_clients_tool_makes_one_answer(serve: Serve) -> None:
     script = Script(calls(("weather", {"city": "Rome"}), text="I look. "), says("It is sunny."), says("Welcome."))
     async with serve(script) as talking:
@@ -420,6 +429,16 @@ async def test_an_equal_answer_that_is_complete_replaces_an_incomplete_one(serve
         stream_of(await talking.complete("?", stream=True))
         completion_of(await talking.complete("?"))
         assert await talking.shown(branches="true") == [("user", "?", "complete"), ("assistant", "It is", "complete")]
+
+
+async def test_what_a_complete_answer_says_is_kept_as_it_was_said(serve: Serve) -> None:
+    tool = calls(("calculate", {"expression": "6*7"}), text="It ")
+    async with serve(Script([TextDelta("It is"), ProviderUnavailable("It is down.")], tool, says("\nis"))) as talking:
+        stream_of(await talking.complete("?", stream=True))
+        completion_of(await talking.complete("?"))
+        assert await talking.shown(branches="true") == [("user", "?", "complete"), ("assistant", "It \nis", "complete")]
+        again = completion_of(await talking.complete("?", headers={**SESSION, "x-stainless-retry-count": "1"}))
+        assert again["choices"][0]["message"]["content"] == "It \nis"
 
 
 async def test_an_equal_answer_that_is_incomplete_leaves_a_complete_one(serve: Serve) -> None:
