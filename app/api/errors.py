@@ -41,8 +41,10 @@ def error_json(error: ServiceError) -> bytes:
 
 
 def error_response(error: ServiceError) -> Response:
-    """`error` as a response with its status and Retry-After."""
-    headers = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after is not None else None
+    """`error` as a response with its status and headers."""
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
     return Response(error_json(error), error.status, headers, "application/json")
 
 

@@ -56,6 +56,15 @@ class AllowedTools(BaseModel):
         return {} if value is None else value
 
 
+class AccessDefinition(BaseModel):
+    """Who may use an agent: verified users that are in one of the groups and have one of the roles; an empty list asks for nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    groups: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+
+
 class AgentDefinition(BaseModel):
     """One entry of agent_config.json, with its prompt read and its defaults filled in."""
 
@@ -74,6 +83,7 @@ class AgentDefinition(BaseModel):
     client_tools: Literal["accept", "ignore"] | tuple[str, ...] = "accept"
     resources: tuple[str, ...] = ()
     resource_config: ResourceConfig = ResourceConfig()
+    access: AccessDefinition = AccessDefinition()
     max_steps: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_MAX_STEPS
 
     # Fields of ScottRBK/ai-agent-service that ask for what this service does not do; read so that its files load, and warned of.
@@ -101,7 +111,9 @@ class AgentDefinition(BaseModel):
         value["allowed_mcp_servers"] = {label: {"allowed_mcp_tools": tools.get(label)} for label in servers}
         return value
 
-    @field_validator("model_settings", "resource_config", "allowed_mcp_servers", "resources", "allowed_regular_tools", mode="before")
+    @field_validator(
+        "model_settings", "resource_config", "access", "allowed_mcp_servers", "resources", "allowed_regular_tools", mode="before"
+    )
     @classmethod
     def _null_means_default(cls, value: object, info: Any) -> object:
         return cls.model_fields[info.field_name].default if value is None else value

@@ -107,6 +107,44 @@ class Settings(BaseSettings):
         " newest first.",
     )
 
+    api_keys: SecretStr | None = Field(
+        None, description="Keys that may do everything, separated by commas, of at least 20 characters each; they need no database."
+    )
+    api_key_pepper: SecretStr | None = Field(
+        None, description="32 or more characters that digests of keys are made with; unset means some that are kept in the database."
+    )
+    allow_unauthenticated: bool = Field(False, description="Let callers without a key do everything, on every address that is listened on.")
+    allowed_hosts: Names = Field(
+        (), description="Names, separated by commas, that callers without a key may call this service by, besides those of this machine."
+    )
+    identity_mode: Literal["none", "open_webui_jwt", "trusted_proxy", "oidc"] = Field(
+        "none", description="Who says which user is behind a key: none (callers themselves), open_webui_jwt, trusted_proxy or oidc."
+    )
+    open_webui_jwt_secret: SecretStr | None = Field(
+        None, description="The FORWARD_USER_INFO_HEADER_JWT_SECRET of Open WebUI, of 32 or more bytes, for open_webui_jwt."
+    )
+    trusted_proxy_cidrs: Names = Field(
+        (), description="Networks such as 10.0.0.0/8, separated by commas, from which a trusted_proxy may tell its users."
+    )
+    trusted_proxy_secret: SecretStr | None = Field(None, description="20 or more characters that a trusted_proxy sends with each request.")
+    trusted_proxy_secret_header: str = Field("X-Proxy-Secret", description="The header with TRUSTED_PROXY_SECRET.")
+    trusted_proxy_user_header: str = Field("X-Forwarded-User", description="The header with the user's id.")
+    trusted_proxy_groups_header: str = Field("X-Forwarded-Groups", description="The header with the user's groups, separated by commas.")
+    trusted_proxy_roles_header: str = Field("X-Forwarded-Roles", description="The header with the user's roles, separated by commas.")
+    oidc_issuer: str | None = Field(None, description="The issuer of users' tokens, for oidc: an https address.")
+    oidc_audience: str | None = Field(None, description="The audience that users' tokens must be for.")
+    oidc_algorithms: Names = Field((), description="The algorithms, separated by commas, that tokens may be signed by; unset means RS256.")
+    oidc_jwks_url: str | None = Field(None, description="Where the issuer's keys are; unset means where its discovery document says.")
+    oidc_token_header: str = Field(
+        "Authorization", description="The header with the user's token; with Authorization, the API key goes into x-api-key."
+    )
+    oidc_user_claim: str = Field("sub", description="The claim with the user's id.")
+    oidc_groups_claim: str = Field("groups", description="The claim with the user's groups.")
+    oidc_roles_claim: str = Field("roles", description="The claim with the user's roles.")
+    audit_log_file: Path | None = Field(None, description="Where audit lines go; unset means standard error.")
+    tls_cert_file: Path | None = Field(None, description="The certificate, and those between it and its root, as PEM; unset means HTTP.")
+    tls_key_file: Path | None = Field(None, description="The private key of TLS_CERT_FILE, as PEM.")
+
     request_timeout: Seconds = Field(300, description="Seconds that a whole run may take.")
     tool_execution_timeout: Seconds = Field(30, description="Seconds that one tool call may take, unless the tool has its own limit.")
     max_concurrent_requests: int = Field(100, ge=1, description="Runs under way at once in one process; more are answered 429.")
@@ -140,7 +178,16 @@ class Settings(BaseSettings):
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("azure_openai_model_list", "openrouter_model_list", "openai_model_list", "ollama_model_list", mode="before")
+    @field_validator(
+        "azure_openai_model_list",
+        "openrouter_model_list",
+        "openai_model_list",
+        "ollama_model_list",
+        "allowed_hosts",
+        "trusted_proxy_cidrs",
+        "oidc_algorithms",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.replace("|", ",").split(",") if name.strip()) if isinstance(value, str) else value

@@ -5,14 +5,22 @@
     |-- RequestError              the caller
     |   |-- InvalidRequest            400
     |   |   `-- ContextTooLong        400  the conversation does not fit the model
-    |   |-- NotFound                  404
+    |   |-- Unauthorized              401  no key, or none that is of use
+    |   |   `-- InvalidToken          401  the user behind the key is not told as they must be
+    |   |-- InsufficientScope         403  the key is not for this
     |   |-- CrossSiteRequest          403  a web page of another site asks
-    |   |-- BodyTooLarge              413
+    |   |-- HostNotAllowed            403  asked under a name that is not this service's
+    |   |-- NotFound                  404
     |   |-- SessionBusy               409  another turn of this session is under way
-    |   `-- ServerBusy                429  MAX_CONCURRENT_REQUESTS runs are under way
+    |   |-- IdempotencyInFlight       409  the request with this Idempotency-Key is being answered
+    |   |-- BodyTooLarge              413
+    |   |-- IdempotencyMismatch       422  this Idempotency-Key was used for another request
+    |   |-- ServerBusy                429  MAX_CONCURRENT_REQUESTS runs are under way
+    |   `-- RateLimited               429  the key, or its user, has used up what it may ask
     |-- RunTimeout                504  the run's deadline has passed
     |-- ServiceStopping           503  the service ends before the run does
     |-- MemoryUnavailable         503  the database of conversations cannot be used
+    |-- AccessUnavailable         503  it cannot be told now who calls
     |-- UpstreamError             the provider
     |   |-- ProviderNotConfigured     503  a credential is missing
     |   |-- ProviderRefused           502  it does not accept our key, model or account
@@ -25,6 +33,7 @@
 `ToolFailed` stands apart: the model can repair it, so it becomes a tool result and never an answer.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import msgspec
@@ -36,6 +45,8 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str] = "internal_error"
+    headers: Mapping[str, str] = {}
+    """What its answer tells besides, by the names of headers."""
 
     def __init__(self, message: str, *, code: str | None = None, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -92,6 +103,38 @@ class ContextTooLong(InvalidRequest):
     default_code = "context_length_exceeded"
 
 
+class Unauthorized(RequestError):
+    """The request brings no key, or one that is malformed, unknown, expired or revoked; nothing tells which."""
+
+    status = 401
+    default_code = "invalid_api_key"
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+    def __init__(self, message: str = "A valid API key is needed: send it as 'Authorization: Bearer KEY' or as 'x-api-key'.") -> None:
+        super().__init__(message)
+
+
+class InvalidToken(Unauthorized):
+    """The request does not tell its user in the way that IDENTITY_MODE asks for, or not in a way that can be verified."""
+
+    default_code = "invalid_token"
+
+
+class InsufficientScope(RequestError):
+    """The key is valid and not for this."""
+
+    status = 403
+    type = "permission_error"
+    default_code = "insufficient_scope"
+
+
+class HostNotAllowed(RequestError):
+    """The request names a host that is not this service, as a web page does that made its own name lead here."""
+
+    status = 403
+    default_code = "host_not_allowed"
+
+
 class NotFound(RequestError):
     """There is no such route, agent or thing."""
 
@@ -120,12 +163,38 @@ class SessionBusy(RequestError):
     default_code = "session_busy"
 
 
+class IdempotencyInFlight(RequestError):
+    """The first request with this Idempotency-Key is still being answered."""
+
+    status = 409
+    default_code = "idempotency_in_flight"
+
+
+class IdempotencyMismatch(RequestError):
+    """Another request was sent with this Idempotency-Key."""
+
+    status = 422
+    default_code = "idempotency_mismatch"
+
+
 class ServerBusy(RequestError):
     """As many runs as allowed are under way."""
 
     status = 429
     type = "rate_limit_error"
     default_code = "server_busy"
+
+
+class RateLimited(RequestError):
+    """The key, or the user behind it, has used up its requests or tokens of the minute, or has as many runs under way as it may have."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float, headers: Mapping[str, str]) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.headers = headers
 
 
 class RunTimeout(ServiceError):
@@ -148,6 +217,13 @@ class MemoryUnavailable(ServiceError):
 
     status = 503
     default_code = "memory_unavailable"
+
+
+class AccessUnavailable(ServiceError):
+    """What tells who calls - the database of keys, the identity provider - cannot be asked now."""
+
+    status = 503
+    default_code = "access_unavailable"
 
 
 class UpstreamError(ServiceError):

@@ -9,7 +9,7 @@ from app.storage.engines import DatabaseEngine
 
 logger = logging.getLogger(__name__)
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest of migrations/versions, told here so that nothing need be loaded to see that there is nothing to do."""
 
 LOCK = 0x61_61_73_5F_6D_69_67_72

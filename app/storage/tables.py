@@ -7,6 +7,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -158,6 +159,48 @@ secrets = Table(
     Column("value", Text, nullable=False),
 )
 """Random values of this database: the key of the addresses, encrypted where keys are set."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    # What the key may do, as JSON: scopes, agents, client, limits.
+    Column("rights", Text, nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),
+    # While a key is being rotated, the secret before it works too.
+    Column("previous_digest", LargeBinary(32)),
+    Column("previous_until", Moment),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    Column("revoked_at", Moment),
+    Column("last_used_at", Moment),
+    # When the key was made, rotated or revoked, by the database's clock: what is newer than what a process knows, it reads.
+    Column("changed_at", Moment, nullable=False),
+    Index("ix_api_keys_changed_at", "changed_at"),
+)
+"""The keys that callers have; a secret is kept as its HMAC-SHA256."""
+
+limit_levels = Table(
+    "limit_levels",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    # Seconds since 1970 by the database's clock, at which all that was asked will have been earned again; see app/auth/limits.py.
+    Column("requests_until", Double, nullable=False),
+    Column("tokens_until", Double, nullable=False),
+)
+"""How much a key, or a user behind it, has used of what it may ask in a minute; only where it is limited."""
+
+limit_runs = Table(
+    "limit_runs",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("run_id", Text, primary_key=True),
+    Column("until", Double, nullable=False),
+    Column("tokens", Integer, nullable=False),
+)
+"""The runs under way of what is limited, `until` when at the latest, and how many tokens were reserved for each."""
 
 USER_TABLES = (sessions, nodes, runs, summaries)
 """The tables that hold what users said; their rows say whose they are."""
