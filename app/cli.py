@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app import __version__
+from app.commands import table
 from app.config.files import nearest
 from app.config.mcp import Servers
 from app.config.settings import Settings
@@ -101,7 +102,7 @@ def check(connect: bool) -> None:
     configuration = load()
     configure_logging("CRITICAL")
     rows, auto = asyncio.run(_agents_of(configuration))
-    click.echo(_table(rows))
+    click.echo(table(rows))
     click.echo(f"\nAgents with the provider auto use: {auto}")
     definitions = configuration.servers.definitions
     if connect and definitions:
@@ -252,7 +253,7 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
     for status in statuses:
         count, seconds = ("-", "-") if status.connect_seconds is None else (str(len(status.tools)), f"{status.connect_seconds:.2f} s")
         rows.append((status.label, status.transport, status.state, count, seconds, status.error or ""))
-    click.echo(f"\n{_table(rows)}\n")
+    click.echo(f"\n{table(rows)}\n")
     offered = {status.label: status.tools for status in statuses if status.state == "ready"}
     for label, tools in offered.items():
         click.echo(f"{label}: {', '.join(tools) or 'no tools'}")
@@ -268,8 +269,3 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
         if total > MANY_TOOLS:
             remedy = "Name those that it needs in allowed_mcp_tools"
             click.echo(f"warning: agent {agent.agent_id}: it has {total} tools, and OpenAI takes {MANY_TOOLS}. {remedy}")
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
