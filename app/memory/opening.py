@@ -100,6 +100,16 @@ def engine_of(address: Address, settings: Settings, *, read_only: bool = False) 
     return PostgresEngine(address, pool_size=settings.database_pool_size, timeout=settings.database_timeout, read_only=read_only)
 
 
+async def ready_tables(engine: DatabaseEngine, *, migrate: bool) -> None:
+    """Has the tables be those of this version: makes and changes them if `migrate`, else raises DatabaseError or NewerSchema."""
+    if migrate:
+        await upgrade(engine)
+    elif (found := await revision_of(engine)) is not None and found > HEAD:
+        raise NewerSchema(found)
+    elif found != HEAD:
+        raise DatabaseError(f"its tables have the revision {found or 'none'}, not {HEAD}; run: ai-agent-service db upgrade")
+
+
 @asynccontextmanager
 async def open_memories(settings: Settings, retention_of_agents: Mapping[str, float]) -> AsyncGenerator[Memories, None]:
     """The memory of all agents. A database that cannot be used at start is waited for in the background."""
@@ -109,12 +119,7 @@ async def open_memories(settings: Settings, retention_of_agents: Mapping[str, fl
 
     async def prepare(engine: DatabaseEngine) -> None:
         try:
-            if settings.database_migrate:
-                await upgrade(engine)
-            elif (found := await revision_of(engine)) is not None and found > HEAD:
-                raise NewerSchema(found)
-            elif found != HEAD:
-                raise DatabaseError(f"its tables have the revision {found or 'none'}, not {HEAD}; run: ai-agent-service db upgrade")
+            await ready_tables(engine, migrate=settings.database_migrate)
             await store.prepare(engine)
         except Undecryptable as error:
             raise DatabaseError(str(error)) from error
