@@ -1,4 +1,4 @@
-"""ai-agent-service serve | chat | check | db: the commands of the terminal."""
+"""ai-agent-service serve | chat | check | db | keys: the commands of the terminal."""
 
 import asyncio
 import importlib
@@ -40,7 +40,7 @@ LAST_WORDS_SECONDS = 3
 class Commands(click.Group):
     """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
 
-    LAZY: ClassVar = {"chat": "app.terminal:chat", "db": "app.database:db"}
+    LAZY: ClassVar = {"chat": "app.terminal:chat", "db": "app.database:db", "keys": "app.keys:keys"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands' names."""

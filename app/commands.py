@@ -27,9 +27,10 @@ class Target(msgspec.Struct, frozen=True):
     shown: str
 
 
-def read_target() -> Target:
-    """What the settings name; raises ConfigError."""
+def read_target(*checks: Callable[[Settings], list[Fault]]) -> Target:
+    """What the settings name; raises ConfigError, for faults that `checks` find too."""
     settings, faults = read_settings()
+    faults += [fault for check in checks for fault in check(settings)]
     address = _read(lambda: address_of(settings), "DATABASE_URL", "Correct it, or unset it for an SQLite file", faults)
     cipher = _read(lambda: cipher_of(settings), "MEMORY_ENCRYPTION_KEYS", "Make a key with: openssl rand -base64 32", faults)
     if address is None or cipher is None or faults:
