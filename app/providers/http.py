@@ -34,6 +34,8 @@ from app.core.text import without_secrets
 logger = logging.getLogger(__name__)
 
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
 MAX_JSON_BYTES = 1_000_000
 MAX_ERROR_CHARACTERS = 500
@@ -124,6 +126,38 @@ class HttpClient:
             raise self._translated(error, target, math.inf, begun=False) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderProtocolError(f"{target.provider} answered with something that is not JSON") from error
+
+    async def fetched(self, url: str, *, limit_bytes: int, timeout: float) -> bytes:
+        """The body of a GET within `timeout` seconds, 5 redirects within the same server included.
+
+        Raises UpstreamError, for any status but 200 and for more than `limit_bytes` as well. What the answer says is not repeated.
+        """
+        try:
+            target = Target(URL(url).origin().authority, url)
+        except ValueError as error:
+            raise ProviderUnavailable("The address is not a valid URL.") from error
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._fetched(target, limit_bytes)
+        except TimeoutError as error:
+            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._translated(error, target, math.inf, begun=False) from error
+
+    async def _fetched(self, target: Target, limit: int) -> bytes:
+        url = URL(target.url)
+        for _ in range(1 + MAX_REDIRECTS):
+            async with self._open.get(url, allow_redirects=False, proxy=proxy_for(str(url))) as response:
+                if response.status in REDIRECTS:
+                    url = _redirected(url, response.headers.get("Location", ""), target)
+                    continue
+                if response.status != 200:
+                    raise ProviderUnavailable(f"{target.provider} answered with the status {response.status}.")
+                body = await _beginning(response.content, limit)
+                if len(body) > limit:
+                    raise ProviderProtocolError(f"{target.provider} answered with more than {limit} bytes.")
+                return body
+        raise ProviderProtocolError(f"{target.provider} redirects too often.")
 
     @property
     def _open(self) -> aiohttp.ClientSession:
@@ -274,6 +308,17 @@ async def drain(pieces: AsyncIterator[bytes]) -> None:
                     return
     except (aiohttp.ClientError, TimeoutError):
         return  # the answer is whole; only its connection is lost
+
+
+def _redirected(url: URL, location: str, target: Target) -> URL:
+    """Where `location` leads from `url`; raises ProviderProtocolError where that is not the same server by the same scheme."""
+    try:
+        found = url.join(URL(location))
+    except ValueError:
+        found = URL()
+    if (found.scheme, found.host, found.port) != (url.scheme, url.host, url.port):
+        raise ProviderProtocolError(f"{target.provider} redirects to another server.")
+    return found
 
 
 async def _beginning(content: aiohttp.StreamReader, limit: int) -> bytes:

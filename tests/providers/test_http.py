@@ -705,3 +705,75 @@ async def test_getting_uses_the_proxy_of_the_environment_too(monkeypatch: pytest
         monkeypatch.setenv("http_proxy", upstream.url)
         assert await http.get_json(Target("ollama", "http://got.invalid/api/tags"), timeout=2) == [1]
         assert upstream.requests[0].path == "http://got.invalid/api/tags"
+
+
+async def fetched(url: str, *, limit: int = 1000, timeout: float = 2) -> bytes:
+    async with HttpClient() as http:
+        return await http.fetched(url, limit_bytes=limit, timeout=timeout)
+
+
+async def test_a_body_is_fetched_however_it_is_cut_up_to_its_limit() -> None:
+    whole = reply(200, b"x" * 1000)[0]
+    assert isinstance(whole, bytes)
+    async with Upstream([whole[:500], 0.02, whole[500:]]) as upstream:
+        assert await fetched(f"{upstream.url}/keys?of=one") == b"x" * 1000
+        assert (upstream.requests[0].method, upstream.requests[0].path) == ("GET", "/keys?of=one")
+
+
+@pytest.mark.parametrize("answer", [reply(200, b"x" * 1001), endless([head()], chunk(b"x" * 100))])
+async def test_no_more_than_the_limit_is_fetched(answer: Iterable[Action]) -> None:
+    async with Upstream(answer) as upstream:
+        with pytest.raises(ProviderProtocolError, match=r"^127\.0\.0\.1:\d+ answered with more than 1000 bytes\.$"):
+            await fetched(upstream.url)
+
+
+@pytest.mark.parametrize("status", [201, 204, 304, 400, 401, 404, 429, 500])
+async def test_nothing_but_200_is_fetched_and_its_words_are_not_repeated(status: int) -> None:
+    async with Upstream(reply(status, b"" if status in (204, 304) else HTML)) as upstream:
+        with pytest.raises(UpstreamError, match=rf"^127\.0\.0\.1:\d+ answered with the status {status}\.$"):
+            await fetched(upstream.url)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_within_the_server_is_followed(status: int) -> None:
+    async with Upstream(reply(status, location="../new?a=1"), reply(200, b"found")) as upstream:
+        assert await fetched(f"{upstream.url}/old/path") == b"found"
+        assert [request.path for request in upstream.requests] == ["/old/path", "/new?a=1"]
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://127.0.0.2/", "//127.0.0.2/", "https://127.0.0.1/", "http://127.0.0.1:1/", "file:///etc/passwd", "http://[", "mailto:x"],
+)
+async def test_a_redirect_to_another_server_is_not_followed(location: str) -> None:
+    async with Upstream(reply(302, location=location)) as upstream:
+        with pytest.raises(ProviderProtocolError, match="redirects to another server"):
+            await fetched(upstream.url)
+        assert len(upstream.requests) == 1
+
+
+async def test_redirects_come_to_an_end() -> None:
+    async with Upstream(reply(302, location="/again")) as upstream:
+        with pytest.raises(ProviderProtocolError, match="redirects too often"):
+            await fetched(upstream.url)
+        assert len(upstream.requests) == 6
+
+
+@pytest.mark.parametrize("lead", [[], [head()], [head(), chunk(b"x")]])
+async def test_fetching_has_its_own_deadline(lead: list[Action]) -> None:
+    async with Upstream([*lead, asyncio.Event()]) as upstream:
+        with pytest.raises(ProviderTimeout, match=r"did not answer within 0\.1 seconds\.$"):
+            await fetched(upstream.url, timeout=0.1)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://[", "nowhere", "http://user:secret@127.0.0.1:1/", "ftp://127.0.0.1/x"])
+async def test_what_cannot_be_fetched_is_an_error_of_the_upstream(url: str) -> None:
+    with pytest.raises(ProviderUnavailable) as caught:
+        await fetched(url)
+    assert "secret" not in caught.value.message
+
+
+async def test_an_answer_that_breaks_off_is_not_fetched() -> None:
+    async with Upstream([head(), chunk(b"x"), "reset"]) as upstream:
+        with pytest.raises(UpstreamError):
+            await fetched(upstream.url)
