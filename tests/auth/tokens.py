@@ -1,0 +1,86 @@
+"""Real keys and tokens, and an identity provider without a network."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from joserfc import jws
+from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
+from joserfc.util import urlsafe_b64encode
+
+from app.core.errors import ProviderUnavailable
+
+NOW = 1_800_000_000.0
+ISSUER = "https://login.example.com/realms/one"
+DISCOVERY = f"{ISSUER}/.well-known/openid-configuration"
+JWKS = "https://login.example.com/certs"
+AUDIENCE = "agents"
+SECRET = "a secret of Open WebUI, shared \u00e4 la carte"
+
+RSA = RSAKey.generate_key(2048, {"kid": "rsa"})
+RSA_OTHER = RSAKey.generate_key(2048, {"kid": "other"})
+P256 = ECKey.generate_key("P-256", {"kid": "p256"})
+P384 = ECKey.generate_key("P-384", {"kid": "p384"})
+P521 = ECKey.generate_key("P-521", {"kid": "p521"})
+ED25519 = OKPKey.generate_key("Ed25519", {"kid": "ed25519"})
+ED448 = OKPKey.generate_key("Ed448", {"kid": "ed448"})
+KEYS: list[Key] = [RSA, P256, P384, P521, ED25519, ED448]
+
+
+class _Any(jws.JWSRegistry):
+    """Signs by any algorithm and with any header, so that what must be refused can be made."""
+
+    def get_alg(self, name: str) -> Any:
+        return self.algorithms[name]
+
+    def check_header(self, header: Any) -> None:
+        pass
+
+
+def encoded(part: object) -> str:
+    """A part of a token: JSON, or bytes as they are."""
+    return urlsafe_b64encode(part if isinstance(part, bytes) else json.dumps(part).encode()).decode()
+
+
+def signed(claims: object, key: Key, algorithm: str, **header: Any) -> str:
+    """A token whose claims may be anything, and its header too."""
+    payload = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
+    return jws.serialize_compact({"typ": "JWT", "alg": algorithm, **header}, payload, key, registry=_Any())
+
+
+def without(claims: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The claims but some."""
+    return {name: value for name, value in claims.items() if name not in names}
+
+
+def public(*keys: Key, **members: Any) -> bytes:
+    """A JWK Set with the public parts of `keys`, each with `members` besides."""
+    return json.dumps({"keys": [key.as_dict(private=False) | members for key in keys]}).encode()
+
+
+class Time:
+    """A clock that stands until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Provider:
+    """Documents by their addresses, in place of a network; what is not there cannot be had. Counts what is asked for."""
+
+    def __init__(self, *keys: Key) -> None:
+        self.documents: dict[str, bytes] = {
+            DISCOVERY: json.dumps({"issuer": ISSUER, "jwks_uri": JWKS, "more": [1]}).encode(),
+            JWKS: public(*keys),
+        }
+        self.asked: list[str] = []
+        self.up = True
+
+    async def __call__(self, url: str) -> bytes:
+        self.asked.append(url)
+        if not self.up or url not in self.documents:
+            raise ProviderUnavailable("login.example.com cannot be reached.")
+        return self.documents[url]
