@@ -1,0 +1,37 @@
+"""How an identity provider is asked for its documents: at which addresses, how much, for how long."""
+
+from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+Fetch = Callable[[str], Awaitable[bytes]]
+"""Gets the body of an address, of at most MAX_DOCUMENT_BYTES, within FETCH_SECONDS; raises UpstreamError."""
+
+MAX_DOCUMENT_BYTES = 1_000_000
+FETCH_SECONDS = 10.0
+
+
+def fault_of(url: object) -> str | None:
+    """What is wrong with `url`, for a message, without repeating it; None where it may be asked: https, or http on this machine."""
+    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
+        return "this is no address"
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        return "this is no address"
+    if not host or parts.scheme not in ("http", "https"):
+        return "this is no address that begins with https://"
+    if "@" in parts.netloc or parts.fragment:
+        return "the address has a user, a password or a part after #"
+    if parts.scheme == "http" and not _is_here(host):
+        return "the address is not https"
+    return None
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
