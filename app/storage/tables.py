@@ -186,7 +186,7 @@ limit_levels = Table(
     "limit_levels",
     metadata,
     Column("subject", Text, primary_key=True),
-    # Seconds since 1970 by the database's clock, at which all that was asked will have been earned again; see app/auth/limits.py.
+    # Seconds since 1970 by the database's clock, at which all that was asked will have been earned again; see app/auth/allowance.py.
     Column("requests_until", Double, nullable=False),
     Column("tokens_until", Double, nullable=False),
 )
