@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import ipaddress
 import logging
 import os
 import socket
@@ -18,13 +19,13 @@ from app.commands import table
 from app.config.files import nearest
 from app.config.mcp import Servers
 from app.config.settings import Settings
-from app.core.errors import ConfigError
+from app.core.errors import ConfigError, Fault
 from app.mcp.connection import ServerStatus
 from app.mcp.servers import open_servers
 from app.observability.logging import configure_logging
 from app.providers.demo import Demo
-from app.server import create_app, settle_memory
-from app.service import Configuration, Service, load, open_service
+from app.server import configure_logs, create_app, settle_memory
+from app.service import Configuration, Service, has_database_keys, load, open_service
 
 EXIT_CONFIGURATION = 2
 CONNECT_GRACE = 5.0
@@ -71,7 +72,8 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     overrides = {name: value for name, value in given.items() if value is not None}
     configuration = load(**overrides)
     settings = configuration.settings
-    configure_logging(settings.log_level)
+    configure_logs(configuration)
+    _refuse_to_be_open(settings)
     listening = _listening(settings)
     config = uvicorn.Config(
         "app.server:worker_app" if workers > 1 else create_app(configuration),
@@ -86,7 +88,9 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     )
     if workers > 1:
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
-        print(_welcome(configuration, listening, []), file=sys.stderr)
+        needs_key = settings.api_keys is not None or asyncio.run(has_database_keys(settings)) is not False
+        is_open = settings.allow_unauthenticated or not needs_key
+        print(_welcome(configuration, listening, [], is_open=is_open), file=sys.stderr)
         Multiprocess(config, sockets=[listening]).run()
         return
     server = _Server(config, configuration)
@@ -148,7 +152,9 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             settle_memory()
-            print(_welcome(self._configuration, sockets[0], await self._notes()), file=sys.stderr, flush=True)
+            access = cast(Any, self.config.app).state.access
+            told = await self._notes()
+            print(_welcome(self._configuration, sockets[0], told, is_open=access.is_open), file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops: requests have SHUTDOWN_TIMEOUT to end, and then a moment to tell their callers.
@@ -193,20 +199,53 @@ def _listening(settings: Settings) -> socket.socket:
         )
         sys.exit(1)
     listening.set_inheritable(True)
-    if settings.host not in ("127.0.0.1", "::1", "localhost"):
-        logging.getLogger(__name__).warning("Listening beyond this machine (%s) without access control.", settings.host)
     return listening
 
 
-def _welcome(configuration: Configuration, listening: socket.socket, notes: list[str]) -> str:
+def _is_of_this_machine(host: str) -> bool:
+    """Whether only this machine can reach what listens at `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_to_be_open(settings: Settings) -> None:
+    """Ends the process where everybody on a network could use the service by nobody's decision.
+
+    A database of keys that cannot be asked is no reason to: until it can be, nobody is let in without a key.
+    """
+    if settings.allow_unauthenticated:
+        logging.getLogger("app.access").warning(
+            "ALLOW_UNAUTHENTICATED is set: WHOEVER REACHES %s:%s MAY USE EVERY AGENT AND READ AND DELETE WHAT IS REMEMBERED.",
+            settings.host,
+            settings.port,
+        )
+        return
+    if _is_of_this_machine(settings.host) or settings.api_keys is not None:
+        return
+    if asyncio.run(has_database_keys(settings)) is not False:
+        return
+    problem = f"the service would listen on {settings.host}, beyond this machine, and there is no API key, so that anybody could use it"
+    remedy = "Set API_KEYS (or run: ai-agent-service keys create --name NAME), or set HOST=127.0.0.1, or set ALLOW_UNAUTHENTICATED=true"
+    raise ConfigError([Fault(file="environment", field="HOST", problem=problem, remedy=remedy)])
+
+
+def _welcome(configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool) -> str:
     host, port = listening.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
     url = f"http://{shown}:{port}"
     agents = [agent.agent_id for agent in configuration.agents]
+    access = "an API key is needed"
+    if is_open and configuration.settings.allow_unauthenticated:
+        access = "OPEN TO EVERYBODY who reaches it (ALLOW_UNAUTHENTICATED)"
+    elif is_open:
+        access = "no API key is needed, as only this machine can reach it; clients that insist on one may send anything"
     lines = [
         f"\n{configuration.settings.service_name} {configuration.settings.service_version} is ready: {url}",
         f"  agents   {', '.join(agents)}",
-        f"  clients  {url}/v1   (base URL for Open WebUI and every OpenAI client; any API key)",
+        f"  clients  {url}/v1   (base URL for Open WebUI and every OpenAI client)",
+        f"  access   {access}",
         f"  docs     {url}/docs",
         *([f"  memory   {configuration.database}"] if configuration.database else []),
         f"  chat     ai-agent-service chat {agents[0]}   (in .venv/bin, in another terminal)",

@@ -9,13 +9,16 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from app.api import agents, conversations, health, openai_chat, openai_models
+from app.api import agents, conversations, docs, health, openai_chat, openai_models
+from app.api.access import guarded
 from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
 from app.api.openapi import describe
-from app.core.errors import ServiceError
+from app.core.errors import ConfigError, Fault, ServiceError
+from app.core.text import secrets_in
+from app.observability.audit import configure_audit
 from app.observability.logging import configure_logging
-from app.service import Configuration, load, open_service
+from app.service import Configuration, load, open_access, open_service
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +28,9 @@ def create_app(configuration: Configuration) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with open_service(configuration) as service:
+        async with open_service(configuration) as service, open_access(configuration, service) as access:
             app.state.service = service
+            app.state.access = access
             yield
 
     app = FastAPI(
@@ -38,11 +42,25 @@ def create_app(configuration: Configuration) -> FastAPI:
         exception_handlers={ServiceError: service_error_handler, HTTPException: http_exception_handler},
         telemetry={"tracing": False, "metrics": False},
         redirect_slashes=False,
+        openapi_url=None,  # app/api/docs.py answers there, to those who may see it
     )
-    for part in (openai_models, openai_chat, conversations, agents, health):
-        app.include_router(part.router)
+    for part in (openai_models, openai_chat, conversations, agents, health, docs):
+        app.include_router(guarded(part.router))
     describe(app)
     return app
+
+
+def configure_logs(configuration: Configuration) -> None:
+    """Sends log lines and audit lines where they are to go; an audit log that cannot be written is a fault like any other."""
+    secrets = secrets_in(configuration.environment)
+    configure_logging(configuration.settings.log_level, secrets)
+    file = configuration.settings.audit_log_file
+    try:
+        configure_audit(file, secrets)
+    except OSError as error:
+        problem = f"{file} cannot be written: {error.strerror}"
+        remedy = "Name a file in a folder that there is"
+        raise ConfigError([Fault(file="environment", field="AUDIT_LOG_FILE", problem=problem, remedy=remedy)]) from None
 
 
 def settle_memory() -> None:
@@ -55,7 +73,7 @@ def settle_memory() -> None:
 def worker_app() -> FastAPI:
     """The application of one of several worker processes, each of which reads the configuration anew."""
     configuration = load()
-    configure_logging(configuration.settings.log_level)
+    configure_logs(configuration)
     app = create_app(configuration)
     settle_memory()
     return app

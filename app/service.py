@@ -5,13 +5,21 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 
 import msgspec
 
 from app.agents.base import AgentParts, BaseAgent
-from app.agents.catalog import Catalog
+from app.agents.catalog import Catalog, no_such_agent
 from app.agents.pending import PendingSteps
 from app.agents.remembering import LiveRuns, Remembering
+from app.auth.access import Access
+from app.auth.fetching import FETCH_SECONDS, MAX_DOCUMENT_BYTES
+from app.auth.identity import open_identity
+from app.auth.identity_settings import identity_faults, identity_warnings
+from app.auth.keys import KeyRing, environment_keys, key_faults
+from app.auth.limits_sql import open_limits
+from app.auth.principal import ANONYMOUS, Principal, User
 from app.config.agents import AUTO, LEGACY_TOOLS, PROVIDER_ALIASES, AgentDefinition, AllowedTools, KnownNames, read_agents, warnings_about
 from app.config.files import load_environment, nearest
 from app.config.mcp import Servers, read_servers
@@ -62,17 +70,36 @@ class Configuration(msgspec.Struct, frozen=True):
 class Service:
     """The running service: its agents, and the count of the runs under way."""
 
-    def __init__(self, configuration: Configuration, catalog: Catalog, servers: McpServers, memories: Memories | None, auto: str) -> None:
+    def __init__(
+        self, configuration: Configuration, catalog: Catalog, servers: McpServers, memories: Memories | None, http: HttpClient, auto: str
+    ) -> None:
         self.settings = configuration.settings
+        self.http = http
         self.catalog = catalog
         self.servers = servers
         self.memories = memories
         self.auto_provider = auto
         self.runs = 0
 
-    def agent(self, agent_id: str) -> BaseAgent:
-        """The agent of this id; raises NotFound."""
+    def agent(self, agent_id: str, caller: Principal) -> BaseAgent:
+        """The agent of this id, for `caller` to use; raises NotFound, the same if there is none as if it is not for them."""
+        agent = self.shown_agent(agent_id, caller)
+        access = agent.definition.access
+        if access.groups or access.roles:
+            user = caller.user or User("")
+            if (access.groups and user.groups.isdisjoint(access.groups)) or (access.roles and user.roles.isdisjoint(access.roles)):
+                raise no_such_agent()
+        return agent
+
+    def shown_agent(self, agent_id: str, caller: Principal) -> BaseAgent:
+        """The agent of this id, if the caller's key is for it; raises NotFound."""
+        if not caller.key.may_use(agent_id):
+            raise no_such_agent()
         return self.catalog.get(agent_id)
+
+    def agents_of(self, caller: Principal) -> list[BaseAgent]:
+        """The agents that the caller's key is for. Who may use them is asked when they are called: clients share this among users."""
+        return [agent for agent in self.catalog if caller.key.may_use(agent.agent_id)]
 
     @property
     def conversations(self) -> Conversations:
@@ -81,14 +108,18 @@ class Service:
             raise NotFound("No agent here has a memory.", code="no_memory")
         return self.memories.conversations
 
-    def context(self, agent_id: str, *, user: str | None = None, session: str | None = None, request_id: str = "") -> RunContext:
-        """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT."""
+    def context(
+        self, agent_id: str, caller: Principal, *, user: str | None = None, session: str | None = None, request_id: str = ""
+    ) -> RunContext:
+        """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT; `user` counts where users are not verified."""
         return RunContext(
             run_id=new_id("run_"),
             agent_id=agent_id,
             deadline=time.monotonic() + self.settings.request_timeout,
             request_id=request_id,
-            user=user or "anonymous",
+            key_id=caller.key.key_id,
+            tenant=caller.key.tenant,
+            user=caller.user.user_id if caller.user is not None else user or ANONYMOUS,
             session=session,
         )
 
@@ -127,7 +158,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
     if default is not None and PROVIDER_ALIASES.get(default, default) not in plugins.providers:
         problem = f"{default!r} is not a provider"
         found.append(Fault(file="environment", field="DEFAULT_PROVIDER", problem=problem, remedy=nearest(default, plugins.providers)))
-    found += _memory_faults(settings, agents)
+    found += [*key_faults(settings), *identity_faults(settings), *_memory_faults(settings, agents)]
     if found:
         raise ConfigError(found)
     return Configuration(
@@ -138,10 +169,20 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
         servers,
         (
             *servers.warnings,
+            *identity_warnings(settings),
+            *_access_warnings(settings, agents),
             *(f"agent {agent.agent_id}: {warning}" for agent in agents for warning in warnings_about(agent, servers.labels)),
         ),
         int(settings.agent_config_file.stat().st_mtime),
     )
+
+
+def _access_warnings(settings: Settings, agents: Iterable[AgentDefinition]) -> list[str]:
+    """Agents that are for nobody."""
+    if settings.identity_mode != "none":
+        return []
+    limited = [agent.agent_id for agent in agents if agent.access.groups or agent.access.roles]
+    return [f"agent {agent_id}: access is for groups or roles, which nobody has, as IDENTITY_MODE is none" for agent_id in limited]
 
 
 def _memory_faults(settings: Settings, agents: Iterable[AgentDefinition]) -> list[Fault]:
@@ -225,7 +266,50 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
                 agents[agent_id] = Remembering(agent, memory, live, await opened.enter_async_context(Tasks()))
         for warning in configuration.warnings:
             logger.warning(warning)
-        yield Service(configuration, Catalog(agents.values(), created=configuration.created), servers, memories, auto)
+        yield Service(configuration, Catalog(agents.values(), created=configuration.created), servers, memories, http, auto)
+
+
+@asynccontextmanager
+async def open_access(configuration: Configuration, service: Service) -> AsyncGenerator[Access, None]:
+    """What tells who calls `service`, and how much they may ask."""
+    settings = configuration.settings
+    async with AsyncExitStack() as opened:
+        database = None
+        if service.memories is not None:
+            database = service.memories.database
+        elif has_database(settings):
+            database = (await opened.enter_async_context(open_memories(settings, {}))).database
+        pepper = settings.api_key_pepper
+        fetch = partial(service.http.fetched, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
+        keys = KeyRing(
+            database,
+            environment_keys=environment_keys(settings),
+            pepper=pepper.get_secret_value() if pepper is not None else None,
+            cipher=cipher_of(settings),
+        )
+        yield Access(
+            await opened.enter_async_context(keys),
+            await opened.enter_async_context(open_identity(settings, fetch)),
+            await opened.enter_async_context(open_limits(database)),
+            allow_unauthenticated=settings.allow_unauthenticated,
+            allowed_hosts=settings.allowed_hosts,
+        )
+
+
+def has_database(settings: Settings) -> bool:
+    """Whether there is a database to look for keys in: one that the settings name, or the default file if it is there."""
+    address = address_of(settings)
+    return address.kind == "postgresql" or address.path.exists()
+
+
+async def has_database_keys(settings: Settings) -> bool | None:
+    """Whether the database has a key that works; None if it cannot be asked."""
+    if not has_database(settings):
+        return False
+    async with open_memories(settings, {}) as memories:
+        ring = KeyRing(memories.database, environment_keys=(), pepper=None, cipher=cipher_of(settings))
+        async with ring:
+            return ring.has_keys
 
 
 def _agent(

@@ -17,6 +17,7 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from app.agents.base import BaseAgent, Turn
+from app.auth.principal import LOCAL, Principal
 from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.errors import NotFound
 from app.core.events import (
@@ -91,7 +92,7 @@ def _with_servers_of(agent_id: str, configuration: Configuration) -> Configurati
 
 def _agent(service: Service, agent_id: str) -> BaseAgent:
     try:
-        return service.agent(agent_id)
+        return service.catalog.get(agent_id)
     except NotFound:
         known = ", ".join(agent.agent_id for agent in service.catalog)
         raise click.UsageError(f"There is no agent {agent_id!r}. There are: {known}.") from None
@@ -154,7 +155,7 @@ class Conversation:
         return succeeded
 
     async def _answered(self, question: Message, answer: "Answer") -> bool:
-        context = self._service.context(self._agent.agent_id, user=USER, session=self._session)
+        context = self._service.context(self._agent.agent_id, Principal(LOCAL), user=USER, session=self._session)
         if self._session is not None:
             turn = Turn(messages=(question,), settings=self._settings, model=self._model, history="server")
         else:

@@ -232,6 +232,15 @@ async def mcp_client_call(bench: Bench, *, label: str) -> float:
     return float(printed)
 
 
+async def access(bench: Bench, *, with_keys: bool) -> float:
+    """Microseconds of CPU that it takes to tell who sends a request, in a process that does nothing else."""
+    command = [sys.executable, "-m", "benchmarks.access", "--calls", str(bench.size.turns * 2), *(["--with-keys"] if with_keys else [])]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
+    async with asyncio.timeout(load.ANSWER_SECONDS):
+        printed, _ = await process.communicate()
+    return float(printed)
+
+
 class Row(NamedTuple):
     """One row; `target` is a share of P's figure, or with `unit` given a figure of its own, None where there is none.
 
@@ -262,6 +271,7 @@ ROWS = {
     "mcp-http": Row(
         "CPU ms, MCP call over HTTP (P: fastmcp)", partial(mcp_call, label="http"), partial(mcp_client_call, label="http"), 2.8, "ms"
     ),
+    "access": Row("CPU us, key and user (P: none needed)", partial(access, with_keys=True), partial(access, with_keys=False), 60, "us"),
     "start": Row("s, cold start to healthy", cold_start, cold_start, 2, "s"),
     "session": Row("CPU ms, memory, 50 messages sent", remembered_turn, relayed_turn, 1.0),
     "session-10000": Row(

@@ -53,6 +53,7 @@ def configuration(
         "prompts_dir": folder / "prompts",
         "data_dir": folder / "data",
         "default_provider": "demo",
+        "allowed_hosts": ("service",),
     }
     return load_configuration(Settings(**{**defaults, **settings}), plugins)
 

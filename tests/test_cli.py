@@ -1,6 +1,7 @@
 """The terminal: the commands as an operator runs them."""
 
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Generator
 from pathlib import Path
@@ -212,16 +214,82 @@ def test_an_agent_that_cannot_answer_is_told_of(tmp_path: Path) -> None:
     assert run(tmp_path, "check", DEFAULT_PROVIDER="azure_openai_cc").returncode == 0
 
 
-def test_a_listener_beyond_this_machine_is_warned_of(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "app.main", "--host", "0.0.0.0", "--port", str(port)]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
+def test_beyond_this_machine_the_service_does_not_start_without_a_key(tmp_path: Path, host: str, workers: tuple[str, ...]) -> None:
+    done = run(tmp_path, "serve", "--host", host, "--port", "0", *workers)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "The configuration has 1 fault:"
+    for way_out in ("API_KEYS", "HOST=127.0.0.1", "ALLOW_UNAUTHENTICATED=true"):
+        assert way_out in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists(), "a database was made to see that there is no key in it"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_on_this_machine_one_line_says_that_no_key_is_needed(tmp_path: Path, host: str) -> None:
+    with serving(tmp_path, "--host", host) as (url, process):
+        assert get(f"{url}/health")["access"] == "open"
+        assert process.stderr is not None
+        told = "".join(itertools.islice(process.stderr, 4))
+    assert len(re.findall("no API key is needed", told)) == 1
+
+
+def test_with_a_key_the_service_starts_anywhere(tmp_path: Path) -> None:
+    with serving(tmp_path, "--host", "0.0.0.0", API_KEYS="a-key-of-20-characters") as (url, process):
+        assert get(f"{url}/health")["access"] == "keys"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{url}/v1/models", timeout=5)
+        request = urllib.request.Request(f"{url}/v1/models", headers={"x-api-key": "a-key-of-20-characters"})
+        with urllib.request.urlopen(request, timeout=5) as response:
+            assert response.status == 200
+        assert process.stderr is not None
+        assert "an API key is needed" in "".join(itertools.islice(process.stderr, 4))
+
+
+def test_a_key_that_was_made_before_lets_the_service_start_anywhere(tmp_path: Path) -> None:
+    made = run(tmp_path, "keys", "create", "--name", "first")
+    assert made.returncode == 0, made.stderr
+    with serving(tmp_path, "--host", "0.0.0.0") as (url, _):
+        request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {made.stdout.strip()}"})
+        with urllib.request.urlopen(request, timeout=5) as response:
+            assert response.status == 200
+    assert run(tmp_path, "keys", "revoke", "first").returncode == 0
+    assert run(tmp_path, "--host", "0.0.0.0", "--port", "0").returncode == 2
+
+
+def test_to_be_open_to_everybody_is_said_loudly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "app.main", "--host", "0.0.0.0", "--port", "0"]
+    started = environment(ALLOW_UNAUTHENTICATED="true")
+    with subprocess.Popen(command, cwd=tmp_path, env=started, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
+        url = next(line.split("is ready: ")[1].strip() for line in process.stderr if "is ready: " in line)
+        assert get(f"{url}/health")["access"] == "open"
+        assert "OPEN TO EVERYBODY" in "".join(itertools.islice(process.stderr, 4))
         process.terminate()
-    assert "without access control" in first
+    assert "WARNING" in first
+    assert "WHOEVER REACHES 0.0.0.0:0 MAY USE EVERY AGENT" in first
+
+
+def test_the_audit_log_is_a_file_of_json_lines(tmp_path: Path) -> None:
+    asked = b'{"message": "Hi.", "user_id": "ada"}'
+    with (
+        serving(tmp_path, AUDIT_LOG_FILE="audit.jsonl") as (url, _),
+        urllib.request.urlopen(f"{url}/agents/cli_agent/chat", data=asked, timeout=10) as response,
+    ):
+        request_id = response.headers["x-request-id"]
+        response.read()
+    [line] = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert (line["event"], line["agent_id"], line["user"], line["outcome"]) == ("agent.called", "cli_agent", "ada", "answered")
+    assert line["request_id"] == request_id
+    assert line["time"].endswith("Z")
+
+
+def test_an_audit_log_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
+    done = run(tmp_path, AUDIT_LOG_FILE="absent/audit.jsonl")
+    assert done.returncode == 2
+    assert "AUDIT_LOG_FILE: absent/audit.jsonl cannot be written" in done.stderr
 
 
 def test_chat_answers_one_message(tmp_path: Path) -> None:

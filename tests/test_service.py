@@ -47,7 +47,7 @@ def test_faults_of_all_files_are_reported_together(tmp_path: Path) -> None:
 async def test_auto_is_the_first_provider_that_is_configured(tmp_path: Path, settings: dict[str, Any], provider: str) -> None:
     found = configuration(tmp_path, agents=[AUTO], **{"default_provider": None, "ollama_base_url": "http://127.0.0.1:1", **settings})
     async with open_service(found) as service:
-        assert (service.auto_provider, service.agent("a").parts.provider.name) == (provider, provider)
+        assert (service.auto_provider, service.catalog.get("a").parts.provider.name) == (provider, provider)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ async def test_auto_is_an_ollama_that_answers_and_has_a_chat_model(tmp_path: Pat
     async with Upstream(reply(body={"models": models})) as ollama:
         found = configuration(tmp_path, agents=[AUTO], default_provider=None, ollama_base_url=ollama.url)
         async with open_service(found) as service:
-            agent = service.agent("a")
+            agent = service.catalog.get("a")
             assert agent.parts.provider.name == provider
             assert await agent.model() == ("llama3:8b" if provider == "ollama" else "demo")
 

@@ -23,5 +23,10 @@ class Catalog:
         """The agent of this id; raises NotFound in OpenAI's words for an unknown model."""
         agent = self._agents.get(agent_id)
         if agent is None:
-            raise NotFound("The model does not exist or you do not have access to it.", code="model_not_found", param="model")
+            raise no_such_agent()
         return agent
+
+
+def no_such_agent() -> NotFound:
+    """The error for an agent that there is not, or not for whoever asks: nothing tells which."""
+    return NotFound("The model does not exist or you do not have access to it.", code="model_not_found", param="model")

@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.agents.base import BaseAgent, Turn
+from app.api.access import Caller, Chatting, named_user
+from app.api.admission import admit
 from app.api.chat_schema import ChatMessage, CompletionUsage
 from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
 from app.api.errors import ErrorBody
@@ -141,37 +143,42 @@ class _RunFailed(msgspec.Struct, tag_field="type", tag="run_failed"):
 
 
 @router.get("/agents", summary="List the agents", openapi_extra=documented(None, list[AgentView]))
-async def list_agents(service: ServiceDependency) -> Response:
-    """Every agent, in the order of agent_config.json."""
-    return Response(_encoder.encode(await asyncio.gather(*(_view(agent) for agent in service.catalog))), media_type="application/json")
+async def list_agents(service: ServiceDependency, caller: Caller) -> Response:
+    """The agents that the key is for, in the order of agent_config.json."""
+    views = await asyncio.gather(*(_view(agent) for agent in service.agents_of(caller)))
+    return Response(_encoder.encode(views), media_type="application/json")
 
 
 @router.get("/agents/{agent_id}", summary="Show an agent", openapi_extra=documented(None, AgentView))
-async def show_agent(agent_id: str, service: ServiceDependency) -> Response:
+async def show_agent(agent_id: str, service: ServiceDependency, caller: Caller) -> Response:
     """The agent with this id."""
-    return Response(_encoder.encode(await _view(service.agent(agent_id))), media_type="application/json")
+    return Response(_encoder.encode(await _view(service.shown_agent(agent_id, caller))), media_type="application/json")
 
 
 @router.post(
     "/agents/{agent_id}/chat",
     summary="Chat with an agent",
     openapi_extra=documented(
-        AgentChatRequest, AgentChatResponse, stream="the run's events as JSON objects with a `type`, ended by `[DONE]`"
+        AgentChatRequest,
+        AgentChatResponse,
+        stream="the run's events as JSON objects with a `type`, ended by `[DONE]`",
+        one_of=("message", "messages"),
     ),
 )
-async def chat(agent_id: str, request: Request, service: ServiceDependency) -> Response:
+async def chat(agent_id: str, request: Request, service: ServiceDependency, caller: Chatting) -> Response:
     """Runs the agent on the message and answers with its text and the tools it used; with `stream`, event by event."""
-    agent = service.agent(agent_id)
+    agent = service.agent(agent_id, caller)
     asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
     asking = asking_of(request, session_id=asked.session_id)
     turn = with_session(_turn(asked, agent), asking, agent, default="server" if asked.message is not None else "client")
-    context = service.context(agent_id, user=asked.user_id, session=asking.session, request_id=request_id_of(request))
-    events = agent.run(turn, context)
+    user = named_user(caller, asked.user_id)
+    context = service.context(agent_id, caller, user=user, session=asking.session, request_id=request_id_of(request))
+    model = "" if asked.stream else turn.model or await _model(agent) or ""
+    run = await admit(request, service, agent, turn, context, caller)
     if asked.stream:
-        return StreamedRun(service, context, events, EventFrames(context))
-    model = turn.model or await _model(agent) or ""
+        return StreamedRun(run, EventFrames(context))
     tools = len(agent.parts.toolset.specs)
-    return CollectedRun(service, context, events, lambda collected, finished: _answer(context, model, tools, collected, finished))
+    return CollectedRun(run, lambda collected, finished: _answer(context, model, tools, collected, finished))
 
 
 _decoder = msgspec.json.Decoder(AgentChatRequest)

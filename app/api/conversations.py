@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from app.api.access import Deleting, Reading, named_user
 from app.api.agents import ToolRun
 from app.api.chat_schema import (
     AudioContent,
@@ -25,8 +26,9 @@ from app.api.chat_schema import (
     TextContent,
 )
 from app.api.dependencies import ServiceDependency
-from app.api.openai_chat import checked_name, usage_of
+from app.api.openai_chat import MAX_NAME, checked_name, usage_of
 from app.api.openapi import documented
+from app.auth.principal import ANONYMOUS, Principal
 from app.core.errors import InvalidRequest
 from app.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, TextPart
 from app.memory.base import Conversation, ConversationInfo, Step, StoredMessage
@@ -37,9 +39,6 @@ DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 FEW = 100
 """Messages of a conversation that is encoded without a thread."""
-
-TENANT = "local"
-ANONYMOUS = "anonymous"
 
 _encoder = msgspec.json.Encoder()
 
@@ -85,7 +84,16 @@ class Deleted(msgspec.Struct):
     summaries: int
 
 
-_USER = ("user_id", "The user whose conversations are meant; by default those of callers who name none.")
+_USER: dict[str, tuple[str, dict[str, Any]]] = {
+    "user_id": (
+        "The user whose conversations are meant; by default the one who asks, or those of callers who name none.",
+        {"type": "string", "maxLength": MAX_NAME},
+    )
+}
+_PAGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "limit": ("How many at most.", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
+    "after": ("The `next` of the page before.", {"type": "string"}),
+}
 
 
 @router.get(
@@ -94,18 +102,14 @@ _USER = ("user_id", "The user whose conversations are meant; by default those of
     openapi_extra=documented(
         None,
         ConversationPage,
-        query={
-            "user_id": _USER[1],
-            "limit": f"How many at most, {MAX_LIMIT} or fewer.",
-            "after": "The `next` of the page before.",
-        },
+        query={**_USER, **_PAGE},
     ),
 )
-async def list_conversations(agent_id: str, request: Request, service: ServiceDependency) -> Response:
+async def list_conversations(agent_id: str, request: Request, service: ServiceDependency, caller: Reading) -> Response:
     """The user's sessions with the agent, page by page, the one used last first."""
-    service.agent(agent_id)
+    service.agent(agent_id, caller)
     infos, after = await service.conversations.list(
-        TENANT, _user(request), agent_id, limit=_limit(request), after=request.query_params.get("after")
+        caller.key.tenant, _user(request, caller), agent_id, limit=_limit(request), after=request.query_params.get("after")
     )
     return Response(_encoder.encode(ConversationPage(list(infos), after)), media_type="application/json")
 
@@ -113,27 +117,25 @@ async def list_conversations(agent_id: str, request: Request, service: ServiceDe
 @router.get(
     "/agents/{agent_id}/conversations/{session_id:path}",
     summary="Show a conversation",
-    openapi_extra=documented(
-        None, ConversationView, query={"user_id": _USER[1]}, flag="branches", flag_help="Show the messages of all branches."
-    ),
+    openapi_extra=documented(None, ConversationView, query=_USER, flag="branches", flag_help="Show the messages of all branches."),
 )
-async def show_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency) -> Response:
+async def show_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: Reading) -> Response:
     """The session's messages with the tools that were used."""
-    service.agent(agent_id)
+    service.agent(agent_id, caller)
     branches = request.query_params.get("branches", "false").lower() in ("true", "1")
-    found = await service.conversations.get(TENANT, _user(request), agent_id, session_id, branches=branches)
+    found = await service.conversations.get(caller.key.tenant, _user(request, caller), agent_id, session_id, branches=branches)
     return Response(await _encoded(found), media_type="application/json")
 
 
 @router.delete(
     "/agents/{agent_id}/conversations/{session_id:path}",
     summary="Delete a conversation",
-    openapi_extra=documented(None, Deleted, query={"user_id": _USER[1]}),
+    openapi_extra=documented(None, Deleted, query=_USER),
 )
-async def delete_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency) -> Response:
+async def delete_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: Deleting) -> Response:
     """Deletes the session for good."""
-    service.agent(agent_id)
-    erased = await service.conversations.delete(TENANT, _user(request), agent_id, session_id)
+    service.agent(agent_id, caller)
+    erased = await service.conversations.delete(caller.key.tenant, _user(request, caller), agent_id, session_id)
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
@@ -141,19 +143,20 @@ async def delete_conversation(agent_id: str, session_id: str, request: Request, 
     "/memory",
     summary="Export everything of a user",
     response_class=StreamingResponse,
-    openapi_extra=documented(None, ConversationView, query={"user_id": _USER[1]}, lines="one conversation a line, all branches"),
+    openapi_extra=documented(None, ConversationView, query=_USER, lines="one conversation a line, all branches"),
 )
-async def export_memory(request: Request, service: ServiceDependency) -> Response:
+async def export_memory(request: Request, service: ServiceDependency, caller: Reading) -> Response:
     """Every conversation of the user with all agents, as JSON Lines."""
-    lines = _lines(service.conversations.export(TENANT, _user(request)))
+    lines = _lines(service.conversations.export(caller.key.tenant, _user(request, caller), agents=caller.key.agents))
     first = await anext(lines, b"")  # so that an error has its status
     return StreamingResponse(_continued(first, lines), media_type="application/jsonl")
 
 
-@router.delete("/memory", summary="Delete everything of a user", openapi_extra=documented(None, Deleted, query={"user_id": _USER[1]}))
-async def erase_memory(request: Request, service: ServiceDependency) -> Response:
+@router.delete("/memory", summary="Delete everything of a user", openapi_extra=documented(None, Deleted, query=_USER))
+async def erase_memory(request: Request, service: ServiceDependency, caller: Deleting) -> Response:
     """Deletes every conversation of the user with all agents for good."""
-    return Response(_encoder.encode(await service.conversations.erase(TENANT, _user(request))), media_type="application/json")
+    erased = await service.conversations.erase(caller.key.tenant, _user(request, caller), agents=caller.key.agents)
+    return Response(_encoder.encode(erased), media_type="application/json")
 
 
 async def _encoded(conversation: Conversation) -> bytes:
@@ -179,8 +182,9 @@ async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIt
             yield line
 
 
-def _user(request: Request) -> str:
-    return checked_name(request.query_params.get("user_id") or ANONYMOUS, "user_id")
+def _user(request: Request, caller: Principal) -> str:
+    given = checked_name(request.query_params.get("user_id") or "", "user_id")
+    return named_user(caller, given) or ANONYMOUS
 
 
 def _limit(request: Request) -> int:

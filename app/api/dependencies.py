@@ -7,6 +7,7 @@ import msgspec
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
+from app.auth.access import Access
 from app.core.errors import BodyTooLarge, InvalidRequest
 from app.service import Service
 
@@ -19,6 +20,11 @@ _ECHO = re.compile(r"^Invalid (enum value|value) .*$")
 async def service_of(request: Request) -> Service:
     """The service that the lifespan opened. It is async because FastAPI runs any other dependency in a thread."""
     return cast(Service, request.app.state.service)
+
+
+async def access_of(request: Request) -> Access:
+    """What tells who calls, which the lifespan opened."""
+    return cast(Access, request.app.state.access)
 
 
 ServiceDependency = Annotated[Service, Depends(service_of)]

@@ -2,11 +2,14 @@
 
 import logging
 import math
+from http import HTTPStatus
 
 import msgspec
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from app.core.errors import InternalError, ServiceError
 
@@ -60,8 +63,21 @@ async def service_error_handler(request: Request, error: Exception) -> Response:
 
 
 async def http_exception_handler(request: Request, error: Exception) -> Response:
-    """Answers with an error that the framework raised, its headers (`Allow`) kept."""
+    """Answers with an error that the framework raised, its headers kept; `Allow` names the methods of all routes of the address."""
     assert isinstance(error, HTTPException)
     code, message = _FRAMEWORK.get(error.status_code, ("http_error", "The request cannot be answered."))
     body = _encode(ErrorResponse(ErrorBody(message, "invalid_request_error", None, code)))
-    return Response(body, error.status_code, error.headers, "application/json")
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return Response(body, error.status_code, headers, "application/json")
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods of all routes of the request's address."""
+    found: set[str] = set()
+    for context in iter_route_contexts(request.app.routes):
+        route = context.original_route
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found.update(route.methods or ())
+    return found

@@ -10,7 +10,8 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.dependencies import ServiceDependency
+from app.api.access import OpenToAll, admitted
+from app.api.dependencies import ServiceDependency, access_of
 from app.api.openapi import documented
 from app.core.errors import InvalidRequest
 from app.core.text import without_secrets
@@ -57,12 +58,16 @@ class DatabaseHealth(msgspec.Struct):
 
 
 class Health(msgspec.Struct):
-    """That the service is up; `degraded` when a part of it cannot be used. Its parts stand only in the detailed form."""
+    """That the service is up; `degraded` when a part of it cannot be used. Its parts stand only in the detailed form.
+
+    `access` is `open` where callers need no key.
+    """
 
     status: Literal["healthy", "degraded"]
     timestamp: datetime
     service: str
     version: str
+    access: Literal["keys", "open"]
     mcp_servers: dict[str, McpServerHealth] | UnsetType = UNSET
     database: DatabaseHealth | UnsetType = UNSET
 
@@ -75,7 +80,7 @@ class Readiness(msgspec.Struct):
 
 
 class Welcome(msgspec.Struct):
-    """What this is and where to go."""
+    """What this is and where to go; `agents` are told where callers need no key."""
 
     service: str
     version: str
@@ -87,13 +92,15 @@ class Welcome(msgspec.Struct):
 @router.get(
     "/health",
     summary="Is the service up?",
+    dependencies=[OpenToAll],
     openapi_extra=documented(None, Health, flag="detailed", flag_help="Tell of each part whether it can be used."),
 )
 async def health(request: Request, service: ServiceDependency) -> Response:
-    """Answers when the service does; with `detailed=true`, tells of its parts."""
-    settings = service.settings
-    body = Health("healthy", datetime.now(UTC), settings.service_name, settings.service_version)
+    """Answers when the service does; with `detailed=true`, tells those who may know of its parts."""
+    settings, access = service.settings, await access_of(request)
+    body = Health("healthy", datetime.now(UTC), settings.service_name, settings.service_version, "open" if access.is_open else "keys")
     if _flag(request, "detailed"):
+        await admitted(request, "admin")
         statuses = service.servers.statuses
         body.mcp_servers = {status.label: _of_server(status) for status in statuses}
         if any(status.state in ("starting", "down") for status in statuses):
@@ -105,7 +112,7 @@ async def health(request: Request, service: ServiceDependency) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-@router.get("/health/ready", summary="Should requests be sent here?", openapi_extra=documented(None, Readiness))
+@router.get("/health/ready", summary="Should requests be sent here?", dependencies=[OpenToAll], openapi_extra=documented(None, Readiness))
 async def ready(service: ServiceDependency) -> Response:
     """200 if so, else 503: while the database cannot be used that an agent needs to answer."""
     problems = []
@@ -151,11 +158,11 @@ def _flag(request: Request, name: str) -> bool:
     return value in ("true", "1")
 
 
-@router.get("/", summary="What is this?", openapi_extra=documented(None, Welcome))
+@router.get("/", summary="What is this?", dependencies=[OpenToAll], openapi_extra=documented(None, Welcome))
 async def welcome(request: Request, service: ServiceDependency) -> Response:
     """What this is and where to go: as a page to a browser, else as JSON."""
     settings = service.settings
-    agents = [agent.agent_id for agent in service.catalog]
+    agents = [agent.agent_id for agent in service.catalog] if (await access_of(request)).is_open else []
     about = "Agents that appear as models: point any OpenAI client at /v1."
     if "text/html" in request.headers.get("accept", ""):
         base = str(request.base_url)
@@ -166,7 +173,7 @@ async def welcome(request: Request, service: ServiceDependency) -> Response:
 
 def _page(name: str, version: str, about: str, agents: list[str], base: str) -> str:
     links = "".join(f'<li><a href="{path}">{path}</a> &mdash; {html.escape(text)}</li>' for path, text in _LINKS.items())
-    names = "".join(f"<li><code>{html.escape(agent)}</code></li>" for agent in agents)
+    names = "".join(f"<li><code>{html.escape(agent)}</code></li>" for agent in agents) or "<li>those that your API key is for</li>"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(name)}</title>

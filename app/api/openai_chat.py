@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.agents.base import BaseAgent, Turn
+from app.api.access import Chatting
+from app.api.admission import admit
 from app.api.chat_schema import (
     SETTINGS,
     AudioContent,
@@ -61,22 +63,22 @@ _IMAGE_URL = re.compile(r"^(?:https?://|data:image/)", re.IGNORECASE)
     summary="Ask an agent",
     openapi_extra=documented(ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`"),
 )
-async def create_chat_completion(request: Request, service: ServiceDependency) -> Response:
+async def create_chat_completion(request: Request, service: ServiceDependency, caller: Chatting) -> Response:
     """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""
     asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
-    agent = service.agent(asked.model)
+    agent = service.agent(asked.model, caller)
     turn = turn_of(asked)
     asking = asking_of(request, asked.metadata)
     if asking.is_chat and asking.history is None and is_task(turn.messages):
         asking = Asking()
     turn = with_session(turn, asking, agent)
-    context = service.context(agent.agent_id, user=asked.user, session=asking.session, request_id=request_id_of(request))
-    events = agent.run(turn, context)
+    context = service.context(agent.agent_id, caller, user=asked.user, session=asking.session, request_id=request_id_of(request))
+    run = await admit(request, service, agent, turn, context, caller)
     if asked.stream:
         options = asked.stream_options
         frames = ChunkFrames(agent.agent_id, include_usage=bool(options and options.include_usage))
-        return StreamedRun(service, context, events, frames)
-    return CollectedRun(service, context, events, lambda collected, finished: completion(agent.agent_id, collected, finished))
+        return StreamedRun(run, frames)
+    return CollectedRun(run, lambda collected, finished: completion(agent.agent_id, collected, finished))
 
 
 def with_session(turn: Turn, asking: Asking, agent: BaseAgent, *, default: History = "client") -> Turn:

@@ -1,14 +1,20 @@
 """Describes the routes that read and write msgspec structs, so that /docs shows them as it shows all others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
+from fastapi.routing import APIRoute, iter_route_contexts
 
+from app.api.access import is_open_to_all
 from app.api.errors import ErrorResponse
 
 _REFERENCE = "#/components/schemas/{name}"
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key; without one where the service needs none."},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, in a header of its own."},
+}
 _components: dict[str, Any] = {}
 
 
@@ -20,28 +26,37 @@ def documented(
     lines: str = "",
     flag: str = "",
     flag_help: str = "",
-    query: Mapping[str, str] | None = None,
+    query: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
+    one_of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, `lines` as what its JSON Lines are, its
-    errors, a `flag` that its query may set, and what else its `query` may say."""
+    errors, a `flag` that its query may set, and what else its `query` may say: a description and a schema by name.
+    `one_of` are fields of the request of which one has to be given, and no more."""
     content: dict[str, Any] = {"application/jsonl" if lines else "application/json": {"schema": _schema(response)}}
+    about = f"The answer: {lines}" if lines else "The answer"
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": f"With `stream`: {stream}"}}
+        content["text/event-stream"] = {}
+        about = f"The answer; with `stream`, server-sent events: {stream}"
     extra: dict[str, Any] = {
         "responses": {
-            "200": {"description": f"The answer: {lines}" if lines else "The answer", "content": content},
+            "200": {"description": about, "content": content},
             "default": {"description": "An error", "content": {"application/json": {"schema": _schema(ErrorResponse)}}},
         }
     }
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "query", "description": text, "schema": {"type": "string"}} for name, text in (query or {}).items()
+        {"name": name, "in": "query", "description": text, "schema": schema} for name, (text, schema) in (query or {}).items()
     ]
     if flag:
         parameters.append({"name": flag, "in": "query", "description": flag_help, "schema": {"type": "boolean", "default": False}})
     if parameters:
         extra["parameters"] = parameters
     if request is not None:
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": _schema(request)}}}
+        schema = _schema(request)
+        if one_of:
+            ways = ({other: {"not": {"type": "null"}} if other == field else {"type": "null"} for other in one_of} for field in one_of)
+            alternatives = [{"required": [field], "properties": properties} for field, properties in zip(one_of, ways, strict=True)]
+            schema = {"allOf": [schema, {"oneOf": alternatives}]}
+        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return extra
 
 
@@ -52,11 +67,24 @@ def describe(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             description = original()
-            description.setdefault("components", {}).setdefault("schemas", {}).update(_components)
+            components = description.setdefault("components", {})
+            components.setdefault("schemas", {}).update(_components)
+            components["securitySchemes"] = _KEYS
+            description["security"] = [{name: []} for name in _KEYS]
+            for path, method in _open_routes(app):
+                description["paths"][path][method]["security"] = []
             app.openapi_schema = description
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents for extending the description
+
+
+def _open_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
+    """Path and method of each route that asks for no key."""
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        if isinstance(route, APIRoute) and route.include_in_schema and is_open_to_all(route):
+            yield from ((route.path_format, method.lower()) for method in route.methods or () if method != "HEAD")
 
 
 def _schema(kind: type[Any]) -> dict[str, Any]:

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.api.admission import AdmittedRun
 from app.api.errors import internal_error
-from app.core.context import RunContext
 from app.core.errors import RunTimeout, ServiceError, ServiceStopping
 from app.core.events import (
     MemorySkipped,
@@ -26,7 +26,7 @@ from app.core.events import (
     ToolStarted,
 )
 from app.core.messages import ToolCall, ToolResult
-from app.service import Service
+from app.core.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ DEADLINE_GRACE = 1.0
 """Seconds past its deadline after which a run that does not end by itself is ended here."""
 
 DONE = b"data: [DONE]\n\n"
-Events = AsyncGenerator[RunEvent, None]
 
 
 class Frames(ABC):
@@ -84,15 +83,17 @@ class Collected:
 class RunResponse(Response, ABC):
     """Drives a run while the caller stays; `respond` says what is sent."""
 
-    def __init__(self, service: Service, context: RunContext, events: Events, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
-        self._service = service
-        self._context = context
-        self._events = events
+    def __init__(self, run: AdmittedRun, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
+        self._admitted = run
+        self._context = run.context
+        self._events = run.events
         self._keep_alive_seconds = keep_alive_seconds
         self._client_left = False
         self._started = False
         self._complete = False
         self._without_memory = False
+        self._usage: Usage | None = None
+        self._error: ServiceError | None = None
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,6 +110,7 @@ class RunResponse(Response, ABC):
         finally:
             run.cancel()
             await asyncio.wait((run,))
+            await self._admitted.ended(self._usage, self._outcome())
         if stopping:
             if not self._complete:
                 await self._fail(ServiceStopping("The service is being stopped. Try again in a moment.", retry_after=1), send)
@@ -123,7 +125,7 @@ class RunResponse(Response, ABC):
         """Takes the events to their end, whatever that is."""
         limit = asyncio.timeout(self._context.seconds_left + DEADLINE_GRACE)
         try:
-            with self._service.run_slot():
+            with self._admitted.slot():
                 async with limit, aclosing(self._events):
                     await self.respond(send)
                     if not self._complete:
@@ -133,6 +135,12 @@ class RunResponse(Response, ABC):
             await self._fail(late if limit.expired() else error, send)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything; `_fail` logs it
             await self._fail(error, send)
+
+    def _outcome(self) -> str:
+        """What came of the run, in a word for the log: an error's code, or one of these."""
+        if self._error is not None:
+            return self._error.code
+        return "answered" if self._complete else "left" if self._client_left else "stopped"
 
     @abstractmethod
     async def respond(self, send: Send) -> None:
@@ -156,6 +164,7 @@ class RunResponse(Response, ABC):
             headers.append((b"content-length", str(length).encode()))
         if self._without_memory:
             headers.append((b"x-memory", b"unavailable"))
+        headers += self._admitted.headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _fail(self, error: BaseException, send: Send) -> None:
@@ -163,6 +172,7 @@ class RunResponse(Response, ABC):
         if not isinstance(error, ServiceError):
             logger.exception("run.crashed", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id}, exc_info=error)
             error = internal_error(self._context.request_id)
+        self._error = error
         if not self._started:
             raise error
         # A caller that does not read its answer would hold this up for as long as it stays.
@@ -199,10 +209,8 @@ class RunResponse(Response, ABC):
 class StreamedRun(RunResponse):
     """A run as server-sent events. An error before the first event is answered with its status; a later one is the last event."""
 
-    def __init__(
-        self, service: Service, context: RunContext, events: Events, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS
-    ) -> None:
-        super().__init__(service, context, events, keep_alive_seconds=keep_alive_seconds)
+    def __init__(self, run: AdmittedRun, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
+        super().__init__(run, keep_alive_seconds=keep_alive_seconds)
         self._frames = frames
         self._sent_since_check = False
 
@@ -211,9 +219,11 @@ class StreamedRun(RunResponse):
         frames = self._frames
         async for event in self._events:
             if isinstance(event, RunFinished):
+                self._usage = event.usage
                 await self._send(send, frames.finished(event) + DONE, more=False)
                 return
             if isinstance(event, RunFailed):
+                self._usage = event.usage
                 raise event.error
             if isinstance(event, MemorySkipped):
                 self._without_memory = True
@@ -241,8 +251,8 @@ class StreamedRun(RunResponse):
 class CollectedRun(RunResponse):
     """A run as one JSON answer: the stream, collected."""
 
-    def __init__(self, service: Service, context: RunContext, events: Events, render: Callable[[Collected, RunFinished], bytes]) -> None:
-        super().__init__(service, context, events)
+    def __init__(self, run: AdmittedRun, render: Callable[[Collected, RunFinished], bytes]) -> None:
+        super().__init__(run)
         self._render = render
 
     async def respond(self, send: Send) -> None:
@@ -250,8 +260,10 @@ class CollectedRun(RunResponse):
         collected = Collected()
         async for event in self._events:
             if isinstance(event, RunFailed):
+                self._usage = event.usage
                 raise event.error
             if isinstance(event, RunFinished):
+                self._usage = event.usage
                 body = self._render(collected, event)
                 await self.start(send, b"application/json", len(body))
                 self._complete = True

@@ -12,14 +12,15 @@ OnProgress = Callable[[float, float | None, str], None]
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     """One run's circumstances; a tool gets it by naming a parameter of this type.
 
-    `tenant` and `user` say whose run it is, `session` which conversation (None: none was named). `deadline` is a reading of
-    `time.monotonic()` in seconds. `on_progress` is set for the time of a tool call.
+    `key_id` says who asked, `tenant` and `user` whose run it is, `session` which conversation (None: none was named). `deadline` is a
+    reading of `time.monotonic()` in seconds. `on_progress` is set for the time of a tool call.
     """
 
     run_id: str
     agent_id: str
     deadline: float
     request_id: str = ""
+    key_id: str = "none"
     tenant: str = "local"
     user: str = "anonymous"
     session: str | None = None
@@ -29,6 +30,17 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         """Tells those who watch the run how far the tool is that was given this context."""
         if self.on_progress is not None:
             self.on_progress(progress, total, message)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Which run it is, of which agent, and who asked: for the audit log."""
+        return {
+            "agent_id": self.agent_id,
+            "key_id": self.key_id,
+            "tenant": self.tenant,
+            "user": self.user,
+            "run_id": self.run_id,
+        }
 
     @property
     def seconds_left(self) -> float:

@@ -1,9 +1,16 @@
 """Text made safe to pass on: to a model, to a database, to a log."""
 
 import re
+from collections.abc import Mapping
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _SECRET_SHAPES = re.compile(r"(?i)\b(?:sk|pk|rk|xox[abp]|gh[opsu]|github_pat|glpat|aas)[-_][A-Za-z0-9_\-*.]{8,}|\bbearer\s+[^\s\"',]+")
+
+
+_SECRET_NAMES = re.compile(r"(?i)(?:^|_)(?:keys?|tokens?|secrets?|passwords?|pass|pepper|credentials?|url|dsn)$")
+_PASSWORD = re.compile(r"(?<=:)[^:/@]+(?=@)")
+MIN_SECRET = 8
+"""Characters of a secret that is looked for by itself; a shorter one would be found in words."""
 
 
 def storable(text: str) -> str:
@@ -26,3 +33,16 @@ def without_secrets(text: str, secrets: tuple[str, ...] = ()) -> str:
         if secret:
             text = text.replace(secret, "[redacted]")
     return _SECRET_SHAPES.sub("[redacted]", text)
+
+
+def secrets_in(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The values of variables whose names say that they are secret, the parts of lists and the passwords in addresses; longest first."""
+    found: set[str] = set()
+    for name, value in environment.items():
+        if not _SECRET_NAMES.search(name):
+            continue
+        if name.lower().endswith(("url", "dsn")):
+            found.update(_PASSWORD.findall(value))
+        else:
+            found.update(part.strip() for part in (value, *value.split(",")))
+    return tuple(sorted((secret for secret in found if len(secret) >= MIN_SECRET), key=len, reverse=True))

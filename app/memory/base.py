@@ -1,6 +1,6 @@
 """What a memory is to the agents: it knows a turn's conversation at its start, and keeps its answer at its end."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Literal, Protocol
@@ -200,10 +200,10 @@ class Conversations(Protocol):
         """Deletes the session for good; raises NotFound and MemoryUnavailable."""
         ...
 
-    async def erase(self, tenant: str, user: str) -> Erased:
-        """Deletes everything of the user, with all agents, in one transaction; raises MemoryUnavailable."""
+    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> Erased:
+        """Deletes everything of the user, with all agents or with those named, in one transaction; raises MemoryUnavailable."""
         ...
 
-    def export(self, tenant: str, user: str) -> AsyncGenerator[Conversation, None]:
-        """Everything of the user, session by session, all branches; raises MemoryUnavailable."""
+    def export(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> AsyncGenerator[Conversation, None]:
+        """Everything of the user, with all agents or with those named, session by session, all branches; raises MemoryUnavailable."""
         ...

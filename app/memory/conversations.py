@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -102,14 +102,14 @@ class SqlConversations:
 
         return await self._store.database.write(work, timeout=ERASURE_SECONDS)
 
-    async def erase(self, tenant: str, user: str) -> Erased:
+    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> Erased:
         """See Conversations."""
-        mine = select(sessions.c.key).where(sessions.c.tenant == tenant, sessions.c.user_id == user)
+        mine = select(sessions.c.key).where(_owned_with(tenant, user, agents))
         return await self._store.database.write(lambda connection: _deleted(connection, tenant, user, mine), timeout=ERASURE_SECONDS)
 
-    async def export(self, tenant: str, user: str) -> AsyncGenerator[Conversation, None]:
+    async def export(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> AsyncGenerator[Conversation, None]:
         """See Conversations."""
-        mine = and_(sessions.c.tenant == tenant, sessions.c.user_id == user)
+        mine = _owned_with(tenant, user, agents)
         last: bytes = b""
         while True:
             page = (
@@ -163,6 +163,11 @@ class SqlConversations:
             run_id=node.run_id,
             usage=None if row["usage"] is None else msgspec.json.decode(row["usage"], type=Usage),
         )
+
+
+def _owned_with(tenant: str, user: str, agents: Collection[str] | None) -> Any:
+    owned = and_(sessions.c.tenant == tenant, sessions.c.user_id == user)
+    return owned if agents is None else and_(owned, sessions.c.agent_id.in_(sorted(agents)))
 
 
 def _is(session: Session) -> Any:

@@ -10,28 +10,34 @@ from app.observability.request_id import current_request_id
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
-class LineFormatter(logging.Formatter):
-    """`time LEVEL logger message key=value ... request_id=...`, with API keys and bearer tokens taken out."""
+def extra_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What the call that made `record` gave as `extra`."""
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
-    def __init__(self) -> None:
+
+class LineFormatter(logging.Formatter):
+    """`time LEVEL logger message key=value ... request_id=...`, with `secrets`, API keys and bearer tokens taken out."""
+
+    def __init__(self, secrets: tuple[str, ...] = ()) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s")
+        self._secrets = secrets
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of `record`, its traceback after it."""
-        extra: dict[str, Any] = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        extra = extra_of(record)
         if request_id := current_request_id.get():
             extra.setdefault("request_id", request_id)
         line = super().format(record)
         if extra:
             first, newline, rest = line.partition("\n")
             line = f"{first} {' '.join(f'{key}={value}' for key, value in extra.items())}{newline}{rest}"
-        return without_secrets(line)
+        return without_secrets(line, self._secrets)
 
 
-def configure_logging(level: str) -> None:
-    """Sends every logger's lines of at least `level` to standard error."""
+def configure_logging(level: str, secrets: tuple[str, ...] = ()) -> None:
+    """Sends every logger's lines of at least `level` to standard error, `secrets` taken out."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(LineFormatter(secrets))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)

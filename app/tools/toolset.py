@@ -12,6 +12,7 @@ from app.core.context import RunContext
 from app.core.errors import ToolFailed
 from app.core.messages import ImagePart, ToolCall, ToolResult, ToolSpec
 from app.core.text import capped, storable
+from app.observability.audit import audit
 from app.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Toolset:
         limit = tool.max_output if tool is not None else DEFAULT_MAX_OUTPUT
         try:
             if tool is None:
-                logger.warning("tool.refused", extra={"tool": call.name[:100], "agent_id": context.agent_id, "run_id": context.run_id})
+                audit.warning("tool.refused", extra={"tool": call.name[:100], **context.named})
                 raise ToolFailed(f"There is no tool {call.name!r}. {self._available()}")
             output = await self._within_time(tool, parse_arguments(call.arguments), context)
             content, images = capped(storable(output.content), limit), output.images

@@ -37,7 +37,7 @@ async def test_health_says_that_the_service_is_up(tmp_path: Path) -> None:
     body = response.json()
     assert response.status_code == 200
     assert datetime.fromisoformat(body.pop("timestamp")) == IsNow(tz=UTC, delta=timedelta(minutes=1))
-    assert body == {"status": "healthy", "service": "Our agents", "version": __version__}
+    assert body == {"status": "healthy", "service": "Our agents", "version": __version__, "access": "open"}
 
 
 async def test_the_version_that_is_told_can_be_set(tmp_path: Path) -> None:

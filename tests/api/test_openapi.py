@@ -61,7 +61,8 @@ async def test_every_route_is_described_with_its_answer_and_its_errors(tmp_path:
     for route in routes.values():
         assert route["summary"]
         assert route["description"]
-        assert all(content["schema"] for content in route["responses"]["200"]["content"].values())
+        kinds = {kind: content.get("schema") for kind, content in route["responses"]["200"]["content"].items()}
+        assert all(schema for kind, schema in kinds.items() if kind != "text/event-stream")
         assert route["responses"]["default"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
 
 
@@ -81,7 +82,9 @@ async def test_every_schema_is_one_and_every_reference_leads_somewhere(tmp_path:
 async def test_the_requests_are_described(tmp_path: Path, path: str, name: str) -> None:
     document = await description(tmp_path)
     body = document["paths"][path]["post"]["requestBody"]
-    assert body == {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
+    schema = body["content"]["application/json"]["schema"]
+    assert body == {"required": True, "content": {"application/json": {"schema": schema}}}
+    assert (schema["allOf"][0] if "allOf" in schema else schema) == {"$ref": f"#/components/schemas/{name}"}
     assert "messages" in document["components"]["schemas"][name]["properties"]
 
 
@@ -95,6 +98,21 @@ async def test_the_description_of_a_chat_request_takes_what_the_service_takes(tm
             request.validate(asking(**wrong))
 
 
+async def test_a_chat_with_an_agent_is_described_as_one_message_or_a_conversation(tmp_path: Path) -> None:
+    document = await description(tmp_path)
+    request = validator_of(
+        document,
+        "urn:ours",
+        ("paths", "/agents/{agent_id}/chat".replace("/", "~1"), "post", "requestBody", "content", "application~1json", "schema"),
+    )
+    messages = [{"role": "user", "content": "Hi"}]
+    for right in ({"message": "Hi"}, {"message": "Hi", "messages": None}, {"messages": messages}):
+        request.validate(right)
+    for wrong in ({}, {"message": None}, {"message": "Hi", "messages": messages}, {"messages": None}):
+        with pytest.raises(ValidationError):
+            request.validate(wrong)
+
+
 async def test_every_answer_is_as_it_is_described(tmp_path: Path) -> None:
     script = Script(calls(("calculate", {"expression": "6*7"})), says("42"))
     remembering = {**AGENT, "resources": ["memory"]}
@@ -105,7 +123,7 @@ async def test_every_answer_is_as_it_is_described(tmp_path: Path) -> None:
             asked = {"message": "Hello", "session_id": session}
             answers["post", "/agents/{agent_id}/chat"] = await client.post("/agents/helper/chat", json=asked)
         names = {"agent_id": "helper", "model": "helper", "session_id": "helper"}
-        for method, path in sorted(ROUTES - set(answers), key=lambda route: route[0] == "delete"):
+        for method, path in sorted(ROUTES - set(answers), key=lambda route: (route[0] == "delete", route[1])):
             answers[method, path] = await client.request(method.upper(), path.format(**names), params={"user_id": "anonymous"})
     assert set(answers) == ROUTES
     for (method, path), response in answers.items():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.text import capped, storable, without_secrets
+from app.core.text import capped, secrets_in, storable, without_secrets
 
 
 def test_nul_and_lone_surrogates_are_replaced_and_all_else_is_kept() -> None:
@@ -43,3 +43,29 @@ def test_what_looks_like_a_key_is_taken_out(secret: str) -> None:
 
 def test_known_secrets_are_taken_out_wherever_they_stand() -> None:
     assert without_secrets("xhunter2y and task-oriented text", ("hunter2", "")) == "x[redacted]y and task-oriented text"
+
+
+def test_secrets_are_known_by_the_names_of_their_variables() -> None:
+    environment = {
+        "OPENAI_API_KEY": "canary-one",
+        "API_KEYS": "canary-two-and-more, canary-three",
+        "GITHUB_TOKEN": "canary-four",
+        "POSTGRES_PASSWORD": "canary-five",
+        "DATABASE_URL": "postgresql://user:canary-six@host/database",
+        "OPENAI_BASE_URL": "http://127.0.0.1:8000/v1",
+        "SHORT_SECRET": "abc",
+        "PATH": "/usr/bin:/bin",
+        "MONKEY": "business-as-usual",
+        "TOKENIZER": "o200k_base",
+    }
+    found = secrets_in(environment)
+    assert set(found) == {
+        "canary-one",
+        "canary-two-and-more, canary-three",
+        "canary-two-and-more",
+        "canary-three",
+        "canary-four",
+        "canary-five",
+        "canary-six",
+    }
+    assert list(found) == sorted(found, key=len, reverse=True)

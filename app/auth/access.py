@@ -1,0 +1,82 @@
+"""Decides who a request comes from: reads its key, has it verified, and asks who the user behind it is."""
+
+from collections.abc import Collection
+
+from app.auth.hosts import check_host
+from app.auth.identity import Identity
+from app.auth.key_text import PREFIX
+from app.auth.keys import KeyRing
+from app.auth.limits import Limiter
+from app.auth.principal import LOCAL, Headers, Key, Principal
+from app.core.errors import AccessUnavailable, Unauthorized
+
+MAX_KEY = 512
+"""Characters that a key may have; what is longer is none."""
+
+AUTHORIZATION = b"authorization"
+API_KEY = b"x-api-key"
+
+
+class Access:
+    """Tells who calls.
+
+    Callers without a key are let in where there is none at all, or where `allow_unauthenticated` says so; in the first case only if they
+    call the service by a name of this machine or one of `allowed_hosts`, for a web page may have made its own name lead here.
+    """
+
+    def __init__(
+        self, keys: KeyRing, identity: Identity, limiter: Limiter, *, allow_unauthenticated: bool, allowed_hosts: Collection[str]
+    ) -> None:
+        self.limiter = limiter
+        self._keys = keys
+        self._identity = identity
+        self._allow_unauthenticated = allow_unauthenticated
+        self._allowed_hosts = frozenset(allowed_hosts)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers need no key."""
+        return self._allow_unauthenticated or self._keys.has_keys is False
+
+    async def principal(self, headers: Headers, peer: str | None, *, identified: bool) -> Principal:
+        """Who sends a request with these headers from the address `peer`; with `identified`, the user behind the key too.
+
+        Raises Unauthorized, InvalidToken, HostNotAllowed and AccessUnavailable.
+        """
+        given = self._key_of(headers)
+        key = await self._keys.find(given) if given is not None and self._is_meant(given) else self._without_key(headers)
+        return Principal(key, await self._identity.user(headers, peer) if identified else None)
+
+    def _is_meant(self, given: str) -> bool:
+        """Whether what stands where a key does is one: where none is needed, clients that insist on one send anything."""
+        return not self.is_open or given.startswith(f"{PREFIX}_") or (self._allow_unauthenticated and bool(self._keys.has_keys))
+
+    def _without_key(self, headers: Headers) -> Key:
+        if self._allow_unauthenticated:
+            return LOCAL
+        if self._keys.has_keys is None:
+            raise AccessUnavailable("It cannot be told now whether a key is needed. Try again in a moment.", retry_after=2)
+        if self._keys.has_keys:
+            raise Unauthorized
+        check_host(headers, self._allowed_hosts)
+        return LOCAL
+
+    def _key_of(self, headers: Headers) -> str | None:
+        """What stands where a key does; None if nothing does. Two that differ are refused, for either may be a mistake."""
+        found: str | None = None
+        for name, value in headers:
+            if name == API_KEY:
+                given = value.decode("latin-1").strip()
+            elif name == AUTHORIZATION:
+                scheme, _, rest = value.decode("latin-1").partition(" ")
+                given = rest.strip()
+                if scheme.lower() != "bearer" or self._identity.uses_authorization(given):
+                    continue
+            else:
+                continue
+            if not given:
+                continue
+            if len(given) > MAX_KEY or (found is not None and found != given):
+                raise Unauthorized
+            found = given
+        return found

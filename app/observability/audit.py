@@ -1,0 +1,42 @@
+"""Audit lines: who did what, one JSON object a line, apart from the other log."""
+
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.core.text import without_secrets
+from app.observability.logging import extra_of
+from app.observability.request_id import current_request_id
+
+audit = logging.getLogger("audit")
+"""Where audit lines are told: the message is the event's name, `extra` what there is to say of it."""
+
+
+class JsonFormatter(logging.Formatter):
+    """`{"time", "event", "request_id", ...}`, with `secrets`, API keys and bearer tokens taken out."""
+
+    def __init__(self, secrets: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of `record`."""
+        line: dict[str, Any] = {"time": datetime.fromtimestamp(record.created, UTC), "event": record.getMessage()}
+        if request_id := current_request_id.get():
+            line["request_id"] = request_id
+        line.update(extra_of(record))
+        return without_secrets(msgspec.json.encode(line, enc_hook=str).decode(), self._secrets)
+
+
+def configure_audit(file: Path | None, secrets: tuple[str, ...] = ()) -> None:
+    """Sends audit lines, `secrets` taken out, to the end of `file` or to standard error; raises OSError if it cannot be written."""
+    handler = logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(JsonFormatter(secrets))
+    for old in audit.handlers:
+        old.close()
+    audit.handlers, audit.propagate = [handler], False
+    audit.setLevel(logging.INFO)
