@@ -16,6 +16,7 @@ from app.commands import existing, opened, read_target, table, unusable
 from app.config.files import nearest
 from app.core.errors import ConfigError
 from app.memory.opening import ready_tables
+from app.observability.audit import configure_audit
 from app.observability.logging import configure_logging
 from app.service import load
 from app.storage.cipher import Undecryptable
@@ -155,6 +156,8 @@ def _done(work: Callable[[KeyStore], Awaitable[T]], *, makes_tables: bool = Fals
     settings = target.settings
     if not (makes_tables and settings.database_migrate):
         existing(target)
+    if settings.audit_log_file is not None:
+        configure_audit(settings.audit_log_file)
     pepper = settings.api_key_pepper
 
     async def run() -> T:

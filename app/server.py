@@ -14,7 +14,7 @@ from app.api.access import guarded
 from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
 from app.api.openapi import describe
-from app.core.errors import ConfigError, Fault, ServiceError
+from app.core.errors import ServiceError
 from app.core.text import secrets_in
 from app.observability.audit import configure_audit
 from app.observability.logging import configure_logging
@@ -51,16 +51,10 @@ def create_app(configuration: Configuration) -> FastAPI:
 
 
 def configure_logs(configuration: Configuration) -> None:
-    """Sends log lines and audit lines where they are to go; an audit log that cannot be written is a fault like any other."""
-    secrets = secrets_in(configuration.environment)
-    configure_logging(configuration.settings.log_level, secrets)
-    file = configuration.settings.audit_log_file
-    try:
-        configure_audit(file, secrets)
-    except OSError as error:
-        problem = f"{file} cannot be written: {error.strerror}"
-        remedy = "Name a file in a folder that there is"
-        raise ConfigError([Fault(file="environment", field="AUDIT_LOG_FILE", problem=problem, remedy=remedy)]) from None
+    """Sends log lines and audit lines where they are to go, the environment's secrets taken out; raises ConfigError."""
+    settings, secrets = configuration.settings, secrets_in(configuration.environment)
+    configure_logging(settings.log_level, secrets)
+    configure_audit(settings.audit_log_file, secrets)
 
 
 def settle_memory() -> None:

@@ -286,6 +286,14 @@ def test_the_audit_log_is_a_file_of_json_lines(tmp_path: Path) -> None:
     assert line["time"].endswith("Z")
 
 
+def test_what_is_done_to_keys_stands_in_the_audit_log(tmp_path: Path) -> None:
+    for arguments in (("create", "--name", "first"), ("rotate", "first"), ("revoke", "first")):
+        done = run(tmp_path, "keys", *arguments, AUDIT_LOG_FILE="audit.jsonl")
+        assert (done.returncode, '"event"' in done.stderr) == (0, False), done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["event"], line["key_name"]) for line in lines] == [(f"key.{what}", "first") for what in ("created", "rotated", "revoked")]
+
+
 def test_an_audit_log_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
     done = run(tmp_path, AUDIT_LOG_FILE="absent/audit.jsonl")
     assert done.returncode == 2

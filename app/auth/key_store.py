@@ -1,6 +1,5 @@
 """The keys in the database: made, listed, rotated and revoked by the operator."""
 
-import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -11,12 +10,11 @@ from sqlalchemy import Connection, RowMapping, func, select, text, update
 from app.auth.key_text import GivenKey, new_secret, parse
 from app.auth.pepper import OTHER_PEPPER, Digests, Pepper
 from app.auth.principal import DEFAULT_SCOPES, UNLIMITED, Client, Key, Limits, Scope
+from app.observability.audit import audit
 from app.storage.cipher import Cipher
 from app.storage.database import Database
 from app.storage.engines import database_time
 from app.storage.tables import api_keys
-
-audit = logging.getLogger("audit")
 
 ENVIRONMENT_PREFIX = "env_"
 """What the ids of keys in API_KEYS begin with."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from app.core.errors import ConfigError, Fault
 from app.core.text import without_secrets
 from app.observability.logging import extra_of
 from app.observability.request_id import current_request_id
@@ -33,8 +34,15 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_audit(file: Path | None, secrets: tuple[str, ...] = ()) -> None:
-    """Sends audit lines, `secrets` taken out, to the end of `file` or to standard error; raises OSError if it cannot be written."""
-    handler = logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file, encoding="utf-8")
+    """Sends audit lines, `secrets` taken out, to the end of `file` (AUDIT_LOG_FILE) or to standard error.
+
+    Raises ConfigError if the file cannot be written.
+    """
+    try:
+        handler = logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        problem, remedy = f"{file} cannot be written: {error.strerror}", "Name a file in a folder that there is"
+        raise ConfigError([Fault(file="environment", field="AUDIT_LOG_FILE", problem=problem, remedy=remedy)]) from None
     handler.setFormatter(JsonFormatter(secrets))
     for old in audit.handlers:
         old.close()
