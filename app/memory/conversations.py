@@ -13,6 +13,7 @@ from sqlalchemy import Connection, RowMapping, Select, and_, delete, func, selec
 from app.core.errors import InvalidRequest, MemoryUnavailable, NotFound
 from app.core.usage import Usage
 from app.memory.base import Conversation, ConversationInfo, Erased, Origin, Status, StoredMessage
+from app.memory.statements import NODE
 from app.memory.store import Session, Store
 from app.storage.tables import nodes, runs, sessions, summaries
 
@@ -150,7 +151,7 @@ class SqlConversations:
         )
 
     def _message(self, session: Session, row: RowMapping) -> StoredMessage:
-        node = self._store.node(row)
+        node = self._store.node(*(row[name] for name in NODE))
         return StoredMessage(
             id=node.path.hex(),
             parent=None if node.parent == session.key else node.parent.hex(),

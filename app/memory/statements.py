@@ -11,7 +11,13 @@ from app.storage.prepared import Prepared
 from app.storage.tables import nodes, runs, sessions, summaries
 
 TAIL = 16
-"""How many of a conversation's last messages are looked up at first; the deepest stored one is nearly always among them."""
+"""In how many of a conversation's last messages the steps are restored."""
+
+LOOKED_UP = TAIL // 2
+"""How many answers there are at most among them, as no two follow one on another."""
+
+NODE = ("path", "parent", "depth", "role", "body", "steps", "run_id")
+"""The columns that say what a stored message is."""
 
 _NEW_SESSION = ("key", "tenant", "user_id", "agent_id", "session_id", "created_at", "updated_at")
 _NEW_RUN = ("run_id", "session_key", "tenant", "user_id", "question", "status", "process_id", "message_id", "started_at")
@@ -39,7 +45,7 @@ class Statements:
             *_NEW_SESSION,
             "head",
         )
-        self.lease = upsert.on_conflict_do_update(
+        lease = upsert.on_conflict_do_update(
             index_elements=["key"],
             set_={
                 "updated_at": upsert.excluded.updated_at,
@@ -52,6 +58,7 @@ class Statements:
                 sessions.c.lease_until < bindparam("now", type_=sessions.c.lease_until.type),
             ),
         ).returning(sessions.c.head, sessions.c.summaries)
+        self.lease = self._prepared(lease, *_NEW_SESSION, "lease_process", "lease_until")
         has_lease = and_(this_session, sessions.c.lease_process == bindparam("process"))
         self.release = update(sessions).where(has_lease).values(lease_process=None, lease_until=None)
         moved = {"head": bindparam("head_"), "updated_at": bindparam("now", type_=sessions.c.updated_at.type)}
@@ -63,9 +70,16 @@ class Statements:
         self.count_summary = update(sessions).where(this_session).values(summaries=sessions.c.summaries + 1)
 
     def _of_nodes(self) -> None:
-        columns = (nodes.c.path, nodes.c.parent, nodes.c.depth, nodes.c.role, nodes.c.body, nodes.c.steps, nodes.c.run_id)
-        tail = [bindparam(f"path_{place}", type_=nodes.c.path.type) for place in range(TAIL)]
-        self.nodes_in = self._prepared(select(nodes.c.path, nodes.c.steps, nodes.c.run_id).where(nodes.c.path.in_(tail), _owned(nodes)))
+        columns = [nodes.c[name] for name in NODE]
+        # A row that says nothing is not asked for: to take one from SQLite costs two changes of threads.
+        path = nodes.c.path
+        answers = [bindparam(f"answer_{place}", type_=path.type) for place in range(LOOKED_UP)]
+        last = [bindparam(name, type_=path.type) for name in ("parent", "question")]
+        self.known = self._prepared(
+            select(path, nodes.c.steps, nodes.c.run_id).where(
+                path.in_([*answers, *last]), or_(nodes.c.steps.is_not(None), path.in_(last)), _owned(nodes)
+            )
+        )
         self.paths_in = select(nodes.c.path).where(nodes.c.path.in_(bindparam("paths", expanding=True)), _owned(nodes))
         self.node = select(*columns, nodes.c.status, nodes.c.usage).where(nodes.c.path == bindparam("path_"), _owned(nodes))
         insert, all_columns = self.insert(nodes), [column.name for column in nodes.columns]
@@ -89,7 +103,7 @@ class Statements:
         newest = newest.union_all(
             select(*columns, newest.c.place + 1).where(nodes.c.path == newest.c.parent, _owned(nodes), newest.c.place < bindparam("limit"))
         )
-        self.window = select(newest).order_by(newest.c.place)
+        self.window = self._prepared(select(*(newest.c[name] for name in NODE)).order_by(newest.c.place))
 
     def _of_runs(self) -> None:
         self.insert_run = self._prepared(self.insert(runs).on_conflict_do_nothing(index_elements=["run_id"]), *_NEW_RUN)
@@ -108,8 +122,9 @@ class Statements:
 
     def _of_summaries(self) -> None:
         these = and_(summaries.c.session_key == bindparam("key_"), summaries.c.settings == bindparam("settings_"), _owned(summaries))
-        self.summaries = select(summaries.c.covers).where(these).order_by(summaries.c.depth.desc())
-        self.summary = select(summaries.c.depth, summaries.c.body).where(these, summaries.c.covers == bindparam("covers_"))
+        self.summaries = self._prepared(select(summaries.c.covers).where(these).order_by(summaries.c.depth.desc()))
+        covering = and_(these, summaries.c.covers == bindparam("covers_"))
+        self.summary = self._prepared(select(summaries.c.depth, summaries.c.body).where(covering))
         self.insert_summary = self.insert(summaries).on_conflict_do_nothing(index_elements=["session_key", "covers", "settings"])
 
     def _prepared(self, statement: ClauseElement, *columns: str) -> Prepared:

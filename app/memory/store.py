@@ -18,7 +18,7 @@ from app.core.text import storable
 from app.core.usage import Usage
 from app.memory.base import Answer, Step
 from app.memory.history import Addresses, Entry
-from app.memory.statements import TAIL, Statements
+from app.memory.statements import LOOKED_UP, NODE, TAIL, Statements
 from app.storage.cipher import Cipher, Undecryptable
 from app.storage.database import Database
 from app.storage.engines import DatabaseEngine, database_time
@@ -113,6 +113,9 @@ class _Steps(msgspec.Struct, frozen=True, omit_defaults=True):
     last: str = ""
 
 
+_NO_STEPS = _Steps(())
+
+
 class Store:
     """The transactions, in one database.
 
@@ -181,7 +184,7 @@ class Store:
         now = datetime.now(UTC)
         question = entries[-1]
         has_summaries = bool(self._touch(connection, session, now, head=question.path))
-        known = self._known(connection, session, [entry.path for entry in entries[-TAIL:]])
+        known = self._known(connection, session, entries)
         found = self.earlier(
             connection,
             session,
@@ -202,8 +205,8 @@ class Store:
     def lease(self, connection: Connection, session: Session, until: datetime) -> Leased | None:
         """Has this process take the session for itself; None while another has it."""
         now = datetime.now(UTC)
-        row = connection.execute(
-            self._sql.lease,
+        rows = self._sql.lease.rows(
+            connection,
             {
                 **self._session_row(session, now),
                 "lease_process": self.process_id,
@@ -211,8 +214,8 @@ class Store:
                 "now": now,
                 "process": self.process_id,
             },
-        ).first()
-        return None if row is None else Leased(row.head, bool(row.summaries))
+        )
+        return next((Leased(head, bool(summaries)) for head, summaries in rows), None)
 
     def release(self, connection: Connection, session: Session) -> None:
         """Gives a session back that `lease` took, where nothing is stored of the turn."""
@@ -220,14 +223,14 @@ class Store:
 
     def window(self, connection: Connection, session: Session, head: bytes, limit: int) -> list[Node]:
         """The newest `limit` messages up to `head`, oldest first; empty where `head` is not stored."""
-        rows = connection.execute(self._sql.window, {**session.owned, "head": head, "limit": limit}).mappings().all()
-        return [self.node(row) for row in reversed(rows)]
+        rows = self._sql.window.rows(connection, {**session.owned, "head": head, "limit": limit})
+        return [self.node(*row) for row in reversed(rows)]
 
     def ask(self, connection: Connection, session: Session, question: Entry, run_id: str, *, message_id: str | None, now: datetime) -> None:
         """Stores the question and its run."""
         row = self._row(session, question, "client", now)
-        self._sql.insert_question(connection, {**row, "run_id": run_id})
-        self._sql.insert_run(
+        self._sql.insert_question.changed(connection, {**row, "run_id": run_id})
+        self._sql.insert_run.changed(
             connection,
             {
                 "run_id": run_id,
@@ -288,7 +291,7 @@ class Store:
         if leased:
             self.release(connection, session)
         ended = {"status_": "incomplete", "answer_": None, "error_": "memory_unavailable", "finish_reason_": None}
-        self._sql.end_run(connection, {**session.owned, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
+        self._sql.end_run.changed(connection, {**session.owned, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
 
     def finish(
         self, connection: Connection, session: Session, question: Entry, run_id: str, answer: Answer, *, prefix: str, leased: bool
@@ -304,9 +307,9 @@ class Store:
         statement = self._sql.close_leased if leased else self._sql.close
         head = path if said else question.path
         wanted = {**session.owned, "key_": session.key, "head_": head, "now": now, "process": self.process_id}
-        if statement(connection, wanted).rowcount == 0 and not self._exists(connection, session):
+        if statement.changed(connection, wanted) == 0 and not self._exists(connection, session):
             raise Forgotten
-        ended = self._sql.end_run(
+        ended = self._sql.end_run.changed(
             connection,
             {
                 **session.owned,
@@ -318,10 +321,10 @@ class Store:
                 "ended_at_": now,
             },
         )
-        if ended.rowcount == 0:
+        if ended == 0:
             raise Forgotten
         if said:
-            self._sql.insert_answer(
+            self._sql.insert_answer.changed(
                 connection,
                 {
                     "path": path,
@@ -344,11 +347,11 @@ class Store:
         """The summary, made with `settings`, that covers most of the conversation of `paths`."""
         wanted = {**session.owned, "key_": session.key, "settings_": settings}
         on_path = frozenset(paths)
-        covers = next((row.covers for row in connection.execute(self._sql.summaries, wanted) if row.covers in on_path), None)
+        covers = next((covers for (covers,) in self._sql.summaries.rows(connection, wanted) if covers in on_path), None)
         if covers is None:
             return None
-        row = connection.execute(self._sql.summary, {**wanted, "covers_": covers}).one()
-        return Summary(covers, row.depth, self._opened(row.body, covers + settings))
+        ((depth, body),) = self._sql.summary.rows(connection, {**wanted, "covers_": covers})
+        return Summary(covers, depth, self._opened(body, covers + settings))
 
     def store_summary(self, connection: Connection, session: Session, summary: Summary, settings: bytes) -> None:
         """Stores a summary; another process's equal one stays. A session that was erased meanwhile stays erased."""
@@ -369,42 +372,41 @@ class Store:
         if stored.rowcount:
             connection.execute(self._sql.count_summary, {**session.owned, "key_": session.key})
 
-    def node(self, row: RowMapping) -> Node:
+    def node(self, path: bytes, parent: bytes, depth: int, role: str, body: str, steps: str | None, run_id: str | None) -> Node:
         """A row of `nodes` as it was stored."""
-        content = msgspec.json.decode(self._decrypted(row["body"], row["path"]), type=Content)
-        steps = self.steps(row)
-        return Node(row["path"], row["parent"], row["depth"], row["role"], content, steps.steps, steps.last, row["run_id"])
+        content = msgspec.json.decode(self._decrypted(body, path), type=Content)
+        taken = self._steps(path, steps)
+        return Node(path, parent, depth, role, content, taken.steps, taken.last, run_id)
 
-    def steps(self, row: RowMapping) -> _Steps:
-        """The steps of a row of `nodes`."""
-        if row["steps"] is None:
-            return _Steps(())
-        return msgspec.json.decode(self._decrypted(row["steps"], row["path"] + b"steps"), type=_Steps)
+    def _steps(self, path: bytes, steps: str | None) -> _Steps:
+        return _NO_STEPS if steps is None else msgspec.json.decode(self._decrypted(steps, path + b"steps"), type=_Steps)
 
     def _answer(self, connection: Connection, session: Session, run: RowMapping) -> Answer | None:
         row = connection.execute(self._sql.node, {**session.owned, "path_": run["answer"]}).mappings().first()
         if row is None or row["status"] != "complete":
             return None
-        node = self.node(row)
+        node = self.node(*(row[name] for name in NODE))
         usage = None if row["usage"] is None else msgspec.json.decode(row["usage"], type=Usage)
         reason: FinishReason = run["finish_reason"] or "stop"
         return Answer(text=str(node.content), steps=node.steps, last=node.last, reason=reason, usage=usage)
 
-    def _known(self, connection: Connection, session: Session, paths: Sequence[bytes]) -> dict[bytes, Known]:
-        padded = [*paths, *([paths[-1]] * (TAIL - len(paths)))]
-        values = {f"path_{place}": path for place, path in enumerate(padded)}
-        rows = self._sql.nodes_in(connection, {**session.owned, **values}).mappings()
-        return {row["path"]: Known((steps := self.steps(row)).steps, steps.last, row["run_id"]) for row in rows}
+    def _known(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> dict[bytes, Known]:
+        """What is stored of the question and the message before it, and of the last answers where it has steps."""
+        question = entries[-1]
+        answers = [entry.path for entry in entries[-TAIL:] if not entry.is_question]
+        padded = [*answers, *([question.path] * (LOOKED_UP - len(answers)))]
+        wanted = {f"answer_{place}": path for place, path in enumerate(padded)}
+        rows = self._sql.known.rows(connection, {**session.owned, **wanted, "parent": question.parent, "question": question.path})
+        return {path: Known((taken := self._steps(path, steps)).steps, taken.last, run_id) for path, steps, run_id in rows}
 
     def _store_entries(
         self, connection: Connection, session: Session, entries: Sequence[Entry], known: dict[bytes, Known], now: datetime
     ) -> None:
         """Stores those before the question that are not stored. One that is stored has all before it stored too."""
         before = entries[:-1]
-        first = next((place + 1 for place in range(len(before) - 1, -1, -1) if before[place].path in known), None)
-        if first is None and len(entries) > TAIL:
-            first = self._deepest_stored(connection, session, entries[:-TAIL])
-        missing = before[first or 0 :]
+        if not before or before[-1].path in known:
+            return
+        missing = before[self._deepest_stored(connection, session, before) :]
         for start in range(0, len(missing), CHUNK):
             self.store_entries(connection, session, missing[start : start + CHUNK], now)
 
@@ -455,8 +457,8 @@ class Store:
 
     def _touch(self, connection: Connection, session: Session, now: datetime, *, head: bytes) -> int:
         """Makes the session, or tells when it was used last; gives how many summaries it has."""
-        found: int = self._sql.upsert_session(connection, {**self._session_row(session, now), "head": head}).scalar_one()
-        return found
+        ((summaries,),) = self._sql.upsert_session.rows(connection, {**self._session_row(session, now), "head": head})
+        return int(summaries)
 
     @staticmethod
     def _session_row(session: Session, now: datetime) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Every statement on what users said says whose rows are meant."""
 
 import re
+import sqlite3
 import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, and_, delete, event, insert, or_, select, true, update
+from sqlalchemy import Connection, Dialect, Engine, and_, delete, event, insert, or_, select, true, update
 
 from app.storage import migrate, tables
 from tests.api.asking import completion_of
@@ -96,15 +97,30 @@ def faults(statement: str) -> list[str]:
 
 @pytest.fixture
 def statements() -> Generator[Statements, None, None]:
-    """All statements that are sent to any database while the test runs."""
+    """All statements that are sent to any database while the test runs, by SQLAlchemy or by SQLite's driver itself."""
     found = Statements()
+
+    class Seen(sqlite3.Connection):
+        def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+            found.sent(statement)
+            return super().execute(statement, *parameters)
+
+        def executemany(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+            found.sent(statement)
+            return super().executemany(statement, *parameters)
 
     def sent(connection: Connection, cursor: object, statement: str, parameters: object, context: object, many: bool) -> None:
         found.sent(statement)
 
+    def connecting(dialect: Dialect, _: object, arguments: object, options: dict[str, Any]) -> None:
+        if dialect.name == "sqlite":
+            options["factory"] = Seen
+
     event.listen(Engine, "before_cursor_execute", sent)
+    event.listen(Engine, "do_connect", connecting)
     yield found
     event.remove(Engine, "before_cursor_execute", sent)
+    event.remove(Engine, "do_connect", connecting)
 
 
 async def test_every_statement_names_its_owner(serve: Serve, statements: Statements) -> None:
