@@ -202,17 +202,17 @@ class Database:
     async def _bounded(self, engine: DatabaseEngine, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
         """The result of `work` within the timeout; raises DatabaseError."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            task = asyncio.create_task(engine.run(work, write=write, timeout=timeout))
+            transaction = engine.run(work, write=write, timeout=timeout)
             try:
-                done, _ = await asyncio.wait((task,), timeout=timeout or self.timeout)
+                done, _ = await asyncio.wait((transaction,), timeout=timeout or self.timeout)
             except asyncio.CancelledError:
-                self._leave(task)
+                self._leave(transaction)
                 raise
             if not done:
-                self._leave(task)
+                self._leave(transaction)
                 raise _Late(f"it did not answer within {timeout or self.timeout:g} seconds")
             try:
-                return task.result()
+                return transaction.result()
             except exc.TimeoutError as error:
                 raise _Busy("all its connections are in use") from error
             except Exception as error:
@@ -243,12 +243,12 @@ class Database:
             raise error
         return False
 
-    def _leave(self, task: "asyncio.Task[T]") -> None:
+    def _leave(self, transaction: "asyncio.Future[T]") -> None:
         async def ended() -> None:
-            task.cancel()
-            await asyncio.wait((task,))
-            if not task.cancelled():
-                task.exception()
+            transaction.cancel()
+            await asyncio.wait((transaction,))
+            if not transaction.cancelled():
+                transaction.exception()
 
         self._left_behind.run(ended())
 

@@ -36,10 +36,10 @@ class DatabaseEngine(Protocol):
 
     name: str
 
-    async def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
-        """Runs `work` in a transaction that is committed when it returns and rolled back when it raises.
+    def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
+        """Begins to run `work` in a transaction that is committed when it returns and rolled back when it raises; gives what it comes to.
 
-        A statement may take `timeout` seconds, by default the engine's own.
+        A statement may take `timeout` seconds, by default the engine's own. What is cancelled is undone, unless it is committed already.
         """
         ...
 
@@ -70,15 +70,14 @@ class SqliteEngine:
         self._writer.start()
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
 
-    async def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+    def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work` in the writer's thread or in one of the readers'."""
         loop = asyncio.get_running_loop()
         if not write:
-            return await loop.run_in_executor(self._readers, self._read, work)
-        job = _Job(work, loop, loop.create_future())
-        self._jobs.put(job)
-        result: T = await job.future
-        return result
+            return loop.run_in_executor(self._readers, self._read, work)
+        future: asyncio.Future[T] = loop.create_future()
+        self._jobs.put(_Job(work, loop, future))
+        return future
 
     async def close(self) -> None:
         """Ends the threads once they have done what they were given."""
@@ -117,15 +116,18 @@ class SqliteEngine:
                 return
 
     def _committed(self, jobs: "list[_Job]") -> None:
-        """Does the jobs and commits; one that fails is undone alone, unless SQLite has undone the whole transaction."""
-        with self._engine.connect() as connection:
-            # A transaction that begins by reading cannot wait for its turn to write: it would fail instead.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        """Does the jobs and commits; one of several that fails is undone alone, unless SQLite has undone the whole transaction."""
+        with self._engine.connect() as connection, connection.begin():
             driver = connection.connection.driver_connection
             assert isinstance(driver, sqlite3.Connection)
+            # A transaction that begins by reading cannot wait for its turn to write: it would fail instead.
+            driver.execute("BEGIN IMMEDIATE").close()
             for job in jobs:
                 if job.future.cancelled():
                     continue  # it is past its deadline, and nobody waits for it
+                if len(jobs) == 1:
+                    job.result = job.work(connection)
+                    continue
                 driver.execute("SAVEPOINT job").close()
                 try:
                     job.result = job.work(connection)
@@ -135,7 +137,6 @@ class SqliteEngine:
                     job.outcome = error
                     driver.execute("ROLLBACK TO job").close()
                 driver.execute("RELEASE job").close()
-            connection.commit()
 
 
 class _Job:
@@ -202,8 +203,11 @@ class PostgresEngine:
         self._opening = asyncio.Lock()
         self._pooled = False
 
-    async def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+    def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work` on a connection of the pool."""
+        return asyncio.create_task(self._run(work, timeout))
+
+    async def _run(self, work: Work[T], timeout: float | None) -> T:
         engine = self._engine or await self._opened()
         async with engine.connect() as connection, connection.begin():
             if self._pooled or timeout is not None:
