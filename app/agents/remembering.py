@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import ClassVar
 
@@ -108,50 +108,41 @@ class Remembering(BaseAgent):
         problem = await self._agent.problem()
         return problem or (self._memory.problem if self._memory.required else None)
 
-    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+    def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         """Takes the turn; see BaseAgent. The last event comes when the answer is stored."""
-        if context.session is None:
-            async with aclosing(self._agent.run(turn, context)) as events:
-                async for event in events:
-                    yield event
-            return
+        return self._agent.run(turn, context) if context.session is None else self._taken(turn, context)
+
+    async def _taken(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         # Known to be under way before its question is stored, so that a request that repeats it joins it at once.
         live = self._live.begin(context.run_id)
         try:
-            async with aclosing(self._taken(turn, context, live)) as events:
+            async with aclosing(await self._begun(turn, context, live)) as events:
                 async for event in events:
                     yield event
         finally:
             self._live.end(context.run_id)
 
-    async def _taken(self, turn: Turn, context: RunContext, live: "_LiveRun") -> AsyncGenerator[RunEvent, None]:
+    async def _begun(self, turn: Turn, context: RunContext, live: "_LiveRun") -> AsyncGenerator[RunEvent, None]:
+        """The events of the turn, whose question is stored now unless it cannot be."""
         try:
             messages = self.parts.pending.whole(turn.messages, context)
             asked = Asked(messages=messages, history=turn.history, is_retry=turn.is_retry, message_id=turn.message_id)
             remembered = await self._memory.begin(context, asked)
         except MemoryUnavailable as error:
-            if self._memory.required:
-                yield RunFailed(error)
-                return
-            yield MemorySkipped(error.message)
-            async with aclosing(self._agent.run(turn, context)) as events:
-                async for event in events:
-                    yield event
-            return
+            return _told((RunFailed(error),)) if self._memory.required else self._without_memory(turn, context, error)
         except ServiceError as error:
-            yield RunFailed(error)
-            return
+            return _told((RunFailed(error),))
         if remembered.answer is not None:
             await remembered.keep(remembered.answer, wait=0)
-            for event in _told_again(remembered.answer):
-                yield event
-            return
+            return _told(_told_again(remembered.answer))
         if remembered.under_way is not None:
             await remembered.keep(Answer(text=""), wait=0)
-            async for event in self._joined(remembered.under_way):
-                yield event
-            return
-        async with aclosing(self._remembered(turn, context, remembered, live)) as events:
+            return self._joined(remembered.under_way)
+        return self._remembered(turn, context, remembered, live)
+
+    async def _without_memory(self, turn: Turn, context: RunContext, error: MemoryUnavailable) -> AsyncGenerator[RunEvent, None]:
+        yield MemorySkipped(error.message)
+        async with aclosing(self._agent.run(turn, context)) as events:
             async for event in events:
                 yield event
 
@@ -252,6 +243,11 @@ class Record:
     def _answer(self) -> Answer:
         steps = tuple(Step(text, tuple(calls), tuple(results)) for _, text, calls, results in self._steps)
         return Answer(text="".join(self._text), steps=steps, last="".join(self._said))
+
+
+async def _told(events: Iterable[RunEvent]) -> AsyncGenerator[RunEvent, None]:
+    for event in events:
+        yield event
 
 
 def _told_again(answer: Answer) -> list[RunEvent]:
