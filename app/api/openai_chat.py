@@ -107,7 +107,7 @@ def turn_of(asked: ChatCompletionRequest) -> Turn:
     settings = {name: value for name in SETTINGS if (value := getattr(asked, name)) is not None}
     tools = tuple(_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
     choice = NamedTool(asked.tool_choice.function.name) if isinstance(asked.tool_choice, ChosenTool) else asked.tool_choice
-    messages = tuple(message_of(message, f"messages[{number}]") for number, message in enumerate(asked.messages))
+    messages = tuple([message_of(message, f"messages[{number}]") for number, message in enumerate(asked.messages)])
     return Turn(messages=messages, tools=tools, tool_choice=choice, settings=settings)
 
 
@@ -124,6 +124,8 @@ def message_of(message: ChatMessage, place: str) -> Message:
         content = tuple(_part(part, f"{place}.content[{number}]") for number, part in enumerate(given))
     else:
         content = checked(given or message.refusal or "", f"{place}.content")
+    if not message.tool_calls and role != "tool":
+        return Message(role, content)
     called = f"{place}.tool_calls[{{}}].{{}}"
     calls = tuple(
         ToolCall(
