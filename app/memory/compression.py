@@ -116,10 +116,11 @@ def _as_text(message: Message) -> str:
     if message.role == "tool":
         return f"Result of a tool: {_shortened(message.text)}"
     who = "User" if message.role == "user" else "Assistant"
-    lines = [f"{who}: {message.text}"] if message.text else []
+    lines = [f"{who}: {text}"] if (text := message.text) else []
     if not isinstance(message.content, str) and any(not isinstance(part, TextPart) for part in message.content):
         lines.append(f"{who} also sent images or files.")
-    lines += (f"Assistant called the tool {call.name} with {_shortened(call.arguments)}" for call in message.tool_calls)
+    if message.tool_calls:
+        lines += (f"Assistant called the tool {call.name} with {_shortened(call.arguments)}" for call in message.tool_calls)
     return "\n".join(lines)
 
 

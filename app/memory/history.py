@@ -11,6 +11,7 @@ from app.memory.base import Step
 from app.storage.tables import ADDRESS_BYTES
 
 _QUESTION, _ANSWER = b"u", b"a"
+_ASCII_SPACE = bytes(code for code in range(128) if chr(code).isspace())
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -58,7 +59,7 @@ class Addresses:
 
     def answer(self, parent: bytes, text: str) -> bytes:
         """The address of an answer. White space does not count: clients join the texts of several steps in their own ways."""
-        return self._digest(parent + _ANSWER + "".join(_composed(text).split()).encode())
+        return self._digest(parent + _ANSWER + _without_space(text))
 
     def settings(self, *values: object) -> bytes:
         """A digest of settings."""
@@ -70,10 +71,7 @@ class Addresses:
         for group in _grouped(messages):
             depth += 1
             first = group[0]
-            if first.role == "user":
-                path = self.question(parent, first.content)
-            else:
-                path = self.answer(parent, first.text if first.role == "assistant" and len(group) == 1 else text_of(group))
+            path = self.question(parent, first.content) if first.role == "user" else self.answer(parent, text_of(group))
             found.append(Entry(group, path, parent, depth))
             parent = path
         return found
@@ -99,7 +97,7 @@ def _grouped(messages: Iterable[Message]) -> Iterator[tuple[Message, ...]]:
 
 def text_of(messages: Iterable[Message]) -> str:
     """What the assistant says in `messages`, joined as it was streamed."""
-    return "".join(message.text for message in messages if message.role == "assistant")
+    return "".join([message.text for message in messages if message.role == "assistant"])
 
 
 def steps_of(messages: tuple[Message, ...]) -> tuple[tuple[Step, ...], str]:
@@ -143,6 +141,12 @@ def _normalised(content: Content) -> bytes:
 
 def _folded(text: str) -> bytes:
     return " ".join(_composed(text).split()).encode()
+
+
+def _without_space(text: str) -> bytes:
+    if text.isascii():
+        return text.encode().translate(None, _ASCII_SPACE)
+    return "".join(_composed(text).split()).encode()
 
 
 def _composed(text: str) -> str:

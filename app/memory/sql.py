@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
@@ -87,8 +87,8 @@ class SqlMemory:
     async def _begin(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
         if asked.history == "server":
             return await self._begin_server(session, context, asked)
-        conversation = tuple(message for message in asked.messages if message.role != "system")
-        last = max((place for place, message in enumerate(conversation) if message.role == "user"), default=None)
+        conversation = tuple([message for message in asked.messages if message.role != "system"])
+        last = next((place for place in range(len(conversation) - 1, -1, -1) if conversation[place].role == "user"), None)
         if last is None:
             return Unstored(asked.messages)
         begun, trailing = conversation[: last + 1], conversation[last + 1 :]
@@ -102,10 +102,11 @@ class SqlMemory:
             begun = self.store.begin(
                 connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id, answered=not trailing
             )
-            return begun, self._summary(connection, session, [entry.path for entry in entries], has_summaries=begun.has_summaries)
+            return begun, self._summary(connection, session, (entry.path for entry in entries), has_summaries=begun.has_summaries)
 
         found, summary = await self.store.database.write(work)
-        pieces = [_Piece(entry.path, entry.depth, entry.is_question, _restored(entry, found.known.get(entry.path))) for entry in entries]
+        known = found.known
+        pieces = [_restored(entry, known[entry.path]) if entry.path in known else entry for entry in entries]
         return self._turn(session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary)
 
     async def _begin_server(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
@@ -145,8 +146,7 @@ class SqlMemory:
             return Begun(known={}, has_summaries=leased.has_summaries), summary, before, entries
 
         found, summary, before, entries = await database.write(work)
-        pieces = [_Piece(node.path, node.depth, node.role == "user", _told(node)) for node in before]
-        pieces += (_Piece(entry.path, entry.depth, entry.is_question, entry.messages) for entry in entries)
+        pieces = [*(Entry(_told(node), node.path, node.parent, node.depth) for node in before), *entries]
         return self._turn(session, context, asked, found, pieces, entries[-1], summary=summary, held=held)
 
     def _placed(
@@ -214,11 +214,11 @@ class SqlMemory:
                 logger.debug("memory.replica_passed_over")
         return await database.read(work)
 
-    def _summary(self, connection: Connection, session: Session, paths: Sequence[bytes], *, has_summaries: bool) -> Summary | None:
+    def _summary(self, connection: Connection, session: Session, paths: Iterable[bytes], *, has_summaries: bool) -> Summary | None:
         """The best summary of what was said before the last of `paths`."""
         if not has_summaries or self.compressor is None:
             return None
-        return self.store.summary(connection, session, paths[:-1], self.settings_of(self.compressor))
+        return self.store.summary(connection, session, list(paths)[:-1], self.settings_of(self.compressor))
 
     async def _abandoned(self, session: Session, run_id: str, *, leased: bool) -> None:
         def work(connection: Connection) -> None:
@@ -237,7 +237,7 @@ class SqlMemory:
         context: RunContext,
         asked: Asked,
         begun: Begun,
-        pieces: "list[_Piece]",
+        pieces: list[Entry],
         question: Entry,
         *,
         trailing: tuple[Message, ...] = (),
@@ -246,15 +246,6 @@ class SqlMemory:
     ) -> RememberedTurn:
         system = tuple(message for message in asked.messages if message.role == "system")
         return _Turn(self, session, context, begun, system, pieces, question, trailing, summary, held)
-
-
-class _Piece(msgspec.Struct, frozen=True):
-    """A question or an answer as the model is to see it."""
-
-    path: bytes
-    depth: int
-    is_question: bool
-    messages: tuple[Message, ...]
 
 
 class Unstored:
@@ -287,7 +278,7 @@ class _Turn:
         context: RunContext,
         begun: Begun,
         system: tuple[Message, ...],
-        pieces: list[_Piece],
+        pieces: list[Entry],
         question: Entry,
         trailing: tuple[Message, ...],
         summary: Summary | None,
@@ -359,7 +350,7 @@ class _Turn:
         """Summarises the older messages if those that were sent are too many; a failure is logged, and tried again after the next turn."""
         told = (*(message for step in answer.steps for message in step.messages), Message(role="assistant", content=answer.last))
         path = self._memory.store.addresses.answer(self._question.path, prefix + answer.text)
-        pieces = [*self._pieces, _Piece(path, self._question.depth + 1, False, told)]
+        pieces = [*self._pieces, Entry(told, path, self._question.path, self._question.depth + 1)]
         sent = [*self._system, *(message for piece in _after(pieces, self._summary) for message in piece.messages)]
         key = self._session.key
         if key in self._memory.compressing:
@@ -377,7 +368,7 @@ class _Turn:
     def _log_failure(self, error: ServiceError) -> None:
         logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "reason": error.message})
 
-    async def _compress(self, compressor: Compressor, pieces: list[_Piece], *, keep: int) -> Summary | None:
+    async def _compress(self, compressor: Compressor, pieces: list[Entry], *, keep: int) -> Summary | None:
         """A stored summary of all but the last `keep` messages; None if it would cover nothing new."""
         older = _older(_after(pieces, self._summary), keep)
         if not older:
@@ -444,7 +435,7 @@ class _Held:
 
 
 async def _entries(addresses: Addresses, messages: tuple[Message, ...], parent: bytes) -> list[Entry]:
-    if len(messages) > MANY_MESSAGES or sum(_characters(message) for message in messages) > MANY_CHARACTERS:
+    if len(messages) > MANY_MESSAGES or sum(map(_characters, messages)) > MANY_CHARACTERS:
         return await asyncio.to_thread(addresses.entries, messages, parent)
     return addresses.entries(messages, parent)
 
@@ -456,11 +447,11 @@ def _characters(message: Message) -> int:
     return sum(len(part.text) if isinstance(part, TextPart) else MANY_CHARACTERS for part in message.content)
 
 
-def _restored(entry: Entry, known: Known | None) -> tuple[Message, ...]:
-    """The entry's messages, with the tool calls and results that belong to it, where the client left them out."""
-    if known is None or not known.steps or entry.is_question or any(message.tool_calls for message in entry.messages):
-        return entry.messages
-    return _steps_told(known.steps, known.last)
+def _restored(entry: Entry, known: Known) -> Entry:
+    """The entry with the tool calls and results that belong to it, where the client left them out."""
+    if not known.steps or entry.is_question or any(message.tool_calls for message in entry.messages):
+        return entry
+    return msgspec.structs.replace(entry, messages=_steps_told(known.steps, known.last))
 
 
 def _told(node: Node) -> tuple[Message, ...]:
@@ -482,12 +473,12 @@ def _with_steps_before(answer: Answer, trailing: tuple[Message, ...]) -> Answer:
     return msgspec.structs.replace(answer, steps=(*steps, msgspec.structs.replace(first, text=said + first.text), *others))
 
 
-def _after(pieces: list[_Piece], summary: Summary | None) -> list[_Piece]:
+def _after(pieces: list[Entry], summary: Summary | None) -> list[Entry]:
     """Those that a summary does not cover."""
     return pieces if summary is None else [piece for piece in pieces if piece.depth > summary.depth]
 
 
-def _older(pieces: list[_Piece], keep: int) -> list[_Piece]:
+def _older(pieces: list[Entry], keep: int) -> list[Entry]:
     """All but the last `keep`, or a few more, so that what is left begins with a question."""
     cut = max(0, len(pieces) - keep)
     while cut > 0 and not pieces[cut].is_question:

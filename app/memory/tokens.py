@@ -100,11 +100,9 @@ class TokenCounter:
 
         It does not where it is below three quarters of the threshold, or above four times that.
         """
-        estimated = 0
-        for text in texts:
-            estimated += estimate(text)
-            if estimated > 4 * threshold:
-                return True
+        # A character is estimated to be a quarter of a token at least.
+        if sum(map(len, texts)) > 16 * threshold or (estimated := estimate("".join(texts))) > 4 * threshold:
+            return True
         # A token has at least one byte, so a text has at most as many tokens as bytes.
         if 4 * estimated < 3 * threshold or sum(len(_utf8(text)) for text in texts) <= threshold:
             return False

@@ -1,5 +1,7 @@
 """Addresses: what makes two messages the same one, and what does not."""
 
+import sys
+
 import pytest
 
 from app.core.messages import AudioPart, Content, FilePart, ImagePart, Message, TextPart, ToolCall
@@ -97,6 +99,13 @@ def test_white_space_does_not_tell_answers_apart() -> None:
     assert ADDRESSES.answer(ROOT, "Let me see.It is 42.") == ADDRESSES.answer(ROOT, " Let me see.\n\nIt is 42. ")
     assert ADDRESSES.answer(ROOT, "caf\u00e9") == ADDRESSES.answer(ROOT, "cafe\u0301")
     assert ADDRESSES.answer(ROOT, "42") != ADDRESSES.answer(ROOT, "43")
+
+
+@pytest.mark.parametrize("letter", ["b", "\u00fc"])
+def test_no_white_space_counts_in_an_answer(letter: str) -> None:
+    spaces = [chr(code) for code in range(sys.maxunicode) if chr(code).isspace()]
+    assert len(spaces) > 20
+    assert {ADDRESSES.answer(ROOT, f"{space}a{space}{letter}") for space in spaces} == {ADDRESSES.answer(ROOT, f"a{letter}")}
 
 
 def test_system_messages_have_no_address() -> None:
