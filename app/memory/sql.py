@@ -130,7 +130,7 @@ class SqlMemory:
         database, store = self.store.database, self.store
         until = datetime.now(UTC) + timedelta(seconds=context.seconds_left + LEASE_GRACE_SECONDS)
         leased = await self._leased(session, until, wait)
-        nodes = await self._history(session, leased)
+        nodes, covering = await self._history(session, leased)
 
         def work(connection: Connection) -> tuple[Begun, Summary | None, list[Node], list[Entry]]:
             now = datetime.now(UTC)
@@ -141,8 +141,10 @@ class SqlMemory:
             store.touch_head(connection, session, entries[-1].path, now)  # makes it again where it was deleted meanwhile
             store.store_entries(connection, session, entries[:-1], now)
             store.ask(connection, session, entries[-1], context.run_id, message_id=asked.message_id, now=now)
-            paths = [*(node.path for node in before), *(entry.path for entry in entries)]
-            summary = self._summary(connection, session, paths, has_summaries=leased.has_summaries)
+            summary = covering
+            if begun.repeated:  # the summary may cover it
+                paths = [*(node.path for node in before), *(entry.path for entry in entries)]
+                summary = self._summary(connection, session, paths, has_summaries=leased.has_summaries)
             return Begun(known={}, has_summaries=leased.has_summaries), summary, before, entries
 
         found, summary, before, entries = await database.write(work)
@@ -181,37 +183,32 @@ class SqlMemory:
                 raise SessionBusy("Another turn of this session is under way. Try again in a moment.", retry_after=2)
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _history(self, session: Session, leased: Leased) -> list[Node]:
-        """The newest messages, from the replica if it has the newest of them: then it has all before."""
+    async def _history(self, session: Session, leased: Leased) -> tuple[list[Node], Summary | None]:
+        """The newest messages and their summary, from the replica if it has the newest of them: then it has all before."""
         if leased.head is None:
-            return []
+            return [], None
+        settings = b"" if self.compressor is None else self.settings_of(self.compressor)
         head, limit = leased.head, self.window
         while True:
-            nodes = await self._window(session, head, limit)
-            if self.compressor is None or len(nodes) < limit or limit >= MAX_HISTORY:
-                return nodes
-            paths = [node.path for node in nodes]
-            settings = self.settings_of(self.compressor)
-
-            def is_summarised(connection: Connection, paths: list[bytes] = paths, settings: bytes = settings) -> bool:
-                return self.store.summary(connection, session, paths, settings) is not None
-
-            if leased.has_summaries and await self.store.database.read(is_summarised):
-                return nodes
+            nodes, summary = await self._window(session, head, limit, settings)
+            if self.compressor is None or summary is not None or len(nodes) < limit or limit >= MAX_HISTORY:
+                return nodes, summary
             limit = min(limit * 4, MAX_HISTORY)  # no summary stands for what is before them, as when none could be made
 
-    async def _window(self, session: Session, head: bytes, limit: int) -> list[Node]:
+    async def _window(self, session: Session, head: bytes, limit: int, settings: bytes) -> tuple[list[Node], Summary | None]:
         database = self.store.database
 
-        def work(connection: Connection) -> list[Node]:
-            return self.store.window(connection, session, head, limit)
+        def work(connection: Connection) -> tuple[list[Node], Summary | None]:
+            return self.store.window(connection, session, head, limit, settings)
 
         if database.replica is not None:
             try:
-                if found := await database.read_replica(work):
-                    return found
+                nodes, summary = await database.read_replica(work)
             except MemoryUnavailable:
                 logger.debug("memory.replica_passed_over")
+            else:
+                if nodes:
+                    return nodes, summary
         return await database.read(work)
 
     def _summary(self, connection: Connection, session: Session, paths: Iterable[bytes], *, has_summaries: bool) -> Summary | None:

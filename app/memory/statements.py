@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Dialect, and_, bindparam, literal, null, or_, select, update
+from sqlalchemy import Dialect, Select, and_, bindparam, exists, literal, not_, null, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.sql.elements import ClauseElement
@@ -15,6 +15,9 @@ TAIL = 16
 
 LOOKED_UP = TAIL // 2
 """How many answers there are at most among them, as no two follow one on another."""
+
+LAST_TURN = 2
+"""Messages of a turn, which are read even if a summary covers them: it may be repeated, and then needs what was before it."""
 
 NODE = ("path", "parent", "depth", "role", "body", "steps", "run_id")
 """The columns that say what a stored message is."""
@@ -95,15 +98,27 @@ class Statements:
             ),
             *all_columns,
         )
-        newest = (
-            select(*columns, literal(1).label("place"))
-            .where(nodes.c.path == bindparam("head"), _owned(nodes))
-            .cte("newest", recursive=True)
+        self.window = self._prepared(self._window())
+
+    @staticmethod
+    def _window() -> Select[Any]:
+        """The message `head` and those before it, the newest first, and whether each is the last that a summary covers.
+
+        There are `limit` at most, and none before one that a summary covers, unless that belongs to the last turn.
+        """
+        summarised = exists().where(
+            summaries.c.session_key == bindparam("key_"),
+            summaries.c.settings == bindparam("settings_"),
+            summaries.c.covers == nodes.c.path,
+            _owned(summaries),
         )
-        newest = newest.union_all(
-            select(*columns, newest.c.place + 1).where(nodes.c.path == newest.c.parent, _owned(nodes), newest.c.place < bindparam("limit"))
-        )
-        self.window = self._prepared(select(*(newest.c[name] for name in NODE)).order_by(newest.c.place))
+        columns = [*(nodes.c[name] for name in NODE), summarised.label("is_summarised")]
+        first = select(*columns, literal(1).label("place")).where(nodes.c.path == bindparam("head"), _owned(nodes))
+        newest = first.cte("newest", recursive=True)
+        goes_on = and_(newest.c.place < bindparam("limit"), or_(newest.c.place <= LAST_TURN, not_(newest.c.is_summarised)))
+        before = select(*columns, newest.c.place + 1).where(nodes.c.path == newest.c.parent, _owned(nodes), goes_on)
+        newest = newest.union_all(before)
+        return select(*(newest.c[name] for name in (*NODE, "is_summarised"))).order_by(newest.c.place)
 
     def _of_runs(self) -> None:
         self.insert_run = self._prepared(self.insert(runs).on_conflict_do_nothing(index_elements=["run_id"]), *_NEW_RUN)

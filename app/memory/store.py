@@ -3,7 +3,7 @@
 import logging
 import secrets as random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -221,10 +221,16 @@ class Store:
         """Gives a session back that `lease` took, where nothing is stored of the turn."""
         connection.execute(self._sql.release, {**session.owned, "key_": session.key, "process": self.process_id})
 
-    def window(self, connection: Connection, session: Session, head: bytes, limit: int) -> list[Node]:
-        """The newest `limit` messages up to `head`, oldest first; empty where `head` is not stored."""
-        rows = self._sql.window.rows(connection, {**session.owned, "head": head, "limit": limit})
-        return [self.node(*row) for row in reversed(rows)]
+    def window(
+        self, connection: Connection, session: Session, head: bytes, limit: int, settings: bytes
+    ) -> tuple[list[Node], Summary | None]:
+        """The newest `limit` messages up to `head`, oldest first, and the summary, made with `settings`, that covers most of them; there
+        may be fewer before the last that it covers. Empty where `head` is not stored."""
+        wanted = {**session.owned, "key_": session.key, "settings_": settings}
+        rows = self._sql.window.rows(connection, {**wanted, "head": head, "limit": limit})
+        nodes = [self.node(*node) for *node, _ in reversed(rows)]
+        covers = next((path for path, *_, is_summarised in rows if is_summarised), None)
+        return nodes, None if covers is None else self._summary(connection, wanted, covers)
 
     def ask(self, connection: Connection, session: Session, question: Entry, run_id: str, *, message_id: str | None, now: datetime) -> None:
         """Stores the question and its run."""
@@ -348,10 +354,12 @@ class Store:
         wanted = {**session.owned, "key_": session.key, "settings_": settings}
         on_path = frozenset(paths)
         covers = next((covers for (covers,) in self._sql.summaries.rows(connection, wanted) if covers in on_path), None)
-        if covers is None:
-            return None
-        ((depth, body),) = self._sql.summary.rows(connection, {**wanted, "covers_": covers})
-        return Summary(covers, depth, self._opened(body, covers + settings))
+        return None if covers is None else self._summary(connection, wanted, covers)
+
+    def _summary(self, connection: Connection, wanted: Mapping[str, Any], covers: bytes) -> Summary | None:
+        """None if it was erased since it was seen."""
+        rows = self._sql.summary.rows(connection, {**wanted, "covers_": covers})
+        return next((Summary(covers, depth, self._opened(body, covers + wanted["settings_"])) for depth, body in rows), None)
 
     def store_summary(self, connection: Connection, session: Session, summary: Summary, settings: bytes) -> None:
         """Stores a summary; another process's equal one stays. A session that was erased meanwhile stays erased."""

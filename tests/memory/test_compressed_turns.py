@@ -27,6 +27,9 @@ from tests.service import AGENT, client_of, configuration
 SMALL = {"threshold_tokens": 200, "recent_messages_to_keep": 2}
 """One long question fits the threshold with its answer, two do not."""
 
+AGAIN = {"x-stainless-retry-count": "1"}
+"""What says that a request may have been sent before."""
+
 MARK = re.compile(r"mark\d+")
 
 
@@ -125,17 +128,24 @@ class Client:
         return (*sent, {"role": "assistant", "content": told(chunks_of(response))})
 
     async def posted(
-        self, sent: Sequence[dict[str, Any]], *, session: str = "monday", user: str = "ada", model: str = "helper"
+        self,
+        sent: Sequence[dict[str, Any]],
+        *,
+        session: str = "monday",
+        user: str = "ada",
+        model: str = "helper",
+        headers: dict[str, str] | None = None,
     ) -> httpx2.Response:
         """The response to a whole conversation."""
         body = {"model": model, "messages": list(sent), "user": user, "stream": True}
         async with asyncio.timeout(30):
-            return await self.http.post(CHAT, json=body, headers={"X-Session-Id": session})
+            return await self.http.post(CHAT, json=body, headers={"X-Session-Id": session, **(headers or {})})
 
-    async def say(self, text: str, session: str = "monday") -> httpx2.Response:
+    async def say(self, text: str, session: str = "monday", *, headers: dict[str, str] | None = None) -> httpx2.Response:
         """The response to one message, which goes on from the server's history."""
+        body = {"message": text, "session_id": session, "user_id": "ada"}
         async with asyncio.timeout(30):
-            response = await self.http.post("/agents/helper/chat", json={"message": text, "session_id": session, "user_id": "ada"})
+            response = await self.http.post("/agents/helper/chat", json=body, headers=headers)
         assert response.status_code == 200, response.text
         return response
 
@@ -536,6 +546,34 @@ async def test_the_servers_history_is_shown_as_a_summary_and_the_last_messages(t
         assert [message.text for message in window(talker.turns[-1])] == [long("green"), "answer 2", "blue"]
         assert "summary 1" in shown(talker.turns[-1])
         assert "red" not in shown(talker.turns[-1])
+
+
+async def test_a_question_of_the_servers_history_is_known_again_though_a_summary_covers_it(tmp_path: Path) -> None:
+    talker = Talker()
+    async with service(tmp_path, talker) as client:
+        await compressed(client)
+        await client.posted(conversation(long("red")), headers=AGAIN)  # and so the answer that the summary covers is the newest
+        assert json.loads((await client.say(long("red"), headers=AGAIN)).content)["response"] == "answer 1"
+        assert len(talker.turns) == 2
+        await client.say("blue")
+        assert [message.text for message in window(talker.turns[-1])] == ["blue"]
+        assert "summary 1" in shown(talker.turns[-1])
+
+
+@pytest.mark.parametrize("question", ["blue", "green"])
+async def test_a_turn_of_the_servers_history_that_is_run_again_is_shown_what_was_before_it(tmp_path: Path, question: str) -> None:
+    talker = Talker()
+    async with service(tmp_path, talker) as client:
+        for text in (long("red"), long("green"), *(("blue",) if question == "blue" else ())):
+            await client.say(text)
+            await client.settled()
+        with closing(sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")) as database, database:
+            database.execute("UPDATE runs SET status = 'incomplete'")
+        again = question if question == "blue" else long(question)
+        await client.say(again, headers=AGAIN)
+        before = [long("green"), "answer 2"] if question == "blue" else []
+        assert [message.text for message in window(talker.turns[-1])] == [*before, again]
+        assert "summary 1" in shown(talker.turns[-1])
 
 
 @pytest.mark.parametrize(("history", "keep"), [(8, 2), (20, 10)])
