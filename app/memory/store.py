@@ -420,13 +420,15 @@ class Store:
 
     def _deepest_stored(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> int:
         """The place after the deepest stored of `entries`."""
-        for end in range(len(entries), 0, -CHUNK):
-            start = max(0, end - CHUNK)
+        end, size = len(entries), TAIL  # most edits are made near the end
+        while end > 0:
+            start = max(0, end - size)
             paths = [entry.path for entry in entries[start:end]]
             stored = {row.path for row in connection.execute(self._sql.paths_in, {**session.owned, "paths": paths})}
             for place in range(end - 1, start - 1, -1):
                 if entries[place].path in stored:
                     return place + 1
+            end, size = start, CHUNK
         return 0
 
     def _row(self, session: Session, entry: Entry, origin: str, now: datetime) -> dict[str, Any]:

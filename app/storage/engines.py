@@ -39,7 +39,8 @@ class DatabaseEngine(Protocol):
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Begins to run `work` in a transaction that is committed when it returns and rolled back when it raises; gives what it comes to.
 
-        A statement may take `timeout` seconds, by default the engine's own. What is cancelled is undone, unless it is committed already.
+        A statement may take `timeout` seconds, by default the engine's own. What is cancelled is not begun any more, or undone; once
+        begun on SQLite, it comes to its end.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A statement that is compiled once, for those that each turn runs: SQLAlchemy takes several times as long for one as SQLite does."""
+"""A statement that is compiled once, for those that each turn runs: SQLAlchemy takes longer for one than SQLite does."""
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence

@@ -171,6 +171,16 @@ async def test_a_long_foreign_history_is_stored_in_its_order(serve: Serve, store
     assert await stored.value("SELECT count(*) FROM nodes") == 1204
 
 
+@pytest.mark.parametrize("edited", [0, 4, 37, 38])
+async def test_what_follows_on_an_edited_message_is_stored_anew_and_nothing_else(serve: Serve, stored: Database, edited: int) -> None:
+    history = [str(number) for number in range(41)]
+    async with serve(Script(says("An answer"))) as talking:
+        completion_of(await talking.complete(*history))
+        completion_of(await talking.complete(*history[:edited], "edited", *history[edited + 1 :]))
+    bodies = [body for _, body, _, _ in await stored.nodes()]
+    assert sorted(bodies) == sorted([*history, "An answer", "edited", *history[edited + 1 :], "An answer"])
+
+
 async def test_what_was_said_elsewhere_since_is_stored_after_what_is_known(serve: Serve, stored: Database) -> None:
     known, since = [str(number) for number in range(600)], [f"since {number}" for number in range(40)]
     async with serve(Script(says("answer"))) as talking:

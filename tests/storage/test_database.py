@@ -189,6 +189,19 @@ async def test_a_caller_that_leaves_does_not_hold_its_connection(database: Datab
         assert found.problem is None
 
 
+@SQLITE
+@pytest.mark.parametrize("others", [[], [2, 3]], ids=["alone", "together"])
+async def test_what_was_left_before_it_began_is_not_done(database: DatabaseUnderTest, others: list[int]) -> None:
+    async with opened(database.url) as found:
+        busy = asyncio.create_task(found.write(sleeping(0.5)))
+        await asyncio.sleep(0.1)
+        waiting = [asyncio.create_task(found.write(add(value))) for value in (1, *others)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.wait((busy, *waiting))
+        assert await found.read(values) == others
+
+
 @POSTGRES
 async def test_a_full_pool_is_told_quickly_and_the_database_is_not_taken_for_lost(database: DatabaseUnderTest) -> None:
     async with opened(database.url, timeout=1, pool_size=1) as found:
