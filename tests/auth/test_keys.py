@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -37,6 +37,7 @@ SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 PLAIN = Cipher(())
 LIVE_SECONDS = 5.0
 """How long a revoked key may be accepted elsewhere."""
+T = TypeVar("T")
 
 
 class Breakable:
@@ -52,8 +53,11 @@ class Breakable:
         self.asked = 0
         self.took: asyncio.Event | None = None
 
-    async def run(self, work: Work[Any], *, write: bool, timeout: float | None = None) -> Any:
+    def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work`, unless it is cut off."""
+        return asyncio.create_task(self._run(work, write=write, timeout=timeout))
+
+    async def _run(self, work: Work[T], *, write: bool, timeout: float | None) -> T:
         if self.is_away:
             raise ConnectionRefusedError("cut off")
         self.asked += 1

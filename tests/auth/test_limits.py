@@ -78,8 +78,11 @@ class Forgetful(PostgresEngine):
 
     times = 0
 
-    async def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+    def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """As usual, and then the connection is lost."""
+        return asyncio.create_task(self._lost(work, write=write, timeout=timeout))
+
+    async def _lost(self, work: Work[T], *, write: bool, timeout: float | None) -> T:
         done = await super().run(work, write=write, timeout=timeout)
         if write and self.times:
             self.times -= 1

@@ -94,7 +94,11 @@ class Client:
 @asynccontextmanager
 async def service(folder: Path, *keys: bytes, provider: Script | None = None) -> AsyncGenerator[Client, None]:
     """A client of the service with these keys."""
-    settings: dict[str, Any] = {"database_timeout": 30, **({"memory_encryption_keys": written(*keys)} if keys else {})}
+    settings: dict[str, Any] = {
+        "database_timeout": 30,
+        "allow_unauthenticated": True,
+        **({"memory_encryption_keys": written(*keys)} if keys else {}),
+    }
     app = create_app(configuration(folder, provider or Script(says("Well.")), agents=[REMEMBERING, LENIENT, PLAIN], **settings))
     async with client_of(app) as http:
         yield Client(app, http)

@@ -106,7 +106,7 @@ async def test_a_frozen_database_holds_nobody_up(tmp_path: Path, server: Postgre
 
 async def test_a_database_that_is_absent_at_start_is_found_when_it_comes(tmp_path: Path, server: PostgresServer) -> None:
     server.stop()
-    service = ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2")
+    service = ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2", ALLOW_UNAUTHENTICATED="true")
     await service.start(path="/health")
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(service.client.aclose)

@@ -95,7 +95,7 @@ async def test_a_run_of_a_process_that_has_just_found_its_database_is_not_taken_
     gate = asyncio.Event()
     path = Path(stored.under_test.url.removeprefix("sqlite:///"))
     path.mkdir()
-    async with serve(Script([gate, *says("Hi")])) as one:
+    async with serve(Script([gate, *says("Hi")]), allow_unauthenticated=True) as one:
         assert one.memories.database.problem is not None
         path.rmdir()
         await until(lambda: one.memories.database.problem is None)

@@ -112,7 +112,7 @@ HELPER = {**AGENT, "resources": ["memory"]}
 async def test_a_service_that_may_not_migrate_says_what_to_run(
     tmp_path: Path, database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings: dict[str, Any] = {**database.settings, "database_migrate": False}
+    settings: dict[str, Any] = {**database.settings, "database_migrate": False, "allow_unauthenticated": True}
     configured = configuration(tmp_path, Script(says("Hi")), agents=[HELPER], **settings)
     async with client_of(create_app(configured)) as client, opened(database) as engine:
         assert (await client.get("/health")).status_code == 200
@@ -137,7 +137,7 @@ async def test_a_service_that_is_older_than_its_tables_says_so(tmp_path: Path, d
     async with opened(database) as engine:
         await upgrade(engine)
         await engine.run(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'")), write=True)
-    settings: dict[str, Any] = {**database.settings, "database_migrate": migrate}
+    settings: dict[str, Any] = {**database.settings, "database_migrate": migrate, "allow_unauthenticated": True}
     configured = configuration(tmp_path, Script(says("Hi")), agents=[HELPER], **settings)
     async with client_of(create_app(configured)) as client:
         assert (await client.get("/health/ready")).status_code == 503
