@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app import __version__
+from app.api.protocol import BoundedProtocol
 from app.config.files import nearest
 from app.config.mcp import Servers
 from app.config.settings import Settings
@@ -80,6 +81,9 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         log_config=None,
         access_log=False,
         server_header=False,
+        http=BoundedProtocol,
+        ws="none",
+        proxy_headers=False,  # else callers on this machine could say where they are
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + LAST_WORDS_SECONDS,
     )

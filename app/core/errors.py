@@ -15,6 +15,7 @@
     |   |-- IdempotencyInFlight       409  the request with this Idempotency-Key is being answered
     |   |-- BodyTooLarge              413
     |   |-- IdempotencyMismatch       422  this Idempotency-Key was used for another request
+    |   |-- HeadersTooLarge           431
     |   |-- ServerBusy                429  MAX_CONCURRENT_REQUESTS runs are under way
     |   `-- RateLimited               429  the key, or its user, has used up what it may ask
     |-- RunTimeout                504  the run's deadline has passed
@@ -175,6 +176,13 @@ class IdempotencyMismatch(RequestError):
 
     status = 422
     default_code = "idempotency_mismatch"
+
+
+class HeadersTooLarge(RequestError):
+    """The request line and the headers are larger, or more, than is taken."""
+
+    status = 431
+    default_code = "headers_too_large"
 
 
 class ServerBusy(RequestError):
