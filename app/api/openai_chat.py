@@ -36,6 +36,7 @@ from app.api.chat_schema import (
 )
 from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
 from app.api.errors import error_json
+from app.api.image_urls import checked_file_data, checked_image_url
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
 from app.api.sessions import Asking, asking_of, is_task
@@ -53,7 +54,6 @@ _encoder = msgspec.json.Encoder()
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 MAX_NAME = 255
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_IMAGE_URL = re.compile(r"^(?:https?://|data:image/)", re.IGNORECASE)
 
 
 @router.post(
@@ -231,16 +231,12 @@ def _part(part: Part, place: str) -> ContentPart:
         case RefusalContent(refusal=refusal):
             return TextPart(checked(refusal, f"{place}.refusal"))
         case ImageContent(image_url=image):
-            if not _IMAGE_URL.match(image.url):
-                raise InvalidRequest(
-                    "An image is given as an http(s) address or as a data:image URL.",
-                    param=f"{place}.image_url.url",
-                    code="url_not_allowed",
-                )
-            return ImagePart(image.url, image.detail)
+            return ImagePart(checked_image_url(image.url, f"{place}.image_url.url"), image.detail)
         case AudioContent(input_audio=audio):
             return AudioPart(audio.data, audio.format)
         case FileContent(file=file):
+            for name, value in (("file_id", file.file_id), ("file_data", file.file_data)):
+                checked_file_data(value or "", f"{place}.file.{name}")
             return FilePart(file.file_id, file.file_data, file.filename)
 
 
