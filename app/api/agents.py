@@ -12,12 +12,13 @@ from starlette.responses import Response
 
 from app.agents.base import BaseAgent, Turn
 from app.api.chat_schema import ChatMessage, CompletionUsage
-from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
+from app.api.dependencies import ServiceDependency, body_of, decoded, request_id_of
 from app.api.errors import ErrorBody
-from app.api.openai_chat import checked, checked_name, message_of, usage_of, with_session
+from app.api.openai_chat import checked_name, messages_of, usage_of, with_session
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
 from app.api.sessions import asking_of
+from app.api.values import checked_values
 from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.context import RunContext
 from app.core.errors import InvalidRequest, ServiceError, UpstreamError
@@ -162,7 +163,8 @@ async def show_agent(agent_id: str, service: ServiceDependency) -> Response:
 async def chat(agent_id: str, request: Request, service: ServiceDependency) -> Response:
     """Runs the agent on the message and answers with its text and the tools it used; with `stream`, event by event."""
     agent = service.agent(agent_id)
-    asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
+    body = await body_of(request, service.settings.max_request_bytes)
+    asked = decoded(body, _decoder)
     asking = asking_of(request, session_id=asked.session_id)
     turn = with_session(_turn(asked, agent), asking, agent, default="server" if asked.message is not None else "client")
     context = service.context(agent_id, user=asked.user_id, session=asking.session, request_id=request_id_of(request))
@@ -224,7 +226,7 @@ def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
     checked_name(asked.user_id or "", "user_id")
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
-    settings = asked.model_settings or {}
+    settings = checked_values(asked.model_settings, "model_settings") or {}
     reserved = sorted(RESERVED_MODEL_SETTINGS & settings.keys())
     if reserved:
         raise InvalidRequest(f"These cannot be set here: {', '.join(reserved)}.", param="model_settings")
@@ -233,9 +235,9 @@ def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
         names = f": it may be one of {', '.join(allowed)}" if allowed else " for this agent"
         raise InvalidRequest(f"The model cannot be chosen freely{names}.", param="model", code="model_not_allowed")
     if asked.message is not None:
-        messages: tuple[Message, ...] = (Message("user", checked(asked.message, "message")),)
+        messages: tuple[Message, ...] = (Message("user", asked.message),)
     else:
-        messages = tuple(message_of(message, f"messages[{number}]") for number, message in enumerate(asked.messages or ()))
+        messages = messages_of(asked.messages or ())
     return Turn(messages=messages, settings=settings, model=asked.model)
 
 
