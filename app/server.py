@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from app.api import agents, conversations, health, openai_chat, openai_models
 from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
+from app.api.idempotency import Answers
 from app.api.openapi import describe
 from app.core.errors import ServiceError
 from app.observability.logging import configure_logging
@@ -27,6 +28,7 @@ def create_app(configuration: Configuration) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         async with open_service(configuration) as service:
             app.state.service = service
+            app.state.answers = Answers()
             yield
 
     app = FastAPI(

@@ -14,9 +14,10 @@ from app.agents.base import BaseAgent, Turn
 from app.api.chat_schema import ChatMessage, CompletionUsage
 from app.api.dependencies import ServiceDependency, body_of, decoded, request_id_of
 from app.api.errors import ErrorBody
+from app.api.idempotency import AnswersDependency, once
 from app.api.openai_chat import checked_name, messages_of, usage_of, with_session
 from app.api.openapi import documented
-from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
+from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
 from app.api.sessions import asking_of
 from app.api.values import checked_values
 from app.config.agents import RESERVED_MODEL_SETTINGS
@@ -160,7 +161,7 @@ async def show_agent(agent_id: str, service: ServiceDependency) -> Response:
         AgentChatRequest, AgentChatResponse, stream="the run's events as JSON objects with a `type`, ended by `[DONE]`"
     ),
 )
-async def chat(agent_id: str, request: Request, service: ServiceDependency) -> Response:
+async def chat(agent_id: str, request: Request, service: ServiceDependency, answers: AnswersDependency) -> Response:
     """Runs the agent on the message and answers with its text and the tools it used; with `stream`, event by event."""
     agent = service.agent(agent_id)
     body = await body_of(request, service.settings.max_request_bytes)
@@ -170,10 +171,12 @@ async def chat(agent_id: str, request: Request, service: ServiceDependency) -> R
     context = service.context(agent_id, user=asked.user_id, session=asking.session, request_id=request_id_of(request))
     events = agent.run(turn, context)
     if asked.stream:
-        return StreamedRun(service, context, events, EventFrames(context))
-    model = turn.model or await _model(agent) or ""
-    tools = len(agent.parts.toolset.specs)
-    return CollectedRun(service, context, events, lambda collected, finished: _answer(context, model, tools, collected, finished))
+        run: RunResponse = StreamedRun(service, context, events, EventFrames(context))
+    else:
+        model = turn.model or await _model(agent) or ""
+        tools = len(agent.parts.toolset.specs)
+        run = CollectedRun(service, context, events, lambda collected, finished: _answer(context, model, tools, collected, finished))
+    return once(answers, request, asking.idempotency_key, context, body, run)
 
 
 _decoder = msgspec.json.Decoder(AgentChatRequest)

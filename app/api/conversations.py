@@ -25,6 +25,7 @@ from app.api.chat_schema import (
     TextContent,
 )
 from app.api.dependencies import ServiceDependency
+from app.api.idempotency import AnswersDependency
 from app.api.openai_chat import checked_name, usage_of
 from app.api.openapi import documented
 from app.core.errors import InvalidRequest
@@ -130,10 +131,13 @@ async def show_conversation(agent_id: str, session_id: str, request: Request, se
     summary="Delete a conversation",
     openapi_extra=documented(None, Deleted, query={"user_id": _USER[1]}),
 )
-async def delete_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency) -> Response:
+async def delete_conversation(
+    agent_id: str, session_id: str, request: Request, service: ServiceDependency, answers: AnswersDependency
+) -> Response:
     """Deletes the session for good."""
     service.agent(agent_id)
     erased = await service.conversations.delete(TENANT, _user(request), agent_id, session_id)
+    answers.forget(TENANT, _user(request))
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
@@ -151,9 +155,11 @@ async def export_memory(request: Request, service: ServiceDependency) -> Respons
 
 
 @router.delete("/memory", summary="Delete everything of a user", openapi_extra=documented(None, Deleted, query={"user_id": _USER[1]}))
-async def erase_memory(request: Request, service: ServiceDependency) -> Response:
+async def erase_memory(request: Request, service: ServiceDependency, answers: AnswersDependency) -> Response:
     """Deletes every conversation of the user with all agents for good."""
-    return Response(_encoder.encode(await service.conversations.erase(TENANT, _user(request))), media_type="application/json")
+    erased = await service.conversations.erase(TENANT, _user(request))
+    answers.forget(TENANT, _user(request))
+    return Response(_encoder.encode(erased), media_type="application/json")
 
 
 async def _encoded(conversation: Conversation) -> bytes:

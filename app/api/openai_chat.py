@@ -37,9 +37,10 @@ from app.api.chat_schema import (
 )
 from app.api.dependencies import ServiceDependency, body_of, decoded, request_id_of
 from app.api.errors import error_json
+from app.api.idempotency import AnswersDependency, once
 from app.api.image_urls import checked_file_data, checked_image_url
 from app.api.openapi import documented
-from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
+from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
 from app.api.sessions import Asking, asking_of, is_task
 from app.api.values import checked_values
 from app.core.errors import InvalidRequest, ServiceError
@@ -64,7 +65,7 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
     summary="Ask an agent",
     openapi_extra=documented(ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`"),
 )
-async def create_chat_completion(request: Request, service: ServiceDependency) -> Response:
+async def create_chat_completion(request: Request, service: ServiceDependency, answers: AnswersDependency) -> Response:
     """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""
     body = await body_of(request, service.settings.max_request_bytes)
     asked = decoded(body, _decoder)
@@ -72,15 +73,17 @@ async def create_chat_completion(request: Request, service: ServiceDependency) -
     turn = turn_of(asked)
     asking = asking_of(request, asked.metadata)
     if asking.is_chat and asking.history is None and is_task(turn.messages):
-        asking = Asking()
+        asking = Asking(idempotency_key=asking.idempotency_key)
     turn = with_session(turn, asking, agent)
     context = service.context(agent.agent_id, user=asked.user, session=asking.session, request_id=request_id_of(request))
     events = agent.run(turn, context)
     if asked.stream:
         options = asked.stream_options
         frames = ChunkFrames(agent.agent_id, include_usage=bool(options and options.include_usage))
-        return StreamedRun(service, context, events, frames)
-    return CollectedRun(service, context, events, lambda collected, finished: completion(agent.agent_id, collected, finished))
+        run: RunResponse = StreamedRun(service, context, events, frames)
+    else:
+        run = CollectedRun(service, context, events, lambda collected, finished: completion(agent.agent_id, collected, finished))
+    return once(answers, request, asking.idempotency_key, context, body, run)
 
 
 def with_session(turn: Turn, asking: Asking, agent: BaseAgent, *, default: History = "client") -> Turn:

@@ -92,6 +92,9 @@ class RunResponse(Response, ABC):
         self._client_left = False
         self._started = False
         self._complete = False
+        self.is_finished = False
+        """Whether the run came to its end and its last event was sent."""
+
         self._without_memory = False
         self.background = None
 
@@ -212,6 +215,7 @@ class StreamedRun(RunResponse):
         async for event in self._events:
             if isinstance(event, RunFinished):
                 await self._send(send, frames.finished(event) + DONE, more=False)
+                self.is_finished = True
                 return
             if isinstance(event, RunFailed):
                 raise event.error
@@ -256,6 +260,7 @@ class CollectedRun(RunResponse):
                 await self.start(send, b"application/json", len(body))
                 self._complete = True
                 await send({"type": "http.response.body", "body": body})
+                self.is_finished = True
                 return
             if isinstance(event, MemorySkipped):
                 self._without_memory = True

@@ -13,6 +13,7 @@
     |   |-- NotFound                  404
     |   |-- SessionBusy               409  another turn of this session is under way
     |   |-- IdempotencyInFlight       409  the request with this Idempotency-Key is being answered
+    |   |-- IdempotencyNotKept        409  it was answered, and the answer was not kept
     |   |-- BodyTooLarge              413
     |   |-- IdempotencyMismatch       422  this Idempotency-Key was used for another request
     |   |-- HeadersTooLarge           431
@@ -169,6 +170,13 @@ class IdempotencyInFlight(RequestError):
 
     status = 409
     default_code = "idempotency_in_flight"
+
+
+class IdempotencyNotKept(RequestError):
+    """The request with this Idempotency-Key was answered, and its answer is too large to be told again."""
+
+    status = 409
+    default_code = "idempotency_not_kept"
 
 
 class IdempotencyMismatch(RequestError):
