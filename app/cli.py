@@ -5,7 +5,9 @@ import importlib
 import logging
 import os
 import socket
+import ssl
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import click
@@ -84,6 +86,9 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         http=BoundedProtocol,
         ws="none",
         proxy_headers=False,  # else callers on this machine could say where they are
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
+        ssl_context_factory=_tls if settings.tls_cert_file else None,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + LAST_WORDS_SECONDS,
     )
@@ -180,6 +185,13 @@ class _Server(uvicorn.Server):
         return notes
 
 
+def _tls(config: uvicorn.Config, made: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """As uvicorn makes it, whatever the machine's OpenSSL would still take."""
+    context = made()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 def _listening(settings: Settings) -> socket.socket:
     """A socket that listens where the settings say; a port in use is a fault like any other."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -204,7 +216,7 @@ def _listening(settings: Settings) -> socket.socket:
 def _welcome(configuration: Configuration, listening: socket.socket, notes: list[str]) -> str:
     host, port = listening.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
-    url = f"http://{shown}:{port}"
+    url = f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
     agents = [agent.agent_id for agent in configuration.agents]
     lines = [
         f"\n{configuration.settings.service_name} {configuration.settings.service_version} is ready: {url}",

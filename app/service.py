@@ -17,6 +17,7 @@ from app.config.files import load_environment, nearest
 from app.config.mcp import Servers, read_servers
 from app.config.memory import BUILT_IN, MemoryDefinition
 from app.config.settings import Settings, read_settings
+from app.config.tls import tls_faults, tls_warnings
 from app.core.context import RunContext
 from app.core.errors import ConfigError, Fault, NotFound, ServerBusy, UpstreamError
 from app.core.ids import new_id
@@ -128,6 +129,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
         problem = f"{default!r} is not a provider"
         found.append(Fault(file="environment", field="DEFAULT_PROVIDER", problem=problem, remedy=nearest(default, plugins.providers)))
     found += _memory_faults(settings, agents)
+    found += tls_faults(settings)
     if found:
         raise ConfigError(found)
     return Configuration(
@@ -138,6 +140,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
         servers,
         (
             *servers.warnings,
+            *tls_warnings(settings),
             *(f"agent {agent.agent_id}: {warning}" for agent in agents for warning in warnings_about(agent, servers.labels)),
         ),
         int(settings.agent_config_file.stat().st_mtime),
