@@ -17,8 +17,8 @@ MAX_HEAD_BYTES = 64 * 1024
 """What the request line and the headers may be together; as much may come, beside the body, in what else a request is framed with."""
 
 MAX_HEADERS = 100
-LINGER_SECONDS = 2.0
-"""How long a caller that was refused may go on sending before the connection is closed under it, which could cost it the answer."""
+LINGER_SECONDS = 5.0
+"""How long a caller whose answer came early may go on sending: to close the connection under it would cost it the answer."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -45,7 +45,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
         self._body_bytes = 0
         self._refusal: ServiceError | None = None
-        self._refused = False
+        self._is_deaf = False
+        """Whether what still comes is passed over."""
+
         self._running: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: RequestResponseCycle | None = None
@@ -68,12 +70,12 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes what the caller sent, unless it was refused already."""
-        if self._refused:
+        """Takes what the caller sent, unless it had its last answer."""
+        if self._is_deaf:
             return
         self._unread += len(data)
         super().data_received(data)
-        if self._unread > MAX_HEAD_BYTES and not self._refused:
+        if self._unread > MAX_HEAD_BYTES and not self._is_deaf:
             if self._head_since is not None:
                 self._refusal = _too_large()
             self.send_400_response("")
@@ -103,6 +105,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_since = None
         self._unread = self._body_bytes = 0
         super().on_headers_complete()
+        if not self.cycle.keep_alive:
+            self.cycle.transport = _Lingering(self, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -117,7 +121,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answers what cannot be read, in OpenAI's shape, and ends the connection."""
-        self._refused = True
+        self._is_deaf = True
         refusal = self._refusal or InvalidRequest("This is not HTTP that can be read.", code="invalid_http")
         busy = self._running is not None and not self._running.response_complete
         is_answered = busy and (self._running is not self.cycle or self.cycle.response_started)
@@ -125,7 +129,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if is_answered:
             self.transport.close()  # nothing can be said within an answer
             return
-        self.flow.resume_reading()
         body = error_json(refusal)
         headers = [
             *self.server_state.default_headers,
@@ -136,6 +139,12 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[refusal.status], lines, body))
+        self.linger()
+
+    def linger(self) -> None:
+        """Ends the connection, but lets a caller that is still sending read its answer."""
+        self._is_deaf = True
+        self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
@@ -199,6 +208,24 @@ class BoundedProtocol(HttpToolsProtocol):
         if unsent == self._unsent:
             self.transport.abort()
         self._unsent = unsent
+
+
+class _Lingering(asyncio.Transport):
+    """What the answer to the last request of a connection is written to: closed only when nothing more comes, or after a while."""
+
+    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._cycle = cycle
+        self.write = protocol.transport.write  # type: ignore[method-assign]  # without a call in between
+        self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self._cycle.more_body and self._cycle.response_complete:
+            self._protocol.linger()
+        else:
+            self._protocol.transport.close()
 
 
 def _too_large() -> HeadersTooLarge:
