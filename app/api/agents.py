@@ -14,7 +14,7 @@ from app.agents.base import BaseAgent, Turn
 from app.api.chat_schema import ChatMessage, CompletionUsage
 from app.api.dependencies import ServiceDependency, body_of, decoded, request_id_of
 from app.api.errors import ErrorBody
-from app.api.idempotency import AnswersDependency, once
+from app.api.idempotency import HEADER, AnswersDependency, once
 from app.api.openai_chat import checked_name, messages_of, usage_of, with_session
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
@@ -158,7 +158,7 @@ async def show_agent(agent_id: str, service: ServiceDependency) -> Response:
     "/agents/{agent_id}/chat",
     summary="Chat with an agent",
     openapi_extra=documented(
-        AgentChatRequest, AgentChatResponse, stream="the run's events as JSON objects with a `type`, ended by `[DONE]`"
+        AgentChatRequest, AgentChatResponse, stream="the run's events as JSON objects with a `type`, ended by `[DONE]`", header=HEADER
     ),
 )
 async def chat(agent_id: str, request: Request, service: ServiceDependency, answers: AnswersDependency) -> Response:

@@ -20,6 +20,8 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_ANSWER_BYTES = 1024 * 1024
 KEPT_SECONDS = 24 * 3600.0
 
+HEADER = {"Idempotency-Key": "A key of the caller's own: sent again with it, the same request gets the same answer and is not run again."}
+
 Name = tuple[str, str, str, str]
 """Whose key it is, and for what: tenant, user, path and the key."""
 

@@ -37,7 +37,7 @@ from app.api.chat_schema import (
 )
 from app.api.dependencies import ServiceDependency, body_of, decoded, request_id_of
 from app.api.errors import error_json
-from app.api.idempotency import AnswersDependency, once
+from app.api.idempotency import HEADER, AnswersDependency, once
 from app.api.image_urls import checked_file_data, checked_image_url
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
@@ -63,7 +63,7 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 @router.post(
     "/v1/chat/completions",
     summary="Ask an agent",
-    openapi_extra=documented(ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`"),
+    openapi_extra=documented(ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`", header=HEADER),
 )
 async def create_chat_completion(request: Request, service: ServiceDependency, answers: AnswersDependency) -> Response:
     """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""

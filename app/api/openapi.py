@@ -21,9 +21,10 @@ def documented(
     flag: str = "",
     flag_help: str = "",
     query: Mapping[str, str] | None = None,
+    header: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, `lines` as what its JSON Lines are, its
-    errors, a `flag` that its query may set, and what else its `query` may say."""
+    errors, a `flag` that its query may set, and what else its `query` and its `header` may say."""
     content: dict[str, Any] = {"application/jsonl" if lines else "application/json": {"schema": _schema(response)}}
     if stream:
         content["text/event-stream"] = {"schema": {"type": "string", "description": f"With `stream`: {stream}"}}
@@ -34,7 +35,9 @@ def documented(
         }
     }
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "query", "description": text, "schema": {"type": "string"}} for name, text in (query or {}).items()
+        {"name": name, "in": place, "description": text, "schema": {"type": "string"}}
+        for place, told in (("query", query), ("header", header))
+        for name, text in (told or {}).items()
     ]
     if flag:
         parameters.append({"name": flag, "in": "query", "description": flag_help, "schema": {"type": "boolean", "default": False}})

@@ -129,12 +129,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if is_answered:
             self.transport.close()  # nothing can be said within an answer
             return
+        request_id = new_id("req_")
+        logger.info("connection.refused", extra={"code": refusal.code, "request_id": request_id})
         body = error_json(refusal)
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", new_id("req_").encode()),
+            (b"x-request-id", request_id.encode()),
             (b"connection", b"close"),
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
