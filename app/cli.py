@@ -6,7 +6,9 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import click
@@ -15,6 +17,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from app import __version__
+from app.api.protocol import BoundedProtocol
 from app.commands import table
 from app.config.files import nearest
 from app.config.mcp import Servers
@@ -83,6 +86,12 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         log_config=None,
         access_log=False,
         server_header=False,
+        http=BoundedProtocol,
+        ws="none",
+        proxy_headers=False,  # else callers on this machine could say where they are
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
+        ssl_context_factory=_tls if settings.tls_cert_file else None,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + LAST_WORDS_SECONDS,
     )
@@ -183,6 +192,13 @@ class _Server(uvicorn.Server):
         return notes
 
 
+def _tls(config: uvicorn.Config, made: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """As uvicorn makes it, whatever the machine's OpenSSL would still take."""
+    context = made()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 def _listening(settings: Settings) -> socket.socket:
     """A socket that listens where the settings say; a port in use is a fault like any other."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -234,7 +250,7 @@ def _refuse_to_be_open(settings: Settings) -> None:
 def _welcome(configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool) -> str:
     host, port = listening.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
-    url = f"http://{shown}:{port}"
+    url = f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
     agents = [agent.agent_id for agent in configuration.agents]
     access = "an API key is needed"
     if is_open and configuration.settings.allow_unauthenticated:

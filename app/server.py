@@ -13,6 +13,7 @@ from app.api import agents, conversations, docs, health, openai_chat, openai_mod
 from app.api.access import guarded
 from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
+from app.api.idempotency import Answers
 from app.api.openapi import describe
 from app.core.errors import ServiceError
 from app.core.text import secrets_in
@@ -31,6 +32,7 @@ def create_app(configuration: Configuration) -> FastAPI:
         async with open_service(configuration) as service, open_access(configuration, service) as access:
             app.state.service = service
             app.state.access = access
+            app.state.answers = Answers()
             yield
 
     app = FastAPI(

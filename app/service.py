@@ -25,6 +25,7 @@ from app.config.files import load_environment, nearest
 from app.config.mcp import Servers, read_servers
 from app.config.memory import BUILT_IN, MemoryDefinition
 from app.config.settings import Settings, read_settings
+from app.config.tls import tls_faults, tls_warnings
 from app.core.context import RunContext
 from app.core.errors import ConfigError, Fault, NotFound, ServerBusy, UpstreamError
 from app.core.ids import new_id
@@ -158,7 +159,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
     if default is not None and PROVIDER_ALIASES.get(default, default) not in plugins.providers:
         problem = f"{default!r} is not a provider"
         found.append(Fault(file="environment", field="DEFAULT_PROVIDER", problem=problem, remedy=nearest(default, plugins.providers)))
-    found += [*key_faults(settings), *identity_faults(settings), *_memory_faults(settings, agents)]
+    found += [*key_faults(settings), *identity_faults(settings), *tls_faults(settings), *_memory_faults(settings, agents)]
     if found:
         raise ConfigError(found)
     return Configuration(
@@ -169,6 +170,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
         servers,
         (
             *servers.warnings,
+            *tls_warnings(settings),
             *identity_warnings(settings),
             *_access_warnings(settings, agents),
             *(f"agent {agent.agent_id}: {warning}" for agent in agents for warning in warnings_about(agent, servers.labels)),

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app.agents.base import BaseAgent
+from app.api.protocol import BoundedProtocol
 from app.config.settings import Settings
 from app.plugins import Plugins, load_plugins
 from app.service import Configuration, load_configuration
@@ -70,8 +71,19 @@ async def client_of(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
 class _Server(uvicorn.Server):
     """uvicorn at a free port of 127.0.0.1, calling `ready` once it can be reached."""
 
-    def __init__(self, app: ASGIApp, ready: Callable[[], None]) -> None:
-        super().__init__(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=2))
+    def __init__(self, app: ASGIApp, ready: Callable[[], None], protocol: type[BoundedProtocol] = BoundedProtocol) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=2,
+                http=protocol,
+                ws="none",
+                proxy_headers=False,
+            )
+        )
         self._ready = ready
         self.listening = socket.socket()
         self.listening.bind(("127.0.0.1", 0))
@@ -101,10 +113,10 @@ def running(app: ASGIApp) -> Generator[str, None, None]:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncGenerator[str, None]:
+async def serving(app: ASGIApp, protocol: type[BoundedProtocol] = BoundedProtocol) -> AsyncGenerator[str, None]:
     """`app` on a real server in this event loop, so that a test may share events with tools and scripts; gives its address."""
     ready = asyncio.Event()
-    server = _Server(app, ready.set)
+    server = _Server(app, ready.set, protocol)
     task = asyncio.create_task(server.serve(sockets=[server.listening]))
     try:
         async with asyncio.timeout(20):

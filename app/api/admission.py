@@ -1,16 +1,12 @@
-"""Admits runs: counts them against what their callers may ask, and tells the audit log when they are over."""
+"""A run with what belongs to its caller: it counts against what they may ask, and stands in the audit log."""
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 
-from starlette.requests import Request
-
 from app.agents.base import BaseAgent, Turn
-from app.api.dependencies import access_of
-from app.auth.limits import NOT_LIMITED, Admission
+from app.auth.limits import NOT_LIMITED, Limiter
 from app.auth.principal import Principal
 from app.core.context import RunContext
-from app.core.events import RunEvent
 from app.core.usage import Usage
 from app.memory.tokens import estimate
 from app.observability.audit import audit
@@ -22,15 +18,29 @@ ASSUMED_ANSWER_TOKENS = 1024
 _MOST_TOKENS = ("max_completion_tokens", "max_tokens", "num_predict")
 
 
-class AdmittedRun:
-    """A run that may be taken: its circumstances and its events. `ended` has to be called once it is over, whatever came of it."""
+class CountedRun:
+    """A run as its caller asked for it: `begin` counts it against what the caller may ask, and `ended` has to be called once it is over,
+    whatever came of it."""
 
-    def __init__(self, service: Service, context: RunContext, events: AsyncGenerator[RunEvent, None], admission: Admission) -> None:
+    def __init__(self, service: Service, limiter: Limiter, agent: BaseAgent, turn: Turn, context: RunContext, caller: Principal) -> None:
         self._service = service
-        self._admission = admission
+        self._limiter = limiter
+        self._agent = agent
+        self._turn = turn
+        self._caller = caller
+        self._admission = NOT_LIMITED
         self._began = False
         self.context = context
-        self.events = events
+        self.events = agent.run(turn, context)
+
+    async def begin(self) -> None:
+        """Counts the run; raises RateLimited where the caller, or their key, has used up what they may ask."""
+        key, context = self._caller.key, self.context
+        if key.limits or key.user_limits:
+            tokens = sum(estimate(message.text) for message in self._turn.messages) + _answer_tokens(self._agent, self._turn)
+            self._admission = await self._limiter.admit(
+                self._caller, context.user, run_id=context.run_id, tokens=tokens, seconds=context.seconds_left
+            )
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -49,16 +59,6 @@ class AdmittedRun:
         audit.info("agent.called", extra={**self.context.named, "outcome": outcome})
         unknown = None if self._began else 0
         await self._admission.settle(unknown if usage is None else usage.total_tokens)
-
-
-async def admit(request: Request, service: Service, agent: BaseAgent, turn: Turn, context: RunContext, caller: Principal) -> AdmittedRun:
-    """The run of `turn`, to be taken; raises RateLimited where the caller, or their key, has used up what they may ask."""
-    admission = NOT_LIMITED
-    if caller.key.limits or caller.key.user_limits:
-        tokens = sum(estimate(message.text) for message in turn.messages) + _answer_tokens(agent, turn)
-        limiter = (await access_of(request)).limiter
-        admission = await limiter.admit(caller, context.user, run_id=context.run_id, tokens=tokens, seconds=context.seconds_left)
-    return AdmittedRun(service, context, agent.run(turn, context), admission)
 
 
 def _answer_tokens(agent: BaseAgent, turn: Turn) -> int:

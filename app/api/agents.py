@@ -12,14 +12,16 @@ from starlette.responses import Response
 
 from app.agents.base import BaseAgent, Turn
 from app.api.access import Caller, Chatting, named_user
-from app.api.admission import admit
+from app.api.admission import CountedRun
 from app.api.chat_schema import ChatMessage, CompletionUsage
-from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
+from app.api.dependencies import AccessDependency, ServiceDependency, body_of, decoded, request_id_of
 from app.api.errors import ErrorBody
-from app.api.openai_chat import checked, checked_name, message_of, usage_of, with_session
+from app.api.idempotency import HEADER, AnswersDependency, once
+from app.api.openai_chat import checked_name, messages_of, usage_of, with_session
 from app.api.openapi import documented
-from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
+from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
 from app.api.sessions import asking_of
+from app.api.values import checked_values
 from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.context import RunContext
 from app.core.errors import InvalidRequest, ServiceError, UpstreamError
@@ -163,22 +165,28 @@ async def show_agent(agent_id: str, service: ServiceDependency, caller: Caller) 
         AgentChatResponse,
         stream="the run's events as JSON objects with a `type`, ended by `[DONE]`",
         one_of=("message", "messages"),
+        header=HEADER,
     ),
 )
-async def chat(agent_id: str, request: Request, service: ServiceDependency, caller: Chatting) -> Response:
+async def chat(
+    agent_id: str, request: Request, service: ServiceDependency, caller: Chatting, access: AccessDependency, answers: AnswersDependency
+) -> Response:
     """Runs the agent on the message and answers with its text and the tools it used; with `stream`, event by event."""
     agent = service.agent(agent_id, caller)
-    asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
+    body = await body_of(request, service.settings.max_request_bytes)
+    asked = decoded(body, _decoder)
     asking = asking_of(request, session_id=asked.session_id)
     turn = with_session(_turn(asked, agent), asking, agent, default="server" if asked.message is not None else "client")
     user = named_user(caller, asked.user_id)
     context = service.context(agent_id, caller, user=user, session=asking.session, request_id=request_id_of(request))
-    model = "" if asked.stream else turn.model or await _model(agent) or ""
-    run = await admit(request, service, agent, turn, context, caller)
+    run = CountedRun(service, access.limiter, agent, turn, context, caller)
     if asked.stream:
-        return StreamedRun(run, EventFrames(context))
-    tools = len(agent.parts.toolset.specs)
-    return CollectedRun(run, lambda collected, finished: _answer(context, model, tools, collected, finished))
+        response: RunResponse = StreamedRun(run, EventFrames(context))
+    else:
+        model = turn.model or await _model(agent) or ""
+        tools = len(agent.parts.toolset.specs)
+        response = CollectedRun(run, lambda collected, finished: _answer(context, model, tools, collected, finished))
+    return once(answers, request, asking.idempotency_key, context, body, response)
 
 
 _decoder = msgspec.json.Decoder(AgentChatRequest)
@@ -231,7 +239,7 @@ def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
     checked_name(asked.user_id or "", "user_id")
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
-    settings = asked.model_settings or {}
+    settings = checked_values(asked.model_settings, "model_settings") or {}
     reserved = sorted(RESERVED_MODEL_SETTINGS & settings.keys())
     if reserved:
         raise InvalidRequest(f"These cannot be set here: {', '.join(reserved)}.", param="model_settings")
@@ -240,9 +248,9 @@ def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
         names = f": it may be one of {', '.join(allowed)}" if allowed else " for this agent"
         raise InvalidRequest(f"The model cannot be chosen freely{names}.", param="model", code="model_not_allowed")
     if asked.message is not None:
-        messages: tuple[Message, ...] = (Message("user", checked(asked.message, "message")),)
+        messages: tuple[Message, ...] = (Message("user", asked.message),)
     else:
-        messages = tuple(message_of(message, f"messages[{number}]") for number, message in enumerate(asked.messages or ()))
+        messages = messages_of(asked.messages or ())
     return Turn(messages=messages, settings=settings, model=asked.model)
 
 

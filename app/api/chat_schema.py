@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Tokens = Annotated[int, Meta(ge=1, le=100_000_000)]
 
 
@@ -89,7 +90,7 @@ class ChatMessage(msgspec.Struct):
 
     role: str
     content: str | list[Part] | None = None
-    tool_calls: list[CalledTool] | None = None
+    tool_calls: Annotated[list[CalledTool], Meta(max_length=1024)] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
 
@@ -144,16 +145,16 @@ class ChatCompletionRequest(msgspec.Struct):
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
-    seed: int | None = None
+    seed: Integer | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Meta(max_length=10_000)] | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     service_tier: str | None = None
     prediction: dict[str, Any] | None = None
-    n: int | None = None
+    n: Integer | None = None
     logprobs: bool | None = None
     modalities: list[str] | None = None
     functions: list[Any] | None = None

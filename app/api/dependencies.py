@@ -1,15 +1,21 @@
 """What routes share: the service, the caller's body, the run's circumstances."""
 
+import gc
 import re
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, TypeVar, cast
 
 import msgspec
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
+from app.api.values import check_no_nul
 from app.auth.access import Access
 from app.core.errors import BodyTooLarge, InvalidRequest
 from app.service import Service
+
+LARGE_BODY = 1024 * 1024
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `(key in )?\$\.?([^`]*)`$")
@@ -28,6 +34,7 @@ async def access_of(request: Request) -> Access:
 
 
 ServiceDependency = Annotated[Service, Depends(service_of)]
+AccessDependency = Annotated[Access, Depends(access_of)]
 
 
 def request_id_of(request: Request) -> str:
@@ -35,11 +42,8 @@ def request_id_of(request: Request) -> str:
     return cast(str, request.state.request_id)
 
 
-async def decoded_body(request: Request, decoder: msgspec.json.Decoder[T], max_bytes: int) -> T:
-    """The body as what `decoder` decodes; raises BodyTooLarge before more than `max_bytes` are held, and InvalidRequest.
-
-    The error names the field in `param` and never repeats what was sent.
-    """
+async def body_of(request: Request, max_bytes: int) -> bytes:
+    """The body; raises BodyTooLarge before more than `max_bytes` are held, and InvalidRequest."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise _too_large(max_bytes)
@@ -53,9 +57,15 @@ async def decoded_body(request: Request, decoder: msgspec.json.Decoder[T], max_b
             pieces.append(piece)
     except ClientDisconnect:
         raise InvalidRequest("The body ended before it was complete.") from None
-    body = b"".join(pieces)
+    return b"".join(pieces)
+
+
+def decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """`body` as what `decoder` decodes; raises InvalidRequest, which names the field in `param` and never repeats what was sent."""
     try:
-        return decoder.decode(body)
+        with _no_collection() if len(body) > LARGE_BODY else nullcontext():
+            value = decoder.decode(body)
+        check_no_nul(body, value)
     except msgspec.ValidationError as error:
         message, path = _without_path(str(error))
         raise InvalidRequest(message, param=path) from None
@@ -64,6 +74,19 @@ async def decoded_body(request: Request, decoder: msgspec.json.Decoder[T], max_b
         raise InvalidRequest(problem, code="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+    return value
+
+
+@contextmanager
+def _no_collection() -> Generator[None, None, None]:
+    """Keeps the garbage collector, which looks at all that a large body becomes again and again, from taking most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _too_large(max_bytes: int) -> BodyTooLarge:

@@ -12,7 +12,8 @@ logger = logging.getLogger(__name__)
 
 
 class Edge:
-    """ASGI middleware: `x-request-id` in and out, no POST from other sites' pages, a 500 in OpenAI's shape for a fault of ours."""
+    """ASGI middleware: `x-request-id` in and out, HEAD as GET without a body, no POST from other sites' pages, a 500 in OpenAI's shape for
+    a fault of ours."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -28,12 +29,17 @@ class Edge:
         current_request_id.set(request_id)
         header = (b"x-request-id", request_id.encode())
         started = False
+        is_head = scope["method"] == "HEAD"
+        if is_head:
+            scope = {**scope, "method": "GET"}
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message.get("headers", ()), header]
+            elif is_head:
+                message["body"] = b""
             await send(message)
 
         try:

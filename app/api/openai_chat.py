@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Sequence
 
 import msgspec
 from fastapi import APIRouter
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from app.agents.base import BaseAgent, Turn
 from app.api.access import Chatting
-from app.api.admission import admit
+from app.api.admission import CountedRun
 from app.api.chat_schema import (
     SETTINGS,
     AudioContent,
@@ -36,11 +37,14 @@ from app.api.chat_schema import (
     TextContent,
     ToolCallDelta,
 )
-from app.api.dependencies import ServiceDependency, decoded_body, request_id_of
+from app.api.dependencies import AccessDependency, ServiceDependency, body_of, decoded, request_id_of
 from app.api.errors import error_json
+from app.api.idempotency import HEADER, AnswersDependency, once
+from app.api.image_urls import checked_file_data, checked_image_url
 from app.api.openapi import documented
-from app.api.run_response import Collected, CollectedRun, Frames, StreamedRun
+from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
 from app.api.sessions import Asking, asking_of, is_task
+from app.api.values import checked_values
 from app.core.errors import InvalidRequest, ServiceError
 from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta
 from app.core.ids import new_id
@@ -54,31 +58,36 @@ _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 _encoder = msgspec.json.Encoder()
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 MAX_NAME = 255
+MAX_PARTS = 20_000
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_IMAGE_URL = re.compile(r"^(?:https?://|data:image/)", re.IGNORECASE)
 
 
 @router.post(
     "/v1/chat/completions",
     summary="Ask an agent",
-    openapi_extra=documented(ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`"),
+    openapi_extra=documented(ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`", header=HEADER),
 )
-async def create_chat_completion(request: Request, service: ServiceDependency, caller: Chatting) -> Response:
+async def create_chat_completion(
+    request: Request, service: ServiceDependency, caller: Chatting, access: AccessDependency, answers: AnswersDependency
+) -> Response:
     """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""
-    asked = await decoded_body(request, _decoder, service.settings.max_request_bytes)
+    body = await body_of(request, service.settings.max_request_bytes)
+    asked = decoded(body, _decoder)
     agent = service.agent(asked.model, caller)
     turn = turn_of(asked)
     asking = asking_of(request, asked.metadata)
     if asking.is_chat and asking.history is None and is_task(turn.messages):
-        asking = Asking()
+        asking = Asking(idempotency_key=asking.idempotency_key)
     turn = with_session(turn, asking, agent)
     context = service.context(agent.agent_id, caller, user=asked.user, session=asking.session, request_id=request_id_of(request))
-    run = await admit(request, service, agent, turn, context, caller)
+    run = CountedRun(service, access.limiter, agent, turn, context, caller)
     if asked.stream:
         options = asked.stream_options
         frames = ChunkFrames(agent.agent_id, include_usage=bool(options and options.include_usage))
-        return StreamedRun(run, frames)
-    return CollectedRun(run, lambda collected, finished: completion(agent.agent_id, collected, finished))
+        response: RunResponse = StreamedRun(run, frames)
+    else:
+        response = CollectedRun(run, lambda collected, finished: completion(agent.agent_id, collected, finished))
+    return once(answers, request, asking.idempotency_key, context, body, response)
 
 
 def with_session(turn: Turn, asking: Asking, agent: BaseAgent, *, default: History = "client") -> Turn:
@@ -102,17 +111,22 @@ def turn_of(asked: ChatCompletionRequest) -> Turn:
     if asked.functions:
         raise InvalidRequest("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
     checked_name(asked.user or "", "user")
-    for stop in [asked.stop] if isinstance(asked.stop, str) else asked.stop or ():
-        checked(stop, "stop")
+    for name in ("response_format", "prediction", "metadata"):
+        checked_values(getattr(asked, name), name)
     settings = {name: value for name in SETTINGS if (value := getattr(asked, name)) is not None}
     tools = tuple(_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
     choice = NamedTool(asked.tool_choice.function.name) if isinstance(asked.tool_choice, ChosenTool) else asked.tool_choice
-    messages = tuple([message_of(message, f"messages[{number}]") for number, message in enumerate(asked.messages)])
-    return Turn(messages=messages, tools=tools, tool_choice=choice, settings=settings)
+    return Turn(messages=messages_of(asked.messages), tools=tools, tool_choice=choice, settings=settings)
 
 
-def message_of(message: ChatMessage, place: str) -> Message:
-    """One message of a request; `place` names it in errors. Raises InvalidRequest."""
+def messages_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """A request's messages; raises InvalidRequest."""
+    if sum(len(message.content) for message in messages if isinstance(message.content, list)) > MAX_PARTS:
+        raise InvalidRequest(f"The messages have more than {MAX_PARTS} parts together.", param="messages")
+    return tuple(_message(message, f"messages[{number}]") for number, message in enumerate(messages))
+
+
+def _message(message: ChatMessage, place: str) -> Message:
     role = _ROLES.get(message.role)
     if role is None:
         raise InvalidRequest("The role is one of system, developer, user, assistant and tool.", param=f"{place}.role")
@@ -123,19 +137,11 @@ def message_of(message: ChatMessage, place: str) -> Message:
     if isinstance(given, list):
         content = tuple(_part(part, f"{place}.content[{number}]") for number, part in enumerate(given))
     else:
-        content = checked(given or message.refusal or "", f"{place}.content")
+        content = given or message.refusal or ""
     if not message.tool_calls and role != "tool":
         return Message(role, content)
-    called = f"{place}.tool_calls[{{}}].{{}}"
-    calls = tuple(
-        ToolCall(
-            checked(call.id, called.format(number, "id")),
-            checked(call.function.name, called.format(number, "function.name")),
-            checked(call.function.arguments, called.format(number, "function.arguments")),
-        )
-        for number, call in enumerate(message.tool_calls or ())
-    )
-    answered = checked(message.tool_call_id or "", f"{place}.tool_call_id") if role == "tool" else None
+    calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ())
+    answered = message.tool_call_id if role == "tool" else None
     return Message(role, content, calls if role == "assistant" else (), answered)
 
 
@@ -223,40 +229,30 @@ def _called(call: ToolCall) -> CalledFunction:
 def _tool(function: OfferedFunction, number: int) -> ToolSpec:
     if not _TOOL_NAME.fullmatch(function.name):
         raise InvalidRequest("A tool's name has letters, digits, _ and - only, 64 at most.", param=f"tools[{number}].function.name")
-    parameters = function.parameters or {"type": "object", "properties": {}}
-    description = checked(function.description or "", f"tools[{number}].function.description")
-    return ToolSpec(function.name, description, parameters, function.strict)
+    parameters = checked_values(function.parameters, f"tools[{number}].function.parameters") or {"type": "object", "properties": {}}
+    return ToolSpec(function.name, function.description or "", parameters, function.strict)
 
 
 def _part(part: Part, place: str) -> ContentPart:
     match part:
         case TextContent(text=text):
-            return TextPart(checked(text, f"{place}.text"))
+            return TextPart(text)
         case RefusalContent(refusal=refusal):
-            return TextPart(checked(refusal, f"{place}.refusal"))
+            return TextPart(refusal)
         case ImageContent(image_url=image):
-            if not _IMAGE_URL.match(image.url):
-                raise InvalidRequest(
-                    "An image is given as an http(s) address or as a data:image URL.",
-                    param=f"{place}.image_url.url",
-                    code="url_not_allowed",
-                )
-            return ImagePart(image.url, image.detail)
+            return ImagePart(checked_image_url(image.url, f"{place}.image_url.url"), image.detail)
         case AudioContent(input_audio=audio):
             return AudioPart(audio.data, audio.format)
         case FileContent(file=file):
+            for name, value in (("file_id", file.file_id), ("file_data", file.file_data)):
+                checked_file_data(value or "", f"{place}.file.{name}")
             return FilePart(file.file_id, file.file_data, file.filename)
 
 
 def checked_name(text: str, place: str) -> str:
-    """`text`, if it may be the name of a user: as `checked`, and 255 characters at most."""
+    """`text`, if it may be the name of a user: 255 characters at most, none of them NUL; `place` names it in the InvalidRequest."""
     if len(text) > MAX_NAME:
         raise InvalidRequest(f"This is longer than {MAX_NAME} characters.", param=place)
-    return checked(text, place)
-
-
-def checked(text: str, place: str) -> str:
-    """`text`, if it has no NUL, which databases and providers do not bear; `place` names it in the InvalidRequest."""
     if "\x00" in text:
         raise InvalidRequest("Text cannot contain the character NUL.", param=place)
     return text

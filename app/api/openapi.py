@@ -27,10 +27,11 @@ def documented(
     flag: str = "",
     flag_help: str = "",
     query: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
+    header: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
     one_of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, `lines` as what its JSON Lines are, its
-    errors, a `flag` that its query may set, and what else its `query` may say: a description and a schema by name.
+    errors, a `flag` that its query may set, and what else its `query` and its `header` may say: a description and a schema by name.
     `one_of` are fields of the request of which one has to be given, and no more."""
     content: dict[str, Any] = {"application/jsonl" if lines else "application/json": {"schema": _schema(response)}}
     about = f"The answer: {lines}" if lines else "The answer"
@@ -44,7 +45,9 @@ def documented(
         }
     }
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "query", "description": text, "schema": schema} for name, (text, schema) in (query or {}).items()
+        {"name": name, "in": place, "description": text, "schema": schema}
+        for place, told in (("query", query), ("header", header))
+        for name, (text, schema) in (told or {}).items()
     ]
     if flag:
         parameters.append({"name": flag, "in": "query", "description": flag_help, "schema": {"type": "boolean", "default": False}})

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.admission import AdmittedRun
+from app.api.admission import CountedRun
 from app.api.errors import internal_error
 from app.core.errors import RunTimeout, ServiceError, ServiceStopping
 from app.core.events import (
@@ -83,14 +83,17 @@ class Collected:
 class RunResponse(Response, ABC):
     """Drives a run while the caller stays; `respond` says what is sent."""
 
-    def __init__(self, run: AdmittedRun, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
-        self._admitted = run
+    def __init__(self, run: CountedRun, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
+        self._counted = run
         self._context = run.context
         self._events = run.events
         self._keep_alive_seconds = keep_alive_seconds
         self._client_left = False
         self._started = False
         self._complete = False
+        self.is_finished = False
+        """Whether the run came to its end and its last event was sent."""
+
         self._without_memory = False
         self._usage: Usage | None = None
         self._error: ServiceError | None = None
@@ -101,6 +104,7 @@ class RunResponse(Response, ABC):
 
         The run has a task of its own, which a piece of the provider's answer wakes without going through the framework's frames.
         """
+        await self._counted.begin()
         run = asyncio.create_task(self._run(send))
         stopping = False
         try:
@@ -110,7 +114,7 @@ class RunResponse(Response, ABC):
         finally:
             run.cancel()
             await asyncio.wait((run,))
-            await self._admitted.ended(self._usage, self._outcome())
+            await self._counted.ended(self._usage, self._outcome())
         if stopping:
             if not self._complete:
                 await self._fail(ServiceStopping("The service is being stopped. Try again in a moment.", retry_after=1), send)
@@ -125,7 +129,7 @@ class RunResponse(Response, ABC):
         """Takes the events to their end, whatever that is."""
         limit = asyncio.timeout(self._context.seconds_left + DEADLINE_GRACE)
         try:
-            with self._admitted.slot():
+            with self._counted.slot():
                 async with limit, aclosing(self._events):
                     await self.respond(send)
                     if not self._complete:
@@ -164,7 +168,7 @@ class RunResponse(Response, ABC):
             headers.append((b"content-length", str(length).encode()))
         if self._without_memory:
             headers.append((b"x-memory", b"unavailable"))
-        headers += self._admitted.headers
+        headers += self._counted.headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _fail(self, error: BaseException, send: Send) -> None:
@@ -209,7 +213,7 @@ class RunResponse(Response, ABC):
 class StreamedRun(RunResponse):
     """A run as server-sent events. An error before the first event is answered with its status; a later one is the last event."""
 
-    def __init__(self, run: AdmittedRun, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
+    def __init__(self, run: CountedRun, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
         super().__init__(run, keep_alive_seconds=keep_alive_seconds)
         self._frames = frames
         self._sent_since_check = False
@@ -221,6 +225,7 @@ class StreamedRun(RunResponse):
             if isinstance(event, RunFinished):
                 self._usage = event.usage
                 await self._send(send, frames.finished(event) + DONE, more=False)
+                self.is_finished = True
                 return
             if isinstance(event, RunFailed):
                 self._usage = event.usage
@@ -251,7 +256,7 @@ class StreamedRun(RunResponse):
 class CollectedRun(RunResponse):
     """A run as one JSON answer: the stream, collected."""
 
-    def __init__(self, run: AdmittedRun, render: Callable[[Collected, RunFinished], bytes]) -> None:
+    def __init__(self, run: CountedRun, render: Callable[[Collected, RunFinished], bytes]) -> None:
         super().__init__(run)
         self._render = render
 
@@ -268,6 +273,7 @@ class CollectedRun(RunResponse):
                 await self.start(send, b"application/json", len(body))
                 self._complete = True
                 await send({"type": "http.response.body", "body": body})
+                self.is_finished = True
                 return
             if isinstance(event, MemorySkipped):
                 self._without_memory = True

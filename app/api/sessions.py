@@ -9,12 +9,13 @@ from starlette.requests import Request
 
 from app.core.errors import InvalidRequest
 from app.core.messages import Message
-from app.memory.base import History
+from app.memory.base import IDEMPOTENCY_PREFIX, History
 
 UNKEPT_PREFIXES = ("temporary:", "local:")
 """What Open WebUI's ids begin with of chats that are not to be kept."""
 
 _SESSION_ID = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _HEADERS = {
     b"x-openwebui-chat-id": "chat",
     b"x-session-id": "session",
@@ -22,6 +23,7 @@ _HEADERS = {
     b"x-aas-message": "message",
     b"x-aas-task": "task",
     b"x-stainless-retry-count": "retries",
+    b"idempotency-key": "key",
 }
 
 
@@ -35,6 +37,7 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     history: History | None = None
     is_retry: bool = False
     message_id: str | None = None
+    idempotency_key: str | None = None
 
 
 def asking_of(request: Request, metadata: Mapping[str, Any] | None = None, session_id: str | None = None) -> Asking:
@@ -56,13 +59,17 @@ def asking_of(request: Request, metadata: Mapping[str, Any] | None = None, sessi
         raise InvalidRequest("The server's history is that of a session: name one.", param="metadata.session_id")
     if session is not None and (session.startswith(UNKEPT_PREFIXES) or found.get("task")):
         session = None
-    message = found.get("message") or None
+    key = found.get("key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidRequest("An Idempotency-Key has 1 to 255 visible ASCII characters.", param="Idempotency-Key")
+    message = found.get("message", "")[:255] or (IDEMPOTENCY_PREFIX + key if key else None)
     return Asking(
         session=session,
         is_chat=bool(found.get("chat")),
         history=history,
         is_retry=found.get("retries", "0") not in ("", "0"),
-        message_id=message[:255] if message else None,
+        message_id=message,
+        idempotency_key=key,
     )
 
 

@@ -13,8 +13,10 @@
     |   |-- NotFound                  404
     |   |-- SessionBusy               409  another turn of this session is under way
     |   |-- IdempotencyInFlight       409  the request with this Idempotency-Key is being answered
+    |   |-- IdempotencyNotKept        409  it was answered, and the answer was not kept
     |   |-- BodyTooLarge              413
     |   |-- IdempotencyMismatch       422  this Idempotency-Key was used for another request
+    |   |-- HeadersTooLarge           431
     |   |-- ServerBusy                429  MAX_CONCURRENT_REQUESTS runs are under way
     |   `-- RateLimited               429  the key, or its user, has used up what it may ask
     |-- RunTimeout                504  the run's deadline has passed
@@ -170,11 +172,25 @@ class IdempotencyInFlight(RequestError):
     default_code = "idempotency_in_flight"
 
 
+class IdempotencyNotKept(RequestError):
+    """The request with this Idempotency-Key was answered, and its answer is too large to be told again."""
+
+    status = 409
+    default_code = "idempotency_not_kept"
+
+
 class IdempotencyMismatch(RequestError):
     """Another request was sent with this Idempotency-Key."""
 
     status = 422
     default_code = "idempotency_mismatch"
+
+
+class HeadersTooLarge(RequestError):
+    """The request line and the headers are larger, or more, than is taken."""
+
+    status = 431
+    default_code = "headers_too_large"
 
 
 class ServerBusy(RequestError):

@@ -18,6 +18,9 @@ History = Literal["client", "server"]
 Status = Literal["complete", "incomplete"]
 Origin = Literal["ours", "client"]
 
+IDEMPOTENCY_PREFIX = "idempotency:"
+"""What a turn's id begins with that is an Idempotency-Key: another question under it is refused."""
+
 UNKNOWN_RESULT = "No result of this call is known; it may or may not have been carried out."
 """What stands for the result of a call that was under way when its run ended."""
 
@@ -157,7 +160,8 @@ class Memory(Protocol):
     async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
         """Stores the question of a turn of `context.session` and finds what belongs to it.
 
-        Raises MemoryUnavailable, and SessionBusy where another turn of the session has to end first.
+        Raises MemoryUnavailable, SessionBusy where another turn of the session has to end first, and IdempotencyMismatch where something
+        else was asked in the session under a `message_id` that begins with IDEMPOTENCY_PREFIX.
         """
         ...
 

@@ -10,10 +10,10 @@ import msgspec
 from sqlalchemy import Connection
 
 from app.core.context import RunContext
-from app.core.errors import InvalidRequest, MemoryUnavailable, ServiceError, SessionBusy
+from app.core.errors import IdempotencyMismatch, InvalidRequest, MemoryUnavailable, ServiceError, SessionBusy
 from app.core.messages import Message, TextPart
 from app.core.tasks import Tasks
-from app.memory.base import Answer, Asked, RememberedTurn, Step
+from app.memory.base import IDEMPOTENCY_PREFIX, Answer, Asked, RememberedTurn, Step
 from app.memory.compression import Compressor
 from app.memory.history import Addresses, Entry, steps_of
 from app.memory.store import Begun, Forgotten, Known, Leased, Node, Session, Store, Summary
@@ -156,12 +156,22 @@ class SqlMemory:
     ) -> tuple[list[Node], list[Entry], Begun]:
         """The history before the `new` messages, these as entries, and what came of an equal turn, if this repeats the last one."""
         addresses = self.store.addresses
+        first = None
+        if asked.message_id is not None and asked.message_id.startswith(IDEMPOTENCY_PREFIX):
+            first = self.store.asked_as(connection, session, asked.message_id, run_id)
+        if first is not None:
+            if addresses.question(first.parent, new[-1].content) != first.path:
+                raise IdempotencyMismatch("This Idempotency-Key was used for another question of this session.", param="Idempotency-Key")
+            known = Known((), "", first.run_id)
+            found = self.store.earlier(connection, session, first.path, known, run_id, is_retry=True, message_id=asked.message_id)
+            if found.answer is not None or found.under_way is not None:
+                return nodes, addresses.entries(new[-1:], first.parent, first.depth - 1), found
         if (asked.is_retry or asked.message_id) and nodes:
             place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
             if place >= 0 and nodes[place].role == "user":
                 question = nodes[place]
                 repeated = addresses.entries(new, question.parent, question.depth - 1)
-                if len(repeated) == 1 and repeated[0].path == question.path:
+                if len(repeated) == 1 and repeated[0].path == question.path and (first is None or first.path == question.path):
                     known = Known((), "", question.run_id)
                     found = self.store.earlier(
                         connection, session, question.path, known, run_id, is_retry=asked.is_retry, message_id=asked.message_id

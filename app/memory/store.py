@@ -11,12 +11,12 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, select, update
 
 from app.core.context import RunContext
-from app.core.errors import MemoryUnavailable, SessionBusy
+from app.core.errors import IdempotencyMismatch, MemoryUnavailable, SessionBusy
 from app.core.events import FinishReason
 from app.core.messages import Content
 from app.core.text import storable
 from app.core.usage import Usage
-from app.memory.base import Answer, Step
+from app.memory.base import IDEMPOTENCY_PREFIX, Answer, Step
 from app.memory.history import Addresses, Entry
 from app.memory.statements import LOOKED_UP, NODE, TAIL, Statements
 from app.storage.cipher import Cipher, Undecryptable
@@ -272,15 +272,20 @@ class Store:
     ) -> Begun:
         """What came of an equal turn that was asked before: its answer, or that it is under way here, or that it is to be run again.
 
-        Raises SessionBusy if another process runs it. `run_id` is that of the turn which asks: it is not its own repetition, though its
-        transaction may be run again.
+        Raises SessionBusy if another process runs it, and IdempotencyMismatch if something else was asked under an Idempotency-Key.
+        `run_id` is that of the turn which asks: it is not its own repetition, though its transaction may be run again.
         """
         nothing = Begun(known={}, has_summaries=False)
-        if known is None or not (is_retry or message_id):
+        is_key = message_id is not None and message_id.startswith(IDEMPOTENCY_PREFIX)
+        if not is_key and (known is None or not (is_retry or message_id)):
             return nothing
         statement = self._sql.run_by_message if message_id else self._sql.run_by_id
-        wanted = {"message_id": message_id, "own": run_id} if message_id else {"run_id": known.run_id}
+        wanted = {"message_id": message_id, "own": run_id} if message_id else {"run_id": known and known.run_id}
         row = connection.execute(statement, {**session.owned, "key_": session.key, **wanted}).mappings().first()
+        if is_key and row is not None and row["question"] != question:
+            raise IdempotencyMismatch("This Idempotency-Key was used for another question of this session.", param="Idempotency-Key")
+        if known is None:
+            return nothing
         if row is None or row["question"] != question or row["run_id"] == run_id:
             return msgspec.structs.replace(nothing, repeated=is_retry)
         if row["status"] == "done" and row["answer"] is not None:
@@ -291,6 +296,13 @@ class Store:
         if row["status"] == "running" and row["process_id"] != self.process_id and self._is_alive(connection, row["process_id"]):
             raise SessionBusy("The same request is being answered already. Try again in a moment.", retry_after=2)
         return msgspec.structs.replace(nothing, repeated=True)
+
+    def asked_as(self, connection: Connection, session: Session, message_id: str, run_id: str) -> Node | None:
+        """The question that was asked under this id by another run than the one of `run_id`."""
+        wanted = {**session.owned, "key_": session.key, "message_id": message_id, "own": run_id}
+        run = connection.execute(self._sql.run_by_message, wanted).mappings().first()
+        row = run and connection.execute(self._sql.node, {**session.owned, "path_": run["question"]}).mappings().first()
+        return self.node(*(row[name] for name in NODE)) if row else None
 
     def abandon(self, connection: Connection, session: Session, run_id: str, *, leased: bool) -> None:
         """Ends a run of which its caller was told that it could not begin; gives its session back where it was `leased`."""

@@ -16,7 +16,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    UniqueConstraint,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -73,11 +72,11 @@ sessions = Table(
     # The process that takes a turn with the server's history, and until when at the latest it has the session for itself.
     Column("lease_process", Text),
     Column("lease_until", Moment),
-    UniqueConstraint("tenant", "user_id", "agent_id", "session_id"),
     Index("ix_sessions_newest", "tenant", "user_id", "agent_id", "updated_at"),
     Index("ix_sessions_activity", "agent_id", "updated_at"),
 )
-"""A conversation; `key` is a digest of tenant, user, agent and session id."""
+"""A conversation; `key` is a digest of tenant, user, agent and session id, and alone keeps them unique: with a second constraint, what
+inserts a session at once with another process could meet that one first, which `ON CONFLICT (key)` does not cover."""
 
 nodes = Table(
     "nodes",

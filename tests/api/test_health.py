@@ -14,7 +14,7 @@ from dirty_equals import IsNow, IsPositiveInt, IsStr
 from app import __version__
 from app.server import create_app
 from tests.api.asking import error_of
-from tests.service import AGENT, client_of, configuration
+from tests.service import AGENT, client_of, configuration, serving
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
@@ -133,3 +133,26 @@ async def test_any_other_value_of_detailed_is_refused(tmp_path: Path, value: str
         error = error_of(await client.get(f"/health?detailed={value}"), 400)
     assert error["param"] == "detailed"
     assert "SECRET" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/health/ready", "/v1/models", "/v1/models/helper", "/agents", "/docs", "/nothing", "/v1/chat/completions"]
+)
+async def test_head_is_get_without_a_body(tmp_path: Path, path: str) -> None:
+    async with serving(create_app(configuration(tmp_path))) as address, httpx2.AsyncClient(base_url=address) as client:
+        given, head = await client.get(path), await client.head(path)
+        again = await client.get(path)  # over the same connection
+    assert head.status_code == given.status_code == again.status_code
+    assert head.headers["x-request-id"]
+    varying = ("date", "x-request-id")
+    assert {name: value for name, value in head.headers.items() if name not in varying} == {
+        name: value for name, value in given.headers.items() if name not in varying
+    }
+    assert head.content == b""
+
+
+async def test_head_of_what_is_there_is_a_200(tmp_path: Path) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        for path in ("/", "/health", "/health/ready", "/v1/models"):
+            response = await client.head(path)
+            assert (response.status_code, response.content) == (200, b"")

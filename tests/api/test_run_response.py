@@ -11,10 +11,10 @@ import pytest
 from starlette.types import Message
 
 from app.agents.base import BaseAgent, Turn
-from app.api.admission import AdmittedRun
+from app.api.admission import CountedRun
 from app.api.openai_chat import ChunkFrames
 from app.api.run_response import StreamedRun
-from app.auth.limits import NOT_LIMITED
+from app.auth.limits import InProcessLimits
 from app.auth.principal import LOCAL, Principal
 from app.core.context import RunContext
 from app.core.errors import ServerBusy
@@ -265,7 +265,10 @@ async def responding(folder: Path, events: AsyncGenerator[RunEvent, None]) -> As
     """A response that streams `events`, kept alive every hundredth of a second."""
     async with asyncio.timeout(WAIT), open_service(configuration(folder)) as service:
         frames = ChunkFrames("helper", include_usage=False)
-        run = AdmittedRun(service, service.context("helper", Principal(LOCAL)), events, NOT_LIMITED)
+        caller = Principal(LOCAL)
+        turn = Turn(messages=())
+        run = CountedRun(service, InProcessLimits(), service.catalog.get("helper"), turn, service.context("helper", caller), caller)
+        run.events = events
         yield StreamedRun(run, frames, keep_alive_seconds=0.01)
         assert service.runs == 0
 

@@ -123,7 +123,7 @@ def test_a_session_id_of_another_form_is_refused(session: str) -> None:
     ("headers", "metadata", "param"),
     [
         ({"X-Session-Id": "a" * 256}, {}, "X-Session-Id"),
-        ({}, {"session_id": "a\x00b"}, "metadata.session_id"),
+        ({}, {"session_id": "a\x01b"}, "metadata.session_id"),
         ({}, {"session_id": 5}, "metadata.session_id"),
         ({}, {"session_id": ["s"]}, "metadata.session_id"),
         ({"X-Session-Id": "s", "X-Session-History": "both"}, {}, "X-Session-History"),

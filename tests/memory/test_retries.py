@@ -210,3 +210,65 @@ async def test_an_answered_turn_with_the_servers_history_leaves_the_session_free
         for headers in ({}, AGAIN):
             assert (await one.chat("1", headers=headers)).json()["response"] == "one"
         assert (await two.chat("2")).json()["response"] == "two"
+
+
+KEYED = {**SESSION, "Idempotency-Key": "k"}
+
+
+@STREAMED
+async def test_another_replica_tells_the_answer_to_an_idempotency_key_again(serve: Serve, stored: Database, stream: bool) -> None:
+    async with serve(Script(says("Hi"))) as one, serve(Script(says("Other"))) as two:
+        completion_of(await one.complete("Hello", headers=KEYED))
+        response = await two.complete("Hello", headers=KEYED, stream=stream)
+        assert (told(chunks_of(response)) if stream else completion_of(response)["choices"][0]["message"]["content"]) == "Hi"
+        assert two.script.requests == []
+    assert await stored.runs() == [("done", None)]
+
+
+async def test_another_replica_refuses_an_idempotency_key_of_another_question(serve: Serve, stored: Database) -> None:
+    async with serve(Script(says("Hi"))) as one, serve(Script(says("Other"))) as two:
+        completion_of(await one.complete("Hello", headers=KEYED))
+        for messages in (("Goodbye",), ("Hello", "Hi", "Hello")):
+            error = error_of(await two.complete(*messages, headers=KEYED), 422)
+            assert (error["code"], error["param"]) == ("idempotency_mismatch", "Idempotency-Key")
+        assert two.script.requests == []
+        completion_of(await two.complete("Hello", headers=KEYED))
+        assert [content for _, content, _ in await two.shown(branches="true")] == ["Hello", "Hi"]
+    assert await stored.runs() == [("done", None)]
+
+
+async def test_a_failed_turn_is_run_again_under_its_idempotency_key(serve: Serve, stored: Database) -> None:
+    async with serve(Script([TextDelta("H"), ProviderUnavailable("It is down.")])) as one, serve(Script(says("Hi"))) as two:
+        error_of(await one.complete("Hello", headers=KEYED), 502)
+        for _ in range(2):
+            assert completion_of(await two.complete("Hello", headers=KEYED))["choices"][0]["message"]["content"] == "Hi"
+    assert [status for status, _ in await stored.runs()] == ["incomplete", "done"]
+
+
+async def test_the_same_question_under_another_idempotency_key_is_asked(serve: Serve) -> None:
+    async with serve(Script(says("one"), says("two"))) as talking:
+        said = [
+            completion_of(await talking.complete("Hello", headers={**SESSION, "Idempotency-Key": key}))["choices"][0]["message"]["content"]
+            for key in ("k1", "k2", "k1", "k2")
+        ]
+    assert said == ["one", "two", "one", "two"]
+
+
+async def test_an_idempotency_key_with_the_servers_history_is_known_to_another_replica(serve: Serve) -> None:
+    async with serve(Script(says("one"), says("two"), says("three"))) as one, serve(Script(says("other"))) as two:
+        for message in ("1", "2", "1"):
+            assert (await one.chat(message, headers={"Idempotency-Key": f"k{message}{len(one.script.requests)}"})).status_code == 200
+        for key, message, said in (("k10", "1", "one"), ("k21", "2", "two"), ("k12", "1", "three")):
+            assert (await two.chat(message, headers={"Idempotency-Key": key})).json()["response"] == said
+        assert error_of(await two.chat("3", headers={"Idempotency-Key": "k10"}), 422)["code"] == "idempotency_mismatch"
+        assert two.script.requests == []
+        assert (await two.chat("3", headers={"Idempotency-Key": "k3"})).json()["response"] == "other"
+        assert [content for _, content, _ in await two.shown(branches="true")] == ["1", "one", "2", "two", "1", "three", "3", "other"]
+
+
+async def test_a_failed_turn_with_the_servers_history_is_run_again_under_its_idempotency_key(serve: Serve) -> None:
+    async with serve(Script([TextDelta("o"), ProviderUnavailable("It is down.")], says("two"), says("one"))) as talking:
+        error_of(await talking.chat("1", headers={"Idempotency-Key": "k1"}), 502)
+        assert (await talking.chat("2", headers={"Idempotency-Key": "k2"})).json()["response"] == "two"
+        assert (await talking.chat("1", headers={"Idempotency-Key": "k1"})).json()["response"] == "one"
+        assert talking.asked()[-1] == ("user", "1")

@@ -28,7 +28,6 @@ def upgrade() -> None:
         sa.Column("lease_process", sa.Text),
         sa.Column("lease_until", MOMENT),
         sa.PrimaryKeyConstraint("key", name="pk_sessions"),
-        sa.UniqueConstraint("tenant", "user_id", "agent_id", "session_id", name="uq_sessions_tenant_user_id_agent_id_session_id"),
     )
     op.create_index("ix_sessions_newest", "sessions", ["tenant", "user_id", "agent_id", "updated_at"])
     leased = sa.text("lease_process IS NOT NULL")

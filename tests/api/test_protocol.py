@@ -1,0 +1,289 @@
+"""HTTP within bounds: heads, trailers and waits, over a real socket."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from app.api.protocol import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
+from app.core.events import TextDelta
+from app.providers.base import ModelFinished
+from app.server import create_app
+from tests.api.asking import Watched, asking, connected, connected_raw
+from tests.api.wire import parsed, refusal_of, refused, sent
+from tests.scripted import Script, says
+from tests.service import configuration, serving
+
+GET = b"GET /health HTTP/1.1\r\nhost: service\r\n"
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\n"
+CHUNKED = POST + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+CANARY = b"CANARY-7d1e"
+
+
+class Hasty(BoundedProtocol):
+    """The protocol with little patience."""
+
+    HEAD_SECONDS = 0.4
+    BODY_SECONDS = 0.4
+
+
+@asynccontextmanager
+async def served(
+    folder: Path, script: Script | None = None, *, protocol: type[BoundedProtocol] = BoundedProtocol
+) -> AsyncGenerator[str, None]:
+    """The service over a socket; gives its address."""
+    async with serving(create_app(configuration(folder, script or Script(says("Hi")))), protocol) as address, asyncio.timeout(20):
+        yield address
+
+
+def chunked(body: bytes, extension: bytes = b"") -> bytes:
+    return b"%x%b\r\n%b\r\n" % (len(body), extension, body)
+
+
+BODY = json.dumps(asking()).encode()
+
+# The head
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (GET, b"a: " + CANARY + b"x" * MAX_HEAD_BYTES, b"\r\n\r\n"),
+        (GET, b"a: ", *[CANARY * 6000] * 400),
+        (GET, b"a" * 100_000_000),
+        (b"GET /" + CANARY + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",),
+        (GET, *[b"a: " + b"x" * 1000 + b"\r\n"] * 70, b"\r\n"),
+        (GET, *[b"a: b\r\n"] * MAX_HEADERS, b"\r\n"),
+        (GET, *[b"a:\r\n"] * 100_000),
+    ],
+    ids=["one value", "an endless value", "an endless name", "the address", "in all", "too many", "endlessly many"],
+)
+async def test_a_head_without_measure_is_a_431(tmp_path: Path, pieces: tuple[bytes, ...]) -> None:
+    began = time.perf_counter()
+    async with served(tmp_path) as address:
+        error = await refused(address, *pieces, status=431)
+    assert error["code"] == "headers_too_large"
+    assert CANARY.decode() not in str(error)
+    assert time.perf_counter() - began < 5
+
+
+async def test_a_head_just_within_measure_is_answered(tmp_path: Path) -> None:
+    size = MAX_HEAD_BYTES - len("/healthhostserviceconnectionclosea")
+    rest = b"connection: close\r\na: " + b"x" * size + b"\r\n"
+    async with served(tmp_path) as address:
+        assert parsed(await sent(address, GET + rest, b"\r\n"))[0] == 200
+        many = b"connection: close\r\n" + b"a: b\r\n" * (MAX_HEADERS - 2)
+        assert parsed(await sent(address, GET + many + b"\r\n"))[0] == 200
+
+
+async def test_a_large_body_in_one_piece_with_its_head_is_no_large_head(tmp_path: Path) -> None:
+    body = json.dumps(asking("x" * 200_000)).encode()
+    head = POST + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with served(tmp_path) as address:
+        assert parsed(await sent(address, head + body))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + CANARY + b"\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /" + CANARY + "ä".encode("latin-1") + b" HTTP/1.1\r\n\r\n",
+        GET + CANARY + b"\r\n\r\n",
+        GET + b"a: " + CANARY + b"\x00\r\n\r\n",
+        POST + b"content-length: " + CANARY + b"\r\n\r\n",
+        POST + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        POST + b"content-length: 5\r\ncontent-length: 6\r\n\r\n",
+        CHUNKED + CANARY + b"\r\n",
+        b"CONNECT " + CANARY + b":443 HTTP/1.1\r\n\r\n",
+    ],
+)
+async def test_what_is_not_http_is_a_400_in_openais_shape(tmp_path: Path, garbage: bytes) -> None:
+    async with served(tmp_path) as address:
+        error = await refused(address, garbage)
+    assert error["code"] == "invalid_http"
+    assert CANARY.decode() not in str(error)
+
+
+async def test_an_upgrade_that_is_not_offered_is_passed_over(tmp_path: Path) -> None:
+    head = GET + b"connection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n\r\n"
+    async with served(tmp_path) as address:
+        reader, writer = await connected_raw(address, head)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+# What a body is framed with
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (chunked(BODY), b"0\r\na: ", *[b"x" * 65536] * 400),
+        (chunked(BODY), b"0\r\n", *[b"a: " + b"x" * 1000 + b"\r\n"] * 20_000),
+        (b"5;", *[b"x" * 65536] * 400),
+        (b"5;a=", *[b"x" * 65536] * 400),
+    ],
+    ids=["one trailer", "many trailers", "an extension", "an extension's value"],
+)
+async def test_trailers_and_extensions_without_measure_are_refused(tmp_path: Path, pieces: tuple[bytes, ...]) -> None:
+    script = Script(says("Hi"))
+    async with served(tmp_path, script) as address:
+        assert (await refused(address, CHUNKED, *pieces))["code"] == "invalid_http"
+    assert script.requests == []
+
+
+async def test_chunks_with_extensions_and_trailers_are_taken(tmp_path: Path) -> None:
+    pieces = [chunked(BODY[place : place + 1], b";a=b") for place in range(len(BODY))]
+    async with served(tmp_path) as address:
+        assert parsed(await sent(address, CHUNKED, b"".join(pieces), b"0\r\na: b\r\nc: d\r\n\r\n"))[0] == 200
+
+
+async def test_trailers_are_no_headers(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for done in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{done}.complete"})
+            return
+        while (await receive()).get("more_body"):
+            pass
+        seen.extend(scope["headers"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with serving(app) as address:
+        await sent(address, CHUNKED + chunked(BODY) + b"0\r\nauthorization: Bearer x\r\nhost: other\r\n\r\n")
+    assert [name for name, _ in seen] == [b"host", b"content-type", b"transfer-encoding", b"connection"]
+    assert (b"host", b"service") in seen
+
+
+# Waits
+
+
+@pytest.mark.parametrize("head", [b"", b"GET", GET, b"\r\n" * 3], ids=["nothing", "a method", "half a head", "empty lines"])
+async def test_a_head_that_does_not_come_ends_the_connection(tmp_path: Path, head: bytes) -> None:
+    async with served(tmp_path, protocol=Hasty) as address:
+        assert await sent(address, head) == b""
+
+
+async def test_a_head_that_drips_ends_the_connection(tmp_path: Path) -> None:
+    async with served(tmp_path, protocol=Hasty) as address:
+        reader, writer = await connected_raw(address, GET)
+
+        async def drip() -> None:
+            while True:
+                writer.write(b"a: b\r\n")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        try:
+            assert await reader.read() == b""
+        except ConnectionResetError:
+            pass
+        finally:
+            dripping.cancel()
+            writer.close()
+
+
+async def test_the_next_head_has_its_time_too(tmp_path: Path) -> None:
+    async with served(tmp_path, protocol=Hasty) as address:
+        reader, writer = await connected_raw(address, GET + b"\r\n")
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+        await asyncio.sleep(0.5)  # a connection at rest is kept
+        writer.write(GET + b"\r\n")
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200 ")
+        writer.write(GET)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_empty_lines_do_not_keep_a_connection(tmp_path: Path) -> None:
+    async with served(tmp_path, protocol=Hasty) as address:
+        reader, writer = await connected_raw(address, GET + b"\r\n")
+        await reader.readuntil(b"}")
+        writer.write(b"\r\n")
+        assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("drip", [False, True], ids=["it stalls", "it drips"])
+async def test_a_body_that_does_not_come_ends_the_connection(tmp_path: Path, drip: bool) -> None:
+    script = Script(says("Hi"))
+    async with served(tmp_path, script, protocol=Hasty) as address:
+        reader, writer = await connected_raw(address, POST + b"content-length: 1000\r\n\r\n{")
+        reading = asyncio.create_task(reader.read())
+        while drip and not reading.done():
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+        assert await reading == b""
+        writer.close()
+    assert script.requests == []
+
+
+async def test_a_slow_answer_is_waited_for_though_the_next_head_has_begun(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    async with served(tmp_path, Script([TextDelta("a"), gate, ModelFinished("stop")]), protocol=Hasty) as address:
+        reader, writer = await connected(address, asking(stream=True))
+        await reader.readuntil(b"\n\n")
+        writer.write(b"\r\nGET")
+        await asyncio.sleep(1)
+        gate.set()
+        await reader.readuntil(b"[DONE]")
+        writer.close()
+
+
+async def test_a_body_that_nobody_waits_for_ends_the_connection(tmp_path: Path) -> None:
+    app = create_app(configuration(tmp_path, max_request_bytes=2048))
+    async with serving(app, Hasty) as address, asyncio.timeout(20):
+        reader, writer = await connected_raw(address, POST + b"transfer-encoding: chunked\r\n\r\n")
+        reading = asyncio.create_task(reader.read())
+        while not reading.done():  # for ever, if it were taken for ever
+            writer.write(chunked(b"[" * 4096))
+            await asyncio.sleep(0.02)
+        writer.close()
+    assert refusal_of(await reading, 413)["code"] == "request_too_large"
+
+
+# Several requests in one connection
+
+
+async def test_requests_that_are_sent_at_once_are_answered_in_order(tmp_path: Path) -> None:
+    async with served(tmp_path) as address:
+        answer = await sent(address, GET + b"\r\n" + b"GET /nothing HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n")
+    assert [part.split(b" ")[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404"]
+
+
+async def test_rubbish_after_a_request_does_not_get_into_its_answer(tmp_path: Path) -> None:
+    script = Watched([TextDelta("a"), asyncio.Event()])
+    async with served(tmp_path, script) as address:
+        reader, writer = await connected(address, asking(stream=True))
+        first = await reader.readuntil(b"\n\n")
+        writer.write(b"rubbish\r\n\r\n")
+        rest = await reader.read()
+        assert b"HTTP/1.1" not in rest
+        assert first.startswith(b"HTTP/1.1 200")
+        writer.close()
+        async with asyncio.timeout(5):
+            await script.ended.wait()
+
+
+async def test_callers_cannot_say_where_they_are(tmp_path: Path) -> None:
+    clients: list[Any] = []
+    inner = create_app(configuration(tmp_path))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        clients.append(scope.get("client"))
+        await inner(scope, receive, send)
+
+    async with serving(app) as address:
+        await sent(address, GET + b"x-forwarded-for: 6.6.6.6\r\nx-forwarded-proto: https\r\nconnection: close\r\n\r\n")
+    assert clients[-1][0] == "127.0.0.1"
