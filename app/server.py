@@ -46,7 +46,7 @@ def create_app(configuration: Configuration) -> FastAPI:
         redirect_slashes=False,
         openapi_url=None,  # app/api/docs.py answers there, to those who may see it
     )
-    for part in (openai_models, openai_chat, conversations, agents, health, docs):
+    for part in (openai_chat, openai_models, conversations, agents, health, docs):  # looked through in this order
         app.include_router(guarded(part.router))
     describe(app)
     return app

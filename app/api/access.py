@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 
-from app.api.dependencies import access_of
+from app.api.dependencies import access_in
 from app.auth.principal import Principal, Scope
 from app.core.errors import InsufficientScope, NotFound
 
@@ -26,7 +26,7 @@ class Allowed:
 
 async def admitted(request: Request, scope: Scope | None, *, identified: bool = False) -> Principal:
     """Who calls, as a key that has `scope`."""
-    access = await access_of(request)
+    access = access_in(request)
     client = request.scope.get("client")
     principal = await access.principal(request.scope["headers"], client[0] if client else None, identified=identified)
     if scope is not None and scope not in principal.key.scopes:

@@ -14,9 +14,9 @@ from app.agents.base import BaseAgent, Turn
 from app.api.access import Caller, Chatting, named_user
 from app.api.admission import CountedRun
 from app.api.chat_schema import ChatMessage, CompletionUsage
-from app.api.dependencies import AccessDependency, ServiceDependency, body_of, decoded, request_id_of
+from app.api.dependencies import ServiceDependency, access_in, body_of, decoded, request_id_of, service_in
 from app.api.errors import ErrorBody
-from app.api.idempotency import HEADER, AnswersDependency, once
+from app.api.idempotency import HEADER, once
 from app.api.openai_chat import checked_name, messages_of, usage_of, with_session
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
@@ -168,10 +168,9 @@ async def show_agent(agent_id: str, service: ServiceDependency, caller: Caller) 
         header=HEADER,
     ),
 )
-async def chat(
-    agent_id: str, request: Request, service: ServiceDependency, caller: Chatting, access: AccessDependency, answers: AnswersDependency
-) -> Response:
+async def chat(agent_id: str, request: Request, caller: Chatting) -> Response:
     """Runs the agent on the message and answers with its text and the tools it used; with `stream`, event by event."""
+    service = service_in(request)
     agent = service.agent(agent_id, caller)
     body = await body_of(request, service.settings.max_request_bytes)
     asked = decoded(body, _decoder)
@@ -179,14 +178,14 @@ async def chat(
     turn = with_session(_turn(asked, agent), asking, agent, default="server" if asked.message is not None else "client")
     user = named_user(caller, asked.user_id)
     context = service.context(agent_id, caller, user=user, session=asking.session, request_id=request_id_of(request))
-    run = CountedRun(service, access.limiter, agent, turn, context, caller)
+    run = CountedRun(service, access_in(request).limiter, agent, turn, context, caller)
     if asked.stream:
         response: RunResponse = StreamedRun(run, EventFrames(context))
     else:
         model = turn.model or await _model(agent) or ""
         tools = len(agent.parts.toolset.specs)
         response = CollectedRun(run, lambda collected, finished: _answer(context, model, tools, collected, finished))
-    return once(answers, request, asking.idempotency_key, context, body, response)
+    return once(request, asking.idempotency_key, context, body, response)
 
 
 _decoder = msgspec.json.Decoder(AgentChatRequest)

@@ -26,7 +26,7 @@ from app.api.chat_schema import (
     TextContent,
 )
 from app.api.dependencies import ServiceDependency
-from app.api.idempotency import AnswersDependency
+from app.api.idempotency import answers_in
 from app.api.openai_chat import MAX_NAME, checked_name, usage_of
 from app.api.openapi import documented
 from app.auth.principal import ANONYMOUS, Principal
@@ -133,14 +133,12 @@ async def show_conversation(agent_id: str, session_id: str, request: Request, se
     summary="Delete a conversation",
     openapi_extra=documented(None, Deleted, query=_USER),
 )
-async def delete_conversation(
-    agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: Deleting, answers: AnswersDependency
-) -> Response:
+async def delete_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: Deleting) -> Response:
     """Deletes the session for good."""
     service.agent(agent_id, caller)
     tenant, user = caller.key.tenant, _user(request, caller)
     erased = await service.conversations.delete(tenant, user, agent_id, session_id)
-    answers.forget(tenant, user)
+    answers_in(request).forget(tenant, user)
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
@@ -158,11 +156,11 @@ async def export_memory(request: Request, service: ServiceDependency, caller: Re
 
 
 @router.delete("/memory", summary="Delete everything of a user", openapi_extra=documented(None, Deleted, query=_USER))
-async def erase_memory(request: Request, service: ServiceDependency, caller: Deleting, answers: AnswersDependency) -> Response:
+async def erase_memory(request: Request, service: ServiceDependency, caller: Deleting) -> Response:
     """Deletes every conversation of the user with all agents for good."""
     tenant, user = caller.key.tenant, _user(request, caller)
     erased = await service.conversations.erase(tenant, user, agents=caller.key.agents)
-    answers.forget(tenant, user)
+    answers_in(request).forget(tenant, user)
     return Response(_encoder.encode(erased), media_type="application/json")
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.access import OpenToAll, admitted
-from app.api.dependencies import ServiceDependency, access_of
+from app.api.dependencies import ServiceDependency, access_in
 from app.api.openapi import documented
 from app.core.errors import InvalidRequest
 from app.core.text import without_secrets
@@ -97,7 +97,7 @@ class Welcome(msgspec.Struct):
 )
 async def health(request: Request, service: ServiceDependency) -> Response:
     """Answers when the service does; with `detailed=true`, tells those who may know of its parts."""
-    settings, access = service.settings, await access_of(request)
+    settings, access = service.settings, access_in(request)
     body = Health("healthy", datetime.now(UTC), settings.service_name, settings.service_version, "open" if access.is_open else "keys")
     if _flag(request, "detailed"):
         await admitted(request, "admin")
@@ -162,7 +162,7 @@ def _flag(request: Request, name: str) -> bool:
 async def welcome(request: Request, service: ServiceDependency) -> Response:
     """What this is and where to go: as a page to a browser, else as JSON."""
     settings = service.settings
-    agents = [agent.agent_id for agent in service.catalog] if (await access_of(request)).is_open else []
+    agents = [agent.agent_id for agent in service.catalog] if access_in(request).is_open else []
     about = "Agents that appear as models: point any OpenAI client at /v1."
     if "text/html" in request.headers.get("accept", ""):
         base = str(request.base_url)

@@ -3,9 +3,8 @@
 import hashlib
 import time
 from collections.abc import Callable, MutableMapping
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
-from fastapi import Depends
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -178,17 +177,14 @@ class Once(Response):
             self._answers.end(self._name, keep=refused or self._run.is_finished)
 
 
-def once(answers: Answers, request: Request, key: str | None, context: RunContext, body: bytes, run: RunResponse) -> Response:
+def once(request: Request, key: str | None, context: RunContext, body: bytes, run: RunResponse) -> Response:
     """`run`, or where the request has a `key`, what it was answered before; `body` and the session tell one request from another."""
     if key is None:
         return run
     digest = hashlib.blake2b(body, digest_size=32, key=hashlib.blake2b((context.session or "").encode(), digest_size=32).digest())
-    return Once(answers, (context.tenant, context.user, request.scope["path"], key), digest.digest(), run)
+    return Once(answers_in(request), (context.tenant, context.user, request.scope["path"], key), digest.digest(), run)
 
 
-async def answers_of(request: Request) -> Answers:
+def answers_in(request: Request) -> Answers:
     """The answers that this process keeps."""
     return cast(Answers, request.app.state.answers)
-
-
-AnswersDependency = Annotated[Answers, Depends(answers_of)]

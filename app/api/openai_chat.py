@@ -37,9 +37,9 @@ from app.api.chat_schema import (
     TextContent,
     ToolCallDelta,
 )
-from app.api.dependencies import AccessDependency, ServiceDependency, body_of, decoded, request_id_of
+from app.api.dependencies import access_in, body_of, decoded, request_id_of, service_in
 from app.api.errors import error_json
-from app.api.idempotency import HEADER, AnswersDependency, once
+from app.api.idempotency import HEADER, once
 from app.api.image_urls import checked_file_data, checked_image_url
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
@@ -67,10 +67,9 @@ _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
     summary="Ask an agent",
     openapi_extra=documented(ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`", header=HEADER),
 )
-async def create_chat_completion(
-    request: Request, service: ServiceDependency, caller: Chatting, access: AccessDependency, answers: AnswersDependency
-) -> Response:
+async def create_chat_completion(request: Request, caller: Chatting) -> Response:
     """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""
+    service = service_in(request)
     body = await body_of(request, service.settings.max_request_bytes)
     asked = decoded(body, _decoder)
     agent = service.agent(asked.model, caller)
@@ -80,14 +79,14 @@ async def create_chat_completion(
         asking = Asking(idempotency_key=asking.idempotency_key)
     turn = with_session(turn, asking, agent)
     context = service.context(agent.agent_id, caller, user=asked.user, session=asking.session, request_id=request_id_of(request))
-    run = CountedRun(service, access.limiter, agent, turn, context, caller)
+    run = CountedRun(service, access_in(request).limiter, agent, turn, context, caller)
     if asked.stream:
         options = asked.stream_options
         frames = ChunkFrames(agent.agent_id, include_usage=bool(options and options.include_usage))
         response: RunResponse = StreamedRun(run, frames)
     else:
         response = CollectedRun(run, lambda collected, finished: completion(agent.agent_id, collected, finished))
-    return once(answers, request, asking.idempotency_key, context, body, response)
+    return once(request, asking.idempotency_key, context, body, response)
 
 
 def with_session(turn: Turn, asking: Asking, agent: BaseAgent, *, default: History = "client") -> Turn:
