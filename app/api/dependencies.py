@@ -24,7 +24,7 @@ _ECHO = re.compile(r"^Invalid (enum value|value) .*$")
 
 
 def service_in(request: Request) -> Service:
-    """The service that the lifespan opened; for the routes of runs, as FastAPI takes some 15 us for each dependency."""
+    """The service that the lifespan opened."""
     return cast(Service, request.app.state.service)
 
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.agents.base import BaseAgent, Turn
-from app.api.access import Chatting
+from app.api.access import Chatting, RunRoute
 from app.api.admission import CountedRun
 from app.api.chat_schema import (
     SETTINGS,
@@ -52,7 +52,7 @@ from app.core.messages import AudioPart, ContentPart, FilePart, ImagePart, Messa
 from app.core.usage import Usage
 from app.memory.base import History
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(tags=["OpenAI"], route_class=RunRoute)
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 _encoder = msgspec.json.Encoder()
