@@ -12,7 +12,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 def extra_of(record: logging.LogRecord) -> dict[str, Any]:
     """What the call that made `record` gave as `extra`."""
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
 
 
 class LineFormatter(logging.Formatter):
