@@ -151,6 +151,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """An upgrade is passed over, as HTTP has it; uvicorn would advise in the log to install a library."""
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
@@ -179,6 +182,8 @@ class BoundedProtocol(HttpToolsProtocol):
         is_idle = False
         if self.transport.is_closing():
             self._abort_if_stuck()
+        elif self._is_deaf:
+            pass  # it is closed in a moment
         elif self._head_since is not None:
             if self._running is not None and not self._running.response_complete:
                 self._head_since = now  # it is the next request's, which may wait

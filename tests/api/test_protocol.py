@@ -111,12 +111,13 @@ async def test_what_is_not_http_is_a_400_in_openais_shape(tmp_path: Path, garbag
     assert CANARY.decode() not in str(error)
 
 
-async def test_an_upgrade_that_is_not_offered_is_passed_over(tmp_path: Path) -> None:
+async def test_an_upgrade_that_is_not_offered_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     head = GET + b"connection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n\r\n"
     async with served(tmp_path) as address:
         reader, writer = await connected_raw(address, head)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         writer.close()
+    assert "WebSocket" not in caplog.text
 
 
 # What a body is framed with
@@ -173,6 +174,15 @@ async def test_trailers_are_no_headers(tmp_path: Path) -> None:
 async def test_a_head_that_does_not_come_ends_the_connection(tmp_path: Path, head: bytes) -> None:
     async with served(tmp_path, protocol=Hasty) as address:
         assert await sent(address, head) == b""
+
+
+async def test_the_first_request_of_a_connection_may_be_refused_in_peace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with served(tmp_path, protocol=Hasty) as address:
+        reader, writer = await connected_raw(address, b"CONNECT nowhere:443 HTTP/1.1\r\n\r\n")
+        refusal_of(await reader.read(), 400)
+        await asyncio.sleep(0.6)
+        writer.close()
+    assert "Exception in callback" not in caplog.text
 
 
 async def test_a_head_that_drips_ends_the_connection(tmp_path: Path) -> None:

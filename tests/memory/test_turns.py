@@ -226,7 +226,10 @@ async def test_system_messages_are_sent_on_and_not_stored(serve: Serve, stored: 
 
 
 async def test_an_image_belongs_to_what_a_message_says(serve: Serve) -> None:
-    another = {**IMAGE_MESSAGE, "content": [IMAGE_MESSAGE["content"][0], {"type": "image_url", "image_url": {"url": "https://x.test/i"}}]}
+    another = {
+        **IMAGE_MESSAGE,
+        "content": [IMAGE_MESSAGE["content"][0], {"type": "image_url", "image_url": {"url": "https://example.com/i"}}],
+    }
     async with serve(Script(says("A dot."))) as talking:
         for message in (IMAGE_MESSAGE, another, IMAGE_MESSAGE):
             completion_of(await talking.complete(message))
@@ -234,7 +237,7 @@ async def test_an_image_belongs_to_what_a_message_says(serve: Serve) -> None:
     questions = [message["content"] for message in everything if message["role"] == "user"]
     assert [(text["text"], image["image_url"]["url"]) for text, image in questions] == [
         ("What is this?", IMAGE_MESSAGE["content"][1]["image_url"]["url"]),
-        ("What is this?", "https://x.test/i"),
+        ("What is this?", "https://example.com/i"),
     ]
 
 
