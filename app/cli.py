@@ -2,7 +2,6 @@
 
 import asyncio
 import importlib
-import ipaddress
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app import __version__
 from app.api.protocol import BoundedProtocol
+from app.auth.access import Access
 from app.commands import table
 from app.config.files import nearest
 from app.config.mcp import Servers
@@ -28,7 +28,7 @@ from app.mcp.servers import open_servers
 from app.observability.logging import configure_logging
 from app.providers.demo import Demo
 from app.server import configure_logs, create_app, settle_memory
-from app.service import Configuration, Service, has_database_keys, load, open_service
+from app.service import Configuration, Service, database_keys, load, open_service
 
 EXIT_CONFIGURATION = 2
 CONNECT_GRACE = 5.0
@@ -97,9 +97,8 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     )
     if workers > 1:
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
-        needs_key = settings.api_keys is not None or asyncio.run(has_database_keys(settings)) is not False
-        is_open = settings.allow_unauthenticated or not needs_key
-        print(_welcome(configuration, listening, [], is_open=is_open), file=sys.stderr)
+        is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
+        print(_welcome(configuration, listening, [], is_open=settings.allow_unauthenticated or is_open), file=sys.stderr)
         Multiprocess(config, sockets=[listening]).run()
         return
     server = _Server(config, configuration)
@@ -187,6 +186,11 @@ class _Server(uvicorn.Server):
         off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
         if off:
             notes.append(f"MCP servers that are off: {', '.join(off)}")
+        access: Access = cast(Any, self.config.app).state.access
+        if not access.is_open and not access.has_live_keys:
+            notes.append(
+                "there is no API key that works, so nobody can use the service. To make one: ai-agent-service keys create --name NAME"
+            )
         if any(agent.parts.provider.name == Demo.name for agent in service.catalog):
             notes.append("no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one.")
         return notes
@@ -218,18 +222,10 @@ def _listening(settings: Settings) -> socket.socket:
     return listening
 
 
-def _is_of_this_machine(host: str) -> bool:
-    """Whether only this machine can reach what listens at `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _refuse_to_be_open(settings: Settings) -> None:
-    """Ends the process where everybody on a network could use the service by nobody's decision.
+    """Ends the process where nobody on a network could use the service, or everybody could but for this.
 
-    A database of keys that cannot be asked is no reason to: until it can be, nobody is let in without a key.
+    A database of keys that cannot be asked now is no reason to: beyond this machine nobody is let in without a key in any case.
     """
     if settings.allow_unauthenticated:
         logging.getLogger("app.access").warning(
@@ -238,11 +234,11 @@ def _refuse_to_be_open(settings: Settings) -> None:
             settings.port,
         )
         return
-    if _is_of_this_machine(settings.host) or settings.api_keys is not None:
+    if settings.is_local or settings.api_keys is not None:
         return
-    if asyncio.run(has_database_keys(settings)) is not False:
+    if asyncio.run(database_keys(settings)) in ("live", None):
         return
-    problem = f"the service would listen on {settings.host}, beyond this machine, and there is no API key, so that anybody could use it"
+    problem = f"the service would listen on {settings.host}, beyond this machine, and there is no API key"
     remedy = "Set API_KEYS (or run: ai-agent-service keys create --name NAME), or set HOST=127.0.0.1, or set ALLOW_UNAUTHENTICATED=true"
     raise ConfigError([Fault(file="environment", field="HOST", problem=problem, remedy=remedy)])
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from typing import Literal
 
 import msgspec
 
@@ -34,7 +35,7 @@ from app.mcp.connection import Connection
 from app.mcp.servers import McpServers, open_servers
 from app.mcp.tools import model_name, model_names
 from app.memory.base import Conversations, MemorySetup
-from app.memory.opening import Memories, Summarizer, address_of, cipher_of, open_memories
+from app.memory.opening import Memories, Summarizer, address_of, cipher_of, open_database, open_memories
 from app.plugins import Plugins, load_plugins
 from app.providers.base import Provider, ProviderSetup
 from app.providers.http import HttpClient, Timeouts
@@ -72,10 +73,18 @@ class Service:
     """The running service: its agents, and the count of the runs under way."""
 
     def __init__(
-        self, configuration: Configuration, catalog: Catalog, servers: McpServers, memories: Memories | None, http: HttpClient, auto: str
+        self,
+        configuration: Configuration,
+        catalog: Catalog,
+        servers: McpServers,
+        memories: Memories | None,
+        pending: PendingSteps,
+        http: HttpClient,
+        auto: str,
     ) -> None:
         self.settings = configuration.settings
         self.http = http
+        self.pending = pending
         self.catalog = catalog
         self.servers = servers
         self.memories = memories
@@ -268,7 +277,7 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
                 agents[agent_id] = Remembering(agent, memory, live, await opened.enter_async_context(Tasks()))
         for warning in configuration.warnings:
             logger.warning(warning)
-        yield Service(configuration, Catalog(agents.values(), created=configuration.created), servers, memories, http, auto)
+        yield Service(configuration, Catalog(agents.values(), created=configuration.created), servers, memories, pending, http, auto)
 
 
 @asynccontextmanager
@@ -279,8 +288,8 @@ async def open_access(configuration: Configuration, service: Service) -> AsyncGe
         database = None
         if service.memories is not None:
             database = service.memories.database
-        elif has_database(settings):
-            database = (await opened.enter_async_context(open_memories(settings, {}))).database
+        elif settings.api_keys is None or _has_database(settings):
+            database = await opened.enter_async_context(open_database(settings))
         pepper = settings.api_key_pepper
         fetch = partial(service.http.fetched, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
         keys = KeyRing(
@@ -293,25 +302,29 @@ async def open_access(configuration: Configuration, service: Service) -> AsyncGe
             await opened.enter_async_context(keys),
             await opened.enter_async_context(open_identity(settings, fetch)),
             await opened.enter_async_context(open_limits(database)),
+            is_local=settings.is_local,
             allow_unauthenticated=settings.allow_unauthenticated,
             allowed_hosts=settings.allowed_hosts,
         )
 
 
-def has_database(settings: Settings) -> bool:
-    """Whether there is a database to look for keys in: one that the settings name, or the default file if it is there."""
+def _has_database(settings: Settings) -> bool:
+    """Whether the settings name a database, or the default file is there."""
     address = address_of(settings)
     return address.kind == "postgresql" or address.path.exists()
 
 
-async def has_database_keys(settings: Settings) -> bool | None:
-    """Whether the database has a key that works; None if it cannot be asked."""
-    if not has_database(settings):
-        return False
-    async with open_memories(settings, {}) as memories:
-        ring = KeyRing(memories.database, environment_keys=(), pepper=None, cipher=cipher_of(settings))
-        async with ring:
-            return ring.has_keys
+async def database_keys(settings: Settings) -> Literal["none", "ended", "live"] | None:
+    """Whether there is a key in the database, and one that is neither revoked nor expired; None if it cannot be asked."""
+    if not _has_database(settings):
+        return "none"
+    async with (
+        open_database(settings) as database,
+        KeyRing(database, environment_keys=(), pepper=None, cipher=cipher_of(settings)) as ring,
+    ):
+        if ring.has_keys is None:
+            return None
+        return "live" if ring.has_live_keys else "ended" if ring.has_keys else "none"
 
 
 def _agent(

@@ -88,6 +88,11 @@ class PendingSteps:
             found += self._step(message, given, context, before=found)
         return tuple(found)
 
+    def forget(self, tenant: str, user: str) -> None:
+        """Forgets the steps of a user whose conversations are erased."""
+        for key in [key for key in self._steps if key[:2] == (tenant, user)]:
+            del self._steps[key]
+
     def _step(self, message: Message, given: dict[str, Message], context: RunContext, *, before: list[Message]) -> list[Message]:
         kept = next((step for call in message.tool_calls if (step := self._find(context, call.id))), None)
         answer = kept.answer if kept else message

@@ -1,12 +1,14 @@
 """A run with what belongs to its caller: it counts against what they may ask, and stands in the audit log."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, contextmanager
 
 from app.agents.base import BaseAgent, Turn
 from app.auth.limits import NOT_LIMITED, Limiter
 from app.auth.principal import Principal
 from app.core.context import RunContext
+from app.core.errors import RateLimited
+from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, TextDelta, ToolStarted
 from app.core.usage import Usage
 from app.memory.tokens import estimate
 from app.observability.audit import audit
@@ -15,32 +17,45 @@ from app.service import Service
 ASSUMED_ANSWER_TOKENS = 1024
 """How long an answer is taken to become, where neither the request nor the agent says."""
 
+CHARACTERS_A_TOKEN = 4
+
 _MOST_TOKENS = ("max_completion_tokens", "max_tokens", "num_predict")
 
 
 class CountedRun:
     """A run as its caller asked for it: `begin` counts it against what the caller may ask, and `ended` has to be called once it is over,
-    whatever came of it."""
+    whatever came of it. `events` are those of the run once `begin` has returned."""
 
     def __init__(self, service: Service, limiter: Limiter, agent: BaseAgent, turn: Turn, context: RunContext, caller: Principal) -> None:
         self._service = service
         self._limiter = limiter
         self._agent = agent
-        self._turn = turn
         self._caller = caller
         self._admission = NOT_LIMITED
-        self._began = False
+        self._prompt_tokens = 0
+        self._said = 0
+        """Characters that the model has said."""
+
+        self._steps = 0
+        self.turn = turn
         self.context = context
         self.events = agent.run(turn, context)
 
     async def begin(self) -> None:
         """Counts the run; raises RateLimited where the caller, or their key, has used up what they may ask."""
         key, context = self._caller.key, self.context
-        if key.limits or key.user_limits:
-            tokens = sum(estimate(message.text) for message in self._turn.messages) + _answer_tokens(self._agent, self._turn)
+        if not (key.limits or key.user_limits):
+            return
+        self._prompt_tokens = sum(estimate(message.text) for message in self.turn.messages)
+        tokens = self._prompt_tokens + _answer_tokens(self._agent, self.turn)
+        try:
             self._admission = await self._limiter.admit(
                 self._caller, context.user, run_id=context.run_id, tokens=tokens, seconds=context.seconds_left
             )
+        except RateLimited as error:
+            audit.info("agent.refused", extra={**context.named, "outcome": error.code})
+            raise
+        self.events = self._watched(self.events)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -51,17 +66,32 @@ class CountedRun:
     def slot(self) -> Generator[None, None, None]:
         """See Service.run_slot."""
         with self._service.run_slot():
-            self._began = True
+            self._steps = 1
             yield
 
-    async def ended(self, usage: Usage | None, outcome: str) -> None:
-        """Counts what was used, and tells the audit log."""
+    async def ended(self, usage: Usage | None, outcome: str, *, is_whole: bool) -> None:
+        """Counts what was used, and tells the audit log. The `usage` of a run that is not whole lacks the step that broke off: what it
+        read and said is estimated, so that nobody gets answers for nothing by leaving before their end."""
         audit.info("agent.called", extra={**self.context.named, "outcome": outcome})
-        unknown = None if self._began else 0
-        await self._admission.settle(unknown if usage is None else usage.total_tokens)
+        told = None if usage is None else usage.total_tokens
+        if not is_whole:
+            told = max(told or 0, self._steps * self._prompt_tokens + self._said // CHARACTERS_A_TOKEN)
+        await self._admission.settle(told)
+
+    async def _watched(self, events: AsyncGenerator[RunEvent, None]) -> AsyncGenerator[RunEvent, None]:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, TextDelta | ReasoningDelta | RefusalDelta):
+                    self._said += len(event.text)
+                elif isinstance(event, ToolStarted):
+                    self._steps = event.step + 1
+                yield event
 
 
 def _answer_tokens(agent: BaseAgent, turn: Turn) -> int:
     """How many tokens the model may answer with, as far as that is said."""
-    given = (settings.get(name) for settings in (turn.settings, agent.definition.model_settings) for name in _MOST_TOKENS)
-    return next((tokens for tokens in given if isinstance(tokens, int) and tokens > 0), ASSUMED_ANSWER_TOKENS)
+    for settings in (turn.settings, agent.definition.model_settings):
+        given = [value for name in _MOST_TOKENS if isinstance(value := settings.get(name), int) and value > 0]
+        if given:
+            return max(given)
+    return ASSUMED_ANSWER_TOKENS

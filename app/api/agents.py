@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.agents.base import BaseAgent, Turn
 from app.api.access import Caller, Chatting, named_user
 from app.api.admission import CountedRun
-from app.api.chat_schema import ChatMessage, CompletionUsage
+from app.api.chat_schema import FREE_FORM, CallersSettings, ChatMessage, CompletionUsage
 from app.api.dependencies import ServiceDependency, access_in, body_of, decoded, request_id_of, service_in
 from app.api.errors import ErrorBody
 from app.api.idempotency import HEADER, once
@@ -22,7 +22,6 @@ from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
 from app.api.sessions import asking_of
 from app.api.values import checked_values
-from app.config.agents import RESERVED_MODEL_SETTINGS
 from app.core.context import RunContext
 from app.core.errors import InvalidRequest, ServiceError, UpstreamError
 from app.core.events import (
@@ -68,7 +67,7 @@ class AgentChatRequest(msgspec.Struct):
     user_id: str | None = None
     session_id: str | None = None
     model: str | None = None
-    model_settings: dict[str, Any] | None = None
+    model_settings: CallersSettings | None = None
     stream: bool = False
 
 
@@ -238,10 +237,10 @@ def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
     checked_name(asked.user_id or "", "user_id")
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
-    settings = checked_values(asked.model_settings, "model_settings") or {}
-    reserved = sorted(RESERVED_MODEL_SETTINGS & settings.keys())
-    if reserved:
-        raise InvalidRequest(f"These cannot be set here: {', '.join(reserved)}.", param="model_settings")
+    given = asked.model_settings or CallersSettings()
+    settings = {name: value for name in given.__struct_fields__ if (value := getattr(given, name)) is not None}
+    for name in FREE_FORM & settings.keys():
+        checked_values(settings[name], f"model_settings.{name}")
     allowed = agent.parts.provider.model_list
     if asked.model is not None and asked.model not in (*allowed, agent.definition.model):
         names = f": it may be one of {', '.join(allowed)}" if allowed else " for this agent"

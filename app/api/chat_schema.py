@@ -182,6 +182,36 @@ SETTINGS = (
 """The fields of a request that go on to the provider as they are."""
 
 
+FREE_FORM = frozenset({"response_format", "prediction", "metadata"})
+"""Fields of a request whose values may be of any form."""
+
+
+class CallersSettings(msgspec.Struct, forbid_unknown_fields=True):
+    """What a caller may set of the model beside the conversation: no more, for some providers take other models, addresses and plug-ins
+    in the same place."""
+
+    parallel_tool_calls: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
+    seed: Integer | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[str, float], Meta(max_length=10_000)] | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    prediction: dict[str, Any] | None = None
+    num_predict: Tokens | None = None
+    top_k: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    min_p: Fraction | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0, le=10)] | None = None
+    think: bool | str | None = None
+
+
 class PromptTokensDetails(msgspec.Struct):
     """What the prompt's tokens were."""
 

@@ -33,6 +33,8 @@ from app.auth.principal import ANONYMOUS, Principal
 from app.core.errors import InvalidRequest
 from app.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, TextPart
 from app.memory.base import Conversation, ConversationInfo, Step, StoredMessage
+from app.observability.audit import audit
+from app.service import Service
 
 router = APIRouter(tags=["Memory"])
 
@@ -138,7 +140,8 @@ async def delete_conversation(agent_id: str, session_id: str, request: Request, 
     service.agent(agent_id, caller)
     tenant, user = caller.key.tenant, _user(request, caller)
     erased = await service.conversations.delete(tenant, user, agent_id, session_id)
-    answers_in(request).forget(tenant, user)
+    _forget(request, service, tenant, user)
+    audit.info("conversation.deleted", extra={**_who(caller, user), "agent_id": agent_id, "session": session_id})
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
@@ -150,8 +153,10 @@ async def delete_conversation(agent_id: str, session_id: str, request: Request, 
 )
 async def export_memory(request: Request, service: ServiceDependency, caller: Reading) -> Response:
     """Every conversation of the user with all agents, as JSON Lines."""
-    lines = _lines(service.conversations.export(caller.key.tenant, _user(request, caller), agents=caller.key.agents))
+    user = _user(request, caller)
+    lines = _lines(service.conversations.export(caller.key.tenant, user, agents=caller.key.agents))
     first = await anext(lines, b"")  # so that an error has its status
+    audit.info("memory.exported", extra=_who(caller, user))
     return StreamingResponse(_continued(first, lines), media_type="application/jsonl")
 
 
@@ -160,7 +165,8 @@ async def erase_memory(request: Request, service: ServiceDependency, caller: Del
     """Deletes every conversation of the user with all agents for good."""
     tenant, user = caller.key.tenant, _user(request, caller)
     erased = await service.conversations.erase(tenant, user, agents=caller.key.agents)
-    answers_in(request).forget(tenant, user)
+    _forget(request, service, tenant, user)
+    audit.info("memory.erased", extra={**_who(caller, user), "sessions": erased.sessions})
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
@@ -185,6 +191,16 @@ async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIt
             yield first
         async for line in rest:
             yield line
+
+
+def _forget(request: Request, service: Service, tenant: str, user: str) -> None:
+    """Drops what this process itself has kept of the user."""
+    answers_in(request).forget(tenant, user)
+    service.pending.forget(tenant, user)
+
+
+def _who(caller: Principal, user: str) -> dict[str, str]:
+    return {"key_id": caller.key.key_id, "tenant": caller.key.tenant, "user": user}
 
 
 def _user(request: Request, caller: Principal) -> str:

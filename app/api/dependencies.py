@@ -20,6 +20,7 @@ LARGE_BODY = 1024 * 1024
 T = TypeVar("T")
 _PATH = re.compile(r" - at `(key in )?\$\.?([^`]*)`$")
 _MISSING = re.compile(r"^Object missing required field `(.+)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `.*`$")
 _ECHO = re.compile(r"^Invalid (enum value|value) .*$")
 
 
@@ -103,5 +104,6 @@ def _without_path(text: str) -> tuple[str, str | None]:
     message = text[: match.start()] if match else text
     if missing := _MISSING.match(message):
         path = f"{path}.{missing.group(1)}" if path else missing.group(1)
+    message = _UNKNOWN.sub("This has a field that is not known here", message)
     message = _ECHO.sub("This value is not one of those that are known", message).replace("`", "'")
     return f"{message}.", path or None

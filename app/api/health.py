@@ -162,7 +162,7 @@ def _flag(request: Request, name: str) -> bool:
 async def welcome(request: Request, service: ServiceDependency) -> Response:
     """What this is and where to go: as a page to a browser, else as JSON."""
     settings = service.settings
-    agents = [agent.agent_id for agent in service.catalog] if access_in(request).is_open else []
+    agents = [agent.agent_id for agent in service.catalog] if access_in(request).lets_in_without_key(request.scope["headers"]) else []
     about = "Agents that appear as models: point any OpenAI client at /v1."
     if "text/html" in request.headers.get("accept", ""):
         base = str(request.base_url)

@@ -39,6 +39,7 @@ class Answer:
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = bytearray()
         self.is_kept = True
+        self.is_forgotten = False
         self.ended_at = 0.0
 
 
@@ -113,14 +114,17 @@ class Answers:
     def end(self, name: Name, *, keep: bool) -> None:
         """Ends an answer that was begun, and forgets it unless it is to be kept."""
         answer = self._begun.pop(name)
-        if keep:
+        if keep and not answer.is_forgotten:
             answer.ended_at = self._clock()
             self._ended[name] = answer
         else:
             self.size -= len(answer.body)
 
     def forget(self, tenant: str, user: str) -> None:
-        """Forgets what was answered to a user whose conversations are erased."""
+        """Forgets what was answered, or is being, to a user whose conversations are erased."""
+        for name, answer in self._begun.items():
+            if name[:2] == (tenant, user):
+                answer.is_forgotten = True
         for name in [name for name in self._ended if name[:2] == (tenant, user)]:
             self._drop(name)
 
@@ -181,7 +185,9 @@ def once(request: Request, key: str | None, context: RunContext, body: bytes, ru
     """`run`, or where the request has a `key`, what it was answered before; `body` and the session tell one request from another."""
     if key is None:
         return run
-    digest = hashlib.blake2b(body, digest_size=32, key=hashlib.blake2b((context.session or "").encode(), digest_size=32).digest())
+    turn = run.turn
+    circumstances = "\x00".join((context.session or "", turn.history, turn.message_id or ""))
+    digest = hashlib.blake2b(body, digest_size=32, key=hashlib.blake2b(circumstances.encode(), digest_size=32).digest())
     return Once(answers_in(request), (context.tenant, context.user, request.scope["path"], key), digest.digest(), run)
 
 

@@ -13,6 +13,7 @@ from app.agents.base import BaseAgent, Turn
 from app.api.access import Chatting, RunRoute
 from app.api.admission import CountedRun
 from app.api.chat_schema import (
+    FREE_FORM,
     SETTINGS,
     AudioContent,
     CalledFunction,
@@ -110,7 +111,7 @@ def turn_of(asked: ChatCompletionRequest) -> Turn:
     if asked.functions:
         raise InvalidRequest("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
     checked_name(asked.user or "", "user")
-    for name in ("response_format", "prediction", "metadata"):
+    for name in FREE_FORM:
         checked_values(getattr(asked, name), name)
     settings = {name: value for name in SETTINGS if (value := getattr(asked, name)) is not None}
     tools = tuple(_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
@@ -241,7 +242,7 @@ def _part(part: Part, place: str) -> ContentPart:
         case ImageContent(image_url=image):
             return ImagePart(checked_image_url(image.url, f"{place}.image_url.url"), image.detail)
         case AudioContent(input_audio=audio):
-            return AudioPart(audio.data, audio.format)
+            return AudioPart(checked_file_data(audio.data, f"{place}.input_audio.data"), audio.format)
         case FileContent(file=file):
             for name, value in (("file_id", file.file_id), ("file_data", file.file_data)):
                 checked_file_data(value or "", f"{place}.file.{name}")

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import sys
 from typing import Any
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -17,6 +19,9 @@ MAX_HEAD_BYTES = 64 * 1024
 """What the request line and the headers may be together; as much may come, beside the body, in what else a request is framed with."""
 
 MAX_HEADERS = 100
+MAX_PIPELINED = 8
+"""How many requests may wait for the answers of those before them; uvicorn itself would queue all that one read brings."""
+
 LINGER_SECONDS = 5.0
 """How long a caller whose answer came early may go on sending: to close the connection under it would cost it the answer."""
 
@@ -44,6 +49,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Bytes that came since the last that was the end of a head, or of a body's."""
 
         self._body_bytes = 0
+        self._data = b""
+        """What was read last."""
+
+        self._is_replaying = False
+        """Whether the parser is told again what is known of a request."""
+
         self._refusal: ServiceError | None = None
         self._is_deaf = False
         """Whether what still comes is passed over."""
@@ -74,6 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_deaf:
             return
         self._unread += len(data)
+        self._data = data
         super().data_received(data)
         if self._unread > MAX_HEAD_BYTES and not self._is_deaf:
             if self._head_since is not None:
@@ -82,18 +94,22 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begins to measure a head."""
+        if self._is_replaying:
+            return
         super().on_message_begin()
         self._head_bytes = 0
         self._head_since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
         """A piece of the address."""
+        if self._is_replaying:
+            return
         self._measure(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header. What comes after the body is passed over: it would be added to the headers while the request is answered."""
-        if self._head_since is None:
+        if self._head_since is None or self._is_replaying:
             return
         self._measure(len(name) + len(value))
         if len(self.headers) == MAX_HEADERS:
@@ -102,9 +118,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
+        if self._is_replaying:
+            return
         self._head_since = None
         self._unread = self._body_bytes = 0
         super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._refuse_head()
         if not self.cycle.keep_alive:
             self.cycle.transport = _Lingering(self, self.cycle)
 
@@ -115,9 +135,41 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """The request is whole, unless it asks for an upgrade and has a body, which the parser takes for another protocol's."""
+        if self._is_replaying or (self.parser.should_upgrade() and self._framing()):
+            return
         self._unread = 0
         super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Goes on in HTTP/1.1 where a caller offers another protocol, as Java's client offers h2c with each first request.
+
+        The parser ends such a request at its head, and uvicorn drops what comes behind. A new parser that is told how the body is framed
+        reads it as what it is; without, the body would be read as the next request.
+        """
+        stopped = sys.exc_info()[1]
+        rest = self._data[stopped.args[0] :] if isinstance(stopped, httptools.HttpParserUpgrade) else b""
+        if framing := self._framing():
+            lines = [b"%b: %b\r\n" % header for header in framing]
+            if not self.cycle.keep_alive:
+                lines.append(b"connection: close\r\n")
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+            self._is_replaying = True
+            try:
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(lines))
+            finally:
+                self._is_replaying = False
+        if rest:
+            self.data_received(rest)
+
+    def _framing(self) -> list[tuple[bytes, bytes]]:
+        """The headers that say how long the request's body is; none where it has no body."""
+        return [
+            (name, value)
+            for name, value in self.headers
+            if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0"))
+        ]
 
     def send_400_response(self, msg: str) -> None:
         """Answers what cannot be read, in OpenAI's shape, and ends the connection."""
@@ -151,9 +203,6 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade is passed over, as HTTP has it; uvicorn would advise in the log to install a library."""
-
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
@@ -184,6 +233,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._abort_if_stuck()
         elif self._is_deaf:
             pass  # it is closed in a moment
+        elif self._is_deaf:
+            pass  # it ends by itself
         elif self._head_since is not None:
             if self._running is not None and not self._running.response_complete:
                 self._head_since = now  # it is the next request's, which may wait

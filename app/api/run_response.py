@@ -10,6 +10,7 @@ from contextlib import aclosing
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.agents.base import Turn
 from app.api.admission import CountedRun
 from app.api.errors import internal_error
 from app.core.errors import RunTimeout, ServiceError, ServiceStopping
@@ -96,8 +97,16 @@ class RunResponse(Response, ABC):
 
         self._without_memory = False
         self._usage: Usage | None = None
+        self._is_whole = False
+        """Whether the run came to its end."""
+
         self._error: ServiceError | None = None
         self.background = None
+
+    @property
+    def turn(self) -> Turn:
+        """What is asked."""
+        return self._counted.turn
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response; raises a ServiceError only before anything is sent.
@@ -105,6 +114,7 @@ class RunResponse(Response, ABC):
         The run has a task of its own, which a piece of the provider's answer wakes without going through the framework's frames.
         """
         await self._counted.begin()
+        self._events = self._counted.events
         run = asyncio.create_task(self._run(send))
         stopping = False
         try:
@@ -113,8 +123,10 @@ class RunResponse(Response, ABC):
             stopping = True  # only the end of the service cancels a request from outside; its caller is told so
         finally:
             run.cancel()
-            await asyncio.wait((run,))
-            await self._counted.ended(self._usage, self._outcome())
+            try:
+                await asyncio.wait((run,))
+            finally:
+                await self._counted.ended(self._usage, self._outcome(), is_whole=self._is_whole)
         if stopping:
             if not self._complete:
                 await self._fail(ServiceStopping("The service is being stopped. Try again in a moment.", retry_after=1), send)
@@ -223,7 +235,7 @@ class StreamedRun(RunResponse):
         frames = self._frames
         async for event in self._events:
             if isinstance(event, RunFinished):
-                self._usage = event.usage
+                self._usage, self._is_whole = event.usage, True
                 await self._send(send, frames.finished(event) + DONE, more=False)
                 self.is_finished = True
                 return
@@ -268,7 +280,7 @@ class CollectedRun(RunResponse):
                 self._usage = event.usage
                 raise event.error
             if isinstance(event, RunFinished):
-                self._usage = event.usage
+                self._usage, self._is_whole = event.usage, True
                 body = self._render(collected, event)
                 await self.start(send, b"application/json", len(body))
                 self._complete = True

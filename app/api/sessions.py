@@ -62,7 +62,7 @@ def asking_of(request: Request, metadata: Mapping[str, Any] | None = None, sessi
     key = found.get("key")
     if key is not None and not _KEY.fullmatch(key):
         raise InvalidRequest("An Idempotency-Key has 1 to 255 visible ASCII characters.", param="Idempotency-Key")
-    message = found.get("message", "")[:255] or (IDEMPOTENCY_PREFIX + key if key else None)
+    message = found.get("message", "")[:255].removeprefix(IDEMPOTENCY_PREFIX) or (IDEMPOTENCY_PREFIX + key if key else None)
     return Asking(
         session=session,
         is_chat=bool(found.get("chat")),

@@ -2,16 +2,19 @@
 
 from collections.abc import Collection
 
-from app.auth.hosts import check_host
+from app.auth.hosts import check_host, check_origin
 from app.auth.identity import Identity
 from app.auth.key_text import PREFIX
 from app.auth.keys import KeyRing
 from app.auth.limits import Limiter
 from app.auth.principal import LOCAL, Headers, Key, Principal
-from app.core.errors import AccessUnavailable, Unauthorized
+from app.core.errors import AccessUnavailable, CrossSiteRequest, HostNotAllowed, Unauthorized
 
 MAX_KEY = 512
 """Characters that a key may have; what is longer is none."""
+
+OF_PROXIES = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
+"""Headers that a proxy adds, and nobody else has a reason to."""
 
 AUTHORIZATION = b"authorization"
 API_KEY = b"x-api-key"
@@ -20,23 +23,45 @@ API_KEY = b"x-api-key"
 class Access:
     """Tells who calls.
 
-    Callers without a key are let in where there is none at all, or where `allow_unauthenticated` says so; in the first case only if they
-    call the service by a name of this machine or one of `allowed_hosts`, for a web page may have made its own name lead here.
+    Callers without a key are let in where `allow_unauthenticated` says so; or where the service `is_local`, reached by this machine alone,
+    and there never was a key, if they call it by a name of this machine or one of `allowed_hosts`, for a web page may have made its own
+    name lead here, and not through a proxy.
     """
 
     def __init__(
-        self, keys: KeyRing, identity: Identity, limiter: Limiter, *, allow_unauthenticated: bool, allowed_hosts: Collection[str]
+        self,
+        keys: KeyRing,
+        identity: Identity,
+        limiter: Limiter,
+        *,
+        is_local: bool,
+        allow_unauthenticated: bool,
+        allowed_hosts: Collection[str],
     ) -> None:
         self.limiter = limiter
         self._keys = keys
         self._identity = identity
+        self._is_local = is_local
         self._allow_unauthenticated = allow_unauthenticated
         self._allowed_hosts = frozenset(allowed_hosts)
 
     @property
     def is_open(self) -> bool:
         """Whether callers need no key."""
-        return self._allow_unauthenticated or self._keys.has_keys is False
+        return self._allow_unauthenticated or (self._is_local and self._keys.has_keys is False)
+
+    @property
+    def has_live_keys(self) -> bool:
+        """Whether there is a key that works."""
+        return self._keys.has_live_keys
+
+    def lets_in_without_key(self, headers: Headers) -> bool:
+        """Whether a request with these headers needs no key."""
+        try:
+            self._without_key(headers)
+        except (Unauthorized, AccessUnavailable, HostNotAllowed, CrossSiteRequest):
+            return False
+        return True
 
     async def principal(self, headers: Headers, peer: str | None, *, identified: bool) -> Principal:
         """Who sends a request with these headers from the address `peer`; with `identified`, the user behind the key too.
@@ -53,12 +78,20 @@ class Access:
 
     def _without_key(self, headers: Headers) -> Key:
         if self._allow_unauthenticated:
-            return LOCAL
-        if self._keys.has_keys is None:
-            raise AccessUnavailable("It cannot be told now whether a key is needed. Try again in a moment.", retry_after=2)
-        if self._keys.has_keys:
+            if self._allowed_hosts:
+                check_host(headers, self._allowed_hosts)
+        elif not self._is_local or self._keys.has_keys:
             raise Unauthorized
-        check_host(headers, self._allowed_hosts)
+        elif self._keys.has_keys is None:
+            raise AccessUnavailable("It cannot be told now whether a key is needed. Try again in a moment.", retry_after=2)
+        elif any(name in OF_PROXIES for name, _ in headers):
+            raise HostNotAllowed(
+                "Without a key this service answers its own machine alone, and this request came through a proxy. Make a key, or set"
+                " ALLOW_UNAUTHENTICATED=true."
+            )
+        else:
+            check_host(headers, self._allowed_hosts)
+        check_origin(headers)
         return LOCAL
 
     def _key_of(self, headers: Headers) -> str | None:
@@ -66,10 +99,10 @@ class Access:
         found: str | None = None
         for name, value in headers:
             if name == API_KEY:
-                given = value.decode("latin-1").strip()
+                given = value.decode("latin-1").strip(" \t")
             elif name == AUTHORIZATION:
                 scheme, _, rest = value.decode("latin-1").partition(" ")
-                given = rest.strip()
+                given = rest.strip(" \t")
                 if scheme.lower() != "bearer" or self._identity.uses_authorization(given):
                     continue
             else:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 from app.auth.principal import Headers, values_of
-from app.core.errors import HostNotAllowed
+from app.core.errors import CrossSiteRequest, HostNotAllowed
 
 EVERY_NAME = "*"
 
@@ -22,6 +22,14 @@ def check_host(headers: Headers, allowed: frozenset[str]) -> None:
             "Without a key this service can be asked by an IP address or as localhost only, and by the names in ALLOWED_HOSTS: "
             "add the name that you use there."
         )
+
+
+def check_origin(headers: Headers) -> None:
+    """Raises CrossSiteRequest if a browser says that the request is of a page that this service did not send; for callers without a key."""
+    origins = values_of(headers, b"origin")
+    hosts = [value.lower() for value in values_of(headers, b"host")]
+    if any(origin.lower().partition(b"://")[2] not in hosts for origin in origins):
+        raise CrossSiteRequest("Requests from web pages of other sites are not taken without a key.")
 
 
 def host_problem(headers: Headers, allowed: frozenset[str]) -> bool:

@@ -27,14 +27,14 @@ LOCK = 0x61_61_73_5F_6B_65_79_73
 
 MAX_NAME = 100
 
-State = Literal["live", "rotating", "expired", "revoked"]
+State = Literal["live", "rotating", "expired", "revoked", "unreadable"]
 
 
 class KeyRefused(Exception):
     """What was asked of a key cannot be; the text tells the operator why."""
 
 
-class Rights(msgspec.Struct, frozen=True, kw_only=True):
+class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a key may do, as it is stored; see Key."""
 
     scopes: frozenset[Scope]
@@ -45,7 +45,8 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key and what became of it. `rotating`: the secret before the present one works too, until `previous_until`."""
+    """A key and what became of it. `rotating`: the secret before the present one works too, until `previous_until`. `unreadable`: this
+    version does not know all of its rights, and refuses it; the key has no scopes then."""
 
     key: Key
     state: State
@@ -245,8 +246,13 @@ def _described(row: RowMapping, now: datetime) -> StoredKey:
         state = "expired"
     elif row["previous_until"] is not None and row["previous_until"] > now:
         state = "rotating"
+    try:
+        key = key_of(row)
+    except msgspec.ValidationError:
+        key = Key(key_id=row["key_id"], name=row["name"], tenant=row["tenant"], scopes=frozenset())
+        state = "unreadable" if state in ("live", "rotating") else state
     times: dict[str, Any] = {name: row[name] for name in ("created_at", "expires_at", "revoked_at", "last_used_at", "previous_until")}
-    return StoredKey(key=key_of(row), state=state, **times)
+    return StoredKey(key=key, state=state, **times)
 
 
 def _is_live(row: RowMapping, now: datetime) -> bool:

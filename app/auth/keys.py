@@ -121,6 +121,7 @@ class KeyRing:
         """The digest of no secret, which is compared with where there is no other."""
         self._held: dict[str, _Held] = {}
         self._had_keys = False
+        self._has_live = False
         self._newest: datetime | None = None
         self._read_at: float | None = None
         self._all_read_at: float | None = None
@@ -164,16 +165,20 @@ class KeyRing:
 
     @property
     def has_keys(self) -> bool | None:
-        """Whether callers have keys: there is one in API_KEYS, or was a live one in the database since this process began.
+        """Whether callers have keys: there is one in API_KEYS, or was ever one in the database, be it expired or revoked by now.
 
-        None while that is not known, because the database was never read. What is known once is not forgotten: that the last key
-        expires or is revoked lets nobody in.
+        None while that is not known, because the database was never read.
         """
         if self._environment:
             return True
         if self._database is None:
             return False
         return None if self._read_at is None else self._had_keys
+
+    @property
+    def has_live_keys(self) -> bool:
+        """Whether a key works: one in API_KEYS, or one in the database that was neither revoked nor expired when it was read last."""
+        return bool(self._environment) or self._has_live
 
     async def find(self, text: str) -> Key:
         """The key that `text` is. Raises Unauthorized, or AccessUnavailable while that cannot be told."""
@@ -284,7 +289,8 @@ class KeyRing:
             self._all_read_at = began
         now = datetime.now(UTC)
         is_live = any(each.is_live(now) for each in held.values())
-        self._had_keys = self._had_keys or is_live
+        self._had_keys = self._had_keys or bool(rows)
+        self._has_live = is_live
         if peppered.is_other and is_live:
             self._tell("keys.other_pepper", OTHER_PEPPER)
 

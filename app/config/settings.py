@@ -1,5 +1,6 @@
 """The service's settings, read from the environment and from `.env`."""
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
@@ -162,6 +163,14 @@ class Settings(BaseSettings):
     provider_first_byte_timeout: Seconds = Field(120, description="Seconds from asking a provider to the first byte of its answer.")
     provider_idle_timeout: Seconds = Field(60, description="Seconds that a provider may pause within its answer.")
     provider_max_retries: int = Field(2, ge=0, le=10, description="How often a failed call is tried again before its answer has begun.")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the address that is listened on."""
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def postgres_address(self) -> str | None:

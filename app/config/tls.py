@@ -22,7 +22,7 @@ def tls_faults(settings: Settings) -> list[Fault]:
     for field, path in ((_CERT, cert), (_KEY, key)):
         problem = _unreadable(path) or (_no_certificate(path) if field == _CERT else _no_key(path))
         if problem:
-            remedy = "Store it without: openssl pkey -in FILE -out NEW" if "password" in problem else "Name a file in PEM"
+            remedy = "Store it without: openssl pkey -in FILE -out NEW" if "its password" in problem else "Name a file in PEM"
             found.append(_fault(field, problem, remedy))
     if not found:
         try:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _PREFIXES = ("sk", "pk", "rk", "xoxa", "xoxb", "xoxp", "gho", "ghp", "ghs", "ghu", "github_pat", "glpat", "aas")
@@ -10,8 +11,14 @@ _MARKS = ("bearer", *(f"{prefix}{sign}" for prefix in _PREFIXES for sign in "-_"
 """What no text lacks that has one of those shapes; to look for them all takes a fifth of what the pattern takes."""
 
 
-_SECRET_NAMES = re.compile(r"(?i)(?:^|_)(?:keys?|tokens?|secrets?|passwords?|pass|pepper|credentials?|url|dsn)$")
-_PASSWORD = re.compile(r"(?<=:)[^:/@]+(?=@)")
+_SECRET_NAMES = re.compile(
+    r"(?i)(?:(?:^|_)(?:keys?|pass|pat|auth|pepper|cookie)|api_?keys?|tokens?|secrets?|passwords?|passwd|pwd|passphrase|credentials?)(?:_?\d+)?$"
+)
+_ADDRESS_NAMES = re.compile(r"(?i)(?:^|_)(?:url|uri|dsn|proxy|connection_string)$")
+_IN_ADDRESS = re.compile(r"(?<=://)[^\s/]*?:([^\s]*)@|[?&;\s](?i:password|pwd|api_?key|token|secret)=([^&;\s]+)")
+_WORD = re.compile(r"[a-z_.]+")
+"""A value that is no secret to look for: to take `postgres` out of each line would leave little of it."""
+
 MIN_SECRET = 8
 """Characters of a secret that is looked for by itself; a shorter one would be found in words."""
 
@@ -32,21 +39,28 @@ def capped(text: str, limit: int) -> str:
 
 def without_secrets(text: str, secrets: tuple[str, ...] = ()) -> str:
     """`text` with each of `secrets`, and whatever looks like an API key, replaced by `[redacted]`."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "[redacted]")
+    text = without_known(text, secrets)
     lowered = text.lower()
     return _SECRET_SHAPES.sub("[redacted]", text) if any(mark in lowered for mark in _MARKS) else text
 
 
+def without_known(text: str, secrets: tuple[str, ...]) -> str:
+    """`text` with each of `secrets` replaced by `[redacted]`."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "[redacted]")
+    return text
+
+
 def secrets_in(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The values of variables whose names say that they are secret, the parts of lists and the passwords in addresses; longest first."""
+    """The values of variables whose names say that they are secret, the parts of lists, and what is secret in addresses, as it is written
+    there and without its quoting; longest first. A value that is one word of small letters is left out."""
     found: set[str] = set()
     for name, value in environment.items():
-        if not _SECRET_NAMES.search(name):
-            continue
-        if name.lower().endswith(("url", "dsn")):
-            found.update(_PASSWORD.findall(value))
-        else:
+        if _ADDRESS_NAMES.search(name):
+            written = [part for match in _IN_ADDRESS.finditer(value) for part in match.groups() if part]
+            found.update((*written, *map(unquote, written)))
+        elif _SECRET_NAMES.search(name):
             found.update(part.strip() for part in (value, *value.split(",")))
-    return tuple(sorted((secret for secret in found if len(secret) >= MIN_SECRET), key=len, reverse=True))
+    long_enough = (secret for secret in found if len(secret) >= MIN_SECRET and not _WORD.fullmatch(secret))
+    return tuple(sorted(long_enough, key=len, reverse=True))

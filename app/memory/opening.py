@@ -111,6 +111,23 @@ async def ready_tables(engine: DatabaseEngine, *, migrate: bool) -> None:
 
 
 @asynccontextmanager
+async def open_database(settings: Settings) -> AsyncGenerator[Database, None]:
+    """The database, its tables made, for those who have no business with conversations; one that cannot be used is waited for."""
+    address = address_of(settings)
+    database = Database(
+        engine_of(address, settings),
+        timeout=settings.database_timeout,
+        name=address.shown,
+        prepare=lambda engine: ready_tables(engine, migrate=settings.database_migrate),
+    )
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
 async def open_memories(settings: Settings, retention_of_agents: Mapping[str, float]) -> AsyncGenerator[Memories, None]:
     """The memory of all agents. A database that cannot be used at start is waited for in the background."""
     address, cipher = address_of(settings), cipher_of(settings)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from app.core.errors import ConfigError, Fault
-from app.core.text import without_secrets
+from app.core.text import without_known, without_secrets
 from app.observability.logging import extra_of
 from app.observability.request_id import current_request_id
 
@@ -17,8 +17,12 @@ audit = logging.getLogger("audit")
 """Where audit lines are told: the message is the event's name, `extra` what there is to say of it."""
 
 
+_NAMES = frozenset({"agent_id", "key_id", "tenant", "user", "run_id", "session"})
+"""What says who did what, which a caller must not be able to have blanked by a name that looks like a key."""
+
+
 class JsonFormatter(logging.Formatter):
-    """`{"time", "event", "request_id", ...}`, with `secrets`, API keys and bearer tokens taken out."""
+    """`{"time", "event", "request_id", ...}`, with `secrets` taken out, and what looks like one where it is no name."""
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -29,8 +33,11 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {"time": datetime.fromtimestamp(record.created, UTC), "event": record.getMessage()}
         if request_id := current_request_id.get():
             line["request_id"] = request_id
-        line.update(extra_of(record))
-        return without_secrets(msgspec.json.encode(line, enc_hook=str).decode(), self._secrets)
+        for name, value in extra_of(record).items():
+            if isinstance(value, str):
+                value = without_known(value, self._secrets) if name in _NAMES else without_secrets(value, self._secrets)
+            line[name] = value
+        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 def configure_audit(file: Path | None, secrets: tuple[str, ...] = ()) -> None:

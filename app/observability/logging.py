@@ -30,8 +30,14 @@ class LineFormatter(logging.Formatter):
         line = super().format(record)
         if extra:
             first, newline, rest = line.partition("\n")
-            line = f"{first} {' '.join(f'{key}={value}' for key, value in extra.items())}{newline}{rest}"
+            line = f"{first} {' '.join(f'{key}={_in_line(value)}' for key, value in extra.items())}{newline}{rest}"
         return without_secrets(line, self._secrets)
+
+
+def _in_line(value: object) -> str:
+    """`value` as text without control characters, so that nobody begins a line of their own."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def configure_logging(level: str, secrets: tuple[str, ...] = ()) -> None:

@@ -3,11 +3,13 @@
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Dialect, LargeBinary
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.elements import ClauseElement
+
+T = TypeVar("T")
 
 
 class Prepared:
@@ -32,27 +34,27 @@ class Prepared:
         """Runs it with `values` by the names of its parameters; the rows that it gives."""
         positioned = self._positioned(values)
         if self._is_driven:
-            return self._driven(_driver(connection).execute, positioned).fetchall()
+            return self._driven(lambda: _driver(connection).execute(self._sql, positioned).fetchall())
         return connection.exec_driver_sql(self._sql, positioned).fetchall()
 
     def changed(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Runs it with `values` by the names of its parameters; how many rows it changed."""
         positioned = self._positioned(values)
         if self._is_driven:
-            return self._driven(_driver(connection).execute, positioned).rowcount
+            return self._driven(lambda: _driver(connection).execute(self._sql, positioned).rowcount)
         return connection.exec_driver_sql(self._sql, positioned).rowcount
 
     def many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Runs it once for each of `rows`."""
         positioned = [self._positioned(row) for row in rows]
         if self._is_driven:
-            self._driven(_driver(connection).executemany, positioned)
+            self._driven(lambda: _driver(connection).executemany(self._sql, positioned))
         else:
             connection.exec_driver_sql(self._sql, positioned).close()
 
-    def _driven(self, execute: Callable[[str, Any], sqlite3.Cursor], parameters: object) -> sqlite3.Cursor:
+    def _driven(self, run: Callable[[], T]) -> T:
         try:
-            return execute(self._sql, parameters)
+            return run()
         except sqlite3.Error as error:
             raise DBAPIError.instance(self._sql, None, error, sqlite3.Error, hide_parameters=True) from error
 

@@ -3,8 +3,9 @@
 import json
 import logging
 import re
+import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from app.auth.principal import Limits
 from app.core.errors import ProviderUnavailable
 from app.core.events import TextDelta
 from app.core.usage import Usage
+from app.memory.opening import open_database
 from app.server import create_app
 from app.storage.cipher import Cipher
 from tests.api.asking import CHAT, asking, completion_of, error_of, stream_of
@@ -277,7 +279,7 @@ async def test_while_no_key_is_needed_other_names_of_the_service_are_not_answere
 
 
 async def test_allow_unauthenticated_lets_everybody_in_beside_the_keys(tmp_path: Path) -> None:
-    async with opened(tmp_path, allow_unauthenticated=True, api_keys=ENVIRONMENT_KEY) as service:
+    async with opened(tmp_path, allow_unauthenticated=True, api_keys=ENVIRONMENT_KEY, allowed_hosts=()) as service:
         told = {"message": "Hello", "session_id": "s"}
         for headers in ({}, bearer(ENVIRONMENT_KEY), {"Host": "agents.example"}):
             assert (await service.client.post("/agents/helper/chat", json=told, headers=headers)).status_code == 200
@@ -299,6 +301,66 @@ async def test_while_it_is_not_known_whether_there_are_keys_nobody_is_let_in_wit
     async with client_of(create_app(found)) as client:
         completion_of(await client.post(CHAT, json=asking(), headers=bearer(ENVIRONMENT_KEY)))
         error_of(await client.post(CHAT, json=asking()), 401)
+
+
+async def test_beyond_this_machine_nobody_is_let_in_without_a_key_whatever_the_database_says(tmp_path: Path) -> None:
+    async with opened(tmp_path, host="0.0.0.0") as service:
+        for method, path in routes_of(service.app):
+            response = await ask(service.client, method, path)
+            if path not in OPEN:
+                assert error_of(response, 401)["code"] == "invalid_api_key", path
+        assert (await service.client.get("/health")).json()["access"] == "keys"
+        assert (await service.client.get("/")).json()["agents"] == []
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired", "unreadable"])
+async def test_keys_of_which_none_works_any_more_let_nobody_in(tmp_path: Path, how: str) -> None:
+    async with opened(tmp_path) as service:
+        made = await service.keys.create("only")
+        with closing(sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")) as database, database:
+            change = {
+                "revoked": "revoked_at = '2026-01-01 00:00:00.000000'",
+                "expired": "expires_at = '2026-01-01 00:00:00.000000'",
+                "unreadable": """rights = '{"scopes": ["chat"], "only_on": "monday"}'""",
+            }
+            database.execute(f"UPDATE api_keys SET {change[how]}")
+    async with opened(tmp_path) as service:
+        for headers in ({}, bearer(made.text)):
+            error_of(await service.client.get("/v1/models", headers=headers), 401)
+        [listed] = await service.keys.list()
+        assert listed.state == how
+        assert (await service.keys.revoke(made.stored.key.key_id)).state == "revoked"
+
+
+async def test_a_key_ends_openness_where_no_agent_remembers_too(tmp_path: Path) -> None:
+    app = create_app(configuration(tmp_path, Script(says("Hi")), agents=[{**HELPER, "resources": []}]))
+    async with client_of(app) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        async with open_database(app.state.service.settings) as database:
+            made = await KeyStore(database, pepper=None, cipher=Cipher(())).create("first")
+        assert (await client.get("/v1/models", headers=bearer(made.text))).status_code == 200
+        error_of(await client.get("/v1/models"), 401)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"X-Forwarded-For": "203.0.113.9"}, "host_not_allowed"),
+        ({"Forwarded": "for=203.0.113.9"}, "host_not_allowed"),
+        ({"Via": "1.1 proxy"}, "host_not_allowed"),
+        ({"Origin": "https://evil.example"}, "cross_site_request"),
+        ({"Origin": "null"}, "cross_site_request"),
+    ],
+)
+async def test_while_no_key_is_needed_neither_proxies_nor_pages_of_others_are_answered(
+    tmp_path: Path, headers: dict[str, str], code: str
+) -> None:
+    async with opened(tmp_path) as service:
+        assert error_of(await service.client.post(CHAT, json=asking(), headers=headers), 403)["code"] == code
+        assert (await service.client.get("/", headers=headers)).json()["agents"] == []
+        completion_of(await service.client.post(CHAT, json=asking(), headers={"Origin": "http://service"}))
+        key = await service.key("first")
+        completion_of(await service.client.post(CHAT, json=asking(), headers={**headers, **key}))
 
 
 # Users
@@ -407,6 +469,25 @@ async def test_tokens_are_settled_by_what_was_used(tmp_path: Path) -> None:
         completion_of(await service.client.post(CHAT, json=asked, headers=headers))
 
 
+@pytest.mark.parametrize("usage", [None, Usage(1, 1)])
+async def test_what_broke_off_counts_by_what_was_said(tmp_path: Path, usage: Usage | None) -> None:
+    """Whoever leaves before the end, or whose answer breaks off, has not had it for nothing."""
+    script = Script([TextDelta("many words " * 2000), ProviderUnavailable("It is down.")], says("Hi", usage=usage))
+    async with opened(tmp_path, script) as service:
+        headers = await service.key("limited", limits=Limits(tokens=3000))
+        stream_of(await service.client.post(CHAT, json=asking(stream=True, max_tokens=1), headers=headers))
+        response = await service.client.post(CHAT, json=asking(max_tokens=1), headers=headers)
+        error_of(response, 429)
+        assert response.headers["x-ratelimit-remaining-tokens"] == "0"
+
+
+async def test_the_largest_of_the_bounds_of_an_answer_is_reserved(tmp_path: Path) -> None:
+    async with opened(tmp_path) as service:
+        headers = await service.key("limited", limits=Limits(tokens=1000))
+        completion_of(await service.client.post(CHAT, json=asking(max_tokens=1), headers=headers))
+        error_of(await service.client.post(CHAT, json=asking(max_completion_tokens=1, max_tokens=5000), headers=headers), 429)
+
+
 async def test_each_user_behind_a_key_has_their_own_share(tmp_path: Path) -> None:
     async with opened(tmp_path) as service:
         headers = await service.key("shared", user_limits=Limits(requests=1))
@@ -446,3 +527,23 @@ async def test_calls_and_refused_tools_stand_in_the_audit_log(tmp_path: Path, ca
         assert (line["agent_id"], line["key_id"], line["user"], line["tenant"]) == ("helper", key_id, "ada", key_id)
     assert lines[2]["outcome"] == "answered"
     assert created.text not in caplog.text
+
+
+async def test_what_is_done_to_conversations_and_refused_by_limits_stands_in_the_audit_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as service:
+        headers = await service.key("ada's", limits=Limits(requests=1))
+        asked = {"message": "Hello", "session_id": "s", "user_id": "ada"}
+        assert (await service.client.post("/agents/helper/chat", json=asked, headers=headers)).status_code == 200
+        caplog.set_level(logging.INFO, "audit")
+        error_of(await service.client.post("/agents/helper/chat", json=asked, headers=headers), 429)
+        mine = {"user_id": "ada"}
+        assert (await service.client.get("/memory", params=mine, headers=headers)).status_code == 200
+        assert (await service.client.delete("/agents/helper/conversations/s", params=mine, headers=headers)).status_code == 200
+        assert (await service.client.delete("/memory", params=mine, headers=headers)).status_code == 200
+    lines = [vars(record) for record in caplog.records if record.name == "audit"]
+    assert [line["message"] for line in lines] == ["agent.refused", "memory.exported", "conversation.deleted", "memory.erased"]
+    assert {line["user"] for line in lines} == {"ada"}
+    assert lines[0]["outcome"] == "rate_limit_exceeded"
+    assert (lines[2]["agent_id"], lines[2]["session"]) == ("helper", "s")

@@ -343,8 +343,10 @@ async def test_the_usage_of_a_run_is_the_sum_over_its_steps(tmp_path: Path) -> N
     assert (await chat(tmp_path, {"message": "?"}, *steps))["usage"] == USAGE
 
 
-@pytest.mark.parametrize("name", ["n", "logprobs", "tool_choice", "messages"])
-async def test_a_setting_that_is_the_services_own_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["n", "logprobs", "tool_choice", "messages", "models", "provider", "plugins", "route", "data_sources", "extra_body", "num_ctx"]
+)
+async def test_a_setting_that_is_not_the_callers_is_refused(tmp_path: Path, name: str) -> None:
     async with client_of(create_app(configuration(tmp_path))) as client:
         response = await client.post("/agents/helper/chat", json={"message": "x", "model_settings": {name: 1}})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "model_settings")

@@ -92,7 +92,10 @@ def bodies(valid: dict[str, Any]) -> dict[str, tuple[bytes, set[str | None]]]:
     unreadable: set[str | None] = {"invalid_json"}
 
     def held(value: bytes) -> bytes:
-        return begun + b', "' + CANARY.encode() + b'": 1, ' + field + b': {"a": ' + value + b"}}"
+        inner = b'{"a": ' + value + b"}"
+        if "message" in valid:
+            inner = b'{"response_format": ' + inner + b"}"
+        return begun + b', "' + CANARY.encode() + b'": 1, ' + field + b": " + inner + b"}"
 
     return {
         "nothing": (b"", unreadable),
@@ -113,13 +116,13 @@ def bodies(valid: dict[str, Any]) -> dict[str, tuple[bytes, set[str | None]]]:
         "a lone surrogate": ((said % "\\ud800").encode(), unreadable),
         "a low surrogate": ((said % "\\udc00").encode(), unreadable),
         "an encoded surrogate": ((said % "\xed\xa0\x80").encode("latin-1"), unreadable),
-        "a long integer": (held(b"9" * 5_000), {"response_format[...]", "model_settings[...]"}),
-        "1e999": (held(b"1e999"), {"response_format[...]", "model_settings[...]"}),
+        "a long integer": (held(b"9" * 5_000), {"response_format[...]", "model_settings.response_format[...]"}),
+        "1e999": (held(b"1e999"), {"response_format[...]", "model_settings.response_format[...]"}),
         "NaN": (held(b"NaN"), unreadable),
         "Infinity": (held(b"-Infinity"), unreadable),
         "deep arrays": (held(b"[" * 5_000 + b"]" * 5_000), unreadable),
         "deep objects": (held(b'{"a":' * 5_000 + b"1" + b"}" * 5_000), unreadable),
-        "rather deep": (held(b"[" * 400 + b"]" * 400), {"response_format", "model_settings"}),
+        "rather deep": (held(b"[" * 400 + b"]" * 400), {"response_format", "model_settings.response_format"}),
         "unended arrays": (b"[" * 1_000_000, {"invalid_request", "invalid_json"}),
         "a duplicate that is wrong": (begun + b', "stream": "' + CANARY.encode() + b'", "stream": true}', {"stream"}),
     }

@@ -174,6 +174,22 @@ async def test_an_answer_that_is_too_large_is_not_run_again(tmp_path: Path) -> N
     assert len(script.requests) == 1
 
 
+async def test_an_answer_that_was_under_way_while_its_user_was_erased_is_not_kept(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    script = Script([gate, *says("My secret is 42.")], says("New."))
+    agent = {**AGENT, "resources": ["memory"]}
+    asked = {"message": "Hello", "session_id": "s"}
+    async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
+        first = asyncio.create_task(client.post(AGENTS_CHAT, json=asked, headers=KEY))
+        async with asyncio.timeout(20):
+            await script.waiting.wait()
+        assert (await client.delete("/memory")).json()["sessions"] == 1
+        gate.set()
+        assert "42" in (await first).text
+        again = await client.post(AGENTS_CHAT, json=asked, headers=KEY)
+    assert (replayed(again), again.json()["response"]) == (False, "New.")
+
+
 async def test_erasure_forgets_the_users_answers(tmp_path: Path) -> None:
     script = Script(says("one"), says("two"))
     remembering = {**AGENT, "resources": ["memory"]}

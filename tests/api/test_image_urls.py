@@ -90,7 +90,17 @@ def test_files_are_base64_data_or_public_addresses(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["file:///etc/passwd", " file:///etc/passwd", "http://127.0.0.1/a.pdf", "HTTP://localhost", "ftp://example.com", "s3://bucket/key"],
+    [
+        *(
+            "file:///etc/passwd",
+            " file:///etc/passwd",
+            "http://127.0.0.1/a.pdf",
+            "HTTP://localhost",
+            "ftp://example.com",
+            "s3://bucket/key",
+        ),
+        *(" " * 41 + "http://10.0.0.1/x", "\x01http://10.0.0.1", "ht\ttp://10.0.0.1", "\ufeffhttp://10.0.0.1"),
+    ],
 )
 def test_files_at_other_addresses_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -105,6 +115,7 @@ def test_files_at_other_addresses_are_refused(text: str) -> None:
         ({"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest/meta-data"}}, "image_url.url"),
         ({"type": "file", "file": {"file_data": "file:///etc/passwd"}}, "file.file_data"),
         ({"type": "file", "file": {"file_id": "http://127.0.0.1/"}}, "file.file_id"),
+        ({"type": "input_audio", "input_audio": {"data": "http://127.0.0.1/", "format": "wav"}}, "input_audio.data"),
     ],
 )
 async def test_the_provider_is_not_asked_with_a_private_address(tmp_path: Path, part: dict[str, object], place: str, role: str) -> None:

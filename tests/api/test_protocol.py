@@ -111,6 +111,62 @@ async def test_what_is_not_http_is_a_400_in_openais_shape(tmp_path: Path, garbag
     assert CANARY.decode() not in str(error)
 
 
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+"""What Java's client offers with its first request."""
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@pytest.mark.parametrize("split", [False, True], ids=["one piece", "split"])
+async def test_the_body_of_a_request_that_offers_an_upgrade_is_its_body(tmp_path: Path, framing: str, split: bool) -> None:
+    chunks = b"transfer-encoding: chunked\r\n\r\n%b0\r\n\r\n" % chunked(BODY)
+    request = POST + UPGRADE + (chunks if framing == "chunks" else b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+    following = GET + b"connection: close\r\n\r\n"
+    pieces = (request[:-60], request[-60:], following) if split else (request + following,)
+    async with served(tmp_path) as address:
+        answer = await sent(address, *pieces)
+    status, _, first = parsed(answer)
+    assert (status, json.loads(first)["object"]) == (200, "chat.completion")
+    assert parsed(answer.partition(first)[2])[0] == 200
+    assert answer.count(b"HTTP/1.1 ") == 2
+
+
+async def test_nothing_is_smuggled_behind_an_upgrade(tmp_path: Path) -> None:
+    inner = GET + b"\r\n"
+    head = b"POST /nothing HTTP/1.1\r\nhost: service\r\nconnection: upgrade, close\r\nupgrade: x\r\n"
+    head += b"content-length: %d\r\n\r\n" % len(inner)
+    async with served(tmp_path) as address:
+        for pieces in ((head + inner,), (head, inner)):
+            answer = await sent(address, *pieces)
+            assert answer.count(b"HTTP/1.1 ") == 1
+            assert parsed(answer)[0] == 404
+
+
+@pytest.mark.parametrize("length", [b"", b"content-length: 0\r\n", b"content-length: 00\r\n"])
+async def test_a_request_behind_an_upgrade_without_a_body_is_answered(tmp_path: Path, length: bytes) -> None:
+    async with served(tmp_path) as address:
+        answer = await sent(address, GET + UPGRADE + length + b"\r\n" + GET + b"connection: close\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 200") == 2
+
+
+async def test_requests_that_wait_for_others_are_few(tmp_path: Path) -> None:
+    flood = (GET + b"\r\n") * 2000
+    async with served(tmp_path) as address:
+        answer = await sent(address, *[flood] * 50)
+        assert answer.count(b"HTTP/1.1 200") <= 20
+        assert parsed(await sent(address, GET + b"connection: close\r\n\r\n"))[0] == 200
+        few = await sent(address, (GET + b"\r\n") * 8 + GET + b"connection: close\r\n\r\n")
+    assert few.count(b"HTTP/1.1 200") == 9
+
+
+async def test_the_watch_over_a_connection_that_was_refused_fails_at_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with served(tmp_path, protocol=Hasty) as address:
+        reader, writer = await connected_raw(address, b"GET http://x HTTP/1.1\r\nhost: service\r\n\r\n")
+        await asyncio.sleep(2 * Hasty.HEAD_SECONDS)
+        writer.close()
+        assert parsed(await reader.read())[0] == 400
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_an_upgrade_that_is_not_offered_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     head = GET + b"connection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n\r\n"
     async with served(tmp_path) as address:

@@ -98,7 +98,7 @@ async def test_nul_is_refused_wherever_it_stands(tmp_path: Path, fields: dict[st
         ({"message": "a", "session_id": NUL}, "session_id"),
         ({"message": "a", "user_id": NUL}, "user_id"),
         ({"message": "a", "model": NUL}, "model"),
-        ({"message": "a", "model_settings": {"stop": [NUL]}}, "model_settings[...]"),
+        ({"message": "a", "model_settings": {"stop": [NUL]}}, "model_settings.stop[0]"),
         ({"messages": [{"role": "user", "content": NUL}]}, "messages[0].content"),
     ],
 )

@@ -42,11 +42,16 @@ def test_a_line_is_one_json_object_with_the_requests_id(file: Path) -> None:
 
 
 def test_secrets_are_taken_out(file: Path) -> None:
-    audit.info("agent.called", extra={"user": "hunter2hunter2", "agent_id": "sk-abcdefgh12345678"})
-    text = file.read_text(encoding="utf-8")
-    assert "hunter2" not in text
-    assert "sk-abc" not in text
-    assert json.loads(text)["user"] == "[redacted]"
+    audit.info("agent.called", extra={"user": "hunter2hunter2", "tool": "sk-abcdefgh12345678"})
+    line = json.loads(file.read_text(encoding="utf-8"))
+    assert (line["user"], line["tool"]) == ("[redacted]", "[redacted]")
+
+
+@pytest.mark.parametrize("user", ['bearer x"', "sk-aaaaaaaaaaaa", "Bearer \\", "pk-fire-brigade-7", 'a"b\\c\nd'])
+def test_no_name_breaks_its_line_or_blanks_itself(file: Path, user: str) -> None:
+    audit.info("agent.called", extra={"user": user, "run_id": "run_1"})
+    [text] = file.read_text(encoding="utf-8").splitlines()
+    assert (json.loads(text)["user"], json.loads(text)["run_id"]) == (user, "run_1")
 
 
 def test_audit_lines_are_told_whatever_the_log_level_is_and_there_alone(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
