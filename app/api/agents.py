@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.agents.base import BaseAgent, Turn
 from app.api.access import Caller, Chatting, named_user
 from app.api.admission import CountedRun
-from app.api.chat_schema import FREE_FORM, CallersSettings, ChatMessage, CompletionUsage
+from app.api.chat_schema import FREE_FORM, CallersSettings, ChatMessage, CompletionUsage, settings_of
 from app.api.dependencies import ServiceDependency, access_in, body_of, decoded, request_id_of, service_in
 from app.api.errors import ErrorBody
 from app.api.idempotency import HEADER, once
@@ -237,8 +237,7 @@ def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
     checked_name(asked.user_id or "", "user_id")
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequest("Send either message, a text, or messages, a conversation.", param="message")
-    given = asked.model_settings or CallersSettings()
-    settings = {name: value for name in given.__struct_fields__ if (value := getattr(given, name)) is not None}
+    settings = settings_of(asked.model_settings or CallersSettings())
     for name in FREE_FORM & settings.keys():
         checked_values(settings[name], f"model_settings.{name}")
     allowed = agent.parts.provider.model_list

@@ -130,7 +130,27 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class ChatCompletionRequest(msgspec.Struct):
+class ModelSettings(msgspec.Struct, kw_only=True):
+    """What a caller may set of the model; it goes on to the provider as it is."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
+    seed: Integer | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[str, float], Meta(max_length=10_000)] | None = None
+    response_format: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    prediction: dict[str, Any] | None = None
+
+
+class ChatCompletionRequest(ModelSettings, kw_only=True):
     """A request for a chat completion; `model` is an agent's id."""
 
     model: str
@@ -139,21 +159,6 @@ class ChatCompletionRequest(msgspec.Struct):
     stream_options: StreamOptions | None = None
     tools: Annotated[list[OfferedTool], Meta(max_length=1024)] | None = None
     tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
-    parallel_tool_calls: bool | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Fraction | None = None
-    max_tokens: Tokens | None = None
-    max_completion_tokens: Tokens | None = None
-    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
-    seed: Integer | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, float], Meta(max_length=10_000)] | None = None
-    response_format: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-    service_tier: str | None = None
-    prediction: dict[str, Any] | None = None
     n: Integer | None = None
     logprobs: bool | None = None
     modalities: list[str] | None = None
@@ -162,54 +167,24 @@ class ChatCompletionRequest(msgspec.Struct):
     metadata: dict[str, Any] | None = None
 
 
-SETTINGS = (
-    "temperature",
-    "top_p",
-    "max_tokens",
-    "max_completion_tokens",
-    "stop",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "response_format",
-    "parallel_tool_calls",
-    "reasoning_effort",
-    "verbosity",
-    "service_tier",
-    "prediction",
-)
-"""The fields of a request that go on to the provider as they are."""
+class CallersSettings(ModelSettings, kw_only=True, forbid_unknown_fields=True):
+    """As ModelSettings, with what some providers know besides. No more: others take models, addresses and plug-ins in the same place."""
+
+    num_predict: Tokens | None = None
+    top_k: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    min_p: Fraction | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0, le=10)] | None = None
+    think: bool | str | None = None
 
 
 FREE_FORM = frozenset({"response_format", "prediction", "metadata"})
 """Fields of a request whose values may be of any form."""
 
 
-class CallersSettings(msgspec.Struct, forbid_unknown_fields=True):
-    """What a caller may set of the model beside the conversation: no more, for some providers take other models, addresses and plug-ins
-    in the same place."""
-
-    parallel_tool_calls: bool | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Fraction | None = None
-    max_tokens: Tokens | None = None
-    max_completion_tokens: Tokens | None = None
-    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
-    seed: Integer | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, float], Meta(max_length=10_000)] | None = None
-    response_format: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-    service_tier: str | None = None
-    prediction: dict[str, Any] | None = None
-    num_predict: Tokens | None = None
-    top_k: Annotated[int, Meta(ge=0, le=100_000)] | None = None
-    min_p: Fraction | None = None
-    repeat_penalty: Annotated[float, Meta(ge=0, le=10)] | None = None
-    think: bool | str | None = None
+def settings_of(given: ModelSettings) -> dict[str, Any]:
+    """What is set, for the provider."""
+    names = (CallersSettings if isinstance(given, CallersSettings) else ModelSettings).__struct_fields__
+    return {name: value for name in names if (value := getattr(given, name)) is not None}
 
 
 class PromptTokensDetails(msgspec.Struct):

@@ -14,7 +14,6 @@ from app.api.access import Chatting, RunRoute
 from app.api.admission import CountedRun
 from app.api.chat_schema import (
     FREE_FORM,
-    SETTINGS,
     AudioContent,
     CalledFunction,
     ChatCompletion,
@@ -37,6 +36,7 @@ from app.api.chat_schema import (
     ResponseToolCall,
     TextContent,
     ToolCallDelta,
+    settings_of,
 )
 from app.api.dependencies import access_in, body_of, decoded, request_id_of, service_in
 from app.api.errors import error_json
@@ -113,7 +113,7 @@ def turn_of(asked: ChatCompletionRequest) -> Turn:
     checked_name(asked.user or "", "user")
     for name in FREE_FORM:
         checked_values(getattr(asked, name), name)
-    settings = {name: value for name in SETTINGS if (value := getattr(asked, name)) is not None}
+    settings = settings_of(asked)
     tools = tuple(_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
     choice = NamedTool(asked.tool_choice.function.name) if isinstance(asked.tool_choice, ChosenTool) else asked.tool_choice
     return Turn(messages=messages_of(asked.messages), tools=tools, tool_choice=choice, settings=settings)
