@@ -62,7 +62,7 @@ class PendingSteps:
         A call whose result the client does not give gets one that says so, for a provider refuses a conversation without. Raises
         InvalidRequest for a result of no call.
         """
-        if not any(message.tool_calls or message.role == "tool" for message in messages):
+        if not [message for message in messages if message.tool_calls or message.role == "tool"]:
             return messages
         found: list[Message] = []
         position = 0

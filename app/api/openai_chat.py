@@ -123,19 +123,21 @@ def messages_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """A request's messages; raises InvalidRequest."""
     if sum(len(message.content) for message in messages if isinstance(message.content, list)) > MAX_PARTS:
         raise InvalidRequest(f"The messages have more than {MAX_PARTS} parts together.", param="messages")
-    return tuple(_message(message, f"messages[{number}]") for number, message in enumerate(messages))
+    return tuple([_message(message, number) for number, message in enumerate(messages)])
 
 
-def _message(message: ChatMessage, place: str) -> Message:
+def _message(message: ChatMessage, place: int) -> Message:
+    """The message at this place of a request."""
     role = _ROLES.get(message.role)
     if role is None:
-        raise InvalidRequest("The role is one of system, developer, user, assistant and tool.", param=f"{place}.role")
+        raise InvalidRequest("The role is one of system, developer, user, assistant and tool.", param=f"messages[{place}].role")
     if role == "tool" and not message.tool_call_id:
-        raise InvalidRequest("A message with the role 'tool' needs the tool_call_id it answers.", param=f"{place}.tool_call_id")
+        problem = "A message with the role 'tool' needs the tool_call_id it answers."
+        raise InvalidRequest(problem, param=f"messages[{place}].tool_call_id")
     given = message.content
     content: str | tuple[ContentPart, ...]
     if isinstance(given, list):
-        content = tuple(_part(part, f"{place}.content[{number}]") for number, part in enumerate(given))
+        content = tuple(_part(part, f"messages[{place}].content[{number}]") for number, part in enumerate(given))
     else:
         content = given or message.refusal or ""
     if not message.tool_calls and role != "tool":

@@ -22,6 +22,9 @@ MAX_RESULT_CHARACTERS = 4000
 """How much of a tool's result is summarised; its beginning and its end are kept."""
 
 MIN_PIECE_TOKENS = 250
+LINE_TOKENS = 10
+"""What a line of a transcript has beside what was said, by the estimate, at most."""
+
 MESSAGE_TOKENS = 4
 """What a message costs beside its text."""
 
@@ -59,8 +62,14 @@ class Compressor:
 
     async def is_due(self, messages: Sequence[Message], earlier: str) -> bool:
         """Whether `messages`, with the summary `earlier` that stands for those before them, are more than the threshold."""
-        texts = [earlier, *(_as_text(message) for message in messages)]
-        return await self._counter.exceeds(texts, max(0, self._threshold - MESSAGE_TOKENS * len(texts)))
+        return await self._counter.exceeds([earlier, *(_as_text(message) for message in messages)], self._limit(messages))
+
+    def may_be_due(self, messages: Sequence[Message], earlier: str) -> bool:
+        """Whether `is_due` has to be asked; most of the time it can be told without a transcript of it all that it need not."""
+        return 4 * _at_most(messages, earlier) >= 3 * self._limit(messages)
+
+    def _limit(self, messages: Sequence[Message]) -> int:
+        return max(0, self._threshold - MESSAGE_TOKENS * (len(messages) + 1))
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether `messages` are about within the threshold."""
@@ -107,6 +116,13 @@ class Compressor:
         if not text:
             raise ProviderProtocolError("The model gave an empty summary.")
         return text[: self._threshold * 2]  # a model that repeats its input does not make the conversation longer
+
+
+def _at_most(messages: Sequence[Message], earlier: str) -> int:
+    """No less than the estimate of the tokens of a transcript."""
+    calls = [call for message in messages for call in message.tool_calls]
+    texts = [earlier, *[message.text for message in messages], *[f"{call.name}{call.arguments}" for call in calls]]
+    return estimate("".join(texts)) + LINE_TOKENS * (2 * len(messages) + len(calls))
 
 
 def _as_text(message: Message) -> str:

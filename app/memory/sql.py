@@ -350,15 +350,18 @@ class _Turn:
         finally:
             if self._held is not None:
                 await self._held.__aexit__(None, None, None)
-        if answer.status == "complete" and self._memory.compressor is not None and self.answer is None and self.under_way is None:
-            self._memory.tasks.run(self._compress_if_due(self._memory.compressor, whole, prefix))
+        compressor = self._memory.compressor
+        if answer.status != "complete" or compressor is None or self.answer is not None or self.under_way is not None:
+            return
+        told = (*[message for step in whole.steps for message in step.messages], Message(role="assistant", content=whole.last))
+        sent = [*self._system, *[message for piece in _after(self._pieces, self._summary) for message in piece.messages], *told]
+        if self._held is not None or compressor.may_be_due(sent, self._summary.text if self._summary else ""):
+            path = store.addresses.answer(self._question.path, prefix + answer.text)
+            pieces = [*self._pieces, Entry(told, path, self._question.path, self._question.depth + 1)]
+            self._memory.tasks.run(self._compress_if_due(compressor, pieces, sent))
 
-    async def _compress_if_due(self, compressor: Compressor, answer: Answer, prefix: str) -> None:
+    async def _compress_if_due(self, compressor: Compressor, pieces: list[Entry], sent: list[Message]) -> None:
         """Summarises the older messages if those that were sent are too many; a failure is logged, and tried again after the next turn."""
-        told = (*(message for step in answer.steps for message in step.messages), Message(role="assistant", content=answer.last))
-        path = self._memory.store.addresses.answer(self._question.path, prefix + answer.text)
-        pieces = [*self._pieces, Entry(told, path, self._question.path, self._question.depth + 1)]
-        sent = [*self._system, *(message for piece in _after(pieces, self._summary) for message in piece.messages)]
         key = self._session.key
         if key in self._memory.compressing:
             return  # the turn after that one asks again

@@ -10,9 +10,9 @@ import pytest
 
 from app.core.errors import ContextTooLong, ProviderProtocolError, ProviderUnavailable
 from app.core.events import ReasoningDelta, TextDelta
-from app.core.messages import ImagePart, Message, TextPart, ToolCall
-from app.memory.compression import DEFAULT_PROMPT, MIN_PIECE_TOKENS, Compressor
-from app.memory.tokens import TokenCounter
+from app.core.messages import Content, ImagePart, Message, Role, TextPart, ToolCall
+from app.memory.compression import DEFAULT_PROMPT, MIN_PIECE_TOKENS, Compressor, _as_text, _at_most
+from app.memory.tokens import TokenCounter, estimate
 from app.providers.base import ModelEvent, ModelFinished, ModelRequest
 from tests.scripted import Action, Script, says
 
@@ -222,3 +222,16 @@ def test_a_summary_depends_on_its_provider() -> None:
 
 def test_a_summary_does_not_depend_on_when_it_is_made() -> None:
     assert compressor(Script(), threshold=500, recent=3).identity == compressor(Script()).identity
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "tool", "system"])
+def test_no_transcript_is_longer_than_what_is_estimated_without_one(role: Role) -> None:
+    texts = ["", "A", "Some words.", "ÄÖÜ ЖЖ 漢字" * 20, "x" * 9000, "{}[]" * 50]
+    call = ToolCall("call_1", "A_TOOL-NAME", '{"A": "B"}')
+    image = (TextPart("See."), ImagePart("data:image/png;base64,AAAA"))
+    contents: list[Content] = [*texts, image]
+    for content in contents:
+        for calls in ((), (call,), (call, call)) if role == "assistant" else ((),):
+            message = Message(role, content, calls)
+            transcript = _as_text(message)
+            assert estimate(transcript) <= _at_most([message], ""), transcript[:100]
