@@ -76,7 +76,7 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     configuration = load(**overrides)
     settings = configuration.settings
     configure_logs(configuration)
-    _refuse_to_be_open(settings)
+    _refuse_without_keys(settings)
     listening = _listening(settings)
     config = uvicorn.Config(
         "app.server:worker_app" if workers > 1 else create_app(configuration),
@@ -222,10 +222,10 @@ def _listening(settings: Settings) -> socket.socket:
     return listening
 
 
-def _refuse_to_be_open(settings: Settings) -> None:
-    """Ends the process where nobody on a network could use the service, or everybody could but for this.
+def _refuse_without_keys(settings: Settings) -> None:
+    """Ends the process if it were to listen beyond this machine, where each caller needs a key, and no key works.
 
-    A database of keys that cannot be asked now is no reason to: beyond this machine nobody is let in without a key in any case.
+    A database that cannot be asked now may have one, so that is no reason to.
     """
     if settings.allow_unauthenticated:
         logging.getLogger("app.access").warning(
@@ -238,7 +238,7 @@ def _refuse_to_be_open(settings: Settings) -> None:
         return
     if asyncio.run(database_keys(settings)) in ("live", None):
         return
-    problem = f"the service would listen on {settings.host}, beyond this machine, and there is no API key"
+    problem = f"the service would listen on {settings.host}, beyond this machine, and there is no API key that works"
     remedy = "Set API_KEYS (or run: ai-agent-service keys create --name NAME), or set HOST=127.0.0.1, or set ALLOW_UNAUTHENTICATED=true"
     raise ConfigError([Fault(file="environment", field="HOST", problem=problem, remedy=remedy)])
 

@@ -1,7 +1,6 @@
 """The operator's commands on the database, over conversations that the service really had."""
 
 import asyncio
-import logging
 import os
 import re
 import secrets
@@ -17,11 +16,12 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-from click.testing import CliRunner
 
 from app.database import db
 from app.server import create_app
 from app.storage.migrate import HEAD
+from tests import commands
+from tests.commands import Done, logging_restored
 from tests.postgres import PASSWORD, PostgresServer
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration
@@ -32,23 +32,11 @@ OLD, NEW = secrets.token_hex(32), secrets.token_hex(32)
 NOW_OF_SQLITE = "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"
 
 
-class Done(msgspec.Struct, frozen=True):
-    """What a command came to."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture(autouse=True)
 def _logging() -> Generator[None, None, None]:
-    """The commands set up logging for their process, which here is that of the tests."""
-    found = {name: logging.getLogger(name) for name in ("", "uvicorn.error", "uvicorn.access", "alembic", "asyncio")}
-    before = {name: (logger.level, logger.handlers[:]) for name, logger in found.items()}
-    yield
-    for name, (level, handlers) in before.items():
-        found[name].setLevel(level)
-        found[name].handlers[:] = handlers
+    """What the commands do to logging stays with each test."""
+    with logging_restored():
+        yield
 
 
 @pytest.fixture
@@ -58,15 +46,8 @@ def file(tmp_path: Path) -> Path:
 
 
 async def command(folder: Path, *arguments: str, **environment: str) -> Done:
-    """What `ai-agent-service db` comes to, with the database in `folder` unless the environment says otherwise."""
-
-    def invoke() -> Done:
-        result = CliRunner().invoke(db, arguments, env={"DATA_DIR": str(folder / "data"), **environment})
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Done(result.exit_code, result.stdout, result.stderr)
-
-    return await asyncio.to_thread(invoke)
+    """What `ai-agent-service db` comes to."""
+    return await commands.command(db, folder, *arguments, **environment)
 
 
 async def succeeds(folder: Path, *arguments: str, **environment: str) -> str:

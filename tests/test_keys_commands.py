@@ -1,17 +1,13 @@
 """The operator's commands on keys, and that what they print is a key of the service."""
 
-import asyncio
 import json
-import logging
 import re
 import socket
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
-from click.testing import CliRunner
 
 from app.auth.keys import KeyRing
 from app.config.settings import Settings
@@ -21,42 +17,24 @@ from app.memory.opening import address_of, engine_of
 from app.storage.cipher import Cipher
 from app.storage.database import Database
 from app.storage.migrate import HEAD
+from tests import commands
+from tests.commands import Done, logging_restored
 from tests.postgres import DatabaseUnderTest
 from tests.test_cli import ROOT, SHIPPED, run
 
 KEY = re.compile(r"aas_([0-9A-Za-z]{12})_[0-9A-Za-z]{38}\n")
 
 
-class Done(msgspec.Struct, frozen=True):
-    """What a command came to."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture(autouse=True)
 def _logging() -> Generator[None, None, None]:
-    """The commands set up logging for their process, which here is that of the tests."""
-    found = {name: logging.getLogger(name) for name in ("", "uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "asyncio")}
-    before = {name: (logger.level, logger.handlers[:], logger.propagate) for name, logger in found.items()}
-    yield
-    for name, (level, handlers, propagate) in before.items():
-        found[name].setLevel(level)
-        found[name].handlers[:] = handlers
-        found[name].propagate = propagate
+    """What the commands do to logging stays with each test."""
+    with logging_restored():
+        yield
 
 
 async def command(folder: Path, *arguments: str, **environment: str) -> Done:
-    """What `ai-agent-service keys` comes to, with the database in `folder` unless the environment says otherwise."""
-
-    def invoke() -> Done:
-        result = CliRunner().invoke(keys, arguments, env={"DATA_DIR": str(folder / "data"), **environment})
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return Done(result.exit_code, result.stdout, result.stderr)
-
-    return await asyncio.to_thread(invoke)
+    """What `ai-agent-service keys` comes to."""
+    return await commands.command(keys, folder, *arguments, **environment)
 
 
 async def makes(folder: Path, *arguments: str, **environment: str) -> tuple[str, str]:

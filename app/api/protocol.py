@@ -276,7 +276,7 @@ class _Lingering(asyncio.Transport):
         self._protocol = protocol
         self._cycle = cycle
         self.write = protocol.transport.write  # type: ignore[method-assign]  # without a call in between
-        self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]
+        self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]  # as above
 
     def close(self) -> None:
         """Ends the connection."""

@@ -73,8 +73,8 @@ async def open_identity(settings: Settings, fetch: Fetch) -> AsyncGenerator[Iden
             )
         case "oidc":
             from app.auth.jwks import Jwks  # noqa: PLC0415 - as above
-            from app.auth.oidc import Oidc  # noqa: PLC0415
-            from app.auth.tokens import Pinned  # noqa: PLC0415
+            from app.auth.oidc import Oidc  # noqa: PLC0415 - as above
+            from app.auth.tokens import Pinned  # noqa: PLC0415 - as above
 
             assert settings.oidc_issuer is not None
             assert settings.oidc_audience is not None
