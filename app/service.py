@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from app.agents.background import Background, Task
 from app.agents.base import AgentParts, BaseAgent
 from app.agents.catalog import Catalog, no_such_agent
 from app.agents.pending import PendingSteps
@@ -81,6 +82,7 @@ class Service:
         pending: PendingSteps,
         http: HttpClient,
         auto: str,
+        task_provider: Provider | None = None,
     ) -> None:
         self.settings = configuration.settings
         self.http = http
@@ -90,6 +92,7 @@ class Service:
         self.memories = memories
         self.auto_provider = auto
         self.runs = 0
+        self._task_provider = task_provider
 
     def agent(self, agent_id: str, caller: Principal) -> BaseAgent:
         """The agent of this id, for `caller` to use; raises NotFound, the same if there is none as if it is not for them."""
@@ -111,6 +114,10 @@ class Service:
         """The agents that the caller's key is for. Who may use them is asked when they are called: clients share this among users."""
         return [agent for agent in self.catalog if caller.key.may_use(agent.agent_id)]
 
+    def background(self, agent: BaseAgent, task: Task) -> Background:
+        """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else the agent's own."""
+        return Background(agent, task, self._task_provider or agent.parts.provider, self.settings.task_model)
+
     @property
     def conversations(self) -> Conversations:
         """What is remembered; raises NotFound where no agent has a memory."""
@@ -119,7 +126,14 @@ class Service:
         return self.memories.conversations
 
     def context(
-        self, agent_id: str, caller: Principal, *, user: str | None = None, session: str | None = None, request_id: str = ""
+        self,
+        agent_id: str,
+        caller: Principal,
+        *,
+        user: str | None = None,
+        session: str | None = None,
+        request_id: str = "",
+        task: Task | None = None,
     ) -> RunContext:
         """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT; `user` counts where users are not verified."""
         return RunContext(
@@ -131,6 +145,7 @@ class Service:
             tenant=caller.key.tenant,
             user=caller.user.user_id if caller.user is not None else user or ANONYMOUS,
             session=session,
+            task=task,
         )
 
     @contextmanager
@@ -164,10 +179,12 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
     found += more
     servers, more = read_servers(settings.mcp_config_file, environment)
     found += more
-    default = settings.default_provider
-    if default is not None and PROVIDER_ALIASES.get(default, default) not in plugins.providers:
-        problem = f"{default!r} is not a provider"
-        found.append(Fault(file="environment", field="DEFAULT_PROVIDER", problem=problem, remedy=nearest(default, plugins.providers)))
+    for field, name, known_names in (
+        ("DEFAULT_PROVIDER", settings.default_provider, plugins.providers.keys()),
+        ("TASK_PROVIDER", settings.task_provider, {*plugins.providers, AUTO}),
+    ):
+        if name is not None and PROVIDER_ALIASES.get(name, name) not in known_names:
+            found.append(Fault(file="environment", field=field, problem=f"{name!r} is not a provider", remedy=nearest(name, known_names)))
     found += [*key_faults(settings), *identity_faults(settings), *tls_faults(settings), *_memory_faults(settings, agents)]
     if found:
         raise ConfigError(found)
@@ -277,7 +294,10 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
                 agents[agent_id] = Remembering(agent, memory, live, await opened.enter_async_context(Tasks()))
         for warning in configuration.warnings:
             logger.warning(warning)
-        yield Service(configuration, Catalog(agents.values(), created=configuration.created), servers, memories, pending, http, auto)
+        catalog = Catalog(agents.values(), created=configuration.created)
+        task_name = settings.task_provider and PROVIDER_ALIASES.get(settings.task_provider, settings.task_provider)
+        tasks = providers[auto if task_name == AUTO else task_name] if task_name else None
+        yield Service(configuration, catalog, servers, memories, pending, http, auto, tasks)
 
 
 @asynccontextmanager

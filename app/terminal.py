@@ -29,6 +29,7 @@ from app.core.events import (
     TextDelta,
     ToolFinished,
     ToolProgress,
+    ToolsMissing,
     ToolStarted,
 )
 from app.core.ids import new_id
@@ -174,6 +175,8 @@ class Conversation:
                     case ToolFinished(result=result):
                         sign, style = ("x ", "red") if result.is_error else ("< ", "green")
                         answer.note(sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content)
+                    case ToolsMissing(reasons=reasons):
+                        answer.note("! ", "yellow", "without some tools", "; ".join(reasons))
                     case MemorySkipped(reason=reason):
                         answer.note("! ", "yellow", "without memory", reason)
                     case RunFinished():

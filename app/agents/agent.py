@@ -8,7 +8,7 @@ from app.agents.base import BaseAgent, Turn
 from app.agents.loop import Shorter, run_loop
 from app.core.context import RunContext
 from app.core.errors import InvalidRequest, ProviderNotConfigured, ServiceError
-from app.core.events import RunEvent, RunFailed
+from app.core.events import RunEvent, RunFailed, ToolsMissing
 from app.core.messages import Message, NamedTool, ToolSpec
 from app.providers.base import ModelRequest
 from app.tools.toolset import Toolset
@@ -33,6 +33,8 @@ class Agent(BaseAgent):
         except ServiceError as error:
             yield RunFailed(error)
             return
+        if toolset.unavailable:
+            yield ToolsMissing(toolset.unavailable)
         loop = run_loop(
             self.parts.provider,
             request,

@@ -95,6 +95,9 @@ class PendingSteps:
 
     def _step(self, message: Message, given: dict[str, Message], context: RunContext, *, before: list[Message]) -> list[Message]:
         kept = next((step for call in message.tool_calls if (step := self._find(context, call.id))), None)
+        told = {call.id for earlier in before for call in earlier.tool_calls} if kept else set()
+        if kept and any(result.call_id in told for result in kept.results):
+            kept = None  # a client that shows our calls tells them itself, in a message of their own
         answer = kept.answer if kept else message
         ours = {result.call_id: tool_message(result) for result in kept.results} if kept else {}
         results = []
@@ -102,8 +105,8 @@ class PendingSteps:
             unknown = Message(role="tool", content=UNKNOWN_RESULT, tool_call_id=call.id)
             results.append(ours.get(call.id) or given.get(call.id) or unknown)
         earlier = kept.earlier if kept else ()
-        if earlier and tuple(before[-len(earlier) :]) == earlier:
-            earlier = ()  # restored already
+        if any(call.id in told for step in earlier for call in step.tool_calls):
+            earlier = ()  # restored or told already
         return [*earlier, answer, *results]
 
     def _find(self, context: RunContext, call_id: str) -> _Step | None:

@@ -14,10 +14,11 @@ from app.agents.base import BaseAgent, Turn
 from app.api.access import Caller, Chatting, named_user
 from app.api.admission import CountedRun
 from app.api.chat_schema import FREE_FORM, CallersSettings, ChatMessage, CompletionUsage, settings_of
+from app.api.chunks import usage_of
 from app.api.dependencies import ServiceDependency, access_in, body_of, decoded, request_id_of, service_in
 from app.api.errors import ErrorBody
 from app.api.idempotency import HEADER, once
-from app.api.openai_chat import checked_name, messages_of, usage_of, with_session
+from app.api.openai_chat import checked_name, messages_of, with_session
 from app.api.openapi import documented
 from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
 from app.api.sessions import asking_of
@@ -33,6 +34,7 @@ from app.core.events import (
     TextDelta,
     ToolFinished,
     ToolProgress,
+    ToolsMissing,
     ToolStarted,
 )
 from app.core.messages import Message
@@ -123,6 +125,10 @@ class _MemorySkipped(msgspec.Struct, tag_field="type", tag="memory_skipped"):
     reason: str
 
 
+class _ToolsMissing(msgspec.Struct, tag_field="type", tag="tools_missing"):
+    reasons: tuple[str, ...]
+
+
 class _Finished(msgspec.Struct, tag_field="type", tag="tool_finished"):
     id: str
     name: str
@@ -192,7 +198,7 @@ _decoder = msgspec.json.Decoder(AgentChatRequest)
 
 class EventFrames(Frames):
     """A run's events as JSON objects: `text_delta`, `reasoning_delta`, `refusal_delta`, `tool_started`, `tool_progress`, `tool_finished`,
-    `memory_skipped`, and last `run_finished` or `run_failed`."""
+    `tools_missing`, `memory_skipped`, and last `run_finished` or `run_failed`."""
 
     def __init__(self, context: RunContext) -> None:
         self._run_id = context.run_id
@@ -212,6 +218,8 @@ class EventFrames(Frames):
                 return _frame(_Progress(call.id, call.name, event.progress, event.total, event.message))
             case ToolFinished(result=result):
                 return _frame(_Finished(result.call_id, result.name, result.content, result.is_error, round(result.seconds, 3)))
+            case ToolsMissing(reasons=reasons):
+                return _frame(_ToolsMissing(reasons))
             case MemorySkipped(reason=reason):
                 return _frame(_MemorySkipped(reason))
             case _:

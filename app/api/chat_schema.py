@@ -199,8 +199,17 @@ class CompletionTokensDetails(msgspec.Struct):
     reasoning_tokens: int
 
 
+class StepUsage(msgspec.Struct):
+    """What one step of a run called and took."""
+
+    tool_calls: list[str]
+    prompt_tokens: int | UnsetType = UNSET
+    completion_tokens: int | UnsetType = UNSET
+    cost: float | UnsetType = UNSET
+
+
 class CompletionUsage(msgspec.Struct):
-    """Tokens of all steps of the run; `cost` in US dollars where the provider states it."""
+    """Tokens of all steps of the run; `cost` in US dollars where the provider states it, `steps` for Open WebUI only."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -208,6 +217,7 @@ class CompletionUsage(msgspec.Struct):
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
     cost: float | UnsetType = UNSET
+    steps: list[StepUsage] | UnsetType = UNSET
 
 
 class ResponseToolCall(msgspec.Struct):

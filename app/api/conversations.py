@@ -25,9 +25,10 @@ from app.api.chat_schema import (
     Part,
     TextContent,
 )
+from app.api.chunks import usage_of
 from app.api.dependencies import ServiceDependency
 from app.api.idempotency import answers_in
-from app.api.openai_chat import MAX_NAME, checked_name, usage_of
+from app.api.openai_chat import MAX_NAME, checked_name
 from app.api.openapi import documented
 from app.auth.principal import ANONYMOUS, Principal
 from app.core.errors import InvalidRequest

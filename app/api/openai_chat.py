@@ -15,42 +15,35 @@ from app.api.admission import CountedRun
 from app.api.chat_schema import (
     FREE_FORM,
     AudioContent,
-    CalledFunction,
     ChatCompletion,
-    ChatCompletionChunk,
     ChatCompletionRequest,
     ChatMessage,
     Choice,
     ChosenTool,
-    ChunkChoice,
-    CompletionTokensDetails,
-    CompletionUsage,
-    Delta,
     FileContent,
     ImageContent,
     OfferedFunction,
     Part,
-    PromptTokensDetails,
     RefusalContent,
     ResponseMessage,
     ResponseToolCall,
     TextContent,
-    ToolCallDelta,
     settings_of,
 )
+from app.api.chunks import ChunkFrames, called, usage_of
 from app.api.dependencies import access_in, body_of, decoded, request_id_of, service_in
-from app.api.errors import error_json
 from app.api.idempotency import HEADER, once
 from app.api.image_urls import checked_file_data, checked_image_url
+from app.api.open_webui import OpenWebUIFrames
 from app.api.openapi import documented
-from app.api.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
-from app.api.sessions import Asking, asking_of, is_task
+from app.api.run_response import Collected, CollectedRun, RunResponse, StreamedRun
+from app.api.sessions import Asking, asking_of
+from app.api.tasks import shaped_task
 from app.api.values import checked_values
-from app.core.errors import InvalidRequest, ServiceError
-from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta
+from app.core.errors import InvalidRequest
+from app.core.events import RunFinished
 from app.core.ids import new_id
 from app.core.messages import AudioPart, ContentPart, FilePart, ImagePart, Message, NamedTool, Role, TextPart, ToolCall, ToolSpec
-from app.core.usage import Usage
 from app.memory.base import History
 
 router = APIRouter(tags=["OpenAI"], route_class=RunRoute)
@@ -76,14 +69,18 @@ async def create_chat_completion(request: Request, caller: Chatting) -> Response
     agent = service.agent(asked.model, caller)
     turn = turn_of(asked)
     asking = asking_of(request, asked.metadata)
-    if asking.is_chat and asking.history is None and is_task(turn.messages):
+    is_open_webui = asking.is_open_webui or caller.key.client == "open_webui"
+    task = asking.task or (None if asking.history else shaped_task(turn.messages, is_open_webui=is_open_webui))
+    if task is not None:
+        agent = service.background(agent, task)
         asking = Asking(idempotency_key=asking.idempotency_key)
-    turn = with_session(turn, asking, agent)
-    context = service.context(agent.agent_id, caller, user=asked.user, session=asking.session, request_id=request_id_of(request))
+    else:
+        turn = with_session(turn, asking, agent)
+    context = service.context(agent.agent_id, caller, user=asked.user, session=asking.session, request_id=request_id_of(request), task=task)
     run = CountedRun(service, access_in(request).limiter, agent, turn, context, caller)
     if asked.stream:
         options = asked.stream_options
-        frames = ChunkFrames(agent.agent_id, include_usage=bool(options and options.include_usage))
+        frames = (OpenWebUIFrames if is_open_webui else ChunkFrames)(agent.agent_id, include_usage=bool(options and options.include_usage))
         response: RunResponse = StreamedRun(run, frames)
     else:
         response = CollectedRun(run, lambda collected, finished: completion(agent.agent_id, collected, finished))
@@ -147,57 +144,6 @@ def _message(message: ChatMessage, place: int) -> Message:
     return Message(role, content, calls if role == "assistant" else (), answered)
 
 
-class ChunkFrames(Frames):
-    """A run as OpenAI's chunks; our own tools do not show, for a client would take them for calls of its own."""
-
-    def __init__(self, model: str, *, include_usage: bool) -> None:
-        self._id = new_id("chatcmpl-")
-        self._created = int(time.time())
-        self._model = model
-        self._include_usage = include_usage
-        self._role_is_told = False
-        # One text chunk differs from the next in its text alone, so that everything around it is encoded once.
-        self._before, self._after = self._frame(Delta(content="")).split(b'""')
-
-    def event(self, event: RunEvent) -> bytes:
-        """A chunk for a delta, nothing for the rest."""
-        if isinstance(event, TextDelta):
-            if self._role_is_told:
-                return b"%b%b%b" % (self._before, _encoder.encode(event.text), self._after)
-            return self._chunk(Delta(content=event.text))
-        if isinstance(event, ReasoningDelta):
-            return self._chunk(Delta(reasoning_content=event.text))
-        if isinstance(event, RefusalDelta):
-            return self._chunk(Delta(refusal=event.text))
-        return b""
-
-    def finished(self, event: RunFinished) -> bytes:
-        """The client's calls, the finish reason, and the usage if it was asked for."""
-        frames = [] if self._role_is_told else [self._chunk(Delta(content=""))]
-        if event.tool_calls:
-            calls = [ToolCallDelta(number, call.id, _called(call)) for number, call in enumerate(event.tool_calls)]
-            frames.append(self._chunk(Delta(tool_calls=calls)))
-        frames.append(self._chunk(Delta(), event.reason))
-        if self._include_usage and event.usage is not None:
-            chunk = ChatCompletionChunk(self._id, self._created, self._model, [], usage=usage_of(event.usage))
-            frames.append(b"data: %b\n\n" % _encoder.encode(chunk))
-        return b"".join(frames)
-
-    def failed(self, error: ServiceError) -> bytes:
-        """The error as clients of OpenAI know it from a stream."""
-        return b"data: %b\n\n" % error_json(error)
-
-    def _chunk(self, delta: Delta, finish_reason: str | None = None) -> bytes:
-        if not self._role_is_told:
-            self._role_is_told = True
-            delta.role = "assistant"
-        return self._frame(delta, finish_reason)
-
-    def _frame(self, delta: Delta, finish_reason: str | None = None) -> bytes:
-        chunk = ChatCompletionChunk(self._id, self._created, self._model, [ChunkChoice(delta, finish_reason)])
-        return b"data: %b\n\n" % _encoder.encode(chunk)
-
-
 def completion(model: str, collected: Collected, finished: RunFinished) -> bytes:
     """A collected run as a chat completion."""
     text, reasoning, refusal = ("".join(pieces) for pieces in (collected.text, collected.reasoning, collected.refusal))
@@ -205,27 +151,11 @@ def completion(model: str, collected: Collected, finished: RunFinished) -> bytes
     if reasoning:
         message.reasoning_content = reasoning
     if finished.tool_calls:
-        message.tool_calls = [ResponseToolCall(call.id, _called(call)) for call in finished.tool_calls]
+        message.tool_calls = [ResponseToolCall(call.id, called(call)) for call in finished.tool_calls]
     answer = ChatCompletion(new_id("chatcmpl-"), int(time.time()), model, [Choice(message, finished.reason)])
     if finished.usage is not None:
         answer.usage = usage_of(finished.usage)
     return _encoder.encode(answer)
-
-
-def usage_of(usage: Usage) -> CompletionUsage:
-    """Usage in OpenAI's form."""
-    return CompletionUsage(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        usage.total_tokens,
-        PromptTokensDetails(usage.cached_tokens),
-        CompletionTokensDetails(usage.reasoning_tokens),
-        msgspec.UNSET if usage.cost is None else usage.cost,
-    )
-
-
-def _called(call: ToolCall) -> CalledFunction:
-    return CalledFunction(call.name, call.arguments)
 
 
 def _tool(function: OfferedFunction, number: int) -> ToolSpec:

@@ -24,6 +24,7 @@ from app.core.events import (
     TextDelta,
     ToolFinished,
     ToolProgress,
+    ToolsMissing,
     ToolStarted,
 )
 from app.core.messages import ToolCall, ToolResult
@@ -77,7 +78,7 @@ class Collected:
                 self.calls.append(call)
             case ToolFinished(result=result):
                 self.results.append(result)
-            case ToolProgress() | MemorySkipped() | RunFinished() | RunFailed():
+            case ToolProgress() | ToolsMissing() | MemorySkipped() | RunFinished() | RunFailed():
                 pass
 
 

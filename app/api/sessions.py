@@ -1,14 +1,15 @@
 """Finds out which session a request belongs to, and what its client says about turns that it asks again."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 
+from app.agents.background import Task
+from app.api.tasks import named_task
 from app.core.errors import InvalidRequest
-from app.core.messages import Message
 from app.memory.base import IDEMPOTENCY_PREFIX, History
 
 UNKEPT_PREFIXES = ("temporary:", "local:")
@@ -16,6 +17,9 @@ UNKEPT_PREFIXES = ("temporary:", "local:")
 
 _SESSION_ID = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_OPEN_WEBUI = (b"x-openwebui-", b"x-aas-")
+"""What headers begin with that only Open WebUI sends, the latter as docs/open-webui.md has it."""
+
 _HEADERS = {
     b"x-openwebui-chat-id": "chat",
     b"x-session-id": "session",
@@ -35,6 +39,12 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     """Whether Open WebUI names the session."""
 
     history: History | None = None
+    is_open_webui: bool = False
+    """Whether the client shows itself to be Open WebUI."""
+
+    task: Task | None = None
+    """What is asked for beside the chat, where a header says so."""
+
     is_retry: bool = False
     message_id: str | None = None
     idempotency_key: str | None = None
@@ -67,6 +77,8 @@ def asking_of(request: Request, metadata: Mapping[str, Any] | None = None, sessi
         session=session,
         is_chat=bool(found.get("chat")),
         history=history,
+        is_open_webui=any(name.startswith(_OPEN_WEBUI) for name, _ in request.scope["headers"]),
+        task=named_task(found["task"]) if found.get("task") else None,
         is_retry=found.get("retries", "0") not in ("", "0"),
         message_id=message,
         idempotency_key=key,
@@ -79,11 +91,6 @@ def _text(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         return value.decode("latin-1")
-
-
-def is_task(messages: Sequence[Message]) -> bool:
-    """Whether this is one of the tasks, such as to find a title, that Open WebUI asks of a chat's model beside the chat."""
-    return len(messages) == 1 and messages[0].role == "user" and messages[0].text.startswith("### Task:")
 
 
 def _session(*sources: tuple[object, str]) -> str | None:

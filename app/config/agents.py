@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from app.config.display import DisplayDefinition, SuggestionPrompt, with_avatar
 from app.config.files import expand_variables, nearest, read_json
 from app.config.memory import BUILT_IN, CompressionDefinition, MemoryDefinition, ResourceConfig
 from app.config.prompts import read_prompt
@@ -84,6 +85,7 @@ class AgentDefinition(BaseModel):
     resources: tuple[str, ...] = ()
     resource_config: ResourceConfig = ResourceConfig()
     access: AccessDefinition = AccessDefinition()
+    display: DisplayDefinition = DisplayDefinition()
     max_steps: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_MAX_STEPS
 
     # Fields of ScottRBK/ai-agent-service that ask for what this service does not do; read so that its files load, and warned of.
@@ -112,7 +114,7 @@ class AgentDefinition(BaseModel):
         return value
 
     @field_validator(
-        "model_settings", "resource_config", "access", "allowed_mcp_servers", "resources", "allowed_regular_tools", mode="before"
+        "model_settings", "resource_config", "access", "display", "allowed_mcp_servers", "resources", "allowed_regular_tools", mode="before"
     )
     @classmethod
     def _null_means_default(cls, value: object, info: Any) -> object:
@@ -146,7 +148,7 @@ KNOWN_RESOURCES = frozenset({"memory", "knowledge_base"})
 def read_agents(path: Path, prompts: Path, environment: Mapping[str, str], known: KnownNames) -> tuple[list[AgentDefinition], list[Fault]]:
     """The agents that `path` defines, and everything wrong with it and with the prompt files it names.
 
-    `${NAME}` is expanded in every string but a prompt and a description, which stay as written.
+    `${NAME}` is expanded in every string but a prompt, a description and what `display` says, which stay as written.
     """
     value, faults = read_json(path)
     if faults:
@@ -163,7 +165,7 @@ def read_agents(path: Path, prompts: Path, environment: Mapping[str, str], known
         if not isinstance(entry, dict):
             faults.append(Fault(file=str(path), where=where, problem="this is not an object", remedy='Write {"agent_id": ..., ...}'))
             continue
-        agent, found = _read_agent(entry, prompts, environment, known)
+        agent, found = _read_agent(entry, path.parent, prompts, environment, known)
         if isinstance(agent_id := entry.get("agent_id"), str):
             if agent_id in seen:
                 found.append(Fault(file="", field="agent_id", problem="another agent has this id", remedy="Rename one of them"))
@@ -201,11 +203,11 @@ def warnings_about(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[s
 
 
 def _read_agent(
-    entry: dict[str, object], prompts: Path, environment: Mapping[str, str], known: KnownNames
+    entry: dict[str, object], folder: Path, prompts: Path, environment: Mapping[str, str], known: KnownNames
 ) -> tuple[AgentDefinition | None, list[Fault]]:
     """The agent of `entry` and its faults, their file and place left open."""
     missing: set[str] = set()
-    literal = {"system_prompt", "description"}
+    literal = {"system_prompt", "description", "display"}
     expanded = {key: item if key in literal else expand_variables(item, environment, missing) for key, item in entry.items()}
     faults = [
         Fault(file="", problem=f"the variable {name} is not set", remedy="Set it in the environment or in .env") for name in sorted(missing)
@@ -218,6 +220,12 @@ def _read_agent(
     if agent is not None and (file := agent.resource_config.memory.compression.prompt_file) is not None:
         agent, fault = _with_compression_prompt(agent, prompts, file)
         faults += [fault] if fault else []
+    if agent is not None:
+        display = with_avatar(agent.display, folder)
+        if isinstance(display, Fault):
+            faults.append(display)
+        else:
+            agent = agent.model_copy(update={"display": display})
     prompt, prompt_fault = _prompt(expanded, prompts)
     if prompt_fault is not None:
         problem = f"{prompt_fault.file}: {prompt_fault.problem}" if prompt_fault.file else prompt_fault.problem
@@ -294,6 +302,8 @@ def _fault(part: Any) -> Fault:
 
 def _fields_at(place: tuple[str | int, ...]) -> Collection[str]:
     """The fields that there are where the last of `place` is not one."""
+    if place[:1] == ("display",):
+        return SuggestionPrompt.model_fields if "suggestion_prompts" in place else DisplayDefinition.model_fields
     if "allowed_mcp_servers" in place:
         return AllowedTools.model_fields
     if place[:1] == ("resource_config",):

@@ -38,6 +38,12 @@ class Settings(BaseSettings):
     default_provider: str | None = Field(
         None, description="The provider of agents that say auto; unset takes the first that is configured, else demo."
     )
+    task_provider: str | None = Field(
+        None, description="The provider that finds titles, tags and the like for Open WebUI; unset means that of the agent."
+    )
+    task_model: str | None = Field(
+        None, description="The model that does so; unset means the agent's, or with TASK_PROVIDER the default of that provider."
+    )
 
     azure_openai_api_key: SecretStr | None = Field(None, description="The key of the Azure OpenAI resource.")
     azure_openai_endpoint: str | None = Field(

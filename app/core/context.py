@@ -13,7 +13,8 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     """One run's circumstances; a tool gets it by naming a parameter of this type.
 
     `key_id` says who asked, `tenant` and `user` whose run it is, `session` which conversation (None: none was named). `deadline` is a
-    reading of `time.monotonic()` in seconds. `on_progress` is set for the time of a tool call.
+    reading of `time.monotonic()` in seconds. `task` names what is asked for beside a chat, such as its title. `on_progress` is set for the
+    time of a tool call.
     """
 
     run_id: str
@@ -24,6 +25,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = "local"
     user: str = "anonymous"
     session: str | None = None
+    task: str | None = None
     on_progress: OnProgress | None = None
 
     def report_progress(self, progress: float, total: float | None = None, message: str = "") -> None:
@@ -40,6 +42,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
             "tenant": self.tenant,
             "user": self.user,
             "run_id": self.run_id,
+            **({} if self.task is None else {"task": self.task}),
         }
 
     @property

@@ -54,6 +54,12 @@ class ToolFinished(msgspec.Struct, frozen=True):
     result: ToolResult
 
 
+class ToolsMissing(msgspec.Struct, frozen=True):
+    """Told before the first step of a run that has to do without some of the agent's tools; `reasons` names them, each with why."""
+
+    reasons: tuple[str, ...]
+
+
 class MemorySkipped(msgspec.Struct, frozen=True):
     """The first event of a run that goes on without the agent's memory, which cannot be used now; `reason` is a sentence."""
 
@@ -87,4 +93,15 @@ class RunFailed(msgspec.Struct, frozen=True):
     steps: tuple[StepRecord, ...] = ()
 
 
-RunEvent = TextDelta | ReasoningDelta | RefusalDelta | ToolStarted | ToolProgress | ToolFinished | MemorySkipped | RunFinished | RunFailed
+RunEvent = (
+    TextDelta
+    | ReasoningDelta
+    | RefusalDelta
+    | ToolStarted
+    | ToolProgress
+    | ToolFinished
+    | ToolsMissing
+    | MemorySkipped
+    | RunFinished
+    | RunFailed
+)

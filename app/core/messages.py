@@ -47,13 +47,24 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
+class Link(msgspec.Struct, frozen=True):
+    """Something that a tool's result comes from or points to: `url`, and what is known of it, each of which may be empty: its title, `text`
+    of it, and its `media_type` if it is a file."""
+
+    url: str
+    title: str = ""
+    text: str = ""
+    media_type: str = ""
+
+
 class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one call came to: `content` for the model, `images` beside it, `seconds` of wall time."""
+    """What one call came to: `content` for the model, `images` beside it, `links` for the person who asked, `seconds` of wall time."""
 
     call_id: str
     name: str
     content: str
     images: tuple[ImagePart, ...] = ()
+    links: tuple[Link, ...] = ()
     is_error: bool = False
     seconds: float = 0.0
 

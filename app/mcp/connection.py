@@ -147,7 +147,7 @@ class Connection:
                 "this tool was changed by its server after it was first seen and is withheld until the operator has looked at it"
             )
         for is_last in (False, True):
-            session = self._session or await self._session_soon()
+            session = self._session or await self._session_soon(context)
             self._calls += 1
             try:
                 return await session.call(tool.remote.name, arguments, context)
@@ -288,9 +288,10 @@ class Connection:
         if tools != self.tools:
             self.tools = tools
 
-    async def _session_soon(self) -> Session:
+    async def _session_soon(self, context: RunContext) -> Session:
         """The session of a server that is being connected to again; raises ToolFailed for one that is down."""
         if self.state == "starting":
+            context.report_progress(0, None, f"{self.label} is being started again")
             with suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
                     await self._settled.wait()

@@ -18,7 +18,8 @@ from mcp_types import (
 )
 
 from app.core.errors import ToolFailed
-from app.core.messages import ImagePart
+from app.core.messages import ImagePart, Link
+from app.core.text import storable
 from app.tools.base import ToolOutput
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
@@ -53,7 +54,8 @@ def output_of(result: CallToolResult) -> ToolOutput:
     content = "\n\n".join(text for text in texts if text)
     if result.is_error:
         raise ToolFailed(content or "the tool failed and did not say why")
-    return ToolOutput(content, tuple(images))
+    links = tuple(link for block in result.content if (link := _link(block)) is not None)
+    return ToolOutput(content, tuple(images), links)
 
 
 def _image(block: ContentBlock) -> ImagePart | None:
@@ -65,6 +67,16 @@ def _image(block: ContentBlock) -> ImagePart | None:
         case _:
             return None
     return ImagePart(f"data:{mime_type};base64,{data}") if mime_type in _SHOWABLE and _BASE64.fullmatch(data) else None
+
+
+def _link(block: ContentBlock) -> Link | None:
+    match block:
+        case ResourceLink(uri=uri, name=name, title=title, description=description, mime_type=mime_type):
+            return Link(str(uri), storable(title or name), storable(description or ""), mime_type or "")
+        case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
+            return Link(str(uri), text=storable(text))
+        case _:
+            return None
 
 
 def _text(block: ContentBlock) -> str:

@@ -5,16 +5,20 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from app.core.context import RunContext
-from app.core.messages import ImagePart, ToolSpec
+from app.core.messages import ImagePart, Link, ToolSpec
 
 DEFAULT_MAX_OUTPUT = 64 * 1024
 
 
 class ToolOutput(msgspec.Struct, frozen=True):
-    """What a tool returns: text for the model and images beside it."""
+    """What a tool returns: text for the model and images beside it.
+
+    `links` are for the person who asked, where their client can show them; no model sees them.
+    """
 
     content: str
     images: tuple[ImagePart, ...] = ()
+    links: tuple[Link, ...] = ()
 
 
 @runtime_checkable

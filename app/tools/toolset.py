@@ -10,12 +10,13 @@ import msgspec
 
 from app.core.context import RunContext
 from app.core.errors import ToolFailed
-from app.core.messages import ImagePart, ToolCall, ToolResult, ToolSpec
+from app.core.messages import ToolCall, ToolResult, ToolSpec
 from app.core.text import capped, storable
 from app.observability.audit import audit
 from app.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
 
 logger = logging.getLogger(__name__)
+_NOTHING = ToolOutput("")
 CANCEL_GRACE = 0.9
 """Seconds that a cancelled tool has to clean up before it is left behind."""
 
@@ -56,7 +57,7 @@ class Toolset:
         The call ends at the tool's own timeout or the run's deadline, whichever comes first.
         """
         started = time.monotonic()
-        images: tuple[ImagePart, ...] = ()
+        output = _NOTHING
         is_error = False
         tool = self._tools.get(call.name)
         limit = tool.max_output if tool is not None else DEFAULT_MAX_OUTPUT
@@ -65,7 +66,7 @@ class Toolset:
                 audit.warning("tool.refused", extra={"tool": call.name[:100], **context.named})
                 raise ToolFailed(f"There is no tool {call.name!r}. {self._available()}")
             output = await self._within_time(tool, parse_arguments(call.arguments), context)
-            content, images = capped(storable(output.content), limit), output.images
+            content = capped(storable(output.content), limit)
         except ToolFailed as error:
             content, is_error = capped(storable(f"Error: {error}"), limit), True
         except Exception:
@@ -73,7 +74,13 @@ class Toolset:
             logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
             content, is_error = f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments.", True
         return ToolResult(
-            call_id=call.id, name=call.name, content=content, images=images, is_error=is_error, seconds=time.monotonic() - started
+            call_id=call.id,
+            name=call.name,
+            content=content,
+            images=output.images,
+            links=output.links,
+            is_error=is_error,
+            seconds=time.monotonic() - started,
         )
 
     async def _within_time(self, tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:

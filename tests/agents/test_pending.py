@@ -38,6 +38,22 @@ def test_a_kept_step_is_restored_in_the_models_order() -> None:
     )
 
 
+def test_a_client_that_tells_our_calls_itself_is_left_to_its_word() -> None:
+    first = Message(role="assistant", content="First.", tool_calls=(ToolCall("o0", "ours", "{}"),))
+    pending = PendingSteps()
+    pending.keep(context(), STEP, [OUR_RESULT], ["t1"], earlier=(first, Message(role="tool", content="0", tool_call_id="o0")))
+    shown = (
+        Message(role="user", content="Go."),
+        first,
+        Message(role="tool", content="0", tool_call_id="o0"),
+        Message(role="assistant", content="Both.", tool_calls=(OURS,)),
+        Message(role="tool", content="our result", tool_call_id="o1"),
+        Message(role="assistant", tool_calls=(THEIRS,)),
+        Message(role="tool", content="their result", tool_call_id="t1"),
+    )
+    assert pending.whole(shown, context()) == shown
+
+
 def test_a_step_is_restored_each_time_the_client_sends_it_again() -> None:
     pending = kept(PendingSteps())
     assert pending.whole(FOLLOW_UP, context()) == pending.whole(FOLLOW_UP, context())

@@ -1,11 +1,14 @@
 """GET /v1/models and /v1/models/{model}."""
 
+import base64
 from pathlib import Path
 
 from app.server import create_app
 from tests.api.asking import error_of
 from tests.openai_schema import validate
 from tests.service import AGENT, client_of, configuration
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
 
 
 async def test_every_agent_is_listed_as_a_model_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -17,9 +20,41 @@ async def test_every_agent_is_listed_as_a_model_in_the_order_of_the_file(tmp_pat
     body = response.json()
     validate("ListModelsResponse", body)
     created = int((tmp_path / "agent_config.json").stat().st_mtime)
+    info = {"meta": {"capabilities": {"builtin_tools": False, "usage": True}}}
     assert body["data"] == [
-        {"id": name, "object": "model", "created": created, "owned_by": "Our agents"} for name in ("writer", "helper", "a.b:c@d-1")
+        {"id": name, "object": "model", "created": created, "owned_by": "Our agents", "info": info}
+        for name in ("writer", "helper", "a.b:c@d-1")
     ]
+
+
+async def test_a_model_carries_how_its_agent_is_to_be_shown(tmp_path: Path) -> None:
+    (tmp_path / "face.png").write_bytes(PNG)
+    display = {
+        "name": "Research",
+        "description": "Finds out.",
+        "capabilities": {"vision": False, "builtin_tools": True},
+        "suggestion_prompts": ["What is new?", {"title": "Compare", "subtitle": "two things", "content": "Compare A and B."}],
+        "tags": ["work"],
+        "avatar": "face.png",
+    }
+    agents = [{**AGENT, "description": "For the operator.", "display": display}, {**AGENT, "agent_id": "plain", "description": "Plain."}]
+    async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+        body = (await client.get("/v1/models")).json()
+    validate("ListModelsResponse", body)
+    shown, plain = body["data"]
+    assert shown["name"] == "Research"
+    assert shown["info"]["meta"] == {
+        "capabilities": {"builtin_tools": True, "usage": True, "vision": False},
+        "description": "Finds out.",
+        "suggestion_prompts": [
+            {"title": ["What is new?", ""], "content": "What is new?"},
+            {"title": ["Compare", "two things"], "content": "Compare A and B."},
+        ],
+        "tags": [{"name": "work"}],
+        "profile_image_url": f"data:image/png;base64,{base64.b64encode(PNG).decode()}",
+    }
+    assert "name" not in plain
+    assert plain["info"]["meta"]["description"] == "Plain."
 
 
 async def test_an_agent_is_shown_as_a_model(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from app.agents.base import BaseAgent, Turn
 from app.api.admission import CountedRun
-from app.api.openai_chat import ChunkFrames
+from app.api.chunks import ChunkFrames
 from app.api.run_response import StreamedRun
 from app.auth.limits import InProcessLimits
 from app.auth.principal import LOCAL, Principal
