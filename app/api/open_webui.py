@@ -147,18 +147,19 @@ class OpenWebUIFrames(ChunkFrames):
 
     def _notice(self, text: str) -> None:
         self._notices.append(text)
-        self._held += self._status(text, is_done=True)
+        self._held += self._status(text)
 
     def _running(self) -> str:
-        return f"Running {_listed([call.name for call in self._open.values()])}"
+        return f"Using {_listed([call.name for call in self._open.values()])}"
 
     def _at_rest(self) -> bytes:
         """Takes the status line away, for the cards tell the rest, or leaves what was noticed of the whole run."""
         text = ". ".join(self._notices)
-        return self._status(text or "Done", is_done=True, is_hidden=not text)
+        return self._status(text or "Done", is_hidden=not text)
 
-    def _status(self, description: str, *, is_done: bool = False, is_hidden: bool = False) -> bytes:
-        return self._event("status", {"action": "tools", "description": description, "done": is_done, "hidden": is_hidden})
+    def _status(self, description: str, *, is_hidden: bool = False) -> bytes:
+        # Each is `done`, for the person may stop the answer now: nobody would then end a line that shimmers. The cards show what runs.
+        return self._event("status", {"action": "tools", "description": description, "done": True, "hidden": is_hidden})
 
     def _event(self, kind: EventType, value: dict[str, object]) -> bytes:
         return b'data: %b,"event":%b}\n\n' % (self._envelope, _encode({"type": kind, "data": value}))

@@ -112,9 +112,9 @@ async def test_status_lines_are_there_while_tools_run_and_go_afterwards(tmp_path
     script = Script(calls(SUM, ("get_current_datetime", {"timezone": "UTC"})), says("Done."))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         statuses = events_of(await streamed(client), "status")
-    assert [status["description"] for status in statuses[:2]] == ["Running calculate", "Running calculate and get_current_datetime"]
-    assert not statuses[0]["done"]
-    assert (statuses[-1]["done"], statuses[-1]["hidden"]) == (True, True)
+    assert [status["description"] for status in statuses[:2]] == ["Using calculate", "Using calculate and get_current_datetime"]
+    assert all(status["done"] for status in statuses), "a line that is not shimmers for ever once the answer is stopped"
+    assert [status["hidden"] for status in statuses] == [False, False, False, True]
 
 
 async def test_a_server_that_is_missing_is_said_once_and_stays_said(tmp_path: Path) -> None:
