@@ -1,17 +1,24 @@
-# `make run` starts the service, `make test` runs the tests; both install what they need into .venv first.
+# `make run` starts the service, `make test` runs the tests; both install what they need into .venv first. `make webui` starts Open WebUI beside it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-	--python-version 3.11 --custom-compile-command "make lock" pyproject.toml --group build
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--python-version 3.11 --custom-compile-command "make lock"
+LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test check format lock bench clean
+.PHONY: install run test check format lock bench clean webui webui-install
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
 
 install: $(VENV)/dev.stamp
+
+webui:
+	@$(PYTHON) scripts/webui.py $(ARGS)
+
+webui-install:
+	@$(PYTHON) scripts/webui.py --install-only
 
 test: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp
 	$(BIN)/python -m pytest $(ARGS)
@@ -29,13 +36,14 @@ bench: $(VENV)/dev.stamp
 lock: $(VENV)/dev.stamp
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) webui/requirements.in --excludes webui/left-out.in --output-file requirements-webui.lock
 
 $(VENV)/pgbouncer.stamp: scripts/fetch-pgbouncer | $(VENV)/bin/python
 	@scripts/fetch-pgbouncer $(CURDIR)/$(VENV)/pgbouncer
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .webui .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
