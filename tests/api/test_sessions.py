@@ -163,7 +163,7 @@ async def test_a_session_id_of_the_chat_is_checked(tmp_path: Path) -> None:
         ({"X-OpenWebUI-Chat-Id": "temporary:1"}, {}),
         ({"X-OpenWebUI-Chat-Id": "local:1"}, {}),
         ({"X-OpenWebUI-Chat-Id": "c", "X-AAS-Task": "title_generation"}, {}),
-        ({"X-OpenWebUI-Chat-Id": "c"}, {"messages": [{"role": "user", "content": "### Task:\nFind a title."}]}),
+        ({"X-OpenWebUI-Chat-Id": "c"}, {"messages": [{"role": "user", "content": '### Task:\nFind a title. JSON: {"title": "..."}'}]}),
         ({}, {}),
     ],
     ids=["temporary", "local", "task", "task by its words", "no session"],
