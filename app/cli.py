@@ -22,11 +22,12 @@ from app.commands import table
 from app.config.files import nearest
 from app.config.mcp import Servers
 from app.config.settings import Settings
-from app.core.errors import ConfigError, Fault
+from app.core.errors import ConfigError, Fault, UpstreamError
 from app.mcp.connection import ServerStatus
 from app.mcp.servers import open_servers
 from app.observability.logging import configure_logging
 from app.providers.demo import Demo
+from app.providers.fallback import Fallback, Other
 from app.server import configure_logs, create_app, settle_memory
 from app.service import Configuration, Service, database_keys, load, open_service
 
@@ -113,8 +114,10 @@ def check(connect: bool) -> None:
     """Validate the whole configuration and show what it defines, without serving."""
     configuration = load()
     configure_logging("CRITICAL")
-    rows, auto = asyncio.run(_agents_of(configuration))
+    rows, fallbacks, auto = asyncio.run(_agents_of(configuration))
     click.echo(table(rows))
+    for line in fallbacks:
+        click.echo(line)
     click.echo(f"\nAgents with the provider auto use: {auto}")
     definitions = configuration.servers.definitions
     if connect and definitions:
@@ -266,19 +269,34 @@ def _welcome(configuration: Configuration, listening: socket.socket, notes: list
     return "\n".join(lines) + "\n"
 
 
-async def _agents_of(configuration: Configuration) -> tuple[list[tuple[str, ...]], str]:
-    """The table of agents, and what auto is; no MCP server is started and no database opened for it."""
+async def _agents_of(configuration: Configuration) -> tuple[list[tuple[str, ...]], list[str], str]:
+    """The table of agents, a line for each that has fallbacks, and what auto is; no MCP server is started and no database opened for it."""
     servers = {definition.server_label for definition in configuration.servers.definitions}
     agents = tuple(agent.model_copy(update={"resources": ()}) for agent in configuration.agents)
     async with open_service(msgspec.structs.replace(configuration, agents=agents, servers=Servers(), warnings=())) as service:
         rows: list[tuple[str, ...]] = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "MCP SERVERS", "READY")]
+        fallbacks = []
         for agent in service.catalog:
             problem = await agent.problem()
             tools = ", ".join(spec.name for spec in agent.parts.toolset.specs) or "-"
-            model = agent.definition.model or ("-" if problem else await agent.model())
+            model = agent.definition.model or ("-" if problem else await agent.model() or "-")
             labels = ", ".join(label for label in agent.definition.allowed_mcp_servers if label in servers) or "-"
             rows.append((agent.agent_id, agent.parts.provider.name, model, tools, labels, f"no: {problem}" if problem else "yes"))
-        return rows, service.auto_provider
+            if isinstance(agent.parts.provider, Fallback):
+                fallbacks.append(await _fallbacks_of(agent.agent_id, agent.definition.model or "", agent.parts.provider))
+        return rows, fallbacks, service.auto_provider
+
+
+async def _fallbacks_of(agent_id: str, model: str, asked: Fallback) -> str:
+    """Which providers an agent asks one after the other, and why some cannot be."""
+    shown = []
+    for candidate in (Other(asked.own, model), *asked.others):
+        try:
+            await candidate.named_model()
+            shown.append(candidate.shown)
+        except UpstreamError as error:
+            shown.append(f"{candidate.shown} (no: {error.message})")
+    return f"{agent_id} asks {shown[0]}; if that fails: {', '.join(shown[1:])}"
 
 
 async def _connected(configuration: Configuration) -> tuple[ServerStatus, ...]:

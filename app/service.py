@@ -39,6 +39,8 @@ from app.memory.base import Conversations, MemorySetup
 from app.memory.opening import Memories, Summarizer, address_of, cipher_of, open_database, open_memories
 from app.plugins import Plugins, load_plugins
 from app.providers.base import Provider, ProviderSetup
+from app.providers.breaker import Breakers
+from app.providers.fallback import Fallback, Other
 from app.providers.http import HttpClient, Timeouts
 from app.providers.ollama import Ollama
 from app.storage.address import Address, parse_address
@@ -82,7 +84,8 @@ class Service:
         pending: PendingSteps,
         http: HttpClient,
         auto: str,
-        task_provider: Provider | None = None,
+        breakers: Breakers,
+        task_provider: Provider | None,
     ) -> None:
         self.settings = configuration.settings
         self.http = http
@@ -91,6 +94,7 @@ class Service:
         self.servers = servers
         self.memories = memories
         self.auto_provider = auto
+        self.breakers = breakers
         self.runs = 0
         self._task_provider = task_provider
 
@@ -270,11 +274,12 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
         setup = ProviderSetup(settings, configuration.environment, http)
         providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
         auto = await _auto_provider(settings, providers)
+        breakers = Breakers(settings.provider_breaker_failures, settings.provider_breaker_seconds, counts=http.counts)
+        guarded = {name: breakers.guarded(provider) for name, provider in providers.items()}
+        guarded[AUTO] = guarded[auto]
         pending = PendingSteps()
         agents = {
-            definition.agent_id: _agent(
-                definition, configuration, providers[auto if definition.provider == AUTO else definition.provider], servers, pending
-            )
+            definition.agent_id: _agent(definition, configuration, _provider(definition, guarded), servers, pending)
             for definition in configuration.agents
         }
         memories = None
@@ -296,8 +301,8 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
             logger.warning(warning)
         catalog = Catalog(agents.values(), created=configuration.created)
         task_name = settings.task_provider and PROVIDER_ALIASES.get(settings.task_provider, settings.task_provider)
-        tasks = providers[auto if task_name == AUTO else task_name] if task_name else None
-        yield Service(configuration, catalog, servers, memories, pending, http, auto, tasks)
+        tasks = guarded[task_name] if task_name else None
+        yield Service(configuration, catalog, servers, memories, pending, http, auto, breakers, tasks)
 
 
 @asynccontextmanager
@@ -355,6 +360,14 @@ def _agent(
     sources = [_source(servers[label], allowed) for label, allowed in definition.allowed_mcp_servers.items() if label in servers]
     available = AvailableTools(tools, sources, default_timeout=configuration.settings.tool_execution_timeout)
     return plugins.agents[definition.type](definition, AgentParts(provider, available, pending))
+
+
+def _provider(definition: AgentDefinition, providers: Mapping[str, Provider]) -> Provider:
+    """The agent's provider, with those to fall back to; what is the same as one before it is left out."""
+    own = Other(providers[definition.provider], definition.model or "")
+    others = dict.fromkeys(Other(providers[other.provider], other.model or "") for other in definition.fallback)
+    others.pop(own, None)
+    return Fallback(definition.agent_id, own.provider, tuple(others)) if others else own.provider
 
 
 def _summarizer(agent: BaseAgent, memory: MemoryDefinition) -> Summarizer:

@@ -214,6 +214,22 @@ def test_an_agent_that_cannot_answer_is_told_of(tmp_path: Path) -> None:
     assert run(tmp_path, "check", DEFAULT_PROVIDER="azure_openai_cc").returncode == 0
 
 
+def test_check_shows_whom_an_agent_falls_back_to(tmp_path: Path) -> None:
+    others = [{"provider": "openrouter", "model": "a/b"}, {"provider": "openai"}, {"provider": "demo"}]
+    agent = {"agent_id": "helper", "system_prompt": "You help.", "provider": "openai", "model": "big", "fallback": others}
+    (tmp_path / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
+    done = run(tmp_path, "check", AGENT_CONFIG_FILE="agents.json", OPENROUTER_API_KEY="k")
+    assert done.returncode == 0
+    assert re.search(r"^helper +openai +big +- +- +yes$", done.stdout, re.MULTILINE)
+    missing = "(no: OPENAI_API_KEY must be set for openai.)"
+    assert f"helper asks openai/big {missing}; if that fails: openrouter/a/b, openai {missing}, demo\n" in done.stdout
+    agent["fallback"] = [{"provider": "opnai"}]
+    (tmp_path / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
+    done = run(tmp_path, "check", AGENT_CONFIG_FILE="agents.json")
+    assert done.returncode == 2
+    assert "agent 'helper': fallback.0.provider: 'opnai' is not a provider. Did you mean 'openai'?" in done.stderr
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
 def test_beyond_this_machine_the_service_does_not_start_without_a_key(tmp_path: Path, host: str, workers: tuple[str, ...]) -> None:

@@ -66,7 +66,10 @@ class BaseAgent(ABC):
         return self.definition.agent_id
 
     async def model(self) -> str:
-        """The model that answers unless a turn names another; raises ProviderNotConfigured when there is none."""
+        """The model that answers unless a turn names another; raises ProviderNotConfigured when there is none.
+
+        It is empty while the agent's own provider cannot tell it and another can answer.
+        """
         return self.definition.model or await self.parts.provider.default_model()
 
     async def problem(self) -> str | None:

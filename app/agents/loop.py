@@ -90,7 +90,7 @@ async def run_loop(
             if finished is None:
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
             calls = ids.unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
-            steps.append(StepRecord(calls, finished.usage))
+            steps.append(StepRecord(calls, finished.usage, finished.model))
             logger.debug("run.step", extra={"run_id": context.run_id, "step": len(steps), "calls": [call.name for call in calls]})
             theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
             ours = tuple(call for call in calls if call not in theirs)

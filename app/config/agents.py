@@ -57,6 +57,20 @@ class AllowedTools(BaseModel):
         return {} if value is None else value
 
 
+class FallbackDefinition(BaseModel):
+    """Another provider to ask when the agent's own fails, and its model: None is that provider's default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: str
+    model: str | None = None
+
+    @field_validator("provider")
+    @classmethod
+    def _aliased(cls, value: str) -> str:
+        return PROVIDER_ALIASES.get(value, value)
+
+
 class AccessDefinition(BaseModel):
     """Who may use an agent: verified users that are in one of the groups and have one of the roles; an empty list asks for nothing."""
 
@@ -78,6 +92,7 @@ class AgentDefinition(BaseModel):
     system_prompt_file: str | None = None
     provider: str = AUTO
     model: str | None = None
+    fallback: Annotated[tuple[FallbackDefinition, ...], Field(max_length=8)] = ()
     model_settings: dict[str, Any] = {}
     allowed_regular_tools: tuple[str, ...] = ()
     allowed_mcp_servers: dict[str, AllowedTools] = {}
@@ -114,7 +129,17 @@ class AgentDefinition(BaseModel):
         return value
 
     @field_validator(
-        "model_settings", "resource_config", "access", "display", "allowed_mcp_servers", "resources", "allowed_regular_tools", mode="before"
+        *(
+            "fallback",
+            "model_settings",
+            "resource_config",
+            "access",
+            "display",
+            "allowed_mcp_servers",
+            "resources",
+            "allowed_regular_tools",
+        ),
+        mode="before",
     )
     @classmethod
     def _null_means_default(cls, value: object, info: Any) -> object:
@@ -193,6 +218,9 @@ def warnings_about(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[s
     unused = [name for name in ("embedding_provider", "embedding_model", "rerank_provider", "rerank_model") if getattr(agent, name)]
     if unused:
         found.append(f"{', '.join(unused)} has no effect here")
+    asked = [(agent.provider, agent.model), *((other.provider, other.model) for other in agent.fallback)]
+    if repeated := sorted({provider for provider, model in asked if asked.count((provider, model)) > 1}):
+        found.append(f"fallback asks {', '.join(repeated)} for the same model again; that has no effect")
     unknown = sorted(set(agent.allowed_mcp_servers) - mcp_labels)
     if unknown:
         found.append(f"the MCP servers {', '.join(unknown)} are not defined in the MCP configuration; the agent runs without them")
@@ -260,12 +288,20 @@ def _unknown_names(entry: dict[str, object], known: KnownNames) -> list[Fault]:
         ("resources", "a resource", KNOWN_RESOURCES),
     ]
     faults = []
-    for field, kind, names in places:
-        value = entry.get(field)
+    values = [(field, entry.get(field), kind, names) for field, kind, names in places]
+    values += [(field, value, *places[1][1:]) for field, value in _fallback_providers(entry)]
+    for field, value, kind, names in values:
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and name not in names:
                 faults.append(Fault(file="", field=field, problem=f"{name!r} is not {kind}", remedy=nearest(name, names)))
     return faults
+
+
+def _fallback_providers(entry: dict[str, object]) -> list[tuple[str, object]]:
+    """The providers that `fallback` names, with their places."""
+    others = entry.get("fallback")
+    listed = others if isinstance(others, list) else []
+    return [(f"fallback.{place}.provider", other.get("provider")) for place, other in enumerate(listed) if isinstance(other, dict)]
 
 
 def _prompt(entry: dict[str, object], prompts: Path) -> tuple[str, Fault | None]:
@@ -306,6 +342,8 @@ def _fields_at(place: tuple[str | int, ...]) -> Collection[str]:
         return SuggestionPrompt.model_fields if "suggestion_prompts" in place else DisplayDefinition.model_fields
     if "allowed_mcp_servers" in place:
         return AllowedTools.model_fields
+    if place[:1] == ("fallback",):
+        return FallbackDefinition.model_fields
     if place[:1] == ("resource_config",):
         return CompressionDefinition.model_fields if "compression" in place else MemoryDefinition.model_fields
     return AgentDefinition.model_fields

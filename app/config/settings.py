@@ -169,6 +169,10 @@ class Settings(BaseSettings):
     provider_first_byte_timeout: Seconds = Field(120, description="Seconds from asking a provider to the first byte of its answer.")
     provider_idle_timeout: Seconds = Field(60, description="Seconds that a provider may pause within its answer.")
     provider_max_retries: int = Field(2, ge=0, le=10, description="How often a failed call is tried again before its answer has begun.")
+    provider_breaker_failures: int = Field(
+        5, ge=0, le=10_000, description="Failures in a row after which a provider's model is not asked for a time; 0 asks it always."
+    )
+    provider_breaker_seconds: Seconds = Field(30, description="Seconds for which it is not asked; then one request finds out.")
 
     @property
     def is_local(self) -> bool:

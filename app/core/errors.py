@@ -28,6 +28,7 @@
     |   |-- ProviderRefused           502  it does not accept our key, model or account
     |   |-- ProviderRateLimited       429
     |   |-- ProviderUnavailable       502  no connection, or an error of its own
+    |   |   `-- ProviderCircuitOpen       503  it failed so often that it is not asked for a time
     |   |-- ProviderTimeout           504
     |   `-- ProviderProtocolError     502  an answer that breaks its own protocol
     `-- InternalError             500  a fault of ours
@@ -275,6 +276,13 @@ class ProviderUnavailable(UpstreamError):
     """The provider cannot be reached or reports a failure of its own."""
 
     default_code = "provider_unavailable"
+
+
+class ProviderCircuitOpen(ProviderUnavailable):
+    """The provider failed PROVIDER_BREAKER_FAILURES times in a row, so it is not asked for PROVIDER_BREAKER_SECONDS."""
+
+    status = 503
+    default_code = "provider_circuit_open"
 
 
 class ProviderTimeout(UpstreamError):

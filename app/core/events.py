@@ -67,10 +67,14 @@ class MemorySkipped(msgspec.Struct, frozen=True):
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """One step of a run: what the model asked for and what it took; `usage` is None where the provider reports none."""
+    """One step of a run: what the model asked for and what it took; `usage` is None where the provider reports none.
+
+    `model` names the model that answered where it is another than the agent's.
+    """
 
     tool_calls: tuple[ToolCall, ...]
     usage: Usage | None
+    model: str = ""
 
 
 class RunFinished(msgspec.Struct, frozen=True):

@@ -32,12 +32,14 @@ class ModelFinished(msgspec.Struct, frozen=True):
     """The last event of an answer: why it ended, the calls it asks for, what it took (None: not reported).
 
     `reasoning` is what the provider wants back as `Message.reasoning`, for some refuse the results of a thinking model's calls without.
+    `model` names the model that answered where it is another than was asked for.
     """
 
     reason: FinishReason
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage | None = None
     reasoning: str = ""
+    model: str = ""
 
 
 ModelEvent = TextDelta | ReasoningDelta | RefusalDelta | ModelFinished

@@ -30,6 +30,7 @@ from app.core.errors import (
     ServiceError,
 )
 from app.core.text import without_secrets
+from app.providers.counts import Counts
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class HttpClient:
         self._max_retries = max_retries
         self._first_delay = first_delay
         self._budgets: dict[str, float] = {}
+        self.counts = Counts()
+        """What the providers were asked; here retries are counted."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -192,6 +195,7 @@ class HttpClient:
                 raise failure
             self._budgets[target.provider] -= 1
             attempt += 1
+            self.counts.of(target.provider).retries += 1
             logger.info(
                 "provider.retry", extra={"provider": target.provider, "attempt": attempt, "code": failure.code, "delay": round(delay, 2)}
             )

@@ -195,7 +195,8 @@ async def test_what_a_narrow_key_exports_and_deletes_is_of_its_agents(tmp_path: 
 
 async def test_nothing_of_another_tenant_shows(tmp_path: Path) -> None:
     """Every route, asked by one tenant with the ids of the other's and with ids of nobody: the answers are the same."""
-    async with opened(tmp_path, Script(says("Hi"))) as service:
+    script = Script(says("Hi"))
+    async with opened(tmp_path, script) as service:
         ada, bob = await service.key("ada"), await service.key("bob")
         told = {"message": "My secret is 42.", "session_id": "of-ada", "user_id": "ada"}
         assert (await service.client.post("/agents/helper/chat", json=told, headers=ada)).status_code == 200
@@ -224,7 +225,6 @@ async def test_nothing_of_another_tenant_shows(tmp_path: Path) -> None:
         asked = {"message": "What is it?", "session_id": "of-ada", "user_id": "ada"}
         answer = await service.client.post("/agents/helper/chat", json=asked, headers=bob)
         assert answer.status_code == 200
-        script = service.app.state.service.catalog.get("helper").parts.provider
         assert [message.text for message in script.requests[-1].messages if message.role != "system"] == ["What is it?"]
         again = {**asking("My secret is 42."), "user": "ada"}
         retried = await service.client.post(CHAT, json=again, headers={**bob, "X-Session-Id": "of-ada", "x-stainless-retry-count": "1"})
@@ -441,7 +441,8 @@ async def test_an_agent_for_groups_is_for_nobody_where_users_are_not_verified(tm
 
 
 async def test_what_a_key_may_ask_a_minute_is_counted_and_told(tmp_path: Path) -> None:
-    async with opened(tmp_path, Script(says("Hi", usage=Usage(30, 10)))) as service:
+    script = Script(says("Hi", usage=Usage(30, 10)))
+    async with opened(tmp_path, script) as service:
         headers = await service.key("limited", limits=Limits(requests=2, tokens=10_000))
         for left in (1, 0):
             response = await service.client.post(CHAT, json=asking(), headers=headers)
@@ -454,7 +455,7 @@ async def test_what_a_key_may_ask_a_minute_is_counted_and_told(tmp_path: Path) -
         assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
         assert 1 <= int(response.headers["retry-after"]) <= 31
         assert response.headers["x-ratelimit-remaining-requests"] == "0"
-        assert len(service.app.state.service.catalog.get("helper").parts.provider.requests) == 2
+        assert len(script.requests) == 2
         assert (await service.client.get("/v1/models", headers=headers)).status_code == 200
 
 

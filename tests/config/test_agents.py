@@ -113,6 +113,50 @@ def test_two_agents_cannot_have_one_id(folder: Path) -> None:
     assert faults_of(folder, GOOD, GOOD) == [("agent 'a'", "agent_id", "another agent has this id", "Rename one of them")]
 
 
+def test_fallbacks_are_read_with_the_aliases_of_providers(folder: Path) -> None:
+    agent = agent_of(folder, fallback=[{"provider": "azure_openai_cc", "model": "mini"}, {"provider": "auto"}])
+    assert [(other.provider, other.model) for other in agent.fallback] == [("azure_openai", "mini"), ("auto", None)]
+    assert agent_of(folder, fallback=None).fallback == agent_of(folder).fallback == ()
+
+
+@pytest.mark.parametrize(
+    ("fallback", "field", "problem"),
+    [
+        ([{"provider": "demo"}, {"provider": "olama"}], "fallback.1.provider", "'olama' is not a provider"),
+        ([{"model": "mini"}], "fallback.0.provider", "this field is missing"),
+        ([{"provider": "demo", "modle": "mini"}], "fallback.0.modle", "this field is not known"),
+        ([{"provider": 3}], "fallback.0.provider", IsStr()),
+        (["demo"], "fallback.0", IsStr()),
+        ({"provider": "demo"}, "fallback", IsStr()),
+        ([{"provider": "demo", "model": str(number)} for number in range(9)], "fallback", IsStr(regex=".*at most 8 items.*")),
+    ],
+)
+def test_what_is_wrong_in_a_fallback_is_a_fault_with_its_place(folder: Path, fallback: object, field: str, problem: str) -> None:
+    assert [fault[1:3] for fault in faults_of(folder, {**GOOD, "fallback": fallback})] == [(field, problem)]
+
+
+def test_the_remedy_for_a_fallback_is_the_nearest_name(folder: Path) -> None:
+    remedies = [fault[3] for fault in faults_of(folder, {**GOOD, "fallback": [{"provider": "olama", "modle": "mini"}]})]
+    assert remedies == ["Did you mean 'model'?", "Did you mean 'ollama'?"]
+
+
+@pytest.mark.parametrize(
+    "fallback",
+    [
+        [{"provider": "demo"}],
+        [{"provider": "ollama"}, {"provider": "ollama"}],
+        [{"provider": "azure_openai_cc"}, {"provider": "azure_openai"}],
+    ],
+)
+def test_a_fallback_to_the_same_is_warned_of(folder: Path, fallback: object) -> None:
+    [warning] = warnings_about(agent_of(folder, fallback=fallback), frozenset())
+    assert "for the same model again" in warning
+
+
+def test_a_fallback_to_another_model_is_not_warned_of(folder: Path) -> None:
+    assert warnings_about(agent_of(folder, fallback=[{"provider": "demo", "model": "other"}]), frozenset()) == []
+
+
 def test_an_unknown_resource_is_a_fault(folder: Path) -> None:
     [fault] = faults_of(folder, {**GOOD, "resources": ["memmory"]})
     assert fault[1:] == ("resources", "'memmory' is not a resource", "Did you mean 'memory'?")

@@ -1,0 +1,380 @@
+"""When a provider is not asked any more, and when it is again."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+import pytest
+
+from app.core.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    ProviderCircuitOpen,
+    ProviderNotConfigured,
+    ProviderProtocolError,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderTimeout,
+    ProviderUnavailable,
+    RunTimeout,
+    ServiceError,
+)
+from app.core.events import TextDelta
+from app.observability.logging import extra_of
+from app.providers.base import Provider
+from app.providers.breaker import MAX_BREAKERS, Breakers, BreakerStatus
+from app.providers.counts import ProviderCounts
+from app.providers.http import HttpClient, Timeouts
+from app.providers.openai_compatible import OpenAICompatible
+from tests.providers.asking import question, text
+from tests.scripted import Action, Script, says
+from tests.upstream import Action as Bytes
+from tests.upstream import Upstream, chunk, delta, event, head, reply
+from tests.upstream import says as sent
+
+DOWN = ProviderUnavailable("It is down.")
+
+
+class Asked:
+    """A script behind breakers that open for 30 seconds of a clock that the test sets."""
+
+    def __init__(self, *answers: Iterable[Action], limit: int = 3) -> None:
+        self.now = 1000.0
+        self.script = Script(*answers)
+        self.breakers = Breakers(limit, 30, clock=lambda: self.now)
+        self.provider: Provider = self.breakers.guarded(self.script)
+
+    @property
+    def requests(self) -> int:
+        return len(self.script.requests)
+
+    @property
+    def status(self) -> BreakerStatus:
+        [status] = self.breakers.states()
+        return status
+
+    async def ask(self, model: str = "some-model") -> str:
+        """`ok`, or the code of the error."""
+        try:
+            await text(self.provider, question(model=model))
+        except ServiceError as error:
+            return error.code
+        return "ok"
+
+    async def asks(self, times: int) -> list[str]:
+        return [await self.ask() for _ in range(times)]
+
+
+async def opened(*after: Iterable[Action], limit: int = 3) -> Asked:
+    """A breaker that failures have just opened; the answers `after` them are to come."""
+    asked = Asked(*([[DOWN]] * limit), *after, limit=limit)
+    assert await asked.asks(limit) == ["provider_unavailable"] * limit
+    assert asked.status.state == "open"
+    return asked
+
+
+async def test_a_provider_that_failed_so_often_is_not_asked() -> None:
+    asked = Asked([DOWN])
+    assert await asked.asks(5) == ["provider_unavailable"] * 3 + ["provider_circuit_open"] * 2
+    assert asked.requests == 3
+
+
+async def test_callers_are_told_until_when() -> None:
+    asked = await opened([DOWN])
+    asked.now += 12
+    with pytest.raises(ProviderCircuitOpen) as caught:
+        await text(asked.provider)
+    assert (caught.value.status, caught.value.retry_after) == (503, 18.0)
+    assert caught.value.message == "scripted is not asked at the moment, as its last 3 answers failed. Try again later."
+
+
+async def test_an_answer_that_comes_to_its_end_ends_the_row() -> None:
+    asked = Asked([DOWN], [DOWN], says("x"), [DOWN], [DOWN], says("x"))
+    assert "provider_circuit_open" not in await asked.asks(6)
+    assert asked.status == BreakerStatus("scripted", "some-model", "closed", 0, "provider_unavailable", None, 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DOWN, ProviderUnavailable("Overloaded.", retry_after=5), ProviderTimeout("Late."), ProviderProtocolError("Broken.")],
+    ids=lambda error: error.message,
+)
+@pytest.mark.parametrize("lead", [[], [TextDelta("It")]], ids=["before", "within"])
+async def test_failures_of_the_provider_count_before_its_answer_and_within(error: ServiceError, lead: list[Action]) -> None:
+    asked = Asked([*lead, error])
+    assert (await asked.asks(4))[3] == "provider_circuit_open"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest("No.", code="provider_rejected_request"),
+        InvalidRequest("Images?", code="unsupported_content"),
+        ContextTooLong("Long."),
+        ProviderRefused("No key."),
+        ProviderRateLimited("Slow down.", retry_after=5),
+        ProviderRateLimited("Slow down."),
+        ProviderNotConfigured("No model."),
+        RunTimeout("Late."),
+    ],
+    ids=lambda error: f"{error.code}-{error.retry_after}",
+)
+async def test_what_is_not_the_providers_failure_never_opens(error: ServiceError) -> None:
+    asked = Asked([error])
+    assert await asked.asks(9) == [error.code] * 9
+    assert (asked.status.failures, asked.status.last_error) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "failures"),
+    [(ProviderRefused("No."), 0), (ProviderRateLimited("Slow."), 0), (ContextTooLong("Long."), 0), (RunTimeout("Late."), 2)],
+)
+async def test_a_provider_that_refuses_answers_and_a_deadline_tells_nothing(error: ServiceError, failures: int) -> None:
+    asked = Asked([DOWN], [DOWN], [error])
+    await asked.asks(3)
+    assert asked.status.failures == failures
+
+
+async def test_a_fault_in_a_plug_in_is_not_the_providers() -> None:
+    asked = Asked([KeyError("bug")])
+    for _ in range(5):
+        with pytest.raises(KeyError):
+            await asked.ask()
+    assert (asked.status.failures, asked.requests) == (0, 5)
+
+
+async def test_many_that_fail_together_open_once(caplog: pytest.LogCaptureFixture) -> None:
+    released = asyncio.Event()
+    asked = Asked([released, DOWN])
+    asking = [asyncio.create_task(asked.ask()) for _ in range(200)]
+    async with asyncio.timeout(5):
+        await asked.script.waiting.wait()
+    released.set()
+    assert set(await asyncio.gather(*asking)) == {"provider_unavailable"}
+    assert (asked.status.openings, asked.status.failures) == (1, 3)
+    assert [record.getMessage() for record in caplog.records] == ["provider.breaker_opened"]
+
+
+async def test_models_and_providers_have_breakers_of_their_own() -> None:
+    asked = Asked([DOWN])
+    assert [await asked.ask("one") for _ in range(4)][-1] == "provider_circuit_open"
+    assert await asked.ask("two") == "provider_unavailable"
+    other = Script(says("fine"))
+    other.name = "another"
+    assert await text(asked.breakers.guarded(other), question(model="one")) == "fine"
+    assert [(status.provider, status.model, status.state) for status in asked.breakers.states()] == [
+        ("another", "one", "closed"),
+        ("scripted", "one", "open"),
+        ("scripted", "two", "closed"),
+    ]
+
+
+async def test_two_agents_share_what_is_known_of_a_model() -> None:
+    asked = await opened([DOWN])
+    with pytest.raises(ProviderCircuitOpen):
+        await text(asked.breakers.guarded(asked.script))
+
+
+async def test_none_opens_where_that_is_turned_off() -> None:
+    asked = Asked([DOWN], limit=0)
+    assert await asked.asks(30) == ["provider_unavailable"] * 30
+
+
+async def test_only_so_many_models_are_kept() -> None:
+    asked = Asked([DOWN], limit=1)
+    for number in range(MAX_BREAKERS + 5):
+        await asked.ask(f"model-{number}")
+    assert len(asked.breakers.states()) == MAX_BREAKERS
+
+
+# Half open
+
+
+async def test_one_request_finds_out_and_the_others_are_still_refused() -> None:
+    released = asyncio.Event()
+    asked = await opened([released, *says("back")], says("back"))
+    asked.now += 29.9
+    assert await asked.ask() == "provider_circuit_open"
+    asked.now += 0.1
+    probing = asyncio.create_task(asked.ask())
+    async with asyncio.timeout(5):
+        await asked.script.waiting.wait()
+    assert asked.status.state == "half_open"
+    with pytest.raises(ProviderCircuitOpen) as caught:
+        await text(asked.provider)
+    assert caught.value.retry_after == 1.0
+    released.set()
+    assert await probing == "ok"
+    assert asked.status == BreakerStatus("scripted", "some-model", "closed", 0, "provider_unavailable", None, 1)
+    assert await asked.ask() == "ok"
+
+
+async def test_the_first_event_lets_the_others_in_though_the_answer_is_long() -> None:
+    released = asyncio.Event()
+    asked = await opened([TextDelta("Long"), released, *says(" answer")], says("back"))
+    asked.now += 30
+    probing = asyncio.create_task(asked.ask())
+    async with asyncio.timeout(5):
+        await asked.script.waiting.wait()
+    assert await asked.ask() == "ok"
+    released.set()
+    assert await probing == "ok"
+
+
+async def test_a_probe_that_breaks_off_opens_again_at_once() -> None:
+    asked = await opened([TextDelta("It"), DOWN], says("back"))
+    asked.now += 30
+    assert await asked.asks(2) == ["provider_unavailable", "provider_circuit_open"]
+    assert (asked.status.openings, asked.status.seconds_left) == (2, 30.0)
+
+
+async def test_a_probe_that_fails_opens_again_for_the_whole_time() -> None:
+    asked = await opened([ProviderTimeout("Late.")], says("back"))
+    asked.now += 31
+    assert await asked.asks(2) == ["provider_timeout", "provider_circuit_open"]
+    assert asked.status == BreakerStatus("scripted", "some-model", "open", 4, "provider_timeout", 30.0, 2)
+    asked.now += 30
+    assert await asked.ask() == "ok"
+
+
+@pytest.mark.parametrize("error", [ProviderRefused("No key."), ProviderRateLimited("Slow down."), ContextTooLong("Long.")])
+async def test_a_probe_that_is_refused_shows_that_the_provider_answers(error: ServiceError) -> None:
+    asked = await opened([error], says("back"))
+    asked.now += 30
+    assert await asked.ask() == error.code
+    assert asked.status.state == "closed"
+
+
+@pytest.mark.parametrize("error", [RunTimeout("Late."), InvalidRequest("Images?", code="unsupported_content")])
+async def test_a_probe_that_finds_nothing_out_makes_room_for_the_next(error: ServiceError) -> None:
+    asked = await opened([error], says("back"))
+    asked.now += 30
+    assert await asked.asks(2) == [error.code, "ok"]
+
+
+@pytest.mark.parametrize("lead", [[], [TextDelta("It")]], ids=["before the first event", "after it"])
+async def test_a_probe_whose_client_leaves_makes_room_for_the_next(lead: list[Action]) -> None:
+    asked = await opened([*lead, asyncio.Event()], says("back"))
+    asked.now += 30
+    probing = asyncio.create_task(asked.ask())
+    async with asyncio.timeout(5):
+        await asked.script.waiting.wait()
+    probing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await probing
+    assert asked.script.closed == 4
+    assert await asked.asks(2) == ["ok", "ok"]
+
+
+async def test_a_probe_that_is_closed_makes_room_for_the_next() -> None:
+    asked = await opened(says("x", "y"), says("back"))
+    asked.now += 30
+    events = asked.provider.stream(question())
+    await anext(events)
+    await events.aclose()
+    assert await asked.ask() == "ok"
+
+
+async def test_clients_that_leave_count_for_nothing() -> None:
+    asked = Asked([DOWN], [DOWN], [asyncio.Event()], [DOWN])
+    await asked.asks(2)
+    leaving = asyncio.create_task(asked.ask())
+    async with asyncio.timeout(5):
+        await asked.script.waiting.wait()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert (asked.status.state, asked.status.failures) == ("closed", 2)
+    assert await asked.asks(2) == ["provider_unavailable", "provider_circuit_open"]
+
+
+async def test_what_began_before_tells_nothing_of_later() -> None:
+    failing, ending = asyncio.Event(), asyncio.Event()
+    asked = Asked([failing, DOWN], [ending, *says("x")], [DOWN], [DOWN], [DOWN], says("back"), [DOWN])
+    early = []
+    for _ in range(2):
+        asked.script.waiting.clear()
+        early.append(asyncio.create_task(asked.ask()))
+        async with asyncio.timeout(5):
+            await asked.script.waiting.wait()
+    await asked.asks(3)
+    ending.set()
+    assert await early[1] == "ok"
+    assert (asked.status.state, asked.status.failures) == ("open", 3)
+    asked.now += 30
+    assert await asked.ask() == "ok"
+    failing.set()
+    assert await early[0] == "provider_unavailable"
+    assert (asked.status.state, asked.status.failures) == ("closed", 0)
+
+
+async def test_each_change_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    asked = await opened(says("back"))
+    asked.now += 30
+    await asked.asks(2)
+    named = {"provider": "scripted", "model": "some-model"}
+    assert [(record.getMessage(), record.levelno, extra_of(record)) for record in caplog.records] == [
+        ("provider.breaker_opened", logging.WARNING, {**named, "failures": 3, "code": "provider_unavailable", "seconds": 30}),
+        ("provider.breaker_closed", logging.INFO, named),
+    ]
+
+
+# Over HTTP, and the counts
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(500, {"error": {"message": "Oh."}}),
+        reply(503, {"error": {"message": "Later."}}, retry_after="0.01"),
+        [asyncio.Event()],
+        ["close"],
+        ["reset"],
+        [head(), event(delta(content="It")), asyncio.Event()],
+        [head(), event(delta(content="It")), "reset"],
+        [head(), event({"error": {"message": "Overloaded.", "code": 502}})],
+        [head(), chunk(b"data: nonsense\n\n")],
+    ],
+    ids=["500", "503", "stall", "close", "reset", "stall within", "cut within", "error within", "nonsense"],
+)
+async def test_faults_of_a_real_server_open_the_breaker(answer: list[Bytes]) -> None:
+    timeouts = Timeouts(first_byte=0.05, idle=0.05)
+    async with Upstream(answer) as upstream, HttpClient(timeouts, max_retries=0) as http:
+        breakers = Breakers(2, 30)
+        provider = breakers.guarded(OpenAICompatible(http, base_url=upstream.url))
+        for _ in range(2):
+            with pytest.raises((ProviderUnavailable, ProviderTimeout, ProviderProtocolError)):
+                await text(provider)
+        with pytest.raises(ProviderCircuitOpen):
+            await text(provider)
+        assert len(upstream.requests) == 2
+
+
+async def test_a_refused_connection_opens_the_breaker() -> None:
+    async with HttpClient(max_retries=0) as http:
+        provider = Breakers(1, 30).guarded(OpenAICompatible(http, base_url="http://127.0.0.1:1"))
+        with pytest.raises(ProviderUnavailable, match="cannot be reached"):
+            await text(provider)
+        with pytest.raises(ProviderCircuitOpen):
+            await text(provider)
+
+
+async def test_requests_retries_and_errors_are_counted() -> None:
+    down = reply(503, {"error": {"message": "Later."}})
+    answers = (sent("fine"), down, sent("fine"), down, down, reply(401, {"error": {"message": "No."}}))
+    async with Upstream(*answers) as upstream, HttpClient(max_retries=1, first_delay=0.001) as http:
+        breakers = Breakers(1, 30, counts=http.counts)
+        provider = breakers.guarded(OpenAICompatible(http, base_url=upstream.url))
+        for model in ("a", "a", "a", "a", "b"):
+            try:
+                await text(provider, question(model=model))
+            except ServiceError:
+                continue
+        errors = {"provider_unavailable": 1, "provider_circuit_open": 1, "provider_authentication_failed": 1}
+        assert http.counts.all() == {"openai": ProviderCounts(requests=5, retries=2, errors=errors)}
+
+
+async def test_a_guarded_provider_is_as_the_provider_itself() -> None:
+    asked = Asked(says("x"))
+    assert (asked.provider.name, asked.provider.missing, asked.provider.model_list) == ("scripted", (), ("other-model",))
+    assert await asked.provider.default_model() == "scripted-model"
