@@ -150,6 +150,11 @@ class Request:
     message_id: str | None = None
     is_retry: bool = False
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the stream tells of tools at work, and so begins with them."""
+        return self.path != CHAT or "X-OpenWebUI-Chat-Id" in self.headers
+
 
 @dataclass(frozen=True, repr=False)
 class Turn:
@@ -866,7 +871,7 @@ class Conversations(RuleBasedStateMachine):
                 assert reply.tools == [(call.id, result) for step in steps for call, result in step.calls]
         else:
             assert reply.text == (text if request.stream else "")
-            assert (reply.status == 200) is bool(request.stream and (text or (steps and request.path != CHAT)))
+            assert (reply.status == 200) is bool(request.stream and (text or (steps and request.shows_tools)))
 
     def _check_erased(self, response: httpx2.Response, gone: list[Owner] | None) -> None:
         if gone is None:
