@@ -1,9 +1,10 @@
-"""ai-agent-service serve | chat | check | db | keys: the commands of the terminal."""
+"""ai-agent-service serve | chat | check | db | keys | reload: the commands of the terminal."""
 
 import asyncio
 import importlib
 import logging
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -28,6 +29,7 @@ from app.mcp.servers import open_servers
 from app.observability.logging import configure_logging
 from app.providers.demo import Demo
 from app.providers.fallback import Fallback, Other
+from app.reloading import Terminal
 from app.server import configure_logs, create_app, settle_memory
 from app.service import Configuration, Service, database_keys, load, open_service
 
@@ -45,7 +47,7 @@ LAST_WORDS_SECONDS = 3
 class Commands(click.Group):
     """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
 
-    LAZY: ClassVar = {"chat": "app.terminal:chat", "db": "app.database:db", "keys": "app.keys:keys"}
+    LAZY: ClassVar = {"chat": "app.terminal:chat", "db": "app.database:db", "keys": "app.keys:keys", "reload": "app.reload:reload"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands' names."""
@@ -100,7 +102,7 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
         is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
         print(_welcome(configuration, listening, [], is_open=settings.allow_unauthenticated or is_open), file=sys.stderr)
-        Multiprocess(config, sockets=[listening]).run()
+        _Workers(config, sockets=[listening]).run()
         return
     server = _Server(config, configuration)
     server.run(sockets=[listening])
@@ -151,6 +153,23 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_CONFIGURATION)
 
 
+class _Workers(Multiprocess):
+    """uvicorn's worker processes. SIGHUP has each of them read its files anew, where uvicorn would replace them."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        self._terminal = Terminal()  # before SIGHUP is taken over
+        super().__init__(config, sockets)
+
+    def handle_hup(self) -> None:
+        """Tells every worker. One that is just starting ends by it and is started again, with the files that there are then."""
+        if self._terminal.is_gone():
+            self.should_exit.set()
+            return
+        for worker in self.processes:
+            if worker.pid is not None and worker.process.is_alive():
+                os.kill(worker.pid, signal.SIGHUP)
+
+
 class _Server(uvicorn.Server):
     """uvicorn, telling where to go once it is ready."""
 
@@ -172,6 +191,7 @@ class _Server(uvicorn.Server):
 
         To be told to stop is no failure, so the signal is not raised once more as uvicorn would.
         """
+        cast(Any, self.config.app).state.service.is_stopping = True
         timer = asyncio.get_running_loop().call_later(self._configuration.settings.shutdown_timeout, self._cancel_requests)
         await super().shutdown(sockets)
         timer.cancel()
@@ -183,8 +203,9 @@ class _Server(uvicorn.Server):
 
     async def _notes(self) -> list[str]:
         service: Service = cast(Any, self.config.app).state.service
-        problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
-        notes = [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
+        catalog = service.catalog
+        problems = await asyncio.gather(*(agent.problem() for agent in catalog))
+        notes = [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(catalog, problems, strict=True) if problem]
         idle = [status for status in service.servers.statuses if status.state == "off" and status.error]
         off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
         if off:
@@ -194,7 +215,7 @@ class _Server(uvicorn.Server):
             notes.append(
                 "there is no API key that works, so nobody can use the service. To make one: ai-agent-service keys create --name NAME"
             )
-        if any(agent.parts.provider.name == Demo.name for agent in service.catalog):
+        if any(agent.parts.provider.name == Demo.name for agent in catalog):
             notes.append("no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one.")
         return notes
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from app.api import agents, conversations, docs, health, openai_chat, openai_models
+from app.api import admin, agents, conversations, docs, health, openai_chat, openai_models
 from app.api.access import guarded
 from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
@@ -19,6 +19,7 @@ from app.core.errors import ServiceError
 from app.core.text import secrets_in
 from app.observability.audit import configure_audit
 from app.observability.logging import configure_logging
+from app.reloading import hangups, reloading
 from app.service import Configuration, load, open_access, open_service
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,16 @@ def create_app(configuration: Configuration) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with open_service(configuration) as service, open_access(configuration, service) as access:
-            app.state.service = service
-            app.state.access = access
-            app.state.answers = Answers()
-            yield
+        with hangups() as told:
+            async with (
+                open_service(configuration) as service,
+                open_access(configuration, service) as access,
+                reloading(service, told),
+            ):
+                app.state.service = service
+                app.state.access = access
+                app.state.answers = Answers()
+                yield
 
     app = FastAPI(
         title=configuration.settings.service_name,
@@ -46,7 +52,7 @@ def create_app(configuration: Configuration) -> FastAPI:
         redirect_slashes=False,
         openapi_url=None,  # app/api/docs.py answers there, to those who may see it
     )
-    for part in (openai_chat, openai_models, conversations, agents, health, docs):  # looked through in this order
+    for part in (openai_chat, openai_models, conversations, agents, health, admin, docs):  # looked through in this order
         app.include_router(guarded(part.router))
     describe(app)
     return app

@@ -4,17 +4,17 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextvars import Context
 from functools import partial
 from typing import Literal
 
 import msgspec
 
 from app.agents.background import Background, Task
-from app.agents.base import AgentParts, BaseAgent
+from app.agents.base import BaseAgent
 from app.agents.catalog import Catalog, no_such_agent
 from app.agents.pending import PendingSteps
-from app.agents.remembering import LiveRuns, Remembering
 from app.auth.access import Access
 from app.auth.fetching import FETCH_SECONDS, MAX_DOCUMENT_BYTES
 from app.auth.identity import open_identity
@@ -22,34 +22,34 @@ from app.auth.identity_settings import identity_faults, identity_warnings
 from app.auth.keys import KeyRing, environment_keys, key_faults
 from app.auth.limits_sql import open_limits
 from app.auth.principal import ANONYMOUS, Principal, User
-from app.config.agents import AUTO, LEGACY_TOOLS, PROVIDER_ALIASES, AgentDefinition, AllowedTools, KnownNames, read_agents, warnings_about
+from app.config.agents import AUTO, PROVIDER_ALIASES, AgentDefinition, KnownNames, read_agents, warnings_about
 from app.config.files import load_environment, nearest
 from app.config.mcp import Servers, read_servers
-from app.config.memory import BUILT_IN, MemoryDefinition
+from app.config.memory import BUILT_IN
 from app.config.settings import Settings, read_settings
 from app.config.tls import tls_faults, tls_warnings
 from app.core.context import RunContext
-from app.core.errors import ConfigError, Fault, NotFound, ServerBusy, UpstreamError
+from app.core.errors import ConfigError, Fault, NotFound, ServerBusy, ServiceStopping, UpstreamError
 from app.core.ids import new_id
+from app.core.periods import Period
 from app.core.tasks import Tasks
-from app.mcp.connection import Connection
-from app.mcp.servers import McpServers, open_servers
-from app.mcp.tools import model_name, model_names
-from app.memory.base import Conversations, MemorySetup
-from app.memory.opening import Memories, Summarizer, address_of, cipher_of, open_database, open_memories
+from app.core.text import secrets_in
+from app.editions import Changes, Edition, Maker, Written, changes_between
+from app.mcp.servers import McpServers
+from app.memory.base import Conversations
+from app.memory.opening import Memories, address_of, cipher_of, open_database
+from app.observability.logging import keep_out
 from app.plugins import Plugins, load_plugins
 from app.providers.base import Provider, ProviderSetup
 from app.providers.breaker import Breakers
-from app.providers.fallback import Fallback, Other
 from app.providers.http import HttpClient, Timeouts
 from app.providers.ollama import Ollama
 from app.storage.address import Address, parse_address
-from app.tools.available import AvailableTools
-from app.tools.base import ToolSource
-from app.tools.cached import CachedSource
-from app.tools.filtered import Filtered
 
 logger = logging.getLogger(__name__)
+
+LAST_RUNS_SECONDS = 5.0
+"""How much longer than REQUEST_TIMEOUT what an edition keeps open stays so: a run is told that its time is up, and then ends."""
 
 AUTO_ORDER = ("azure_openai", "openrouter", "openai")
 OLLAMA_PROBE_SECONDS = 0.5
@@ -67,20 +67,24 @@ class Configuration(msgspec.Struct, frozen=True):
     created: int
 
     @property
+    def written(self) -> Written:
+        """What of it makes an edition."""
+        return Written(self.agents, self.servers, self.environment, self.created)
+
+    @property
     def database(self) -> str | None:
         """Where conversations are kept, without a password; None if no agent remembers."""
         return address_of(self.settings).shown if any(agent.memory and agent.memory.backend == BUILT_IN for agent in self.agents) else None
 
 
 class Service:
-    """The running service: its agents, and the count of the runs under way."""
+    """The running service: its agents, which another edition may follow, and the count of the runs under way."""
 
     def __init__(
         self,
         configuration: Configuration,
-        catalog: Catalog,
-        servers: McpServers,
-        memories: Memories | None,
+        maker: Maker,
+        edition: Edition,
         pending: PendingSteps,
         http: HttpClient,
         auto: str,
@@ -90,13 +94,34 @@ class Service:
         self.settings = configuration.settings
         self.http = http
         self.pending = pending
-        self.catalog = catalog
-        self.servers = servers
-        self.memories = memories
         self.auto_provider = auto
         self.breakers = breakers
-        self.runs = 0
         self._task_provider = task_provider
+        self.edition = edition
+        self.period = Period()
+        """The requests under way, for an edition is kept open for those that began before the next one."""
+
+        self.runs = 0
+        self.is_stopping = False
+        self._configuration = configuration
+        self._maker = maker
+        self._reloading = asyncio.Lock()
+        self._work = Tasks(grace=0)
+
+    @property
+    def catalog(self) -> Catalog:
+        """The agents that there are now."""
+        return self.edition.catalog
+
+    @property
+    def servers(self) -> McpServers:
+        """The MCP servers that there are now."""
+        return self.edition.servers
+
+    @property
+    def memories(self) -> Memories | None:
+        """The database of conversations; None as long as no agent has remembered in it."""
+        return self._maker.memories
 
     def agent(self, agent_id: str, caller: Principal) -> BaseAgent:
         """The agent of this id, for `caller` to use; raises NotFound, the same if there is none as if it is not for them."""
@@ -129,6 +154,60 @@ class Service:
             raise NotFound("No agent here has a memory.", code="no_memory")
         return self.memories.conversations
 
+    async def reload(self) -> Changes:
+        """Reads agents, prompts and MCP servers anew, with the plug-ins and the settings that there are, and has them take effect at once.
+
+        Whoever has begun goes on with what they began with; it is closed once they have ended. Raises ConfigError, and ServiceStopping
+        for a service that is told to stop; then nothing has changed.
+        """
+        # In a task of its own, which a caller that leaves does not stop, and without the caller's request id in all that is begun.
+        found = await asyncio.shield(Context().run(self._work.start, self._reloaded()))
+        if isinstance(found, ConfigError):
+            for fault in found.faults:
+                logger.error("config.rejected", extra={"fault": str(fault)})
+            raise found
+        if isinstance(found, ServiceStopping):
+            raise found
+        lists = {name: ",".join(names) for name, names in found.lists.items() if names}
+        logger.info("config.reloaded" if lists else "config.unchanged", extra=lists)
+        return found
+
+    async def _reloaded(self) -> Changes | ConfigError | ServiceStopping:
+        async with self._reloading:
+            try:
+                configuration = await asyncio.to_thread(load_configuration, self.settings, self._configuration.plugins)
+                keep_out(secrets_in(configuration.environment))
+                if self.is_stopping:
+                    return ServiceStopping("The service is being stopped.")
+                edition = await self._maker.make(configuration.written, self.edition)
+            except ConfigError as error:
+                return error
+            except OSError as error:
+                problem = f"it cannot be used ({error.strerror})"
+                file = str(error.filename or self.settings.agent_config_file)
+                return ConfigError([Fault(file=file, problem=problem, remedy="Give the service the right to use it")])
+            before, over = self.edition, self.period
+            self.edition, self.period = edition, over.next()
+            self._maker.begin(edition)
+            for warning in configuration.warnings:
+                if warning not in self._configuration.warnings:
+                    logger.warning(warning)
+            self._configuration = configuration
+            self._work.run(self._ended(before, edition, over))
+            return changes_between(before, edition)
+
+    async def _ended(self, edition: Edition, after: Edition, period: Period) -> None:
+        """Closes what `edition` alone used, once the requests of `period` and before have ended, or must have."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.request_timeout + LAST_RUNS_SECONDS):
+                await period.over()
+        await self._maker.end(edition, after)
+
+    async def stop(self) -> None:
+        """Ends what reloads have begun; there will be no other."""
+        self.is_stopping = True
+        await self._work.finish()
+
     def context(
         self,
         agent_id: str,
@@ -138,6 +217,7 @@ class Service:
         session: str | None = None,
         request_id: str = "",
         task: Task | None = None,
+        agent_version: str = "",
     ) -> RunContext:
         """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT; `user` counts where users are not verified."""
         return RunContext(
@@ -150,6 +230,7 @@ class Service:
             user=caller.user.user_id if caller.user is not None else user or ANONYMOUS,
             session=session,
             task=task,
+            agent_version=agent_version,
         )
 
     @contextmanager
@@ -259,18 +340,7 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
     """The service of `configuration`, with everything it holds open closed at the end."""
     settings = configuration.settings
     timeouts = Timeouts(settings.provider_connect_timeout, settings.provider_first_byte_timeout, settings.provider_idle_timeout)
-    remembering = {agent.agent_id: agent.memory for agent in configuration.agents if agent.memory is not None}
-    async with (
-        AsyncExitStack() as opened,
-        HttpClient(timeouts, max_retries=settings.provider_max_retries) as http,
-        open_servers(
-            configuration.servers.definitions,
-            configuration.environment,
-            wanted={label for agent in configuration.agents for label in agent.allowed_mcp_servers},
-            connect_seconds=settings.mcp_connect_timeout,
-            tools_seconds=settings.mcp_tool_cache_ttl,
-        ) as servers,
-    ):
+    async with HttpClient(timeouts, max_retries=settings.provider_max_retries) as http:
         setup = ProviderSetup(settings, configuration.environment, http)
         providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
         auto = await _auto_provider(settings, providers)
@@ -278,31 +348,18 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
         guarded = {name: breakers.guarded(provider) for name, provider in providers.items()}
         guarded[AUTO] = guarded[auto]
         pending = PendingSteps()
-        agents = {
-            definition.agent_id: _agent(definition, configuration, _provider(definition, guarded), servers, pending)
-            for definition in configuration.agents
-        }
-        memories = None
-        if any(memory.backend == BUILT_IN for memory in remembering.values()):
-            kept = {agent_id: memory.retention_days for agent_id, memory in remembering.items() if memory.retention_days is not None}
-            memories = await opened.enter_async_context(open_memories(settings, kept))
-        live = LiveRuns()
-        for agent_id, definition in remembering.items():
-            agent, maker = agents[agent_id], agents[definition.compression.agent or agent_id]
-            if definition.backend == BUILT_IN:
-                assert memories is not None
-                own = memories.of(definition, _summarizer(maker, definition), live.is_live)
-                agents[agent_id] = Remembering(agent, own, live, memories.tasks)
-            else:
-                wanted = MemorySetup(settings, configuration.environment, agent.definition)
-                memory = await opened.enter_async_context(configuration.plugins.memories[definition.backend].open(wanted))
-                agents[agent_id] = Remembering(agent, memory, live, await opened.enter_async_context(Tasks()))
-        for warning in configuration.warnings:
-            logger.warning(warning)
-        catalog = Catalog(agents.values(), created=configuration.created)
         task_name = settings.task_provider and PROVIDER_ALIASES.get(settings.task_provider, settings.task_provider)
         tasks = guarded[task_name] if task_name else None
-        yield Service(configuration, catalog, servers, memories, pending, http, auto, breakers, tasks)
+        async with Maker(settings, configuration.plugins, configuration.environment, guarded, pending) as maker:
+            edition = await maker.make(configuration.written)
+            maker.begin(edition)
+            for warning in configuration.warnings:
+                logger.warning(warning)
+            service = Service(configuration, maker, edition, pending, http, auto, breakers, tasks)
+            try:
+                yield service
+            finally:
+                await service.stop()
 
 
 @asynccontextmanager
@@ -350,44 +407,6 @@ async def database_keys(settings: Settings) -> Literal["none", "ended", "live"] 
         if ring.has_keys is None:
             return None
         return "live" if ring.has_live_keys else "ended" if ring.has_keys else "none"
-
-
-def _agent(
-    definition: AgentDefinition, configuration: Configuration, provider: Provider, servers: McpServers, pending: PendingSteps
-) -> BaseAgent:
-    plugins = configuration.plugins
-    tools = (plugins.tools[name] for name in definition.allowed_regular_tools if name not in LEGACY_TOOLS)
-    sources = [_source(servers[label], allowed) for label, allowed in definition.allowed_mcp_servers.items() if label in servers]
-    available = AvailableTools(tools, sources, default_timeout=configuration.settings.tool_execution_timeout)
-    return plugins.agents[definition.type](definition, AgentParts(provider, available, pending))
-
-
-def _provider(definition: AgentDefinition, providers: Mapping[str, Provider]) -> Provider:
-    """The agent's provider, with those to fall back to; what is the same as one before it is left out."""
-    own = Other(providers[definition.provider], definition.model or "")
-    others = dict.fromkeys(Other(providers[other.provider], other.model or "") for other in definition.fallback)
-    others.pop(own, None)
-    return Fallback(definition.agent_id, own.provider, tuple(others)) if others else own.provider
-
-
-def _summarizer(agent: BaseAgent, memory: MemoryDefinition) -> Summarizer:
-    """Makes summaries as `agent` is asked, or with the model that the memory's definition names."""
-    name = memory.compression.model
-
-    async def model() -> str:
-        return name or await agent.model()
-
-    return Summarizer(agent.parts.provider, model, name or agent.definition.model, agent.definition.model_settings)
-
-
-def _source(connection: Connection, allowed: AllowedTools) -> ToolSource:
-    """What an agent may use of the server, its results kept as the agent's definition says."""
-    source: ToolSource = connection
-    if allowed.allowed_mcp_tools is not None:
-        source = Filtered(source, model_names(connection.label, allowed.allowed_mcp_tools))
-    if allowed.cached_mcp_tools:
-        source = CachedSource(source, {model_name(connection.label, tool): seconds for tool, seconds in allowed.cached_mcp_tools.items()})
-    return source
 
 
 async def _auto_provider(settings: Settings, providers: Mapping[str, Provider]) -> str:

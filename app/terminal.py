@@ -156,7 +156,9 @@ class Conversation:
         return succeeded
 
     async def _answered(self, question: Message, answer: "Answer") -> bool:
-        context = self._service.context(self._agent.agent_id, Principal(LOCAL), user=USER, session=self._session)
+        context = self._service.context(
+            self._agent.agent_id, Principal(LOCAL), user=USER, session=self._session, agent_version=self._agent.version
+        )
         if self._session is not None:
             turn = Turn(messages=(question,), settings=self._settings, model=self._model, history="server")
         else:

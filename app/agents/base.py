@@ -39,11 +39,12 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentParts(msgspec.Struct, frozen=True):
-    """What an agent works with; all of it is opened and closed by the service."""
+    """What an agent works with; all of it is opened and closed by the service. `version` is that of the agent, see `version_of`."""
 
     provider: Provider
     tools: AvailableTools
     pending: PendingSteps
+    version: str = ""
 
     @property
     def toolset(self) -> Toolset:
@@ -64,6 +65,11 @@ class BaseAgent(ABC):
     def agent_id(self) -> str:
         """The id that callers know it by, as a model."""
         return self.definition.agent_id
+
+    @property
+    def version(self) -> str:
+        """A digest of all that was written of it: another one means another agent."""
+        return self.parts.version
 
     async def model(self) -> str:
         """The model that answers unless a turn names another; raises ProviderNotConfigured when there is none.

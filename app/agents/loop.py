@@ -91,7 +91,15 @@ async def run_loop(
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
             calls = ids.unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
             steps.append(StepRecord(calls, finished.usage, finished.model))
-            logger.debug("run.step", extra={"run_id": context.run_id, "step": len(steps), "calls": [call.name for call in calls]})
+            logger.debug(
+                "run.step",
+                extra={
+                    "run_id": context.run_id,
+                    "agent_version": context.agent_version,
+                    "step": len(steps),
+                    "calls": [call.name for call in calls],
+                },
+            )
             theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
             ours = tuple(call for call in calls if call not in theirs)
             if not calls:
@@ -117,7 +125,16 @@ async def run_loop(
             messages.append(answer)
             messages += (tool_message(results[call.id]) for call in calls)
     except ServiceError as error:
-        logger.info("run.failed", extra={"run_id": context.run_id, "agent_id": context.agent_id, "code": error.code, "steps": len(steps)})
+        logger.info(
+            "run.failed",
+            extra={
+                "run_id": context.run_id,
+                "agent_id": context.agent_id,
+                "agent_version": context.agent_version,
+                "code": error.code,
+                "steps": len(steps),
+            },
+        )
         yield RunFailed(error, _usage(steps), tuple(steps))
 
 

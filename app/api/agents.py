@@ -45,7 +45,8 @@ _encoder = msgspec.json.Encoder()
 
 
 class AgentView(msgspec.Struct):
-    """An agent; `problem` is what keeps it from answering, `unavailable` what it answers without for now."""
+    """An agent; `problem` is what keeps it from answering, `unavailable` what it answers without for now. `version` is another one whenever
+    its definition is."""
 
     agent_id: str
     description: str
@@ -59,6 +60,7 @@ class AgentView(msgspec.Struct):
     available: bool
     problem: str | None
     unavailable: list[str]
+    version: str
 
 
 class AgentChatRequest(msgspec.Struct):
@@ -182,7 +184,9 @@ async def chat(agent_id: str, request: Request, caller: Chatting) -> Response:
     asking = asking_of(request, session_id=asked.session_id)
     turn = with_session(_turn(asked, agent), asking, agent, default="server" if asked.message is not None else "client")
     user = named_user(caller, asked.user_id)
-    context = service.context(agent_id, caller, user=user, session=asking.session, request_id=request_id_of(request))
+    context = service.context(
+        agent_id, caller, user=user, session=asking.session, request_id=request_id_of(request), agent_version=agent.version
+    )
     run = CountedRun(service, access_in(request).limiter, agent, turn, context, caller)
     if asked.stream:
         response: RunResponse = StreamedRun(run, EventFrames(context))
@@ -310,4 +314,5 @@ async def _view(agent: BaseAgent) -> AgentView:
         available=problem is None,
         problem=problem,
         unavailable=list(toolset.unavailable),
+        version=agent.version,
     )

@@ -254,6 +254,7 @@ class ChatCompletion(msgspec.Struct):
     created: int
     model: str
     choices: list[Choice]
+    system_fingerprint: str | UnsetType = UNSET
     object: Literal["chat.completion"] = "chat.completion"
     usage: CompletionUsage | UnsetType = UNSET
 
@@ -293,5 +294,6 @@ class ChatCompletionChunk(msgspec.Struct, gc=False):
     created: int
     model: str
     choices: list[ChunkChoice]
+    system_fingerprint: str | UnsetType = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     usage: CompletionUsage | UnsetType = UNSET

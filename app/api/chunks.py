@@ -28,7 +28,8 @@ _encoder = msgspec.json.Encoder()
 class ChunkFrames(Frames):
     """A run as OpenAI's chunks; our own tools do not show, for a client would take them for calls of its own."""
 
-    def __init__(self, model: str, *, include_usage: bool) -> None:
+    def __init__(self, model: str, *, include_usage: bool, fingerprint: str | msgspec.UnsetType = msgspec.UNSET) -> None:
+        self._fingerprint = fingerprint
         self._id = new_id("chatcmpl-")
         self._created = int(time.time())
         self._model = model
@@ -70,7 +71,7 @@ class ChunkFrames(Frames):
 
     def without_choices(self) -> bytes:
         """A chunk without choices, its closing brace left out for what is to stand in it."""
-        return _encoder.encode(ChatCompletionChunk(self._id, self._created, self._model, [])).removesuffix(b"}")
+        return _encoder.encode(ChatCompletionChunk(self._id, self._created, self._model, [], self._fingerprint)).removesuffix(b"}")
 
     def chunk_with(self, delta: dict[str, object]) -> bytes:
         """A chunk whose delta has what OpenAI's does not know."""
@@ -88,7 +89,7 @@ class ChunkFrames(Frames):
         return self._frame(delta, finish_reason)
 
     def _frame(self, delta: Delta, finish_reason: str | None = None) -> bytes:
-        chunk = ChatCompletionChunk(self._id, self._created, self._model, [ChunkChoice(delta, finish_reason)])
+        chunk = ChatCompletionChunk(self._id, self._created, self._model, [ChunkChoice(delta, finish_reason)], self._fingerprint)
         return b"data: %b\n\n" % _encoder.encode(chunk)
 
 

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 class Edge:
     """ASGI middleware: `x-request-id` in and out, HEAD as GET without a body, no POST from other sites' pages, a 500 in OpenAI's shape for
-    a fault of ours."""
+    a fault of ours. Each request counts as under way, so that what it may use stays open."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -42,6 +42,8 @@ class Edge:
                 message["body"] = b""
             await send(message)
 
+        period = scope["app"].state.service.period
+        period.begin()
         try:
             if scope["method"] == "POST" and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
                 refused = CrossSiteRequest("Requests from web pages of other sites are not taken.")
@@ -53,3 +55,5 @@ class Edge:
             if started:
                 raise
             await error_response(internal_error(request_id))(scope, receive, send_with_id)
+        finally:
+            period.end()

@@ -49,8 +49,15 @@ _encode = msgspec.json.Encoder().encode
 class OpenWebUIFrames(ChunkFrames):
     """A run as chunks for Open WebUI; `now` gives seconds of a clock that does not go back."""
 
-    def __init__(self, model: str, *, include_usage: bool, now: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(model, include_usage=include_usage)
+    def __init__(
+        self,
+        model: str,
+        *,
+        include_usage: bool,
+        fingerprint: str | msgspec.UnsetType = msgspec.UNSET,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(model, include_usage=include_usage, fingerprint=fingerprint)
         self._envelope = self.without_choices()
         self._open: dict[str, ToolCall] = {}
         self._notices: list[str] = []

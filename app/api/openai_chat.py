@@ -76,14 +76,24 @@ async def create_chat_completion(request: Request, caller: Chatting) -> Response
         asking = Asking(idempotency_key=asking.idempotency_key)
     else:
         turn = with_session(turn, asking, agent)
-    context = service.context(agent.agent_id, caller, user=asked.user, session=asking.session, request_id=request_id_of(request), task=task)
+    context = service.context(
+        agent.agent_id,
+        caller,
+        user=asked.user,
+        session=asking.session,
+        request_id=request_id_of(request),
+        task=task,
+        agent_version=agent.version,
+    )
     run = CountedRun(service, access_in(request).limiter, agent, turn, context, caller)
     if asked.stream:
         options = asked.stream_options
-        frames = (OpenWebUIFrames if is_open_webui else ChunkFrames)(agent.agent_id, include_usage=bool(options and options.include_usage))
+        frames = (OpenWebUIFrames if is_open_webui else ChunkFrames)(
+            agent.agent_id, include_usage=bool(options and options.include_usage), fingerprint=fingerprint_of(agent)
+        )
         response: RunResponse = StreamedRun(run, frames)
     else:
-        response = CollectedRun(run, lambda collected, finished: completion(agent.agent_id, collected, finished))
+        response = CollectedRun(run, lambda collected, finished: completion(agent.agent_id, collected, finished, fingerprint_of(agent)))
     return once(request, asking.idempotency_key, context, body, response)
 
 
@@ -144,7 +154,12 @@ def _message(message: ChatMessage, place: int) -> Message:
     return Message(role, content, calls if role == "assistant" else (), answered)
 
 
-def completion(model: str, collected: Collected, finished: RunFinished) -> bytes:
+def fingerprint_of(agent: BaseAgent) -> str | msgspec.UnsetType:
+    """The agent's version as OpenAI's clients know one."""
+    return f"fp_{agent.version}" if agent.version else msgspec.UNSET
+
+
+def completion(model: str, collected: Collected, finished: RunFinished, fingerprint: str | msgspec.UnsetType = msgspec.UNSET) -> bytes:
     """A collected run as a chat completion."""
     text, reasoning, refusal = ("".join(pieces) for pieces in (collected.text, collected.reasoning, collected.refusal))
     message = ResponseMessage(text or (None if finished.tool_calls or refusal else ""), refusal=refusal or None)
@@ -152,7 +167,7 @@ def completion(model: str, collected: Collected, finished: RunFinished) -> bytes
         message.reasoning_content = reasoning
     if finished.tool_calls:
         message.tool_calls = [ResponseToolCall(call.id, called(call)) for call in finished.tool_calls]
-    answer = ChatCompletion(new_id("chatcmpl-"), int(time.time()), model, [Choice(message, finished.reason)])
+    answer = ChatCompletion(new_id("chatcmpl-"), int(time.time()), model, [Choice(message, finished.reason)], fingerprint)
     if finished.usage is not None:
         answer.usage = usage_of(finished.usage)
     return _encoder.encode(answer)

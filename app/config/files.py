@@ -1,6 +1,7 @@
 """Reads the operator's JSON files and collects every fault in them before any is reported."""
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -103,3 +104,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]!r}?"
     return f"Known are: {', '.join(choices)}" if choices else "None is known here"
+
+
+def digest_of(value: object) -> str:
+    """A digest of a JSON value, whatever the order of its fields: the same on every machine. Source: SHA-256, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from app.config.files import expand_variables, nearest, read_json
+from app.config.files import digest_of, expand_variables, nearest, read_json
 from app.core.errors import Fault
 
 Transport = Literal["stdio", "http", "sse"]
@@ -44,7 +44,8 @@ class ServerDefinition(BaseModel):
     It has either a `server_url` or a `command`. `transport` is None where a server at a `server_url` is asked what it speaks. `missing`
     are the variables that it names and that are not set: such a server is off, and its fields hold nothing of it. `secrets` are the
     values that its variables took and the credentials that it names itself, to be kept out of every message; `credentials` are
-    those among them that are keys by their names or by their place in a header, to be kept out of what tools return too.
+    those among them that are keys by their names or by their place in a header, to be kept out of what tools return too. `written` is a
+    digest of the entry as it stands in the file, without the credentials in it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,7 @@ class ServerDefinition(BaseModel):
     missing: tuple[str, ...] = ()
     secrets: tuple[str, ...] = Field(default=(), repr=False)
     credentials: tuple[str, ...] = Field(default=(), repr=False)
+    written: str = Field(default="", repr=False)
 
     @property
     def off(self) -> str | None:
@@ -252,13 +254,14 @@ def _with_our_names(entry: dict[str, Any], lenient: list[str] | None, where: str
     return found, faults
 
 
-_FIELDS = frozenset(ServerDefinition.model_fields) - {"missing", "secrets", "credentials", "transport"}
+_FIELDS = frozenset(ServerDefinition.model_fields) - {"missing", "secrets", "credentials", "written", "transport"}
 
 
 def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple[ServerDefinition | None, list[Fault]]:
     """The server of `entry` and its faults, their file and place left open."""
     missing: set[str] = set()
     used: dict[str, str] = {}
+    written = digest_of(_without_credentials(entry))
     watched = _Watched(environment, used)
     expanded = {key: item if key in _LITERAL else expand_variables(item, watched, missing) for key, item in entry.items()}
     faults = []
@@ -276,12 +279,14 @@ def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple
     )
     try:
         if not missing:
-            return ServerDefinition.model_validate({**expanded, "secrets": tuple(secrets), "credentials": tuple(credentials)}), faults
+            ours = {"secrets": tuple(secrets), "credentials": tuple(credentials), "written": written}
+            return ServerDefinition.model_validate({**expanded, **ours}), faults
         # What else is wrong with it is told all the same; then nothing of it is kept, for its literals must not be sent.
         checked = ServerDefinition.model_validate(_filled_in(expanded))
         transport = checked.transport or ("stdio" if checked.command is not None else "http")
         kept = {"server_label", "require_approval", "pin_tools", "disabled"}
-        return ServerDefinition(**checked.model_dump(include=kept), transport=transport, missing=tuple(sorted(missing))), faults
+        names = tuple(sorted(missing))
+        return ServerDefinition(**checked.model_dump(include=kept), transport=transport, missing=names, written=written), faults
     except ValidationError as error:
         return None, [*faults, *(_fault(part) for part in error.errors(include_input=False, include_url=False))]
 
@@ -304,6 +309,19 @@ def _written_secrets(entry: Mapping[str, object]) -> Iterator[str]:
         for name, value in values.items() if isinstance(values, dict) else ():
             if _NAMES_A_SECRET.search(str(name)) and isinstance(value, str) and value.strip():
                 yield value.split()[-1]
+
+
+def _without_credentials(entry: Mapping[str, object]) -> dict[str, object]:
+    """`entry` with the names alone of headers and variables whose values are credentials that stand in the file."""
+    found = dict(entry)
+    for field in ("header", "env"):
+        values = found.get(field)
+        if isinstance(values, dict):
+            found[field] = {
+                name: "" if _NAMES_A_SECRET.search(str(name)) and not _PLACEHOLDER.search(str(value)) else value
+                for name, value in values.items()
+            }
+    return found
 
 
 class _Watched(Mapping[str, str]):

@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     mcp_config_file: Path = Field(Path("mcp.json"), description="The file that defines the MCP servers; it may be absent.")
     prompts_dir: Path = Field(Path("prompts"), description="The folder that an agent's system_prompt_file is looked up in.")
     plugins_dir: Path | None = Field(None, description="A folder whose .py files add tools, providers and agent types; unset means none.")
+    reload_config: bool = Field(
+        False, description="Read agents, MCP servers and prompts anew as soon as their files change; else when the service is told to."
+    )
 
     default_provider: str | None = Field(
         None, description="The provider of agents that say auto; unset takes the first that is configured, else demo."

@@ -12,9 +12,9 @@ OnProgress = Callable[[float, float | None, str], None]
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     """One run's circumstances; a tool gets it by naming a parameter of this type.
 
-    `key_id` says who asked, `tenant` and `user` whose run it is, `session` which conversation (None: none was named). `deadline` is a
-    reading of `time.monotonic()` in seconds. `task` names what is asked for beside a chat, such as its title. `on_progress` is set for the
-    time of a tool call.
+    `key_id` says who asked, `tenant` and `user` whose run it is, `session` which conversation (None: none was named), `agent_version` what
+    the agent is at the time. `deadline` is a reading of `time.monotonic()` in seconds. `task` names what is asked for beside a chat, such
+    as its title. `on_progress` is set for the time of a tool call.
     """
 
     run_id: str
@@ -26,6 +26,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     user: str = "anonymous"
     session: str | None = None
     task: str | None = None
+    agent_version: str = ""
     on_progress: OnProgress | None = None
 
     def report_progress(self, progress: float, total: float | None = None, message: str = "") -> None:
@@ -38,6 +39,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         """Which run it is, of which agent, and who asked: for the audit log."""
         return {
             "agent_id": self.agent_id,
+            "agent_version": self.agent_version,
             "key_id": self.key_id,
             "tenant": self.tenant,
             "user": self.user,

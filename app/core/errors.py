@@ -1,7 +1,7 @@
 """All errors of the service, in one tree; each class carries the HTTP status and OpenAI's type and code.
 
     ServiceError
-    |-- ConfigError               the operator: every fault found in what they wrote
+    |-- ConfigError               the operator: every fault found in what they wrote; 409 to one who had the service reload it
     |-- RequestError              the caller
     |   |-- InvalidRequest            400
     |   |   `-- ContextTooLong        400  the conversation does not fit the model
@@ -79,8 +79,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class ConfigError(ServiceError):
-    """All faults found in the configuration; the process ends with code 2."""
+    """All faults found in the configuration; a process that starts ends with code 2, one that runs goes on as it was."""
 
+    status = 409
+    type = "invalid_request_error"
     default_code = "configuration_error"
 
     def __init__(self, faults: list[Fault]) -> None:

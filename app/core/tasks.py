@@ -1,13 +1,17 @@
-"""Work that outlives the request that asked for it, owned by the service."""
+"""Work, and what is kept open, that outlives the request that asked for it, owned by the service."""
 
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+CANCELLED_SECONDS = 5.0
+"""How long what was cancelled has to clean up, where `grace` is shorter."""
 
 
 class Tasks:
@@ -45,9 +49,44 @@ class Tasks:
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=self._grace)
+            await asyncio.wait(left, timeout=max(self._grace, CANCELLED_SECONDS))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("background.failed", exc_info=error)
+
+
+class Held(Generic[T]):
+    """A context that a task of its own keeps open, so that any task may close it: some libraries bear no other than the one that opened."""
+
+    def __init__(self, context: AbstractAsyncContextManager[T]) -> None:
+        self._closing = asyncio.Event()
+        self._opened: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._kept(context))
+
+    async def opened(self) -> T:
+        """What the context gives; raises what it raises, and closes it if this is cancelled."""
+        try:
+            return await self._opened
+        except asyncio.CancelledError:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+            raise
+
+    async def close(self) -> None:
+        """Leaves the context; what it raises is logged."""
+        self._closing.set()
+        await asyncio.wait((self._task,))
+
+    async def _kept(self, context: AbstractAsyncContextManager[T]) -> None:
+        try:
+            async with context as value:
+                if not self._opened.done():
+                    self._opened.set_result(value)
+                await self._closing.wait()
+        except Exception as error:
+            if not self._opened.done():
+                self._opened.set_exception(error)
+            else:
+                logger.exception("background.not_closed")

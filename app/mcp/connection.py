@@ -68,7 +68,7 @@ class Connection:
         self.tools: tuple[McpTool, ...] = ()
         self.state: State = "off" if off else "starting"
         self.error = off
-        self._definition = definition
+        self.definition = definition
         self._tools_seconds = tools_seconds
         self._transport = definition.transport or ("stdio" if definition.command is not None else "http")
         self._session: Session | None = None
@@ -277,7 +277,7 @@ class Connection:
                 self._schema_changes += 1
                 changed = "parameters" if remote.parameters != last.parameters else "description"
                 logger.warning("mcp.tool_changed", extra={"server": self.label, "tool": remote.name, "changed": changed})
-            if remote != first and self._definition.pin_tools:
+            if remote != first and self.definition.pin_tools:
                 quarantined.add(remote.name)
                 continue
             old = before.get(remote.name)

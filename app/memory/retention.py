@@ -44,13 +44,17 @@ class Keeper:
     ) -> None:
         self._store = store
         self._retention = retention_days
-        self._of_agents = dict(agent_retention_days)
+        self.agent_retention_days = dict(agent_retention_days)
         self._interval = interval_hours * 3600
         self._run_seconds = run_seconds
         self.erased = Erased()
         """What was deleted for its age since the start of this process."""
         self.ended_runs = 0
         """How many runs of processes that are gone were ended since the start of this process."""
+
+    def retain(self, agent_retention_days: Mapping[str, float]) -> None:
+        """Has agents keep their sessions for other times than until now."""
+        self.agent_retention_days = dict(agent_retention_days)
 
     async def run(self) -> None:
         """Looks after the database until it is cancelled. What fails is tried again the next time."""
@@ -121,12 +125,13 @@ class Keeper:
         if connection.dialect.name == "postgresql" and not connection.execute(lock, {"lock": CLEANUP_LOCK}).scalar():
             return Erased()
         now = datetime.now(UTC)
+        of_agents = self.agent_retention_days  # once: another thread may replace it
         too_old = [
             and_(sessions.c.agent_id == agent_id, sessions.c.updated_at < now - timedelta(days=days))
-            for agent_id, days in self._of_agents.items()
+            for agent_id, days in of_agents.items()
         ]
         if self._retention is not None:
-            others = sessions.c.agent_id.not_in(list(self._of_agents)) if self._of_agents else literal(value=True)
+            others = sessions.c.agent_id.not_in(list(of_agents)) if of_agents else literal(value=True)
             too_old.append(and_(others, sessions.c.updated_at < now - timedelta(days=self._retention)))
         if not too_old:
             return Erased()

@@ -10,7 +10,7 @@ import msgspec
 
 from app.core.errors import ConfigError, Fault
 from app.core.text import without_known, without_secrets
-from app.observability.logging import extra_of
+from app.observability.logging import KeepsOut, extra_of
 from app.observability.request_id import current_request_id
 
 audit = logging.getLogger("audit")
@@ -21,12 +21,11 @@ _NAMES = frozenset({"agent_id", "key_id", "tenant", "user", "run_id", "session"}
 """What says who did what, which a caller must not be able to have blanked by a name that looks like a key."""
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(KeepsOut):
     """`{"time", "event", "request_id", ...}`, with `secrets` taken out, and what looks like one where it is no name."""
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self._secrets = secrets
+        super().__init__(secrets=secrets)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of `record`."""

@@ -15,12 +15,23 @@ def extra_of(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
 
 
-class LineFormatter(logging.Formatter):
+class KeepsOut(logging.Formatter):
+    """A formatter that takes secrets out of its lines, longest first, so that no part of one is left over."""
+
+    def __init__(self, layout: str | None = None, secrets: tuple[str, ...] = ()) -> None:
+        super().__init__(layout)
+        self._secrets = secrets
+
+    def keep_out(self, secrets: tuple[str, ...]) -> None:
+        """Takes `secrets` out too, from now on."""
+        self._secrets = tuple(sorted({*self._secrets, *secrets}, key=len, reverse=True))
+
+
+class LineFormatter(KeepsOut):
     """`time LEVEL logger message key=value ... request_id=...`, with `secrets`, API keys and bearer tokens taken out."""
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s")
-        self._secrets = secrets
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s %(message)s", secrets)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of `record`, its traceback after it."""
@@ -32,6 +43,13 @@ class LineFormatter(logging.Formatter):
             first, newline, rest = line.partition("\n")
             line = f"{first} {' '.join(f'{key}={_in_line(value)}' for key, value in extra.items())}{newline}{rest}"
         return without_secrets(line, self._secrets)
+
+
+def keep_out(secrets: tuple[str, ...]) -> None:
+    """Has `secrets` taken out of log lines and audit lines too, from now on."""
+    for handler in (*logging.getLogger().handlers, *logging.getLogger("audit").handlers):
+        if isinstance(formatter := handler.formatter, KeepsOut):
+            formatter.keep_out(secrets)
 
 
 def _in_line(value: object) -> str:

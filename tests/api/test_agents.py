@@ -73,6 +73,7 @@ async def test_an_agent_is_shown_with_its_model_and_its_tools(tmp_path: Path) ->
         "available": True,
         "problem": None,
         "unavailable": [],
+        "version": IsStr(regex="[0-9a-f]{12}"),
     }
 
 

@@ -207,7 +207,7 @@ async def test_other_clients_are_sent_openais_chunks_and_nothing_else(tmp_path: 
     script = Script(calls(SUM), says("Five."))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         chunks = await streamed(client, headers={"X-Session-Id": "s", "User-Agent": "openai"})
-    assert all(chunk.keys() <= {"id", "object", "created", "model", "choices", "usage"} for chunk in chunks)
+    assert all(chunk.keys() <= {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"} for chunk in chunks)
     assert "steps" not in chunks[-1]["usage"]
 
 

@@ -35,6 +35,7 @@ async def test_an_answer_is_one_chat_completion(tmp_path: Path) -> None:
         "object": "chat.completion",
         "created": IsInt(ge=int(time.time()) - 60, le=int(time.time())),
         "model": "helper",
+        "system_fingerprint": IsStr(regex="fp_[0-9a-f]{12}"),
         "choices": [
             {
                 "index": 0,

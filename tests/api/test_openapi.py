@@ -27,6 +27,7 @@ ROUTES = {
     ("get", "/v1/models/{model}"),
     ("delete", "/agents/{agent_id}/conversations/{session_id}"),
     ("delete", "/memory"),
+    ("post", "/admin/reload"),
     ("post", "/agents/{agent_id}/chat"),
     ("post", "/v1/chat/completions"),
 }

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 import pytest
 
-from app.core.tasks import Tasks
+from app.core.tasks import Held, Tasks
 
 
 async def test_work_goes_on_when_the_one_who_asked_is_gone() -> None:
@@ -66,3 +68,62 @@ async def test_an_error_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptur
     assert record.message == "background.failed"
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "a fault"
+
+
+async def test_what_is_held_is_opened_and_closed_by_one_task() -> None:
+    tasks: list[object] = []
+
+    @asynccontextmanager
+    async def context() -> AsyncGenerator[str, None]:
+        tasks.append(asyncio.current_task())
+        yield "value"
+        tasks.append(asyncio.current_task())
+
+    held = Held(context())
+    assert await held.opened() == "value"
+    await asyncio.create_task(held.close())
+    assert len(tasks) == 2
+    assert tasks[0] is tasks[1] is not asyncio.current_task()
+
+
+async def test_what_cannot_be_held_raises_what_keeps_it_from_being() -> None:
+    @asynccontextmanager
+    async def context() -> AsyncGenerator[None, None]:
+        raise ValueError("no")
+        yield
+
+    held = Held(context())
+    with pytest.raises(ValueError, match="no"):
+        await held.opened()
+    await held.close()
+
+
+async def test_who_leaves_while_it_is_opened_leaves_nothing_open() -> None:
+    ended = asyncio.Event()
+
+    @asynccontextmanager
+    async def context() -> AsyncGenerator[None, None]:
+        try:
+            await asyncio.Event().wait()
+            yield
+        finally:
+            ended.set()
+
+    opening = asyncio.create_task(Held(context()).opened())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait((opening,), timeout=5)
+    assert (opening.cancelled(), ended.is_set()) == (True, True)
+
+
+async def test_what_cannot_be_closed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    @asynccontextmanager
+    async def context() -> AsyncGenerator[None, None]:
+        yield
+        raise ValueError("no")
+
+    held = Held(context())
+    await held.opened()
+    await held.close()
+    assert "background.not_closed" in caplog.text

@@ -153,7 +153,7 @@ class Request:
     @property
     def shows_tools(self) -> bool:
         """Whether the stream tells of tools at work, and so begins with them."""
-        return self.path != CHAT or "X-OpenWebUI-Chat-Id" in self.headers
+        return self.path != CHAT or any(name.lower().startswith(("x-openwebui-", "x-aas-")) for name in self.headers)
 
 
 @dataclass(frozen=True, repr=False)
