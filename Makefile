@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test check format lock bench clean webui webui-install
+.PHONY: install run test e2e check format lock bench clean webui webui-install
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
@@ -23,6 +23,9 @@ webui-install:
 test: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp
 	$(BIN)/python -m pytest $(ARGS)
 
+e2e:
+	@scripts/e2e $(ARGS)
+
 check: $(VENV)/dev.stamp
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
 
@@ -36,6 +39,7 @@ bench: $(VENV)/dev.stamp
 lock: $(VENV)/dev.stamp
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --group e2e --constraint requirements-dev.lock --output-file requirements-e2e.lock
 	$(COMPILE) webui/requirements.in --excludes webui/left-out.in --output-file requirements-webui.lock
 
 $(VENV)/pgbouncer.stamp: scripts/fetch-pgbouncer | $(VENV)/bin/python
@@ -63,3 +67,7 @@ $(VENV)/dev.stamp: requirements-dev.lock | $(VENV)/bin/python
 	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $(VENV)/runtime.stamp $@
+
+$(VENV)/e2e.stamp: requirements-e2e.lock $(VENV)/dev.stamp
+	@$(PIP) install --no-deps --require-hashes -r requirements-e2e.lock
+	@touch $@
