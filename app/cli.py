@@ -26,7 +26,7 @@ from app.config.settings import Settings
 from app.core.errors import ConfigError, Fault, UpstreamError
 from app.mcp.connection import ServerStatus
 from app.mcp.servers import open_servers
-from app.observability.logging import configure_logging
+from app.observability.logging import configure_logging, writes_json
 from app.providers.demo import Demo
 from app.providers.fallback import Fallback, Other
 from app.reloading import Terminal
@@ -39,6 +39,9 @@ CONNECT_GRACE = 5.0
 
 MANY_TOOLS = 128
 """What OpenAI takes in one request."""
+
+WORKER_START_SECONDS = 60
+"""How long a worker may be silent before it is replaced; on a slow or busy machine to load the program takes longer than uvicorn's 5."""
 
 LAST_WORDS_SECONDS = 3
 """How long requests that are cancelled at the end have to tell their callers."""
@@ -71,14 +74,14 @@ def cli() -> None:
 @click.option("--host", help="The address to listen on (HOST).")
 @click.option("--port", type=click.IntRange(0, 65_535), help="The port to listen on (PORT).")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port.")
-@click.option("--debug", is_flag=True, help="Log in detail (LOG_LEVEL=DEBUG).")
+@click.option("--debug", is_flag=True, help="Log all that is said to models, by them and by tools (LOG_LEVEL=DEBUG).")
 def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None:
     """Start the service."""
     given: dict[str, Any] = {"host": host, "port": port, "log_level": "DEBUG" if debug else None}
     overrides = {name: value for name, value in given.items() if value is not None}
     configuration = load(**overrides)
     settings = configuration.settings
-    configure_logs(configuration)
+    configure_logs(configuration, is_one_of_several=workers > 1)
     _refuse_without_keys(settings)
     listening = _listening(settings)
     config = uvicorn.Config(
@@ -96,12 +99,13 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         ssl_keyfile=settings.tls_key_file,
         ssl_context_factory=_tls if settings.tls_cert_file else None,
         timeout_keep_alive=75,
+        timeout_worker_healthcheck=WORKER_START_SECONDS,
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + LAST_WORDS_SECONDS,
     )
     if workers > 1:
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
         is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
-        print(_welcome(configuration, listening, [], is_open=settings.allow_unauthenticated or is_open), file=sys.stderr)
+        _tell_ready(configuration, listening, [], is_open=settings.allow_unauthenticated or is_open)
         _Workers(config, sockets=[listening]).run()
         return
     server = _Server(config, configuration)
@@ -184,7 +188,7 @@ class _Server(uvicorn.Server):
             settle_memory()
             access = cast(Any, self.config.app).state.access
             told = await self._notes()
-            print(_welcome(self._configuration, sockets[0], told, is_open=access.is_open), file=sys.stderr, flush=True)
+            _tell_ready(self._configuration, sockets[0], told, is_open=access.is_open)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops: requests have SHUTDOWN_TIMEOUT to end, and then a moment to tell their callers.
@@ -267,10 +271,31 @@ def _refuse_without_keys(settings: Settings) -> None:
     raise ConfigError([Fault(file="environment", field="HOST", problem=problem, remedy=remedy)])
 
 
-def _welcome(configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool) -> str:
+def _tell_ready(configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool) -> None:
+    """Says where the service is and what it offers, in words or, among lines of JSON, as one of them."""
+    settings, url = configuration.settings, _url(configuration, listening)
+    if not writes_json(settings.log_format):
+        print(_welcome(configuration, url, notes, is_open=is_open), file=sys.stderr, flush=True)
+        return
+    ready: dict[str, Any] = {
+        "service": settings.service_name,
+        "version": settings.service_version,
+        "url": url,
+        "agents": [agent.agent_id for agent in configuration.agents],
+        "needs_key": not is_open,
+        "database": configuration.database,
+        "notes": notes,
+    }
+    logging.getLogger("app").info("service.ready", extra=ready)
+
+
+def _url(configuration: Configuration, listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
-    url = f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
+    return f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
+
+
+def _welcome(configuration: Configuration, url: str, notes: list[str], *, is_open: bool) -> str:
     agents = [agent.agent_id for agent in configuration.agents]
     access = "an API key is needed"
     if is_open and configuration.settings.allow_unauthenticated:

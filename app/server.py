@@ -58,10 +58,10 @@ def create_app(configuration: Configuration) -> FastAPI:
     return app
 
 
-def configure_logs(configuration: Configuration) -> None:
+def configure_logs(configuration: Configuration, *, is_one_of_several: bool = False) -> None:
     """Sends log lines and audit lines where they are to go, the environment's secrets taken out; raises ConfigError."""
     settings, secrets = configuration.settings, secrets_in(configuration.environment)
-    configure_logging(settings.log_level, secrets)
+    configure_logging(settings.log_level, secrets, log_format=settings.log_format, is_one_of_several=is_one_of_several)
     configure_audit(settings.audit_log_file, secrets)
 
 
@@ -75,7 +75,7 @@ def settle_memory() -> None:
 def worker_app() -> FastAPI:
     """The application of one of several worker processes, each of which reads the configuration anew."""
     configuration = load()
-    configure_logs(configuration)
+    configure_logs(configuration, is_one_of_several=True)
     app = create_app(configuration)
     settle_memory()
     return app

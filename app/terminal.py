@@ -34,7 +34,7 @@ from app.core.events import (
 )
 from app.core.ids import new_id
 from app.core.messages import Message
-from app.core.text import storable
+from app.core.text import secrets_in, storable
 from app.observability.logging import configure_logging
 from app.service import Configuration, Service, load, open_service
 
@@ -57,12 +57,14 @@ _MARKDOWN = MarkdownIt().enable("table")
 )
 @click.option("--message", "-m", help="Ask this one thing and end.")
 @click.option("--session", help="Go on with a conversation that an agent with a memory had under this name.")
-@click.option("--debug", is_flag=True, help="Log in detail.")
+@click.option("--debug", is_flag=True, help="Log in detail: all that is said to the model, by it, and by tools.")
 def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: str | None, session: str | None, debug: bool) -> None:
     """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the chat."""
     parsed = _parsed(settings)
-    configure_logging("DEBUG" if debug else "ERROR")
+    level = "DEBUG" if debug else "ERROR"
+    configure_logging(level)
     configuration = _with_servers_of(agent_id, load())
+    configure_logging(level, secrets_in(configuration.environment))
     # Input is read in the main thread, where Ctrl-C reaches it, so the loop runs only while there is something to wait for.
     with asyncio.Runner() as runner:
         service = open_service(configuration)

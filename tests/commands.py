@@ -10,6 +10,8 @@ import click
 import msgspec
 from click.testing import CliRunner
 
+_CONFIGURED = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "aiosqlite", "alembic", "asyncio", "markdown_it", "sqlalchemy")
+
 
 class Done(msgspec.Struct, frozen=True):
     """What a command came to."""
@@ -22,7 +24,7 @@ class Done(msgspec.Struct, frozen=True):
 @contextlib.contextmanager
 def logging_restored() -> Generator[None, None, None]:
     """Undoes what the commands do to the logging of their process, which here is that of the tests."""
-    found = {name: logging.getLogger(name) for name in ("", "uvicorn", "uvicorn.error", "uvicorn.access", "alembic", "asyncio")}
+    found = {name: logging.getLogger(name) for name in _CONFIGURED}
     before = {name: (logger.level, logger.handlers[:], logger.propagate) for name, logger in found.items()}
     try:
         yield

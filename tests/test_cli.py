@@ -28,7 +28,7 @@ SHIPPED = {"AGENT_CONFIG_FILE": str(ROOT / "agent_config.json"), "PROMPTS_DIR": 
 
 def environment(**variables: str) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
-    return {**own, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **SHIPPED, **variables}
+    return {**own, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "LOG_FORMAT": "text", **SHIPPED, **variables}
 
 
 def run(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
@@ -200,10 +200,68 @@ def test_several_workers_share_the_port_and_the_options(tmp_path: Path) -> None:
             assert response.status == 200
         assert process.stderr is not None
         for line in process.stderr:
-            if "run.step" in line:
+            if "model.asked" in line:
                 break
         else:
             pytest.fail("no debug line came")
+
+
+def lines_of(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log of JSON; the last one may be on its way."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+@contextlib.contextmanager
+def logging_json(folder: Path, *arguments: str, ready: int = 1, **variables: str) -> Generator[tuple[str, Path], None, None]:
+    """A service whose log, a file, is JSON throughout, once `ready` lines say so; gives its address and the log."""
+    log = folder / "log"
+    command = [sys.executable, "-m", "app.main", "--port", "0", *arguments]
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, cwd=folder, env=environment(LOG_FORMAT="auto", **variables), stderr=file)
+    try:
+        deadline = time.monotonic() + 30
+        while len(found := [line for line in lines_of(log) if line["event"] == "service.ready"]) < ready:
+            assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
+            time.sleep(0.05)
+        yield found[0]["url"], log
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_where_no_person_reads_the_log_each_line_is_json_from_the_first_to_the_last(tmp_path: Path) -> None:
+    with logging_json(tmp_path) as (url, log):
+        assert get(f"{url}/health")["status"] == "healthy"
+        with urllib.request.urlopen(f"{url}/agents/cli_agent/chat", data=b'{"message": "Hi."}', timeout=10) as response:
+            assert response.status == 200
+    lines = lines_of(log)
+    assert [line["outcome"] for line in lines if line["event"] == "agent.called"] == ["answered"]
+    [ready] = [line for line in lines if line["event"] == "service.ready"]
+    assert (ready["agents"], ready["needs_key"], "pid" in ready) == (["research_agent", "cli_agent"], False, False)
+    assert any("demo provider" in note for note in ready["notes"])
+
+
+@pytest.mark.timeout(90)
+def test_each_of_several_workers_tells_which_it_is(tmp_path: Path) -> None:
+    with (
+        logging_json(tmp_path, "--workers", "2", "--debug") as (url, log),
+        urllib.request.urlopen(f"{url}/agents/cli_agent/chat", data=b'{"message": "Hi."}', timeout=50) as response,
+    ):
+        assert response.status == 200
+    lines = [line for line in lines_of(log) if "level" in line]  # which those of the audit log lack
+    assert all(line["pid"] > 0 for line in lines)
+    assert [line for line in lines if line["event"] == "model.asked"]
+    [ready] = [line for line in lines if line["event"] == "service.ready"]
+    assert ready["pid"] not in {line["pid"] for line in lines if line["event"] == "model.asked"}
+
+
+def test_debug_shows_on_a_terminal_what_a_model_is_asked(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "chat", "cli_agent", "--debug", "-m", "What is 6*7?")
+    terminal.wait_for("model.asked")
+    terminal.wait_for("      - role: user\r\n        text: What is 6*7?\r\n")
+    terminal.wait_for("tool.started tool=calculate")
+    terminal.wait_for("model.answered")
+    assert terminal.end() == 0
 
 
 def test_an_agent_that_cannot_answer_is_told_of(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, R
 from app.core.messages import Message
 from app.core.usage import Usage
 from app.providers.base import ModelFinished, ModelRequest, Provider
+from app.providers.traced import answer_of
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ class Background(BaseAgent):
             request_id=context.request_id,
         )
         try:
-            async with aclosing(self._provider.stream(request)) as events:
+            answering = answer_of(self._provider, request, run_id=context.run_id, agent_id=self.agent_id, task=self._task)
+            async with aclosing(answering) as events:
                 async for event in events:
                     yield event
         except RunTimeout as error:

@@ -17,6 +17,7 @@ from app.core.messages import Message, NamedTool, ToolCall, ToolResult, tool_mes
 from app.core.text import storable
 from app.core.usage import Usage, total
 from app.providers.base import ModelFinished, ModelRequest, Provider
+from app.providers.traced import answer_of
 from app.tools.toolset import Toolset, parse_arguments
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ async def run_loop(
     asked once more, with those that `shorter` gives.
     """
     messages = list(request.messages)
+    traced = 0
     steps: list[StepRecord] = []
     calls_before = _Repetitions()
     ids = _CallIds(messages)
@@ -69,7 +71,10 @@ async def run_loop(
             finished: ModelFinished | None = None
             question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_tool_choice(request, len(steps)))
             try:
-                async with aclosing(provider.stream(question)) as events:
+                answering = answer_of(
+                    provider, question, told=traced, run_id=context.run_id, agent_id=context.agent_id, step=len(steps) + 1
+                )
+                async with aclosing(answering) as events:
                     async for event in events:
                         if isinstance(event, ModelFinished):
                             finished = event
@@ -86,20 +91,13 @@ async def run_loop(
                 logger.info("run.shortened", extra={"run_id": context.run_id, "agent_id": context.agent_id})
                 messages[: len(request.messages)] = fewer
                 request = msgspec.structs.replace(request, messages=fewer)
+                traced = 0
                 continue
             if finished is None:
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
             calls = ids.unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
             steps.append(StepRecord(calls, finished.usage, finished.model))
-            logger.debug(
-                "run.step",
-                extra={
-                    "run_id": context.run_id,
-                    "agent_version": context.agent_version,
-                    "step": len(steps),
-                    "calls": [call.name for call in calls],
-                },
-            )
+            traced = len(messages)
             theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
             ours = tuple(call for call in calls if call not in theirs)
             if not calls:

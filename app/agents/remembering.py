@@ -24,6 +24,7 @@ from app.core.events import (
 from app.core.messages import ToolCall, ToolResult
 from app.core.tasks import Tasks
 from app.memory.base import Answer, Asked, Memory, RememberedTurn, Step
+from app.observability.trace import is_tracing, present, trace
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,8 @@ class Remembering(BaseAgent):
             return _told((RunFailed(error),)) if self._memory.required else self._without_memory(turn, context, error)
         except ServiceError as error:
             return _told((RunFailed(error),))
+        if is_tracing():
+            trace.debug("memory.begun", extra=_traced_beginning(asked, remembered, context))
         if remembered.answer is not None:
             await remembered.keep(remembered.answer, wait=0)
             return _told(_told_again(remembered.answer))
@@ -181,8 +184,11 @@ class Remembering(BaseAgent):
         try:
             await remembered.keep(answer, wait=wait)
         except ServiceError as error:
-            logger.warning("memory.not_stored", extra={"agent_id": self.agent_id, "reason": error.message})
+            logger.warning("memory.not_stored", extra={"agent_id": self.agent_id, "code": error.code})
             return error
+        if is_tracing():
+            kept = present(status=answer.status, steps=len(answer.steps), error=answer.error, text=answer.text)
+            trace.debug("memory.kept", extra={"agent_id": self.agent_id, **kept})
         return None
 
     async def _joined(self, run_id: str) -> AsyncGenerator[RunEvent, None]:
@@ -243,6 +249,22 @@ class Record:
     def _answer(self) -> Answer:
         steps = tuple(Step(text, tuple(calls), tuple(results)) for _, text, calls, results in self._steps)
         return Answer(text="".join(self._text), steps=steps, last="".join(self._said))
+
+
+def _traced_beginning(asked: Asked, remembered: RememberedTurn, context: RunContext) -> dict[str, object]:
+    if remembered.answer is not None:
+        what = "answered before"
+    else:
+        what = "new" if remembered.under_way is None else f"under way as {remembered.under_way}"
+    return {
+        "run_id": context.run_id,
+        "agent_id": context.agent_id,
+        "session": context.session,
+        "history": asked.history,
+        "turn": what,
+        "messages_sent": len(asked.messages),
+        "messages_known": len(remembered.messages),
+    }
 
 
 async def _told(events: Iterable[RunEvent]) -> AsyncGenerator[RunEvent, None]:

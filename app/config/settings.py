@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="The least severe log lines to write: DEBUG, INFO, WARNING, ERROR or CRITICAL."
     )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="The form of log lines: json, text, or auto, which is text on a terminal and json elsewhere."
+    )
 
     agent_config_file: Path = Field(Path("agent_config.json"), description="The file that defines the agents.")
     mcp_config_file: Path = Field(Path("mcp.json"), description="The file that defines the MCP servers; it may be absent.")
@@ -199,6 +202,11 @@ class Settings(BaseSettings):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator(
         "azure_openai_model_list",

@@ -136,6 +136,8 @@ class Connection:
                 pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10)) * (1 + random.random()) / 2  # noqa: S311
             level = logging.WARNING if was_ready or reason != told else logging.DEBUG
             told = reason
+            if was_ready and not logger.isEnabledFor(logging.DEBUG):
+                reason = reason.partition(": ")[0]  # after it come a command's last words, which may repeat what it was called with
             logger.log(level, "mcp.down", extra={"server": self.label, "reason": reason, "again_in_seconds": round(pause, 1)})
             self._was_ready = False
             await asyncio.sleep(pause)

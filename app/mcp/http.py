@@ -13,6 +13,7 @@ from mcp import ClientSession
 from app.config.mcp import ServerDefinition, Transport
 from app.mcp.repair import without_half_pairs
 from app.mcp.unchecked import UncheckedSession
+from app.observability.request_id import current_request_id
 
 MAX_EVENT_BYTES = 64 * 1024 * 1024
 """Of one event: a result with its images."""
@@ -70,11 +71,15 @@ class _Sse(_Transport, SSETransport):
 
 
 class _HttpClient(httpx2.AsyncClient):
-    """Notes for each call what became of its own requests, for the library tells all calls of a session of the failure of any."""
+    """Sends each call's request id along, and notes what became of its own requests, for the library tells all calls of a session of the
+    failure of any."""
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Sends it; see httpx2."""
         asked = asked_now.get()
+        # The session is shared; what is sent for a call is sent in the context of whoever makes the call.
+        if request_id := current_request_id.get():
+            request.headers["X-Request-Id"] = request_id
         try:
             response = await super().send(request, **options)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):

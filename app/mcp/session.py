@@ -308,7 +308,7 @@ class _Handler:
         """A line of the server's log."""
         if logger.isEnabledFor(logging.DEBUG):
             line = words_of(str(params.data), self._definition)
-            logger.debug("mcp.log", extra={"server": self._definition.server_label, "level": params.level, "line": line})
+            logger.debug("mcp.log", extra={"server": self._definition.server_label, "severity": params.level, "line": line})
 
 
 async def _listen(client: Client[Any], listener: Listener) -> None:

@@ -9,7 +9,9 @@ from app.core.errors import ContextTooLong, ProviderProtocolError
 from app.core.events import TextDelta
 from app.core.messages import Message, TextPart
 from app.memory.tokens import TokenCounter, estimate
+from app.observability.request_id import current_request_id
 from app.providers.base import ModelFinished, ModelRequest, Provider
+from app.providers.traced import answer_of
 
 DEFAULT_PROMPT = """\
 You keep the memory of a conversation between a user and an assistant. Write a summary of what you are given that lets the assistant go on
@@ -102,10 +104,11 @@ class Compressor:
             messages=(Message(role="system", content=self._prompt), Message(role="user", content=question)),
             settings=self._settings,
             deadline=time.monotonic() + self._timeout,
+            request_id=current_request_id.get(),
         )
         said: list[str] = []
         finished = False
-        async with aclosing(self._provider.stream(request)) as events:
+        async with aclosing(answer_of(self._provider, request, task="summary")) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
                     said.append(event.text)

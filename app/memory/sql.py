@@ -376,7 +376,8 @@ class _Turn:
             self._memory.compressing.discard(key)
 
     def _log_failure(self, error: ServiceError) -> None:
-        logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "reason": error.message})
+        logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "code": error.code})
+        logger.debug("memory.compression_failed_because", extra={"reason": error.message})
 
     async def _compress(self, compressor: Compressor, pieces: list[Entry], *, keep: int) -> Summary | None:
         """A stored summary of all but the last `keep` messages; None if it would cover nothing new."""

@@ -6,11 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from app.core.errors import ConfigError, Fault
-from app.core.text import without_known, without_secrets
-from app.observability.logging import KeepsOut, extra_of
+from app.observability.logging import JsonWriter, KeepsOut, extra_of
 from app.observability.request_id import current_request_id
 
 audit = logging.getLogger("audit")
@@ -21,22 +18,24 @@ _NAMES = frozenset({"agent_id", "key_id", "tenant", "user", "run_id", "session"}
 """What says who did what, which a caller must not be able to have blanked by a name that looks like a key."""
 
 
-class JsonFormatter(KeepsOut):
+class AuditFormatter(KeepsOut):
     """`{"time", "event", "request_id", ...}`, with `secrets` taken out, and what looks like one where it is no name."""
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
-        super().__init__(secrets=secrets)
+        super().__init__(secrets)
+        self._written = JsonWriter(secrets, _NAMES)
+
+    def keep_out(self, secrets: tuple[str, ...]) -> None:
+        """Takes `secrets` out too, from now on."""
+        super().keep_out(secrets)
+        self._written = JsonWriter(self._secrets, _NAMES)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of `record`."""
         line: dict[str, Any] = {"time": datetime.fromtimestamp(record.created, UTC), "event": record.getMessage()}
         if request_id := current_request_id.get():
             line["request_id"] = request_id
-        for name, value in extra_of(record).items():
-            if isinstance(value, str):
-                value = without_known(value, self._secrets) if name in _NAMES else without_secrets(value, self._secrets)
-            line[name] = value
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        return self._written({**line, **extra_of(record)})
 
 
 def configure_audit(file: Path | None, secrets: tuple[str, ...] = ()) -> None:
@@ -49,7 +48,7 @@ def configure_audit(file: Path | None, secrets: tuple[str, ...] = ()) -> None:
     except OSError as error:
         problem, remedy = f"{file} cannot be written: {error.strerror}", "Name a file in a folder that there is"
         raise ConfigError([Fault(file="environment", field="AUDIT_LOG_FILE", problem=problem, remedy=remedy)]) from None
-    handler.setFormatter(JsonFormatter(secrets))
+    handler.setFormatter(AuditFormatter(secrets))
     for old in audit.handlers:
         old.close()
     audit.handlers, audit.propagate = [handler], False

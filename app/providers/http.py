@@ -179,7 +179,7 @@ class HttpClient:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = self._translated(error, target, deadline, begun=False)
                 failure.__cause__ = error
-                logger.info("provider.failed", extra={"provider": target.provider, "code": failure.code, "cause": repr(error)})
+                logger.info("provider.failed", extra={"provider": target.provider, "code": failure.code, "cause": _cause(error)})
                 lasting = isinstance(error, TimeoutError | aiohttp.InvalidURL)
                 retried = not lasting or isinstance(error, aiohttp.ConnectionTimeoutError)
             else:
@@ -299,6 +299,12 @@ class _Pieces:
             self._content.set_exception(aiohttp.SocketTimeoutError())
         else:
             self._timer = self._set_timer(since + self._limit)
+
+
+def _cause(error: Exception) -> str:
+    """`error` for the log; what aiohttp says of an answer that is no HTTP repeats a part of it."""
+    is_of_connecting = isinstance(error, OSError | aiohttp.InvalidURL)
+    return repr(error) if is_of_connecting or logger.isEnabledFor(logging.DEBUG) else type(error).__name__
 
 
 async def drain(pieces: AsyncIterator[bytes]) -> None:

@@ -55,4 +55,6 @@ class Ollama:
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it comes; see Provider."""
         headers = {"Content-Type": "application/json"}
+        if request.request_id:
+            headers["X-Request-Id"] = request.request_id
         return ollama_wire.stream(self.http, Target(self.name, f"{self.base_url}/api/chat", headers), request)

@@ -13,6 +13,7 @@ from app.core.errors import ToolFailed
 from app.core.messages import ToolCall, ToolResult, ToolSpec
 from app.core.text import capped, storable
 from app.observability.audit import audit
+from app.observability.trace import is_tracing, trace
 from app.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Toolset:
         The call ends at the tool's own timeout or the run's deadline, whichever comes first.
         """
         started = time.monotonic()
+        if is_tracing():
+            trace.debug("tool.started", extra={**_named(call, context), "arguments": call.arguments})
         output = _NOTHING
         is_error = False
         tool = self._tools.get(call.name)
@@ -73,7 +76,7 @@ class Toolset:
             # A tool is foreign code: whatever it raises ends its call and not the chat.
             logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
             content, is_error = f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments.", True
-        return ToolResult(
+        result = ToolResult(
             call_id=call.id,
             name=call.name,
             content=content,
@@ -82,6 +85,10 @@ class Toolset:
             is_error=is_error,
             seconds=time.monotonic() - started,
         )
+        if is_tracing():
+            ended = {"is_error": is_error, "seconds": round(result.seconds, 3), "result": content}
+            trace.debug("tool.ended", extra={**_named(call, context), **ended})
+        return result
 
     async def _within_time(self, tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
         own = self._default_timeout if tool.timeout is None else tool.timeout
@@ -117,6 +124,10 @@ class Toolset:
 
     def _available(self) -> str:
         return f"There are: {', '.join(self._tools)}." if self._tools else "There are no tools."
+
+
+def _named(call: ToolCall, context: RunContext) -> dict[str, object]:
+    return {"tool": call.name, "call_id": call.id, "run_id": context.run_id, "agent_id": context.agent_id}
 
 
 async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:

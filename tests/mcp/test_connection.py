@@ -201,6 +201,22 @@ async def test_a_lost_session_is_replaced_and_a_call_waits_for_that(caplog: pyte
     assert [line["reason"] for line in told(caplog, "mcp.down", at_least=logging.WARNING)] == ["it exited with code 1"]
 
 
+@pytest.mark.parametrize(
+    ("level", "reason"), [(logging.INFO, "it exited with code 1"), (logging.DEBUG, "it exited with code 1: canary of a call")]
+)
+async def test_the_last_words_of_a_server_that_may_have_been_called_are_told_at_debug_level_only(
+    caplog: pytest.LogCaptureFixture, level: int, reason: str
+) -> None:
+    caplog.set_level(level, "app.mcp")
+    connection, opener = connection_to(), ScriptedOpener(ScriptedSession(), ScriptedSession())
+    async with supervised(connection, opener):
+        await until(lambda: connection.state == "ready")
+        assert opener.listener is not None
+        opener.listener.ended("it exited with code 1: canary of a call")
+        await until(lambda: bool(told(caplog, "mcp.down")))
+    assert [line["reason"] for line in told(caplog, "mcp.down")] == [reason]
+
+
 async def test_a_call_does_not_wait_longer_than_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.05)
     opener = ScriptedOpener(ScriptedSession(), asyncio.Event(), ScriptedSession())
