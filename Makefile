@@ -7,12 +7,14 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test e2e check format lock bench clean webui webui-install
+.PHONY: install run test e2e check format lock bench clean webui webui-install otel
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
 
 install: $(VENV)/dev.stamp
+
+otel: $(VENV)/otel.stamp
 
 webui:
 	@$(PYTHON) scripts/webui.py $(ARGS)
@@ -38,7 +40,8 @@ bench: $(VENV)/dev.stamp
 
 lock: $(VENV)/dev.stamp
 	$(LOCK) --output-file requirements.lock
-	$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(LOCK) --extra otel --constraint requirements.lock --output-file requirements-otel.lock
+	$(LOCK) --extra otel --group dev --constraint requirements-otel.lock --output-file requirements-dev.lock
 	$(COMPILE) --group e2e --constraint requirements-dev.lock --output-file requirements-e2e.lock
 	$(COMPILE) webui/requirements.in --excludes webui/left-out.in --output-file requirements-webui.lock
 
@@ -60,6 +63,11 @@ $(VENV)/runtime.stamp: requirements.lock | $(VENV)/bin/python
 	@echo "Installing what the service needs (once, about half a minute) ..."
 	@$(PIP) install --no-deps --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/otel.stamp: requirements-otel.lock $(VENV)/runtime.stamp
+	@echo "Installing what traces need ..."
+	@$(PIP) install --no-deps --require-hashes -r requirements-otel.lock
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock | $(VENV)/bin/python

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,7 @@ from app.agents.base import AgentParts, BaseAgent
 from app.agents.catalog import Catalog
 from app.agents.pending import PendingSteps
 from app.agents.remembering import LiveRuns, Remembering
+from app.agents.traced import TracedAgent
 from app.config.agents import LEGACY_TOOLS, AgentDefinition, AllowedTools
 from app.config.mcp import Servers
 from app.config.memory import BUILT_IN, MemoryDefinition
@@ -24,6 +26,8 @@ from app.mcp.servers import McpServers, Supervision
 from app.mcp.tools import model_name, model_names
 from app.memory.base import Memory, MemorySetup
 from app.memory.opening import Memories, Summarizer, open_memories
+from app.memory.traced import TracedMemory
+from app.observability.tracing import Tracing
 from app.plugins import Plugins
 from app.providers.base import Provider
 from app.providers.fallback import Fallback, Other
@@ -31,6 +35,8 @@ from app.tools.available import AvailableTools
 from app.tools.base import ToolSource
 from app.tools.cached import CachedSource
 from app.tools.filtered import Filtered
+from app.tools.toolset import Toolset
+from app.tools.traced import TracedToolset
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +107,7 @@ class Maker:
         environment: Mapping[str, str],
         providers: Mapping[str, Provider],
         pending: PendingSteps,
+        tracing: Tracing | None,
     ) -> None:
         self.memories: Memories | None = None
         """The database of conversations; None until there is an agent that remembers in it. From then on it stays open."""
@@ -110,6 +117,7 @@ class Maker:
         self._environment = environment
         self._providers = providers
         self._pending = pending
+        self._tracing = tracing
         self._live = LiveRuns()
         self._supervision = Supervision(connect_seconds=settings.mcp_connect_timeout, tools_seconds=settings.mcp_tool_cache_ttl)
         self._held: set[Held[Memory]] = set()
@@ -156,7 +164,7 @@ class Maker:
         except BaseException:
             await self._close(set(_held(made)) - set(_held(old)))
             raise
-        return Edition(Catalog([each.agent for each in made.values()], created=written.created), servers, written, made)
+        return Edition(Catalog([self._shown(each.agent) for each in made.values()], created=written.created), servers, written, made)
 
     def begin(self, edition: Edition) -> None:
         """Has `edition` take effect: connects to its servers, and keeps conversations as long as its agents say."""
@@ -181,7 +189,8 @@ class Maker:
             return old.plain, of
         tools = (self._plugins.tools[name] for name in definition.allowed_regular_tools if name not in LEGACY_TOOLS)
         sources = [_source(connection, definition.allowed_mcp_servers[label]) for label, connection in connections.items()]
-        available = AvailableTools(tools, sources, default_timeout=self._settings.tool_execution_timeout)
+        toolset = Toolset if self._tracing is None else partial(TracedToolset, self._tracing)
+        available = AvailableTools(tools, sources, default_timeout=self._settings.tool_execution_timeout, toolset=toolset)
         provider = _provider(definition, self._providers)
         return self._plugins.agents[definition.type](definition, AgentParts(provider, available, self._pending, version)), of
 
@@ -199,12 +208,18 @@ class Maker:
         if memory.backend == BUILT_IN:
             assert self.memories is not None
             own = self.memories.of(memory, _summarizer(helper, memory), self._live.is_live)
-            return _Made(agent, plain_of, Remembering(agent, own, self._live, self.memories.tasks), of)
+            return _Made(agent, plain_of, Remembering(agent, self._used(own), self._live, self.memories.tasks), of)
         setup = MemorySetup(self._settings, self._environment, definition)
         held = Held(self._plugins.memories[memory.backend].open(setup))
         opened = await held.opened()
         self._held.add(held)
-        return _Made(agent, plain_of, Remembering(agent, opened, self._live, self._tasks), of, held)
+        return _Made(agent, plain_of, Remembering(agent, self._used(opened), self._live, self._tasks), of, held)
+
+    def _shown(self, agent: BaseAgent) -> BaseAgent:
+        return agent if self._tracing is None else TracedAgent(agent, self._tracing)
+
+    def _used(self, memory: Memory) -> Memory:
+        return memory if self._tracing is None else TracedMemory(memory, self._tracing)
 
     def _fault(self, definition: AgentDefinition, field: str, error: Exception) -> Fault:
         """What keeps the agent from being made: a plug-in, which may raise anything."""

@@ -15,6 +15,7 @@ from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
 from app.api.idempotency import Answers
 from app.api.openapi import describe
+from app.api.traced import TracedRequests
 from app.core.errors import ServiceError
 from app.core.text import secrets_in
 from app.observability.audit import configure_audit
@@ -41,14 +42,15 @@ def create_app(configuration: Configuration) -> FastAPI:
                 app.state.answers = Answers()
                 yield
 
+    traced = [] if configuration.tracing is None else [Middleware(TracedRequests, configuration.tracing)]
     app = FastAPI(
         title=configuration.settings.service_name,
         version=configuration.settings.service_version,
         description="Agents that appear as models to any OpenAI client.",
         lifespan=lifespan,
-        middleware=[Middleware(Edge)],
+        middleware=[*traced, Middleware(Edge)],
         exception_handlers={ServiceError: service_error_handler, HTTPException: http_exception_handler},
-        telemetry={"tracing": False, "metrics": False},
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # our own are in TracedRequests
         redirect_slashes=False,
         openapi_url=None,  # app/api/docs.py answers there, to those who may see it
     )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import Context
 from functools import partial
 from typing import Literal
@@ -15,6 +15,7 @@ from app.agents.background import Background, Task
 from app.agents.base import BaseAgent
 from app.agents.catalog import Catalog, no_such_agent
 from app.agents.pending import PendingSteps
+from app.agents.traced import TracedAgent
 from app.auth.access import Access
 from app.auth.fetching import FETCH_SECONDS, MAX_DOCUMENT_BYTES
 from app.auth.identity import open_identity
@@ -39,11 +40,13 @@ from app.mcp.servers import McpServers
 from app.memory.base import Conversations
 from app.memory.opening import Memories, address_of, cipher_of, open_database
 from app.observability.logging import keep_out
+from app.observability.tracing import Tracing, tracing_faults, tracing_of
 from app.plugins import Plugins, load_plugins
 from app.providers.base import Provider, ProviderSetup
 from app.providers.breaker import Breakers
 from app.providers.http import HttpClient, Timeouts
 from app.providers.ollama import Ollama
+from app.providers.traced import TracedProvider
 from app.storage.address import Address, parse_address
 
 logger = logging.getLogger(__name__)
@@ -65,6 +68,8 @@ class Configuration(msgspec.Struct, frozen=True):
     servers: Servers
     warnings: tuple[str, ...]
     created: int
+    tracing: Tracing | None = None
+    """Traces, where they are switched on."""
 
     @property
     def written(self) -> Written:
@@ -97,6 +102,7 @@ class Service:
         self.auto_provider = auto
         self.breakers = breakers
         self._task_provider = task_provider
+        self._tracing = configuration.tracing
         self.edition = edition
         self.period = Period()
         """The requests under way, for an edition is kept open for those that began before the next one."""
@@ -143,9 +149,10 @@ class Service:
         """The agents that the caller's key is for. Who may use them is asked when they are called: clients share this among users."""
         return [agent for agent in self.catalog if caller.key.may_use(agent.agent_id)]
 
-    def background(self, agent: BaseAgent, task: Task) -> Background:
+    def background(self, agent: BaseAgent, task: Task) -> BaseAgent:
         """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else the agent's own."""
-        return Background(agent, task, self._task_provider or agent.parts.provider, self.settings.task_model)
+        answering = Background(agent, task, self._task_provider or agent.parts.provider, self.settings.task_model)
+        return answering if self._tracing is None else TracedAgent(answering, self._tracing)
 
     @property
     def conversations(self) -> Conversations:
@@ -176,7 +183,9 @@ class Service:
         async with self._reloading:
             try:
                 configuration = await asyncio.to_thread(load_configuration, self.settings, self._configuration.plugins)
-                keep_out(secrets_in(configuration.environment))
+                keep_out(secrets := secrets_in(configuration.environment))
+                if self._tracing is not None:
+                    self._tracing.keep_out(secrets)
                 if self.is_stopping:
                     return ServiceStopping("The service is being stopped.")
                 edition = await self._maker.make(configuration.written, self.edition)
@@ -271,6 +280,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
         if name is not None and PROVIDER_ALIASES.get(name, name) not in known_names:
             found.append(Fault(file="environment", field=field, problem=f"{name!r} is not a provider", remedy=nearest(name, known_names)))
     found += [*key_faults(settings), *identity_faults(settings), *tls_faults(settings), *_memory_faults(settings, agents)]
+    found += tracing_faults(environment)
     if found:
         raise ConfigError(found)
     return Configuration(
@@ -287,6 +297,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
             *(f"agent {agent.agent_id}: {warning}" for agent in agents for warning in warnings_about(agent, servers.labels)),
         ),
         int(settings.agent_config_file.stat().st_mtime),
+        tracing_of(environment, name=settings.service_name, version=settings.service_version, flush_seconds=settings.shutdown_timeout),
     )
 
 
@@ -340,17 +351,20 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
     """The service of `configuration`, with everything it holds open closed at the end."""
     settings = configuration.settings
     timeouts = Timeouts(settings.provider_connect_timeout, settings.provider_first_byte_timeout, settings.provider_idle_timeout)
-    async with HttpClient(timeouts, max_retries=settings.provider_max_retries) as http:
+    tracing = configuration.tracing
+    async with tracing or nullcontext(), HttpClient(timeouts, max_retries=settings.provider_max_retries) as http:
         setup = ProviderSetup(settings, configuration.environment, http)
         providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
         auto = await _auto_provider(settings, providers)
+        if tracing is not None:
+            providers = {name: TracedProvider(provider, tracing) for name, provider in providers.items()}
         breakers = Breakers(settings.provider_breaker_failures, settings.provider_breaker_seconds, counts=http.counts)
         guarded = {name: breakers.guarded(provider) for name, provider in providers.items()}
         guarded[AUTO] = guarded[auto]
         pending = PendingSteps()
         task_name = settings.task_provider and PROVIDER_ALIASES.get(settings.task_provider, settings.task_provider)
         tasks = guarded[task_name] if task_name else None
-        async with Maker(settings, configuration.plugins, configuration.environment, guarded, pending) as maker:
+        async with Maker(settings, configuration.plugins, configuration.environment, guarded, pending, tracing) as maker:
             edition = await maker.make(configuration.written)
             maker.begin(edition)
             for warning in configuration.warnings:

@@ -20,5 +20,5 @@ def anyio_backend() -> str:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own shell or .env reaches a test."""
     monkeypatch.setitem(Settings.model_config, "env_file", None)
-    for name in [name for name in os.environ if name.lower() in Settings.model_fields]:
+    for name in [name for name in os.environ if name.lower() in Settings.model_fields or name.startswith("OTEL_")]:
         monkeypatch.delenv(name)

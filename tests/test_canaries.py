@@ -29,8 +29,9 @@ SECRETS = {
     "AZURE_OPENAI_API_KEY": "canary-of-azure-0123",
     "MEMORY_ENCRYPTION_KEYS": ENCRYPTION,
     "WIKI_TOKEN": "canary-of-a-server-0123",
+    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Basic%20canary-of-traces-0123,Bearer canary-of-traces-4567",
 }
-CANARIES = (*SECRETS.values(), "canary-of-the-database", "canary-of-a-caller")
+CANARIES = (*SECRETS.values(), "canary-of-the-database", "canary-of-a-caller", "canary-of-traces-0123", "canary-of-traces-4567")
 
 
 ROUTES = ("/v1/models", "/agents", "/docs", "/openapi.json", "/absent")
@@ -60,6 +61,8 @@ async def serving(folder: Path, upstream: Upstream, **variables: str) -> AsyncGe
         PROVIDER_MAX_RETRIES="0",
         AUDIT_LOG_FILE="audit.jsonl",
         DATABASE_TIMEOUT="0.5",
+        OTEL_EXPORTER_OTLP_ENDPOINT=upstream.url,
+        OTEL_BSP_SCHEDULE_DELAY="100",
     )
     with (folder / "log").open("w", encoding="utf-8") as log:
         command = (sys.executable, "-m", "app.main", "--port", "0", "--debug")
@@ -114,6 +117,7 @@ async def test_no_secret_comes_out_of_anything(tmp_path: Path, database: str) ->
         await ask("GET", "/memory", headers=headers)
         await ask("DELETE", "/memory", headers=headers)
         assert any(request.headers.get("authorization") == f"Bearer {SECRETS['OPENAI_API_KEY']}" for request in upstream.requests)
+        assert any(request.headers.get("authorization") == "Basic canary-of-traces-0123" for request in upstream.requests)
     log = (tmp_path / "log").read_text(encoding="utf-8")
     audit = (tmp_path / "audit.jsonl").read_text(encoding="utf-8")
     assert "agent.called" in audit

@@ -27,7 +27,7 @@ SHIPPED = {"AGENT_CONFIG_FILE": str(ROOT / "agent_config.json"), "PROMPTS_DIR": 
 
 
 def environment(**variables: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields}
+    own = {name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields and name[:5] != "OTEL_"}
     return {**own, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "LOG_FORMAT": "text", **SHIPPED, **variables}
 
 

@@ -16,7 +16,7 @@ from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, R
 from app.core.messages import Message
 from app.core.usage import Usage
 from app.providers.base import ModelFinished, ModelRequest, Provider
-from app.providers.traced import answer_of
+from app.providers.logged import answer_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from app.core.messages import Message, NamedTool, ToolCall, ToolResult, tool_mes
 from app.core.text import storable
 from app.core.usage import Usage, total
 from app.providers.base import ModelFinished, ModelRequest, Provider
-from app.providers.traced import answer_of
+from app.providers.logged import answer_of
 from app.tools.toolset import Toolset, parse_arguments
 
 logger = logging.getLogger(__name__)

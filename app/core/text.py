@@ -17,7 +17,8 @@ _HINTS = ("bearer", "k-", "k_", "xox", "gh", "github", "glpat", "aas")
 _SECRET_NAMES = re.compile(
     r"(?i)(?:(?:^|_)(?:keys?|pass|pat|auth|pepper|cookie)|api_?keys?|tokens?|secrets?|passwords?|passwd|pwd|passphrase|credentials?)(?:_?\d+)?$"
 )
-_ADDRESS_NAMES = re.compile(r"(?i)(?:^|_)(?:url|uri|dsn|proxy|connection_string)$")
+_HEADER_NAMES = re.compile(r"(?i)(?:^|_)headers$")
+_ADDRESS_NAMES = re.compile(r"(?i)(?:^|_)(?:url|uri|dsn|proxy|endpoint|connection_string)$")
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/]*?:([^\s]*)@|[?&;\s](?i:password|pwd|api_?key|token|secret)=([^&;\s]+)")
 _WORD = re.compile(r"[a-z_.]+")
 """A value that is no secret to look for: to take `postgres` out of each line would leave little of it."""
@@ -64,13 +65,17 @@ def without_known(text: str, secrets: tuple[str, ...]) -> str:
 
 
 def secrets_in(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The values of variables whose names say that they are secret, the parts of lists, and what is secret in addresses, as it is written
-    there and without its quoting; longest first. A value that is one word of small letters is left out."""
+    """The values of variables whose names say that they are secret, the parts of lists, and what is secret in headers and addresses, as it
+    is written there and without its quoting; longest first. A value that is one word of small letters is left out."""
     found: set[str] = set()
     for name, value in environment.items():
         if _ADDRESS_NAMES.search(name):
             written = [part for match in _IN_ADDRESS.finditer(value) for part in match.groups() if part]
             found.update((*written, *map(unquote, written)))
+        elif _HEADER_NAMES.search(name):  # as those of OTEL_EXPORTER_OTLP_HEADERS: name=value, separated by commas, quoted or not
+            written = [part.partition("=")[2].strip() for part in value.split(",")]
+            values = [value, *written, *map(unquote, written)]
+            found.update((*values, *(word for each in values for word in each.split())))
         elif _SECRET_NAMES.search(name):
             found.update(part.strip() for part in (value, *value.split(",")))
     long_enough = (secret for secret in found if len(secret) >= MIN_SECRET and not _WORD.fullmatch(secret))

@@ -14,6 +14,7 @@ from app.config.mcp import ServerDefinition, Transport
 from app.mcp.repair import without_half_pairs
 from app.mcp.unchecked import UncheckedSession
 from app.observability.request_id import current_request_id
+from app.observability.tracing import trace_headers
 
 MAX_EVENT_BYTES = 64 * 1024 * 1024
 """Of one event: a result with its images."""
@@ -71,11 +72,12 @@ class _Sse(_Transport, SSETransport):
 
 
 class _HttpClient(httpx2.AsyncClient):
-    """Sends each call's request id along, and notes what became of its own requests, for the library tells all calls of a session of the
-    failure of any."""
+    """Sends each call's request id and trace along, and notes what became of its own requests, for the library tells all calls of a session
+    of the failure of any. Within the message, where a server of MCP looks for the trace, the library puts it."""
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Sends it; see httpx2."""
+        request.headers.update(trace_headers())
         asked = asked_now.get()
         # The session is shared; what is sent for a call is sent in the context of whoever makes the call.
         if request_id := current_request_id.get():

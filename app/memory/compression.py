@@ -11,7 +11,7 @@ from app.core.messages import Message, TextPart
 from app.memory.tokens import TokenCounter, estimate
 from app.observability.request_id import current_request_id
 from app.providers.base import ModelFinished, ModelRequest, Provider
-from app.providers.traced import answer_of
+from app.providers.logged import answer_of
 
 DEFAULT_PROMPT = """\
 You keep the memory of a conversation between a user and an assistant. Write a summary of what you are given that lets the assistant go on

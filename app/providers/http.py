@@ -30,6 +30,7 @@ from app.core.errors import (
     ServiceError,
 )
 from app.core.text import without_secrets
+from app.observability.tracing import with_trace
 from app.providers.counts import Counts
 
 logger = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ class HttpClient:
             return await self._open.post(
                 target.url,
                 data=body,
-                headers=target.headers,
+                headers=with_trace(target.headers),
                 allow_redirects=False,
                 proxy=proxy_for(target.url),
                 timeout=self._only_connect,

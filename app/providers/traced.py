@@ -1,80 +1,115 @@
-"""Asks a model, and traces at debug level what it is asked and what it answers."""
+"""A provider whose answers are spans of a trace, by the conventions for GenAI."""
 
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
-import msgspec
-
-from app.core.errors import ServiceError
-from app.core.events import ReasoningDelta, RefusalDelta, TextDelta
-from app.core.messages import Message, TextPart
-from app.observability.trace import is_tracing, present, trace
+from app.core.events import TextDelta
+from app.core.text import storable
+from app.observability.content import input_messages, output_messages, tool_definitions
+from app.observability.tracing import AttributeValue, Span, SpanKind, Tracing, conversation, inside, within
 from app.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 
+PROVIDERS = {"azure_openai": "azure.ai.openai"}
+"""What the conventions call a provider that is called otherwise here."""
 
-def answer_of(provider: Provider, request: ModelRequest, *, told: int = 0, **named: Any) -> AsyncGenerator[ModelEvent, None]:
-    """`provider.stream(request)`, with two debug lines: `model.asked`, without the first `told` messages, which are known, and what came.
-
-    `named` are further fields of the lines. Where no debug lines are written this costs nothing.
-    """
-    return _traced(provider, request, told, named) if is_tracing() else provider.stream(request)
-
-
-async def _traced(provider: Provider, request: ModelRequest, told: int, named: dict[str, Any]) -> AsyncGenerator[ModelEvent, None]:
-    named = {**named, "provider": provider.name, "model": request.model}
-    asked = present(
-        messages_before=told or None,
-        messages=[_message(message) for message in request.messages[told:]],
-        tools=[spec.name for spec in request.tools],
-        tool_choice=msgspec.to_builtins(request.tool_choice),
-        settings=dict(request.settings),
-    )
-    trace.debug("model.asked", extra={**named, **asked})
-    text: list[str] = []
-    reasoning: list[str] = []
-    outcome: dict[str, Any] = {}
-    event_name = "model.left"
-    began = time.monotonic()
-    first: float | None = None
-    try:
-        async with aclosing(provider.stream(request)) as events:
-            async for event in events:
-                first = time.monotonic() - began if first is None else first
-                match event:
-                    case TextDelta(text=piece) | RefusalDelta(text=piece):
-                        text.append(piece)
-                    case ReasoningDelta(text=piece):
-                        reasoning.append(piece)
-                    case ModelFinished():
-                        event_name = "model.answered"
-                        usage = msgspec.to_builtins(event.usage) or {}
-                        outcome = present(
-                            finish_reason=event.reason,
-                            calls=msgspec.to_builtins(event.tool_calls),
-                            usage={name: count for name, count in usage.items() if count},
-                        )
-                yield event
-    except ServiceError as error:
-        event_name, outcome = "model.failed", {"code": error.code, "reason": error.message}
-        raise
-    finally:
-        took = {"first_seconds": first, "seconds": time.monotonic() - began}
-        seconds = {name: round(value, 3) for name, value in took.items() if value is not None}
-        said = present(reasoning="".join(reasoning), text="".join(text))
-        trace.debug(event_name, extra={**named, **outcome, **seconds, **said})
+_SETTINGS = {
+    "temperature": "gen_ai.request.temperature",
+    "top_p": "gen_ai.request.top_p",
+    "top_k": "gen_ai.request.top_k",
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "seed": "gen_ai.request.seed",
+    "num_predict": "gen_ai.request.max_tokens",
+    "max_tokens": "gen_ai.request.max_tokens",
+    "max_completion_tokens": "gen_ai.request.max_tokens",
+}
 
 
-def _message(message: Message) -> dict[str, Any]:
-    """What can be shown of it: its texts, its calls, and how many other parts it has."""
-    parts = () if isinstance(message.content, str) else message.content
-    others = sum(not isinstance(part, TextPart) for part in parts) + len(message.images)
-    return present(
-        role=message.role,
-        call_id=message.tool_call_id,
-        reasoning=message.reasoning,
-        text=message.text,
-        calls=msgspec.to_builtins(message.tool_calls),
-        images_and_files=others or None,
-    )
+class TracedProvider:
+    """`provider`, with a span for each answer, from the question to the answer's end; the provider's server is told of it."""
+
+    def __init__(self, provider: Provider, tracing: Tracing) -> None:
+        self._provider = provider
+        self._tracing = tracing
+
+    @property
+    def name(self) -> str:
+        """The provider's."""
+        return self._provider.name
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The provider's."""
+        return self._provider.missing
+
+    @property
+    def model_list(self) -> tuple[str, ...]:
+        """The provider's."""
+        return self._provider.model_list
+
+    async def default_model(self) -> str:
+        """The provider's."""
+        return await self._provider.default_model()
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        """The answer as it comes; see Provider."""
+        tracing = self._tracing
+        span = tracing.start(f"chat {storable(request.model)}", _asked(self.name, request), kind=SpanKind.CLIENT)
+        said: list[str] | None = [] if tracing.content and span.is_recording() else None
+        if said is not None:
+            span.set_attribute("gen_ai.input.messages", tracing.json(input_messages(request.messages)))
+            if request.tools:
+                span.set_attribute("gen_ai.tool.definitions", tracing.json(tool_definitions(request.tools)))
+        began = time.monotonic()
+        with tracing.ending(span):
+            # A provider asks before its first event; beyond that nothing of the span is current, as a consumer may go on in another task.
+            with within(inside(span)):
+                events = self._provider.stream(request)
+            async with aclosing(events):
+                with within(inside(span)):
+                    first = await anext(events, None)
+                if first is None:
+                    return
+                span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - began)
+                self._see(first, span, said)
+                yield first
+                async for event in events:
+                    if said is not None or isinstance(event, ModelFinished):
+                        self._see(event, span, said)
+                    yield event
+
+    def _see(self, event: ModelEvent, span: Span, said: list[str] | None) -> None:
+        if isinstance(event, TextDelta) and said is not None:
+            said.append(event.text)
+        if not isinstance(event, ModelFinished):
+            return
+        span.set_attribute("gen_ai.response.finish_reasons", (event.reason,))
+        if event.usage is not None:
+            span.set_attribute("gen_ai.usage.input_tokens", event.usage.prompt_tokens)
+            span.set_attribute("gen_ai.usage.output_tokens", event.usage.completion_tokens)
+            if event.usage.cached_tokens:
+                span.set_attribute("gen_ai.usage.cache_read.input_tokens", event.usage.cached_tokens)
+            if event.usage.reasoning_tokens:
+                span.set_attribute("gen_ai.usage.reasoning.output_tokens", event.usage.reasoning_tokens)
+        if said is not None:
+            answer = output_messages("".join(said), event.tool_calls, event.reason)
+            span.set_attribute("gen_ai.output.messages", self._tracing.json(answer))
+        span.end()
+
+
+def _asked(provider: str, request: ModelRequest) -> dict[str, AttributeValue]:
+    """What a span says of `request` from its start."""
+    attributes: dict[str, AttributeValue] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": PROVIDERS.get(provider, provider),
+        "gen_ai.request.model": storable(request.model),
+        "gen_ai.request.stream": True,
+    }
+    if (session := conversation()) is not None:
+        attributes["gen_ai.conversation.id"] = session
+    for name, attribute in _SETTINGS.items():
+        value = request.settings.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            attributes[attribute] = value
+    return attributes

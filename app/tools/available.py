@@ -2,16 +2,24 @@
 
 import asyncio
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from app.tools.base import Tool, ToolOutput, ToolSource
 from app.tools.toolset import Toolset
 
 
 class AvailableTools:
-    """`tools`, which are always there, and those that each of `sources` has now."""
+    """`tools`, which are always there, and those that each of `sources` has now, in a `toolset` made of them."""
 
-    def __init__(self, tools: Iterable[Tool], sources: Iterable[ToolSource] = (), *, default_timeout: float) -> None:
+    def __init__(
+        self,
+        tools: Iterable[Tool],
+        sources: Iterable[ToolSource] = (),
+        *,
+        default_timeout: float,
+        toolset: Callable[..., Toolset] = Toolset,
+    ) -> None:
+        self._made = toolset
         self._fixed = tuple(tools)
         self._sources = tuple(sources)
         self._default_timeout = default_timeout
@@ -31,4 +39,4 @@ class AvailableTools:
 
     def _with(self, seen: tuple[tuple[Tool, ...], ...], unavailable: tuple[str, ...]) -> Toolset:
         tools = (*self._fixed, *(tool for tools in seen for tool in tools))
-        return Toolset(tools, default_timeout=self._default_timeout, unavailable=unavailable, left_behind=self._left_behind)
+        return self._made(tools, default_timeout=self._default_timeout, unavailable=unavailable, left_behind=self._left_behind)

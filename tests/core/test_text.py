@@ -59,6 +59,8 @@ def test_secrets_are_known_by_the_names_of_their_variables() -> None:
         "PGPASSWORD": "canary-eleven",
         "OLD_KEY_2": "canary-twelve",
         "OTHER_PASSWORD": "postgres",
+        "OTEL_EXPORTER_OTLP_HEADERS": "api-key=canary-13,authorization=Basic%20canary-14==",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://user:canary-15@collector:4318?token=canary-16",
         "SORT_KEY": "agent_id",
         "OPENAI_BASE_URL": "http://127.0.0.1:8000/v1",
         "SHORT_SECRET": "abc",
@@ -82,5 +84,12 @@ def test_secrets_are_known_by_the_names_of_their_variables() -> None:
         "canary-ten",
         "canary-eleven",
         "canary-twelve",
+        "api-key=canary-13,authorization=Basic%20canary-14==",
+        "canary-13",
+        "Basic%20canary-14==",
+        "Basic canary-14==",
+        "canary-14==",
+        "canary-15",
+        "canary-16",
     }
     assert list(found) == sorted(found, key=len, reverse=True)
