@@ -4,17 +4,16 @@ import asyncio
 import importlib
 import logging
 import os
-import signal
 import socket
 import ssl
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import click
 import msgspec
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from app import __version__
 from app.api.protocol import BoundedProtocol
@@ -29,9 +28,9 @@ from app.mcp.servers import open_servers
 from app.observability.logging import configure_logging, writes_json
 from app.providers.demo import Demo
 from app.providers.fallback import Fallback, Other
-from app.reloading import Terminal
 from app.server import configure_logs, create_app, settle_memory
 from app.service import Configuration, Service, database_keys, load, open_service
+from app.serving import LAST_WORDS_SECONDS, Patience, Server, Workers
 
 EXIT_CONFIGURATION = 2
 CONNECT_GRACE = 5.0
@@ -39,12 +38,6 @@ CONNECT_GRACE = 5.0
 
 MANY_TOOLS = 128
 """What OpenAI takes in one request."""
-
-WORKER_START_SECONDS = 60
-"""How long a worker may be silent before it is replaced; on a slow or busy machine to load the program takes longer than uvicorn's 5."""
-
-LAST_WORDS_SECONDS = 3
-"""How long requests that are cancelled at the end have to tell their callers."""
 
 
 class Commands(click.Group):
@@ -99,16 +92,15 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         ssl_keyfile=settings.tls_key_file,
         ssl_context_factory=_tls if settings.tls_cert_file else None,
         timeout_keep_alive=75,
-        timeout_worker_healthcheck=WORKER_START_SECONDS,
-        timeout_graceful_shutdown=int(settings.shutdown_timeout) + LAST_WORDS_SECONDS,
+        timeout_graceful_shutdown=LAST_WORDS_SECONDS,
     )
+    patience = Patience(settings.drain_seconds, settings.shutdown_timeout)
     if workers > 1:
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
         is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
         _tell_ready(configuration, listening, [], is_open=settings.allow_unauthenticated or is_open)
-        _Workers(config, sockets=[listening]).run()
-        return
-    server = _Server(config, configuration)
+        sys.exit(Workers(config, listening, patience).run())
+    server = Server(config, patience, partial(_welcomed, configuration, listening))
     server.run(sockets=[listening])
     if not server.started:
         sys.exit(3)
@@ -157,71 +149,27 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_CONFIGURATION)
 
 
-class _Workers(Multiprocess):
-    """uvicorn's worker processes. SIGHUP has each of them read its files anew, where uvicorn would replace them."""
-
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
-        self._terminal = Terminal()  # before SIGHUP is taken over
-        super().__init__(config, sockets)
-
-    def handle_hup(self) -> None:
-        """Tells every worker. One that is just starting ends by it and is started again, with the files that there are then."""
-        if self._terminal.is_gone():
-            self.should_exit.set()
-            return
-        for worker in self.processes:
-            if worker.pid is not None and worker.process.is_alive():
-                os.kill(worker.pid, signal.SIGHUP)
+async def _welcomed(configuration: Configuration, listening: socket.socket, server: Server) -> None:
+    """Says where to go once `server` is ready."""
+    settle_memory()
+    is_open = server.state.access.is_open
+    notes = await _notes(server.state.service, server.state.access)
+    _tell_ready(configuration, listening, notes, is_open=is_open)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, telling where to go once it is ready."""
-
-    def __init__(self, config: uvicorn.Config, configuration: Configuration) -> None:
-        super().__init__(config)
-        self._configuration = configuration
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and tells."""
-        await super().startup(sockets)
-        if self.started and sockets:
-            settle_memory()
-            access = cast(Any, self.config.app).state.access
-            told = await self._notes()
-            _tell_ready(self._configuration, sockets[0], told, is_open=access.is_open)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stops: requests have SHUTDOWN_TIMEOUT to end, and then a moment to tell their callers.
-
-        To be told to stop is no failure, so the signal is not raised once more as uvicorn would.
-        """
-        cast(Any, self.config.app).state.service.is_stopping = True
-        timer = asyncio.get_running_loop().call_later(self._configuration.settings.shutdown_timeout, self._cancel_requests)
-        await super().shutdown(sockets)
-        timer.cancel()
-        self._captured_signals.clear()
-
-    def _cancel_requests(self) -> None:
-        for task in self.server_state.tasks:
-            task.cancel()
-
-    async def _notes(self) -> list[str]:
-        service: Service = cast(Any, self.config.app).state.service
-        catalog = service.catalog
-        problems = await asyncio.gather(*(agent.problem() for agent in catalog))
-        notes = [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(catalog, problems, strict=True) if problem]
-        idle = [status for status in service.servers.statuses if status.state == "off" and status.error]
-        off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
-        if off:
-            notes.append(f"MCP servers that are off: {', '.join(off)}")
-        access: Access = cast(Any, self.config.app).state.access
-        if not access.is_open and not access.has_live_keys:
-            notes.append(
-                "there is no API key that works, so nobody can use the service. To make one: ai-agent-service keys create --name NAME"
-            )
-        if any(agent.parts.provider.name == Demo.name for agent in catalog):
-            notes.append("no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one.")
-        return notes
+async def _notes(service: Service, access: Access) -> list[str]:
+    """What the operator should know at the start."""
+    problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
+    notes = [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
+    idle = [status for status in service.servers.statuses if status.state == "off" and status.error]
+    off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
+    if off:
+        notes.append(f"MCP servers that are off: {', '.join(off)}")
+    if not access.is_open and not access.has_live_keys:
+        notes.append("there is no API key that works, so nobody can use the service. To make one: ai-agent-service keys create --name NAME")
+    if any(agent.parts.provider.name == Demo.name for agent in service.catalog):
+        notes.append("no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one.")
+    return notes
 
 
 def _tls(config: uvicorn.Config, made: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:

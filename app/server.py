@@ -11,10 +11,12 @@ from starlette.middleware import Middleware
 
 from app.api import admin, agents, conversations, docs, health, openai_chat, openai_models
 from app.api.access import guarded
+from app.api.checks import open_checks
 from app.api.edge import Edge
 from app.api.errors import http_exception_handler, service_error_handler
 from app.api.idempotency import Answers
 from app.api.openapi import describe
+from app.api.stopping import Stopping
 from app.api.traced import TracedRequests
 from app.core.errors import ServiceError
 from app.core.text import secrets_in
@@ -35,25 +37,29 @@ def create_app(configuration: Configuration) -> FastAPI:
             async with (
                 open_service(configuration) as service,
                 open_access(configuration, service) as access,
+                open_checks(service, access, secrets_in(configuration.environment)) as checks,
                 reloading(service, told),
             ):
                 app.state.service = service
                 app.state.access = access
+                app.state.checks = checks
                 app.state.answers = Answers()
                 yield
 
     traced = [] if configuration.tracing is None else [Middleware(TracedRequests, configuration.tracing)]
+    stopping = Stopping()
     app = FastAPI(
         title=configuration.settings.service_name,
         version=configuration.settings.service_version,
         description="Agents that appear as models to any OpenAI client.",
         lifespan=lifespan,
-        middleware=[*traced, Middleware(Edge)],
+        middleware=[*traced, Middleware(Edge, stopping)],
         exception_handlers={ServiceError: service_error_handler, HTTPException: http_exception_handler},
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # our own are in TracedRequests
         redirect_slashes=False,
         openapi_url=None,  # app/api/docs.py answers there, to those who may see it
     )
+    app.state.stopping = stopping
     for part in (openai_chat, openai_models, conversations, agents, health, admin, docs):  # looked through in this order
         app.include_router(guarded(part.router))
     describe(app)

@@ -94,6 +94,7 @@ class Service:
         http: HttpClient,
         auto: str,
         breakers: Breakers,
+        providers: Mapping[str, Provider],
         task_provider: Provider | None,
     ) -> None:
         self.settings = configuration.settings
@@ -101,6 +102,7 @@ class Service:
         self.pending = pending
         self.auto_provider = auto
         self.breakers = breakers
+        self._providers = providers
         self._task_provider = task_provider
         self._tracing = configuration.tracing
         self.edition = edition
@@ -148,6 +150,17 @@ class Service:
     def agents_of(self, caller: Principal) -> list[BaseAgent]:
         """The agents that the caller's key is for. Who may use them is asked when they are called: clients share this among users."""
         return [agent for agent in self.catalog if caller.key.may_use(agent.agent_id)]
+
+    @property
+    def providers(self) -> Mapping[str, Provider]:
+        """Those that an agent uses or falls back to, or TASK_PROVIDER names, by their names and with nothing around them."""
+        definitions = [agent.definition for agent in self.catalog]
+        named = {definition.provider for definition in definitions}
+        named |= {other.provider for definition in definitions for other in definition.fallback}
+        if (task := self.settings.task_provider) is not None:
+            named.add(PROVIDER_ALIASES.get(task, task))
+        used = [self._providers[self.auto_provider if name == AUTO else name] for name in named]
+        return {provider.name: provider for provider in used}
 
     def background(self, agent: BaseAgent, task: Task) -> BaseAgent:
         """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else the agent's own."""
@@ -356,6 +369,7 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
         setup = ProviderSetup(settings, configuration.environment, http)
         providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
         auto = await _auto_provider(settings, providers)
+        plain = providers
         if tracing is not None:
             providers = {name: TracedProvider(provider, tracing) for name, provider in providers.items()}
         breakers = Breakers(settings.provider_breaker_failures, settings.provider_breaker_seconds, counts=http.counts)
@@ -369,7 +383,7 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
             maker.begin(edition)
             for warning in configuration.warnings:
                 logger.warning(warning)
-            service = Service(configuration, maker, edition, pending, http, auto, breakers, tasks)
+            service = Service(configuration, maker, edition, pending, http, auto, breakers, plain, tasks)
             try:
                 yield service
             finally:
@@ -401,6 +415,7 @@ async def open_access(configuration: Configuration, service: Service) -> AsyncGe
             is_local=settings.is_local,
             allow_unauthenticated=settings.allow_unauthenticated,
             allowed_hosts=settings.allowed_hosts,
+            database=database,
         )
 
 

@@ -97,6 +97,7 @@ async def test_no_secret_comes_out_of_anything(tmp_path: Path, database: str) ->
         for path in (
             "/",
             "/health",
+            "/health/live",
             "/health/ready",
             "/health?detailed=true",
             "/v1/models",

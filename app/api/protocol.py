@@ -26,6 +26,10 @@ LINGER_SECONDS = 5.0
 """How long a caller whose answer came early may go on sending: to close the connection under it would cost it the answer."""
 
 
+CLOSE = (b"connection", b"close")
+"""Among the headers of every answer while the server ends."""
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which by itself takes heads of any size, waits for them without end, and takes trailers for headers.
 
@@ -125,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:
             self._refuse_head()
-        if not self.cycle.keep_alive:
+        if not self.cycle.keep_alive or CLOSE in self.server_state.default_headers:
             self.cycle.transport = _Lingering(self, self.cycle)
 
     def on_body(self, body: bytes) -> None:

@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from app.agents.base import Turn
 from app.api.admission import CountedRun
 from app.api.errors import internal_error
-from app.core.errors import RunTimeout, ServiceError, ServiceStopping
+from app.api.stopping import stopped
+from app.core.errors import RunTimeout, ServiceError
 from app.core.events import (
     MemorySkipped,
     ReasoningDelta,
@@ -125,12 +126,13 @@ class RunResponse(Response, ABC):
         finally:
             run.cancel()
             try:
-                await asyncio.wait((run,))
+                await asyncio.wait((run,), timeout=DEADLINE_GRACE if stopping else None)
+                run.cancel()  # at the end of the service its caller is told also while a database that hangs keeps it from its own
             finally:
                 await self._counted.ended(self._usage, self._outcome(), is_whole=self._is_whole)
         if stopping:
             if not self._complete:
-                await self._fail(ServiceStopping("The service is being stopped. Try again in a moment.", retry_after=1), send)
+                await self._fail(stopped(), send)
         elif not run.cancelled():
             run.result()
         elif self._client_left:

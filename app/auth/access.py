@@ -9,6 +9,7 @@ from app.auth.keys import KeyRing
 from app.auth.limits import Limiter
 from app.auth.principal import LOCAL, Headers, Key, Principal
 from app.core.errors import AccessUnavailable, CrossSiteRequest, HostNotAllowed, Unauthorized
+from app.storage.database import Database
 
 MAX_KEY = 512
 """Characters that a key may have; what is longer is none."""
@@ -37,10 +38,14 @@ class Access:
         is_local: bool,
         allow_unauthenticated: bool,
         allowed_hosts: Collection[str],
+        database: Database | None,
     ) -> None:
         self.limiter = limiter
+        self.database = database
+        """Where the keys are; None where there is none."""
+
         self._keys = keys
-        self._identity = identity
+        self.identity = identity
         self._is_local = is_local
         self._allow_unauthenticated = allow_unauthenticated
         self._allowed_hosts = frozenset(allowed_hosts)
@@ -54,6 +59,14 @@ class Access:
     def has_live_keys(self) -> bool:
         """Whether there is a key that works."""
         return self._keys.has_live_keys
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps everybody out, in a sentence; None if nothing is known to."""
+        if not self._allow_unauthenticated and not self._keys.are_known:
+            return "The keys of callers cannot be read."
+        source = self.identity.source
+        return "The keys of the identity provider were never fetched." if source is not None and not source.is_usable else None
 
     def lets_in_without_key(self, headers: Headers) -> bool:
         """Whether a request with these headers needs no key."""
@@ -70,7 +83,7 @@ class Access:
         """
         given = self._key_of(headers)
         key = await self._keys.find(given) if given is not None and self._is_meant(given) else self._without_key(headers)
-        return Principal(key, await self._identity.user(headers, peer) if identified else None)
+        return Principal(key, await self.identity.user(headers, peer) if identified else None)
 
     def _is_meant(self, given: str) -> bool:
         """Whether what stands where a key does is one: where none is needed, clients that insist on one send anything."""
@@ -103,7 +116,7 @@ class Access:
             elif name == AUTHORIZATION:
                 scheme, _, rest = value.decode("latin-1").partition(" ")
                 given = rest.strip(" \t")
-                if scheme.lower() != "bearer" or self._identity.uses_authorization(given):
+                if scheme.lower() != "bearer" or self.identity.uses_authorization(given):
                     continue
             else:
                 continue

@@ -4,11 +4,22 @@ from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+import msgspec
+
 Fetch = Callable[[str], Awaitable[bytes]]
 """Gets the body of an address, of at most MAX_DOCUMENT_BYTES, within FETCH_SECONDS; raises UpstreamError."""
 
 MAX_DOCUMENT_BYTES = 1_000_000
 FETCH_SECONDS = 10.0
+
+
+class KeySource(msgspec.Struct, frozen=True):
+    """How the keys of an identity provider stand: how many there are, how many seconds old, and why the last fetch failed, if it did."""
+
+    is_usable: bool
+    keys: int
+    age_seconds: float | None
+    error: str | None
 
 
 def fault_of(url: object) -> str | None:

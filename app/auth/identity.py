@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from app.auth.fetching import Fetch
+from app.auth.fetching import Fetch, KeySource
 from app.auth.identity_settings import identity_faults
 from app.auth.principal import Headers, User
 from app.auth.trusted_proxy import TrustedProxy, network_of
@@ -22,6 +22,10 @@ class Identity(Protocol):
     def verifies(self) -> bool:
         """Whether users are verified; else callers name them themselves."""
 
+    @property
+    def source(self) -> KeySource | None:
+        """How the keys stand that are fetched from elsewhere; None where none are."""
+
     async def user(self, headers: Headers, peer: str | None) -> User | None:
         """The user, who is verified; None where users are not.
 
@@ -36,6 +40,7 @@ class Unverified:
     """IDENTITY_MODE=none: whatever headers say of a user is not looked at."""
 
     verifies = False
+    source = None
 
     async def user(self, headers: Headers, peer: str | None) -> None:
         """None: callers name their users themselves."""

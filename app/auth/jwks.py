@@ -13,7 +13,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key
 from joserfc.util import base64_to_int
 
-from app.auth.fetching import MAX_DOCUMENT_BYTES, Fetch, fault_of
+from app.auth.fetching import MAX_DOCUMENT_BYTES, Fetch, KeySource, fault_of
 from app.auth.tokens import Pinned
 from app.core.errors import AccessUnavailable, UpstreamError
 from app.core.tasks import Tasks
@@ -75,6 +75,9 @@ class Jwks:
         self._read_at = -math.inf
         self._tried_at = -math.inf
         self._failed = False
+        self._error: str | None = None
+        """Why the last fetch failed."""
+
         self._task: asyncio.Task[None] | None = None
 
     async def key(self, key_id: str | None, algorithm: str) -> Key | None:
@@ -95,6 +98,15 @@ class Jwks:
             if found is None and self._failed:
                 raise self._unavailable(UNKNOWN_PAUSE)
         return found
+
+    @property
+    def source(self) -> KeySource:
+        """How the keys stand. Those that are not there are asked for: nobody is sent here whose token would have them fetched."""
+        age = self._clock() - self._read_at
+        is_usable = age <= KEPT_SECONDS
+        if not is_usable:
+            self.prefetch()
+        return KeySource(is_usable, len(self._keys), age if math.isfinite(age) else None, self._error)
 
     def prefetch(self) -> None:
         """Begins to fetch the keys, so that the first token need not wait."""
@@ -120,9 +132,11 @@ class Jwks:
         try:
             self._keys = _keys_of(await self._document(await self._address()))
         except (UpstreamError, _Unusable) as error:
+            self._error = str(error)
             logger.warning("identity.keys_unavailable", extra={"issuer": self._issuer, "cause": str(error)})
         else:
             self._failed = False
+            self._error = None
             self._read_at = self._clock()
             if not self._keys:
                 logger.warning("identity.no_usable_key", extra={"issuer": self._issuer})

@@ -180,6 +180,13 @@ class KeyRing:
         """Whether a key works: one in API_KEYS, or one in the database that was neither revoked nor expired when it was read last."""
         return bool(self._environment) or self._has_live
 
+    @property
+    def are_known(self) -> bool:
+        """Whether it can be told if a key is valid: there are keys of API_KEYS, or those of the database were read of late."""
+        if self._environment or self._database is None:
+            return True
+        return self._read_at is not None and time.monotonic() - self._read_at <= self._stale_seconds
+
     async def find(self, text: str) -> Key:
         """The key that `text` is. Raises Unauthorized, or AccessUnavailable while that cannot be told."""
         if (key := self._in_environment(text)) is not None:

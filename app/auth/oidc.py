@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.auth.claims import Refused, names, refusal, text
+from app.auth.fetching import KeySource
 from app.auth.jwks import Jwks
 from app.auth.principal import Headers, User, values_of
 from app.auth.tokens import Claims, Pinned, check_times
@@ -53,6 +54,11 @@ class Oidc:
     @property
     def _in_authorization(self) -> bool:
         return self._header == b"authorization"
+
+    @property
+    def source(self) -> KeySource:
+        """How the issuer's keys stand."""
+        return self._keys.source
 
     async def user(self, headers: Headers, peer: str | None) -> User:
         """The user of the token. Raises InvalidToken, and AccessUnavailable where the provider's keys cannot be had."""

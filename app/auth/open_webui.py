@@ -27,6 +27,7 @@ class OpenWebUI:
     """Believes what is signed with `secret`, of 32 bytes or more; `now` gives seconds of the wall clock."""
 
     verifies = True
+    source = None
 
     def __init__(self, secret: str, *, now: Callable[[], float] = time.time) -> None:
         self._key = OctKey.import_key(secret)

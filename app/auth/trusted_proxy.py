@@ -28,6 +28,7 @@ class TrustedProxy:
     """
 
     verifies = True
+    source = None
 
     def __init__(
         self,

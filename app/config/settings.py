@@ -162,7 +162,13 @@ class Settings(BaseSettings):
     tool_execution_timeout: Seconds = Field(30, description="Seconds that one tool call may take, unless the tool has its own limit.")
     max_concurrent_requests: int = Field(100, ge=1, description="Runs under way at once in one process; more are answered 429.")
     max_request_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="The largest request body, in bytes.")
-    shutdown_timeout: Seconds = Field(30, description="Seconds that open requests have to end once the service is told to stop.")
+    drain_seconds: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="Seconds that all is served as before once the service is told to stop: load balancers notice.",
+    )
+    shutdown_timeout: Seconds = Field(30, description="Seconds after that which open requests have to end.")
 
     mcp_tool_cache_ttl: Seconds = Field(
         3600, description="Seconds that an MCP server's list of tools is used before it is asked for again in the background."

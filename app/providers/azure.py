@@ -41,8 +41,18 @@ class AzureOpenAI(OpenAICompatible):
         version = self.api_version
         if version and version[0].isdigit():
             return f"{self.base_url}/openai/deployments/{quote(model, safe='')}/chat/completions?api-version={quote(version)}"
-        query = f"?api-version={quote(version)}" if version and version != "v1" else ""
-        return f"{self.base_url}/openai/v1/chat/completions{query}"
+        return f"{self.base_url}/openai/v1/chat/completions{self._query}"
+
+    def ping_url(self) -> str:
+        """The list of models that the resource can have, in the form of the API that is used."""
+        version = self.api_version
+        if version and version[0].isdigit():
+            return f"{self.base_url}/openai/models?api-version={quote(version)}"
+        return f"{self.base_url}/openai/v1/models{self._query}"
+
+    @property
+    def _query(self) -> str:
+        return f"?api-version={quote(self.api_version)}" if self.api_version and self.api_version != "v1" else ""
 
     def headers(self) -> Mapping[str, str]:
         """Azure's own header."""

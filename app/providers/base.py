@@ -1,7 +1,7 @@
 """What a provider is, what it is asked and what it answers."""
 
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -72,6 +72,16 @@ class Provider(Protocol):
 
         Closing the generator ends the upstream request.
         """
+        ...
+
+
+@runtime_checkable
+class Pingable(Protocol):
+    """A provider that can be asked whether it is there; health says `unknown` of one that cannot."""
+
+    async def ping(self, *, timeout: float) -> None:
+        """Returns when it answers, within `timeout` seconds and without cost; raises UpstreamError, `provider_model_not_found` where it
+        is there and does not know the question."""
         ...
 
 

@@ -68,6 +68,9 @@ class Demo:
         """Always `demo`."""
         return "demo"
 
+    async def ping(self, *, timeout: float) -> None:
+        """It is always there."""
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer word by word; its usage counts words, as there are no tokens."""
         read = sum(len(message.text.split()) for message in request.messages)

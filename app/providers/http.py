@@ -28,6 +28,7 @@ from app.core.errors import (
     ProviderUnavailable,
     RunTimeout,
     ServiceError,
+    UpstreamError,
 )
 from app.core.text import without_secrets
 from app.observability.tracing import with_trace
@@ -130,6 +131,22 @@ class HttpClient:
             raise self._translated(error, target, math.inf, begun=False) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderProtocolError(f"{target.provider} answered with something that is not JSON") from error
+
+    async def probe(self, target: Target, *, timeout: float) -> None:
+        """Returns once a GET is answered with 200 within `timeout` seconds, whatever the answer is; raises UpstreamError."""
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                self._open.get(target.url, headers=target.headers, allow_redirects=False, proxy=proxy_for(target.url)) as response,
+            ):
+                if response.status != 200:
+                    error = _error_of(response.status, response.headers, await _beginning(response.content, MAX_ERROR_BYTES), target)
+                    # A request that has nothing in it cannot be what is wrong.
+                    raise error if isinstance(error, UpstreamError) else ProviderUnavailable(error.message)
+        except TimeoutError as error:
+            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._translated(error, target, math.inf, begun=False) from error
 
     async def fetched(self, url: str, *, limit_bytes: int, timeout: float) -> bytes:
         """The body of a GET within `timeout` seconds, 5 redirects within the same server included.

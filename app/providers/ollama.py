@@ -43,6 +43,10 @@ class Ollama:
         names = [model["name"] for model in models if isinstance(model, dict) and isinstance(model.get("name"), str)]
         return tuple(name for name in names if not any(sign in name.lower() for sign in _EMBEDDING_MODELS))
 
+    async def ping(self, *, timeout: float) -> None:
+        """See Pingable."""
+        await self.installed_models(timeout=timeout)
+
     async def default_model(self) -> str:
         """OLLAMA_DEFAULT_MODEL, else the first model installed there."""
         if not self._default_model:

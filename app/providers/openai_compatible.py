@@ -69,6 +69,15 @@ class OpenAICompatible:
         """What authenticates a request."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
+    def ping_url(self) -> str:
+        """What is asked to see that the server is there and takes the key: the list of models, which costs nothing."""
+        return f"{self.base_url}/models"
+
+    async def ping(self, *, timeout: float) -> None:
+        """See Pingable."""
+        target = Target(self.name, self.ping_url(), {"Accept": "application/json", **self.headers()}, (self.api_key,))
+        await self.http.probe(target, timeout=timeout)
+
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it comes; see Provider."""
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self.headers()}

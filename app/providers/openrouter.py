@@ -31,6 +31,10 @@ class OpenRouter(OpenAICompatible):
         provider.title = settings.service_name
         return provider
 
+    def ping_url(self) -> str:
+        """What OpenRouter knows of the key; its list of models is long, and is told without one."""
+        return f"{self.base_url}/key"
+
     def headers(self) -> Mapping[str, str]:
         """The key, and the name that OpenRouter's statistics show."""
         return {**super().headers(), "X-Title": self.title}

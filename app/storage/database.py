@@ -46,7 +46,7 @@ class _Busy(DatabaseError):
     """There is no free connection, or others' transactions won again and again; the server itself is well."""
 
 
-class _Late(DatabaseError):
+class DatabaseLate(DatabaseError):
     """The transaction is past its deadline; the server itself may be well."""
 
 
@@ -126,6 +126,22 @@ class Database:
             self.replica_problem = None
         return found
 
+    async def ping(self, work: Work[T], *, timeout: float) -> T:
+        """The result of `work`, which only reads, on the primary within `timeout` seconds; raises DatabaseError, which says why not.
+
+        An answer that does not come has the primary asked once more in the background, as one that is late elsewhere.
+        """
+        if self.problem is not None:
+            raise DatabaseError(self.problem)
+        try:
+            return await self._bounded(self.primary, work, write=False, timeout=timeout)
+        except DatabaseError as error:
+            if isinstance(error, DatabaseLate):
+                self._doubt(str(error))
+            elif not isinstance(error, _Busy):
+                self.lost(str(error))
+            raise
+
     async def check(self) -> str | None:
         """Asks the primary; what keeps it from being used, or None."""
         if self.problem is None:
@@ -167,7 +183,7 @@ class Database:
             try:
                 return await self._bounded(self.primary, work, write=write, timeout=timeout)
             except DatabaseError as error:
-                if isinstance(error, _Late):
+                if isinstance(error, DatabaseLate):
                     self._doubt(str(error))
                 elif isinstance(error, _Busy):
                     logger.warning("database.busy", extra={"database": self._name, "reason": str(error)})
@@ -210,7 +226,7 @@ class Database:
                 raise
             if not done:
                 self._leave(transaction)
-                raise _Late(f"it did not answer within {timeout or self.timeout:g} seconds")
+                raise DatabaseLate(f"it did not answer within {timeout or self.timeout:g} seconds")
             try:
                 return transaction.result()
             except exc.TimeoutError as error:
@@ -221,7 +237,7 @@ class Database:
                 again = await self._settled(engine, error)
                 if not again or attempt == MAX_ATTEMPTS:
                     state = _sqlstate(error)
-                    kind = _Busy if state in (*_LOST_RACE, _TOO_MANY) else _Late if state == _CANCELLED else DatabaseError
+                    kind = _Busy if state in (*_LOST_RACE, _TOO_MANY) else DatabaseLate if state == _CANCELLED else DatabaseError
                     raise kind(_words(error)) from error
         raise AssertionError("each attempt returns or raises")
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import asyncpg
 from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from app.storage.address import Address
 
@@ -31,10 +31,22 @@ READERS = 2
 RECYCLE_SECONDS = 1800
 
 
+class PoolUse(NamedTuple):
+    """How many connections there may be, and how many are in use."""
+
+    size: int
+    in_use: int
+
+
 class DatabaseEngine(Protocol):
     """One database server, or one file."""
 
     name: str
+
+    @property
+    def pool(self) -> PoolUse:
+        """What is in use now."""
+        ...
 
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Begins to run `work` in a transaction that is committed when it returns and rolled back when it raises; gives what it comes to.
@@ -70,6 +82,11 @@ class SqliteEngine:
         self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
         self._writer.start()
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
+
+    @property
+    def pool(self) -> PoolUse:
+        """The connections of the threads."""
+        return PoolUse(READERS + 1, cast(QueuePool, self._engine.pool).checkedout())
 
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work` in the writer's thread or in one of the readers'."""
@@ -203,6 +220,11 @@ class PostgresEngine:
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
         self._pooled = False
+
+    @property
+    def pool(self) -> PoolUse:
+        """The connections to the server."""
+        return PoolUse(self._pool_size, 0 if self._engine is None else cast(QueuePool, self._engine.pool).checkedout())
 
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work` on a connection of the pool."""

@@ -31,7 +31,7 @@ from tests.scripted import Script, calls, says
 from tests.service import client_of, configuration
 
 ENVIRONMENT_KEY = "an-environment-key-1"
-OPEN = {"/", "/health", "/health/ready"}
+OPEN = {"/", "/health", "/health/live", "/health/ready"}
 """The routes that ask nothing."""
 
 AGENTS = (HELPER, {**HELPER, "agent_id": "other"})

@@ -136,7 +136,19 @@ async def test_any_other_value_of_detailed_is_refused(tmp_path: Path, value: str
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/health", "/health/ready", "/v1/models", "/v1/models/helper", "/agents", "/docs", "/nothing", "/v1/chat/completions"]
+    "path",
+    [
+        "/",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/v1/models",
+        "/v1/models/helper",
+        "/agents",
+        "/docs",
+        "/nothing",
+        "/v1/chat/completions",
+    ],
 )
 async def test_head_is_get_without_a_body(tmp_path: Path, path: str) -> None:
     async with serving(create_app(configuration(tmp_path))) as address, httpx2.AsyncClient(base_url=address) as client:
@@ -153,6 +165,6 @@ async def test_head_is_get_without_a_body(tmp_path: Path, path: str) -> None:
 
 async def test_head_of_what_is_there_is_a_200(tmp_path: Path) -> None:
     async with client_of(create_app(configuration(tmp_path))) as client:
-        for path in ("/", "/health", "/health/ready", "/v1/models"):
+        for path in ("/", "/health", "/health/live", "/health/ready", "/v1/models"):
             response = await client.head(path)
             assert (response.status_code, response.content) == (200, b"")

@@ -21,6 +21,7 @@ ROUTES = {
     ("get", "/agents/{agent_id}/conversations"),
     ("get", "/agents/{agent_id}/conversations/{session_id}"),
     ("get", "/health"),
+    ("get", "/health/live"),
     ("get", "/health/ready"),
     ("get", "/memory"),
     ("get", "/v1/models"),

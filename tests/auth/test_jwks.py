@@ -11,7 +11,7 @@ import pytest
 from joserfc.jwk import Key, OctKey, OKPKey, RSAKey
 from joserfc.util import int_to_base64
 
-from app.auth.fetching import MAX_DOCUMENT_BYTES
+from app.auth.fetching import MAX_DOCUMENT_BYTES, KeySource
 from app.auth.identity_settings import ALGORITHMS
 from app.auth.jwks import FAILED_PAUSE, FRESH_SECONDS, KEPT_SECONDS, MAX_KEYS, UNKNOWN_PAUSE, Jwks
 from app.auth.tokens import Pinned
@@ -239,6 +239,22 @@ async def test_without_keys_it_cannot_be_told_who_calls() -> None:
         keys.provider.up = True
         keys.time.now += FAILED_PAUSE
         assert await keys.has("rsa")
+
+
+async def test_to_look_at_keys_that_are_not_there_has_them_fetched() -> None:
+    async with keys_of(RSA) as keys:
+        keys.provider.up = False
+        assert keys.jwks.source == KeySource(False, 0, None, None)
+        await keys.settled()
+        source = keys.jwks.source
+        assert not source.is_usable
+        assert source.error == "login.example.com cannot be reached."
+        assert keys.asked == 1, "not more often than tokens would have them fetched"
+        keys.provider.up = True
+        keys.time.now += FAILED_PAUSE
+        assert not keys.jwks.source.is_usable
+        await keys.settled()
+        assert keys.jwks.source == KeySource(True, 1, 0.0, None)
 
 
 async def test_kept_keys_are_used_for_a_day_while_no_others_can_be_had() -> None:

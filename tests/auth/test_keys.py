@@ -30,7 +30,7 @@ from app.storage import tables
 from app.storage.address import parse_address
 from app.storage.cipher import Cipher
 from app.storage.database import Database
-from app.storage.engines import DatabaseEngine, PostgresEngine, SqliteEngine, Work
+from app.storage.engines import DatabaseEngine, PoolUse, PostgresEngine, SqliteEngine, Work
 from tests.postgres import DatabaseUnderTest, PostgresServer, binaries_18
 
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -52,6 +52,11 @@ class Breakable:
         self.is_away = False
         self.asked = 0
         self.took: asyncio.Event | None = None
+
+    @property
+    def pool(self) -> PoolUse:
+        """That of the engine."""
+        return self._engine.pool
 
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work`, unless it is cut off."""

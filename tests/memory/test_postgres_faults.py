@@ -52,7 +52,7 @@ async def broken(ledger: Ledger, server: PostgresServer, service: ServiceProcess
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(0.1)
             await asyncio.to_thread(server.start)
-            await service.until("/health/ready", lambda status: status == 200)
+            await service.until("/memory", lambda status: status == 200)
         await asyncio.sleep(0.4)
 
     await under_load(ledger, service.client, SESSIONS, kills)
@@ -86,7 +86,7 @@ async def test_a_frozen_database_holds_nobody_up(tmp_path: Path, server: Postgre
         await asyncio.sleep(0.5)
         server.freeze()
         try:
-            await service.until("/health/ready", lambda status: status == 503)
+            await service.until("/memory", lambda status: status == 503)
             began = time.monotonic()
             refused = await asked(service.client, "helper", "another")
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "memory_unavailable")
@@ -98,7 +98,7 @@ async def test_a_frozen_database_holds_nobody_up(tmp_path: Path, server: Postgre
             assert time.monotonic() - began < 5
         finally:
             server.thaw()
-        await service.until("/health/ready", lambda status: status == 200)
+        await service.until("/memory", lambda status: status == 200)
         assert (await asked(service.client, "helper", "another")).status_code == 200
     async with ServiceProcess(tmp_path, DATABASE_URL=server.url()) as service:
         assert await ledger.verify(service.client) == []
@@ -111,12 +111,13 @@ async def test_a_database_that_is_absent_at_start_is_found_when_it_comes(tmp_pat
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(service.client.aclose)
         try:
-            assert await service.status("/health/ready") == 503
+            assert await service.status("/memory") == 503
+            assert await service.status("/health/ready") == 200, "agents without a memory can be served"
             assert (await asked(service.client, "helper")).status_code == 503
             assert (await asked(service.client, "plain")).status_code == 200
             assert (await service.client.get("/agents/helper")).json()["available"] is False
             await asyncio.to_thread(server.start)
-            await service.until("/health/ready", lambda status: status == 200)
+            await service.until("/memory", lambda status: status == 200)
             assert (await asked(service.client, "helper")).status_code == 200
         finally:
             await service.kill()
@@ -148,7 +149,7 @@ async def test_a_server_without_a_free_connection_is_told_as_503(tmp_path: Path,
         finally:
             for other in others:
                 await other.close()
-        await service.until("/health/ready", lambda status: status == 200)
+        await service.until("/memory", lambda status: status == 200)
         assert (await asked(service.client, "helper")).status_code == 200
 
 
@@ -169,10 +170,10 @@ async def test_a_promoted_replica_takes_over_with_all_that_was_acknowledged(tmp_
             async with talking(ledger, service.client):
                 await asyncio.sleep(0.7)
                 await asyncio.to_thread(primary.kill)
-                await service.until("/health/ready", lambda status: status == 503)
+                await service.until("/memory", lambda status: status == 503)
                 await asyncio.to_thread(replica.promote)
                 began = time.monotonic()
-                await service.until("/health/ready", lambda status: status == 200)
+                await service.until("/memory", lambda status: status == 200)
                 assert time.monotonic() - began < 10
                 before = sum(sent.acknowledged for sent in ledger.turns)
 

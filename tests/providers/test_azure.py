@@ -72,3 +72,18 @@ async def test_the_models_are_those_of_the_settings() -> None:
     assert provider.model_list == ("one", "two")
     with pytest.raises(ProviderNotConfigured, match="AZURE_OPENAI_DEFAULT_MODEL"):
         await provider.default_model()
+
+
+@pytest.mark.parametrize(
+    ("version", "path"),
+    [
+        (None, "/openai/v1/models"),
+        ("preview", "/openai/v1/models?api-version=preview"),
+        ("2024-10-21", "/openai/models?api-version=2024-10-21"),
+    ],
+)
+async def test_whether_it_is_there_is_asked_by_its_list_of_models(version: str | None, path: str) -> None:
+    async with Upstream(reply(200, {"data": []})) as upstream, HttpClient() as http:
+        await azure(upstream.url, version, http).ping(timeout=5)
+    request = upstream.requests[0]
+    assert (request.method, request.path, request.headers["api-key"]) == ("GET", path, "0a1b2c3d")

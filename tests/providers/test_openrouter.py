@@ -1,10 +1,13 @@
 """OpenRouter's own fields."""
 
+import pytest
+
+from app.core.errors import ProviderRefused
 from app.core.usage import Usage
 from app.providers.http import HttpClient
 from app.providers.openrouter import OpenRouter
 from tests.providers.asking import finish, question, setup
-from tests.upstream import DONE, END, Upstream, chunk, delta, event, head
+from tests.upstream import DONE, END, Upstream, chunk, delta, event, head, reply
 
 
 async def test_the_cost_is_asked_for_and_read_between_signs_of_life() -> None:
@@ -30,3 +33,14 @@ async def test_a_key_is_needed_and_a_model_is_not() -> None:
     assert provider.model_list == ("a/b", "c/d")
     assert provider.url("m") == "https://openrouter.ai/api/v1/chat/completions"
     assert await provider.default_model() == "openrouter/auto"
+
+
+async def test_whether_it_is_there_and_takes_the_key_is_asked_by_what_it_knows_of_the_key() -> None:
+    refuses = reply(401, {"error": {"message": "No cookie auth credentials found", "code": 401}})
+    async with Upstream(reply(200, {"data": {}}), refuses) as upstream, HttpClient() as http:
+        provider = OpenRouter.from_setup(setup(http, openrouter_base_url=f"{upstream.url}/api/v1", openrouter_api_key="sk-or-1"))
+        await provider.ping(timeout=5)
+        with pytest.raises(ProviderRefused):
+            await provider.ping(timeout=5)
+    request = upstream.requests[0]
+    assert (request.method, request.path, request.headers["authorization"]) == ("GET", "/api/v1/key", "Bearer sk-or-1")

@@ -118,7 +118,7 @@ async def test_a_service_that_may_not_migrate_says_what_to_run(
         assert (await client.get("/health")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 503
         health = (await client.get("/health?detailed=true")).json()
-        assert health["status"] == "degraded"
+        assert health["status"] == "unavailable"
         assert health["database"]["error"] == f"its tables have the revision none, not {HEAD}; run: ai-agent-service db upgrade"
         refused = error_of(await client.post("/v1/chat/completions", json=asking(metadata={"session_id": "s"})), 503)
         assert refused["code"] == "memory_unavailable"

@@ -1,0 +1,312 @@
+"""What detailed health says of the parts, within its deadline whatever hangs; and when the service is ready."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from dirty_equals import IsFloat, IsInt, IsPositive, IsStr
+
+from app.api.checks import Probe
+from app.core.errors import ProviderUnavailable
+from app.core.tasks import Tasks
+from app.server import create_app
+from app.storage.migrate import HEAD
+from tests.api.asking import asking
+from tests.memory.chaos import until
+from tests.postgres import PostgresServer, binaries_18
+from tests.scripted import Script, says
+from tests.service import AGENT, client_of, configuration
+from tests.upstream import Upstream, head, reply
+
+DETAILED = "/health?detailed=true"
+OPENAI = {**AGENT, "provider": "openai", "model": "gpt"}
+KEY = "sk-a-key-that-nobody-may-see"
+MOST_SECONDS = 2.0
+
+
+@asynccontextmanager
+async def served(
+    folder: Path, *, script: Script | None = None, agents: Sequence[dict[str, Any]] = (AGENT,), **settings: Any
+) -> AsyncGenerator[httpx2.AsyncClient, None]:
+    """A client of the service."""
+    async with client_of(create_app(configuration(folder, script, agents=agents, **settings))) as client:
+        yield client
+
+
+async def detailed(client: httpx2.AsyncClient) -> dict[str, Any]:
+    """Detailed health, which has to come in time."""
+    began = time.monotonic()
+    response = await client.get(DETAILED)
+    assert time.monotonic() - began < MOST_SECONDS
+    assert response.status_code == 200
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def ready(client: httpx2.AsyncClient) -> tuple[int, list[str]]:
+    """The status of readiness, and its problems."""
+    response = await client.get("/health/ready")
+    assert (response.headers.get("retry-after") == "2") == (response.status_code == 503)
+    return response.status_code, response.json()["problems"]
+
+
+# Probes
+
+
+async def test_those_who_ask_at_once_share_one_answer_which_is_kept_for_a_while() -> None:
+    asked = 0
+
+    async def ask() -> int:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        return asked
+
+    async with Tasks() as tasks:
+        probe = Probe(ask, tasks, kept_seconds=60)
+        assert await asyncio.gather(*(probe.answer(5) for _ in range(100))) == [1] * 100
+        assert await probe.answer(5) == 1
+        fleeting = Probe(ask, tasks, kept_seconds=0)
+        assert [await fleeting.answer(5), await fleeting.answer(5)] == [2, 3]
+
+
+async def test_a_part_that_hangs_is_not_asked_ever_more() -> None:
+    asked = 0
+    answers = asyncio.Event()
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        await answers.wait()
+        return "here"
+
+    async with Tasks() as tasks:
+        probe = Probe(ask, tasks, kept_seconds=0)
+        assert [await probe.answer(0.01) for _ in range(5)] == [None] * 5
+        answers.set()
+        assert (await probe.answer(5), asked) == ("here", 1)
+
+
+# Parts
+
+
+async def test_a_service_that_is_well_says_so_of_each_part(tmp_path: Path) -> None:
+    async with served(tmp_path, agents=[{**AGENT, "provider": "demo", "resources": ["memory"]}]) as client:
+        health = await detailed(client)
+        assert await ready(client) == (200, [])
+    assert (health["status"], health["reasons"]) == ("healthy", [])
+    assert health["agents"] == {"helper": {"state": "ready", "problem": None}}
+    assert health["providers"] == {"demo": {"state": "ready", "error": None, "round_trip_ms": IsFloat(), "breakers": []}}
+    assert health["database"] == {
+        "state": "ready",
+        "kind": "sqlite",
+        "error": None,
+        "round_trip_ms": IsPositive(),
+        "connections": 3,
+        "connections_in_use": IsInt(),
+        "revision": HEAD,
+        "expected_revision": HEAD,
+        "replica": "none",
+        "replica_error": None,
+        "replica_lag_seconds": None,
+        "cleaned_up_sessions": 0,
+        "cleaned_up_messages": 0,
+        "ended_runs": 0,
+    }
+    assert health["identity"] == {"mode": "none", "state": "ready", "keys": None, "keys_age_seconds": None, "error": None}
+    assert health["disk"] == {
+        str(tmp_path / "data"): {"state": "ready", "free_bytes": IsPositive(), "total_bytes": IsPositive(), "error": None}
+    }
+
+
+async def test_a_provider_is_asked_at_no_cost_and_not_by_each_who_looks(tmp_path: Path) -> None:
+    async with Upstream(reply(200, {"data": []})) as upstream:
+        settings: dict[str, Any] = {"openai_base_url": f"{upstream.url}/v1", "openai_api_key": KEY}
+        async with served(tmp_path, agents=[OPENAI], **settings) as client:
+            found = await asyncio.gather(*(detailed(client) for _ in range(10)))
+        [request] = upstream.requests
+    assert (request.method, request.path, request.headers["authorization"]) == ("GET", "/v1/models", f"Bearer {KEY}")
+    assert [each["providers"]["openai"]["state"] for each in found] == ["ready"] * 10
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "says"),
+    [
+        (401, "down", f"openai: Incorrect API key provided: {'[redacted]'}"),
+        (500, "down", f"openai: Incorrect API key provided: {'[redacted]'}"),
+        (400, "down", f"openai: Incorrect API key provided: {'[redacted]'}"),
+        (404, "unknown", f"openai: Incorrect API key provided: {'[redacted]'}"),
+    ],
+)
+async def test_a_provider_that_refuses_is_told_of_without_the_key(tmp_path: Path, status: int, state: str, says: str) -> None:
+    async with Upstream(reply(status, {"error": {"message": f"Incorrect API key provided: {KEY}"}})) as upstream:
+        settings: dict[str, Any] = {"openai_base_url": f"{upstream.url}/v1", "openai_api_key": KEY}
+        async with served(tmp_path, agents=[OPENAI], **settings) as client:
+            health = await detailed(client)
+            assert await ready(client) == (200, []), "others' outages are no reason to send requests elsewhere"
+    openai = health["providers"]["openai"]
+    assert (openai["state"], openai["error"], openai["round_trip_ms"]) == (state, says, None)
+    assert (health["status"], health["reasons"]) == (
+        ("healthy", []) if state == "unknown" else ("degraded", [f"The provider openai cannot be used: {says}"])
+    )
+
+
+async def test_a_provider_that_stalls_holds_nobody_up(tmp_path: Path) -> None:
+    async with Upstream([head(), asyncio.Event()], [asyncio.Event()]) as upstream, Upstream([asyncio.Event()]) as silent:
+        settings: dict[str, Any] = {"openai_base_url": upstream.url, "ollama_base_url": silent.url, "openai_api_key": KEY}
+        agents = [OPENAI, {**AGENT, "agent_id": "local", "provider": "ollama"}]
+        async with served(tmp_path, agents=agents, **settings) as client:
+            health = await detailed(client)
+    assert health["providers"]["ollama"]["state"] == "timeout"
+    assert health["agents"]["local"]["state"] in ("timeout", "not_ready")
+    assert health["status"] == "degraded"
+
+
+async def test_what_is_not_configured_is_told_without_a_call(tmp_path: Path) -> None:
+    agents = [AGENT, {**AGENT, "agent_id": "other", "provider": "azure_openai_cc"}]
+    async with served(tmp_path, agents=agents) as client:
+        health = await detailed(client)
+        assert await ready(client) == (200, []), "one of the agents can answer"
+    assert health["providers"]["scripted"]["state"] == "unknown"
+    needed = "AZURE_OPENAI_API_KEY and AZURE_OPENAI_ENDPOINT must be set"
+    assert (health["providers"]["azure_openai"]["state"], health["providers"]["azure_openai"]["error"]) == ("not_configured", f"{needed}.")
+    assert health["agents"]["other"] == {"state": "not_ready", "problem": f"{needed} for azure_openai."}
+    assert health["status"] == "degraded"
+    assert len(health["reasons"]) == 2
+
+
+async def test_where_no_agent_can_answer_nothing_can_be_served(tmp_path: Path) -> None:
+    async with served(tmp_path, agents=[{**AGENT, "provider": "openrouter"}]) as client:
+        health = await detailed(client)
+        assert await ready(client) == (503, ["No agent can answer."])
+        assert (await client.head("/health/ready")).status_code == 503
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/health/live")).json() == {"status": "alive"}
+    assert (health["status"], health["reasons"][0]) == ("unavailable", "No agent can answer.")
+
+
+async def test_a_ping_of_a_plug_in_that_breaks_is_told_of(tmp_path: Path) -> None:
+    class Broken(Script):
+        async def ping(self, *, timeout: float) -> None:
+            raise KeyError(KEY)
+
+    async with served(tmp_path, script=Broken([])) as client:
+        health = await detailed(client)
+    assert health["providers"]["scripted"]["error"] == "The check failed with KeyError; the log says more."
+
+
+async def test_a_ping_that_hangs_is_told_of_in_time(tmp_path: Path) -> None:
+    class Hanging(Script):
+        async def ping(self, *, timeout: float) -> None:
+            await asyncio.Event().wait()
+
+    async with served(tmp_path, script=Hanging([])) as client:
+        health = await detailed(client)
+    assert health["providers"]["scripted"] == {"state": "timeout", "error": IsStr(), "round_trip_ms": None, "breakers": []}
+
+
+async def test_the_breaker_of_a_model_is_shown(tmp_path: Path) -> None:
+    script = Script([ProviderUnavailable("away")])
+    async with served(tmp_path, script=script, provider_breaker_failures=1, provider_max_retries=0) as client:
+        await client.post("/v1/chat/completions", json=asking())
+        health = await detailed(client)
+    [breaker] = health["providers"]["scripted"]["breakers"]
+    assert (breaker["model"], breaker["state"], breaker["failures"], breaker["openings"]) == ("scripted-model", "open", 1, 1)
+    assert "The model scripted-model of scripted failed 1 times in a row and is not asked for a time." in health["reasons"]
+
+
+async def test_threads_that_are_all_busy_hold_nobody_up(tmp_path: Path) -> None:
+    release = threading.Event()
+    async with served(tmp_path, agents=[{**AGENT, "resources": ["memory"]}]) as client:
+        busy = [asyncio.create_task(asyncio.to_thread(release.wait, 20)) for _ in range(64)]
+        try:
+            await asyncio.sleep(0)
+            health = await detailed(client)
+        finally:
+            release.set()
+            await asyncio.gather(*busy)
+    assert health["status"] == "healthy"
+
+
+async def test_tables_of_another_version_are_told_of(tmp_path: Path) -> None:
+    app = create_app(configuration(tmp_path, agents=[{**AGENT, "resources": ["memory"]}]))
+    async with client_of(app) as client:
+        database = app.state.checks.asked_database
+        await database.write(lambda connection: connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'").close())
+        health = await detailed(client)
+    assert (health["status"], health["reasons"]) == (
+        "degraded",
+        [f"The tables have the revision 9999, and this version works with {HEAD}."],
+    )
+
+
+# PostgreSQL
+
+
+@pytest.mark.timeout(120)
+async def test_a_frozen_database_holds_nobody_up(tmp_path: Path) -> None:
+    server = await asyncio.to_thread(lambda: PostgresServer(binaries_18()).make().start())
+    try:
+        agents = [{**AGENT, "resources": ["memory"]}]
+        settings = {"database_url": server.url(), "allow_unauthenticated": True, "database_timeout": 3}
+        async with served(tmp_path, script=Script(says("Hi")), agents=agents, **settings) as client:
+            assert (await detailed(client))["database"]["state"] == "ready"
+            server.freeze()
+            try:
+                states: list[str] = []
+
+                async def is_down() -> bool:
+                    states.append((await detailed(client))["database"]["state"])
+                    return states[-1] == "down"
+
+                await until(is_down)
+                assert "timeout" in states
+                health = await detailed(client)
+
+                async def is_not_ready() -> bool:
+                    return (await ready(client))[0] == 503
+
+                await until(is_not_ready)
+                assert (await client.get("/health/live")).status_code == 200
+            finally:
+                server.thaw()
+            assert server.url().split(":")[2].split("@")[0] not in str(health)
+    finally:
+        await asyncio.to_thread(server.remove)
+
+
+@pytest.mark.timeout(120)
+async def test_a_replica_is_told_of_with_how_far_it_is_behind(tmp_path: Path) -> None:
+    primary = await asyncio.to_thread(lambda: PostgresServer(binaries_18()).make().start())
+    replica = await asyncio.to_thread(primary.replica)
+    try:
+        agents = [{**AGENT, "resources": ["memory"]}]
+        urls: dict[str, Any] = {"database_url": primary.url(), "database_replica_url": replica.url(), "allow_unauthenticated": True}
+        async with served(tmp_path, agents=agents, **urls) as client:
+            await asyncio.to_thread(replica.caught_up_with, primary)
+            health = await detailed(client)
+            assert (health["database"]["replica"], health["database"]["replica_lag_seconds"]) == ("ready", IsFloat(ge=0, lt=60))
+            await asyncio.to_thread(replica.sql, "SELECT pg_wal_replay_pause()")
+            await asyncio.to_thread(primary.sql, "CREATE TABLE more (x int)")
+
+            async def lags() -> bool:
+                return bool((await detailed(client))["database"]["replica_lag_seconds"])
+
+            await until(lags)
+            await asyncio.to_thread(replica.kill)
+
+            async def is_gone() -> bool:
+                health = await detailed(client)
+                return (health["status"], health["database"]["replica"]) == ("degraded", "down")
+
+            await until(is_gone)
+            assert await ready(client) == (200, [])
+    finally:
+        await asyncio.to_thread(replica.remove)
+        await asyncio.to_thread(primary.remove)

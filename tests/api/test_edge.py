@@ -1,0 +1,67 @@
+"""Requests that the end of the service cuts off."""
+
+import asyncio
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from app.api.edge import Edge
+from app.api.stopping import Stopping
+from app.core.periods import Period
+from tests.api.asking import error_of
+
+
+class Waits:
+    """An application that never answers."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.state = SimpleNamespace(service=SimpleNamespace(period=Period()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+def client_at(app: Waits, stopping: Stopping) -> httpx2.AsyncClient:
+    """A client of `app` behind the edge."""
+    edge = Edge(app, stopping)
+
+    async def framed(scope: Scope, receive: Receive, send: Send) -> None:
+        await edge({**scope, "app": app}, receive, send)
+
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=framed), base_url="http://service")
+
+
+async def cut_off(stopping: Stopping, *, closed: bool) -> httpx2.Response:
+    """What a request brings whose task is cancelled."""
+    app = Waits()
+    async with client_at(app, stopping) as client:
+        request = asyncio.create_task(client.get("/memory"))
+        async with asyncio.timeout(5):
+            await app.asked.wait()
+            stopping.is_closed = closed
+            request.cancel()
+            return await request
+
+
+async def test_a_request_whose_time_is_up_at_the_end_is_told_so() -> None:
+    response = await cut_off(Stopping(), closed=True)
+    assert error_of(response, 503)["code"] == "shutting_down"
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_a_request_that_is_cancelled_otherwise_stays_so() -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await cut_off(Stopping(), closed=False)
+
+
+async def test_once_the_service_is_closed_new_requests_are_refused() -> None:
+    stopping = Stopping()
+    stopping.is_closed = True
+    async with client_at(Waits(), stopping) as client:
+        refused = await client.get("/memory")
+    assert error_of(refused, 503)["code"] == "shutting_down"
+    assert refused.headers["retry-after"] == "1"
