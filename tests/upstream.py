@@ -35,14 +35,15 @@ class Received(msgspec.Struct):
 
 
 class Upstream:
-    """A server at a free port of 127.0.0.1, open within `async with`; each request is given the next of `answers`, the last repeatedly.
+    """A server at a port of 127.0.0.1, by default a free one, open within `async with`; each request is given the next of `answers`, the last repeatedly.
 
     An answer is the whole of what is sent, status line and all: `reply`, `events` and `lines` make common ones. It may be endless. A
     connection is kept for the next request unless the answer ends it.
     """
 
-    def __init__(self, *answers: Iterable[Action]) -> None:
+    def __init__(self, *answers: Iterable[Action], port: int = 0) -> None:
         self.answers = answers
+        self._port = port
         self.requests: list[Received] = []
         self.connections = 0
         """How many were ever opened."""
@@ -56,7 +57,7 @@ class Upstream:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.get_running_loop().create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=1000)
+        self._server = await asyncio.get_running_loop().create_server(lambda: _Connection(self), "127.0.0.1", self._port, backlog=1000)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
