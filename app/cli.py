@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -28,7 +29,7 @@ from app.mcp.servers import open_servers
 from app.observability.logging import configure_logging, writes_json
 from app.providers.demo import Demo
 from app.providers.fallback import Fallback, Other
-from app.server import configure_logs, create_app, settle_memory
+from app.server import METRICS_FOLDER, configure_logs, create_app, settle_memory
 from app.service import Configuration, Service, database_keys, load, open_service
 from app.serving import LAST_WORDS_SECONDS, Patience, Server, Workers
 
@@ -99,7 +100,10 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
         is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
         _tell_ready(configuration, listening, [], is_open=settings.allow_unauthenticated or is_open)
-        sys.exit(Workers(config, listening, patience).run())
+        with tempfile.TemporaryDirectory(prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True) as folder:
+            os.environ[METRICS_FOLDER] = folder
+            code = Workers(config, listening, patience).run()
+        sys.exit(code)
     server = Server(config, patience, partial(_welcomed, configuration, listening))
     server.run(sockets=[listening])
     if not server.started:

@@ -2,14 +2,17 @@
 
 import gc
 import logging
+import os
+import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from app.api import admin, agents, conversations, docs, health, openai_chat, openai_models
+from app.api import admin, agents, conversations, docs, health, metrics, openai_chat, openai_models
 from app.api.access import guarded
 from app.api.checks import open_checks
 from app.api.edge import Edge
@@ -20,16 +23,28 @@ from app.api.stopping import Stopping
 from app.api.traced import TracedRequests
 from app.core.errors import ServiceError
 from app.core.text import secrets_in
+from app.observability.access_log import AccessLog
 from app.observability.audit import configure_audit
 from app.observability.logging import configure_logging
+from app.observability.metrics import Metrics
+from app.observability.workers import Workers
 from app.reloading import hangups, reloading
 from app.service import Configuration, load, open_access, open_service
 
 logger = logging.getLogger(__name__)
 
+METRICS_FOLDER = "AI_AGENT_SERVICE_METRICS_FOLDER"
+"""Where worker processes find the folder that their metrics share; their parent sets it."""
 
-def create_app(configuration: Configuration) -> FastAPI:
-    """The application that serves `configuration`; its lifespan opens the service and closes it."""
+
+def create_app(configuration: Configuration, workers: Workers | None = None) -> FastAPI:
+    """The application that serves `configuration`; its lifespan opens the service and closes it.
+
+    `workers` is what several processes share.
+    """
+    counts = Metrics()
+    pepper = configuration.settings.api_key_pepper
+    access_log = AccessLog(secrets.token_hex() if pepper is None else pepper.get_secret_value())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
@@ -39,11 +54,13 @@ def create_app(configuration: Configuration) -> FastAPI:
                 open_access(configuration, service) as access,
                 open_checks(service, access, secrets_in(configuration.environment)) as checks,
                 reloading(service, told),
+                metrics.exposition(service, counts, workers) as exposition,
             ):
                 app.state.service = service
                 app.state.access = access
                 app.state.checks = checks
                 app.state.answers = Answers()
+                app.state.exposition = exposition
                 yield
 
     traced = [] if configuration.tracing is None else [Middleware(TracedRequests, configuration.tracing)]
@@ -53,14 +70,14 @@ def create_app(configuration: Configuration) -> FastAPI:
         version=configuration.settings.service_version,
         description="Agents that appear as models to any OpenAI client.",
         lifespan=lifespan,
-        middleware=[*traced, Middleware(Edge, stopping)],
+        middleware=[*traced, Middleware(Edge, stopping=stopping, metrics=counts, access_log=access_log)],
         exception_handlers={ServiceError: service_error_handler, HTTPException: http_exception_handler},
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # our own are in TracedRequests
         redirect_slashes=False,
         openapi_url=None,  # app/api/docs.py answers there, to those who may see it
     )
     app.state.stopping = stopping
-    for part in (openai_chat, openai_models, conversations, agents, health, admin, docs):  # looked through in this order
+    for part in (openai_chat, openai_models, conversations, agents, health, metrics, admin, docs):  # looked through in this order
         app.include_router(guarded(part.router))
     describe(app)
     return app
@@ -84,6 +101,7 @@ def worker_app() -> FastAPI:
     """The application of one of several worker processes, each of which reads the configuration anew."""
     configuration = load()
     configure_logs(configuration, is_one_of_several=True)
-    app = create_app(configuration)
+    folder = os.environ.get(METRICS_FOLDER)
+    app = create_app(configuration, Workers(Path(folder)) if folder else None)
     settle_memory()
     return app

@@ -104,6 +104,7 @@ async def test_no_secret_comes_out_of_anything(tmp_path: Path, database: str) ->
             "/agents",
             "/docs",
             "/openapi.json",
+            "/metrics",
             "/absent",
         ):
             await ask("GET", path, headers=headers)

@@ -35,7 +35,8 @@ class Received(msgspec.Struct):
 
 
 class Upstream:
-    """A server at a port of 127.0.0.1, by default a free one, open within `async with`; each request is given the next of `answers`, the last repeatedly.
+    """A server at a port of 127.0.0.1, by default a free one, open within `async with`; each request is given the next of `answers`, the
+    last repeatedly.
 
     An answer is the whole of what is sent, status line and all: `reply`, `events` and `lines` make common ones. It may be endless. A
     connection is kept for the next request unless the answer ends it.

@@ -85,6 +85,7 @@ class Background(BaseAgent):
         self._task = task
         self._provider = provider
         self._model = model
+        self._asked_model = ""
 
     async def model(self) -> str:
         """The model that is asked."""
@@ -95,6 +96,7 @@ class Background(BaseAgent):
     async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         """Answers the task; see BaseAgent."""
         said, finished, error = "", None, None
+        asked_at = time.monotonic()
         if self._provider.name != "demo" and not self._provider.missing:
             try:
                 async with aclosing(self._asked(turn, context)) as events:
@@ -109,9 +111,13 @@ class Background(BaseAgent):
                                 break
             except ServiceError as caught:
                 error = caught
-        usage = finished.usage if finished is not None else None
+        usage: Usage | None = None
+        steps: tuple[StepRecord, ...] = ()
+        if finished is not None:
+            model, provider = finished.model or self._asked_model, finished.provider or self._provider.name
+            usage, steps = finished.usage, (StepRecord((), finished.usage, model, provider, time.monotonic() - asked_at),)
         if self._is_free_text and said:
-            yield RunFailed(error, usage) if error is not None else _finished(finished, usage)
+            yield RunFailed(error, usage, steps) if error is not None else _finished(finished, usage, steps)
             return
         answer = None if error is not None else self._checked(said)
         if answer is None:
@@ -122,11 +128,11 @@ class Background(BaseAgent):
             )
             answer = answer_by_rule(self._task, turn.messages, self._suggestions)
         if answer is None:
-            yield RunFailed(error or ProviderProtocolError(f"The answer of {self._provider.name} was empty."), usage)
+            yield RunFailed(error or ProviderProtocolError(f"The answer of {self._provider.name} was empty."), usage, steps)
             return
         if answer:
             yield TextDelta(answer)
-        yield _finished(finished, usage)
+        yield _finished(finished, usage, steps)
 
     @property
     def _is_agents_own(self) -> bool:
@@ -149,8 +155,9 @@ class Background(BaseAgent):
         if self._task != "emoji_generation":  # asked for in 4 tokens, which a model that thinks has used up before it says anything
             settings |= turn.settings
         deadline = min(context.deadline, time.monotonic() + TASK_SECONDS)
+        self._asked_model = await self.model()
         request = ModelRequest(
-            model=await self.model(),
+            model=self._asked_model,
             messages=turn.messages,
             settings=settings,
             deadline=deadline,
@@ -214,9 +221,9 @@ def answer_by_rule(task: Task, messages: tuple[Message, ...], suggestions: tuple
     return msgspec.json.encode(answer).decode()
 
 
-def _finished(finished: ModelFinished | None, usage: Usage | None) -> RunFinished:
+def _finished(finished: ModelFinished | None, usage: Usage | None, steps: tuple[StepRecord, ...]) -> RunFinished:
     reason = finished.reason if finished is not None and finished.reason != "tool_calls" else "stop"
-    return RunFinished(reason, usage, () if finished is None else (StepRecord((), usage),))
+    return RunFinished(reason, usage, steps)
 
 
 def _object_in(text: str, key: str, kind: type) -> object:

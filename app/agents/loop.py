@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 
@@ -69,6 +70,7 @@ async def run_loop(
             said: list[str] = []
             told = False
             finished: ModelFinished | None = None
+            asked_at = time.monotonic()
             question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_tool_choice(request, len(steps)))
             try:
                 answering = answer_of(
@@ -96,7 +98,9 @@ async def run_loop(
             if finished is None:
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
             calls = ids.unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
-            steps.append(StepRecord(calls, finished.usage, finished.model))
+            seconds = time.monotonic() - asked_at
+            model, answered_by = finished.model or request.model, finished.provider or provider.name
+            steps.append(StepRecord(calls, finished.usage, model, answered_by, seconds))
             traced = len(messages)
             theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
             ours = tuple(call for call in calls if call not in theirs)
@@ -145,7 +149,7 @@ async def _run_tools(
         for call in batch:
             yield ToolStarted(call, step)
             if call.id in repeated:
-                yield ToolFinished(ToolResult(call_id=call.id, name=call.name, content=REPEATED, is_error=True))
+                yield ToolFinished(ToolResult(call_id=call.id, name=call.name, content=REPEATED, is_error=True, outcome="refused"))
         wanted = [call for call in batch if call.id not in repeated]
         updates: asyncio.Queue[ToolProgress | asyncio.Task[ToolResult]] = asyncio.Queue()
         running = {_running(call, toolset, context, updates) for call in wanted}

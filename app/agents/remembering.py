@@ -197,8 +197,8 @@ class Remembering(BaseAgent):
         last: RunEvent | None = None
         if live is not None:
             async for event in live.follow():
-                last = event
-                yield event
+                last = msgspec.structs.replace(event, is_repeated=True) if isinstance(event, RunFinished) else event
+                yield last
         if not isinstance(last, RunFinished | RunFailed):
             yield RunFailed(SessionBusy("The request that this one repeats was interrupted. Try again.", retry_after=1))
 
@@ -282,4 +282,4 @@ def _told_again(answer: Answer) -> list[RunEvent]:
         events += (ToolFinished(result) for result in step.results)
     if last := answer.last if answer.steps else answer.text:
         events.append(TextDelta(last))
-    return [*events, RunFinished(answer.reason, answer.usage)]
+    return [*events, RunFinished(answer.reason, answer.usage, is_repeated=True)]

@@ -1,5 +1,6 @@
-"""A run with what belongs to its caller: it counts against what they may ask, and stands in the audit log."""
+"""A run with what belongs to its caller: it counts against what they may ask, stands in the audit log, and is reported."""
 
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager
 
@@ -8,10 +9,20 @@ from app.auth.limits import NOT_LIMITED, Limiter
 from app.auth.principal import Principal
 from app.core.context import RunContext
 from app.core.errors import RateLimited
-from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, TextDelta, ToolStarted
-from app.core.usage import Usage
+from app.core.events import (
+    MemorySkipped,
+    ReasoningDelta,
+    RefusalDelta,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+)
 from app.memory.tokens import estimate
 from app.observability.audit import audit
+from app.observability.reports import RunReport, ToolUse
 from app.service import Service
 
 ASSUMED_ANSWER_TOKENS = 1024
@@ -24,7 +35,7 @@ _MOST_TOKENS = ("max_completion_tokens", "max_tokens", "num_predict")
 
 class CountedRun:
     """A run as its caller asked for it: `begin` counts it against what the caller may ask, and `ended` has to be called once it is over,
-    whatever came of it. `events` are those of the run once `begin` has returned."""
+    whatever came of it. `events` are those of the run once `begin` has returned; `noticed` is to be told each of them but texts."""
 
     def __init__(self, service: Service, limiter: Limiter, agent: BaseAgent, turn: Turn, context: RunContext, caller: Principal) -> None:
         self._service = service
@@ -32,11 +43,15 @@ class CountedRun:
         self._agent = agent
         self._caller = caller
         self._admission = NOT_LIMITED
+        self._began_at = time.monotonic()
         self._prompt_tokens = 0
         self._said = 0
-        """Characters that the model has said."""
+        """Characters that the model has said, if its caller's key has limits."""
 
         self._steps = 0
+        self._tools: list[ToolUse] = []
+        self._last: RunFinished | RunFailed | None = None
+        self._is_without_memory = False
         self.turn = turn
         self.context = context
         self.events = agent.run(turn, context)
@@ -69,22 +84,57 @@ class CountedRun:
             self._steps = 1
             yield
 
-    async def ended(self, usage: Usage | None, outcome: str, *, is_whole: bool) -> None:
-        """Counts what was used, and tells the audit log. The `usage` of a run that is not whole lacks the step that broke off: what it
-        read and said is estimated, so that nobody gets answers for nothing by leaving before their end."""
+    def noticed(self, event: RunEvent) -> None:
+        """Takes note of an event that is no text."""
+        if isinstance(event, ToolFinished):
+            result = event.result
+            self._tools.append(ToolUse(result.name, result.outcome, result.seconds))
+        elif isinstance(event, ToolStarted):
+            self._steps = event.step + 1
+        elif isinstance(event, RunFinished | RunFailed):
+            self._last = event
+        elif isinstance(event, MemorySkipped):
+            self._is_without_memory = True
+
+    async def ended(self, outcome: str) -> None:
+        """Counts what was used, and tells the audit log. The usage of a run that is not whole lacks the step that broke off: what it read
+        and said is estimated, so that nobody gets answers for nothing by leaving before their end."""
         audit.info("agent.called", extra={**self.context.named, "outcome": outcome})
-        told = None if usage is None else usage.total_tokens
-        if not is_whole:
+        told = self._last.usage.total_tokens if self._last is not None and self._last.usage is not None else None
+        if not isinstance(self._last, RunFinished):
             told = max(told or 0, self._steps * self._prompt_tokens + self._said // CHARACTERS_A_TOKEN)
         await self._admission.settle(told)
+
+    def report(self, outcome: str, *, is_streamed: bool) -> RunReport:
+        """What there is to tell of the run, which came to `outcome`."""
+        context, last = self.context, self._last
+        steps = () if last is None else last.steps
+        return RunReport(
+            agent_id=context.agent_id,
+            agent_version=context.agent_version,
+            key_id=context.key_id,
+            tenant=context.tenant,
+            user=context.user,
+            session=context.session,
+            run_id=context.run_id,
+            task=context.task,
+            outcome=outcome,
+            is_streamed=is_streamed,
+            is_repeated=isinstance(last, RunFinished) and last.is_repeated,
+            is_without_memory=self._is_without_memory,
+            provider=steps[-1].provider if steps else self._agent.parts.provider.name,
+            steps=steps,
+            step_count=len(steps) if isinstance(last, RunFinished) else self._steps,
+            tools=tuple(self._tools),
+            usage=None if last is None else last.usage,
+            seconds=time.monotonic() - self._began_at,
+        )
 
     async def _watched(self, events: AsyncGenerator[RunEvent, None]) -> AsyncGenerator[RunEvent, None]:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, TextDelta | ReasoningDelta | RefusalDelta):
                     self._said += len(event.text)
-                elif isinstance(event, ToolStarted):
-                    self._steps = event.step + 1
                 yield event
 
 

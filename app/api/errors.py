@@ -59,6 +59,7 @@ def internal_error(request_id: str) -> InternalError:
 async def service_error_handler(request: Request, error: Exception) -> Response:
     """Answers with a ServiceError."""
     assert isinstance(error, ServiceError)
+    request.scope["state"]["error"] = error.code
     return error_response(error)
 
 
@@ -66,6 +67,7 @@ async def http_exception_handler(request: Request, error: Exception) -> Response
     """Answers with an error that the framework raised, its headers kept; `Allow` names the methods of all routes of the address."""
     assert isinstance(error, HTTPException)
     code, message = _FRAMEWORK.get(error.status_code, ("http_error", "The request cannot be answered."))
+    request.scope["state"]["error"] = code
     body = _encode(ErrorResponse(ErrorBody(message, "invalid_request_error", None, code)))
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:

@@ -38,6 +38,7 @@ _LINKS = {
     "/health": "that the service is up",
     "/health/live": "that the process is alive",
     "/health/ready": "whether requests should be sent here",
+    "/metrics": "what was counted, for Prometheus",
     "/docs": "the API, to try out",
     "/redoc": "the API, to read",
 }

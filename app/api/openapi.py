@@ -20,7 +20,7 @@ _components: dict[str, Any] = {}
 
 def documented(
     request: type[Any] | None,
-    response: type[Any],
+    response: type[Any] | str,
     *,
     stream: str = "",
     lines: str = "",
@@ -32,9 +32,13 @@ def documented(
 ) -> dict[str, Any]:
     """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, `lines` as what its JSON Lines are, its
     errors, a `flag` that its query may set, and what else its `query` and its `header` may say: a description and a schema by name.
-    `one_of` are fields of the request of which one has to be given, and no more."""
-    content: dict[str, Any] = {"application/jsonl" if lines else "application/json": {"schema": _schema(response)}}
-    about = f"The answer: {lines}" if lines else "The answer"
+    `one_of` are fields of the request of which one has to be given, and no more. A `response` that is a str says what text is answered."""
+    if isinstance(response, str):
+        content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+        about = f"The answer: {response}"
+    else:
+        content = {"application/jsonl" if lines else "application/json": {"schema": _schema(response)}}
+        about = f"The answer: {lines}" if lines else "The answer"
     if stream:
         content["text/event-stream"] = {}
         about = f"The answer; with `stream`, server-sent events: {stream}"

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import ClassVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -29,9 +30,11 @@ from app.core.events import (
     ToolStarted,
 )
 from app.core.messages import ToolCall, ToolResult
-from app.core.usage import Usage
 
 logger = logging.getLogger(__name__)
+
+_TEXTS = frozenset((TextDelta, ReasoningDelta, RefusalDelta))
+"""What nearly all events are, of which nothing is noted."""
 
 KEEP_ALIVE_SECONDS = 15.0
 DEADLINE_GRACE = 1.0
@@ -84,7 +87,9 @@ class Collected:
 
 
 class RunResponse(Response, ABC):
-    """Drives a run while the caller stays; `respond` says what is sent."""
+    """Drives a run while the caller stays; `respond` says what is sent. What came of it is left in the request's state as `run`."""
+
+    is_streamed: ClassVar[bool]
 
     def __init__(self, run: CountedRun, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
         self._counted = run
@@ -98,10 +103,6 @@ class RunResponse(Response, ABC):
         """Whether the run came to its end and its last event was sent."""
 
         self._without_memory = False
-        self._usage: Usage | None = None
-        self._is_whole = False
-        """Whether the run came to its end."""
-
         self._error: ServiceError | None = None
         self.background = None
 
@@ -115,7 +116,11 @@ class RunResponse(Response, ABC):
 
         The run has a task of its own, which a piece of the provider's answer wakes without going through the framework's frames.
         """
-        await self._counted.begin()
+        try:
+            await self._counted.begin()
+        except ServiceError as error:
+            self._report(scope, error.code)
+            raise
         self._events = self._counted.events
         run = asyncio.create_task(self._run(send))
         stopping = False
@@ -129,7 +134,9 @@ class RunResponse(Response, ABC):
                 await asyncio.wait((run,), timeout=DEADLINE_GRACE if stopping else None)
                 run.cancel()  # at the end of the service its caller is told also while a database that hangs keeps it from its own
             finally:
-                await self._counted.ended(self._usage, self._outcome(), is_whole=self._is_whole)
+                outcome = self._outcome()
+                self._report(scope, outcome)
+                await self._counted.ended(outcome)
         if stopping:
             if not self._complete:
                 await self._fail(stopped(), send)
@@ -154,6 +161,9 @@ class RunResponse(Response, ABC):
             await self._fail(late if limit.expired() else error, send)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything; `_fail` logs it
             await self._fail(error, send)
+
+    def _report(self, scope: Scope, outcome: str) -> None:
+        scope["state"]["run"] = self._counted.report(outcome, is_streamed=self.is_streamed)
 
     def _outcome(self) -> str:
         """What came of the run, in a word for the log: an error's code, or one of these."""
@@ -228,6 +238,8 @@ class RunResponse(Response, ABC):
 class StreamedRun(RunResponse):
     """A run as server-sent events. An error before the first event is answered with its status; a later one is the last event."""
 
+    is_streamed = True
+
     def __init__(self, run: CountedRun, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
         super().__init__(run, keep_alive_seconds=keep_alive_seconds)
         self._frames = frames
@@ -237,16 +249,16 @@ class StreamedRun(RunResponse):
         """Sends each event as it comes, in one write."""
         frames = self._frames
         async for event in self._events:
-            if isinstance(event, RunFinished):
-                self._usage, self._is_whole = event.usage, True
-                await self._send(send, frames.finished(event) + DONE, more=False)
-                self.is_finished = True
-                return
-            if isinstance(event, RunFailed):
-                self._usage = event.usage
-                raise event.error
-            if isinstance(event, MemorySkipped):
-                self._without_memory = True
+            if type(event) not in _TEXTS:
+                self._counted.noticed(event)
+                if isinstance(event, RunFinished):
+                    await self._send(send, frames.finished(event) + DONE, more=False)
+                    self.is_finished = True
+                    return
+                if isinstance(event, RunFailed):
+                    raise event.error
+                if isinstance(event, MemorySkipped):
+                    self._without_memory = True
             if frame := frames.event(event):
                 await self._send(send, frame)
 
@@ -271,6 +283,8 @@ class StreamedRun(RunResponse):
 class CollectedRun(RunResponse):
     """A run as one JSON answer: the stream, collected."""
 
+    is_streamed = False
+
     def __init__(self, run: CountedRun, render: Callable[[Collected, RunFinished], bytes]) -> None:
         super().__init__(run)
         self._render = render
@@ -279,11 +293,11 @@ class CollectedRun(RunResponse):
         """Sends the answer once the run has ended."""
         collected = Collected()
         async for event in self._events:
+            if type(event) not in _TEXTS:
+                self._counted.noticed(event)
             if isinstance(event, RunFailed):
-                self._usage = event.usage
                 raise event.error
             if isinstance(event, RunFinished):
-                self._usage, self._is_whole = event.usage, True
                 body = self._render(collected, event)
                 await self.start(send, b"application/json", len(body))
                 self._complete = True

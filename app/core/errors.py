@@ -302,3 +302,7 @@ class ProviderProtocolError(UpstreamError):
 
 class ToolFailed(Exception):
     """Raised by a tool to tell the model what went wrong, in words that help it to do better."""
+
+
+class ToolTimeout(ToolFailed):
+    """The tool did not answer in time."""

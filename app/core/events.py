@@ -69,24 +69,29 @@ class MemorySkipped(msgspec.Struct, frozen=True):
 class StepRecord(msgspec.Struct, frozen=True):
     """One step of a run: what the model asked for and what it took; `usage` is None where the provider reports none.
 
-    `model` names the model that answered where it is another than the agent's.
+    `model` and `provider` name what answered. `seconds` is from the question to the answer's end, with the time that whoever reads the
+    events took for them.
     """
 
     tool_calls: tuple[ToolCall, ...]
     usage: Usage | None
     model: str = ""
+    provider: str = ""
+    seconds: float = 0.0
 
 
 class RunFinished(msgspec.Struct, frozen=True):
     """The last event of a run that came to its end.
 
-    `tool_calls` are the client's own, named only with the reason `tool_calls`. `usage` is the sum over `steps`.
+    `tool_calls` are the client's own, named only with the reason `tool_calls`. `usage` is the sum over `steps`. `is_repeated` says that
+    this is told of a run that was another request's.
     """
 
     reason: FinishReason
     usage: Usage | None
     steps: tuple[StepRecord, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    is_repeated: bool = False
 
 
 class RunFailed(msgspec.Struct, frozen=True):

@@ -6,6 +6,9 @@ import msgspec
 
 Role = Literal["system", "user", "assistant", "tool"]
 
+ToolOutcome = Literal["success", "error", "timeout", "refused"]
+"""What a tool call came to; `refused` are calls of tools that are not there, and repeated ones that were not carried out."""
+
 
 class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
     """A piece of text within a message."""
@@ -57,8 +60,11 @@ class Link(msgspec.Struct, frozen=True):
     media_type: str = ""
 
 
-class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one call came to: `content` for the model, `images` beside it, `links` for the person who asked, `seconds` of wall time."""
+class ToolResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one call came to: `content` for the model, `images` beside it, `links` for the person who asked, `seconds` of wall time.
+
+    `outcome` is what metrics tell of it.
+    """
 
     call_id: str
     name: str
@@ -67,6 +73,7 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     links: tuple[Link, ...] = ()
     is_error: bool = False
     seconds: float = 0.0
+    outcome: ToolOutcome = "success"
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from typing import Any
 from app.core.errors import ContextTooLong, ProviderProtocolError
 from app.core.events import TextDelta
 from app.core.messages import Message, TextPart
+from app.memory.counts import MemoryCounts
 from app.memory.tokens import TokenCounter, estimate
 from app.observability.request_id import current_request_id
 from app.providers.base import ModelFinished, ModelRequest, Provider
@@ -50,6 +51,7 @@ class Compressor:
         timeout: float,
         prompt: str = "",
         settings: Mapping[str, Any] | None = None,
+        counts: MemoryCounts | None = None,
     ) -> None:
         self._provider = provider
         self._model = model
@@ -57,6 +59,7 @@ class Compressor:
         self._timeout = timeout
         self._prompt = prompt or DEFAULT_PROMPT
         self._settings = settings or {}
+        self._counts = counts or MemoryCounts()
         self._threshold = threshold_tokens
         self.recent_messages = recent_messages
         self.identity = (self._prompt, provider.name, model_name)
@@ -75,7 +78,11 @@ class Compressor:
 
     def fits(self, messages: Sequence[Message]) -> bool:
         """Whether `messages` are about within the threshold."""
-        return sum(estimate(_as_text(message)) for message in messages) <= self._threshold
+        return self.size(messages) <= self._threshold
+
+    def size(self, messages: Sequence[Message]) -> int:
+        """About how many tokens `messages` have."""
+        return sum(estimate(_as_text(message)) for message in messages)
 
     async def summary(self, earlier: str | None, messages: Sequence[Message]) -> str:
         """A summary of `earlier`, a summary of what was before, and `messages`. Raises UpstreamError, ContextTooLong.
@@ -112,7 +119,11 @@ class Compressor:
             async for event in events:
                 if isinstance(event, TextDelta):
                     said.append(event.text)
-                finished = finished or (isinstance(event, ModelFinished) and event.reason != "content_filter")
+                elif isinstance(event, ModelFinished):
+                    finished = event.reason != "content_filter"
+                    if event.usage is not None:
+                        self._counts.summary_prompt_tokens += event.usage.prompt_tokens
+                        self._counts.summary_completion_tokens += event.usage.completion_tokens
         text = "".join(said).strip()
         if text and not finished:
             raise ProviderProtocolError("The model's summary broke off.")

@@ -50,6 +50,7 @@ class Memories:
         self.tasks = tasks
         self.keeper = keeper
         self.database = store.database
+        self.counts = store.counts
         self.conversations = SqlConversations(store)
 
     def of(self, definition: MemoryDefinition, summarizer: Summarizer, is_live: Callable[[str], bool]) -> SqlMemory:
@@ -68,6 +69,7 @@ class Memories:
                 timeout=self._settings.request_timeout,
                 prompt=compression.prompt,
                 settings=summarizer.settings,
+                counts=self.counts,
             )
         return SqlMemory(
             self._store,

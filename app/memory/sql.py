@@ -17,6 +17,7 @@ from app.memory.base import IDEMPOTENCY_PREFIX, Answer, Asked, RememberedTurn, S
 from app.memory.compression import Compressor
 from app.memory.history import Addresses, Entry, steps_of
 from app.memory.store import Begun, Forgotten, Known, Leased, Node, Session, Store, Summary
+from app.memory.tokens import estimate
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class SqlMemory:
             return begun, self._summary(connection, session, (entry.path for entry in entries), has_summaries=begun.has_summaries)
 
         found, summary = await self.store.database.write(work)
+        self._count(found.stored, is_first=len(entries) == 1)
         known = found.known
         pieces = [_restored(entry, known[entry.path]) if entry.path in known else entry for entry in entries]
         return self._turn(session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary)
@@ -145,9 +147,11 @@ class SqlMemory:
             if begun.repeated:  # the summary may cover it
                 paths = [*(node.path for node in before), *(entry.path for entry in entries)]
                 summary = self._summary(connection, session, paths, has_summaries=leased.has_summaries)
-            return Begun(known={}, has_summaries=leased.has_summaries), summary, before, entries
+            stored = 0 if begun.repeated else len(entries)
+            return Begun(known={}, has_summaries=leased.has_summaries, stored=stored), summary, before, entries
 
         found, summary, before, entries = await database.write(work)
+        self._count(found.stored, is_first=not before)
         pieces = [*(Entry(_told(node), node.path, node.parent, node.depth) for node in before), *entries]
         return self._turn(session, context, asked, found, pieces, entries[-1], summary=summary, held=held)
 
@@ -234,6 +238,10 @@ class SqlMemory:
 
         with suppress(MemoryUnavailable):
             await self.store.database.write(work, wait=ABANDON_SECONDS)
+
+    def _count(self, stored: int, *, is_first: bool) -> None:
+        self.store.counts.messages += stored
+        self.store.counts.conversations += is_first and stored > 0
 
     def settings_of(self, compressor: Compressor) -> bytes:
         return self.store.addresses.settings(*compressor.identity)
@@ -340,13 +348,16 @@ class _Turn:
         prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
         whole = _with_steps_before(answer, self._trailing) if self._trailing else answer
 
-        def work(connection: Connection) -> None:
-            store.finish(connection, self._session, self._question, self._run_id, whole, prefix=prefix, leased=self._held is not None)
+        def work(connection: Connection) -> bool:
+            return store.finish(
+                connection, self._session, self._question, self._run_id, whole, prefix=prefix, leased=self._held is not None
+            )
 
         try:
             if self.answer is None and self.under_way is None:
                 with suppress(Forgotten):
-                    await store.database.write(work, wait=wait)
+                    stored = await store.database.write(work, wait=wait)
+                    store.counts.messages += stored
         finally:
             if self._held is not None:
                 await self._held.__aexit__(None, None, None)
@@ -376,6 +387,7 @@ class _Turn:
             self._memory.compressing.discard(key)
 
     def _log_failure(self, error: ServiceError) -> None:
+        self._memory.store.counts.failed_summaries += 1
         logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "code": error.code})
         logger.debug("memory.compression_failed_because", extra={"reason": error.message})
 
@@ -387,9 +399,12 @@ class _Turn:
         store, last = self._memory.store, older[-1]
         settings = self._memory.settings_of(compressor)
         earlier = self._summary.text if self._summary else None
-        text = await compressor.summary(earlier, [message for piece in older for message in piece.messages])
+        messages = [message for piece in older for message in piece.messages]
+        text = await compressor.summary(earlier, messages)
         made = Summary(last.path, last.depth, text)
         await store.database.write(lambda connection: store.store_summary(connection, self._session, made, settings), wait=5.0)
+        store.counts.summaries += 1
+        store.counts.tokens_saved += max(0, compressor.size(messages) + estimate(earlier or "") - estimate(text))
         return made
 
 

@@ -17,6 +17,7 @@ from app.core.messages import Content
 from app.core.text import storable
 from app.core.usage import Usage
 from app.memory.base import IDEMPOTENCY_PREFIX, Answer, Step
+from app.memory.counts import MemoryCounts
 from app.memory.history import Addresses, Entry
 from app.memory.statements import LOOKED_UP, NODE, TAIL, Statements
 from app.storage.cipher import Cipher, Undecryptable
@@ -95,6 +96,9 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     answer: Answer | None = None
     answer_path: bytes | None = None
     under_way: str | None = None
+    stored: int = 0
+    """How many messages were stored."""
+
     repeated: bool = False
     """Whether an equal turn was asked before; it is run again where it has neither answer nor is under way."""
 
@@ -128,6 +132,7 @@ class Store:
         self.database = database
         self.cipher = cipher
         self.process_id = process_id
+        self.counts = MemoryCounts()
         self._addresses: Addresses | None = None
         self._sql = Statements(database.kind)
 
@@ -198,9 +203,9 @@ class Store:
             if found.answer is not None:
                 self._touch(connection, session, now, head=found.answer_path or question.path)
             return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
-        self._store_entries(connection, session, entries, known, now)
+        stored = self._store_entries(connection, session, entries, known, now)
         self.ask(connection, session, question, run_id, message_id=message_id, now=now)
-        return Begun(known=known, has_summaries=has_summaries)
+        return Begun(known=known, has_summaries=has_summaries, stored=stored + (question.path not in known))
 
     def lease(self, connection: Connection, session: Session, until: datetime) -> Leased | None:
         """Has this process take the session for itself; None while another has it."""
@@ -313,8 +318,8 @@ class Store:
 
     def finish(
         self, connection: Connection, session: Session, question: Entry, run_id: str, answer: Answer, *, prefix: str, leased: bool
-    ) -> None:
-        """Stores the answer, which `prefix` begins where the client brought its beginning, and ends the run.
+    ) -> bool:
+        """Stores the answer, which `prefix` begins where the client brought its beginning, and ends the run; gives whether there was one.
 
         Raises Forgotten, and must be rolled back then, where the question was erased meanwhile.
         """
@@ -360,6 +365,7 @@ class Store:
                     "created_at": now,
                 },
             )
+        return said
 
     def summary(self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes) -> Summary | None:
         """The summary, made with `settings`, that covers most of the conversation of `paths`."""
@@ -421,14 +427,15 @@ class Store:
 
     def _store_entries(
         self, connection: Connection, session: Session, entries: Sequence[Entry], known: dict[bytes, Known], now: datetime
-    ) -> None:
-        """Stores those before the question that are not stored. One that is stored has all before it stored too."""
+    ) -> int:
+        """Stores those before the question that are not stored, and gives their number. One that is stored has all before it stored too."""
         before = entries[:-1]
         if not before or before[-1].path in known:
-            return
+            return 0
         missing = before[self._deepest_stored(connection, session, before) :]
         for start in range(0, len(missing), CHUNK):
             self.store_entries(connection, session, missing[start : start + CHUNK], now)
+        return len(missing)
 
     def _deepest_stored(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> int:
         """The place after the deepest stored of `entries`."""

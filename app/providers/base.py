@@ -32,7 +32,7 @@ class ModelFinished(msgspec.Struct, frozen=True):
     """The last event of an answer: why it ended, the calls it asks for, what it took (None: not reported).
 
     `reasoning` is what the provider wants back as `Message.reasoning`, for some refuse the results of a thinking model's calls without.
-    `model` names the model that answered where it is another than was asked for.
+    `model` and `provider` name what answered where it is another than was asked.
     """
 
     reason: FinishReason
@@ -40,6 +40,7 @@ class ModelFinished(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     reasoning: str = ""
     model: str = ""
+    provider: str = ""
 
 
 ModelEvent = TextDelta | ReasoningDelta | RefusalDelta | ModelFinished

@@ -74,7 +74,7 @@ class Fallback:
             raise
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer of the first that begins one; see Provider. Its last event names the model if it is not the agent's own."""
+        """The answer of the first that begins one; see Provider. Its last event names who answered if it is not the agent's own."""
         errors: list[UpstreamError] = []
         failed: list[str] = []
         candidates = (Other(self.own, request.model), *self.others)
@@ -86,7 +86,7 @@ class Fallback:
                     async for event in events:
                         begun = True
                         if place and isinstance(event, ModelFinished):
-                            event = msgspec.structs.replace(event, model=question.model)
+                            event = msgspec.structs.replace(event, model=question.model, provider=candidate.provider.name)
                         yield event
                 if begun:
                     return

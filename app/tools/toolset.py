@@ -9,8 +9,8 @@ from decimal import Decimal
 import msgspec
 
 from app.core.context import RunContext
-from app.core.errors import ToolFailed
-from app.core.messages import ToolCall, ToolResult, ToolSpec
+from app.core.errors import ToolFailed, ToolTimeout
+from app.core.messages import ToolCall, ToolOutcome, ToolResult, ToolSpec
 from app.core.text import capped, storable
 from app.observability.audit import audit
 from app.observability.trace import is_tracing, trace
@@ -61,7 +61,7 @@ class Toolset:
         if is_tracing():
             trace.debug("tool.started", extra={**_named(call, context), "arguments": call.arguments})
         output = _NOTHING
-        is_error = False
+        outcome: ToolOutcome = "success"
         tool = self._tools.get(call.name)
         limit = tool.max_output if tool is not None else DEFAULT_MAX_OUTPUT
         try:
@@ -71,22 +71,25 @@ class Toolset:
             output = await self._within_time(tool, parse_arguments(call.arguments), context)
             content = capped(storable(output.content), limit)
         except ToolFailed as error:
-            content, is_error = capped(storable(f"Error: {error}"), limit), True
+            content = capped(storable(f"Error: {error}"), limit)
+            outcome = "refused" if tool is None else "timeout" if isinstance(error, ToolTimeout) else "error"
         except Exception:
             # A tool is foreign code: whatever it raises ends its call and not the chat.
             logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
-            content, is_error = f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments.", True
+            content = f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments."
+            outcome = "error"
         result = ToolResult(
             call_id=call.id,
             name=call.name,
             content=content,
             images=output.images,
             links=output.links,
-            is_error=is_error,
+            is_error=outcome != "success",
             seconds=time.monotonic() - started,
+            outcome=outcome,
         )
         if is_tracing():
-            ended = {"is_error": is_error, "seconds": round(result.seconds, 3), "result": content}
+            ended = {"outcome": outcome, "is_error": result.is_error, "seconds": round(result.seconds, 3), "result": content}
             trace.debug("tool.ended", extra={**_named(call, context), **ended})
         return result
 
@@ -101,7 +104,7 @@ class Toolset:
             raise
         if not done:
             await self._cancel(task, tool)
-            raise ToolFailed(f"the tool did not answer within {limit:.3g} seconds and was stopped")
+            raise ToolTimeout(f"the tool did not answer within {limit:.3g} seconds and was stopped")
         if task.cancelled():
             raise ToolFailed("the tool stopped itself")
         return task.result()

@@ -37,6 +37,13 @@ from app.tools.toolset import Toolset
 from tests.scripted import Script, calls, says
 
 SOME_TIME: Any = IsFloat(ge=0)
+
+
+def step(calls: tuple[ToolCall, ...], usage: Usage) -> StepRecord:
+    """A step that the script answered, whatever time it took."""
+    return StepRecord(calls, usage, "m", "scripted", SOME_TIME)
+
+
 QUESTION = Message(role="user", content="Go.")
 
 
@@ -86,12 +93,12 @@ async def test_an_answer_without_calls_ends_the_run() -> None:
     assert await run(Script(says("Hel", "lo", usage=Usage(7, 2)))) == [
         TextDelta("Hel"),
         TextDelta("lo"),
-        RunFinished("stop", Usage(7, 2), (StepRecord((), Usage(7, 2)),)),
+        RunFinished("stop", Usage(7, 2), (step((), Usage(7, 2)),)),
     ]
 
 
 async def test_an_empty_answer_stays_empty() -> None:
-    assert await run(Script(says())) == [RunFinished("stop", Usage(10, 0), (StepRecord((), Usage(10, 0)),))]
+    assert await run(Script(says())) == [RunFinished("stop", Usage(10, 0), (step((), Usage(10, 0)),))]
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
@@ -117,7 +124,7 @@ async def test_a_call_is_run_and_its_result_goes_back_to_the_model() -> None:
         ToolStarted(call),
         ToolFinished(ToolResult(call_id="call_000000001", name="add", content="5", seconds=SOME_TIME)),
         TextDelta("5"),
-        RunFinished("stop", Usage(50, 6, cost=0.5), (StepRecord((call,), Usage(20, 5)), StepRecord((), Usage(30, 1, cost=0.5)))),
+        RunFinished("stop", Usage(50, 6, cost=0.5), (step((call,), Usage(20, 5)), step((), Usage(30, 1, cost=0.5)))),
     ]
     assert script.requests[1].messages == (
         QUESTION,
@@ -328,7 +335,7 @@ async def test_a_call_of_the_client_goes_out_and_ends_the_run() -> None:
     script = Script(calls(("theirs", {"x": 1})))
     events = await run(script, client_tools=["theirs"])
     call = ToolCall("call_000000001", "theirs", '{"x":1}')
-    assert events == [RunFinished("tool_calls", Usage(20, 5), (StepRecord((call,), Usage(20, 5)),), (call,))]
+    assert events == [RunFinished("tool_calls", Usage(20, 5), (step((call,), Usage(20, 5)),), (call,))]
 
 
 async def test_a_name_that_both_have_is_ours() -> None:
@@ -392,7 +399,7 @@ async def test_an_error_of_the_provider_ends_the_run_with_what_was_used() -> Non
     events = await run(Script(calls(("add", {"a": 1, "b": 1})), [TextDelta("The "), error]))
     assert events[-2:] == [
         TextDelta("The "),
-        RunFailed(error, Usage(20, 5), (StepRecord((ToolCall("call_000000001", "add", '{"a":1,"b":1}'),), Usage(20, 5)),)),
+        RunFailed(error, Usage(20, 5), (step((ToolCall("call_000000001", "add", '{"a":1,"b":1}'),), Usage(20, 5)),)),
     ]
 
 

@@ -335,13 +335,16 @@ async def test_an_earlier_answer_is_told_again_and_the_agent_is_not_asked() -> N
         ToolStarted(CALL, 1),
         ToolFinished(RESULT),
         TextDelta("It is 42."),
-        RunFinished("length", Usage(1, 2)),
+        RunFinished("length", Usage(1, 2), is_repeated=True),
     ]
     assert agent.turns == []
 
 
 async def test_an_earlier_answer_without_tools_is_told_again() -> None:
-    assert await remembered(Telling(), Kept(answer=Answer(text="It is 42."))) == [TextDelta("It is 42."), RunFinished("stop", None)]
+    assert await remembered(Telling(), Kept(answer=Answer(text="It is 42."))) == [
+        TextDelta("It is 42."),
+        RunFinished("stop", None, is_repeated=True),
+    ]
 
 
 async def test_a_run_that_is_under_way_is_joined_from_its_beginning() -> None:
@@ -355,7 +358,9 @@ async def test_a_run_that_is_under_way_is_joined_from_its_beginning() -> None:
         async with aclosing(joining):
             assert await anext(joining) == ANSWERED[0]
             gate.set()
-            assert [event async for event in joining] == list(ANSWERED[1:])
+            *texts, last = [event async for event in joining]
+            assert texts == [ANSWERED[1]]
+            assert last == msgspec.structs.replace(ANSWERED[2], is_repeated=True)
         assert await first == list(ANSWERED)
     assert second_agent.turns == []
     assert live.find("run_1") is None

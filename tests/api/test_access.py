@@ -150,7 +150,7 @@ async def test_a_key_is_for_what_its_scopes_say(tmp_path: Path) -> None:
         keys = {scope: await service.key(scope, scopes=[scope]) for scope in ("chat", "memory:read", "memory:delete", "admin")}
         for method, path in routes_of(service.app):
             any_key = path in OPEN or path in ("/v1/models", "/v1/models/helper", "/agents", "/agents/helper")
-            admin = path in ("/admin/reload", "/docs", "/redoc", "/openapi.json", "/health?detailed=true")
+            admin = path in ("/admin/reload", "/docs", "/redoc", "/openapi.json", "/metrics", "/health?detailed=true")
             for scope, headers in keys.items():
                 response = await ask(service.client, method, path, headers=headers)
                 if any_key or scope == ("admin" if admin else needs[method]):

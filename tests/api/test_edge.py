@@ -10,6 +10,8 @@ from starlette.types import Receive, Scope, Send
 from app.api.edge import Edge
 from app.api.stopping import Stopping
 from app.core.periods import Period
+from app.observability.access_log import AccessLog
+from app.observability.metrics import Metrics
 from tests.api.asking import error_of
 
 
@@ -27,7 +29,7 @@ class Waits:
 
 def client_at(app: Waits, stopping: Stopping) -> httpx2.AsyncClient:
     """A client of `app` behind the edge."""
-    edge = Edge(app, stopping)
+    edge = Edge(app, stopping, Metrics(), AccessLog("secret"))
 
     async def framed(scope: Scope, receive: Receive, send: Send) -> None:
         await edge({**scope, "app": app}, receive, send)

@@ -283,7 +283,7 @@ async def test_a_quiet_stream_is_kept_alive_by_comments_that_clients_pass_over(t
         yield RunFinished("stop", None)
 
     async with responding(tmp_path, events()) as response:
-        await response({"type": "http"}, caller.receive, caller.send)
+        await response({"type": "http", "state": {}}, caller.receive, caller.send)
     chunks, error = checked_stream(caller.body.decode())
     assert (told(chunks), error) == ("Slowly", None)
 
@@ -297,7 +297,7 @@ async def test_a_stream_that_is_quiet_from_the_start_is_begun_by_a_comment(tmp_p
         yield TextDelta("")
 
     async with responding(tmp_path, events()) as response:
-        await response({"type": "http"}, caller.receive, caller.send)
+        await response({"type": "http", "state": {}}, caller.receive, caller.send)
     assert caller.messages[0]["status"] == 200
     chunks, error = checked_stream(caller.body.decode())
     assert chunks == []
@@ -320,7 +320,7 @@ async def test_nothing_follows_the_last_event_however_long_it_takes_to_send(tmp_
 
     counted: list[None] = []
     async with responding(tmp_path, events()) as response:
-        sending = asyncio.create_task(response({"type": "http"}, receive, caller.send))
+        sending = asyncio.create_task(response({"type": "http", "state": {}}, receive, caller.send))
         await checks.wait()
         caller.released.set()
         await sending
@@ -341,7 +341,7 @@ async def test_a_caller_who_leaves_is_sent_nothing_more(tmp_path: Path) -> None:
             closed.set()
 
     async with responding(tmp_path, events()) as response:
-        await response({"type": "http"}, caller.receive, caller.send)
+        await response({"type": "http", "state": {}}, caller.receive, caller.send)
     assert closed.is_set()
     assert b"[DONE]" not in caller.body
 
@@ -354,7 +354,7 @@ async def test_the_end_of_the_service_is_the_last_event_of_a_stream(tmp_path: Pa
         await asyncio.Event().wait()
 
     async with responding(tmp_path, events()) as response:
-        sending = asyncio.create_task(response({"type": "http"}, caller.receive, caller.send))
+        sending = asyncio.create_task(response({"type": "http", "state": {}}, caller.receive, caller.send))
         await caller.reached.wait()
         sending.cancel()
         await asyncio.wait_for(sending, WAIT)

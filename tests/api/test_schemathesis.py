@@ -46,4 +46,4 @@ def test_no_request_is_answered_with_what_is_not_described(tmp_path: Path, key: 
             check=False,
         )
     assert done.returncode == 0, done.stdout
-    assert "15/15" in done.stdout
+    assert "16/16" in done.stdout
