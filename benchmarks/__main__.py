@@ -59,8 +59,10 @@ async def _table(names: list[str], size: Size, rounds: int) -> None:
         async with servers.upstream().running() as upstream, servers.mcp_server().running() as mcp, AsyncExitStack() as stack:
             databases = Databases()
             stack.push_async_callback(databases.close)
+            service = servers.service(upstream.port, plain)
             theirs = Bench(
                 program=servers.reference(upstream.port),
+                service=service,
                 upstream_port=upstream.port,
                 size=size,
                 with_mcp=servers.service_with_mcp(upstream.port, mcp.port, with_mcp),
@@ -70,7 +72,7 @@ async def _table(names: list[str], size: Size, rounds: int) -> None:
                 databases=databases,
             )
             ours = theirs._replace(
-                program=servers.service(upstream.port, plain),
+                program=service,
                 long_sessions=[Conversation(size.long) for _ in range(size.long_sessions)],
             )
             for name in names:

@@ -44,6 +44,7 @@ class Bench(NamedTuple):
     """What a measurement works with."""
 
     program: Program
+    service: Program
     upstream_port: int
     size: Size
     with_mcp: Program
@@ -63,6 +64,12 @@ async def cpu_per_turn(bench: Bench, *, model: str) -> float:
         before = server.cpu_ns()
         await load.turns(server.port, model, count=bench.size.turns, concurrency=CONCURRENCY)
         return (server.cpu_ns() - before) / bench.size.turns / 1e6
+
+
+async def observed_turn(bench: Bench, *, is_observed: bool) -> float:
+    """As `cpu_per_turn` of the service, as it is by default or without its access log."""
+    program = bench.service if is_observed else bench.service.told(LOG_LEVEL="ERROR")
+    return await cpu_per_turn(bench._replace(program=program), model="plain")
 
 
 async def cpu_per_paced_chunk(bench: Bench) -> float:
@@ -262,6 +269,9 @@ ROWS = {
     "turn": Row("CPU ms, plain turn, c=32", _plain, _plain, 0.4),
     "chunk": Row("CPU us, paced chunk", cpu_per_paced_chunk, cpu_per_paced_chunk, 0.45),
     "tool": Row("CPU ms, turn with one tool (P: plain)", partial(cpu_per_turn, model="tool"), _plain, 0.8),
+    "observed": Row(
+        "CPU ms, with access log (P: without)", partial(observed_turn, is_observed=True), partial(observed_turn, is_observed=False), 1.15
+    ),
     "latency": Row("p50 ms added, c=1", latency_added, latency_added, 0.7),
     "stream": Row("KB, open stream", memory_per_open_stream, memory_per_open_stream, 1.0),
     "memory": Row("MB, idle", idle_memory, idle_memory, 120, "MB"),
