@@ -93,6 +93,7 @@ def values_of(service: Service) -> dict[str, Values]:
     values: dict[str, Values] = {
         "aas_runs_in_flight": {(): float(service.runs)},
         "aas_workers": {(): 1.0},
+        "aas_agent_info": {(agent.agent_id, agent.version): 1.0 for agent in service.catalog},
         "aas_build_info": {(settings.service_version, platform.python_version()): 1.0},
         **_of_providers(service),
         **_of_servers(service),

@@ -82,6 +82,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("aas_mcp_server_restarts_total", "counter", "How often an MCP server was connected to again.", ("server",)),
     Family("aas_event_loop_lag_seconds", "histogram", "How late a timer rings that is set each second.", buckets=LAG),
     Family("aas_workers", "gauge", "Processes that answer requests."),
+    Family("aas_agent_info", "gauge", "1; which agents there are, and in which version.", ("agent", "version"), "max"),
     Family("aas_build_info", "gauge", "1; which version runs, on which Python.", ("version", "python"), "max"),
     Family("process_cpu_seconds_total", "counter", "CPU time."),
     Family("process_resident_memory_bytes", "gauge", "Resident memory."),

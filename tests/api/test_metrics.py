@@ -43,6 +43,7 @@ async def test_an_answer_is_counted(tmp_path: Path, stream: bool) -> None:
     assert found.value("aas_runs_in_flight") == 0
     assert found.value("aas_errors_total") == 0
     assert found.value("aas_build_info") == 1
+    assert found.value("aas_agent_info", agent="helper") == 1
     assert found.value("process_resident_memory_bytes") > 0
 
 
