@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import click
@@ -263,6 +264,9 @@ def _welcome(configuration: Configuration, url: str, notes: list[str], *, is_ope
         *([f"  memory   {configuration.database}"] if configuration.database else []),
         f"  chat     ai-agent-service chat {agents[0]}   (in .venv/bin, in another terminal)",
     ]
+    if Path("scripts/webui.py").is_file():
+        where = "" if url == "http://127.0.0.1:8000" else f" SERVICE_URL={url}"
+        lines.append(f"  web      make webui{where}   (Open WebUI with these agents, in another terminal)")
     lines += (f"  note     {note}" for note in notes)
     return "\n".join(lines) + "\n"
 

@@ -486,6 +486,24 @@ def test_check_connect_tells_of_each_server_and_fails_when_one_is_down(tmp_path:
     assert "\ntime: get_current_time, convert_time\n" in done.stdout
 
 
+def test_the_start_names_make_webui_where_there_is_one(tmp_path: Path) -> None:
+    def told(folder: Path) -> str:
+        command = [sys.executable, "-m", "app.main", "--port", "0"]
+        process = subprocess.Popen(command, cwd=folder, env=environment(DATA_DIR=str(tmp_path)), stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("  note "):
+                break
+        process.terminate()
+        process.communicate(timeout=20)
+        return "".join(lines)
+
+    assert re.search(r"  web      make webui SERVICE_URL=http://127\.0\.0\.1:\d+ ", told(ROOT))
+    assert "make webui" not in told(tmp_path)
+
+
 def test_check_connect_succeeds_when_every_server_is_ready_or_off_and_warns_of_tools_that_are_not_there(tmp_path: Path) -> None:
     allowed = {"allowed_mcp_tools": ["convert_tme", "get_current_time"], "cached_mcp_tools": ["get_curent_time"]}
     done = run(tmp_path, "check", "--connect", **configure(tmp_path, TIME, KEYLESS, time=allowed, wiki={"allowed_mcp_tools": ["ask"]}))
