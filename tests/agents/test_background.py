@@ -57,6 +57,15 @@ async def test_a_title_is_what_the_model_means_or_else_the_question(said: str, t
     assert isinstance(events[-1], RunFinished)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "title"), [("<chat_history>{}", "New chat"), ("<chat_history>USER: Hi{}there</chat_history>", "Hi there")]
+)
+def test_many_spaces_in_a_history_take_no_time(text: str, title: str) -> None:
+    answer = answer_by_rule("title_generation", (Message("user", text.format(" " * 500_000)),))
+    assert json.loads(answer or "") == {"title": title}
+
+
 async def test_an_answer_without_end_is_not_waited_for() -> None:
     events, script = await done("title_generation", *says("x" * 70_000, '{"title": "News"}'))
     assert json.loads(text_of(events)) == {"title": "Tell me more, please, about all"}
