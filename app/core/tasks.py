@@ -90,3 +90,7 @@ class Held(Generic[T]):
                 self._opened.set_exception(error)
             else:
                 logger.exception("background.not_closed")
+        finally:
+            if not self._opened.done():  # a library may let a cancellation out that nobody asked for
+                self._opened.set_exception(RuntimeError("what was to be opened was cancelled by itself"))
+                self._opened.exception()  # whoever asked for it may be gone

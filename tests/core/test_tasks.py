@@ -98,6 +98,19 @@ async def test_what_cannot_be_held_raises_what_keeps_it_from_being() -> None:
     await held.close()
 
 
+async def test_what_cancels_itself_while_it_is_opened_is_not_waited_for() -> None:
+    @asynccontextmanager
+    async def context() -> AsyncGenerator[None, None]:
+        raise asyncio.CancelledError("a library's own")
+        yield
+
+    held = Held(context())
+    async with asyncio.timeout(5):
+        with pytest.raises(RuntimeError, match="cancelled by itself"):
+            await held.opened()
+        await held.close()
+
+
 async def test_who_leaves_while_it_is_opened_leaves_nothing_open() -> None:
     ended = asyncio.Event()
 
