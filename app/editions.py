@@ -176,7 +176,9 @@ class Maker:
     async def end(self, edition: Edition, after: Edition) -> None:
         """Closes what `edition` keeps open and `after`, which followed it, does not use."""
         await self._supervision.end(set(edition.servers) - set(after.servers))
-        await self._close(set(_held(edition.made)) - set(_held(after.made)))
+        if ending := set(_held(edition.made)) - set(_held(after.made)):
+            await self._tasks.settled(self._settings.request_timeout)  # an answer whose caller left may still be stored
+            await self._close(ending)
 
     def _plain(
         self, definition: AgentDefinition, written: Servers, servers: McpServers, old: _Made | None

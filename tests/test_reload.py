@@ -22,8 +22,9 @@ from app.config.agents import AgentDefinition
 from app.config.mcp import ServerDefinition
 from app.core.context import RunContext
 from app.core.errors import ConfigError, ServiceStopping
+from app.core.messages import Message
 from app.editions import Changes
-from app.memory.base import Asked, MemorySetup, RememberedTurn
+from app.memory.base import Answer, Asked, MemorySetup, RememberedTurn
 from app.observability.audit import audit
 from app.observability.logging import LineFormatter
 from app.server import create_app
@@ -463,6 +464,62 @@ async def test_memories_of_plug_ins_are_opened_and_closed_with_their_agents(tmp_
         await service.reload()
         await until(lambda: Notebook.open_now == ["2"])
     assert Notebook.open_now == []
+
+
+class Slow(Notebook):
+    """A memory that takes its time to store an answer."""
+
+    name = "slow"
+    storing: ClassVar[asyncio.Event]
+    let: ClassVar[asyncio.Event]
+    was_open: ClassVar[list[bool]] = []
+
+    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+        """A turn without a past."""
+        return SlowTurn(asked.messages)
+
+
+class SlowTurn(msgspec.Struct):
+    """A turn whose answer is stored when the test lets it."""
+
+    messages: tuple[Message, ...]
+    answer: Answer | None = None
+    under_way: str | None = None
+
+    async def shorter(self) -> tuple[Message, ...] | None:
+        """It cannot be."""
+        return None
+
+    async def keep(self, answer: Answer, *, wait: float) -> None:
+        """Notes whether the memory is open when the answer is stored."""
+        Slow.storing.set()
+        await Slow.let.wait()
+        Slow.was_open.append("1" in Notebook.open_now)
+
+
+async def test_a_memory_is_not_closed_while_it_stores_an_answer_whose_caller_has_left(tmp_path: Path) -> None:
+    agent = {**AGENT, "resources": ["memory"], "resource_config": {"memory": {"backend": "slow"}}}
+    found = configuration(tmp_path)
+    found.plugins.memories["slow"] = Slow
+    Notebook.open_now.clear()
+    Slow.was_open.clear()
+    Slow.storing, Slow.let = asyncio.Event(), asyncio.Event()
+    async with (
+        asyncio.timeout(30),
+        opened(tmp_path, Script(says("Yes")), agents=[{**agent, "system_prompt": "1"}], plugins=found.plugins) as service,
+    ):
+        running = asyncio.create_task(service.client.post(CHAT, json=asking(stream=True), headers={"X-Session-Id": "s"}))
+        await Slow.storing.wait()
+        running.cancel()
+        await asyncio.wait((running,))
+        service.write({**agent, "system_prompt": "2"})
+        await service.reload()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert Notebook.open_now == ["1", "2"]
+        Slow.let.set()
+        await until(lambda: Notebook.open_now == ["2"])
+    assert Slow.was_open == [True]
 
 
 async def test_chunks_and_audit_lines_tell_the_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -41,6 +41,11 @@ class Tasks:
         """As `start`, for work that nobody waits for."""
         _ = self.start(work)
 
+    async def settled(self, seconds: float) -> None:
+        """Returns once those that are under way now have ended, or after `seconds`."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=seconds)
+
     async def finish(self) -> None:
         """Waits for the tasks, and cancels those that do not end in time."""
         if self._tasks:
