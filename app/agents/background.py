@@ -127,7 +127,7 @@ class Background(BaseAgent):
             )
             answer = answer_by_rule(self._task, turn.messages, self._suggestions)
         if answer is None:
-            yield RunFailed(error or ProviderProtocolError(f"The answer of {self._provider.name} was empty."), usage, steps)
+            yield RunFailed(error or ProviderProtocolError(f"{self._provider.name} has no answer to this task."), usage, steps)
             return
         if answer:
             yield TextDelta(answer)

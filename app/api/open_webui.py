@@ -76,11 +76,15 @@ class OpenWebUIFrames(ChunkFrames):
         return frame
 
     def finished(self, event: RunFinished) -> bytes:
-        """As it is for others, after what is held."""
-        return self._held + super().finished(event)
+        """As it is for others, after what is held and after calls that an agent type of a plug-in left without a result."""
+        return b"".join((self._held, *self._broken_off(), super().finished(event)))
 
     def failed(self, error: ServiceError) -> bytes:
         """The error, after the calls that it broke off."""
+        return b"".join((self._held, *self._broken_off(), super().failed(error)))
+
+    def _broken_off(self) -> list[bytes]:
+        """The end of each call that has none."""
         broken = []
         # Open WebUI runs a call that has no output itself, which fails, and asks the model again.
         for call in self._open.values():
@@ -89,7 +93,7 @@ class OpenWebUIFrames(ChunkFrames):
         if broken:
             self._open.clear()
             broken.append(self._at_rest())
-        return b"".join((self._held, *broken, super().failed(error)))
+        return broken
 
     def usage(self, event: RunFinished) -> CompletionUsage | None:
         """The usage with each step's, which Open WebUI shows with it."""

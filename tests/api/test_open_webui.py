@@ -9,9 +9,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.api.open_webui import LAST, MAX_SOURCES, links_of
+from app.api.open_webui import LAST, MAX_SOURCES, OpenWebUIFrames, links_of
 from app.core.context import RunContext
 from app.core.errors import ProviderUnavailable, ToolFailed
+from app.core.events import RunFinished, ToolStarted
 from app.core.messages import ImagePart, Link, Message, ToolCall, ToolResult
 from app.core.usage import Usage
 from app.server import create_app
@@ -106,6 +107,15 @@ async def test_a_run_that_breaks_leaves_no_call_for_open_webui_to_run(tmp_path: 
     assert [item["status"] for item in output] == ["incomplete", "incomplete"] or output[0]["status"] == "failed"
     assert unanswered(output) == []
     assert "slow: a quarter, 25%" in [status["description"] for status in events_of(chunks, "status")]
+
+
+def test_a_call_that_a_run_leaves_without_a_result_is_given_one() -> None:
+    frames = OpenWebUIFrames("helper", include_usage=False)
+    sent = frames.event(ToolStarted(CALL)) + frames.finished(RunFinished("stop", None))
+    chunks = [json.loads(event.removeprefix("data: ")) for event in sent.decode().strip().split("\n\n")]
+    output = output_of(chunks)
+    assert [item["status"] for item in output] == ["incomplete", "incomplete"]
+    assert unanswered(output) == []
 
 
 async def test_status_lines_are_there_while_tools_run_and_go_afterwards(tmp_path: Path) -> None:
