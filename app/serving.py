@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from multiprocessing.context import SpawnProcess
@@ -144,8 +145,17 @@ def _work(config: uvicorn.Config, listening: socket.socket, patience: Patience) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server takes it
     server = _WorkerServer(config, patience)
     signal.signal(signal.SIGQUIT, lambda _, __: server.hurry())
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     config.configure_logging()
     server.run([listening])
+
+
+def _end_with_parent() -> None:
+    """Ends this process in order once its parent is gone: nobody else would, and it would keep the port."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Workers:

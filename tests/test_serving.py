@@ -239,3 +239,28 @@ async def test_a_worker_that_dies_is_followed_by_another(tmp_path: Path) -> None
             assert not set(before) & set(workers_of(process))
         process.send_signal(signal.SIGTERM)
         assert await ended(process, within=40) == 0
+
+
+async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2", ALLOW_UNAUTHENTICATED="true") as (url, process):
+        async with httpx2.AsyncClient(base_url=url) as client:
+
+            async def answers() -> bool:
+                with contextlib.suppress(httpx2.TransportError):
+                    return (await client.get("/health/live")).status_code == 200
+                return False
+
+            await until(answers)
+        workers = workers_of(process)
+        assert len(workers) == 2
+        process.kill()
+
+        async def are_gone() -> bool:
+            return not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+        try:
+            await until(are_gone)
+        finally:
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
