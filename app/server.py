@@ -52,7 +52,7 @@ def create_app(configuration: Configuration, workers: Workers | None = None) -> 
             async with (
                 open_service(configuration) as service,
                 open_access(configuration, service) as access,
-                open_checks(service, access, secrets_in(configuration.environment)) as checks,
+                open_checks(service, access) as checks,
                 reloading(service, told),
                 metrics.exposition(service, counts, workers) as exposition,
             ):

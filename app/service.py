@@ -111,6 +111,9 @@ class Service:
 
         self.runs = 0
         self.is_stopping = False
+        self.secrets = secrets_in(configuration.environment)
+        """What must be shown to nobody: the secrets of the start and of each reload."""
+
         self._configuration = configuration
         self._maker = maker
         self._reloading = asyncio.Lock()
@@ -197,6 +200,7 @@ class Service:
             try:
                 configuration = await asyncio.to_thread(load_configuration, self.settings, self._configuration.plugins)
                 keep_out(secrets := secrets_in(configuration.environment))
+                self.secrets = tuple(sorted({*self.secrets, *secrets}, key=len, reverse=True))
                 if self._tracing is not None:
                     self._tracing.keep_out(secrets)
                 if self.is_stopping:

@@ -110,13 +110,12 @@ class Probe(Generic[T]):
 
 
 class Checks:
-    """The parts of `service` and `access`; questions are put by `tasks`. `secrets` are taken out of what parts say."""
+    """The parts of `service` and `access`; questions are put by `tasks`. The service's secrets are taken out of what parts say."""
 
-    def __init__(self, service: Service, access: Access, tasks: Tasks, secrets: tuple[str, ...]) -> None:
+    def __init__(self, service: Service, access: Access, tasks: Tasks) -> None:
         self._service = service
         self._access = access
         self._tasks = tasks
-        self._secrets = secrets
         self._providers: dict[str, Probe[ProviderAnswer]] = {}
         self._agents: dict[str, Probe[AgentAnswer]] = {}
         self._disks = {path: Probe(_Disk(path).usage, tasks, kept_seconds=KEPT_SECONDS) for path in _written(service, access)}
@@ -196,14 +195,14 @@ class Checks:
         return DatabaseAnswer(taken, found.revision, replica_lag_seconds=behind)
 
     def _clean(self, said: str | None) -> str | None:
-        return None if said is None else without_secrets(said, self._secrets)
+        return None if said is None else without_secrets(said, self._service.secrets)
 
 
 @asynccontextmanager
-async def open_checks(service: Service, access: Access, secrets: tuple[str, ...]) -> AsyncGenerator[Checks, None]:
+async def open_checks(service: Service, access: Access) -> AsyncGenerator[Checks, None]:
     """The checks of a service; what is still asked at the end is left."""
     async with Tasks(grace=0.1) as tasks:
-        yield Checks(service, access, tasks, secrets)
+        yield Checks(service, access, tasks)
 
 
 K = TypeVar("K")

@@ -310,3 +310,16 @@ async def test_a_replica_is_told_of_with_how_far_it_is_behind(tmp_path: Path) ->
     finally:
         await asyncio.to_thread(replica.remove)
         await asyncio.to_thread(primary.remove)
+
+
+async def test_a_secret_that_a_reload_brings_is_taken_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Telling(Script):
+        async def ping(self, *, timeout: float) -> None:
+            raise ProviderUnavailable("It says brand-new-value-1234.")
+
+    app = create_app(configuration(tmp_path, Telling(says("Hi"))))
+    async with client_of(app) as client:
+        monkeypatch.setenv("NEW_API_KEY", "brand-new-value-1234")
+        assert (await client.post("/admin/reload")).status_code == 200
+        found = await detailed(client)
+    assert found["providers"]["scripted"]["error"] == "It says [redacted]."
