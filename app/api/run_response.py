@@ -15,7 +15,7 @@ from app.agents.base import Turn
 from app.api.admission import CountedRun
 from app.api.errors import internal_error
 from app.api.stopping import stopped
-from app.core.errors import RunTimeout, ServiceError
+from app.core.errors import InternalError, RunTimeout, ServiceError
 from app.core.events import (
     MemorySkipped,
     ReasoningDelta,
@@ -134,7 +134,8 @@ class RunResponse(Response, ABC):
                 await asyncio.wait((run,), timeout=DEADLINE_GRACE if stopping else None)
                 run.cancel()  # at the end of the service its caller is told also while a database that hangs keeps it from its own
             finally:
-                outcome = self._outcome()
+                is_cancelled_by_itself = run.cancelled() and not (stopping or self._client_left)
+                outcome = InternalError.default_code if is_cancelled_by_itself else self._outcome()
                 self._report(scope, outcome)
                 await self._counted.ended(outcome)
         if stopping:

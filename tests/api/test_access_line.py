@@ -21,6 +21,7 @@ from app.observability.logging import extra_of
 from app.server import create_app
 from tests.api.asking import CHAT, Watched, asking, connected, connected_raw
 from tests.api.test_access import bearer, opened
+from tests.api.test_run_response import CancelsItself
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving
 
@@ -204,6 +205,15 @@ async def test_a_crash_is_told_once(tmp_path: Path, lines: Lines) -> None:
         assert (await client.post(CHAT, json=asking())).status_code == 500
     [line] = lines.all
     assert (line["route"], line["status"], line["error"]) == (CHAT, 500, "internal_error")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_an_agent_that_cancels_its_own_run_is_told_as_a_crash(tmp_path: Path, lines: Lines, stream: bool) -> None:
+    found = configuration(tmp_path, agents=[{**AGENT, "type": "cancels_itself"}], agent_types=[CancelsItself])
+    async with client_of(create_app(found)) as client:
+        await client.post(CHAT, json=asking(stream=stream))
+    [line] = lines.all
+    assert (line["error"], line["outcome"]) == ("internal_error", "internal_error")
 
 
 async def test_what_watches_the_service_is_told_at_debug_alone(tmp_path: Path, lines: Lines) -> None:
