@@ -20,7 +20,10 @@ def process_values() -> dict[str, Values]:
 
 def exposed(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
     """The metrics as text, and its content type: OpenMetrics for those who `accept` it, else the older form. A matter for a thread."""
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is none
+        encode, content_type = choose_encoder("")
     return encode(_Collected(snapshot)), content_type
 
 

@@ -245,3 +245,11 @@ async def test_nothing_of_what_is_said_and_of_who_says_it_is_told(tmp_path: Path
         found: Told = await metrics_of(client)
     assert found.value("aas_runs_total") == 1
     assert "canary" not in found.text
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "text/plain;version=x", "text/plain;version=1..0"])
+async def test_who_accepts_what_there_is_not_gets_the_older_form(tmp_path: Path, accept: str) -> None:
+    async with client_of(create_app(configuration(tmp_path))) as client:
+        response = await client.get("/metrics", headers={"accept": accept})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain")
