@@ -154,6 +154,16 @@ def test_the_alerts_are_those_that_an_operator_needs() -> None:
     assert all({"expr", "for", "labels", "annotations"} <= set(rule) for rule in rules())
 
 
+def test_what_watches_the_service_hides_no_errors_and_is_none() -> None:
+    [alert] = [rule["expr"] for rule in rules() if rule["alert"] == "AgentServiceErrors"]
+    assert [re.findall(r'route!~"([^"]*)"', labels) for _, labels in _SELECTOR.findall(alert)] == [["/health.*|/metrics"]] * 2
+
+
+def test_a_breaker_that_tries_again_and_again_is_told_of_as_one_that_is_open() -> None:
+    [alert] = [rule["expr"] for rule in rules() if rule["alert"] == "AgentProviderBreakerOpen"]
+    assert alert.endswith("> 0")  # half open it is 1, for as long as a provider that hangs takes: with == 2 the time would begin anew
+
+
 def test_the_sample_scrapes_the_service_and_has_the_rules() -> None:
     sample = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
     assert sample["rule_files"] == ["alerts.yml"]
