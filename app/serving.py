@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from app.api.protocol import CLOSE, BoundedProtocol
 from app.api.stopping import Stopping
+from app.core.errors import ConfigError
 from app.reloading import HANGUP, Terminal
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ CUT_OFF = 1
 
 CHECK_SECONDS = 0.5
 """How often it is looked whether each worker is alive."""
+
+RETRY_SECONDS = 5.0
+"""How long a worker is not started again that could not start, while others serve."""
 
 POLL_SECONDS = 0.05
 
@@ -147,7 +152,12 @@ def _work(config: uvicorn.Config, listening: socket.socket, patience: Patience) 
     signal.signal(signal.SIGQUIT, lambda _, __: server.hurry())
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     config.configure_logging()
-    server.run([listening])
+    try:
+        server.run([listening])
+    except ConfigError as error:  # the files were changed since the start
+        for fault in error.faults:
+            sys.stderr.write(f"{fault}\n")  # how its log is to be written stands in what it could not read
+        sys.exit(STARTUP_FAILURE)
 
 
 def _end_with_parent() -> None:
@@ -172,6 +182,9 @@ class Workers:
         self._patience = patience
         self._told = 0
         self._hangups = 0
+        self._failed: dict[int, float] = {}
+        """When the worker at a place last could not start."""
+
         self._terminal = Terminal()
         self.workers: list[SpawnProcess] = []
 
@@ -217,13 +230,21 @@ class Workers:
 
     def _replaced(self) -> int:
         """Has each worker that died followed by another; gives an exit code where none can start."""
+        now = time.monotonic()
         for place, worker in enumerate(self.workers):
             if self._told or worker.is_alive():
                 continue
             if worker.exitcode == STARTUP_FAILURE:
-                logger.error("worker.failed_to_start")
-                return STARTUP_FAILURE
-            logger.error("worker.died", extra={"exit_code": worker.exitcode})
+                if place not in self._failed:
+                    logger.error("worker.failed_to_start")
+                failed_at = self._failed.setdefault(place, now)
+                if not any(each.is_alive() for each in self.workers):
+                    return STARTUP_FAILURE
+                if now - failed_at < RETRY_SECONDS:
+                    continue
+                del self._failed[place]
+            else:
+                logger.error("worker.died", extra={"exit_code": worker.exitcode})
             self.workers[place] = self._started()
         return 0
 

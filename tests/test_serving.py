@@ -221,6 +221,37 @@ def test_workers_that_cannot_start_end_the_service(tmp_path: Path) -> None:
         assert process.wait(60) == 3
 
 
+async def test_a_worker_that_cannot_be_started_again_leaves_the_others_and_the_service_ends_with_the_last(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2", **configured(tmp_path)) as (url, process):
+        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+
+            async def answers() -> bool:
+                with contextlib.suppress(httpx2.TransportError):
+                    return "aas_workers 2.0" in (await client.get("/metrics")).text
+                return False
+
+            await until(answers, seconds=60)
+            first, second = workers_of(process)
+            agents = (tmp_path / "agents.json").read_text(encoding="utf-8")
+            (tmp_path / "agents.json").write_text("[{", encoding="utf-8")
+            os.kill(first, signal.SIGKILL)
+
+            async def is_tried_again() -> bool:
+                return len(set(workers_of(process)) - {first, second}) == 1
+
+            async def is_alone() -> bool:
+                return workers_of(process) == [second]
+
+            await until(is_tried_again)
+            await until(is_alone)
+            (tmp_path / "agents.json").write_text(agents, encoding="utf-8")
+            await until(answers, seconds=60)
+        (tmp_path / "agents.json").write_text("[{", encoding="utf-8")
+        for pid in workers_of(process):
+            os.kill(pid, signal.SIGKILL)
+        assert await ended(process, within=60) == 3
+
+
 async def test_a_worker_that_dies_is_followed_by_another(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", **configured(tmp_path)) as (url, process):
         async with talking(url, "stays") as (client, [stream]):
