@@ -140,6 +140,7 @@ class RunResponse(Response, ABC):
                 await self._counted.ended(outcome)
         if stopping:
             if not self._complete:
+                scope["state"]["error"] = stopped().code
                 await self._fail(stopped(), send)
         elif not run.cancelled():
             run.result()

@@ -28,6 +28,9 @@ State = Literal["closed", "open", "half_open"]
 PROBE_SECONDS = 1.0
 """What callers are told to wait while another one's request finds out whether the provider answers again."""
 
+FORGOTTEN_SECONDS = 300.0
+"""How long after it might be asked again a model that nobody asks is told as one that fails; the next request still finds out."""
+
 MAX_BREAKERS = 1000
 """Models whose state is kept; a configuration names far fewer, but an agent type of a plug-in may ask for any."""
 
@@ -186,9 +189,11 @@ class _Breaker:
             self._state = "open"
 
     def status(self) -> BreakerStatus:
-        """How the model does now."""
-        left = max(0.0, self._until - self._breakers.clock()) if self._state == "open" else None
-        return BreakerStatus(self._provider, self._model, self._state, self.failures, self._last_error, left, self._openings)
+        """How the model does now; one that nobody has asked for long counts as closed, for it may be well again."""
+        now = self._breakers.clock()
+        state: State = "closed" if self._state == "open" and now >= self._until + FORGOTTEN_SECONDS else self._state
+        left = max(0.0, self._until - now) if state == "open" else None
+        return BreakerStatus(self._provider, self._model, state, self.failures, self._last_error, left, self._openings)
 
     def _probe(self) -> None:
         """Lets one request find out, once it is time."""

@@ -353,12 +353,14 @@ async def test_the_end_of_the_service_is_the_last_event_of_a_stream(tmp_path: Pa
         yield TextDelta("Half")
         await asyncio.Event().wait()
 
+    state: dict[str, object] = {}
     async with responding(tmp_path, events()) as response:
-        sending = asyncio.create_task(response({"type": "http", "state": {}}, caller.receive, caller.send))
+        sending = asyncio.create_task(response({"type": "http", "state": state}, caller.receive, caller.send))
         await caller.reached.wait()
         sending.cancel()
         await asyncio.wait_for(sending, WAIT)
     assert b'"code":"shutting_down"' in caller.body
+    assert state["error"] == "shutting_down"
     assert caller.body.endswith(b"data: [DONE]\n\n")
 
 

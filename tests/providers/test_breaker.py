@@ -22,7 +22,7 @@ from app.core.errors import (
 from app.core.events import TextDelta
 from app.observability.logging import extra_of
 from app.providers.base import Provider
-from app.providers.breaker import MAX_BREAKERS, Breakers, BreakerStatus
+from app.providers.breaker import FORGOTTEN_SECONDS, MAX_BREAKERS, Breakers, BreakerStatus
 from app.providers.counts import ProviderCounts
 from app.providers.http import HttpClient, Timeouts
 from app.providers.openai_compatible import OpenAICompatible
@@ -378,3 +378,14 @@ async def test_a_guarded_provider_is_as_the_provider_itself() -> None:
     asked = Asked(says("x"))
     assert (asked.provider.name, asked.provider.missing, asked.provider.model_list) == ("scripted", (), ("other-model",))
     assert await asked.provider.default_model() == "scripted-model"
+
+
+async def test_one_that_nobody_asks_is_not_told_as_failing_for_ever() -> None:
+    asked = Asked([DOWN], limit=1)
+    await asked.ask()
+    asked.now += 30 + FORGOTTEN_SECONDS - 1
+    assert (asked.status.state, asked.status.seconds_left) == ("open", 0)
+    asked.now += 1
+    assert (asked.status.state, asked.status.seconds_left) == ("closed", None)
+    assert await asked.ask() == "provider_unavailable"
+    assert (asked.status.state, asked.status.openings) == ("open", 2), "the first who asks finds out, and one failure is enough"
