@@ -1,4 +1,4 @@
-"""ai-agent-service serve | chat | check | db | keys | reload: the commands of the terminal."""
+"""ai-agent-service serve | chat | check | db | eval | keys | reload: the commands of the terminal."""
 
 import asyncio
 import importlib
@@ -45,7 +45,13 @@ MANY_TOOLS = 128
 class Commands(click.Group):
     """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
 
-    LAZY: ClassVar = {"chat": "app.terminal:chat", "db": "app.database:db", "keys": "app.keys:keys", "reload": "app.reload:reload"}
+    LAZY: ClassVar = {
+        "chat": "app.terminal:chat",
+        "db": "app.database:db",
+        "eval": "app.evaluate:evaluate",
+        "keys": "app.keys:keys",
+        "reload": "app.reload:reload",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands' names."""

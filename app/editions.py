@@ -1,7 +1,7 @@
 """Makes the agents and MCP servers of one reading of the files; what did not change since the reading before is taken over."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -98,7 +98,10 @@ def changes_between(before: Edition, after: Edition) -> Changes:
 
 
 class Maker:
-    """Makes editions of what the service holds open, and closes at its end all that they keep open. `providers` has `auto` among them."""
+    """Makes editions of what the service holds open, and closes at its end all that they keep open. `providers` has `auto` among them.
+
+    `toolset` carries out the calls of tools in another way than usual.
+    """
 
     def __init__(
         self,
@@ -108,6 +111,7 @@ class Maker:
         providers: Mapping[str, Provider],
         pending: PendingSteps,
         tracing: Tracing | None,
+        toolset: Callable[..., Toolset] | None = None,
     ) -> None:
         self.memories: Memories | None = None
         """The database of conversations; None until there is an agent that remembers in it. From then on it stays open."""
@@ -118,6 +122,7 @@ class Maker:
         self._providers = providers
         self._pending = pending
         self._tracing = tracing
+        self._toolset = toolset or (Toolset if tracing is None else partial(TracedToolset, tracing))
         self._live = LiveRuns()
         self._supervision = Supervision(connect_seconds=settings.mcp_connect_timeout, tools_seconds=settings.mcp_tool_cache_ttl)
         self._held: set[Held[Memory]] = set()
@@ -191,8 +196,7 @@ class Maker:
             return old.plain, of
         tools = (self._plugins.tools[name] for name in definition.allowed_regular_tools if name not in LEGACY_TOOLS)
         sources = [_source(connection, definition.allowed_mcp_servers[label]) for label, connection in connections.items()]
-        toolset = Toolset if self._tracing is None else partial(TracedToolset, self._tracing)
-        available = AvailableTools(tools, sources, default_timeout=self._settings.tool_execution_timeout, toolset=toolset)
+        available = AvailableTools(tools, sources, default_timeout=self._settings.tool_execution_timeout, toolset=self._toolset)
         provider = _provider(definition, self._providers)
         return self._plugins.agents[definition.type](definition, AgentParts(provider, available, self._pending, version)), of
 

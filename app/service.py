@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import Context
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import msgspec
 
@@ -48,6 +48,7 @@ from app.providers.http import HttpClient, Timeouts
 from app.providers.ollama import Ollama
 from app.providers.traced import TracedProvider
 from app.storage.address import Address, parse_address
+from app.tools.toolset import Toolset
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,12 @@ class Configuration(msgspec.Struct, frozen=True):
     def written(self) -> Written:
         """What of it makes an edition."""
         return Written(self.agents, self.servers, self.environment, self.created)
+
+    def with_servers_of(self, agent_ids: Collection[str]) -> Self:
+        """The same with no other agents' MCP servers, which need not be started for these."""
+        labels = {label for agent in self.agents if agent.agent_id in agent_ids for label in agent.allowed_mcp_servers}
+        kept = tuple(definition for definition in self.servers.definitions if definition.server_label in labels)
+        return msgspec.structs.replace(self, servers=msgspec.structs.replace(self.servers, definitions=kept))
 
     @property
     def database(self) -> str | None:
@@ -364,8 +371,8 @@ def _replica(url: str) -> Address:
 
 
 @asynccontextmanager
-async def open_service(configuration: Configuration) -> AsyncGenerator[Service, None]:
-    """The service of `configuration`, with everything it holds open closed at the end."""
+async def open_service(configuration: Configuration, toolset: Callable[..., Toolset] | None = None) -> AsyncGenerator[Service, None]:
+    """The service of `configuration`, with everything it holds open closed at the end; `toolset` is as for a Maker."""
     settings = configuration.settings
     timeouts = Timeouts(settings.provider_connect_timeout, settings.provider_first_byte_timeout, settings.provider_idle_timeout)
     tracing = configuration.tracing
@@ -382,7 +389,7 @@ async def open_service(configuration: Configuration) -> AsyncGenerator[Service, 
         pending = PendingSteps()
         task_name = settings.task_provider and PROVIDER_ALIASES.get(settings.task_provider, settings.task_provider)
         tasks = guarded[task_name] if task_name else None
-        async with Maker(settings, configuration.plugins, configuration.environment, guarded, pending, tracing) as maker:
+        async with Maker(settings, configuration.plugins, configuration.environment, guarded, pending, tracing, toolset) as maker:
             edition = await maker.make(configuration.written)
             maker.begin(edition)
             for warning in configuration.warnings:

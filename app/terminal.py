@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Any
 
 import click
-import msgspec
 from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.live import Live
@@ -36,7 +35,7 @@ from app.core.ids import new_id
 from app.core.messages import Message
 from app.core.text import secrets_in, storable
 from app.observability.logging import configure_logging
-from app.service import Configuration, Service, load, open_service
+from app.service import Service, load, open_service
 
 with contextlib.suppress(ImportError):  # not on Windows
     import readline  # noqa: F401 - gives input() its line editing and history
@@ -63,7 +62,7 @@ def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: s
     parsed = _parsed(settings)
     level = "DEBUG" if debug else "ERROR"
     configure_logging(level)
-    configuration = _with_servers_of(agent_id, load())
+    configuration = load().with_servers_of([agent_id])
     configure_logging(level, secrets_in(configuration.environment))
     # Input is read in the main thread, where Ctrl-C reaches it, so the loop runs only while there is something to wait for.
     with asyncio.Runner() as runner:
@@ -83,14 +82,6 @@ def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: s
             runner.run(service.__aexit__(None, None, None))
     if not succeeded:
         sys.exit(1)
-
-
-def _with_servers_of(agent_id: str, configuration: Configuration) -> Configuration:
-    """`configuration` with no other agent's MCP servers, which need not be started for this one."""
-    agents = [agent for agent in configuration.agents if agent.agent_id == agent_id]
-    labels = {label for agent in agents for label in agent.allowed_mcp_servers}
-    kept = tuple(definition for definition in configuration.servers.definitions if definition.server_label in labels)
-    return msgspec.structs.replace(configuration, servers=msgspec.structs.replace(configuration.servers, definitions=kept))
 
 
 def _agent(service: Service, agent_id: str) -> BaseAgent:

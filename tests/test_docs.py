@@ -11,6 +11,7 @@ from app.config.agents import AgentDefinition, AllowedTools
 from app.config.mcp import ServerDefinition, read_servers
 from app.config.memory import CompressionDefinition, MemoryDefinition
 from app.core.errors import ServiceError
+from app.evaluation.dataset import Case, Expect
 from app.plugins import Plugins, load_plugins
 from app.server import create_app
 from app.service import open_service
@@ -134,6 +135,12 @@ def test_the_shipped_servers_are_off_without_their_variables_and_on_with_them() 
         "time": None,
         "fetch": None,
     }
+
+
+def test_the_page_on_evaluation_describes_every_field_of_a_case() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    fields = {*Case.model_fields, *Expect.model_fields} - {"line", "written"}
+    assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
 
 
 def test_the_configuration_page_describes_every_field_of_an_agent() -> None:

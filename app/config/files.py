@@ -38,8 +38,11 @@ def read_text(path: Path) -> str | Fault:
 def read_json(path: Path) -> tuple[object, list[Fault]]:
     """The JSON value in `path` and what is wrong with the file; the value is None when there is a fault."""
     text = read_text(path)
-    if isinstance(text, Fault):
-        return None, [text]
+    return (None, [text]) if isinstance(text, Fault) else parse_json(text, str(path))
+
+
+def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
+    """The JSON value that `text` of `file` is and what is wrong with it; the value is None when there is a fault."""
     twice: list[str] = []
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -55,21 +58,21 @@ def read_json(path: Path) -> tuple[object, list[Fault]]:
     except json.JSONDecodeError as error:
         return None, [
             Fault(
-                file=str(path),
+                file=file,
                 where=f"line {error.lineno}, column {error.colno}",
                 problem=f"this is not JSON ({error.msg})",
                 remedy="Correct it there; JSON has no comments and no comma after the last entry",
             )
         ]
     except RecursionError:
-        return None, [Fault(file=str(path), problem="it is nested too deeply", remedy="Write it flatter")]
+        return None, [Fault(file=file, problem="it is nested too deeply", remedy="Write it flatter")]
     except UnicodeEncodeError:
-        return None, [Fault(file=str(path), problem="a text in it has half of a surrogate pair", remedy="Write the whole character")]
+        return None, [Fault(file=file, problem="a text in it has half of a surrogate pair", remedy="Write the whole character")]
     except ValueError:
-        return None, [Fault(file=str(path), problem="a number in it is none, or has too many digits", remedy="Correct it; JSON has no NaN")]
+        return None, [Fault(file=file, problem="a number in it is none, or has too many digits", remedy="Correct it; JSON has no NaN")]
     if twice:
         return None, [
-            Fault(file=str(path), field=name, problem="this field stands twice in one object", remedy="Keep one of them") for name in twice
+            Fault(file=file, field=name, problem="this field stands twice in one object", remedy="Keep one of them") for name in twice
         ]
     return value, []
 

@@ -186,6 +186,8 @@ class Settings(BaseSettings):
     )
     provider_breaker_seconds: Seconds = Field(30, description="Seconds for which it is not asked; then one request finds out.")
 
+    evaluation_output_dir: Path = Field(Path("evaluations/output"), description="The folder in which eval run keeps its results.")
+
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the address that is listened on."""

@@ -1,0 +1,133 @@
+"""Scores of a run, and what may honestly be said of the difference between two."""
+
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from app.evaluation.results import Result
+
+MIN_CASES = 6
+"""With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than 0.05."""
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+SEED = 20_240_229
+TINY = 1e-9
+"""What rounding makes of no difference."""
+
+Verdict = Literal["better", "worse", "within noise"]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A case whose score is another one now."""
+
+    id: str
+    before: float
+    after: float
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """How one run differs from another, over the cases that both have: with 95 % confidence by `low` to `high`.
+
+    `only_before`, `only_after` and `rewritten` are cases that were left out of it.
+    """
+
+    cases: int
+    before: float
+    after: float
+    low: float
+    high: float
+    changed: tuple[Change, ...]
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+    rewritten: tuple[str, ...]
+
+    @property
+    def difference(self) -> float:
+        """Positive where the later run is better."""
+        return self.after - self.before
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said."""
+        if self.cases >= MIN_CASES and self.low > TINY:
+            return "better"
+        return "worse" if self.cases >= MIN_CASES and self.high < -TINY else "within noise"
+
+
+def scores_of(results: Iterable[Result]) -> dict[str, float]:
+    """Each case's score, the mean of its attempts."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for result in results:
+        found[result.id].append(result.score)
+    return {name: statistics.fmean(scores) for name, scores in found.items()}
+
+
+def overall(results: Iterable[Result]) -> float:
+    """The mean of the results' scores by their weights; 0 for none."""
+    found = list(results)
+    return statistics.fmean([each.score for each in found], [each.weight for each in found]) if found else 0.0
+
+
+def by_attempt(results: Iterable[Result]) -> tuple[float, ...]:
+    """The overall score of each attempt at the dataset."""
+    found: dict[int, list[Result]] = defaultdict(list)
+    for result in results:
+        found[result.attempt].append(result)
+    return tuple(overall(found[attempt]) for attempt in sorted(found))
+
+
+def by_metric(results: Iterable[Result]) -> dict[str, float]:
+    """The mean of all checks of each metric, by the weights of their cases."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for result in results:
+        for check in result.checks:
+            found[check.metric].append((check.score, result.weight))
+    return {name: statistics.fmean(*zip(*pairs, strict=True)) for name, pairs in sorted(found.items())}
+
+
+def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterable[str] = ()) -> Comparison:
+    """`after` against `before`, paired by case; those that are `rewritten` cannot be compared. The same runs always give the same."""
+    left, right = scores_of(before), scores_of(after)
+    other = set(rewritten)
+    both = [name for name in left if name in right and name not in other]
+    weights = {result.id: result.weight for result in after}
+    pairs = [(right[name] - left[name], weights[name]) for name in both]
+    low, high = interval(pairs)
+    return Comparison(
+        cases=len(both),
+        before=_mean(left, both, weights),
+        after=_mean(right, both, weights),
+        low=low,
+        high=high,
+        changed=tuple(Change(name, left[name], right[name]) for name in both if abs(left[name] - right[name]) > TINY),
+        only_before=tuple(name for name in left if name not in right),
+        only_after=tuple(name for name in right if name not in left),
+        rewritten=tuple(name for name in left if name in right and name in other),
+    )
+
+
+def interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where the weighted mean of differences lies with 95 % confidence: the percentiles of its bootstrap, which draws cases anew.
+
+    `pairs` are a difference and its weight each. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
+    """
+    if not any(abs(difference) > TINY for difference, _ in pairs):
+        return 0.0, 0.0
+    drawing = random.Random(SEED)  # noqa: S311 - no secret is made of it
+    resamples = max(1_000, min(RESAMPLES, 2_000_000 // len(pairs)))
+    means = sorted(_weighted(drawing.choices(pairs, k=len(pairs))) for _ in range(resamples))
+    cut = int(resamples * (1 - CONFIDENCE) / 2)
+    return means[cut], means[-1 - cut]
+
+
+def _weighted(pairs: Sequence[tuple[float, float]]) -> float:
+    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+
+
+def _mean(scores: Mapping[str, float], names: Sequence[str], weights: Mapping[str, float]) -> float:
+    return _weighted([(scores[name], weights[name]) for name in names]) if names else 0.0

@@ -1,0 +1,97 @@
+"""Datasets: what may stand in them, and that all that may not is told with its line and field."""
+
+from pathlib import Path
+
+import pytest
+
+from app.core.errors import ConfigError
+from app.evaluation.dataset import read_dataset, with_agents
+from tests.evaluation.running import dataset
+
+
+def faults_of(path: Path) -> list[tuple[str, str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        read_dataset(path)
+    assert {fault.file for fault in caught.value.faults} == {str(path)}
+    return [(fault.where, fault.field, f"{fault.problem}. {fault.remedy}") for fault in caught.value.faults]
+
+
+def test_a_case_has_one_turn_or_several(tmp_path: Path) -> None:
+    one = {"id": "a", "input": "Hi", "expect": {"contains": "hello"}, "weight": 2, "tags": ["x"]}
+    two = {"id": "b", "agent": "helper", "turns": [{"input": "I am Ada."}, {"input": "Who am I?", "expect": {"recalls": ["Ada"]}}]}
+    first, second = read_dataset(dataset(tmp_path, one, "", two))
+    assert ([turn.input for turn in first.asked], first.asked[0].expect.contains, first.weight, first.line) == (["Hi"], ("hello",), 2, 1)
+    assert ([turn.input for turn in second.asked], second.asked[1].expect.recalls, second.line) == (["I am Ada.", "Who am I?"], ("Ada",), 3)
+    assert (first.tool_results, first.written) == (None, one)
+
+
+def test_all_faults_are_told_at_once_with_line_and_field(tmp_path: Path) -> None:
+    path = dataset(
+        tmp_path,
+        {"id": "a", "input": "Hi", "expct": {}},
+        {"id": "a", "input": "Hi", "expect": {"containz": "x", "max_steps": 0}},
+        '{"id": "c", "input": "Hi",}',
+        '{"id": "d", "id": "d", "input": "Hi"}',
+        "[]",
+        {"input": "Hi"},
+        {"id": "g", "input": "Hi", "expect": {"tools": [{"name": "t", "argumnts": {}}, {"name": "t", "arguments": {"x": {"regex": "("}}}]}},
+        {"id": "h", "input": "Hi", "expect": {"regex": "(", "json_schema": {"type": "objekt"}}},
+        {"id": "i", "input": "Hi", "tool_results": [{"name": "t", "conten": "x"}], "line": 3},
+    )
+    found = faults_of(path)
+    assert [(where, field) for where, field, _ in found] == [
+        ("line 1", "expct"),
+        ("line 2", "expect.containz"),
+        ("line 2", "expect.max_steps"),
+        ("line 3, column 27", ""),
+        ("line 4", "id"),
+        ("line 5", ""),
+        ("line 6", "id"),
+        ("line 7", "expect.tools.0.argumnts"),
+        ("line 7", "expect.tools.1.arguments"),
+        ("line 8", "expect.json_schema"),
+        ("line 8", "expect.regex"),
+        ("line 9", "line"),
+        ("line 9", "tool_results.0.conten"),
+        ("line 9", "tool_results.0.content"),
+    ]
+    told = "\n".join(words for _, _, words in found)
+    for remedy in ("Did you mean 'expect'?", "Did you mean 'contains'?", "Did you mean 'arguments'?", "Did you mean 'content'?"):
+        assert remedy in told
+    assert "this field stands twice" in told
+    assert "x: this is no regular expression" in told
+
+
+@pytest.mark.parametrize(
+    ("case", "problem"),
+    [
+        ({}, "either input or turns"),
+        ({"input": "Hi", "turns": [{"input": "Hi"}]}, "either input or turns"),
+        ({"turns": [{"input": "Hi"}], "expect": {}}, "expect stands in each of them"),
+        ({"input": "Hi", "expect": {"recalls": "Ada"}}, "there is none before this one"),
+        ({"input": ""}, "at least 1 character"),
+        ({"input": "Hi", "weight": 0}, "greater than 0"),
+    ],
+)
+def test_a_case_that_makes_no_sense_is_a_fault(tmp_path: Path, case: dict[str, object], problem: str) -> None:
+    [(where, _, words)] = faults_of(dataset(tmp_path, {"id": "a", **case}))
+    assert (where, problem in words) == ("line 1", True)
+
+
+def test_two_cases_with_one_id_are_a_fault(tmp_path: Path) -> None:
+    [(where, field, words)] = faults_of(dataset(tmp_path, {"id": "a", "input": "1"}, {"id": "b", "input": "2"}, {"id": "a", "input": "3"}))
+    assert (where, field, "line 1" in words) == ("line 3", "id", True)
+
+
+def test_a_file_that_is_empty_or_not_there_is_a_fault(tmp_path: Path) -> None:
+    assert "there is no case in it" in faults_of(dataset(tmp_path))[0][2]
+    assert "does not exist" in faults_of(tmp_path / "none.jsonl")[0][2]
+
+
+def test_each_case_has_an_agent_that_there_is(tmp_path: Path) -> None:
+    cases = read_dataset(dataset(tmp_path, {"id": "a", "input": "1"}, {"id": "b", "input": "2", "agent": "helpr"}))
+    with pytest.raises(ConfigError) as caught:
+        with_agents(cases, None, ["helper"], "f")
+    assert [(fault.where, fault.field) for fault in caught.value.faults] == [("line 1", "agent"), ("line 2", "agent")]
+    assert "Did you mean 'helper'?" in str(caught.value)
+    assert [case.agent for case in with_agents(cases, "other", ["helpr", "other"], "f")] == ["other", "helpr"]

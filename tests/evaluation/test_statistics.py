@@ -1,0 +1,70 @@
+"""What is said of scores, and of the difference between two runs."""
+
+import pytest
+
+from app.evaluation.results import Check, Result
+from app.evaluation.statistics import by_attempt, by_metric, compare, interval, overall, scores_of
+
+
+def scored(*scores: float, attempt: int = 1) -> list[Result]:
+    return [Result(id=f"case{number}", agent="a", attempt=attempt, score=score) for number, score in enumerate(scores)]
+
+
+def test_weights_and_attempts_count() -> None:
+    results = [Result(id="a", agent="x", weight=3, score=1.0), Result(id="b", agent="x", score=0.0)]
+    assert overall(results) == 0.75
+    again = [*scored(1, 1), *scored(0, 1, attempt=2)]
+    assert (by_attempt(again), scores_of(again)) == ((1.0, 0.5), {"case0": 0.5, "case1": 1.0})
+
+
+def test_metrics_are_the_means_of_their_checks() -> None:
+    checks = (Check("contains", 1, "", ""), Check("contains", 0, "", ""), Check("exact", 1, "", ""))
+    assert by_metric([Result(id="a", agent="x", score=0.5, checks=checks)]) == {"contains": 0.5, "exact": 1.0}
+
+
+def test_a_difference_in_one_case_of_many_is_noise() -> None:
+    found = compare(scored(*[1.0] * 10), scored(*[1.0] * 9, 0.0))
+    assert (found.verdict, found.high) == ("within noise", 0.0)
+    assert found.low < found.difference < 0
+    assert [(change.id, change.before, change.after) for change in found.changed] == [("case9", 1.0, 0.0)]
+
+
+def test_changes_that_point_both_ways_are_noise() -> None:
+    assert compare(scored(1, 0, 1, 0, 1, 0, 1, 0), scored(0, 1, 0, 1, 0, 1, 1, 1)).verdict == "within noise"
+
+
+def test_most_cases_worse_is_worse_and_the_other_way_round_better() -> None:
+    good, bad = scored(*[1.0] * 10), scored(*[0.0] * 6, *[1.0] * 4)
+    worse, better = compare(good, bad), compare(bad, good)
+    assert (worse.verdict, better.verdict) == ("worse", "better")
+    assert worse.high < 0 < better.low
+    assert worse.before == 1.0
+    assert worse.after == pytest.approx(0.4)
+
+
+def test_a_few_cases_tell_nothing_for_certain() -> None:
+    assert compare(scored(1, 1, 1, 1, 1), scored(0, 0, 0, 0, 0)).verdict == "within noise"
+    assert compare(scored(1, 1, 1, 1, 1, 1), scored(0, 0, 0, 0, 0, 0)).verdict == "worse"
+
+
+def test_nothing_is_different_from_itself() -> None:
+    found = compare(scored(0.5, 1), scored(0.5, 1))
+    assert (found.difference, found.low, found.high, found.changed) == (0.0, 0.0, 0.0, ())
+
+
+def test_the_same_runs_always_give_the_same_interval() -> None:
+    pairs = [(0.1 * number - 0.3, 1.0) for number in range(8)]
+    assert interval(pairs) == interval(pairs)
+    low, high = interval(pairs)
+    assert low < 0.05 < high
+
+
+def test_cases_that_only_one_has_or_that_were_rewritten_are_left_out() -> None:
+    found = compare(scored(1, 1, 1), [*scored(0, 1), Result(id="new", agent="a", score=0.0)], ["case0"])
+    assert (found.cases, found.only_before, found.only_after, found.rewritten) == (1, ("case2",), ("new",), ("case0",))
+    assert found.difference == 0.0
+
+
+def test_runs_with_no_case_in_common_are_within_noise() -> None:
+    found = compare(scored(1), [Result(id="other", agent="a", score=0.0)])
+    assert (found.cases, found.verdict) == (0, "within noise")
