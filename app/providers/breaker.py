@@ -20,6 +20,7 @@ from app.core.errors import (
 )
 from app.providers.base import ModelEvent, ModelRequest, Provider
 from app.providers.counts import Counts
+from app.providers.wrapped import WrappedProvider
 
 logger = logging.getLogger(__name__)
 
@@ -84,28 +85,13 @@ class Breakers:
         return breaker
 
 
-class _Guarded:
+class _Guarded(WrappedProvider):
     """A provider that is told of to its breakers and counted, and asked as they allow."""
 
     def __init__(self, provider: Provider, breakers: Breakers) -> None:
-        self._provider = provider
+        super().__init__(provider)
         self._breakers = breakers
         self._counts = breakers.counts.of(provider.name)
-
-    @property
-    def name(self) -> str:
-        return self._provider.name
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        return self._provider.missing
-
-    @property
-    def model_list(self) -> tuple[str, ...]:
-        return self._provider.model_list
-
-    async def default_model(self) -> str:
-        return await self._provider.default_model()
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         breaker = self._breakers.of(self._provider.name, request.model)

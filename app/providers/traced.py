@@ -9,6 +9,7 @@ from app.core.text import storable
 from app.observability.content import input_messages, output_messages, tool_definitions
 from app.observability.tracing import AttributeValue, Span, SpanKind, Tracing, conversation, inside, within
 from app.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
+from app.providers.wrapped import WrappedProvider
 
 PROVIDERS = {"azure_openai": "azure.ai.openai"}
 """What the conventions call a provider that is called otherwise here."""
@@ -26,31 +27,12 @@ _SETTINGS = {
 }
 
 
-class TracedProvider:
+class TracedProvider(WrappedProvider):
     """`provider`, with a span for each answer, from the question to the answer's end; the provider's server is told of it."""
 
     def __init__(self, provider: Provider, tracing: Tracing) -> None:
-        self._provider = provider
+        super().__init__(provider)
         self._tracing = tracing
-
-    @property
-    def name(self) -> str:
-        """The provider's."""
-        return self._provider.name
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """The provider's."""
-        return self._provider.missing
-
-    @property
-    def model_list(self) -> tuple[str, ...]:
-        """The provider's."""
-        return self._provider.model_list
-
-    async def default_model(self) -> str:
-        """The provider's."""
-        return await self._provider.default_model()
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it comes; see Provider."""
