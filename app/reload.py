@@ -10,6 +10,7 @@ import msgspec
 
 from app.config.files import load_environment
 from app.config.settings import Settings, load_settings
+from app.editions import Changes
 
 KEY = "AAS_API_KEY"
 SECONDS = 120.0
@@ -33,16 +34,6 @@ class _Refused(msgspec.Struct):
     error: _Error
 
 
-class _Changes(msgspec.Struct):
-    agents: dict[str, str]
-    added_agents: list[str]
-    changed_agents: list[str]
-    removed_agents: list[str]
-    added_servers: list[str]
-    changed_servers: list[str]
-    removed_servers: list[str]
-
-
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A key goes to the address that was meant, and to no other."""
 
@@ -62,11 +53,11 @@ def reload(url: str | None) -> None:
         raise click.UsageError("--url is an address beginning with http:// or https://.")
     status, body = _asked(url, load_environment().get(KEY))
     if status == 200:
-        changes = _decoded(body, _Changes, url)
+        changes = _decoded(body, Changes, url)
         for field, words in _WORDS.items():
             for name in getattr(changes, field):
                 click.echo(f"{words} {name}" + (f" ({changes.agents[name]})" if name in changes.agents else ""))
-        if not any(getattr(changes, field) for field in _WORDS):
+        if not changes:
             click.echo("Nothing has changed.")
         return
     error = _decoded(body, _Refused, url).error
