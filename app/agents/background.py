@@ -11,7 +11,7 @@ import msgspec
 
 from app.agents.base import BaseAgent, Turn
 from app.core.context import RunContext
-from app.core.errors import ProviderProtocolError, ProviderTimeout, RunTimeout, ServiceError
+from app.core.errors import InternalError, ProviderProtocolError, ProviderTimeout, RunTimeout, ServiceError
 from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta
 from app.core.messages import Message
 from app.core.usage import Usage
@@ -110,6 +110,10 @@ class Background(BaseAgent):
                                 break
             except ServiceError as caught:
                 error = caught
+            except Exception:
+                # A provider may be a plug-in and raise anything: a task has an answer by rule all the same.
+                logger.exception("task.failed", extra={"agent_id": self.agent_id, "task": self._task})
+                error = InternalError("The provider failed unexpectedly; the log says more.")
         usage: Usage | None = None
         steps: tuple[StepRecord, ...] = ()
         if finished is not None:

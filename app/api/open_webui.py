@@ -16,7 +16,7 @@ import msgspec
 from app.api.chat_schema import CompletionUsage, StepUsage
 from app.api.chunks import ChunkFrames, usage_of
 from app.core.errors import ServiceError
-from app.core.events import MemorySkipped, RunEvent, RunFinished, ToolFinished, ToolProgress, ToolsMissing, ToolStarted
+from app.core.events import MemorySkipped, RunEvent, RunFinished, StepRecord, ToolFinished, ToolProgress, ToolsMissing, ToolStarted
 from app.core.messages import Link, ToolCall, ToolResult
 
 EventType = Literal["status", "source", "files"]
@@ -99,17 +99,7 @@ class OpenWebUIFrames(ChunkFrames):
         """The usage with each step's, which Open WebUI shows with it."""
         usage = super().usage(event)
         if usage is not None:
-            usage.steps = [
-                StepUsage(
-                    [call.name for call in step.tool_calls],
-                    *(
-                        (msgspec.UNSET, msgspec.UNSET, msgspec.UNSET)
-                        if step.usage is None
-                        else (step.usage.prompt_tokens, step.usage.completion_tokens, usage_of(step.usage).cost)
-                    ),
-                )
-                for step in event.steps
-            ]
+            usage.steps = [_step(step) for step in event.steps]
         return usage
 
     def _shown(self, event: RunEvent) -> bytes:
@@ -179,6 +169,13 @@ class OpenWebUIFrames(ChunkFrames):
         # Only `added` finds an item again by its id, here and in the browser: `done` goes by the index, which only Open WebUI knows.
         event = _encode({"type": "response.output_item.added", "output_index": LAST, "item": item})
         return b"data: %b,%b\n\n" % (self._envelope, event[1:])
+
+
+def _step(step: StepRecord) -> StepUsage:
+    names = [call.name for call in step.tool_calls]
+    if step.usage is None:
+        return StepUsage(names)
+    return StepUsage(names, step.usage.prompt_tokens, step.usage.completion_tokens, usage_of(step.usage).cost)
 
 
 def links_of(call: ToolCall | None, result: ToolResult) -> list[Link]:

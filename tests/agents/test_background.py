@@ -78,6 +78,14 @@ async def test_a_provider_that_fails_is_no_failure_of_a_task() -> None:
     assert isinstance(events[-1], RunFinished)
 
 
+async def test_a_provider_of_a_plug_in_that_crashes_is_none_either() -> None:
+    events, _ = await done("title_generation", KeyError("x"))
+    assert json.loads(text_of(events)) == {"title": "Tell me more, please, about all"}
+    events, _ = await done("other", KeyError("x"))
+    assert isinstance(events[-1], RunFailed)
+    assert events[-1].error.code == "internal_error"
+
+
 async def test_what_has_no_answer_by_rule_fails_as_the_provider_did() -> None:
     events, _ = await done("other", ProviderUnavailable("away"))
     assert [type(event) for event in events] == [RunFailed]
