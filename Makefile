@@ -22,7 +22,7 @@ webui:
 webui-install:
 	@$(PYTHON) scripts/webui.py --install-only
 
-test: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp
+test: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp $(VENV)/kubectl.stamp
 	$(BIN)/python -m pytest $(ARGS)
 
 e2e:
@@ -47,6 +47,10 @@ lock: $(VENV)/dev.stamp
 
 $(VENV)/pgbouncer.stamp: scripts/fetch-pgbouncer | $(VENV)/bin/python
 	@scripts/fetch-pgbouncer $(CURDIR)/$(VENV)/pgbouncer
+	@touch $@
+
+$(VENV)/kubectl.stamp: scripts/fetch-kubectl | $(VENV)/bin/python
+	@scripts/fetch-kubectl $(CURDIR)/$(VENV)/kubectl
 	@touch $@
 
 clean:
