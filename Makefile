@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test e2e check format lock bench clean webui webui-install otel
+.PHONY: install run test e2e check format lock bench clean webui webui-install otel docs reference
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
@@ -38,11 +38,20 @@ format: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
 
+docs: $(VENV)/docs.stamp
+	@rm -rf site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env -d $(VENV)/doctrees -c docs . site
+	@echo "docs: open site/index.html"
+
+reference: $(VENV)/dev.stamp
+	$(BIN)/python -m scripts.reference
+
 lock: $(VENV)/dev.stamp
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --extra otel --constraint requirements.lock --output-file requirements-otel.lock
 	$(LOCK) --extra otel --group dev --constraint requirements-otel.lock --output-file requirements-dev.lock
 	$(COMPILE) --group e2e --constraint requirements-dev.lock --output-file requirements-e2e.lock
+	$(COMPILE) --group docs --constraint requirements-dev.lock --output-file requirements-docs.lock
 	$(COMPILE) webui/requirements.in --excludes webui/left-out.in --output-file requirements-webui.lock
 
 $(VENV)/pgbouncer.stamp: scripts/fetch-pgbouncer | $(VENV)/bin/python
@@ -54,7 +63,7 @@ $(VENV)/kubectl.stamp: scripts/fetch-kubectl | $(VENV)/bin/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .webui .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .webui site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -82,4 +91,9 @@ $(VENV)/dev.stamp: requirements-dev.lock | $(VENV)/bin/python
 
 $(VENV)/e2e.stamp: requirements-e2e.lock $(VENV)/dev.stamp
 	@$(PIP) install --no-deps --require-hashes -r requirements-e2e.lock
+	@touch $@
+
+$(VENV)/docs.stamp: requirements-docs.lock $(VENV)/runtime.stamp
+	@echo "Installing what the documentation is built with ..."
+	@$(PIP) install --no-deps --require-hashes -r requirements-docs.lock
 	@touch $@

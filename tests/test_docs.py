@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import create_model
 
 from app.config.agents import AgentDefinition, AllowedTools
 from app.config.mcp import ServerDefinition, read_servers
@@ -15,12 +16,26 @@ from app.evaluation.dataset import Case, Expect
 from app.plugins import Plugins, load_plugins
 from app.server import create_app
 from app.service import open_service
+from scripts.reference import fields_of, page
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration
 from tests.upstream import Upstream, reply
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+VARIABLES = (
+    *("SERVICE_NAME", "SERVICE_VERSION", "HOST", "PORT", "LOG_LEVEL"),
+    *("DATABASE_URL", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"),
+    *("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT", "OLLAMA_BASE_URL"),
+    *("OPENROUTER_BASE_URL", "OPENROUTER_API_KEY", "OPENROUTER_DEFAULT_MODEL", "OPENROUTER_MODEL_LIST"),
+    *("GITHUB_TOKEN", "DEEPWIKI_API_KEY"),
+    *("MEMORY_COMPRESSION_TOKEN_THRESHOLD", "MEMORY_CLEANUP_INTERVAL_HOURS"),
+    *("MCP_TOOL_CACHE_TTL", "TOOL_EXECUTION_TIMEOUT"),
+    *("EVALUATION_OUTPUT_DIR", "DEEPEVAL_TELEMETRY_OPT_OUT", "CONFIDENT_TRACING_ENABLED"),
+    *("MAX_CONCURRENT_REQUESTS", "REQUEST_TIMEOUT"),
+)
+"""The variables that deployments of this kind of service set, and that have to be found under these names."""
 
 
 @pytest.fixture
@@ -143,10 +158,18 @@ def test_the_page_on_evaluation_describes_every_field_of_a_case() -> None:
     assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
 
 
-def test_the_configuration_page_describes_every_field_of_an_agent() -> None:
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    legacy = {"embedding_provider", "embedding_model", "rerank_provider", "rerank_model"}
-    assert [name for name in AgentDefinition.model_fields if name not in legacy and f"`{name}`" not in text] == []
+def test_the_reference_is_what_the_code_says() -> None:
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == page(), "run: make reference"
+
+
+def test_the_reference_has_every_variable_that_deployments_set() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert [name for name in VARIABLES if f"`{name}`" not in text] == []
+
+
+def test_a_field_without_a_description_is_not_passed_over() -> None:
+    with pytest.raises(LookupError, match=r"bare has no description"):
+        fields_of(create_model("Bare", bare=(str, ...)))
 
 
 def test_the_api_page_names_every_code_of_an_error() -> None:
@@ -162,6 +185,18 @@ def test_the_api_page_names_every_code_of_an_error() -> None:
 def test_links_within_the_project_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_a_heading_lead_to_one(page: Path) -> None:
+    links = re.findall(r"\]\(([^):]*)#([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert [f"{file}#{anchor}" for file, anchor in links if anchor not in anchors_of(page.parent / file if file else page)] == []
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and GitLab make them, and the site as well."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
 
 
 async def test_the_shipped_agents_are_usable_with_every_provider(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ class Allowed:
     users are verified."""
 
     def __init__(self, scope: Scope | None, *, identified: bool) -> None:
-        self._scope = scope
+        self.scope = scope
         self._identified = identified
 
     async def __call__(self, request: Request) -> Principal:
         """Who calls; raises Unauthorized, InvalidToken, InsufficientScope, HostNotAllowed and AccessUnavailable."""
-        return await admitted(request, self._scope, identified=self._identified)
+        return await admitted(request, self.scope, identified=self._identified)
 
 
 async def admitted(request: Request, scope: Scope | None, *, identified: bool = False) -> Principal:

@@ -16,7 +16,7 @@ from app.core.errors import InternalError, ServiceError
 logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
-_FRAMEWORK = {
+OF_THE_FRAMEWORK = {
     404: ("not_found", "There is no such address here; / lists what there is."),
     405: ("method_not_allowed", "This address does not take this method."),
     413: ("request_too_large", "The body is too large."),
@@ -66,7 +66,7 @@ async def service_error_handler(request: Request, error: Exception) -> Response:
 async def http_exception_handler(request: Request, error: Exception) -> Response:
     """Answers with an error that the framework raised, its headers kept; `Allow` names the methods of all routes of the address."""
     assert isinstance(error, HTTPException)
-    code, message = _FRAMEWORK.get(error.status_code, ("http_error", "The request cannot be answered."))
+    code, message = OF_THE_FRAMEWORK.get(error.status_code, ("http_error", "The request cannot be answered."))
     request.scope["state"]["error"] = code
     body = _encode(ErrorResponse(ErrorBody(message, "invalid_request_error", None, code)))
     headers = dict(error.headers or {})

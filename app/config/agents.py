@@ -25,6 +25,7 @@ RESERVED_MODEL_SETTINGS = frozenset(
 """Fields of a request that are the service's own, and those that ask for what agents do not give."""
 AUTO = "auto"
 PROVIDER_ALIASES = {"azure_openai_cc": "azure_openai"}
+_NO_EFFECT = "Has no effect, and is warned of; it is read so that files of ScottRBK/ai-agent-service load."
 _REWRITTEN_BY_OPEN_WEBUI = re.compile(r"^(gpt-[5-9]|o\d)")
 
 
@@ -46,8 +47,14 @@ class AllowedTools(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    allowed_mcp_tools: tuple[str, ...] | None = None
-    cached_mcp_tools: dict[str, Annotated[float, Field(gt=0, le=86_400)]] = {}
+    allowed_mcp_tools: tuple[str, ...] | None = Field(
+        default=None, description="The tools that the agent may use; null means all of the server."
+    )
+    cached_mcp_tools: dict[str, Annotated[float, Field(gt=0, le=86_400)]] = Field(
+        default={},
+        description="Tools, and the seconds for which a result of theirs is used again for the same arguments; a list of names means"
+        f" {DEFAULT_CACHE_SECONDS:g} for each.",
+    )
 
     @field_validator("cached_mcp_tools", mode="before")
     @classmethod
@@ -62,8 +69,8 @@ class FallbackDefinition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    provider: str
-    model: str | None = None
+    provider: str = Field(description="A provider, as in the agent's own `provider`.")
+    model: str | None = Field(default=None, description="Its model; unset means the provider's default.")
 
     @field_validator("provider")
     @classmethod
@@ -76,8 +83,8 @@ class AccessDefinition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    groups: tuple[str, ...] = ()
-    roles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = Field(default=(), description="The user has to be in one of these groups; an empty list asks for none.")
+    roles: tuple[str, ...] = Field(default=(), description="The user has to have one of these roles; an empty list asks for none.")
 
 
 class AgentDefinition(BaseModel):
@@ -85,29 +92,52 @@ class AgentDefinition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    agent_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")]
-    description: str = ""
-    type: str = "agent"
-    system_prompt: str = ""
-    system_prompt_file: str | None = None
-    provider: str = AUTO
-    model: str | None = None
-    fallback: Annotated[tuple[FallbackDefinition, ...], Field(max_length=8)] = ()
-    model_settings: dict[str, Any] = {}
-    allowed_regular_tools: tuple[str, ...] = ()
-    allowed_mcp_servers: dict[str, AllowedTools] = {}
-    client_tools: Literal["accept", "ignore"] | tuple[str, ...] = "accept"
-    resources: tuple[str, ...] = ()
-    resource_config: ResourceConfig = ResourceConfig()
-    access: AccessDefinition = AccessDefinition()
-    display: DisplayDefinition = DisplayDefinition()
-    max_steps: Annotated[int, Field(ge=1, le=1000)] = DEFAULT_MAX_STEPS
+    agent_id: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$",
+        description="The model's name to clients: 1 to 128 letters, digits and `. _ : @ -`, of which the first is a letter or a digit.",
+    )
+    description: str = Field(default="", description="What the agent is for, in `/agents`.")
+    type: str = Field(default="agent", description="The agent class: `agent`, or one of a plug-in.")
+    system_prompt: str = Field(default="", description="The prompt itself; it or `system_prompt_file` is needed.")
+    system_prompt_file: str | None = Field(
+        default=None, description="The prompt's file, within `PROMPTS_DIR`; in place of `system_prompt`."
+    )
+    provider: str = Field(
+        default=AUTO,
+        description="Who is asked: `azure_openai` (also `azure_openai_cc`), `openrouter`, `openai`, `ollama`, `demo`, `auto`,"
+        " or one of a plug-in.",
+    )
+    model: str | None = Field(default=None, description="The model, or Azure's deployment; unset means the provider's default.")
+    fallback: tuple[FallbackDefinition, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Other providers that are asked, in this order, when the agent's own fails before its answer has begun.",
+    )
+    model_settings: dict[str, Any] = Field(
+        default={},
+        description="Fields of the request to the provider, such as `temperature`, `max_tokens` or Ollama's `num_ctx`; those of the service"
+        " itself, such as `messages`, `tools`, `stream` and `n`, are faults.",
+    )
+    allowed_regular_tools: tuple[str, ...] = Field(default=(), description="The tools that the agent may use, built in or of plug-ins.")
+    allowed_mcp_servers: dict[str, AllowedTools] = Field(
+        default={}, description="The MCP servers that the agent may use, by their labels, and which of their tools."
+    )
+    client_tools: Literal["accept", "ignore"] | tuple[str, ...] = Field(
+        default="accept", description="What becomes of the tools that a client sends: `accept`, `ignore`, or a list of the names to accept."
+    )
+    resources: tuple[str, ...] = Field(default=(), description='`["memory"]` has the agent remember; a knowledge base is not offered.')
+    resource_config: ResourceConfig = Field(default=ResourceConfig(), description="How it remembers.")
+    access: AccessDefinition = Field(
+        default=AccessDefinition(), description="Which verified users may use the agent; by default all callers."
+    )
+    display: DisplayDefinition = Field(default=DisplayDefinition(), description="How clients show the agent.")
+    max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000, description="How often the model may be asked in one run.")
 
     # Fields of ScottRBK/ai-agent-service that ask for what this service does not do; read so that its files load, and warned of.
-    embedding_provider: str | None = None
-    embedding_model: str | None = None
-    rerank_provider: str | None = None
-    rerank_model: str | None = None
+    embedding_provider: str | None = Field(default=None, description=_NO_EFFECT)
+    embedding_model: str | None = Field(default=None, description=_NO_EFFECT)
+    rerank_provider: str | None = Field(default=None, description=_NO_EFFECT)
+    rerank_model: str | None = Field(default=None, description=_NO_EFFECT)
 
     @property
     def memory(self) -> MemoryDefinition | None:
@@ -323,7 +353,7 @@ def _where(entry: object, number: int) -> str:
 
 def _fault(part: Any) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
-    problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/configuration.md describes every field"
+    problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/reference.md describes every field"
     match part["type"]:
         case "extra_forbidden":
             problem, remedy = "this field is not known", nearest(str(part["loc"][-1]), _fields_at(part["loc"]))

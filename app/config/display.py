@@ -20,9 +20,9 @@ class SuggestionPrompt(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    content: Annotated[str, Field(min_length=1, max_length=4000)]
-    title: str = ""
-    subtitle: str = ""
+    content: str = Field(min_length=1, max_length=4000, description="What is sent.")
+    title: str = Field(default="", description="The first line of its card; unset means `content`.")
+    subtitle: str = Field(default="", description="The second line.")
 
     @model_validator(mode="before")
     @classmethod
@@ -38,12 +38,23 @@ class DisplayDefinition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(max_length=200)] | None = None
-    description: Annotated[str, Field(max_length=4000)] | None = None
-    capabilities: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")], bool] = {}
-    suggestion_prompts: Annotated[tuple[SuggestionPrompt, ...], Field(max_length=20)] = ()
-    tags: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
-    avatar: str | None = None
+    name: Annotated[str, Field(max_length=200)] | None = Field(default=None, description="The agent's name; unset means its id.")
+    description: Annotated[str, Field(max_length=4000)] | None = Field(
+        default=None, description="What is said of the agent; unset means its `description`."
+    )
+    capabilities: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")], bool] = Field(
+        default={},
+        description="Open WebUI's switches by its names, such as `vision`; unless said otherwise `builtin_tools` is off and `usage` on.",
+    )
+    suggestion_prompts: tuple[SuggestionPrompt, ...] = Field(
+        default=(), max_length=20, description="Questions that a new chat offers; a text stands for an object with this `content`."
+    )
+    tags: tuple[Line, ...] = Field(default=(), max_length=20, description="Words to find the agent by.")
+    avatar: str | None = Field(
+        default=None,
+        description="An `https://`, `http://` or `data:` address, or a PNG, JPEG, GIF or WebP file beside the agents' file, of"
+        f" {MAX_AVATAR_BYTES // 1024} KiB at most.",
+    )
 
     @field_validator("capabilities", "suggestion_prompts", "tags", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote, quote_plus
 
 import msgspec
@@ -50,17 +50,32 @@ class ServerDefinition(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    server_label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$")]
-    server_url: str | None = None
-    header: dict[str, str] = {}
-    command: str | None = None
-    args: tuple[str, ...] = ()
-    env: dict[str, str] = {}
-    cwd: str | None = None
-    require_approval: str | dict[str, Any] | None = None
-    pin_tools: bool = False
-    disabled: bool = False
-    transport: Transport | None = None
+    server_label: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$",
+        description="What agents call it by: 1 to 64 letters, digits, spaces and `. _ -`; in the form with `mcpServers`, its key there.",
+    )
+    server_url: str | None = Field(
+        default=None, description="The address of a server that is reached over HTTP; also `url`. It or `command` is needed."
+    )
+    header: dict[str, str] = Field(default={}, description="Headers that are sent to the address; also `headers`.")
+    command: str | None = Field(default=None, description="The command that runs the server.")
+    args: tuple[str, ...] = Field(default=(), description="The command's arguments.")
+    env: dict[str, str] = Field(
+        default={},
+        description="Variables of the command, which gets `HOME`, `LOGNAME`, `PATH`, `SHELL`, `TERM` and `USER` of ours and no others.",
+    )
+    cwd: str | None = Field(default=None, description="The folder that the command runs in.")
+    require_approval: str | dict[str, Any] | None = Field(
+        default=None, description="Read and kept; there is nobody to ask for approval here, and what is not `never` is warned of."
+    )
+    pin_tools: bool = Field(
+        default=False,
+        description="Withhold a tool whose description or parameters change after they were first seen, until the service is restarted.",
+    )
+    disabled: bool = Field(default=False, description="Leave the server out.")
+    transport: Transport | None = Field(
+        default=None, description="What it speaks, where that is not to be found out; also `type`, and `streamable-http` for `http`."
+    )
     missing: tuple[str, ...] = ()
     secrets: tuple[str, ...] = Field(default=(), repr=False)
     credentials: tuple[str, ...] = Field(default=(), repr=False)
@@ -361,7 +376,7 @@ def _warnings_about(definition: ServerDefinition) -> list[str]:
 
 def _fault(part: Any) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
-    problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/mcp.md describes every field"
+    problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/reference.md describes every field"
     match part["type"]:
         case "missing":
             problem, remedy = "this field is missing", "Add it"
