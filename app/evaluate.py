@@ -10,22 +10,23 @@ from functools import partial
 from pathlib import Path
 
 import click
-import msgspec
-from rich.console import Console
-from rich.progress import Progress
 
 from app import __version__
 from app.commands import table
+from app.config.files import load_environment
 from app.config.settings import load_settings
 from app.core.errors import ConfigError, Fault
 from app.core.text import secrets_in
 from app.evaluation.dataset import Case, read_dataset, with_agents
 from app.evaluation.junit import write_junit
 from app.evaluation.replay import Replays, ReplayToolset
+from app.evaluation.report import Baseline, report
 from app.evaluation.results import Options, Result, Run, RunAgent, Summary, find_run, recorded, write_lines
 from app.evaluation.runner import Runner, summed
-from app.evaluation.statistics import MIN_CASES, TINY, Comparison, compare
+from app.evaluation.statistics import MIN_CASES, TINY, Comparison, compare_runs
+from app.generate import generate
 from app.observability.logging import configure_logging
+from app.progress import Steps
 from app.service import Configuration, Service, load, open_service
 
 CONNECT_SECONDS = 15.0
@@ -43,6 +44,9 @@ EXIT_INTERRUPTED = 130
 def evaluate() -> None:
     """Find out whether agents got better or worse. RUN is the name of a run's folder, how it begins, or its path."""
     configure_logging("ERROR")
+
+
+evaluate.add_command(generate)
 
 
 @evaluate.command("run")
@@ -89,6 +93,8 @@ def run_command(
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     summary, results = run.summary(), run.results()
+    compared = Baseline(before, compare_runs(before, run)) if before is not None else None
+    _write_report(run, run.report, compared)
     _echo_run(run, summary, results)
     if options.record:
         _write_recorded(dataset, cases, results)
@@ -97,8 +103,9 @@ def run_command(
     failed = fail_under is not None and summary.score < fail_under - TINY
     if failed:
         click.echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
-    if before is not None:
-        failed |= _echo_comparison(before, run).verdict == "worse"
+    if compared is not None:
+        _echo_comparison(compared.run, run, compared.comparison)
+        failed |= compared.comparison.verdict == "worse"
     if failed:
         sys.exit(EXIT_WORSE)
 
@@ -117,8 +124,25 @@ def show(run: str | None) -> None:
 def compare_command(before: str, after: str) -> None:
     """Tell whether run B is better than run A, worse, or no different beyond noise. Ends with code 1 if it is worse."""
     output = load_settings().evaluation_output_dir
-    if _echo_comparison(_found(output, before), _found(output, after)).verdict == "worse":
+    old, new = _found(output, before), _found(output, after)
+    found = compare_runs(old, new)
+    _echo_comparison(old, new, found)
+    if found.verdict == "worse":
         sys.exit(EXIT_WORSE)
+
+
+@evaluate.command("report")
+@click.argument("run", required=False, metavar="RUN")
+@click.option("--baseline", metavar="RUN", help="Show the differences from that run too.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The file, by default report.html in the run's folder.")
+def report_command(run: str | None, baseline: str | None, output: Path | None) -> None:
+    """Write the report on RUN, by default the latest, anew: one page of HTML that needs nothing else."""
+    folder = load_settings().evaluation_output_dir
+    found = _found(folder, run)
+    before = _found(folder, baseline) if baseline is not None else None
+    path = output or found.report
+    _write_report(found, path, Baseline(before, compare_runs(before, found)) if before is not None else None)
+    click.echo(f"{path}")
 
 
 def _found(output: Path, name: str | None) -> Run:
@@ -142,7 +166,7 @@ async def _evaluated(
     agent_ids = {case.agent for case in cases if case.agent is not None}
     replays = Replays()
     with tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True) as folder:
-        apart = _apart(configuration.with_servers_of(agent_ids), Path(folder))
+        apart = configuration.with_servers_of(agent_ids).apart(Path(folder))
         async with open_service(apart, partial(ReplayToolset, replays)) as service:
             await service.servers.settled(CONNECT_SECONDS)
             for status in service.servers.statuses:
@@ -160,19 +184,13 @@ async def _evaluated(
             every = [(case, attempt) for attempt in range(1, options.repeat + 1) for case in cases]
             wanted = [(case, attempt) for case, attempt in every if (case.id, attempt) not in seen]
             try:
-                with _Progress(len(every), len(done)) as progress:
-                    await Runner(service, replays, options).run(wanted, parallel, partial(_keep, run, progress))
+                with Steps("cases", len(every), len(done)) as steps:
+                    await Runner(service, replays, options).run(wanted, parallel, partial(_keep, run, steps))
             except asyncio.CancelledError:
                 click.echo(f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True)
                 raise
     run.write_summary(summed(run.summary(), run.results()))
     return run
-
-
-def _apart(configuration: Configuration, folder: Path) -> Configuration:
-    """`configuration` with a database of its own in `folder`, and without traces, for what is asked here is nobody's traffic."""
-    own = {"data_dir": folder, "database_url": None, "database_replica_url": None, "postgres_user": None, "database_migrate": True}
-    return msgspec.structs.replace(configuration, settings=configuration.settings.model_copy(update=own), tracing=None, warnings=())
 
 
 async def _as_it_is(service: Service, agent_id: str, model: str | None) -> RunAgent:
@@ -191,36 +209,9 @@ def _refuse_other_agents(run: Run, agents: dict[str, RunAgent]) -> None:
             raise click.UsageError(f"{agent_id} is not what it was when {run.name} began ({was}; now {now}). Start a new run.")
 
 
-def _keep(run: Run, progress: "_Progress", result: Result) -> None:
+def _keep(run: Run, steps: Steps, result: Result) -> None:
     run.add(result)
-    progress.tell(result)
-
-
-class _Progress:
-    """How far a run is: a bar on a terminal, a line for each result elsewhere."""
-
-    def __init__(self, total: int, done: int) -> None:
-        console = Console(stderr=True)
-        self._total, self._done = total, done
-        self._bar = Progress(console=console) if console.is_terminal else None
-
-    def __enter__(self) -> "_Progress":
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task("cases", total=self._total, completed=self._done)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def tell(self, result: Result) -> None:
-        """Counts one more."""
-        self._done += 1
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
-        else:
-            click.echo(f"[{self._done}/{self._total}] {result.id}: {result.score:.2f} in {result.seconds:.2f} s", err=True)
+    steps.tell(f"{result.id}: {result.score:.2f} in {result.seconds:.2f} s")
 
 
 def _echo_run(run: Run, summary: Summary, results: Sequence[Result]) -> None:
@@ -247,6 +238,8 @@ def _echo_run(run: Run, summary: Summary, results: Sequence[Result]) -> None:
     cost = f", ${summary.cost:.4f}" if summary.cost else ""
     took = f"{summary.steps} steps, {summary.seconds:.1f} s, {summary.tokens} tokens{cost}"
     click.echo(f"score {summary.score:.3f} of {summary.cases} cases, {summary.errors} broken by an error; {took}")
+    if run.report.exists():
+        click.echo(f"report: {run.report}")
     click.echo(f"{run.folder}")
 
 
@@ -266,10 +259,7 @@ def _row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
     )
 
 
-def _echo_comparison(before: Run, after: Run) -> Comparison:
-    old, new = before.cases(), after.cases()
-    rewritten = [name for name in old if name in new and _compared(old[name]) != _compared(new[name])]
-    found = compare(before.results(), after.results(), rewritten)
+def _echo_comparison(before: Run, after: Run, found: Comparison) -> None:
     click.echo(f"\n{before.name} -> {after.name}")
     for change in found.changed:
         click.echo(f"  {change.id}: {change.before:.2f} -> {change.after:.2f}")
@@ -282,12 +272,6 @@ def _echo_comparison(before: Run, after: Run) -> Comparison:
         click.echo(f"{found.verdict}: {over}; fewer than {MIN_CASES} cases tell nothing for certain")
     else:
         click.echo(f"{found.verdict}: {over}, difference {found.difference:+.3f} (95 % between {found.low:+.3f} and {found.high:+.3f})")
-    return found
-
-
-def _compared(case: dict[str, object]) -> dict[str, object]:
-    """What has to be the same for two results of a case to be compared."""
-    return {name: value for name, value in case.items() if name not in ("tags", "tool_results", "agent")}
 
 
 def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Result]) -> None:
@@ -299,7 +283,12 @@ def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Resu
     click.echo(f"Recorded: {path}" + (f", without {', '.join(broken)}, which an error broke" if broken else ""))
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> None:
+def _write_report(run: Run, path: Path, baseline: Baseline | None) -> None:
+    written = report(run, secrets_in(load_environment()), baseline).encode()
+    _write(path, lambda file: file.write_bytes(written))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(path)
     except OSError as error:

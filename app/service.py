@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Ite
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import Context
 from functools import partial
+from pathlib import Path
 from typing import Literal, Self
 
 import msgspec
@@ -82,6 +83,11 @@ class Configuration(msgspec.Struct, frozen=True):
         labels = {label for agent in self.agents if agent.agent_id in agent_ids for label in agent.allowed_mcp_servers}
         kept = tuple(definition for definition in self.servers.definitions if definition.server_label in labels)
         return msgspec.structs.replace(self, servers=msgspec.structs.replace(self.servers, definitions=kept))
+
+    def apart(self, folder: Path) -> Self:
+        """The same with a database of its own in `folder`, and without traces: for what is asked here is nobody's traffic."""
+        own = {"data_dir": folder, "database_url": None, "database_replica_url": None, "postgres_user": None, "database_migrate": True}
+        return msgspec.structs.replace(self, settings=self.settings.model_copy(update=own), tracing=None, warnings=())
 
     @property
     def database(self) -> str | None:

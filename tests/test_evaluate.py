@@ -99,7 +99,8 @@ async def test_a_run_is_shown_and_kept_and_leaves_the_database_alone(tmp_path: P
     [name] = runs(tmp_path)
     assert name.endswith("-cases")
     folder = tmp_path / "output" / name
-    assert sorted(path.name for path in folder.iterdir()) == ["dataset.jsonl", "results.jsonl", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset.jsonl", "report.html", "results.jsonl", "summary.json"]
+    assert f"report: {folder / 'report.html'}\n{folder}\n" in done.stdout
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["cases"], summary["tokens"], summary["options"]["agent"]) == (7, 84, "a")
     assert (len(summary["agents"]["a"]["version"]), summary["agents"]["a"]["model"]) == (12, "demo")
@@ -125,6 +126,30 @@ async def test_a_prompt_made_worse_is_caught(tmp_path: Path) -> None:
     again = await evaluated(tmp_path, worse, "compare", before, after)
     assert ("\nbetter: " in back.stdout, "\nwithin noise: " in same.stdout) == (True, True)
     assert (back.code, same.code, again.code) == (0, 0, 1)
+
+
+async def test_the_report_is_written_with_each_run_and_anew_when_it_is_asked_for(tmp_path: Path) -> None:
+    file = str(tmp_path / "cases.jsonl")
+    settings = prepared(tmp_path, cases=[*CASES, {"id": "secret", "input": "Is it hunter2hunter2<?", "expect": {"exact": "No."}}])
+    settings["OPENAI_API_KEY"] = "hunter2hunter2<"
+    await evaluated(tmp_path, settings, "run", file, "--agent", "a")
+    [before] = runs(tmp_path)
+    worse = {**prepared(tmp_path, prompt="Answer.", cases=CASES), "OPENAI_API_KEY": "hunter2hunter2<"}
+    await evaluated(tmp_path, worse, "run", file, "--agent", "a", "--baseline", before)
+    [after] = set(runs(tmp_path)) - {before}
+    first, second = (tmp_path / "output" / name / "report.html" for name in (before, after))
+    verdict = "1.000 → 0.000 over 6 cases, difference -1.000 (95 % between -1.000 and -1.000)."
+    written = second.read_text(encoding="utf-8")
+    assert ("is it [redacted]?" in first.read_text(encoding="utf-8").lower(), verdict in written) == (True, True)
+    assert "hunter2" not in first.read_text(encoding="utf-8")
+    second.unlink()
+    other = tmp_path / "other.html"
+    done = await evaluated(tmp_path, worse, "report", after, "--baseline", before, "--output", str(other))
+    assert (done.code, done.stdout, other.read_text(encoding="utf-8")) == (0, f"{other}\n", written)
+    again = await evaluated(tmp_path, worse, "report")
+    assert (again.stdout, verdict in second.read_text(encoding="utf-8")) == (f"{second}\n", False)
+    missing = run(tmp_path, "eval", "report", "--output", "nowhere/r.html", **worse)
+    assert (missing.returncode, "nowhere/r.html: it cannot be written" in missing.stderr) == (2, True)
 
 
 async def test_the_walk_through_of_the_page_catches_the_prompt_that_was_made_worse(tmp_path: Path) -> None:
@@ -180,6 +205,8 @@ def test_an_agent_that_there_is_not_ends_with_code_2(tmp_path: Path) -> None:
         (("run", "--resume", "none", "--repeat", "2"), "keeps its --agent"),
         (("run", "cases.jsonl", "--junit", "nowhere/j.xml"), "There is no folder nowhere."),
         (("show",), "There is no run in"),
+        (("report",), "There is no run in"),
+        (("report", "--baseline", "a"), "There is no run in"),
         (("compare", "a", "b"), "There is no one run 'a'"),
     ],
 )

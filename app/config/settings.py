@@ -186,7 +186,9 @@ class Settings(BaseSettings):
     )
     provider_breaker_seconds: Seconds = Field(30, description="Seconds for which it is not asked; then one request finds out.")
 
-    evaluation_output_dir: Path = Field(Path("evaluations/output"), description="The folder in which eval run keeps its results.")
+    evaluation_output_dir: Path = Field(
+        Path("evaluations/output"), description="The folder in which eval keeps datasets, results and reports."
+    )
 
     @property
     def is_local(self) -> bool:

@@ -105,6 +105,7 @@ class Case(_Written):
     expect: Expect | None = None
     weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
     tags: Texts = ()
+    source: str | None = None
     tool_results: tuple[RecordedResult, ...] | None = None
     line: Annotated[int, Field(exclude=True)] = 0
     written: Annotated[Mapping[str, Any], Field(exclude=True)] = {}
@@ -139,7 +140,7 @@ def read_dataset(path: Path) -> list[Case]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        case, found = _read_case(line, number, str(path))
+        case, found = read_case(line, number, str(path))
         faults += found
         if case is not None:
             cases.append(case)
@@ -168,7 +169,8 @@ def with_agents(cases: list[Case], agent: str | None, known: Collection[str], fi
     return named
 
 
-def _read_case(line: str, number: int, file: str) -> tuple[Case | None, list[Fault]]:
+def read_case(line: str, number: int, file: str) -> tuple[Case | None, list[Fault]]:
+    """The case that `line` of `file` is, and what is wrong with it; the case is None when there is a fault."""
     value, faults = parse_json(line, file)
     if faults:
         return None, [

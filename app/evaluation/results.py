@@ -16,13 +16,17 @@ MAX_NAME = 60
 
 
 class UsedTool(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call that was made, and what the model was told of it; `arguments` is None where the model wrote no JSON object."""
+    """A call that was made, and what the model was told of it; `arguments` is None where the model wrote no JSON object.
+
+    `seconds` is its wall time, 0 where it was replayed.
+    """
 
     name: str
     arguments: dict[str, Any] | None
     content: str
     is_error: bool = False
     outcome: str = "success"
+    seconds: float = 0.0
 
 
 class Answered(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -142,11 +146,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run:
-    """The folder of one run: `dataset.jsonl`, `results.jsonl`, to which each result is added as it comes, and `summary.json`."""
+    """The folder of one run: `dataset.jsonl`, `results.jsonl`, to which each result is added as it comes, `summary.json`, `report.html`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.dataset = folder / "dataset.jsonl"
+        self.report = folder / "report.html"
 
     @property
     def name(self) -> str:

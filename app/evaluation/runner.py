@@ -186,7 +186,7 @@ def _used(call: ToolCall, result: ToolResult) -> UsedTool:
         arguments = msgspec.json.decode(call.arguments or "{}", type=dict)
     except (msgspec.DecodeError, RecursionError):
         arguments = None
-    return UsedTool(call.name, arguments, result.content, result.is_error, result.outcome)
+    return UsedTool(call.name, arguments, result.content, result.is_error, result.outcome, round(result.seconds, 4))
 
 
 def summed(summary: Summary, results: Sequence[Result]) -> Summary:

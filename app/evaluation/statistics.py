@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from app.evaluation.results import Result
+from app.evaluation.results import Result, Run
 
 MIN_CASES = 6
 """With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than 0.05."""
@@ -90,6 +90,25 @@ def by_metric(results: Iterable[Result]) -> dict[str, float]:
     return {name: statistics.fmean(*zip(*pairs, strict=True)) for name, pairs in sorted(found.items())}
 
 
+def confidence(results: Sequence[Result]) -> tuple[float, float] | None:
+    """Where the overall score lies with 95 % confidence, had the cases been drawn from many such; None where they cannot tell.
+
+    That is with fewer than MIN_CASES, or if all have one score: then nothing is known of how far others would be from it.
+    """
+    scores = scores_of(results)
+    weights = {result.id: result.weight for result in results}
+    if len(scores) < MIN_CASES or max(scores.values()) - min(scores.values()) < TINY:
+        return None
+    return interval([(score, weights[name]) for name, score in scores.items()])
+
+
+def compare_runs(before: Run, after: Run) -> Comparison:
+    """`after` against `before`, without the cases that were rewritten in between."""
+    old, new = before.cases(), after.cases()
+    rewritten = [name for name in old if name in new and _asked(old[name]) != _asked(new[name])]
+    return compare(before.results(), after.results(), rewritten)
+
+
 def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterable[str] = ()) -> Comparison:
     """`after` against `before`, paired by case; those that are `rewritten` cannot be compared. The same runs always give the same."""
     left, right = scores_of(before), scores_of(after)
@@ -123,6 +142,11 @@ def interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     means = sorted(_weighted(drawing.choices(pairs, k=len(pairs))) for _ in range(resamples))
     cut = int(resamples * (1 - CONFIDENCE) / 2)
     return means[cut], means[-1 - cut]
+
+
+def _asked(case: Mapping[str, object]) -> dict[str, object]:
+    """What has to be the same for two results of a case to be compared."""
+    return {name: value for name, value in case.items() if name not in ("tags", "source", "tool_results", "agent")}
 
 
 def _weighted(pairs: Sequence[tuple[float, float]]) -> float:

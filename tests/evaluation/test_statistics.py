@@ -1,9 +1,14 @@
 """What is said of scores, and of the difference between two runs."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from app.evaluation.results import Check, Result
-from app.evaluation.statistics import by_attempt, by_metric, compare, interval, overall, scores_of
+from app.evaluation.dataset import read_dataset
+from app.evaluation.results import Check, Options, Result, Run, Summary
+from app.evaluation.statistics import MIN_CASES, by_attempt, by_metric, compare, compare_runs, confidence, interval, overall, scores_of
+from tests.evaluation.running import dataset
 
 
 def scored(*scores: float, attempt: int = 1) -> list[Result]:
@@ -68,3 +73,31 @@ def test_cases_that_only_one_has_or_that_were_rewritten_are_left_out() -> None:
 def test_runs_with_no_case_in_common_are_within_noise() -> None:
     found = compare(scored(1), [Result(id="other", agent="a", score=0.0)])
     assert (found.cases, found.verdict) == (0, "within noise")
+
+
+def test_runs_are_compared_without_the_cases_that_were_rewritten(tmp_path: Path) -> None:
+    def run(*cases: dict[str, Any]) -> Run:
+        path = dataset(tmp_path, *cases)
+        made = Run.begin(
+            tmp_path / "output",
+            path,
+            read_dataset(path),
+            Summary(dataset="d", started="now", service_version="1", options=Options(), agents={}),
+        )
+        for case in cases:
+            made.add(Result(id=case["id"], agent="a", score=1.0))
+        return made
+
+    before = run({"id": "a", "input": "?", "tags": ["x"]}, {"id": "b", "input": "?"})
+    after = run({"id": "a", "input": "?", "source": "a.md", "agent": "other", "tool_results": []}, {"id": "b", "input": "?!"})
+    found = compare_runs(before, after)
+    assert (found.cases, found.rewritten) == (1, ("b",))
+
+
+def test_few_cases_or_equal_ones_do_not_tell_how_certain_a_score_is() -> None:
+    few = [Result(id=str(number), agent="a", score=number / 4) for number in range(MIN_CASES - 1)]
+    equal = [Result(id=str(number), agent="a", score=1.0) for number in range(50)]
+    assert confidence(few) is None
+    assert confidence(equal) is None
+    low, high = confidence([*equal, Result(id="other", agent="a", score=0.0)]) or (0, 0)
+    assert low < 50 / 51 < high

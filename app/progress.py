@@ -1,0 +1,35 @@
+"""How far a command is: a bar on a terminal, a line for each thing done elsewhere, both on standard error."""
+
+from typing import Self
+
+import click
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+
+class Steps:
+    """Counts `things`, of which there are `total` to be done, and `done` at the beginning."""
+
+    def __init__(self, things: str, total: int, done: int = 0) -> None:
+        console = Console(stderr=True)
+        self._things, self._total, self._done = things, total, done
+        self._bar = Progress(console=console) if console.is_terminal else None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._things, total=self._total, completed=self._done)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def tell(self, words: str) -> None:
+        """Counts one more, of which `words` are shown where there is no bar."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+        else:
+            click.echo(f"[{self._done}/{self._total}] {words}", err=True)
