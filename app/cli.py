@@ -1,4 +1,4 @@
-"""ai-agent-service serve | chat | check | db | eval | keys | reload: the commands of the terminal."""
+"""ai-agent-service serve | backup | chat | check | db | eval | keys | reload: the commands of the terminal."""
 
 import asyncio
 import importlib
@@ -46,6 +46,7 @@ class Commands(click.Group):
     """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
 
     LAZY: ClassVar = {
+        "backup": "app.backup:backup",
         "chat": "app.terminal:chat",
         "db": "app.database:db",
         "eval": "app.evaluate:evaluate",

@@ -1,7 +1,8 @@
-"""What the commands on the database share: what the settings name, and the opened database or one message why it cannot be used."""
+"""What the commands on the database share: what the settings name, the opened database or one message why it cannot be used, its copy."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -11,8 +12,10 @@ from app.config.settings import Settings, read_settings
 from app.core.errors import ConfigError, Fault, MemoryUnavailable
 from app.memory.opening import address_of, cipher_of, engine_of
 from app.storage.address import Address
+from app.storage.backup import Backup, back_up
 from app.storage.cipher import Cipher
 from app.storage.database import Database
+from app.storage.dumps import dump
 from app.storage.engines import DatabaseEngine
 
 T = TypeVar("T")
@@ -45,6 +48,13 @@ def existing(target: Target) -> Target:
             f"there is no database {target.shown}; the service makes it at its start, as does: ai-agent-service db upgrade"
         )
     return target
+
+
+def backed_up(target: Target, file: Path, *, force: bool = False) -> Backup:
+    """What the copy of the database holds that was made in `file`; raises BackupFailed."""
+    if target.address.kind == "sqlite":
+        return back_up(target.address.path, file, force=force)
+    return dump(target.address, file, timeout=target.settings.database_timeout, force=force)
 
 
 @asynccontextmanager

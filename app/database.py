@@ -3,23 +3,26 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import msgspec
 
-from app.commands import Target, existing, opened, read_target, unusable
+from app.commands import Target, backed_up, existing, opened, read_target, unusable
 from app.memory.base import Erased
 from app.memory.conversations import SqlConversations
-from app.memory.reencryption import Reencrypted, check_address_key, count_rows, living_processes, reencrypt
-from app.memory.store import Store
+from app.memory.reencryption import Reencrypted, check_address_key, count_rows, living_processes, reencrypt, stored_address_key
+from app.memory.store import ADDRESS_KEY, Store
 from app.observability.logging import configure_logging
-from app.storage.address import Address
-from app.storage.backup import BackupFailed, back_up, dump_command, load_command, put_in_place, staged
+from app.storage.address import Address, parse_address
+from app.storage.backup import BackupFailed, put_in_place, staged, told
 from app.storage.cipher import Cipher, Undecryptable
 from app.storage.database import Database
+from app.storage.dumps import load, read_dump, without_password
 from app.storage.engines import DatabaseEngine
-from app.storage.migrate import HEAD, current_revision, upgrade
+from app.storage.migrate import HEAD, NewerSchema, current_revision, upgrade
+from app.storage.promotion import PromotionFailed, promote
 
 TENANT = "local"
 
@@ -63,40 +66,109 @@ def check() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Write over FILE if it is there.")
 def backup(file: Path, force: bool) -> None:
-    """Copy the SQLite database to FILE while the service runs."""
+    """Copy the database to FILE while the service runs: an SQLite file as it is, PostgreSQL by its pg_dump."""
     target = existing(read_target())
-    if target.address.kind == "postgresql":
-        raise click.ClickException(f"a PostgreSQL database is backed up with its own program: {dump_command(target.address, file)}")
     try:
-        made = back_up(target.address.path, file, force=force)
+        made = backed_up(target, file, force=force)
     except BackupFailed as error:
         raise click.ClickException(str(error)) from error
-    size = f"{made.size / 1_000_000:,.1f} MB"
-    click.echo(f"{target.shown} was backed up to {file}: {made.sessions:,} conversations, {made.messages:,} messages, {size}.")
+    click.echo(f"{target.shown} was backed up to {file}: {made}.")
 
 
 @db.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Also while a service uses the database, or without the key that FILE needs.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also while a service uses the database, without the key that FILE needs, or if what is there cannot be kept.",
+)
 def restore(file: Path, force: bool) -> None:
-    """Put a backup in the SQLite database's place. What was there before is kept beside it."""
+    """Put a backup in the database's place. What was there before is kept: beside the SQLite file, or dumped to DATA_DIR."""
     target = read_target()
-    if target.address.kind == "postgresql":
-        raise click.ClickException(f"a PostgreSQL database is restored with its own program: {load_command(target.address, file)}")
-    path = target.address.path
     try:
-        with staged(file, path) as copy:
-            of_file = msgspec.structs.replace(target, address=Address("sqlite", copy.as_posix()), shown=str(file))
-            before = asyncio.run(_prepared(of_file, force=force))
-            if path.exists() and not force:
-                asyncio.run(_refuse_if_used(target))
-            kept = put_in_place(copy, path)
+        before, kept = (_restored_file if target.address.kind == "sqlite" else _restored_dump)(target, file, force=force)
     except BackupFailed as error:
         raise click.ClickException(str(error)) from error
     changed = "" if before == HEAD else f", its tables changed from the revision {before} to {HEAD}"
     note = f" What was there before is in {kept}." if kept else ""
     restart = " Restart the service." if force else ""
     click.echo(f"{target.shown} was restored from {file}{changed}.{note}{restart}")
+
+
+def _restored_file(target: Target, file: Path, *, force: bool) -> tuple[str | None, Path | None]:
+    """The revision that the backup had, and the file that keeps what was there before."""
+    path = target.address.path
+    with staged(file, path) as copy:
+        of_file = msgspec.structs.replace(target, address=Address("sqlite", copy.as_posix()), shown=str(file))
+        before = asyncio.run(_prepared(of_file, force=force))
+        if path.exists() and not force:
+            asyncio.run(_refuse_if_used(target))
+        return before, put_in_place(copy, path)
+
+
+def _restored_dump(target: Target, file: Path, *, force: bool) -> tuple[str | None, Path | None]:
+    """The revision that the dump had, and the dump that keeps what was there before."""
+    found = read_dump(file)
+    of_file = msgspec.structs.replace(target, shown=str(file))
+    if found.revision > HEAD:
+        raise unusable(of_file, str(NewerSchema(found.revision)))
+    try:
+        check_address_key(found.secrets.get(ADDRESS_KEY), target.cipher)
+    except Undecryptable as error:
+        if not force:
+            raise unusable(of_file, f"{error} Set it, or repeat this with --force") from error
+    if not force:
+        asyncio.run(_refuse_if_used(target))
+    kept = _kept_dump(target, force=force)
+    load(target.address, file, timeout=target.settings.database_timeout)
+    asyncio.run(_upgraded(target))
+    return found.revision, kept
+
+
+def _kept_dump(target: Target, *, force: bool) -> Path | None:
+    """A dump of what is in the database, if there is anything of ours; with `force` also None if it cannot be made."""
+    try:
+        if asyncio.run(_revision(target)) is None:
+            return None
+        folder = target.settings.data_dir
+        with told(f"{target.shown} was not replaced, for what is there cannot be kept"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept = folder / f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sql"
+            backed_up(target, kept)
+            return kept
+    except (BackupFailed, click.ClickException):
+        if force:
+            return None
+        raise
+
+
+@db.command("promote")
+@click.option("--force", is_flag=True, help="Also while another server takes writes, or answers and may.")
+def promote_replica(force: bool) -> None:
+    """Make the PostgreSQL replica the primary once the primary is lost: of those in DATABASE_URL and DATABASE_REPLICA_URL that answer,
+    the one that has most."""
+    target = read_target()
+    if target.address.kind != "postgresql":
+        raise click.ClickException(f"{target.shown} has no replica: only a PostgreSQL server has")
+    replica = target.settings.database_replica_url
+    addresses = [target.address, *([] if replica is None else [parse_address(replica.get_secret_value())])]
+    try:
+        done = asyncio.run(promote(addresses, timeout=target.settings.database_timeout, force=force))
+    except PromotionFailed as error:
+        raise click.ClickException(str(error)) from error
+    name = done.server.name
+    if any(name == server.hosts for server in target.address.servers):
+        click.echo(f"{name} is the primary now. Services whose DATABASE_URL names it find it by themselves.")
+    else:
+        both = without_password(done.server.address).replace(name, f"{name},{target.address.hosts}", 1)
+        click.echo(f"{name} is the primary now. Set DATABASE_URL={both} (and the password) and restart the service.")
+    for server in done.away:
+        click.echo(f"{server.name} did not answer. It must not take writes when it comes back: make it a replica of {name} first.")
+    if done.waits_for:
+        click.echo(
+            f"{name} waits with each commit for a replica (synchronous_standby_names = {done.waits_for!r}), and none follows it. Until one"
+            " does, run there: ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf();"
+        )
 
 
 @db.command("reencrypt")
@@ -164,7 +236,7 @@ async def _require_this_version(target: Target, database: Database) -> None:
 
 async def _problem_of_keys(target: Target, database: Database) -> str | None:
     try:
-        await database.read(lambda connection: check_address_key(connection, target.cipher))
+        check_address_key(await database.read(stored_address_key), target.cipher)
     except Undecryptable as error:
         return str(error)
     return None

@@ -35,11 +35,11 @@ def logging_restored() -> Generator[None, None, None]:
             found[name].propagate = propagate
 
 
-async def command(group: click.Group, folder: Path, *arguments: str, **environment: str) -> Done:
-    """What a command of `group` comes to, with the database in `folder` unless the environment says otherwise."""
+async def command(called: click.Command, folder: Path, *arguments: str, **environment: str) -> Done:
+    """What a command, or one of a group, comes to, with the database in `folder` unless the environment says otherwise."""
 
     def invoke() -> Done:
-        result = CliRunner().invoke(group, arguments, env={"DATA_DIR": str(folder / "data"), **environment})
+        result = CliRunner().invoke(called, arguments, env={"DATA_DIR": str(folder / "data"), **environment})
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Done(result.exit_code, result.stdout, result.stderr)

@@ -4,10 +4,8 @@ import asyncio
 import os
 import re
 import secrets
-import shutil
 import socket
 import sqlite3
-import subprocess
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -22,10 +20,10 @@ from app.server import create_app
 from app.storage.migrate import HEAD
 from tests import commands
 from tests.commands import Done, logging_restored
-from tests.postgres import PASSWORD, PostgresServer
+from tests.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration
-from tests.test_cli import ROOT, Terminal, run
+from tests.test_cli import Terminal, run
 
 HELPER = {**AGENT, "resources": ["memory"]}
 OLD, NEW = secrets.token_hex(32), secrets.token_hex(32)
@@ -283,56 +281,85 @@ async def test_a_backup_that_this_version_cannot_use_changes_nothing(tmp_path: P
 # PostgreSQL
 
 
-def in_a_shell(said: str, server: PostgresServer, folder: Path) -> tuple[int, str]:
-    """What comes of running the command that a message ends with, and what it says."""
-    search = f"{server.binaries}{os.pathsep}{os.environ['PATH']}"
-    line = said.split("its own program: ")[1]
-    done = subprocess.run(
-        line,
-        shell=True,
-        cwd=folder,
-        env={**os.environ, "PATH": search, "PGPASSWORD": PASSWORD},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pg_dump and psql are those of PostgreSQL 18."""
+    monkeypatch.setenv("PATH", f"{binaries_18()}{os.pathsep}{os.environ['PATH']}")
 
 
-async def test_the_commands_for_postgresql_back_up_and_restore_every_message(tmp_path: Path, postgres_18: PostgresServer) -> None:
+@pytest.mark.usefixtures("programs")
+async def test_a_dump_of_a_running_service_is_restored_in_its_place_and_elsewhere(tmp_path: Path, postgres_18: PostgresServer) -> None:
     one, two = (postgres_18.url(postgres_18.new_database()) for _ in range(2))
-    dump = "a backup.sql"
+    dump, shown = tmp_path / "a backup.sql", one.replace(QUOTED, "***")
     async with serving(tmp_path, database_url=one) as client:
         await talk(client)
         told = await everything(client)
-        backup = await fails(tmp_path, "backup", dump, DATABASE_URL=one)
-        assert in_a_shell(backup, postgres_18, tmp_path) == (0, "")
+        said = await succeeds(tmp_path, "backup", str(dump), DATABASE_URL=one)
+        assert said == f"{shown} was backed up to {dump}: 1 conversations, 4 messages, {dump.stat().st_size / 1e6:.1f} MB."
+        assert dump.stat().st_mode & 0o777 == 0o600
+        assert f"{dump} is there already" in await fails(tmp_path, "backup", str(dump), DATABASE_URL=one)
         await talk(client, session="tuesday")
-    restores = [await fails(tmp_path, "restore", dump, DATABASE_URL=url) for url in (one, two)]
-    assert all(PASSWORD not in said and "***" not in said for said in (backup, *restores))
-    for said, url in zip(restores, (one, two), strict=True):
-        assert in_a_shell(said, postgres_18, tmp_path) == (0, "")
-        assert "can be used" in await succeeds(tmp_path, "check", DATABASE_URL=url)
-        assert await remembered(tmp_path, database_url=url) == told
+        assert "is in use. Stop the service first" in await fails(tmp_path, "restore", str(dump), DATABASE_URL=one)
+        assert len(await everything(client)) == 2
+    said = await succeeds(tmp_path, "restore", str(dump), DATABASE_URL=one)
+    kept = said.removesuffix(".").split(f"{shown} was restored from {dump}. What was there before is in ")[1]
+    assert Path(kept).parent == tmp_path / "data"
+    assert await remembered(tmp_path, database_url=one) == told
+    assert (await succeeds(tmp_path, "restore", str(dump), DATABASE_URL=two)).endswith(f"was restored from {dump}.")
+    assert "can be used" in await succeeds(tmp_path, "check", DATABASE_URL=two)
     async with serving(tmp_path, database_url=two) as client:
+        assert await everything(client) == told
         await talk(client)
-        [found] = await everything(client)
-    assert len(found["messages"]) == 8
+        assert len((await everything(client))[0]["messages"]) == 8
+    await succeeds(tmp_path, "restore", kept, DATABASE_URL=two)
+    assert len(await remembered(tmp_path, database_url=two)) == 2
 
 
-async def test_a_dump_that_was_cut_off_changes_nothing(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_the_plainest_dump_can_be_restored_and_restores_by_psql(tmp_path: Path, postgres_18: PostgresServer) -> None:
+    one, two = postgres_18.new_database(), postgres_18.new_database()
+    told = await talked(tmp_path, database_url=postgres_18.url(one))
+    plain = postgres_18.program("pg_dump", "-d", postgres_18.url(one))
+    postgres_18.program("psql", "-q", "-d", postgres_18.url(two), text=plain)
+    assert await remembered(tmp_path, database_url=postgres_18.url(two)) == told
+    (tmp_path / "backup.sql").write_text(plain, encoding="utf-8")
+    search = f"{binaries_18()}{os.pathsep}{os.environ['PATH']}"
+    for name in (one, postgres_18.new_database()):
+        await succeeds(tmp_path, "restore", str(tmp_path / "backup.sql"), DATABASE_URL=postgres_18.url(name), PATH=search)
+        assert await remembered(tmp_path, database_url=postgres_18.url(name)) == told
+
+
+@pytest.mark.usefixtures("programs")
+async def test_a_dump_that_cannot_be_used_changes_nothing(tmp_path: Path, postgres_18: PostgresServer) -> None:
     url = postgres_18.url(postgres_18.new_database())
-    told = await talked(tmp_path, database_url=url)
     dump = tmp_path / "backup.sql"
-    assert in_a_shell(await fails(tmp_path, "backup", str(dump), DATABASE_URL=url), postgres_18, tmp_path) == (0, "")
-    text = dump.read_text(encoding="utf-8")
-    dump.write_text(text[: text.index("COPY public.nodes") + 200], encoding="utf-8")
-    said = await fails(tmp_path, "restore", str(dump), DATABASE_URL=url)
-    code, problem = in_a_shell(said, postgres_18, tmp_path)
-    assert code == 3
-    assert problem.startswith(f"psql:{dump}:")
-    assert await remembered(tmp_path, database_url=url) == told
+    told = await talked(tmp_path, database_url=url, memory_encryption_keys=OLD)
+    here = {"DATABASE_URL": url, "MEMORY_ENCRYPTION_KEYS": OLD}
+    await succeeds(tmp_path, "backup", str(dump), **here)
+    whole = dump.read_text(encoding="utf-8")
+    refused = await fails(tmp_path, "restore", str(dump), DATABASE_URL=url, MEMORY_ENCRYPTION_KEYS=NEW)
+    assert f"{dump} cannot be used: An encrypted value needs the key with the id " in refused
+    assert "--force" in refused
+    for spoilt, reason in (
+        (whole[: whole.index("COPY public.nodes") + 200], "or was cut off"),
+        (whole.replace("\n0002\n", "\n9999\n"), "its tables have the revision '9999'"),
+        (whole.replace("ADD CONSTRAINT", "ADD CONSTRAIN"), "was not restored, and nothing was changed: psql:"),
+    ):
+        assert spoilt != whole
+        dump.write_text(spoilt, encoding="utf-8")
+        assert reason in await fails(tmp_path, "restore", str(dump), **here)
+    assert await remembered(tmp_path, database_url=url, memory_encryption_keys=OLD) == told
+    empty = postgres_18.url(postgres_18.new_database())
+    refused = await fails(tmp_path, "restore", str(dump), **{**here, "DATABASE_URL": empty})
+    assert re.search(r"nothing was changed: psql:.*: ERROR: +syntax error at or near", refused)
+
+
+async def test_why_a_database_was_not_dumped_is_told_in_one_line_and_nothing_is_left(tmp_path: Path, postgres_18: PostgresServer) -> None:
+    url = postgres_18.url("absent")
+    assert "pg_dump is not installed here" in await fails(tmp_path, "backup", str(tmp_path / "x.sql"), DATABASE_URL=url, PATH=str(tmp_path))
+    refused = await fails(tmp_path, "backup", str(tmp_path / "x.sql"), DATABASE_URL=url, PATH=str(binaries_18()))
+    assert 'database "absent" does not exist' in refused
+    assert PASSWORD not in refused
+    assert list(tmp_path.iterdir()) == []
 
 
 # reencrypt
@@ -411,23 +438,3 @@ async def test_what_is_erased_must_be_confirmed(tmp_path: Path) -> None:
         terminal.type(typed)
         assert await asyncio.to_thread(terminal.end) == code
     assert await remembered(tmp_path) == []
-
-
-# The configuration
-
-
-def test_a_backup_of_the_configuration_is_a_configuration_elsewhere(tmp_path: Path) -> None:
-    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    for folder in (here, elsewhere):
-        folder.mkdir()
-    for name in ("agent_config.json", "mcp.json"):
-        shutil.copy(ROOT / name, here)
-    shutil.copytree(ROOT / "prompts", here / "prompts")
-    own = {"AGENT_CONFIG_FILE": "agent_config.json", "PROMPTS_DIR": "prompts"}
-    before = run(here, "check", **own)
-    archive = str(tmp_path / "config-backup.tar.gz")
-    subprocess.run(["tar", "-czf", archive, "agent_config.json", "mcp.json", "prompts/"], cwd=here, check=True, timeout=20)
-    subprocess.run(["tar", "-xzf", archive], cwd=elsewhere, check=True, timeout=20)
-    after = run(elsewhere, "check", **own)
-    assert (after.returncode, after.stdout, after.stderr) == (0, before.stdout, "")
-    assert "no faults" in after.stdout

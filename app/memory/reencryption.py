@@ -56,9 +56,14 @@ class _Batch(msgspec.Struct, frozen=True):
     counted: Reencrypted
 
 
-def check_address_key(connection: Connection, cipher: Cipher) -> None:
-    """Reads the key of the addresses, if there is one yet; raises Undecryptable."""
-    stored = connection.execute(select(secrets.c.value).where(secrets.c.name == ADDRESS_KEY)).scalar()
+def stored_address_key(connection: Connection) -> str | None:
+    """The key of the addresses as it is stored, if there is one yet."""
+    stored: str | None = connection.execute(select(secrets.c.value).where(secrets.c.name == ADDRESS_KEY)).scalar()
+    return stored
+
+
+def check_address_key(stored: str | None, cipher: Cipher) -> None:
+    """Reads the key of the addresses, if there is one; raises Undecryptable."""
     if stored is not None:
         cipher.decrypt(stored, bound_to=ADDRESS_KEY.encode())
 

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import msgspec
 
+_SCHEME = "postgresql://"
 _POSTGRES = re.compile(r"^postgres(?:ql)?(?:\+\w+)?://", re.IGNORECASE)
 _SQLITE = re.compile(r"^sqlite(?:\+\w+)?:///", re.IGNORECASE)
 _SERVER = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|(?:[^:\[\].]{1,63}(?:\.|(?=:)|$))*)(?::(\d{1,5}))?")
@@ -30,6 +31,19 @@ class Address(msgspec.Struct, frozen=True):
         return re.sub(r"(?<=://)([^:@/]*):[^/]*@", r"\1:***@", re.sub(r"(?i)(password=)[^&]*", r"\1***", self.location))
 
     @property
+    def servers(self) -> tuple["Address", ...]:
+        """An address for each server of PostgreSQL that this one names, in order."""
+        start, rest = self.location[: len(_SCHEME)], self.location[len(_SCHEME) :]
+        place = min((at for at in (rest.find("/"), rest.find("?")) if at >= 0), default=len(rest))
+        user, at, hosts = rest[:place].rpartition("@")
+        return tuple(Address(self.kind, f"{start}{user}{at}{host}{rest[place:]}") for host in hosts.split(","))
+
+    @property
+    def hosts(self) -> str:
+        """The servers of PostgreSQL without user and database, such as `one:5432,two:5432`."""
+        return re.split("[/?]", self.location.removeprefix(_SCHEME), maxsplit=1)[0].rpartition("@")[2]
+
+    @property
     def path(self) -> Path:
         """The file of an SQLite database."""
         return Path(self.location)
@@ -46,16 +60,16 @@ def parse_address(url: str) -> Address:
         rest = url[match.end() :]
         if not rest:
             raise ValueError("this names no server: postgresql://USER:PASSWORD@HOST:5432/DATABASE")
-        return Address("postgresql", _with_own_options(f"postgresql://{rest}"))
+        return Address("postgresql", _with_own_options(f"{_SCHEME}{rest}"))
     raise ValueError("this is neither sqlite:///FILE nor postgresql://USER:PASSWORD@HOST:5432/DATABASE")
 
 
 def _with_own_options(dsn: str) -> str:
     """`dsn` with options in PostgreSQL's names; raises ValueError, without repeating any of it, for hosts and ports that cannot be."""
-    rest, _, query = dsn.removeprefix("postgresql://").partition("?")
+    rest, _, query = dsn.removeprefix(_SCHEME).partition("?")
     servers = rest.partition("/")[0].rpartition("@")[2]
     found = [_SERVER.fullmatch(server) for server in servers.split(",")]
     if "#" in rest or not all(server and (server[1] is None or 1 <= int(server[1]) <= 65_535) for server in found):
         raise ValueError("its hosts or ports cannot be; in a password / is written as %2F, # as %23, : as %3A, @ as %40")
     options = {_RENAMED.get(name, name): value for name, value in parse_qsl(query)}
-    return f"postgresql://{rest}" + (f"?{urlencode(options, quote_via=quote)}" if options else "")
+    return f"{_SCHEME}{rest}" + (f"?{urlencode(options, quote_via=quote)}" if options else "")

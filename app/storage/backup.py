@@ -1,18 +1,14 @@
-"""Copies an SQLite database to a file and back, and tells the commands that do so for PostgreSQL."""
+"""Copies an SQLite database to a file and back."""
 
 import os
-import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
-
-from app.storage.address import Address
 
 PARTIAL = ".partial"
 LOCKED_SECONDS = 30.0
@@ -36,6 +32,9 @@ class Backup(msgspec.Struct, frozen=True):
     size: int
     """In bytes."""
 
+    def __str__(self) -> str:
+        return f"{self.sessions:,} conversations, {self.messages:,} messages, {self.size / 1_000_000:,.1f} MB"
+
 
 def back_up(database: Path, file: Path, *, force: bool = False) -> Backup:
     """Copies the SQLite database to `file`, whole and as it is at one moment, while others read and write it.
@@ -43,17 +42,29 @@ def back_up(database: Path, file: Path, *, force: bool = False) -> Backup:
     `file` appears once its copy was checked; it is a single file that only its owner may read. Raises BackupFailed, also if there is
     such a file and not `force`.
     """
-    _refuse(database, file, force=force)
-    partial = file.with_name(file.name + PARTIAL)
-    with _told(f"{file} was not written"), _made(partial) as ours:
+    if file.exists() and file.samefile(database):
+        raise BackupFailed(f"{file} is the database itself")
+    with appearing(file, force=force) as partial:
         _copy(database, partial)
-        found = _checked(partial)
+        return _checked(partial)
+
+
+@contextmanager
+def appearing(file: Path, *, force: bool = False) -> Generator[Path, None, None]:
+    """An empty file to write, which only its owner may read, and which becomes `file` at the end if nothing fails.
+
+    Raises BackupFailed, also for errors of SQLite and of files within, and if there is a `file` already and not `force`.
+    """
+    _refuse(file, force=force)
+    partial = file.with_name(file.name + PARTIAL)
+    with told(f"{file} was not written"), _made(partial) as ours:
+        yield partial
         if not _is(partial, ours):
             raise BackupFailed("another backup to the same file began meanwhile")
+        sync(partial)
         _delete_beside(file)
         partial.replace(file)
-        _sync_folder(file.parent)
-    return found
+        sync(file.parent)
 
 
 @contextmanager
@@ -65,7 +76,7 @@ def staged(file: Path, database: Path) -> Generator[Path, None, None]:
         raise BackupFailed(f"{file} is the database itself")
     copy = database.with_name(f"{database.name}.restoring-{os.getpid()}")
     with ExitStack() as made:
-        with _told(f"{file} cannot be restored"):
+        with told(f"{file} cannot be restored"):
             database.parent.mkdir(parents=True, exist_ok=True)
             made.enter_context(_made(copy))
             _copy(file, copy, read_only=True)
@@ -82,7 +93,7 @@ def put_in_place(copy: Path, database: Path) -> Path | None:
 
     Raises BackupFailed.
     """
-    with _told(f"{database} was not replaced"):
+    with told(f"{database} was not replaced"):
         if not database.exists():
             with _made(database, keep=True):
                 _copy(copy, database)
@@ -102,42 +113,32 @@ def put_in_place(copy: Path, database: Path) -> Path | None:
     return kept
 
 
-def dump_command(address: Address, file: Path) -> str:
-    """The command that backs up a PostgreSQL database; it asks for the password, or takes it from PGPASSWORD or ~/.pgpass."""
-    return shlex.join(
-        [
-            *("pg_dump", "--clean", "--if-exists", "--no-owner", "--no-privileges"),
-            *(f"--file={file}", f"--dbname={without_password(address)}"),
-        ]
-    )
+def sync(path: Path) -> None:
+    """Has a file or a folder be on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def load_command(address: Address, file: Path) -> str:
-    """The command that restores what `dump_command` wrote, all or nothing, in place of what is there."""
-    return shlex.join(
-        [
-            *("psql", "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1", "--output=/dev/null"),
-            *(f"--file={file}", f"--dbname={without_password(address)}"),
-        ]
-    )
+@contextmanager
+def told(what: str) -> Generator[None, None, None]:
+    """Has errors of SQLite and of files say what was meant to be done."""
+    try:
+        yield
+    except BackupFailed as error:
+        raise BackupFailed(f"{what}: {error}") from None
+    except (sqlite3.Error, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BackupFailed(f"{what}: {reason}") from error
 
 
-def without_password(address: Address) -> str:
-    """A PostgreSQL address as its programs take it, its password left out."""
-    parts = urlsplit(address.location)
-    user, at, hosts = parts.netloc.rpartition("@")
-    query = urlencode([each for each in parse_qsl(parts.query) if each[0].lower() != "password"], quote_via=quote)
-    # Not by urlunsplit, which leaves the slashes out where no host is named.
-    return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}{'?' if query else ''}{query}"
-
-
-def _refuse(database: Path, file: Path, *, force: bool) -> None:
+def _refuse(file: Path, *, force: bool) -> None:
     if not file.parent.is_dir():
         raise BackupFailed(f"there is no folder {file.parent}")
     if file.is_dir():
         raise BackupFailed(f"{file} is a folder; name a file")
-    if file.exists() and file.samefile(database):
-        raise BackupFailed(f"{file} is the database itself")
     there = next((each for each in (file, *_beside(file)) if each.exists()), None)
     if there is not None and not force:
         raise BackupFailed(f"{there} is there already; name another file, or write over it with --force")
@@ -221,25 +222,5 @@ def _delete_beside(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
-
-
-@contextmanager
-def _told(what: str) -> Generator[None, None, None]:
-    """Has errors of SQLite and of files say what was meant to be done."""
-    try:
-        yield
-    except BackupFailed as error:
-        raise BackupFailed(f"{what}: {error}") from None
-    except (sqlite3.Error, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BackupFailed(f"{what}: {reason}") from error

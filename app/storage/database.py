@@ -272,6 +272,8 @@ class Database:
         """Asks the primary until it answers."""
         while True:
             await asyncio.sleep(PING_SECONDS)
+            # Those that there are lead to a server that may be gone for good, and each would be waited for.
+            await self.primary.forget_connections()
             try:
                 await self._ready()
             except DatabaseError as error:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
@@ -213,13 +214,14 @@ class PostgresEngine:
     name = "postgresql"
 
     def __init__(self, address: Address, *, pool_size: int, timeout: float, read_only: bool = False) -> None:
-        self._dsn = address.location
+        self._servers = _tried_alone(address)
         self._pool_size = pool_size
         self._timeout = timeout
         self._read_only = read_only
         self._engine: AsyncEngine | None = None
         self._opening = asyncio.Lock()
         self._pooled = False
+        self._connections: WeakSet[Any] = WeakSet()
 
     @property
     def pool(self) -> PoolUse:
@@ -247,6 +249,10 @@ class PostgresEngine:
         """Leaves the pool's connections and starts a new pool, which may find another server."""
         engine, self._engine = self._engine, None
         if engine is not None:
+            for connection in self._connections:
+                # One whose server hangs could not be closed in order; one within a transaction has a deadline of its own.
+                if not connection.is_closed() and not connection.is_in_transaction():
+                    connection.terminate()
             await engine.dispose()
 
     async def _opened(self) -> AsyncEngine:
@@ -278,13 +284,32 @@ class PostgresEngine:
         if not self._pooled:
             settings["statement_timeout"] = str(self._milliseconds)
             settings["idle_in_transaction_session_timeout"] = str(self._milliseconds * 2)
-        return await asyncpg.connect(
-            self._dsn,
-            timeout=self._timeout,
-            statement_cache_size=0,
-            server_settings=settings,
-            target_session_attrs=None if self._read_only or "target_session_attrs" in self._dsn else "read-write",
-        )
+        found, self._servers = await self._first_of_use(settings)
+        self._connections.add(found)
+        return found
+
+    async def _first_of_use(self, settings: dict[str, str]) -> tuple[Any, list[Address]]:
+        """A connection to the first server that can be used, and the servers in the order to try next time, that one first.
+
+        asyncpg would try them too, but give all its time to one that does not answer.
+        """
+        problems: dict[str, Exception] = {}
+        for server in self._servers:
+            try:
+                found = await asyncpg.connect(
+                    server.location,
+                    timeout=self._timeout / len(self._servers),
+                    statement_cache_size=0,
+                    server_settings=settings,
+                    target_session_attrs=None if self._read_only or "target_session_attrs" in server.location else "read-write",
+                )
+            except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+                problems[server.hosts] = error
+                continue
+            return found, [server, *(other for other in self._servers if other is not server)]
+        if len(problems) == 1:
+            raise next(iter(problems.values()))
+        raise ConnectionError("; ".join(f"{hosts}: {str(error) or type(error).__name__}" for hosts, error in problems.items()))
 
     async def _is_pooled(self) -> bool:
         """Whether a pooler stands between: it tells another process id than the server's own."""
@@ -299,6 +324,11 @@ class PostgresEngine:
     @property
     def _milliseconds(self) -> int:
         return int(self._timeout * 1000)
+
+
+def _tried_alone(address: Address) -> list[Address]:
+    """The servers to try one after the other; all of them at once where the address has asyncpg choose among them."""
+    return [address] if "target_session_attrs=prefer-standby" in address.location else list(address.servers)
 
 
 def _refuse_closed(connection: Any, _: ConnectionPoolEntry, __: object) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import math
 import os
 import random
 import signal
 import socket
 import sys
+import time
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -80,9 +83,10 @@ class ServiceProcess:
             {**own, "agent_id": "lenient", "resources": ["memory"], "resource_config": {"memory": {"required": False}}},
             {**own, "agent_id": "plain"},
         ]
-        (folder / "agent_config.json").write_text(json.dumps(agents), encoding="utf-8")
-        (folder / "plugins").mkdir(exist_ok=True)
-        (folder / "plugins" / "steady.py").write_text(PROVIDER, encoding="utf-8")
+        if not (folder / "agent_config.json").exists():  # unless it was restored from a backup
+            (folder / "agent_config.json").write_text(json.dumps(agents), encoding="utf-8")
+            (folder / "plugins").mkdir()
+            (folder / "plugins" / "steady.py").write_text(PROVIDER, encoding="utf-8")
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         self._environment = {**kept, "PYTHONPATH": str(ROOT), "PLUGINS_DIR": "plugins", "DEFAULT_PROVIDER": "demo", **environment}
         self.process: asyncio.subprocess.Process | None = None
@@ -103,6 +107,14 @@ class ServiceProcess:
                 sys.executable, *("-m", "app.main", "--port", str(self._port)), cwd=self._folder, env=self._environment, stderr=log
             )
         await self.until(path, lambda status: status == 200)
+
+    async def command(self, *arguments: str) -> tuple[int, str]:
+        """The exit code of `python -m app.main` with `arguments`, in the service's folder and environment, and what it says."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *("-m", "app.main", *arguments), cwd=self._folder, env=self._environment, stdout=PIPE, stderr=STDOUT
+        )
+        said, _ = await process.communicate()
+        return process.returncode or 0, said.decode().strip()
 
     async def until(self, path: str, met: Callable[[int], bool], *, timeout: float = READY_SECONDS) -> None:
         """Waits until the status of `path` is as wanted; 0 stands for no answer."""
@@ -136,6 +148,9 @@ class Sent(msgspec.Struct):
     seen: str = ""
     acknowledged: bool = False
     status: int = 0
+    user: str = ""
+    at: float = math.inf
+    """When it was acknowledged, in seconds since 1970."""
 
 
 class Ledger:
@@ -146,16 +161,18 @@ class Ledger:
         self._random = random.Random(seed)
         self._number = 0
 
-    async def turn(self, client: httpx2.AsyncClient, session: str, history: tuple[str, ...], *, again: Sent | None = None) -> Sent:
-        """Asks the next question of a conversation, or one `again` as a client's library repeats it."""
+    async def turn(
+        self, client: httpx2.AsyncClient, session: str, history: tuple[str, ...], *, again: Sent | None = None, user: str = ""
+    ) -> Sent:
+        """Asks the next question of a user's conversation, or one `again` as a client's library repeats it."""
         self._number += 1
-        sent = Sent(session, history, again.question if again else f"{session} question {self._number}")
+        sent = Sent(session, history, again.question if again else f"{session} question {self._number}", user=user)
         self.turns.append(sent)
         messages = [
             {"role": "user" if place % 2 == 0 else "assistant", "content": text} for place, text in enumerate((*history, sent.question))
         ]
         headers = {"X-Session-Id": session, **({"x-stainless-retry-count": "1"} if again else {})}
-        body = {"model": "helper", "messages": messages, "stream": True}
+        body = {"model": "helper", "messages": messages, "stream": True, **({"user": user} if user else {})}
         finished = failed = False
         try:
             async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
@@ -163,6 +180,7 @@ class Ledger:
                 async for line in response.aiter_lines():
                     if line == "data: [DONE]":
                         sent.acknowledged = finished and not failed
+                        sent.at = time.time()
                     elif line.startswith("data: "):
                         chunk = json.loads(line.removeprefix("data: "))
                         failed = failed or "error" in chunk
@@ -173,34 +191,41 @@ class Ledger:
             pass
         return sent
 
-    async def talk(self, client: httpx2.AsyncClient, session: str, stop: asyncio.Event, *, pause: float = 0.02) -> None:
-        """Holds a conversation until `stop` is set: what fails is repeated, or left for another question."""
+    async def talk(
+        self, client: httpx2.AsyncClient, session: str, stop: asyncio.Event, *, pause: float = 0.02, think: float = 0.0, user: str = ""
+    ) -> None:
+        """Holds a conversation until `stop` is set: what fails is repeated after `pause` seconds, or left for another question; `think`
+        seconds after an answer comes the next one."""
         history: tuple[str, ...] = ()
         failed: Sent | None = None
         while not stop.is_set():
             again = failed if failed is not None and self._random.random() < 0.7 else None
-            sent = await self.turn(client, session, history, again=again)
+            sent = await self.turn(client, session, history, again=again, user=user)
             if sent.acknowledged:
                 history = (*history, sent.question, sent.seen)
                 failed = None
+                await asyncio.sleep(think)
             else:
                 failed = sent
                 await asyncio.sleep(pause)
 
-    async def verify(self, client: httpx2.AsyncClient) -> list[str]:
+    async def verify(self, client: httpx2.AsyncClient, may_be_lost: Callable[[Sent], bool] = lambda _: False) -> list[str]:
         """What is wrong with what is stored, in sentences; none if all is as it must be."""
         problems = []
-        for session in sorted({sent.session for sent in self.turns}):
-            response = await client.get(f"/agents/helper/conversations/{session}", params={"branches": "true"})
+        for user, session in sorted({(sent.user, sent.session) for sent in self.turns}):
+            asked = {"branches": "true", **({"user_id": user} if user else {})}
+            response = await client.get(f"/agents/helper/conversations/{session}", params=asked)
+            turns = [sent for sent in self.turns if sent.session == session]
+            kept = [sent for sent in turns if not may_be_lost(sent)]
             if response.status_code == 404:
-                problems += [f"{sent.question!r}: lost, with its session" for sent in self.turns if sent.session == session and sent.seen]
+                problems += [f"{sent.question!r}: lost, with its session" for sent in kept if sent.seen]
                 continue
             response.raise_for_status()
-            problems += self._compared([sent for sent in self.turns if sent.session == session], response.json()["messages"])
+            problems += self._compared(turns, kept, response.json()["messages"])
         return problems
 
     @staticmethod
-    def _compared(turns: list[Sent], messages: list[dict[str, Any]]) -> list[str]:
+    def _compared(turns: list[Sent], kept_turns: list[Sent], messages: list[dict[str, Any]]) -> list[str]:
         problems = []
         paths: dict[str, tuple[str, ...]] = {}
         stored: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -224,10 +249,10 @@ class Ledger:
                 problems.append(f"{path[-1]!r}: never said")
             elif message["status"] == "complete" and path[-2].endswith("5") and len(message.get("tool_calls", ())) != 1:
                 problems.append(f"{path[-1]!r}: its tool call is lost")
-        for path, sent in asked.items():
-            if sent.seen and path not in stored:
+        for sent in {(*sent.history, sent.question): sent for sent in kept_turns}.values():
+            if sent.seen and (*sent.history, sent.question) not in stored:
                 problems.append(f"{sent.question!r}: the answer began, and the question is lost")
-        for sent in turns:
+        for sent in kept_turns:
             path = (*sent.history, sent.question, sent.seen)
             if sent.acknowledged and sent.seen != answer_to(sent.question):
                 problems.append(f"{sent.question!r}: acknowledged with {sent.seen!r}")

@@ -11,8 +11,8 @@ import asyncpg
 import httpx2
 import pytest
 
-from tests.memory.chaos import Ledger, ServiceProcess, under_load, until
-from tests.postgres import PostgresServer, binaries_18, binaries_of_the_system
+from tests.memory.chaos import Ledger, ServiceProcess, under_load
+from tests.postgres import PostgresServer, binaries_18
 
 SESSIONS = [f"session-{number}" for number in range(6)]
 pytestmark = pytest.mark.timeout(120)
@@ -151,37 +151,3 @@ async def test_a_server_without_a_free_connection_is_told_as_503(tmp_path: Path,
                 await other.close()
         await service.until("/memory", lambda status: status == 200)
         assert (await asked(service.client, "helper")).status_code == 200
-
-
-async def test_a_promoted_replica_takes_over_with_all_that_was_acknowledged(tmp_path: Path) -> None:
-    binaries = binaries_of_the_system()
-    if binaries is None:
-        pytest.skip("the system has no PostgreSQL server")
-    primary = PostgresServer(binaries).make().start()
-    replica = primary.replica()
-    ledger = Ledger(5)
-    try:
-        # Only a primary that waits for its replica loses nothing with its machine.
-        primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
-        primary.sql("SELECT pg_reload_conf()")
-        credentials = primary.url().split("@127", maxsplit=1)[0]
-        both = f"{credentials}@127.0.0.1:{primary.port},127.0.0.1:{replica.port}/postgres"
-        async with ServiceProcess(tmp_path, DATABASE_URL=both, DATABASE_TIMEOUT="2") as service:
-            async with talking(ledger, service.client):
-                await asyncio.sleep(0.7)
-                await asyncio.to_thread(primary.kill)
-                await service.until("/memory", lambda status: status == 503)
-                await asyncio.to_thread(replica.promote)
-                began = time.monotonic()
-                await service.until("/memory", lambda status: status == 200)
-                assert time.monotonic() - began < 10
-                before = sum(sent.acknowledged for sent in ledger.turns)
-
-                async def goes_on() -> bool:
-                    return sum(sent.acknowledged for sent in ledger.turns) > before
-
-                await until(goes_on)
-            assert await ledger.verify(service.client) == []
-    finally:
-        replica.remove()
-        primary.remove()

@@ -16,7 +16,7 @@ from app.core.messages import Message, ToolCall, ToolResult
 from app.memory.base import Answer, Step
 from app.memory.conversations import SqlConversations
 from app.memory.opening import engine_of
-from app.memory.reencryption import check_address_key, count_rows, living_processes, reencrypt
+from app.memory.reencryption import check_address_key, count_rows, living_processes, reencrypt, stored_address_key
 from app.memory.retention import Keeper
 from app.memory.store import Store, Summary
 from app.storage.address import parse_address
@@ -99,9 +99,10 @@ async def test_after_a_rotation_the_new_key_is_all_that_is_needed(database: Data
         assert await again(store, store.cipher) == (0, 2 * VALUES - 1, {})
     async with opened(database.url, NEW) as store:
         assert await told(store, "first") == await told(store, "second") == WHOLE
-        await store.database.read(lambda connection: check_address_key(connection, store.cipher))
+        key = await store.database.read(stored_address_key)
+        check_address_key(key, store.cipher)
         with pytest.raises(Undecryptable):
-            await store.database.read(lambda connection: check_address_key(connection, Cipher([OLD])))
+            check_address_key(key, Cipher([OLD]))
 
 
 async def test_what_was_stored_in_the_clear_is_encrypted(database: DatabaseUnderTest, stored: Stored) -> None:

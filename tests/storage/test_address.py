@@ -91,3 +91,20 @@ def test_what_names_no_database_is_refused_without_being_repeated(url: str, word
 )
 def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
     assert parse_address(url).shown == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "servers"),
+    [
+        (
+            "postgresql://u:p%40@one:1,two/d?sslmode=require",
+            {"one:1": "u:p%40@one:1/d?sslmode=require", "two": "u:p%40@two/d?sslmode=require"},
+        ),
+        ("postgresql://[::1]:5432,h", {"[::1]:5432": "[::1]:5432", "h": "h"}),
+        ("postgresql://h?user=a/b", {"h": "h?user=a%2Fb"}),
+        ("postgresql:///d?host=/run/postgresql", {"": "/d?host=%2Frun%2Fpostgresql"}),
+    ],
+)
+def test_an_address_of_several_servers_has_one_for_each(url: str, servers: dict[str, str]) -> None:
+    found = parse_address(url).servers
+    assert {server.hosts: server.location for server in found} == {name: f"postgresql://{rest}" for name, rest in servers.items()}

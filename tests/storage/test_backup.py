@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.storage.address import parse_address
-from app.storage.backup import BackupFailed, back_up, put_in_place, staged, without_password
+from app.storage.backup import BackupFailed, back_up, put_in_place, staged
 from app.storage.engines import SqliteEngine
 from app.storage.migrate import upgrade
 
@@ -268,16 +268,3 @@ async def test_processes_that_were_there_when_a_backup_was_made_are_not_there_wh
     restore(tmp_path / "copy.db", database)
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("SELECT count(*) FROM processes").fetchone() == (0,)
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql+asyncpg://ann:p%40ss@db:5432/chats", "postgresql://ann@db:5432/chats"),
-        ("postgresql://ann@one:1,two:2/chats", "postgresql://ann@one:1,two:2/chats"),
-        ("postgresql:///chats?user=ann&password=p&options=-c%20a%3Db", "postgresql:///chats?user=ann&options=-c%20a%3Db"),
-        ("postgresql://ann:p@[::1]/chats?ssl=require", "postgresql://ann@[::1]/chats?sslmode=require"),
-    ],
-)
-def test_an_address_for_other_programs_has_no_password(url: str, shown: str) -> None:
-    assert without_password(parse_address(url)) == shown

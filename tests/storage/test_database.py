@@ -406,3 +406,25 @@ async def test_a_primary_that_takes_no_writes_is_not_taken_for_one(database: Dat
         assert found.problem is not None
         with pytest.raises(MemoryUnavailable):
             await found.write(add(1))
+
+
+async def test_a_primary_that_hangs_does_not_keep_its_promoted_replica_from_being_found(server: PostgresServer) -> None:
+    await asyncio.to_thread(server.start)
+    replica = await asyncio.to_thread(server.replica)
+    both = server.url().replace(f":{server.port}/", f":{server.port},127.0.0.1:{replica.port}/")
+    try:
+        async with opened(both, timeout=1, pool_size=10) as found:
+            # Several connections, each of which would be waited for.
+            await asyncio.gather(*(found.write(add(value)) for value in range(10)))
+            await asyncio.to_thread(replica.caught_up_with, server)
+            server.freeze()
+            with pytest.raises(MemoryUnavailable):
+                await found.write(put(10))
+            await asyncio.to_thread(replica.promote)
+            began = time.monotonic()
+            await found.write(put(11), wait=20)
+            assert time.monotonic() - began < 6
+            assert {*range(10), 11} <= set(await found.read(values))
+    finally:
+        server.thaw()
+        replica.remove()

@@ -1,0 +1,64 @@
+"""Dumps of a PostgreSQL database: what they hold is read from them, and what is none is told."""
+
+from pathlib import Path
+
+import pytest
+
+from app.storage.address import parse_address
+from app.storage.backup import Backup, BackupFailed
+from app.storage.dumps import ENDS, read_dump, without_password
+
+TABLES = b"""--
+-- PostgreSQL database dump
+--
+COPY public.alembic_version (version_num) FROM stdin;
+0002
+\\.
+COPY public.nodes (path, content) FROM stdin;
+\\\\x01\tCOPY public.sessions (key) FROM stdin;
+\\\\x02\t-- PostgreSQL database dump complete
+\\.
+COPY public.secrets (name, value) FROM stdin;
+address_key\taesgcm:0123:abc
+\\.
+COPY other."sessions" (key, name) FROM stdin;
+\\\\x01\tone
+\\.
+"""
+
+
+def test_a_dump_tells_what_it_holds(tmp_path: Path) -> None:
+    file = tmp_path / "backup.sql"
+    file.write_bytes(TABLES + ENDS + b"\\unrestrict x\n")
+    found = read_dump(file)
+    assert found.counts == Backup(1, 2, file.stat().st_size)
+    assert (found.revision, found.secrets) == ("0002", {"address_key": "aesgcm:0123:abc"})
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is no dump of pg_dump, or was cut off"),
+        (TABLES, "it is no dump of pg_dump, or was cut off"),
+        (ENDS, "it does not have the tables of this service"),
+        (b"PGDMP\x01\x0e", "it is in pg_dump's own format, which pg_restore restores"),
+    ],
+)
+def test_what_is_no_dump_of_ours_is_told(tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "backup.sql"
+    file.write_bytes(content)
+    with pytest.raises(BackupFailed, match=f"backup.sql cannot be used: {told}"):
+        read_dump(file)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+asyncpg://ann:p%40ss@db:5432/chats", "postgresql://ann@db:5432/chats"),
+        ("postgresql://ann@one:1,two:2/chats", "postgresql://ann@one:1,two:2/chats"),
+        ("postgresql:///chats?user=ann&password=p&options=-c%20a%3Db", "postgresql:///chats?user=ann&options=-c%20a%3Db"),
+        ("postgresql://ann:p@[::1]/chats?ssl=require", "postgresql://ann@[::1]/chats?sslmode=require"),
+    ],
+)
+def test_an_address_for_other_programs_has_no_password(url: str, shown: str) -> None:
+    assert without_password(parse_address(url)) == shown

@@ -1,0 +1,42 @@
+"""A replica is promoted only while nobody else takes writes, and it is the one that has most."""
+
+import pytest
+
+from app.storage.address import parse_address
+from app.storage.promotion import PromotionFailed, promote
+from tests.postgres import QUOTED, USER, PostgresServer, binaries_18
+
+
+async def test_the_replica_that_has_most_is_promoted_once_the_primary_is_gone() -> None:
+    primary = PostgresServer(binaries_18()).make().start()
+    servers = [primary]
+    try:
+        first, second = (primary.replica(synchronous_standby_names="*") for _ in range(2))
+        servers += [first, second]
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+        every = parse_address(f"postgresql://{USER}:{QUOTED}@{hosts}/postgres")
+        primary.sql("CREATE ROLE plain LOGIN PASSWORD 'plain'")
+        first.caught_up_with(primary)
+        first.sql("ALTER SYSTEM SET primary_conninfo = ''")
+        first.sql("SELECT pg_reload_conf()")
+        primary.sql("CREATE TABLE written AS SELECT 1")
+        second.caught_up_with(primary)
+
+        with pytest.raises(PromotionFailed, match=rf"^127\.0\.0\.1:{primary.port} takes writes\. With two servers"):
+            await promote([every], timeout=5)
+        with pytest.raises(PromotionFailed, match="there is no replica to promote"):
+            await promote([parse_address(primary.url())], timeout=5, force=True)
+        primary.kill()
+        with pytest.raises(PromotionFailed, match=r"permission denied for function pg_promote.* pg_ctl promote"):
+            await promote([parse_address(second.url().replace(f"{USER}:{QUOTED}", "plain:plain"))], timeout=5)
+        with pytest.raises(PromotionFailed, match=r"answers: database .absent. does not exist\. With two servers"):
+            await promote([every, parse_address(second.url("absent").replace("127.0.0.1", "localhost"))], timeout=5)
+
+        done = await promote([every, parse_address(second.url())], timeout=5)
+        assert done.server.name == f"127.0.0.1:{second.port}"
+        assert [server.name for server in done.away] == [f"127.0.0.1:{primary.port}"]
+        assert done.waits_for == "*", "it would wait for a replica of its own"
+        assert second.sql("SELECT pg_is_in_recovery()") == "f"
+    finally:
+        for server in servers:
+            server.remove()
