@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test e2e check format lock bench clean webui webui-install otel docs reference
+.PHONY: install run test e2e check format lock bench release clean webui webui-install otel docs reference
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
@@ -45,6 +45,9 @@ docs: $(VENV)/docs.stamp
 
 reference: $(VENV)/dev.stamp
 	$(BIN)/python -m scripts.reference
+
+release: $(VENV)/dev.stamp
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/release
 
 lock: $(VENV)/dev.stamp
 	$(LOCK) --output-file requirements.lock

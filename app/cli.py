@@ -1,4 +1,4 @@
-"""ai-agent-service serve | backup | chat | check | db | eval | keys | reload: the commands of the terminal."""
+"""ai-agent-service serve | backup | chat | check | db | eval | init | keys | reload: the commands of the terminal."""
 
 import asyncio
 import importlib
@@ -41,6 +41,11 @@ CONNECT_GRACE = 5.0
 MANY_TOOLS = 128
 """What OpenAI takes in one request."""
 
+STARTER_NOTE = (
+    "this folder has no agent_config.json, so the agents that come with the program are served. To have them as files to edit:"
+    " ai-agent-service init"
+)
+
 
 class Commands(click.Group):
     """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
@@ -50,6 +55,7 @@ class Commands(click.Group):
         "chat": "app.terminal:chat",
         "db": "app.database:db",
         "eval": "app.evaluate:evaluate",
+        "init": "app.init:init",
         "keys": "app.keys:keys",
         "reload": "app.reload:reload",
     }
@@ -106,8 +112,10 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     patience = Patience(settings.drain_seconds, settings.shutdown_timeout)
     if workers > 1:
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
+        if not configuration.files.is_starter:
+            os.environ["AGENT_CONFIG_FILE"] = str(configuration.files.agents)  # a worker of later takes none in its place
         is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
-        _tell_ready(configuration, listening, [], is_open=settings.allow_unauthenticated or is_open)
+        _tell_ready(configuration, listening, _own_notes(configuration), is_open=settings.allow_unauthenticated or is_open)
         with tempfile.TemporaryDirectory(prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True) as folder:
             os.environ[METRICS_FOLDER] = folder
             code = Workers(config, listening, patience).run()
@@ -141,7 +149,9 @@ def check(connect: bool) -> None:
         click.echo(f"MCP servers: {', '.join(shown)}. To see whether they can be reached: check --connect")
     for warning in configuration.warnings:
         click.echo(f"warning: {warning}")
-    click.echo(f"{len(configuration.agents)} agents in {configuration.settings.agent_config_file}: no faults.")
+    click.echo(f"{len(configuration.agents)} agents in {configuration.files.agents}: no faults.")
+    if configuration.files.is_starter:
+        click.echo(f"note: {STARTER_NOTE}")
     meant = {definition.server_label for definition in definitions if definition.off is None}
     failed = [status.label for status in statuses if status.label in meant and status.state != "ready"]
     if failed:
@@ -165,14 +175,20 @@ async def _welcomed(configuration: Configuration, listening: socket.socket, serv
     """Says where to go once `server` is ready."""
     settle_memory()
     is_open = server.state.access.is_open
-    notes = await _notes(server.state.service, server.state.access)
+    notes = await _notes(configuration, server.state.service, server.state.access)
     _tell_ready(configuration, listening, notes, is_open=is_open)
 
 
-async def _notes(service: Service, access: Access) -> list[str]:
+def _own_notes(configuration: Configuration) -> list[str]:
+    """What the operator should know of the files."""
+    return [STARTER_NOTE] if configuration.files.is_starter else []
+
+
+async def _notes(configuration: Configuration, service: Service, access: Access) -> list[str]:
     """What the operator should know at the start."""
     problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
-    notes = [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
+    notes = _own_notes(configuration)
+    notes += [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
     idle = [status for status in service.servers.statuses if status.state == "off" and status.error]
     off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
     if off:
@@ -180,7 +196,9 @@ async def _notes(service: Service, access: Access) -> list[str]:
     if not access.is_open and not access.has_live_keys:
         notes.append("there is no API key that works, so nobody can use the service. To make one: ai-agent-service keys create --name NAME")
     if any(agent.parts.provider.name == Demo.name for agent in service.catalog):
-        notes.append("no provider is configured: agents answer by the demo provider. .env.example tells how to connect a real one.")
+        notes.append(
+            "no provider is configured: agents answer by the demo provider. To connect one, put its key into .env, such as OPENAI_API_KEY"
+        )
     return notes
 
 
@@ -255,6 +273,11 @@ def _url(configuration: Configuration, listening: socket.socket) -> str:
     return f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
 
 
+def _own_command() -> str:
+    """How this program is called from here."""
+    return ".venv/bin/ai-agent-service" if Path(".venv/bin/ai-agent-service").is_file() else "ai-agent-service"
+
+
 def _welcome(configuration: Configuration, url: str, notes: list[str], *, is_open: bool) -> str:
     agents = [agent.agent_id for agent in configuration.agents]
     access = "an API key is needed"
@@ -269,7 +292,7 @@ def _welcome(configuration: Configuration, url: str, notes: list[str], *, is_ope
         f"  access   {access}",
         f"  docs     {url}/docs",
         *([f"  memory   {configuration.database}"] if configuration.database else []),
-        f"  chat     ai-agent-service chat {agents[0]}   (in .venv/bin, in another terminal)",
+        f"  chat     {_own_command()} chat {agents[0]}   (in another terminal)",
     ]
     if Path("scripts/webui.py").is_file():
         where = "" if url == "http://127.0.0.1:8000" else f" SERVICE_URL={url}"
@@ -325,7 +348,7 @@ async def _connected(configuration: Configuration) -> tuple[ServerStatus, ...]:
 
 def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ...]) -> None:
     if not statuses:
-        click.echo(f"No MCP server is defined in {configuration.settings.mcp_config_file}.")
+        click.echo(f"No MCP server is defined in {configuration.files.servers}.")
         return
     rows: list[tuple[str, ...]] = [("MCP SERVER", "TRANSPORT", "STATE", "TOOLS", "TIME", "ERROR")]
     for status in statuses:

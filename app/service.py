@@ -29,6 +29,7 @@ from app.config.files import load_environment, nearest
 from app.config.mcp import Servers, read_servers
 from app.config.memory import BUILT_IN
 from app.config.settings import Settings, read_settings
+from app.config.starter import Files, files_of
 from app.config.tls import tls_faults, tls_warnings
 from app.core.context import RunContext
 from app.core.errors import ConfigError, Fault, NotFound, ServerBusy, ServiceStopping, UpstreamError
@@ -64,6 +65,7 @@ class Configuration(msgspec.Struct, frozen=True):
     """All that the operator wrote, read and found without fault; `warnings` are sentences that name what they are about."""
 
     settings: Settings
+    files: Files
     environment: Mapping[str, str]
     plugins: Plugins
     agents: tuple[AgentDefinition, ...]
@@ -211,7 +213,9 @@ class Service:
     async def _reloaded(self) -> Changes | ConfigError | ServiceStopping:
         async with self._reloading:
             try:
-                configuration = await asyncio.to_thread(load_configuration, self.settings, self._configuration.plugins)
+                # Files that vanish are a fault of the reload; none are taken in their place.
+                files = files_of(self.settings, may_be_starter=self._configuration.files.is_starter)
+                configuration = await asyncio.to_thread(load_configuration, self.settings, self._configuration.plugins, files=files)
                 keep_out(secrets := secrets_in(configuration.environment))
                 self.secrets = tuple(sorted({*self.secrets, *secrets}, key=len, reverse=True))
                 if self._tracing is not None:
@@ -294,14 +298,15 @@ def load(**overrides: object) -> Configuration:
     return load_configuration(settings, plugins, [*faults, *found])
 
 
-def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fault] = ()) -> Configuration:
-    """Reads and checks every file that `settings` name; raises ConfigError with `faults` and all those found."""
+def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fault] = (), *, files: Files | None = None) -> Configuration:
+    """Reads and checks `files`, by default those of `settings`; raises ConfigError with `faults` and all those found."""
     found = list(faults)
+    files = files or files_of(settings)
     environment = load_environment()
     known = KnownNames(plugins.agents.keys(), plugins.providers.keys(), plugins.tools.keys(), (BUILT_IN, *plugins.memories))
-    agents, more = read_agents(settings.agent_config_file, settings.prompts_dir, environment, known)
+    agents, more = read_agents(files.agents, files.prompts, environment, known)
     found += more
-    servers, more = read_servers(settings.mcp_config_file, environment)
+    servers, more = read_servers(files.servers, environment)
     found += more
     for field, name, known_names in (
         ("DEFAULT_PROVIDER", settings.default_provider, plugins.providers.keys()),
@@ -315,6 +320,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
         raise ConfigError(found)
     return Configuration(
         settings,
+        files,
         environment,
         plugins,
         tuple(agents),
@@ -326,7 +332,7 @@ def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fa
             *_access_warnings(settings, agents),
             *(f"agent {agent.agent_id}: {warning}" for agent in agents for warning in warnings_about(agent, servers.labels)),
         ),
-        int(settings.agent_config_file.stat().st_mtime),
+        int(files.agents.stat().st_mtime),
         tracing_of(environment, name=settings.service_name, version=settings.service_version, flush_seconds=settings.shutdown_timeout),
     )
 

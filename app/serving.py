@@ -81,6 +81,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts, and tells."""
         await super().startup(sockets)
+        if self.started:
+            tell_manager("READY=1")
         if self.started and self._when_ready is not None:
             await self._when_ready(self)
 
@@ -264,6 +266,21 @@ class Workers:
                 return CUT_OFF
             time.sleep(POLL_SECONDS)
         return CUT_OFF if any(worker.exitcode == CUT_OFF for worker in self.workers) else 0
+
+
+def tell_manager(state: str) -> None:
+    """Tells systemd, where it is what started the service and waits for it (`Type=notify`). Source: sd_notify(3).
+
+    Each of several workers tells it; the first has it know that the service is up, and the others change nothing.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+    except OSError as error:
+        logger.warning("manager.not_told", extra={"error": str(error)})
 
 
 def _end_within(seconds: float) -> None:

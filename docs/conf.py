@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 from app import __version__
 
 CONTENTS = {
-    "Start": ["docs/tour", "docs/open-webui"],
+    "Start": ["docs/tour", "docs/open-webui", "docs/install"],
     "Set up": ["docs/configuration", "docs/reference", "docs/mcp", "docs/memory", "docs/security"],
     "Use": ["docs/api"],
     "Run": ["docs/operations", "docs/kubernetes", "docs/backup", "docs/evaluation"],

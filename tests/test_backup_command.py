@@ -20,7 +20,8 @@ import pytest
 
 from app.backup import backup
 from app.config.archive import pack
-from app.config.settings import Settings
+from app.config.settings import Settings, load_settings
+from app.config.starter import STARTER
 from app.database import db
 from tests.commands import command, logging_restored
 from tests.test_cli import ROOT, get, run, serving
@@ -150,3 +151,14 @@ def test_the_archive_has_what_the_settings_name_and_no_more(tmp_path: Path, monk
         extracted = archive.extractfile("./helper.txt")
         assert extracted is not None
         assert extracted.read() == b"You help."
+
+
+def test_the_archive_of_a_folder_without_files_has_those_that_are_served_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = tmp_path / "config-backup.tar.gz"
+    with written.open("wb") as file:
+        assert pack(load_settings(), file) == ("agent_config.json", "mcp.json", "prompts")
+    elsewhere = unpacked(written, tmp_path / "elsewhere")
+    assert {path.relative_to(elsewhere).as_posix(): path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == {
+        path.relative_to(STARTER).as_posix(): path.read_bytes() for path in STARTER.rglob("*") if path.is_file()
+    }

@@ -11,6 +11,7 @@ from pydantic import create_model
 from app.config.agents import AgentDefinition, AllowedTools
 from app.config.mcp import ServerDefinition, read_servers
 from app.config.memory import CompressionDefinition, MemoryDefinition
+from app.config.settings import load_settings
 from app.core.errors import ServiceError
 from app.evaluation.dataset import Case, Expect
 from app.plugins import Plugins, load_plugins
@@ -207,3 +208,14 @@ async def test_the_shipped_agents_are_usable_with_every_provider(tmp_path: Path)
         found = configuration(tmp_path, agents=agents, default_provider=provider, prompts_dir=ROOT / "prompts")
         async with open_service(found) as service:
             assert [agent.parts.provider.name for agent in service.catalog] == [provider, provider]
+
+
+def test_the_proxies_that_the_page_on_installing_shows_wait_and_let_through_what_the_service_does() -> None:
+    text = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    defaults = load_settings()
+    [size], [seconds] = re.findall(r"client_max_body_size (\d+)m;", text), re.findall(r"proxy_read_timeout (\d+)s;", text)
+    [other] = re.findall(r"max_size (\d+)MiB", text)
+    assert int(size) * 1024**2 == int(other) * 1024**2 == defaults.max_request_bytes
+    assert int(seconds) > defaults.request_timeout
+    assert "proxy_buffering off;" in text
+    assert "flush_interval -1" in text

@@ -12,6 +12,11 @@ from dotenv import dotenv_values
 
 from app.core.errors import Fault
 
+_STRING = r'"(?:[^"\\\n]|\\.)*"?'
+_COMMENT = re.compile(_STRING + r"|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_LAST_COMMA = re.compile(_STRING + r"|,(?=\s*[\]}])", re.DOTALL)
+"""Both find strings too, for these stay as they are, whatever stands in them."""
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -36,9 +41,21 @@ def read_text(path: Path) -> str | Fault:
 
 
 def read_json(path: Path) -> tuple[object, list[Fault]]:
-    """The JSON value in `path` and what is wrong with the file; the value is None when there is a fault."""
+    """The JSON value in `path` and what is wrong with the file; the value is None when there is a fault. Comments are passed over."""
     text = read_text(path)
-    return (None, [text]) if isinstance(text, Fault) else parse_json(text, str(path))
+    return (None, [text]) if isinstance(text, Fault) else parse_json(without_comments(text), str(path))
+
+
+def without_comments(text: str) -> str:
+    """JSON with comments, as Visual Studio Code reads it, as plain JSON: `//` and `/* */` and commas after last entries become spaces,
+    so that all else keeps its line and its column.
+    """
+    return _LAST_COMMA.sub(_blank, _COMMENT.sub(_blank, text))
+
+
+def _blank(match: re.Match[str]) -> str:
+    found = match.group(0)
+    return found if found.startswith('"') else re.sub(r"[^\n]", " ", found)
 
 
 def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
@@ -61,7 +78,7 @@ def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
                 file=file,
                 where=f"line {error.lineno}, column {error.colno}",
                 problem=f"this is not JSON ({error.msg})",
-                remedy="Correct it there; JSON has no comments and no comma after the last entry",
+                remedy="Correct it there",
             )
         ]
     except RecursionError:

@@ -1,5 +1,6 @@
 """The service's settings, read from the environment and from `.env`."""
 
+import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app import __version__
+from app.config.files import read_text
 from app.core.errors import ConfigError, Fault
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -243,8 +245,12 @@ class Settings(BaseSettings):
 def read_settings(**overrides: object) -> tuple[Settings, list[Fault]]:
     """The settings of this process, and a fault for each variable that is wrong, which has its default then.
 
-    `overrides`, by field name, win over the environment. Values are not repeated in faults, for they may be secrets.
+    `overrides`, by field name, win over the environment. Values are not repeated in faults, for they may be secrets. Raises ConfigError
+    where there is a .env that cannot be read.
     """
+    file = Settings.model_config.get("env_file")
+    if isinstance(file, str) and os.path.lexists(file) and isinstance(fault := read_text(Path(file)), Fault):
+        raise ConfigError([fault])
     try:
         return Settings.model_validate(overrides), []
     except ValidationError as error:
@@ -255,7 +261,7 @@ def read_settings(**overrides: object) -> tuple[Settings, list[Fault]]:
             file="environment",
             field=str(part["loc"][0]).upper(),
             problem=part["msg"].removeprefix("Value error, "),
-            remedy="Correct it in the environment or in .env; .env.example tells what it takes",
+            remedy="Correct it in the environment or in .env",
         )
         for part in wrong
     ]

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from app.config.files import without_comments
+
 _NAME_A_PROMPT = frozenset({"system_prompt_file", "prompt_file"})
 
 
@@ -21,7 +23,7 @@ def content_of(agents: Path, servers: Path, prompts: Path) -> bytes:
 def _prompts(agents: bytes | None) -> list[str]:
     """The names of prompt files in agent_config.json; none while that is not JSON."""
     with suppress(ValueError, RecursionError):
-        return sorted(set(_named(json.loads(agents or b"null"))))
+        return sorted(set(_named(json.loads(without_comments((agents or b"null").decode("utf-8-sig"))))))
     return []
 
 

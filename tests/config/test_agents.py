@@ -212,7 +212,7 @@ def test_a_file_that_is_not_a_list_of_agents_is_a_fault(folder: Path, content: s
 
 
 def test_a_fault_of_json_names_its_line(folder: Path) -> None:
-    assert read(folder, '[\n  {"agent_id": "a",}\n]')[1][0].where == IsStr(regex=r"line 2, column \d+")
+    assert read(folder, '[\n  {"agent_id": a}\n]')[1][0].where == IsStr(regex=r"line 2, column \d+")
 
 
 def test_an_absent_file_is_a_fault(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from app.config.env_file import OF_OTHERS
 from app.config.files import load_environment
 from app.config.settings import Settings, load_settings
 from app.core.errors import ConfigError
@@ -46,7 +48,8 @@ def test_keys_do_not_show() -> None:
 
 def test_the_example_tells_of_every_setting_with_its_default_and_of_no_other() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
-    entries = re.findall(r"^# (.+)\n(?:# )?([A-Z_]+)=(.*)$", text, re.MULTILINE)
+    ours = text[: text.index(next(f"#### {title} ####" for title in OF_OTHERS))]
+    entries = re.findall(r"^# (.+)\n# ([A-Z_]+)=(.*)$", ours, re.MULTILINE)
     expected = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default in (None, ()) else str(field.default)
@@ -68,3 +71,13 @@ def test_the_process_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp
     environment = load_environment(tmp_path / ".env")
     assert (environment["ONE"], environment["TWO"], environment["THREE"]) == ("file", "process", "file")
     assert environment["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize(("make", "problem"), [(Path.mkdir, "this is a folder"), (lambda path: path.write_bytes(b"A=\xff"), "not UTF-8")])
+def test_an_env_file_that_cannot_be_read_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object], problem: str
+) -> None:
+    make(tmp_path / ".env")
+    monkeypatch.setitem(Settings.model_config, "env_file", str(tmp_path / ".env"))
+    with pytest.raises(ConfigError, match=problem):
+        load_settings()
