@@ -35,7 +35,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp
+bench: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/docs.stamp

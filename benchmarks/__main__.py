@@ -1,4 +1,4 @@
-"""python -m benchmarks [--quick] [--only ROW ...]: measures the rows of the table and prints it."""
+"""python -m benchmarks: measures the rows of the table and prints it; `replicas` and `plan` measure several processes, and plan them."""
 
 import argparse
 import resource
@@ -9,7 +9,7 @@ from statistics import median
 
 import uvloop
 
-from benchmarks import servers
+from benchmarks import plan, replicas, scaling, servers
 from benchmarks.databases import Databases
 from benchmarks.load import Conversation
 from benchmarks.rows import ROWS, Bench, Row, Size
@@ -34,6 +34,7 @@ QUICK, QUICK_ROUNDS = (
 NEEDED_FILES = 8192
 """A thousand open streams are two thousand sockets in the server."""
 
+LARGEST_COUNT = 1_000_000
 LINE = "{:<44}{:>9}{:>9}{:>8}{:>10}  {}"
 
 
@@ -43,10 +44,50 @@ def main() -> None:
     usual = [name for name, row in ROWS.items() if not row.takes_long]
     parser.add_argument("--only", nargs="+", choices=ROWS, default=usual, metavar="ROW", help=f"some of the rows: {', '.join(ROWS)}")
     parser.add_argument("--quick", action="store_true", help="measure very little, only to show that it works")
+    commands = parser.add_subparsers(dest="command", title="instead of the table")
+    of_replicas = commands.add_parser("replicas", help="1, 2 and 4 replicas on one PostgreSQL: throughput, and what a turn costs")
+    of_replicas.add_argument("--quick", action="store_true", dest="is_quick", help="measure very little, only to show that it works")
+    of_replicas.add_argument("--count", nargs="+", type=_count, default=replicas.COUNTS, metavar="N", help="how many (default: 1 2 4)")
+    of_replicas.add_argument("--rounds", type=_count, metavar="N", help=f"how often each is measured (default: {replicas.FULL_ROUNDS})")
+    of_replicas.add_argument("--record", action="store_true", help="keep what was measured, and write it into docs/scaling.md")
+    of_plan = commands.add_parser("plan", help="what 1 to 10,000 turns a second need, by what was measured last and recorded")
+    of_plan.add_argument("--rate", nargs="+", type=_count, default=plan.RATES, metavar="N", help="turns a second")
+    of_plan.add_argument("--set", nargs="+", type=_input, default=[], metavar="NAME=VALUE", dest="inputs", help="other inputs")
     arguments = parser.parse_args()
+    if arguments.command == "plan":
+        inputs = plan.inputs_of(scaling.recorded(), **dict(arguments.inputs))
+        print(f"{plan.inputs_table(inputs)}\n\n{plan.table(inputs, arguments.rate)}")
+        return
+    if arguments.command == "replicas":
+        turns, rounds = (replicas.QUICK_TURNS, 1) if arguments.is_quick else (replicas.FULL_TURNS, replicas.FULL_ROUNDS)
+        measured = uvloop.run(replicas.measure(arguments.count, turns=turns, rounds=arguments.rounds or rounds))
+        print(replicas.table(measured))
+        if arguments.record:
+            scaling.record(measured)
+        return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, NEEDED_FILES) if hard >= 0 else NEEDED_FILES, hard))
     uvloop.run(_table(arguments.only, *((QUICK, QUICK_ROUNDS) if arguments.quick else (FULL, FULL_ROUNDS))))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_COUNT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {LARGEST_COUNT:,}")
+    return int(text)
+
+
+def _input(text: str) -> tuple[str, float]:
+    """`name=value` of an input of the plan."""
+    name, _, value = text.partition("=")
+    if name not in plan.Inputs.__struct_fields__:
+        raise argparse.ArgumentTypeError(f"{name!r} is not an input; there are {', '.join(plan.Inputs.__struct_fields__)}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number") from None
+    if not 0 <= number <= LARGEST_COUNT or (name == "use" and not 0 < number <= 1):
+        raise argparse.ArgumentTypeError(f"{name} cannot be {value}")
+    return name, number
 
 
 async def _table(names: list[str], size: Size, rounds: int) -> None:

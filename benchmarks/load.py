@@ -102,16 +102,18 @@ class Conversation:
         for _ in range(before // 2):
             self._add(self._question(), _message("assistant", EARLIER_ANSWER))
 
-    async def turn(self, connection: Connection, *, is_whole: bool = True) -> None:
-        """Asks the next question: with all that was said before, or alone, for the service to know the rest itself."""
+    async def turn(self, connection: Connection, *, is_whole: bool = True) -> float:
+        """Asks the next question: with all that was said before, or alone, for the service to know the rest itself; gives the seconds
+        it took."""
         question = self._question()
         headers = f"x-session-id: {self.session}\r\n"
         if is_whole:
             request = _request("remembering", bytes(self._said) + question, headers)
         else:
             request = _request("remembering", question, headers + "x-session-history: server\r\n")
-        await connection.ask("remembering", request)
+        seconds = await connection.ask("remembering", request)
         self._add(question, _ANSWER)
+        return seconds
 
     def _question(self) -> bytes:
         self._number += 1

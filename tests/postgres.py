@@ -196,9 +196,9 @@ class PostgresServer:
 
 
 class PgBouncer:
-    """A pooler in transaction mode before a server."""
+    """A pooler in transaction mode before a server, with `pool_size` connections to it for each database."""
 
-    def __init__(self, server: PostgresServer) -> None:
+    def __init__(self, server: PostgresServer, *, pool_size: int = 4) -> None:
         self._server = server
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="aas-pgbouncer-"))
@@ -214,7 +214,7 @@ class PgBouncer:
             "auth_type = scram-sha-256",
             f"auth_file = {self.folder}/users",
             "pool_mode = transaction",
-            "default_pool_size = 4",
+            f"default_pool_size = {pool_size}",
             "max_client_conn = 500",
         ]
         (self.folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -252,6 +252,12 @@ class PgBouncer:
         except TimeoutError:
             raise AssertionError((self.folder / "log").read_text(encoding="utf-8")) from None
         return self
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
 
     def remove(self) -> None:
         """Kills it and deletes its folder."""

@@ -60,7 +60,7 @@ def serving(folder: Path, *arguments: str, **variables: str) -> Generator[tuple[
 
 def get(url: str) -> Any:
     """The JSON at `url`, asked until a server of several processes is up."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     while True:
         try:
             with urllib.request.urlopen(url, timeout=5) as response:

@@ -125,6 +125,9 @@ class KeyRing:
         self._newest: datetime | None = None
         self._read_at: float | None = None
         self._all_read_at: float | None = None
+        self._is_awaited = False
+        """Whether the database, never read before, was not there: it may be in a moment, such as when another process has made its
+        tables, and until then nobody is let in."""
         self._told: set[str] = set()
         self._used: dict[str, datetime] = {}
         self._wanted = asyncio.Event()
@@ -242,21 +245,23 @@ class KeyRing:
     async def _keep_fresh(self, database: Database) -> None:
         while True:
             await asyncio.sleep(MIN_REFRESH_SECONDS)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_SECONDS - MIN_REFRESH_SECONDS):
-                    await self._wanted.wait()
+            if not self._is_awaited:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(REFRESH_SECONDS - MIN_REFRESH_SECONDS):
+                        await self._wanted.wait()
             self._wanted.clear()
             await self._refresh(database)
 
     async def _refresh(self, database: Database) -> None:
         """Reads what has changed and tells those who wait."""
         asked = self._next_answer()
-        succeeded = False
+        succeeded = self._is_awaited = False
         try:
             await self._read(database)
             succeeded = True
         except MemoryUnavailable:
             self._all_read_at = None  # what comes back may be another one
+            self._is_awaited = self._read_at is None
         except Undecryptable as error:
             self._tell("keys.pepper_unreadable", str(error))
         except Exception:

@@ -1,7 +1,10 @@
 """Brings the tables to this version's form, one process at a time."""
 
+import asyncio
 import logging
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from sqlalchemy import Connection, inspect, text
 
@@ -42,6 +45,8 @@ async def upgrade(engine: DatabaseEngine) -> str | None:
     before = await revision_of(engine)
     if before == HEAD:
         return before
+    # Not once the transaction has begun, in which it would keep the other processes of a new SQLite file from their turn.
+    await asyncio.to_thread(_alembic)
     return await engine.run(_upgrade, write=True)
 
 
@@ -53,18 +58,21 @@ def _upgrade(connection: Connection) -> str | None:
     before = current_revision(connection)
     if before == HEAD:
         return before
-    # It takes a third of a second to load, which a start with nothing to migrate should not take.
-    from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
-
-    config = Config()
+    alembic = _alembic()
+    config = alembic.config.Config()
     config.set_main_option("script_location", (Path(__file__).parent / "migrations").as_posix())
     config.set_main_option("path_separator", "os")
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    known = {script.revision for script in alembic.script.ScriptDirectory.from_config(config).walk_revisions()}
     if before is not None and before not in known:
         raise NewerSchema(before)
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    alembic.command.upgrade(config, "head")
     logger.info("database.migrated", extra={"before": before or "nothing", "after": HEAD})
     return before
+
+
+def _alembic() -> ModuleType:
+    """Alembic, loaded: it takes a third of a second, which a start with nothing to migrate should not take."""
+    for name in ("command", "config", "script"):
+        import_module(f"alembic.{name}")
+    return import_module("alembic")

@@ -1,15 +1,19 @@
 """Keys: what they look like, how the ring of a running service tells them, and what it knows while the database is away."""
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import re
 import secrets
+import sqlite3
 import string
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -17,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 
+import app.auth.keys
 from app.auth.key_store import KeyRefused, KeyStore
 from app.auth.key_text import GivenKey, new_secret, parse
 from app.auth.keys import MIN_REFRESH_SECONDS, KeyRing, environment_keys, key_faults
@@ -27,7 +32,7 @@ from app.core.errors import AccessUnavailable, Unauthorized
 from app.memory.opening import ready_tables
 from app.memory.reencryption import reencrypt
 from app.storage import tables
-from app.storage.address import parse_address
+from app.storage.address import Address, parse_address
 from app.storage.cipher import Cipher
 from app.storage.database import Database
 from app.storage.engines import DatabaseEngine, PoolUse, PostgresEngine, SqliteEngine, Work
@@ -471,6 +476,24 @@ async def test_before_the_database_was_read_nothing_is_known(database: DatabaseU
         assert await ring.find(made.text) == made.stored.key
         assert ring.has_keys is True
     await unknown(ring, new_secret().text)  # it is closed, and nothing waits
+    await found.close()
+
+
+async def test_keys_are_known_as_soon_as_another_process_has_made_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.auth.keys, "REFRESH_SECONDS", 600.0)
+    file = tmp_path / "new.db"
+    found = Database(SqliteEngine(Address("sqlite", str(file)), timeout=0.1), timeout=5, prepare=partial(ready_tables, migrate=True))
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=WAL").close()
+        other.execute("BEGIN IMMEDIATE").close()
+        await found.open()
+        async with ring_of(found) as ring:
+            assert ring.has_keys is None
+            other.execute("ROLLBACK").close()
+            async with asyncio.timeout(30):
+                while ring.has_keys is None:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.02)
+            assert ring.has_keys is False
     await found.close()
 
 

@@ -19,7 +19,7 @@ import httpx2
 import msgspec
 
 ROOT = Path(__file__).parents[2]
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 PIECES = 6
 
 PROVIDER = '''
