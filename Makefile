@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test e2e check format lock bench release clean webui webui-install otel docs reference
+.PHONY: install run test e2e check format lock bench release clean webui webui-install otel deepeval docs reference
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
@@ -15,6 +15,8 @@ run: $(VENV)/runtime.stamp
 install: $(VENV)/dev.stamp
 
 otel: $(VENV)/otel.stamp
+
+deepeval: $(VENV)/deepeval.stamp
 
 webui:
 	@$(PYTHON) scripts/webui.py $(ARGS)
@@ -50,9 +52,11 @@ release: $(VENV)/dev.stamp
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/release
 
 lock: $(VENV)/dev.stamp
-	$(LOCK) --output-file requirements.lock
-	$(LOCK) --extra otel --constraint requirements.lock --output-file requirements-otel.lock
-	$(LOCK) --extra otel --group dev --constraint requirements-otel.lock --output-file requirements-dev.lock
+	$(LOCK) --extra eval --output-file requirements-eval.lock
+	$(LOCK) --constraint requirements-eval.lock --output-file requirements.lock
+	$(LOCK) --extra otel --constraint requirements-eval.lock --output-file requirements-otel.lock
+	$(LOCK) --extra otel --extra eval --group dev --constraint requirements-eval.lock --constraint requirements-otel.lock \
+		--output-file requirements-dev.lock
 	$(COMPILE) --group e2e --constraint requirements-dev.lock --output-file requirements-e2e.lock
 	$(COMPILE) --group docs --constraint requirements-dev.lock --output-file requirements-docs.lock
 	$(COMPILE) webui/requirements.in --excludes webui/left-out.in --output-file requirements-webui.lock
@@ -84,6 +88,11 @@ $(VENV)/runtime.stamp: requirements.lock | $(VENV)/bin/python
 $(VENV)/otel.stamp: requirements-otel.lock $(VENV)/runtime.stamp
 	@echo "Installing what traces need ..."
 	@$(PIP) install --no-deps --require-hashes -r requirements-otel.lock
+	@touch $@
+
+$(VENV)/deepeval.stamp: requirements-eval.lock $(VENV)/runtime.stamp
+	@echo "Installing what judged metrics need ..."
+	@$(PIP) install --no-deps --require-hashes -r requirements-eval.lock
 	@touch $@
 
 $(VENV)/dev.stamp: requirements-dev.lock | $(VENV)/bin/python

@@ -5,11 +5,13 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import click
+import msgspec
 
 from app import __version__
 from app.commands import table
@@ -18,12 +20,16 @@ from app.config.settings import load_settings
 from app.core.errors import ConfigError, Fault
 from app.core.text import secrets_in
 from app.evaluation.dataset import Case, read_dataset, with_agents
+from app.evaluation.judge import Judge
+from app.evaluation.judging import BY_A_JUDGE, BY_DEEPEVAL, asks, judging_faults, open_judging
 from app.evaluation.junit import write_junit
+from app.evaluation.metrics import METRICS
+from app.evaluation.models import find_model
 from app.evaluation.replay import Replays, ReplayToolset
 from app.evaluation.report import Baseline, report
-from app.evaluation.results import Options, Result, Run, RunAgent, Summary, find_run, recorded, write_lines
+from app.evaluation.results import TINY, Options, Result, Run, RunAgent, Summary, find_run, recorded, write_lines
 from app.evaluation.runner import Runner, summed
-from app.evaluation.statistics import MIN_CASES, TINY, Comparison, compare_runs
+from app.evaluation.statistics import MIN_CASES, Comparison, compare_runs
 from app.generate import generate
 from app.observability.logging import configure_logging
 from app.progress import Steps
@@ -53,6 +59,7 @@ evaluate.add_command(generate)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--agent", help="The agent of the cases that name none.")
 @click.option("--model", help="Another model than the agents' own.")
+@click.option("--judge", metavar="PROVIDER:MODEL", help="The model that judges what no rule can tell.")
 @click.option("--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="Attempts at each case.")
 @click.option("--parallel", type=click.IntRange(1, 256), default=4, show_default=True, help="Cases that are under way at once.")
 @click.option("--record", is_flag=True, help="Run tools really, and write what they answer into NAME.recorded.jsonl beside FILE.")
@@ -64,6 +71,7 @@ def run_command(
     file: Path | None,
     agent: str | None,
     model: str | None,
+    judge: str | None,
     repeat: int,
     parallel: int,
     record: bool,
@@ -75,18 +83,20 @@ def run_command(
     """Run the cases of FILE, JSON Lines with a case in each. Ctrl-C stops; --resume goes on."""
     if (file is None) == (resume is None):
         raise click.UsageError("Give either FILE or --resume RUN.")
-    if resume is not None and (agent or model or repeat > 1 or record):
-        raise click.UsageError("A run that is resumed keeps its --agent, --model, --repeat and --record.")
+    if resume is not None and (agent or model or judge or repeat > 1 or record):
+        raise click.UsageError("A run that is resumed keeps its --agent, --model, --judge, --repeat and --record.")
     if junit is not None and not junit.resolve().parent.is_dir():
         raise click.UsageError(f"There is no folder {junit.parent}.")
     output = load_settings().evaluation_output_dir
     before = _found(output, baseline) if baseline is not None else None
     resumed = _found(output, resume) if resume is not None else None
-    options = resumed.summary().options if resumed is not None else Options(agent, model, repeat, record)
+    options = resumed.summary().options if resumed is not None else Options(agent, model, repeat, record, judge)
     dataset = file if file is not None and resumed is None else _dataset_of(resumed)
     cases = read_dataset(resumed.dataset if resumed is not None else dataset)
     configuration = load()
     cases = with_agents(cases, options.agent, [each.agent_id for each in configuration.agents], str(dataset))
+    if faults := judging_faults(cases, str(dataset), options.judge):
+        raise ConfigError(faults)
     configure_logging("ERROR", secrets_in(configuration.environment))
     try:
         run = asyncio.run(_evaluated(configuration, cases, dataset, options, resumed, parallel))
@@ -106,6 +116,9 @@ def run_command(
     if compared is not None:
         _echo_comparison(compared.run, run, compared.comparison)
         failed |= compared.comparison.verdict == "worse"
+    if summary.not_judged and (fail_under is not None or compared is not None):
+        failed = True
+        click.echo("Not all was judged, so that this is no pass.")
     if failed:
         sys.exit(EXIT_WORSE)
 
@@ -122,12 +135,15 @@ def show(run: str | None) -> None:
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 def compare_command(before: str, after: str) -> None:
-    """Tell whether run B is better than run A, worse, or no different beyond noise. Ends with code 1 if it is worse."""
+    """Tell whether run B is better than run A, worse, or no different beyond noise.
+
+    Ends with code 1 if it is worse, or if not all of it was judged.
+    """
     output = load_settings().evaluation_output_dir
     old, new = _found(output, before), _found(output, after)
     found = compare_runs(old, new)
     _echo_comparison(old, new, found)
-    if found.verdict == "worse":
+    if found.verdict == "worse" or new.summary().not_judged:
         sys.exit(EXIT_WORSE)
 
 
@@ -167,7 +183,14 @@ async def _evaluated(
     replays = Replays()
     with tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True) as folder:
         apart = configuration.with_servers_of(agent_ids).apart(Path(folder))
-        async with open_service(apart, partial(ReplayToolset, replays)) as service:
+        async with AsyncExitStack() as opened:
+            service = await opened.enter_async_context(open_service(apart, partial(ReplayToolset, replays)))
+            metrics = METRICS
+            if asks(cases, BY_DEEPEVAL):
+                judge = await _judge(service, options.judge) if asks(cases, BY_A_JUDGE) else None
+                options = msgspec.structs.replace(options, judge=judge.model.shown if judge is not None else None)
+                judging = open_judging(judge, configuration.settings, configuration.environment, Path(folder))
+                metrics = (*metrics, await opened.enter_async_context(judging))
             await service.servers.settled(CONNECT_SECONDS)
             for status in service.servers.statuses:
                 if status.state != "ready":
@@ -183,14 +206,20 @@ async def _evaluated(
             seen = {(result.id, result.attempt) for result in done}
             every = [(case, attempt) for attempt in range(1, options.repeat + 1) for case in cases]
             wanted = [(case, attempt) for case, attempt in every if (case.id, attempt) not in seen]
+            run.write_summary(msgspec.structs.replace(run.summary(), finished=None))  # until it has, once more
             try:
                 with Steps("cases", len(every), len(done)) as steps:
-                    await Runner(service, replays, options).run(wanted, parallel, partial(_keep, run, steps))
+                    await Runner(service, replays, options, metrics).run(wanted, parallel, partial(_keep, run, steps))
             except asyncio.CancelledError:
                 click.echo(f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True)
                 raise
     run.write_summary(summed(run.summary(), run.results()))
     return run
+
+
+async def _judge(service: Service, written: str | None) -> Judge:
+    assert written is not None
+    return Judge(await find_model(service, written, "--judge"), service.settings.request_timeout)
 
 
 async def _as_it_is(service: Service, agent_id: str, model: str | None) -> RunAgent:
@@ -211,7 +240,8 @@ def _refuse_other_agents(run: Run, agents: dict[str, RunAgent]) -> None:
 
 def _keep(run: Run, steps: Steps, result: Result) -> None:
     run.add(result)
-    steps.tell(f"{result.id}: {result.score:.2f} in {result.seconds:.2f} s")
+    judged = " and not judged" if result.not_judged else ""
+    steps.tell(f"{result.id}: {result.score:.2f}{judged} in {result.seconds:.2f} s")
 
 
 def _echo_run(run: Run, summary: Summary, results: Sequence[Result]) -> None:
@@ -238,6 +268,12 @@ def _echo_run(run: Run, summary: Summary, results: Sequence[Result]) -> None:
     cost = f", ${summary.cost:.4f}" if summary.cost else ""
     took = f"{summary.steps} steps, {summary.seconds:.1f} s, {summary.tokens} tokens{cost}"
     click.echo(f"score {summary.score:.3f} of {summary.cases} cases, {summary.errors} broken by an error; {took}")
+    if summary.options.judge is not None:
+        cost = f", ${summary.judge_cost:.4f}" if summary.judge_cost else ""
+        click.echo(f"judged by {summary.options.judge}: {summary.judge_tokens} tokens{cost}")
+    if summary.not_judged:
+        what = f"{summary.not_judged} of {summary.cases} cases not judged, whose expectations count 0"
+        click.echo(f"{what}. To have them judged again: ai-agent-service eval run --resume {run.name}")
     if run.report.exists():
         click.echo(f"report: {run.report}")
     click.echo(f"{run.folder}")
@@ -247,8 +283,9 @@ def _row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
     scores = [attempt.score for attempt in attempts]
     spread = f" (±{statistics.stdev(scores):.2f}, {min(scores):.2f} to {max(scores):.2f})" if len(scores) > 1 else ""
     errors = [f"error {answer.error}: {answer.problem}" for attempt in attempts if (answer := attempt.error) is not None]
+    not_judged = [f"not judged: {check.metric}: {check.not_judged}" for attempt in attempts for check in attempt.not_judged]
     failed = [f"{check.metric}: {check.expected}" for attempt in attempts for check in attempt.failed]
-    said = " ".join("; ".join(dict.fromkeys([*errors, *failed])).split())
+    said = " ".join("; ".join(dict.fromkeys([*errors, *not_judged, *failed])).split())
     return (
         name,
         f"{statistics.fmean(scores):.2f}{spread}",
@@ -263,10 +300,18 @@ def _echo_comparison(before: Run, after: Run, found: Comparison) -> None:
     click.echo(f"\n{before.name} -> {after.name}")
     for change in found.changed:
         click.echo(f"  {change.id}: {change.before:.2f} -> {change.after:.2f}")
-    left_out = {f"only in {before.name}": found.only_before, f"only in {after.name}": found.only_after, "rewritten": found.rewritten}
+    left_out = {
+        f"only in {before.name}": found.only_before,
+        f"only in {after.name}": found.only_after,
+        "rewritten": found.rewritten,
+        "not judged": found.not_judged,
+    }
     for why, names in left_out.items():
         if names:
             click.echo(f"  left out, {why}: {', '.join(names)}")
+    judges = [run.summary().options.judge for run in (before, after)]
+    if None not in judges and judges[0] != judges[1]:
+        click.echo(f"  judged by {judges[0]} first and by {judges[1]} then, which makes a difference of its own")
     over = f"{found.before:.3f} -> {found.after:.3f} over {found.cases} cases"
     if found.cases < MIN_CASES:
         click.echo(f"{found.verdict}: {over}; fewer than {MIN_CASES} cases tell nothing for certain")

@@ -13,15 +13,15 @@ from typing import IO, Any
 import click
 
 from app.config.files import nearest
-from app.core.errors import ServiceError
+from app.core.errors import ConfigError, Fault, ServiceError
 from app.core.text import secrets_in
 from app.evaluation.documents import Piece, allotted, read_documents
-from app.evaluation.generation import Generator, ModelUnusable, TargetAgent, model_of
+from app.evaluation.generation import Generator, TargetAgent
+from app.evaluation.models import find_model
 from app.observability.logging import configure_logging
 from app.progress import Steps
-from app.providers.base import ProviderSetup
-from app.providers.http import HttpClient, Timeouts
-from app.service import Configuration, load, open_service
+from app.providers.demo import Demo
+from app.service import Configuration, Service, load, open_service
 
 CONNECT_SECONDS = 15.0
 """How long an agent's MCP servers are waited for, to know their tools."""
@@ -62,8 +62,8 @@ def generate(
     with _Dataset(path, replaces=force) as dataset, Steps("cases", count) as steps:
         try:
             generator = asyncio.run(_generated(configuration, pieces, model, agent, count, dataset, steps))
-        except ModelUnusable as error:
-            raise click.BadParameter(str(error), param_hint="--model") from error
+        except ConfigError:
+            raise
         except ServiceError as error:
             raise click.ClickException(f"{error.message.rstrip('.')}. {dataset.told}") from error
         except KeyboardInterrupt:
@@ -78,12 +78,16 @@ def generate(
 async def _generated(
     configuration: Configuration, pieces: list[Piece], model: str, agent: str | None, count: int, dataset: "_Dataset", steps: Steps
 ) -> Generator:
-    settings = configuration.settings
-    timeouts = Timeouts(settings.provider_connect_timeout, settings.provider_first_byte_timeout, settings.provider_idle_timeout)
-    async with HttpClient(timeouts, max_retries=settings.provider_max_retries) as http:
-        provider, name = model_of(configuration, ProviderSetup(settings, configuration.environment, http), model)
-        tested = await _tested(configuration, agent) if agent is not None else None
-        generator = Generator(provider, name, seconds=settings.request_timeout, agent=tested)
+    agent_ids = [agent] if agent is not None else []
+    async with AsyncExitStack() as opened:
+        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True))
+        service = await opened.enter_async_context(open_service(configuration.with_servers_of(agent_ids).apart(Path(folder))))
+        writer = await find_model(service, model, "--model")
+        if isinstance(writer.provider, Demo):
+            problem = "demo is no language model and cannot write cases"
+            raise ConfigError([Fault(file="--model", problem=problem, remedy="Name a real one, such as ollama:qwen3")])
+        tested = await _tested(service, agent) if agent is not None else None
+        generator = Generator(writer, seconds=configuration.settings.request_timeout, agent=tested)
         async with aclosing(generator.cases(allotted(pieces, count))) as cases:
             async for case in cases:
                 dataset.add(case)
@@ -91,17 +95,14 @@ async def _generated(
     return generator
 
 
-async def _tested(configuration: Configuration, agent_id: str) -> TargetAgent:
+async def _tested(service: Service, agent_id: str) -> TargetAgent:
     """The agent's prompt, and the tools that it has once its MCP servers are there."""
-    async with AsyncExitStack() as opened:
-        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True))
-        service = await opened.enter_async_context(open_service(configuration.with_servers_of([agent_id]).apart(Path(folder))))
-        await service.servers.settled(CONNECT_SECONDS)
-        agent = service.catalog.get(agent_id)
-        toolset = agent.parts.toolset
-        for words in toolset.unavailable:
-            click.echo(f"note: {words}", err=True)
-        return TargetAgent(agent_id, agent.definition.system_prompt, toolset.specs)
+    await service.servers.settled(CONNECT_SECONDS)
+    agent = service.catalog.get(agent_id)
+    toolset = agent.parts.toolset
+    for words in toolset.unavailable:
+        click.echo(f"note: {words}", err=True)
+    return TargetAgent(agent_id, agent.definition.system_prompt, toolset.specs)
 
 
 class _Dataset:

@@ -26,7 +26,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 
 
-class Duration(click.ParamType[timedelta]):
+class Duration(click.ParamType):
     """A time such as 90d, 12h, 30m or 3600s; `zero` allows 0."""
 
     name = "duration"

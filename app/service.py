@@ -170,6 +170,11 @@ class Service:
         return [agent for agent in self.catalog if caller.key.may_use(agent.agent_id)]
 
     @property
+    def every_provider(self) -> Mapping[str, Provider]:
+        """All that there are, by their names and with nothing around them, whether an agent uses them or not."""
+        return self._providers
+
+    @property
     def providers(self) -> Mapping[str, Provider]:
         """Those that an agent uses or falls back to, or TASK_PROVIDER names, by their names and with nothing around them."""
         definitions = [agent.definition for agent in self.catalog]

@@ -54,8 +54,6 @@ OTHERS = {
     " variables of OpenTelemetry work as well.",
     "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "`true`: what is said stands in the traces.",
     "NO_COLOR": "Log lines on a terminal without colours.",
-    "DEEPEVAL_TELEMETRY_OPT_OUT, CONFIDENT_TRACING_ENABLED": "Read by DeepEval, where it is installed: whether it reports its use to its"
-    " makers, and traces to Confident AI. The service itself reports to nobody.",
 }
 """Variables that are no settings: who reads them and what for."""
 

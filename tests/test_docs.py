@@ -13,7 +13,7 @@ from app.config.mcp import ServerDefinition, read_servers
 from app.config.memory import CompressionDefinition, MemoryDefinition
 from app.config.settings import load_settings
 from app.core.errors import ServiceError
-from app.evaluation.dataset import Case, Expect
+from app.evaluation.dataset import Case, Expect, Faithfulness, GEval, Hallucination, TaskCompletion, ToolCorrectness, read_dataset
 from app.plugins import Plugins, load_plugins
 from app.server import create_app
 from app.service import open_service
@@ -155,7 +155,8 @@ def test_the_shipped_servers_are_off_without_their_variables_and_on_with_them() 
 
 def test_the_page_on_evaluation_describes_every_field_of_a_case() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    fields = {*Case.model_fields, *Expect.model_fields} - {"line", "written"}
+    judged = (GEval, Faithfulness, Hallucination, TaskCompletion, ToolCorrectness)
+    fields = {*Case.model_fields, *Expect.model_fields, *(name for kind in judged for name in kind.model_fields)} - {"line", "written"}
     assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
 
 
@@ -171,6 +172,13 @@ def test_the_reference_has_every_variable_that_deployments_set() -> None:
 def test_a_field_without_a_description_is_not_passed_over() -> None:
     with pytest.raises(LookupError, match=r"bare has no description"):
         fields_of(create_model("Bare", bare=(str, ...)))
+
+
+def test_the_case_that_the_page_on_evaluation_has_judged_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("\n## Judged metrics")[1]
+    (tmp_path / "cases.jsonl").write_text(text.split("```json\n")[1].split("```")[0], encoding="utf-8")
+    [case] = read_dataset(tmp_path / "cases.jsonl")
+    assert (case.asked[0].expect.answer_relevancy is not None, len(case.asked[0].expect.g_eval)) == (True, 1)
 
 
 def test_the_api_page_names_every_code_of_an_error() -> None:

@@ -153,7 +153,7 @@ async def test_the_report_is_written_with_each_run_and_anew_when_it_is_asked_for
 
 
 async def test_the_walk_through_of_the_page_catches_the_prompt_that_was_made_worse(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("\n## Commands")[0]
     good, worse, told = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
     definition, cases = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     settings = prepared(tmp_path) | {"PROMPTS_DIR": str(tmp_path), "DEFAULT_PROVIDER": "knows_its_prompt"}

@@ -110,11 +110,6 @@ async def test_a_description_and_a_file_that_is_there_are_enough(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--model", "opnai:x"), "--model: 'opnai' is not a provider. Did you mean 'openai'?"),
-        (("--model", "openai"), "--model: 'openai' names no model. Write provider:model"),
-        (("--model", "openai:"), "names no model"),
-        (("--model", "demo:demo"), "--model: demo is no language model and cannot write cases."),
-        (("--model", "openrouter:x"), "--model: OPENROUTER_API_KEY must be set for openrouter."),
         (("--agent", "shp"), "--agent: 'shp' is not an agent. Did you mean 'shop'?"),
         (("--from", "docs"), "Give either --from or --description."),
         (("--description", " "), "--description: it says nothing."),
@@ -131,6 +126,20 @@ async def test_what_cannot_be_done_as_asked_ends_with_code_2(
     monkeypatch.delenv("OPENROUTER_API_KEY", raising=False)
     done = await generated(tmp_path, settings, "--description", "Sums.", *arguments)
     assert (done.code, told in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert not list((tmp_path / "output").rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("opnai:x", "--model: 'opnai' is not a provider. Did you mean 'openai'?"),
+        ("demo", "--model: demo is no language model and cannot write cases."),
+        ("openrouter:x", "--model: openrouter cannot be asked without OPENROUTER_API_KEY."),
+    ],
+)
+def test_a_model_that_cannot_write_cases_ends_with_code_2(tmp_path: Path, model: str, told: str) -> None:
+    done = run(tmp_path, "eval", "generate", "--model", model, "--description", "Sums.", **prepared(tmp_path))
+    assert (done.returncode, told in done.stderr) == (2, True), done.stderr
     assert not list((tmp_path / "output").rglob("*.jsonl"))
 
 

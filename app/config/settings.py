@@ -191,6 +191,11 @@ class Settings(BaseSettings):
     evaluation_output_dir: Path = Field(
         Path("evaluations/output"), description="The folder in which eval keeps datasets, results and reports."
     )
+    deepeval_telemetry_opt_out: str = Field(
+        "YES", description="Only NO has DeepEval, the extra for judged metrics, tell its makers anonymously what is measured."
+    )
+    confident_tracing_enabled: bool = Field(False, description="Whether judged answers go to Confident AI as traces; it takes a key too.")
+    confident_api_key: SecretStr | None = Field(None, description="The key for traces at Confident AI.")
 
     @property
     def is_local(self) -> bool:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from jsonschema import Draft202012Validator, SchemaError
@@ -16,7 +16,7 @@ from app.evaluation.matching import matcher_fault
 
 
 def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str | dict) else value
 
 
 def _pattern(value: str) -> str:
@@ -57,6 +57,91 @@ class ExpectedTool(_Written):
     arguments: Annotated[dict[str, Any], AfterValidator(_matchers)] = {}
 
 
+class _Scored(_Written):
+    """A metric of DeepEval's, by its names there. Its score is from 0 to 1, more being better; from `threshold` on it is met."""
+
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+GEvalParam = Literal["input", "actual_output", "expected_output", "context", "tools_called"]
+
+
+class GEval(_Scored):
+    """A metric in words of your own: `criteria`, from which the judge makes steps, or the `evaluation_steps` themselves."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60)] | None = None
+    criteria: Annotated[str, Field(min_length=1)] | None = None
+    evaluation_steps: Texts = ()
+    expected_output: Annotated[str, Field(min_length=1)] | None = None
+    context: Texts = ()
+    evaluation_params: tuple[GEvalParam, ...] | None = None
+
+    @property
+    def params(self) -> tuple[GEvalParam, ...]:
+        """What the judge is shown: `evaluation_params`, else question and answer and what else is given here."""
+        if self.evaluation_params is not None:
+            return self.evaluation_params
+        given: dict[GEvalParam, bool] = {"expected_output": self.expected_output is not None, "context": bool(self.context)}
+        return ("input", "actual_output", *(name for name, is_given in given.items() if is_given))
+
+    @model_validator(mode="after")
+    def _whole(self) -> "GEval":
+        if self.criteria is None and not self.evaluation_steps:
+            raise ValueError("criteria or evaluation_steps is needed")
+        if self.evaluation_params == ():
+            raise ValueError("evaluation_params names what the judge is shown; leave it out for what is usual")
+        for name, value in (("expected_output", self.expected_output), ("context", self.context)):
+            if (name in self.params) != bool(value):
+                raise ValueError(f"{name} is given and named in evaluation_params, or neither")
+        return self
+
+
+class AnswerRelevancy(_Scored):
+    """How much of the answer is about the question."""
+
+
+class Faithfulness(_Scored):
+    """How much of the answer does not contradict `retrieval_context`, by default the results of the turn's tools."""
+
+    retrieval_context: Texts = ()
+    penalize_ambiguous_claims: bool = False
+
+
+class Hallucination(_Scored):
+    """How many of the texts of `context`, by default the results of the turn's tools, the answer agrees with."""
+
+    context: Texts = ()
+
+
+class TaskCompletion(_Scored):
+    """How far the agent did the `task`, by default the one that the judge reads in the question."""
+
+    task: Annotated[str, Field(min_length=1)] | None = None
+
+
+class ExpectedCall(_Written):
+    """A call that is expected, with exactly these `arguments` where they are named."""
+
+    name: Annotated[str, Field(min_length=1)]
+    arguments: dict[str, Any] | None = None
+
+
+class ToolCorrectness(_Scored):
+    """How many of `expected_tools` were called; it needs no judge."""
+
+    expected_tools: tuple[ExpectedCall, ...]
+    should_consider_ordering: bool = False
+    should_exact_match: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ToolCorrectness":
+        if len({call.arguments is None for call in self.expected_tools}) > 1:
+            raise ValueError("either all of expected_tools have arguments or none")
+        if self.should_exact_match and self.should_consider_ordering:
+            raise ValueError("should_exact_match asks for the order too; leave should_consider_ordering out")
+        return self
+
+
 class Expect(_Written):
     """What is expected of one answer; a field that is absent asks for nothing."""
 
@@ -74,6 +159,12 @@ class Expect(_Written):
     max_cost: Annotated[float, Field(ge=0)] | None = None
     refusal: bool | None = None
     recalls: Texts = ()
+    g_eval: Annotated[tuple[GEval, ...], BeforeValidator(_listed)] = ()
+    answer_relevancy: AnswerRelevancy | None = None
+    faithfulness: Faithfulness | None = None
+    hallucination: Hallucination | None = None
+    task_completion: TaskCompletion | None = None
+    tool_correctness: ToolCorrectness | None = None
 
 
 class CaseTurn(_Written):
@@ -209,5 +300,17 @@ def _fault(part: Any, file: str, place: str) -> Fault:
 def _fields_at(place: tuple[str | int, ...]) -> Collection[str]:
     """The fields that there are at `place`."""
     names = [step for step in place if isinstance(step, str)]
-    kinds: dict[str, type[BaseModel]] = {"turns": CaseTurn, "expect": Expect, "tools": ExpectedTool, "tool_results": RecordedResult}
+    kinds: dict[str, type[BaseModel]] = {
+        "turns": CaseTurn,
+        "expect": Expect,
+        "tools": ExpectedTool,
+        "tool_results": RecordedResult,
+        "g_eval": GEval,
+        "answer_relevancy": AnswerRelevancy,
+        "faithfulness": Faithfulness,
+        "hallucination": Hallucination,
+        "task_completion": TaskCompletion,
+        "tool_correctness": ToolCorrectness,
+        "expected_tools": ExpectedCall,
+    }
     return kinds[names[-1]].model_fields if names and names[-1] in kinds else _CASE

@@ -10,17 +10,14 @@ from typing import Any
 
 import msgspec
 
-from app.config.agents import PROVIDER_ALIASES
-from app.config.files import nearest
 from app.core.errors import ContextTooLong, InternalError, InvalidRequest, ServiceError
 from app.core.events import RefusalDelta, TextDelta
 from app.core.messages import Message, ToolSpec
 from app.core.usage import Usage, total
 from app.evaluation.dataset import Case, Expect, read_case
 from app.evaluation.documents import Piece
-from app.providers.base import ModelFinished, ModelRequest, Provider, ProviderSetup
-from app.providers.demo import Demo
-from app.service import Configuration
+from app.evaluation.models import Model
+from app.providers.base import ModelFinished, ModelRequest
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +68,6 @@ Answer with JSON alone: {"cases": [{"id": "...", "input": "the question", "expec
 """
 
 
-class ModelUnusable(Exception):
-    """The model that is named cannot write cases; the message says why and what to do."""
-
-
 class TargetAgent(msgspec.Struct, frozen=True):
     """The agent that the cases are for."""
 
@@ -83,28 +76,10 @@ class TargetAgent(msgspec.Struct, frozen=True):
     tools: tuple[ToolSpec, ...]
 
 
-def model_of(configuration: Configuration, setup: ProviderSetup, named: str) -> tuple[Provider, str]:
-    """The provider and the model that `named`, `provider:model`, says; raises ModelUnusable."""
-    name, _, model = named.partition(":")
-    known = configuration.plugins.providers
-    factory = known.get(PROVIDER_ALIASES.get(name, name))
-    if factory is None:
-        raise ModelUnusable(f"{name!r} is not a provider. {nearest(name, known)}")
-    provider = factory.from_setup(setup)
-    if isinstance(provider, Demo):
-        raise ModelUnusable("demo is no language model and cannot write cases. Name a real one, such as ollama:qwen3.")
-    if not model:
-        raise ModelUnusable(f"{named!r} names no model. Write provider:model, such as ollama:qwen3.")
-    if provider.missing:
-        raise ModelUnusable(f"{' and '.join(provider.missing)} must be set for {provider.name}.")
-    return provider, model
-
-
 class Generator:
-    """Writes cases with `model` of `provider`; each question to it may take `seconds`. What it took is known afterwards."""
+    """Writes cases with `model`; each question to it may take `seconds`. What it took is known afterwards."""
 
-    def __init__(self, provider: Provider, model: str, *, seconds: float, agent: TargetAgent | None = None) -> None:
-        self._provider = provider
+    def __init__(self, model: Model, *, seconds: float, agent: TargetAgent | None = None) -> None:
         self._model = model
         self._seconds = seconds
         self._agent = agent
@@ -199,12 +174,12 @@ class Generator:
 
     async def _asked(self, messages: Sequence[Message], settings: Mapping[str, Any]) -> tuple[str, bool]:
         deadline = time.monotonic() + self._seconds
-        request = ModelRequest(model=self._model, messages=tuple(messages), settings=settings, deadline=deadline)
+        request = ModelRequest(model=self._model.name, messages=tuple(messages), settings=settings, deadline=deadline)
         said: list[str] = []
         is_cut = False
         self.questions += 1
         try:
-            async with aclosing(self._provider.stream(request)) as events:
+            async with aclosing(self._model.provider.stream(request)) as events:
                 async for event in events:
                     match event:
                         case TextDelta(text=text) | RefusalDelta(text=text):
@@ -218,8 +193,8 @@ class Generator:
             raise
         except Exception as error:
             # A provider may be a plug-in and raise anything.
-            logger.exception("evaluation.failed", extra={"provider": self._provider.name})
-            raise InternalError(f"{self._provider.name} failed unexpectedly; the log says more.") from error
+            logger.exception("evaluation.failed", extra={"provider": self._model.provider.name})
+            raise InternalError(f"{self._model.provider.name} failed unexpectedly; the log says more.") from error
         return "".join(said), is_cut
 
     def _read(self, value: object, piece: Piece) -> tuple[dict[str, Any] | None, str]:

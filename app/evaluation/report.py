@@ -60,14 +60,17 @@ class _Case(msgspec.Struct, frozen=True):
     def state(self) -> str:
         if any(attempt.error for attempt in self.attempts):
             return "broken"
+        if any(attempt.not_judged for attempt in self.attempts):
+            return "not judged"
         return "not met" if any(attempt.failed for attempt in self.attempts) else "met"
 
     @property
     def why(self) -> str:
-        """What broke it or was not met, on one line."""
+        """What broke it, was not judged or not met, on one line."""
         errors = [f"error {answer.error}: {answer.problem}" for attempt in self.attempts if (answer := attempt.error) is not None]
         failed = [f"{check.metric}: {check.expected}" for attempt in self.attempts for check in attempt.failed]
-        return " ".join("; ".join(dict.fromkeys([*errors, *failed])).split())
+        unknown = [f"not judged: {check.metric}: {check.not_judged}" for attempt in self.attempts for check in attempt.not_judged]
+        return " ".join("; ".join(dict.fromkeys([*errors, *unknown, *failed])).split())
 
 
 def report(run: Run, secrets: tuple[str, ...] = (), baseline: Baseline | None = None) -> str:
@@ -124,6 +127,7 @@ class _Report:
             ("score", f"{summary.score:.3f}", "of 1"),
             ("cases", f"{summary.cases}", f"{met} met wholly"),
             ("errors", f"{summary.errors}", f"in {_count(broken, 'case')}"),
+            *([("unknown", f"{summary.not_judged:,}", "not judged, count 0")] if summary.not_judged else []),
             ("steps", f"{summary.steps:,}", "questions to the model"),
             ("time", f"{summary.seconds:,.1f} s", "of all answers"),
             ("tokens", f"{summary.tokens:,}" if self._tokens else "-", "" if self._tokens else "not told by the provider"),
@@ -202,6 +206,9 @@ class _Report:
             ("Options", [", ".join(filter(None, chosen))]),
             ("Service", [f"ai-agent-service {summary.service_version}"]),
         ]
+        if options.judge is not None:
+            cost = f", ${summary.judge_cost:.4f}" if summary.judge_cost else ""
+            rows.append(("Judge", [tag("bdi", options.judge), f": {summary.judge_tokens:,} tokens{cost}"]))
         agents = _table(
             ("Agent", "Version", "Provider", "Model"),
             [[tag("bdi", name), tag("code", each.version), each.provider, tag("bdi", each.model)] for name, each in summary.agents.items()],
@@ -221,7 +228,9 @@ class _Report:
         for name, score in self._summary.metrics.items():
             judged = checks.get(name, [])
             met = sum(check.is_met for check in judged)
-            rows.append([tag("code", name), pictures.bar(score), f"{score:.3f}", f"{met:,} of {len(judged):,}"])
+            unknown = sum(bool(check.not_judged) for check in judged)
+            told = f"{met:,} of {len(judged):,}" + (f", {unknown:,} not judged" if unknown else "")
+            rows.append([tag("code", name), pictures.bar(score), f"{score:.3f}", told])
         told = "The mean of all that was expected under a name, by the weights of the cases."
         return _section("metrics", "By metric", tag("p", told), _table(("Metric", "", "Score", "Met"), rows, ("", "wide", "n", "n")))
 
@@ -256,21 +265,26 @@ class _Report:
             parts.append(tag("figure", picture, tag("figcaption", caption), class_="scale"))
         parts.append(_agents_changed(before.summary(), self._summary))
         parts.append(_changes(found.changed))
-        left_out = {"Only in the earlier run": found.only_before, "Only in this run": found.only_after, "Rewritten": found.rewritten}
+        left_out = {
+            "Only in the earlier run": found.only_before,
+            "Only in this run": found.only_after,
+            "Rewritten": found.rewritten,
+            "Not judged": found.not_judged,
+        }
         rows: list[tuple[str, list[Element | str]]] = [(why, [_names(names)]) for why, names in left_out.items() if names]
         if rows:
             parts += [tag("h3", "Left out"), tag("dl", *_described(rows), class_="facts")]
         return _section("differences", "Differences", *parts)
 
     def _case_lists(self) -> list[Element | None]:
-        order = {"broken": 0, "not met": 1, "met": 2}
+        order = {"broken": 0, "not judged": 1, "not met": 2, "met": 3}
         # The worst first: they are what is looked for, and they are given room before the others.
         cases = sorted(self._cases, key=lambda case: (order[case.state], case.score if case.state == "not met" else 0.0, case.number))
         failed = [case for case in cases if case.state != "met"]
         met = [case for case in cases if case.state == "met"]
         found: list[Element | None] = []
         if failed:
-            told = "Those that an error broke first, then by their scores. Open one to see what was said and done."
+            told = "Those that an error broke first, then those not judged, then by their scores. Open one to see what was said and done."
             if self._summary.options.repeat > 1:
                 told += " Marks on a bar are attempts that differ."
             found.append(_section("not-met", "Cases not met", tag("p", told), *self._rows(failed)))
@@ -323,7 +337,7 @@ class _Report:
             return [*parts, *self._turns(case.attempts[0])]
         worst = sorted(case.attempts, key=lambda attempt: (attempt.error is None, attempt.score, attempt.attempt))
         for attempt in worst[:MAX_ATTEMPTS]:
-            state = "broken" if attempt.error else "not-met" if attempt.failed else "met"
+            state = "broken" if attempt.error else "not-judged" if attempt.not_judged else "not-met" if attempt.failed else "met"
             told = f"attempt {attempt.attempt}: {attempt.score:.2f}, {attempt.seconds:.2f} s"
             is_open = "" if attempt is worst[0] else None
             parts.append(tag("details", tag("summary", told), *self._turns(attempt), open=is_open, class_=f"attempt {state}"))
@@ -381,10 +395,16 @@ class _Report:
     def _checks(self, checks: Iterable[Check]) -> Element | None:
         rows: list[list[Element | str]] = []
         for check in checks:
-            said = "met" if check.is_met else f"not met ({check.score:.2f})" if check.score else "not met"
+            said = "not judged" if check.not_judged else "met" if check.is_met else "not met"
+            if 0 < check.score < 1:
+                said = f"{said} ({check.score:.2f})"
             met = tag("span", said, class_="good" if check.is_met else "bad")
             rows.append(
-                [tag("code", check.metric), met, *(tag("span", self._taken(each), dir="auto") for each in (check.expected, check.came))]
+                [
+                    tag("code", check.metric),
+                    met,
+                    *(tag("span", self._taken(each), dir="auto") for each in (check.expected, check.not_judged or check.came)),
+                ]
             )
         return _table(("Metric", "", "Expected", "Came"), rows, ("", "", "said", "said")) if rows else None
 

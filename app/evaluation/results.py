@@ -13,6 +13,8 @@ from app.core.errors import ConfigError, Fault
 from app.evaluation.dataset import Case
 
 MAX_NAME = 60
+TINY = 1e-9
+"""What rounding makes of no difference."""
 
 
 class UsedTool(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -46,18 +48,25 @@ class Answered(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Check(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One expectation: how far it was met, from 0 to 1; what was expected, and what came. `turn` counts from 1."""
+    """One expectation: how far it was met, from 0 to 1; what was expected, and what came. `turn` counts from 1.
+
+    `not_judged` says why a judge gave no score, which then is 0; `tokens` and `cost`, in US dollars, are what the judge took.
+    """
 
     metric: str
     score: float
     expected: str
     came: str
     turn: int = 1
+    threshold: float = 1.0
+    not_judged: str = ""
+    tokens: int = 0
+    cost: float = 0.0
 
     @property
     def is_met(self) -> bool:
-        """Whether it was met wholly."""
-        return self.score >= 1
+        """Whether it was met well enough."""
+        return not self.not_judged and self.score >= self.threshold - TINY
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +89,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failed(self) -> tuple[Check, ...]:
         """The expectations that were not met."""
-        return tuple(check for check in self.checks if not check.is_met)
+        return tuple(check for check in self.checks if not check.is_met and not check.not_judged)
+
+    @property
+    def not_judged(self) -> tuple[Check, ...]:
+        """The expectations of which it is not known whether they were met."""
+        return tuple(check for check in self.checks if check.not_judged)
 
     @property
     def steps(self) -> int:
@@ -112,12 +126,13 @@ class RunAgent(msgspec.Struct, frozen=True):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """How a dataset is run. `agent` is that of cases that name none, `model` replaces the agents' own."""
+    """How a dataset is run. `agent` is that of cases that name none, `model` replaces the agents' own, `judge` is `PROVIDER:MODEL`."""
 
     agent: str | None = None
     model: str | None = None
     repeat: int = 1
     record: bool = False
+    judge: str | None = None
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +158,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     tokens: int = 0
     cost: float = 0.0
+    not_judged: int = 0
+    """The cases of which an expectation was not judged in some attempt."""
+    judge_tokens: int = 0
+    judge_cost: float = 0.0
 
 
 class Run:
@@ -223,8 +242,8 @@ class Run:
             file.write(msgspec.json.encode(result) + b"\n")
 
     def restore(self) -> list[Result]:
-        """As `results`, and takes a result that was cut off out of the file."""
-        found = self.results()
+        """As `results`, and takes out of the file what is to be done again: a result that was cut off, and those not judged."""
+        found = [result for result in self.results() if not result.not_judged]
         (self.folder / "results.jsonl").write_bytes(b"".join(msgspec.json.encode(result) + b"\n" for result in found))
         return found
 

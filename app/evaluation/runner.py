@@ -207,4 +207,7 @@ def summed(summary: Summary, results: Sequence[Result]) -> Summary:
         seconds=sum(result.seconds for result in results),
         tokens=sum(result.tokens for result in results),
         cost=sum(result.cost for result in results),
+        not_judged=len({result.id for result in results if result.not_judged}),
+        judge_tokens=sum(check.tokens for result in results for check in result.checks),
+        judge_cost=sum(check.cost for result in results for check in result.checks),
     )

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from app.evaluation.results import Result, Run
+from app.evaluation.results import TINY, Result, Run
 
 MIN_CASES = 6
 """With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than 0.05."""
@@ -16,8 +16,6 @@ MIN_CASES = 6
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 20_240_229
-TINY = 1e-9
-"""What rounding makes of no difference."""
 
 Verdict = Literal["better", "worse", "within noise"]
 
@@ -33,7 +31,7 @@ class Change(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True):
     """How one run differs from another, over the cases that both have: with 95 % confidence by `low` to `high`.
 
-    `only_before`, `only_after` and `rewritten` are cases that were left out of it.
+    `only_before`, `only_after`, `rewritten` and `not_judged` are cases that were left out of it.
     """
 
     cases: int
@@ -45,6 +43,7 @@ class Comparison(msgspec.Struct, frozen=True):
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
     rewritten: tuple[str, ...]
+    not_judged: tuple[str, ...] = ()
 
     @property
     def difference(self) -> float:
@@ -110,10 +109,14 @@ def compare_runs(before: Run, after: Run) -> Comparison:
 
 
 def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterable[str] = ()) -> Comparison:
-    """`after` against `before`, paired by case; those that are `rewritten` cannot be compared. The same runs always give the same."""
+    """`after` against `before`, paired by case; those that are `rewritten`, or were not judged, cannot be compared.
+
+    The same runs always give the same.
+    """
     left, right = scores_of(before), scores_of(after)
     other = set(rewritten)
-    both = [name for name in left if name in right and name not in other]
+    open_ = {result.id for result in (*before, *after) if result.not_judged} - other
+    both = [name for name in left if name in right and name not in other | open_]
     weights = {result.id: result.weight for result in after}
     pairs = [(right[name] - left[name], weights[name]) for name in both]
     low, high = interval(pairs)
@@ -127,6 +130,7 @@ def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterab
         only_before=tuple(name for name in left if name not in right),
         only_after=tuple(name for name in right if name not in left),
         rewritten=tuple(name for name in left if name in right and name in other),
+        not_judged=tuple(name for name in left if name in right and name in open_),
     )
 
 

@@ -78,6 +78,47 @@ def test_a_case_that_makes_no_sense_is_a_fault(tmp_path: Path, case: dict[str, o
     assert (where, problem in words) == ("line 1", True)
 
 
+@pytest.mark.parametrize(
+    ("expect", "field", "told"),
+    [
+        ({"answer_relevancy": {"treshold": 1}}, "answer_relevancy.treshold", "Did you mean 'threshold'?"),
+        ({"answer_relevancy": {"threshold": 1.5}}, "answer_relevancy.threshold", "less than or equal to 1"),
+        ({"faithfulness": {"context": "x"}}, "faithfulness.context", "Known are: penalize_ambiguous_claims, retrieval_context, threshold"),
+        ({"hallucination": {"context": [""]}}, "hallucination.context.0", "at least 1 character"),
+        ({"task_completion": True}, "task_completion", "valid dictionary"),
+        ({"g_eval": {"threshold": 0.5}}, "g_eval.0", "criteria or evaluation_steps is needed"),
+        ({"g_eval": [{"criteria": "x"}, {"criterion": "x"}]}, "g_eval.1.criterion", "Did you mean 'criteria'?"),
+        ({"g_eval": {"criteria": "x", "evaluation_params": ["inputs"]}}, "g_eval.0.evaluation_params.0", "'input', 'actual_output'"),
+        ({"g_eval": {"criteria": "x", "evaluation_params": []}}, "g_eval.0", "leave it out for what is usual"),
+        ({"g_eval": {"criteria": "x", "evaluation_params": ["context"]}}, "g_eval.0", "context is given and named in"),
+        ({"g_eval": {"criteria": "x", "evaluation_params": ["input"], "expected_output": "y"}}, "g_eval.0", "expected_output is given and"),
+        ({"tool_correctness": {}}, "tool_correctness.expected_tools", "this field is missing"),
+        ({"tool_correctness": {"expected_tools": [{"nam": "x"}]}}, "tool_correctness.expected_tools.0.nam", "Did you mean 'name'?"),
+        (
+            {"tool_correctness": {"expected_tools": [{"name": "x"}, {"name": "y", "arguments": {}}]}},
+            "tool_correctness",
+            "either all of expected_tools have arguments or none",
+        ),
+        (
+            {"tool_correctness": {"expected_tools": [], "should_exact_match": True, "should_consider_ordering": True}},
+            "tool_correctness",
+            "leave should_consider_ordering out",
+        ),
+    ],
+)
+def test_what_is_to_be_judged_is_checked_as_all_else(tmp_path: Path, expect: dict[str, object], field: str, told: str) -> None:
+    found = faults_of(dataset(tmp_path, {"id": "a", "input": "Hi", "expect": expect}))
+    assert (found[0][:2], told in found[0][2]) == (("line 1", f"expect.{field}"), True), found
+
+
+def test_a_criterion_stands_alone_or_in_a_list(tmp_path: Path) -> None:
+    one = {"id": "a", "input": "Hi", "expect": {"g_eval": {"criteria": "It is kind.", "context": "x"}}}
+    two = {"id": "b", "input": "Hi", "expect": {"g_eval": [{"criteria": "It is kind."}, {"evaluation_steps": ["Read it."]}]}}
+    first, second = (case.asked[0].expect.g_eval for case in read_dataset(dataset(tmp_path, one, two)))
+    assert [(each.params, each.threshold) for each in first] == [(("input", "actual_output", "context"), 0.5)]
+    assert [each.evaluation_steps for each in second] == [(), ("Read it.",)]
+
+
 def test_two_cases_with_one_id_are_a_fault(tmp_path: Path) -> None:
     [(where, field, words)] = faults_of(dataset(tmp_path, {"id": "a", "input": "1"}, {"id": "b", "input": "2"}, {"id": "a", "input": "3"}))
     assert (where, field, "line 1" in words) == ("line 3", "id", True)

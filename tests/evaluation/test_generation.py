@@ -10,6 +10,7 @@ from app.core.messages import ToolSpec
 from app.core.usage import Usage
 from app.evaluation.documents import Piece
 from app.evaluation.generation import BATCH, MAX_FRUITLESS, TRIES, Generator, TargetAgent
+from app.evaluation.models import Model
 from tests.scripted import Action, Script, says
 
 SHOP = Piece("docs/shop.md", "Open from Tuesday to Saturday. A repair costs 25 euros.")
@@ -29,7 +30,7 @@ def questions(count: int, word: str = "thing") -> list[dict[str, Any]]:
 
 
 async def generated(script: Script, *wanted: tuple[Piece, int], agent: TargetAgent | None = None) -> tuple[list[dict[str, Any]], Generator]:
-    generator = Generator(script, "m", seconds=5, agent=agent)
+    generator = Generator(Model(script, "m"), seconds=5, agent=agent)
     return [case async for case in generator.cases(wanted or [(SHOP, 2)])], generator
 
 
@@ -167,7 +168,7 @@ async def test_a_provider_that_raises_anything_is_an_error_of_the_service(caplog
 
 async def test_what_came_before_the_provider_failed_is_there() -> None:
     script = Script(answer(*questions(BATCH)), [ProviderUnavailable("away")])
-    cases = Generator(script, "m", seconds=5).cases([(SHOP, 2 * BATCH)])
+    cases = Generator(Model(script, "m"), seconds=5).cases([(SHOP, 2 * BATCH)])
     assert len([await anext(cases) for _ in range(BATCH)]) == BATCH
     with pytest.raises(ProviderUnavailable):
         await anext(cases)

@@ -284,6 +284,20 @@ def test_a_run_that_was_stopped_says_so(tmp_path: Path) -> None:
     assert "This run was stopped: 0 of 6 attempts are done." in Page(report(run)).text
 
 
+def test_what_was_not_judged_is_no_pass_and_the_judge_is_named(tmp_path: Path) -> None:
+    unknown = Check("g_eval", 0.0, "kind", "", not_judged="the judge is away", tokens=30)
+    kind = Check("g_eval", 0.7, "kind", "it is", threshold=0.5, tokens=30)
+    results = [msgspec.structs.replace(scored("a", 1.0), checks=(unknown,)), msgspec.structs.replace(scored("b", 0.7), checks=(kind,))]
+    page = Page(report(finished(tmp_path, results, options=Options(judge="openai:gpt-x"))))
+    assert "unknown 1 not judged, count 0" in page.of(class_="tile")
+    assert "Judge openai:gpt-x : 60 tokens" in page.text
+    assert "1 of 2, 1 not judged" in page.of(id="metrics")[0]
+    [bad] = page.of(class_="not-judged")
+    assert "not judged: g_eval: the judge is away" in bad
+    assert "g_eval not judged kind the judge is away" in bad
+    assert "g_eval met (0.70) kind it is" in page.of(id="met")[0]
+
+
 @pytest.mark.parametrize(
     "values", [[0.0], [5.0, 5.0], [0.0, 1e9], [0.001, 0.0012, 3.7], [84.0, 84.0 + 1e-9], list(map(float, range(1000)))]
 )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from app.evaluation.dataset import read_dataset
@@ -101,3 +102,12 @@ def test_few_cases_or_equal_ones_do_not_tell_how_certain_a_score_is() -> None:
     assert confidence(equal) is None
     low, high = confidence([*equal, Result(id="other", agent="a", score=0.0)]) or (0, 0)
     assert low < 50 / 51 < high
+
+
+def test_cases_that_were_not_judged_in_one_of_the_runs_are_left_out() -> None:
+    unknown = Check("g_eval", 0.0, "kind", "", not_judged="the judge is away")
+    before, after = scored(1, 1, 1, 1, 1, 1), scored(0, 1, 1, 1, 1, 1)
+    after[0] = msgspec.structs.replace(after[0], checks=(unknown,))
+    found = compare(before, after)
+    assert (found.cases, found.not_judged, found.difference) == (5, ("case0",), 0.0)
+    assert compare(after, before).not_judged == ("case0",)
