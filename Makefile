@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test e2e check format lock bench release clean webui webui-install otel deepeval docs reference
+.PHONY: install run test e2e docker-check check format lock bench release clean webui webui-install otel deepeval docs reference
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
@@ -29,6 +29,9 @@ test: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp $(VENV)/kubectl.stamp
 
 e2e:
 	@scripts/e2e $(ARGS)
+
+docker-check:
+	@$(PYTHON) scripts/docker_check.py $(ARGS)
 
 check: $(VENV)/dev.stamp
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
@@ -59,6 +62,10 @@ lock: $(VENV)/dev.stamp
 		--output-file requirements-dev.lock
 	$(COMPILE) --group e2e --constraint requirements-dev.lock --output-file requirements-e2e.lock
 	$(COMPILE) --group docs --constraint requirements-dev.lock --output-file requirements-docs.lock
+	$(COMPILE) --group container-development --constraint requirements-dev.lock --output-file docker/development.lock
+	$(COMPILE) --group container-node --output-file docker/node.lock
+	$(COMPILE) --group container-uv --constraint requirements-dev.lock --output-file docker/uv.lock
+	$(COMPILE) --group container-check --constraint requirements-dev.lock --output-file docker/check.lock
 	$(COMPILE) webui/requirements.in --excludes webui/left-out.in --output-file requirements-webui.lock
 
 $(VENV)/pgbouncer.stamp: scripts/fetch-pgbouncer | $(VENV)/bin/python

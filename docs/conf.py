@@ -12,7 +12,7 @@ CONTENTS = {
     "Start": ["docs/tour", "docs/open-webui", "docs/install"],
     "Set up": ["docs/configuration", "docs/reference", "docs/mcp", "docs/memory", "docs/security"],
     "Use": ["docs/api"],
-    "Run": ["docs/operations", "docs/kubernetes", "docs/scaling", "docs/backup", "docs/evaluation"],
+    "Run": ["docs/operations", "docs/deployment", "docs/kubernetes", "docs/scaling", "docs/backup", "docs/evaluation"],
     "Develop": ["docs/extending", "docs/architecture", "docs/benchmarks", "CONTRIBUTING", "CHANGELOG"],
 }
 """The pages after the README, in the order of the sidebar. A page that is not named here is a fault, and so is one that is not there."""
