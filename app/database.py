@@ -21,7 +21,7 @@ from app.storage.cipher import Cipher, Undecryptable
 from app.storage.database import Database
 from app.storage.dumps import load, read_dump, without_password
 from app.storage.engines import DatabaseEngine
-from app.storage.migrate import HEAD, NewerSchema, current_revision, upgrade
+from app.storage.migrate import HEAD, NewerSchema, current_revision, tables_named_as_ours, upgrade
 from app.storage.promotion import PromotionFailed, promote
 
 TENANT = "local"
@@ -126,9 +126,14 @@ def _restored_dump(target: Target, file: Path, *, force: bool) -> tuple[str | No
 
 
 def _kept_dump(target: Target, *, force: bool) -> Path | None:
-    """A dump of what is in the database, if there is anything of ours; with `force` also None if it cannot be made."""
+    """A dump of what is in the database, if there is anything of ours; with `force` also None if it cannot be made, which is told."""
     try:
         if asyncio.run(_revision(target)) is None:
+            if theirs := asyncio.run(_tables_in_the_way(target)):
+                raise click.ClickException(
+                    f"{target.shown} was not replaced: its tables {', '.join(theirs)} are in the way, and seem to be those of another"
+                    " program; name another database, or delete them by --force"
+                )
             return None
         folder = target.settings.data_dir
         with told(f"{target.shown} was not replaced, for what is there cannot be kept"):
@@ -136,10 +141,11 @@ def _kept_dump(target: Target, *, force: bool) -> Path | None:
             kept = folder / f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sql"
             backed_up(target, kept)
             return kept
-    except (BackupFailed, click.ClickException):
-        if force:
-            return None
-        raise
+    except (BackupFailed, click.ClickException) as error:
+        if not force:
+            raise
+        click.echo(f"What is there is not kept: {error}", err=True)
+        return None
 
 
 @db.command("promote")
@@ -160,7 +166,8 @@ def promote_replica(force: bool) -> None:
     if any(name == server.hosts for server in target.address.servers):
         click.echo(f"{name} is the primary now. Services whose DATABASE_URL names it find it by themselves.")
     else:
-        both = without_password(done.server.address).replace(name, f"{name},{target.address.hosts}", 1)
+        # A socket has no place among hosts.
+        both = without_password(done.server.address, "" if "/" in name + target.address.hosts else f"{name},{target.address.hosts}")
         click.echo(f"{name} is the primary now. Set DATABASE_URL={both} (and the password) and restart the service.")
     for server in done.away:
         click.echo(f"{server.name} did not answer. It must not take writes when it comes back: make it a replica of {name} first.")
@@ -219,6 +226,11 @@ async def _upgraded(target: Target) -> str | None:
 async def _revision(target: Target) -> str | None:
     async with opened(target) as database:
         return await database.read(current_revision)
+
+
+async def _tables_in_the_way(target: Target) -> list[str]:
+    async with opened(target) as database:
+        return await database.read(tables_named_as_ours)
 
 
 async def _checked(target: Target) -> None:

@@ -362,6 +362,36 @@ async def test_why_a_database_was_not_dumped_is_told_in_one_line_and_nothing_is_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("programs")
+async def test_what_else_is_in_the_database_is_neither_dumped_nor_set_back(tmp_path: Path, postgres_18: PostgresServer) -> None:
+    name = postgres_18.new_database()
+    url, dump = postgres_18.url(name), tmp_path / "backup.sql"
+    told = await talked(tmp_path, database_url=url)
+    postgres_18.sql("CREATE SCHEMA crm; CREATE TABLE crm.alembic_version AS SELECT 'theirs'; CREATE TABLE crm.sessions AS SELECT 1", name)
+    await succeeds(tmp_path, "backup", str(dump), DATABASE_URL=url)
+    assert "crm" not in dump.read_text(encoding="utf-8")
+    postgres_18.sql("INSERT INTO crm.sessions VALUES (2)", name)
+    await succeeds(tmp_path, "restore", str(dump), DATABASE_URL=url)
+    assert postgres_18.sql("SELECT count(*) FROM crm.sessions", name) == "2"
+    assert await remembered(tmp_path, database_url=url) == told
+
+
+@pytest.mark.usefixtures("programs")
+async def test_tables_of_another_program_are_replaced_only_by_force_which_is_told(tmp_path: Path, postgres_18: PostgresServer) -> None:
+    one, two = postgres_18.new_database(), postgres_18.new_database()
+    dump = str(tmp_path / "backup.sql")
+    told = await talked(tmp_path, database_url=postgres_18.url(one))
+    await succeeds(tmp_path, "backup", dump, DATABASE_URL=postgres_18.url(one))
+    postgres_18.sql("CREATE TABLE sessions AS SELECT 1", two)
+    refused = await fails(tmp_path, "restore", dump, DATABASE_URL=postgres_18.url(two))
+    assert "was not replaced: its tables sessions are in the way, and seem to be those of another program" in refused
+    assert postgres_18.sql("SELECT count(*) FROM sessions", two) == "1"
+    forced = await command(tmp_path, "restore", dump, "--force", DATABASE_URL=postgres_18.url(two))
+    assert forced.code == 0
+    assert forced.stderr.startswith("What is there is not kept: ")
+    assert await remembered(tmp_path, database_url=postgres_18.url(two)) == told
+
+
 # reencrypt
 
 

@@ -40,8 +40,10 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def hosts(self) -> str:
-        """The servers of PostgreSQL without user and database, such as `one:5432,two:5432`."""
-        return re.split("[/?]", self.location.removeprefix(_SCHEME), maxsplit=1)[0].rpartition("@")[2]
+        """The servers of PostgreSQL without user and database, such as `one:5432,two:5432`, or the folder of its socket."""
+        rest, _, query = self.location.removeprefix(_SCHEME).partition("?")
+        options = dict(parse_qsl(query))
+        return _servers(rest) or ":".join(options[name] for name in ("host", "port") if name in options)
 
     @property
     def path(self) -> Path:
@@ -67,9 +69,28 @@ def parse_address(url: str) -> Address:
 def _with_own_options(dsn: str) -> str:
     """`dsn` with options in PostgreSQL's names; raises ValueError, without repeating any of it, for hosts and ports that cannot be."""
     rest, _, query = dsn.removeprefix(_SCHEME).partition("?")
-    servers = rest.partition("/")[0].rpartition("@")[2]
-    found = [_SERVER.fullmatch(server) for server in servers.split(",")]
+    options = {_RENAMED.get(name, name): value for name, value in parse_qsl(query)}
+    if not _servers(rest) and "host" in options and "/" not in options["host"]:
+        rest = _with_hosts(rest, options.pop("host"), options.pop("port", ""))
+    found = [_SERVER.fullmatch(server) for server in _servers(rest).split(",")]
     if "#" in rest or not all(server and (server[1] is None or 1 <= int(server[1]) <= 65_535) for server in found):
         raise ValueError("its hosts or ports cannot be; in a password / is written as %2F, # as %23, : as %3A, @ as %40")
-    options = {_RENAMED.get(name, name): value for name, value in parse_qsl(query)}
     return f"{_SCHEME}{rest}" + (f"?{urlencode(options, quote_via=quote)}" if options else "")
+
+
+def _servers(rest: str) -> str:
+    """The servers in what stands between the scheme and the options."""
+    return rest.partition("/")[0].rpartition("@")[2]
+
+
+def _with_hosts(rest: str, hosts: str, ports: str) -> str:
+    """`rest` with the servers that the options `host` and `port` name; raises ValueError."""
+    named = [f"[{host}]" if ":" in host else host for host in hosts.split(",")]
+    numbers = ports.split(",")
+    if len(numbers) == 1:
+        numbers *= len(named)
+    if len(numbers) != len(named):
+        raise ValueError("the options host and port name different numbers of servers")
+    place, slash, database = rest.partition("/")
+    servers = ",".join(f"{host}:{port}" if port else host for host, port in zip(named, numbers, strict=True))
+    return f"{place}{servers}{slash}{database}"

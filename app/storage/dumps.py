@@ -20,9 +20,11 @@ LOCK_SECONDS = 60
 """How long pg_dump and psql wait for tables that somebody else has for themselves."""
 
 ENDS = b"-- PostgreSQL database dump complete\n"
-_COPY = re.compile(rb'COPY (?:"?[^". ]+"?\.)?"?(\w+)"? \(.*\) FROM stdin;\n')
+_COPY = re.compile(rb'COPY (?:(?:"?[^". ]+"?\.)?"?(\w+)"?|.+) \(.*\) FROM stdin;\n')
+"""Where the rows of any table begin; it has the name of a table that may be ours."""
+
 _SMALL = ("alembic_version", "secrets")
-_TABLES = ", ".join(sorted([*metadata.tables, "alembic_version"]))
+_TABLES = sorted([*metadata.tables, "alembic_version"])
 
 
 class Dump(msgspec.Struct, frozen=True):
@@ -37,14 +39,16 @@ class Dump(msgspec.Struct, frozen=True):
 
 
 def dump(address: Address, file: Path, *, timeout: float, force: bool = False) -> Backup:
-    """Backs up the PostgreSQL database to `file`, as it is at the moment of the call, while others read and write it.
+    """Backs up our tables in the PostgreSQL database to `file`, as they are at the moment of the call, while others read and write them.
 
     `file` appears once it was read back and found complete; only its owner may read it. A connection may take `timeout` seconds. Raises
     BackupFailed, also if there is such a file and not `force`.
     """
     with appearing(file, force=force) as partial:
         wanted = ("--clean", "--if-exists", "--no-owner", "--no-privileges", f"--lock-wait-timeout={LOCK_SECONDS}s")
-        _run("pg_dump", address, (*wanted, f"--file={partial}"), timeout)
+        # What else is in the database would be set back with ours by a restore.
+        ours = [f"--table={name}" for name in _TABLES]
+        _run("pg_dump", address, (*wanted, *ours, f"--file={partial}"), timeout)
         return read_dump(partial).counts
 
 
@@ -54,7 +58,7 @@ def load(address: Address, file: Path, *, timeout: float) -> None:
         wanted = ("--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1", "--output=/dev/null")
         steps = (
             "--command=SET LOCAL client_min_messages = warning",
-            f"--command=SET LOCAL lock_timeout = '{LOCK_SECONDS}s'; DROP TABLE IF EXISTS {_TABLES}",
+            f"--command=SET LOCAL lock_timeout = '{LOCK_SECONDS}s'; DROP TABLE IF EXISTS {', '.join(_TABLES)}",
             f"--file={file}",
             # The dump left no search path. Those processes that were there when it was made are not there now.
             "--command=RESET search_path",
@@ -76,7 +80,7 @@ def read_dump(file: Path) -> Dump:
             if table is None:
                 is_complete = is_complete or line == ENDS
                 if match := _COPY.fullmatch(line):
-                    table = match[1].decode()
+                    table = (match[1] or b"").decode()
                     counts[table] = 0
                 elif line.startswith(b"PGDMP"):
                     raise BackupFailed("it is in pg_dump's own format, which pg_restore restores")
@@ -95,13 +99,13 @@ def read_dump(file: Path) -> Dump:
         return Dump(Backup(counts["sessions"], counts["nodes"], file.stat().st_size), revisions[0], secrets)
 
 
-def without_password(address: Address) -> str:
-    """A PostgreSQL address as its programs take it, its password left out."""
+def without_password(address: Address, hosts: str = "") -> str:
+    """A PostgreSQL address as its programs take it, its password left out; `hosts` stand in its servers' place."""
     parts = urlsplit(address.location)
-    user, at, hosts = parts.netloc.rpartition("@")
+    user, at, own = parts.netloc.rpartition("@")
     query = urlencode([each for each in parse_qsl(parts.query) if each[0].lower() != "password"], quote_via=quote)
     # Not by urlunsplit, which leaves the slashes out where no host is named.
-    return f"postgresql://{user.partition(':')[0]}{at}{hosts}{parts.path}{'?' if query else ''}{query}"
+    return f"postgresql://{user.partition(':')[0]}{at}{hosts or own}{parts.path}{'?' if query else ''}{query}"
 
 
 def _run(program: str, address: Address, arguments: Sequence[str], timeout: float) -> None:

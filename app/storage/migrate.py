@@ -9,6 +9,7 @@ from types import ModuleType
 from sqlalchemy import Connection, inspect, text
 
 from app.storage.engines import DatabaseEngine
+from app.storage.tables import metadata
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ def current_revision(connection: Connection) -> str | None:
         return None
     revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     return revision
+
+
+def tables_named_as_ours(connection: Connection) -> list[str]:
+    """The tables that have the names of ours, whoever made them."""
+    return sorted(metadata.tables.keys() & set(inspect(connection).get_table_names()))
 
 
 async def revision_of(engine: DatabaseEngine) -> str | None:

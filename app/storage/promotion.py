@@ -1,6 +1,7 @@
 """Makes a replica of PostgreSQL the primary, when the primary is lost."""
 
 import asyncio
+import ssl
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ class Server(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Its host and port."""
+        """Its host and port, or the folder of its socket."""
         return self.address.hosts
 
 
@@ -65,20 +66,21 @@ async def promote(addresses: Iterable[Address], *, timeout: float, force: bool =
         told = "; ".join(f"{each.name}: {each.problem or each.role}" for each in servers)
         raise PromotionFailed(f"there is no replica to promote ({told}); DATABASE_REPLICA_URL names one, or DATABASE_URL with its others")
     chosen = max(replicas, key=lambda server: server.position)
-    connection = await _connect(chosen.address, timeout)
     try:
-        seconds = PROMOTE_SECONDS + timeout
-        if not await connection.fetchval("SELECT pg_promote(true, $1)", PROMOTE_SECONDS, timeout=seconds):
-            raise PromotionFailed(f"{chosen.name} did not become the primary within {PROMOTE_SECONDS} seconds; its log says why")
-        waits_for = await connection.fetchval(_WAITS, timeout=timeout)
+        connection = await _connect(chosen.address, timeout)
+        try:
+            seconds = PROMOTE_SECONDS + timeout
+            if not await connection.fetchval("SELECT pg_promote(true, $1)", PROMOTE_SECONDS, timeout=seconds):
+                raise PromotionFailed(f"{chosen.name} did not become the primary within {PROMOTE_SECONDS} seconds; its log says why")
+            waits_for = await connection.fetchval(_WAITS, timeout=timeout)
+        finally:
+            connection.terminate()
     except asyncpg.InsufficientPrivilegeError as error:
         raise PromotionFailed(
             f"{chosen.name}: {error}. Name in DATABASE_URL a user that may, or run on that machine: pg_ctl promote -D FOLDER"
         ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise PromotionFailed(f"{chosen.name} was not promoted: {error or type(error).__name__}") from error
-    finally:
-        connection.terminate()
     return Promoted(chosen, tuple(server for server in servers if server.role == "away"), waits_for)
 
 
@@ -96,6 +98,9 @@ async def _look(address: Address, timeout: float) -> Server:
         finally:
             connection.terminate()
     except OSError as error:
+        if isinstance(error, ssl.SSLError) or "SSL" in str(error):
+            # Its certificate does not do, or it has none: those who do not look at that may write to it.
+            return Server(address, "unknown", problem=str(error))
         return Server(address, "away", problem=str(error) or f"it did not answer within {timeout:g} seconds")
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         return Server(address, "unknown", problem=str(error))

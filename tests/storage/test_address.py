@@ -102,9 +102,22 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
         ),
         ("postgresql://[::1]:5432,h", {"[::1]:5432": "[::1]:5432", "h": "h"}),
         ("postgresql://h?user=a/b", {"h": "h?user=a%2Fb"}),
-        ("postgresql:///d?host=/run/postgresql", {"": "/d?host=%2Frun%2Fpostgresql"}),
+        ("postgresql:///d?host=/run/postgresql", {"/run/postgresql": "/d?host=%2Frun%2Fpostgresql"}),
+        (
+            "postgresql://u:p@/d?host=one,::1&port=1,2&sslmode=require",
+            {
+                "one:1": "u:p@one:1/d?sslmode=require",
+                "[::1]:2": "u:p@[::1]:2/d?sslmode=require",
+            },
+        ),
+        ("postgresql:///d?host=one,two&port=5433", {"one:5433": "one:5433/d", "two:5433": "two:5433/d"}),
     ],
 )
 def test_an_address_of_several_servers_has_one_for_each(url: str, servers: dict[str, str]) -> None:
     found = parse_address(url).servers
     assert {server.hosts: server.location for server in found} == {name: f"postgresql://{rest}" for name, rest in servers.items()}
+
+
+def test_options_that_name_servers_must_fit_together() -> None:
+    with pytest.raises(ValueError, match="the options host and port name different numbers of servers"):
+        parse_address("postgresql:///d?host=one,two,three&port=1,2")

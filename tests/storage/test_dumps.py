@@ -24,6 +24,11 @@ address_key\taesgcm:0123:abc
 COPY other."sessions" (key, name) FROM stdin;
 \\\\x01\tone
 \\.
+COPY other."names of people" (name) FROM stdin;
+-- PostgreSQL database dump complete
+PGDMP
+COPY public.nodes (path) FROM stdin;
+\\.
 """
 
 
@@ -62,3 +67,8 @@ def test_what_is_no_dump_of_ours_is_told(tmp_path: Path, content: bytes, told: s
 )
 def test_an_address_for_other_programs_has_no_password(url: str, shown: str) -> None:
     assert without_password(parse_address(url)) == shown
+
+
+def test_an_address_for_other_programs_may_name_other_servers() -> None:
+    address = parse_address("postgresql://postgres:p@postgres/postgres")
+    assert without_password(address, "postgres,one:1") == "postgresql://postgres@postgres,one:1/postgres"

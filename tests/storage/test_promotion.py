@@ -1,9 +1,14 @@
 """A replica is promoted only while nobody else takes writes, and it is the one that has most."""
 
+import asyncio
+import ssl
+from pathlib import Path
+
 import pytest
 
 from app.storage.address import parse_address
-from app.storage.promotion import PromotionFailed, promote
+from app.storage.promotion import PromotionFailed, look, promote
+from tests.certificates import certified
 from tests.postgres import QUOTED, USER, PostgresServer, binaries_18
 
 
@@ -26,6 +31,9 @@ async def test_the_replica_that_has_most_is_promoted_once_the_primary_is_gone() 
             await promote([every], timeout=5)
         with pytest.raises(PromotionFailed, match="there is no replica to promote"):
             await promote([parse_address(primary.url())], timeout=5, force=True)
+        options = [f"postgresql://{USER}:{QUOTED}@/postgres?host=127.0.0.1&port={server.port}" for server in (primary, second)]
+        with pytest.raises(PromotionFailed, match=rf"^127\.0\.0\.1:{primary.port} takes writes\."):
+            await promote(map(parse_address, options), timeout=5)
         primary.kill()
         with pytest.raises(PromotionFailed, match=r"permission denied for function pg_promote.* pg_ctl promote"):
             await promote([parse_address(second.url().replace(f"{USER}:{QUOTED}", "plain:plain"))], timeout=5)
@@ -40,3 +48,17 @@ async def test_the_replica_that_has_most_is_promoted_once_the_primary_is_gone() 
     finally:
         for server in servers:
             server.remove()
+
+
+async def test_a_server_whose_certificate_does_not_do_is_not_taken_for_away(postgres_18: PostgresServer, tmp_path: Path) -> None:
+    own, other = certified(tmp_path), certified(tmp_path, "other")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*own)
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as with_tls:
+        port = with_tls.sockets[0].getsockname()[1]
+        options = f"sslmode=verify-full&sslnegotiation=direct&sslrootcert={other[0]}"
+        urls = (f"postgresql://{USER}@127.0.0.1:{port}/postgres?{options}", f"{postgres_18.url()}?sslmode=require")
+        found = await look(map(parse_address, urls), timeout=10)
+    assert [server.role for server in found] == ["unknown", "unknown"]
+    assert "certificate verify failed" in found[0].problem
+    assert "rejected SSL upgrade" in found[1].problem
