@@ -137,13 +137,17 @@ def show(run: str | None) -> None:
 def compare_command(before: str, after: str) -> None:
     """Tell whether run B is better than run A, worse, or no different beyond noise.
 
-    Ends with code 1 if it is worse, or if not all of it was judged.
+    Ends with code 1 if it is worse, or if not all of it was done and judged.
     """
     output = load_settings().evaluation_output_dir
     old, new = _found(output, before), _found(output, after)
     found = compare_runs(old, new)
     _echo_comparison(old, new, found)
-    if found.verdict == "worse" or new.summary().not_judged:
+    is_stopped = new.summary().finished is None
+    if is_stopped:
+        click.echo(f"{new.name} was stopped, so that this is no pass.")
+    # The summary of a run that was stopped does not count them yet.
+    if found.verdict == "worse" or is_stopped or any(result.not_judged for result in new.results()):
         sys.exit(EXIT_WORSE)
 
 
@@ -187,7 +191,7 @@ async def _evaluated(
             service = await opened.enter_async_context(open_service(apart, partial(ReplayToolset, replays)))
             metrics = METRICS
             if asks(cases, BY_DEEPEVAL):
-                judge = await _judge(service, options.judge) if asks(cases, BY_A_JUDGE) else None
+                judge = await _judge(service, options.judge, parallel) if asks(cases, BY_A_JUDGE) else None
                 options = msgspec.structs.replace(options, judge=judge.model.shown if judge is not None else None)
                 judging = open_judging(judge, configuration.settings, configuration.environment, Path(folder))
                 metrics = (*metrics, await opened.enter_async_context(judging))
@@ -217,9 +221,9 @@ async def _evaluated(
     return run
 
 
-async def _judge(service: Service, written: str | None) -> Judge:
+async def _judge(service: Service, written: str | None, parallel: int) -> Judge:
     assert written is not None
-    return Judge(await find_model(service, written, "--judge"), service.settings.request_timeout)
+    return Judge(await find_model(service, written, "--judge"), service.settings.request_timeout, parallel)
 
 
 async def _as_it_is(service: Service, agent_id: str, model: str | None) -> RunAgent:
@@ -316,7 +320,9 @@ def _echo_comparison(before: Run, after: Run, found: Comparison) -> None:
     if found.cases < MIN_CASES:
         click.echo(f"{found.verdict}: {over}; fewer than {MIN_CASES} cases tell nothing for certain")
     else:
-        click.echo(f"{found.verdict}: {over}, difference {found.difference:+.3f} (95 % between {found.low:+.3f} and {found.high:+.3f})")
+        doubt = f"; {found.doubt}" if found.doubt else ""
+        between = f"95 % between {found.low:+.3f} and {found.high:+.3f}"
+        click.echo(f"{found.verdict}: {over}, difference {found.difference:+.3f} ({between}){doubt}")
 
 
 def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Result]) -> None:

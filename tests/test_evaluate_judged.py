@@ -113,6 +113,11 @@ async def test_what_is_not_judged_is_told_everywhere_and_is_never_a_pass(tmp_pat
     assert (written.count('"not_judged":"the judge'), told in written) == (2, True)
     assert (await evaluated(tmp_path, settings, "show")).stdout in done.stdout
     assert (await evaluated(tmp_path, settings, "compare", name, name)).code == 1
+    path = tmp_path / "output" / name / "summary.json"
+    stopped = {**summary_of(tmp_path, name), "finished": None, "not_judged": 0}
+    path.write_text(json.dumps(stopped), encoding="utf-8")
+    done = await evaluated(tmp_path, settings, "compare", name, name)
+    assert (done.code, f"{name} was stopped, so that this is no pass." in done.stdout) == (1, True)
     plain = await judged(tmp_path, settings | {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "PROVIDER_MAX_RETRIES": "0"})
     assert plain.code == 0, "without a limit the score is told and nothing is asked of it"
 

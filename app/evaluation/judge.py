@@ -1,5 +1,6 @@
 """Asks a model for a judgement in a given form, and again where what it says has not that form."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -21,6 +22,12 @@ ATTEMPTS = 3
 MAX_REPEATED = 2_000
 """Characters of an answer of no use that the judge is shown again."""
 
+MAX_ANSWER = 200_000
+"""Characters of one answer that are read; what is longer is of no use."""
+
+LAST_SECOND = 1.0
+"""How much longer than its time a provider may take that does not end by itself."""
+
 Form = TypeVar("Form", bound=BaseModel)
 
 
@@ -29,15 +36,16 @@ class NotJudged(Exception):
 
 
 class Judge:
-    """A model that judges; each of its answers takes `timeout` seconds at most.
+    """A model that judges; each of its answers takes `timeout` seconds at most, and no more than `parallel` are awaited at once.
 
     It is asked for the form as OpenAI's `response_format`, and at temperature 0. A model that refuses either is asked without from then
     on, and so is told of the form in words alone.
     """
 
-    def __init__(self, model: Model, timeout: float) -> None:
+    def __init__(self, model: Model, timeout: float, parallel: int) -> None:
         self.model = model
         self._timeout = timeout
+        self._free = asyncio.Semaphore(parallel)
         self._refused = 0
 
     async def answer(self, prompt: str, form: type[Form], fault: Callable[[Form], str | None], usages: list[Usage | None]) -> Form:
@@ -66,11 +74,14 @@ class Judge:
         choices: tuple[Mapping[str, Any], ...] = ({"temperature": 0, "response_format": asked}, {"response_format": asked}, {})
         for number in range(self._refused, len(choices)):
             try:
-                text = await self._streamed(messages, choices[number], usages)
+                async with self._free:
+                    text = await self._streamed(messages, choices[number], usages)
             except ServiceError as error:
                 may_be_settings = isinstance(error, InvalidRequest) and not isinstance(error, ContextTooLong)
                 if not may_be_settings or number == len(choices) - 1:
                     raise NotJudged(f"the judge cannot be asked ({error.code}): {error.message}") from None
+            except TimeoutError:
+                raise NotJudged(f"the judge cannot be asked: it took longer than {self._timeout:g} s") from None
             else:
                 self._refused = max(self._refused, number)
                 return text
@@ -80,11 +91,15 @@ class Judge:
         deadline = time.monotonic() + self._timeout
         request = ModelRequest(model=self.model.name, messages=tuple(messages), settings=settings, deadline=deadline)
         pieces: list[str] = []
-        async with aclosing(self.model.provider.stream(request)) as events:
+        left = MAX_ANSWER
+        async with asyncio.timeout(self._timeout + LAST_SECOND), aclosing(self.model.provider.stream(request)) as events:
             async for event in events:
                 match event:
                     case TextDelta(text=text) | RefusalDelta(text=text):
                         pieces.append(text)
+                        left -= len(text)
+                        if left < 0:
+                            break
                     case ModelFinished(usage=usage):
                         usages.append(usage)
                     case _:
@@ -110,12 +125,20 @@ def strict(schema: Any) -> Any:
 
 
 def _read(text: str, form: type[Form]) -> tuple[Form | None, str]:
-    """The JSON object in `text`, whatever stands around it, and what is wrong with it."""
-    start, end = text.find("{"), text.rfind("}")
-    if not 0 <= start < end:
-        return None, "it has no JSON object"
+    """The JSON object that is `text`, or has lines of its own in it, and what is wrong with it.
+
+    One within a sentence is no judgement: a judge may quote what an answer would have it say.
+    """
+    if len(text) > MAX_ANSWER:
+        return None, f"it is longer than {MAX_ANSWER:,} characters"
+    lines = text.split("\n")
+    start = next((number for number, line in enumerate(lines) if line.lstrip().startswith("{")), None)
+    end = next((number for number in range(len(lines) - 1, -1, -1) if lines[number].rstrip().endswith("}")), None)
+    if start is None or end is None or end < start:
+        return None, "it has no JSON object on lines of its own"
     try:
-        return form.model_validate_json(text[start : end + 1]), ""
+        # A score is a number: pydantic would else take `true` for 1, which may be the highest.
+        return form.model_validate_json("\n".join(lines[start : end + 1]), strict=True), ""
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(step) for step in first["loc"])

@@ -231,7 +231,7 @@ class _Report:
             unknown = sum(bool(check.not_judged) for check in judged)
             told = f"{met:,} of {len(judged):,}" + (f", {unknown:,} not judged" if unknown else "")
             rows.append([tag("code", name), pictures.bar(score), f"{score:.3f}", told])
-        told = "The mean of all that was expected under a name, by the weights of the cases."
+        told = "The mean of all that was expected under a name, by the weights of the cases. Turns that an error broke are not in it."
         return _section("metrics", "By metric", tag("p", told), _table(("Metric", "", "Score", "Met"), rows, ("", "wide", "n", "n")))
 
     def _distributions(self) -> Element | None:
@@ -502,7 +502,8 @@ def _comparison(found: Comparison) -> str:
     over = f"{found.before:.3f} → {found.after:.3f} over {_count(found.cases, 'case')}"
     if found.cases < MIN_CASES:
         return f"{over}; fewer than {MIN_CASES} cases tell nothing for certain."
-    return f"{over}, difference {found.difference:+.3f} (95 % between {found.low:+.3f} and {found.high:+.3f})."
+    doubt = f"; {found.doubt}" if found.doubt else ""
+    return f"{over}, difference {found.difference:+.3f} (95 % between {found.low:+.3f} and {found.high:+.3f}){doubt}."
 
 
 def _meaning(found: Comparison) -> str:
@@ -512,7 +513,7 @@ def _meaning(found: Comparison) -> str:
         case "worse":
             return "All of that is below 0: this run is worse."
         case "within noise":
-            return "0 is in it: that may be chance."
+            return "It may be chance all the same." if found.doubt else "0 is in it: that may be chance."
 
 
 def _step(kind: str, who: str, took: str, *parts: Element) -> Element:

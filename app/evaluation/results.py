@@ -244,7 +244,9 @@ class Run:
     def restore(self) -> list[Result]:
         """As `results`, and takes out of the file what is to be done again: a result that was cut off, and those not judged."""
         found = [result for result in self.results() if not result.not_judged]
-        (self.folder / "results.jsonl").write_bytes(b"".join(msgspec.json.encode(result) + b"\n" for result in found))
+        kept = self.folder / "results.jsonl.kept"  # so that nothing is lost if the process is killed here
+        kept.write_bytes(b"".join(msgspec.json.encode(result) + b"\n" for result in found))
+        kept.replace(self.folder / "results.jsonl")
         return found
 
 

@@ -4,6 +4,7 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Literal
 
 import msgspec
@@ -12,6 +13,9 @@ from app.evaluation.results import TINY, Result, Run
 
 MIN_CASES = 6
 """With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than 0.05."""
+
+MAX_EXACT = 12
+"""Cases that changed up to which every combination of signs is tried."""
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -31,7 +35,8 @@ class Change(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True):
     """How one run differs from another, over the cases that both have: with 95 % confidence by `low` to `high`.
 
-    `only_before`, `only_after`, `rewritten` and `not_judged` are cases that were left out of it.
+    `chance` is the share of runs that would differ as much if nothing had changed. `only_before`, `only_after`, `rewritten` and
+    `not_judged` are cases that were left out of it.
     """
 
     cases: int
@@ -44,6 +49,7 @@ class Comparison(msgspec.Struct, frozen=True):
     only_after: tuple[str, ...]
     rewritten: tuple[str, ...]
     not_judged: tuple[str, ...] = ()
+    chance: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -52,10 +58,23 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said."""
-        if self.cases >= MIN_CASES and self.low > TINY:
+        """What may be said: a percentile interval alone is too sure of itself where few cases changed."""
+        if self.cases < MIN_CASES or self._may_be_chance:
+            return "within noise"
+        if self.low > TINY:
             return "better"
-        return "worse" if self.cases >= MIN_CASES and self.high < -TINY else "within noise"
+        return "worse" if self.high < -TINY else "within noise"
+
+    @property
+    def doubt(self) -> str:
+        """Why the difference is within noise though 0 is not in its interval; empty where that is not so."""
+        if self.cases < MIN_CASES or not self._may_be_chance or (self.low <= TINY and self.high >= -TINY):
+            return ""
+        return f"so few cases changed that chance alone does as much in {self.chance:.0%} of runs"
+
+    @property
+    def _may_be_chance(self) -> bool:
+        return self.chance > 1 - CONFIDENCE + TINY
 
 
 def scores_of(results: Iterable[Result]) -> dict[str, float]:
@@ -131,6 +150,7 @@ def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterab
         only_after=tuple(name for name in right if name not in left),
         rewritten=tuple(name for name in left if name in right and name in other),
         not_judged=tuple(name for name in left if name in right and name in open_),
+        chance=chance(pairs),
     )
 
 
@@ -146,6 +166,22 @@ def interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     means = sorted(_weighted(drawing.choices(pairs, k=len(pairs))) for _ in range(resamples))
     cut = int(resamples * (1 - CONFIDENCE) / 2)
     return means[cut], means[-1 - cut]
+
+
+def chance(pairs: Sequence[tuple[float, float]]) -> float:
+    """How often the weighted mean is as far from 0, either way, if each case may as well have changed the other way.
+
+    `pairs` are as for `interval`. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 15, permutation tests.
+    """
+    changes = [difference * weight for difference, weight in pairs if abs(difference) > TINY]
+    least = abs(sum(changes)) * (1 - TINY)
+    if len(changes) <= MAX_EXACT:
+        sums = [sum(change * sign for change, sign in zip(changes, signs, strict=True)) for signs in product((1, -1), repeat=len(changes))]
+        return sum(abs(each) >= least for each in sums) / len(sums)
+    drawing = random.Random(SEED)  # noqa: S311 - no secret is made of it
+    resamples = max(1_000, min(RESAMPLES, 2_000_000 // len(changes)))
+    reached = sum(abs(sum(each if drawing.random() < 0.5 else -each for each in changes)) >= least for _ in range(resamples))
+    return (reached + 1) / (resamples + 1)
 
 
 def _asked(case: Mapping[str, object]) -> dict[str, object]:

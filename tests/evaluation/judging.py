@@ -1,5 +1,6 @@
 """A judge that follows a script by the form that it is asked for: as a provider, and as a server of chat completions."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -56,6 +57,8 @@ class ScriptedJudge:
 
     def __init__(self, answers: Mapping[str, Said | list[Said]]) -> None:
         self.answers = answers
+        self.at_once = 0
+        self.most_at_once = 0
         self.requests: list[ModelRequest] = []
         self.asked: list[str] = []
         """The forms that were asked for."""
@@ -67,6 +70,10 @@ class ScriptedJudge:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer to the form of `request`; without one, to that of the request before."""
         self.requests.append(request)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0)  # for others to come meanwhile, if they may
+        self.at_once -= 1
         form = request.settings.get("response_format")
         name = form["json_schema"]["name"] if form is not None else self.asked[-1]
         answers = self.answers[name]
@@ -82,9 +89,9 @@ class ScriptedJudge:
         """All that it was asked."""
         return "\n".join(message.text for request in self.requests for message in request.messages)
 
-    def judge(self) -> Judge:
+    def judge(self, timeout: float = 10, parallel: int = 4) -> Judge:
         """Itself as a judge."""
-        return Judge(Model(self, "strict"), 10)
+        return Judge(Model(self, "strict"), timeout, parallel)
 
 
 def judging_server(answer: Callable[[str, str], dict[str, Any] | str | int], asked: list[str]) -> FastAPI:

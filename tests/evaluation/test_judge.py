@@ -1,14 +1,19 @@
 """A judge is asked for a form, and again where its answer has not that form; without an answer there is no judgement."""
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
 
 from app.core.errors import ContextTooLong, InvalidRequest, ProviderRateLimited
+from app.core.events import TextDelta
 from app.core.usage import Usage, total
-from app.evaluation.judge import ATTEMPTS, NotJudged, strict
+from app.evaluation.judge import ATTEMPTS, MAX_ANSWER, Judge, NotJudged, strict
+from app.evaluation.models import Model
+from app.providers.base import ModelEvent, ModelRequest
 from tests.evaluation.judging import Said, ScriptedJudge
 
 
@@ -52,6 +57,10 @@ async def test_what_stands_around_the_object_does_not_matter(around: str) -> Non
     [
         ("", "it has no JSON object"),
         ("I like it.", "it has no JSON object"),
+        ('It wants me to say {"score": 1, "reason": "Best."}, but it is bad.', "it has no JSON object on lines of its own"),
+        ('It would have me say {"score": 1, "reason": "Best."}', "it has no JSON object on lines of its own"),
+        ({"score": True}, "score: Input should be a valid number"),
+        ({"score": "1"}, "score: Input should be a valid number"),
         ("}{", "it has no JSON object"),
         ('{"score": }', "Invalid JSON"),
         ({"score": "high"}, "score: Input should be a valid number"),
@@ -107,6 +116,40 @@ async def test_an_error_of_the_provider_is_no_judgement(error: Exception) -> Non
     with pytest.raises(NotJudged) as caught:
         await asked(provider)
     assert (str(error) in str(caught.value), len(provider.requests)) == (True, 1), "the provider retries by itself"
+
+
+class Endless(ScriptedJudge):
+    """Says `word` for ever, or nothing for ever where it is empty, whatever the deadline of the request."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__({})
+        self.word = word
+        self.said = 0
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        if not self.word:
+            await asyncio.Event().wait()
+        while True:
+            self.said += len(self.word)
+            yield TextDelta(self.word)
+
+
+async def test_a_judge_that_does_not_end_by_itself_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.evaluation.judge.LAST_SECOND", 0.0)
+    with pytest.raises(NotJudged, match=r"it took longer than 0\.05 s"):
+        await Judge(Model(Endless(""), "m"), 0.05, 1).answer("How good is it?", Verdict, without_fault, [])
+    endless = Endless("{" * 1000)
+    with pytest.raises(NotJudged, match="longer than 200,000 characters"):
+        await Judge(Model(endless, "m"), 60, 1).answer("How good is it?", Verdict, without_fault, [])
+    assert endless.said <= ATTEMPTS * (MAX_ANSWER + 1000)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+async def test_no_more_is_asked_at_once_than_is_allowed(parallel: int) -> None:
+    provider = ScriptedJudge({"Verdict": GOOD})
+    judge = provider.judge(parallel=parallel)
+    await asyncio.gather(*(judge.answer("How good is it?", Verdict, without_fault, []) for _ in range(5)))
+    assert (len(provider.requests), provider.most_at_once) == (5, parallel)
 
 
 def test_a_schema_keeps_its_meaning() -> None:

@@ -1,5 +1,6 @@
 """What is said of scores, and of the difference between two runs."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,18 @@ import pytest
 
 from app.evaluation.dataset import read_dataset
 from app.evaluation.results import Check, Options, Result, Run, Summary
-from app.evaluation.statistics import MIN_CASES, by_attempt, by_metric, compare, compare_runs, confidence, interval, overall, scores_of
+from app.evaluation.statistics import (
+    MIN_CASES,
+    by_attempt,
+    by_metric,
+    chance,
+    compare,
+    compare_runs,
+    confidence,
+    interval,
+    overall,
+    scores_of,
+)
 from tests.evaluation.running import dataset
 
 
@@ -51,6 +63,27 @@ def test_most_cases_worse_is_worse_and_the_other_way_round_better() -> None:
 def test_a_few_cases_tell_nothing_for_certain() -> None:
     assert compare(scored(1, 1, 1, 1, 1), scored(0, 0, 0, 0, 0)).verdict == "within noise"
     assert compare(scored(1, 1, 1, 1, 1, 1), scored(0, 0, 0, 0, 0, 0)).verdict == "worse"
+
+
+def test_a_few_cases_that_changed_may_be_chance_though_the_interval_leaves_out_0() -> None:
+    found = compare(scored(*[1.0] * 6), scored(0, 0, 0, 1, 1, 1))
+    assert (found.verdict, found.high < 0, found.chance) == ("within noise", True, 0.25)
+    assert found.doubt == "so few cases changed that chance alone does as much in 25% of runs"
+    assert (compare(scored(*[1.0] * 8), scored(*[0.0] * 6, 1, 1)).chance, compare(scored(1), scored(1)).doubt) == (2 / 64, "")
+
+
+def test_what_did_not_change_seldom_looks_as_if_it_had() -> None:
+    drawing = random.Random(7)
+    found = [chance([((drawing.randint(0, 3) - drawing.randint(0, 3)) / 3, 1.0) for _ in range(8)]) for _ in range(400)]
+    assert 0 < sum(each <= 0.05 for each in found) <= 0.05 * len(found)
+
+
+def test_chance_is_as_exact_with_many_cases_as_with_few() -> None:
+    weighted = [(1.0, 2.0), (-0.5, 1.0), (1.0, 1.0)]
+    assert chance(weighted) == 4 / 8  # of 2.5: with these signs, with the second one turned, and both the other way
+    many = [(1.0, 1.0)] * 10 + [(-1.0, 1.0)] * 4
+    assert chance(many) == pytest.approx(0.1796, abs=0.01)  # 2 P(X >= 10) of 14 tosses
+    assert chance(many) == chance(many)
 
 
 def test_nothing_is_different_from_itself() -> None:
