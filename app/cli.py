@@ -149,7 +149,8 @@ def check(connect: bool) -> None:
         click.echo(f"MCP servers: {', '.join(shown)}. To see whether they can be reached: check --connect")
     for warning in configuration.warnings:
         click.echo(f"warning: {warning}")
-    click.echo(f"{len(configuration.agents)} agents in {configuration.files.agents}: no faults.")
+    count = len(configuration.agents)
+    click.echo(f"{count} agent{'s' if count > 1 else ''} in {configuration.files.agents}: no faults.")
     if configuration.files.is_starter:
         click.echo(f"note: {STARTER_NOTE}")
     meant = {definition.server_label for definition in definitions if definition.off is None}

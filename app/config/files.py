@@ -12,10 +12,10 @@ from dotenv import dotenv_values
 
 from app.core.errors import Fault
 
-_STRING = r'"(?:[^"\\\n]|\\.)*"?'
-_COMMENT = re.compile(_STRING + r"|//[^\n]*|/\*.*?\*/", re.DOTALL)
-_LAST_COMMA = re.compile(_STRING + r"|,(?=\s*[\]}])", re.DOTALL)
-"""Both find strings too, for these stay as they are, whatever stands in them."""
+_STRING = r'"(?:[^"\\\n]++|\\.)*+"?'
+_COMMENT = re.compile(rf"({_STRING}|/\*(?!.*?\*/).*)|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_LAST_COMMA = re.compile(rf"({_STRING})|,(?=\s*[\]}}])", re.DOTALL)
+"""Both find what stays as it is too: strings, whatever stands in them, and a comment that never ends, so that it is looked at once."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -54,8 +54,7 @@ def without_comments(text: str) -> str:
 
 
 def _blank(match: re.Match[str]) -> str:
-    found = match.group(0)
-    return found if found.startswith('"') else re.sub(r"[^\n]", " ", found)
+    return match[1] or re.sub(r"[^\n]", " ", match[0])
 
 
 def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:

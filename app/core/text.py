@@ -15,8 +15,11 @@ _HINTS = ("bearer", "k-", "k_", "xox", "gh", "github", "glpat", "aas")
 
 
 _SECRET_NAMES = re.compile(
-    r"(?i)(?:(?:^|_)(?:keys?|pass|pat|auth|pepper|cookie)|api_?keys?|tokens?|secrets?|passwords?|passwd|pwd|passphrase|credentials?)(?:_?\d+)?$"
+    r"(?i)^(?!(?:old)?pwd$).*?"
+    r"(?:(?:^|_)(?:keys?|pass|pat|auth|pepper|cookie)|api_?keys?|tokens?|secrets?|passwords?|passwd|pwd|passphrase|credentials?)(?:_?\d+)?$"
 )
+"""PWD and OLDPWD are folders, which shells set."""
+
 _HEADER_NAMES = re.compile(r"(?i)(?:^|_)headers$")
 _ADDRESS_NAMES = re.compile(r"(?i)(?:^|_)(?:url|uri|dsn|proxy|endpoint|connection_string)$")
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/]*?:([^\s]*)@|[?&;\s](?i:password|pwd|api_?key|token|secret)=([^&;\s]+)")

@@ -50,3 +50,9 @@ def test_a_fault_is_told_where_it_stands_in_the_file(tmp_path: Path, text: str, 
     (tmp_path / "x.json").write_text(text, encoding="utf-8")
     value, [fault] = read_json(tmp_path / "x.json")
     assert (value, fault.where) == (None, place)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["/* " * 100_000, '["' + "a\\n" * 1_000_000 + '"]', '"' * 1_000_000, "/" * 1_000_000, ", " * 500_000])
+def test_what_is_long_or_never_ends_is_looked_through_once(text: str) -> None:
+    assert len(without_comments(text)) == len(text)

@@ -64,6 +64,9 @@ def test_secrets_are_known_by_the_names_of_their_variables() -> None:
         "SORT_KEY": "agent_id",
         "OPENAI_BASE_URL": "http://127.0.0.1:8000/v1",
         "SHORT_SECRET": "abc",
+        "DB_PWD": "canary-17",
+        "PWD": "/srv/agents",
+        "OLDPWD": "/srv/Agents",
         "PATH": "/usr/bin:/bin",
         "MONKEY": "business-as-usual",
         "TOKENIZER": "o200k_base",
@@ -91,5 +94,6 @@ def test_secrets_are_known_by_the_names_of_their_variables() -> None:
         "canary-14==",
         "canary-15",
         "canary-16",
+        "canary-17",
     }
     assert list(found) == sorted(found, key=len, reverse=True)
