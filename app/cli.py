@@ -115,10 +115,11 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         if not configuration.files.is_starter:
             os.environ["AGENT_CONFIG_FILE"] = str(configuration.files.agents)  # a worker of later takes none in its place
         is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
-        _tell_ready(configuration, listening, _own_notes(configuration), is_open=settings.allow_unauthenticated or is_open)
+        is_open = is_open or settings.allow_unauthenticated
+        welcome = partial(_tell_ready, configuration, listening, _own_notes(configuration), is_open=is_open)
         with tempfile.TemporaryDirectory(prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True) as folder:
             os.environ[METRICS_FOLDER] = folder
-            code = Workers(config, listening, patience).run()
+            code = Workers(config, listening, patience).run(welcome)
         sys.exit(code)
     server = Server(config, patience, partial(_welcomed, configuration, listening))
     server.run(sockets=[listening])

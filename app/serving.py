@@ -190,12 +190,13 @@ class Workers:
         self._terminal = Terminal()
         self.workers: list[SpawnProcess] = []
 
-    def run(self) -> int:
-        """Serves until it is told to stop; gives the exit code."""
+    def run(self, welcome: Callable[[], None]) -> int:
+        """Serves until it is told to stop; gives the exit code. `welcome` is called once it can be told."""
         for told in (signal.SIGTERM, signal.SIGINT):
             signal.signal(told, self._stop)
         if HANGUP is not None:
             signal.signal(HANGUP, self._hang_up)
+        welcome()
         self.workers = [self._started() for _ in range(self._config.workers)]
         looked = time.monotonic()
         code = 0

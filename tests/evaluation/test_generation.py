@@ -163,7 +163,7 @@ async def test_a_model_that_writes_nothing_of_use_is_given_up() -> None:
 async def test_a_provider_that_raises_anything_is_an_error_of_the_service(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InternalError, match="scripted failed unexpectedly"):
         await generated(Script([ValueError("a plug-in's")]))
-    assert "a plug-in's" in caplog.text
+    assert "ValueError" in caplog.text
 
 
 async def test_what_came_before_the_provider_failed_is_there() -> None:
