@@ -103,7 +103,7 @@ async def test_a_variable_that_is_missing_is_named_in_the_log_and_in_the_status(
         ("./serve", None, "off"),
         ("./serve", "there", "down"),
         ("bin/not-executable", "there", "off"),
-        (sys.executable, None, "down"),
+        ("/bin/false", None, "down"),
     ],
 )
 async def test_a_command_that_is_not_installed_turns_its_server_off(
