@@ -114,7 +114,7 @@ def _run(program: str, address: Address, arguments: Sequence[str], timeout: floa
     if found is None:
         raise BackupFailed(f"{program} is not installed here; on Debian or Ubuntu: apt-get install postgresql-client")
     command = [found, "--no-password", *arguments, f"--dbname={without_password(address)}"]
-    done = subprocess.run(command, env=_environment(address, timeout), stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
+    done = subprocess.run(command, env=_environment(address, timeout), stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603 - arguments are a list
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").splitlines()
         raise BackupFailed(" ".join(line.strip() for line in lines[:3]) or f"{program} ended with {done.returncode}")
