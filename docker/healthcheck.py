@@ -14,7 +14,7 @@ port = int(os.environ.get("PORT") or 8000)
 connection: http.client.HTTPConnection
 if os.environ.get("TLS_CERT_FILE"):
     # The certificate is for the name that callers use, and what is asked is this container itself.
-    connection = http.client.HTTPSConnection(host, port, timeout=SECONDS, context=ssl._create_unverified_context())  # noqa: S323
+    connection = http.client.HTTPSConnection(host, port, timeout=SECONDS, context=ssl._create_unverified_context())  # noqa: S323 - as above
 else:
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
 try:

@@ -50,7 +50,7 @@ class DeepEval:
         if not measures or not self._is_traced:
             return [await each.check(self._judge) for each in measures]
 
-        @observe(type="agent", name="evaluated answer")  # type: ignore[untyped-decorator]
+        @observe(type="agent", name="evaluated answer")  # type: ignore[untyped-decorator]  # it has no types
         async def traced() -> list[Check]:
             found = [await each.check(self._judge) for each in measures]
             told = {check.metric: check.score for check in found if not check.not_judged}
@@ -67,7 +67,7 @@ async def sent() -> None:
         logger.error("evaluation.traces_not_sent", extra={"reason": "Confident AI did not take them in time"})
 
 
-class _Asked(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]
+class _Asked(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has this
     """The judge as DeepEval asks it for one score, which is not higher than `highest`; `items` is how many verdicts it owes.
 
     DeepEval takes an empty list for a full score, so that a judge may not give one.
