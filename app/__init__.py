@@ -1,3 +1,1 @@
-"""AI Agent Service: agents that appear as models."""
-
-__version__ = "0.1.0"
+"""A shim for `python -m app.main`. The package is `ai_agent_service`."""

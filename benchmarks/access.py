@@ -14,12 +14,12 @@ from pathlib import Path
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from app.auth.key_store import KeyStore
-from app.auth.principal import Headers
-from app.config.settings import load_settings
-from app.memory.opening import cipher_of, open_memories
-from app.plugins import load_plugins
-from app.service import load_configuration, open_access, open_service
+from ai_agent_service.auth.key_store import KeyStore
+from ai_agent_service.auth.principal import Headers
+from ai_agent_service.config.settings import load_settings
+from ai_agent_service.memory.opening import cipher_of, open_memories
+from ai_agent_service.plugin_loader import load_plugins
+from ai_agent_service.service import load_configuration, open_access, open_service
 
 SECRET = "a secret of Open WebUI's of 32 bytes or more"
 ADDRESS = "127.0.0.1"

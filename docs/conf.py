@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-from app import __version__
+from ai_agent_service import __version__
 
 CONTENTS = {
     "Start": ["docs/tour", "docs/open-webui", "docs/install"],
@@ -21,7 +21,7 @@ project = html_title = "AI Agent Service"
 version = release = __version__
 root_doc = "README"
 include_patterns = ["*.md", "docs/*.md"]
-exclude_patterns = [".*", "app", "data", "site", "tests", "**/node_modules"]
+exclude_patterns = [".*", "ai_agent_service", "app", "data", "site", "tests", "**/node_modules"]
 extensions = ["myst_parser"]
 myst_heading_anchors = 4
 smartquotes = False

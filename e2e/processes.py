@@ -61,9 +61,9 @@ TOOLS = '''"""Tools that other agents hardly need."""
 
 import asyncio
 
-from app.core.messages import ImagePart
-from app.tools import tool
-from app.tools.base import ToolOutput
+from ai_agent_service.core.messages import ImagePart
+from ai_agent_service.tools import tool
+from ai_agent_service.tools.base import ToolOutput
 
 IMAGE = "data:image/png;base64,%s"
 

@@ -424,7 +424,7 @@ def check_dev(copy: Copy) -> None:
     kept = run("docker", "exec", database, "psql", "--username=agent_user", "--tuples-only", f"--command={count}", "agent_service").strip()
     ensure(int(kept) >= 2, f"dev keeps {kept} messages in PostgreSQL")
     check_hardening(container)
-    version = copy.root / "app" / "__init__.py"
+    version = copy.root / "ai_agent_service" / "__init__.py"
     before = version.read_text()
     version.write_text(before.replace('__version__ = "', '__version__ = "9.'))
     until(lambda: '"9.' in get(DEV, "/")[1], "the service in dev has its new code")

@@ -11,19 +11,19 @@ import click
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel
 
-from app import __version__
-from app.api.access import Allowed
-from app.api.errors import OF_THE_FRAMEWORK
-from app.cli import cli
-from app.config.agents import AccessDefinition, AgentDefinition, AllowedTools, FallbackDefinition
-from app.config.display import DisplayDefinition, SuggestionPrompt
-from app.config.mcp import ServerDefinition
-from app.config.memory import CompressionDefinition, MemoryDefinition
-from app.config.settings import Settings, load_settings
-from app.core.errors import RequestError, ServiceError, UpstreamError
-from app.plugins import load_plugins
-from app.server import create_app
-from app.service import load_configuration
+from ai_agent_service import __version__
+from ai_agent_service.api.access import Allowed
+from ai_agent_service.api.errors import OF_THE_FRAMEWORK
+from ai_agent_service.cli import cli
+from ai_agent_service.config.agents import AccessDefinition, AgentDefinition, AllowedTools, FallbackDefinition
+from ai_agent_service.config.display import DisplayDefinition, SuggestionPrompt
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.memory import CompressionDefinition, MemoryDefinition
+from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.core.errors import RequestError, ServiceError, UpstreamError
+from ai_agent_service.plugin_loader import load_plugins
+from ai_agent_service.server import create_app
+from ai_agent_service.service import load_configuration
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
@@ -223,7 +223,7 @@ def _errors() -> Iterator[tuple[str, ...]]:
 def _exact_codes() -> dict[str, set[str]]:
     """The codes that errors are raised with in place of that of their class, by the class."""
     found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "app").rglob("*.py")):
+    for path in sorted((ROOT / "ai_agent_service").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 values = [each.value for each in node.keywords if each.arg == "code"]

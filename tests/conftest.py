@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from app.config.settings import Settings
+from ai_agent_service.config.settings import Settings
 from tests.postgres import database, postgres_18, postgres_pair
 
 __all__ = ["database", "postgres_18", "postgres_pair"]

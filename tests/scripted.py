@@ -6,10 +6,10 @@ from typing import Any, Self
 
 import msgspec
 
-from app.core.events import FinishReason, ReasoningDelta, TextDelta
-from app.core.messages import ToolCall
-from app.core.usage import Usage
-from app.providers.base import ModelEvent, ModelFinished, ModelRequest, ProviderSetup
+from ai_agent_service.core.events import FinishReason, ReasoningDelta, TextDelta
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, ProviderSetup
 
 Action = ModelEvent | Exception | asyncio.Event | float
 """An event is told, an exception raised, an asyncio.Event waited for, a float slept (seconds)."""

@@ -14,12 +14,12 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.agents.base import BaseAgent
-from app.api.protocol import BoundedProtocol
-from app.config.settings import Settings
-from app.plugins import Plugins, load_plugins
-from app.service import Configuration, load_configuration
-from app.tools.base import Tool
+from ai_agent_service.agents.base import BaseAgent
+from ai_agent_service.api.protocol import BoundedProtocol
+from ai_agent_service.config.settings import Settings
+from ai_agent_service.plugin_loader import Plugins, load_plugins
+from ai_agent_service.service import Configuration, load_configuration
+from ai_agent_service.tools.base import Tool
 from tests.scripted import Script
 
 AGENT: dict[str, Any] = {

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from app.backup import backup
-from app.config.archive import pack
-from app.config.settings import Settings, load_settings
-from app.config.starter import STARTER
-from app.database import db
+from ai_agent_service.backup import backup
+from ai_agent_service.config.archive import pack
+from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.config.starter import STARTER
+from ai_agent_service.database import db
 from tests.commands import command, logging_restored
 from tests.test_cli import ROOT, get, run, serving
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from app.config.settings import Settings
+from ai_agent_service.config.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = {"AGENT_CONFIG_FILE": str(ROOT / "agent_config.json"), "PROMPTS_DIR": str(ROOT / "prompts"), "DEFAULT_PROVIDER": "demo"}
@@ -152,9 +152,9 @@ def test_the_service_says_where_to_go_and_ends_well_when_it_is_told_to(tmp_path:
 
 SLOW = """
 import asyncio
-from app.core.messages import ToolCall
-from app.providers.demo import Demo
-from app.tools import tool
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.providers.demo import Demo
+from ai_agent_service.tools import tool
 
 @tool(timeout=60)
 async def wait() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from app.config.settings import Settings
+from ai_agent_service.config.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from app.agents.base import BaseAgent, Turn
-from app.core.context import RunContext
-from app.core.errors import ToolFailed
-from app.core.events import RunEvent, TextDelta
-from app.observability.logging import LogFormat, configure_logging
-from app.server import create_app
-from app.tools import tool
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.events import RunEvent, TextDelta
+from ai_agent_service.observability.logging import LogFormat, configure_logging
+from ai_agent_service.server import create_app
+from ai_agent_service.tools import tool
 from tests.api.asking import CHAT, asking
 from tests.commands import logging_restored
 from tests.scripted import Script, calls, says

@@ -15,9 +15,9 @@ import httpx2
 import msgspec
 import pytest
 
-from app.database import db
-from app.server import create_app
-from app.storage.migrate import HEAD
+from ai_agent_service.database import db
+from ai_agent_service.server import create_app
+from ai_agent_service.storage.migrate import HEAD
 from tests import commands
 from tests.commands import Done, logging_restored
 from tests.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18

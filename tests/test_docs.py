@@ -8,15 +8,24 @@ from pathlib import Path
 import pytest
 from pydantic import create_model
 
-from app.config.agents import AgentDefinition, AllowedTools
-from app.config.mcp import ServerDefinition, read_servers
-from app.config.memory import CompressionDefinition, MemoryDefinition
-from app.config.settings import load_settings
-from app.core.errors import ServiceError
-from app.evaluation.dataset import Case, Expect, Faithfulness, GEval, Hallucination, TaskCompletion, ToolCorrectness, read_dataset
-from app.plugins import Plugins, load_plugins
-from app.server import create_app
-from app.service import open_service
+from ai_agent_service.config.agents import AgentDefinition, AllowedTools
+from ai_agent_service.config.mcp import ServerDefinition, read_servers
+from ai_agent_service.config.memory import CompressionDefinition, MemoryDefinition
+from ai_agent_service.config.settings import load_settings
+from ai_agent_service.core.errors import ServiceError
+from ai_agent_service.evaluation.dataset import (
+    Case,
+    Expect,
+    Faithfulness,
+    GEval,
+    Hallucination,
+    TaskCompletion,
+    ToolCorrectness,
+    read_dataset,
+)
+from ai_agent_service.plugin_loader import Plugins, load_plugins
+from ai_agent_service.server import create_app
+from ai_agent_service.service import open_service
 from scripts.reference import fields_of, page
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration

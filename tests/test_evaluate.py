@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from app.evaluate import evaluate
+from ai_agent_service.evaluate import evaluate
 from tests.commands import Done, command, logging_restored
 from tests.test_cli import ROOT, environment, run
 
@@ -19,10 +19,10 @@ READS_ITS_PROMPT = """
 import asyncio
 import os
 
-from app.core.events import TextDelta
-from app.core.usage import Usage
-from app.providers.base import ModelFinished
-from app.providers.demo import Demo
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.providers.demo import Demo
 
 class ReadsItsPrompt(Demo):
     name = "reads_its_prompt"

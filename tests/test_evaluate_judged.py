@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from app.core.errors import ConfigError
+from ai_agent_service.core.errors import ConfigError
 from tests.commands import Done, logging_restored
 from tests.evaluation.judging import environment_restored, good, judged_by
 from tests.test_cli import ROOT

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.evaluate import evaluate
-from app.evaluation.dataset import read_dataset
+from ai_agent_service.evaluate import evaluate
+from ai_agent_service.evaluation.dataset import read_dataset
 from tests.commands import Done, command, logging_restored
 from tests.test_cli import environment, run
 from tests.upstream import Action, Upstream, delta, events, reply

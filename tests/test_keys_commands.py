@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from app.auth.keys import KeyRing
-from app.config.settings import Settings
-from app.core.errors import ConfigError, Unauthorized
-from app.keys import keys
-from app.memory.opening import address_of, engine_of
-from app.storage.cipher import Cipher
-from app.storage.database import Database
-from app.storage.migrate import HEAD
+from ai_agent_service.auth.keys import KeyRing
+from ai_agent_service.config.settings import Settings
+from ai_agent_service.core.errors import ConfigError, Unauthorized
+from ai_agent_service.keys import keys
+from ai_agent_service.memory.opening import address_of, engine_of
+from ai_agent_service.storage.cipher import Cipher
+from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.migrate import HEAD
 from tests import commands
 from tests.commands import Done, logging_restored
 from tests.postgres import DatabaseUnderTest

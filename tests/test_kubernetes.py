@@ -20,11 +20,11 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
-from app.config.settings import Settings, load_settings
-from app.plugins import load_plugins
-from app.server import create_app
-from app.service import load_configuration
-from app.serving import Patience
+from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.plugin_loader import load_plugins
+from ai_agent_service.server import create_app
+from ai_agent_service.service import load_configuration
+from ai_agent_service.serving import Patience
 from tests.postgres import until
 from tests.service import configuration
 from tests.test_cli import ROOT, run, serving

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from app.core.errors import ProviderUnavailable
-from app.core.usage import Usage
-from app.server import create_app
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, Watched, asking
 from tests.metrics import metrics_of
 from tests.scripted import calls, says

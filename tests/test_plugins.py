@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from app.core.errors import Fault
-from app.plugins import load_plugins
+from ai_agent_service.core.errors import Fault
+from ai_agent_service.plugin_loader import load_plugins
 
 GOOD = '''
-from app.agents.agent import Agent
-from app.agents.base import BaseAgent, Turn
-from app.core.context import RunContext
-from app.core.events import RunFinished, TextDelta
-from app.providers.openai_compatible import OpenAICompatible
-from app.tools import tool
-from app.tools.builtin import calculate
+from ai_agent_service.agents.agent import Agent
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.events import RunFinished, TextDelta
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
+from ai_agent_service.tools import tool
+from ai_agent_service.tools.builtin import calculate
 
 @tool
 async def shout(text: str) -> str:

@@ -16,19 +16,19 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from app.agents.agent import Agent
-from app.agents.base import AgentParts
-from app.config.agents import AgentDefinition
-from app.config.mcp import ServerDefinition
-from app.core.context import RunContext
-from app.core.errors import ConfigError, ServiceStopping
-from app.core.messages import Message
-from app.editions import Changes
-from app.memory.base import Answer, Asked, MemorySetup, RememberedTurn
-from app.observability.audit import audit
-from app.observability.logging import LineFormatter
-from app.server import create_app
-from app.service import Service
+from ai_agent_service.agents.agent import Agent
+from ai_agent_service.agents.base import AgentParts
+from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ConfigError, ServiceStopping
+from ai_agent_service.core.messages import Message
+from ai_agent_service.editions import Changes
+from ai_agent_service.memory.base import Answer, Asked, MemorySetup, RememberedTurn
+from ai_agent_service.observability.audit import audit
+from ai_agent_service.observability.logging import LineFormatter
+from ai_agent_service.server import create_app
+from ai_agent_service.service import Service
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told
 from tests.mcp.opened import until
 from tests.mcp.test_chaos import alive, pids
@@ -266,7 +266,7 @@ async def test_a_running_turn_keeps_its_server_which_is_closed_after_it(tmp_path
 async def test_an_old_server_is_closed_at_the_time_limit_of_runs_even_if_a_request_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.service.LAST_RUNS_SECONDS", 0.1)
+    monkeypatch.setattr("ai_agent_service.service.LAST_RUNS_SECONDS", 0.1)
     async with opened(tmp_path, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")], request_timeout=0.5) as service:
         await service.service.servers.settled(30)
         service.service.period.begin()  # a request that never ends
@@ -305,7 +305,7 @@ async def test_a_variable_of_mcp_json_is_read_anew_and_kept_out_of_the_log(
         [status] = service.service.servers.statuses
         assert status.state == "ready"
         caplog.clear()
-        logging.getLogger("app").warning("it is canary-of-the-token-7")
+        logging.getLogger("ai_agent_service").warning("it is canary-of-the-token-7")
         assert "it is [redacted]" in caplog.text
         assert "canary" not in caplog.text
 
@@ -582,10 +582,10 @@ async def test_files_are_looked_at_where_the_setting_says_so_and_nowhere_else(tm
 
 
 async def test_files_that_change_all_the_time_are_read_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.reloading.QUIET_SECONDS", 0.02)
-    monkeypatch.setattr("app.reloading.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("ai_agent_service.reloading.QUIET_SECONDS", 0.02)
+    monkeypatch.setattr("ai_agent_service.reloading.LOOK_SECONDS", 0.02)
     contents = iter(range(1_000_000))
-    monkeypatch.setattr("app.reloading.content_of", lambda *_: b"%d" % next(contents))
+    monkeypatch.setattr("ai_agent_service.reloading.content_of", lambda *_: b"%d" % next(contents))
     async with opened(tmp_path, reload_config=True) as service:
         service.write(OTHER)
         await until(lambda: [agent.agent_id for agent in service.service.catalog] == ["other"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from app.reload import reload
+from ai_agent_service.reload import reload
 from tests.test_cli import Terminal, get, run, serving
 
 KEY = "a-key-of-20-characters"

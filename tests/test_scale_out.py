@@ -15,11 +15,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.auth.key_store import KeyStore
-from app.auth.principal import UNLIMITED, Limits
-from app.config.settings import read_settings
-from app.memory.opening import open_database
-from app.storage.cipher import Cipher
+from ai_agent_service.auth.key_store import KeyStore
+from ai_agent_service.auth.principal import UNLIMITED, Limits
+from ai_agent_service.config.settings import read_settings
+from ai_agent_service.memory.opening import open_database
+from ai_agent_service.storage.cipher import Cipher
 from tests.memory.chaos import PROVIDER, Ledger, Sent, ServiceProcess, answer_to, until
 from tests.metrics import Told
 from tests.postgres import PostgresServer
@@ -36,9 +36,9 @@ MEMORY = {"system_prompt": "You help.", "provider": "steady", "resources": ["mem
 HOLDING = """
 import asyncio
 from pathlib import Path
-from app.core.events import TextDelta
-from app.providers.base import ModelFinished
-from app.providers.demo import Demo
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.providers.demo import Demo
 
 class Holding(Demo):
     name = "holding"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import ConfigError, ServerBusy
-from app.service import open_service
+from ai_agent_service.core.errors import ConfigError, ServerBusy
+from ai_agent_service.service import open_service
 from tests.scripted import Script
 from tests.service import AGENT, configuration
 from tests.upstream import Upstream, reply

@@ -25,10 +25,10 @@ pytestmark = pytest.mark.timeout(180)
 TALKER = """
 import asyncio
 from pathlib import Path
-from app.core.events import TextDelta
-from app.core.usage import Usage
-from app.providers.base import ModelFinished
-from app.providers.demo import Demo
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.providers.demo import Demo
 
 class Talker(Demo):
     name = "talker"
@@ -213,7 +213,8 @@ async def test_a_service_manager_that_tells_each_process_hurries_none(tmp_path: 
 
 def test_workers_that_cannot_start_end_the_service(tmp_path: Path) -> None:
     broken = (
-        "from app.providers.demo import Demo\nclass Broken(Demo):\n    name = 'broken'\n    @classmethod\n    def from_setup(cls, setup):\n"
+        "from ai_agent_service.providers.demo import Demo\nclass Broken(Demo):\n    name = 'broken'\n"
+        "    @classmethod\n    def from_setup(cls, setup):\n"
     )
     (tmp_path / "broken.py").write_text(broken + "        raise RuntimeError('no')\n", encoding="utf-8")
     (tmp_path / "agents.json").write_text('[{"agent_id": "a", "system_prompt": "x", "provider": "broken"}]', encoding="utf-8")

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from app.cli import cli
-from app.config.settings import Settings, load_settings
-from app.serving import Patience
+from ai_agent_service.cli import cli
+from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.serving import Patience
 from tests.test_cli import get, serving
 
 pytestmark = pytest.mark.timeout(180)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.terminal import _whole_blocks
+from ai_agent_service.terminal import _whole_blocks
 from tests.test_cli import KEYLESS, TIME, configure, dead_server, run
 
 LIST = "1. Step:\n\n   ```bash\n   cmd\n   ```\n\n2. More\n\n   of step two\n3. Third\n"
@@ -27,8 +27,8 @@ def test_only_blocks_that_cannot_grow_any_more_are_cut_off(text: str, whole: str
 
 
 ASKS_THE_TIME = """
-from app.core.messages import ToolCall
-from app.providers.demo import Demo
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.providers.demo import Demo
 
 class AsksTheTime(Demo):
     name = "asks_the_time"

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from app.config.settings import Settings
+from ai_agent_service.config.settings import Settings
 from tests.test_cli import ROOT, environment, serving
 
 KEY = "k-0123456789-0123456789"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app import __version__
+from ai_agent_service import __version__
 from tests.service import chunks_of
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_has_the_whole_program_and_nothing_else(wheel: Path) -> None:
-    files = (path.relative_to(ROOT) for path in (ROOT / "app").rglob("*") if path.is_file())
+    files = (path.relative_to(ROOT) for path in (ROOT / "ai_agent_service").rglob("*") if path.is_file())
     program = {path.as_posix() for path in files if "__pycache__" not in path.parts}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -94,7 +94,7 @@ def test_installed_into_an_empty_environment_it_serves_from_an_empty_folder(whee
 
     assert run("--version") == f"ai-agent-service, version {__version__}\n"
     checked = run("check")
-    assert re.search(rf"2 agents in {tmp_path}/venv/\S+/app/starter/agent_config\.json: no faults\.\n", checked)
+    assert re.search(rf"2 agents in {tmp_path}/venv/\S+/ai_agent_service/starter/agent_config\.json: no faults\.\n", checked)
     assert "note: this folder has no agent_config.json, so the agents that come with the program are served." in checked
 
     log = folder / "log"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app import __version__
+from ai_agent_service import __version__
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -68,7 +68,7 @@ def released(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_release_is_built_once_version_changelog_and_tag_agree(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "app", tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "ai_agent_service", tmp_path / "ai_agent_service", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "release", tmp_path / "scripts" / "release")
     changelog = tmp_path / "CHANGELOG.md"

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from app.agents.agent import Agent
-from app.agents.base import AgentParts, Turn
-from app.agents.catalog import Catalog
-from app.agents.pending import PendingSteps
-from app.config.agents import AgentDefinition
-from app.core.context import RunContext
-from app.core.errors import InvalidRequest, NotFound, ProviderNotConfigured, ServiceError
-from app.core.events import RunEvent, RunFailed, RunFinished, ToolFinished
-from app.core.messages import Message, NamedTool, ToolCall, ToolSpec
-from app.providers.base import ModelRequest
-from app.tools.available import AvailableTools
-from app.tools.builtin import calculate
+from ai_agent_service.agents.agent import Agent
+from ai_agent_service.agents.base import AgentParts, Turn
+from ai_agent_service.agents.catalog import Catalog
+from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import InvalidRequest, NotFound, ProviderNotConfigured, ServiceError
+from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, ToolFinished
+from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolSpec
+from ai_agent_service.providers.base import ModelRequest
+from ai_agent_service.tools.available import AvailableTools
+from ai_agent_service.tools.builtin import calculate
 from tests.scripted import Script, calls, says
 from tests.tools.sources import Counting, Source
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from app.agents.agent import Agent
-from app.agents.background import TASK_SECONDS, TASKS, Background, Task, answer_by_rule
-from app.agents.base import AgentParts, Turn
-from app.agents.pending import PendingSteps
-from app.config.agents import AgentDefinition
-from app.core.context import RunContext
-from app.core.errors import ProviderUnavailable
-from app.core.events import RunEvent, RunFailed, RunFinished, TextDelta
-from app.core.messages import Message
-from app.providers.base import ModelFinished
-from app.tools.available import AvailableTools
+from ai_agent_service.agents.agent import Agent
+from ai_agent_service.agents.background import TASK_SECONDS, TASKS, Background, Task, answer_by_rule
+from ai_agent_service.agents.base import AgentParts, Turn
+from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, TextDelta
+from ai_agent_service.core.messages import Message
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.tools.available import AvailableTools
 from tests.scripted import Action, Script, says
 
 ASKED = "<chat_history>\nUSER: What's new?\nASSISTANT: Much.\nUSER: **Tell** me more, please, about all of it!\nReally.\n</chat_history>"

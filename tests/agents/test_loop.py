@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from dirty_equals import IsFloat, IsStr
 
-from app.agents import loop as module
-from app.agents.loop import REPEATED, run_loop
-from app.agents.pending import PendingSteps
-from app.core.context import RunContext
-from app.core.errors import ProviderProtocolError, ProviderUnavailable, RunTimeout, ToolFailed
-from app.core.events import (
+from ai_agent_service.agents import loop as module
+from ai_agent_service.agents.loop import REPEATED, run_loop
+from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ProviderProtocolError, ProviderUnavailable, RunTimeout, ToolFailed
+from ai_agent_service.core.events import (
     FinishReason,
     ReasoningDelta,
     RefusalDelta,
@@ -28,12 +28,12 @@ from app.core.events import (
     ToolProgress,
     ToolStarted,
 )
-from app.core.messages import ImagePart, Message, NamedTool, ToolCall, ToolChoice, ToolResult, ToolSpec
-from app.core.usage import Usage
-from app.providers.base import ModelFinished, ModelRequest
-from app.tools.base import Tool, ToolOutput
-from app.tools.function import tool
-from app.tools.toolset import Toolset
+from ai_agent_service.core.messages import ImagePart, Message, NamedTool, ToolCall, ToolChoice, ToolResult, ToolSpec
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelFinished, ModelRequest
+from ai_agent_service.tools.base import Tool, ToolOutput
+from ai_agent_service.tools.function import tool
+from ai_agent_service.tools.toolset import Toolset
 from tests.scripted import Script, calls, says
 
 SOME_TIME: Any = IsFloat(ge=0)

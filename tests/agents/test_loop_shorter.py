@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from dirty_equals import IsFloat
 
-from app.agents.loop import Shorter, run_loop
-from app.agents.pending import PendingSteps
-from app.core.context import RunContext
-from app.core.errors import ContextTooLong, ProviderUnavailable
-from app.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished
-from app.core.messages import Message
-from app.core.usage import Usage
-from app.providers.base import ModelEvent, ModelRequest
-from app.tools.function import tool
-from app.tools.toolset import Toolset
+from ai_agent_service.agents.loop import Shorter, run_loop
+from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ContextTooLong, ProviderUnavailable
+from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished
+from ai_agent_service.core.messages import Message
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelEvent, ModelRequest
+from ai_agent_service.tools.function import tool
+from ai_agent_service.tools.toolset import Toolset
 from tests.scripted import Action, Script, calls, says
 
 SOME_TIME: Any = IsFloat(ge=0)

@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from app.agents.pending import UNKNOWN_RESULT, PendingSteps
-from app.core.context import RunContext
-from app.core.errors import InvalidRequest
-from app.core.messages import Message, ToolCall, ToolResult
+from ai_agent_service.agents.pending import UNKNOWN_RESULT, PendingSteps
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.core.messages import Message, ToolCall, ToolResult
 
 THEIRS, OURS = ToolCall("t1", "theirs", "{}"), ToolCall("o1", "ours", "{}")
 STEP = Message(role="assistant", content="Both.", tool_calls=(OURS, THEIRS))

@@ -9,18 +9,28 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from app.agents.base import AgentParts, BaseAgent, Turn
-from app.agents.pending import PendingSteps
-from app.agents.remembering import LiveRuns, Record, Remembering
-from app.config.agents import AgentDefinition
-from app.core.context import RunContext
-from app.core.errors import InvalidRequest, MemoryUnavailable, ProviderUnavailable, ServiceError, SessionBusy
-from app.core.events import MemorySkipped, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished, ToolStarted
-from app.core.messages import Message, ToolCall, ToolResult
-from app.core.tasks import Tasks
-from app.core.usage import Usage
-from app.memory.base import Answer, Asked, Memory, RememberedTurn, Step
-from app.tools.available import AvailableTools
+from ai_agent_service.agents.base import AgentParts, BaseAgent, Turn
+from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.agents.remembering import LiveRuns, Record, Remembering
+from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import InvalidRequest, MemoryUnavailable, ProviderUnavailable, ServiceError, SessionBusy
+from ai_agent_service.core.events import (
+    MemorySkipped,
+    RefusalDelta,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    StepRecord,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+)
+from ai_agent_service.core.messages import Message, ToolCall, ToolResult
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn, Step
+from ai_agent_service.tools.available import AvailableTools
 from tests.scripted import Script, says
 
 QUESTION = Message(role="user", content="6*7?")

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from app.providers.base import ModelEvent, ModelRequest
+from ai_agent_service.providers.base import ModelEvent, ModelRequest
 from tests.openai_schema import checked_stream, validate
 from tests.scripted import Action, Script
 

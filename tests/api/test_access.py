@@ -16,15 +16,15 @@ from fastapi import APIRouter, FastAPI
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from app.api.access import guarded
-from app.auth.key_store import KeyStore
-from app.auth.principal import Limits
-from app.core.errors import ProviderUnavailable
-from app.core.events import TextDelta
-from app.core.usage import Usage
-from app.memory.opening import open_database
-from app.server import create_app
-from app.storage.cipher import Cipher
+from ai_agent_service.api.access import guarded
+from ai_agent_service.auth.key_store import KeyStore
+from ai_agent_service.auth.principal import Limits
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.memory.opening import open_database
+from ai_agent_service.server import create_app
+from ai_agent_service.storage.cipher import Cipher
 from tests.api.asking import CHAT, asking, completion_of, error_of, stream_of
 from tests.memory.conftest import HELPER
 from tests.scripted import Script, calls, says

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import pytest
 from dirty_equals import IsFloat, IsStr
 
-from app.agents.base import BaseAgent, Turn
-from app.auth.principal import Limits
-from app.core.context import RunContext
-from app.core.errors import ProviderUnavailable
-from app.core.events import RunEvent, TextDelta
-from app.core.usage import Usage
-from app.observability.access_log import AccessLog
-from app.observability.logging import extra_of
-from app.server import create_app
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.auth.principal import Limits
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.events import RunEvent, TextDelta
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.observability.access_log import AccessLog
+from ai_agent_service.observability.logging import extra_of
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, Watched, asking, connected, connected_raw
 from tests.api.test_access import bearer, opened
 from tests.api.test_run_response import CancelsItself

@@ -11,14 +11,14 @@ import httpx2
 import pytest
 from dirty_equals import IsFloat, IsNow, IsStr
 
-from app.core.context import RunContext
-from app.core.errors import ProviderRateLimited, ProviderUnavailable
-from app.core.events import ReasoningDelta, RefusalDelta, TextDelta
-from app.core.messages import Message
-from app.core.usage import Usage
-from app.providers.base import ModelFinished
-from app.server import create_app
-from app.tools.function import tool
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ProviderRateLimited, ProviderUnavailable
+from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
+from ai_agent_service.core.messages import Message
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.server import create_app
+from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told
 from tests.openai_schema import events_of, validate
 from tests.scripted import Action, Script, calls, says

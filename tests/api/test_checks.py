@@ -12,11 +12,11 @@ import httpx2
 import pytest
 from dirty_equals import IsFloat, IsInt, IsPositive, IsStr
 
-from app.api.checks import Probe
-from app.core.errors import ProviderUnavailable
-from app.core.tasks import Tasks
-from app.server import create_app
-from app.storage.migrate import HEAD
+from ai_agent_service.api.checks import Probe
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.server import create_app
+from ai_agent_service.storage.migrate import HEAD
 from tests.api.asking import asking
 from tests.memory.chaos import until
 from tests.postgres import PostgresServer, binaries_18

@@ -7,11 +7,11 @@ import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.api.edge import Edge
-from app.api.stopping import Stopping
-from app.core.periods import Period
-from app.observability.access_log import AccessLog
-from app.observability.metrics import Metrics
+from ai_agent_service.api.edge import Edge
+from ai_agent_service.api.stopping import Stopping
+from ai_agent_service.core.periods import Period
+from ai_agent_service.observability.access_log import AccessLog
+from ai_agent_service.observability.metrics import Metrics
 from tests.api.asking import error_of
 
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 
-from app.agents.base import BaseAgent, Turn
-from app.core.context import RunContext
-from app.core.errors import (
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import (
     ContextTooLong,
     ProviderProtocolError,
     ProviderRateLimited,
@@ -21,8 +21,8 @@ from app.core.errors import (
     ProviderUnavailable,
     ServiceError,
 )
-from app.core.events import RunEvent, RunFinished, TextDelta
-from app.server import create_app
+from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, WEATHER, asking, completion_of, connected_raw, error_of, stream_of, told
 from tests.openai_schema import validate
 from tests.scripted import Script, calls, says

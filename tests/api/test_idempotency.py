@@ -8,8 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.api.idempotency import KEPT_SECONDS, Answers, Name
-from app.core.errors import (
+from ai_agent_service.api.idempotency import KEPT_SECONDS, Answers, Name
+from ai_agent_service.core.errors import (
     ContextTooLong,
     IdempotencyInFlight,
     IdempotencyMismatch,
@@ -17,9 +17,9 @@ from app.core.errors import (
     ProviderRateLimited,
     ProviderUnavailable,
 )
-from app.core.events import TextDelta
-from app.providers.base import ModelFinished
-from app.server import create_app
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, connected_raw, error_of, stream_of, told
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from app.api.image_urls import checked_file_data, checked_image_url
-from app.core.errors import InvalidRequest
-from app.server import create_app
+from ai_agent_service.api.image_urls import checked_file_data, checked_image_url
+from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, asking, error_of
 from tests.scripted import Script, says
 from tests.service import client_of, configuration

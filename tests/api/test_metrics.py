@@ -7,12 +7,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.auth.principal import Limits
-from app.core.errors import ProviderUnavailable, ToolFailed
-from app.core.events import TextDelta
-from app.core.usage import Usage
-from app.server import create_app
-from app.tools.function import tool
+from ai_agent_service.auth.principal import Limits
+from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.server import create_app
+from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, Watched, asking, connected
 from tests.api.test_access import opened
 from tests.metrics import Told, metrics_of

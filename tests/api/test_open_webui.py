@@ -9,15 +9,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.api.open_webui import LAST, MAX_SOURCES, OpenWebUIFrames, links_of
-from app.core.context import RunContext
-from app.core.errors import ProviderUnavailable, ToolFailed
-from app.core.events import RunFinished, ToolStarted
-from app.core.messages import ImagePart, Link, Message, ToolCall, ToolResult
-from app.core.usage import Usage
-from app.server import create_app
-from app.tools.base import ToolOutput
-from app.tools.function import tool
+from ai_agent_service.api.open_webui import LAST, MAX_SOURCES, OpenWebUIFrames, links_of
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
+from ai_agent_service.core.events import RunFinished, ToolStarted
+from ai_agent_service.core.messages import ImagePart, Link, Message, ToolCall, ToolResult
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.server import create_app
+from ai_agent_service.tools.base import ToolOutput
+from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, WEATHER, asking, chunks_of, stream_of, told
 from tests.api.test_access import opened
 from tests.open_webui import events_of, output_of, replayed, unanswered

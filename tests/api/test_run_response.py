@@ -10,18 +10,18 @@ import httpx2
 import pytest
 from starlette.types import Message
 
-from app.agents.base import BaseAgent, Turn
-from app.api.admission import CountedRun
-from app.api.chunks import ChunkFrames
-from app.api.run_response import StreamedRun
-from app.auth.limits import InProcessLimits
-from app.auth.principal import LOCAL, Principal
-from app.core.context import RunContext
-from app.core.errors import ServerBusy
-from app.core.events import RunEvent, RunFinished, TextDelta
-from app.server import create_app
-from app.service import open_service
-from app.tools.function import FunctionTool, tool
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.api.admission import CountedRun
+from ai_agent_service.api.chunks import ChunkFrames
+from ai_agent_service.api.run_response import StreamedRun
+from ai_agent_service.auth.limits import InProcessLimits
+from ai_agent_service.auth.principal import LOCAL, Principal
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ServerBusy
+from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
+from ai_agent_service.server import create_app
+from ai_agent_service.service import open_service
+from ai_agent_service.tools.function import FunctionTool, tool
 from tests.api.asking import CHAT, Watched, asking, chunks_of, completion_of, connected, error_of, stream_of, told
 from tests.openai_schema import checked_stream
 from tests.scripted import calls, says

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from app.api.sessions import Asking, asking_of
-from app.core.errors import InvalidRequest
-from app.server import create_app
+from ai_agent_service.api.sessions import Asking, asking_of
+from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of
 from tests.scripted import Script, says
 from tests.service import AGENT, client_of, configuration

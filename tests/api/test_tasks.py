@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.agents.background import Task
-from app.api.tasks import named_task, shaped_task
-from app.core.messages import Message
-from app.server import create_app
+from ai_agent_service.agents.background import Task
+from ai_agent_service.api.tasks import named_task, shaped_task
+from ai_agent_service.core.messages import Message
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, told
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.api.values import MAX_DEPTH, MAX_VALUES, check_no_nul, checked_values
-from app.core.errors import InvalidRequest
-from app.server import create_app
+from ai_agent_service.api.values import MAX_DEPTH, MAX_VALUES, check_no_nul, checked_values
+from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of
 from tests.scripted import Script, says
 from tests.service import client_of, configuration

@@ -2,8 +2,8 @@
 
 import pytest
 
-from app.auth.hosts import check_host, host_problem
-from app.core.errors import HostNotAllowed
+from ai_agent_service.auth.hosts import check_host, host_problem
+from ai_agent_service.core.errors import HostNotAllowed
 
 NONE: frozenset[str] = frozenset()
 ALLOWED = frozenset({"Agents.Example.com", "box", "nas.lan.", "proxy.example:8443"})

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, exc, text
 
-from app.auth.limits import NOT_LIMITED, RUN_GRACE, SWEEP_AT, Admission, InProcessLimits, Limiter
-from app.auth.limits_sql import SharedLimits, open_limits
-from app.auth.principal import UNLIMITED, Key, Limits, Principal
-from app.core.errors import RateLimited
-from app.storage.address import Address, parse_address
-from app.storage.database import Database
-from app.storage.engines import PostgresEngine, SqliteEngine, Work
-from app.storage.migrate import upgrade
+from ai_agent_service.auth.limits import NOT_LIMITED, RUN_GRACE, SWEEP_AT, Admission, InProcessLimits, Limiter
+from ai_agent_service.auth.limits_sql import SharedLimits, open_limits
+from ai_agent_service.auth.principal import UNLIMITED, Key, Limits, Principal
+from ai_agent_service.core.errors import RateLimited
+from ai_agent_service.storage.address import Address, parse_address
+from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.engines import PostgresEngine, SqliteEngine, Work
+from ai_agent_service.storage.migrate import upgrade
 from tests.memory.conftest import until
 from tests.postgres import DatabaseUnderTest, PgBouncer, PostgresServer, binaries_18
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
-from app.auth.identity_settings import ALGORITHMS
-from app.auth.jwks import UNKNOWN_PAUSE, Jwks
-from app.auth.oidc import LEEWAY, Oidc
-from app.auth.principal import Headers, User
-from app.auth.tokens import Pinned
-from app.core.errors import AccessUnavailable, InvalidToken
-from app.core.tasks import Tasks
+from ai_agent_service.auth.identity_settings import ALGORITHMS
+from ai_agent_service.auth.jwks import UNKNOWN_PAUSE, Jwks
+from ai_agent_service.auth.oidc import LEEWAY, Oidc
+from ai_agent_service.auth.principal import Headers, User
+from ai_agent_service.auth.tokens import Pinned
+from ai_agent_service.core.errors import AccessUnavailable, InvalidToken
+from ai_agent_service.core.tasks import Tasks
 from tests.auth.tokens import (
     AUDIENCE,
     ED448,

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import Key, OctKey
 
-from app.auth.open_webui import LEEWAY, MAX_LIFETIME, MESSAGE, OpenWebUI
-from app.auth.principal import Headers, User
-from app.core.errors import InvalidToken
+from ai_agent_service.auth.open_webui import LEEWAY, MAX_LIFETIME, MESSAGE, OpenWebUI
+from ai_agent_service.auth.principal import Headers, User
+from ai_agent_service.core.errors import InvalidToken
 from tests.auth.tokens import ED25519, NOW, P256, RSA, SECRET, encoded, public, signed, without
 
 KEY = OctKey.import_key(SECRET)
@@ -208,7 +208,7 @@ async def test_a_plain_header_is_refused_with_and_without_a_token(name: bytes) -
 
 
 async def test_the_log_tells_why_and_never_has_the_token(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "app.auth")
+    caplog.set_level(logging.DEBUG, "ai_agent_service.auth")
     value = token(exp=NOW - 100)
     await refused(sent(value))
     (record,) = caplog.records

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.auth.principal import User
-from app.auth.trusted_proxy import MESSAGE, TrustedProxy, network_of
-from app.core.errors import InvalidToken
+from ai_agent_service.auth.principal import User
+from ai_agent_service.auth.trusted_proxy import MESSAGE, TrustedProxy, network_of
+from ai_agent_service.core.errors import InvalidToken
 
 SECRET = "a secret of the proxy \u00e4"
 SENT = (b"x-proxy-secret", SECRET.encode())

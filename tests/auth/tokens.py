@@ -8,7 +8,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.util import urlsafe_b64encode
 
-from app.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailable
 
 NOW = 1_800_000_000.0
 ISSUER = "https://login.example.com/realms/one"

@@ -22,10 +22,10 @@ from openai import (
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionStreamOptionsParam, ChatCompletionToolUnionParam
 from pydantic import BaseModel
 
-from app.core.errors import ProviderRateLimited, ProviderUnavailable
-from app.core.events import RefusalDelta, TextDelta
-from app.providers.base import ModelFinished
-from app.server import create_app
+from ai_agent_service.core.errors import ProviderRateLimited, ProviderUnavailable
+from ai_agent_service.core.events import RefusalDelta, TextDelta
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.server import create_app
 from tests.openai_schema import Recorded
 from tests.scripted import Action, Script, calls, says
 from tests.service import configuration, running, serving

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from dirty_equals import IsStr
 
-from app.config.agents import AgentDefinition, KnownNames, read_agents, warnings_about
-from app.core.errors import Fault
+from ai_agent_service.config.agents import AgentDefinition, KnownNames, read_agents, warnings_about
+from ai_agent_service.core.errors import Fault
 
 KNOWN = KnownNames(["agent"], ["azure_openai", "ollama", "demo"], ["get_current_datetime", "add_two_numbers"])
 GOOD: dict[str, Any] = {"agent_id": "a", "system_prompt": "You help.", "provider": "demo"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.config.agents import KnownNames, read_agents
-from app.config.display import MAX_AVATAR_BYTES
-from app.core.errors import Fault
+from ai_agent_service.config.agents import KnownNames, read_agents
+from ai_agent_service.config.display import MAX_AVATAR_BYTES
+from ai_agent_service.core.errors import Fault
 
 KNOWN = KnownNames(("agent",), ("demo",), ())
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.config.mcp import ServerDefinition, Servers, read_servers
-from app.core.errors import Fault
+from ai_agent_service.config.mcp import ServerDefinition, Servers, read_servers
+from ai_agent_service.core.errors import Fault
 
 SECRET = "canary-0123456789"
 

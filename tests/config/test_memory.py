@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.config.agents import AgentDefinition, KnownNames, read_agents, warnings_about
-from app.config.memory import CompressionDefinition, MemoryDefinition
-from app.core.errors import ConfigError, Fault
+from ai_agent_service.config.agents import AgentDefinition, KnownNames, read_agents, warnings_about
+from ai_agent_service.config.memory import CompressionDefinition, MemoryDefinition
+from ai_agent_service.core.errors import ConfigError, Fault
 from tests.service import AGENT, configuration
 
 KNOWN = KnownNames(["agent"], ["demo"], [])

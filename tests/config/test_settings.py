@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from app.config.env_file import OF_OTHERS
-from app.config.files import load_environment
-from app.config.settings import Settings, load_settings
-from app.core.errors import ConfigError
+from ai_agent_service.config.env_file import OF_OTHERS
+from ai_agent_service.config.files import load_environment
+from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.core.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from app.config.env_file import GROUPS, OF_OTHERS, env_text
-from app.config.files import read_json
-from app.config.settings import Settings, load_settings
-from app.config.starter import STARTER, files_of
-from app.core.errors import ConfigError
-from app.plugins import load_plugins
-from app.service import Configuration, load_configuration, open_service
+from ai_agent_service.config.env_file import GROUPS, OF_OTHERS, env_text
+from ai_agent_service.config.files import read_json
+from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.config.starter import STARTER, files_of
+from ai_agent_service.core.errors import ConfigError
+from ai_agent_service.plugin_loader import load_plugins
+from ai_agent_service.service import Configuration, load_configuration, open_service
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from app.config.settings import load_settings
-from app.config.tls import tls_faults, tls_warnings
-from app.core.errors import ConfigError
+from ai_agent_service.config.settings import load_settings
+from ai_agent_service.config.tls import tls_faults, tls_warnings
+from ai_agent_service.core.errors import ConfigError
 from tests.certificates import certified
 from tests.service import configuration
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.core.tasks import Held, Tasks
+from ai_agent_service.core.tasks import Held, Tasks
 
 
 async def test_work_goes_on_when_the_one_who_asked_is_gone() -> None:

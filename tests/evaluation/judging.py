@@ -10,11 +10,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from app.core.events import TextDelta
-from app.core.usage import Usage
-from app.evaluation.judge import Judge
-from app.evaluation.models import Model
-from app.providers.base import ModelEvent, ModelFinished, ModelRequest
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.evaluation.judge import Judge
+from ai_agent_service.evaluation.models import Model
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from tests.service import running
 
 Said = dict[str, Any] | str | Exception

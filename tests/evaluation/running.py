@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.core.ids import new_id
-from app.evaluation.dataset import Case, read_dataset
-from app.evaluation.metrics import METRICS, Metric
-from app.evaluation.replay import Replays, ReplayToolset
-from app.evaluation.results import Options, Result
-from app.evaluation.runner import Runner
-from app.service import open_service
+from ai_agent_service.core.ids import new_id
+from ai_agent_service.evaluation.dataset import Case, read_dataset
+from ai_agent_service.evaluation.metrics import METRICS, Metric
+from ai_agent_service.evaluation.replay import Replays, ReplayToolset
+from ai_agent_service.evaluation.results import Options, Result
+from ai_agent_service.evaluation.runner import Runner
+from ai_agent_service.service import open_service
 from tests.scripted import Script
 from tests.service import AGENT, configuration
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.errors import ConfigError
-from app.evaluation.dataset import read_dataset, with_agents
+from ai_agent_service.core.errors import ConfigError
+from ai_agent_service.evaluation.dataset import read_dataset, with_agents
 from tests.evaluation.running import dataset
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from app.config.settings import load_settings
-from app.core.errors import ConfigError, ProviderUnavailable
-from app.evaluation.dataset import Expect
-from app.evaluation.judging import open_judging
-from app.evaluation.metrics import Metric
-from app.evaluation.results import Answered, Check, UsedTool
+from ai_agent_service.config.settings import load_settings
+from ai_agent_service.core.errors import ConfigError, ProviderUnavailable
+from ai_agent_service.evaluation.dataset import Expect
+from ai_agent_service.evaluation.judging import open_judging
+from ai_agent_service.evaluation.metrics import Metric
+from ai_agent_service.evaluation.results import Answered, Check, UsedTool
 from tests.evaluation.judging import GOOD, Said, ScriptedJudge, environment_restored, good
 
 pytestmark = [pytest.mark.xdist_group("deepeval"), pytest.mark.timeout(180)]  # to import it takes seconds, once
@@ -212,7 +212,7 @@ async def test_deepeval_sends_only_what_is_switched_on(
 
 
 async def test_a_variable_that_deepeval_does_not_take_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "app.evaluation.deepeval_metrics", None)
+    monkeypatch.setitem(sys.modules, "ai_agent_service.evaluation.deepeval_metrics", None)
     with pytest.raises(ConfigError, match="DeepEval cannot be loaded"):
         async with open_judging(None, load_settings(), {}, tmp_path):
             pass

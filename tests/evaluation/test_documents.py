@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.errors import ConfigError
-from app.evaluation.documents import Piece, allotted, cut, read_documents
+from ai_agent_service.core.errors import ConfigError
+from ai_agent_service.evaluation.documents import Piece, allotted, cut, read_documents
 
 
 def written(folder: Path, **texts: str) -> Path:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
-from app.core.errors import ContextTooLong, InvalidRequest, ProviderRateLimited
-from app.core.events import TextDelta
-from app.core.usage import Usage, total
-from app.evaluation.judge import ATTEMPTS, MAX_ANSWER, Judge, NotJudged, strict
-from app.evaluation.models import Model
-from app.providers.base import ModelEvent, ModelRequest
+from ai_agent_service.core.errors import ContextTooLong, InvalidRequest, ProviderRateLimited
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.usage import Usage, total
+from ai_agent_service.evaluation.judge import ATTEMPTS, MAX_ANSWER, Judge, NotJudged, strict
+from ai_agent_service.evaluation.models import Model
+from ai_agent_service.providers.base import ModelEvent, ModelRequest
 from tests.evaluation.judging import Said, ScriptedJudge
 
 
@@ -135,7 +135,7 @@ class Endless(ScriptedJudge):
 
 
 async def test_a_judge_that_does_not_end_by_itself_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.evaluation.judge.LAST_SECOND", 0.0)
+    monkeypatch.setattr("ai_agent_service.evaluation.judge.LAST_SECOND", 0.0)
     with pytest.raises(NotJudged, match=r"it took longer than 0\.05 s"):
         await Judge(Model(Endless(""), "m"), 0.05, 1).answer("How good is it?", Verdict, without_fault, [])
     endless = Endless("{" * 1000)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from app.evaluation.junit import write_junit
-from app.evaluation.results import Answered, Check, Result
+from ai_agent_service.evaluation.junit import write_junit
+from ai_agent_service.evaluation.results import Answered, Check, Result
 
 
 def test_each_case_is_a_test_with_what_was_expected_and_what_came(tmp_path: Path) -> None:

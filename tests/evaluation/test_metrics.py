@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from app.evaluation.dataset import Expect
-from app.evaluation.matching import matcher_fault, matches
-from app.evaluation.metrics import METRICS
-from app.evaluation.results import Answered, Check, UsedTool
+from ai_agent_service.evaluation.dataset import Expect
+from ai_agent_service.evaluation.matching import matcher_fault, matches
+from ai_agent_service.evaluation.metrics import METRICS
+from ai_agent_service.evaluation.results import Answered, Check, UsedTool
 
 SUM = UsedTool("calculate", {"expression": "1 + 1"}, "2")
 CLOCK = UsedTool("clock", {"zone": "Asia/Tokyo", "at": {"hour": 9.5}}, "9")

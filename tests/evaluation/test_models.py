@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import ConfigError
-from app.evaluation.models import find_model
-from app.service import open_service
+from ai_agent_service.core.errors import ConfigError
+from ai_agent_service.evaluation.models import find_model
+from ai_agent_service.service import open_service
 from tests.service import configuration
 
 

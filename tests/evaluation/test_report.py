@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.evaluation import report as reports
-from app.evaluation.dataset import read_dataset
-from app.evaluation.markup import tag
-from app.evaluation.pictures import MAX_BINS, bins_of, label, score_bins
-from app.evaluation.report import MAX_DETAILS, MAX_TEXT, Baseline, report
-from app.evaluation.results import Answered, Check, Options, Result, Run, RunAgent, Summary, UsedTool
-from app.evaluation.runner import summed
-from app.evaluation.statistics import compare_runs, confidence
+from ai_agent_service.evaluation import report as reports
+from ai_agent_service.evaluation.dataset import read_dataset
+from ai_agent_service.evaluation.markup import tag
+from ai_agent_service.evaluation.pictures import MAX_BINS, bins_of, label, score_bins
+from ai_agent_service.evaluation.report import MAX_DETAILS, MAX_TEXT, Baseline, report
+from ai_agent_service.evaluation.results import Answered, Check, Options, Result, Run, RunAgent, Summary, UsedTool
+from ai_agent_service.evaluation.runner import summed
+from ai_agent_service.evaluation.statistics import compare_runs, confidence
 from tests.evaluation.running import dataset
 
 HOSTILE = (

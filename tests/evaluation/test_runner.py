@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from app.agents.base import BaseAgent
-from app.core.errors import ProviderUnavailable
-from app.core.events import RefusalDelta
-from app.core.usage import Usage
-from app.evaluation.dataset import Expect
-from app.evaluation.metrics import METRICS
-from app.evaluation.results import Answered, Check, Options
-from app.providers.base import ModelFinished
-from app.tools.function import tool
+from ai_agent_service.agents.base import BaseAgent
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.events import RefusalDelta
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.evaluation.dataset import Expect
+from ai_agent_service.evaluation.metrics import METRICS
+from ai_agent_service.evaluation.results import Answered, Check, Options
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.tools.function import tool
 from tests.evaluation.running import results_of
 from tests.scripted import Script, calls, says
 from tests.service import AGENT

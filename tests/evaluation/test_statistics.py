@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.evaluation.dataset import read_dataset
-from app.evaluation.results import Check, Options, Result, Run, Summary
-from app.evaluation.statistics import (
+from ai_agent_service.evaluation.dataset import read_dataset
+from ai_agent_service.evaluation.results import Check, Options, Result, Run, Summary
+from ai_agent_service.evaluation.statistics import (
     MIN_CASES,
     by_attempt,
     by_metric,

@@ -9,8 +9,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.config.mcp import ServerDefinition
-from app.mcp.connection import Connection
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.mcp.connection import Connection
 from tests.mcp.opened import connected
 from tests.service import serving
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
-from app.config.mcp import ServerDefinition
-from app.core.context import RunContext
-from app.mcp.connection import Connection
-from app.mcp.servers import McpServers, open_servers
-from app.tools.base import ToolOutput
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.mcp.connection import Connection
+from ai_agent_service.mcp.servers import McpServers, open_servers
+from ai_agent_service.tools.base import ToolOutput
 
 
 def context(seconds: float = 30.0) -> RunContext:

@@ -5,11 +5,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from app.config.mcp import ServerDefinition, Transport
-from app.core.context import RunContext
-from app.mcp.base import Listener, RemoteTool, ServerLost
-from app.mcp.connection import Connection
-from app.tools.base import ToolOutput
+from ai_agent_service.config.mcp import ServerDefinition, Transport
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.mcp.base import Listener, RemoteTool, ServerLost
+from ai_agent_service.mcp.connection import Connection
+from ai_agent_service.tools.base import ToolOutput
 
 Answer = Callable[[], Awaitable[str]]
 

@@ -9,10 +9,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.mcp.tools import model_name
-from app.server import create_app
-from app.service import Configuration
-from app.tools import tool
+from ai_agent_service.mcp.tools import model_name
+from ai_agent_service.server import create_app
+from ai_agent_service.service import Configuration
+from ai_agent_service.tools import tool
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration
 

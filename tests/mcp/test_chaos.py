@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from app.config.mcp import ServerDefinition
-from app.core.errors import ToolFailed
-from app.core.messages import ToolCall
-from app.tools.toolset import Toolset
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.tools.toolset import Toolset
 from tests.mcp.http_rogue import HttpRogue
 from tests.mcp.opened import call, connected, context, opened, until
 
@@ -119,7 +119,7 @@ async def test_a_server_that_exits_at_once_is_started_again_after_pauses_that_gr
 
 
 async def test_what_a_server_says_on_stderr_is_logged_at_debug_under_its_label(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "app.mcp")
+    caplog.set_level(logging.DEBUG, "ai_agent_service.mcp")
     async with connected(rogue("talks-on-stderr", tmp_path, env={"ROGUE_SECRET": SECRET}, secrets=(SECRET,))):
         await until(lambda: any(record.message == "mcp.stderr" for record in caplog.records))
     [record] = [record for record in caplog.records if record.message == "mcp.stderr"]
@@ -288,8 +288,8 @@ def _held() -> tuple[int, int, int]:
 
 HOLDER = """
 import asyncio, json, os, sys
-from app.config.mcp import ServerDefinition
-from app.mcp.servers import open_servers
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.mcp.servers import open_servers
 
 async def main():
     definitions = [ServerDefinition.model_validate(entry) for entry in json.loads(sys.argv[1])]

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.core.context import RunContext
-from app.core.errors import ToolFailed
-from app.mcp import connection as module
-from app.mcp.base import ServerLost
-from app.tools.base import ToolOutput
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.mcp import connection as module
+from ai_agent_service.mcp.base import ServerLost
+from ai_agent_service.tools.base import ToolOutput
 from tests.mcp.scripted import (
     LISTEN,
     LOOK,
@@ -207,7 +207,7 @@ async def test_a_lost_session_is_replaced_and_a_call_waits_for_that(caplog: pyte
 async def test_the_last_words_of_a_server_that_may_have_been_called_are_told_at_debug_level_only(
     caplog: pytest.LogCaptureFixture, level: int, reason: str
 ) -> None:
-    caplog.set_level(level, "app.mcp")
+    caplog.set_level(level, "ai_agent_service.mcp")
     connection, opener = connection_to(), ScriptedOpener(ScriptedSession(), ScriptedSession())
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")

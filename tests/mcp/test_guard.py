@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.mcp import guard
+from ai_agent_service.mcp import guard
 
 SLEEPS = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
 CLINGS = [

@@ -12,9 +12,9 @@ import pytest
 from mcp.server import Server
 from mcp.server.mcpserver import Context, MCPServer
 
-from app.config.mcp import read_servers
-from app.core.errors import ToolFailed
-from app.mcp import connection as module
+from ai_agent_service.config.mcp import read_servers
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.mcp import connection as module
 from tests.mcp.http_rogue import HttpRogue
 from tests.mcp.in_process import HandshakeOnly, connected_to
 from tests.mcp.opened import call, connected, run, until

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.config.mcp import ServerDefinition
-from app.core.errors import ToolFailed
-from app.core.messages import ToolCall
-from app.mcp.connection import Connection
-from app.tools.toolset import Toolset
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.mcp.connection import Connection
+from ai_agent_service.tools.toolset import Toolset
 from tests.mcp.opened import connected, context, run, until
 
 pytestmark = [pytest.mark.xdist_group("npm-mcp"), pytest.mark.timeout(180)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.config.mcp import ServerDefinition
-from app.core.errors import ToolFailed
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.core.errors import ToolFailed
 from tests.mcp.opened import connected, run
 from tests.upstream import Upstream, reply
 

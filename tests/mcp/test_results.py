@@ -15,8 +15,8 @@ from mcp_types import (
     TextResourceContents,
 )
 
-from app.core.errors import ToolFailed
-from app.mcp.results import MAX_IMAGE_BYTES, output_of
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.mcp.results import MAX_IMAGE_BYTES, output_of
 
 PNG = "iVBORw0KGgo="
 

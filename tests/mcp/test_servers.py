@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from app.config.mcp import ServerDefinition
-from app.mcp.servers import open_servers
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.mcp.servers import open_servers
 
 OPENS_AND_CLOSES = """
 import asyncio, json, sys
-from app.service import load, open_service
+from ai_agent_service.service import load, open_service
 
 async def main():
     async with open_service(load()) as service:

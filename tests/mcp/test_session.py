@@ -16,12 +16,12 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from pydantic import BaseModel, Field
 
-from app.config.mcp import ServerDefinition, read_servers
-from app.core.errors import ToolFailed
-from app.core.messages import ToolCall, ToolResult
-from app.mcp import connection as module
-from app.mcp.connection import Connection
-from app.tools.toolset import Toolset
+from ai_agent_service.config.mcp import ServerDefinition, read_servers
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.messages import ToolCall, ToolResult
+from ai_agent_service.mcp import connection as module
+from ai_agent_service.mcp.connection import Connection
+from ai_agent_service.tools.toolset import Toolset
 from tests.mcp.http_rogue import HttpRogue
 from tests.mcp.opened import call, connected, context, opened, run, until
 from tests.service import serving

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.core.context import RunContext
-from app.core.messages import ToolSpec
-from app.mcp.base import RemoteTool
-from app.mcp.tools import McpTool, model_name
-from app.tools.base import ToolOutput
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.messages import ToolSpec
+from ai_agent_service.mcp.base import RemoteTool
+from ai_agent_service.mcp.tools import McpTool, model_name
+from ai_agent_service.tools.base import ToolOutput
 
 LABELS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}", fullmatch=True)
 """What mcp.json takes as a label."""

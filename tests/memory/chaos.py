@@ -24,9 +24,9 @@ PIECES = 6
 
 PROVIDER = '''
 import asyncio
-from app.core.events import TextDelta
-from app.core.messages import ToolCall
-from app.providers.base import ModelFinished
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.providers.base import ModelFinished
 
 
 class Steady:

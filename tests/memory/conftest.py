@@ -14,9 +14,9 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from app.memory.opening import Memories
-from app.server import create_app
-from app.service import Service
+from ai_agent_service.memory.opening import Memories
+from ai_agent_service.server import create_app
+from ai_agent_service.service import Service
 from tests.api.asking import CHAT
 from tests.postgres import DatabaseUnderTest
 from tests.scripted import Script

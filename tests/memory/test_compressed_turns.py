@@ -13,13 +13,13 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app.core.errors import ContextTooLong, ProviderUnavailable, ServiceError
-from app.core.events import TextDelta
-from app.core.messages import Message
-from app.memory.compression import DEFAULT_PROMPT
-from app.plugins import load_plugins
-from app.providers.base import ModelEvent, ModelFinished, ModelRequest
-from app.server import create_app
+from ai_agent_service.core.errors import ContextTooLong, ProviderUnavailable, ServiceError
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.messages import Message
+from ai_agent_service.memory.compression import DEFAULT_PROMPT
+from ai_agent_service.plugin_loader import load_plugins
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, chunks_of, error_of, told
 from tests.scripted import Script, calls
 from tests.service import AGENT, client_of, configuration

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from dirty_equals import IsStr
 
-from app.core.errors import NotFound, ProviderUnavailable
-from app.core.events import TextDelta
+from ai_agent_service.core.errors import NotFound, ProviderUnavailable
+from ai_agent_service.core.events import TextDelta
 from tests.api.asking import completion_of, error_of
 from tests.memory.conftest import HELPER, SQLITE, Database, Serve, Talking, until
 from tests.postgres import PostgresServer, binaries_18, free_port

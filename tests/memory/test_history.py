@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from app.core.messages import AudioPart, Content, FilePart, ImagePart, Message, TextPart, ToolCall
-from app.memory.history import Addresses
-from app.storage.tables import ADDRESS_BYTES
+from ai_agent_service.core.messages import AudioPart, Content, FilePart, ImagePart, Message, TextPart, ToolCall
+from ai_agent_service.memory.history import Addresses
+from ai_agent_service.storage.tables import ADDRESS_BYTES
 from tests.memory.conftest import in_turn
 
 ADDRESSES = Addresses(bytes(32))

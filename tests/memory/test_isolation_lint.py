@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Dialect, Engine, and_, delete, event, insert, or_, select, true, update
 
-from app.storage import migrate, tables
+from ai_agent_service.storage import migrate, tables
 from tests.api.asking import completion_of
 from tests.memory.conftest import HELPER, SESSION, Serve
 from tests.scripted import Script, says
 
 OWNED = {table.name for table in tables.USER_TABLES}
 OWNER = ("tenant", "user_id")
-MAINTENANCE = "app/memory/retention.py"
+MAINTENANCE = "ai_agent_service/memory/retention.py"
 """Where statements are made that look after the rows of all users: ended processes, and conversations that are too old."""
 
 Use = tuple[str, str]

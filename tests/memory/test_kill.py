@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.memory.store import PROCESS_STALE_SECONDS
+from ai_agent_service.memory.store import PROCESS_STALE_SECONDS
 from tests.memory.chaos import Ledger, ServiceProcess, under_load, until
 from tests.postgres import DatabaseUnderTest
 

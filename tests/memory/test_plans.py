@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from app.server import create_app
-from app.storage.address import parse_address
-from app.storage.engines import PostgresEngine
-from app.storage.migrate import upgrade
+from ai_agent_service.server import create_app
+from ai_agent_service.storage.address import parse_address
+from ai_agent_service.storage.engines import PostgresEngine
+from ai_agent_service.storage.migrate import upgrade
 from benchmarks.databases import fill
 from benchmarks.plans import Plan, logging_plans, plans_in
 from tests.postgres import PostgresServer

@@ -11,18 +11,18 @@ import msgspec
 import pytest
 from sqlalchemy import Connection
 
-from app.config.settings import load_settings
-from app.core.messages import Message, ToolCall, ToolResult
-from app.memory.base import Answer, Step
-from app.memory.conversations import SqlConversations
-from app.memory.opening import engine_of
-from app.memory.reencryption import check_address_key, count_rows, living_processes, reencrypt, stored_address_key
-from app.memory.retention import Keeper
-from app.memory.store import Store, Summary
-from app.storage.address import parse_address
-from app.storage.cipher import Cipher, Undecryptable
-from app.storage.database import Database
-from app.storage.migrate import upgrade
+from ai_agent_service.config.settings import load_settings
+from ai_agent_service.core.messages import Message, ToolCall, ToolResult
+from ai_agent_service.memory.base import Answer, Step
+from ai_agent_service.memory.conversations import SqlConversations
+from ai_agent_service.memory.opening import engine_of
+from ai_agent_service.memory.reencryption import check_address_key, count_rows, living_processes, reencrypt, stored_address_key
+from ai_agent_service.memory.retention import Keeper
+from ai_agent_service.memory.store import Store, Summary
+from ai_agent_service.storage.address import parse_address
+from ai_agent_service.storage.cipher import Cipher, Undecryptable
+from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.migrate import upgrade
 from tests.memory.conftest import Database as Stored
 from tests.postgres import DatabaseUnderTest, PostgresServer, until
 

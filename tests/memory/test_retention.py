@@ -13,19 +13,19 @@ import httpx2
 import pytest
 from sqlalchemy import Connection, func, insert, select, update
 
-from app.config.settings import Settings
-from app.core.errors import SessionBusy
-from app.core.messages import Message
-from app.memory.base import Answer, Erased
-from app.memory.opening import engine_of
-from app.memory.retention import BATCH, CLEANUP_LOCK, Keeper
-from app.memory.store import PROCESS_STALE_SECONDS, Begun, Session, Store, Summary
-from app.server import create_app
-from app.storage.address import parse_address
-from app.storage.cipher import Cipher
-from app.storage.database import Database
-from app.storage.migrate import upgrade
-from app.storage.tables import nodes, processes, runs, sessions, summaries
+from ai_agent_service.config.settings import Settings
+from ai_agent_service.core.errors import SessionBusy
+from ai_agent_service.core.messages import Message
+from ai_agent_service.memory.base import Answer, Erased
+from ai_agent_service.memory.opening import engine_of
+from ai_agent_service.memory.retention import BATCH, CLEANUP_LOCK, Keeper
+from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Begun, Session, Store, Summary
+from ai_agent_service.server import create_app
+from ai_agent_service.storage.address import parse_address
+from ai_agent_service.storage.cipher import Cipher
+from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.migrate import upgrade
+from ai_agent_service.storage.tables import nodes, processes, runs, sessions, summaries
 from tests.memory.chaos import until
 from tests.postgres import PostgresServer
 from tests.scripted import Script, says

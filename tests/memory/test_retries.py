@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from app.core.errors import ProviderUnavailable
-from app.core.events import TextDelta
-from app.core.usage import Usage
-from app.providers.base import ModelFinished
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelFinished
 from tests.api.asking import chunks_of, completion_of, error_of, told
 from tests.memory.conftest import SESSION, SQLITE, Database, Serve, until
 from tests.scripted import Script, calls, says

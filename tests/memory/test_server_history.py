@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.core.errors import ProviderUnavailable
-from app.core.events import TextDelta
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.events import TextDelta
 from tests.api.asking import CHAT, WEATHER, completion_of, error_of
 from tests.memory.conftest import HELPER, SESSION, Database, Serve, until
 from tests.scripted import Script, calls, says

@@ -31,14 +31,14 @@ from hypothesis.stateful import (
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
-from app.core.errors import ProviderUnavailable
-from app.core.events import FinishReason, TextDelta
-from app.core.messages import ContentPart, ImagePart, Message, TextPart, ToolCall
-from app.memory.base import UNKNOWN_RESULT
-from app.memory.statements import TAIL
-from app.providers.base import ModelEvent, ModelFinished, ModelRequest
-from app.server import create_app
-from app.tools.function import tool
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.events import FinishReason, TextDelta
+from ai_agent_service.core.messages import ContentPart, ImagePart, Message, TextPart, ToolCall
+from ai_agent_service.memory.base import UNKNOWN_RESULT
+from ai_agent_service.memory.statements import TAIL
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
+from ai_agent_service.server import create_app
+from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT
 from tests.memory.conftest import HELPER
 from tests.scripted import Script

@@ -16,7 +16,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.memory.tokens import TokenCounter, estimate
+from ai_agent_service.memory.tokens import TokenCounter, estimate
 
 ENGLISH = "The weather was fine, so we walked along the river and talked about what we'd do next summer. "
 CHINESE = "今天天气很好，我们沿着河边散步，谈论明年夏天要做什么。"
@@ -163,7 +163,7 @@ def test_nothing_is_downloaded_or_left_on_the_disk(cache: bool, tmp_path: Path) 
     if cache:
         environment["TIKTOKEN_CACHE_DIR"] = str(tmp_path)
     program = (
-        "import asyncio; from app.memory.tokens import TokenCounter; counter = TokenCounter();"
+        "import asyncio; from ai_agent_service.memory.tokens import TokenCounter; counter = TokenCounter();"
         "print(asyncio.run(counter.count(['hello world'])), counter.loaded)"
     )
     done = subprocess.run(

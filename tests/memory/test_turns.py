@@ -8,9 +8,9 @@ import httpx2
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import ProviderUnavailable
-from app.core.events import RefusalDelta, TextDelta
-from app.providers.base import ModelEvent, ModelFinished, ModelRequest
+from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.events import RefusalDelta, TextDelta
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from tests.api.asking import CHAT, IMAGE_MESSAGE, WEATHER, chunks_of, completion_of, error_of, stream_of, told
 from tests.memory.conftest import SESSION, Database, Serve, in_turn, until
 from tests.scripted import Script, calls, says

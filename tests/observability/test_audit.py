@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.observability.audit import audit, configure_audit
-from app.observability.logging import configure_logging
-from app.observability.request_id import current_request_id
+from ai_agent_service.observability.audit import audit, configure_audit
+from ai_agent_service.observability.logging import configure_logging
+from ai_agent_service.observability.request_id import current_request_id
 
 
 @pytest.fixture

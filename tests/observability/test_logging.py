@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from app.core import text
-from app.observability.logging import LogFormat, configure_logging
-from app.observability.request_id import accepted_or_new, current_request_id
+from ai_agent_service.core import text
+from ai_agent_service.observability.logging import LogFormat, configure_logging
+from ai_agent_service.observability.request_id import accepted_or_new, current_request_id
 from tests.commands import logging_restored
 
-logger = logging.getLogger("app.somewhere")
+logger = logging.getLogger("ai_agent_service.somewhere")
 SECRET = 'hunter2-"quoted"\\and\nlong'
 
 
@@ -74,7 +74,7 @@ def test_a_line_is_one_json_object_with_its_fields_flat(monkeypatch: pytest.Monk
     assert list(line)[:3] == ["level", "logger", "event"]
     assert line == {
         "level": "WARNING",
-        "logger": "app.somewhere",
+        "logger": "ai_agent_service.somewhere",
         "event": "run.failed",
         "code": "x",
         "steps": 3,
@@ -158,7 +158,7 @@ def test_half_a_surrogate_pair_and_odd_keys_still_make_a_line(monkeypatch: pytes
 def test_a_record_that_cannot_be_written_tells_where_it_is_from_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     log = configured(monkeypatch)
     logger.info("%d pieces", "canary")
-    assert (log.line["event"], log.line["logger"], log.line["cause"]) == ("log.line_failed", "app.somewhere", "TypeError")
+    assert (log.line["event"], log.line["logger"], log.line["cause"]) == ("log.line_failed", "ai_agent_service.somewhere", "TypeError")
     assert "canary" not in log.text
 
 
@@ -225,7 +225,7 @@ def test_debug_lines_on_a_terminal_are_indented_blocks(monkeypatch: pytest.Monke
     messages = [{"role": "user", "text": "Two\nlines"}, {"role": "tool", "text": "42"}]
     logger.debug("model.asked", extra={"step": 1, "messages": messages, "tools": ["a", "b"], "settings": {"temperature": 0}})
     first, *below = log.text.splitlines()
-    assert first.endswith("DEBUG   app.somewhere model.asked step=1")
+    assert first.endswith("DEBUG   ai_agent_service.somewhere model.asked step=1")
     assert below == [
         "    messages:",
         "      - role: user",
@@ -242,7 +242,7 @@ def test_debug_lines_on_a_terminal_are_indented_blocks(monkeypatch: pytest.Monke
 def test_a_terminal_shows_what_is_wrong_in_colour_unless_it_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     log = configured(monkeypatch, "auto", stream=Terminal())
     logger.error("it.broke", extra={"reason": "worn out"})
-    assert "\x1b[31mERROR  \x1b[0m app.somewhere it.broke reason=worn out" in log.text
+    assert "\x1b[31mERROR  \x1b[0m ai_agent_service.somewhere it.broke reason=worn out" in log.text
     monkeypatch.setenv("NO_COLOR", "1")
     log = configured(monkeypatch, "auto", stream=Terminal())
     logger.error("it.broke")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from app.core.events import StepRecord
-from app.core.usage import Usage
-from app.observability.exposition import exposed, process_values
-from app.observability.loop_lag import loop_lag
-from app.observability.metrics import FAMILIES, HISTOGRAMS, MAX_SERIES, Metrics, Snapshot, Values
-from app.observability.reports import RequestReport, RunReport, ToolUse
-from app.observability.workers import Workers, merged
+from ai_agent_service.core.events import StepRecord
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.observability.exposition import exposed, process_values
+from ai_agent_service.observability.loop_lag import loop_lag
+from ai_agent_service.observability.metrics import FAMILIES, HISTOGRAMS, MAX_SERIES, Metrics, Snapshot, Values
+from ai_agent_service.observability.reports import RequestReport, RunReport, ToolUse
+from ai_agent_service.observability.workers import Workers, merged
 from tests.metrics import Told
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ import pytest
 from mcp.server.mcpserver import MCPServer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.config.mcp import ServerDefinition
-from app.mcp.connection import Connection
-from app.observability.request_id import current_request_id
-from app.server import create_app
-from app.tools import tool
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.mcp.connection import Connection
+from ai_agent_service.observability.request_id import current_request_id
+from ai_agent_service.server import create_app
+from ai_agent_service.tools import tool
 from tests.api.asking import CHAT, asking
 from tests.mcp.in_process import HandshakeOnly
 from tests.mcp.opened import connected, run
@@ -58,7 +58,7 @@ class Ids(logging.Handler):
 def ids(caplog: pytest.LogCaptureFixture) -> Any:
     """The ids of all lines."""
     handler = Ids()
-    caplog.set_level(logging.DEBUG, "app")
+    caplog.set_level(logging.DEBUG, "ai_agent_service")
     caplog.set_level(logging.DEBUG, "plugin")
     logging.getLogger().addHandler(handler)
     yield handler

@@ -24,14 +24,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from app.agents.base import Turn
-from app.core.context import RunContext
-from app.core.errors import ProviderUnavailable, ToolFailed
-from app.core.messages import Message
-from app.observability.tracing import INSTALL, Tracing, tracing_faults, tracing_of, with_trace
-from app.server import create_app
-from app.service import Configuration
-from app.tools.function import tool
+from ai_agent_service.agents.base import Turn
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
+from ai_agent_service.core.messages import Message
+from ai_agent_service.observability.tracing import INSTALL, Tracing, tracing_faults, tracing_of, with_trace
+from ai_agent_service.server import create_app
+from ai_agent_service.service import Configuration
+from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, asking
 from tests.mcp.http_rogue import HttpRogue
 from tests.scripted import Script, calls, says
@@ -382,7 +382,7 @@ def test_nothing_of_the_sdk_is_loaded_unless_traces_are_switched_on(tmp_path: Pa
     program = f"""
 import asyncio, pathlib, sys
 import app.main
-from app.server import create_app
+from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, asking
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration

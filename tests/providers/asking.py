@@ -4,11 +4,11 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from app.config.settings import Settings
-from app.core.events import TextDelta
-from app.core.messages import Message, ToolChoice, ToolSpec
-from app.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider, ProviderSetup
-from app.providers.http import HttpClient
+from ai_agent_service.config.settings import Settings
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.messages import Message, ToolChoice, ToolSpec
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider, ProviderSetup
+from ai_agent_service.providers.http import HttpClient
 
 WEATHER = ToolSpec("weather", "The weather in a city.", {"type": "object", "properties": {"city": {"type": "string"}}})
 

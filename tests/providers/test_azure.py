@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.core.errors import ProviderNotConfigured, ProviderRefused
-from app.providers.azure import AzureOpenAI
-from app.providers.http import HttpClient
+from ai_agent_service.core.errors import ProviderNotConfigured, ProviderRefused
+from ai_agent_service.providers.azure import AzureOpenAI
+from ai_agent_service.providers.http import HttpClient
 from tests.providers.asking import question, setup, text
 from tests.upstream import Upstream, reply, says
 

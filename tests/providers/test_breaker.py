@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from app.core.errors import (
+from ai_agent_service.core.errors import (
     ContextTooLong,
     InvalidRequest,
     ProviderCircuitOpen,
@@ -19,13 +19,13 @@ from app.core.errors import (
     RunTimeout,
     ServiceError,
 )
-from app.core.events import TextDelta
-from app.observability.logging import extra_of
-from app.providers.base import Provider
-from app.providers.breaker import FORGOTTEN_SECONDS, MAX_BREAKERS, Breakers, BreakerStatus
-from app.providers.counts import ProviderCounts
-from app.providers.http import HttpClient, Timeouts
-from app.providers.openai_compatible import OpenAICompatible
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.observability.logging import extra_of
+from ai_agent_service.providers.base import Provider
+from ai_agent_service.providers.breaker import FORGOTTEN_SECONDS, MAX_BREAKERS, Breakers, BreakerStatus
+from ai_agent_service.providers.counts import ProviderCounts
+from ai_agent_service.providers.http import HttpClient, Timeouts
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import question, text
 from tests.scripted import Action, Script, says
 from tests.upstream import Action as Bytes

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from dirty_equals import IsStr
 
-from app.core.errors import ProviderProtocolError
-from app.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
-from app.core.messages import AudioPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall, ToolSpec
-from app.core.usage import Usage
-from app.providers import chat_wire
-from app.providers.base import ModelEvent, ModelFinished
-from app.providers.chat_wire import Profile, request_body, wire_messages
-from app.providers.http import HttpClient, Target
+from ai_agent_service.core.errors import ProviderProtocolError
+from ai_agent_service.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
+from ai_agent_service.core.messages import AudioPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall, ToolSpec
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers import chat_wire
+from ai_agent_service.providers.base import ModelEvent, ModelFinished
+from ai_agent_service.providers.chat_wire import Profile, request_body, wire_messages
+from ai_agent_service.providers.http import HttpClient, Target
 from tests.providers.asking import WEATHER, question, told
 from tests.upstream import DONE, END, Action, Upstream, chunk, delta, event, events, head
 

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from app.config.settings import Settings
-from app.core.messages import Message, ToolCall, ToolSpec
-from app.core.usage import Usage
-from app.providers.base import ModelRequest
-from app.providers.demo import HELP, Demo
+from ai_agent_service.config.settings import Settings
+from ai_agent_service.core.messages import Message, ToolCall, ToolSpec
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelRequest
+from ai_agent_service.providers.demo import HELP, Demo
 from tests.providers.asking import finish, question, setup, text, told
 
 CALCULATE = ToolSpec("calculate", "Arithmetic.", {"type": "object"})

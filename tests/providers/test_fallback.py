@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from app.core.errors import (
+from ai_agent_service.core.errors import (
     ContextTooLong,
     InvalidRequest,
     ProviderCircuitOpen,
@@ -21,14 +21,14 @@ from app.core.errors import (
     ServiceError,
     UpstreamError,
 )
-from app.core.events import ReasoningDelta, TextDelta
-from app.core.messages import Message
-from app.observability.logging import extra_of
-from app.providers.breaker import Breakers
-from app.providers.demo import Demo
-from app.providers.fallback import Fallback, Other
-from app.providers.http import HttpClient
-from app.providers.openai_compatible import OpenAICompatible
+from ai_agent_service.core.events import ReasoningDelta, TextDelta
+from ai_agent_service.core.messages import Message
+from ai_agent_service.observability.logging import extra_of
+from ai_agent_service.providers.breaker import Breakers
+from ai_agent_service.providers.demo import Demo
+from ai_agent_service.providers.fallback import Fallback, Other
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import finish, question, text, told
 from tests.scripted import Action, Script, says
 from tests.upstream import Upstream, reply

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import (
+from ai_agent_service.core.errors import (
     ContextTooLong,
     InvalidRequest,
     ProviderProtocolError,
@@ -23,10 +23,10 @@ from app.core.errors import (
     ServiceError,
     UpstreamError,
 )
-from app.core.events import TextDelta
-from app.providers.base import ModelFinished
-from app.providers.http import BUDGET, MAX_WAIT, HttpClient, Target, Timeouts
-from app.providers.openai_compatible import OpenAICompatible
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.providers.base import ModelFinished
+from ai_agent_service.providers.http import BUDGET, MAX_WAIT, HttpClient, Target, Timeouts
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import finish, question, text, told
 from tests.upstream import DONE, END, Action, Upstream, chunk, deaf_port, delta, event, head, reply, says
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.core.errors import ProviderNotConfigured, ProviderProtocolError, ProviderUnavailable
-from app.providers.http import HttpClient
-from app.providers.ollama import Ollama
+from ai_agent_service.core.errors import ProviderNotConfigured, ProviderProtocolError, ProviderUnavailable
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.ollama import Ollama
 from tests.providers.asking import question, setup, text
 from tests.upstream import Upstream, lines, reply
 

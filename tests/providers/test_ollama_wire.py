@@ -10,14 +10,21 @@ import msgspec
 import pytest
 from dirty_equals import IsStr
 
-from app.core.errors import ContextTooLong, InvalidRequest, ProviderProtocolError, ProviderRefused, ProviderUnavailable, ServiceError
-from app.core.events import FinishReason, ReasoningDelta, TextDelta
-from app.core.messages import AudioPart, ImagePart, Message, NamedTool, TextPart, ToolCall
-from app.core.usage import Usage
-from app.providers import ollama_wire
-from app.providers.base import ModelEvent, ModelFinished
-from app.providers.http import HttpClient, Target
-from app.providers.ollama_wire import MAX_LINE_BYTES, request_body, wire_messages
+from ai_agent_service.core.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    ProviderProtocolError,
+    ProviderRefused,
+    ProviderUnavailable,
+    ServiceError,
+)
+from ai_agent_service.core.events import FinishReason, ReasoningDelta, TextDelta
+from ai_agent_service.core.messages import AudioPart, ImagePart, Message, NamedTool, TextPart, ToolCall
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers import ollama_wire
+from ai_agent_service.providers.base import ModelEvent, ModelFinished
+from ai_agent_service.providers.http import HttpClient, Target
+from ai_agent_service.providers.ollama_wire import MAX_LINE_BYTES, request_body, wire_messages
 from tests.providers.asking import WEATHER, question, told
 from tests.upstream import END, Action, Upstream, chunk, head, line, lines, reply
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import ProviderNotConfigured, ProviderUnavailable
-from app.providers.http import HttpClient
-from app.providers.openai_compatible import OPENAI_URL, OpenAICompatible
+from ai_agent_service.core.errors import ProviderNotConfigured, ProviderUnavailable
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.openai_compatible import OPENAI_URL, OpenAICompatible
 from tests.providers.asking import question, setup, text
 from tests.upstream import Upstream, reply, says
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from app.core.errors import ProviderRefused
-from app.core.usage import Usage
-from app.providers.http import HttpClient
-from app.providers.openrouter import OpenRouter
+from ai_agent_service.core.errors import ProviderRefused
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.openrouter import OpenRouter
 from tests.providers.asking import finish, question, setup
 from tests.upstream import DONE, END, Upstream, chunk, delta, event, head, reply
 

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from app.providers.breaker import BreakerStatus
-from app.providers.fallback import Fallback
-from app.server import create_app
-from app.service import Service, open_service
+from ai_agent_service.providers.breaker import BreakerStatus
+from ai_agent_service.providers.fallback import Fallback
+from ai_agent_service.server import create_app
+from ai_agent_service.service import Service, open_service
 from tests.api.asking import CHAT, asking, chunks_of, completion_of
 from tests.service import AGENT, client_of, configuration
 from tests.upstream import END, Action, Upstream, delta, event, events, head, reply, says

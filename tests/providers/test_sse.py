@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.errors import ProviderProtocolError
-from app.providers.sse import MAX_EVENT_BYTES, EventReader
+from ai_agent_service.core.errors import ProviderProtocolError
+from ai_agent_service.providers.sse import MAX_EVENT_BYTES, EventReader
 
 BOM = b"\xef\xbb\xbf"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.storage.address import parse_address
+from ai_agent_service.storage.address import parse_address
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,19 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-import app.storage.migrate
-from app.server import create_app
-from app.storage.address import parse_address
-from app.storage.engines import DatabaseEngine, PostgresEngine, SqliteEngine
-from app.storage.migrate import HEAD, NewerSchema, revision_of, upgrade
-from app.storage.tables import metadata
+import ai_agent_service.storage.migrate
+from ai_agent_service.server import create_app
+from ai_agent_service.storage.address import parse_address
+from ai_agent_service.storage.engines import DatabaseEngine, PostgresEngine, SqliteEngine
+from ai_agent_service.storage.migrate import HEAD, NewerSchema, revision_of, upgrade
+from ai_agent_service.storage.tables import metadata
 from tests.api.asking import asking, error_of
 from tests.memory.chaos import until
 from tests.postgres import DatabaseUnderTest
 from tests.scripted import Script, says
 from tests.service import AGENT, client_of, configuration
 
-MIGRATIONS = Path(app.storage.migrate.__file__).parent / "migrations"
+MIGRATIONS = Path(ai_agent_service.storage.migrate.__file__).parent / "migrations"
 
 
 @asynccontextmanager

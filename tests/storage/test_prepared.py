@@ -9,10 +9,10 @@ from sqlalchemy import Connection, Dialect, bindparam, exc, insert, select, upda
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
-from app.storage.database import Database
-from app.storage.engines import DatabaseEngine
-from app.storage.prepared import Prepared
-from app.storage.tables import metadata, secrets, sessions
+from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.engines import DatabaseEngine
+from ai_agent_service.storage.prepared import Prepared
+from ai_agent_service.storage.tables import metadata, secrets, sessions
 from tests.postgres import DatabaseUnderTest
 from tests.storage.test_database import engine_of
 

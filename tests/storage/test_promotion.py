@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.storage.address import parse_address
-from app.storage.promotion import PromotionFailed, look, promote
+from ai_agent_service.storage.address import parse_address
+from ai_agent_service.storage.promotion import PromotionFailed, look, promote
 from tests.certificates import certified
 from tests.postgres import QUOTED, USER, PostgresServer, binaries_18
 

@@ -2,9 +2,9 @@
 
 import time
 
-from app.core.context import RunContext
-from app.core.messages import ToolSpec
-from app.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.messages import ToolSpec
+from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
 
 CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 600)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from app.core.messages import ToolCall
-from app.tools.available import AvailableTools
-from app.tools.toolset import Toolset
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.tools.available import AvailableTools
+from ai_agent_service.tools.toolset import Toolset
 from tests.tools.sources import CONTEXT, Counting, Source
 
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.context import RunContext
-from app.core.errors import ToolFailed
-from app.tools.builtin import add_two_numbers, calculate, get_current_datetime
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.tools.builtin import add_two_numbers, calculate, get_current_datetime
 
 CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 60)
 

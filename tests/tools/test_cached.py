@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import ToolFailed
-from app.core.messages import ImagePart
-from app.tools import cached as module
-from app.tools.base import Tool, ToolOutput
-from app.tools.cached import Cached, CachedSource
-from app.tools.toolset import parse_arguments
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.messages import ImagePart
+from ai_agent_service.tools import cached as module
+from ai_agent_service.tools.base import Tool, ToolOutput
+from ai_agent_service.tools.cached import Cached, CachedSource
+from ai_agent_service.tools.toolset import parse_arguments
 from tests.tools.sources import CONTEXT, Counting, Source
 
 

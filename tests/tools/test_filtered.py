@@ -1,6 +1,6 @@
 """Some of a source's tools."""
 
-from app.tools.filtered import Filtered
+from ai_agent_service.tools.filtered import Filtered
 from tests.tools.sources import Counting, Source
 
 

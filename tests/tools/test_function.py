@@ -8,11 +8,11 @@ import pytest
 from inline_snapshot import snapshot
 from pydantic import BaseModel, Field
 
-from app.core.context import RunContext
-from app.core.errors import ToolFailed
-from app.core.messages import ImagePart
-from app.tools.base import Tool, ToolOutput
-from app.tools.function import tool
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.messages import ImagePart
+from ai_agent_service.tools.base import Tool, ToolOutput
+from ai_agent_service.tools.function import tool
 
 CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 60, user="ada")
 

@@ -5,11 +5,11 @@ from decimal import Decimal
 
 import pytest
 
-from app.core.context import RunContext
-from app.core.errors import ToolFailed
-from app.core.messages import ToolCall
-from app.tools.function import tool
-from app.tools.toolset import Toolset, parse_arguments
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.tools.function import tool
+from ai_agent_service.tools.toolset import Toolset, parse_arguments
 
 CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 60)
 

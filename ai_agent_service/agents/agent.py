@@ -1,0 +1,113 @@
+"""The agent that agent_config.json defines: its prompt, its model, its tools, and the loop."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, ClassVar
+
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.loop import Shorter, run_loop
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import InvalidRequest, ProviderNotConfigured, ServiceError
+from ai_agent_service.core.events import RunEvent, RunFailed, ToolsMissing
+from ai_agent_service.core.messages import Message, NamedTool, ToolSpec
+from ai_agent_service.providers.base import ModelRequest
+from ai_agent_service.tools.toolset import Toolset
+
+_UNAVAILABLE = """\
+Some of your tools cannot be used at the moment. Answer without them as well as you can, and say so where it matters:
+"""
+
+_LENGTH_SETTINGS = frozenset({"max_tokens", "max_completion_tokens", "num_predict"})
+
+
+class Agent(BaseAgent):
+    """Answers a turn with its model and tools; everything about it stands in its definition."""
+
+    type: ClassVar[str] = "agent"
+
+    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Takes the turn; see BaseAgent."""
+        try:
+            toolset = self.parts.toolset
+            request, client_tools = await self._request(turn, toolset, context)
+        except ServiceError as error:
+            yield RunFailed(error)
+            return
+        if toolset.unavailable:
+            yield ToolsMissing(toolset.unavailable)
+        loop = run_loop(
+            self.parts.provider,
+            request,
+            toolset,
+            context,
+            client_tools=client_tools,
+            max_steps=self.definition.max_steps,
+            pending=self.parts.pending,
+            shorter=self._shorter(turn, toolset, context),
+        )
+        async with aclosing(loop):
+            async for event in loop:
+                yield event
+
+    async def _request(self, turn: Turn, toolset: Toolset, context: RunContext) -> tuple[ModelRequest, frozenset[str]]:
+        provider = self.parts.provider
+        if provider.missing:
+            variables = " and ".join(provider.missing)
+            raise ProviderNotConfigured(
+                f"The agent {self.agent_id!r} cannot answer: its provider {provider.name} needs {variables} to be set."
+            )
+        client_tools = self._admitted(turn.tools, toolset)
+        tools = (*toolset.specs, *client_tools)
+        if isinstance(turn.tool_choice, NamedTool) and not any(spec.name == turn.tool_choice.name for spec in tools):
+            raise InvalidRequest("This tool is not among the tools of the request.", param="tool_choice")
+        request = ModelRequest(
+            model=turn.model or await self.model(),
+            messages=self._messages(turn.messages, toolset, context),
+            tools=tools,
+            tool_choice=turn.tool_choice if tools else None,
+            settings=_merged(self.definition.model_settings, turn.settings),
+            deadline=context.deadline,
+            request_id=context.request_id,
+        )
+        return request, frozenset(spec.name for spec in client_tools)
+
+    def _messages(self, messages: tuple[Message, ...], toolset: Toolset, context: RunContext) -> tuple[Message, ...]:
+        """What the model is sent of a caller's `messages`."""
+        return (self._system(messages, toolset.unavailable), *_without_system(self.parts.pending.whole(messages, context)))
+
+    def _shorter(self, turn: Turn, toolset: Toolset, context: RunContext) -> Shorter | None:
+        if (shorter := turn.shorter) is None:
+            return None
+
+        async def messages() -> tuple[Message, ...] | None:
+            fewer = await shorter()
+            return None if fewer is None else self._messages(fewer, toolset, context)
+
+        return messages
+
+    def _system(self, messages: tuple[Message, ...], unavailable: tuple[str, ...]) -> Message:
+        """The agent's prompt, with what the caller's system messages add to it, and a note of what cannot be used now."""
+        added = [message.text for message in messages if message.role == "system"]
+        if unavailable:
+            added.append(_UNAVAILABLE + "\n".join(f"- {words}" for words in unavailable))
+        return Message(role="system", content="\n\n".join((self.definition.system_prompt, *added)))
+
+    def _admitted(self, tools: tuple[ToolSpec, ...], toolset: Toolset) -> tuple[ToolSpec, ...]:
+        """Those of the caller's tools that the agent's policy lets in; a name that the agent has itself stays the agent's."""
+        policy = self.definition.client_tools
+        if policy == "ignore":
+            return ()
+        return tuple(spec for spec in tools if spec.name not in toolset and (policy == "accept" or spec.name in policy))
+
+
+def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(message for message in messages if message.role != "system")
+
+
+def _merged(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The agent's settings with the turn's over them; a length limit under any of its names replaces the agent's."""
+    if not asked:
+        return own
+    if _LENGTH_SETTINGS & asked.keys():
+        own = {name: value for name, value in own.items() if name not in _LENGTH_SETTINGS}
+    return {**own, **asked}

@@ -1,0 +1,274 @@
+"""The tasks that a chat client asks of a chat's model beside the chat, such as to find a title: answered without loop, tools and memory."""
+
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import InternalError, ProviderProtocolError, ProviderTimeout, RunTimeout, ServiceError
+from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta
+from ai_agent_service.core.messages import Message
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
+from ai_agent_service.providers.logged import answer_of
+
+logger = logging.getLogger(__name__)
+
+Task = Literal[
+    "title_generation",
+    "tags_generation",
+    "follow_up_generation",
+    "query_generation",
+    "image_prompt_generation",
+    "autocomplete_generation",
+    "emoji_generation",
+    "moa_response_generation",
+    "function_calling",
+    "memory_review",
+    "context_compaction",
+    "other",
+]
+"""What Open WebUI (0.12) calls them; `other` is one that it has in another version."""
+
+TASKS: frozenset[Task] = frozenset(get_args(Task))
+
+TASK_SECONDS = 30.0
+"""How long a task may take: nobody waits for it for longer."""
+
+MAX_TITLE_WORDS = 6
+MAX_TITLE = 60
+MAX_EMOJI = 16
+"""Characters of what still counts as an emoji."""
+
+MAX_ANSWER = 64 * 1024
+"""Characters of an answer that is put together before it is sent."""
+
+_JSON_KEYS: Mapping[Task, tuple[str, type]] = {
+    "title_generation": ("title", str),
+    "tags_generation": ("tags", list),
+    "follow_up_generation": ("follow_ups", list),
+    "query_generation": ("queries", list),
+    "image_prompt_generation": ("prompt", str),
+    "autocomplete_generation": ("text", str),
+    "function_calling": ("tool_calls", list),
+    "memory_review": ("operations", list),
+}
+"""The tasks that are answered with an object of one field, and what that holds."""
+
+_OF_THE_CHAT = frozenset({"response_format", "stop", "max_tokens", "max_completion_tokens", "num_predict"})
+"""Settings of an agent that are made for its chats."""
+
+_SPOKEN = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL): ?", re.MULTILINE)
+_RESPONSES = re.compile(r"Responses from models:\s*(.*)\Z", re.DOTALL)
+_QUOTED = re.compile(r'"""(.*?)"""', re.DOTALL)
+_LIKE_MARKUP = re.compile(r"[#*_`>\[\]{}()\"\u201c\u201d]+")
+
+
+class Background(BaseAgent):
+    """Answers `task` for `agent` with one question to `provider`; where that fails, or is the demo, by rules that need no model.
+
+    `model` None means the agent's own if `provider` is the agent's, else the provider's default.
+    """
+
+    type = ""
+
+    def __init__(self, agent: BaseAgent, task: Task, provider: Provider, model: str | None) -> None:
+        super().__init__(agent.definition, agent.parts)
+        self._agent = agent
+        self._task = task
+        self._provider = provider
+        self._model = model
+        self._asked_model = ""
+
+    async def model(self) -> str:
+        """The model that is asked."""
+        if self._model is not None:
+            return self._model
+        return await (self._agent.model() if self._is_agents_own else self._provider.default_model())
+
+    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Answers the task; see BaseAgent."""
+        said, finished, error = "", None, None
+        asked_at = time.monotonic()
+        if self._provider.name != "demo" and not self._provider.missing:
+            try:
+                async with aclosing(self._asked(turn, context)) as events:
+                    async for event in events:
+                        if isinstance(event, ModelFinished):
+                            finished = event
+                        elif isinstance(event, TextDelta):
+                            said += event.text
+                            if self._is_free_text:
+                                yield event
+                            elif len(said) > MAX_ANSWER:
+                                break
+            except ServiceError as caught:
+                error = caught
+            except Exception:
+                # A provider may be a plug-in and raise anything: a task has an answer by rule all the same.
+                logger.exception("task.failed", extra={"agent_id": self.agent_id, "task": self._task})
+                error = InternalError("The provider failed unexpectedly; the log says more.")
+        usage: Usage | None = None
+        steps: tuple[StepRecord, ...] = ()
+        if finished is not None:
+            model, provider = finished.model or self._asked_model, finished.provider or self._provider.name
+            usage, steps = finished.usage, (StepRecord((), finished.usage, model, provider, time.monotonic() - asked_at),)
+        if self._is_free_text and said:
+            yield RunFailed(error, usage, steps) if error is not None else _finished(finished, usage, steps)
+            return
+        answer = None if error is not None else self._checked(said)
+        if answer is None:
+            logger.log(
+                logging.DEBUG if self._provider.name == "demo" else logging.WARNING,
+                "task.answered_by_rule",
+                extra={"agent_id": self.agent_id, "task": self._task, "cause": error.code if error is not None else "unusable_answer"},
+            )
+            answer = answer_by_rule(self._task, turn.messages, self._suggestions)
+        if answer is None:
+            yield RunFailed(error or ProviderProtocolError(f"{self._provider.name} has no answer to this task."), usage, steps)
+            return
+        if answer:
+            yield TextDelta(answer)
+        yield _finished(finished, usage, steps)
+
+    @property
+    def _is_agents_own(self) -> bool:
+        return self._provider is self._agent.parts.provider
+
+    @property
+    def _is_free_text(self) -> bool:
+        """Whether the answer may be sent as it comes, for nothing has to be put together first."""
+        return self._task in ("moa_response_generation", "context_compaction", "other")
+
+    @property
+    def _suggestions(self) -> tuple[str, ...]:
+        return tuple(prompt.content for prompt in self.definition.display.suggestion_prompts)
+
+    async def _asked(
+        self, turn: Turn, context: RunContext
+    ) -> AsyncGenerator[TextDelta | ReasoningDelta | RefusalDelta | ModelFinished, None]:
+        own = self.definition.model_settings if self._is_agents_own else {}
+        settings: dict[str, Any] = {name: value for name, value in own.items() if name not in _OF_THE_CHAT}
+        if self._task != "emoji_generation":  # asked for in 4 tokens, which a model that thinks has used up before it says anything
+            settings |= turn.settings
+        deadline = min(context.deadline, time.monotonic() + TASK_SECONDS)
+        self._asked_model = await self.model()
+        request = ModelRequest(
+            model=self._asked_model,
+            messages=turn.messages,
+            settings=settings,
+            deadline=deadline,
+            request_id=context.request_id,
+        )
+        try:
+            answering = answer_of(self._provider, request, run_id=context.run_id, agent_id=self.agent_id, task=self._task)
+            async with aclosing(answering) as events:
+                async for event in events:
+                    yield event
+        except RunTimeout as error:
+            if context.seconds_left <= 0:
+                raise
+            raise ProviderTimeout(f"{self._provider.name} took longer than {TASK_SECONDS:g} seconds for a task.") from error
+
+    def _checked(self, said: str) -> str | None:
+        """The answer, in the form that the task wants; None if it is not one."""
+        if self._task in _JSON_KEYS:
+            key, kind = _JSON_KEYS[self._task]
+            found = _object_in(said, key, kind)
+            return None if found is None else msgspec.json.encode({key: found}).decode()
+        if self._task == "emoji_generation":
+            emoji = said.strip()
+            return emoji if 0 < len(emoji) <= MAX_EMOJI else None
+        return said or None
+
+
+def answer_by_rule(task: Task, messages: tuple[Message, ...], suggestions: tuple[str, ...] = ()) -> str | None:
+    """A sensible answer to `task` without a model, the same each time; None where there is none.
+
+    `suggestions` are what users may ask the agent, as its operator wrote them.
+    """
+    asked = messages[-1].text if messages else ""
+    user = _last_said(asked, "USER")
+    answer: dict[str, object]
+    match task:
+        case "title_generation":
+            answer = {"title": _title(user)}
+        case "tags_generation":
+            answer = {"tags": ["General"]}
+        case "follow_up_generation":
+            answer = {"follow_ups": [text for text in suggestions if text not in asked][:3]}
+        case "query_generation":
+            answer = {"queries": [user] if user else []}
+        case "image_prompt_generation":
+            answer = {"prompt": user}
+        case "autocomplete_generation":
+            answer = {"text": ""}
+        case "function_calling":
+            answer = {"tool_calls": []}
+        case "memory_review":
+            answer = {"operations": []}
+        case "emoji_generation":
+            return "\N{SPEECH BALLOON}"
+        case "moa_response_generation":
+            return _first_response(asked)
+        case "context_compaction":
+            return ""  # Open WebUI makes a summary of its own of an empty one
+        case "other":
+            return None
+    return msgspec.json.encode(answer).decode()
+
+
+def _finished(finished: ModelFinished | None, usage: Usage | None, steps: tuple[StepRecord, ...]) -> RunFinished:
+    reason = finished.reason if finished is not None and finished.reason != "tool_calls" else "stop"
+    return RunFinished(reason, usage, steps)
+
+
+def _object_in(text: str, key: str, kind: type) -> object:
+    """What the last object in `text` that has `key`, as a value of `kind`, has there; models put words and fences around it."""
+    end = text.rfind("}") + 1
+    start = text.rfind("{", 0, end)
+    for _ in range(20):
+        if start < 0:
+            return None
+        try:
+            value = msgspec.json.decode(text[start:end])
+        except (msgspec.DecodeError, RecursionError):
+            value = None
+        if isinstance(value, dict) and isinstance(found := value.get(key), kind):
+            return found
+        start = text.rfind("{", 0, start)
+    return None
+
+
+def _last_said(asked: str, role: str) -> str:
+    """What `role` said last in the history that the task holds."""
+    # By hand: a pattern that leaves out the spaces around the history takes for ever where there are many.
+    _, begins, rest = asked.partition("<chat_history>")
+    history, ends, _ = rest.partition("</chat_history>")
+    if not (begins and ends):
+        return ""
+    parts = _SPOKEN.split(history.strip())
+    said = [text.strip() for speaker, text in zip(parts[1::2], parts[2::2], strict=True) if speaker == role]
+    return said[-1] if said else ""
+
+
+def _title(text: str) -> str:
+    """The first words of `text`, as a title."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    words = _LIKE_MARKUP.sub(" ", line).split()
+    title = " ".join(words[:MAX_TITLE_WORDS])[:MAX_TITLE].rstrip(" .,;:!?-")
+    return title[:1].upper() + title[1:] if title else "New chat"
+
+
+def _first_response(asked: str) -> str | None:
+    responses = _RESPONSES.search(asked)
+    if responses is None:
+        return None
+    quoted = _QUOTED.search(responses.group(1))
+    return (quoted.group(1) if quoted else responses.group(1)).strip() or None

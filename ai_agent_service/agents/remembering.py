@@ -1,0 +1,285 @@
+"""An agent with a memory: gives any agent the conversation that its memory knows, and has the memory keep what it answers."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import ClassVar
+
+import msgspec
+
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import MemoryUnavailable, ServiceError, SessionBusy
+from ai_agent_service.core.events import (
+    MemorySkipped,
+    RefusalDelta,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+)
+from ai_agent_service.core.messages import ToolCall, ToolResult
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn, Step
+from ai_agent_service.observability.trace import is_tracing, present, trace
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED_WAIT_SECONDS = 10.0
+"""How long a database that is away is waited for to store what there is of an interrupted answer."""
+
+
+class LiveRuns:
+    """The runs that are under way in this process, for requests that repeat one of them to join it."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, _LiveRun] = {}
+
+    def begin(self, run_id: str) -> "_LiveRun":
+        """Lets others join the run of this id, until it is ended."""
+        run = self._runs[run_id] = _LiveRun()
+        return run
+
+    def end(self, run_id: str) -> None:
+        """Lets nobody join any more; those who have are told what there is, and that it ended."""
+        self._runs.pop(run_id).close()
+
+    def is_live(self, run_id: str) -> bool:
+        """Whether the run of this id is under way."""
+        return run_id in self._runs
+
+    def find(self, run_id: str) -> "_LiveRun | None":
+        """The run of this id, if it is under way."""
+        return self._runs.get(run_id)
+
+
+class _LiveRun:
+    def __init__(self) -> None:
+        self._events: list[RunEvent] = []
+        self._changed: asyncio.Event | None = None
+        self._ended = False
+
+    def tell(self, event: RunEvent) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def close(self) -> None:
+        self._ended = True
+        self._wake()
+
+    async def follow(self) -> AsyncGenerator[RunEvent, None]:
+        """All its events, those that were told already first; they end early if the run is stopped."""
+        told = 0
+        while True:
+            while told < len(self._events):
+                yield self._events[told]
+                told += 1
+            if self._ended:
+                return
+            self._changed = self._changed or asyncio.Event()
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            changed, self._changed = self._changed, None
+            changed.set()
+
+
+class Remembering(BaseAgent):
+    """`agent`, with the turns of its sessions kept by `memory`. A run without a session is the agent's own."""
+
+    type: ClassVar[str] = ""
+
+    def __init__(self, agent: BaseAgent, memory: Memory, live: LiveRuns, tasks: Tasks) -> None:
+        super().__init__(agent.definition, agent.parts)
+        self._agent = agent
+        self._memory = memory
+        self._live = live
+        self._tasks = tasks
+
+    async def model(self) -> str:
+        """The agent's."""
+        return await self._agent.model()
+
+    async def problem(self) -> str | None:
+        """The agent's, or the memory's if the agent does not answer without."""
+        problem = await self._agent.problem()
+        return problem or (self._memory.problem if self._memory.required else None)
+
+    def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Takes the turn; see BaseAgent. The last event comes when the answer is stored."""
+        return self._agent.run(turn, context) if context.session is None else self._taken(turn, context)
+
+    async def _taken(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        # Known to be under way before its question is stored, so that a request that repeats it joins it at once.
+        live = self._live.begin(context.run_id)
+        try:
+            async with aclosing(await self._begun(turn, context, live)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._live.end(context.run_id)
+
+    async def _begun(self, turn: Turn, context: RunContext, live: "_LiveRun") -> AsyncGenerator[RunEvent, None]:
+        """The events of the turn, whose question is stored now unless it cannot be."""
+        try:
+            messages = self.parts.pending.whole(turn.messages, context)
+            asked = Asked(messages=messages, history=turn.history, is_retry=turn.is_retry, message_id=turn.message_id)
+            remembered = await self._memory.begin(context, asked)
+        except MemoryUnavailable as error:
+            return _told((RunFailed(error),)) if self._memory.required else self._without_memory(turn, context, error)
+        except ServiceError as error:
+            return _told((RunFailed(error),))
+        if is_tracing():
+            trace.debug("memory.begun", extra=_traced_beginning(asked, remembered, context))
+        if remembered.answer is not None:
+            await remembered.keep(remembered.answer, wait=0)
+            return _told(_told_again(remembered.answer))
+        if remembered.under_way is not None:
+            await remembered.keep(Answer(text=""), wait=0)
+            return self._joined(remembered.under_way)
+        return self._remembered(turn, context, remembered, live)
+
+    async def _without_memory(self, turn: Turn, context: RunContext, error: MemoryUnavailable) -> AsyncGenerator[RunEvent, None]:
+        yield MemorySkipped(error.message)
+        async with aclosing(self._agent.run(turn, context)) as events:
+            async for event in events:
+                yield event
+
+    async def _remembered(
+        self, turn: Turn, context: RunContext, remembered: RememberedTurn, live: "_LiveRun"
+    ) -> AsyncGenerator[RunEvent, None]:
+        record = Record()
+        kept = False
+        try:
+            whole = msgspec.structs.replace(turn, messages=remembered.messages, shorter=remembered.shorter)
+            async with aclosing(self._agent.run(whole, context)) as events:
+                async for event in events:
+                    if isinstance(event, RunFinished | RunFailed):
+                        kept = True
+                        event = await self._kept(remembered, record.answer(event), event, context)
+                    else:
+                        record.add(event)
+                    live.tell(event)
+                    yield event
+        finally:
+            if not kept:
+                keeping = self._tasks.start(self._stored(remembered, record.interrupted(), INTERRUPTED_WAIT_SECONDS))
+                await asyncio.shield(keeping)
+
+    async def _kept(
+        self, remembered: RememberedTurn, answer: Answer, event: RunFinished | RunFailed, context: RunContext
+    ) -> RunFinished | RunFailed:
+        """`event` once the answer is stored, which goes on if the caller leaves; an error if it cannot be and has to be."""
+        keeping = self._tasks.start(self._stored(remembered, answer, max(1.0, context.seconds_left)))
+        error = await asyncio.shield(keeping)
+        if error is None or isinstance(event, RunFailed) or not self._memory.required:
+            return event
+        return RunFailed(error, event.usage, event.steps)
+
+    async def _stored(self, remembered: RememberedTurn, answer: Answer, wait: float) -> ServiceError | None:
+        try:
+            await remembered.keep(answer, wait=wait)
+        except ServiceError as error:
+            logger.warning("memory.not_stored", extra={"agent_id": self.agent_id, "code": error.code})
+            return error
+        if is_tracing():
+            kept = present(status=answer.status, steps=len(answer.steps), error=answer.error, text=answer.text)
+            trace.debug("memory.kept", extra={"agent_id": self.agent_id, **kept})
+        return None
+
+    async def _joined(self, run_id: str) -> AsyncGenerator[RunEvent, None]:
+        """The events of the run that this request repeats."""
+        live = self._live.find(run_id)
+        last: RunEvent | None = None
+        if live is not None:
+            async for event in live.follow():
+                last = msgspec.structs.replace(event, is_repeated=True) if isinstance(event, RunFinished) else event
+                yield last
+        if not isinstance(last, RunFinished | RunFailed):
+            yield RunFailed(SessionBusy("The request that this one repeats was interrupted. Try again.", retry_after=1))
+
+
+class Record:
+    """What is said and done in a run, put together for the memory."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._said: list[str] = []
+        self._steps: list[tuple[int, str, list[ToolCall], list[ToolResult]]] = []
+
+    def add(self, event: RunEvent) -> None:
+        """Takes one event that is not the last."""
+        match event:
+            case TextDelta(text=text) | RefusalDelta(text=text):
+                self._text.append(text)
+                self._said.append(text)
+            case ToolStarted(call=call, step=step):
+                if not self._steps or self._steps[-1][0] != step:
+                    self._begin(step)
+                self._steps[-1][2].append(call)
+            case ToolFinished(result=result):
+                self._steps[-1][3].append(result)
+            case _:
+                pass
+
+    def answer(self, event: RunFinished | RunFailed) -> Answer:
+        """The answer of a run that ended with `event`. One that waits for the client's tools is not complete."""
+        if isinstance(event, RunFailed):
+            return msgspec.structs.replace(self.interrupted(), usage=event.usage, error=event.error.code)
+        if event.tool_calls:
+            if not self._steps or self._steps[-1][0] != len(event.steps):
+                self._begin(len(event.steps))
+            asked = event.steps[-1].tool_calls if event.steps else event.tool_calls
+            self._steps[-1][2][:] = asked
+        status = self.interrupted() if event.tool_calls else self._answer()
+        return msgspec.structs.replace(status, reason=event.reason, usage=event.usage)
+
+    def interrupted(self) -> Answer:
+        """What there is of an answer that was not ended."""
+        return msgspec.structs.replace(self._answer(), status="incomplete")
+
+    def _begin(self, step: int) -> None:
+        self._steps.append((step, "".join(self._said), [], []))
+        self._said.clear()
+
+    def _answer(self) -> Answer:
+        steps = tuple(Step(text, tuple(calls), tuple(results)) for _, text, calls, results in self._steps)
+        return Answer(text="".join(self._text), steps=steps, last="".join(self._said))
+
+
+def _traced_beginning(asked: Asked, remembered: RememberedTurn, context: RunContext) -> dict[str, object]:
+    if remembered.answer is not None:
+        what = "answered before"
+    else:
+        what = "new" if remembered.under_way is None else f"under way as {remembered.under_way}"
+    return {
+        "run_id": context.run_id,
+        "agent_id": context.agent_id,
+        "session": context.session,
+        "history": asked.history,
+        "turn": what,
+        "messages_sent": len(asked.messages),
+        "messages_known": len(remembered.messages),
+    }
+
+
+async def _told(events: Iterable[RunEvent]) -> AsyncGenerator[RunEvent, None]:
+    for event in events:
+        yield event
+
+
+def _told_again(answer: Answer) -> list[RunEvent]:
+    """The events of a run that gave `answer`."""
+    events: list[RunEvent] = []
+    for number, step in enumerate(answer.steps, 1):
+        if step.text:
+            events.append(TextDelta(step.text))
+        events += (ToolStarted(call, number) for call in step.calls)
+        events += (ToolFinished(result) for result in step.results)
+    if last := answer.last if answer.steps else answer.text:
+        events.append(TextDelta(last))
+    return [*events, RunFinished(answer.reason, answer.usage, is_repeated=True)]

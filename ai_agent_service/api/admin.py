@@ -1,0 +1,20 @@
+"""POST /admin/reload: has the service read its files anew."""
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from ai_agent_service.api.access import Administering
+from ai_agent_service.api.dependencies import ServiceDependency
+from ai_agent_service.api.openapi import documented
+from ai_agent_service.editions import Changes
+from ai_agent_service.observability.audit import audit
+
+router = APIRouter(tags=["Service"])
+
+
+@router.post("/admin/reload", summary="Read agents, prompts and MCP servers anew", openapi_extra=documented(None, Changes))
+async def reload(service: ServiceDependency, caller: Administering) -> Response:
+    """Reads the files that the operator wrote, in this process; what changed, or every fault in them, after which nothing has changed."""
+    audit.info("config.reload", extra={"key_id": caller.key.key_id})
+    return Response(msgspec.json.encode(await service.reload()), media_type="application/json")

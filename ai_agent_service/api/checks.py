@@ -1,0 +1,299 @@
+"""Asks the parts of the service whether they can be used, each within a deadline and once for all who want to know."""
+
+import asyncio
+import logging
+import math
+import shutil
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+from ai_agent_service.agents.base import BaseAgent
+from ai_agent_service.auth.access import Access
+from ai_agent_service.core.errors import MemoryUnavailable, ProviderTimeout, UpstreamError
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.core.text import without_secrets
+from ai_agent_service.memory.opening import address_of
+from ai_agent_service.providers.base import Pingable, Provider
+from ai_agent_service.service import Service
+from ai_agent_service.storage.condition import Condition, condition, lag
+from ai_agent_service.storage.database import Database, DatabaseError, DatabaseLate
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+PING_SECONDS = 1.5
+"""What a part may take to answer; then it is reported as `timeout`."""
+
+READY_SECONDS = 0.5
+"""As much where it is asked whether requests should be sent here, which Kubernetes gives a second by default."""
+
+KEPT_SECONDS = 2.0
+AGENTS_KEPT_SECONDS = 1.0
+PROVIDERS_KEPT_SECONDS = 10.0
+GIVE_UP_SECONDS = 30.0
+"""After which a question that hangs is put anew."""
+
+LOW_DISK_BYTES = 256 * 1024 * 1024
+MAX_LAG_SECONDS = 60.0
+"""How far a replica may be behind."""
+
+
+class DatabaseAnswer(msgspec.Struct, frozen=True):
+    """What the database says, and its replica; `error` and `replica_error` are why they say nothing."""
+
+    round_trip_ms: float | None = None
+    revision: str | None = None
+    error: str | None = None
+    replica_lag_seconds: float | None = None
+    replica_error: str | None = None
+    is_late: bool = False
+    """Whether it did not say anything in time."""
+
+
+class ProviderAnswer(msgspec.Struct, frozen=True):
+    """Whether a provider answers; `unknown` where it cannot be asked without cost."""
+
+    state: Literal["ready", "down", "timeout", "not_configured", "unknown"]
+    error: str | None = None
+    round_trip_ms: float | None = None
+
+
+class AgentAnswer(msgspec.Struct, frozen=True):
+    """What keeps an agent from answering, if anything does."""
+
+    problem: str | None
+
+
+class DiskAnswer(msgspec.Struct, frozen=True):
+    """How many bytes are free where the service writes; `error` is why that cannot be told."""
+
+    free_bytes: int | None = None
+    total_bytes: int | None = None
+    error: str | None = None
+
+
+class Probe(Generic[T]):
+    """What `ask` comes to: asked by one task of `tasks` at a time, and kept for `kept_seconds`.
+
+    A question that hangs is not put again before it is given up, so that a part which hangs is not asked ever more.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[T]], tasks: Tasks, *, kept_seconds: float) -> None:
+        self._ask = ask
+        self._tasks = tasks
+        self._kept_seconds = kept_seconds
+        self._answered_at = -math.inf
+        self._task: asyncio.Task[T | None] | None = None
+
+    async def answer(self, within: float) -> T | None:
+        """The answer; None if there is none within that many seconds."""
+        task = self._task
+        if task is None or (task.done() and time.monotonic() - self._answered_at >= self._kept_seconds):
+            task = self._task = self._tasks.start(self._asked())
+        await asyncio.wait((task,), timeout=within)
+        return task.result() if task.done() and not task.cancelled() else None
+
+    async def _asked(self) -> T | None:
+        try:
+            async with asyncio.timeout(GIVE_UP_SECONDS):
+                return await self._ask()
+        except TimeoutError:
+            return None
+        finally:
+            self._answered_at = time.monotonic()
+
+
+class Checks:
+    """The parts of `service` and `access`; questions are put by `tasks`. The service's secrets are taken out of what parts say."""
+
+    def __init__(self, service: Service, access: Access, tasks: Tasks) -> None:
+        self._service = service
+        self._access = access
+        self._tasks = tasks
+        self._providers: dict[str, Probe[ProviderAnswer]] = {}
+        self._agents: dict[str, Probe[AgentAnswer]] = {}
+        self._disks = {path: Probe(_Disk(path).usage, tasks, kept_seconds=KEPT_SECONDS) for path in _written(service, access)}
+        self._database = Probe(self._ask_database, tasks, kept_seconds=KEPT_SECONDS)
+
+    @property
+    def asked_database(self) -> Database | None:
+        """The database of conversations, which may have been opened since the start, or that of keys; None where there is none."""
+        memories = self._service.memories
+        return self._access.database if memories is None else memories.database
+
+    async def problem(self) -> str | None:
+        """Why nothing can be served, in a sentence; None where something can, or that cannot be told in a moment."""
+        if (problem := self._access.problem) is not None:
+            return problem
+        answers = (await self.agents(READY_SECONDS)).values()
+        if all(answer is not None and answer.problem is not None for answer in answers):
+            return "No agent can answer."
+        return None
+
+    async def agents(self, within: float = PING_SECONDS) -> dict[str, AgentAnswer | None]:
+        """Each agent, by its id; None for one that did not tell in time."""
+        for agent in self._service.catalog:
+            if agent.agent_id not in self._agents:
+                self._agents[agent.agent_id] = Probe(self._agent(agent.agent_id), self._tasks, kept_seconds=AGENTS_KEPT_SECONDS)
+        return await _all({agent.agent_id: self._agents[agent.agent_id] for agent in self._service.catalog}, within)
+
+    async def providers(self) -> dict[str, ProviderAnswer]:
+        """Each provider that is used, by its name."""
+        used = self._service.providers
+        for name in used:
+            if name not in self._providers:
+                self._providers[name] = Probe(self._provider(name), self._tasks, kept_seconds=PROVIDERS_KEPT_SECONDS)
+        answers = await _all({name: self._providers[name] for name in sorted(used)}, PING_SECONDS)
+        return {name: answer or ProviderAnswer("timeout", _late()) for name, answer in answers.items()}
+
+    async def database(self) -> DatabaseAnswer:
+        """What the database says; only where there is one."""
+        return await self._database.answer(PING_SECONDS) or DatabaseAnswer(error=_late(), is_late=True)
+
+    async def disks(self) -> dict[Path, DiskAnswer | None]:
+        """How much room there is, by the folders that are written to; None for one that did not tell in time."""
+        return await _all(self._disks, PING_SECONDS)
+
+    def _agent(self, agent_id: str) -> Callable[[], Awaitable[AgentAnswer]]:
+        async def ask() -> AgentAnswer:
+            agent = next((agent for agent in self._service.catalog if agent.agent_id == agent_id), None)
+            return AgentAnswer(None if agent is None else self._clean(await _problem_of(agent)))
+
+        return ask
+
+    def _provider(self, name: str) -> Callable[[], Awaitable[ProviderAnswer]]:
+        async def ask() -> ProviderAnswer:
+            provider = self._service.providers.get(name)
+            answer = ProviderAnswer("unknown") if provider is None else await _ping(provider)
+            return msgspec.structs.replace(answer, error=self._clean(answer.error))
+
+        return ask
+
+    async def _ask_database(self) -> DatabaseAnswer:
+        database = self.asked_database
+        assert database is not None
+        began = time.monotonic()
+        try:
+            found = await database.ping(condition(with_position=database.replica is not None), timeout=PING_SECONDS)
+        except DatabaseError as error:
+            return DatabaseAnswer(error=self._clean(str(error)), is_late=isinstance(error, DatabaseLate))
+        except Exception as error:  # noqa: BLE001 - a server that is not quite PostgreSQL may know no such function
+            return DatabaseAnswer(error=_unexpected("database", error))
+        taken = _milliseconds(began)
+        try:
+            behind = await _lag_of(database, found)
+        except MemoryUnavailable:
+            return DatabaseAnswer(taken, found.revision, replica_error=self._clean(database.replica_problem))
+        except Exception as error:  # noqa: BLE001 - as above
+            return DatabaseAnswer(taken, found.revision, replica_error=_unexpected("replica", error))
+        return DatabaseAnswer(taken, found.revision, replica_lag_seconds=behind)
+
+    def _clean(self, said: str | None) -> str | None:
+        return None if said is None else without_secrets(said, self._service.secrets)
+
+
+@asynccontextmanager
+async def open_checks(service: Service, access: Access) -> AsyncGenerator[Checks, None]:
+    """The checks of a service; what is still asked at the end is left."""
+    async with Tasks(grace=0.1) as tasks:
+        yield Checks(service, access, tasks)
+
+
+K = TypeVar("K")
+
+
+async def _all(probes: dict[K, Probe[T]], within: float) -> dict[K, T | None]:
+    answers = await asyncio.gather(*(probe.answer(within) for probe in probes.values()))
+    return dict(zip(probes, answers, strict=True))
+
+
+async def _ping(provider: Provider) -> ProviderAnswer:
+    if provider.missing:
+        return ProviderAnswer("not_configured", f"{' and '.join(provider.missing)} must be set.")
+    if not isinstance(provider, Pingable):
+        return ProviderAnswer("unknown", "It has no ping.")
+    began = time.monotonic()
+    try:
+        await provider.ping(timeout=PING_SECONDS)
+    except UpstreamError as error:
+        # A server may well answer questions to models and list none.
+        if isinstance(error, ProviderTimeout):
+            return ProviderAnswer("timeout", error.message)
+        return ProviderAnswer("unknown" if error.code == "provider_model_not_found" else "down", error.message)
+    except Exception as error:  # noqa: BLE001 - a provider may be a plug-in and raise anything
+        return ProviderAnswer("down", _unexpected(provider.name, error))
+    return ProviderAnswer("ready", None, _milliseconds(began))
+
+
+async def _problem_of(agent: BaseAgent) -> str | None:
+    try:
+        return await agent.problem()
+    except Exception as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything
+        return _unexpected(agent.agent_id, error)
+
+
+async def _lag_of(database: Database, found: Condition) -> float | None:
+    """How many seconds the replica is behind; None without one. Raises MemoryUnavailable."""
+    if database.replica is None or found.position is None:
+        return None
+    return await database.read_replica(lag(found.position), timeout=PING_SECONDS)
+
+
+def _written(service: Service, access: Access) -> list[Path]:
+    """The folders that the service writes to."""
+    settings, database = service.settings, access.database
+    paths = [address_of(settings).path] if database is not None and database.kind == "sqlite" else []
+    if settings.audit_log_file is not None:
+        paths.append(settings.audit_log_file)
+    return list(dict.fromkeys(path.absolute().parent for path in paths))
+
+
+class _Disk:
+    """A folder whose room is looked up in a thread of its own, as a network drive may hang: then nothing else should."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._looking: asyncio.Future[DiskAnswer] | None = None
+
+    async def usage(self) -> DiskAnswer:
+        """How much is free."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_future()
+            threading.Thread(target=self._look, args=(asyncio.get_running_loop(), self._looking), name="disk", daemon=True).start()
+        return await asyncio.shield(self._looking)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[DiskAnswer]") -> None:
+        try:
+            usage = shutil.disk_usage(self._path)
+            answer = DiskAnswer(usage.free, usage.total)
+        except OSError as error:
+            answer = DiskAnswer(error=f"{type(error).__name__}: {error.strerror}")
+
+        def tell() -> None:
+            self._looking = None
+            if not future.done():
+                future.set_result(answer)
+
+        try:
+            loop.call_soon_threadsafe(tell)
+        except RuntimeError:
+            return  # the event loop is closed: nobody waits any more
+
+
+def _milliseconds(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 2)
+
+
+def _late() -> str:
+    return f"It did not answer within {PING_SECONDS:g} seconds."
+
+
+def _unexpected(part: str, error: Exception) -> str:
+    logger.warning("health.check_failed", extra={"part": part}, exc_info=error)
+    return f"The check failed with {type(error).__name__}; the log says more."

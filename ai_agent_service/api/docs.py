@@ -1,0 +1,31 @@
+"""GET /docs, /redoc and /openapi.json: the API, described."""
+
+import msgspec
+from fastapi import APIRouter
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ai_agent_service.api.access import Administering
+
+router = APIRouter(include_in_schema=False)
+
+OPENAPI = "/openapi.json"
+
+
+@router.get(OPENAPI)
+async def openapi(request: Request, principal: Administering) -> Response:
+    """The description, in the form of OpenAPI."""
+    return Response(msgspec.json.encode(request.app.openapi()), media_type="application/json")
+
+
+@router.get("/docs")
+async def docs(request: Request, principal: Administering) -> Response:
+    """The description as a page, to try out."""
+    return get_swagger_ui_html(openapi_url=OPENAPI, title=request.app.title)
+
+
+@router.get("/redoc")
+async def redoc(request: Request, principal: Administering) -> Response:
+    """The description as a page, to read."""
+    return get_redoc_html(openapi_url=OPENAPI, title=request.app.title)

@@ -1,0 +1,116 @@
+"""The outermost layer: gives each request its id, makes an answer of what nobody else caught, and tells of the request once it is over."""
+
+import asyncio
+import logging
+import time
+
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ai_agent_service.api.errors import error_response, internal_error
+from ai_agent_service.api.stopping import Stopping, stopped
+from ai_agent_service.core.errors import CrossSiteRequest
+from ai_agent_service.observability.access_log import AccessLog
+from ai_agent_service.observability.metrics import Metrics
+from ai_agent_service.observability.reports import RequestReport
+from ai_agent_service.observability.request_id import accepted_or_new, current_request_id
+
+logger = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499
+"""The status told of a request whose caller left before the answer began; nginx's."""
+
+UNKNOWN = "unknown"
+"""The route of what has none."""
+
+
+class Edge:
+    """ASGI middleware: `x-request-id` in and out, HEAD as GET without a body, no POST from other sites' pages, a 500 in OpenAI's shape for
+    a fault of ours, a 503 for what cannot be answered any more; each request in `metrics` and in `access_log`, once. Each counts as under
+    way, so that what it may use stays open."""
+
+    def __init__(self, app: ASGIApp, stopping: Stopping, metrics: Metrics, access_log: AccessLog) -> None:
+        self.app = app
+        self._stopping = stopping
+        self._metrics = metrics
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began_at = time.perf_counter()
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+        request_id = accepted_or_new(given.decode("latin-1"))
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        current_request_id.set(request_id)
+        header = (b"x-request-id", request_id.encode())
+        status = 0
+        answered_at = began_at
+        method = scope["method"]
+        is_head = method == "HEAD"
+        if is_head:
+            scope = {**scope, "method": "GET"}
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, answered_at
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answered_at = time.perf_counter()
+                message["headers"] = [*message.get("headers", ()), header]
+            elif is_head:
+                message["body"] = b""
+            await send(message)
+
+        period = scope["app"].state.service.period
+        period.begin()
+        self._metrics.in_flight += 1
+        try:
+            if method == "POST" and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
+                refused = CrossSiteRequest("Requests from web pages of other sites are not taken.")
+                state["error"] = refused.code
+                await error_response(refused)(scope, receive, send_with_id)
+            elif self._stopping.refuses(scope["path"]):
+                state["error"] = stopped().code
+                await error_response(stopped())(scope, receive, send_with_id)
+            else:
+                await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if status or not self._stopping.is_closed:
+                raise
+            state["error"] = stopped().code
+            await error_response(stopped())(scope, receive, send_with_id)  # only the server cancels requests, once their time is up
+        except Exception:
+            logger.exception("request.failed", extra={"path": scope["path"]})
+            failed = internal_error(request_id)
+            state["error"] = failed.code
+            if status:
+                raise
+            await error_response(failed)(scope, receive, send_with_id)
+        finally:
+            period.end()
+            self._metrics.in_flight -= 1
+            first_byte = answered_at - began_at if status else None
+            self._tell(scope, method, status, time.perf_counter() - began_at, first_byte)
+
+    def _tell(self, scope: Scope, method: str, status: int, seconds: float, first_byte_seconds: float | None) -> None:
+        """Tells of a request that is over."""
+        state, route, client = scope["state"], scope.get("route"), scope.get("client")
+        run = state.get("run")
+        error = state.get("error", "")
+        if run is not None and not error and run.outcome not in ("answered", "left", "stopped"):
+            error = run.outcome
+        report = RequestReport(
+            method,
+            route.path_format if isinstance(route, APIRoute) else UNKNOWN,
+            status or CLIENT_LEFT,
+            seconds,
+            first_byte_seconds,
+            client[0] if client else "",
+            error,
+            run,
+        )
+        self._metrics.request(report)
+        self._access_log.tell(report)

@@ -1,0 +1,294 @@
+"""HTTP/1.1 as uvicorn reads it, within bounds: how large a request's head may be, and how long a caller may take to send a request."""
+
+import asyncio
+import logging
+import sys
+from typing import Any
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from ai_agent_service.api.errors import error_json
+from ai_agent_service.core.errors import HeadersTooLarge, InvalidRequest, ServiceError
+from ai_agent_service.core.ids import new_id
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 64 * 1024
+"""What the request line and the headers may be together; as much may come, beside the body, in what else a request is framed with."""
+
+MAX_HEADERS = 100
+MAX_PIPELINED = 8
+"""How many requests may wait for the answers of those before them; uvicorn itself would queue all that one read brings."""
+
+LINGER_SECONDS = 5.0
+"""How long a caller whose answer came early may go on sending: to close the connection under it would cost it the answer."""
+
+
+CLOSE = (b"connection", b"close")
+"""Among the headers of every answer while the server ends."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself takes heads of any size, waits for them without end, and takes trailers for headers.
+
+    One timer for each connection looks after the times; a chunk of an answer costs nothing here. It builds on uvicorn's inner names, so
+    tests/api/test_protocol.py must be run with a new uvicorn.
+    """
+
+    HEAD_SECONDS = 30.0
+    """How long a request's head may take, the wait for the first byte of a new connection included."""
+
+    BODY_SECONDS = 30.0
+    """In each such span a body has to bring `BODY_BYTES`, so that no pause of twice as long remains unseen."""
+
+    BODY_BYTES = 1024
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._head_since: float | None = None
+        self._head_bytes = 0
+        self._unread = 0
+        """Bytes that came since the last that was the end of a head, or of a body's."""
+
+        self._body_bytes = 0
+        self._data = b""
+        """What was read last."""
+
+        self._is_replaying = False
+        """Whether the parser is told again what is known of a request."""
+
+        self._refusal: ServiceError | None = None
+        self._is_deaf = False
+        """Whether what still comes is passed over."""
+
+        self._running: RequestResponseCycle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: RequestResponseCycle | None = None
+        """The request whose body was waited for when the timer rang last."""
+
+        self._was_idle = False
+        self._unsent = -1
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
+        """Begins to watch the connection."""
+        super().connection_made(transport)
+        self._head_since = self.loop.time()
+        self._timer = self.loop.call_later(self.HEAD_SECONDS, self._watch)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the watch, and tells the request that is being answered, where uvicorn tells the one that came last."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._leave(self._running)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Takes what the caller sent, unless it had its last answer."""
+        if self._is_deaf:
+            return
+        self._unread += len(data)
+        self._data = data
+        super().data_received(data)
+        if self._unread > MAX_HEAD_BYTES and not self._is_deaf:
+            if self._head_since is not None:
+                self._refusal = _too_large()
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        """Begins to measure a head."""
+        if self._is_replaying:
+            return
+        super().on_message_begin()
+        self._head_bytes = 0
+        self._head_since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the address."""
+        if self._is_replaying:
+            return
+        self._measure(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header. What comes after the body is passed over: it would be added to the headers while the request is answered."""
+        if self._head_since is None or self._is_replaying:
+            return
+        self._measure(len(name) + len(value))
+        if len(self.headers) == MAX_HEADERS:
+            self._refuse_head()
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        if self._is_replaying:
+            return
+        self._head_since = None
+        self._unread = self._body_bytes = 0
+        super().on_headers_complete()
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._refuse_head()
+        if not self.cycle.keep_alive or CLOSE in self.server_state.default_headers:
+            self.cycle.transport = _Lingering(self, self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._unread = 0
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole, unless it asks for an upgrade and has a body, which the parser takes for another protocol's."""
+        if self._is_replaying or (self.parser.should_upgrade() and self._framing()):
+            return
+        self._unread = 0
+        super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Goes on in HTTP/1.1 where a caller offers another protocol, as Java's client offers h2c with each first request.
+
+        The parser ends such a request at its head, and uvicorn drops what comes behind. A new parser that is told how the body is framed
+        reads it as what it is; without, the body would be read as the next request.
+        """
+        stopped = sys.exc_info()[1]
+        rest = self._data[stopped.args[0] :] if isinstance(stopped, httptools.HttpParserUpgrade) else b""
+        if framing := self._framing():
+            lines = [b"%b: %b\r\n" % header for header in framing]
+            if not self.cycle.keep_alive:
+                lines.append(b"connection: close\r\n")
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+            self._is_replaying = True
+            try:
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(lines))
+            finally:
+                self._is_replaying = False
+        if rest:
+            self.data_received(rest)
+
+    def _framing(self) -> list[tuple[bytes, bytes]]:
+        """The headers that say how long the request's body is; none where it has no body."""
+        return [
+            (name, value)
+            for name, value in self.headers
+            if name == b"transfer-encoding" or (name == b"content-length" and value.strip(b" 0"))
+        ]
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what cannot be read, in OpenAI's shape, and ends the connection."""
+        self._is_deaf = True
+        refusal = self._refusal or InvalidRequest("This is not HTTP that can be read.", code="invalid_http")
+        busy = self._running is not None and not self._running.response_complete
+        is_answered = busy and (self._running is not self.cycle or self.cycle.response_started)
+        self._leave(self._running)
+        if is_answered:
+            self.transport.close()  # nothing can be said within an answer
+            return
+        request_id = new_id("req_")
+        logger.info("connection.refused", extra={"code": refusal.code, "request_id": request_id})
+        body = error_json(refusal)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", request_id.encode()),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[refusal.status], lines, body))
+        self.linger()
+
+    def linger(self) -> None:
+        """Ends the connection, but lets a caller that is still sending read its answer."""
+        self._is_deaf = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _measure(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        """Ends the reading of a head, as only an error does; `send_400_response` is called for it."""
+        self._refusal = _too_large()
+        raise self._refusal
+
+    def _leave(self, cycle: RequestResponseCycle | None) -> None:
+        """Tells a request that its caller is gone."""
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _watch(self) -> None:
+        """Closes the connection if its caller keeps it without use; else looks again later."""
+        now = self.loop.time()
+        again = self.HEAD_SECONDS
+        waiting: RequestResponseCycle | None = None
+        is_idle = False
+        if self.transport.is_closing():
+            self._abort_if_stuck()
+        elif self._is_deaf:
+            pass  # it is closed in a moment
+        elif self._is_deaf:
+            pass  # it ends by itself
+        elif self._head_since is not None:
+            if self._running is not None and not self._running.response_complete:
+                self._head_since = now  # it is the next request's, which may wait
+            again = max(self._head_since + self.HEAD_SECONDS - now, 0.0)
+            if not again:
+                self._close("the head of a request did not come")
+        elif self.cycle.response_complete:
+            # uvicorn's own timer watches a connection at rest. What stops that timer is a request, the rest of a body that was not
+            # waited for, or bytes that mean nothing.
+            is_idle = self.timeout_keep_alive_task is None
+            if is_idle and self._was_idle:
+                self._close("what came after an answer was no request")
+        elif self.cycle.more_body and not self.flow.read_paused:
+            again = self.BODY_SECONDS
+            waiting = self.cycle
+            if waiting is self._waiting and self._body_bytes < self.BODY_BYTES:
+                self._close("the body of a request did not come")
+            self._body_bytes = 0
+        self._waiting, self._was_idle = waiting, is_idle
+        self._timer = self.loop.call_later(again or self.HEAD_SECONDS, self._watch)
+
+    def _close(self, reason: str) -> None:
+        logger.info("connection.closed", extra={"reason": reason})
+        self.transport.close()
+
+    def _abort_if_stuck(self) -> None:
+        """Ends a connection that is closed but for what its caller does not read."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == self._unsent:
+            self.transport.abort()
+        self._unsent = unsent
+
+
+class _Lingering(asyncio.Transport):
+    """What the answer to the last request of a connection is written to: closed only when nothing more comes, or after a while."""
+
+    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+        super().__init__()
+        self._protocol = protocol
+        self._cycle = cycle
+        self.write = protocol.transport.write  # type: ignore[method-assign]  # without a call in between
+        self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]  # as above
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self._cycle.more_body and self._cycle.response_complete:
+            self._protocol.linger()
+        else:
+            self._protocol.transport.close()
+
+
+def _too_large() -> HeadersTooLarge:
+    return HeadersTooLarge(f"The request line and the headers may have {MAX_HEAD_BYTES} bytes together, in {MAX_HEADERS} headers at most.")

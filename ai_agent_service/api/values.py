@@ -1,0 +1,80 @@
+"""Checks what JSON cannot rule out: the character NUL, and values of free form that are nested too deeply or too many."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from ai_agent_service.core.errors import InvalidRequest
+
+MAX_DEPTH = 100
+"""How deep a value of free form, such as a tool's schema, may be nested: what is encoded again later must not exhaust the stack."""
+
+MAX_VALUES = 100_000
+MAX_SEARCHED = 300_000
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_Trail = tuple["_Trail | None", str]
+"""Where a value is: where what holds it is, and its own part of the path."""
+
+
+def check_no_nul(body: bytes, decoded: object) -> None:
+    """Raises InvalidRequest, with the place as `param`, if `decoded` has a NUL, which databases and providers do not bear.
+
+    `body` is what it was decoded from: one that has no escaped NUL, as nearly all, is not searched further.
+    """
+    if b"\\u0000" in body and _NUL.search(body):
+        found, place = _nul_in(decoded)
+        if found:
+            raise InvalidRequest("Text cannot contain the character NUL.", param=place)
+
+
+def checked_values(value: Any, place: str) -> Any:
+    """`value`, JSON of free form, if it is neither nested too deeply nor too large; `place` names it in the InvalidRequest."""
+    level = [value]
+    count = 0
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list) and each
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return value
+        count += len(level)
+        if count > MAX_VALUES:
+            raise InvalidRequest(f"This holds more than {MAX_VALUES} values.", param=place)
+    raise InvalidRequest(f"This is nested more than {MAX_DEPTH} levels deep.", param=place)
+
+
+def _nul_in(decoded: object) -> tuple[bool, str | None]:
+    """Whether there is a NUL, and where; one that is past all bounds is taken to have it."""
+    waiting: list[tuple[object, _Trail | None]] = [(decoded, None)]
+    searched = 0
+    while waiting:
+        value, trail = waiting.pop()
+        searched += 1
+        if searched > MAX_SEARCHED:
+            return True, None
+        if isinstance(value, str):
+            if "\x00" in value:
+                return True, _path(trail)
+        elif isinstance(value, list):
+            waiting += [(each, (trail, f"[{number}]")) for number, each in enumerate(value)]
+        elif isinstance(value, dict):
+            waiting += [(each, (trail, "[...]")) for pair in value.items() for each in pair]  # a key is the caller's words
+        elif isinstance(value, msgspec.Struct):
+            waiting += [(getattr(value, name), (trail, f".{name}")) for name in value.__struct_fields__]
+    return False, None
+
+
+def _path(trail: _Trail | None) -> str:
+    """The trail as errors tell it: what is within a value of free form is not told further."""
+    parts: list[str] = []
+    while trail is not None:
+        trail, part = trail
+        parts.append(part)
+    parts.reverse()
+    if "[...]" in parts:
+        del parts[parts.index("[...]") + 1 :]
+    return "".join(parts).removeprefix(".")

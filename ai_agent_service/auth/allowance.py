@@ -1,0 +1,172 @@
+"""The rule of limits: whether a run fits within what its key and the user behind it may ask, and what is left then.
+
+What may be asked a minute is a bucket that is kept as one number, `until`: the time at which all that was asked will have been earned
+again. What costs `c` of `n` a minute moves it by `60 * c / n` seconds and fits if it is a minute away then at most. So `n` fit at once
+into a bucket that is full, and one more each `60 / n` seconds after that. Source: the virtual scheduling algorithm (GCRA), ITU-T I.371.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from ai_agent_service.auth.principal import Limits, Principal
+from ai_agent_service.core.errors import RateLimited
+from ai_agent_service.core.text import storable
+
+MINUTE = 60.0
+TOLERANCE = 0.01
+"""The part of one request or token by which a bucket may be too full: sums of times since 1970 are not exact."""
+
+LONGEST_NAME = 255
+"""Characters of a user's id that name a subject; of a longer one its digest does."""
+
+PARALLEL_RETRY_SECONDS = 1.0
+"""When to try again where a run has to end first, which nobody can foretell."""
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """What is limited."""
+
+    name: str
+    whose: Literal["key", "user"]
+    limits: Limits
+
+    def reserved(self, tokens: int) -> int:
+        """What of `tokens` is charged before the run: a run that may take more than a minute's waits for a full bucket."""
+        return 0 if self.limits.tokens is None else min(tokens, self.limits.tokens)
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """A run that is to be admitted: it may take `tokens`, and `seconds` at most."""
+
+    subjects: tuple[Subject, ...]
+    run_id: str
+    tokens: int
+    seconds: float
+
+
+class Level(msgspec.Struct, frozen=True):
+    """How much a subject has used: until when its requests and tokens will have been earned again, and its runs under way."""
+
+    requests_until: float
+    tokens_until: float
+    running: int
+
+
+def subjects_of(principal: Principal, user: str) -> tuple[Subject, ...]:
+    """What is limited of a caller: the key, and the user behind it."""
+    key = principal.key
+    found: tuple[Subject, ...] = ()
+    if key.limits:
+        found = (Subject(f"key:{key.key_id}", "key", key.limits),)
+    if key.user_limits:
+        found = (*found, Subject(f"key:{key.key_id}|user:{_short(user)}", "user", key.user_limits))
+    return found
+
+
+def decide(ask: Ask, levels: Sequence[Level], now: float) -> list[Level]:
+    """The levels of the ask's subjects once it is admitted. Raises RateLimited if one of them refuses, with the longest wait."""
+    after: list[Level] = []
+    refusals: list[tuple[float, str]] = []
+    for subject, level in zip(ask.subjects, levels, strict=True):
+        limits, whose = subject.limits, subject.whose
+        requests, tokens = level.requests_until, level.tokens_until
+        if limits.requests is not None:
+            requests = _charged(requests, 1, limits.requests, now)
+            if wait := _wait(requests, limits.requests, now):
+                refusals.append((wait, f"This {whose} has used up its limit of {limits.requests} requests a minute."))
+        if limits.tokens is not None:
+            tokens = _charged(tokens, ask.tokens, limits.tokens, now)
+            if wait := _wait(tokens, limits.tokens, now):
+                left = _remaining(level.tokens_until, limits.tokens, now)
+                problem = f"This request may take {ask.tokens} tokens, and this {whose} has {left} left of its {limits.tokens} a minute."
+                refusals.append((wait, problem))
+        if limits.parallel is not None and level.running >= limits.parallel:
+            refusals.append((0.0, f"This {whose} has {level.running} parallel runs under way and may have {limits.parallel}."))
+        after.append(Level(requests, tokens, level.running + 1))
+    if refusals:
+        wait, problem = max(refusals)
+        wait = max(wait, PARALLEL_RETRY_SECONDS)
+        seconds = math.ceil(wait)
+        raise RateLimited(
+            f"{problem} Try again in {seconds} {'second' if seconds == 1 else 'seconds'}.",
+            retry_after=wait,
+            headers=headers_of(ask.subjects, levels, now),
+        )
+    return after
+
+
+def settled(level: Level, subject: Subject, *, reserved: int, used: int, now: float) -> Level:
+    """The level once a run has ended that used so many of the tokens reserved for it.
+
+    What is given back may be asked for at once, though a part of it was earned again while the run went on. So within one minute more
+    than a minute's tokens may be used, by what was reserved before it and was not used; in the long run never more than are earned.
+    """
+    rate = subject.limits.tokens
+    if rate is None or rate < 1:
+        return level
+    change = (used - reserved) * MINUTE / rate
+    until = max(level.tokens_until, now) if change > 0 else level.tokens_until
+    return msgspec.structs.replace(level, tokens_until=until + change)
+
+
+def headers_of(subjects: Sequence[Subject], levels: Sequence[Level], now: float) -> Mapping[str, str]:
+    """What is left of requests and tokens, in OpenAI's headers; of each what the tightest subject has."""
+    requests = [
+        (_remaining(level.requests_until, limit, now), limit, level.requests_until)
+        for subject, level in zip(subjects, levels, strict=True)
+        if (limit := subject.limits.requests) is not None
+    ]
+    tokens = [
+        (_remaining(level.tokens_until, limit, now), limit, level.tokens_until)
+        for subject, level in zip(subjects, levels, strict=True)
+        if (limit := subject.limits.tokens) is not None
+    ]
+    headers = {}
+    for name, found in (("requests", requests), ("tokens", tokens)):
+        if found:
+            remaining, limit, until = min(found)
+            headers[f"x-ratelimit-limit-{name}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(remaining)
+            headers[f"x-ratelimit-reset-{name}"] = duration(until - now)
+    return headers
+
+
+def duration(seconds: float) -> str:
+    """Seconds as OpenAI writes them: `0s`, `120ms`, `1.2s`, `6m0s`, `1h0m0s`; rounded up to milliseconds."""
+    milliseconds = math.ceil(round(seconds * 1000, 3))
+    if milliseconds <= 0:
+        return "0s"
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    words = f"{rest / 1000:g}s"
+    if hours:
+        return f"{hours}h{minutes}m{words}"
+    return f"{minutes}m{words}" if minutes else words
+
+
+def _charged(until: float, cost: int, rate: int, now: float) -> float:
+    if rate < 1:
+        return now + 2 * MINUTE  # nothing may be asked
+    return max(until, now) + min(cost, rate) * MINUTE / rate
+
+
+def _wait(until: float, rate: int, now: float) -> float:
+    """Seconds until what led to `until` fits; 0 if it does."""
+    wait = until - now - MINUTE
+    return wait if wait * max(rate, 1) > TOLERANCE * MINUTE else 0.0
+
+
+def _remaining(until: float, rate: int, now: float) -> int:
+    return max(0, min(rate, math.floor((now + MINUTE - until) * rate / MINUTE + TOLERANCE)))
+
+
+def _short(user: str) -> str:
+    if len(user) <= LONGEST_NAME:
+        return storable(user)
+    return hashlib.blake2b(user.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,261 @@
+"""Admits runs within the limits of their key and of the user behind it, counted in PostgreSQL for all replicas together.
+
+An admission is one transaction and its end another. Each locks the levels of its subjects, in one order for all, so that none waits for
+one that waits for it. What it reads it reads after that, in a statement of its own: only that one sees what those did that it waited for.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from sqlalchemy import Connection
+
+from ai_agent_service.auth.allowance import Ask, Level, decide, headers_of, settled
+from ai_agent_service.auth.limits import RUN_GRACE, Admission, InProcessLimits, Limiter
+from ai_agent_service.core.errors import MemoryUnavailable, RateLimited
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.engines import Work
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 4
+"""Transactions at once: those of one busy key wait for each other, and must not take all connections for that."""
+
+RETRY_SECONDS = 1.0
+"""How long the database is left alone after it failed."""
+
+CLEANUP_SECONDS = 600.0
+BATCH = 500
+"""Rows of each table that are deleted in one transaction."""
+
+LARGEST = 2**31 - 1
+"""What the column of tokens holds."""
+
+# It does not wait for the disk: the runs of one key take turns under this lock, and a level that is lost with the server does no harm.
+_LOCK = """
+INSERT INTO limit_levels (subject, requests_until, tokens_until)
+SELECT subject, 0, 0 FROM unnest($1::text[]) AS subject ORDER BY subject
+ON CONFLICT (subject) DO UPDATE SET requests_until = limit_levels.requests_until
+RETURNING subject, requests_until, tokens_until, extract(epoch FROM clock_timestamp())::float8 AS now,
+    set_config('synchronous_commit', 'off', true)
+"""
+_RUNS = """
+SELECT subject, count(*) FILTER (WHERE until > $2 AND run_id <> $3) AS others, bool_or(run_id = $3) AS admitted
+FROM limit_runs WHERE subject = ANY($1::text[]) GROUP BY subject
+"""
+_BEGIN_RUN = """
+WITH asked AS (
+    SELECT * FROM unnest($1::text[], $2::float8[], $3::float8[], $4::int[]) AS asked (subject, requests_until, tokens_until, tokens)
+), begun AS (
+    INSERT INTO limit_runs (subject, run_id, until, tokens) SELECT subject, $5, $6, tokens FROM asked
+)
+UPDATE limit_levels SET requests_until = asked.requests_until, tokens_until = asked.tokens_until
+FROM asked WHERE limit_levels.subject = asked.subject
+"""
+_END_RUN = "DELETE FROM limit_runs WHERE run_id = $1 AND subject = ANY($2::text[]) RETURNING subject, tokens"
+_SETTLE = """
+UPDATE limit_levels SET tokens_until = after.tokens_until
+FROM unnest($1::text[], $2::float8[]) AS after (subject, tokens_until) WHERE limit_levels.subject = after.subject
+"""
+# A row that is locked is in use, and what waits for nobody is part of no deadlock.
+_FORGET_RUNS = """
+WITH stale AS (
+    SELECT subject, run_id FROM limit_runs WHERE until < extract(epoch FROM clock_timestamp())::float8 LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM limit_runs USING stale WHERE limit_runs.subject = stale.subject AND limit_runs.run_id = stale.run_id
+"""
+_FORGET_LEVELS = """
+WITH stale AS (
+    SELECT subject FROM limit_levels WHERE greatest(requests_until, tokens_until) < extract(epoch FROM clock_timestamp())::float8
+    LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM limit_levels USING stale WHERE limit_levels.subject = stale.subject
+"""
+
+
+class SharedLimits(Limiter):
+    """Limits of all replicas on one PostgreSQL, by its clock. While it is away each process counts by itself, from nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._here = InProcessLimits()
+        self._tasks = Tasks(grace=2.0)
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._cleaning: asyncio.Task[None] | None = None
+        self._alone = False
+        self._again_at = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._cleaning = asyncio.create_task(self._clean())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Waits for what is being counted, for a moment."""
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+            await asyncio.wait((self._cleaning,))
+        await self._tasks.finish()
+
+    async def admit_asked(self, ask: Ask) -> Admission:
+        """Decides by what is counted in the database, or here while it is away."""
+        # In a task of its own, as it would not be known of a transaction that is broken off whether the run was admitted.
+        deciding = self._tasks.start(self._decided(ask))
+        try:
+            decided = await asyncio.shield(deciding)
+        except asyncio.CancelledError:
+            self._tasks.run(_undone(deciding))
+            raise
+        if isinstance(decided, RateLimited):
+            raise decided
+        return decided
+
+    def end(self, ask: Ask, tokens: int | None, until: float) -> asyncio.Task[None]:
+        """Counts a run as ended, once the database is there; `until` is the reading of `time.monotonic()` at which it does not matter."""
+        return self._tasks.start(self._ended(ask, tokens, until))
+
+    async def clean_up(self) -> int:
+        """Deletes what is as if it had never been asked; gives how many rows. Several replicas may do so at once."""
+        total = 0
+        while True:
+            counts = await self._database.write(_forget)
+            total += sum(counts)
+            if max(counts) < BATCH:
+                return total
+
+    async def _decided(self, ask: Ask) -> Admission | RateLimited:
+        until = time.monotonic() + ask.seconds + RUN_GRACE
+        try:
+            async with self._at_once:
+                if self._database.problem is None and time.monotonic() >= self._again_at:
+                    try:
+                        headers = await self._database.write(partial(_begin, ask))
+                    except MemoryUnavailable:
+                        self._again_at = time.monotonic() + RETRY_SECONDS
+                        # It may have been admitted all the same, which nobody will know of.
+                        self._tasks.run(self._ended_later(partial(_end, ask, None), until))
+                    else:
+                        self._set_alone(alone=False)
+                        return _Shared(self, ask, headers, until)
+            self._set_alone(alone=True)
+            return await self._here.admit_asked(ask)
+        except RateLimited as refusal:
+            return refusal
+
+    async def _ended(self, ask: Ask, tokens: int | None, until: float) -> None:
+        work = partial(_end, ask, tokens)
+        try:
+            async with self._at_once:
+                await self._database.write(work)
+        except MemoryUnavailable:
+            logger.warning("limits.settled_later", extra={"run_id": ask.run_id})
+            self._tasks.run(self._ended_later(work, until))
+
+    async def _ended_later(self, work: Work[None], until: float) -> None:
+        try:
+            await self._database.write(work, wait=until - time.monotonic())
+        except MemoryUnavailable:
+            logger.debug("limits.not_settled")
+
+    def _set_alone(self, *, alone: bool) -> None:
+        if alone and not self._alone:
+            logger.warning("limits.not_shared", extra={"reason": self._database.problem or "the database did not answer in time"})
+        elif self._alone and not alone:
+            logger.info("limits.shared_again")
+        self._alone = alone
+
+    async def _clean(self) -> None:
+        while True:
+            await asyncio.sleep(CLEANUP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            try:
+                await self.clean_up()
+            except MemoryUnavailable:
+                logger.debug("limits.cleanup_passed")
+            except Exception:
+                logger.exception("limits.cleanup_failed")
+
+
+def open_limits(database: Database | None) -> Limiter:
+    """Limits that all replicas on a PostgreSQL share; those of this process on SQLite and without a database."""
+    return SharedLimits(database) if database is not None and database.kind == "postgresql" else InProcessLimits()
+
+
+class _Shared(Admission):
+    def __init__(self, limits: SharedLimits, ask: Ask, headers: Mapping[str, str], until: float) -> None:
+        self._limits = limits
+        self._ask = ask
+        self._until = until
+        self._ending: asyncio.Task[None] | None = None
+        self.headers = headers
+
+    async def settle(self, tokens: int | None) -> None:
+        """Waits until it is counted, or left for when the database is back."""
+        if self._ending is None:
+            self._ending = self._limits.end(self._ask, tokens, self._until)
+        await asyncio.wait((self._ending,))
+
+
+async def _undone(deciding: "asyncio.Task[Admission | RateLimited]") -> None:
+    """Gives back what was reserved for a run whose caller has left before it could begin."""
+    await asyncio.wait((deciding,))
+    if not deciding.cancelled() and deciding.exception() is None:
+        decided = deciding.result()
+        if isinstance(decided, Admission):
+            await decided.settle(0)
+
+
+def _begin(ask: Ask, connection: Connection) -> Mapping[str, str]:
+    """Admits a run; gives its headers. Done again after it was committed it changes nothing. Raises RateLimited."""
+    names = [subject.name for subject in ask.subjects]
+    levels, now = _locked(connection, names)
+    under_way = {row.subject: row for row in connection.exec_driver_sql(_RUNS, (names, now, ask.run_id))}
+    found = [msgspec.structs.replace(levels[name], running=under_way[name].others) if name in under_way else levels[name] for name in names]
+    if any(row.admitted for row in under_way.values()):
+        return headers_of(ask.subjects, found, now)
+    after = decide(ask, found, now)
+    values: tuple[list[Any], ...] = (
+        names,
+        [level.requests_until for level in after],
+        [level.tokens_until for level in after],
+        [min(subject.reserved(ask.tokens), LARGEST) for subject in ask.subjects],
+    )
+    connection.exec_driver_sql(_BEGIN_RUN, (*values, ask.run_id, now + ask.seconds + RUN_GRACE)).close()
+    return headers_of(ask.subjects, after, now)
+
+
+def _end(ask: Ask, tokens: int | None, connection: Connection) -> None:
+    """Ends a run and replaces what was reserved for it, where it is there; what is not was ended before."""
+    names = [subject.name for subject in ask.subjects]
+    limited = {subject.name: subject for subject in ask.subjects if subject.limits.tokens is not None}
+    if tokens is None or not limited:
+        connection.exec_driver_sql(_END_RUN, (ask.run_id, names)).close()
+        return
+    levels, now = _locked(connection, list(limited))
+    rows = connection.exec_driver_sql(_END_RUN, (ask.run_id, names)).all()
+    after = {
+        row.subject: settled(levels[row.subject], limited[row.subject], reserved=row.tokens, used=tokens, now=now).tokens_until
+        for row in rows
+        if row.subject in limited
+    }
+    if after:
+        connection.exec_driver_sql(_SETTLE, (list(after), list(after.values()))).close()
+
+
+def _locked(connection: Connection, names: list[str]) -> tuple[dict[str, Level], float]:
+    """The levels of these subjects, which nobody else changes until the transaction ends, and the time once that is so."""
+    rows = connection.exec_driver_sql(_LOCK, (names,)).all()
+    return {row.subject: Level(row.requests_until, row.tokens_until, 0) for row in rows}, max(row.now for row in rows)
+
+
+def _forget(connection: Connection) -> tuple[int, int]:
+    """Deletes a batch of each table; gives how many."""
+    return (
+        connection.exec_driver_sql(_FORGET_RUNS, (BATCH,)).rowcount,
+        connection.exec_driver_sql(_FORGET_LEVELS, (BATCH,)).rowcount,
+    )

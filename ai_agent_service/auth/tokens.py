@@ -1,0 +1,105 @@
+"""Verifies signed tokens (JWS, RFC 7515; JWT, RFC 7519): by pinned algorithms and a key of ours, never by what a token brings.
+
+joserfc takes a tenth of a second to import, so that only what is loaded for a mode with tokens may import this.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+from joserfc import jws
+from joserfc.errors import JoseError, UnsupportedAlgorithmError
+from joserfc.jwa import JWSAlgModel
+from joserfc.jwk import Key
+from joserfc.util import urlsafe_b64decode
+
+from ai_agent_service.auth.claims import Refused
+
+MAX_TOKEN_BYTES = 16 * 1024
+MAX_SECONDS = 2**53
+"""Whole numbers up to here are the same as floats; an int beyond may not even be compared with one."""
+Claims = dict[str, Any]
+
+_COMPACT = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+_NOT_OURS = frozenset({"crit", "b64", "jwk", "jku", "x5u", "x5c"})
+"""What a header may not have: extensions that must be understood, and keys that a token brings itself."""
+
+
+class Unverified(msgspec.Struct, frozen=True):
+    """A token as it came, with what its header asks for; nothing of it is to be believed."""
+
+    token: bytes
+    algorithm: str
+    key_id: str | None
+
+
+class Pinned(jws.JWSRegistry):
+    """The algorithms that a token may be signed by, and no others.
+
+    A header may have fields that are not known, which RFC 7515 wants ignored.
+    """
+
+    def __init__(self, algorithms: Collection[str]) -> None:
+        super().__init__(algorithms=frozenset(algorithms), strict_check_header=False)
+
+    def get_alg(self, name: str) -> JWSAlgModel:
+        """The algorithm, if it is among those; joserfc's own warns of EdDSA with each token, as RFC 9864 gives it two new names."""
+        if name not in (self.allowed or ()):
+            raise UnsupportedAlgorithmError
+        return self.algorithms[name]
+
+    def opened(self, token: bytes) -> Unverified:
+        """What the header of `token` says, its form being right and its algorithm one of these; raises Refused."""
+        if len(token) > MAX_TOKEN_BYTES or not _COMPACT.fullmatch(token):
+            raise Refused("this is no signed token")
+        try:
+            header = msgspec.json.decode(urlsafe_b64decode(token[: token.index(b".")]))
+        except (ValueError, RecursionError):
+            raise Refused("the header is not JSON") from None
+        if not isinstance(header, dict):
+            raise Refused("the header is no object")
+        if _NOT_OURS & header.keys():
+            raise Refused("the header has crit, or brings a key")
+        algorithm, key_id = header.get("alg"), header.get("kid")
+        if not isinstance(algorithm, str) or algorithm not in (self.allowed or ()):
+            raise Refused("the algorithm is not allowed")
+        if key_id is not None and not isinstance(key_id, str):
+            raise Refused("the key's id is no text")
+        return Unverified(token, algorithm, key_id)
+
+    def verified(self, opened: Unverified, key: Key) -> Claims:
+        """The claims, if `key` has signed them; raises Refused."""
+        try:
+            payload = jws.deserialize_compact(opened.token, key, registry=self).payload
+        except (JoseError, ValueError) as error:
+            raise Refused(f"the signature does not hold ({type(error).__name__})") from None
+        try:
+            return msgspec.json.decode(payload or b"", type=Claims)
+        except (ValueError, RecursionError):
+            raise Refused("the claims are no JSON object") from None
+
+    def fits(self, algorithm: str, key: Key) -> bool:
+        """Whether `key` is one for `algorithm`, which is among these."""
+        try:
+            self.get_alg(algorithm).check_key(key)
+        except JoseError:
+            return False
+        return True
+
+
+def check_times(claims: Claims, *, now: float, leeway: float) -> None:
+    """Raises Refused unless `exp` is there and to come, and `nbf` and `iat` have passed where they are there (RFC 7519, 4.1)."""
+    if seconds(claims, "exp") <= now - leeway:
+        raise Refused("it has expired")
+    for name in ("nbf", "iat"):
+        if name in claims and seconds(claims, name) > now + leeway:
+            raise Refused(f"{name} is in the future")
+
+
+def seconds(claims: Claims, name: str) -> float:
+    """The time `name`, in seconds; raises Refused where it is not there or no time."""
+    value = claims.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
+        raise Refused(f"{name} is not there, or no time")
+    return value

@@ -1,0 +1,296 @@
+"""ai-agent-service db: the operator's commands on the database of conversations."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+
+from ai_agent_service.commands import Target, backed_up, existing, opened, read_target, unusable
+from ai_agent_service.memory.base import Erased
+from ai_agent_service.memory.conversations import SqlConversations
+from ai_agent_service.memory.reencryption import Reencrypted, check_address_key, count_rows, living_processes, reencrypt, stored_address_key
+from ai_agent_service.memory.store import ADDRESS_KEY, Store
+from ai_agent_service.observability.logging import configure_logging
+from ai_agent_service.storage.address import Address, parse_address
+from ai_agent_service.storage.backup import BackupFailed, put_in_place, staged, told
+from ai_agent_service.storage.cipher import Cipher, Undecryptable
+from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.dumps import load, read_dump, without_password
+from ai_agent_service.storage.engines import DatabaseEngine
+from ai_agent_service.storage.migrate import HEAD, NewerSchema, current_revision, tables_named_as_ours, upgrade
+from ai_agent_service.storage.promotion import PromotionFailed, promote
+
+TENANT = "local"
+
+
+@click.group()
+def db() -> None:
+    """Look after the database of conversations."""
+    configure_logging("CRITICAL")
+
+
+@db.command("upgrade")
+def upgrade_tables() -> None:
+    """Make the tables, or change them to those of this version."""
+    target = read_target()
+    before = asyncio.run(_upgraded(target))
+    if before == HEAD:
+        click.echo(f"The tables of {target.shown} have the revision {HEAD} already.")
+    elif before is None:
+        click.echo(f"The tables of {target.shown} were made, with the revision {HEAD}.")
+    else:
+        click.echo(f"The tables of {target.shown} were changed from the revision {before} to {HEAD}.")
+
+
+@db.command()
+def current() -> None:
+    """Show the tables' revision, the kind of database and its address."""
+    target = existing(read_target())
+    revision = asyncio.run(_revision(target))
+    click.echo(f"revision {revision or 'none'}, {target.address.kind}, {target.shown}")
+
+
+@db.command()
+def check() -> None:
+    """Tell whether the service can use the database. If it cannot, tell why and exit with 1."""
+    target = existing(read_target())
+    asyncio.run(_checked(target))
+    click.echo(f"{target.shown} can be used; its tables have the revision {HEAD}.")
+
+
+@db.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Write over FILE if it is there.")
+def backup(file: Path, force: bool) -> None:
+    """Copy the database to FILE while the service runs: an SQLite file as it is, PostgreSQL by its pg_dump."""
+    target = existing(read_target())
+    try:
+        made = backed_up(target, file, force=force)
+    except BackupFailed as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{target.shown} was backed up to {file}: {made}.")
+
+
+@db.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also while a service uses the database, without the key that FILE needs, or if what is there cannot be kept.",
+)
+def restore(file: Path, force: bool) -> None:
+    """Put a backup in the database's place. What was there before is kept: beside the SQLite file, or dumped to DATA_DIR."""
+    target = read_target()
+    try:
+        before, kept = (_restored_file if target.address.kind == "sqlite" else _restored_dump)(target, file, force=force)
+    except BackupFailed as error:
+        raise click.ClickException(str(error)) from error
+    changed = "" if before == HEAD else f", its tables changed from the revision {before} to {HEAD}"
+    note = f" What was there before is in {kept}." if kept else ""
+    restart = " Restart the service." if force else ""
+    click.echo(f"{target.shown} was restored from {file}{changed}.{note}{restart}")
+
+
+def _restored_file(target: Target, file: Path, *, force: bool) -> tuple[str | None, Path | None]:
+    """The revision that the backup had, and the file that keeps what was there before."""
+    path = target.address.path
+    with staged(file, path) as copy:
+        of_file = msgspec.structs.replace(target, address=Address("sqlite", copy.as_posix()), shown=str(file))
+        before = asyncio.run(_prepared(of_file, force=force))
+        if path.exists() and not force:
+            asyncio.run(_refuse_if_used(target))
+        return before, put_in_place(copy, path)
+
+
+def _restored_dump(target: Target, file: Path, *, force: bool) -> tuple[str | None, Path | None]:
+    """The revision that the dump had, and the dump that keeps what was there before."""
+    found = read_dump(file)
+    of_file = msgspec.structs.replace(target, shown=str(file))
+    if found.revision > HEAD:
+        raise unusable(of_file, str(NewerSchema(found.revision)))
+    try:
+        check_address_key(found.secrets.get(ADDRESS_KEY), target.cipher)
+    except Undecryptable as error:
+        if not force:
+            raise unusable(of_file, f"{error} Set it, or repeat this with --force") from error
+    if not force:
+        asyncio.run(_refuse_if_used(target))
+    kept = _kept_dump(target, force=force)
+    load(target.address, file, timeout=target.settings.database_timeout)
+    asyncio.run(_upgraded(target))
+    return found.revision, kept
+
+
+def _kept_dump(target: Target, *, force: bool) -> Path | None:
+    """A dump of what is in the database, if there is anything of ours; with `force` also None if it cannot be made, which is told."""
+    try:
+        if asyncio.run(_revision(target)) is None:
+            if theirs := asyncio.run(_tables_in_the_way(target)):
+                raise click.ClickException(
+                    f"{target.shown} was not replaced: its tables {', '.join(theirs)} are in the way, and seem to be those of another"
+                    " program; name another database, or delete them by --force"
+                )
+            return None
+        folder = target.settings.data_dir
+        with told(f"{target.shown} was not replaced, for what is there cannot be kept"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept = folder / f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sql"
+            backed_up(target, kept)
+            return kept
+    except (BackupFailed, click.ClickException) as error:
+        if not force:
+            raise
+        click.echo(f"What is there is not kept: {error}", err=True)
+        return None
+
+
+@db.command("promote")
+@click.option("--force", is_flag=True, help="Also while another server takes writes, or answers and may.")
+def promote_replica(force: bool) -> None:
+    """Make the PostgreSQL replica the primary once the primary is lost: of those in DATABASE_URL and DATABASE_REPLICA_URL that answer,
+    the one that has most."""
+    target = read_target()
+    if target.address.kind != "postgresql":
+        raise click.ClickException(f"{target.shown} has no replica: only a PostgreSQL server has")
+    replica = target.settings.database_replica_url
+    addresses = [target.address, *([] if replica is None else [parse_address(replica.get_secret_value())])]
+    try:
+        done = asyncio.run(promote(addresses, timeout=target.settings.database_timeout, force=force))
+    except PromotionFailed as error:
+        raise click.ClickException(str(error)) from error
+    name = done.server.name
+    if any(name == server.hosts for server in target.address.servers):
+        click.echo(f"{name} is the primary now. Services whose DATABASE_URL names it find it by themselves.")
+    else:
+        # A socket has no place among hosts.
+        both = without_password(done.server.address, "" if "/" in name + target.address.hosts else f"{name},{target.address.hosts}")
+        click.echo(f"{name} is the primary now. Set DATABASE_URL={both} (and the password) and restart the service.")
+    for server in done.away:
+        click.echo(f"{server.name} did not answer. It must not take writes when it comes back: make it a replica of {name} first.")
+    if done.waits_for:
+        click.echo(
+            f"{name} waits with each commit for a replica (synchronous_standby_names = {done.waits_for!r}), and none follows it. Until one"
+            " does, run there: ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf();"
+        )
+
+
+@db.command("reencrypt")
+@click.option("--plain", is_flag=True, help="Decrypt everything for good, with the keys still set; the service must not run.")
+def reencrypt_values(plain: bool) -> None:
+    """Encrypt everything with the newest key. The service may run meanwhile; what is stopped may be begun again."""
+    target = existing(read_target())
+    if not plain and not target.cipher.enabled:
+        raise click.ClickException(
+            "MEMORY_ENCRYPTION_KEYS is not set, so there is nothing to encrypt with; to decrypt everything for good, set it and use --plain"
+        )
+    found = asyncio.run(_reencrypted(target, plain=plain))
+    already = f"{found.unchanged:,} were {'in the clear' if plain else 'under it'} already"
+    click.echo(f"{found.changed:,} values were {'decrypted' if plain else 'encrypted with the newest key'}; {already}.")
+    if found.unreadable:
+        reasons = "; ".join(f"{count:,} times: {reason}" for reason, count in found.unreadable.most_common())
+        raise click.ClickException(f"{found.unreadable.total():,} values could not be read and stay as they are. {reasons}")
+
+
+@db.command()
+@click.option("--user", required=True, help="Whose conversations to delete.")
+@click.option("--tenant", default=TENANT, show_default=True, help="The tenant that the user belongs to.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def erase(user: str, tenant: str, yes: bool) -> None:
+    """Delete everything of a user for good, with all agents."""
+    target = existing(read_target())
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.ClickException("there is nobody to ask; to delete without a question, use --yes")
+        click.confirm(f"Delete everything of the user {user!r} of the tenant {tenant!r} in {target.shown} for good?", abort=True)
+    gone = asyncio.run(_erased(target, tenant, user))
+    counts = f"{gone.sessions:,} conversations, {gone.messages:,} messages, {gone.runs:,} runs and {gone.summaries:,} summaries"
+    click.echo(f"{counts} of the user {user!r} of the tenant {tenant!r} were deleted.")
+
+
+async def _upgraded(target: Target) -> str | None:
+    """The revision before the tables were made or changed."""
+    before: str | None = None
+
+    async def prepare(engine: DatabaseEngine) -> None:
+        nonlocal before
+        before = await upgrade(engine)
+
+    async with opened(target, prepare):
+        return before
+
+
+async def _revision(target: Target) -> str | None:
+    async with opened(target) as database:
+        return await database.read(current_revision)
+
+
+async def _tables_in_the_way(target: Target) -> list[str]:
+    async with opened(target) as database:
+        return await database.read(tables_named_as_ours)
+
+
+async def _checked(target: Target) -> None:
+    async with opened(target) as database:
+        await _require_this_version(target, database)
+        if (problem := await _problem_of_keys(target, database)) is not None:
+            raise unusable(target, problem)
+
+
+async def _require_this_version(target: Target, database: Database) -> None:
+    revision = await database.read(current_revision)
+    if revision != HEAD:
+        raise unusable(target, f"its tables have the revision {revision or 'none'}, not {HEAD}; run: ai-agent-service db upgrade")
+
+
+async def _problem_of_keys(target: Target, database: Database) -> str | None:
+    try:
+        check_address_key(await database.read(stored_address_key), target.cipher)
+    except Undecryptable as error:
+        return str(error)
+    return None
+
+
+async def _prepared(target: Target, *, force: bool) -> str | None:
+    """Has a copy of a backup be as this version needs it; gives the revision that it had."""
+    before = await _upgraded(target)
+    async with opened(target) as database:
+        problem = await _problem_of_keys(target, database)
+    if problem is not None and not force:
+        raise unusable(target, f"{problem} Set it, or repeat this with --force")
+    return before
+
+
+async def _refuse_if_used(target: Target) -> None:
+    try:
+        async with opened(target) as database:
+            living = await database.read(living_processes) if await database.read(current_revision) else ()
+    except click.ClickException as error:
+        unknown = "so it cannot be told whether a service uses it; stop that, and repeat this with --force"
+        raise click.ClickException(f"{error.message}, {unknown}") from error
+    if living:
+        raise click.ClickException(f"{target.shown} is in use. {_stop(living)}, or repeat this with --force")
+
+
+def _stop(living: Sequence[str]) -> str:
+    return f"Stop the service first ({', '.join(living)}; one that was killed counts as running for 20 seconds)"
+
+
+async def _reencrypted(target: Target, *, plain: bool) -> Reencrypted:
+    async with opened(target) as database:
+        await _require_this_version(target, database)
+        if plain and (living := await database.read(living_processes)):
+            raise click.ClickException(f"{target.shown} is in use, and what is said meanwhile would be encrypted. {_stop(living)}")
+        rows = await database.read(count_rows)
+        label = "Decrypting" if plain else "Encrypting"
+        with click.progressbar(length=rows, label=label, file=sys.stderr, hidden=not sys.stderr.isatty(), show_pos=True) as bar:
+            return await reencrypt(database, target.cipher, Cipher(()) if plain else target.cipher, bar.update)
+
+
+async def _erased(target: Target, tenant: str, user: str) -> Erased:
+    async with opened(target) as database:
+        await _require_this_version(target, database)
+        return await SqlConversations(Store(database, target.cipher, "")).erase(tenant, user)

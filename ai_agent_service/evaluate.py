@@ -1,0 +1,347 @@
+"""ai-agent-service eval: runs datasets through the agents, shows what came of it, and tells whether that got better or worse."""
+
+import asyncio
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+
+from ai_agent_service import __version__
+from ai_agent_service.commands import table
+from ai_agent_service.config.files import load_environment
+from ai_agent_service.config.settings import load_settings
+from ai_agent_service.core.errors import ConfigError, Fault
+from ai_agent_service.core.text import secrets_in
+from ai_agent_service.evaluation.dataset import Case, read_dataset, with_agents
+from ai_agent_service.evaluation.judge import Judge
+from ai_agent_service.evaluation.judging import BY_A_JUDGE, BY_DEEPEVAL, asks, judging_faults, open_judging
+from ai_agent_service.evaluation.junit import write_junit
+from ai_agent_service.evaluation.metrics import METRICS
+from ai_agent_service.evaluation.models import find_model
+from ai_agent_service.evaluation.replay import Replays, ReplayToolset
+from ai_agent_service.evaluation.report import Baseline, report
+from ai_agent_service.evaluation.results import TINY, Options, Result, Run, RunAgent, Summary, find_run, recorded, write_lines
+from ai_agent_service.evaluation.runner import Runner, summed
+from ai_agent_service.evaluation.statistics import MIN_CASES, Comparison, compare_runs
+from ai_agent_service.generate import generate
+from ai_agent_service.observability.logging import configure_logging
+from ai_agent_service.progress import Steps
+from ai_agent_service.service import Configuration, Service, load, open_service
+
+CONNECT_SECONDS = 15.0
+"""How long the first case waits for the agents' MCP servers."""
+
+MAX_NOT_MET = 60
+"""Characters of what was not met that the table shows of a case."""
+
+EXIT_WORSE = 1
+EXIT_INTERRUPTED = 130
+"""128 and the number of SIGINT, as shells have it."""
+
+
+@click.group("eval")
+def evaluate() -> None:
+    """Find out whether agents got better or worse. RUN is the name of a run's folder, how it begins, or its path."""
+    configure_logging("ERROR")
+
+
+evaluate.add_command(generate)
+
+
+@evaluate.command("run")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--agent", help="The agent of the cases that name none.")
+@click.option("--model", help="Another model than the agents' own.")
+@click.option("--judge", metavar="PROVIDER:MODEL", help="The model that judges what no rule can tell.")
+@click.option("--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="Attempts at each case.")
+@click.option("--parallel", type=click.IntRange(1, 256), default=4, show_default=True, help="Cases that are under way at once.")
+@click.option("--record", is_flag=True, help="Run tools really, and write what they answer into NAME.recorded.jsonl beside FILE.")
+@click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, in place of FILE.")
+@click.option("--baseline", metavar="RUN", help="End with code 1 if this is worse than that run, beyond noise.")
+@click.option("--fail-under", type=click.FloatRange(0, 1), help="End with code 1 if the score is lower, such as 0.8.")
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML too.")
+def run_command(
+    file: Path | None,
+    agent: str | None,
+    model: str | None,
+    judge: str | None,
+    repeat: int,
+    parallel: int,
+    record: bool,
+    resume: str | None,
+    baseline: str | None,
+    fail_under: float | None,
+    junit: Path | None,
+) -> None:
+    """Run the cases of FILE, JSON Lines with a case in each. Ctrl-C stops; --resume goes on."""
+    if (file is None) == (resume is None):
+        raise click.UsageError("Give either FILE or --resume RUN.")
+    if resume is not None and (agent or model or judge or repeat > 1 or record):
+        raise click.UsageError("A run that is resumed keeps its --agent, --model, --judge, --repeat and --record.")
+    if junit is not None and not junit.resolve().parent.is_dir():
+        raise click.UsageError(f"There is no folder {junit.parent}.")
+    output = load_settings().evaluation_output_dir
+    before = _found(output, baseline) if baseline is not None else None
+    resumed = _found(output, resume) if resume is not None else None
+    options = resumed.summary().options if resumed is not None else Options(agent, model, repeat, record, judge)
+    dataset = file if file is not None and resumed is None else _dataset_of(resumed)
+    cases = read_dataset(resumed.dataset if resumed is not None else dataset)
+    configuration = load()
+    cases = with_agents(cases, options.agent, [each.agent_id for each in configuration.agents], str(dataset))
+    if faults := judging_faults(cases, str(dataset), options.judge):
+        raise ConfigError(faults)
+    configure_logging("ERROR", secrets_in(configuration.environment))
+    try:
+        run = asyncio.run(_evaluated(configuration, cases, dataset, options, resumed, parallel))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    summary, results = run.summary(), run.results()
+    compared = Baseline(before, compare_runs(before, run)) if before is not None else None
+    _write_report(run, run.report, compared)
+    _echo_run(run, summary, results)
+    if options.record:
+        _write_recorded(dataset, cases, results)
+    if junit is not None:
+        _write(junit, partial(write_junit, name=run.name, results=results))
+    failed = fail_under is not None and summary.score < fail_under - TINY
+    if failed:
+        click.echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
+    if compared is not None:
+        _echo_comparison(compared.run, run, compared.comparison)
+        failed |= compared.comparison.verdict == "worse"
+    if summary.not_judged and (fail_under is not None or compared is not None):
+        failed = True
+        click.echo("Not all was judged, so that this is no pass.")
+    if failed:
+        sys.exit(EXIT_WORSE)
+
+
+@evaluate.command()
+@click.argument("run", required=False, metavar="RUN")
+def show(run: str | None) -> None:
+    """Show what came of RUN, by default the latest."""
+    found = _found(load_settings().evaluation_output_dir, run)
+    _echo_run(found, found.summary(), found.results())
+
+
+@evaluate.command("compare")
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+def compare_command(before: str, after: str) -> None:
+    """Tell whether run B is better than run A, worse, or no different beyond noise.
+
+    Ends with code 1 if it is worse, or if not all of it was done and judged.
+    """
+    output = load_settings().evaluation_output_dir
+    old, new = _found(output, before), _found(output, after)
+    found = compare_runs(old, new)
+    _echo_comparison(old, new, found)
+    is_stopped = new.summary().finished is None
+    if is_stopped:
+        click.echo(f"{new.name} was stopped, so that this is no pass.")
+    # The summary of a run that was stopped does not count them yet.
+    if found.verdict == "worse" or is_stopped or any(result.not_judged for result in new.results()):
+        sys.exit(EXIT_WORSE)
+
+
+@evaluate.command("report")
+@click.argument("run", required=False, metavar="RUN")
+@click.option("--baseline", metavar="RUN", help="Show the differences from that run too.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The file, by default report.html in the run's folder.")
+def report_command(run: str | None, baseline: str | None, output: Path | None) -> None:
+    """Write the report on RUN, by default the latest, anew: one page of HTML that needs nothing else."""
+    folder = load_settings().evaluation_output_dir
+    found = _found(folder, run)
+    before = _found(folder, baseline) if baseline is not None else None
+    path = output or found.report
+    _write_report(found, path, Baseline(before, compare_runs(before, found)) if before is not None else None)
+    click.echo(f"{path}")
+
+
+def _found(output: Path, name: str | None) -> Run:
+    found = find_run(output, name)
+    if found is None:
+        known = ", ".join(sorted(path.parent.name for path in output.glob("*/summary.json"))[-5:]) or "none"
+        what = f"There is no one run {name!r}" if name is not None else "There is no run"
+        raise click.UsageError(f"{what} in {output}. The latest there: {known}.")
+    return found
+
+
+def _dataset_of(run: Run | None) -> Path:
+    assert run is not None
+    return Path(run.summary().dataset)
+
+
+async def _evaluated(
+    configuration: Configuration, cases: list[Case], dataset: Path, options: Options, resumed: Run | None, parallel: int
+) -> Run:
+    """The run of what is not done yet of `cases`, once it has come to its end."""
+    agent_ids = {case.agent for case in cases if case.agent is not None}
+    replays = Replays()
+    with tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True) as folder:
+        apart = configuration.with_servers_of(agent_ids).apart(Path(folder))
+        async with AsyncExitStack() as opened:
+            service = await opened.enter_async_context(open_service(apart, partial(ReplayToolset, replays)))
+            metrics = METRICS
+            if asks(cases, BY_DEEPEVAL):
+                judge = await _judge(service, options.judge, parallel) if asks(cases, BY_A_JUDGE) else None
+                options = msgspec.structs.replace(options, judge=judge.model.shown if judge is not None else None)
+                judging = open_judging(judge, configuration.settings, configuration.environment, Path(folder))
+                metrics = (*metrics, await opened.enter_async_context(judging))
+            await service.servers.settled(CONNECT_SECONDS)
+            for status in service.servers.statuses:
+                if status.state != "ready":
+                    click.echo(f"without the tools of {status.label}: {status.error or 'it is still starting'}", err=True)
+            agents = {agent_id: await _as_it_is(service, agent_id, options.model) for agent_id in sorted(agent_ids)}
+            if resumed is not None:
+                _refuse_other_agents(resumed, agents)
+                run, done = resumed, resumed.restore()
+            else:
+                started = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+                summary = Summary(dataset=str(dataset), started=started, service_version=__version__, options=options, agents=agents)
+                run, done = Run.begin(configuration.settings.evaluation_output_dir, dataset, cases, summary), []
+            seen = {(result.id, result.attempt) for result in done}
+            every = [(case, attempt) for attempt in range(1, options.repeat + 1) for case in cases]
+            wanted = [(case, attempt) for case, attempt in every if (case.id, attempt) not in seen]
+            run.write_summary(msgspec.structs.replace(run.summary(), finished=None))  # until it has, once more
+            try:
+                with Steps("cases", len(every), len(done)) as steps:
+                    await Runner(service, replays, options, metrics).run(wanted, parallel, partial(_keep, run, steps))
+            except asyncio.CancelledError:
+                click.echo(f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True)
+                raise
+    run.write_summary(summed(run.summary(), run.results()))
+    return run
+
+
+async def _judge(service: Service, written: str | None, parallel: int) -> Judge:
+    assert written is not None
+    return Judge(await find_model(service, written, "--judge"), service.settings.request_timeout, parallel)
+
+
+async def _as_it_is(service: Service, agent_id: str, model: str | None) -> RunAgent:
+    agent = service.catalog.get(agent_id)
+    known = model or agent.definition.model or ""
+    if not known and await agent.problem() is None:
+        known = await agent.model()
+    return RunAgent(agent.version, agent.parts.provider.name, known)
+
+
+def _refuse_other_agents(run: Run, agents: dict[str, RunAgent]) -> None:
+    """Half of a run by one agent and half by another would tell of neither."""
+    for agent_id, before in run.summary().agents.items():
+        if agents[agent_id] != before:
+            was, now = (f"{each.version} by {each.provider} {each.model}" for each in (before, agents[agent_id]))
+            raise click.UsageError(f"{agent_id} is not what it was when {run.name} began ({was}; now {now}). Start a new run.")
+
+
+def _keep(run: Run, steps: Steps, result: Result) -> None:
+    run.add(result)
+    judged = " and not judged" if result.not_judged else ""
+    steps.tell(f"{result.id}: {result.score:.2f}{judged} in {result.seconds:.2f} s")
+
+
+def _echo_run(run: Run, summary: Summary, results: Sequence[Result]) -> None:
+    rows: list[tuple[str, ...]] = [("CASE", "SCORE", "STEPS", "SECONDS", "TOKENS", "NOT MET")]
+    by_case: dict[str, list[Result]] = {}
+    for result in results:
+        by_case.setdefault(result.id, []).append(result)
+    rows += (_row(name, attempts) for name, attempts in by_case.items())
+    click.echo(table(rows))
+    for name, attempts in by_case.items():
+        notes = dict.fromkeys(note for attempt in attempts for answer in attempt.answers for note in answer.notes)
+        for note in notes:
+            click.echo(f"note: {name}: {note}")
+    if summary.finished is None:
+        click.echo(f"\n{run.name} was stopped. To go on: ai-agent-service eval run --resume {run.name}")
+        return
+    agents = ", ".join(f"{name}@{each.version} ({each.provider} {each.model})" for name, each in summary.agents.items())
+    click.echo(f"\n{agents}")
+    if summary.metrics:
+        click.echo(", ".join(f"{name} {score:.2f}" for name, score in summary.metrics.items()))
+    if len(summary.attempts) > 1:
+        spread = f"standard deviation {summary.deviation:.3f}, {summary.minimum:.3f} to {summary.maximum:.3f}"
+        click.echo(f"{len(summary.attempts)} attempts: mean {statistics.fmean(summary.attempts):.3f}, {spread}")
+    cost = f", ${summary.cost:.4f}" if summary.cost else ""
+    took = f"{summary.steps} steps, {summary.seconds:.1f} s, {summary.tokens} tokens{cost}"
+    click.echo(f"score {summary.score:.3f} of {summary.cases} cases, {summary.errors} broken by an error; {took}")
+    if summary.options.judge is not None:
+        cost = f", ${summary.judge_cost:.4f}" if summary.judge_cost else ""
+        click.echo(f"judged by {summary.options.judge}: {summary.judge_tokens} tokens{cost}")
+    if summary.not_judged:
+        what = f"{summary.not_judged} of {summary.cases} cases not judged, whose expectations count 0"
+        click.echo(f"{what}. To have them judged again: ai-agent-service eval run --resume {run.name}")
+    if run.report.exists():
+        click.echo(f"report: {run.report}")
+    click.echo(f"{run.folder}")
+
+
+def _row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
+    scores = [attempt.score for attempt in attempts]
+    spread = f" (±{statistics.stdev(scores):.2f}, {min(scores):.2f} to {max(scores):.2f})" if len(scores) > 1 else ""
+    errors = [f"error {answer.error}: {answer.problem}" for attempt in attempts if (answer := attempt.error) is not None]
+    not_judged = [f"not judged: {check.metric}: {check.not_judged}" for attempt in attempts for check in attempt.not_judged]
+    failed = [f"{check.metric}: {check.expected}" for attempt in attempts for check in attempt.failed]
+    said = " ".join("; ".join(dict.fromkeys([*errors, *not_judged, *failed])).split())
+    return (
+        name,
+        f"{statistics.fmean(scores):.2f}{spread}",
+        str(sum(attempt.steps for attempt in attempts)),
+        f"{sum(attempt.seconds for attempt in attempts):.2f}",
+        str(sum(attempt.tokens for attempt in attempts)),
+        said if len(said) <= MAX_NOT_MET else f"{said[:MAX_NOT_MET]}...",
+    )
+
+
+def _echo_comparison(before: Run, after: Run, found: Comparison) -> None:
+    click.echo(f"\n{before.name} -> {after.name}")
+    for change in found.changed:
+        click.echo(f"  {change.id}: {change.before:.2f} -> {change.after:.2f}")
+    left_out = {
+        f"only in {before.name}": found.only_before,
+        f"only in {after.name}": found.only_after,
+        "rewritten": found.rewritten,
+        "not judged": found.not_judged,
+    }
+    for why, names in left_out.items():
+        if names:
+            click.echo(f"  left out, {why}: {', '.join(names)}")
+    judges = [run.summary().options.judge for run in (before, after)]
+    if None not in judges and judges[0] != judges[1]:
+        click.echo(f"  judged by {judges[0]} first and by {judges[1]} then, which makes a difference of its own")
+    over = f"{found.before:.3f} -> {found.after:.3f} over {found.cases} cases"
+    if found.cases < MIN_CASES:
+        click.echo(f"{found.verdict}: {over}; fewer than {MIN_CASES} cases tell nothing for certain")
+    else:
+        doubt = f"; {found.doubt}" if found.doubt else ""
+        between = f"95 % between {found.low:+.3f} and {found.high:+.3f}"
+        click.echo(f"{found.verdict}: {over}, difference {found.difference:+.3f} ({between}){doubt}")
+
+
+def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Result]) -> None:
+    first = {result.id: result for result in results if result.attempt == 1}
+    path = dataset.with_name(f"{dataset.name.removesuffix('.jsonl').removesuffix('.recorded')}.recorded.jsonl")
+    broken = [case.id for case in cases if first[case.id].error is not None]
+    lines = [case.written if case.id in broken else recorded(case, first[case.id]) for case in cases]
+    _write(path, partial(write_lines, values=lines))
+    click.echo(f"Recorded: {path}" + (f", without {', '.join(broken)}, which an error broke" if broken else ""))
+
+
+def _write_report(run: Run, path: Path, baseline: Baseline | None) -> None:
+    written = report(run, secrets_in(load_environment()), baseline).encode()
+    _write(path, lambda file: file.write_bytes(written))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        write(path)
+    except OSError as error:
+        problem = f"it cannot be written ({error.strerror})"
+        raise ConfigError([Fault(file=str(path), problem=problem, remedy="Name another file, or give the right to write it")]) from None

@@ -1,0 +1,316 @@
+"""Reads a dataset, which is JSON Lines with one case in each, all faults of the file at once."""
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from jsonschema import Draft202012Validator, SchemaError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ai_agent_service.config.files import nearest, parse_json, read_text
+from ai_agent_service.core.errors import ConfigError, Fault
+from ai_agent_service.core.text import storable
+from ai_agent_service.evaluation.matching import matcher_fault
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str | dict) else value
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"this is no regular expression ({error})") from None
+    return value
+
+
+def _schema(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        Draft202012Validator.check_schema(value)
+    except SchemaError as error:
+        raise ValueError(f"this is no JSON Schema ({error.message})") from None
+    return value
+
+
+def _matchers(value: dict[str, Any]) -> dict[str, Any]:
+    for name, matcher in value.items():
+        if problem := matcher_fault(matcher):
+            raise ValueError(f"{name}: {problem}")
+    return value
+
+
+Said = Annotated[str, Field(min_length=1), AfterValidator(storable)]
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
+
+
+class _Written(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExpectedTool(_Written):
+    """A call that is expected; of its arguments those that are named, each by a value or a matcher."""
+
+    name: str
+    arguments: Annotated[dict[str, Any], AfterValidator(_matchers)] = {}
+
+
+class _Scored(_Written):
+    """A metric of DeepEval's, by its names there. Its score is from 0 to 1, more being better; from `threshold` on it is met."""
+
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+GEvalParam = Literal["input", "actual_output", "expected_output", "context", "tools_called"]
+
+
+class GEval(_Scored):
+    """A metric in words of your own: `criteria`, from which the judge makes steps, or the `evaluation_steps` themselves."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60)] | None = None
+    criteria: Annotated[str, Field(min_length=1)] | None = None
+    evaluation_steps: Texts = ()
+    expected_output: Annotated[str, Field(min_length=1)] | None = None
+    context: Texts = ()
+    evaluation_params: tuple[GEvalParam, ...] | None = None
+
+    @property
+    def params(self) -> tuple[GEvalParam, ...]:
+        """What the judge is shown: `evaluation_params`, else question and answer and what else is given here."""
+        if self.evaluation_params is not None:
+            return self.evaluation_params
+        given: dict[GEvalParam, bool] = {"expected_output": self.expected_output is not None, "context": bool(self.context)}
+        return ("input", "actual_output", *(name for name, is_given in given.items() if is_given))
+
+    @model_validator(mode="after")
+    def _whole(self) -> "GEval":
+        if self.criteria is None and not self.evaluation_steps:
+            raise ValueError("criteria or evaluation_steps is needed")
+        if self.evaluation_params == ():
+            raise ValueError("evaluation_params names what the judge is shown; leave it out for what is usual")
+        for name, value in (("expected_output", self.expected_output), ("context", self.context)):
+            if (name in self.params) != bool(value):
+                raise ValueError(f"{name} is given and named in evaluation_params, or neither")
+        return self
+
+
+class AnswerRelevancy(_Scored):
+    """How much of the answer is about the question."""
+
+
+class Faithfulness(_Scored):
+    """How much of the answer does not contradict `retrieval_context`, by default the results of the turn's tools."""
+
+    retrieval_context: Texts = ()
+    penalize_ambiguous_claims: bool = False
+
+
+class Hallucination(_Scored):
+    """How many of the texts of `context`, by default the results of the turn's tools, the answer agrees with."""
+
+    context: Texts = ()
+
+
+class TaskCompletion(_Scored):
+    """How far the agent did the `task`, by default the one that the judge reads in the question."""
+
+    task: Annotated[str, Field(min_length=1)] | None = None
+
+
+class ExpectedCall(_Written):
+    """A call that is expected, with exactly these `arguments` where they are named."""
+
+    name: Annotated[str, Field(min_length=1)]
+    arguments: dict[str, Any] | None = None
+
+
+class ToolCorrectness(_Scored):
+    """How many of `expected_tools` were called; it needs no judge."""
+
+    expected_tools: tuple[ExpectedCall, ...]
+    should_consider_ordering: bool = False
+    should_exact_match: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ToolCorrectness":
+        if len({call.arguments is None for call in self.expected_tools}) > 1:
+            raise ValueError("either all of expected_tools have arguments or none")
+        if self.should_exact_match and self.should_consider_ordering:
+            raise ValueError("should_exact_match asks for the order too; leave should_consider_ordering out")
+        return self
+
+
+class Expect(_Written):
+    """What is expected of one answer; a field that is absent asks for nothing."""
+
+    exact: str | None = None
+    contains: Texts = ()
+    not_contains: Texts = ()
+    regex: Annotated[str, AfterValidator(_pattern)] | None = None
+    json_schema: Annotated[dict[str, Any], AfterValidator(_schema)] | None = None
+    tools: tuple[ExpectedTool, ...] = ()
+    tools_in_order: bool = False
+    forbidden_tools: Texts = ()
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_cost: Annotated[float, Field(ge=0)] | None = None
+    refusal: bool | None = None
+    recalls: Texts = ()
+    g_eval: Annotated[tuple[GEval, ...], BeforeValidator(_listed)] = ()
+    answer_relevancy: AnswerRelevancy | None = None
+    faithfulness: Faithfulness | None = None
+    hallucination: Hallucination | None = None
+    task_completion: TaskCompletion | None = None
+    tool_correctness: ToolCorrectness | None = None
+
+
+class CaseTurn(_Written):
+    """What the user says, and what is expected of the answer."""
+
+    input: Said
+    expect: Expect = Expect()
+
+
+class RecordedResult(_Written):
+    """What a tool once answered, for calls with these `arguments`; without them, for the next call of the tool."""
+
+    name: str
+    arguments: dict[str, Any] | None = None
+    content: str
+    is_error: bool = False
+
+
+class Case(_Written):
+    """One line of a dataset. `line` is its number, `written` the object that stands there.
+
+    With `tool_results`, an empty list too, the case is a replay: no tool is run.
+    """
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    agent: str | None = None
+    input: Said | None = None
+    turns: Annotated[tuple[CaseTurn, ...], Field(min_length=1)] | None = None
+    expect: Expect | None = None
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
+    tags: Texts = ()
+    source: str | None = None
+    tool_results: tuple[RecordedResult, ...] | None = None
+    line: Annotated[int, Field(exclude=True)] = 0
+    written: Annotated[Mapping[str, Any], Field(exclude=True)] = {}
+
+    @property
+    def asked(self) -> tuple[CaseTurn, ...]:
+        """What is said in the case's session, one after the other."""
+        if self.turns is not None:
+            return self.turns
+        assert self.input is not None
+        return (CaseTurn(input=self.input, expect=self.expect or Expect()),)
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Case":
+        if (self.input is None) == (self.turns is None):
+            raise ValueError("a case has either input or turns")
+        if self.turns is not None and self.expect is not None:
+            raise ValueError("with turns, expect stands in each of them")
+        if self.asked[0].expect.recalls:
+            raise ValueError("recalls is for a turn that follows another; there is none before this one")
+        return self
+
+
+def read_dataset(path: Path) -> list[Case]:
+    """The cases of `path`; raises ConfigError with every fault in it, each with its line and its field."""
+    text = read_text(path)
+    if isinstance(text, Fault):
+        raise ConfigError([text])
+    cases: list[Case] = []
+    faults: list[Fault] = []
+    lines: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        case, found = read_case(line, number, str(path))
+        faults += found
+        if case is not None:
+            cases.append(case)
+            if (first := lines.setdefault(case.id, number)) != number:
+                problem = f"the case of line {first} has this id too"
+                faults.append(Fault(file=str(path), where=f"line {number}", field="id", problem=problem, remedy="Rename one of them"))
+    if not cases and not faults:
+        faults.append(Fault(file=str(path), problem="there is no case in it", remedy='Write one a line: {"id": ..., "input": ...}'))
+    if faults:
+        raise ConfigError(faults)
+    return cases
+
+
+def with_agents(cases: list[Case], agent: str | None, known: Collection[str], file: str) -> list[Case]:
+    """`cases` with `agent` for those that name none; raises ConfigError for each that is not one of `known`, or is none."""
+    named = [case if case.agent is not None else case.model_copy(update={"agent": agent}) for case in cases]
+    faults = []
+    for case in named:
+        place = {"file": file, "where": f"line {case.line}", "field": "agent"}
+        if case.agent is None:
+            faults.append(Fault(**place, problem="the case names no agent", remedy="Add it, or give --agent for all that name none"))
+        elif case.agent not in known:
+            faults.append(Fault(**place, problem=f"{case.agent!r} is not an agent", remedy=nearest(case.agent, known)))
+    if faults:
+        raise ConfigError(faults)
+    return named
+
+
+def read_case(line: str, number: int, file: str) -> tuple[Case | None, list[Fault]]:
+    """The case that `line` of `file` is, and what is wrong with it; the case is None when there is a fault."""
+    value, faults = parse_json(line, file)
+    if faults:
+        return None, [
+            msgspec.structs.replace(fault, where=fault.where.replace("line 1", f"line {number}") or f"line {number}") for fault in faults
+        ]
+    place = f"line {number}"
+    if not isinstance(value, dict):
+        return None, [Fault(file=file, where=place, problem="this is not an object", remedy='Write {"id": ..., "input": ...}')]
+    own = [name for name in ("line", "written") if name in value]
+    try:
+        case = Case.model_validate({name: item for name, item in value.items() if name not in own})
+    except ValidationError as error:
+        faults = [_fault(part, file, place) for part in error.errors(include_input=False, include_url=False)]
+    else:
+        return (case.model_copy(update={"line": number, "written": value}), []) if not own else (None, _unknown(own, file, place))
+    return None, [*faults, *_unknown(own, file, place)]
+
+
+def _unknown(names: list[str], file: str, place: str) -> list[Fault]:
+    return [Fault(file=file, where=place, field=name, problem="this field is not known", remedy=nearest(name, _CASE)) for name in names]
+
+
+_CASE = Case.model_fields.keys() - {"line", "written"}
+
+
+def _fault(part: Any, file: str, place: str) -> Fault:
+    field = ".".join(str(step) for step in part["loc"])
+    problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/evaluation.md describes every field"
+    if part["type"] == "extra_forbidden":
+        problem, remedy = "this field is not known", nearest(str(part["loc"][-1]), _fields_at(part["loc"][:-1]))
+    elif part["type"] == "missing":
+        problem, remedy = "this field is missing", "Add it"
+    return Fault(file=file, where=place, field=field, problem=problem, remedy=remedy)
+
+
+def _fields_at(place: tuple[str | int, ...]) -> Collection[str]:
+    """The fields that there are at `place`."""
+    names = [step for step in place if isinstance(step, str)]
+    kinds: dict[str, type[BaseModel]] = {
+        "turns": CaseTurn,
+        "expect": Expect,
+        "tools": ExpectedTool,
+        "tool_results": RecordedResult,
+        "g_eval": GEval,
+        "answer_relevancy": AnswerRelevancy,
+        "faithfulness": Faithfulness,
+        "hallucination": Hallucination,
+        "task_completion": TaskCompletion,
+        "tool_correctness": ToolCorrectness,
+        "expected_tools": ExpectedCall,
+    }
+    return kinds[names[-1]].model_fields if names and names[-1] in kinds else _CASE

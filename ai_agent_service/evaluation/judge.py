@@ -1,0 +1,149 @@
+"""Asks a model for a judgement in a given form, and again where what it says has not that form."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+from ai_agent_service.core.errors import ContextTooLong, InvalidRequest, ServiceError
+from ai_agent_service.core.events import RefusalDelta, TextDelta
+from ai_agent_service.core.messages import Message
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.evaluation.models import Model
+from ai_agent_service.providers.base import ModelFinished, ModelRequest
+
+ATTEMPTS = 3
+"""How often a judge is asked for the same judgement before it counts as not judged."""
+
+MAX_REPEATED = 2_000
+"""Characters of an answer of no use that the judge is shown again."""
+
+MAX_ANSWER = 200_000
+"""Characters of one answer that are read; what is longer is of no use."""
+
+LAST_SECOND = 1.0
+"""How much longer than its time a provider may take that does not end by itself."""
+
+Form = TypeVar("Form", bound=BaseModel)
+
+
+class NotJudged(Exception):
+    """There is no judgement, in words for whoever reads the results."""
+
+
+class Judge:
+    """A model that judges; each of its answers takes `timeout` seconds at most, and no more than `parallel` are awaited at once.
+
+    It is asked for the form as OpenAI's `response_format`, and at temperature 0. A model that refuses either is asked without from then
+    on, and so is told of the form in words alone.
+    """
+
+    def __init__(self, model: Model, timeout: float, parallel: int) -> None:
+        self.model = model
+        self._timeout = timeout
+        self._free = asyncio.Semaphore(parallel)
+        self._refused = 0
+
+    async def answer(self, prompt: str, form: type[Form], fault: Callable[[Form], str | None], usages: list[Usage | None]) -> Form:
+        """What it says to `prompt`, which has `form` and no `fault`; what each answer took is added to `usages`. Raises NotJudged."""
+        messages = [Message(role="user", content=prompt)]
+        problem = ""
+        for _ in range(ATTEMPTS):
+            text = await self._said(messages, form, usages)
+            found, problem = _read(text, form)
+            if found is not None:
+                told = fault(found)
+                if told is None:
+                    return found
+                problem = told
+            again = f"That cannot be used: {problem}. Answer with one JSON object by this JSON Schema, and nothing else:\n{_shown(form)}"
+            messages = [
+                Message(role="user", content=prompt),
+                Message(role="assistant", content=text[:MAX_REPEATED] or "{}"),
+                Message(role="user", content=again),
+            ]
+        raise NotJudged(f"the judge gave no answer that can be used, {ATTEMPTS} times; the last time {problem}")
+
+    async def _said(self, messages: list[Message], form: type[BaseModel], usages: list[Usage | None]) -> str:
+        schema = {"name": form.__name__, "strict": True, "schema": strict(form.model_json_schema())}
+        asked = {"type": "json_schema", "json_schema": schema}
+        choices: tuple[Mapping[str, Any], ...] = ({"temperature": 0, "response_format": asked}, {"response_format": asked}, {})
+        for number in range(self._refused, len(choices)):
+            try:
+                async with self._free:
+                    text = await self._streamed(messages, choices[number], usages)
+            except ServiceError as error:
+                may_be_settings = isinstance(error, InvalidRequest) and not isinstance(error, ContextTooLong)
+                if not may_be_settings or number == len(choices) - 1:
+                    raise NotJudged(f"the judge cannot be asked ({error.code}): {error.message}") from None
+            except TimeoutError:
+                raise NotJudged(f"the judge cannot be asked: it took longer than {self._timeout:g} s") from None
+            else:
+                self._refused = max(self._refused, number)
+                return text
+        raise AssertionError("the last of the choices ends this")
+
+    async def _streamed(self, messages: list[Message], settings: Mapping[str, Any], usages: list[Usage | None]) -> str:
+        deadline = time.monotonic() + self._timeout
+        request = ModelRequest(model=self.model.name, messages=tuple(messages), settings=settings, deadline=deadline)
+        pieces: list[str] = []
+        left = MAX_ANSWER
+        async with asyncio.timeout(self._timeout + LAST_SECOND), aclosing(self.model.provider.stream(request)) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text=text) | RefusalDelta(text=text):
+                        pieces.append(text)
+                        left -= len(text)
+                        if left < 0:
+                            break
+                    case ModelFinished(usage=usage):
+                        usages.append(usage)
+                    case _:
+                        pass
+        return "".join(pieces)
+
+
+def strict(schema: Any) -> Any:
+    """`schema` as OpenAI's structured outputs take one: every property is required, and there are no others.
+
+    Source: https://platform.openai.com/docs/guides/structured-outputs, "Supported schemas".
+    """
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: strict(value) for name, value in schema.items() if name != "default"}
+    properties = schema.get("properties")
+    if schema.get("type") == "object" and isinstance(properties, dict):
+        kept = {name: strict(value) for name, value in properties.items()}  # one may be called `default`
+        found |= {"properties": kept, "required": list(properties), "additionalProperties": False}
+    return found
+
+
+def _read(text: str, form: type[Form]) -> tuple[Form | None, str]:
+    """The JSON object that is `text`, or has lines of its own in it, and what is wrong with it.
+
+    One within a sentence is no judgement: a judge may quote what an answer would have it say.
+    """
+    if len(text) > MAX_ANSWER:
+        return None, f"it is longer than {MAX_ANSWER:,} characters"
+    lines = text.split("\n")
+    start = next((number for number, line in enumerate(lines) if line.lstrip().startswith("{")), None)
+    end = next((number for number in range(len(lines) - 1, -1, -1) if lines[number].rstrip().endswith("}")), None)
+    if start is None or end is None or end < start:
+        return None, "it has no JSON object on lines of its own"
+    try:
+        # A score is a number: pydantic would else take `true` for 1, which may be the highest.
+        return form.model_validate_json("\n".join(lines[start : end + 1]), strict=True), ""
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        return None, f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def _shown(form: type[BaseModel]) -> str:
+    return msgspec.json.encode(strict(form.model_json_schema())).decode()

@@ -1,0 +1,197 @@
+"""Scores of a run, and what may honestly be said of the difference between two."""
+
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Literal
+
+import msgspec
+
+from ai_agent_service.evaluation.results import TINY, Result, Run
+
+MIN_CASES = 6
+"""With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than 0.05."""
+
+MAX_EXACT = 12
+"""Cases that changed up to which every combination of signs is tried."""
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+SEED = 20_240_229
+
+Verdict = Literal["better", "worse", "within noise"]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A case whose score is another one now."""
+
+    id: str
+    before: float
+    after: float
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """How one run differs from another, over the cases that both have: with 95 % confidence by `low` to `high`.
+
+    `chance` is the share of runs that would differ as much if nothing had changed. `only_before`, `only_after`, `rewritten` and
+    `not_judged` are cases that were left out of it.
+    """
+
+    cases: int
+    before: float
+    after: float
+    low: float
+    high: float
+    changed: tuple[Change, ...]
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+    rewritten: tuple[str, ...]
+    not_judged: tuple[str, ...] = ()
+    chance: float = 0.0
+
+    @property
+    def difference(self) -> float:
+        """Positive where the later run is better."""
+        return self.after - self.before
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said: a percentile interval alone is too sure of itself where few cases changed."""
+        if self.cases < MIN_CASES or self._may_be_chance:
+            return "within noise"
+        if self.low > TINY:
+            return "better"
+        return "worse" if self.high < -TINY else "within noise"
+
+    @property
+    def doubt(self) -> str:
+        """Why the difference is within noise though 0 is not in its interval; empty where that is not so."""
+        if self.cases < MIN_CASES or not self._may_be_chance or (self.low <= TINY and self.high >= -TINY):
+            return ""
+        return f"so few cases changed that chance alone does as much in {self.chance:.0%} of runs"
+
+    @property
+    def _may_be_chance(self) -> bool:
+        return self.chance > 1 - CONFIDENCE + TINY
+
+
+def scores_of(results: Iterable[Result]) -> dict[str, float]:
+    """Each case's score, the mean of its attempts."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for result in results:
+        found[result.id].append(result.score)
+    return {name: statistics.fmean(scores) for name, scores in found.items()}
+
+
+def overall(results: Iterable[Result]) -> float:
+    """The mean of the results' scores by their weights; 0 for none."""
+    found = list(results)
+    return statistics.fmean([each.score for each in found], [each.weight for each in found]) if found else 0.0
+
+
+def by_attempt(results: Iterable[Result]) -> tuple[float, ...]:
+    """The overall score of each attempt at the dataset."""
+    found: dict[int, list[Result]] = defaultdict(list)
+    for result in results:
+        found[result.attempt].append(result)
+    return tuple(overall(found[attempt]) for attempt in sorted(found))
+
+
+def by_metric(results: Iterable[Result]) -> dict[str, float]:
+    """The mean of all checks of each metric, by the weights of their cases."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for result in results:
+        for check in result.checks:
+            found[check.metric].append((check.score, result.weight))
+    return {name: statistics.fmean(*zip(*pairs, strict=True)) for name, pairs in sorted(found.items())}
+
+
+def confidence(results: Sequence[Result]) -> tuple[float, float] | None:
+    """Where the overall score lies with 95 % confidence, had the cases been drawn from many such; None where they cannot tell.
+
+    That is with fewer than MIN_CASES, or if all have one score: then nothing is known of how far others would be from it.
+    """
+    scores = scores_of(results)
+    weights = {result.id: result.weight for result in results}
+    if len(scores) < MIN_CASES or max(scores.values()) - min(scores.values()) < TINY:
+        return None
+    return interval([(score, weights[name]) for name, score in scores.items()])
+
+
+def compare_runs(before: Run, after: Run) -> Comparison:
+    """`after` against `before`, without the cases that were rewritten in between."""
+    old, new = before.cases(), after.cases()
+    rewritten = [name for name in old if name in new and _asked(old[name]) != _asked(new[name])]
+    return compare(before.results(), after.results(), rewritten)
+
+
+def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterable[str] = ()) -> Comparison:
+    """`after` against `before`, paired by case; those that are `rewritten`, or were not judged, cannot be compared.
+
+    The same runs always give the same.
+    """
+    left, right = scores_of(before), scores_of(after)
+    other = set(rewritten)
+    open_ = {result.id for result in (*before, *after) if result.not_judged} - other
+    both = [name for name in left if name in right and name not in other | open_]
+    weights = {result.id: result.weight for result in after}
+    pairs = [(right[name] - left[name], weights[name]) for name in both]
+    low, high = interval(pairs)
+    return Comparison(
+        cases=len(both),
+        before=_mean(left, both, weights),
+        after=_mean(right, both, weights),
+        low=low,
+        high=high,
+        changed=tuple(Change(name, left[name], right[name]) for name in both if abs(left[name] - right[name]) > TINY),
+        only_before=tuple(name for name in left if name not in right),
+        only_after=tuple(name for name in right if name not in left),
+        rewritten=tuple(name for name in left if name in right and name in other),
+        not_judged=tuple(name for name in left if name in right and name in open_),
+        chance=chance(pairs),
+    )
+
+
+def interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Where the weighted mean of differences lies with 95 % confidence: the percentiles of its bootstrap, which draws cases anew.
+
+    `pairs` are a difference and its weight each. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
+    """
+    if not any(abs(difference) > TINY for difference, _ in pairs):
+        return 0.0, 0.0
+    drawing = random.Random(SEED)  # noqa: S311 - no secret is made of it
+    resamples = max(1_000, min(RESAMPLES, 2_000_000 // len(pairs)))
+    means = sorted(_weighted(drawing.choices(pairs, k=len(pairs))) for _ in range(resamples))
+    cut = int(resamples * (1 - CONFIDENCE) / 2)
+    return means[cut], means[-1 - cut]
+
+
+def chance(pairs: Sequence[tuple[float, float]]) -> float:
+    """How often the weighted mean is as far from 0, either way, if each case may as well have changed the other way.
+
+    `pairs` are as for `interval`. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 15, permutation tests.
+    """
+    changes = [difference * weight for difference, weight in pairs if abs(difference) > TINY]
+    least = abs(sum(changes)) * (1 - TINY)
+    if len(changes) <= MAX_EXACT:
+        sums = [sum(change * sign for change, sign in zip(changes, signs, strict=True)) for signs in product((1, -1), repeat=len(changes))]
+        return sum(abs(each) >= least for each in sums) / len(sums)
+    drawing = random.Random(SEED)  # noqa: S311 - no secret is made of it
+    resamples = max(1_000, min(RESAMPLES, 2_000_000 // len(changes)))
+    reached = sum(abs(sum(each if drawing.random() < 0.5 else -each for each in changes)) >= least for _ in range(resamples))
+    return (reached + 1) / (resamples + 1)
+
+
+def _asked(case: Mapping[str, object]) -> dict[str, object]:
+    """What has to be the same for two results of a case to be compared."""
+    return {name: value for name, value in case.items() if name not in ("tags", "source", "tool_results", "agent")}
+
+
+def _weighted(pairs: Sequence[tuple[float, float]]) -> float:
+    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+
+
+def _mean(scores: Mapping[str, float], names: Sequence[str], weights: Mapping[str, float]) -> float:
+    return _weighted([(scores[name], weights[name]) for name in names]) if names else 0.0

@@ -1,0 +1,173 @@
+"""ai-agent-service eval generate: has a model write cases about documents, or about what is described."""
+
+import asyncio
+import json
+import os
+import re
+import sys
+import tempfile
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from ai_agent_service.config.files import nearest
+from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
+from ai_agent_service.core.text import secrets_in
+from ai_agent_service.evaluation.documents import Piece, allotted, read_documents
+from ai_agent_service.evaluation.generation import Generator, TargetAgent
+from ai_agent_service.evaluation.models import find_model
+from ai_agent_service.observability.logging import configure_logging
+from ai_agent_service.progress import Steps
+from ai_agent_service.providers.demo import Demo
+from ai_agent_service.service import Configuration, Service, load, open_service
+
+CONNECT_SECONDS = 15.0
+"""How long an agent's MCP servers are waited for, to know their tools."""
+
+MAX_NAME = 40
+MAX_TOLD = 20
+"""Files and cases that were left out and are named."""
+
+EXIT_INTERRUPTED = 130
+
+
+@click.command()
+@click.option("--from", "sources", multiple=True, type=click.Path(path_type=Path), metavar="PATH", help="A document, or a folder of them.")
+@click.option("--description", help="What is to be tested, in place of documents.")
+@click.option("--model", required=True, metavar="PROVIDER:MODEL", help="The model that writes the cases, such as ollama:qwen3.")
+@click.option("--agent", help="The agent that they are for; its prompt and tools are told to the model.")
+@click.option("--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many cases.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file, by default in datasets/ of EVALUATION_OUTPUT_DIR."
+)
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+def generate(
+    sources: tuple[Path, ...], description: str | None, model: str, agent: str | None, count: int, output: Path | None, force: bool
+) -> None:
+    """Have a model write cases about documents (Markdown or text), or about a description. Read them before you trust them."""
+    if bool(sources) == (description is not None):
+        raise click.UsageError("Give either --from or --description.")
+    if description is not None and not description.strip():
+        raise click.BadParameter("it says nothing.", param_hint="--description")
+    pieces, left_out = read_documents(sources) if description is None else ([Piece("", description)], [])
+    configuration = load()
+    configure_logging("ERROR", secrets_in(configuration.environment))
+    known = [each.agent_id for each in configuration.agents]
+    if agent is not None and agent not in known:
+        raise click.BadParameter(f"{agent!r} is not an agent. {nearest(agent, known)}", param_hint="--agent")
+    named = sources[0].resolve().stem if sources else agent or description or ""
+    path = output or configuration.settings.evaluation_output_dir / "datasets" / f"{_file_name(named)}.jsonl"
+    with _Dataset(path, replaces=force) as dataset, Steps("cases", count) as steps:
+        try:
+            generator = asyncio.run(_generated(configuration, pieces, model, agent, count, dataset, steps))
+        except ConfigError:
+            raise
+        except ServiceError as error:
+            raise click.ClickException(f"{error.message.rstrip('.')}. {dataset.told}") from error
+        except KeyboardInterrupt:
+            click.echo(f"Stopped. {dataset.told}", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+    _echo(generator, dataset, left_out, count)
+    if not dataset.count:
+        raise click.ClickException(f"{model} wrote no case of use. Try another model, or say more.")
+    click.echo(f"To run them: ai-agent-service eval run {path}" + ("" if agent else " --agent ID"))
+
+
+async def _generated(
+    configuration: Configuration, pieces: list[Piece], model: str, agent: str | None, count: int, dataset: "_Dataset", steps: Steps
+) -> Generator:
+    agent_ids = [agent] if agent is not None else []
+    async with AsyncExitStack() as opened:
+        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True))
+        service = await opened.enter_async_context(open_service(configuration.with_servers_of(agent_ids).apart(Path(folder))))
+        writer = await find_model(service, model, "--model")
+        if isinstance(writer.provider, Demo):
+            problem = "demo is no language model and cannot write cases"
+            raise ConfigError([Fault(file="--model", problem=problem, remedy="Name a real one, such as ollama:qwen3")])
+        tested = await _tested(service, agent) if agent is not None else None
+        generator = Generator(writer, seconds=configuration.settings.request_timeout, agent=tested)
+        async with aclosing(generator.cases(allotted(pieces, count))) as cases:
+            async for case in cases:
+                dataset.add(case)
+                steps.tell(case["id"])
+    return generator
+
+
+async def _tested(service: Service, agent_id: str) -> TargetAgent:
+    """The agent's prompt, and the tools that it has once its MCP servers are there."""
+    await service.servers.settled(CONNECT_SECONDS)
+    agent = service.catalog.get(agent_id)
+    toolset = agent.parts.toolset
+    for words in toolset.unavailable:
+        click.echo(f"note: {words}", err=True)
+    return TargetAgent(agent_id, agent.definition.system_prompt, toolset.specs)
+
+
+class _Dataset:
+    """A file that cases are added to as they come; it is there once there is one."""
+
+    def __init__(self, path: Path, *, replaces: bool) -> None:
+        self._path = path
+        self._replaces = replaces
+        self._file: IO[str] | None = None
+        self.count = 0
+        if path.exists() and not replaces:
+            raise self._refused("it is there already; --force replaces it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._refused(f"its folder cannot be made ({error.strerror})") from error
+        if not os.access(path.parent, os.W_OK):
+            raise self._refused("its folder cannot be written to")
+
+    def __enter__(self) -> "_Dataset":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def told(self) -> str:
+        """What is in it."""
+        if not self.count:
+            return "No case was written."
+        return f"{self.count} case{'' if self.count == 1 else 's'}: {self._path}"
+
+    def add(self, case: dict[str, Any]) -> None:
+        """Writes a case at once, so that nothing is lost when the command is stopped."""
+        try:
+            if self._file is None:
+                self._file = self._path.open("w" if self._replaces else "x", encoding="utf-8", newline="\n")
+            self._file.write(json.dumps(case, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._refused(f"it cannot be written ({error.strerror})") from error
+        self.count += 1
+
+    def _refused(self, why: str) -> click.ClickException:
+        return click.BadParameter(f"{self._path}: {why}.", param_hint="--output")
+
+
+def _echo(generator: Generator, dataset: _Dataset, left_out: list[Path], wanted: int) -> None:
+    for what, names in (("left out", [str(path) for path in left_out]), ("dropped", generator.dropped)):
+        for name in names[:MAX_TOLD]:
+            click.echo(f"{what}: {name}")
+        if len(names) > MAX_TOLD:
+            click.echo(f"{what}: {len(names) - MAX_TOLD} more")
+    if generator.duplicates:
+        click.echo(f"{generator.duplicates} left out that were like others")
+    usage = generator.usage
+    tokens = f"{usage.total_tokens} tokens" if usage is not None else "the provider told no tokens"
+    cost = f", ${usage.cost:.4f}" if usage is not None and usage.cost else ""
+    click.echo(f"{generator.questions} question{'' if generator.questions == 1 else 's'} to the model, {tokens}{cost}")
+    if 0 < dataset.count < wanted:
+        click.echo(f"{wanted} were asked for; the model had no more of use.")
+    if dataset.count:
+        click.echo(dataset.told)
+
+
+def _file_name(named: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", named)[:MAX_NAME].strip("-.").lower() or "cases"

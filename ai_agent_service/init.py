@@ -1,0 +1,72 @@
+"""ai-agent-service init: writes a starter set of files to edit."""
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from ai_agent_service.config.env_file import env_text
+from ai_agent_service.config.starter import STARTER
+
+EXIT_CONFIGURATION = 2
+GITIGNORE = """\
+# Keys and conversations belong into no repository.
+.env
+data/
+evaluations/output/
+"""
+
+
+class _CannotWrite(click.ClickException):
+    exit_code = EXIT_CONFIGURATION
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path())
+@click.option("--force", is_flag=True, help="Overwrite files that are there already, .env with the keys in it too.")
+def init(folder: Path, force: bool) -> None:
+    """Write a starter set of agents, prompts, MCP servers and settings, with comments, into FOLDER (by default this one)."""
+    written = kept = 0
+    for name, text in _files().items():
+        if _write(folder, name, text, force=force):
+            written += 1
+            click.echo(f"wrote  {folder / name}")
+        else:
+            kept += 1
+            click.echo(f"kept   {folder / name}   (it is there already)")
+    if kept:
+        click.echo(f"{written} files written, {kept} kept as they were; --force overwrites them.")
+    where = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
+    click.echo("\nPut a provider's key into .env, or none to try the demo provider. Then:")
+    click.echo(f"  {where}ai-agent-service check && ai-agent-service serve")
+
+
+def _files() -> dict[str, str]:
+    """The texts of the files by their names."""
+    names = ("agent_config.json", "mcp.json", *(f"prompts/{path.name}" for path in sorted((STARTER / "prompts").iterdir())))
+    texts = {name: (STARTER / name).read_text(encoding="utf-8") for name in names}
+    return {**texts, ".env": env_text(), ".gitignore": GITIGNORE}
+
+
+def _write(folder: Path, name: str, text: str, *, force: bool) -> bool:
+    """Whether the file was written, which it is not where it is there and `force` is not. What cannot be written ends the command."""
+    path = folder / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if force:
+            path.unlink(missing_ok=True)  # a link is replaced, and what it leads to stays
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if name == ".env" else 0o666)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        if error.filename == str(path):
+            return False
+        raise _cannot(path, "a file stands where a folder is needed") from error
+    except OSError as error:
+        raise _cannot(path, error.strerror or str(error)) from error
+    return True
+
+
+def _cannot(path: Path, problem: str) -> click.ClickException:
+    return _CannotWrite(f"{path} cannot be written: {problem}. Name a folder that can be: ai-agent-service init FOLDER")

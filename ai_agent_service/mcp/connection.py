@@ -1,0 +1,321 @@
+"""One MCP server, kept connected by one task; its tools come and go with what it offers."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Literal
+
+import msgspec
+
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.mcp.base import RemoteTool, ServerLost, Session, SessionOpener
+from ai_agent_service.mcp.tools import McpTool
+from ai_agent_service.tools.base import ToolOutput
+
+logger = logging.getLogger(__name__)
+
+State = Literal["off", "starting", "ready", "down"]
+"""`off`: it is not to be connected to. `starting`: it is being connected to, for the first time or after it was lost. `down`: that failed,
+and is tried again from time to time."""
+
+FIRST_PAUSE = 0.5
+MAX_PAUSE = 60.0
+STABLE_SECONDS = 5.0
+"""A connection that lasted this long did not fail at its start: the next one is tried at once."""
+
+PATIENCE = 3.0
+"""Seconds that a call waits for a server which was ready and is being connected to again."""
+
+CHECK_SECONDS = 30.0
+"""Between two looks at whether a server that nobody calls still answers."""
+
+MAX_FAILED_CHECKS = 3
+"""After so many in a row a server is given up even while calls of it are under way; until then it may just be at work for one of them."""
+
+REFRESH_PAUSE = 1.0
+"""At least this long between two listings of the tools, whatever the server says."""
+
+
+class ServerStatus(msgspec.Struct, frozen=True):
+    """What is known of a server; `since` is when it came to its state, in Unix seconds, `connect_seconds` what its last start took."""
+
+    label: str
+    transport: str
+    state: State
+    tools: tuple[str, ...]
+    error: str | None
+    since: float
+    restarts: int
+    schema_changes: int
+    quarantined: tuple[str, ...]
+    connect_seconds: float | None
+
+
+class Connection:
+    """The connection to the server of `definition`, which `supervise` keeps up until it is cancelled.
+
+    `tools_seconds` is how long a list of tools is used; `off` is why nothing is to connect to the server. It is a ToolSource: `tools` are
+    those that the server listed last, also while it is down, for it may be back before a model calls them.
+    """
+
+    def __init__(self, definition: ServerDefinition, *, tools_seconds: float, off: str | None = None) -> None:
+        self.label = definition.server_label
+        self.tools: tuple[McpTool, ...] = ()
+        self.state: State = "off" if off else "starting"
+        self.error = off
+        self.definition = definition
+        self._tools_seconds = tools_seconds
+        self._transport = definition.transport or ("stdio" if definition.command is not None else "http")
+        self._session: Session | None = None
+        self._since = time.time()
+        self._restarts = 0
+        self._connect_seconds: float | None = None
+        self._calls = 0
+        self._was_ready = False
+        self._settled = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._lost_reason: str | None = None
+        self._tools_are_old = False
+        self._first_seen: dict[str, RemoteTool] = {}
+        self._last_seen: dict[str, RemoteTool] = {}
+        self._schema_changes = 0
+        self._quarantined: frozenset[str] = frozenset()
+        if self.state == "off":
+            self._settled.set()
+
+    @property
+    def unavailable(self) -> str:
+        """What of it cannot be used now, in words for the model; one that is off is no part of this installation."""
+        if self.state in ("ready", "off"):
+            return ""
+        return f"the tools of {self.label}" + (" (it is just starting)" if self.state == "starting" else "")
+
+    @property
+    def status(self) -> ServerStatus:
+        """What is known of it now."""
+        return ServerStatus(
+            label=self.label,
+            transport=self._transport,
+            state=self.state,
+            tools=tuple(tool.remote.name for tool in self.tools),
+            error=self.error,
+            since=self._since,
+            restarts=self._restarts,
+            schema_changes=self._schema_changes,
+            quarantined=tuple(sorted(self._quarantined)),
+            connect_seconds=self._connect_seconds,
+        )
+
+    async def settled(self) -> None:
+        """Returns once a start that is under way has come to an end, well or not."""
+        await self._settled.wait()
+
+    async def supervise(self, opener: SessionOpener) -> None:
+        """Keeps the connection up until cancelled; then it is closed with all that belongs to it."""
+        failures, told = 0, ""
+        while True:
+            began = time.monotonic()
+            reason = await self._connected(opener)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError  # a library may have swallowed it
+            was_ready = self._was_ready
+            lasted = time.monotonic() - began
+            self._restarts += 1
+            failures = 0 if was_ready and lasted >= STABLE_SECONDS else failures + 1
+            if was_ready and failures <= 1:
+                # It worked until now: a server that was restarted is back at once.
+                pause = FIRST_PAUSE / 5 * random.random()  # noqa: S311 - jitter, no secret
+            else:
+                self._enter("down", reason)
+                pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10)) * (1 + random.random()) / 2  # noqa: S311
+            level = logging.WARNING if was_ready or reason != told else logging.DEBUG
+            told = reason
+            if was_ready and not logger.isEnabledFor(logging.DEBUG):
+                reason = reason.partition(": ")[0]  # after it come a command's last words, which may repeat what it was called with
+            logger.log(level, "mcp.down", extra={"server": self.label, "reason": reason, "again_in_seconds": round(pause, 1)})
+            self._was_ready = False
+            await asyncio.sleep(pause)
+
+    async def call(self, tool: McpTool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        """Runs `tool`; raises ToolFailed. A call is made again only if it is certain that the server did nothing of the first."""
+        if tool.remote.name in self._quarantined:
+            raise ToolFailed(
+                "this tool was changed by its server after it was first seen and is withheld until the operator has looked at it"
+            )
+        for is_last in (False, True):
+            session = self._session or await self._session_soon(context)
+            self._calls += 1
+            try:
+                return await session.call(tool.remote.name, arguments, context)
+            except ServerLost as lost:
+                self._lose(session, lost.reason)
+                if not lost.not_sent:
+                    raise ToolFailed(
+                        f"the connection to {self.label} broke during the call, and it is not known whether it was carried out"
+                    ) from None
+                if is_last:
+                    raise self._unavailable() from None
+            finally:
+                self._calls -= 1
+        raise AssertionError("unreachable")
+
+    def fail(self, reason: str) -> None:
+        """Leaves the server down for good, for `reason`."""
+        self._enter("down", reason)
+
+    def tools_changed(self) -> None:
+        """The server says that its list of tools is another one now."""
+        self._tools_are_old = True
+        self._wake.set()
+
+    def ended(self, reason: str) -> None:
+        """The server has ended or cannot be understood."""
+        self._lost_reason = self._lost_reason or reason
+        self._lost.set()
+
+    async def _connected(self, opener: SessionOpener) -> str:
+        """Connects and stays connected as long as that lasts; returns why it ended."""
+        self._lost_reason, self._tools_are_old = None, False
+        self._lost.clear()
+        self._wake.clear()
+        began = time.monotonic()
+        try:
+            async with opener(self) as session:
+                try:
+                    listed = await session.list_tools()
+                except ServerLost as lost:
+                    return self._why(lost)  # now, for leaving ends a command, and that would be told instead
+                self._take(listed)
+                self._connect_seconds = time.monotonic() - began
+                self._transport = session.transport
+                self._session = session
+                self._was_ready = True
+                self._enter("ready", None)
+                logger.info("mcp.ready", extra={"server": self.label, "tools": len(self.tools), "seconds": round(self._connect_seconds, 2)})
+                try:
+                    reason = await self._kept(session)
+                finally:
+                    self._session = None
+                    self._enter("starting", self._lost_reason)
+                self.error = reason
+                return reason
+        except ServerLost as lost:
+            return lost.reason
+        except asyncio.CancelledError as error:
+            # A library's own cancellations may leak; only ours has been asked of this task.
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            return self._unexpected(error)
+        except Exception as error:  # noqa: BLE001 - it is logged with its traceback
+            # Whatever a library or a server makes of it, it is one server that is down, and no chat.
+            return self._unexpected(error)
+
+    def _unexpected(self, error: BaseException) -> str:
+        logger.error("mcp.failed", extra={"server": self.label}, exc_info=error)
+        self.error = f"it failed unexpectedly ({type(error).__name__})"
+        return self.error
+
+    async def _kept(self, session: Session) -> str:
+        """Looks after `session` while it lasts; returns why it ended."""
+        care = asyncio.create_task(self._cared_for(session))
+        lost = asyncio.create_task(self._lost.wait())
+        try:
+            await asyncio.wait((care, lost), return_when=asyncio.FIRST_COMPLETED)
+            return self._lost_reason or care.result()
+        finally:
+            care.cancel()
+            lost.cancel()
+            await asyncio.gather(care, lost, return_exceptions=True)
+
+    async def _cared_for(self, session: Session) -> str:
+        """Keeps the list of tools fresh, and asks a server that is not heard of whether it is there; returns why it is not."""
+        listed = time.monotonic()
+        failed = 0
+        while True:
+            left = listed + self._tools_seconds - time.monotonic()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, min(CHECK_SECONDS, left))):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                if self._tools_are_old or time.monotonic() >= listed + self._tools_seconds:
+                    await asyncio.sleep(listed + REFRESH_PAUSE - time.monotonic())
+                    self._tools_are_old = False
+                    listed = time.monotonic()
+                    self._take(await session.list_tools())
+                else:
+                    await session.ping()
+                failed = 0
+            except ServerLost as lost:
+                self._tools_are_old = True
+                failed += 1
+                if not self._calls or failed == MAX_FAILED_CHECKS:
+                    return lost.reason
+
+    def _why(self, lost: ServerLost) -> str:
+        """The reason that is known best: of a session that was open the listener may have been told more than whoever used it."""
+        return self._lost_reason or lost.reason
+
+    def _take(self, listed: Iterable[RemoteTool]) -> None:
+        """Makes `listed` the tools; those that did not change stay the objects that they are."""
+        offered: dict[str, McpTool] = {}
+        quarantined = set()
+        before = {tool.remote.name: tool for tool in self.tools}
+        names = set()
+        for remote in listed:
+            if remote.name in names:
+                continue
+            names.add(remote.name)
+            first = self._first_seen.setdefault(remote.name, remote)
+            last = self._last_seen.get(remote.name, remote)
+            self._last_seen[remote.name] = remote
+            if remote != last:
+                self._schema_changes += 1
+                changed = "parameters" if remote.parameters != last.parameters else "description"
+                logger.warning("mcp.tool_changed", extra={"server": self.label, "tool": remote.name, "changed": changed})
+            if remote != first and self.definition.pin_tools:
+                quarantined.add(remote.name)
+                continue
+            old = before.get(remote.name)
+            offered[remote.name] = old if old is not None and old.remote == remote else McpTool(self.label, remote, self.call)
+        # One that is not listed any more may still be known to a run.
+        self._quarantined = frozenset(quarantined | (self._quarantined - names))
+        tools = tuple(offered.values())
+        if tools != self.tools:
+            self.tools = tools
+
+    async def _session_soon(self, context: RunContext) -> Session:
+        """The session of a server that is being connected to again; raises ToolFailed for one that is down."""
+        if self.state == "starting":
+            context.report_progress(0, None, f"{self.label} is being started again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await self._settled.wait()
+        if self._session is None:
+            raise self._unavailable()
+        return self._session
+
+    def _lose(self, session: Session, reason: str) -> None:
+        """Takes `session` out of use; a newer one is not touched."""
+        if self._session is session:
+            self._session = None
+            self._enter("starting", reason)
+            self.ended(reason)
+
+    def _unavailable(self) -> ToolFailed:
+        return ToolFailed(f"{self.label} is not available at the moment, so this tool cannot be used. Answer without it, and say so.")
+
+    def _enter(self, state: State, error: str | None) -> None:
+        if state != self.state:
+            self.state, self._since = state, time.time()
+        self.error = error
+        if state == "starting":
+            self._settled.clear()
+        else:
+            self._settled.set()

@@ -1,0 +1,134 @@
+"""MCP over HTTP: streamable, and the older one with server-sent events."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, Unpack
+
+import httpx2
+from fastmcp.client.transports import ClientTransport, SSETransport, StreamableHttpTransport
+from fastmcp.client.transports.base import SessionKwargs, TransportOptions
+from mcp import ClientSession
+
+from ai_agent_service.config.mcp import ServerDefinition, Transport
+from ai_agent_service.mcp.repair import without_half_pairs
+from ai_agent_service.mcp.unchecked import UncheckedSession
+from ai_agent_service.observability.request_id import current_request_id
+from ai_agent_service.observability.tracing import trace_headers
+
+MAX_EVENT_BYTES = 64 * 1024 * 1024
+"""Of one event: a result with its images."""
+
+CONNECT_SECONDS = 10.0
+IDLE_SECONDS = 86_400.0
+"""How long the stream of a server that says nothing is kept open."""
+
+
+class Asked:
+    """What became of the HTTP requests of one call: the last error status, and whether one of them found nobody to take it.
+
+    Once one `was_taken`, nothing that comes later - the library asks again for an answer that broke off - means that it was not.
+    """
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.found_nobody = False
+        self.was_taken = False
+
+
+asked_now: ContextVar[Asked | None] = ContextVar("asked_now", default=None)
+"""What became of the HTTP requests that are made for the call under way."""
+
+
+_OPTIONS = TransportOptions(session_class=UncheckedSession)
+
+
+def http_transport(definition: ServerDefinition, transport: Transport) -> ClientTransport:
+    """How to reach the server of `definition` by `transport`, `http` or `sse`."""
+    assert definition.server_url is not None
+    if transport == "sse":
+        return _Sse(definition.server_url, headers=definition.header, sse_read_timeout=IDLE_SECONDS, httpx_client_factory=_http_client)
+    return _Http(definition.server_url, headers=definition.header, httpx_client_factory=_http_client, max_sse_event_size=MAX_EVENT_BYTES)
+
+
+class _Transport(ClientTransport):
+    """Opens such sessions, whichever transport is behind it."""
+
+    @asynccontextmanager
+    async def connect_session(
+        self, *, transport_options: TransportOptions | None = None, **session_kwargs: Unpack[SessionKwargs]
+    ) -> AsyncGenerator[ClientSession, None]:
+        """A session; see fastmcp."""
+        async with super().connect_session(transport_options=_OPTIONS, **session_kwargs) as session:
+            yield session
+
+
+class _Http(_Transport, StreamableHttpTransport):
+    """An address that speaks streamable HTTP."""
+
+
+class _Sse(_Transport, SSETransport):
+    """An address that speaks the older HTTP with server-sent events."""
+
+
+class _HttpClient(httpx2.AsyncClient):
+    """Sends each call's request id and trace along, and notes what became of its own requests, for the library tells all calls of a session
+    of the failure of any. Within the message, where a server of MCP looks for the trace, the library puts it."""
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Sends it; see httpx2."""
+        request.headers.update(trace_headers())
+        asked = asked_now.get()
+        # The session is shared; what is sent for a call is sent in the context of whoever makes the call.
+        if request_id := current_request_id.get():
+            request.headers["X-Request-Id"] = request_id
+        try:
+            response = await super().send(request, **options)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
+            if asked is not None:
+                asked.found_nobody = not asked.was_taken
+            raise
+        if asked is not None and response.status_code >= 400:
+            asked.status = response.status_code
+        elif asked is not None:
+            asked.was_taken = True
+        if isinstance(response.stream, httpx2.AsyncByteStream) and "content-encoding" not in response.headers:
+            response.stream = _RepairedBody(response.stream)
+        return response
+
+
+def _http_client(
+    headers: dict[str, str] | None = None, timeout: httpx2.Timeout | None = None, auth: httpx2.Auth | None = None, **_: Any
+) -> httpx2.AsyncClient:
+    """A client without a limit on how long an answer takes: each call has its own, and a stream of notifications has none."""
+    return _HttpClient(
+        headers={"accept-encoding": "identity", **(headers or {})},  # so that a body can be repaired
+        auth=auth,
+        timeout=httpx2.Timeout(CONNECT_SECONDS, read=None),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
+    )
+
+
+class _RepairedBody(httpx2.AsyncByteStream):
+    """A response's body, line by line, its lines made readable as those of a command are."""
+
+    def __init__(self, body: httpx2.AsyncByteStream) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        open_line: list[bytes] = []
+        held = 0
+        async for piece in self._body:
+            whole, newline, rest = piece.rpartition(b"\n")
+            if not newline and held < MAX_EVENT_BYTES:
+                open_line.append(rest)
+                held += len(rest)
+                continue
+            yield without_half_pairs(b"".join((*open_line, whole, newline)))
+            open_line, held = [rest], len(rest)
+        if held:
+            yield without_half_pairs(b"".join(open_line))
+
+    async def aclose(self) -> None:
+        """Closes it."""
+        await self._body.aclose()

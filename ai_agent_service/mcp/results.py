@@ -1,0 +1,128 @@
+"""Makes of what an MCP tool returned what a model can read."""
+
+import json
+import re
+from typing import Any
+
+import msgspec
+from mcp_types import (
+    AudioContent,
+    BlobResourceContents,
+    CallToolResult,
+    ContentBlock,
+    EmbeddedResource,
+    ImageContent,
+    ResourceLink,
+    TextContent,
+    TextResourceContents,
+)
+
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.messages import ImagePart, Link
+from ai_agent_service.core.text import storable
+from ai_agent_service.tools.base import ToolOutput
+
+MAX_IMAGE_BYTES = 20 * 1024 * 1024
+"""Of one image, in base64; a larger one is left out, which is said."""
+
+_SHOWABLE = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+"""What providers take; with anything else they refuse the whole request."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
+_WRAPPERS = frozenset({"result", "content"})
+
+
+def output_of(result: CallToolResult) -> ToolOutput:
+    """The text and the images of `result`; raises ToolFailed with its text if it is an error.
+
+    Structured content is added as JSON unless the text says the same already. What a model cannot be shown is named with its type and
+    size, and resources with their addresses.
+    """
+    texts: list[str] = []
+    images: list[ImagePart] = []
+    for block in result.content:
+        if (image := _image(block)) is not None:
+            if len(image.url) <= MAX_IMAGE_BYTES:
+                images.append(image)
+            else:
+                texts.append(f"[an image of {len(image.url)} bytes, too large to be shown]")
+        else:
+            texts.append(_text(block))
+    structured: Any = result.structured_content
+    if structured is not None and not _is_said(structured, texts, result.content):
+        texts.append(json.dumps(structured, ensure_ascii=False))
+    content = "\n\n".join(text for text in texts if text)
+    if result.is_error:
+        raise ToolFailed(content or "the tool failed and did not say why")
+    links = tuple(link for block in result.content if (link := _link(block)) is not None)
+    return ToolOutput(content, tuple(images), links)
+
+
+def _image(block: ContentBlock) -> ImagePart | None:
+    match block:
+        case ImageContent(data=data, mime_type=mime_type):
+            pass
+        case EmbeddedResource(resource=BlobResourceContents(blob=data, mime_type=str(mime_type))):
+            pass
+        case _:
+            return None
+    return ImagePart(f"data:{mime_type};base64,{data}") if mime_type in _SHOWABLE and _BASE64.fullmatch(data) else None
+
+
+def _link(block: ContentBlock) -> Link | None:
+    match block:
+        case ResourceLink(uri=uri, name=name, title=title, description=description, mime_type=mime_type):
+            return Link(str(uri), storable(title or name), storable(description or ""), mime_type or "")
+        case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
+            return Link(str(uri), text=storable(text))
+        case _:
+            return None
+
+
+def _text(block: ContentBlock) -> str:
+    match block:
+        case TextContent(text=text):
+            return text
+        case ImageContent(data=data, mime_type=mime_type):
+            return f"[an image ({mime_type}, {_size(data)} bytes), which cannot be shown]"
+        case AudioContent(data=data, mime_type=mime_type):
+            return f"[a sound ({mime_type}, {_size(data)} bytes), which cannot be shown]"
+        case ResourceLink(uri=uri, name=name, title=title, description=description):
+            return f"[{title or name}]({uri})" + (f": {description}" if description else "")
+        case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
+            return f"{uri}:\n{text}"
+        case EmbeddedResource(resource=BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)):
+            return f"[{uri}: a file ({mime_type or 'of unknown type'}, {_size(blob)} bytes), which cannot be shown]"
+        case _:
+            return f"[{block.type}, which cannot be shown]"
+
+
+def _size(base64: str) -> int:
+    return len(base64) * 3 // 4 - base64.count("=")
+
+
+def _is_said(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> bool:
+    """Whether the rest of the result holds what `structured` holds, which servers send for hosts that read nothing else.
+
+    A value that is no object is wrapped in one by servers, as `result` or `content`, and a list is sent as one text for each entry.
+    """
+    if not blocks:
+        return False
+    whole = [structured]
+    if isinstance(structured, dict) and len(structured) == 1 and (name := next(iter(structured))) in _WRAPPERS:
+        whole.append(structured[name])
+    values = [_parsed(text) for text in texts]
+    dumped = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in blocks]
+    return any(_is_same(candidate, said) for candidate in whole for said in (*values, *texts, values, texts, dumped))
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether both are the same JSON; to Python, 1 is True."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _parsed(text: str) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return text

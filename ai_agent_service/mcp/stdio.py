@@ -1,0 +1,212 @@
+"""MCP servers that are run as a command."""
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO, Unpack
+
+from fastmcp.client.transports import ClientTransport
+from fastmcp.client.transports.base import SessionKwargs, TransportOptions
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp.shared.message import SessionMessage
+from mcp_types import jsonrpc_message_adapter
+from pydantic import ValidationError
+
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.mcp import guard
+from ai_agent_service.mcp.base import Listener, ServerLost
+from ai_agent_service.mcp.repair import has_half_pair, without_half_pairs
+from ai_agent_service.mcp.unchecked import UncheckedSession
+from ai_agent_service.mcp.words import words_of
+
+if TYPE_CHECKING:
+    from mcp.shared._stream_protocols import ReadStream
+
+logger = logging.getLogger(__name__)
+
+STDERR_BYTES_PER_SECOND = 1024 * 1024
+"""Of a server's standard error; beyond, reading waits, and so does the server."""
+
+MAX_STDERR_LINE = 2_000
+FINISH_SECONDS = 0.5
+
+
+def stdio_transport(definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr") -> "StdioTransport":
+    """How to run the command of `definition`, which is looked up by its own PATH or that of `environment`; raises ServerLost."""
+    assert definition.command is not None
+    if definition.not_installed(environment):
+        raise ServerLost(f"the command {definition.command!r} is not found any more", not_sent=True)
+    if definition.cwd is not None and not Path(definition.cwd).is_dir():
+        raise ServerLost(f"its cwd {definition.cwd!r} is no folder", not_sent=True)
+    command, *arguments = definition.command, *definition.args
+    if os.name == "posix":
+        command, arguments = sys.executable, ["-I", "-S", guard.__file__, command, *arguments]
+    parameters = StdioServerParameters(
+        command=command, args=arguments, env=definition.env, cwd=definition.cwd, encoding_error_handler="replace"
+    )
+    return StdioTransport(parameters, stderr.theirs)
+
+
+class StdioTransport(ClientTransport):
+    """A command.
+
+    Not the client's own: it ends its wait for a server that will not end before that has ended, and a line with half a surrogate pair
+    in it, which JSON allows, would leave the call waiting that it answers.
+    """
+
+    def __init__(self, parameters: StdioServerParameters, stderr: TextIO) -> None:
+        self._parameters = parameters
+        self._stderr = stderr
+        self._closed = asyncio.Event()
+        self._closed.set()
+
+    @asynccontextmanager
+    async def connect_session(
+        self, *, transport_options: TransportOptions | None = None, **session_kwargs: Unpack[SessionKwargs]
+    ) -> AsyncGenerator[ClientSession, None]:
+        """Starts the command, and ends it at the end."""
+        self._closed.clear()
+        try:
+            async with (
+                stdio_client(self._parameters, errlog=self._stderr) as (read, write),
+                UncheckedSession(_RepairedLines(read), write, **session_kwargs) as session,
+            ):
+                yield session
+        finally:
+            self._closed.set()
+
+    async def closed(self) -> None:
+        """Returns when nothing of the command is left."""
+        await self._closed.wait()
+
+
+class _RepairedLines:
+    """What a command writes, with lines that could not be read made readable where that is possible."""
+
+    def __init__(self, lines: "ReadStream[SessionMessage | Exception]") -> None:
+        self._lines = lines
+
+    async def receive(self) -> SessionMessage | Exception:
+        """The next one."""
+        return _repaired(await self._lines.receive())
+
+    async def aclose(self) -> None:
+        """Closes it."""
+        await self._lines.aclose()
+
+    def __aiter__(self) -> "_RepairedLines":
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        return _repaired(await self._lines.__anext__())
+
+    async def __aenter__(self) -> "_RepairedLines":
+        await self._lines.__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+        return await self._lines.__aexit__(kind, error, trace)
+
+
+def _repaired(item: SessionMessage | Exception) -> SessionMessage | Exception:
+    if not isinstance(item, ValidationError):
+        return item
+    line = item.errors(include_url=False, include_context=False)[0]["input"]
+    if not isinstance(line, str) or not has_half_pair(encoded := line.encode(errors="replace")):
+        return item
+    try:
+        return SessionMessage(jsonrpc_message_adapter.validate_json(without_half_pairs(encoded), by_name=False))
+    except ValidationError:
+        return item
+
+
+class Stderr:
+    """A server's standard error: read to its end, logged at debug level, its last lines remembered."""
+
+    def __init__(self, definition: ServerDefinition, listener: Listener) -> None:
+        read, write = os.pipe()
+        self.theirs = os.fdopen(write, "w", encoding="utf-8")
+        self.ours = os.fdopen(read, "rb", buffering=0)
+        self.how_it_ended = ""
+        self._definition = definition
+        self._listener = listener
+        self._lines: deque[str] = deque(maxlen=3)
+        self._end = asyncio.Event()
+
+    @property
+    def last_words(self) -> str:
+        """The last lines that were not empty."""
+        return " | ".join(self._lines)
+
+    def close_our_end(self) -> None:
+        """Leaves the writing to the server, so that its end is seen."""
+        self.theirs.close()
+
+    async def finished(self) -> None:
+        """Returns when all is read; a process that the server left behind does not keep us."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_SECONDS):
+                await self._end.wait()
+
+    async def read(self, reader: asyncio.StreamReader) -> None:
+        """Reads until the last process that holds the other end is gone."""
+        rest = b""
+        allowance = float(STDERR_BYTES_PER_SECOND)
+        before = time.monotonic()
+        while piece := await reader.read(64 * 1024):
+            *lines, rest = (rest + piece).split(b"\n")
+            rest = rest[-MAX_STDERR_LINE:]
+            for line in lines:
+                self._line(line)
+            now = time.monotonic()
+            allowance = min(STDERR_BYTES_PER_SECOND, allowance + (now - before) * STDERR_BYTES_PER_SECOND) - len(piece)
+            before = now
+            if allowance < 0:
+                await asyncio.sleep(-allowance / STDERR_BYTES_PER_SECOND)
+        self._line(rest)
+        self._end.set()
+        if not self.how_it_ended:
+            self.how_it_ended = "ended"
+        self._listener.ended(self.reason)
+
+    def _line(self, line: bytes) -> None:
+        said, mark, how = line.partition(guard.EXITED.encode())
+        text = said[:MAX_STDERR_LINE].decode(errors="replace").rstrip()
+        if text.strip():
+            self._lines.append(text)
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("mcp.stderr", extra={"server": self._definition.server_label, "line": words_of(text, self._definition)})
+        if mark:
+            self.how_it_ended = how[:MAX_STDERR_LINE].decode(errors="replace")
+            self._end.set()
+            self._listener.ended(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """How the server ended, and its last words."""
+        words = f": {self.last_words}" if self.last_words else ""
+        return words_of(f"it {self.how_it_ended or 'closed its output'}{words}", self._definition)
+
+
+@asynccontextmanager
+async def stderr_of(definition: ServerDefinition, listener: Listener) -> AsyncGenerator[Stderr, None]:
+    stderr = Stderr(definition, listener)
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stderr.ours)
+    task = asyncio.create_task(stderr.read(reader))
+    try:
+        yield stderr
+    finally:
+        stderr.close_our_end()
+        transport.close()
+        task.cancel()
+        await asyncio.wait((task,))  # which raises nothing but the cancellation of whoever waits

@@ -1,0 +1,31 @@
+"""What we say of a server: on one line, short, and without its secrets."""
+
+from http import HTTPStatus
+
+from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.core.text import storable, without_secrets
+
+MAX_WORDS = 400
+
+
+def words_of(text: str, definition: ServerDefinition, limit: int = MAX_WORDS) -> str:
+    """`text` on one line, at most `limit` characters of it, and without the values of the server's variables."""
+    return storable(" ".join(without_secrets(text, definition.secrets).split()))[:limit]
+
+
+def without_its_keys(text: str, definition: ServerDefinition) -> str:
+    """`text` without the server's credentials, and otherwise as it is: a path that a variable holds is of use to the model."""
+    for secret in definition.credentials:
+        text = text.replace(secret, "[redacted]")
+    return text
+
+
+def status_words(status: int) -> str:
+    """An HTTP status that is an error, by its number and its name, and what to look at."""
+    try:
+        phrase = f" {HTTPStatus(status).phrase}"
+    except ValueError:
+        phrase = ""
+    hint = "; check the header and the variables in its definition" if status in (401, 403) else ""
+    hint = "; look at the path of its address" if status in (404, 405) else hint
+    return f"HTTP {status}{phrase}{hint}"

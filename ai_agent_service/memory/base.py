@@ -1,0 +1,213 @@
+"""What a memory is to the agents: it knows a turn's conversation at its start, and keeps its answer at its end."""
+
+from collections.abc import AsyncGenerator, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Literal, Protocol
+
+import msgspec
+
+from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.config.settings import Settings
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.events import FinishReason
+from ai_agent_service.core.messages import Content, Message, ToolCall, ToolResult, tool_message
+from ai_agent_service.core.usage import Usage
+
+History = Literal["client", "server"]
+Status = Literal["complete", "incomplete"]
+Origin = Literal["ours", "client"]
+
+IDEMPOTENCY_PREFIX = "idempotency:"
+"""What a turn's id begins with that is an Idempotency-Key: another question under it is refused."""
+
+UNKNOWN_RESULT = "No result of this call is known; it may or may not have been carried out."
+"""What stands for the result of a call that was under way when its run ended."""
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the model said and called in one step of a turn, and one result for each call."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    results: tuple[ToolResult, ...] = ()
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The step as a model is told of it."""
+        given = {result.call_id: result for result in self.results}
+        unknown = (ToolResult(call_id=call.id, name=call.name, content=UNKNOWN_RESULT, is_error=True) for call in self.calls)
+        results = (tool_message(given.get(result.call_id, result)) for result in unknown)
+        return (Message(role="assistant", content=self.text, tool_calls=self.calls), *results)
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a turn: `text` is all that was said, `steps` those with tool calls; `last` is what was said after them."""
+
+    text: str
+    steps: tuple[Step, ...] = ()
+    last: str = ""
+    status: Status = "complete"
+    reason: FinishReason = "stop"
+    usage: Usage | None = None
+    error: str | None = None
+    """The code of the error that ended an incomplete answer."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller's turn brings: `messages`, the whole conversation or, with the server's history, only what is new.
+
+    `is_retry` says that the caller may have asked this before without getting the answer; `message_id` is the caller's own id of the
+    turn, the same if it is asked again.
+    """
+
+    messages: tuple[Message, ...]
+    history: History = "client"
+    is_retry: bool = False
+    message_id: str | None = None
+
+
+class RememberedTurn(Protocol):
+    """A turn that was begun: its question is stored."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What the model is to see: the caller's system messages, a summary as another one, then the conversation."""
+        ...
+
+    @property
+    def answer(self) -> Answer | None:
+        """The complete answer that an earlier, equal turn was given; it is told again and nothing is run."""
+        ...
+
+    @property
+    def under_way(self) -> str | None:
+        """The run id of an equal turn that this process is taking now; it is joined and nothing is run."""
+        ...
+
+    async def shorter(self) -> tuple[Message, ...] | None:
+        """As `messages`, the older ones summarised, for a model that found them too long; None if that cannot be done."""
+        ...
+
+    async def keep(self, answer: Answer, *, wait: float) -> None:
+        """Stores the answer; a database that is away is waited for `wait` seconds. Raises MemoryUnavailable."""
+        ...
+
+
+class ConversationInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A session of a user with an agent."""
+
+    session_id: str
+    created_at: datetime
+    updated_at: datetime
+    messages: int
+    """How many messages are stored, those of all branches."""
+
+
+class StoredMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as it is stored; `id` and `parent` are hexadecimal, `parent` is None for the first message of a session."""
+
+    id: str
+    parent: str | None
+    role: Literal["user", "assistant"]
+    content: Content
+    status: Status
+    origin: Origin
+    created_at: datetime
+    steps: tuple[Step, ...] = ()
+    run_id: str | None = None
+    usage: Usage | None = None
+
+
+class Conversation(msgspec.Struct, frozen=True, kw_only=True):
+    """A session with its messages: those of the newest branch, oldest first, or of all branches, parents first."""
+
+    agent_id: str
+    session_id: str
+    created_at: datetime
+    updated_at: datetime
+    messages: tuple[StoredMessage, ...]
+
+
+class Erased(msgspec.Struct, frozen=True):
+    """How much was deleted for good."""
+
+    sessions: int = 0
+    messages: int = 0
+    runs: int = 0
+    summaries: int = 0
+
+    def __add__(self, other: "Erased") -> "Erased":
+        return Erased(
+            self.sessions + other.sessions,
+            self.messages + other.messages,
+            self.runs + other.runs,
+            self.summaries + other.summaries,
+        )
+
+
+class Memory(Protocol):
+    """The memory of one agent."""
+
+    required: bool
+    """Whether a turn fails when the memory cannot be used; else it is taken without."""
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from being used now, in a sentence for callers; None if nothing is known to."""
+        ...
+
+    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+        """Stores the question of a turn of `context.session` and finds what belongs to it.
+
+        Raises MemoryUnavailable, SessionBusy where another turn of the session has to end first, and IdempotencyMismatch where something
+        else was asked in the session under a `message_id` that begins with IDEMPOTENCY_PREFIX.
+        """
+        ...
+
+
+class MemorySetup(msgspec.Struct, frozen=True):
+    """What a memory backend is opened with: the settings, all environment variables (`.env` included), and the agent it is for."""
+
+    settings: Settings
+    environment: Mapping[str, str]
+    agent: AgentDefinition
+
+
+class MemoryFactory(Protocol):
+    """A class of memories, as plug-ins name them; `name` is what `resource_config.memory.backend` calls it."""
+
+    name: str
+
+    def open(self, setup: MemorySetup) -> AbstractAsyncContextManager[Memory]:
+        """The memory of one agent, which is closed when the service ends. A class gives it as a class method."""
+        ...
+
+
+class Conversations(Protocol):
+    """Everything that is remembered, of all agents, by whose it is."""
+
+    async def list(
+        self, tenant: str, user: str, agent_id: str, *, limit: int, after: str | None = None
+    ) -> tuple[tuple[ConversationInfo, ...], str | None]:
+        """At most `limit` sessions, the one used last first, and the `after` that goes on from there; None at the end.
+
+        Raises InvalidRequest for an `after` that is none, and MemoryUnavailable.
+        """
+        ...
+
+    async def get(self, tenant: str, user: str, agent_id: str, session_id: str, *, branches: bool = False) -> Conversation:
+        """The session with the messages of its newest branch, or of all; raises NotFound and MemoryUnavailable."""
+        ...
+
+    async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> Erased:
+        """Deletes the session for good; raises NotFound and MemoryUnavailable."""
+        ...
+
+    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> Erased:
+        """Deletes everything of the user, with all agents or with those named, in one transaction; raises MemoryUnavailable."""
+        ...
+
+    def export(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> AsyncGenerator[Conversation, None]:
+        """Everything of the user, with all agents or with those named, session by session, all branches; raises MemoryUnavailable."""
+        ...

@@ -1,0 +1,145 @@
+"""Looks after the database: tells that this process lives, ends the runs of those that do not, deletes what is too old."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Connection, and_, delete, literal, or_, select, text, update
+
+from ai_agent_service.core.errors import MemoryUnavailable
+from ai_agent_service.memory.base import Erased
+from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Store
+from ai_agent_service.storage.tables import nodes, processes, runs, sessions, summaries
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+BATCH_SECONDS = 600.0
+BATCH = 200
+"""Sessions that are deleted in one transaction."""
+
+CLEANUP_LOCK = 0x61_61_73_5F_63_6C_65_61
+"""The advisory lock of PostgreSQL under which old conversations are deleted: `aas_clea` as a number."""
+
+PROCESS_KEPT = timedelta(days=1)
+
+
+class Keeper:
+    """Runs beside the service.
+
+    `retention_days` is how long sessions are kept after their last use, None for ever, unless `agent_retention_days` says otherwise
+    of their agent. `run_seconds` is how long a run may take at most: one that has been running for longer is none.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        retention_days: float | None,
+        agent_retention_days: Mapping[str, float],
+        interval_hours: float,
+        run_seconds: float,
+    ) -> None:
+        self._store = store
+        self._retention = retention_days
+        self.agent_retention_days = dict(agent_retention_days)
+        self._interval = interval_hours * 3600
+        self._run_seconds = run_seconds
+        self.erased = Erased()
+        """What was deleted for its age since the start of this process."""
+        self.ended_runs = 0
+        """How many runs of processes that are gone were ended since the start of this process."""
+
+    def retain(self, agent_retention_days: Mapping[str, float]) -> None:
+        """Has agents keep their sessions for other times than until now."""
+        self.agent_retention_days = dict(agent_retention_days)
+
+    async def run(self) -> None:
+        """Looks after the database until it is cancelled. What fails is tried again the next time."""
+        loop = asyncio.get_running_loop()
+        # Replicas that start together do not clean up together.
+        next_cleanup = loop.time() + random.uniform(0, min(60.0, self._interval))  # noqa: S311 - no secret
+        while True:
+            try:
+                await self.beat()
+                if loop.time() >= next_cleanup:
+                    next_cleanup = loop.time() + self._interval
+                    await self.clean_up()
+            except MemoryUnavailable:
+                logger.debug("memory.keeper_passed")
+            except Exception:
+                logger.exception("memory.keeper_failed")
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def beat(self) -> None:
+        """Tells that this process lives, and ends the runs of those that do not."""
+        ended = await self._store.database.write(self._beat)
+        if ended:
+            self.ended_runs += ended
+            logger.warning("memory.runs_ended", extra={"runs": ended})
+
+    async def leave(self) -> None:
+        """Tells that this process ends."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(processes).where(processes.c.process_id == self._store.process_id))
+
+        await self._store.database.write(work)
+
+    async def clean_up(self) -> Erased:
+        """Deletes what is too old, in batches; nothing while another replica does so."""
+        total = Erased()
+        while True:
+            erased = await self._store.database.write(self._batch, timeout=BATCH_SECONDS)
+            total += erased
+            self.erased += erased
+            if erased.sessions < BATCH:
+                break
+        if total.sessions:
+            logger.info("memory.cleaned_up", extra={"sessions": total.sessions, "messages": total.messages})
+        return total
+
+    def _beat(self, connection: Connection) -> int:
+        now = self._store.seen(connection)
+        living = select(processes.c.process_id).where(processes.c.seen_at >= now - timedelta(seconds=PROCESS_STALE_SECONDS))
+        gone = runs.c.process_id.not_in(living)
+        overdue = runs.c.started_at < datetime.now(UTC) - timedelta(seconds=self._run_seconds)
+        ended = connection.execute(
+            update(runs)
+            .where(runs.c.status == "running", or_(gone, overdue))
+            .values(status="incomplete", error="process_gone", ended_at=datetime.now(UTC))
+        ).rowcount
+        connection.execute(
+            update(sessions)
+            .where(sessions.c.lease_process.is_not(None), sessions.c.lease_process.not_in(living))
+            .values(lease_process=None, lease_until=None)
+        )
+        connection.execute(delete(processes).where(processes.c.seen_at < now - PROCESS_KEPT))
+        return ended
+
+    def _batch(self, connection: Connection) -> Erased:
+        # A lock of the transaction also works through a pooler, where the next transaction may use another connection.
+        lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
+        if connection.dialect.name == "postgresql" and not connection.execute(lock, {"lock": CLEANUP_LOCK}).scalar():
+            return Erased()
+        now = datetime.now(UTC)
+        of_agents = self.agent_retention_days  # once: another thread may replace it
+        too_old = [
+            and_(sessions.c.agent_id == agent_id, sessions.c.updated_at < now - timedelta(days=days))
+            for agent_id, days in of_agents.items()
+        ]
+        if self._retention is not None:
+            others = sessions.c.agent_id.not_in(list(of_agents)) if of_agents else literal(value=True)
+            too_old.append(and_(others, sessions.c.updated_at < now - timedelta(days=self._retention)))
+        if not too_old:
+            return Erased()
+        # One that is used at this moment is locked, and one that was used since is not too old any more.
+        oldest = select(sessions.c.key).where(or_(*too_old)).limit(BATCH).with_for_update(skip_locked=True)
+        keys = list(connection.execute(oldest).scalars())
+        if not keys:
+            return Erased()
+        counts = [connection.execute(delete(table).where(table.c.session_key.in_(keys))).rowcount for table in (nodes, runs, summaries)]
+        connection.execute(delete(sessions).where(sessions.c.key.in_(keys)))
+        return Erased(len(keys), *counts)

@@ -1,0 +1,512 @@
+"""The memory of an agent in the database: what the model is to see of a conversation, and what of it is stored."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from sqlalchemy import Connection
+
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import IdempotencyMismatch, InvalidRequest, MemoryUnavailable, ServiceError, SessionBusy
+from ai_agent_service.core.messages import Message, TextPart
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Answer, Asked, RememberedTurn, Step
+from ai_agent_service.memory.compression import Compressor
+from ai_agent_service.memory.history import Addresses, Entry, steps_of
+from ai_agent_service.memory.store import Begun, Forgotten, Known, Leased, Node, Session, Store, Summary
+from ai_agent_service.memory.tokens import estimate
+
+logger = logging.getLogger(__name__)
+
+SESSION_WAIT_SECONDS = 30.0
+"""How long a turn with the server's history waits for an earlier one of its session."""
+
+LEASE_GRACE_SECONDS = 30.0
+"""How much longer than its run's deadline a turn may have its session for itself."""
+
+MAX_HISTORY = 2000
+"""How many messages of the server's history a model is shown where there is no summary of those before."""
+
+CROWDED = 0.75
+"""How much of the server's history's window is used when the older messages become a summary, however short they are."""
+
+POLL_SECONDS = 0.1
+ABANDON_SECONDS = 60.0
+"""How long a database that is away is waited for to end the run of a turn that could not begin."""
+
+MANY_MESSAGES = 500
+MANY_CHARACTERS = 200_000
+"""Conversations longer than this, or with images, are digested in a thread, so that others' turns go on."""
+
+SUMMARY = """\
+What was said earlier in this conversation, in summary:
+
+"""
+
+
+class SqlMemory:
+    """The memory of one agent; `window` is how many messages of the server's history a model sees at most."""
+
+    def __init__(
+        self,
+        store: Store,
+        locks: "SessionLocks",
+        tasks: Tasks,
+        *,
+        required: bool,
+        window: int,
+        compressor: Compressor | None,
+    ) -> None:
+        self.store = store
+        self._locks = locks
+        self.tasks = tasks
+        self.required = required
+        self.window = window
+        self.compressor = compressor
+        self.compressing: set[bytes] = set()
+        """The sessions of which a summary is being made."""
+
+    @property
+    def problem(self) -> str | None:
+        """See Memory."""
+        return "The database cannot be used now." if self.store.database.problem is not None else None
+
+    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+        """See Memory."""
+        session = self.store.session(context)
+        tried = self.store.database.problem is None
+        try:
+            return await self._begin(session, context, asked)
+        except BaseException:
+            if tried:  # the question may be stored all the same, and its run must not seem to be under way
+                self.tasks.run(self._abandoned(session, context.run_id, leased=asked.history == "server"))
+            raise
+
+    async def _begin(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
+        if asked.history == "server":
+            return await self._begin_server(session, context, asked)
+        conversation = tuple([message for message in asked.messages if message.role != "system"])
+        last = next((place for place in range(len(conversation) - 1, -1, -1) if conversation[place].role == "user"), None)
+        if last is None:
+            return Unstored(asked.messages)
+        begun, trailing = conversation[: last + 1], conversation[last + 1 :]
+        entries = await _entries(self.store.addresses, begun, session.key)
+        return await self._begin_client(session, context, asked, entries, trailing)
+
+    async def _begin_client(
+        self, session: Session, context: RunContext, asked: Asked, entries: list[Entry], trailing: tuple[Message, ...]
+    ) -> RememberedTurn:
+        def work(connection: Connection) -> tuple[Begun, Summary | None]:
+            begun = self.store.begin(
+                connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id, answered=not trailing
+            )
+            return begun, self._summary(connection, session, (entry.path for entry in entries), has_summaries=begun.has_summaries)
+
+        found, summary = await self.store.database.write(work)
+        self._count(found.stored, is_first=len(entries) == 1)
+        known = found.known
+        pieces = [_restored(entry, known[entry.path]) if entry.path in known else entry for entry in entries]
+        return self._turn(session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary)
+
+    async def _begin_server(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
+        """As the only turn of its session; the lock is given back when the answer is kept."""
+        wait = min(SESSION_WAIT_SECONDS, context.seconds_left)
+        held = self._locks.held(session.key, wait)
+        await held.__aenter__()
+        try:
+            return await self._begin_leased(session, context, asked, wait, held)
+        except BaseException:
+            await held.__aexit__(None, None, None)
+            raise
+
+    async def _begin_leased(self, session: Session, context: RunContext, asked: Asked, wait: float, held: "_Held") -> RememberedTurn:
+        new = tuple(message for message in asked.messages if message.role != "system")
+        if not new or new[-1].role != "user":
+            raise InvalidRequest(
+                "With the server's history a turn ends with the user's message; send results of tools with the whole conversation.",
+                param="messages",
+            )
+        database, store = self.store.database, self.store
+        until = datetime.now(UTC) + timedelta(seconds=context.seconds_left + LEASE_GRACE_SECONDS)
+        leased = await self._leased(session, until, wait)
+        nodes, covering = await self._history(session, leased)
+
+        def work(connection: Connection) -> tuple[Begun, Summary | None, list[Node], list[Entry]]:
+            now = datetime.now(UTC)
+            before, entries, begun = self._placed(connection, session, nodes, new, asked, context.run_id)
+            if begun.answer is not None or begun.under_way is not None:
+                store.release(connection, session)
+                return begun, None, before, entries
+            store.touch_head(connection, session, entries[-1].path, now)  # makes it again where it was deleted meanwhile
+            store.store_entries(connection, session, entries[:-1], now)
+            store.ask(connection, session, entries[-1], context.run_id, message_id=asked.message_id, now=now)
+            summary = covering
+            if begun.repeated:  # the summary may cover it
+                paths = [*(node.path for node in before), *(entry.path for entry in entries)]
+                summary = self._summary(connection, session, paths, has_summaries=leased.has_summaries)
+            stored = 0 if begun.repeated else len(entries)
+            return Begun(known={}, has_summaries=leased.has_summaries, stored=stored), summary, before, entries
+
+        found, summary, before, entries = await database.write(work)
+        self._count(found.stored, is_first=not before)
+        pieces = [*(Entry(_told(node), node.path, node.parent, node.depth) for node in before), *entries]
+        return self._turn(session, context, asked, found, pieces, entries[-1], summary=summary, held=held)
+
+    def _placed(
+        self, connection: Connection, session: Session, nodes: list[Node], new: tuple[Message, ...], asked: Asked, run_id: str
+    ) -> tuple[list[Node], list[Entry], Begun]:
+        """The history before the `new` messages, these as entries, and what came of an equal turn, if this repeats the last one."""
+        addresses = self.store.addresses
+        first = None
+        if asked.message_id is not None and asked.message_id.startswith(IDEMPOTENCY_PREFIX):
+            first = self.store.asked_as(connection, session, asked.message_id, run_id)
+        if first is not None:
+            if addresses.question(first.parent, new[-1].content) != first.path:
+                raise IdempotencyMismatch("This Idempotency-Key was used for another question of this session.", param="Idempotency-Key")
+            known = Known((), "", first.run_id)
+            found = self.store.earlier(connection, session, first.path, known, run_id, is_retry=True, message_id=asked.message_id)
+            if found.answer is not None or found.under_way is not None:
+                return nodes, addresses.entries(new[-1:], first.parent, first.depth - 1), found
+        if (asked.is_retry or asked.message_id) and nodes:
+            place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
+            if place >= 0 and nodes[place].role == "user":
+                question = nodes[place]
+                repeated = addresses.entries(new, question.parent, question.depth - 1)
+                if len(repeated) == 1 and repeated[0].path == question.path and (first is None or first.path == question.path):
+                    known = Known((), "", question.run_id)
+                    found = self.store.earlier(
+                        connection, session, question.path, known, run_id, is_retry=asked.is_retry, message_id=asked.message_id
+                    )
+                    if found.repeated:
+                        return nodes[:place], repeated, found
+        last = nodes[-1] if nodes else None
+        entries = addresses.entries(new, last.path if last else session.key, last.depth if last else 0)
+        return nodes, entries, Begun(known={}, has_summaries=False)
+
+    async def _leased(self, session: Session, until: datetime, wait: float) -> Leased:
+        """The session, once no other process has it."""
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            leased = await self.store.database.write(lambda connection: self.store.lease(connection, session, until))
+            if leased is not None:
+                return leased
+            if asyncio.get_running_loop().time() + POLL_SECONDS > deadline:
+                raise SessionBusy("Another turn of this session is under way. Try again in a moment.", retry_after=2)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _history(self, session: Session, leased: Leased) -> tuple[list[Node], Summary | None]:
+        """The newest messages and their summary, from the replica if it has the newest of them: then it has all before."""
+        if leased.head is None:
+            return [], None
+        settings = b"" if self.compressor is None else self.settings_of(self.compressor)
+        head, limit = leased.head, self.window
+        while True:
+            nodes, summary = await self._window(session, head, limit, settings)
+            if self.compressor is None or summary is not None or len(nodes) < limit or limit >= MAX_HISTORY:
+                return nodes, summary
+            limit = min(limit * 4, MAX_HISTORY)  # no summary stands for what is before them, as when none could be made
+
+    async def _window(self, session: Session, head: bytes, limit: int, settings: bytes) -> tuple[list[Node], Summary | None]:
+        database = self.store.database
+
+        def work(connection: Connection) -> tuple[list[Node], Summary | None]:
+            return self.store.window(connection, session, head, limit, settings)
+
+        if database.replica is not None:
+            try:
+                nodes, summary = await database.read_replica(work)
+            except MemoryUnavailable:
+                logger.debug("memory.replica_passed_over")
+            else:
+                if nodes:
+                    return nodes, summary
+        return await database.read(work)
+
+    def _summary(self, connection: Connection, session: Session, paths: Iterable[bytes], *, has_summaries: bool) -> Summary | None:
+        """The best summary of what was said before the last of `paths`."""
+        if not has_summaries or self.compressor is None:
+            return None
+        return self.store.summary(connection, session, list(paths)[:-1], self.settings_of(self.compressor))
+
+    async def _abandoned(self, session: Session, run_id: str, *, leased: bool) -> None:
+        def work(connection: Connection) -> None:
+            # Another turn of the session that this process takes now has the same lease.
+            self.store.abandon(connection, session, run_id, leased=leased and not self._locks.is_held(session.key))
+
+        with suppress(MemoryUnavailable):
+            await self.store.database.write(work, wait=ABANDON_SECONDS)
+
+    def _count(self, stored: int, *, is_first: bool) -> None:
+        self.store.counts.messages += stored
+        self.store.counts.conversations += is_first and stored > 0
+
+    def settings_of(self, compressor: Compressor) -> bytes:
+        return self.store.addresses.settings(*compressor.identity)
+
+    def _turn(
+        self,
+        session: Session,
+        context: RunContext,
+        asked: Asked,
+        begun: Begun,
+        pieces: list[Entry],
+        question: Entry,
+        *,
+        trailing: tuple[Message, ...] = (),
+        summary: Summary | None = None,
+        held: "_Held | None" = None,
+    ) -> RememberedTurn:
+        system = tuple(message for message in asked.messages if message.role == "system")
+        return _Turn(self, session, context, begun, system, pieces, question, trailing, summary, held)
+
+
+class Unstored:
+    """A turn that has no question to store."""
+
+    answer: Answer | None = None
+    under_way: str | None = None
+
+    def __init__(self, messages: tuple[Message, ...], held: "_Held | None" = None) -> None:
+        self.messages = messages
+        self._held = held
+
+    async def shorter(self) -> tuple[Message, ...] | None:
+        """Nothing is known that could be left out."""
+        return None
+
+    async def keep(self, answer: Answer, *, wait: float) -> None:
+        """Stores nothing."""
+        if self._held is not None:
+            await self._held.__aexit__(None, None, None)
+
+
+class _Turn:
+    """A turn whose question is stored; see RememberedTurn."""
+
+    def __init__(
+        self,
+        memory: SqlMemory,
+        session: Session,
+        context: RunContext,
+        begun: Begun,
+        system: tuple[Message, ...],
+        pieces: list[Entry],
+        question: Entry,
+        trailing: tuple[Message, ...],
+        summary: Summary | None,
+        held: "_Held | None",
+    ) -> None:
+        self._memory = memory
+        self._session = session
+        self._run_id = context.run_id
+        self._system = system
+        self._pieces = pieces
+        self._question = question
+        self._trailing = trailing
+        self._summary = summary
+        self._held = held
+        self.answer = begun.answer
+        self.under_way = begun.under_way
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What the model is to see."""
+        shown = _after(self._pieces, self._summary)
+        summary = () if self._summary is None else (Message(role="system", content=SUMMARY + self._summary.text),)
+        return (*self._system, *summary, *(message for piece in shown for message in piece.messages), *self._trailing)
+
+    async def shorter(self) -> tuple[Message, ...] | None:
+        """As `messages`, more of the older conversation in a summary, which is made now."""
+        compressor = self._memory.compressor
+        if compressor is None:
+            return None
+        keep = compressor.recent_messages
+        while keep > 1 and not self._leaves_enough(compressor, keep):
+            keep //= 2
+        try:
+            summary = await self._compress(compressor, self._pieces, keep=keep)
+        except ServiceError as error:
+            self._log_failure(error)
+            return None
+        if summary is None:
+            return None
+        self._summary = summary
+        return self.messages
+
+    def _leaves_enough(self, compressor: Compressor, keep: int) -> bool:
+        """Whether a summary of all but `keep` messages would make what is sent as short as is wanted."""
+        shown = _after(self._pieces, self._summary)
+        older = len(_older(shown, keep))
+        return older > 0 and compressor.fits([message for piece in shown[older:] for message in piece.messages])
+
+    async def keep(self, answer: Answer, *, wait: float) -> None:
+        """Stores the answer; a summary that has become due is made after that, in the background."""
+        store = self._memory.store
+        prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
+        whole = _with_steps_before(answer, self._trailing) if self._trailing else answer
+
+        def work(connection: Connection) -> bool:
+            return store.finish(
+                connection, self._session, self._question, self._run_id, whole, prefix=prefix, leased=self._held is not None
+            )
+
+        try:
+            if self.answer is None and self.under_way is None:
+                with suppress(Forgotten):
+                    stored = await store.database.write(work, wait=wait)
+                    store.counts.messages += stored
+        finally:
+            if self._held is not None:
+                await self._held.__aexit__(None, None, None)
+        compressor = self._memory.compressor
+        if answer.status != "complete" or compressor is None or self.answer is not None or self.under_way is not None:
+            return
+        told = (*[message for step in whole.steps for message in step.messages], Message(role="assistant", content=whole.last))
+        sent = [*self._system, *[message for piece in _after(self._pieces, self._summary) for message in piece.messages], *told]
+        if self._held is not None or compressor.may_be_due(sent, self._summary.text if self._summary else ""):
+            path = store.addresses.answer(self._question.path, prefix + answer.text)
+            pieces = [*self._pieces, Entry(told, path, self._question.path, self._question.depth + 1)]
+            self._memory.tasks.run(self._compress_if_due(compressor, pieces, sent))
+
+    async def _compress_if_due(self, compressor: Compressor, pieces: list[Entry], sent: list[Message]) -> None:
+        """Summarises the older messages if those that were sent are too many; a failure is logged, and tried again after the next turn."""
+        key = self._session.key
+        if key in self._memory.compressing:
+            return  # the turn after that one asks again
+        self._memory.compressing.add(key)
+        try:
+            crowded = self._held is not None and len(_after(pieces, self._summary)) > self._memory.window * CROWDED
+            if crowded or await compressor.is_due(sent, self._summary.text if self._summary else ""):
+                await self._compress(compressor, pieces, keep=compressor.recent_messages)
+        except ServiceError as error:
+            self._log_failure(error)
+        finally:
+            self._memory.compressing.discard(key)
+
+    def _log_failure(self, error: ServiceError) -> None:
+        self._memory.store.counts.failed_summaries += 1
+        logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "code": error.code})
+        logger.debug("memory.compression_failed_because", extra={"reason": error.message})
+
+    async def _compress(self, compressor: Compressor, pieces: list[Entry], *, keep: int) -> Summary | None:
+        """A stored summary of all but the last `keep` messages; None if it would cover nothing new."""
+        older = _older(_after(pieces, self._summary), keep)
+        if not older:
+            return None
+        store, last = self._memory.store, older[-1]
+        settings = self._memory.settings_of(compressor)
+        earlier = self._summary.text if self._summary else None
+        messages = [message for piece in older for message in piece.messages]
+        text = await compressor.summary(earlier, messages)
+        made = Summary(last.path, last.depth, text)
+        await store.database.write(lambda connection: store.store_summary(connection, self._session, made, settings), wait=5.0)
+        store.counts.summaries += 1
+        store.counts.tokens_saved += max(0, compressor.size(messages) + estimate(earlier or "") - estimate(text))
+        return made
+
+
+class SessionLocks:
+    """Lets one turn of a session at a time through, in this process."""
+
+    def __init__(self) -> None:
+        self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}
+
+    def held(self, key: bytes, wait: float) -> "_Held":
+        """The lock of a session, to be entered; entering raises SessionBusy after `wait` seconds."""
+        return _Held(self._locks, key, wait)
+
+    def is_held(self, key: bytes) -> bool:
+        """Whether a turn of the session is under way, or waits to be."""
+        return key in self._locks
+
+
+class _Held:
+    """One use of a session's lock, which may be left more than once."""
+
+    def __init__(self, locks: dict[bytes, tuple[asyncio.Lock, int]], key: bytes, wait: float) -> None:
+        self._locks = locks
+        self._key = key
+        self._wait = wait
+        self._has = False
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.get(self._key, (asyncio.Lock(), 0))
+        self._locks[self._key] = (lock, users + 1)
+        try:
+            async with asyncio.timeout(max(0.0, self._wait)):
+                await lock.acquire()
+        except TimeoutError:
+            self._leave()
+            raise SessionBusy("Another turn of this session is under way. Try again in a moment.", retry_after=2) from None
+        except BaseException:
+            self._leave()
+            raise
+        self._has = True
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._has:
+            self._has = False
+            self._locks[self._key][0].release()
+            self._leave()
+
+    def _leave(self) -> None:
+        lock, users = self._locks[self._key]
+        if users == 1:
+            del self._locks[self._key]
+        else:
+            self._locks[self._key] = (lock, users - 1)
+
+
+async def _entries(addresses: Addresses, messages: tuple[Message, ...], parent: bytes) -> list[Entry]:
+    if len(messages) > MANY_MESSAGES or sum(map(_characters, messages)) > MANY_CHARACTERS:
+        return await asyncio.to_thread(addresses.entries, messages, parent)
+    return addresses.entries(messages, parent)
+
+
+def _characters(message: Message) -> int:
+    """About how much there is to digest."""
+    if isinstance(message.content, str):
+        return len(message.content)
+    return sum(len(part.text) if isinstance(part, TextPart) else MANY_CHARACTERS for part in message.content)
+
+
+def _restored(entry: Entry, known: Known) -> Entry:
+    """The entry with the tool calls and results that belong to it, where the client left them out."""
+    if not known.steps or entry.is_question or any(message.tool_calls for message in entry.messages):
+        return entry
+    return msgspec.structs.replace(entry, messages=_steps_told(known.steps, known.last))
+
+
+def _told(node: Node) -> tuple[Message, ...]:
+    if node.role == "user":
+        return (Message(role="user", content=node.content),)
+    return _steps_told(node.steps, node.last) if node.steps else (Message(role="assistant", content=node.content),)
+
+
+def _steps_told(steps: tuple[Step, ...], last: str) -> tuple[Message, ...]:
+    return (*(message for step in steps for message in step.messages), Message(role="assistant", content=last))
+
+
+def _with_steps_before(answer: Answer, trailing: tuple[Message, ...]) -> Answer:
+    """The answer with what the client brought of the same turn: its steps, and what was said after them."""
+    steps, said = steps_of(trailing)
+    if not answer.steps:
+        return msgspec.structs.replace(answer, steps=steps, last=said + answer.last)
+    first, *others = answer.steps
+    return msgspec.structs.replace(answer, steps=(*steps, msgspec.structs.replace(first, text=said + first.text), *others))
+
+
+def _after(pieces: list[Entry], summary: Summary | None) -> list[Entry]:
+    """Those that a summary does not cover."""
+    return pieces if summary is None else [piece for piece in pieces if piece.depth > summary.depth]
+
+
+def _older(pieces: list[Entry], keep: int) -> list[Entry]:
+    """All but the last `keep`, or a few more, so that what is left begins with a question."""
+    cut = max(0, len(pieces) - keep)
+    while cut > 0 and not pieces[cut].is_question:
+        cut -= 1
+    return pieces[:cut]

@@ -1,0 +1,55 @@
+"""Metrics in the form that Prometheus reads."""
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from ai_agent_service.observability.metrics import FAMILIES, HISTOGRAMS, Counted, Family, Snapshot, Values
+
+_process = ProcessCollector(registry=None)
+
+
+def process_values() -> dict[str, Values]:
+    """What the system tells of this process."""
+    return {sample.name: {(): sample.value} for metric in _process.collect() for sample in metric.samples}
+
+
+def exposed(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
+    """The metrics as text, and its content type: OpenMetrics for those who `accept` it, else the older form. A matter for a thread."""
+    try:
+        encode, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is none
+        encode, content_type = choose_encoder("")
+    return encode(_Collected(snapshot)), content_type
+
+
+class _Collected(Collector):
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        for family in FAMILIES:
+            if family.kind == "histogram":
+                yield _histogram(family, self._snapshot.histograms.get(family.name, {}))
+            elif family.kind == "counter":
+                counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
+                for labels, value in self._snapshot.values.get(family.name, {}).items():
+                    counter.add_metric(labels, value)
+                yield counter
+            else:
+                gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
+                for labels, value in self._snapshot.values.get(family.name, {}).items():
+                    gauge.add_metric(labels, value)
+                yield gauge
+
+
+def _histogram(family: Family, counted: Counted) -> HistogramMetricFamily:
+    histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+    bounds = [*(repr(bound) for bound in HISTOGRAMS[family.name].buckets), "+Inf"]
+    for labels, counts in counted.items():
+        histogram.add_metric(labels, list(zip(bounds, accumulate(counts[:-1]), strict=True)), counts[-1])
+    return histogram

@@ -1,0 +1,59 @@
+"""Azure OpenAI: a deployment's name as the model, its own header for the key, and two forms of address."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+from urllib.parse import quote
+
+from ai_agent_service.providers.base import ProviderSetup
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
+
+
+class AzureOpenAI(OpenAICompatible):
+    """Azure OpenAI's v1 API, or its dated API when AZURE_OPENAI_API_VERSION holds a date.
+
+    Addresses as in Azure's reference: `/openai/v1/chat/completions`, and
+    `/openai/deployments/{model}/chat/completions?api-version=2024-10-21`.
+    """
+
+    name: ClassVar[str] = "azure_openai"
+    api_version: str | None = None
+
+    @classmethod
+    def from_setup(cls, setup: ProviderSetup) -> Self:
+        """The resource at AZURE_OPENAI_ENDPOINT."""
+        settings = setup.settings
+        needed = {"AZURE_OPENAI_API_KEY": settings.azure_openai_api_key, "AZURE_OPENAI_ENDPOINT": settings.azure_openai_endpoint}
+        endpoint = (settings.azure_openai_endpoint or "").rstrip("/").removesuffix("/openai/v1").removesuffix("/openai")
+        provider = cls(
+            setup.http,
+            base_url=endpoint,
+            api_key=settings.azure_openai_api_key,
+            default_model=settings.azure_openai_default_model,
+            default_model_variable="AZURE_OPENAI_DEFAULT_MODEL",
+            model_list=settings.azure_openai_model_list,
+            missing=tuple(name for name, value in needed.items() if not value),
+        )
+        provider.api_version = settings.azure_openai_api_version
+        return provider
+
+    def url(self, model: str) -> str:
+        """Where the requests for the deployment `model` go."""
+        version = self.api_version
+        if version and version[0].isdigit():
+            return f"{self.base_url}/openai/deployments/{quote(model, safe='')}/chat/completions?api-version={quote(version)}"
+        return f"{self.base_url}/openai/v1/chat/completions{self._query}"
+
+    def ping_url(self) -> str:
+        """The list of models that the resource can have, in the form of the API that is used."""
+        version = self.api_version
+        if version and version[0].isdigit():
+            return f"{self.base_url}/openai/models?api-version={quote(version)}"
+        return f"{self.base_url}/openai/v1/models{self._query}"
+
+    @property
+    def _query(self) -> str:
+        return f"?api-version={quote(self.api_version)}" if self.api_version and self.api_version != "v1" else ""
+
+    def headers(self) -> Mapping[str, str]:
+        """Azure's own header."""
+        return {"api-key": self.api_key}

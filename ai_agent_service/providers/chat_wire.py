@@ -1,0 +1,360 @@
+"""OpenAI's chat completions over server-sent events: a model request out, model events back. Written once for all who speak it."""
+
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from ai_agent_service.core.errors import ProviderProtocolError
+from ai_agent_service.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
+from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.messages import (
+    AudioPart,
+    Content,
+    ContentPart,
+    FilePart,
+    ImagePart,
+    Message,
+    NamedTool,
+    TextPart,
+    ToolCall,
+    ToolSpec,
+)
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
+from ai_agent_service.providers.http import HttpClient, Target, drain, error_in_stream
+from ai_agent_service.providers.sse import EventReader
+
+logger = logging.getLogger(__name__)
+
+FINISH_REASONS: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "eos": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+}
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """How a vendor departs from the wire format.
+
+    `extra_body` is added to each request; `renamed` maps OpenAI's setting names to the vendor's; `dropped` are settings it refuses;
+    `reasoning_field` is where the reasoning before tool calls comes from and goes back to;
+    `usage_option` says whether it knows `stream_options.include_usage`; `images` whether it takes images at all.
+    """
+
+    extra_body: Mapping[str, Any] = {}
+    renamed: Mapping[str, str] = {}
+    dropped: frozenset[str] = frozenset()
+    reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning_content"
+    usage_option: bool = True
+    images: bool = True
+
+
+_NO_QUIRKS = Profile()
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCallDelta(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Part(msgspec.Struct):
+    type: str = "text"
+    text: str | None = None
+    thinking: Any = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | list[_Part] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCallDelta] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    index: int | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    cost: Any = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_encode = msgspec.json.Encoder().encode
+
+
+async def stream(http: HttpClient, target: Target, request: ModelRequest, profile: Profile) -> AsyncGenerator[ModelEvent, None]:
+    """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
+    reader = EventReader()
+    answer = _Answer(target, profile)
+    async with http.post(target, request_body(request, profile), deadline=request.deadline) as pieces:
+        async for piece in pieces:
+            for data in reader.feed(piece):
+                if data == b"[DONE]":
+                    answer.done = True
+                    break
+                for event in answer.take(data):
+                    yield event
+            if answer.done:
+                await drain(pieces)
+                break
+    for data in () if answer.done else reader.close():
+        for event in answer.take(data) if data != b"[DONE]" else ():
+            yield event
+    yield answer.finished()
+
+
+def request_body(request: ModelRequest, profile: Profile) -> bytes:
+    """`request` as the JSON body of a streamed chat completion."""
+    body: dict[str, Any] = {"model": request.model, "messages": wire_messages(request.messages, profile), "stream": True}
+    if profile.usage_option:
+        body["stream_options"] = {"include_usage": True}
+    for name, value in request.settings.items():
+        if name not in profile.dropped and value is not None:
+            body[profile.renamed.get(name, name)] = value
+    if request.tools:
+        body["tools"] = [{"type": "function", "function": _function(spec)} for spec in request.tools]
+        if isinstance(request.tool_choice, NamedTool):
+            body["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice.name}}
+        elif request.tool_choice is not None:
+            body["tool_choice"] = request.tool_choice
+    else:
+        body.pop("parallel_tool_calls", None)
+    body.update(profile.extra_body)
+    return _encode(body)
+
+
+def wire_messages(messages: Iterable[Message], profile: Profile = _NO_QUIRKS) -> list[dict[str, Any]]:
+    """`messages` in OpenAI's form; images that tools returned follow their results in a user message, as tool messages take text only."""
+    found: list[dict[str, Any]] = []
+    from_tools: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role != "tool" and from_tools:
+            found.append({"role": "user", "content": from_tools})
+            from_tools = []
+        wire: dict[str, Any] = {"role": message.role, "content": _content(message.content, images=profile.images)}
+        if message.tool_calls:
+            wire["content"] = wire["content"] or None
+            if message.reasoning:
+                wire[profile.reasoning_field] = message.reasoning
+            wire["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+                for call in message.tool_calls
+            ]
+        if message.role == "tool":
+            wire["tool_call_id"] = message.tool_call_id
+            if message.images and profile.images:
+                from_tools.append({"type": "text", "text": f"The images that the call {message.tool_call_id} returned:"})
+                from_tools.extend(_part(image) for image in message.images)
+        found.append(wire)
+    if from_tools:
+        found.append({"role": "user", "content": from_tools})
+    return found
+
+
+def finish_reason(said: str) -> FinishReason:
+    """A vendor's finish reason in OpenAI's words; an unknown one still says that the answer came to its end."""
+    reason = FINISH_REASONS.get(said.lower())
+    if reason is None:
+        logger.warning("provider.unknown_finish_reason", extra={"reason": said[:40]})
+        return "stop"
+    return reason
+
+
+def _function(spec: ToolSpec) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
+    if spec.strict is not None:
+        function["strict"] = spec.strict
+    return function
+
+
+def _content(content: Content, *, images: bool) -> Any:
+    if isinstance(content, str):
+        return content
+    parts = [_part(part) for part in content if images or not isinstance(part, ImagePart)]
+    return parts or ""
+
+
+def _part(part: ContentPart) -> dict[str, Any]:
+    match part:
+        case TextPart(text=text):
+            return {"type": "text", "text": text}
+        case ImagePart(url=url, detail=detail):
+            return {"type": "image_url", "image_url": {"url": url} if detail is None else {"url": url, "detail": detail}}
+        case AudioPart(data=data, format=form):
+            return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
+        case FilePart():
+            return {"type": "file", "file": {key: value for key, value in msgspec.structs.asdict(part).items() if value is not None}}
+
+
+def _usage(usage: _Usage) -> Usage:
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    return Usage(
+        usage.prompt_tokens or 0,
+        usage.completion_tokens or 0,
+        (prompt.cached_tokens or 0) if prompt else 0,
+        (completion.reasoning_tokens or 0) if completion else 0,
+        usage.cost if isinstance(usage.cost, int | float) else None,
+    )
+
+
+def _said(content: str | list[_Part]) -> list[ModelEvent]:
+    """The content of a delta: text, or (Mistral's thinking models) parts of text and of thoughts."""
+    if isinstance(content, str):
+        return [TextDelta(content)]
+    events: list[ModelEvent] = []
+    for part in content:
+        if part.thinking:
+            thoughts = part.thinking if isinstance(part.thinking, list) else [part.thinking]
+            events += [ReasoningDelta(str(thought.get("text", "")) if isinstance(thought, dict) else str(thought)) for thought in thoughts]
+        elif part.text:
+            events.append(TextDelta(part.text))
+    return events
+
+
+class _Answer:
+    """One answer, put together from its chunks; `done` once the provider says `[DONE]`."""
+
+    def __init__(self, target: Target, profile: Profile) -> None:
+        self.done = False
+        self._target = target
+        self._profile = profile
+        self._reasoning: list[str] = []
+        self._calls = _ToolCalls()
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+
+    def take(self, data: bytes) -> list[ModelEvent]:
+        """What the chunk in `data` tells; raises the UpstreamError that it means."""
+        try:
+            chunk = _decode_chunk(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProviderProtocolError(f"{self._target.provider} sent a chunk that is not a chat completion chunk.") from error
+        if chunk.error:
+            raise error_in_stream(chunk.error, self._target)
+        if chunk.usage is not None:
+            self._usage = _usage(chunk.usage)
+        events: list[ModelEvent] = []
+        for choice in chunk.choices or ():
+            delta = choice.delta
+            if delta is not None:
+                if thought := delta.reasoning_content or delta.reasoning:
+                    events.append(ReasoningDelta(thought))
+                    self._reasoning.append(getattr(delta, self._profile.reasoning_field) or "")
+                if delta.content:
+                    events += _said(delta.content)
+                if delta.refusal:
+                    events.append(RefusalDelta(delta.refusal))
+                if delta.tool_calls:
+                    self._calls.add(delta.tool_calls)
+            if choice.finish_reason:
+                self._reason = choice.finish_reason
+        return events
+
+    def finished(self) -> ModelFinished:
+        """The last event; raises ProviderProtocolError when the answer did not come to its end."""
+        if self._reason is None:
+            raise ProviderProtocolError(f"The answer of {self._target.provider} ended without a finish reason.")
+        if self._reason == "error":
+            raise ProviderProtocolError(f"{self._target.provider} ended its answer with an error.")
+        calls = self._calls.complete()
+        return ModelFinished(finish_reason(self._reason), calls, self._usage, "".join(self._reasoning) if calls else "")
+
+
+class _ToolCalls:
+    """Puts tool calls together from their pieces; bears servers that leave out the index or the id, or repeat them or the name."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Pieces] = []
+        self._by_index: dict[int, _Pieces] = {}
+
+    def add(self, deltas: list[_ToolCallDelta]) -> None:
+        for delta in deltas:
+            call = self._call(delta)
+            call.id = call.id or delta.id
+            if delta.function is not None:
+                if delta.function.name and delta.function.name != call.name:
+                    call.name += delta.function.name
+                if delta.function.arguments:
+                    call.arguments.append(delta.function.arguments)
+
+    def complete(self) -> tuple[ToolCall, ...]:
+        taken: set[str] = set()
+        found: list[ToolCall] = []
+        for call in self._calls:
+            call_id = call.id if call.id and call.id not in taken else new_id("call_")
+            taken.add(call_id)
+            found.append(ToolCall(call_id, call.name, "".join(call.arguments)))
+        return tuple(found)
+
+    def _call(self, delta: _ToolCallDelta) -> "_Pieces":
+        """The call that `delta` is a piece of, a new one where it begins one."""
+        if delta.index is not None:
+            call = self._by_index.get(delta.index)
+        elif delta.id:
+            call = next((call for call in self._calls if call.id == delta.id), None)
+        else:
+            call = self._calls[-1] if self._calls else None
+        if call is None or _begins(delta, call):
+            call = _Pieces()
+            self._calls.append(call)
+            if delta.index is not None:
+                self._by_index[delta.index] = call
+        return call
+
+
+class _Pieces(msgspec.Struct):
+    id: str | None = None
+    name: str = ""
+    arguments: list[str] = []
+
+
+def _begins(delta: _ToolCallDelta, call: _Pieces) -> bool:
+    """Whether `delta` is no piece of `call` though it has its place: another id, or a name after whole arguments (Gemini has no ids)."""
+    if delta.id and call.id:
+        return delta.id != call.id and bool(delta.function and delta.function.name)
+    return bool(delta.function and delta.function.name and call.arguments and _is_json("".join(call.arguments)))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True

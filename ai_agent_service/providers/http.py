@@ -1,0 +1,442 @@
+"""Asks providers over HTTP: one pooled session, deadlines, retries before the first byte, errors in our own terms."""
+
+import asyncio
+import functools
+import logging
+import math
+import os
+import random
+import time
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from ai_agent_service.core.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    ProviderProtocolError,
+    ProviderRateLimited,
+    ProviderRefused,
+    ProviderTimeout,
+    ProviderUnavailable,
+    RunTimeout,
+    ServiceError,
+    UpstreamError,
+)
+from ai_agent_service.core.text import without_secrets
+from ai_agent_service.observability.tracing import with_trace
+from ai_agent_service.providers.counts import Counts
+
+logger = logging.getLogger(__name__)
+
+RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 5
+MAX_ERROR_BYTES = 64 * 1024
+MAX_JSON_BYTES = 1_000_000
+MAX_ERROR_CHARACTERS = 500
+MAX_WAIT = 20.0
+"""Seconds of Retry-After that are waited out; a longer wait is the caller's to decide."""
+
+TOO_LONG = ("context length", "context_length", "context size", "context window", "maximum context", "prompt is too long")
+"""What the providers' messages about a conversation that does not fit have in common; 502 is an error within a stream."""
+
+BUDGET = 10.0
+BUDGET_PER_REQUEST = 0.1
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """Seconds to connect, to the first byte of the answer, and between its pieces."""
+
+    connect: float = 10.0
+    first_byte: float = 120.0
+    idle: float = 60.0
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where to send: the provider's name for messages, its headers, and the secrets to keep out of messages."""
+
+    provider: str
+    url: str
+    headers: Mapping[str, str] = {}
+    secrets: tuple[str, ...] = ()
+
+
+class HttpClient:
+    """The one HTTP session that all providers share; opened by `async with`.
+
+    Retries are jittered, obey Retry-After, and are rationed per provider: a tenth of its requests and a few more, so that an overloaded
+    provider is not asked ever more.
+    """
+
+    def __init__(self, timeouts: Timeouts | None = None, *, max_retries: int = 2, first_delay: float = 0.5) -> None:
+        self._timeouts = timeouts or Timeouts()
+        # aiohttp's own time limits set a timer for each piece; `_send` and `_Pieces` keep the others.
+        self._only_connect = aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect)
+        self._max_retries = max_retries
+        self._first_delay = first_delay
+        self._budgets: dict[str, float] = {}
+        self.counts = Counts()
+        """What the providers were asked; here retries are counted."""
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @asynccontextmanager
+    async def post(self, target: Target, body: bytes, *, deadline: float) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """Sends `body`, JSON, and gives the pieces of a successful answer as they arrive.
+
+        Raises the UpstreamError, ContextTooLong or InvalidRequest that the provider's answer means, and RunTimeout when `deadline` (of
+        `time.monotonic()`) passes first. An answer read to its end gives its connection back; any other is closed.
+        """
+        response = await self._answer(target, body, deadline)
+        pieces = _Pieces(response, self._timeouts, deadline)
+        try:
+            yield pieces
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._translated(error, target, deadline, begun=pieces.begun or not isinstance(error, TimeoutError)) from error
+        finally:
+            pieces.close()
+            response.close()
+
+    async def get_json(self, target: Target, *, timeout: float) -> object:
+        """The JSON answer to a GET within `timeout` seconds; raises UpstreamError."""
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                self._open.get(target.url, headers=target.headers, allow_redirects=False, proxy=proxy_for(target.url)) as response,
+            ):
+                text = await _beginning(response.content, MAX_JSON_BYTES)
+                if response.status != 200:
+                    raise _error_of(response.status, response.headers, text, target)
+                return msgspec.json.decode(text)
+        except TimeoutError as error:
+            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._translated(error, target, math.inf, begun=False) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProviderProtocolError(f"{target.provider} answered with something that is not JSON") from error
+
+    async def probe(self, target: Target, *, timeout: float) -> None:
+        """Returns once a GET is answered with 200 within `timeout` seconds, whatever the answer is; raises UpstreamError."""
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                self._open.get(target.url, headers=target.headers, allow_redirects=False, proxy=proxy_for(target.url)) as response,
+            ):
+                if response.status != 200:
+                    error = _error_of(response.status, response.headers, await _beginning(response.content, MAX_ERROR_BYTES), target)
+                    # A request that has nothing in it cannot be what is wrong.
+                    raise error if isinstance(error, UpstreamError) else ProviderUnavailable(error.message)
+        except TimeoutError as error:
+            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._translated(error, target, math.inf, begun=False) from error
+
+    async def fetched(self, url: str, *, limit_bytes: int, timeout: float) -> bytes:
+        """The body of a GET within `timeout` seconds, 5 redirects within the same server included.
+
+        Raises UpstreamError, for any status but 200 and for more than `limit_bytes` as well. What the answer says is not repeated.
+        """
+        try:
+            target = Target(URL(url).origin().authority, url)
+        except ValueError as error:
+            raise ProviderUnavailable("The address is not a valid URL.") from error
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._fetched(target, limit_bytes)
+        except TimeoutError as error:
+            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._translated(error, target, math.inf, begun=False) from error
+
+    async def _fetched(self, target: Target, limit: int) -> bytes:
+        url = URL(target.url)
+        for _ in range(1 + MAX_REDIRECTS):
+            async with self._open.get(url, allow_redirects=False, proxy=proxy_for(str(url))) as response:
+                if response.status in REDIRECTS:
+                    url = _redirected(url, response.headers.get("Location", ""), target)
+                    continue
+                if response.status != 200:
+                    raise ProviderUnavailable(f"{target.provider} answered with the status {response.status}.")
+                body = await _beginning(response.content, limit)
+                if len(body) > limit:
+                    raise ProviderProtocolError(f"{target.provider} answered with more than {limit} bytes.")
+                return body
+        raise ProviderProtocolError(f"{target.provider} redirects too often.")
+
+    @property
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("the HttpClient is used outside of its 'async with'")
+        return self._session
+
+    async def _answer(self, target: Target, body: bytes, deadline: float) -> aiohttp.ClientResponse:
+        budget = self._budgets.get(target.provider, BUDGET)
+        self._budgets[target.provider] = min(BUDGET, budget + BUDGET_PER_REQUEST)
+        attempt = 0
+        while True:
+            failure, retried = ServiceError(""), True
+            try:
+                response = await self._send(target, body, deadline)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = self._translated(error, target, deadline, begun=False)
+                failure.__cause__ = error
+                logger.info("provider.failed", extra={"provider": target.provider, "code": failure.code, "cause": _cause(error)})
+                lasting = isinstance(error, TimeoutError | aiohttp.InvalidURL)
+                retried = not lasting or isinstance(error, aiohttp.ConnectionTimeoutError)
+            else:
+                if response.status == 200:
+                    return response
+                failure = await self._failure(response, target)
+                retried = response.status in RETRIED and not isinstance(failure, ContextTooLong)
+            delay = self._delay(attempt, failure.retry_after)
+            if not retried or attempt >= self._max_retries or delay is None or time.monotonic() + delay >= deadline:
+                raise failure
+            if self._budgets[target.provider] < 1:
+                logger.warning("provider.retry_budget_spent", extra={"provider": target.provider})
+                raise failure
+            self._budgets[target.provider] -= 1
+            attempt += 1
+            self.counts.of(target.provider).retries += 1
+            logger.info(
+                "provider.retry", extra={"provider": target.provider, "attempt": attempt, "code": failure.code, "delay": round(delay, 2)}
+            )
+            await asyncio.sleep(delay)
+
+    async def _send(self, target: Target, body: bytes, deadline: float) -> aiohttp.ClientResponse:
+        async with asyncio.timeout(min(deadline - time.monotonic(), self._timeouts.first_byte)):
+            return await self._open.post(
+                target.url,
+                data=body,
+                headers=with_trace(target.headers),
+                allow_redirects=False,
+                proxy=proxy_for(target.url),
+                timeout=self._only_connect,
+            )
+
+    async def _failure(self, response: aiohttp.ClientResponse, target: Target) -> ServiceError:
+        text = b""
+        try:
+            async with asyncio.timeout(5):
+                text = await _beginning(response.content, MAX_ERROR_BYTES)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            logger.info("provider.error_without_body", extra={"provider": target.provider, "status": response.status})
+        finally:
+            response.close()
+        return _error_of(response.status, response.headers, text, target)
+
+    def _delay(self, attempt: int, retry_after: float | None) -> float | None:
+        """Seconds to wait before the next attempt; None when the provider asks for more than is waited out."""
+        own: float = self._first_delay * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter needs no cryptography
+        if retry_after is None:
+            return min(own, 8.0)
+        return None if retry_after > MAX_WAIT else retry_after + own * 0.2
+
+    def _translated(self, error: Exception, target: Target, deadline: float, *, begun: bool) -> ServiceError:
+        if isinstance(error, TimeoutError):
+            if time.monotonic() >= deadline - 0.01:
+                return RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                return ProviderTimeout(f"{target.provider} did not accept a connection within {self._timeouts.connect:g} seconds.")
+            if begun:
+                return ProviderTimeout(f"{target.provider} paused for too long within its answer.")
+            return ProviderTimeout(f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g} seconds.")
+        if begun:
+            return ProviderProtocolError(f"The connection to {target.provider} broke off within its answer.")
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            return ProviderUnavailable(f"The host name of {target.provider} cannot be resolved.")
+        if isinstance(error, aiohttp.InvalidURL):
+            return ProviderUnavailable(f"The address of {target.provider} is not a valid URL.")
+        if isinstance(error, aiohttp.ClientSSLError):
+            return ProviderUnavailable(f"{target.provider} cannot be reached: its TLS certificate or protocol is not accepted.")
+        reason = f": {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else ""  # its own text has the address
+        return ProviderUnavailable(f"{target.provider} cannot be reached{reason}.")
+
+
+class _Pieces:
+    """The body of an answer as it arrives, each wait for a piece limited in time.
+
+    A plain iterator, as a generator would cost every piece another frame; and one timer that looks again when it is due, as a timer
+    for each piece would cost more than reading it.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, timeouts: Timeouts, deadline: float) -> None:
+        self.begun = False
+        self._content = response.content
+        self._limit = timeouts.first_byte
+        self._idle = timeouts.idle
+        self._deadline = deadline
+        self._waiting_since: float | None = None
+        self._timer = self._set_timer(time.monotonic() + self._limit)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._waiting_since = time.monotonic()
+        piece = await self._content.readany()
+        self._waiting_since = None
+        if not piece:
+            raise StopAsyncIteration
+        if time.monotonic() >= self._deadline:  # the timer does not fire within a flood that never makes us wait
+            raise TimeoutError
+        if not self.begun:
+            self.begun = True
+            self._limit = self._idle
+            self._timer.cancel()
+            self._timer = self._set_timer(time.monotonic() + self._limit)
+        return piece
+
+    def close(self) -> None:
+        """Ends the timer."""
+        self._timer.cancel()
+
+    def _set_timer(self, due: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(max(0.0, min(due, self._deadline) - time.monotonic()), self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        since = now if self._waiting_since is None else self._waiting_since
+        if now >= self._deadline or now - since >= self._limit:
+            self._content.set_exception(aiohttp.SocketTimeoutError())
+        else:
+            self._timer = self._set_timer(since + self._limit)
+
+
+def _cause(error: Exception) -> str:
+    """`error` for the log; what aiohttp says of an answer that is no HTTP repeats a part of it."""
+    is_of_connecting = isinstance(error, OSError | aiohttp.InvalidURL)
+    return repr(error) if is_of_connecting or logger.isEnabledFor(logging.DEBUG) else type(error).__name__
+
+
+async def drain(pieces: AsyncIterator[bytes]) -> None:
+    """Reads what follows the end of a whole answer, usually nothing, so that its connection can be used again."""
+    left = 64 * 1024
+    try:
+        async with asyncio.timeout(1):
+            async for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    return
+    except (aiohttp.ClientError, TimeoutError):
+        return  # the answer is whole; only its connection is lost
+
+
+def _redirected(url: URL, location: str, target: Target) -> URL:
+    """Where `location` leads from `url`; raises ProviderProtocolError where that is not the same server by the same scheme."""
+    try:
+        found = url.join(URL(location))
+    except ValueError:
+        found = URL()
+    if (found.scheme, found.host, found.port) != (url.scheme, url.host, url.port):
+        raise ProviderProtocolError(f"{target.provider} redirects to another server.")
+    return found
+
+
+async def _beginning(content: aiohttp.StreamReader, limit: int) -> bytes:
+    """All of `content`, or what came until it was more than `limit` bytes; a single read gives what has arrived."""
+    found = bytearray()
+    while len(found) <= limit and (piece := await content.readany()):
+        found += piece
+    return bytes(found)
+
+
+@functools.lru_cache(maxsize=256)
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) names for `url`; raises aiohttp.InvalidURL."""
+    try:
+        address = URL(url)
+    except ValueError as error:
+        raise aiohttp.InvalidURL(url) from error
+    if not address.host or urllib.request.proxy_bypass(address.host):
+        return None
+    return urllib.request.getproxies().get(address.scheme)
+
+
+def error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
+    """The human part of a provider's error, in whichever of the usual forms it comes, without secrets and at most 500 characters."""
+    while isinstance(value, dict | list):
+        if isinstance(value, list):
+            value = value[0] if value else ""
+        else:
+            value = next((value[key] for key in ("error", "message", "detail", "msg") if value.get(key)), "")
+    text = value if isinstance(value, str) else (str(value) if value else "")
+    text = without_secrets(" ".join(text.split()), secrets)
+    return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[:MAX_ERROR_CHARACTERS]}..."
+
+
+def error_in_stream(value: Any, target: Target) -> ServiceError:
+    """The error that a provider sends within an answer that began with 200."""
+    code = value.get("code") if isinstance(value, dict) else None
+    match code:
+        case int():
+            status = code
+        case str() if len(code) == 3 and code.isdecimal():
+            status = int(code)
+        case _:
+            status = 429 if code == "rate_limit_exceeded" else 502
+    return _meaning(status, None, error_message(value, target.secrets), str(code), target)
+
+
+def _error_of(status: int, headers: Mapping[str, str], text: bytes, target: Target) -> ServiceError:
+    value: Any
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = "" if text.lstrip().startswith(b"<") else text.decode(errors="replace")  # pages of proxies tell of the inside
+    inner = value.get("error") if isinstance(value, dict) else None
+    code = str(inner.get("code")) if isinstance(inner, dict) else ""
+    return _meaning(status, _retry_after(headers), error_message(value, target.secrets), code, target)
+
+
+def _meaning(status: int, retry_after: float | None, message: str, code: str, target: Target) -> ServiceError:
+    said = f"{target.provider}: {message}" if message else f"{target.provider} answered with the status {status} and no explanation."
+    too_long = code == "context_length_exceeded" or any(sign in message.lower() for sign in TOO_LONG)
+    match status:
+        case 400 | 413 | 422 | 500 | 502 if too_long:
+            return ContextTooLong(said, param="messages")
+        case 400 | 413 | 422:
+            return InvalidRequest(said, code="provider_rejected_request")
+        case 401 | 403:
+            return ProviderRefused(said, code="provider_authentication_failed")
+        case 402:
+            return ProviderRefused(said, code="provider_payment_required")
+        case 404:
+            return ProviderRefused(said, code="provider_model_not_found")
+        case 429:
+            return ProviderRateLimited(said, retry_after=retry_after)
+        case 408 | 504:
+            return ProviderTimeout(said)
+        case _:
+            return ProviderUnavailable(said, retry_after=retry_after)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds in `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date), None without a usable one."""
+    try:
+        value = headers.get("Retry-After", "")
+        if milliseconds := headers.get("retry-after-ms"):
+            seconds = float(milliseconds) / 1000
+        elif value.replace(".", "", 1).isdigit():
+            seconds = float(value)
+        else:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,0 +1,80 @@
+"""Asks a model, and traces at debug level what it is asked and what it answers."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from ai_agent_service.core.errors import ServiceError
+from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
+from ai_agent_service.core.messages import Message, TextPart
+from ai_agent_service.observability.trace import is_tracing, present, trace
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
+
+
+def answer_of(provider: Provider, request: ModelRequest, *, told: int = 0, **named: Any) -> AsyncGenerator[ModelEvent, None]:
+    """`provider.stream(request)`, with two debug lines: `model.asked`, without the first `told` messages, which are known, and what came.
+
+    `named` are further fields of the lines. Where no debug lines are written this costs nothing.
+    """
+    return _traced(provider, request, told, named) if is_tracing() else provider.stream(request)
+
+
+async def _traced(provider: Provider, request: ModelRequest, told: int, named: dict[str, Any]) -> AsyncGenerator[ModelEvent, None]:
+    named = {**named, "provider": provider.name, "model": request.model}
+    asked = present(
+        messages_before=told or None,
+        messages=[_message(message) for message in request.messages[told:]],
+        tools=[spec.name for spec in request.tools],
+        tool_choice=msgspec.to_builtins(request.tool_choice),
+        settings=dict(request.settings),
+    )
+    trace.debug("model.asked", extra={**named, **asked})
+    text: list[str] = []
+    reasoning: list[str] = []
+    outcome: dict[str, Any] = {}
+    event_name = "model.left"
+    began = time.monotonic()
+    first: float | None = None
+    try:
+        async with aclosing(provider.stream(request)) as events:
+            async for event in events:
+                first = time.monotonic() - began if first is None else first
+                match event:
+                    case TextDelta(text=piece) | RefusalDelta(text=piece):
+                        text.append(piece)
+                    case ReasoningDelta(text=piece):
+                        reasoning.append(piece)
+                    case ModelFinished():
+                        event_name = "model.answered"
+                        usage = msgspec.to_builtins(event.usage) or {}
+                        outcome = present(
+                            finish_reason=event.reason,
+                            calls=msgspec.to_builtins(event.tool_calls),
+                            usage={name: count for name, count in usage.items() if count},
+                        )
+                yield event
+    except ServiceError as error:
+        event_name, outcome = "model.failed", {"code": error.code, "reason": error.message}
+        raise
+    finally:
+        took = {"first_seconds": first, "seconds": time.monotonic() - began}
+        seconds = {name: round(value, 3) for name, value in took.items() if value is not None}
+        said = present(reasoning="".join(reasoning), text="".join(text))
+        trace.debug(event_name, extra={**named, **outcome, **seconds, **said})
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """What can be shown of it: its texts, its calls, and how many other parts it has."""
+    parts = () if isinstance(message.content, str) else message.content
+    others = sum(not isinstance(part, TextPart) for part in parts) + len(message.images)
+    return present(
+        role=message.role,
+        call_id=message.tool_call_id,
+        reasoning=message.reasoning,
+        text=message.text,
+        calls=msgspec.to_builtins(message.tool_calls),
+        images_and_files=others or None,
+    )

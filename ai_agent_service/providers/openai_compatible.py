@@ -1,0 +1,87 @@
+"""OpenAI itself and any server that speaks its chat completions."""
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import ClassVar, Self
+
+from pydantic import SecretStr
+
+from ai_agent_service.core.errors import ProviderNotConfigured
+from ai_agent_service.providers import chat_wire
+from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
+from ai_agent_service.providers.chat_wire import Profile
+from ai_agent_service.providers.http import HttpClient, Target
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+class OpenAICompatible:
+    """A provider on the chat completions wire; a vendor is a subclass that says how it differs."""
+
+    name: ClassVar[str] = "openai"
+    profile: ClassVar[Profile] = Profile()
+
+    def __init__(
+        self,
+        http: HttpClient,
+        *,
+        base_url: str,
+        api_key: SecretStr | str | None = None,
+        default_model: str | None = None,
+        default_model_variable: str = "",
+        model_list: tuple[str, ...] = (),
+        missing: tuple[str, ...] = (),
+    ) -> None:
+        self.http = http
+        self.base_url = base_url.rstrip("/")
+        secret = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key or ""
+        self.api_key = secret.strip()  # a key read from a file ends with a newline, which no header bears
+        self.model_list = model_list
+        self.missing = missing
+        self._default_model = default_model
+        self._default_model_variable = default_model_variable
+
+    @classmethod
+    def from_setup(cls, setup: ProviderSetup) -> Self:
+        """OpenAI, or the server at OPENAI_BASE_URL, which may need no key."""
+        settings = setup.settings
+        return cls(
+            setup.http,
+            base_url=settings.openai_base_url or OPENAI_URL,
+            api_key=settings.openai_api_key,
+            default_model=settings.openai_default_model,
+            default_model_variable="OPENAI_DEFAULT_MODEL",
+            model_list=settings.openai_model_list,
+            missing=() if settings.openai_api_key or settings.openai_base_url else ("OPENAI_API_KEY",),
+        )
+
+    async def default_model(self) -> str:
+        """The configured default; raises ProviderNotConfigured naming the variable without one."""
+        if not self._default_model:
+            variable = f", or set {self._default_model_variable}" if self._default_model_variable else ""
+            raise ProviderNotConfigured(f'The agent names no model for {self.name}: give it a "model"{variable}.')
+        return self._default_model
+
+    def url(self, model: str) -> str:
+        """Where the requests for `model` go."""
+        return f"{self.base_url}/chat/completions"
+
+    def headers(self) -> Mapping[str, str]:
+        """What authenticates a request."""
+        return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+    def ping_url(self) -> str:
+        """What is asked to see that the server is there and takes the key: the list of models, which costs nothing."""
+        return f"{self.base_url}/models"
+
+    async def ping(self, *, timeout: float) -> None:
+        """See Pingable."""
+        target = Target(self.name, self.ping_url(), {"Accept": "application/json", **self.headers()}, (self.api_key,))
+        await self.http.probe(target, timeout=timeout)
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        """The answer as it comes; see Provider."""
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self.headers()}
+        if request.request_id:
+            headers["X-Request-Id"] = request.request_id
+        target = Target(self.name, self.url(request.model), headers, (self.api_key,))
+        return chat_wire.stream(self.http, target, request, self.profile)

@@ -1,0 +1,40 @@
+"""OpenRouter: chat completions with the cost of each answer."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+from ai_agent_service.providers.base import ProviderSetup
+from ai_agent_service.providers.chat_wire import Profile
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
+
+
+class OpenRouter(OpenAICompatible):
+    """OpenRouter's API, which is asked to report usage with its cost in US dollars."""
+
+    name: ClassVar[str] = "openrouter"
+    profile: ClassVar[Profile] = Profile(extra_body={"usage": {"include": True}}, usage_option=False, reasoning_field="reasoning")
+    title: str = ""
+
+    @classmethod
+    def from_setup(cls, setup: ProviderSetup) -> Self:
+        """OpenRouter with OPENROUTER_API_KEY."""
+        settings = setup.settings
+        provider = cls(
+            setup.http,
+            base_url=settings.openrouter_base_url,
+            api_key=settings.openrouter_api_key,
+            default_model=settings.openrouter_default_model,
+            default_model_variable="OPENROUTER_DEFAULT_MODEL",
+            model_list=settings.openrouter_model_list,
+            missing=() if settings.openrouter_api_key else ("OPENROUTER_API_KEY",),
+        )
+        provider.title = settings.service_name
+        return provider
+
+    def ping_url(self) -> str:
+        """What OpenRouter knows of the key; its list of models is long, and is told without one."""
+        return f"{self.base_url}/key"
+
+    def headers(self) -> Mapping[str, str]:
+        """The key, and the name that OpenRouter's statistics show."""
+        return {**super().headers(), "X-Title": self.title}

@@ -1,0 +1,97 @@
+"""A provider whose answers are spans of a trace, by the conventions for GenAI."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.text import storable
+from ai_agent_service.observability.content import input_messages, output_messages, tool_definitions
+from ai_agent_service.observability.tracing import AttributeValue, Span, SpanKind, Tracing, conversation, inside, within
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
+from ai_agent_service.providers.wrapped import WrappedProvider
+
+PROVIDERS = {"azure_openai": "azure.ai.openai"}
+"""What the conventions call a provider that is called otherwise here."""
+
+_SETTINGS = {
+    "temperature": "gen_ai.request.temperature",
+    "top_p": "gen_ai.request.top_p",
+    "top_k": "gen_ai.request.top_k",
+    "frequency_penalty": "gen_ai.request.frequency_penalty",
+    "presence_penalty": "gen_ai.request.presence_penalty",
+    "seed": "gen_ai.request.seed",
+    "num_predict": "gen_ai.request.max_tokens",
+    "max_tokens": "gen_ai.request.max_tokens",
+    "max_completion_tokens": "gen_ai.request.max_tokens",
+}
+
+
+class TracedProvider(WrappedProvider):
+    """`provider`, with a span for each answer, from the question to the answer's end; the provider's server is told of it."""
+
+    def __init__(self, provider: Provider, tracing: Tracing) -> None:
+        super().__init__(provider)
+        self._tracing = tracing
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        """The answer as it comes; see Provider."""
+        tracing = self._tracing
+        span = tracing.start(f"chat {storable(request.model)}", _asked(self.name, request), kind=SpanKind.CLIENT)
+        said: list[str] | None = [] if tracing.content and span.is_recording() else None
+        if said is not None:
+            span.set_attribute("gen_ai.input.messages", tracing.json(input_messages(request.messages)))
+            if request.tools:
+                span.set_attribute("gen_ai.tool.definitions", tracing.json(tool_definitions(request.tools)))
+        began = time.monotonic()
+        with tracing.ending(span):
+            # A provider asks before its first event; beyond that nothing of the span is current, as a consumer may go on in another task.
+            with within(inside(span)):
+                events = self._provider.stream(request)
+            async with aclosing(events):
+                with within(inside(span)):
+                    first = await anext(events, None)
+                if first is None:
+                    return
+                span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - began)
+                self._see(first, span, said)
+                yield first
+                async for event in events:
+                    if said is not None or isinstance(event, ModelFinished):
+                        self._see(event, span, said)
+                    yield event
+
+    def _see(self, event: ModelEvent, span: Span, said: list[str] | None) -> None:
+        if isinstance(event, TextDelta) and said is not None:
+            said.append(event.text)
+        if not isinstance(event, ModelFinished):
+            return
+        span.set_attribute("gen_ai.response.finish_reasons", (event.reason,))
+        if event.usage is not None:
+            span.set_attribute("gen_ai.usage.input_tokens", event.usage.prompt_tokens)
+            span.set_attribute("gen_ai.usage.output_tokens", event.usage.completion_tokens)
+            if event.usage.cached_tokens:
+                span.set_attribute("gen_ai.usage.cache_read.input_tokens", event.usage.cached_tokens)
+            if event.usage.reasoning_tokens:
+                span.set_attribute("gen_ai.usage.reasoning.output_tokens", event.usage.reasoning_tokens)
+        if said is not None:
+            answer = output_messages("".join(said), event.tool_calls, event.reason)
+            span.set_attribute("gen_ai.output.messages", self._tracing.json(answer))
+        span.end()
+
+
+def _asked(provider: str, request: ModelRequest) -> dict[str, AttributeValue]:
+    """What a span says of `request` from its start."""
+    attributes: dict[str, AttributeValue] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": PROVIDERS.get(provider, provider),
+        "gen_ai.request.model": storable(request.model),
+        "gen_ai.request.stream": True,
+    }
+    if (session := conversation()) is not None:
+        attributes["gen_ai.conversation.id"] = session
+    for name, attribute in _SETTINGS.items():
+        value = request.settings.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            attributes[attribute] = value
+    return attributes

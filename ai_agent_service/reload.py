@@ -1,0 +1,101 @@
+"""ai-agent-service reload: has the running service read its files anew."""
+
+import sys
+import urllib.error
+import urllib.request
+from typing import Any
+
+import click
+import msgspec
+
+from ai_agent_service.config.files import load_environment
+from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.editions import Changes
+
+KEY = "AAS_API_KEY"
+SECONDS = 120.0
+EXIT_CONFIGURATION = 2
+_WORDS = {
+    "added_agents": "added the agent",
+    "changed_agents": "changed the agent",
+    "removed_agents": "removed the agent",
+    "added_servers": "added the MCP server",
+    "changed_servers": "changed the MCP server",
+    "removed_servers": "removed the MCP server",
+}
+
+
+class _Error(msgspec.Struct):
+    message: str
+    code: str | None
+
+
+class _Refused(msgspec.Struct):
+    error: _Error
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A key goes to the address that was meant, and to no other."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        """Follows nothing; what was answered is the error then."""
+
+
+@click.command()
+@click.option("--url", help="Where the service is, such as https://agents.example.org; by default where HOST and PORT say.")
+def reload(url: str | None) -> None:
+    """Have the running service read agents, prompts and MCP servers anew. Of several workers it reaches one: send those SIGHUP.
+
+    AAS_API_KEY, in the environment or in .env, is the key, which needs the scope admin.
+    """
+    url = (url or _own_url(load_settings())).rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise click.UsageError("--url is an address beginning with http:// or https://.")
+    status, body = _asked(url, load_environment().get(KEY))
+    if status == 200:
+        changes = _decoded(body, Changes, url)
+        for field, words in _WORDS.items():
+            for name in getattr(changes, field):
+                click.echo(f"{words} {name}" + (f" ({changes.agents[name]})" if name in changes.agents else ""))
+        if not changes:
+            click.echo("Nothing has changed.")
+        return
+    error = _decoded(body, _Refused, url).error
+    if error.code != "configuration_error":
+        hint = f" The key is taken from {KEY}; it needs the scope admin." if status in (401, 403) else ""
+        raise click.ClickException(f"{url} answered {status}: {error.message}{hint}")
+    faults = error.message.splitlines()
+    click.echo(f"The configuration has {len(faults)} fault{'s' if len(faults) > 1 else ''}, and the service goes on as it was:", err=True)
+    for fault in faults:
+        click.echo(f"  - {fault}", err=True)
+    sys.exit(EXIT_CONFIGURATION)
+
+
+def _own_url(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound
+    return f"{'https' if settings.tls_cert_file else 'http'}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def _asked(url: str, key: str | None) -> tuple[int, bytes]:
+    """The status and the body of the service's answer."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"{url}/admin/reload", data=b"", headers=headers, method="POST")  # noqa: S310 - checked above
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+    try:
+        with opener.open(request, timeout=SECONDS) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise click.ClickException(
+            f"{url} cannot be reached: {reason}. Is the service running there? --url names another address."
+        ) from None
+
+
+def _decoded(body: bytes, kind: type[Any], url: str) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise click.ClickException(f"what answers at {url} is not this service") from None

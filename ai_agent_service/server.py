@@ -1,0 +1,107 @@
+"""The ASGI application: lifespan, middleware and routers, as one readable list."""
+
+import gc
+import logging
+import os
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from ai_agent_service.api import admin, agents, conversations, docs, health, metrics, openai_chat, openai_models
+from ai_agent_service.api.access import guarded
+from ai_agent_service.api.checks import open_checks
+from ai_agent_service.api.edge import Edge
+from ai_agent_service.api.errors import http_exception_handler, service_error_handler
+from ai_agent_service.api.idempotency import Answers
+from ai_agent_service.api.openapi import describe
+from ai_agent_service.api.stopping import Stopping
+from ai_agent_service.api.traced import TracedRequests
+from ai_agent_service.core.errors import ServiceError
+from ai_agent_service.core.text import secrets_in
+from ai_agent_service.observability.access_log import AccessLog
+from ai_agent_service.observability.audit import configure_audit
+from ai_agent_service.observability.logging import configure_logging
+from ai_agent_service.observability.metrics import Metrics
+from ai_agent_service.observability.workers import Workers
+from ai_agent_service.reloading import hangups, reloading
+from ai_agent_service.service import Configuration, load, open_access, open_service
+
+logger = logging.getLogger(__name__)
+
+METRICS_FOLDER = "AI_AGENT_SERVICE_METRICS_FOLDER"
+"""Where worker processes find the folder that their metrics share; their parent sets it."""
+
+
+def create_app(configuration: Configuration, workers: Workers | None = None) -> FastAPI:
+    """The application that serves `configuration`; its lifespan opens the service and closes it.
+
+    `workers` is what several processes share.
+    """
+    counts = Metrics()
+    pepper = configuration.settings.api_key_pepper
+    access_log = AccessLog(secrets.token_hex() if pepper is None else pepper.get_secret_value())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        with hangups() as told:
+            async with (
+                open_service(configuration) as service,
+                open_access(configuration, service) as access,
+                open_checks(service, access) as checks,
+                reloading(service, told),
+                metrics.exposition(service, counts, workers) as exposition,
+            ):
+                app.state.service = service
+                app.state.access = access
+                app.state.checks = checks
+                app.state.answers = Answers()
+                app.state.exposition = exposition
+                yield
+
+    traced = [] if configuration.tracing is None else [Middleware(TracedRequests, configuration.tracing)]
+    stopping = Stopping()
+    app = FastAPI(
+        title=configuration.settings.service_name,
+        version=configuration.settings.service_version,
+        description="Agents that appear as models to any OpenAI client.",
+        lifespan=lifespan,
+        middleware=[*traced, Middleware(Edge, stopping=stopping, metrics=counts, access_log=access_log)],
+        exception_handlers={ServiceError: service_error_handler, HTTPException: http_exception_handler},
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # our own are in TracedRequests
+        redirect_slashes=False,
+        openapi_url=None,  # ai_agent_service/api/docs.py answers there, to those who may see it
+    )
+    app.state.stopping = stopping
+    for part in (openai_chat, openai_models, conversations, agents, health, metrics, admin, docs):  # looked through in this order
+        app.include_router(guarded(part.router))
+    describe(app)
+    return app
+
+
+def configure_logs(configuration: Configuration, *, is_one_of_several: bool = False) -> None:
+    """Sends log lines and audit lines where they are to go, the environment's secrets taken out; raises ConfigError."""
+    settings, secrets = configuration.settings, secrets_in(configuration.environment)
+    configure_logging(settings.log_level, secrets, log_format=settings.log_format, is_one_of_several=is_one_of_several)
+    configure_audit(settings.audit_log_file, secrets)
+
+
+def settle_memory() -> None:
+    """Takes what exists after start-up out of the garbage collector's sight, and makes it look less often: a request leaves few cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+
+
+def worker_app() -> FastAPI:
+    """The application of one of several worker processes, each of which reads the configuration anew."""
+    configuration = load()
+    configure_logs(configuration, is_one_of_several=True)
+    folder = os.environ.get(METRICS_FOLDER)
+    app = create_app(configuration, Workers(Path(folder)) if folder else None)
+    settle_memory()
+    return app

@@ -1,0 +1,328 @@
+"""The database as the service sees it: transactions with deadlines, a replica to read from, and whether it can be used now."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from sqlalchemy import exc
+
+from ai_agent_service.core.errors import MemoryUnavailable
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.storage.engines import DatabaseEngine, Work, ping
+from ai_agent_service.storage.migrate import NewerSchema
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER = 2.0
+PING_SECONDS = 0.5
+"""How often a database that went away is asked whether it is back."""
+
+MAX_ATTEMPTS = 3
+"""How often a transaction is tried that lost against another one, or whose pooled connection turned out to be closed."""
+
+BUSY_PAUSE = 0.05
+OPEN_SECONDS = 60.0
+"""How long the start waits for the tables to be made and changed; it goes on in the background."""
+
+PREPARE_SECONDS = 3600.0
+_TOO_MANY, _CANCELLED = "53300", "57014"
+_LOST_RACE = ("40001", "40P01", "55P03")
+_READ_ONLY = "25006"
+_NOT_MIGRATED = ("42P01", "42703")
+_UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58", "XX")
+"""SQLSTATE classes that say that the server cannot be used now: connections, credentials, no such database, resources, an operator's
+intervention, the system, an internal error. Source: PostgreSQL, appendix A."""
+
+
+class DatabaseError(Exception):
+    """The database cannot be used now; the text says why, for the operator."""
+
+
+class _Busy(DatabaseError):
+    """There is no free connection, or others' transactions won again and again; the server itself is well."""
+
+
+class DatabaseLate(DatabaseError):
+    """The transaction is past its deadline; the server itself may be well."""
+
+
+class Database:
+    """A primary, and perhaps a replica.
+
+    `timeout` bounds each transaction, in seconds. One that is past it is left behind to be undone: a server that hangs may hang there
+    too. Once the primary is known to be away, callers are told so at once, and it is asked twice a second whether it is back.
+    `name` is what logs call it. `prepare` is run when it answers first, and again after it was away, before anything else uses it: what
+    comes back may be another one.
+    """
+
+    def __init__(
+        self,
+        primary: DatabaseEngine,
+        replica: DatabaseEngine | None = None,
+        *,
+        timeout: float,
+        name: str = "",
+        prepare: Callable[[DatabaseEngine], Awaitable[None]] | None = None,
+    ) -> None:
+        self.primary = primary
+        self.replica = replica
+        self.timeout = timeout
+        self._name = name or primary.name
+        self._prepare = prepare
+        self.problem: str | None = "it was not connected to yet"
+        """What keeps the primary from being used, in words for the operator; None if nothing is known to."""
+        self.replica_problem: str | None = None
+        self._up = asyncio.Event()
+        self._left_behind = Tasks(grace=timeout)
+        self._watcher: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._replica_asked_again = 0.0
+
+    @property
+    def kind(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self.primary.name
+
+    async def open(self) -> None:
+        """Connects to the primary; if it cannot be used, it is watched from now on and this returns all the same."""
+        try:
+            async with asyncio.timeout(OPEN_SECONDS):
+                await self._ready()
+        except (DatabaseError, TimeoutError) as error:
+            self.problem = None
+            self.lost(str(error) or f"it was not ready within {OPEN_SECONDS:g} seconds")
+
+    async def write(self, work: Work[T], *, wait: float = 0.0, timeout: float | None = None) -> T:
+        """The result of `work`, committed. If the database is away it is waited for, `wait` seconds at most; the transaction itself may
+        take `timeout` seconds instead of the usual.
+
+        `work` may be run several times, so it must come to the same if an earlier time was committed after all. Raises
+        MemoryUnavailable.
+        """
+        return await self._run(work, write=True, wait=wait, timeout=timeout)
+
+    async def read(self, work: Work[T], *, timeout: float | None = None) -> T:
+        """The result of `work`, which only reads, on the primary, within `timeout` seconds or the usual; raises MemoryUnavailable."""
+        return await self._run(work, write=False, wait=0.0, timeout=timeout)
+
+    async def read_replica(self, work: Work[T], *, timeout: float | None = None) -> T:
+        """The result of `work`, which only reads, on the replica, which may lag behind; raises MemoryUnavailable if it cannot be used."""
+        if self.replica is None or (self.replica_problem and time.monotonic() < self._replica_asked_again):
+            raise self._unavailable()
+        try:
+            found = await self._bounded(self.replica, work, write=False, timeout=timeout)
+        except DatabaseError as error:
+            if self.replica_problem is None:
+                logger.warning("database.replica_lost", extra={"reason": str(error)})
+            self.replica_problem = str(error)
+            self._replica_asked_again = time.monotonic() + RETRY_AFTER
+            raise self._unavailable() from None
+        if self.replica_problem is not None:
+            logger.info("database.replica_back")
+            self.replica_problem = None
+        return found
+
+    async def ping(self, work: Work[T], *, timeout: float) -> T:
+        """The result of `work`, which only reads, on the primary within `timeout` seconds; raises DatabaseError, which says why not.
+
+        An answer that does not come has the primary asked once more in the background, as one that is late elsewhere.
+        """
+        if self.problem is not None:
+            raise DatabaseError(self.problem)
+        try:
+            return await self._bounded(self.primary, work, write=False, timeout=timeout)
+        except DatabaseError as error:
+            if isinstance(error, DatabaseLate):
+                self._doubt(str(error))
+            elif not isinstance(error, _Busy):
+                self.lost(str(error))
+            raise
+
+    async def check(self) -> str | None:
+        """Asks the primary; what keeps it from being used, or None."""
+        if self.problem is None:
+            try:
+                await self._bounded(self.primary, ping, write=False)
+            except DatabaseError as error:
+                self.lost(str(error))
+        return self.problem
+
+    async def close(self) -> None:
+        """Closes every connection; what hangs is not waited for longer than `timeout`."""
+        for task in (self._watcher, self._asking):
+            if task is not None:
+                task.cancel()
+        await self._left_behind.finish()
+        for engine in (self.primary, self.replica):
+            if engine is not None:
+                closing = asyncio.create_task(engine.close())
+                await asyncio.wait((closing,), timeout=self.timeout)
+                if not closing.done():
+                    closing.cancel()
+                elif closing.exception() is not None:
+                    logger.debug("database.close_failed", exc_info=closing.exception())
+
+    def lost(self, reason: str) -> None:
+        """Takes the primary for unusable because of `reason` until it answers again."""
+        if self.problem is None:
+            logger.error("database.lost", extra={"database": self._name, "reason": reason})
+        self.problem = reason
+        self._up.clear()
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def _run(self, work: Work[T], *, write: bool, wait: float, timeout: float | None = None) -> T:
+        deadline = time.monotonic() + wait
+        while True:
+            if self.problem is not None:
+                await self._wait_until(deadline)
+            try:
+                return await self._bounded(self.primary, work, write=write, timeout=timeout)
+            except DatabaseError as error:
+                if isinstance(error, DatabaseLate):
+                    self._doubt(str(error))
+                elif isinstance(error, _Busy):
+                    logger.warning("database.busy", extra={"database": self._name, "reason": str(error)})
+                else:
+                    self.lost(str(error))
+                if time.monotonic() >= deadline:
+                    raise self._unavailable() from None
+                await asyncio.sleep(BUSY_PAUSE)
+
+    def _doubt(self, reason: str) -> None:
+        """Asks the primary whether it is there, as one transaction may be late alone; takes it for lost if it does not say so."""
+
+        async def ask() -> None:
+            try:
+                await self._bounded(self.primary, ping, write=False)
+            except _Busy:
+                return
+            except DatabaseError:
+                self.lost(reason)
+
+        logger.warning("database.late", extra={"database": self._name, "reason": reason})
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(ask())
+
+    async def _wait_until(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._up.wait()
+        except TimeoutError:
+            raise self._unavailable() from None
+
+    async def _bounded(self, engine: DatabaseEngine, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+        """The result of `work` within the timeout; raises DatabaseError."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            transaction = engine.run(work, write=write, timeout=timeout)
+            try:
+                done, _ = await asyncio.wait((transaction,), timeout=timeout or self.timeout)
+            except asyncio.CancelledError:
+                self._leave(transaction)
+                raise
+            if not done:
+                self._leave(transaction)
+                raise DatabaseLate(f"it did not answer within {timeout or self.timeout:g} seconds")
+            try:
+                return transaction.result()
+            except exc.TimeoutError as error:
+                raise _Busy("all its connections are in use") from error
+            except Exception as error:
+                if not _is_of_the_database(error):
+                    raise
+                again = await self._settled(engine, error)
+                if not again or attempt == MAX_ATTEMPTS:
+                    state = _sqlstate(error)
+                    kind = _Busy if state in (*_LOST_RACE, _TOO_MANY) else DatabaseLate if state == _CANCELLED else DatabaseError
+                    raise kind(_words(error)) from error
+        raise AssertionError("each attempt returns or raises")
+
+    async def _settled(self, engine: DatabaseEngine, error: Exception) -> bool:
+        """Whether the transaction that failed with `error` may be tried again at once; raises it if it is a fault of ours."""
+        state = _sqlstate(error)
+        if state == _READ_ONLY:
+            await engine.forget_connections()
+            return True
+        if state in _LOST_RACE or (isinstance(error, exc.DBAPIError) and error.connection_invalidated):
+            return True
+        if not isinstance(error, exc.SQLAlchemyError) or (isinstance(error, exc.DBAPIError) and error.statement is None):
+            return False  # raised while connecting
+        if state is not None and not state.startswith(_UNAVAILABLE_CLASSES) and state not in _NOT_MIGRATED:
+            raise error
+        if isinstance(error, exc.IntegrityError) or (isinstance(error, exc.StatementError) and not isinstance(error, exc.DBAPIError)):
+            raise error
+        if isinstance(error, exc.DBAPIError) and isinstance(error.orig, sqlite3.ProgrammingError | sqlite3.InterfaceError):
+            raise error
+        return False
+
+    def _leave(self, transaction: "asyncio.Future[T]") -> None:
+        async def ended() -> None:
+            transaction.cancel()
+            await asyncio.wait((transaction,))
+            if not transaction.cancelled():
+                transaction.exception()
+
+        self._left_behind.run(ended())
+
+    async def _watch(self) -> None:
+        """Asks the primary until it answers."""
+        while True:
+            await asyncio.sleep(PING_SECONDS)
+            # Those that there are lead to a server that may be gone for good, and each would be waited for.
+            await self.primary.forget_connections()
+            try:
+                await self._ready()
+            except DatabaseError as error:
+                self.problem = str(error)
+                continue
+            logger.warning("database.back", extra={"database": self._name})
+            return
+
+    async def _ready(self) -> None:
+        """Returns once the primary is found to be of use; raises DatabaseError."""
+        try:
+            await self._bounded(self.primary, ping, write=False)
+            if self._prepare is not None:
+                async with asyncio.timeout(PREPARE_SECONDS):
+                    await self._prepare(self.primary)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            if not _is_of_the_database(error) and not isinstance(error, NewerSchema):
+                logger.exception("database.not_prepared")
+            raise DatabaseError(_words(error)) from error
+        self.problem = None
+        self._up.set()
+
+    def _unavailable(self) -> MemoryUnavailable:
+        return MemoryUnavailable("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=RETRY_AFTER)
+
+
+def _is_of_the_database(error: Exception) -> bool:
+    """Whether the database or the way there raised it: while connecting, SQLAlchemy does not wrap what asyncpg raises."""
+    return isinstance(error, exc.SQLAlchemyError | OSError | TimeoutError | sqlite3.Error) or type(error).__module__.startswith("asyncpg")
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    original = getattr(error, "orig", None) or error
+    state = getattr(original, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def _words(error: BaseException) -> str:
+    """What `error` says, in one line that names no password."""
+    original = getattr(error, "orig", None) or error
+    if isinstance(error, NewerSchema):
+        return str(error)
+    if _sqlstate(error) in _NOT_MIGRATED:
+        return f"its tables are not those of this version ({_first_line(original)}); run: ai-agent-service db upgrade"
+    return _first_line(original)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

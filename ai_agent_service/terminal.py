@@ -1,0 +1,275 @@
+"""ai-agent-service chat: a conversation with an agent in the terminal, streamed, its tools shown."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+import click
+from markdown_it import MarkdownIt
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.text import Text
+
+from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.auth.principal import LOCAL, Principal
+from ai_agent_service.config.agents import RESERVED_MODEL_SETTINGS
+from ai_agent_service.core.errors import NotFound
+from ai_agent_service.core.events import (
+    MemorySkipped,
+    ReasoningDelta,
+    RefusalDelta,
+    RunFailed,
+    RunFinished,
+    TextDelta,
+    ToolFinished,
+    ToolProgress,
+    ToolsMissing,
+    ToolStarted,
+)
+from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.messages import Message
+from ai_agent_service.core.text import secrets_in, storable
+from ai_agent_service.observability.logging import configure_logging
+from ai_agent_service.service import Service, load, open_service
+
+with contextlib.suppress(ImportError):  # not on Windows
+    import readline  # noqa: F401 - gives input() its line editing and history
+
+MAX_SHOWN_RESULT = 300
+CONNECT_SECONDS = 15.0
+"""How long the first question waits for the agent's MCP servers."""
+
+USER = "terminal"
+_MARKDOWN = MarkdownIt().enable("table")
+
+
+@click.command()
+@click.argument("agent_id")
+@click.option("--model", help="Another model than the agent's own.")
+@click.option(
+    "--setting", "settings", multiple=True, metavar="NAME=VALUE", help="A model setting, such as temperature=0.2; may be repeated."
+)
+@click.option("--message", "-m", help="Ask this one thing and end.")
+@click.option("--session", help="Go on with a conversation that an agent with a memory had under this name.")
+@click.option("--debug", is_flag=True, help="Log in detail: all that is said to the model, by it, and by tools.")
+def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: str | None, session: str | None, debug: bool) -> None:
+    """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the chat."""
+    parsed = _parsed(settings)
+    level = "DEBUG" if debug else "ERROR"
+    configure_logging(level)
+    configuration = load().with_servers_of([agent_id])
+    configure_logging(level, secrets_in(configuration.environment))
+    # Input is read in the main thread, where Ctrl-C reaches it, so the loop runs only while there is something to wait for.
+    with asyncio.Runner() as runner:
+        service = open_service(configuration)
+        opened = runner.run(service.__aenter__())
+        try:
+            agent = _agent(opened, agent_id)
+            runner.run(opened.servers.settled(CONNECT_SECONDS))
+            for status in opened.servers.statuses:
+                if status.label in agent.definition.allowed_mcp_servers and status.state != "ready":
+                    why = status.error or "it is still starting"
+                    Console(stderr=True).print(Text(f"without the tools of {status.label}: {why}", "yellow"))
+            if session is not None and agent.definition.memory is None:
+                raise click.UsageError(f"{agent_id} has no memory, so it has no session to go on with.")
+            succeeded = Conversation(opened, agent, model, parsed, runner, session).hold(message)
+        finally:
+            runner.run(service.__aexit__(None, None, None))
+    if not succeeded:
+        sys.exit(1)
+
+
+def _agent(service: Service, agent_id: str) -> BaseAgent:
+    try:
+        return service.catalog.get(agent_id)
+    except NotFound:
+        known = ", ".join(agent.agent_id for agent in service.catalog)
+        raise click.UsageError(f"There is no agent {agent_id!r}. There are: {known}.") from None
+
+
+class Conversation:
+    """The messages so far, and the turns that add to them."""
+
+    def __init__(
+        self,
+        service: Service,
+        agent: BaseAgent,
+        model: str | None,
+        settings: Mapping[str, Any],
+        runner: asyncio.Runner,
+        session: str | None = None,
+    ) -> None:
+        self._service = service
+        self._agent = agent
+        self._model = model
+        self._settings = settings
+        self._runner = runner
+        self._messages: list[Message] = []
+        self._session = (session or new_id("chat_")) if agent.definition.memory is not None else None
+        self._console = Console(highlight=False)
+
+    def hold(self, message: str | None) -> bool:
+        """Takes turns until the input ends, or the one of `message`; False when the last turn failed."""
+        if message is not None:
+            return self._turn(message)
+        provider = self._agent.parts.provider.name
+        if sys.stdin.isatty():
+            self._console.print(f"[bold]{self._agent.agent_id}[/] [dim]({provider}) - Ctrl-C stops an answer, Ctrl-D ends the chat[/]")
+            if self._session is not None:
+                self._console.print(f"[dim]remembered: go on later with --session {self._session}[/]")
+        succeeded = True
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "")
+            except EOFError:
+                return succeeded
+            except KeyboardInterrupt:
+                self._console.print("\n[dim]Ctrl-D ends the chat[/]")
+                continue
+            if line.strip():
+                succeeded = self._turn(line)
+
+    def _turn(self, text: str) -> bool:
+        """Asks `text`. An answer that was stopped stays in the conversation as far as it came; a failed turn leaves no trace."""
+        question = Message(role="user", content=storable(text))
+        answer = Answer(self._console)
+        try:
+            succeeded = self._runner.run(self._answered(question, answer))
+        except KeyboardInterrupt:
+            answer.close()
+            self._console.print("[yellow]stopped[/]")
+            succeeded = True
+        if succeeded:
+            self._messages += [question, Message(role="assistant", content=answer.text)]
+        return succeeded
+
+    async def _answered(self, question: Message, answer: "Answer") -> bool:
+        context = self._service.context(
+            self._agent.agent_id, Principal(LOCAL), user=USER, session=self._session, agent_version=self._agent.version
+        )
+        if self._session is not None:
+            turn = Turn(messages=(question,), settings=self._settings, model=self._model, history="server")
+        else:
+            turn = Turn(messages=(*self._messages, question), settings=self._settings, model=self._model)
+        async with aclosing(self._agent.run(turn, context)) as events:
+            async for event in events:
+                match event:
+                    case TextDelta(text=text) | RefusalDelta(text=text):
+                        answer.add(text)
+                    case ReasoningDelta(text=text):
+                        answer.think(text)
+                    case ToolStarted(call=call):
+                        answer.note("> ", "cyan", call.name, call.arguments or "{}")
+                    case ToolProgress(call=call):
+                        answer.note(". ", "dim", call.name, _progress(event))
+                    case ToolFinished(result=result):
+                        sign, style = ("x ", "red") if result.is_error else ("< ", "green")
+                        answer.note(sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content)
+                    case ToolsMissing(reasons=reasons):
+                        answer.note("! ", "yellow", "without some tools", "; ".join(reasons))
+                    case MemorySkipped(reason=reason):
+                        answer.note("! ", "yellow", "without memory", reason)
+                    case RunFinished():
+                        answer.close()
+                    case RunFailed(error=error):
+                        answer.close()
+                        self._console.print(Text(f"error: {error.message}", style="red"))
+                        return False
+        return True
+
+
+def _progress(event: ToolProgress) -> str:
+    """How far a tool is: `40%: message`, where it tells its total, else `4: message`."""
+    done = f"{event.progress / event.total:.0%}" if event.total else f"{event.progress:g}"
+    return f"{done}: {event.message}" if event.message else done
+
+
+class Answer:
+    """One answer on the terminal: whole paragraphs are set and left, the last one is redrawn as it grows; plain text into a pipe."""
+
+    def __init__(self, console: Console) -> None:
+        self.text = ""
+        self._console = console
+        self._open = ""
+        self._live: Live | None = None
+        self._thinking = False
+
+    def add(self, text: str) -> None:
+        """Shows the next piece of the answer."""
+        self._end_thinking()
+        self.text += text
+        if not self._console.is_terminal:
+            self._console.out(text, end="")
+            return
+        self._open += text
+        if "\n" in text:
+            whole, self._open = _whole_blocks(self._open)
+            if whole:
+                self._stop_live()
+                self._console.print(Markdown(whole))
+                self._console.print()
+        if self._open.strip() and self._live is None:
+            # What is shown is asked for at each refresh, so that the text is parsed twelve times a second and not for each word.
+            self._live = Live(console=self._console, refresh_per_second=12, get_renderable=lambda: Markdown(self._open))
+            self._live.start()
+
+    def think(self, text: str) -> None:
+        """Shows what the model thinks, dimmed."""
+        self._thinking = True
+        self._console.print(Text(text, style="dim italic"), end="")
+
+    def note(self, sign: str, style: str, name: str, detail: str) -> None:
+        """Shows a tool at work."""
+        self._settle()
+        shown = detail if len(detail) <= MAX_SHOWN_RESULT else f"{detail[:MAX_SHOWN_RESULT]}..."
+        self._console.print(Text.assemble((sign, style), (name, "bold"), " ", (shown, "dim")), soft_wrap=True)
+
+    def close(self) -> None:
+        """Leaves what is shown as it is."""
+        self._settle()
+        if not self._console.is_terminal:
+            self._console.out("")
+
+    def _settle(self) -> None:
+        self._end_thinking()
+        self._stop_live(keep=True)
+        self._open = ""
+
+    def _stop_live(self, *, keep: bool = False) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.transient = not keep
+            live.stop()
+
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._thinking = False
+            self._console.print()
+
+
+def _whole_blocks(text: str) -> tuple[str, str]:
+    """`text` cut before its last block (paragraph, list, code, table, ...), which may still grow."""
+    begins = [token.map[0] for token in _MARKDOWN.parse(text) if token.level == 0 and token.map]
+    lines = text.splitlines(keepends=True)
+    cut = begins[-1] if len(begins) > 1 else 0
+    return "".join(lines[:cut]).rstrip(), "".join(lines[cut:])
+
+
+def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{setting!r} is not NAME=VALUE", param_hint="--setting")
+        if name in RESERVED_MODEL_SETTINGS:
+            raise click.BadParameter(f"{name} cannot be set", param_hint="--setting")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

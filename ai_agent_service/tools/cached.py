@@ -1,0 +1,93 @@
+"""Keeps the results of tools whose answers may be a little old."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import msgspec
+
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.messages import ToolSpec
+from ai_agent_service.tools.base import Tool, ToolOutput, ToolSource
+
+MAX_RESULTS = 128
+"""Results kept per tool; the ones unused for longest go first."""
+
+MAX_RESULT_BYTES = 256 * 1024
+"""A larger result is not kept."""
+
+_key = msgspec.json.Encoder(order="sorted", decimal_format="number")
+
+
+class Cached:
+    """`tool`, whose result for the same arguments is used again for `seconds`. What failed is not kept."""
+
+    def __init__(self, tool: Tool, *, seconds: float) -> None:
+        self._tool = tool
+        self._seconds = seconds
+        self._results: OrderedDict[bytes, tuple[float, ToolOutput]] = OrderedDict()
+
+    @property
+    def spec(self) -> ToolSpec:
+        """As the tool's."""
+        return self._tool.spec
+
+    @property
+    def timeout(self) -> float | None:
+        """As the tool's."""
+        return self._tool.timeout
+
+    @property
+    def parallel(self) -> bool:
+        """As the tool's."""
+        return self._tool.parallel
+
+    @property
+    def max_output(self) -> int:
+        """As the tool's."""
+        return self._tool.max_output
+
+    async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        """The result that is kept, or that of running the tool."""
+        key = _key.encode(arguments)
+        now = time.monotonic()
+        if key in self._results:
+            expires, output = self._results[key]
+            if now < expires:
+                self._results.move_to_end(key)
+                return output
+            del self._results[key]
+        output = await self._tool.run(arguments, context)
+        if len(output.content.encode(errors="replace")) + sum(len(image.url) for image in output.images) <= MAX_RESULT_BYTES:
+            self._results[key] = (time.monotonic() + self._seconds, output)
+            while len(self._results) > MAX_RESULTS:
+                self._results.popitem(last=False)
+        return output
+
+
+class CachedSource:
+    """The tools of `source`; those that `seconds` names have their results kept for so long, until the tool itself is replaced."""
+
+    def __init__(self, source: ToolSource, seconds: Mapping[str, float]) -> None:
+        self._source = source
+        self._seconds = dict(seconds)
+        self._all: tuple[Tool, ...] = ()
+        self._wrapped: tuple[Tool, ...] = ()
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        """The tools that there are now."""
+        if (tools := self._source.tools) is not self._all:
+            before = dict(zip(self._all, self._wrapped, strict=True))
+            self._wrapped = tuple(before.get(tool) or self._with_cache(tool) for tool in tools)
+            self._all = tools
+        return self._wrapped
+
+    @property
+    def unavailable(self) -> str:
+        """What of it cannot be used now."""
+        return self._source.unavailable
+
+    def _with_cache(self, tool: Tool) -> Tool:
+        seconds = self._seconds.get(tool.spec.name)
+        return tool if seconds is None else Cached(tool, seconds=seconds)

@@ -1,0 +1,169 @@
+"""Makes a tool of a function: its signature is the schema, its docstring the description."""
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import json
+import re
+import threading
+from collections.abc import Callable
+from typing import Any, get_type_hints, overload
+
+import docstring_parser
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import PydanticUndefined
+
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.messages import ToolSpec
+from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, ToolOutput
+
+Function = Callable[..., Any]
+_NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+_ANYTHING: TypeAdapter[object] = TypeAdapter(object)
+
+
+class FunctionTool:
+    """A function as a tool; it is still called as the function it was."""
+
+    def __init__(self, function: Function, *, name: str | None, timeout: float | None, parallel: bool, max_output: int) -> None:
+        self.function = function
+        self.timeout = timeout
+        self.parallel = parallel
+        self.max_output = max_output
+        self._is_async = inspect.iscoroutinefunction(function)
+        name = name or function.__name__
+        if not _NAME.match(name):
+            raise ValueError(f"a tool's name has letters, digits, _ and - only, 64 at most: {name!r}")
+        documented = docstring_parser.parse(inspect.getdoc(function) or "")
+        described = {parameter.arg_name: parameter.description or "" for parameter in documented.params}
+        fields: dict[str, Any] = {}
+        self._context_parameter: str | None = None
+        hints = get_type_hints(function, include_extras=True)
+        self._parameters: dict[str, str] = {}
+        for number, parameter in enumerate(inspect.signature(function).parameters.values()):
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise TypeError(f"the tool {name!r} takes {parameter}: only parameters that have a name can be filled by a model")
+            annotation = hints.get(parameter.name, str)
+            if annotation in (RunContext, RunContext | None):
+                self._context_parameter = parameter.name
+                continue
+            default = PydanticUndefined if parameter.default is parameter.empty else parameter.default
+            # Under a name of its own a parameter may be called `schema` or `_x`, which a model's field may not.
+            self._parameters[f"parameter_{number}"] = parameter.name
+            described_as = described.get(parameter.name)
+            fields[f"parameter_{number}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
+        self._model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+        description = "\n\n".join(part for part in (documented.short_description, documented.long_description) if part)
+        parameters = _parameters(self._model.model_json_schema())
+        self.spec = ToolSpec(name=name, description=description, parameters=parameters)
+        self._expected = _as_json(parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the function itself."""
+        return self.function(*args, **kwargs)
+
+    async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        """Checks `arguments` against the signature and calls the function, in a thread unless it is async."""
+        try:
+            model = self._model.model_validate(arguments)
+        except ValidationError as error:
+            raise ToolFailed(f"{_explanation(error)}. Expected are: {self._expected}") from None
+        values = {name: getattr(model, field) for field, name in self._parameters.items()}
+        if self._context_parameter:
+            values[self._context_parameter] = context
+        if self._is_async:
+            value = await self.function(**values)
+        else:
+            value = await _in_thread(self.function, values)
+        if isinstance(value, ToolOutput):
+            return value
+        return ToolOutput(value if isinstance(value, str) else _as_json(value))
+
+
+@overload
+def tool(function: Function, /) -> FunctionTool: ...
+@overload
+def tool(
+    *, name: str | None = None, timeout: float | None = None, parallel: bool = True, max_output: int = DEFAULT_MAX_OUTPUT
+) -> Callable[[Function], FunctionTool]: ...
+def tool(
+    function: Function | None = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout: float | None = None,
+    parallel: bool = True,
+    max_output: int = DEFAULT_MAX_OUTPUT,
+) -> FunctionTool | Callable[[Function], FunctionTool]:
+    """Makes a function a tool, as `@tool` or `@tool(timeout=5)`.
+
+    A parameter annotated `RunContext` is filled by the service and not shown to the model. Descriptions come from the docstring
+    (Google, NumPy or reST style). What the function returns reaches the model as text: a str as it is, a ToolOutput with its images,
+    anything else as JSON. It raises ToolFailed to tell the model what to do better. `timeout` is in seconds, `max_output` in bytes.
+    """
+
+    def decorated(function: Function) -> FunctionTool:
+        return FunctionTool(function, name=name, timeout=timeout, parallel=parallel, max_output=max_output)
+
+    return decorated(function) if function is not None else decorated
+
+
+async def _in_thread(function: Function, values: dict[str, Any]) -> Any:
+    """What `function` returns or raises, run in a thread of its own: one that hangs keeps no other waiting, nor the process's end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(value)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = context.run(function, **values)
+        except StopIteration as stop:
+            error = RuntimeError(f"the function raised {stop!r}")  # a future bears any exception but this
+        except BaseException as raised:  # noqa: BLE001 - it is raised again where the tool is awaited
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended without waiting for this thread
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=work, name=f"tool {getattr(function, '__name__', '')}", daemon=True).start()
+    return await done
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(_ANYTHING.dump_python(value, mode="json"), ensure_ascii=False, separators=(",", ":"))
+
+
+def _parameters(schema: dict[str, Any]) -> dict[str, object]:
+    """`schema` without the titles and the default descriptions that pydantic adds, which cost tokens and say nothing."""
+
+    def cleaned(value: Any, *, names: bool = False) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: cleaned(item, names=key in ("properties", "$defs"))
+                for key, item in value.items()
+                if names or not (key == "title" and isinstance(item, str))
+            }
+        return [cleaned(item) for item in value] if isinstance(value, list) else value
+
+    schema.setdefault("properties", {})
+    result: dict[str, object] = cleaned(schema)
+    return result
+
+
+def _explanation(error: ValidationError) -> str:
+    parts = []
+    for part in error.errors(include_url=False):
+        field = ".".join(str(step) for step in part["loc"])
+        parts.append(f"{field}: {part['msg']}" if field else part["msg"])
+    return "The arguments do not fit: " + "; ".join(parts)

@@ -1,0 +1,167 @@
+"""The tools of one agent, and the one place where a call is carried out."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from decimal import Decimal
+
+import msgspec
+
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.errors import ToolFailed, ToolTimeout
+from ai_agent_service.core.messages import ToolCall, ToolOutcome, ToolResult, ToolSpec
+from ai_agent_service.core.text import capped, storable
+from ai_agent_service.observability.audit import audit
+from ai_agent_service.observability.trace import is_tracing, trace
+from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
+
+logger = logging.getLogger(__name__)
+_NOTHING = ToolOutput("")
+CANCEL_GRACE = 0.9
+"""Seconds that a cancelled tool has to clean up before it is left behind."""
+
+
+class Toolset:
+    """The tools that an agent may use now, by name; nothing outside of it can be run.
+
+    Where two tools have one name, the earlier one has it. `unavailable` says, in words for the model, what cannot be used now.
+    """
+
+    def __init__(
+        self,
+        tools: Iterable[Tool],
+        *,
+        default_timeout: float,
+        unavailable: tuple[str, ...] = (),
+        left_behind: set[asyncio.Task[ToolOutput]] | None = None,
+    ) -> None:
+        self._tools: dict[str, Tool] = {}
+        for tool in tools:
+            if self._tools.setdefault(tool.spec.name, tool) is not tool:
+                logger.warning("tool.name_taken", extra={"tool": tool.spec.name})
+        self._default_timeout = default_timeout
+        self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self._tools.values())
+        self.unavailable = unavailable
+        self._left_behind = set() if left_behind is None else left_behind
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def is_parallel(self, name: str) -> bool:
+        """Whether a call of `name` may run beside others; so may one that will only be refused."""
+        return name not in self._tools or self._tools[name].parallel
+
+    async def execute(self, call: ToolCall, context: RunContext) -> ToolResult:
+        """Carries out `call` and returns what came of it; only cancellation is raised, all else is told to the model.
+
+        The call ends at the tool's own timeout or the run's deadline, whichever comes first.
+        """
+        started = time.monotonic()
+        if is_tracing():
+            trace.debug("tool.started", extra={**_named(call, context), "arguments": call.arguments})
+        output = _NOTHING
+        outcome: ToolOutcome = "success"
+        tool = self._tools.get(call.name)
+        limit = tool.max_output if tool is not None else DEFAULT_MAX_OUTPUT
+        try:
+            if tool is None:
+                audit.warning("tool.refused", extra={"tool": call.name[:100], **context.named})
+                raise ToolFailed(f"There is no tool {call.name!r}. {self._available()}")
+            output = await self._within_time(tool, parse_arguments(call.arguments), context)
+            content = capped(storable(output.content), limit)
+        except ToolFailed as error:
+            content = capped(storable(f"Error: {error}"), limit)
+            outcome = "refused" if tool is None else "timeout" if isinstance(error, ToolTimeout) else "error"
+        except Exception:
+            # A tool is foreign code: whatever it raises ends its call and not the chat.
+            logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
+            content = f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments."
+            outcome = "error"
+        result = ToolResult(
+            call_id=call.id,
+            name=call.name,
+            content=content,
+            images=output.images,
+            links=output.links,
+            is_error=outcome != "success",
+            seconds=time.monotonic() - started,
+            outcome=outcome,
+        )
+        if is_tracing():
+            ended = {"outcome": outcome, "is_error": result.is_error, "seconds": round(result.seconds, 3), "result": content}
+            trace.debug("tool.ended", extra={**_named(call, context), **ended})
+        return result
+
+    async def _within_time(self, tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        own = self._default_timeout if tool.timeout is None else tool.timeout
+        limit = max(0.0, min(own, context.seconds_left))
+        task = asyncio.ensure_future(_run(tool, arguments, context))
+        try:
+            done, _ = await asyncio.wait((task,), timeout=limit)
+        except asyncio.CancelledError:
+            await self._cancel(task, tool)
+            raise
+        if not done:
+            await self._cancel(task, tool)
+            raise ToolTimeout(f"the tool did not answer within {limit:.3g} seconds and was stopped")
+        if task.cancelled():
+            raise ToolFailed("the tool stopped itself")
+        return task.result()
+
+    async def _cancel(self, task: asyncio.Task[ToolOutput], tool: Tool) -> None:
+        task.cancel()
+        done, _ = await asyncio.wait((task,), timeout=CANCEL_GRACE)
+        if done:
+            if not task.cancelled():
+                task.exception()
+            return
+        logger.warning("tool.ignores_cancellation", extra={"tool": tool.spec.name})
+        self._left_behind.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[ToolOutput]) -> None:
+        self._left_behind.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    def _available(self) -> str:
+        return f"There are: {', '.join(self._tools)}." if self._tools else "There are no tools."
+
+
+def _named(call: ToolCall, context: RunContext) -> dict[str, object]:
+    return {"tool": call.name, "call_id": call.id, "run_id": context.run_id, "agent_id": context.agent_id}
+
+
+async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+    """Runs `tool`; what would end the process is caught within the task, for asyncio lets it through at once."""
+    try:
+        return await tool.run(arguments, context)
+    except (SystemExit, KeyboardInterrupt, BaseExceptionGroup) as error:
+        raise ToolFailed(f"the tool ended itself ({type(error).__name__})") from None
+
+
+def parse_arguments(text: str) -> dict[str, object]:
+    """The arguments in `text`, a JSON object; no text at all means none. Raises ToolFailed with what is wrong and what is expected."""
+    if not text.strip():
+        return {}
+    try:
+        value = _decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ToolFailed(f"The arguments are not valid JSON ({error}). Call again with one JSON object.") from None
+    if not isinstance(value, dict):
+        raise ToolFailed(
+            f"The arguments are not a JSON object but {_KINDS.get(type(value), 'something else')}. Call again with one JSON object."
+        )
+    return value
+
+
+def _number(text: str) -> float | Decimal:
+    """A number with a fraction as a float, unless that would change its digits."""
+    number = float(text)
+    exact = Decimal(text)
+    return number if Decimal(repr(number)) == exact else exact
+
+
+_decode = msgspec.json.Decoder(float_hook=_number).decode
+_KINDS: dict[type, str] = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}

@@ -1,0 +1,41 @@
+"""Tools whose calls are spans of a trace, by the conventions for GenAI."""
+
+from typing import Any
+
+from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.messages import ToolCall, ToolResult
+from ai_agent_service.core.text import storable
+from ai_agent_service.observability.tracing import AttributeValue, Tracing, inside, within
+from ai_agent_service.tools.toolset import Toolset
+
+MAX_NAME = 100
+"""Characters of a name that is no tool's, for a model may write anything."""
+
+
+class TracedToolset(Toolset):
+    """A Toolset with a span for each call, which is the current one while the tool runs."""
+
+    def __init__(self, tracing: Tracing, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tracing = tracing
+
+    async def execute(self, call: ToolCall, context: RunContext) -> ToolResult:
+        """Carries out `call`; see Toolset."""
+        tracing = self._tracing
+        name = storable(call.name[:MAX_NAME])
+        attributes: dict[str, AttributeValue] = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": name,
+            "gen_ai.tool.type": "function",
+            "gen_ai.tool.call.id": storable(call.id[:MAX_NAME]),
+        }
+        span = tracing.start(f"execute_tool {name}" if call.name in self else "execute_tool", attributes)
+        with tracing.ending(span), within(inside(span)):
+            if tracing.content and span.is_recording():
+                span.set_attribute("gen_ai.tool.call.arguments", tracing.text(call.arguments))
+            result = await super().execute(call, context)
+            if result.is_error:
+                tracing.failed(span, "tool_error", result.content)
+            elif tracing.content and span.is_recording():
+                span.set_attribute("gen_ai.tool.call.result", tracing.text(result.content))
+            return result

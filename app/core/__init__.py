@@ -1,1 +1,0 @@
-"""The words everything else is written in: plain types without I/O, importing nothing of app."""

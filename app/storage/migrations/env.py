@@ -1,8 +1,0 @@
-"""What Alembic runs the migrations in: the connection and the transaction that the caller holds."""
-
-from alembic import context
-
-from app.storage.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, transactional_ddl=False)
-context.run_migrations()
