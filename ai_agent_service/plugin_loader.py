@@ -149,6 +149,9 @@ def _modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, ModuleTy
 
 
 def _broken(source: str, error: BaseException) -> Fault:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "app":
+        problem = "it imports from 'app', the package's former name"
+        return Fault(file=source, problem=problem, remedy="Import from ai_agent_service.plugins instead")
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
