@@ -11,7 +11,7 @@ import msgspec
 
 from ai_agent_service.agents.base import AgentParts, BaseAgent
 from ai_agent_service.agents.catalog import Catalog
-from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.remembering import LiveRuns, Remembering
 from ai_agent_service.agents.traced import TracedAgent
 from ai_agent_service.config.agents import LEGACY_TOOLS, AgentDefinition, AllowedTools

@@ -12,10 +12,10 @@ from typing import Literal, Self
 
 import msgspec
 
-from ai_agent_service.agents.background import Background, Task
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.agents.catalog import Catalog, no_such_agent
-from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.agents.chat_tasks import Background, Task
+from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.traced import TracedAgent
 from ai_agent_service.auth.access import Access
 from ai_agent_service.auth.fetching import FETCH_SECONDS, MAX_DOCUMENT_BYTES

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ContextTooLong, ProviderProtocolError, RunTimeout, ServiceError, ToolFailed
 from ai_agent_service.core.events import (

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ai_agent_service.agents.background import TASKS, Task
+from ai_agent_service.agents.chat_tasks import TASKS, Task
 from ai_agent_service.core.messages import Message
 
 MAX_HEAD = 8000

@@ -10,7 +10,7 @@ import pytest
 from ai_agent_service.agents.agent import Agent
 from ai_agent_service.agents.base import AgentParts, Turn
 from ai_agent_service.agents.catalog import Catalog
-from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agents import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequest, NotFound, ProviderNotConfigured, ServiceError

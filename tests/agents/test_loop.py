@@ -12,7 +12,7 @@ from dirty_equals import IsFloat, IsStr
 
 from ai_agent_service.agents import loop as module
 from ai_agent_service.agents.loop import REPEATED, run_loop
-from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderProtocolError, ProviderUnavailable, RunTimeout, ToolFailed
 from ai_agent_service.core.events import (

@@ -9,7 +9,7 @@ import pytest
 from dirty_equals import IsFloat
 
 from ai_agent_service.agents.loop import Shorter, run_loop
-from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ContextTooLong, ProviderUnavailable
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished

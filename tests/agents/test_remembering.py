@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from ai_agent_service.agents.base import AgentParts, BaseAgent, Turn
-from ai_agent_service.agents.pending import PendingSteps
+from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.remembering import LiveRuns, Record, Remembering
 from ai_agent_service.config.agents import AgentDefinition
 from ai_agent_service.core.context import RunContext

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ai_agent_service.agents.pending import UNKNOWN_RESULT, PendingSteps
+from ai_agent_service.agents.pending_steps import UNKNOWN_RESULT, PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.core.messages import Message, ToolCall, ToolResult
