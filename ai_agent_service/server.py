@@ -12,8 +12,10 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from ai_agent_service.api import admin, agents, conversations, docs, health, metrics, openai_chat, openai_models
+from ai_agent_service.api import admin, docs, health, metrics, openai_chat, openai_models
 from ai_agent_service.api.access import guarded
+from ai_agent_service.api.agents import conversations
+from ai_agent_service.api.agents import routes as agents
 from ai_agent_service.api.checks import open_checks
 from ai_agent_service.api.edge import Edge
 from ai_agent_service.api.errors import http_exception_handler, service_error_handler

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ai_agent_service.api.access import Deleting, Reading, named_user
-from ai_agent_service.api.agents import ToolRun
+from ai_agent_service.api.agents.routes import ToolRun
 from ai_agent_service.api.chat_schema import (
     AudioContent,
     CompletionUsage,
