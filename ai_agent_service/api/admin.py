@@ -4,9 +4,9 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from ai_agent_service.api.access import Administering
-from ai_agent_service.api.dependencies import ServiceDependency
-from ai_agent_service.api.openapi import documented
+from ai_agent_service.api.http.access import Administering
+from ai_agent_service.api.http.body import ServiceDependency
+from ai_agent_service.api.http.openapi import documented
 from ai_agent_service.editions import Changes
 from ai_agent_service.observability.audit import audit
 

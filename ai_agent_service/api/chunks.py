@@ -14,8 +14,8 @@ from ai_agent_service.api.chat_schema import (
     PromptTokensDetails,
     ToolCallDelta,
 )
-from ai_agent_service.api.errors import error_json
-from ai_agent_service.api.run_response import Frames
+from ai_agent_service.api.http.errors import error_json
+from ai_agent_service.api.http.run_response import Frames
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta
 from ai_agent_service.core.ids import new_id

@@ -6,7 +6,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ai_agent_service.api.access import Administering
+from ai_agent_service.api.http.access import Administering
 
 router = APIRouter(include_in_schema=False)
 

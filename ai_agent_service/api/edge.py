@@ -7,7 +7,7 @@ import time
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ai_agent_service.api.errors import error_response, internal_error
+from ai_agent_service.api.http.errors import error_response, internal_error
 from ai_agent_service.api.stopping import Stopping, stopped
 from ai_agent_service.core.errors import CrossSiteRequest
 from ai_agent_service.observability.access_log import AccessLog

@@ -13,10 +13,10 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ai_agent_service.api.access import OpenToAll, admitted
 from ai_agent_service.api.checks import LOW_DISK_BYTES, MAX_LAG_SECONDS, AgentAnswer, Checks, DatabaseAnswer, DiskAnswer, ProviderAnswer
-from ai_agent_service.api.dependencies import ServiceDependency, access_in
-from ai_agent_service.api.openapi import documented
+from ai_agent_service.api.http.access import OpenToAll, admitted
+from ai_agent_service.api.http.body import ServiceDependency, access_in
+from ai_agent_service.api.http.openapi import documented
 from ai_agent_service.api.stopping import Stopping
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.errors import InvalidRequest

@@ -11,8 +11,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from ai_agent_service.api.access import Administering
-from ai_agent_service.api.openapi import documented
+from ai_agent_service.api.http.access import Administering
+from ai_agent_service.api.http.openapi import documented
 from ai_agent_service.memory.opening import Memories
 from ai_agent_service.observability.exposition import exposed, process_values
 from ai_agent_service.observability.loop_lag import loop_lag

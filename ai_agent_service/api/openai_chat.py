@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ai_agent_service.agents.base import BaseAgent, Turn
-from ai_agent_service.api.access import Chatting, RunRoute
 from ai_agent_service.api.admission import CountedRun
 from ai_agent_service.api.chat_schema import (
     FREE_FORM,
@@ -31,15 +30,16 @@ from ai_agent_service.api.chat_schema import (
     settings_of,
 )
 from ai_agent_service.api.chunks import ChunkFrames, called, usage_of
-from ai_agent_service.api.dependencies import access_in, body_of, decoded, request_id_of, service_in
-from ai_agent_service.api.idempotency import HEADER, once
-from ai_agent_service.api.image_urls import checked_file_data, checked_image_url
+from ai_agent_service.api.http.access import Chatting, RunRoute
+from ai_agent_service.api.http.body import access_in, body_of, decoded, request_id_of, service_in
+from ai_agent_service.api.http.idempotency import HEADER, once
+from ai_agent_service.api.http.json_limits import checked_values
+from ai_agent_service.api.http.openapi import documented
+from ai_agent_service.api.http.run_response import Collected, CollectedRun, RunResponse, StreamedRun
+from ai_agent_service.api.http.session import Asking, asking_of
+from ai_agent_service.api.http.url_safety import checked_file_data, checked_image_url
 from ai_agent_service.api.open_webui import OpenWebUIFrames
-from ai_agent_service.api.openapi import documented
-from ai_agent_service.api.run_response import Collected, CollectedRun, RunResponse, StreamedRun
-from ai_agent_service.api.sessions import Asking, asking_of
 from ai_agent_service.api.tasks import shaped_task
-from ai_agent_service.api.values import checked_values
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.core.events import RunFinished
 from ai_agent_service.core.ids import new_id

@@ -7,9 +7,9 @@ from fastapi import APIRouter
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from ai_agent_service.api.access import Caller
-from ai_agent_service.api.dependencies import ServiceDependency
-from ai_agent_service.api.openapi import documented
+from ai_agent_service.api.http.access import Caller
+from ai_agent_service.api.http.body import ServiceDependency
+from ai_agent_service.api.http.openapi import documented
 from ai_agent_service.config.agents import AgentDefinition
 from ai_agent_service.config.display import SuggestionPrompt
 from ai_agent_service.service import Service

@@ -9,7 +9,7 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from ai_agent_service.api.errors import error_json
+from ai_agent_service.api.http.errors import error_json
 from ai_agent_service.core.errors import HeadersTooLarge, InvalidRequest, ServiceError
 from ai_agent_service.core.ids import new_id
 

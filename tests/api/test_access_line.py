@@ -20,8 +20,8 @@ from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.logging import extra_of
 from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, Watched, asking, connected, connected_raw
-from tests.api.test_access import bearer, opened
-from tests.api.test_run_response import CancelsItself
+from tests.api.http.test_access import bearer, opened
+from tests.api.http.test_run_response import CancelsItself
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving
 

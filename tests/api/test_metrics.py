@@ -14,7 +14,7 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.server import create_app
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, Watched, asking, connected
-from tests.api.test_access import opened
+from tests.api.http.test_access import opened
 from tests.metrics import Told, metrics_of
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving

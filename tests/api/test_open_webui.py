@@ -19,7 +19,7 @@ from ai_agent_service.server import create_app
 from ai_agent_service.tools.base import ToolOutput
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, WEATHER, asking, chunks_of, stream_of, told
-from tests.api.test_access import opened
+from tests.api.http.test_access import opened
 from tests.open_webui import events_of, output_of, replayed, unanswered
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ai_agent_service.api.dependencies import access_in
+from ai_agent_service.api.http.body import access_in
 from ai_agent_service.auth.principal import Principal, Scope
 from ai_agent_service.core.errors import InsufficientScope, NotFound
 

@@ -10,7 +10,7 @@ import msgspec
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
-from ai_agent_service.api.values import check_no_nul
+from ai_agent_service.api.http.json_limits import check_no_nul
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.errors import BodyTooLarge, InvalidRequest
 from ai_agent_service.service import Service

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ai_agent_service.api.errors import error_response
-from ai_agent_service.api.run_response import RunResponse
+from ai_agent_service.api.http.errors import error_response
+from ai_agent_service.api.http.run_response import RunResponse
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import IdempotencyInFlight, IdempotencyMismatch, IdempotencyNotKept, InvalidRequest
 

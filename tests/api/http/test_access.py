@@ -16,7 +16,7 @@ from fastapi import APIRouter, FastAPI
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from ai_agent_service.api.access import guarded
+from ai_agent_service.api.http.access import guarded
 from ai_agent_service.auth.key_store import KeyStore
 from ai_agent_service.auth.principal import Limits
 from ai_agent_service.core.errors import ProviderUnavailable

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from ai_agent_service.api.idempotency import KEPT_SECONDS, Answers, Name
+from ai_agent_service.api.http.idempotency import KEPT_SECONDS, Answers, Name
 from ai_agent_service.core.errors import (
     ContextTooLong,
     IdempotencyInFlight,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.api.image_urls import checked_file_data, checked_image_url
+from ai_agent_service.api.http.url_safety import checked_file_data, checked_image_url
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, asking, error_of

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from ai_agent_service.api.sessions import Asking, asking_of
+from ai_agent_service.api.http.session import Asking, asking_of
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.server import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of

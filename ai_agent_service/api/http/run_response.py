@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ai_agent_service.agents.base import Turn
 from ai_agent_service.api.admission import CountedRun
-from ai_agent_service.api.errors import internal_error
+from ai_agent_service.api.http.errors import internal_error
 from ai_agent_service.api.stopping import stopped
 from ai_agent_service.core.errors import InternalError, RunTimeout, ServiceError
 from ai_agent_service.core.events import (

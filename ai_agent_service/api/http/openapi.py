@@ -7,8 +7,8 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 
-from ai_agent_service.api.access import is_open_to_all
-from ai_agent_service.api.errors import ErrorResponse
+from ai_agent_service.api.http.access import is_open_to_all
+from ai_agent_service.api.http.errors import ErrorResponse
 
 _REFERENCE = "#/components/schemas/{name}"
 _KEYS = {
