@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from ai_agent_service.api import admin, docs, health, metrics, openai_chat, openai_models
+from ai_agent_service.api import admin, docs, health, metrics
 from ai_agent_service.api.agents import conversations
 from ai_agent_service.api.agents import routes as agents
 from ai_agent_service.api.checks import open_checks
@@ -21,6 +21,8 @@ from ai_agent_service.api.http.access import guarded
 from ai_agent_service.api.http.errors import http_exception_handler, service_error_handler
 from ai_agent_service.api.http.idempotency import Answers
 from ai_agent_service.api.http.openapi import describe
+from ai_agent_service.api.openai import chat as openai_chat
+from ai_agent_service.api.openai import models as openai_models
 from ai_agent_service.api.stopping import Stopping
 from ai_agent_service.api.traced import TracedRequests
 from ai_agent_service.core.errors import ServiceError

@@ -13,7 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ai_agent_service.api.agents.routes import ToolRun
-from ai_agent_service.api.chat_schema import (
+from ai_agent_service.api.http.access import Deleting, Reading, named_user
+from ai_agent_service.api.http.body import ServiceDependency
+from ai_agent_service.api.http.idempotency import answers_in
+from ai_agent_service.api.http.openapi import documented
+from ai_agent_service.api.openai.chat import MAX_NAME, checked_name
+from ai_agent_service.api.openai.chat_schema import (
     AudioContent,
     CompletionUsage,
     FileContent,
@@ -24,12 +29,7 @@ from ai_agent_service.api.chat_schema import (
     Part,
     TextContent,
 )
-from ai_agent_service.api.chunks import usage_of
-from ai_agent_service.api.http.access import Deleting, Reading, named_user
-from ai_agent_service.api.http.body import ServiceDependency
-from ai_agent_service.api.http.idempotency import answers_in
-from ai_agent_service.api.http.openapi import documented
-from ai_agent_service.api.openai_chat import MAX_NAME, checked_name
+from ai_agent_service.api.openai.chat_stream import usage_of
 from ai_agent_service.auth.principal import ANONYMOUS, Principal
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, TextPart

@@ -12,8 +12,6 @@ from starlette.responses import Response
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.api.admission import CountedRun
-from ai_agent_service.api.chat_schema import FREE_FORM, CallersSettings, ChatMessage, CompletionUsage, settings_of
-from ai_agent_service.api.chunks import usage_of
 from ai_agent_service.api.http.access import Caller, Chatting, named_user
 from ai_agent_service.api.http.body import ServiceDependency, access_in, body_of, decoded, request_id_of, service_in
 from ai_agent_service.api.http.errors import ErrorBody
@@ -22,7 +20,9 @@ from ai_agent_service.api.http.json_limits import checked_values
 from ai_agent_service.api.http.openapi import documented
 from ai_agent_service.api.http.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
 from ai_agent_service.api.http.session import asking_of
-from ai_agent_service.api.openai_chat import checked_name, messages_of, with_session
+from ai_agent_service.api.openai.chat import checked_name, messages_of, with_session
+from ai_agent_service.api.openai.chat_schema import FREE_FORM, CallersSettings, ChatMessage, CompletionUsage, settings_of
+from ai_agent_service.api.openai.chat_stream import usage_of
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequest, ServiceError, UpstreamError
 from ai_agent_service.core.events import (

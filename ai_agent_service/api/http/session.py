@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 
 from ai_agent_service.agents.chat_tasks import Task
-from ai_agent_service.api.tasks import named_task
+from ai_agent_service.api.openai.open_webui_tasks import named_task
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, History
 

@@ -12,8 +12,8 @@ from starlette.types import Message
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.api.admission import CountedRun
-from ai_agent_service.api.chunks import ChunkFrames
 from ai_agent_service.api.http.run_response import StreamedRun
+from ai_agent_service.api.openai.chat_stream import ChunkFrames
 from ai_agent_service.auth.limits import InProcessLimits
 from ai_agent_service.auth.principal import LOCAL, Principal
 from ai_agent_service.core.context import RunContext

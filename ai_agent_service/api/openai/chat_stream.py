@@ -4,7 +4,9 @@ import time
 
 import msgspec
 
-from ai_agent_service.api.chat_schema import (
+from ai_agent_service.api.http.errors import error_json
+from ai_agent_service.api.http.run_response import Frames
+from ai_agent_service.api.openai.chat_schema import (
     CalledFunction,
     ChatCompletionChunk,
     ChunkChoice,
@@ -14,8 +16,6 @@ from ai_agent_service.api.chat_schema import (
     PromptTokensDetails,
     ToolCallDelta,
 )
-from ai_agent_service.api.http.errors import error_json
-from ai_agent_service.api.http.run_response import Frames
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta
 from ai_agent_service.core.ids import new_id

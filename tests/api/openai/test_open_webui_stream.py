@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from ai_agent_service.api.open_webui import LAST, MAX_SOURCES, OpenWebUIFrames, links_of
+from ai_agent_service.api.openai.open_webui_stream import LAST, MAX_SOURCES, OpenWebUIFrames, links_of
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
 from ai_agent_service.core.events import RunFinished, ToolStarted

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from ai_agent_service.api.chat_schema import CompletionUsage, StepUsage
-from ai_agent_service.api.chunks import ChunkFrames, usage_of
+from ai_agent_service.api.openai.chat_schema import CompletionUsage, StepUsage
+from ai_agent_service.api.openai.chat_stream import ChunkFrames, usage_of
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.events import (
     MemorySkipped,

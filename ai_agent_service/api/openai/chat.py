@@ -11,7 +11,15 @@ from starlette.responses import Response
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.api.admission import CountedRun
-from ai_agent_service.api.chat_schema import (
+from ai_agent_service.api.http.access import Chatting, RunRoute
+from ai_agent_service.api.http.body import access_in, body_of, decoded, request_id_of, service_in
+from ai_agent_service.api.http.idempotency import HEADER, once
+from ai_agent_service.api.http.json_limits import checked_values
+from ai_agent_service.api.http.openapi import documented
+from ai_agent_service.api.http.run_response import Collected, CollectedRun, RunResponse, StreamedRun
+from ai_agent_service.api.http.session import Asking, asking_of
+from ai_agent_service.api.http.url_safety import checked_file_data, checked_image_url
+from ai_agent_service.api.openai.chat_schema import (
     FREE_FORM,
     AudioContent,
     ChatCompletion,
@@ -29,17 +37,9 @@ from ai_agent_service.api.chat_schema import (
     TextContent,
     settings_of,
 )
-from ai_agent_service.api.chunks import ChunkFrames, called, usage_of
-from ai_agent_service.api.http.access import Chatting, RunRoute
-from ai_agent_service.api.http.body import access_in, body_of, decoded, request_id_of, service_in
-from ai_agent_service.api.http.idempotency import HEADER, once
-from ai_agent_service.api.http.json_limits import checked_values
-from ai_agent_service.api.http.openapi import documented
-from ai_agent_service.api.http.run_response import Collected, CollectedRun, RunResponse, StreamedRun
-from ai_agent_service.api.http.session import Asking, asking_of
-from ai_agent_service.api.http.url_safety import checked_file_data, checked_image_url
-from ai_agent_service.api.open_webui import OpenWebUIFrames
-from ai_agent_service.api.tasks import shaped_task
+from ai_agent_service.api.openai.chat_stream import ChunkFrames, called, usage_of
+from ai_agent_service.api.openai.open_webui_stream import OpenWebUIFrames
+from ai_agent_service.api.openai.open_webui_tasks import shaped_task
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.core.events import RunFinished
 from ai_agent_service.core.ids import new_id

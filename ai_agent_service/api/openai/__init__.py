@@ -1,0 +1,1 @@
+"""The OpenAI surface: chat completions and models, with what Open WebUI needs."""
