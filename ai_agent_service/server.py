@@ -12,7 +12,6 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from ai_agent_service.api import admin, docs, health, metrics
 from ai_agent_service.api.agents import conversations
 from ai_agent_service.api.agents import routes as agents
 from ai_agent_service.api.checks import open_checks
@@ -23,6 +22,8 @@ from ai_agent_service.api.http.idempotency import Answers
 from ai_agent_service.api.http.openapi import describe
 from ai_agent_service.api.openai import chat as openai_chat
 from ai_agent_service.api.openai import models as openai_models
+from ai_agent_service.api.ops import docs, health, metrics
+from ai_agent_service.api.ops import reload as admin
 from ai_agent_service.api.stopping import Stopping
 from ai_agent_service.api.traced import TracedRequests
 from ai_agent_service.core.errors import ServiceError
@@ -78,7 +79,7 @@ def create_app(configuration: Configuration, workers: Workers | None = None) -> 
         exception_handlers={ServiceError: service_error_handler, HTTPException: http_exception_handler},
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # our own are in TracedRequests
         redirect_slashes=False,
-        openapi_url=None,  # ai_agent_service/api/docs.py answers there, to those who may see it
+        openapi_url=None,  # ai_agent_service/api/ops/docs.py answers there, to those who may see it
     )
     app.state.stopping = stopping
     for part in (openai_chat, openai_models, conversations, agents, health, metrics, admin, docs):  # looked through in this order
