@@ -18,9 +18,9 @@ from ai_agent_service.agents.chat_tasks import Background, Task
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.traced import TracedAgent
 from ai_agent_service.auth.access import Access
-from ai_agent_service.auth.fetching import FETCH_SECONDS, MAX_DOCUMENT_BYTES
-from ai_agent_service.auth.identity import open_identity
-from ai_agent_service.auth.identity_settings import identity_faults, identity_warnings
+from ai_agent_service.auth.identity.base import open_identity
+from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
+from ai_agent_service.auth.identity.settings import identity_faults, identity_warnings
 from ai_agent_service.auth.keys import KeyRing, environment_keys, key_faults
 from ai_agent_service.auth.limits_sql import open_limits
 from ai_agent_service.auth.principal import ANONYMOUS, Principal, User

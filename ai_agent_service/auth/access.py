@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from ai_agent_service.auth.hosts import check_host, check_origin
-from ai_agent_service.auth.identity import Identity
+from ai_agent_service.auth.identity.base import Identity
 from ai_agent_service.auth.key_text import PREFIX
 from ai_agent_service.auth.keys import KeyRing
 from ai_agent_service.auth.limits import Limiter

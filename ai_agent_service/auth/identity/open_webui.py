@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from joserfc.jwk import OctKey
 
-from ai_agent_service.auth.claims import Refused, names, refusal, text
+from ai_agent_service.auth.identity.claims import Refused, names, refusal, text
+from ai_agent_service.auth.identity.jwt import Pinned, check_times, seconds
 from ai_agent_service.auth.principal import Headers, User
-from ai_agent_service.auth.tokens import Pinned, check_times, seconds
 
 MESSAGE = "A valid X-OpenWebUI-User-Jwt header is needed, and none of the plain X-OpenWebUI-User headers."
 ISSUER = "open-webui"

@@ -4,10 +4,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Protocol
 
-from ai_agent_service.auth.fetching import Fetch, KeySource
-from ai_agent_service.auth.identity_settings import identity_faults
+from ai_agent_service.auth.identity.fetch import Fetch, KeySource
+from ai_agent_service.auth.identity.settings import identity_faults
+from ai_agent_service.auth.identity.trusted_proxy import TrustedProxy, network_of
 from ai_agent_service.auth.principal import Headers, User
-from ai_agent_service.auth.trusted_proxy import TrustedProxy, network_of
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.core.tasks import Tasks
@@ -62,7 +62,7 @@ async def open_identity(settings: Settings, fetch: Fetch) -> AsyncGenerator[Iden
         case "none":
             yield Unverified()
         case "open_webui_jwt":
-            from ai_agent_service.auth.open_webui import OpenWebUI  # noqa: PLC0415 - the library takes a tenth of a second, and most need it not
+            from ai_agent_service.auth.identity.open_webui import OpenWebUI  # noqa: PLC0415 - the library takes a tenth of a second, and most need it not
 
             assert settings.open_webui_jwt_secret is not None
             yield OpenWebUI(settings.open_webui_jwt_secret.get_secret_value())
@@ -77,9 +77,9 @@ async def open_identity(settings: Settings, fetch: Fetch) -> AsyncGenerator[Iden
                 roles_header=settings.trusted_proxy_roles_header,
             )
         case "oidc":
-            from ai_agent_service.auth.jwks import Jwks  # noqa: PLC0415 - as above
-            from ai_agent_service.auth.oidc import Oidc  # noqa: PLC0415 - as above
-            from ai_agent_service.auth.tokens import Pinned  # noqa: PLC0415 - as above
+            from ai_agent_service.auth.identity.jwks import Jwks  # noqa: PLC0415 - as above
+            from ai_agent_service.auth.identity.jwt import Pinned  # noqa: PLC0415 - as above
+            from ai_agent_service.auth.identity.oidc import Oidc  # noqa: PLC0415 - as above
 
             assert settings.oidc_issuer is not None
             assert settings.oidc_audience is not None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import Key, OctKey
 
-from ai_agent_service.auth.open_webui import LEEWAY, MAX_LIFETIME, MESSAGE, OpenWebUI
+from ai_agent_service.auth.identity.open_webui import LEEWAY, MAX_LIFETIME, MESSAGE, OpenWebUI
 from ai_agent_service.auth.principal import Headers, User
 from ai_agent_service.core.errors import InvalidToken
 from tests.auth.tokens import ED25519, NOW, P256, RSA, SECRET, encoded, public, signed, without

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import OctKey
 
-from ai_agent_service.auth.fetching import FETCH_SECONDS, MAX_DOCUMENT_BYTES
-from ai_agent_service.auth.identity import Unverified, open_identity
+from ai_agent_service.auth.identity.base import Unverified, open_identity
+from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
 from ai_agent_service.auth.principal import User
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import AccessUnavailable, ConfigError, InvalidToken
@@ -113,5 +113,5 @@ async def test_a_mode_without_its_settings_is_not_opened(mode: str) -> None:
 
 
 def test_a_service_without_tokens_does_not_load_the_library_for_them() -> None:
-    source = "import sys, ai_agent_service.auth.identity; sys.exit(any(name.startswith('joserfc') for name in sys.modules))"
+    source = "import sys, ai_agent_service.auth.identity.base; sys.exit(any(name.startswith('joserfc') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", source], timeout=30, check=False).returncode == 0

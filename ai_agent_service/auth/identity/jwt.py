@@ -14,7 +14,7 @@ from joserfc.jwa import JWSAlgModel
 from joserfc.jwk import Key
 from joserfc.util import urlsafe_b64decode
 
-from ai_agent_service.auth.claims import Refused
+from ai_agent_service.auth.identity.claims import Refused
 
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_SECONDS = 2**53

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ai_agent_service.auth.identity.trusted_proxy import MESSAGE, TrustedProxy, network_of
 from ai_agent_service.auth.principal import User
-from ai_agent_service.auth.trusted_proxy import MESSAGE, TrustedProxy, network_of
 from ai_agent_service.core.errors import InvalidToken
 
 SECRET = "a secret of the proxy \u00e4"

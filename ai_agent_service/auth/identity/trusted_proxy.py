@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from ai_agent_service.auth.claims import Refused, names, refusal, text
+from ai_agent_service.auth.identity.claims import Refused, names, refusal, text
 from ai_agent_service.auth.principal import Headers, User, values_of
 
 Network = IPv4Network | IPv6Network

@@ -11,10 +11,10 @@ import pytest
 from joserfc.jwk import Key, OctKey, OKPKey, RSAKey
 from joserfc.util import int_to_base64
 
-from ai_agent_service.auth.fetching import MAX_DOCUMENT_BYTES, KeySource
-from ai_agent_service.auth.identity_settings import ALGORITHMS
-from ai_agent_service.auth.jwks import FAILED_PAUSE, FRESH_SECONDS, KEPT_SECONDS, MAX_KEYS, UNKNOWN_PAUSE, Jwks
-from ai_agent_service.auth.tokens import Pinned
+from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, KeySource
+from ai_agent_service.auth.identity.jwks import FAILED_PAUSE, FRESH_SECONDS, KEPT_SECONDS, MAX_KEYS, UNKNOWN_PAUSE, Jwks
+from ai_agent_service.auth.identity.jwt import Pinned
+from ai_agent_service.auth.identity.settings import ALGORITHMS
 from ai_agent_service.core.errors import AccessUnavailable
 from ai_agent_service.core.tasks import Tasks
 from tests.auth.tokens import DISCOVERY, ED448, ED25519, ISSUER, JWKS, KEYS, P256, P384, P521, RSA, RSA_OTHER, Provider, Time, public

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from pydantic import SecretStr
 
-from ai_agent_service.auth.fetching import fault_of
-from ai_agent_service.auth.trusted_proxy import network_of
+from ai_agent_service.auth.identity.fetch import fault_of
+from ai_agent_service.auth.identity.trusted_proxy import network_of
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import Fault
 

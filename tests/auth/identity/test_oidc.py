@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
-from ai_agent_service.auth.identity_settings import ALGORITHMS
-from ai_agent_service.auth.jwks import UNKNOWN_PAUSE, Jwks
-from ai_agent_service.auth.oidc import LEEWAY, Oidc
+from ai_agent_service.auth.identity.jwks import UNKNOWN_PAUSE, Jwks
+from ai_agent_service.auth.identity.jwt import Pinned
+from ai_agent_service.auth.identity.oidc import LEEWAY, Oidc
+from ai_agent_service.auth.identity.settings import ALGORITHMS
 from ai_agent_service.auth.principal import Headers, User
-from ai_agent_service.auth.tokens import Pinned
 from ai_agent_service.core.errors import AccessUnavailable, InvalidToken
 from ai_agent_service.core.tasks import Tasks
 from tests.auth.tokens import (

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.auth.fetching import fault_of
-from ai_agent_service.auth.identity_settings import ALGORITHMS, identity_faults, identity_warnings
+from ai_agent_service.auth.identity.fetch import fault_of
+from ai_agent_service.auth.identity.settings import ALGORITHMS, identity_faults, identity_warnings
 from ai_agent_service.config.settings import load_settings
 
 PROXY: dict[str, Any] = {"identity_mode": "trusted_proxy", "trusted_proxy_cidrs": "10.0.0.0/8", "trusted_proxy_secret": "s" * 20}

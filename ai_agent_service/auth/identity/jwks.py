@@ -13,8 +13,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key
 from joserfc.util import base64_to_int
 
-from ai_agent_service.auth.fetching import MAX_DOCUMENT_BYTES, Fetch, KeySource, fault_of
-from ai_agent_service.auth.tokens import Pinned
+from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, Fetch, KeySource, fault_of
+from ai_agent_service.auth.identity.jwt import Pinned
 from ai_agent_service.core.errors import AccessUnavailable, UpstreamError
 from ai_agent_service.core.tasks import Tasks
 

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ai_agent_service.auth.claims import Refused, names, refusal, text
-from ai_agent_service.auth.fetching import KeySource
-from ai_agent_service.auth.jwks import Jwks
+from ai_agent_service.auth.identity.claims import Refused, names, refusal, text
+from ai_agent_service.auth.identity.fetch import KeySource
+from ai_agent_service.auth.identity.jwks import Jwks
+from ai_agent_service.auth.identity.jwt import Claims, Pinned, check_times
 from ai_agent_service.auth.principal import Headers, User, values_of
-from ai_agent_service.auth.tokens import Claims, Pinned, check_times
 
 LEEWAY = 30.0
 
