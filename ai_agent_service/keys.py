@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 import click
 import msgspec
 
-from ai_agent_service.auth.key_store import GRACE, KeyRefused, KeyStore, NewSecret, StoredKey
-from ai_agent_service.auth.keys import key_faults
+from ai_agent_service.auth.keys.ring import key_faults
+from ai_agent_service.auth.keys.store import GRACE, KeyRefused, KeyStore, NewSecret, StoredKey
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, Client, Limits, Scope
 from ai_agent_service.commands import existing, opened, read_target, table, unusable
 from ai_agent_service.config.files import nearest

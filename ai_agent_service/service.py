@@ -21,7 +21,7 @@ from ai_agent_service.auth.access import Access
 from ai_agent_service.auth.identity.base import open_identity
 from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
 from ai_agent_service.auth.identity.settings import identity_faults, identity_warnings
-from ai_agent_service.auth.keys import KeyRing, environment_keys, key_faults
+from ai_agent_service.auth.keys.ring import KeyRing, environment_keys, key_faults
 from ai_agent_service.auth.limits_sql import open_limits
 from ai_agent_service.auth.principal import ANONYMOUS, Principal, User
 from ai_agent_service.config.agents import AUTO, PROVIDER_ALIASES, AgentDefinition, KnownNames, read_agents, warnings_about

@@ -14,7 +14,7 @@ from pathlib import Path
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from ai_agent_service.auth.key_store import KeyStore
+from ai_agent_service.auth.keys.store import KeyStore
 from ai_agent_service.auth.principal import Headers
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.memory.opening import cipher_of, open_memories

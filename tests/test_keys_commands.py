@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.auth.keys import KeyRing
+from ai_agent_service.auth.keys.ring import KeyRing
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Unauthorized
 from ai_agent_service.keys import keys

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from ai_agent_service.auth.key_store import KeyStore
+from ai_agent_service.auth.keys.store import KeyStore
 from ai_agent_service.auth.principal import UNLIMITED, Limits
 from ai_agent_service.config.settings import read_settings
 from ai_agent_service.memory.opening import open_database

@@ -4,8 +4,8 @@ from collections.abc import Collection
 
 from ai_agent_service.auth.hosts import check_host, check_origin
 from ai_agent_service.auth.identity.base import Identity
-from ai_agent_service.auth.key_text import PREFIX
-from ai_agent_service.auth.keys import KeyRing
+from ai_agent_service.auth.keys.format import PREFIX
+from ai_agent_service.auth.keys.ring import KeyRing
 from ai_agent_service.auth.limits import Limiter
 from ai_agent_service.auth.principal import LOCAL, Headers, Key, Principal
 from ai_agent_service.core.errors import AccessUnavailable, CrossSiteRequest, HostNotAllowed, Unauthorized

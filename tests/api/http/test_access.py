@@ -17,7 +17,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey
 
 from ai_agent_service.api.http.access import guarded
-from ai_agent_service.auth.key_store import KeyStore
+from ai_agent_service.auth.keys.store import KeyStore
 from ai_agent_service.auth.principal import Limits
 from ai_agent_service.core.errors import ProviderUnavailable
 from ai_agent_service.core.events import TextDelta

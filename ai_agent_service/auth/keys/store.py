@@ -7,8 +7,8 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import Connection, RowMapping, func, select, text, update
 
-from ai_agent_service.auth.key_text import GivenKey, new_secret, parse
-from ai_agent_service.auth.pepper import OTHER_PEPPER, Digests, Pepper
+from ai_agent_service.auth.keys.format import GivenKey, new_secret, parse
+from ai_agent_service.auth.keys.hashing import OTHER_PEPPER, Digests, Pepper
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, UNLIMITED, Client, Key, Limits, Scope
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.storage.cipher import Cipher

@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 
-import ai_agent_service.auth.keys
-from ai_agent_service.auth.key_store import KeyRefused, KeyStore
-from ai_agent_service.auth.key_text import GivenKey, new_secret, parse
-from ai_agent_service.auth.keys import MIN_REFRESH_SECONDS, KeyRing, environment_keys, key_faults
-from ai_agent_service.auth.pepper import FINGERPRINT, PEPPER
+import ai_agent_service.auth.keys.ring
+from ai_agent_service.auth.keys.format import GivenKey, new_secret, parse
+from ai_agent_service.auth.keys.hashing import FINGERPRINT, PEPPER
+from ai_agent_service.auth.keys.ring import MIN_REFRESH_SECONDS, KeyRing, environment_keys, key_faults
+from ai_agent_service.auth.keys.store import KeyRefused, KeyStore
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, UNLIMITED, Key, Limits
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import AccessUnavailable, Unauthorized
@@ -432,7 +432,7 @@ async def test_a_key_whose_rights_this_version_does_not_know_is_refused_alone(
         async with ring_of(found) as ring:
             await refused(ring, strange.text)
             assert await ring.find(known.text) == known.stored.key
-    assert [record.message for record in caplog.records if record.name == "ai_agent_service.auth.keys"] == ["keys.unreadable"]
+    assert [record.message for record in caplog.records if record.name == "ai_agent_service.auth.keys.ring"] == ["keys.unreadable"]
 
 
 # The database is away
@@ -480,7 +480,7 @@ async def test_before_the_database_was_read_nothing_is_known(database: DatabaseU
 
 
 async def test_keys_are_known_as_soon_as_another_process_has_made_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ai_agent_service.auth.keys, "REFRESH_SECONDS", 600.0)
+    monkeypatch.setattr(ai_agent_service.auth.keys.ring, "REFRESH_SECONDS", 600.0)
     file = tmp_path / "new.db"
     found = Database(SqliteEngine(Address("sqlite", str(file)), timeout=0.1), timeout=5, prepare=partial(ready_tables, migrate=True))
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
@@ -555,7 +555,7 @@ async def test_a_pepper_that_was_changed_is_told_and_no_key_accepted(database: D
             async with ring_of(found, pepper=pepper) as ring:
                 await refused(ring, made.text)
                 assert ring.has_keys is True
-            told = [record for record in caplog.records if record.name == "ai_agent_service.auth.keys"]
+            told = [record for record in caplog.records if record.name == "ai_agent_service.auth.keys.ring"]
             assert [record.message for record in told] == ["keys.other_pepper"]
             assert "set API_KEY_PEPPER as it was then" in str(vars(told[0])["reason"])
             other = store_of(found, pepper)
@@ -581,7 +581,7 @@ async def test_a_pepper_that_cannot_be_decrypted_is_no_reason_to_refuse(
             await unknown(ring, made.text)
             await unknown(ring, made.text)
             assert ring.has_keys is None
-    assert [record.message for record in caplog.records if record.name == "ai_agent_service.auth.keys"] == ["keys.pepper_unreadable"]
+    assert [record.message for record in caplog.records if record.name == "ai_agent_service.auth.keys.ring"] == ["keys.pepper_unreadable"]
 
 
 # What is noted

@@ -13,9 +13,9 @@ from typing import Self
 import msgspec
 from sqlalchemy import Connection, RowMapping, bindparam, or_, select, update
 
-from ai_agent_service.auth.key_store import ENVIRONMENT_PREFIX, key_of
-from ai_agent_service.auth.key_text import GivenKey, parse
-from ai_agent_service.auth.pepper import OTHER_PEPPER, Digests, Pepper, Peppered
+from ai_agent_service.auth.keys.format import GivenKey, parse
+from ai_agent_service.auth.keys.hashing import OTHER_PEPPER, Digests, Pepper, Peppered
+from ai_agent_service.auth.keys.store import ENVIRONMENT_PREFIX, key_of
 from ai_agent_service.auth.principal import SCOPES, Key
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import AccessUnavailable, Fault, MemoryUnavailable, Unauthorized
