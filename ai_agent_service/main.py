@@ -2,7 +2,7 @@
 
 import sys
 
-from ai_agent_service.cli import main as run_command
+from ai_agent_service.cli.main import main as run_command
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from ai_agent_service import __version__
 from ai_agent_service.api.http.access import Allowed
 from ai_agent_service.api.http.errors import OF_THE_FRAMEWORK
-from ai_agent_service.cli import cli
+from ai_agent_service.cli.main import cli
 from ai_agent_service.config.agents import AccessDefinition, AgentDefinition, AllowedTools, FallbackDefinition
 from ai_agent_service.config.display import DisplayDefinition, SuggestionPrompt
 from ai_agent_service.config.mcp import ServerDefinition

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.backup import backup
+from ai_agent_service.cli.backup import backup
+from ai_agent_service.cli.db import db
 from ai_agent_service.config.archive import pack
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.config.starter import STARTER
-from ai_agent_service.database import db
+from tests.cli.test_main import ROOT, get, run, serving
 from tests.commands import command, logging_restored
-from tests.test_cli import ROOT, get, run, serving
 
 OWN = {"AGENT_CONFIG_FILE": "agent_config.json", "PROMPTS_DIR": "prompts"}
 

@@ -14,8 +14,8 @@ import httpx2
 import pytest
 
 from tests.api.asking import CHAT, asking
+from tests.cli.test_main import environment
 from tests.memory.conftest import until
-from tests.test_cli import environment
 from tests.upstream import Action, Upstream, reply
 
 KEY = "canary-of-API-KEYS-0123"

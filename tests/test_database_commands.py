@@ -15,15 +15,15 @@ import httpx2
 import msgspec
 import pytest
 
-from ai_agent_service.database import db
+from ai_agent_service.cli.db import db
 from ai_agent_service.server import create_app
 from ai_agent_service.storage.migrate import HEAD
 from tests import commands
+from tests.cli.test_main import Terminal, run
 from tests.commands import Done, logging_restored
 from tests.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration
-from tests.test_cli import Terminal, run
 
 HELPER = {**AGENT, "resources": ["memory"]}
 OLD, NEW = secrets.token_hex(32), secrets.token_hex(32)

@@ -11,10 +11,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from ai_agent_service.core.errors import ConfigError
+from tests.cli.test_eval import evaluated, prepared, runs
+from tests.cli.test_main import ROOT
 from tests.commands import Done, logging_restored
 from tests.evaluation.judging import environment_restored, good, judged_by
-from tests.test_cli import ROOT
-from tests.test_evaluate import evaluated, prepared, runs
 
 pytestmark = [pytest.mark.xdist_group("deepeval"), pytest.mark.timeout(180)]  # to import it takes seconds
 

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.auth.keys.ring import KeyRing
+from ai_agent_service.cli.keys import keys
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Unauthorized
-from ai_agent_service.keys import keys
 from ai_agent_service.memory.opening import address_of, engine_of
 from ai_agent_service.storage.cipher import Cipher
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.migrate import HEAD
 from tests import commands
+from tests.cli.test_main import ROOT, SHIPPED, run
 from tests.commands import Done, logging_restored
 from tests.postgres import DatabaseUnderTest
-from tests.test_cli import ROOT, SHIPPED, run
 
 KEY = re.compile(r"aas_([0-9A-Za-z]{12})_[0-9A-Za-z]{38}\n")
 

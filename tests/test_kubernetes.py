@@ -25,9 +25,9 @@ from ai_agent_service.plugin_loader import load_plugins
 from ai_agent_service.server import create_app
 from ai_agent_service.service import load_configuration
 from ai_agent_service.serving import Patience
+from tests.cli.test_main import ROOT, run, serving
 from tests.postgres import until
 from tests.service import configuration
-from tests.test_cli import ROOT, run, serving
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 COMPONENTS = sorted(path.name for path in (FOLDER / "components").iterdir())

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 
 from tests.api.asking import CHAT, asking
+from tests.cli.test_main import environment
 from tests.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18, free_port
-from tests.test_cli import environment
 from tests.upstream import Upstream, says
 
 ROGUE = Path(__file__).parent / "mcp" / "rogue.py"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from ai_agent_service.reload import reload
-from tests.test_cli import Terminal, get, run, serving
+from ai_agent_service.cli.reload import reload
+from tests.cli.test_main import Terminal, get, run, serving
 
 KEY = "a-key-of-20-characters"
 

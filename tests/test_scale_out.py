@@ -20,10 +20,10 @@ from ai_agent_service.auth.principal import UNLIMITED, Limits
 from ai_agent_service.config.settings import read_settings
 from ai_agent_service.memory.opening import open_database
 from ai_agent_service.storage.cipher import Cipher
+from tests.cli.test_main import serving
 from tests.memory.chaos import PROVIDER, Ledger, Sent, ServiceProcess, answer_to, until
 from tests.metrics import Told
 from tests.postgres import PostgresServer
-from tests.test_cli import serving
 from tests.test_serving import workers_of
 
 pytestmark = pytest.mark.timeout(180)

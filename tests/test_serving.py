@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.test_cli import serving
+from tests.cli.test_main import serving
 
 STREAMS = 50
 WORKERS = pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])

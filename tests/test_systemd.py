@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ai_agent_service.cli import cli
+from ai_agent_service.cli.main import cli
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.serving import Patience
-from tests.test_cli import get, serving
+from tests.cli.test_main import get, serving
 
 pytestmark = pytest.mark.timeout(180)
 FOLDER = Path(__file__).parents[1] / "deploy" / "systemd"

@@ -15,7 +15,7 @@ import pytest
 
 from tests.api.wire import refusal_of
 from tests.certificates import certified
-from tests.test_cli import serving
+from tests.cli.test_main import serving
 
 
 def trusting(cert: Path) -> ssl.SSLContext:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_main import get, serving
 from tests.metrics import Told
-from tests.test_cli import get, serving
 from tests.test_reload_commands import workers_of
 
 REQUESTS = 30

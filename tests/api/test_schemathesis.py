@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import environment, serving
+from tests.cli.test_main import environment, serving
 
 SECONDS = 20
 """How long requests are made up; a run takes some seconds more."""

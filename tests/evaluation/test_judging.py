@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 
+from tests.cli.test_eval import prepared
+from tests.cli.test_main import environment
 from tests.evaluation.judging import good, judged_by
 from tests.service import running
-from tests.test_cli import environment
-from tests.test_evaluate import prepared
 
 pytestmark = pytest.mark.timeout(180)  # to import it takes seconds
 

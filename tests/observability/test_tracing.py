@@ -33,11 +33,11 @@ from ai_agent_service.server import create_app
 from ai_agent_service.service import Configuration
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, asking
+from tests.cli.test_main import ROOT, environment, run
+from tests.cli.test_main import serving as process_serving
 from tests.mcp.http_rogue import HttpRogue
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving
-from tests.test_cli import ROOT, environment, run
-from tests.test_cli import serving as process_serving
 from tests.upstream import Upstream, reply
 from tests.upstream import says as chunks_that_say
 

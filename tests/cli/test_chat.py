@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.terminal import _whole_blocks
-from tests.test_cli import KEYLESS, TIME, configure, dead_server, run
+from ai_agent_service.cli.chat import _whole_blocks
+from tests.cli.test_main import KEYLESS, TIME, configure, dead_server, run
 
 LIST = "1. Step:\n\n   ```bash\n   cmd\n   ```\n\n2. More\n\n   of step two\n3. Third\n"
 

@@ -14,7 +14,9 @@ import click
 import msgspec
 
 from ai_agent_service import __version__
-from ai_agent_service.commands import table
+from ai_agent_service.cli.database_target import table
+from ai_agent_service.cli.eval_generate import generate
+from ai_agent_service.cli.output import Steps
 from ai_agent_service.config.files import load_environment
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError, Fault
@@ -30,9 +32,7 @@ from ai_agent_service.evaluation.report import Baseline, report
 from ai_agent_service.evaluation.results import TINY, Options, Result, Run, RunAgent, Summary, find_run, recorded, write_lines
 from ai_agent_service.evaluation.runner import Runner, summed
 from ai_agent_service.evaluation.statistics import MIN_CASES, Comparison, compare_runs
-from ai_agent_service.generate import generate
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.progress import Steps
 from ai_agent_service.service import Configuration, Service, load, open_service
 
 CONNECT_SECONDS = 15.0

@@ -11,9 +11,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ai_agent_service.evaluate import evaluate
+from ai_agent_service.cli.eval import evaluate
+from tests.cli.test_main import ROOT, environment, run
 from tests.commands import Done, command, logging_restored
-from tests.test_cli import ROOT, environment, run
 
 READS_ITS_PROMPT = """
 import asyncio

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from ai_agent_service.commands import Target, backed_up, existing, opened, read_target, unusable
+from ai_agent_service.cli.database_target import Target, backed_up, existing, opened, read_target, unusable
 from ai_agent_service.memory.base import Erased
 from ai_agent_service.memory.conversations import SqlConversations
 from ai_agent_service.memory.reencryption import Reencrypted, check_address_key, count_rows, living_processes, reencrypt, stored_address_key

@@ -20,7 +20,7 @@ import uvicorn
 from ai_agent_service import __version__
 from ai_agent_service.api.protocol import BoundedProtocol
 from ai_agent_service.auth.access import Access
-from ai_agent_service.commands import table
+from ai_agent_service.cli.database_target import table
 from ai_agent_service.config.files import nearest
 from ai_agent_service.config.mcp import Servers
 from ai_agent_service.config.settings import Settings
@@ -51,13 +51,13 @@ class Commands(click.Group):
     """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
 
     LAZY: ClassVar = {
-        "backup": "ai_agent_service.backup:backup",
-        "chat": "ai_agent_service.terminal:chat",
-        "db": "ai_agent_service.database:db",
-        "eval": "ai_agent_service.evaluate:evaluate",
-        "init": "ai_agent_service.init:init",
-        "keys": "ai_agent_service.keys:keys",
-        "reload": "ai_agent_service.reload:reload",
+        "backup": "ai_agent_service.cli.backup:backup",
+        "chat": "ai_agent_service.cli.chat:chat",
+        "db": "ai_agent_service.cli.db:db",
+        "eval": "ai_agent_service.cli.eval:evaluate",
+        "init": "ai_agent_service.cli.init:init",
+        "keys": "ai_agent_service.cli.keys:keys",
+        "reload": "ai_agent_service.cli.reload:reload",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

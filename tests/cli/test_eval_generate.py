@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.evaluate import evaluate
+from ai_agent_service.cli.eval import evaluate
 from ai_agent_service.evaluation.dataset import read_dataset
+from tests.cli.test_main import environment, run
 from tests.commands import Done, command, logging_restored
-from tests.test_cli import environment, run
 from tests.upstream import Action, Upstream, delta, events, reply
 
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import click
 
+from ai_agent_service.cli.output import Steps
 from ai_agent_service.config.files import nearest
 from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
 from ai_agent_service.core.text import secrets_in
@@ -19,7 +20,6 @@ from ai_agent_service.evaluation.documents import Piece, allotted, read_document
 from ai_agent_service.evaluation.generation import Generator, TargetAgent
 from ai_agent_service.evaluation.models import find_model
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.progress import Steps
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.service import Configuration, Service, load, open_service
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ai_agent_service.cli.init import init
 from ai_agent_service.config.env_file import env_text
 from ai_agent_service.config.starter import STARTER
-from ai_agent_service.init import init
-from tests.test_cli import get, run, serving
+from tests.cli.test_main import get, run, serving
 
 SHIPPED = ("agent_config.json", "mcp.json", "prompts/cli_agent.txt", "prompts/research_agent.txt")
 pytestmark = pytest.mark.timeout(180)
