@@ -14,11 +14,11 @@ from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.remembering import LiveRuns, Remembering
 from ai_agent_service.agents.traced import TracedAgent
-from ai_agent_service.config.agents import LEGACY_TOOLS, AgentDefinition, AllowedTools
-from ai_agent_service.config.mcp import Servers
-from ai_agent_service.config.memory import BUILT_IN, MemoryDefinition
+from ai_agent_service.config.agent_definition import LEGACY_TOOLS, AgentDefinition, AllowedTools
+from ai_agent_service.config.agent_version import version_of
+from ai_agent_service.config.memory_definition import BUILT_IN, MemoryDefinition
+from ai_agent_service.config.server_definition import Servers
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.config.versions import version_of
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.tasks import Held, Tasks
 from ai_agent_service.mcp.connection import Connection

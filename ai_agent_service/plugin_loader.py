@@ -13,7 +13,7 @@ import msgspec
 
 from ai_agent_service.agents.agent import Agent
 from ai_agent_service.agents.base import BaseAgent
-from ai_agent_service.config.memory import BUILT_IN as SQL
+from ai_agent_service.config.memory_definition import BUILT_IN as SQL
 from ai_agent_service.core.errors import Fault
 from ai_agent_service.memory.base import MemoryFactory
 from ai_agent_service.providers.azure import AzureOpenAI

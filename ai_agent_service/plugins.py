@@ -6,7 +6,7 @@ framework, nor a database driver, nor an MCP library.
 
 from ai_agent_service.agents.agent import Agent
 from ai_agent_service.agents.base import AgentParts, BaseAgent, Turn
-from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     ConfigError,

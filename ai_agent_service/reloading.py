@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
-from ai_agent_service.config.watching import content_of
+from ai_agent_service.config.fingerprint import content_of
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.service import Service
 

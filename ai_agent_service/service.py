@@ -24,12 +24,12 @@ from ai_agent_service.auth.identity.settings import identity_faults, identity_wa
 from ai_agent_service.auth.keys.ring import KeyRing, environment_keys, key_faults
 from ai_agent_service.auth.limits_sql import open_limits
 from ai_agent_service.auth.principal import ANONYMOUS, Principal, User
-from ai_agent_service.config.agents import AUTO, PROVIDER_ALIASES, AgentDefinition, KnownNames, read_agents, warnings_about
-from ai_agent_service.config.files import load_environment, nearest
-from ai_agent_service.config.mcp import Servers, read_servers
-from ai_agent_service.config.memory import BUILT_IN
+from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES, AgentDefinition, KnownNames, read_agents, warnings_about
+from ai_agent_service.config.json_files import load_environment, nearest
+from ai_agent_service.config.locations import Files, files_of
+from ai_agent_service.config.memory_definition import BUILT_IN
+from ai_agent_service.config.server_definition import Servers, read_servers
 from ai_agent_service.config.settings import Settings, read_settings
-from ai_agent_service.config.starter import Files, files_of
 from ai_agent_service.config.tls import tls_faults, tls_warnings
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ConfigError, Fault, NotFound, ServerBusy, ServiceStopping, UpstreamError

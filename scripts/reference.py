@@ -15,10 +15,10 @@ from ai_agent_service import __version__
 from ai_agent_service.api.http.access import Allowed
 from ai_agent_service.api.http.errors import OF_THE_FRAMEWORK
 from ai_agent_service.cli.main import cli
-from ai_agent_service.config.agents import AccessDefinition, AgentDefinition, AllowedTools, FallbackDefinition
-from ai_agent_service.config.display import DisplayDefinition, SuggestionPrompt
-from ai_agent_service.config.mcp import ServerDefinition
-from ai_agent_service.config.memory import CompressionDefinition, MemoryDefinition
+from ai_agent_service.config.agent_definition import AccessDefinition, AgentDefinition, AllowedTools, FallbackDefinition
+from ai_agent_service.config.display_definition import DisplayDefinition, SuggestionPrompt
+from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.core.errors import RequestError, ServiceError, UpstreamError
 from ai_agent_service.plugin_loader import load_plugins

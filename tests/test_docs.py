@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import create_model
 
-from ai_agent_service.config.agents import AgentDefinition, AllowedTools
-from ai_agent_service.config.mcp import ServerDefinition, read_servers
-from ai_agent_service.config.memory import CompressionDefinition, MemoryDefinition
+from ai_agent_service.config.agent_definition import AgentDefinition, AllowedTools
+from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
+from ai_agent_service.config.server_definition import ServerDefinition, read_servers
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.evaluation.dataset import (

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import UpstreamError
 from ai_agent_service.core.events import RunEvent

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.auth.principal import LOCAL, Principal
-from ai_agent_service.config.agents import RESERVED_MODEL_SETTINGS
+from ai_agent_service.config.agent_definition import RESERVED_MODEL_SETTINGS
 from ai_agent_service.core.errors import NotFound
 from ai_agent_service.core.events import (
     MemorySkipped,

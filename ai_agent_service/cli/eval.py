@@ -17,7 +17,7 @@ from ai_agent_service import __version__
 from ai_agent_service.cli.database_target import table
 from ai_agent_service.cli.eval_generate import generate
 from ai_agent_service.cli.output import Steps
-from ai_agent_service.config.files import load_environment
+from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.text import secrets_in

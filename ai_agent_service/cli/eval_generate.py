@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from ai_agent_service.cli.output import Steps
-from ai_agent_service.config.files import nearest
+from ai_agent_service.config.json_files import nearest
 from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
 from ai_agent_service.core.text import secrets_in
 from ai_agent_service.evaluation.documents import Piece, allotted, read_documents

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ai_agent_service.config.env_file import env_text
-from ai_agent_service.config.starter import STARTER
+from ai_agent_service.config.env_template import env_text
+from ai_agent_service.config.locations import STARTER
 
 EXIT_CONFIGURATION = 2
 GITIGNORE = """\

@@ -13,7 +13,7 @@ from ai_agent_service.auth.keys.ring import key_faults
 from ai_agent_service.auth.keys.store import GRACE, KeyRefused, KeyStore, NewSecret, StoredKey
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, Client, Limits, Scope
 from ai_agent_service.cli.database_target import existing, opened, read_target, table, unusable
-from ai_agent_service.config.files import nearest
+from ai_agent_service.config.json_files import nearest
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.memory.opening import ready_tables
 from ai_agent_service.observability.audit import configure_audit

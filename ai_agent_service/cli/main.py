@@ -21,8 +21,8 @@ from ai_agent_service import __version__
 from ai_agent_service.api.protocol import BoundedProtocol
 from ai_agent_service.auth.access import Access
 from ai_agent_service.cli.database_target import table
-from ai_agent_service.config.files import nearest
-from ai_agent_service.config.mcp import Servers
+from ai_agent_service.config.json_files import nearest
+from ai_agent_service.config.server_definition import Servers
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault, UpstreamError
 from ai_agent_service.mcp.connection import ServerStatus

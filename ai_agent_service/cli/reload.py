@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from ai_agent_service.config.files import load_environment
+from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.editions import Changes
 

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from ai_agent_service.config.locations import files_of
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.config.starter import files_of
 
 
 def pack(settings: Settings, file: IO[bytes], *, without: Iterable[Path] = ()) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ai_agent_service.config.files import read_text
+from ai_agent_service.config.json_files import read_text
 from ai_agent_service.core.errors import Fault
 
 

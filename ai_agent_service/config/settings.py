@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ai_agent_service import __version__
-from ai_agent_service.config.files import read_text
+from ai_agent_service.config.json_files import read_text
 from ai_agent_service.core.errors import ConfigError, Fault
 
 Names = Annotated[tuple[str, ...], NoDecode]

@@ -9,7 +9,7 @@ import msgspec
 from jsonschema import Draft202012Validator, SchemaError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ai_agent_service.config.files import nearest, parse_json, read_text
+from ai_agent_service.config.json_files import nearest, parse_json, read_text
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.text import storable
 from ai_agent_service.evaluation.matching import matcher_fault

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ai_agent_service.config.files import read_text
+from ai_agent_service.config.json_files import read_text
 from ai_agent_service.core.errors import ConfigError, Fault
 
 SUFFIXES = (".md", ".markdown", ".txt")

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from ai_agent_service.config.mcp import ServerDefinition, Transport
+from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.tools.base import ToolOutput
 

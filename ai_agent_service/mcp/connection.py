@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.mcp.base import RemoteTool, ServerLost, Session, SessionOpener

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, cast
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp.base import OpenerFactory
 from ai_agent_service.mcp.connection import Connection, ServerStatus
 

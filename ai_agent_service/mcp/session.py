@@ -26,7 +26,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from ai_agent_service import __version__
-from ai_agent_service.config.mcp import ServerDefinition, Transport
+from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.mcp.base import Listener, RemoteTool, ServerLost, Session, SessionOpener

@@ -20,7 +20,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 from pydantic import ValidationError
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp import guard
 from ai_agent_service.mcp.base import Listener, ServerLost
 from ai_agent_service.mcp.repair import has_half_pair, without_half_pairs

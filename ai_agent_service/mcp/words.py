@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.text import storable, without_secrets
 
 MAX_WORDS = 400

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import FinishReason

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ai_agent_service.config.memory import MemoryDefinition
+from ai_agent_service.config.memory_definition import MemoryDefinition
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.ids import new_id
 from ai_agent_service.core.tasks import Tasks

@@ -11,7 +11,7 @@ from ai_agent_service.agents.agent import Agent
 from ai_agent_service.agents.base import AgentParts, Turn
 from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequest, NotFound, ProviderNotConfigured, ServiceError
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, ToolFinished

@@ -10,7 +10,7 @@ from ai_agent_service.agents.agent import Agent
 from ai_agent_service.agents.base import AgentParts, Turn
 from ai_agent_service.agents.chat_tasks import TASK_SECONDS, TASKS, Background, Task, answer_by_rule
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderUnavailable
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, TextDelta

@@ -12,7 +12,7 @@ import pytest
 from ai_agent_service.agents.base import AgentParts, BaseAgent, Turn
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.remembering import LiveRuns, Record, Remembering
-from ai_agent_service.config.agents import AgentDefinition
+from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequest, MemoryUnavailable, ProviderUnavailable, ServiceError, SessionBusy
 from ai_agent_service.core.events import (

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from ai_agent_service.cli.init import init
-from ai_agent_service.config.env_file import env_text
-from ai_agent_service.config.starter import STARTER
+from ai_agent_service.config.env_template import env_text
+from ai_agent_service.config.locations import STARTER
 from tests.cli.test_main import get, run, serving
 
 SHIPPED = ("agent_config.json", "mcp.json", "prompts/cli_agent.txt", "prompts/research_agent.txt")

@@ -18,8 +18,8 @@ from fastapi import FastAPI
 
 from ai_agent_service.agents.agent import Agent
 from ai_agent_service.agents.base import AgentParts
-from ai_agent_service.config.agents import AgentDefinition
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.agent_definition import AgentDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ConfigError, ServiceStopping
 from ai_agent_service.core.messages import Message

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.config.env_file import OF_OTHERS
-from ai_agent_service.config.files import load_environment
+from ai_agent_service.config.env_template import OF_OTHERS
+from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.core.errors import ConfigError
 

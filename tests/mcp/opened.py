@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.mcp.servers import McpServers, open_servers

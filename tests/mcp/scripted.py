@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from ai_agent_service.config.mcp import ServerDefinition, Transport
+from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.mcp.base import Listener, RemoteTool, ServerLost
 from ai_agent_service.mcp.connection import Connection

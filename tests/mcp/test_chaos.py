@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.tools.toolset import Toolset
@@ -288,7 +288,7 @@ def _held() -> tuple[int, int, int]:
 
 HOLDER = """
 import asyncio, json, os, sys
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp.servers import open_servers
 
 async def main():

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.mcp.connection import Connection

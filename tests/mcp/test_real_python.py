@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolFailed
 from tests.mcp.opened import connected, run
 from tests.upstream import Upstream, reply

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp.servers import open_servers
 
 OPENS_AND_CLOSES = """

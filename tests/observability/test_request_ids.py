@@ -11,7 +11,7 @@ import pytest
 from mcp.server.mcpserver import MCPServer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ai_agent_service.config.mcp import ServerDefinition
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.observability.request_id import current_request_id
 from ai_agent_service.server import create_app

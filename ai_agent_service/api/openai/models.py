@@ -10,8 +10,8 @@ from starlette.responses import Response
 from ai_agent_service.api.http.access import Caller
 from ai_agent_service.api.http.body import ServiceDependency
 from ai_agent_service.api.http.openapi import documented
-from ai_agent_service.config.agents import AgentDefinition
-from ai_agent_service.config.display import SuggestionPrompt
+from ai_agent_service.config.agent_definition import AgentDefinition
+from ai_agent_service.config.display_definition import SuggestionPrompt
 from ai_agent_service.service import Service
 
 router = APIRouter(tags=["OpenAI"])

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from ai_agent_service.config.watching import content_of
+from ai_agent_service.config.fingerprint import content_of
 
 
 def content(folder: Path) -> bytes:

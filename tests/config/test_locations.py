@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.config.env_file import GROUPS, OF_OTHERS, env_text
-from ai_agent_service.config.files import read_json
+from ai_agent_service.config.env_template import GROUPS, OF_OTHERS, env_text
+from ai_agent_service.config.json_files import read_json
+from ai_agent_service.config.locations import STARTER, files_of
 from ai_agent_service.config.settings import Settings, load_settings
-from ai_agent_service.config.starter import STARTER, files_of
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.plugin_loader import load_plugins
 from ai_agent_service.service import Configuration, load_configuration, open_service

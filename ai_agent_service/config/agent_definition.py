@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ai_agent_service.config.display import DisplayDefinition, SuggestionPrompt, with_avatar
-from ai_agent_service.config.files import expand_variables, nearest, read_json
-from ai_agent_service.config.memory import BUILT_IN, CompressionDefinition, MemoryDefinition, ResourceConfig
+from ai_agent_service.config.display_definition import DisplayDefinition, SuggestionPrompt, with_avatar
+from ai_agent_service.config.json_files import expand_variables, nearest, read_json
+from ai_agent_service.config.memory_definition import BUILT_IN, CompressionDefinition, MemoryDefinition, ResourceConfig
 from ai_agent_service.config.prompts import read_prompt
 from ai_agent_service.core.errors import Fault
 

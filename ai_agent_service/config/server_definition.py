@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ai_agent_service.config.files import digest_of, expand_variables, nearest, read_json
+from ai_agent_service.config.json_files import digest_of, expand_variables, nearest, read_json
 from ai_agent_service.core.errors import Fault
 
 Transport = Literal["stdio", "http", "sse"]

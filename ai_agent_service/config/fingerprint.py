@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ai_agent_service.config.files import without_comments
+from ai_agent_service.config.json_files import without_comments
 
 _NAME_A_PROMPT = frozenset({"system_prompt_file", "prompt_file"})
 

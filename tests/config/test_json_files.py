@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_agent_service.config.files import read_json, without_comments
+from ai_agent_service.config.json_files import read_json, without_comments
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["//", "/*", "*/", '"//', "\\", "a\\", ",]", ', }"']),
