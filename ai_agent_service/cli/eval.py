@@ -22,16 +22,16 @@ from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.text import secrets_in
 from ai_agent_service.evaluation.dataset import Case, read_dataset, with_agents
-from ai_agent_service.evaluation.judge import Judge
-from ai_agent_service.evaluation.judging import BY_A_JUDGE, BY_DEEPEVAL, asks, judging_faults, open_judging
+from ai_agent_service.evaluation.deepeval_extra import BY_A_JUDGE, BY_DEEPEVAL, asks, judging_faults, open_judging
+from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.junit import write_junit
 from ai_agent_service.evaluation.metrics import METRICS
-from ai_agent_service.evaluation.models import find_model
+from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.evaluation.replay import Replays, ReplayToolset
 from ai_agent_service.evaluation.report import Baseline, report
 from ai_agent_service.evaluation.results import TINY, Options, Result, Run, RunAgent, Summary, find_run, recorded, write_lines
 from ai_agent_service.evaluation.runner import Runner, summed
-from ai_agent_service.evaluation.statistics import MIN_CASES, Comparison, compare_runs
+from ai_agent_service.evaluation.scoring import MIN_CASES, Comparison, compare_runs
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.service import Configuration, Service, load, open_service
 

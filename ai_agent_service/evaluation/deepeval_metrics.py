@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.evaluation import dataset
 from ai_agent_service.evaluation.dataset import Expect
-from ai_agent_service.evaluation.judge import Judge, NotJudged
+from ai_agent_service.evaluation.judge_model import Judge, NotJudged
 from ai_agent_service.evaluation.metrics import shown
 from ai_agent_service.evaluation.results import Answered, Check
 

@@ -13,7 +13,7 @@ from ai_agent_service.evaluation.markup import Element, page, tag
 from ai_agent_service.evaluation.pictures import Bin
 from ai_agent_service.evaluation.results import Answered, Check, Result, Run, Summary, UsedTool
 from ai_agent_service.evaluation.runner import summed
-from ai_agent_service.evaluation.statistics import MIN_CASES, Change, Comparison, confidence, scores_of
+from ai_agent_service.evaluation.scoring import MIN_CASES, Change, Comparison, confidence, scores_of
 
 MAX_TEXT = 4_000
 """Characters of one text: a message, an answer, the arguments or the result of a call."""

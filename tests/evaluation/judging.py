@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.evaluation.judge import Judge
-from ai_agent_service.evaluation.models import Model
+from ai_agent_service.evaluation.judge_model import Judge
+from ai_agent_service.evaluation.model_option import Model
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from tests.service import running
 

@@ -11,7 +11,7 @@ import pytest
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError, ProviderUnavailable
 from ai_agent_service.evaluation.dataset import Expect
-from ai_agent_service.evaluation.judging import open_judging
+from ai_agent_service.evaluation.deepeval_extra import open_judging
 from ai_agent_service.evaluation.metrics import Metric
 from ai_agent_service.evaluation.results import Answered, Check, UsedTool
 from tests.evaluation.judging import GOOD, Said, ScriptedJudge, environment_restored, good

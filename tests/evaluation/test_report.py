@@ -16,7 +16,7 @@ from ai_agent_service.evaluation.pictures import MAX_BINS, bins_of, label, score
 from ai_agent_service.evaluation.report import MAX_DETAILS, MAX_TEXT, Baseline, report
 from ai_agent_service.evaluation.results import Answered, Check, Options, Result, Run, RunAgent, Summary, UsedTool
 from ai_agent_service.evaluation.runner import summed
-from ai_agent_service.evaluation.statistics import compare_runs, confidence
+from ai_agent_service.evaluation.scoring import compare_runs, confidence
 from tests.evaluation.running import dataset
 
 HOSTILE = (

@@ -8,9 +8,9 @@ import pytest
 from ai_agent_service.core.errors import ContextTooLong, InternalError, InvalidRequest, ProviderUnavailable
 from ai_agent_service.core.messages import ToolSpec
 from ai_agent_service.core.usage import Usage
+from ai_agent_service.evaluation.case_writer import BATCH, MAX_FRUITLESS, TRIES, Generator, TargetAgent
 from ai_agent_service.evaluation.documents import Piece
-from ai_agent_service.evaluation.generation import BATCH, MAX_FRUITLESS, TRIES, Generator, TargetAgent
-from ai_agent_service.evaluation.models import Model
+from ai_agent_service.evaluation.model_option import Model
 from tests.scripted import Action, Script, says
 
 SHOP = Piece("docs/shop.md", "Open from Tuesday to Saturday. A repair costs 25 euros.")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ai_agent_service.core.errors import ConfigError
-from ai_agent_service.evaluation.models import find_model
+from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.service import open_service
 from tests.service import configuration
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 from ai_agent_service.core.errors import ContextTooLong, InvalidRequest, ProviderRateLimited
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage, total
-from ai_agent_service.evaluation.judge import ATTEMPTS, MAX_ANSWER, Judge, NotJudged, strict
-from ai_agent_service.evaluation.models import Model
+from ai_agent_service.evaluation.judge_model import ATTEMPTS, MAX_ANSWER, Judge, NotJudged, strict
+from ai_agent_service.evaluation.model_option import Model
 from ai_agent_service.providers.base import ModelEvent, ModelRequest
 from tests.evaluation.judging import Said, ScriptedJudge
 
@@ -135,7 +135,7 @@ class Endless(ScriptedJudge):
 
 
 async def test_a_judge_that_does_not_end_by_itself_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ai_agent_service.evaluation.judge.LAST_SECOND", 0.0)
+    monkeypatch.setattr("ai_agent_service.evaluation.judge_model.LAST_SECOND", 0.0)
     with pytest.raises(NotJudged, match=r"it took longer than 0\.05 s"):
         await Judge(Model(Endless(""), "m"), 0.05, 1).answer("How good is it?", Verdict, without_fault, [])
     endless = Endless("{" * 1000)

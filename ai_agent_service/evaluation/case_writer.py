@@ -16,7 +16,7 @@ from ai_agent_service.core.messages import Message, ToolSpec
 from ai_agent_service.core.usage import Usage, total
 from ai_agent_service.evaluation.dataset import Case, Expect, read_case
 from ai_agent_service.evaluation.documents import Piece
-from ai_agent_service.evaluation.models import Model
+from ai_agent_service.evaluation.model_option import Model
 from ai_agent_service.providers.base import ModelFinished, ModelRequest
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import pytest
 
 from ai_agent_service.evaluation.dataset import read_dataset
 from ai_agent_service.evaluation.results import Check, Options, Result, Run, Summary
-from ai_agent_service.evaluation.statistics import (
+from ai_agent_service.evaluation.scoring import (
     MIN_CASES,
     by_attempt,
     by_metric,

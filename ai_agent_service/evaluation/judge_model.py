@@ -13,7 +13,7 @@ from ai_agent_service.core.errors import ContextTooLong, InvalidRequest, Service
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.evaluation.models import Model
+from ai_agent_service.evaluation.model_option import Model
 from ai_agent_service.providers.base import ModelFinished, ModelRequest
 
 ATTEMPTS = 3

@@ -10,7 +10,7 @@ from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.text import secrets_in, without_secrets
 from ai_agent_service.evaluation.dataset import Case
-from ai_agent_service.evaluation.judge import Judge
+from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.metrics import Metric
 
 INSTALL = "make deepeval  (or: pip install --no-deps --require-hashes -r requirements-eval.lock)"
