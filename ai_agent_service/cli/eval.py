@@ -28,7 +28,7 @@ from ai_agent_service.evaluation.junit import write_junit
 from ai_agent_service.evaluation.metrics import METRICS
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.evaluation.replay import Replays, ReplayToolset
-from ai_agent_service.evaluation.report import Baseline, report
+from ai_agent_service.evaluation.report.page import Baseline, report
 from ai_agent_service.evaluation.results import TINY, Options, Result, Run, RunAgent, Summary, find_run, recorded, write_lines
 from ai_agent_service.evaluation.runner import Runner, summed
 from ai_agent_service.evaluation.scoring import MIN_CASES, Comparison, compare_runs

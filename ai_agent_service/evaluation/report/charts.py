@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ai_agent_service.evaluation.markup import Element, tag
+from ai_agent_service.evaluation.report.html import Element, tag
 
 MAX_BINS = 12
 MAX_MARKS = 40
