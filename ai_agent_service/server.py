@@ -14,7 +14,6 @@ from starlette.middleware import Middleware
 
 from ai_agent_service.api.agents import conversations
 from ai_agent_service.api.agents import routes as agents
-from ai_agent_service.api.checks import open_checks
 from ai_agent_service.api.edge import Edge
 from ai_agent_service.api.http.access import guarded
 from ai_agent_service.api.http.errors import http_exception_handler, service_error_handler
@@ -28,6 +27,7 @@ from ai_agent_service.api.stopping import Stopping
 from ai_agent_service.api.traced import TracedRequests
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.text import secrets_in
+from ai_agent_service.health.checks import open_checks
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging

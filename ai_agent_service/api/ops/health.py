@@ -13,7 +13,6 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ai_agent_service.api.checks import LOW_DISK_BYTES, MAX_LAG_SECONDS, AgentAnswer, Checks, DatabaseAnswer, DiskAnswer, ProviderAnswer
 from ai_agent_service.api.http.access import OpenToAll, admitted
 from ai_agent_service.api.http.body import ServiceDependency, access_in
 from ai_agent_service.api.http.openapi import documented
@@ -21,6 +20,7 @@ from ai_agent_service.api.stopping import Stopping
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.core.text import without_secrets
+from ai_agent_service.health.checks import LOW_DISK_BYTES, MAX_LAG_SECONDS, AgentAnswer, Checks, DatabaseAnswer, DiskAnswer, ProviderAnswer
 from ai_agent_service.mcp.connection import ServerStatus, State
 from ai_agent_service.memory.retention import Keeper
 from ai_agent_service.providers.breaker import Breakers
