@@ -13,7 +13,6 @@ from ai_agent_service.agents.base import AgentParts, BaseAgent
 from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.remembering import LiveRuns, Remembering
-from ai_agent_service.agents.traced import TracedAgent
 from ai_agent_service.config.agent_definition import LEGACY_TOOLS, AgentDefinition, AllowedTools
 from ai_agent_service.config.agent_version import version_of
 from ai_agent_service.config.memory_definition import BUILT_IN, MemoryDefinition
@@ -21,12 +20,14 @@ from ai_agent_service.config.server_definition import Servers
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.tasks import Held, Tasks
+from ai_agent_service.instrumentation.agents import TracedAgent
+from ai_agent_service.instrumentation.memory import TracedMemory
+from ai_agent_service.instrumentation.tools import TracedToolset
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.mcp.servers import McpServers, Supervision
 from ai_agent_service.mcp.tools import model_name, model_names
 from ai_agent_service.memory.base import Memory, MemorySetup
 from ai_agent_service.memory.opening import Memories, Summarizer, open_memories
-from ai_agent_service.memory.traced import TracedMemory
 from ai_agent_service.observability.tracing import Tracing
 from ai_agent_service.plugin_loader import Plugins
 from ai_agent_service.providers.base import Provider
@@ -36,7 +37,6 @@ from ai_agent_service.tools.base import ToolSource
 from ai_agent_service.tools.cached import CachedSource
 from ai_agent_service.tools.filtered import Filtered
 from ai_agent_service.tools.toolset import Toolset
-from ai_agent_service.tools.traced import TracedToolset
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from ai_agent_service.api.openai import models as openai_models
 from ai_agent_service.api.ops import docs, health, metrics
 from ai_agent_service.api.ops import reload as admin
 from ai_agent_service.api.stopping import Stopping
-from ai_agent_service.api.traced import TracedRequests
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.text import secrets_in
 from ai_agent_service.health.checks import open_checks
+from ai_agent_service.instrumentation.requests import TracedRequests
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging

@@ -16,7 +16,6 @@ from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.agents.catalog import Catalog, no_such_agent
 from ai_agent_service.agents.chat_tasks import Background, Task
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.agents.traced import TracedAgent
 from ai_agent_service.auth.access import Access
 from ai_agent_service.auth.identity.base import open_identity
 from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
@@ -38,6 +37,8 @@ from ai_agent_service.core.periods import Period
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.core.text import secrets_in
 from ai_agent_service.editions import Changes, Edition, Maker, Written, changes_between
+from ai_agent_service.instrumentation.agents import TracedAgent
+from ai_agent_service.instrumentation.providers import TracedProvider
 from ai_agent_service.mcp.servers import McpServers
 from ai_agent_service.memory.base import Conversations
 from ai_agent_service.memory.opening import Memories, address_of, cipher_of, open_database
@@ -48,7 +49,6 @@ from ai_agent_service.providers.base import Provider, ProviderSetup
 from ai_agent_service.providers.breaker import Breakers
 from ai_agent_service.providers.http import HttpClient, Timeouts
 from ai_agent_service.providers.ollama import Ollama
-from ai_agent_service.providers.traced import TracedProvider
 from ai_agent_service.storage.address import Address, parse_address
 from ai_agent_service.tools.toolset import Toolset
 

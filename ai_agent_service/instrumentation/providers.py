@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.text import storable
-from ai_agent_service.observability.content import input_messages, output_messages, tool_definitions
+from ai_agent_service.instrumentation.genai_content import input_messages, output_messages, tool_definitions
 from ai_agent_service.observability.tracing import AttributeValue, Span, SpanKind, Tracing, conversation, inside, within
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 from ai_agent_service.providers.wrapped import WrappedProvider

@@ -1,7 +1,7 @@
 """What is said, as the conventions for GenAI write it."""
 
 from ai_agent_service.core.messages import AudioPart, FilePart, ImagePart, Message, TextPart, ToolCall, ToolSpec
-from ai_agent_service.observability.content import input_messages, output_messages, tool_definitions
+from ai_agent_service.instrumentation.genai_content import input_messages, output_messages, tool_definitions
 
 
 def test_each_part_of_a_message_has_its_form_and_data_is_left_out() -> None:

@@ -8,7 +8,7 @@ from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, TextDelta
 from ai_agent_service.core.text import storable
-from ai_agent_service.observability.content import input_messages, output_messages
+from ai_agent_service.instrumentation.genai_content import input_messages, output_messages
 from ai_agent_service.observability.tracing import AttributeValue, Span, Tracing, inside, now_inside
 
 

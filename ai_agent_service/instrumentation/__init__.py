@@ -1,0 +1,1 @@
+"""OpenTelemetry spans for requests, runs, models, tools and memory."""
