@@ -21,7 +21,6 @@ from ai_agent_service.auth.identity.base import open_identity
 from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
 from ai_agent_service.auth.identity.settings import identity_faults, identity_warnings
 from ai_agent_service.auth.keys.ring import KeyRing, environment_keys, key_faults
-from ai_agent_service.auth.limits_sql import open_limits
 from ai_agent_service.auth.principal import ANONYMOUS, Principal, User
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES, AgentDefinition, KnownNames, read_agents, warnings_about
 from ai_agent_service.config.json_files import load_environment, nearest
@@ -39,6 +38,7 @@ from ai_agent_service.core.text import secrets_in
 from ai_agent_service.editions import Changes, Edition, Maker, Written, changes_between
 from ai_agent_service.instrumentation.agents import TracedAgent
 from ai_agent_service.instrumentation.providers import TracedProvider
+from ai_agent_service.limits.postgres import open_limits
 from ai_agent_service.mcp.servers import McpServers
 from ai_agent_service.memory.base import Conversations
 from ai_agent_service.memory.opening import Memories, address_of, cipher_of, open_database

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager
 
 from ai_agent_service.agents.base import BaseAgent, Turn
-from ai_agent_service.auth.limits import NOT_LIMITED, Limiter
 from ai_agent_service.auth.principal import Principal
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import RateLimited
@@ -20,6 +19,7 @@ from ai_agent_service.core.events import (
     ToolFinished,
     ToolStarted,
 )
+from ai_agent_service.limits.limiter import NOT_LIMITED, Limiter
 from ai_agent_service.memory.tokens import estimate
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.reports import RunReport, ToolUse

@@ -6,9 +6,9 @@ from ai_agent_service.auth.hosts import check_host, check_origin
 from ai_agent_service.auth.identity.base import Identity
 from ai_agent_service.auth.keys.format import PREFIX
 from ai_agent_service.auth.keys.ring import KeyRing
-from ai_agent_service.auth.limits import Limiter
 from ai_agent_service.auth.principal import LOCAL, Headers, Key, Principal
 from ai_agent_service.core.errors import AccessUnavailable, CrossSiteRequest, HostNotAllowed, Unauthorized
+from ai_agent_service.limits.limiter import Limiter
 from ai_agent_service.storage.database import Database
 
 MAX_KEY = 512

@@ -16,10 +16,10 @@ from typing import Any, Self
 import msgspec
 from sqlalchemy import Connection
 
-from ai_agent_service.auth.allowance import Ask, Level, decide, headers_of, settled
-from ai_agent_service.auth.limits import RUN_GRACE, Admission, InProcessLimits, Limiter
 from ai_agent_service.core.errors import MemoryUnavailable, RateLimited
 from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.limits.limiter import RUN_GRACE, Admission, InProcessLimits, Limiter
+from ai_agent_service.limits.rate_limit import Ask, Level, decide, headers_of, settled
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engines import Work
 

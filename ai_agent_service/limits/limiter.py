@@ -8,8 +8,8 @@ from typing import Self
 
 import msgspec
 
-from ai_agent_service.auth.allowance import Ask, Level, decide, headers_of, settled, subjects_of
 from ai_agent_service.auth.principal import Principal
+from ai_agent_service.limits.rate_limit import Ask, Level, decide, headers_of, settled, subjects_of
 
 RUN_GRACE = 30.0
 """Seconds past its deadline after which a run that nobody ended does not count any more."""

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ai_agent_service.auth.allowance import LONGEST_NAME, Ask, Level, Subject, decide, duration, headers_of, settled, subjects_of
 from ai_agent_service.auth.principal import Key, Limits, Principal
 from ai_agent_service.core.errors import RateLimited
+from ai_agent_service.limits.rate_limit import LONGEST_NAME, Ask, Level, Subject, decide, duration, headers_of, settled, subjects_of
 
 
 def test_a_cost_fits_if_it_is_earned_again_within_a_minute() -> None:

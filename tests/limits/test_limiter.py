@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, exc, text
 
-from ai_agent_service.auth.limits import NOT_LIMITED, RUN_GRACE, SWEEP_AT, Admission, InProcessLimits, Limiter
-from ai_agent_service.auth.limits_sql import SharedLimits, open_limits
 from ai_agent_service.auth.principal import UNLIMITED, Key, Limits, Principal
 from ai_agent_service.core.errors import RateLimited
+from ai_agent_service.limits.limiter import NOT_LIMITED, RUN_GRACE, SWEEP_AT, Admission, InProcessLimits, Limiter
+from ai_agent_service.limits.postgres import SharedLimits, open_limits
 from ai_agent_service.storage.address import Address, parse_address
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engines import PostgresEngine, SqliteEngine, Work
