@@ -20,9 +20,9 @@ import pytest
 
 from ai_agent_service.cli.backup import backup
 from ai_agent_service.cli.db import db
-from ai_agent_service.config.archive import pack
 from ai_agent_service.config.locations import STARTER
 from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.maintenance.config_archive import pack
 from tests.cli.test_main import ROOT, get, run, serving
 from tests.commands import command, logging_restored
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 
 from ai_agent_service.cli.database_target import backed_up, existing, read_target
-from ai_agent_service.config.archive import pack
+from ai_agent_service.maintenance.config_archive import pack
+from ai_agent_service.maintenance.sqlite_backup import BackupFailed, appearing, sync, told
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.storage.backup import BackupFailed, appearing, sync, told
 
 ARCHIVE = "config-backup.tar.gz"
 _PARTIAL = ".partial-"

@@ -10,12 +10,12 @@ import msgspec
 
 from ai_agent_service.config.settings import Settings, read_settings
 from ai_agent_service.core.errors import ConfigError, Fault, MemoryUnavailable
+from ai_agent_service.maintenance.postgres_backup import dump
+from ai_agent_service.maintenance.sqlite_backup import Backup, back_up
 from ai_agent_service.memory.opening import address_of, cipher_of, engine_of
 from ai_agent_service.storage.address import Address
-from ai_agent_service.storage.backup import Backup, back_up
 from ai_agent_service.storage.cipher import Cipher
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.dumps import dump
 from ai_agent_service.storage.engines import DatabaseEngine
 
 T = TypeVar("T")

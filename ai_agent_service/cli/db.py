@@ -10,19 +10,26 @@ import click
 import msgspec
 
 from ai_agent_service.cli.database_target import Target, backed_up, existing, opened, read_target, unusable
+from ai_agent_service.maintenance.failover import PromotionFailed, promote
+from ai_agent_service.maintenance.postgres_backup import load, read_dump, without_password
+from ai_agent_service.maintenance.reencryption import (
+    Reencrypted,
+    check_address_key,
+    count_rows,
+    living_processes,
+    reencrypt,
+    stored_address_key,
+)
+from ai_agent_service.maintenance.sqlite_backup import BackupFailed, put_in_place, staged, told
 from ai_agent_service.memory.base import Erased
 from ai_agent_service.memory.conversations import SqlConversations
-from ai_agent_service.memory.reencryption import Reencrypted, check_address_key, count_rows, living_processes, reencrypt, stored_address_key
 from ai_agent_service.memory.store import ADDRESS_KEY, Store
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.storage.address import Address, parse_address
-from ai_agent_service.storage.backup import BackupFailed, put_in_place, staged, told
 from ai_agent_service.storage.cipher import Cipher, Undecryptable
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.dumps import load, read_dump, without_password
 from ai_agent_service.storage.engines import DatabaseEngine
 from ai_agent_service.storage.migrate import HEAD, NewerSchema, current_revision, tables_named_as_ours, upgrade
-from ai_agent_service.storage.promotion import PromotionFailed, promote
 
 TENANT = "local"
 

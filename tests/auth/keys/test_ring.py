@@ -29,8 +29,8 @@ from ai_agent_service.auth.keys.store import KeyRefused, KeyStore
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, UNLIMITED, Key, Limits
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import AccessUnavailable, Unauthorized
+from ai_agent_service.maintenance.reencryption import reencrypt
 from ai_agent_service.memory.opening import ready_tables
-from ai_agent_service.memory.reencryption import reencrypt
 from ai_agent_service.storage import tables
 from ai_agent_service.storage.address import Address, parse_address
 from ai_agent_service.storage.cipher import Cipher

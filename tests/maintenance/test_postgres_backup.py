@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ai_agent_service.maintenance.postgres_backup import ENDS, read_dump, without_password
+from ai_agent_service.maintenance.sqlite_backup import Backup, BackupFailed
 from ai_agent_service.storage.address import parse_address
-from ai_agent_service.storage.backup import Backup, BackupFailed
-from ai_agent_service.storage.dumps import ENDS, read_dump, without_password
 
 TABLES = b"""--
 -- PostgreSQL database dump

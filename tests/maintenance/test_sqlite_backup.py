@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ai_agent_service.maintenance.sqlite_backup import BackupFailed, back_up, put_in_place, staged
 from ai_agent_service.storage.address import parse_address
-from ai_agent_service.storage.backup import BackupFailed, back_up, put_in_place, staged
 from ai_agent_service.storage.engines import SqliteEngine
 from ai_agent_service.storage.migrate import upgrade
 

@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
+from ai_agent_service.maintenance.sqlite_backup import Backup, BackupFailed, appearing, told
 from ai_agent_service.storage.address import Address
-from ai_agent_service.storage.backup import Backup, BackupFailed, appearing, told
 from ai_agent_service.storage.tables import metadata
 
 LOCK_SECONDS = 60

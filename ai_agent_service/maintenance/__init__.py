@@ -1,0 +1,1 @@
+"""What operators do to the database: backup, restore, failover, re-encryption."""
