@@ -24,8 +24,8 @@ from ai_agent_service.instrumentation.agents import TracedAgent
 from ai_agent_service.instrumentation.memory import TracedMemory
 from ai_agent_service.instrumentation.tools import TracedToolset
 from ai_agent_service.mcp.connection import Connection
-from ai_agent_service.mcp.servers import McpServers, Supervision
-from ai_agent_service.mcp.tools import model_name, model_names
+from ai_agent_service.mcp.supervisor import McpServers, Supervision
+from ai_agent_service.mcp.tool import model_name, model_names
 from ai_agent_service.memory.base import Memory, MemorySetup
 from ai_agent_service.memory.opening import Memories, Summarizer, open_memories
 from ai_agent_service.observability.tracing import Tracing

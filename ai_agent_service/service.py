@@ -39,7 +39,7 @@ from ai_agent_service.editions import Changes, Edition, Maker, Written, changes_
 from ai_agent_service.instrumentation.agents import TracedAgent
 from ai_agent_service.instrumentation.providers import TracedProvider
 from ai_agent_service.limits.postgres import open_limits
-from ai_agent_service.mcp.servers import McpServers
+from ai_agent_service.mcp.supervisor import McpServers
 from ai_agent_service.memory.base import Conversations
 from ai_agent_service.memory.opening import Memories, address_of, cipher_of, open_database
 from ai_agent_service.observability.logging import keep_out

@@ -26,7 +26,7 @@ from ai_agent_service.config.server_definition import Servers
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault, UpstreamError
 from ai_agent_service.mcp.connection import ServerStatus
-from ai_agent_service.mcp.servers import open_servers
+from ai_agent_service.mcp.supervisor import open_servers
 from ai_agent_service.observability.logging import configure_logging, writes_json
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.providers.fallback import Fallback, Other

@@ -14,7 +14,7 @@ from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.mcp.base import RemoteTool, ServerLost, Session, SessionOpener
-from ai_agent_service.mcp.tools import McpTool
+from ai_agent_service.mcp.tool import McpTool
 from ai_agent_service.tools.base import ToolOutput
 
 logger = logging.getLogger(__name__)

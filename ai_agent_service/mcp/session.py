@@ -30,10 +30,10 @@ from ai_agent_service.config.server_definition import ServerDefinition, Transpor
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.mcp.base import Listener, RemoteTool, ServerLost, Session, SessionOpener
+from ai_agent_service.mcp.content import output_of
 from ai_agent_service.mcp.http import Asked, asked_now, http_transport
-from ai_agent_service.mcp.results import output_of
 from ai_agent_service.mcp.stdio import Stderr, StdioTransport, stderr_of, stdio_transport
-from ai_agent_service.mcp.words import status_words, without_its_keys, words_of
+from ai_agent_service.mcp.wording import status_words, without_its_keys, words_of
 from ai_agent_service.tools.base import ToolOutput
 
 logger = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from mcp_types import jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.mcp import guard
+from ai_agent_service.mcp import process_guard as guard
 from ai_agent_service.mcp.base import Listener, ServerLost
-from ai_agent_service.mcp.repair import has_half_pair, without_half_pairs
+from ai_agent_service.mcp.surrogates import has_half_pair, without_half_pairs
 from ai_agent_service.mcp.unchecked import UncheckedSession
-from ai_agent_service.mcp.words import words_of
+from ai_agent_service.mcp.wording import words_of
 
 if TYPE_CHECKING:
     from mcp.shared._stream_protocols import ReadStream

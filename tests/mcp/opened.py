@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.mcp.connection import Connection
-from ai_agent_service.mcp.servers import McpServers, open_servers
+from ai_agent_service.mcp.supervisor import McpServers, open_servers
 from ai_agent_service.tools.base import ToolOutput
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from ai_agent_service.mcp.tools import model_name
+from ai_agent_service.mcp.tool import model_name
 from ai_agent_service.server import create_app
 from ai_agent_service.service import Configuration
 from ai_agent_service.tools import tool

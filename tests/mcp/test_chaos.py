@@ -289,7 +289,7 @@ def _held() -> tuple[int, int, int]:
 HOLDER = """
 import asyncio, json, os, sys
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.mcp.servers import open_servers
+from ai_agent_service.mcp.supervisor import open_servers
 
 async def main():
     definitions = [ServerDefinition.model_validate(entry) for entry in json.loads(sys.argv[1])]

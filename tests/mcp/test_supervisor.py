@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.mcp.servers import open_servers
+from ai_agent_service.mcp.supervisor import open_servers
 
 OPENS_AND_CLOSES = """
 import asyncio, json, sys

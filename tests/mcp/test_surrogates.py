@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ai_agent_service.mcp.http import _RepairedBody
-from ai_agent_service.mcp.repair import without_half_pairs
+from ai_agent_service.mcp.surrogates import without_half_pairs
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 """Lone surrogates too, which `json.dumps` writes as escapes."""

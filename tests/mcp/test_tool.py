@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import ToolSpec
 from ai_agent_service.mcp.base import RemoteTool
-from ai_agent_service.mcp.tools import McpTool, model_name
+from ai_agent_service.mcp.tool import McpTool, model_name
 from ai_agent_service.tools.base import ToolOutput
 
 LABELS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}", fullmatch=True)

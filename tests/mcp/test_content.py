@@ -16,7 +16,7 @@ from mcp_types import (
 )
 
 from ai_agent_service.core.errors import ToolFailed
-from ai_agent_service.mcp.results import MAX_IMAGE_BYTES, output_of
+from ai_agent_service.mcp.content import MAX_IMAGE_BYTES, output_of
 
 PNG = "iVBORw0KGgo="
 

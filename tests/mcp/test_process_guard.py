@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.mcp import guard
+from ai_agent_service.mcp import process_guard as guard
 
 SLEEPS = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
 CLINGS = [
