@@ -14,11 +14,11 @@ from ai_agent_service.config.memory_definition import MemoryDefinition
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.ids import new_id
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.memory.compression import Compressor
 from ai_agent_service.memory.conversations import SqlConversations
-from ai_agent_service.memory.retention import Keeper
-from ai_agent_service.memory.sql import SessionLocks, SqlMemory
+from ai_agent_service.memory.housekeeping import Keeper
+from ai_agent_service.memory.sql_memory import SessionLocks, SqlMemory
 from ai_agent_service.memory.store import Store
+from ai_agent_service.memory.summaries import Compressor
 from ai_agent_service.memory.tokens import TokenCounter
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.storage.address import Address, parse_address

@@ -17,8 +17,8 @@ from ai_agent_service.core.messages import Content
 from ai_agent_service.core.text import storable
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Answer, Step
-from ai_agent_service.memory.counts import MemoryCounts
-from ai_agent_service.memory.history import Addresses, Entry
+from ai_agent_service.memory.counters import MemoryCounts
+from ai_agent_service.memory.message_tree import Addresses, Entry
 from ai_agent_service.memory.statements import LOOKED_UP, NODE, TAIL, Statements
 from ai_agent_service.storage.cipher import Cipher, Undecryptable
 from ai_agent_service.storage.database import Database

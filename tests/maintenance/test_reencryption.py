@@ -16,8 +16,8 @@ from ai_agent_service.core.messages import Message, ToolCall, ToolResult
 from ai_agent_service.maintenance.reencryption import check_address_key, count_rows, living_processes, reencrypt, stored_address_key
 from ai_agent_service.memory.base import Answer, Step
 from ai_agent_service.memory.conversations import SqlConversations
+from ai_agent_service.memory.housekeeping import Keeper
 from ai_agent_service.memory.opening import engine_of
-from ai_agent_service.memory.retention import Keeper
 from ai_agent_service.memory.store import Store, Summary
 from ai_agent_service.storage.address import parse_address
 from ai_agent_service.storage.cipher import Cipher, Undecryptable

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from ai_agent_service.core.errors import ContextTooLong, ProviderUnavailable, ServiceError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.messages import Message
-from ai_agent_service.memory.compression import DEFAULT_PROMPT
+from ai_agent_service.memory.summaries import DEFAULT_PROMPT
 from ai_agent_service.plugin_loader import load_plugins
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.server import create_app

@@ -16,7 +16,7 @@ from tests.scripted import Script, says
 
 OWNED = {table.name for table in tables.USER_TABLES}
 OWNER = ("tenant", "user_id")
-MAINTENANCE = "ai_agent_service/memory/retention.py"
+MAINTENANCE = "ai_agent_service/memory/housekeeping.py"
 """Where statements are made that look after the rows of all users: ended processes, and conversations that are too old."""
 
 Use = tuple[str, str]

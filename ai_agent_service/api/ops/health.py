@@ -22,7 +22,7 @@ from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.core.text import without_secrets
 from ai_agent_service.health.checks import LOW_DISK_BYTES, MAX_LAG_SECONDS, AgentAnswer, Checks, DatabaseAnswer, DiskAnswer, ProviderAnswer
 from ai_agent_service.mcp.connection import ServerStatus, State
-from ai_agent_service.memory.retention import Keeper
+from ai_agent_service.memory.housekeeping import Keeper
 from ai_agent_service.providers.breaker import Breakers
 from ai_agent_service.providers.breaker import State as BreakerState
 from ai_agent_service.service import Service

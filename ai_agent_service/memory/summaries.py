@@ -8,7 +8,7 @@ from typing import Any
 from ai_agent_service.core.errors import ContextTooLong, ProviderProtocolError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.messages import Message, TextPart
-from ai_agent_service.memory.counts import MemoryCounts
+from ai_agent_service.memory.counters import MemoryCounts
 from ai_agent_service.memory.tokens import TokenCounter, estimate
 from ai_agent_service.observability.request_id import current_request_id
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider

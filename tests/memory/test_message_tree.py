@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ai_agent_service.core.messages import AudioPart, Content, FilePart, ImagePart, Message, TextPart, ToolCall
-from ai_agent_service.memory.history import Addresses
+from ai_agent_service.memory.message_tree import Addresses
 from ai_agent_service.storage.tables import ADDRESS_BYTES
 from tests.memory.conftest import in_turn
 

@@ -14,9 +14,9 @@ from ai_agent_service.core.errors import IdempotencyMismatch, InvalidRequest, Me
 from ai_agent_service.core.messages import Message, TextPart
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Answer, Asked, RememberedTurn, Step
-from ai_agent_service.memory.compression import Compressor
-from ai_agent_service.memory.history import Addresses, Entry, steps_of
+from ai_agent_service.memory.message_tree import Addresses, Entry, steps_of
 from ai_agent_service.memory.store import Begun, Forgotten, Known, Leased, Node, Session, Store, Summary
+from ai_agent_service.memory.summaries import Compressor
 from ai_agent_service.memory.tokens import estimate
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import SessionBusy
 from ai_agent_service.core.messages import Message
 from ai_agent_service.memory.base import Answer, Erased
+from ai_agent_service.memory.housekeeping import BATCH, CLEANUP_LOCK, Keeper
 from ai_agent_service.memory.opening import engine_of
-from ai_agent_service.memory.retention import BATCH, CLEANUP_LOCK, Keeper
 from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Begun, Session, Store, Summary
 from ai_agent_service.server import create_app
 from ai_agent_service.storage.address import parse_address

@@ -11,7 +11,7 @@ import pytest
 from ai_agent_service.core.errors import ContextTooLong, ProviderProtocolError, ProviderUnavailable
 from ai_agent_service.core.events import ReasoningDelta, TextDelta
 from ai_agent_service.core.messages import Content, ImagePart, Message, Role, TextPart, ToolCall
-from ai_agent_service.memory.compression import DEFAULT_PROMPT, MIN_PIECE_TOKENS, Compressor, _as_text, _at_most
+from ai_agent_service.memory.summaries import DEFAULT_PROMPT, MIN_PIECE_TOKENS, Compressor, _as_text, _at_most
 from ai_agent_service.memory.tokens import TokenCounter, estimate
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from tests.scripted import Action, Script, says
