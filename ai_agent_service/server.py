@@ -32,7 +32,7 @@ from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.observability.metrics import Metrics
-from ai_agent_service.observability.workers import Workers
+from ai_agent_service.observability.shared_metrics import Workers
 from ai_agent_service.reloading import hangups, reloading
 from ai_agent_service.service import Configuration, load, open_access, open_service
 

@@ -24,7 +24,7 @@ from ai_agent_service.core.events import (
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn, Step
-from ai_agent_service.observability.trace import is_tracing, present, trace
+from ai_agent_service.observability.debug_log import is_tracing, present, trace
 
 logger = logging.getLogger(__name__)
 

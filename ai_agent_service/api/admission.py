@@ -22,7 +22,7 @@ from ai_agent_service.core.events import (
 from ai_agent_service.limits.limiter import NOT_LIMITED, Limiter
 from ai_agent_service.memory.tokens import estimate
 from ai_agent_service.observability.audit import audit
-from ai_agent_service.observability.reports import RunReport, ToolUse
+from ai_agent_service.observability.records import RunReport, ToolUse
 from ai_agent_service.service import Service
 
 ASSUMED_ANSWER_TOKENS = 1024

@@ -12,7 +12,7 @@ from ai_agent_service.api.stopping import Stopping, stopped
 from ai_agent_service.core.errors import CrossSiteRequest
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.metrics import Metrics
-from ai_agent_service.observability.reports import RequestReport
+from ai_agent_service.observability.records import RequestReport
 from ai_agent_service.observability.request_id import accepted_or_new, current_request_id
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from typing import Any
 
-from ai_agent_service.observability.reports import RequestReport, RunReport
+from ai_agent_service.observability.records import RequestReport, RunReport
 
 logger = logging.getLogger("access")
 

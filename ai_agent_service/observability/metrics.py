@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from ai_agent_service.observability.reports import RequestReport, RunReport
+from ai_agent_service.observability.records import RequestReport, RunReport
 
 Kind = Literal["counter", "gauge", "histogram"]
 Across = Literal["sum", "max", "min"]

@@ -10,7 +10,7 @@ import msgspec
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message, TextPart
-from ai_agent_service.observability.trace import is_tracing, present, trace
+from ai_agent_service.observability.debug_log import is_tracing, present, trace
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 
 

@@ -13,7 +13,7 @@ from ai_agent_service.core.errors import ToolFailed, ToolTimeout
 from ai_agent_service.core.messages import ToolCall, ToolOutcome, ToolResult, ToolSpec
 from ai_agent_service.core.text import capped, storable
 from ai_agent_service.observability.audit import audit
-from ai_agent_service.observability.trace import is_tracing, trace
+from ai_agent_service.observability.debug_log import is_tracing, trace
 from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ import pytest
 
 from ai_agent_service.core.events import StepRecord
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.observability.exposition import exposed, process_values
 from ai_agent_service.observability.loop_lag import loop_lag
 from ai_agent_service.observability.metrics import FAMILIES, HISTOGRAMS, MAX_SERIES, Metrics, Snapshot, Values
-from ai_agent_service.observability.reports import RequestReport, RunReport, ToolUse
-from ai_agent_service.observability.workers import Workers, merged
+from ai_agent_service.observability.prometheus import exposed, process_values
+from ai_agent_service.observability.records import RequestReport, RunReport, ToolUse
+from ai_agent_service.observability.shared_metrics import Workers, merged
 from tests.metrics import Told
 
 ROOT = Path(__file__).parents[2]

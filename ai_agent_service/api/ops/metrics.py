@@ -14,10 +14,10 @@ from starlette.responses import PlainTextResponse, Response
 from ai_agent_service.api.http.access import Administering
 from ai_agent_service.api.http.openapi import documented
 from ai_agent_service.memory.opening import Memories
-from ai_agent_service.observability.exposition import exposed, process_values
 from ai_agent_service.observability.loop_lag import loop_lag
 from ai_agent_service.observability.metrics import Metrics, Snapshot, Values
-from ai_agent_service.observability.workers import Workers
+from ai_agent_service.observability.prometheus import exposed, process_values
+from ai_agent_service.observability.shared_metrics import Workers
 from ai_agent_service.service import Service
 
 logger = logging.getLogger(__name__)
