@@ -16,7 +16,7 @@ from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent,
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
-from ai_agent_service.providers.logged import answer_of
+from ai_agent_service.providers.debug_log import answer_of
 
 logger = logging.getLogger(__name__)
 

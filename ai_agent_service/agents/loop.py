@@ -28,7 +28,7 @@ from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolRes
 from ai_agent_service.core.text import storable
 from ai_agent_service.core.usage import Usage, total
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
-from ai_agent_service.providers.logged import answer_of
+from ai_agent_service.providers.debug_log import answer_of
 from ai_agent_service.tools.toolset import Toolset, parse_arguments
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from ai_agent_service.core.text import storable
 from ai_agent_service.instrumentation.genai_content import input_messages, output_messages, tool_definitions
 from ai_agent_service.observability.tracing import AttributeValue, Span, SpanKind, Tracing, conversation, inside, within
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
-from ai_agent_service.providers.wrapped import WrappedProvider
+from ai_agent_service.providers.wrapper import WrappedProvider
 
 PROVIDERS = {"azure_openai": "azure.ai.openai"}
 """What the conventions call a provider that is called otherwise here."""

@@ -12,7 +12,7 @@ from ai_agent_service.memory.counters import MemoryCounts
 from ai_agent_service.memory.tokens import TokenCounter, estimate
 from ai_agent_service.observability.request_id import current_request_id
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
-from ai_agent_service.providers.logged import answer_of
+from ai_agent_service.providers.debug_log import answer_of
 
 DEFAULT_PROMPT = """\
 You keep the memory of a conversation between a user and an assistant. Write a summary of what you are given that lets the assistant go on

@@ -19,8 +19,8 @@ from ai_agent_service.core.errors import (
     UpstreamError,
 )
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, Provider
-from ai_agent_service.providers.counts import Counts
-from ai_agent_service.providers.wrapped import WrappedProvider
+from ai_agent_service.providers.counters import Counts
+from ai_agent_service.providers.wrapper import WrappedProvider
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.core.text import without_secrets
 from ai_agent_service.observability.tracing import with_trace
-from ai_agent_service.providers.counts import Counts
+from ai_agent_service.providers.counters import Counts
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from ai_agent_service.core.events import TextDelta
 from ai_agent_service.observability.logging import extra_of
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.breaker import FORGOTTEN_SECONDS, MAX_BREAKERS, Breakers, BreakerStatus
-from ai_agent_service.providers.counts import ProviderCounts
+from ai_agent_service.providers.counters import ProviderCounts
 from ai_agent_service.providers.http import HttpClient, Timeouts
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import question, text
