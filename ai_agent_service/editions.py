@@ -12,7 +12,6 @@ import msgspec
 from ai_agent_service.agents.base import AgentParts, BaseAgent
 from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.agents.remembering import LiveRuns, Remembering
 from ai_agent_service.config.agent_definition import LEGACY_TOOLS, AgentDefinition, AllowedTools
 from ai_agent_service.config.agent_version import version_of
 from ai_agent_service.config.memory_definition import BUILT_IN, MemoryDefinition
@@ -32,6 +31,7 @@ from ai_agent_service.observability.tracing import Tracing
 from ai_agent_service.plugin_loader import Plugins
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.fallback import Fallback, Other
+from ai_agent_service.runs.remembering import LiveRuns, Remembering
 from ai_agent_service.tools.available import AvailableTools
 from ai_agent_service.tools.base import ToolSource
 from ai_agent_service.tools.cached import CachedSource

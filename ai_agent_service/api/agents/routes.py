@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ai_agent_service.agents.base import BaseAgent, Turn
-from ai_agent_service.api.admission import CountedRun
 from ai_agent_service.api.http.access import Caller, Chatting, named_user
 from ai_agent_service.api.http.body import ServiceDependency, access_in, body_of, decoded, request_id_of, service_in
 from ai_agent_service.api.http.errors import ErrorBody
@@ -38,6 +37,7 @@ from ai_agent_service.core.events import (
     ToolStarted,
 )
 from ai_agent_service.core.messages import Message
+from ai_agent_service.runs.admission import CountedRun
 
 router = APIRouter(tags=["Agents"])
 

@@ -12,7 +12,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ai_agent_service.agents.base import Turn
-from ai_agent_service.api.admission import CountedRun
 from ai_agent_service.api.http.errors import internal_error
 from ai_agent_service.api.stopping import stopped
 from ai_agent_service.core.errors import InternalError, RunTimeout, ServiceError
@@ -30,6 +29,7 @@ from ai_agent_service.core.events import (
     ToolStarted,
 )
 from ai_agent_service.core.messages import ToolCall, ToolResult
+from ai_agent_service.runs.admission import CountedRun
 
 logger = logging.getLogger(__name__)
 

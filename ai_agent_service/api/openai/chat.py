@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ai_agent_service.agents.base import BaseAgent, Turn
-from ai_agent_service.api.admission import CountedRun
 from ai_agent_service.api.http.access import Chatting, RunRoute
 from ai_agent_service.api.http.body import access_in, body_of, decoded, request_id_of, service_in
 from ai_agent_service.api.http.idempotency import HEADER, once
@@ -56,6 +55,7 @@ from ai_agent_service.core.messages import (
     ToolSpec,
 )
 from ai_agent_service.memory.base import History
+from ai_agent_service.runs.admission import CountedRun
 
 router = APIRouter(tags=["OpenAI"], route_class=RunRoute)
 

@@ -11,7 +11,6 @@ import pytest
 from starlette.types import Message
 
 from ai_agent_service.agents.base import BaseAgent, Turn
-from ai_agent_service.api.admission import CountedRun
 from ai_agent_service.api.http.run_response import StreamedRun
 from ai_agent_service.api.openai.chat_stream import ChunkFrames
 from ai_agent_service.auth.principal import LOCAL, Principal
@@ -19,6 +18,7 @@ from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ServerBusy
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
 from ai_agent_service.limits.limiter import InProcessLimits
+from ai_agent_service.runs.admission import CountedRun
 from ai_agent_service.server import create_app
 from ai_agent_service.service import open_service
 from ai_agent_service.tools.function import FunctionTool, tool

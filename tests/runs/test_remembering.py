@@ -11,7 +11,6 @@ import pytest
 
 from ai_agent_service.agents.base import AgentParts, BaseAgent, Turn
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.agents.remembering import LiveRuns, Record, Remembering
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequest, MemoryUnavailable, ProviderUnavailable, ServiceError, SessionBusy
@@ -30,6 +29,7 @@ from ai_agent_service.core.messages import Message, ToolCall, ToolResult
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn, Step
+from ai_agent_service.runs.remembering import LiveRuns, Record, Remembering
 from ai_agent_service.tools.available import AvailableTools
 from tests.scripted import Script, says
 

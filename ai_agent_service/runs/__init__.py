@@ -1,0 +1,1 @@
+"""A run: its slot, limits, memory, record and live readers."""
