@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from ai_agent_service.config.fingerprint import content_of
 from ai_agent_service.core.errors import ServiceError
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ from ai_agent_service.api.openai import chat as openai_chat
 from ai_agent_service.api.openai import models as openai_models
 from ai_agent_service.api.ops import docs, health, metrics
 from ai_agent_service.api.ops import reload as admin
-from ai_agent_service.api.stopping import Stopping
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.text import secrets_in
 from ai_agent_service.health.checks import open_checks
@@ -34,7 +33,8 @@ from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.observability.shared_metrics import Workers
 from ai_agent_service.reloading import hangups, reloading
-from ai_agent_service.service import Configuration, load, open_access, open_service
+from ai_agent_service.runtime.service import Configuration, load, open_access, open_service
+from ai_agent_service.runtime.shutdown import Stopping
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from ai_agent_service.api.protocol import CLOSE, BoundedProtocol
-from ai_agent_service.api.stopping import Stopping
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.reloading import HANGUP, Terminal
+from ai_agent_service.runtime.shutdown import Stopping
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.core.errors import Fault
-from ai_agent_service.plugin_loader import load_plugins
+from ai_agent_service.runtime.plugin_loader import load_plugins
 
 GOOD = '''
 from ai_agent_service.agents.agent import Agent

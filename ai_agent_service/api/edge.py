@@ -8,12 +8,12 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ai_agent_service.api.http.errors import error_response, internal_error
-from ai_agent_service.api.stopping import Stopping, stopped
 from ai_agent_service.core.errors import CrossSiteRequest
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.observability.records import RequestReport
 from ai_agent_service.observability.request_id import accepted_or_new, current_request_id
+from ai_agent_service.runtime.shutdown import Stopping, stopped
 
 logger = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ from ai_agent_service.core.ids import new_id
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.text import secrets_in, storable
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.service import Service, load, open_service
+from ai_agent_service.runtime.service import Service, load, open_service
 
 with contextlib.suppress(ImportError):  # not on Windows
     import readline  # noqa: F401 - gives input() its line editing and history

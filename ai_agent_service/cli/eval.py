@@ -33,7 +33,7 @@ from ai_agent_service.evaluation.results import TINY, Options, Result, Run, RunA
 from ai_agent_service.evaluation.runner import Runner, summed
 from ai_agent_service.evaluation.scoring import MIN_CASES, Comparison, compare_runs
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.service import Configuration, Service, load, open_service
+from ai_agent_service.runtime.service import Configuration, Service, load, open_service
 
 CONNECT_SECONDS = 15.0
 """How long the first case waits for the agents' MCP servers."""

@@ -21,7 +21,7 @@ from ai_agent_service.evaluation.documents import Piece, allotted, read_document
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.providers.demo import Demo
-from ai_agent_service.service import Configuration, Service, load, open_service
+from ai_agent_service.runtime.service import Configuration, Service, load, open_service
 
 CONNECT_SECONDS = 15.0
 """How long an agent's MCP servers are waited for, to know their tools."""

@@ -30,8 +30,8 @@ from ai_agent_service.mcp.supervisor import open_servers
 from ai_agent_service.observability.logging import configure_logging, writes_json
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.providers.fallback import Fallback, Other
+from ai_agent_service.runtime.service import Configuration, Service, database_keys, load, open_service
 from ai_agent_service.server import METRICS_FOLDER, configure_logs, create_app, settle_memory
-from ai_agent_service.service import Configuration, Service, database_keys, load, open_service
 from ai_agent_service.serving import LAST_WORDS_SECONDS, Patience, Server, Workers
 
 EXIT_CONFIGURATION = 2

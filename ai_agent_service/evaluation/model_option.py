@@ -6,7 +6,7 @@ from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
 from ai_agent_service.config.json_files import nearest
 from ai_agent_service.core.errors import ConfigError, Fault, UpstreamError
 from ai_agent_service.providers.base import Provider
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -31,7 +31,7 @@ from ai_agent_service.evaluation.metrics import METRICS, Metric
 from ai_agent_service.evaluation.replay import Replay, Replays
 from ai_agent_service.evaluation.results import Answered, Check, Options, Result, Summary, UsedTool
 from ai_agent_service.evaluation.scoring import by_attempt, by_metric, overall
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.core.text import without_secrets
 from ai_agent_service.memory.opening import address_of
 from ai_agent_service.providers.base import Pingable, Provider
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 from ai_agent_service.storage.condition import Condition, condition, lag
 from ai_agent_service.storage.database import Database, DatabaseError, DatabaseLate
 

@@ -23,7 +23,7 @@ from ai_agent_service.limits.limiter import NOT_LIMITED, Limiter
 from ai_agent_service.memory.tokens import estimate
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.records import RunReport, ToolUse
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 
 ASSUMED_ANSWER_TOKENS = 1024
 """How long an answer is taken to become, where neither the request nor the agent says."""

@@ -23,12 +23,12 @@ from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ConfigError, ServiceStopping
 from ai_agent_service.core.messages import Message
-from ai_agent_service.editions import Changes
 from ai_agent_service.memory.base import Answer, Asked, MemorySetup, RememberedTurn
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.logging import LineFormatter
+from ai_agent_service.runtime.builder import Changes
+from ai_agent_service.runtime.service import Service
 from ai_agent_service.server import create_app
-from ai_agent_service.service import Service
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told
 from tests.mcp.opened import until
 from tests.mcp.test_chaos import alive, pids
@@ -266,7 +266,7 @@ async def test_a_running_turn_keeps_its_server_which_is_closed_after_it(tmp_path
 async def test_an_old_server_is_closed_at_the_time_limit_of_runs_even_if_a_request_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ai_agent_service.service.LAST_RUNS_SECONDS", 0.1)
+    monkeypatch.setattr("ai_agent_service.runtime.service.LAST_RUNS_SECONDS", 0.1)
     async with opened(tmp_path, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")], request_timeout=0.5) as service:
         await service.service.servers.settled(30)
         service.service.period.begin()  # a request that never ends

@@ -35,7 +35,7 @@ from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, TextPart
 from ai_agent_service.memory.base import Conversation, ConversationInfo, Step, StoredMessage
 from ai_agent_service.observability.audit import audit
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 
 router = APIRouter(tags=["Memory"])
 

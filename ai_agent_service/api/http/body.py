@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from ai_agent_service.api.http.json_limits import check_no_nul
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.errors import BodyTooLarge, InvalidRequest
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 
 LARGE_BODY = 1024 * 1024
 

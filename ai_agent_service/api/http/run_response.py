@@ -13,7 +13,6 @@ from starlette.types import Receive, Scope, Send
 
 from ai_agent_service.agents.base import Turn
 from ai_agent_service.api.http.errors import internal_error
-from ai_agent_service.api.stopping import stopped
 from ai_agent_service.core.errors import InternalError, RunTimeout, ServiceError
 from ai_agent_service.core.events import (
     MemorySkipped,
@@ -30,6 +29,7 @@ from ai_agent_service.core.events import (
 )
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.runs.admission import CountedRun
+from ai_agent_service.runtime.shutdown import stopped
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from ai_agent_service.api.http.body import ServiceDependency
 from ai_agent_service.api.http.openapi import documented
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.display_definition import SuggestionPrompt
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 
 router = APIRouter(tags=["OpenAI"])
 

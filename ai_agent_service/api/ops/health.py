@@ -16,7 +16,6 @@ from starlette.responses import Response
 from ai_agent_service.api.http.access import OpenToAll, admitted
 from ai_agent_service.api.http.body import ServiceDependency, access_in
 from ai_agent_service.api.http.openapi import documented
-from ai_agent_service.api.stopping import Stopping
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.core.text import without_secrets
@@ -25,7 +24,8 @@ from ai_agent_service.mcp.connection import ServerStatus, State
 from ai_agent_service.memory.housekeeping import Keeper
 from ai_agent_service.providers.breaker import Breakers
 from ai_agent_service.providers.breaker import State as BreakerState
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
+from ai_agent_service.runtime.shutdown import Stopping
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.migrate import HEAD
 

@@ -18,7 +18,7 @@ from ai_agent_service.observability.loop_lag import loop_lag
 from ai_agent_service.observability.metrics import Metrics, Snapshot, Values
 from ai_agent_service.observability.prometheus import exposed, process_values
 from ai_agent_service.observability.shared_metrics import Workers
-from ai_agent_service.service import Service
+from ai_agent_service.runtime.service import Service
 
 logger = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ from ai_agent_service.mcp.tool import model_name, model_names
 from ai_agent_service.memory.base import Memory, MemorySetup
 from ai_agent_service.memory.opening import Memories, Summarizer, open_memories
 from ai_agent_service.observability.tracing import Tracing
-from ai_agent_service.plugin_loader import Plugins
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.fallback import Fallback, Other
 from ai_agent_service.runs.remembering import LiveRuns, Remembering
+from ai_agent_service.runtime.plugin_loader import Plugins
 from ai_agent_service.tools.available import AvailableTools
 from ai_agent_service.tools.base import ToolSource
 from ai_agent_service.tools.cached import CachedSource

@@ -32,10 +32,8 @@ from ai_agent_service.config.tls import tls_faults, tls_warnings
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ConfigError, Fault, NotFound, ServerBusy, ServiceStopping, UpstreamError
 from ai_agent_service.core.ids import new_id
-from ai_agent_service.core.periods import Period
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.core.text import secrets_in
-from ai_agent_service.editions import Changes, Edition, Maker, Written, changes_between
 from ai_agent_service.instrumentation.agents import TracedAgent
 from ai_agent_service.instrumentation.providers import TracedProvider
 from ai_agent_service.limits.postgres import open_limits
@@ -44,11 +42,13 @@ from ai_agent_service.memory.base import Conversations
 from ai_agent_service.memory.opening import Memories, address_of, cipher_of, open_database
 from ai_agent_service.observability.logging import keep_out
 from ai_agent_service.observability.tracing import Tracing, tracing_faults, tracing_of
-from ai_agent_service.plugin_loader import Plugins, load_plugins
 from ai_agent_service.providers.base import Provider, ProviderSetup
 from ai_agent_service.providers.breaker import Breakers
 from ai_agent_service.providers.http import HttpClient, Timeouts
 from ai_agent_service.providers.ollama import Ollama
+from ai_agent_service.runtime.builder import Changes, Edition, Maker, Written, changes_between
+from ai_agent_service.runtime.drain import Period
+from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
 from ai_agent_service.storage.address import Address, parse_address
 from ai_agent_service.tools.toolset import Toolset
 

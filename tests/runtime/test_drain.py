@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ai_agent_service.core.periods import Period
+from ai_agent_service.runtime.drain import Period
 
 
 async def is_over(period: Period) -> bool:
