@@ -23,7 +23,7 @@ from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.core.errors import RequestError, ServiceError, UpstreamError
 from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.runtime.service import load_configuration
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"

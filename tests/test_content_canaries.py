@@ -14,7 +14,7 @@ from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.core.events import RunEvent, TextDelta
 from ai_agent_service.observability.logging import LogFormat, configure_logging
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.tools import tool
 from tests.api.asking import CHAT, asking
 from tests.commands import logging_restored

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from ai_agent_service.cli.db import db
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import HEAD
 from tests import commands
 from tests.cli.test_main import Terminal, run

@@ -25,7 +25,7 @@ from ai_agent_service.evaluation.dataset import (
 )
 from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
 from ai_agent_service.runtime.service import open_service
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from scripts.reference import fields_of, page
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration

@@ -23,8 +23,8 @@ from pydantic import SecretStr
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.runtime.service import load_configuration
-from ai_agent_service.server import create_app
-from ai_agent_service.serving import Patience
+from ai_agent_service.server.application import create_app
+from ai_agent_service.server.process import Patience
 from tests.cli.test_main import ROOT, run, serving
 from tests.postgres import until
 from tests.service import configuration

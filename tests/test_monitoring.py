@@ -12,7 +12,7 @@ import yaml
 
 from ai_agent_service.core.errors import ProviderUnavailable
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, Watched, asking
 from tests.metrics import metrics_of
 from tests.scripted import calls, says

@@ -24,7 +24,7 @@ from tests.cli.test_main import serving
 from tests.memory.chaos import PROVIDER, Ledger, Sent, ServiceProcess, answer_to, until
 from tests.metrics import Told
 from tests.postgres import PostgresServer
-from tests.test_serving import workers_of
+from tests.server.test_process import workers_of
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from ai_agent_service.cli.main import cli
 from ai_agent_service.config.settings import Settings, load_settings
-from ai_agent_service.serving import Patience
+from ai_agent_service.server.process import Patience
 from tests.cli.test_main import get, serving
 
 pytestmark = pytest.mark.timeout(180)

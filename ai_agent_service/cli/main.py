@@ -18,7 +18,6 @@ import msgspec
 import uvicorn
 
 from ai_agent_service import __version__
-from ai_agent_service.api.protocol import BoundedProtocol
 from ai_agent_service.auth.access import Access
 from ai_agent_service.cli.database_target import table
 from ai_agent_service.config.json_files import nearest
@@ -31,8 +30,9 @@ from ai_agent_service.observability.logging import configure_logging, writes_jso
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.providers.fallback import Fallback, Other
 from ai_agent_service.runtime.service import Configuration, Service, database_keys, load, open_service
-from ai_agent_service.server import METRICS_FOLDER, configure_logs, create_app, settle_memory
-from ai_agent_service.serving import LAST_WORDS_SECONDS, Patience, Server, Workers
+from ai_agent_service.server.application import METRICS_FOLDER, configure_logs, create_app, settle_memory
+from ai_agent_service.server.http1 import BoundedProtocol
+from ai_agent_service.server.process import LAST_WORDS_SECONDS, Patience, Server, Workers
 
 EXIT_CONFIGURATION = 2
 CONNECT_GRACE = 5.0
@@ -93,7 +93,7 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     _refuse_without_keys(settings)
     listening = _listening(settings)
     config = uvicorn.Config(
-        "ai_agent_service.server:worker_app" if workers > 1 else create_app(configuration),
+        "ai_agent_service.server.application:worker_app" if workers > 1 else create_app(configuration),
         factory=workers > 1,
         workers=workers,
         lifespan="on",

@@ -18,7 +18,7 @@ from ai_agent_service.core.events import RunEvent, TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.logging import extra_of
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, Watched, asking, connected, connected_raw
 from tests.api.http.test_access import bearer, opened
 from tests.api.http.test_run_response import CancelsItself

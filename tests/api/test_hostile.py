@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, connected_raw, error_of
 from tests.api.wire import parsed, refusal_of, sent
 from tests.scripted import Script, says

@@ -28,7 +28,7 @@ from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.logging import LineFormatter
 from ai_agent_service.runtime.builder import Changes
 from ai_agent_service.runtime.service import Service
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told
 from tests.mcp.opened import until
 from tests.mcp.test_chaos import alive, pids
@@ -582,10 +582,10 @@ async def test_files_are_looked_at_where_the_setting_says_so_and_nowhere_else(tm
 
 
 async def test_files_that_change_all_the_time_are_read_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ai_agent_service.reloading.QUIET_SECONDS", 0.02)
-    monkeypatch.setattr("ai_agent_service.reloading.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("ai_agent_service.server.reload_triggers.QUIET_SECONDS", 0.02)
+    monkeypatch.setattr("ai_agent_service.server.reload_triggers.LOOK_SECONDS", 0.02)
     contents = iter(range(1_000_000))
-    monkeypatch.setattr("ai_agent_service.reloading.content_of", lambda *_: b"%d" % next(contents))
+    monkeypatch.setattr("ai_agent_service.server.reload_triggers.content_of", lambda *_: b"%d" % next(contents))
     async with opened(tmp_path, reload_config=True) as service:
         service.write(OTHER)
         await until(lambda: [agent.agent_id for agent in service.service.catalog] == ["other"])

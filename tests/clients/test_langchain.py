@@ -15,7 +15,7 @@ from langchain_openai import ChatOpenAI
 from openai import NotFoundError
 from pydantic import BaseModel
 
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.openai_schema import Recorded
 from tests.scripted import Script, calls, says
 from tests.service import configuration, serving

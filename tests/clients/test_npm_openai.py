@@ -13,7 +13,7 @@ import pytest
 
 from ai_agent_service.core.errors import ProviderUnavailable
 from ai_agent_service.core.events import TextDelta
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.openai_schema import Recorded
 from tests.scripted import Script, calls, says
 from tests.service import configuration, running

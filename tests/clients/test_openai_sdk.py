@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from ai_agent_service.core.errors import ProviderRateLimited, ProviderUnavailable
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.providers.base import ModelFinished
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.openai_schema import Recorded
 from tests.scripted import Action, Script, calls, says
 from tests.service import configuration, running, serving

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from ai_agent_service.memory.opening import Memories
 from ai_agent_service.runtime.service import Service
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT
 from tests.postgres import DatabaseUnderTest
 from tests.scripted import Script

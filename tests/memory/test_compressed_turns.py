@@ -19,7 +19,7 @@ from ai_agent_service.core.messages import Message
 from ai_agent_service.memory.summaries import DEFAULT_PROMPT
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.runtime.plugin_loader import load_plugins
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, chunks_of, error_of, told
 from tests.scripted import Script, calls
 from tests.service import AGENT, client_of, configuration

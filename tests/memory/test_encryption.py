@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from ai_agent_service.core.errors import ConfigError
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, completion_of, error_of
 from tests.scripted import Action, Script, calls, says
 from tests.service import AGENT, client_of, configuration

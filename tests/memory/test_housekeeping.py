@@ -20,7 +20,7 @@ from ai_agent_service.memory.base import Answer, Erased
 from ai_agent_service.memory.housekeeping import BATCH, CLEANUP_LOCK, Keeper
 from ai_agent_service.memory.opening import engine_of
 from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Begun, Session, Store, Summary
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.address import parse_address
 from ai_agent_service.storage.cipher import Cipher
 from ai_agent_service.storage.database import Database

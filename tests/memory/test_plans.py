@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.address import parse_address
 from ai_agent_service.storage.engines import PostgresEngine
 from ai_agent_service.storage.migrate import upgrade

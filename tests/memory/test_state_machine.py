@@ -37,7 +37,7 @@ from ai_agent_service.core.messages import ContentPart, ImagePart, Message, Text
 from ai_agent_service.memory.base import UNKNOWN_RESULT
 from ai_agent_service.memory.statements import TAIL
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT
 from tests.memory.conftest import HELPER

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.observability.request_id import current_request_id
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.tools import tool
 from tests.api.asking import CHAT, asking
 from tests.mcp.in_process import HandshakeOnly

@@ -30,7 +30,7 @@ from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
 from ai_agent_service.core.messages import Message
 from ai_agent_service.observability.tracing import INSTALL, Tracing, tracing_faults, tracing_of, with_trace
 from ai_agent_service.runtime.service import Configuration
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, asking
 from tests.cli.test_main import ROOT, environment, run
@@ -382,7 +382,7 @@ def test_nothing_of_the_sdk_is_loaded_unless_traces_are_switched_on(tmp_path: Pa
     program = f"""
 import asyncio, pathlib, sys
 import app.main
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration

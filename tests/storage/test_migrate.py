@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
 import ai_agent_service.storage.migrate
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.address import parse_address
 from ai_agent_service.storage.engines import DatabaseEngine, PostgresEngine, SqliteEngine
 from ai_agent_service.storage.migrate import HEAD, NewerSchema, revision_of, upgrade

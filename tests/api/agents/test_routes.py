@@ -17,7 +17,7 @@ from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told
 from tests.openai_schema import events_of, validate

@@ -22,7 +22,7 @@ from ai_agent_service.core.errors import (
     ServiceError,
 )
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, WEATHER, asking, completion_of, connected_raw, error_of, stream_of, told
 from tests.openai_schema import validate
 from tests.scripted import Script, calls, says

@@ -19,7 +19,7 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, connected_raw, error_of, stream_of, told
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving

@@ -9,7 +9,7 @@ import pytest
 
 from ai_agent_service.api.http.json_limits import MAX_DEPTH, MAX_VALUES, check_no_nul, checked_values
 from ai_agent_service.core.errors import InvalidRequest
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of
 from tests.scripted import Script, says
 from tests.service import client_of, configuration

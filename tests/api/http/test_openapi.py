@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, IMAGE_MESSAGE, WEATHER, asking
 from tests.openai_schema import validator_of
 from tests.scripted import Script, calls, says

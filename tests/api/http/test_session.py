@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from ai_agent_service.api.http.session import Asking, asking_of
 from ai_agent_service.core.errors import InvalidRequest
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of
 from tests.scripted import Script, says
 from tests.service import AGENT, client_of, configuration

@@ -6,7 +6,7 @@ import pytest
 
 from ai_agent_service.api.http.url_safety import checked_file_data, checked_image_url
 from ai_agent_service.core.errors import InvalidRequest
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, error_of
 from tests.scripted import Script, says
 from tests.service import client_of, configuration

@@ -12,7 +12,7 @@ from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.messages import AudioPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall, ToolSpec
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, IMAGE, IMAGE_MESSAGE, WEATHER, asking, chunks_of, completion_of, told
 from tests.openai_schema import validate
 from tests.scripted import Action, Script, calls, says

@@ -3,7 +3,7 @@
 import base64
 from pathlib import Path
 
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import error_of
 from tests.openai_schema import validate
 from tests.service import AGENT, client_of, configuration

@@ -15,7 +15,7 @@ from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
 from ai_agent_service.core.events import RunFinished, ToolStarted
 from ai_agent_service.core.messages import ImagePart, Link, Message, ToolCall, ToolResult
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.base import ToolOutput
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, WEATHER, asking, chunks_of, stream_of, told

@@ -10,7 +10,7 @@ import pytest
 from ai_agent_service.agents.chat_tasks import Task
 from ai_agent_service.api.openai.open_webui_tasks import named_task, shaped_task
 from ai_agent_service.core.messages import Message
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, told
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration

@@ -12,7 +12,7 @@ import pytest
 from dirty_equals import IsNow, IsPositiveInt, IsStr
 
 from ai_agent_service import __version__
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from tests.api.asking import error_of
 from tests.service import AGENT, client_of, configuration, serving
 

@@ -11,7 +11,7 @@ from ai_agent_service.auth.principal import Limits
 from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, Watched, asking, connected
 from tests.api.http.test_access import opened

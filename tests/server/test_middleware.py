@@ -7,11 +7,11 @@ import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from ai_agent_service.api.edge import Edge
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.runtime.drain import Period
 from ai_agent_service.runtime.shutdown import Stopping
+from ai_agent_service.server.middleware import Edge
 from tests.api.asking import error_of
 
 

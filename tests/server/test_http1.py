@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from ai_agent_service.api.protocol import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
-from ai_agent_service.server import create_app
+from ai_agent_service.server.application import create_app
+from ai_agent_service.server.http1 import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
 from tests.api.asking import Watched, asking, connected, connected_raw
 from tests.api.wire import parsed, refusal_of, refused, sent
 from tests.scripted import Script, says

@@ -34,7 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which by itself takes heads of any size, waits for them without end, and takes trailers for headers.
 
     One timer for each connection looks after the times; a chunk of an answer costs nothing here. It builds on uvicorn's inner names, so
-    tests/api/test_protocol.py must be run with a new uvicorn.
+    tests/server/test_http1.py must be run with a new uvicorn.
     """
 
     HEAD_SECONDS = 30.0

@@ -18,10 +18,10 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from ai_agent_service.api.protocol import CLOSE, BoundedProtocol
 from ai_agent_service.core.errors import ConfigError
-from ai_agent_service.reloading import HANGUP, Terminal
 from ai_agent_service.runtime.shutdown import Stopping
+from ai_agent_service.server.http1 import CLOSE, BoundedProtocol
+from ai_agent_service.server.reload_triggers import HANGUP, Terminal
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from starlette.middleware import Middleware
 
 from ai_agent_service.api.agents import conversations
 from ai_agent_service.api.agents import routes as agents
-from ai_agent_service.api.edge import Edge
 from ai_agent_service.api.http.access import guarded
 from ai_agent_service.api.http.errors import http_exception_handler, service_error_handler
 from ai_agent_service.api.http.idempotency import Answers
@@ -32,9 +31,10 @@ from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.observability.shared_metrics import Workers
-from ai_agent_service.reloading import hangups, reloading
 from ai_agent_service.runtime.service import Configuration, load, open_access, open_service
 from ai_agent_service.runtime.shutdown import Stopping
+from ai_agent_service.server.middleware import Edge
+from ai_agent_service.server.reload_triggers import hangups, reloading
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The process: the ASGI application, workers, HTTP/1 and signals."""
