@@ -13,10 +13,10 @@ from ai_agent_service.core.errors import ConfigError, Fault, MemoryUnavailable
 from ai_agent_service.maintenance.postgres_backup import dump
 from ai_agent_service.maintenance.sqlite_backup import Backup, back_up
 from ai_agent_service.memory.opening import address_of, cipher_of, engine_of
-from ai_agent_service.storage.address import Address
-from ai_agent_service.storage.cipher import Cipher
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.engines import DatabaseEngine
+from ai_agent_service.storage.encryption import Cipher
+from ai_agent_service.storage.sqlite import DatabaseEngine
+from ai_agent_service.storage.url import Address
 
 T = TypeVar("T")
 

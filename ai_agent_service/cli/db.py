@@ -25,11 +25,11 @@ from ai_agent_service.memory.base import Erased
 from ai_agent_service.memory.conversations import SqlConversations
 from ai_agent_service.memory.store import ADDRESS_KEY, Store
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.storage.address import Address, parse_address
-from ai_agent_service.storage.cipher import Cipher, Undecryptable
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.engines import DatabaseEngine
+from ai_agent_service.storage.encryption import Cipher, Undecryptable
 from ai_agent_service.storage.migrate import HEAD, NewerSchema, current_revision, tables_named_as_ours, upgrade
+from ai_agent_service.storage.sqlite import DatabaseEngine
+from ai_agent_service.storage.url import Address, parse_address
 
 TENANT = "local"
 

@@ -19,7 +19,7 @@ from ai_agent_service.memory.opening import ready_tables
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.runtime.service import load
-from ai_agent_service.storage.cipher import Undecryptable
+from ai_agent_service.storage.encryption import Undecryptable
 
 T = TypeVar("T")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

@@ -21,8 +21,8 @@ from ai_agent_service.core.text import without_secrets
 from ai_agent_service.memory.opening import address_of
 from ai_agent_service.providers.base import Pingable, Provider
 from ai_agent_service.runtime.service import Service
-from ai_agent_service.storage.condition import Condition, condition, lag
 from ai_agent_service.storage.database import Database, DatabaseError, DatabaseLate
+from ai_agent_service.storage.replication import Condition, condition, lag
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import asyncpg
 import msgspec
 
-from ai_agent_service.storage.address import Address
+from ai_agent_service.storage.url import Address
 
 PROMOTE_SECONDS = 60
 

@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import msgspec
 
 from ai_agent_service.maintenance.sqlite_backup import Backup, BackupFailed, appearing, told
-from ai_agent_service.storage.address import Address
 from ai_agent_service.storage.tables import metadata
+from ai_agent_service.storage.url import Address
 
 LOCK_SECONDS = 60
 """How long pg_dump and psql wait for tables that somebody else has for themselves."""

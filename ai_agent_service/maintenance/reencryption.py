@@ -9,9 +9,9 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, Select, Table, and_, bindparam, func, select, tuple_, update
 
 from ai_agent_service.memory.store import ADDRESS_KEY, PROCESS_STALE_SECONDS
-from ai_agent_service.storage.cipher import Cipher, Undecryptable
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.engines import database_time
+from ai_agent_service.storage.encryption import Cipher, Undecryptable
+from ai_agent_service.storage.sqlite import database_time
 from ai_agent_service.storage.tables import nodes, processes, secrets, summaries
 
 BATCH = 500

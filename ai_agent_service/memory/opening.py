@@ -21,11 +21,11 @@ from ai_agent_service.memory.store import Store
 from ai_agent_service.memory.summaries import Compressor
 from ai_agent_service.memory.tokens import TokenCounter
 from ai_agent_service.providers.base import Provider
-from ai_agent_service.storage.address import Address, parse_address
-from ai_agent_service.storage.cipher import Cipher, Undecryptable, parse_keys
 from ai_agent_service.storage.database import Database, DatabaseError
-from ai_agent_service.storage.engines import DatabaseEngine, PostgresEngine, SqliteEngine
+from ai_agent_service.storage.encryption import Cipher, Undecryptable, parse_keys
 from ai_agent_service.storage.migrate import HEAD, NewerSchema, revision_of, upgrade
+from ai_agent_service.storage.sqlite import DatabaseEngine, PostgresEngine, SqliteEngine
+from ai_agent_service.storage.url import Address, parse_address
 
 logger = logging.getLogger(__name__)
 

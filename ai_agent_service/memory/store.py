@@ -20,9 +20,9 @@ from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Answer, Step
 from ai_agent_service.memory.counters import MemoryCounts
 from ai_agent_service.memory.message_tree import Addresses, Entry
 from ai_agent_service.memory.statements import LOOKED_UP, NODE, TAIL, Statements
-from ai_agent_service.storage.cipher import Cipher, Undecryptable
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.engines import DatabaseEngine, database_time
+from ai_agent_service.storage.encryption import Cipher, Undecryptable
+from ai_agent_service.storage.sqlite import DatabaseEngine, database_time
 from ai_agent_service.storage.tables import processes, secrets
 
 logger = logging.getLogger(__name__)

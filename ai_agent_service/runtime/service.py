@@ -49,7 +49,7 @@ from ai_agent_service.providers.ollama import Ollama
 from ai_agent_service.runtime.builder import Changes, Edition, Maker, Written, changes_between
 from ai_agent_service.runtime.drain import Period
 from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
-from ai_agent_service.storage.address import Address, parse_address
+from ai_agent_service.storage.url import Address, parse_address
 from ai_agent_service.tools.toolset import Toolset
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.maintenance.failover import PromotionFailed, look, promote
-from ai_agent_service.storage.address import parse_address
+from ai_agent_service.storage.url import parse_address
 from tests.certificates import certified
 from tests.postgres import QUOTED, USER, PostgresServer, binaries_18
 

@@ -6,7 +6,7 @@ import pytest
 
 from ai_agent_service.maintenance.postgres_backup import ENDS, read_dump, without_password
 from ai_agent_service.maintenance.sqlite_backup import Backup, BackupFailed
-from ai_agent_service.storage.address import parse_address
+from ai_agent_service.storage.url import parse_address
 
 TABLES = b"""--
 -- PostgreSQL database dump

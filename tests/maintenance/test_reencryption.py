@@ -19,10 +19,10 @@ from ai_agent_service.memory.conversations import SqlConversations
 from ai_agent_service.memory.housekeeping import Keeper
 from ai_agent_service.memory.opening import engine_of
 from ai_agent_service.memory.store import Store, Summary
-from ai_agent_service.storage.address import parse_address
-from ai_agent_service.storage.cipher import Cipher, Undecryptable
 from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.encryption import Cipher, Undecryptable
 from ai_agent_service.storage.migrate import upgrade
+from ai_agent_service.storage.url import parse_address
 from tests.memory.conftest import Database as Stored
 from tests.postgres import DatabaseUnderTest, PostgresServer, until
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.maintenance.sqlite_backup import BackupFailed, back_up, put_in_place, staged
-from ai_agent_service.storage.address import parse_address
-from ai_agent_service.storage.engines import SqliteEngine
 from ai_agent_service.storage.migrate import upgrade
+from ai_agent_service.storage.sqlite import SqliteEngine
+from ai_agent_service.storage.url import parse_address
 
 NOW = "2026-11-24 12:00:00.000000"
 

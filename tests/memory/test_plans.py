@@ -11,9 +11,9 @@ import pytest
 from fastapi import FastAPI
 
 from ai_agent_service.server.application import create_app
-from ai_agent_service.storage.address import parse_address
-from ai_agent_service.storage.engines import PostgresEngine
 from ai_agent_service.storage.migrate import upgrade
+from ai_agent_service.storage.sqlite import PostgresEngine
+from ai_agent_service.storage.url import parse_address
 from benchmarks.databases import fill
 from benchmarks.plans import Plan, logging_plans, plans_in
 from tests.postgres import PostgresServer

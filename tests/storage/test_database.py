@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import Connection, exc, text
 
 from ai_agent_service.core.errors import MemoryUnavailable
-from ai_agent_service.storage.address import parse_address
 from ai_agent_service.storage.database import Database, DatabaseError
-from ai_agent_service.storage.engines import DatabaseEngine, PostgresEngine, SqliteEngine, database_time, ping
+from ai_agent_service.storage.sqlite import DatabaseEngine, PostgresEngine, SqliteEngine, database_time, ping
+from ai_agent_service.storage.url import parse_address
 from tests.postgres import PASSWORD, QUOTED, DatabaseUnderTest, PostgresServer, binaries_18, free_port, until
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres18"], indirect=True)

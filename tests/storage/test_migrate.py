@@ -15,10 +15,10 @@ from sqlalchemy import Connection, inspect, text
 
 import ai_agent_service.storage.migrate
 from ai_agent_service.server.application import create_app
-from ai_agent_service.storage.address import parse_address
-from ai_agent_service.storage.engines import DatabaseEngine, PostgresEngine, SqliteEngine
 from ai_agent_service.storage.migrate import HEAD, NewerSchema, revision_of, upgrade
+from ai_agent_service.storage.sqlite import DatabaseEngine, PostgresEngine, SqliteEngine
 from ai_agent_service.storage.tables import metadata
+from ai_agent_service.storage.url import parse_address
 from tests.api.asking import asking, error_of
 from tests.memory.chaos import until
 from tests.postgres import DatabaseUnderTest

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ai_agent_service.storage.cipher import Cipher
+from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.tables import secrets
 
 PEPPER = "api_key_pepper"

@@ -19,8 +19,8 @@ from ai_agent_service.auth.keys.store import ENVIRONMENT_PREFIX, key_of
 from ai_agent_service.auth.principal import SCOPES, Key
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import AccessUnavailable, Fault, MemoryUnavailable, Unauthorized
-from ai_agent_service.storage.cipher import Cipher, Undecryptable
 from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.encryption import Cipher, Undecryptable
 from ai_agent_service.storage.tables import api_keys
 
 logger = logging.getLogger(__name__)

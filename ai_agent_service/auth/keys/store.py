@@ -11,9 +11,9 @@ from ai_agent_service.auth.keys.format import GivenKey, new_secret, parse
 from ai_agent_service.auth.keys.hashing import OTHER_PEPPER, Digests, Pepper
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, UNLIMITED, Client, Key, Limits, Scope
 from ai_agent_service.observability.audit import audit
-from ai_agent_service.storage.cipher import Cipher
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.engines import database_time
+from ai_agent_service.storage.encryption import Cipher
+from ai_agent_service.storage.sqlite import database_time
 from ai_agent_service.storage.tables import api_keys
 
 ENVIRONMENT_PREFIX = "env_"

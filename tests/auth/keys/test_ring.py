@@ -32,10 +32,10 @@ from ai_agent_service.core.errors import AccessUnavailable, Unauthorized
 from ai_agent_service.maintenance.reencryption import reencrypt
 from ai_agent_service.memory.opening import ready_tables
 from ai_agent_service.storage import tables
-from ai_agent_service.storage.address import Address, parse_address
-from ai_agent_service.storage.cipher import Cipher
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.engines import DatabaseEngine, PoolUse, PostgresEngine, SqliteEngine, Work
+from ai_agent_service.storage.encryption import Cipher
+from ai_agent_service.storage.sqlite import DatabaseEngine, PoolUse, PostgresEngine, SqliteEngine, Work
+from ai_agent_service.storage.url import Address, parse_address
 from tests.postgres import DatabaseUnderTest, PostgresServer, binaries_18
 
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)

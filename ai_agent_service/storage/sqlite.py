@@ -17,7 +17,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from ai_agent_service.storage.address import Address
+from ai_agent_service.storage.url import Address
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ai_agent_service.storage.cipher import Cipher, Undecryptable, parse_keys
+from ai_agent_service.storage.encryption import Cipher, Undecryptable, parse_keys
 
 OLD = bytes(range(32))
 NEW = bytes(range(200, 232))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ai_agent_service.storage.address import parse_address
+from ai_agent_service.storage.url import parse_address
 
 
 @pytest.mark.parametrize(
