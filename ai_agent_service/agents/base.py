@@ -14,7 +14,7 @@ from ai_agent_service.core.events import RunEvent
 from ai_agent_service.core.messages import Message, ToolChoice, ToolSpec
 from ai_agent_service.memory.base import History
 from ai_agent_service.providers.base import Provider
-from ai_agent_service.tools.available import AvailableTools
+from ai_agent_service.tools.dynamic import AvailableTools
 from ai_agent_service.tools.toolset import Toolset
 
 

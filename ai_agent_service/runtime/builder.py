@@ -32,9 +32,9 @@ from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.fallback import Fallback, Other
 from ai_agent_service.runs.remembering import LiveRuns, Remembering
 from ai_agent_service.runtime.plugin_loader import Plugins
-from ai_agent_service.tools.available import AvailableTools
 from ai_agent_service.tools.base import ToolSource
 from ai_agent_service.tools.cached import CachedSource
+from ai_agent_service.tools.dynamic import AvailableTools
 from ai_agent_service.tools.filtered import Filtered
 from ai_agent_service.tools.toolset import Toolset
 

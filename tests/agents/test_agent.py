@@ -17,8 +17,8 @@ from ai_agent_service.core.errors import InvalidRequest, NotFound, ProviderNotCo
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, ToolFinished
 from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolSpec
 from ai_agent_service.providers.base import ModelRequest
-from ai_agent_service.tools.available import AvailableTools
 from ai_agent_service.tools.builtin import calculate
+from ai_agent_service.tools.dynamic import AvailableTools
 from tests.scripted import Script, calls, says
 from tests.tools.sources import Counting, Source
 

@@ -30,7 +30,7 @@ from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn, Step
 from ai_agent_service.runs.remembering import LiveRuns, Record, Remembering
-from ai_agent_service.tools.available import AvailableTools
+from ai_agent_service.tools.dynamic import AvailableTools
 from tests.scripted import Script, says
 
 QUESTION = Message(role="user", content="6*7?")
