@@ -17,9 +17,11 @@ from joserfc.jwk import OctKey
 from ai_agent_service.auth.keys.store import KeyStore
 from ai_agent_service.auth.principal import Headers
 from ai_agent_service.config.settings import load_settings
-from ai_agent_service.memory.opening import cipher_of, open_memories
+from ai_agent_service.memory.opening import open_memories
+from ai_agent_service.runtime.configuration import load_configuration
+from ai_agent_service.runtime.opening import open_access, open_service
 from ai_agent_service.runtime.plugin_loader import load_plugins
-from ai_agent_service.runtime.service import load_configuration, open_access, open_service
+from ai_agent_service.storage.opening import cipher_of
 
 SECRET = "a secret of Open WebUI's of 32 bytes or more"
 ADDRESS = "127.0.0.1"

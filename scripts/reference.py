@@ -21,8 +21,8 @@ from ai_agent_service.config.memory_definition import CompressionDefinition, Mem
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.core.errors import RequestError, ServiceError, UpstreamError
+from ai_agent_service.runtime.configuration import load_configuration
 from ai_agent_service.runtime.plugin_loader import load_plugins
-from ai_agent_service.runtime.service import load_configuration
 from ai_agent_service.server.application import create_app
 
 ROOT = Path(__file__).parents[1]

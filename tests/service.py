@@ -16,8 +16,8 @@ from starlette.types import ASGIApp
 
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.config.settings import Settings
+from ai_agent_service.runtime.configuration import Configuration, load_configuration
 from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
-from ai_agent_service.runtime.service import Configuration, load_configuration
 from ai_agent_service.server.http1 import BoundedProtocol
 from ai_agent_service.tools.base import Tool
 from tests.scripted import Script

@@ -10,7 +10,8 @@ from pydantic import create_model
 
 from ai_agent_service.config.agent_definition import AgentDefinition, AllowedTools
 from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
-from ai_agent_service.config.server_definition import ServerDefinition, read_servers
+from ai_agent_service.config.read_servers import read_servers
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.evaluation.dataset import (
@@ -23,8 +24,8 @@ from ai_agent_service.evaluation.dataset import (
     ToolCorrectness,
     read_dataset,
 )
+from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
-from ai_agent_service.runtime.service import open_service
 from ai_agent_service.server.application import create_app
 from scripts.reference import fields_of, page
 from tests.scripted import Script, calls, says

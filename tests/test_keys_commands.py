@@ -13,10 +13,10 @@ from ai_agent_service.auth.keys.ring import KeyRing
 from ai_agent_service.cli.keys import keys
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Unauthorized
-from ai_agent_service.memory.opening import address_of, engine_of
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.migrate import HEAD
+from ai_agent_service.storage.opening import address_of, engine_of
 from tests import commands
 from tests.cli.test_main import ROOT, SHIPPED, run
 from tests.commands import Done, logging_restored

@@ -21,8 +21,8 @@ import yaml
 from pydantic import SecretStr
 
 from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.runtime.configuration import load_configuration
 from ai_agent_service.runtime.plugin_loader import load_plugins
-from ai_agent_service.runtime.service import load_configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.server.process import Patience
 from tests.cli.test_main import ROOT, run, serving

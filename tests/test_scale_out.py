@@ -18,8 +18,8 @@ import pytest
 from ai_agent_service.auth.keys.store import KeyStore
 from ai_agent_service.auth.principal import UNLIMITED, Limits
 from ai_agent_service.config.settings import read_settings
-from ai_agent_service.memory.opening import open_database
 from ai_agent_service.storage.encryption import Cipher
+from ai_agent_service.storage.opening import open_database
 from tests.cli.test_main import serving
 from tests.memory.chaos import PROVIDER, Ledger, Sent, ServiceProcess, answer_to, until
 from tests.metrics import Told

@@ -33,9 +33,12 @@ from ai_agent_service.core.events import (
 )
 from ai_agent_service.core.ids import new_id
 from ai_agent_service.core.messages import Message
-from ai_agent_service.core.text import secrets_in, storable
+from ai_agent_service.core.redaction import secrets_in
+from ai_agent_service.core.text import storable
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.runtime.service import Service, load, open_service
+from ai_agent_service.runtime.configuration import load
+from ai_agent_service.runtime.opening import open_service
+from ai_agent_service.runtime.service import Service
 
 with contextlib.suppress(ImportError):  # not on Windows
     import readline  # noqa: F401 - gives input() its line editing and history

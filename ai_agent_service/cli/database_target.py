@@ -12,10 +12,10 @@ from ai_agent_service.config.settings import Settings, read_settings
 from ai_agent_service.core.errors import ConfigError, Fault, MemoryUnavailable
 from ai_agent_service.maintenance.postgres_backup import dump
 from ai_agent_service.maintenance.sqlite_backup import Backup, back_up
-from ai_agent_service.memory.opening import address_of, cipher_of, engine_of
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
-from ai_agent_service.storage.sqlite import DatabaseEngine
+from ai_agent_service.storage.engine import DatabaseEngine
+from ai_agent_service.storage.opening import address_of, cipher_of, engine_of
 from ai_agent_service.storage.url import Address
 
 T = TypeVar("T")
@@ -81,12 +81,6 @@ async def opened(target: Target, prepare: Callable[[DatabaseEngine], Awaitable[N
 def unusable(target: Target, problem: str) -> click.ClickException:
     """The error that ends a command whose database cannot be used because of `problem`."""
     return click.ClickException(f"{target.shown} cannot be used: {problem}")
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """`rows`, the first of which are the columns' names, as lines of columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _read(read: Callable[[], T], field: str, remedy: str, faults: list[Fault]) -> T | None:

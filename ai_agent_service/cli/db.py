@@ -27,8 +27,8 @@ from ai_agent_service.memory.store import ADDRESS_KEY, Store
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, Undecryptable
+from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.migrate import HEAD, NewerSchema, current_revision, tables_named_as_ours, upgrade
-from ai_agent_service.storage.sqlite import DatabaseEngine
 from ai_agent_service.storage.url import Address, parse_address
 
 TENANT = "local"

@@ -14,13 +14,12 @@ import click
 import msgspec
 
 from ai_agent_service import __version__
-from ai_agent_service.cli.database_target import table
 from ai_agent_service.cli.eval_generate import generate
-from ai_agent_service.cli.output import Steps
+from ai_agent_service.cli.output import Steps, table
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.core.text import secrets_in
+from ai_agent_service.core.redaction import secrets_in
 from ai_agent_service.evaluation.dataset import Case, read_dataset, with_agents
 from ai_agent_service.evaluation.deepeval_extra import BY_A_JUDGE, BY_DEEPEVAL, asks, judging_faults, open_judging
 from ai_agent_service.evaluation.judge_model import Judge
@@ -29,11 +28,14 @@ from ai_agent_service.evaluation.metrics import METRICS
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.evaluation.replay import Replays, ReplayToolset
 from ai_agent_service.evaluation.report.page import Baseline, report
-from ai_agent_service.evaluation.results import TINY, Options, Result, Run, RunAgent, Summary, find_run, recorded, write_lines
+from ai_agent_service.evaluation.results import TINY, Options, Result, RunAgent, Summary
+from ai_agent_service.evaluation.run_folder import Run, find_run, recorded, write_lines
 from ai_agent_service.evaluation.runner import Runner, summed
 from ai_agent_service.evaluation.scoring import MIN_CASES, Comparison, compare_runs
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.runtime.service import Configuration, Service, load, open_service
+from ai_agent_service.runtime.configuration import Configuration, load
+from ai_agent_service.runtime.opening import open_service
+from ai_agent_service.runtime.service import Service
 
 CONNECT_SECONDS = 15.0
 """How long the first case waits for the agents' MCP servers."""

@@ -15,13 +15,15 @@ import click
 from ai_agent_service.cli.output import Steps
 from ai_agent_service.config.json_files import nearest
 from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
-from ai_agent_service.core.text import secrets_in
+from ai_agent_service.core.redaction import secrets_in
 from ai_agent_service.evaluation.case_writer import Generator, TargetAgent
 from ai_agent_service.evaluation.documents import Piece, allotted, read_documents
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.providers.demo import Demo
-from ai_agent_service.runtime.service import Configuration, Service, load, open_service
+from ai_agent_service.runtime.configuration import Configuration, load
+from ai_agent_service.runtime.opening import open_service
+from ai_agent_service.runtime.service import Service
 
 CONNECT_SECONDS = 15.0
 """How long an agent's MCP servers are waited for, to know their tools."""

@@ -12,14 +12,19 @@ import msgspec
 from ai_agent_service.auth.keys.ring import key_faults
 from ai_agent_service.auth.keys.store import GRACE, KeyRefused, KeyStore, NewSecret, StoredKey
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, Client, Limits, Scope
-from ai_agent_service.cli.database_target import existing, opened, read_target, table, unusable
+from ai_agent_service.cli.database_target import existing, opened, read_target, unusable
+from ai_agent_service.cli.output import table
 from ai_agent_service.config.json_files import nearest
 from ai_agent_service.core.errors import ConfigError
-from ai_agent_service.memory.opening import ready_tables
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.runtime.service import load
+from ai_agent_service.runtime.configuration import load
 from ai_agent_service.storage.encryption import Undecryptable
+from ai_agent_service.storage.opening import ready_tables
+
+LIMIT = click.IntRange(1, 2_000_000_000)
+
+KEY = click.argument("key", metavar="KEY")
 
 T = TypeVar("T")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -48,10 +53,6 @@ class Duration(click.ParamType):
         if span is None or not (span or self._zero):
             self.fail(f"{value!r} is no time: 90d, 12h, 30m and 3600s are.", param, ctx)
         return span
-
-
-LIMIT = click.IntRange(1, 2_000_000_000)
-KEY = click.argument("key", metavar="KEY")
 
 
 @click.group()

@@ -6,6 +6,11 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+STARTER_NOTE = (
+    "this folder has no agent_config.json, so the agents that come with the program are served. To have them as files to edit:"
+    " ai-agent-service init"
+)
+
 
 class Steps:
     """Counts `things`, of which there are `total` to be done, and `done` at the beginning."""
@@ -33,3 +38,9 @@ class Steps:
             self._bar.update(self._task, completed=self._done)
         else:
             click.echo(f"[{self._done}/{self._total}] {words}", err=True)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """`rows`, the first of which are the columns' names, as lines of columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

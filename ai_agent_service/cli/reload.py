@@ -10,7 +10,7 @@ import msgspec
 
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import Settings, load_settings
-from ai_agent_service.runtime.builder import Changes
+from ai_agent_service.runtime.revision import Changes
 
 KEY = "AAS_API_KEY"
 SECONDS = 120.0

@@ -4,7 +4,7 @@ from typing import Any
 
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.json_files import digest_of
-from ai_agent_service.config.server_definition import Servers
+from ai_agent_service.config.read_servers import Servers
 
 LENGTH = 12
 _NAMES_OF_PROMPTS: Any = {"system_prompt_file": True, "resource_config": {"memory": {"compression": {"prompt_file": True}}}}

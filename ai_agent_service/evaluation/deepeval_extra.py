@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.core.text import secrets_in, without_secrets
+from ai_agent_service.core.redaction import secrets_in, without_secrets
 from ai_agent_service.evaluation.dataset import Case
 from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.metrics import Metric

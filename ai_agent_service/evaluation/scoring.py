@@ -9,7 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from ai_agent_service.evaluation.results import TINY, Result, Run
+from ai_agent_service.evaluation.results import TINY, Result
+from ai_agent_service.evaluation.run_folder import Run
 
 MIN_CASES = 6
 """With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than 0.05."""

@@ -1,30 +1,26 @@
 """Asks the parts of the service whether they can be used, each within a deadline and once for all who want to know."""
 
-import asyncio
 import logging
-import math
-import shutil
-import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.errors import MemoryUnavailable, ProviderTimeout, UpstreamError
+from ai_agent_service.core.redaction import without_secrets
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.core.text import without_secrets
-from ai_agent_service.memory.opening import address_of
+from ai_agent_service.health.probes import DiskAnswer, Probe, _all, _Disk
 from ai_agent_service.providers.base import Pingable, Provider
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.storage.database import Database, DatabaseError, DatabaseLate
+from ai_agent_service.storage.opening import address_of
 from ai_agent_service.storage.replication import Condition, condition, lag
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 PING_SECONDS = 1.5
@@ -36,8 +32,6 @@ READY_SECONDS = 0.5
 KEPT_SECONDS = 2.0
 AGENTS_KEPT_SECONDS = 1.0
 PROVIDERS_KEPT_SECONDS = 10.0
-GIVE_UP_SECONDS = 30.0
-"""After which a question that hangs is put anew."""
 
 LOW_DISK_BYTES = 256 * 1024 * 1024
 MAX_LAG_SECONDS = 60.0
@@ -68,45 +62,6 @@ class AgentAnswer(msgspec.Struct, frozen=True):
     """What keeps an agent from answering, if anything does."""
 
     problem: str | None
-
-
-class DiskAnswer(msgspec.Struct, frozen=True):
-    """How many bytes are free where the service writes; `error` is why that cannot be told."""
-
-    free_bytes: int | None = None
-    total_bytes: int | None = None
-    error: str | None = None
-
-
-class Probe(Generic[T]):
-    """What `ask` comes to: asked by one task of `tasks` at a time, and kept for `kept_seconds`.
-
-    A question that hangs is not put again before it is given up, so that a part which hangs is not asked ever more.
-    """
-
-    def __init__(self, ask: Callable[[], Awaitable[T]], tasks: Tasks, *, kept_seconds: float) -> None:
-        self._ask = ask
-        self._tasks = tasks
-        self._kept_seconds = kept_seconds
-        self._answered_at = -math.inf
-        self._task: asyncio.Task[T | None] | None = None
-
-    async def answer(self, within: float) -> T | None:
-        """The answer; None if there is none within that many seconds."""
-        task = self._task
-        if task is None or (task.done() and time.monotonic() - self._answered_at >= self._kept_seconds):
-            task = self._task = self._tasks.start(self._asked())
-        await asyncio.wait((task,), timeout=within)
-        return task.result() if task.done() and not task.cancelled() else None
-
-    async def _asked(self) -> T | None:
-        try:
-            async with asyncio.timeout(GIVE_UP_SECONDS):
-                return await self._ask()
-        except TimeoutError:
-            return None
-        finally:
-            self._answered_at = time.monotonic()
 
 
 class Checks:
@@ -205,14 +160,6 @@ async def open_checks(service: Service, access: Access) -> AsyncGenerator[Checks
         yield Checks(service, access, tasks)
 
 
-K = TypeVar("K")
-
-
-async def _all(probes: dict[K, Probe[T]], within: float) -> dict[K, T | None]:
-    answers = await asyncio.gather(*(probe.answer(within) for probe in probes.values()))
-    return dict(zip(probes, answers, strict=True))
-
-
 async def _ping(provider: Provider) -> ProviderAnswer:
     if provider.missing:
         return ProviderAnswer("not_configured", f"{' and '.join(provider.missing)} must be set.")
@@ -252,38 +199,6 @@ def _written(service: Service, access: Access) -> list[Path]:
     if settings.audit_log_file is not None:
         paths.append(settings.audit_log_file)
     return list(dict.fromkeys(path.absolute().parent for path in paths))
-
-
-class _Disk:
-    """A folder whose room is looked up in a thread of its own, as a network drive may hang: then nothing else should."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._looking: asyncio.Future[DiskAnswer] | None = None
-
-    async def usage(self) -> DiskAnswer:
-        """How much is free."""
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_future()
-            threading.Thread(target=self._look, args=(asyncio.get_running_loop(), self._looking), name="disk", daemon=True).start()
-        return await asyncio.shield(self._looking)
-
-    def _look(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[DiskAnswer]") -> None:
-        try:
-            usage = shutil.disk_usage(self._path)
-            answer = DiskAnswer(usage.free, usage.total)
-        except OSError as error:
-            answer = DiskAnswer(error=f"{type(error).__name__}: {error.strerror}")
-
-        def tell() -> None:
-            self._looking = None
-            if not future.done():
-                future.set_result(answer)
-
-        try:
-            loop.call_soon_threadsafe(tell)
-        except RuntimeError:
-            return  # the event loop is closed: nobody waits any more
 
 
 def _milliseconds(began: float) -> float:

@@ -21,7 +21,7 @@ from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.limits.limiter import RUN_GRACE, Admission, InProcessLimits, Limiter
 from ai_agent_service.limits.rate_limit import Ask, Level, decide, headers_of, settled
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.sqlite import Work
+from ai_agent_service.storage.engine import Work
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, RowMapping, Select, Table, and_, bindparam, f
 from ai_agent_service.memory.store import ADDRESS_KEY, PROCESS_STALE_SECONDS
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, Undecryptable
-from ai_agent_service.storage.sqlite import database_time
+from ai_agent_service.storage.engine import database_time
 from ai_agent_service.storage.tables import nodes, processes, secrets, summaries
 
 BATCH = 500

@@ -3,7 +3,8 @@
 from http import HTTPStatus
 
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.core.text import storable, without_secrets
+from ai_agent_service.core.redaction import without_secrets
+from ai_agent_service.core.text import storable
 
 MAX_WORDS = 400
 

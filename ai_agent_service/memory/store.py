@@ -22,7 +22,7 @@ from ai_agent_service.memory.message_tree import Addresses, Entry
 from ai_agent_service.memory.statements import LOOKED_UP, NODE, TAIL, Statements
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, Undecryptable
-from ai_agent_service.storage.sqlite import DatabaseEngine, database_time
+from ai_agent_service.storage.engine import DatabaseEngine, database_time
 from ai_agent_service.storage.tables import processes, secrets
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from ai_agent_service.core.text import may_hold_secret, storable, without_known, without_secrets
+from ai_agent_service.core.redaction import may_hold_secret, without_known, without_secrets
+from ai_agent_service.core.text import storable
 from ai_agent_service.observability.request_id import current_request_id
 
 LogFormat = Literal["auto", "json", "text"]

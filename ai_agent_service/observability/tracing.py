@@ -25,7 +25,8 @@ from opentelemetry.util.types import AttributeValue
 
 from ai_agent_service.core.errors import Fault, ServiceError
 from ai_agent_service.core.ids import new_id
-from ai_agent_service.core.text import secrets_in, storable, without_secrets
+from ai_agent_service.core.redaction import secrets_in, without_secrets
+from ai_agent_service.core.text import storable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource

@@ -23,8 +23,11 @@ from ai_agent_service.core.messages import (
 )
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from ai_agent_service.providers.http import HttpClient, Target, drain, error_in_stream
+from ai_agent_service.providers.http import HttpClient, drain
+from ai_agent_service.providers.http_errors import Target, error_in_stream
 from ai_agent_service.providers.sse import EventReader
+
+_encode = msgspec.json.Encoder().encode
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +119,6 @@ class _Chunk(msgspec.Struct):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
-_encode = msgspec.json.Encoder().encode
 
 
 async def stream(http: HttpClient, target: Target, request: ModelRequest, profile: Profile) -> AsyncGenerator[ModelEvent, None]:

@@ -6,7 +6,8 @@ from typing import ClassVar, Self
 from ai_agent_service.core.errors import ProviderNotConfigured, ProviderProtocolError
 from ai_agent_service.providers import ollama_wire
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
-from ai_agent_service.providers.http import HttpClient, Target
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.http_errors import Target
 
 _EMBEDDING_MODELS = ("embed", "minilm", "bge-")
 

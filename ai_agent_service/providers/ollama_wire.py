@@ -14,7 +14,10 @@ from ai_agent_service.core.messages import ImagePart, Message, TextPart, ToolCal
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.providers.chat_wire import finish_reason
-from ai_agent_service.providers.http import HttpClient, Target, drain, error_in_stream
+from ai_agent_service.providers.http import HttpClient, drain
+from ai_agent_service.providers.http_errors import Target, error_in_stream
+
+_encode = msgspec.json.Encoder().encode
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _DATA_URL = re.compile(r"^data:[^;,]*;base64,(.*)$", re.DOTALL)
@@ -61,7 +64,6 @@ class _Line(msgspec.Struct):
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
-_encode = msgspec.json.Encoder().encode
 
 
 async def stream(http: HttpClient, target: Target, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:

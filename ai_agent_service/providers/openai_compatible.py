@@ -9,7 +9,8 @@ from ai_agent_service.core.errors import ProviderNotConfigured
 from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
 from ai_agent_service.providers.chat_wire import Profile
-from ai_agent_service.providers.http import HttpClient, Target
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.http_errors import Target
 
 OPENAI_URL = "https://api.openai.com/v1"
 

@@ -13,7 +13,6 @@ from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import MemoryUnavailable, ServiceError, SessionBusy
 from ai_agent_service.core.events import (
     MemorySkipped,
-    RefusalDelta,
     RunEvent,
     RunFailed,
     RunFinished,
@@ -21,71 +20,16 @@ from ai_agent_service.core.events import (
     ToolFinished,
     ToolStarted,
 )
-from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn, Step
+from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn
 from ai_agent_service.observability.debug_log import is_tracing, present, trace
+from ai_agent_service.runs.live import LiveRuns, _LiveRun
+from ai_agent_service.runs.record import Record
 
 logger = logging.getLogger(__name__)
 
 INTERRUPTED_WAIT_SECONDS = 10.0
 """How long a database that is away is waited for to store what there is of an interrupted answer."""
-
-
-class LiveRuns:
-    """The runs that are under way in this process, for requests that repeat one of them to join it."""
-
-    def __init__(self) -> None:
-        self._runs: dict[str, _LiveRun] = {}
-
-    def begin(self, run_id: str) -> "_LiveRun":
-        """Lets others join the run of this id, until it is ended."""
-        run = self._runs[run_id] = _LiveRun()
-        return run
-
-    def end(self, run_id: str) -> None:
-        """Lets nobody join any more; those who have are told what there is, and that it ended."""
-        self._runs.pop(run_id).close()
-
-    def is_live(self, run_id: str) -> bool:
-        """Whether the run of this id is under way."""
-        return run_id in self._runs
-
-    def find(self, run_id: str) -> "_LiveRun | None":
-        """The run of this id, if it is under way."""
-        return self._runs.get(run_id)
-
-
-class _LiveRun:
-    def __init__(self) -> None:
-        self._events: list[RunEvent] = []
-        self._changed: asyncio.Event | None = None
-        self._ended = False
-
-    def tell(self, event: RunEvent) -> None:
-        self._events.append(event)
-        self._wake()
-
-    def close(self) -> None:
-        self._ended = True
-        self._wake()
-
-    async def follow(self) -> AsyncGenerator[RunEvent, None]:
-        """All its events, those that were told already first; they end early if the run is stopped."""
-        told = 0
-        while True:
-            while told < len(self._events):
-                yield self._events[told]
-                told += 1
-            if self._ended:
-                return
-            self._changed = self._changed or asyncio.Event()
-            await self._changed.wait()
-
-    def _wake(self) -> None:
-        if self._changed is not None:
-            changed, self._changed = self._changed, None
-            changed.set()
 
 
 class Remembering(BaseAgent):
@@ -201,54 +145,6 @@ class Remembering(BaseAgent):
                 yield last
         if not isinstance(last, RunFinished | RunFailed):
             yield RunFailed(SessionBusy("The request that this one repeats was interrupted. Try again.", retry_after=1))
-
-
-class Record:
-    """What is said and done in a run, put together for the memory."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._said: list[str] = []
-        self._steps: list[tuple[int, str, list[ToolCall], list[ToolResult]]] = []
-
-    def add(self, event: RunEvent) -> None:
-        """Takes one event that is not the last."""
-        match event:
-            case TextDelta(text=text) | RefusalDelta(text=text):
-                self._text.append(text)
-                self._said.append(text)
-            case ToolStarted(call=call, step=step):
-                if not self._steps or self._steps[-1][0] != step:
-                    self._begin(step)
-                self._steps[-1][2].append(call)
-            case ToolFinished(result=result):
-                self._steps[-1][3].append(result)
-            case _:
-                pass
-
-    def answer(self, event: RunFinished | RunFailed) -> Answer:
-        """The answer of a run that ended with `event`. One that waits for the client's tools is not complete."""
-        if isinstance(event, RunFailed):
-            return msgspec.structs.replace(self.interrupted(), usage=event.usage, error=event.error.code)
-        if event.tool_calls:
-            if not self._steps or self._steps[-1][0] != len(event.steps):
-                self._begin(len(event.steps))
-            asked = event.steps[-1].tool_calls if event.steps else event.tool_calls
-            self._steps[-1][2][:] = asked
-        status = self.interrupted() if event.tool_calls else self._answer()
-        return msgspec.structs.replace(status, reason=event.reason, usage=event.usage)
-
-    def interrupted(self) -> Answer:
-        """What there is of an answer that was not ended."""
-        return msgspec.structs.replace(self._answer(), status="incomplete")
-
-    def _begin(self, step: int) -> None:
-        self._steps.append((step, "".join(self._said), [], []))
-        self._said.clear()
-
-    def _answer(self) -> Answer:
-        steps = tuple(Step(text, tuple(calls), tuple(results)) for _, text, calls, results in self._steps)
-        return Answer(text="".join(self._text), steps=steps, last="".join(self._said))
 
 
 def _traced_beginning(asked: Asked, remembered: RememberedTurn, context: RunContext) -> dict[str, object]:

@@ -1,21 +1,20 @@
 """Makes the agents and MCP servers of one reading of the files; what did not change since the reading before is taken over."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from ai_agent_service.agents.base import AgentParts, BaseAgent
 from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.config.agent_definition import LEGACY_TOOLS, AgentDefinition, AllowedTools
+from ai_agent_service.config.agent_definition import AgentDefinition, AllowedTools
 from ai_agent_service.config.agent_version import version_of
 from ai_agent_service.config.memory_definition import BUILT_IN, MemoryDefinition
-from ai_agent_service.config.server_definition import Servers
+from ai_agent_service.config.read_agents import LEGACY_TOOLS
+from ai_agent_service.config.read_servers import Servers
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.tasks import Held, Tasks
@@ -30,8 +29,10 @@ from ai_agent_service.memory.opening import Memories, Summarizer, open_memories
 from ai_agent_service.observability.tracing import Tracing
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.fallback import Fallback, Other
-from ai_agent_service.runs.remembering import LiveRuns, Remembering
+from ai_agent_service.runs.live import LiveRuns
+from ai_agent_service.runs.remembering import Remembering
 from ai_agent_service.runtime.plugin_loader import Plugins
+from ai_agent_service.runtime.revision import Edition, Written, _Made
 from ai_agent_service.tools.base import ToolSource
 from ai_agent_service.tools.cached import CachedSource
 from ai_agent_service.tools.dynamic import AvailableTools
@@ -39,62 +40,6 @@ from ai_agent_service.tools.filtered import Filtered
 from ai_agent_service.tools.toolset import Toolset
 
 logger = logging.getLogger(__name__)
-
-
-class Written(msgspec.Struct, frozen=True):
-    """What the files say. `created` is when they said so, in Unix seconds."""
-
-    agents: Sequence[AgentDefinition]
-    servers: Servers
-    environment: Mapping[str, str]
-    created: int
-
-
-class _Made(msgspec.Struct, frozen=True):
-    """An agent with what it was made of; another agent is to be made where that is not the same. `held` is what it keeps open."""
-
-    plain: BaseAgent
-    plain_of: tuple[object, ...]
-    agent: BaseAgent
-    agent_of: tuple[object, ...]
-    held: Held[Memory] | None = None
-
-
-class Edition(msgspec.Struct, frozen=True):
-    """The agents and the servers of one reading of the files. Whoever took an agent from it may run it until it is ended."""
-
-    catalog: Catalog
-    servers: McpServers
-    written: Written
-    made: Mapping[str, _Made]
-
-
-class Changes(msgspec.Struct, frozen=True):
-    """How one edition differs from the one before: ids of agents and labels of servers. `agents` are the versions of all agents now."""
-
-    agents: dict[str, str]
-    added_agents: list[str]
-    changed_agents: list[str]
-    removed_agents: list[str]
-    added_servers: list[str]
-    changed_servers: list[str]
-    removed_servers: list[str]
-
-    def __bool__(self) -> bool:
-        return any(self.lists.values())
-
-    @property
-    def lists(self) -> dict[str, list[str]]:
-        """The lists by their names, an agent that there is as `id@version`."""
-        found = {name: getattr(self, name) for name in self.__struct_fields__ if name != "agents"}
-        return {name: [f"{each}@{self.agents[each]}" if each in self.agents else each for each in ids] for name, ids in found.items()}
-
-
-def changes_between(before: Edition, after: Edition) -> Changes:
-    """How `after` differs from `before`."""
-    agents = {agent.agent_id: agent.version for agent in after.catalog}
-    added, changed, removed = _differences(_agents_of(before), _agents_of(after))
-    return Changes(agents, added, changed, removed, *_differences(_servers_of(before), _servers_of(after)))
 
 
 class Maker:
@@ -242,24 +187,6 @@ class Maker:
 
 def _held(made: Mapping[str, _Made]) -> list[Held[Memory]]:
     return [each.held for each in made.values() if each.held is not None]
-
-
-def _agents_of(edition: Edition) -> dict[str, object]:
-    return {agent.agent_id: (agent.version, agent.definition) for agent in edition.catalog}
-
-
-def _servers_of(edition: Edition) -> dict[str, object]:
-    return {each.server_label: each for each in edition.written.servers.definitions}
-
-
-def _differences(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[list[str], list[str], list[str]]:
-    """The names that were added, whose values changed, and that were removed."""
-    changed = [name for name, value in after.items() if name in before and before[name] != value]
-    return _without(after, before), changed, _without(before, after)
-
-
-def _without(names: Iterable[str], others: Collection[str]) -> list[str]:
-    return [name for name in names if name not in others]
 
 
 def _provider(definition: AgentDefinition, providers: Mapping[str, Provider]) -> Provider:

@@ -3,98 +3,39 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import Context
-from functools import partial
-from pathlib import Path
-from typing import Literal, Self
-
-import msgspec
 
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.agents.catalog import Catalog, no_such_agent
 from ai_agent_service.agents.chat_tasks import Background, Task
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.auth.access import Access
-from ai_agent_service.auth.identity.base import open_identity
-from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
-from ai_agent_service.auth.identity.settings import identity_faults, identity_warnings
-from ai_agent_service.auth.keys.ring import KeyRing, environment_keys, key_faults
 from ai_agent_service.auth.principal import ANONYMOUS, Principal, User
-from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES, AgentDefinition, KnownNames, read_agents, warnings_about
-from ai_agent_service.config.json_files import load_environment, nearest
-from ai_agent_service.config.locations import Files, files_of
-from ai_agent_service.config.memory_definition import BUILT_IN
-from ai_agent_service.config.server_definition import Servers, read_servers
-from ai_agent_service.config.settings import Settings, read_settings
-from ai_agent_service.config.tls import tls_faults, tls_warnings
+from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
+from ai_agent_service.config.locations import files_of
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ConfigError, Fault, NotFound, ServerBusy, ServiceStopping, UpstreamError
+from ai_agent_service.core.errors import ConfigError, Fault, NotFound, ServerBusy, ServiceStopping
 from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.redaction import secrets_in
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.core.text import secrets_in
 from ai_agent_service.instrumentation.agents import TracedAgent
-from ai_agent_service.instrumentation.providers import TracedProvider
-from ai_agent_service.limits.postgres import open_limits
 from ai_agent_service.mcp.supervisor import McpServers
 from ai_agent_service.memory.base import Conversations
-from ai_agent_service.memory.opening import Memories, address_of, cipher_of, open_database
+from ai_agent_service.memory.opening import Memories
 from ai_agent_service.observability.logging import keep_out
-from ai_agent_service.observability.tracing import Tracing, tracing_faults, tracing_of
-from ai_agent_service.providers.base import Provider, ProviderSetup
+from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.breaker import Breakers
-from ai_agent_service.providers.http import HttpClient, Timeouts
-from ai_agent_service.providers.ollama import Ollama
-from ai_agent_service.runtime.builder import Changes, Edition, Maker, Written, changes_between
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.runtime.builder import Maker
+from ai_agent_service.runtime.configuration import Configuration, load_configuration
 from ai_agent_service.runtime.drain import Period
-from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
-from ai_agent_service.storage.url import Address, parse_address
-from ai_agent_service.tools.toolset import Toolset
+from ai_agent_service.runtime.revision import Changes, Edition, changes_between
 
 logger = logging.getLogger(__name__)
 
 LAST_RUNS_SECONDS = 5.0
 """How much longer than REQUEST_TIMEOUT what an edition keeps open stays so: a run is told that its time is up, and then ends."""
-
-AUTO_ORDER = ("azure_openai", "openrouter", "openai")
-OLLAMA_PROBE_SECONDS = 0.5
-
-
-class Configuration(msgspec.Struct, frozen=True):
-    """All that the operator wrote, read and found without fault; `warnings` are sentences that name what they are about."""
-
-    settings: Settings
-    files: Files
-    environment: Mapping[str, str]
-    plugins: Plugins
-    agents: tuple[AgentDefinition, ...]
-    servers: Servers
-    warnings: tuple[str, ...]
-    created: int
-    tracing: Tracing | None = None
-    """Traces, where they are switched on."""
-
-    @property
-    def written(self) -> Written:
-        """What of it makes an edition."""
-        return Written(self.agents, self.servers, self.environment, self.created)
-
-    def with_servers_of(self, agent_ids: Collection[str]) -> Self:
-        """The same with no other agents' MCP servers, which need not be started for these."""
-        labels = {label for agent in self.agents if agent.agent_id in agent_ids for label in agent.allowed_mcp_servers}
-        kept = tuple(definition for definition in self.servers.definitions if definition.server_label in labels)
-        return msgspec.structs.replace(self, servers=msgspec.structs.replace(self.servers, definitions=kept))
-
-    def apart(self, folder: Path) -> Self:
-        """The same with a database of its own in `folder`, and without traces: for what is asked here is nobody's traffic."""
-        own = {"data_dir": folder, "database_url": None, "database_replica_url": None, "postgres_user": None, "database_migrate": True}
-        return msgspec.structs.replace(self, settings=self.settings.model_copy(update=own), tracing=None, warnings=())
-
-    @property
-    def database(self) -> str | None:
-        """Where conversations are kept, without a password; None if no agent remembers."""
-        return address_of(self.settings).shown if any(agent.memory and agent.memory.backend == BUILT_IN for agent in self.agents) else None
 
 
 class Service:
@@ -291,194 +232,3 @@ class Service:
             yield
         finally:
             self.runs -= 1
-
-
-def load(**overrides: object) -> Configuration:
-    """The configuration of this process; `overrides` are settings by field name.
-
-    Raises ConfigError with all faults of the environment, the files and the plug-ins.
-    """
-    settings, faults = read_settings(**overrides)
-    plugins, found = load_plugins(settings.plugins_dir)
-    return load_configuration(settings, plugins, [*faults, *found])
-
-
-def load_configuration(settings: Settings, plugins: Plugins, faults: Iterable[Fault] = (), *, files: Files | None = None) -> Configuration:
-    """Reads and checks `files`, by default those of `settings`; raises ConfigError with `faults` and all those found."""
-    found = list(faults)
-    files = files or files_of(settings)
-    environment = load_environment()
-    known = KnownNames(plugins.agents.keys(), plugins.providers.keys(), plugins.tools.keys(), (BUILT_IN, *plugins.memories))
-    agents, more = read_agents(files.agents, files.prompts, environment, known)
-    found += more
-    servers, more = read_servers(files.servers, environment)
-    found += more
-    for field, name, known_names in (
-        ("DEFAULT_PROVIDER", settings.default_provider, plugins.providers.keys()),
-        ("TASK_PROVIDER", settings.task_provider, {*plugins.providers, AUTO}),
-    ):
-        if name is not None and PROVIDER_ALIASES.get(name, name) not in known_names:
-            found.append(Fault(file="environment", field=field, problem=f"{name!r} is not a provider", remedy=nearest(name, known_names)))
-    found += [*key_faults(settings), *identity_faults(settings), *tls_faults(settings), *_memory_faults(settings, agents)]
-    found += tracing_faults(environment)
-    if found:
-        raise ConfigError(found)
-    return Configuration(
-        settings,
-        files,
-        environment,
-        plugins,
-        tuple(agents),
-        servers,
-        (
-            *servers.warnings,
-            *tls_warnings(settings),
-            *identity_warnings(settings),
-            *_access_warnings(settings, agents),
-            *(f"agent {agent.agent_id}: {warning}" for agent in agents for warning in warnings_about(agent, servers.labels)),
-        ),
-        int(files.agents.stat().st_mtime),
-        tracing_of(environment, name=settings.service_name, version=settings.service_version, flush_seconds=settings.shutdown_timeout),
-    )
-
-
-def _access_warnings(settings: Settings, agents: Iterable[AgentDefinition]) -> list[str]:
-    """Agents that are for nobody."""
-    if settings.identity_mode != "none":
-        return []
-    limited = [agent.agent_id for agent in agents if agent.access.groups or agent.access.roles]
-    return [f"agent {agent_id}: access is for groups or roles, which nobody has, as IDENTITY_MODE is none" for agent_id in limited]
-
-
-def _memory_faults(settings: Settings, agents: Iterable[AgentDefinition]) -> list[Fault]:
-    """What is wrong with where and how conversations are kept."""
-    found = []
-    replica = settings.database_replica_url
-    checks: tuple[tuple[str, Callable[[], object], str], ...] = (
-        ("DATABASE_URL", lambda: address_of(settings), "Correct it, or unset it for an SQLite file"),
-        ("DATABASE_REPLICA_URL", lambda: replica and _replica(replica.get_secret_value()), "Correct it, or unset it"),
-        ("MEMORY_ENCRYPTION_KEYS", lambda: cipher_of(settings), "Make a key with: openssl rand -base64 32"),
-    )
-    for field, check, remedy in checks:
-        try:
-            check()
-        except ValueError as error:
-            found.append(Fault(file="environment", field=field, problem=str(error).rstrip("."), remedy=remedy))
-    names = {agent.agent_id for agent in agents}
-    for agent in agents:
-        helper = agent.memory.compression.agent if agent.memory else None
-        if helper is not None and helper not in names:
-            found.append(
-                Fault(
-                    file=str(settings.agent_config_file),
-                    where=f"agent {agent.agent_id!r}",
-                    field="resource_config.memory.compression.agent",
-                    problem=f"{helper!r} is not an agent",
-                    remedy=nearest(helper, names),
-                )
-            )
-    return found
-
-
-def _replica(url: str) -> Address:
-    address = parse_address(url)
-    if address.kind != "postgresql":
-        raise ValueError("only a PostgreSQL database has a replica")
-    return address
-
-
-@asynccontextmanager
-async def open_service(configuration: Configuration, toolset: Callable[..., Toolset] | None = None) -> AsyncGenerator[Service, None]:
-    """The service of `configuration`, with everything it holds open closed at the end; `toolset` is as for a Maker."""
-    settings = configuration.settings
-    timeouts = Timeouts(settings.provider_connect_timeout, settings.provider_first_byte_timeout, settings.provider_idle_timeout)
-    tracing = configuration.tracing
-    async with tracing or nullcontext(), HttpClient(timeouts, max_retries=settings.provider_max_retries) as http:
-        setup = ProviderSetup(settings, configuration.environment, http)
-        providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
-        auto = await _auto_provider(settings, providers)
-        plain = providers
-        if tracing is not None:
-            providers = {name: TracedProvider(provider, tracing) for name, provider in providers.items()}
-        breakers = Breakers(settings.provider_breaker_failures, settings.provider_breaker_seconds, counts=http.counts)
-        guarded = {name: breakers.guarded(provider) for name, provider in providers.items()}
-        guarded[AUTO] = guarded[auto]
-        pending = PendingSteps()
-        task_name = settings.task_provider and PROVIDER_ALIASES.get(settings.task_provider, settings.task_provider)
-        tasks = guarded[task_name] if task_name else None
-        async with Maker(settings, configuration.plugins, configuration.environment, guarded, pending, tracing, toolset) as maker:
-            edition = await maker.make(configuration.written)
-            maker.begin(edition)
-            for warning in configuration.warnings:
-                logger.warning(warning)
-            service = Service(configuration, maker, edition, pending, http, auto, breakers, plain, tasks)
-            try:
-                yield service
-            finally:
-                await service.stop()
-
-
-@asynccontextmanager
-async def open_access(configuration: Configuration, service: Service) -> AsyncGenerator[Access, None]:
-    """What tells who calls `service`, and how much they may ask."""
-    settings = configuration.settings
-    async with AsyncExitStack() as opened:
-        database = None
-        if service.memories is not None:
-            database = service.memories.database
-        elif settings.api_keys is None or _has_database(settings):
-            database = await opened.enter_async_context(open_database(settings))
-        pepper = settings.api_key_pepper
-        fetch = partial(service.http.fetched, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
-        keys = KeyRing(
-            database,
-            environment_keys=environment_keys(settings),
-            pepper=pepper.get_secret_value() if pepper is not None else None,
-            cipher=cipher_of(settings),
-        )
-        yield Access(
-            await opened.enter_async_context(keys),
-            await opened.enter_async_context(open_identity(settings, fetch)),
-            await opened.enter_async_context(open_limits(database)),
-            is_local=settings.is_local,
-            allow_unauthenticated=settings.allow_unauthenticated,
-            allowed_hosts=settings.allowed_hosts,
-            database=database,
-        )
-
-
-def _has_database(settings: Settings) -> bool:
-    """Whether the settings name a database, or the default file is there."""
-    address = address_of(settings)
-    return address.kind == "postgresql" or address.path.exists()
-
-
-async def database_keys(settings: Settings) -> Literal["none", "ended", "live"] | None:
-    """Whether there is a key in the database, and one that is neither revoked nor expired; None if it cannot be asked."""
-    if not _has_database(settings):
-        return "none"
-    async with (
-        open_database(settings) as database,
-        KeyRing(database, environment_keys=(), pepper=None, cipher=cipher_of(settings)) as ring,
-    ):
-        if ring.has_keys is None:
-            return None
-        return "live" if ring.has_live_keys else "ended" if ring.has_keys else "none"
-
-
-async def _auto_provider(settings: Settings, providers: Mapping[str, Provider]) -> str:
-    """DEFAULT_PROVIDER, else the first that is configured, else an Ollama that answers and has a model, else demo."""
-    if settings.default_provider is not None:
-        return PROVIDER_ALIASES.get(settings.default_provider, settings.default_provider)
-    for name in AUTO_ORDER:
-        if not providers[name].missing:
-            return name
-    ollama = providers["ollama"]
-    if isinstance(ollama, Ollama):
-        try:
-            async with asyncio.timeout(OLLAMA_PROBE_SECONDS):
-                if await ollama.installed_models():
-                    return ollama.name
-        except (UpstreamError, TimeoutError) as error:
-            logger.debug("no Ollama at %s (%s)", settings.ollama_base_url, error)
-    return "demo"

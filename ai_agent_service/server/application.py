@@ -23,7 +23,7 @@ from ai_agent_service.api.openai import models as openai_models
 from ai_agent_service.api.ops import docs, health, metrics
 from ai_agent_service.api.ops import reload as admin
 from ai_agent_service.core.errors import ServiceError
-from ai_agent_service.core.text import secrets_in
+from ai_agent_service.core.redaction import secrets_in
 from ai_agent_service.health.checks import open_checks
 from ai_agent_service.instrumentation.requests import TracedRequests
 from ai_agent_service.observability.access_log import AccessLog
@@ -31,7 +31,8 @@ from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.observability.shared_metrics import Workers
-from ai_agent_service.runtime.service import Configuration, load, open_access, open_service
+from ai_agent_service.runtime.configuration import Configuration, load
+from ai_agent_service.runtime.opening import open_access, open_service
 from ai_agent_service.runtime.shutdown import Stopping
 from ai_agent_service.server.middleware import Edge
 from ai_agent_service.server.reload_triggers import hangups, reloading

@@ -11,8 +11,8 @@ from sqlalchemy import exc
 
 from ai_agent_service.core.errors import MemoryUnavailable
 from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.storage.engine import DatabaseEngine, Work, ping
 from ai_agent_service.storage.migrate import NewerSchema
-from ai_agent_service.storage.sqlite import DatabaseEngine, Work, ping
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

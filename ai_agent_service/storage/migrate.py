@@ -8,7 +8,7 @@ from types import ModuleType
 
 from sqlalchemy import Connection, inspect, text
 
-from ai_agent_service.storage.sqlite import DatabaseEngine
+from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.tables import metadata
 
 logger = logging.getLogger(__name__)

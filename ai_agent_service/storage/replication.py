@@ -3,7 +3,7 @@
 import msgspec
 from sqlalchemy import Connection, text
 
-from ai_agent_service.storage.sqlite import Work
+from ai_agent_service.storage.engine import Work
 
 _REVISION = "SELECT max(version_num) FROM alembic_version"
 _POSITION = "SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE CAST(pg_current_wal_flush_lsn() AS text) END"

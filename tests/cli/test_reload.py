@@ -26,7 +26,7 @@ from ai_agent_service.core.messages import Message
 from ai_agent_service.memory.base import Answer, Asked, MemorySetup, RememberedTurn
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.logging import LineFormatter
-from ai_agent_service.runtime.builder import Changes
+from ai_agent_service.runtime.revision import Changes
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from dirty_equals import IsStr
 
-from ai_agent_service.config.agent_definition import AgentDefinition, KnownNames, read_agents, warnings_about
+from ai_agent_service.config.agent_definition import AgentDefinition
+from ai_agent_service.config.read_agents import KnownNames, read_agents, warnings_about
 from ai_agent_service.core.errors import Fault
 
 KNOWN = KnownNames(["agent"], ["azure_openai", "ollama", "demo"], ["get_current_datetime", "add_two_numbers"])

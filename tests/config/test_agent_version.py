@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.config.agent_definition import KnownNames, read_agents
 from ai_agent_service.config.agent_version import version_of
-from ai_agent_service.config.server_definition import read_servers
+from ai_agent_service.config.read_agents import KnownNames, read_agents
+from ai_agent_service.config.read_servers import read_servers
 
 KNOWN = KnownNames(("agent",), ("demo",), ("calculate",))
 AGENT: dict[str, Any] = {

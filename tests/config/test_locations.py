@@ -11,8 +11,9 @@ from ai_agent_service.config.json_files import read_json
 from ai_agent_service.config.locations import STARTER, files_of
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.core.errors import ConfigError
+from ai_agent_service.runtime.configuration import Configuration, load_configuration
+from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.plugin_loader import load_plugins
-from ai_agent_service.runtime.service import Configuration, load_configuration, open_service
 
 ROOT = Path(__file__).parents[2]
 

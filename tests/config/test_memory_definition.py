@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.config.agent_definition import AgentDefinition, KnownNames, read_agents, warnings_about
+from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
+from ai_agent_service.config.read_agents import KnownNames, read_agents, warnings_about
 from ai_agent_service.core.errors import ConfigError, Fault
 from tests.service import AGENT, configuration
 

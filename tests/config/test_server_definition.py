@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.config.server_definition import ServerDefinition, Servers, read_servers
+from ai_agent_service.config.read_servers import Servers, read_servers
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import Fault
 
 SECRET = "canary-0123456789"

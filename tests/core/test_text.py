@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_agent_service.core.text import capped, secrets_in, storable, without_secrets
+from ai_agent_service.core.redaction import secrets_in, without_secrets
+from ai_agent_service.core.text import capped, storable
 
 
 def test_nul_and_lone_surrogates_are_replaced_and_all_else_is_kept() -> None:

@@ -12,7 +12,7 @@ from ai_agent_service.evaluation.metrics import METRICS, Metric
 from ai_agent_service.evaluation.replay import Replays, ReplayToolset
 from ai_agent_service.evaluation.results import Options, Result
 from ai_agent_service.evaluation.runner import Runner
-from ai_agent_service.runtime.service import open_service
+from ai_agent_service.runtime.opening import open_service
 from tests.scripted import Script
 from tests.service import AGENT, configuration
 

@@ -6,7 +6,8 @@ import pytest
 
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.evaluation.dataset import read_dataset
-from ai_agent_service.evaluation.results import Options, Result, Run, Summary, find_run
+from ai_agent_service.evaluation.results import Options, Result, Summary
+from ai_agent_service.evaluation.run_folder import Run, find_run
 from tests.evaluation.running import dataset
 
 SUMMARY = Summary(dataset="d", started="now", service_version="1", options=Options(), agents={})

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from ai_agent_service.evaluation.dataset import read_dataset
-from ai_agent_service.evaluation.results import Check, Options, Result, Run, Summary
+from ai_agent_service.evaluation.results import Check, Options, Result, Summary
+from ai_agent_service.evaluation.run_folder import Run
 from ai_agent_service.evaluation.scoring import (
     MIN_CASES,
     by_attempt,

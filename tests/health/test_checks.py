@@ -14,7 +14,7 @@ from dirty_equals import IsFloat, IsInt, IsPositive, IsStr
 
 from ai_agent_service.core.errors import ProviderUnavailable
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.health.checks import Probe
+from ai_agent_service.health.probes import Probe
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import HEAD
 from tests.api.asking import asking

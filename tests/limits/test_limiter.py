@@ -19,8 +19,10 @@ from ai_agent_service.core.errors import RateLimited
 from ai_agent_service.limits.limiter import NOT_LIMITED, RUN_GRACE, SWEEP_AT, Admission, InProcessLimits, Limiter
 from ai_agent_service.limits.postgres import SharedLimits, open_limits
 from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.engine import Work
 from ai_agent_service.storage.migrate import upgrade
-from ai_agent_service.storage.sqlite import PostgresEngine, SqliteEngine, Work
+from ai_agent_service.storage.postgres import PostgresEngine
+from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import Address, parse_address
 from tests.memory.conftest import until
 from tests.postgres import DatabaseUnderTest, PgBouncer, PostgresServer, binaries_18

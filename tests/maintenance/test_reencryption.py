@@ -17,11 +17,11 @@ from ai_agent_service.maintenance.reencryption import check_address_key, count_r
 from ai_agent_service.memory.base import Answer, Step
 from ai_agent_service.memory.conversations import SqlConversations
 from ai_agent_service.memory.housekeeping import Keeper
-from ai_agent_service.memory.opening import engine_of
 from ai_agent_service.memory.store import Store, Summary
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, Undecryptable
 from ai_agent_service.storage.migrate import upgrade
+from ai_agent_service.storage.opening import engine_of
 from ai_agent_service.storage.url import parse_address
 from tests.memory.conftest import Database as Stored
 from tests.postgres import DatabaseUnderTest, PostgresServer, until

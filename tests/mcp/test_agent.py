@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from ai_agent_service.mcp.tool import model_name
-from ai_agent_service.runtime.service import Configuration
+from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools import tool
 from tests.scripted import Script, calls, says

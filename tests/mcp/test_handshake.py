@@ -12,7 +12,7 @@ import pytest
 from mcp.server import Server
 from mcp.server.mcpserver import Context, MCPServer
 
-from ai_agent_service.config.server_definition import read_servers
+from ai_agent_service.config.read_servers import read_servers
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.mcp import connection as module
 from tests.mcp.http_rogue import HttpRogue

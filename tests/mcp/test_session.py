@@ -16,7 +16,8 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from pydantic import BaseModel, Field
 
-from ai_agent_service.config.server_definition import ServerDefinition, read_servers
+from ai_agent_service.config.read_servers import read_servers
+from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolFailed
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.mcp import connection as module

@@ -15,7 +15,8 @@ from ai_agent_service.mcp.supervisor import open_servers
 
 OPENS_AND_CLOSES = """
 import asyncio, json, sys
-from ai_agent_service.runtime.service import load, open_service
+from ai_agent_service.runtime.opening import open_service
+from ai_agent_service.runtime.configuration import load
 
 async def main():
     async with open_service(load()) as service:

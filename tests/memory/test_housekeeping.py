@@ -18,12 +18,12 @@ from ai_agent_service.core.errors import SessionBusy
 from ai_agent_service.core.messages import Message
 from ai_agent_service.memory.base import Answer, Erased
 from ai_agent_service.memory.housekeeping import BATCH, CLEANUP_LOCK, Keeper
-from ai_agent_service.memory.opening import engine_of
 from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Begun, Session, Store, Summary
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.migrate import upgrade
+from ai_agent_service.storage.opening import engine_of
 from ai_agent_service.storage.tables import nodes, processes, runs, sessions, summaries
 from ai_agent_service.storage.url import parse_address
 from tests.memory.chaos import until

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import upgrade
-from ai_agent_service.storage.sqlite import PostgresEngine
+from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.url import parse_address
 from benchmarks.databases import fill
 from benchmarks.plans import Plan, logging_plans, plans_in

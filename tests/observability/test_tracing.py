@@ -29,7 +29,7 @@ from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
 from ai_agent_service.core.messages import Message
 from ai_agent_service.observability.tracing import INSTALL, Tracing, tracing_faults, tracing_of, with_trace
-from ai_agent_service.runtime.service import Configuration
+from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
 from tests.api.asking import CHAT, asking

@@ -15,7 +15,8 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelFinished
 from ai_agent_service.providers.chat_wire import Profile, request_body, wire_messages
-from ai_agent_service.providers.http import HttpClient, Target
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.http_errors import Target
 from tests.providers.asking import WEATHER, question, told
 from tests.upstream import DONE, END, Action, Upstream, chunk, delta, event, events, head
 

@@ -25,7 +25,8 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
-from ai_agent_service.providers.http import BUDGET, MAX_WAIT, HttpClient, Target, Timeouts
+from ai_agent_service.providers.http import BUDGET, MAX_WAIT, HttpClient, Timeouts
+from ai_agent_service.providers.http_errors import Target
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import finish, question, text, told
 from tests.upstream import DONE, END, Action, Upstream, chunk, deaf_port, delta, event, head, reply, says

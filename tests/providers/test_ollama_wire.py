@@ -23,7 +23,8 @@ from ai_agent_service.core.messages import AudioPart, ImagePart, Message, NamedT
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers import ollama_wire
 from ai_agent_service.providers.base import ModelEvent, ModelFinished
-from ai_agent_service.providers.http import HttpClient, Target
+from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.http_errors import Target
 from ai_agent_service.providers.ollama_wire import MAX_LINE_BYTES, request_body, wire_messages
 from tests.providers.asking import WEATHER, question, told
 from tests.upstream import END, Action, Upstream, chunk, head, line, lines, reply

@@ -14,7 +14,8 @@ from fastapi import FastAPI
 
 from ai_agent_service.providers.breaker import BreakerStatus
 from ai_agent_service.providers.fallback import Fallback
-from ai_agent_service.runtime.service import Service, open_service
+from ai_agent_service.runtime.opening import open_service
+from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of
 from tests.service import AGENT, client_of, configuration

@@ -29,7 +29,9 @@ from ai_agent_service.core.messages import Message, ToolCall, ToolResult
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn, Step
-from ai_agent_service.runs.remembering import LiveRuns, Record, Remembering
+from ai_agent_service.runs.live import LiveRuns
+from ai_agent_service.runs.record import Record
+from ai_agent_service.runs.remembering import Remembering
 from ai_agent_service.tools.dynamic import AvailableTools
 from tests.scripted import Script, says
 

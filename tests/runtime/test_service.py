@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ai_agent_service.core.errors import ConfigError, ServerBusy
-from ai_agent_service.runtime.service import open_service
+from ai_agent_service.runtime.opening import open_service
 from tests.scripted import Script
 from tests.service import AGENT, configuration
 from tests.upstream import Upstream, reply

@@ -14,7 +14,9 @@ from sqlalchemy import Connection, exc, text
 
 from ai_agent_service.core.errors import MemoryUnavailable
 from ai_agent_service.storage.database import Database, DatabaseError
-from ai_agent_service.storage.sqlite import DatabaseEngine, PostgresEngine, SqliteEngine, database_time, ping
+from ai_agent_service.storage.engine import DatabaseEngine, database_time, ping
+from ai_agent_service.storage.postgres import PostgresEngine
+from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import parse_address
 from tests.postgres import PASSWORD, QUOTED, DatabaseUnderTest, PostgresServer, binaries_18, free_port, until
 

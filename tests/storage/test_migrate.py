@@ -15,8 +15,10 @@ from sqlalchemy import Connection, inspect, text
 
 import ai_agent_service.storage.migrate
 from ai_agent_service.server.application import create_app
+from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.migrate import HEAD, NewerSchema, revision_of, upgrade
-from ai_agent_service.storage.sqlite import DatabaseEngine, PostgresEngine, SqliteEngine
+from ai_agent_service.storage.postgres import PostgresEngine
+from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.tables import metadata
 from ai_agent_service.storage.url import parse_address
 from tests.api.asking import asking, error_of

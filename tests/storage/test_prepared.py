@@ -10,8 +10,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
 from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.prepared import Prepared
-from ai_agent_service.storage.sqlite import DatabaseEngine
 from ai_agent_service.storage.tables import metadata, secrets, sessions
 from tests.postgres import DatabaseUnderTest
 from tests.storage.test_database import engine_of

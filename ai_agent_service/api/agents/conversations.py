@@ -12,12 +12,12 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from ai_agent_service.api.agents.routes import ToolRun
+from ai_agent_service.api.agents.schema import ToolRun
 from ai_agent_service.api.http.access import Deleting, Reading, named_user
 from ai_agent_service.api.http.body import ServiceDependency
 from ai_agent_service.api.http.idempotency import answers_in
 from ai_agent_service.api.http.openapi import documented
-from ai_agent_service.api.openai.chat import MAX_NAME, checked_name
+from ai_agent_service.api.openai.chat_request import MAX_NAME, checked_name
 from ai_agent_service.api.openai.chat_schema import (
     AudioContent,
     CompletionUsage,
@@ -37,6 +37,14 @@ from ai_agent_service.memory.base import Conversation, ConversationInfo, Step, S
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.runtime.service import Service
 
+_USER: dict[str, tuple[str, dict[str, Any]]] = {
+    "user_id": (
+        "The user whose conversations are meant; by default the one who asks, or those of callers who name none.",
+        {"type": "string", "maxLength": MAX_NAME},
+    )
+}
+
+
 router = APIRouter(tags=["Memory"])
 
 DEFAULT_LIMIT = 50
@@ -45,6 +53,11 @@ FEW = 100
 """Messages of a conversation that is encoded without a thread."""
 
 _encoder = msgspec.json.Encoder()
+
+_PAGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "limit": ("How many at most.", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
+    "after": ("The `next` of the page before.", {"type": "string"}),
+}
 
 
 class ConversationPage(msgspec.Struct):
@@ -86,18 +99,6 @@ class Deleted(msgspec.Struct):
     messages: int
     runs: int
     summaries: int
-
-
-_USER: dict[str, tuple[str, dict[str, Any]]] = {
-    "user_id": (
-        "The user whose conversations are meant; by default the one who asks, or those of callers who name none.",
-        {"type": "string", "maxLength": MAX_NAME},
-    )
-}
-_PAGE: dict[str, tuple[str, dict[str, Any]]] = {
-    "limit": ("How many at most.", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
-    "after": ("The `next` of the page before.", {"type": "string"}),
-}
 
 
 @router.get(

@@ -2,153 +2,38 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter
-from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.api.agents.events import EventFrames
+from ai_agent_service.api.agents.schema import AgentChatRequest, AgentChatResponse, AgentView, ToolRun
 from ai_agent_service.api.http.access import Caller, Chatting, named_user
 from ai_agent_service.api.http.body import ServiceDependency, access_in, body_of, decoded, request_id_of, service_in
-from ai_agent_service.api.http.errors import ErrorBody
 from ai_agent_service.api.http.idempotency import HEADER, once
 from ai_agent_service.api.http.json_limits import checked_values
 from ai_agent_service.api.http.openapi import documented
-from ai_agent_service.api.http.run_response import Collected, CollectedRun, Frames, RunResponse, StreamedRun
+from ai_agent_service.api.http.run_response import Collected, CollectedRun, RunResponse, StreamedRun
 from ai_agent_service.api.http.session import asking_of
-from ai_agent_service.api.openai.chat import checked_name, messages_of, with_session
-from ai_agent_service.api.openai.chat_schema import FREE_FORM, CallersSettings, ChatMessage, CompletionUsage, settings_of
+from ai_agent_service.api.openai.chat_request import FREE_FORM, checked_name, messages_of, settings_of, with_session
+from ai_agent_service.api.openai.chat_schema import CallersSettings
 from ai_agent_service.api.openai.chat_stream import usage_of
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InvalidRequest, ServiceError, UpstreamError
+from ai_agent_service.core.errors import InvalidRequest, UpstreamError
 from ai_agent_service.core.events import (
-    MemorySkipped,
-    ReasoningDelta,
-    RefusalDelta,
-    RunEvent,
     RunFinished,
-    TextDelta,
-    ToolFinished,
-    ToolProgress,
-    ToolsMissing,
-    ToolStarted,
 )
 from ai_agent_service.core.messages import Message
 from ai_agent_service.runs.admission import CountedRun
 
+_decoder = msgspec.json.Decoder(AgentChatRequest)
+
 router = APIRouter(tags=["Agents"])
 
 _encoder = msgspec.json.Encoder()
-
-
-class AgentView(msgspec.Struct):
-    """An agent; `problem` is what keeps it from answering, `unavailable` what it answers without for now. `version` is another one whenever
-    its definition is."""
-
-    agent_id: str
-    description: str
-    type: str
-    provider: str
-    model: str | None
-    tools_available: list[str]
-    mcp_servers: list[str]
-    resources: list[str]
-    max_steps: int
-    available: bool
-    problem: str | None
-    unavailable: list[str]
-    version: str
-
-
-class AgentChatRequest(msgspec.Struct):
-    """One message to an agent, or a whole conversation in `messages`."""
-
-    message: str | None = None
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=20_000)] | None = None
-    user_id: str | None = None
-    session_id: str | None = None
-    model: str | None = None
-    model_settings: CallersSettings | None = None
-    stream: bool = False
-
-
-class ToolRun(msgspec.Struct):
-    """One call of a tool: its arguments as JSON text, its result, how long it took."""
-
-    id: str
-    name: str
-    arguments: str
-    result: str
-    is_error: bool
-    seconds: float
-
-
-class AgentChatResponse(msgspec.Struct):
-    """The agent's answer and the tools it used."""
-
-    response: str
-    agent_id: str
-    user_id: str
-    session_id: str | None
-    run_id: str
-    timestamp: datetime
-    model_used: str
-    finish_reason: str
-    tools_available: int
-    tool_calls: list[ToolRun]
-    steps: int
-    reasoning: str | None = None
-    usage: CompletionUsage | UnsetType = UNSET
-
-
-class _Text(msgspec.Struct):
-    type: str
-    text: str
-
-
-class _Started(msgspec.Struct, tag_field="type", tag="tool_started"):
-    id: str
-    name: str
-    arguments: str
-
-
-class _Progress(msgspec.Struct, tag_field="type", tag="tool_progress"):
-    id: str
-    name: str
-    progress: float
-    total: float | None
-    message: str
-
-
-class _MemorySkipped(msgspec.Struct, tag_field="type", tag="memory_skipped"):
-    reason: str
-
-
-class _ToolsMissing(msgspec.Struct, tag_field="type", tag="tools_missing"):
-    reasons: tuple[str, ...]
-
-
-class _Finished(msgspec.Struct, tag_field="type", tag="tool_finished"):
-    id: str
-    name: str
-    result: str
-    is_error: bool
-    seconds: float
-
-
-class _RunFinished(msgspec.Struct, tag_field="type", tag="run_finished"):
-    run_id: str
-    finish_reason: str
-    steps: int
-    usage: CompletionUsage | UnsetType = UNSET
-
-
-class _RunFailed(msgspec.Struct, tag_field="type", tag="run_failed"):
-    run_id: str
-    error: ErrorBody
 
 
 @router.get("/agents", summary="List the agents", openapi_extra=documented(None, list[AgentView]))
@@ -195,54 +80,6 @@ async def chat(agent_id: str, request: Request, caller: Chatting) -> Response:
         tools = len(agent.parts.toolset.specs)
         response = CollectedRun(run, lambda collected, finished: _answer(context, model, tools, collected, finished))
     return once(request, asking.idempotency_key, context, body, response)
-
-
-_decoder = msgspec.json.Decoder(AgentChatRequest)
-
-
-class EventFrames(Frames):
-    """A run's events as JSON objects: `text_delta`, `reasoning_delta`, `refusal_delta`, `tool_started`, `tool_progress`, `tool_finished`,
-    `tools_missing`, `memory_skipped`, and last `run_finished` or `run_failed`."""
-
-    def __init__(self, context: RunContext) -> None:
-        self._run_id = context.run_id
-
-    def event(self, event: RunEvent) -> bytes:
-        """One event."""
-        match event:
-            case TextDelta(text=text):
-                return _frame(_Text("text_delta", text))
-            case ReasoningDelta(text=text):
-                return _frame(_Text("reasoning_delta", text))
-            case RefusalDelta(text=text):
-                return _frame(_Text("refusal_delta", text))
-            case ToolStarted(call=call):
-                return _frame(_Started(call.id, call.name, call.arguments))
-            case ToolProgress(call=call):
-                return _frame(_Progress(call.id, call.name, event.progress, event.total, event.message))
-            case ToolFinished(result=result):
-                return _frame(_Finished(result.call_id, result.name, result.content, result.is_error, round(result.seconds, 3)))
-            case ToolsMissing(reasons=reasons):
-                return _frame(_ToolsMissing(reasons))
-            case MemorySkipped(reason=reason):
-                return _frame(_MemorySkipped(reason))
-            case _:
-                return b""
-
-    def finished(self, event: RunFinished) -> bytes:
-        """Why and with what the run ended."""
-        last = _RunFinished(self._run_id, event.reason, len(event.steps))
-        if event.usage is not None:
-            last.usage = usage_of(event.usage)
-        return _frame(last)
-
-    def failed(self, error: ServiceError) -> bytes:
-        """What broke the run."""
-        return _frame(_RunFailed(self._run_id, ErrorBody(error.message, error.type, error.param, error.code)))
-
-
-def _frame(event: msgspec.Struct) -> bytes:
-    return b"data: %b\n\n" % _encoder.encode(event)
 
 
 def _turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:

@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
-from ai_agent_service.agents.chat_tasks import Task
-from ai_agent_service.api.openai.open_webui_tasks import named_task
+from ai_agent_service.agents.chat_tasks import TASKS, Task
 from ai_agent_service.core.errors import InvalidRequest
 from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, History
 
@@ -109,3 +108,8 @@ def _history(value: object, place: str) -> History | None:
     if value != "client" and value != "server":
         raise InvalidRequest("The history is either client or server.", param=place)
     return value
+
+
+def named_task(name: str) -> Task:
+    """The task that a header names; `other` for one that is not known here."""
+    return next((task for task in TASKS if task == name), "other")

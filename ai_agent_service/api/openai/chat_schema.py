@@ -177,16 +177,6 @@ class CallersSettings(ModelSettings, kw_only=True, forbid_unknown_fields=True):
     think: bool | str | None = None
 
 
-FREE_FORM = frozenset({"response_format", "prediction", "metadata"})
-"""Fields of a request whose values may be of any form."""
-
-
-def settings_of(given: ModelSettings) -> dict[str, Any]:
-    """What is set, for the provider."""
-    names = (CallersSettings if isinstance(given, CallersSettings) else ModelSettings).__struct_fields__
-    return {name: value for name in names if (value := getattr(given, name)) is not None}
-
-
 class PromptTokensDetails(msgspec.Struct):
     """What the prompt's tokens were."""
 

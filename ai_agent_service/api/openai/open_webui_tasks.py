@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ai_agent_service.agents.chat_tasks import TASKS, Task
+from ai_agent_service.agents.chat_tasks import Task
 from ai_agent_service.core.messages import Message
 
 MAX_HEAD = 8000
@@ -30,11 +30,6 @@ _KEYS: dict[str, Task] = {
 }
 _KEY = re.compile(rf'\{{\s*"({"|".join(_KEYS)})"\s*:')
 _CONTENT = re.compile(r"<chat_history>|<context>|<source\b")
-
-
-def named_task(name: str) -> Task:
-    """The task that a header names; `other` for one that is not known here."""
-    return next((task for task in TASKS if task == name), "other")
 
 
 def shaped_task(messages: Sequence[Message], *, is_open_webui: bool) -> Task | None:

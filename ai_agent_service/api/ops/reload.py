@@ -8,7 +8,7 @@ from ai_agent_service.api.http.access import Administering
 from ai_agent_service.api.http.body import ServiceDependency
 from ai_agent_service.api.http.openapi import documented
 from ai_agent_service.observability.audit import audit
-from ai_agent_service.runtime.builder import Changes
+from ai_agent_service.runtime.revision import Changes
 
 router = APIRouter(tags=["Service"])
 

@@ -13,7 +13,7 @@ from ai_agent_service.auth.principal import DEFAULT_SCOPES, UNLIMITED, Client, K
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
-from ai_agent_service.storage.sqlite import database_time
+from ai_agent_service.storage.engine import database_time
 from ai_agent_service.storage.tables import api_keys
 
 ENVIRONMENT_PREFIX = "env_"

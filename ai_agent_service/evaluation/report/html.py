@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree as ET
 
-from ai_agent_service.core.text import without_secrets
+from ai_agent_service.core.redaction import without_secrets
 
 Element = ET.Element
 Child = Element | str | None

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from ai_agent_service.core.text import without_secrets
+from ai_agent_service.core.redaction import without_secrets
 from ai_agent_service.evaluation.report import charts as pictures
 from ai_agent_service.evaluation.report.charts import Bin
 from ai_agent_service.evaluation.report.html import Element, page, tag
-from ai_agent_service.evaluation.results import Answered, Check, Result, Run, Summary, UsedTool
+from ai_agent_service.evaluation.results import Answered, Check, Result, Summary, UsedTool
+from ai_agent_service.evaluation.run_folder import Run
 from ai_agent_service.evaluation.runner import summed
 from ai_agent_service.evaluation.scoring import MIN_CASES, Change, Comparison, confidence, scores_of
 

@@ -22,9 +22,9 @@ from ai_agent_service.auth.principal import Limits
 from ai_agent_service.core.errors import ProviderUnavailable
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.memory.opening import open_database
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.encryption import Cipher
+from ai_agent_service.storage.opening import open_database
 from tests.api.asking import CHAT, asking, completion_of, error_of, stream_of
 from tests.memory.conftest import HELPER
 from tests.scripted import Script, calls, says

@@ -19,7 +19,7 @@ from ai_agent_service.core.errors import ServerBusy
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
 from ai_agent_service.limits.limiter import InProcessLimits
 from ai_agent_service.runs.admission import CountedRun
-from ai_agent_service.runtime.service import open_service
+from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import FunctionTool, tool
 from tests.api.asking import CHAT, Watched, asking, chunks_of, completion_of, connected, error_of, stream_of, told

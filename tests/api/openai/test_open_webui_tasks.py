@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ai_agent_service.agents.chat_tasks import Task
-from ai_agent_service.api.openai.open_webui_tasks import named_task, shaped_task
+from ai_agent_service.api.http.session import named_task
+from ai_agent_service.api.openai.open_webui_tasks import shaped_task
 from ai_agent_service.core.messages import Message
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, told

@@ -30,11 +30,13 @@ from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, UNLIMITED, K
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import AccessUnavailable, Unauthorized
 from ai_agent_service.maintenance.reencryption import reencrypt
-from ai_agent_service.memory.opening import ready_tables
 from ai_agent_service.storage import tables
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
-from ai_agent_service.storage.sqlite import DatabaseEngine, PoolUse, PostgresEngine, SqliteEngine, Work
+from ai_agent_service.storage.engine import DatabaseEngine, PoolUse, Work
+from ai_agent_service.storage.opening import ready_tables
+from ai_agent_service.storage.postgres import PostgresEngine
+from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import Address, parse_address
 from tests.postgres import DatabaseUnderTest, PostgresServer, binaries_18
 

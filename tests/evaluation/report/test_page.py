@@ -14,7 +14,8 @@ from ai_agent_service.evaluation.report import page as reports
 from ai_agent_service.evaluation.report.charts import MAX_BINS, bins_of, label, score_bins
 from ai_agent_service.evaluation.report.html import tag
 from ai_agent_service.evaluation.report.page import MAX_DETAILS, MAX_TEXT, Baseline, report
-from ai_agent_service.evaluation.results import Answered, Check, Options, Result, Run, RunAgent, Summary, UsedTool
+from ai_agent_service.evaluation.results import Answered, Check, Options, Result, RunAgent, Summary, UsedTool
+from ai_agent_service.evaluation.run_folder import Run
 from ai_agent_service.evaluation.runner import summed
 from ai_agent_service.evaluation.scoring import compare_runs, confidence
 from tests.evaluation.running import dataset

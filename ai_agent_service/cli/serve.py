@@ -1,0 +1,209 @@
+"""ai-agent-service serve: start the service."""
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import uvicorn
+
+from ai_agent_service.auth.access import Access
+from ai_agent_service.cli.output import STARTER_NOTE
+from ai_agent_service.config.settings import Settings
+from ai_agent_service.core.errors import ConfigError, Fault
+from ai_agent_service.observability.logging import writes_json
+from ai_agent_service.providers.demo import Demo
+from ai_agent_service.runtime.configuration import Configuration, load
+from ai_agent_service.runtime.opening import database_keys
+from ai_agent_service.runtime.service import Service
+from ai_agent_service.server.application import METRICS_FOLDER, configure_logs, create_app, settle_memory
+from ai_agent_service.server.http1 import BoundedProtocol
+from ai_agent_service.server.process import LAST_WORDS_SECONDS, Patience, Server
+from ai_agent_service.server.workers import Workers
+
+
+@click.command()
+@click.option("--host", help="The address to listen on (HOST).")
+@click.option("--port", type=click.IntRange(0, 65_535), help="The port to listen on (PORT).")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port.")
+@click.option("--debug", is_flag=True, help="Log all that is said to models, by them and by tools (LOG_LEVEL=DEBUG).")
+def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None:
+    """Start the service."""
+    given: dict[str, Any] = {"host": host, "port": port, "log_level": "DEBUG" if debug else None}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    configuration = load(**overrides)
+    settings = configuration.settings
+    configure_logs(configuration, is_one_of_several=workers > 1)
+    _refuse_without_keys(settings)
+    listening = _listening(settings)
+    config = uvicorn.Config(
+        "ai_agent_service.server.application:worker_app" if workers > 1 else create_app(configuration),
+        factory=workers > 1,
+        workers=workers,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http=BoundedProtocol,
+        ws="none",
+        proxy_headers=False,  # else callers on this machine could say where they are
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
+        ssl_context_factory=_tls if settings.tls_cert_file else None,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+    )
+    patience = Patience(settings.drain_seconds, settings.shutdown_timeout)
+    if workers > 1:
+        os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
+        if not configuration.files.is_starter:
+            os.environ["AGENT_CONFIG_FILE"] = str(configuration.files.agents)  # a worker of later takes none in its place
+        is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
+        is_open = is_open or settings.allow_unauthenticated
+        welcome = partial(_tell_ready, configuration, listening, _own_notes(configuration), is_open=is_open)
+        with tempfile.TemporaryDirectory(prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True) as folder:
+            os.environ[METRICS_FOLDER] = folder
+            code = Workers(config, listening, patience).run(welcome)
+        sys.exit(code)
+    server = Server(config, patience, partial(_welcomed, configuration, listening))
+    server.run(sockets=[listening])
+    if not server.started:
+        sys.exit(3)
+
+
+async def _welcomed(configuration: Configuration, listening: socket.socket, server: Server) -> None:
+    """Says where to go once `server` is ready."""
+    settle_memory()
+    is_open = server.state.access.is_open
+    notes = await _notes(configuration, server.state.service, server.state.access)
+    _tell_ready(configuration, listening, notes, is_open=is_open)
+
+
+def _own_notes(configuration: Configuration) -> list[str]:
+    """What the operator should know of the files."""
+    return [STARTER_NOTE] if configuration.files.is_starter else []
+
+
+async def _notes(configuration: Configuration, service: Service, access: Access) -> list[str]:
+    """What the operator should know at the start."""
+    problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
+    notes = _own_notes(configuration)
+    notes += [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
+    idle = [status for status in service.servers.statuses if status.state == "off" and status.error]
+    off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
+    if off:
+        notes.append(f"MCP servers that are off: {', '.join(off)}")
+    if not access.is_open and not access.has_live_keys:
+        notes.append("there is no API key that works, so nobody can use the service. To make one: ai-agent-service keys create --name NAME")
+    if any(agent.parts.provider.name == Demo.name for agent in service.catalog):
+        notes.append(
+            "no provider is configured: agents answer by the demo provider. To connect one, put its key into .env, such as OPENAI_API_KEY"
+        )
+    return notes
+
+
+def _tls(config: uvicorn.Config, made: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    """As uvicorn makes it, whatever the machine's OpenSSL would still take."""
+    context = made()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _listening(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say; a port in use is a fault like any other."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        print(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set HOST or PORT, or stop what listens there.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    listening.set_inheritable(True)
+    return listening
+
+
+def _refuse_without_keys(settings: Settings) -> None:
+    """Ends the process if it were to listen beyond this machine, where each caller needs a key, and no key works.
+
+    A database that cannot be asked now may have one, so that is no reason to.
+    """
+    if settings.allow_unauthenticated:
+        logging.getLogger("ai_agent_service.access").warning(
+            "ALLOW_UNAUTHENTICATED is set: WHOEVER REACHES %s:%s MAY USE EVERY AGENT AND READ AND DELETE WHAT IS REMEMBERED.",
+            settings.host,
+            settings.port,
+        )
+        return
+    if settings.is_local or settings.api_keys is not None:
+        return
+    if asyncio.run(database_keys(settings)) in ("live", None):
+        return
+    problem = f"the service would listen on {settings.host}, beyond this machine, and there is no API key that works"
+    remedy = "Set API_KEYS (or run: ai-agent-service keys create --name NAME), or set HOST=127.0.0.1, or set ALLOW_UNAUTHENTICATED=true"
+    raise ConfigError([Fault(file="environment", field="HOST", problem=problem, remedy=remedy)])
+
+
+def _tell_ready(configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool) -> None:
+    """Says where the service is and what it offers, in words or, among lines of JSON, as one of them."""
+    settings, url = configuration.settings, _url(configuration, listening)
+    if not writes_json(settings.log_format):
+        print(_welcome(configuration, url, notes, is_open=is_open), file=sys.stderr, flush=True)
+        return
+    ready: dict[str, Any] = {
+        "service": settings.service_name,
+        "version": settings.service_version,
+        "url": url,
+        "agents": [agent.agent_id for agent in configuration.agents],
+        "needs_key": not is_open,
+        "database": configuration.database,
+        "notes": notes,
+    }
+    logging.getLogger("ai_agent_service").info("service.ready", extra=ready)
+
+
+def _url(configuration: Configuration, listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
+    return f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
+
+
+def _own_command() -> str:
+    """How this program is called from here."""
+    return ".venv/bin/ai-agent-service" if Path(".venv/bin/ai-agent-service").is_file() else "ai-agent-service"
+
+
+def _welcome(configuration: Configuration, url: str, notes: list[str], *, is_open: bool) -> str:
+    agents = [agent.agent_id for agent in configuration.agents]
+    access = "an API key is needed"
+    if is_open and configuration.settings.allow_unauthenticated:
+        access = "OPEN TO EVERYBODY who reaches it (ALLOW_UNAUTHENTICATED)"
+    elif is_open:
+        access = "no API key is needed, as only this machine can reach it; clients that insist on one may send anything"
+    lines = [
+        f"\n{configuration.settings.service_name} {configuration.settings.service_version} is ready: {url}",
+        f"  agents   {', '.join(agents)}",
+        f"  clients  {url}/v1   (base URL for Open WebUI and every OpenAI client)",
+        f"  access   {access}",
+        f"  docs     {url}/docs",
+        *([f"  memory   {configuration.database}"] if configuration.database else []),
+        f"  chat     {_own_command()} chat {agents[0]}   (in another terminal)",
+    ]
+    if Path("scripts/webui.py").is_file():
+        where = "" if url == "http://127.0.0.1:8000" else f" SERVICE_URL={url}"
+        lines.append(f"  web      make webui{where}   (Open WebUI with these agents, in another terminal)")
+    lines += (f"  note     {note}" for note in notes)
+    return "\n".join(lines) + "\n"

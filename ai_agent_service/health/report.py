@@ -1,0 +1,267 @@
+"""The health report: what is well, what is not, and why."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ai_agent_service.auth.access import Access
+from ai_agent_service.core.redaction import without_secrets
+from ai_agent_service.health.checks import LOW_DISK_BYTES, MAX_LAG_SECONDS, AgentAnswer, Checks, DatabaseAnswer, ProviderAnswer
+from ai_agent_service.health.probes import DiskAnswer
+from ai_agent_service.mcp.connection import ServerStatus, State
+from ai_agent_service.memory.housekeeping import Keeper
+from ai_agent_service.providers.breaker import Breakers
+from ai_agent_service.providers.breaker import State as BreakerState
+from ai_agent_service.runtime.service import Service
+from ai_agent_service.runtime.shutdown import Stopping
+from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.migrate import HEAD
+
+
+class McpServerHealth(msgspec.Struct):
+    """An MCP server: whether its tools can be used, else why not; `since` is when it came to that."""
+
+    state: State
+    transport: str
+    tools: list[str]
+    error: str | None
+    since: datetime
+    restarts: int
+    schema_changes: int
+    quarantined_tools: list[str]
+
+
+class DatabaseHealth(msgspec.Struct):
+    """The database of conversations and keys: whether it can be used, else why not; what was done in it since the start.
+
+    `revision` is that of its tables, `expected_revision` what this version works with; `replica_lag_seconds` is how far the replica is
+    behind, where that can be told.
+    """
+
+    state: Literal["ready", "down", "timeout"]
+    kind: str
+    error: str | None
+    round_trip_ms: float | None
+    connections: int
+    connections_in_use: int
+    revision: str | None
+    expected_revision: str
+    replica: Literal["none", "ready", "down"]
+    replica_error: str | None
+    replica_lag_seconds: float | None
+    cleaned_up_sessions: int
+    cleaned_up_messages: int
+    ended_runs: int
+
+
+class AgentHealth(msgspec.Struct):
+    """An agent: whether it can answer, else what keeps it from that."""
+
+    state: Literal["ready", "not_ready", "timeout"]
+    problem: str | None
+
+
+class IdentityHealth(msgspec.Struct):
+    """What tells users by IDENTITY_MODE; `keys` and what follows are those of an OpenID Connect provider."""
+
+    mode: str
+    state: Literal["ready", "down"]
+    keys: int | None
+    keys_age_seconds: float | None
+    error: str | None
+
+
+class DiskHealth(msgspec.Struct):
+    """A folder that the service writes to, and the room that is left there."""
+
+    state: Literal["ready", "low", "unknown", "timeout"]
+    free_bytes: int | None
+    total_bytes: int | None
+    error: str | None
+
+
+class BreakerHealth(msgspec.Struct):
+    """How a model of a provider does: `open` is one that is not asked for another `seconds_left`; `last_error` is a code."""
+
+    model: str
+    state: BreakerState
+    failures: int
+    last_error: str | None
+    seconds_left: float | None
+    openings: int
+
+
+class ProviderHealth(msgspec.Struct):
+    """A provider: whether it can be used, else why not; `unknown` where that cannot be asked without cost. `breakers` are of the models
+    that were asked since the start."""
+
+    state: Literal["ready", "down", "timeout", "not_configured", "unknown"]
+    error: str | None
+    round_trip_ms: float | None
+    breakers: list[BreakerHealth]
+
+
+class Health(msgspec.Struct):
+    """That the service is up. The parts, and a `status` that counts them, stand only in the detailed form: `degraded` when a part cannot be
+    used, `unavailable` when nothing can be served; `reasons` say why.
+
+    `access` is `open` where callers need no key.
+    """
+
+    status: Literal["healthy", "degraded", "unavailable"]
+    timestamp: datetime
+    service: str
+    version: str
+    access: Literal["keys", "open"]
+    reasons: list[str] | UnsetType = UNSET
+    agents: dict[str, AgentHealth] | UnsetType = UNSET
+    providers: dict[str, ProviderHealth] | UnsetType = UNSET
+    mcp_servers: dict[str, McpServerHealth] | UnsetType = UNSET
+    database: DatabaseHealth | UnsetType = UNSET
+    identity: IdentityHealth | UnsetType = UNSET
+    disk: dict[str, DiskHealth] | UnsetType = UNSET
+
+
+async def _not_ready(stopping: Stopping, checks: Checks) -> str | None:
+    return "The service is being stopped." if stopping.has_begun else await checks.problem()
+
+
+async def _detail(body: Health, service: Service, access: Access, checks: Checks, stopping: Stopping) -> None:
+    """Adds the parts and what is to be said of them; all are asked at once."""
+    database = checks.asked_database
+    not_ready, agents, providers, disks, answer = await asyncio.gather(
+        _not_ready(stopping, checks),
+        checks.agents(),
+        checks.providers(),
+        checks.disks(),
+        _nothing() if database is None else checks.database(),
+    )
+    body.agents = {agent_id: _of_agent(agent) for agent_id, agent in agents.items()}
+    body.providers = {name: _of_provider(name, provider, service.breakers) for name, provider in providers.items()}
+    body.mcp_servers = {status.label: _of_server(status) for status in service.servers.statuses}
+    if database is not None and answer is not None:
+        body.database = _of_database(database, answer, None if service.memories is None else service.memories.keeper)
+    body.identity = _of_identity(service.settings.identity_mode, access)
+    body.disk = _of_disks(disks)
+    body.reasons = [not_ready] if not_ready else []
+    body.reasons += _reasons(body)
+    body.status = "unavailable" if not_ready else "degraded" if body.reasons else "healthy"
+
+
+def _reasons(body: Health) -> list[str]:
+    """What is wrong with each part, in a sentence."""
+    found: list[str] = []
+    for agent_id, agent in (body.agents or {}).items():
+        if agent.state != "ready":
+            found.append(f"The agent {agent_id} cannot answer: {agent.problem}")
+    for name, provider in (body.providers or {}).items():
+        if provider.state not in ("ready", "unknown"):
+            found.append(f"The provider {name} cannot be used: {provider.error}")
+        for breaker in provider.breakers:
+            if breaker.state != "closed":
+                found.append(f"The model {breaker.model} of {name} failed {breaker.failures} times in a row and is not asked for a time.")
+    for label, server in (body.mcp_servers or {}).items():
+        if server.state in ("starting", "down"):
+            found.append(f"The MCP server {label} cannot be used: {server.error or 'it is being connected to.'}")
+    if body.database:
+        found += _reasons_of(body.database)
+    if body.identity and body.identity.error is not None:
+        found.append(f"The keys of the identity provider cannot be fetched: {body.identity.error}")
+    for path, disk in (body.disk or {}).items():
+        if disk.state == "low":
+            found.append(f"There is little room at {path}: {(disk.free_bytes or 0) // 1024**2} MiB.")
+        elif disk.state != "ready":
+            found.append(f"How much room there is at {path} cannot be told: {disk.error}")
+    return found
+
+
+def _reasons_of(database: DatabaseHealth) -> list[str]:
+    if database.state != "ready":
+        return [f"The database cannot be used: {database.error}"]
+    found = []
+    if database.revision not in (None, HEAD):
+        found.append(f"The tables have the revision {database.revision}, and this version works with {HEAD}.")
+    if database.replica == "down":
+        found.append(f"The replica cannot be used: {database.replica_error}")
+    elif database.replica_lag_seconds is not None and database.replica_lag_seconds > MAX_LAG_SECONDS:
+        found.append(f"The replica is {database.replica_lag_seconds:.0f} seconds behind.")
+    return found
+
+
+async def _nothing() -> None:
+    return None
+
+
+def _of_agent(answer: AgentAnswer | None) -> AgentHealth:
+    if answer is None:
+        return AgentHealth("timeout", "It did not say in time whether it can.")
+    return AgentHealth("ready" if answer.problem is None else "not_ready", answer.problem)
+
+
+def _of_provider(name: str, answer: ProviderAnswer, breakers: Breakers) -> ProviderHealth:
+    states = [
+        BreakerHealth(each.model, each.state, each.failures, each.last_error, each.seconds_left, each.openings)
+        for each in breakers.states()
+        if each.provider == name
+    ]
+    return ProviderHealth(answer.state, answer.error, answer.round_trip_ms, states)
+
+
+def _of_database(database: Database, answer: DatabaseAnswer, keeper: Keeper | None) -> DatabaseHealth:
+    replica_error = database.replica_problem or answer.replica_error
+    replica: Literal["ready", "down"] = "ready" if replica_error is None else "down"
+    error = database.problem or answer.error
+    return DatabaseHealth(
+        "ready" if error is None else "timeout" if database.problem is None and answer.is_late else "down",
+        database.kind,
+        error and without_secrets(error),
+        answer.round_trip_ms,
+        *database.primary.pool,
+        answer.revision,
+        HEAD,
+        "none" if database.replica is None else replica,
+        replica_error and without_secrets(replica_error),
+        answer.replica_lag_seconds,
+        0 if keeper is None else keeper.erased.sessions,
+        0 if keeper is None else keeper.erased.messages,
+        0 if keeper is None else keeper.ended_runs,
+    )
+
+
+def _of_identity(mode: str, access: Access) -> IdentityHealth:
+    source = access.identity.source
+    if source is None:
+        return IdentityHealth(mode, "ready", None, None, None)
+    error = source.error and without_secrets(source.error)
+    return IdentityHealth(mode, "ready" if source.is_usable else "down", source.keys, source.age_seconds, error)
+
+
+def _of_disks(answers: Mapping[Path, DiskAnswer | None]) -> dict[str, DiskHealth]:
+    found = {}
+    for path, answer in answers.items():
+        if answer is None:
+            found[str(path)] = DiskHealth("timeout", None, None, "It did not answer in time.")
+            continue
+        state: Literal["ready", "low", "unknown"] = "unknown"
+        if answer.free_bytes is not None:
+            state = "ready" if answer.free_bytes >= LOW_DISK_BYTES else "low"
+        found[str(path)] = DiskHealth(state, answer.free_bytes, answer.total_bytes, answer.error)
+    return found
+
+
+def _of_server(status: ServerStatus) -> McpServerHealth:
+    return McpServerHealth(
+        status.state,
+        status.transport,
+        list(status.tools),
+        status.error,
+        datetime.fromtimestamp(status.since, UTC),
+        status.restarts,
+        status.schema_changes,
+        list(status.quarantined),
+    )
