@@ -21,7 +21,7 @@ from ai_agent_service.memory.opening import open_memories
 from ai_agent_service.runtime.configuration import load_configuration
 from ai_agent_service.runtime.opening import open_access, open_service
 from ai_agent_service.runtime.plugin_loader import load_plugins
-from ai_agent_service.storage.opening import cipher_of
+from ai_agent_service.storage.opening import build_cipher
 
 SECRET = "a secret of Open WebUI's of 32 bytes or more"
 ADDRESS = "127.0.0.1"
@@ -45,7 +45,7 @@ async def _microseconds(calls: int, *, with_keys: bool) -> float:
     requests: list[Headers] = [[(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json")] for _ in range(calls)]
     if with_keys:
         async with open_memories(settings, {}) as memories:
-            made = await KeyStore(memories.database, pepper=None, cipher=cipher_of(settings)).create("open-webui")
+            made = await KeyStore(memories.database, pepper=None, cipher=build_cipher(settings)).create("open-webui")
         requests = [
             [*headers, (b"authorization", f"Bearer {made.text}".encode()), (b"x-openwebui-user-jwt", _token(number))]
             for number, headers in enumerate(requests)
@@ -53,10 +53,10 @@ async def _microseconds(calls: int, *, with_keys: bool) -> float:
     configuration = load_configuration(settings, load_plugins()[0])
     async with open_service(configuration) as service, open_access(configuration, service) as access:
         for headers in requests[: calls // 10]:
-            await access.principal(headers, ADDRESS, identified=True)
+            await access.authenticate(headers, ADDRESS, identified=True)
         before = time.thread_time_ns()
         for headers in requests:
-            await access.principal(headers, ADDRESS, identified=True)
+            await access.authenticate(headers, ADDRESS, identified=True)
         return (time.thread_time_ns() - before) / calls / 1e3
 
 

@@ -12,8 +12,8 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel
 
 from ai_agent_service import __version__
-from ai_agent_service.api.http.access import Allowed
-from ai_agent_service.api.http.errors import OF_THE_FRAMEWORK
+from ai_agent_service.api.http.access import ScopeRequirement
+from ai_agent_service.api.http.errors import FRAMEWORK_ERRORS
 from ai_agent_service.cli.main import cli
 from ai_agent_service.config.agent_definition import AccessDefinition, AgentDefinition, AllowedTools, FallbackDefinition
 from ai_agent_service.config.display_definition import DisplayDefinition, SuggestionPrompt
@@ -198,7 +198,7 @@ def _routes() -> Iterator[tuple[str, ...]]:
     for found in iter_route_contexts(create_app(load_configuration(settings, plugins)).routes):
         route = found.original_route
         assert isinstance(route, APIRoute)
-        allowed = [call.call for call in route.dependant.dependencies if isinstance(call.call, Allowed)]
+        allowed = [call.call for call in route.dependant.dependencies if isinstance(call.call, ScopeRequirement)]
         scopes = [f"the scope `{each.scope}`" if each.scope else "a key" for each in allowed]
         about = route.summary or (route.description or "").partition("\n")[0].rstrip(".")
         for method in sorted((route.methods or set()) - {"HEAD"}):
@@ -215,7 +215,7 @@ def _errors() -> Iterator[tuple[str, ...]]:
         codes = ", ".join(f"`{code}`" for code in sorted(exact.get(each.__name__, ())))
         yield str(each.status), f"`{each.default_code}`", codes, f"`{each.type}`", " ".join((each.__doc__ or "").split())
     told = {each.default_code for each in ours}
-    for status, (code, message) in OF_THE_FRAMEWORK.items():
+    for status, (code, message) in FRAMEWORK_ERRORS.items():
         if code not in told:
             yield str(status), f"`{code}`", "", f"`{RequestError.type}`", message
 

@@ -20,7 +20,7 @@ import pytest
 
 from ai_agent_service.cli.backup import backup
 from ai_agent_service.cli.db import db
-from ai_agent_service.config.locations import STARTER
+from ai_agent_service.config.locations import STARTER_FOLDER
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.maintenance.config_archive import pack
 from tests.cli.test_main import ROOT, get, run, serving
@@ -160,5 +160,5 @@ def test_the_archive_of_a_folder_without_files_has_those_that_are_served_there(t
         assert pack(load_settings(), file) == ("agent_config.json", "mcp.json", "prompts")
     elsewhere = unpacked(written, tmp_path / "elsewhere")
     assert {path.relative_to(elsewhere).as_posix(): path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == {
-        path.relative_to(STARTER).as_posix(): path.read_bytes() for path in STARTER.rglob("*") if path.is_file()
+        path.relative_to(STARTER_FOLDER).as_posix(): path.read_bytes() for path in STARTER_FOLDER.rglob("*") if path.is_file()
     }

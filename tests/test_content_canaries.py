@@ -11,7 +11,7 @@ import pytest
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.events import RunEvent, TextDelta
 from ai_agent_service.observability.logging import LogFormat, configure_logging
 from ai_agent_service.server.application import create_app
@@ -34,7 +34,7 @@ async def look(what: str) -> str:
 @tool
 async def refuse(what: str) -> str:
     """Refuses."""
-    raise ToolFailed(f"{RESULT} {what}")
+    raise ToolError(f"{RESULT} {what}")
 
 
 @tool

@@ -17,7 +17,7 @@ import pytest
 
 from ai_agent_service.cli.db import db
 from ai_agent_service.server.application import create_app
-from ai_agent_service.storage.migrate import HEAD
+from ai_agent_service.storage.migrate import HEAD_REVISION
 from tests import commands
 from tests.cli.test_main import Terminal, run
 from tests.commands import Done, logging_restored
@@ -115,10 +115,10 @@ def changed(file: Path, statement: str) -> None:
 
 async def test_upgrade_makes_the_tables_once(tmp_path: Path, file: Path) -> None:
     shown = f"sqlite:///{file}"
-    assert await succeeds(tmp_path, "upgrade") == f"The tables of {shown} were made, with the revision {HEAD}."
-    assert await succeeds(tmp_path, "upgrade") == f"The tables of {shown} have the revision {HEAD} already."
-    assert await succeeds(tmp_path, "current") == f"revision {HEAD}, sqlite, {shown}"
-    assert await succeeds(tmp_path, "check") == f"{shown} can be used; its tables have the revision {HEAD}."
+    assert await succeeds(tmp_path, "upgrade") == f"The tables of {shown} were made, with the revision {HEAD_REVISION}."
+    assert await succeeds(tmp_path, "upgrade") == f"The tables of {shown} have the revision {HEAD_REVISION} already."
+    assert await succeeds(tmp_path, "current") == f"revision {HEAD_REVISION}, sqlite, {shown}"
+    assert await succeeds(tmp_path, "check") == f"{shown} can be used; its tables have the revision {HEAD_REVISION}."
 
 
 @pytest.mark.parametrize("arguments", [["current"], ["check"], ["backup", "copy.db"], ["reencrypt", "--plain"], ["erase", "--user", "ann"]])
@@ -133,7 +133,9 @@ async def test_a_database_without_our_tables_cannot_be_used(tmp_path: Path, file
     file.parent.mkdir()
     changed(file, "CREATE TABLE songs (title TEXT)")
     assert await succeeds(tmp_path, "current") == f"revision none, sqlite, sqlite:///{file}"
-    problem = f"Error: sqlite:///{file} cannot be used: its tables have the revision none, not {HEAD}; run: ai-agent-service db upgrade"
+    problem = (
+        f"Error: sqlite:///{file} cannot be used: its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db upgrade"
+    )
     for arguments in (["check"], ["reencrypt", "--plain"], ["erase", "--user", "ann", "--yes"]):
         assert await fails(tmp_path, *arguments) == problem
     assert "it does not have the tables of this service" in await fails(tmp_path, "backup", str(tmp_path / "copy.db"))
@@ -142,8 +144,8 @@ async def test_a_database_without_our_tables_cannot_be_used(tmp_path: Path, file
 async def test_tables_of_a_newer_version_are_told(tmp_path: Path, file: Path) -> None:
     await succeeds(tmp_path, "upgrade")
     changed(file, "UPDATE alembic_version SET version_num = '9999'")
-    assert f"'9999', which this version (at {HEAD!r}) does not know; use a newer one" in await fails(tmp_path, "upgrade")
-    assert f"its tables have the revision 9999, not {HEAD}" in await fails(tmp_path, "check")
+    assert f"'9999', which this version (at {HEAD_REVISION!r}) does not know; use a newer one" in await fails(tmp_path, "upgrade")
+    assert f"its tables have the revision 9999, not {HEAD_REVISION}" in await fails(tmp_path, "check")
 
 
 async def test_a_file_that_is_no_database_is_told(tmp_path: Path, file: Path) -> None:

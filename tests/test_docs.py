@@ -154,8 +154,10 @@ def test_the_shipped_servers_are_off_without_their_variables_and_on_with_them() 
     with_keys, faults = read_servers(ROOT / "mcp.json", {"GITHUB_TOKEN": "x" * 9, "DEEPWIKI_API_KEY": "y" * 9})
     without, more = read_servers(ROOT / "mcp.json", {})
     assert faults == more == []
-    assert {server.server_label: server.off for server in with_keys.definitions} == dict.fromkeys(("deepwiki", "github", "time", "fetch"))
-    assert {server.server_label: server.off for server in without.definitions} == {
+    assert {server.server_label: server.off_reason for server in with_keys.definitions} == dict.fromkeys(
+        ("deepwiki", "github", "time", "fetch")
+    )
+    assert {server.server_label: server.off_reason for server in without.definitions} == {
         "deepwiki": "DEEPWIKI_API_KEY is not set.",
         "github": "GITHUB_TOKEN is not set.",
         "time": None,
@@ -188,7 +190,7 @@ def test_the_case_that_the_page_on_evaluation_has_judged_is_valid(tmp_path: Path
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("\n## Judged metrics")[1]
     (tmp_path / "cases.jsonl").write_text(text.split("```json\n")[1].split("```")[0], encoding="utf-8")
     [case] = read_dataset(tmp_path / "cases.jsonl")
-    assert (case.asked[0].expect.answer_relevancy is not None, len(case.asked[0].expect.g_eval)) == (True, 1)
+    assert (case.session_turns[0].expect.answer_relevancy is not None, len(case.session_turns[0].expect.g_eval)) == (True, 1)
 
 
 def test_the_api_page_names_every_code_of_an_error() -> None:

@@ -12,11 +12,11 @@ import pytest
 from ai_agent_service.auth.keys.ring import KeyRing
 from ai_agent_service.cli.keys import keys
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.core.errors import ConfigError, Unauthorized
+from ai_agent_service.core.errors import ConfigError, UnauthorizedError
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
-from ai_agent_service.storage.migrate import HEAD
-from ai_agent_service.storage.opening import address_of, engine_of
+from ai_agent_service.storage.migrate import HEAD_REVISION
+from ai_agent_service.storage.opening import build_database_url, build_engine
 from tests import commands
 from tests.cli.test_main import ROOT, SHIPPED, run
 from tests.commands import Done, logging_restored
@@ -67,7 +67,7 @@ async def wrong(folder: Path, *arguments: str, **environment: str) -> str:
 async def ring(folder: Path, url: str | None = None) -> AsyncGenerator[KeyRing, None]:
     """The keys as the service knows them."""
     settings = Settings.model_validate({"data_dir": folder / "data", "database_url": url})
-    database = Database(engine_of(address_of(settings), settings), timeout=5)
+    database = Database(build_engine(build_database_url(settings), settings), timeout=5)
     await database.open()
     try:
         async with KeyRing(database, environment_keys=(), pepper=None, cipher=Cipher(())) as found:
@@ -108,7 +108,7 @@ async def test_a_key_is_made_rotated_listed_and_revoked(tmp_path: Path, database
     assert (done.code, done.stdout, done.stderr) == (0, f"The key 'desk' ({key_id}) is revoked.\n", "")
     async with ring(tmp_path, database.url) as found:
         for key in (first, second):
-            with pytest.raises(Unauthorized):
+            with pytest.raises(UnauthorizedError):
                 await found.find(key)
     assert [each["state"] for each in await listed(tmp_path, **of)] == ["revoked"]
 
@@ -118,7 +118,7 @@ async def test_a_rotation_without_grace_ends_the_old_secret(tmp_path: Path) -> N
     second, _ = await makes(tmp_path, "rotate", "desk", "--grace", "0")
     async with ring(tmp_path) as found:
         assert (await found.find(second)).name == "desk"
-        with pytest.raises(Unauthorized):
+        with pytest.raises(UnauthorizedError):
             await found.find(first)
 
 
@@ -181,7 +181,7 @@ async def test_a_database_that_is_not_there_is_made_with_the_first_key_alone(tmp
     file.touch()
     done = await command(tmp_path, "create", "--name", "x", DATABASE_MIGRATE="false")
     assert (done.code, done.stdout) == (1, "")
-    assert f"its tables have the revision none, not {HEAD}; run: ai-agent-service db upgrade" in done.stderr
+    assert f"its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db upgrade" in done.stderr
     done = await command(tmp_path, "list")
     assert (done.code, done.stdout) == (0, "There are no keys. To make one: ai-agent-service keys create --name NAME\n")
     await makes(tmp_path, "create", "--name", "x", DATABASE_MIGRATE="false")

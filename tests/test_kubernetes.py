@@ -24,7 +24,7 @@ from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.runtime.configuration import load_configuration
 from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.server.application import create_app
-from ai_agent_service.server.process import Patience
+from ai_agent_service.server.process import ShutdownTimeouts
 from tests.cli.test_main import ROOT, run, serving
 from tests.postgres import until
 from tests.service import configuration
@@ -323,9 +323,9 @@ def test_a_pod_has_the_time_that_the_service_takes_to_end(manifests: list[Manife
     pod = server(manifests)["spec"]["template"]["spec"]
     [container] = pod["containers"]
     found = values(container)
-    patience = Patience(float(found["DRAIN_SECONDS"]), float(found["SHUTDOWN_TIMEOUT"]))
+    patience = ShutdownTimeouts(float(found["DRAIN_SECONDS"]), float(found["SHUTDOWN_TIMEOUT"]))
     before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > before + patience.most
+    assert pod["terminationGracePeriodSeconds"] > before + patience.total
     assert before + patience.drain >= 10
     assert server(manifests)["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, Watched, asking
@@ -62,7 +62,7 @@ async def told(tmp_path: Path) -> dict[str, set[str]]:
     script = Watched(
         calls(("calculate", {"expression": "1"})),
         says("1", usage=Usage(9, 1, cost=0.1)),
-        [ProviderUnavailable("down")],
+        [ProviderUnavailableError("down")],
         [gate, *says("late")],
     )
     app = create_app(configuration(tmp_path, script, agents=[remembering], max_concurrent_requests=1))

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from ai_agent_service.cli.main import cli
 from ai_agent_service.config.settings import Settings, load_settings
-from ai_agent_service.server.process import Patience
+from ai_agent_service.server.process import ShutdownTimeouts
 from tests.cli.test_main import get, serving
 
 pytestmark = pytest.mark.timeout(180)
@@ -52,7 +52,7 @@ def test_the_unit_starts_a_command_that_there_is_and_names_its_files() -> None:
 
 def test_the_unit_waits_for_the_end_as_long_as_it_may_take() -> None:
     defaults = load_settings()
-    assert int(directives()["TimeoutStopSec"][0]) > Patience(defaults.drain_seconds, defaults.shutdown_timeout).most
+    assert int(directives()["TimeoutStopSec"][0]) > ShutdownTimeouts(defaults.drain_seconds, defaults.shutdown_timeout).total
 
 
 def test_the_unit_lets_the_service_do_little() -> None:

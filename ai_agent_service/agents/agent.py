@@ -5,19 +5,19 @@ from contextlib import aclosing
 from typing import Any, ClassVar
 
 from ai_agent_service.agents.base import BaseAgent, Turn
-from ai_agent_service.agents.loop import Shorter, run_loop
+from ai_agent_service.agents.loop import CompactMessages, run_loop
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InvalidRequest, ProviderNotConfigured, ServiceError
+from ai_agent_service.core.errors import InvalidRequestError, ProviderNotConfiguredError, ServiceError
 from ai_agent_service.core.events import RunEvent, RunFailed, ToolsMissing
 from ai_agent_service.core.messages import Message, NamedTool, ToolSpec
 from ai_agent_service.providers.base import ModelRequest
 from ai_agent_service.tools.toolset import Toolset
 
-_UNAVAILABLE = """\
+_UNAVAILABLE_NOTE = """\
 Some of your tools cannot be used at the moment. Answer without them as well as you can, and say so where it matters:
 """
 
-_LENGTH_SETTINGS = frozenset({"max_tokens", "max_completion_tokens", "num_predict"})
+_LENGTH_LIMIT_SETTINGS = frozenset({"max_tokens", "max_completion_tokens", "num_predict"})
 
 
 class Agent(BaseAgent):
@@ -29,7 +29,7 @@ class Agent(BaseAgent):
         """Takes the turn; see BaseAgent."""
         try:
             toolset = self.parts.toolset
-            request, client_tools = await self._request(turn, toolset, context)
+            request, client_tools = await self._build_request(turn, toolset, context)
         except ServiceError as error:
             yield RunFailed(error)
             return
@@ -43,56 +43,59 @@ class Agent(BaseAgent):
             client_tools=client_tools,
             max_steps=self.definition.max_steps,
             pending=self.parts.pending,
-            shorter=self._shorter(turn, toolset, context),
+            shorter=self._build_compact(turn, toolset, context),
         )
         async with aclosing(loop):
             async for event in loop:
                 yield event
 
-    async def _request(self, turn: Turn, toolset: Toolset, context: RunContext) -> tuple[ModelRequest, frozenset[str]]:
+    async def _build_request(self, turn: Turn, toolset: Toolset, context: RunContext) -> tuple[ModelRequest, frozenset[str]]:
         provider = self.parts.provider
         if provider.missing:
             variables = " and ".join(provider.missing)
-            raise ProviderNotConfigured(
+            raise ProviderNotConfiguredError(
                 f"The agent {self.agent_id!r} cannot answer: its provider {provider.name} needs {variables} to be set."
             )
-        client_tools = self._admitted(turn.tools, toolset)
+        client_tools = self._select_client_tools(turn.tools, toolset)
         tools = (*toolset.specs, *client_tools)
         if isinstance(turn.tool_choice, NamedTool) and not any(spec.name == turn.tool_choice.name for spec in tools):
-            raise InvalidRequest("This tool is not among the tools of the request.", param="tool_choice")
+            raise InvalidRequestError("This tool is not among the tools of the request.", param="tool_choice")
         request = ModelRequest(
             model=turn.model or await self.model(),
-            messages=self._messages(turn.messages, toolset, context),
+            messages=self._build_messages(turn.messages, toolset, context),
             tools=tools,
             tool_choice=turn.tool_choice if tools else None,
-            settings=_merged(self.definition.model_settings, turn.settings),
+            settings=_merge_settings(self.definition.model_settings, turn.settings),
             deadline=context.deadline,
             request_id=context.request_id,
         )
         return request, frozenset(spec.name for spec in client_tools)
 
-    def _messages(self, messages: tuple[Message, ...], toolset: Toolset, context: RunContext) -> tuple[Message, ...]:
+    def _build_messages(self, messages: tuple[Message, ...], toolset: Toolset, context: RunContext) -> tuple[Message, ...]:
         """What the model is sent of a caller's `messages`."""
-        return (self._system(messages, toolset.unavailable), *_without_system(self.parts.pending.whole(messages, context)))
+        return (
+            self._build_system_message(messages, toolset.unavailable),
+            *_drop_system_messages(self.parts.pending.restore(messages, context)),
+        )
 
-    def _shorter(self, turn: Turn, toolset: Toolset, context: RunContext) -> Shorter | None:
+    def _build_compact(self, turn: Turn, toolset: Toolset, context: RunContext) -> CompactMessages | None:
         if (shorter := turn.shorter) is None:
             return None
 
-        async def messages() -> tuple[Message, ...] | None:
+        async def compact_messages() -> tuple[Message, ...] | None:
             fewer = await shorter()
-            return None if fewer is None else self._messages(fewer, toolset, context)
+            return None if fewer is None else self._build_messages(fewer, toolset, context)
 
-        return messages
+        return compact_messages
 
-    def _system(self, messages: tuple[Message, ...], unavailable: tuple[str, ...]) -> Message:
+    def _build_system_message(self, messages: tuple[Message, ...], unavailable: tuple[str, ...]) -> Message:
         """The agent's prompt, with what the caller's system messages add to it, and a note of what cannot be used now."""
         added = [message.text for message in messages if message.role == "system"]
         if unavailable:
-            added.append(_UNAVAILABLE + "\n".join(f"- {words}" for words in unavailable))
+            added.append(_UNAVAILABLE_NOTE + "\n".join(f"- {words}" for words in unavailable))
         return Message(role="system", content="\n\n".join((self.definition.system_prompt, *added)))
 
-    def _admitted(self, tools: tuple[ToolSpec, ...], toolset: Toolset) -> tuple[ToolSpec, ...]:
+    def _select_client_tools(self, tools: tuple[ToolSpec, ...], toolset: Toolset) -> tuple[ToolSpec, ...]:
         """Those of the caller's tools that the agent's policy lets in; a name that the agent has itself stays the agent's."""
         policy = self.definition.client_tools
         if policy == "ignore":
@@ -100,14 +103,14 @@ class Agent(BaseAgent):
         return tuple(spec for spec in tools if spec.name not in toolset and (policy == "accept" or spec.name in policy))
 
 
-def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def _drop_system_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return tuple(message for message in messages if message.role != "system")
 
 
-def _merged(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+def _merge_settings(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
     """The agent's settings with the turn's over them; a length limit under any of its names replaces the agent's."""
     if not asked:
         return own
-    if _LENGTH_SETTINGS & asked.keys():
-        own = {name: value for name, value in own.items() if name not in _LENGTH_SETTINGS}
+    if _LENGTH_LIMIT_SETTINGS & asked.keys():
+        own = {name: value for name, value in own.items() if name not in _LENGTH_LIMIT_SETTINGS}
     return {**own, **asked}

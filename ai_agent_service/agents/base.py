@@ -39,7 +39,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentParts(msgspec.Struct, frozen=True):
-    """What an agent works with; all of it is opened and closed by the service. `version` is that of the agent, see `version_of`."""
+    """What an agent works with; all of it is opened and closed by the service. `version` is that of the agent, see `compute_version`."""
 
     provider: Provider
     tools: AvailableTools
@@ -49,7 +49,7 @@ class AgentParts(msgspec.Struct, frozen=True):
     @property
     def toolset(self) -> Toolset:
         """The tools that the agent may use now; a run takes this once and keeps to it."""
-        return self.tools.toolset()
+        return self.tools.get_toolset()
 
 
 class BaseAgent(ABC):
@@ -72,7 +72,7 @@ class BaseAgent(ABC):
         return self.parts.version
 
     async def model(self) -> str:
-        """The model that answers unless a turn names another; raises ProviderNotConfigured when there is none.
+        """The model that answers unless a turn names another; raises ProviderNotConfiguredError when there is none.
 
         It is empty while the agent's own provider cannot tell it and another can answer.
         """

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from ai_agent_service.agents.base import BaseAgent
-from ai_agent_service.core.errors import NotFound
+from ai_agent_service.core.errors import NotFoundError
 
 
 class Catalog:
@@ -20,13 +20,13 @@ class Catalog:
         return len(self._agents)
 
     def get(self, agent_id: str) -> BaseAgent:
-        """The agent of this id; raises NotFound in OpenAI's words for an unknown model."""
+        """The agent of this id; raises NotFoundError in OpenAI's words for an unknown model."""
         agent = self._agents.get(agent_id)
         if agent is None:
-            raise no_such_agent()
+            raise build_unknown_agent_error()
         return agent
 
 
-def no_such_agent() -> NotFound:
+def build_unknown_agent_error() -> NotFoundError:
     """The error for an agent that there is not, or not for whoever asks: nothing tells which."""
-    return NotFound("The model does not exist or you do not have access to it.", code="model_not_found", param="model")
+    return NotFoundError("The model does not exist or you do not have access to it.", code="model_not_found", param="model")

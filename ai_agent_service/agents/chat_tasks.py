@@ -11,12 +11,12 @@ import msgspec
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InternalError, ProviderProtocolError, ProviderTimeout, RunTimeout, ServiceError
+from ai_agent_service.core.errors import InternalError, ProviderProtocolError, ProviderTimeoutError, RunTimeoutError, ServiceError
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
-from ai_agent_service.providers.debug_log import answer_of
+from ai_agent_service.providers.debug_log import stream_logged
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +61,16 @@ _JSON_KEYS: Mapping[Task, tuple[str, type]] = {
 }
 """The tasks that are answered with an object of one field, and what that holds."""
 
-_OF_THE_CHAT = frozenset({"response_format", "stop", "max_tokens", "max_completion_tokens", "num_predict"})
+_CHAT_ONLY_SETTINGS = frozenset({"response_format", "stop", "max_tokens", "max_completion_tokens", "num_predict"})
 """Settings of an agent that are made for its chats."""
 
-_SPOKEN = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL): ?", re.MULTILINE)
+_SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL): ?", re.MULTILINE)
 _RESPONSES = re.compile(r"Responses from models:\s*(.*)\Z", re.DOTALL)
 _QUOTED = re.compile(r'"""(.*?)"""', re.DOTALL)
-_LIKE_MARKUP = re.compile(r"[#*_`>\[\]{}()\"\u201c\u201d]+")
+_MARKUP = re.compile(r"[#*_`>\[\]{}()\"\u201c\u201d]+")
 
 
-class Background(BaseAgent):
+class ChatTaskAgent(BaseAgent):
     """Answers `task` for `agent` with one question to `provider`; where that fails, or is the demo, by rules that need no model.
 
     `model` None means the agent's own if `provider` is the agent's, else the provider's default.
@@ -98,7 +98,7 @@ class Background(BaseAgent):
         asked_at = time.monotonic()
         if self._provider.name != "demo" and not self._provider.missing:
             try:
-                async with aclosing(self._asked(turn, context)) as events:
+                async with aclosing(self._stream_answer(turn, context)) as events:
                     async for event in events:
                         if isinstance(event, ModelFinished):
                             finished = event
@@ -120,9 +120,9 @@ class Background(BaseAgent):
             model, provider = finished.model or self._asked_model, finished.provider or self._provider.name
             usage, steps = finished.usage, (StepRecord((), finished.usage, model, provider, time.monotonic() - asked_at),)
         if self._is_free_text and said:
-            yield RunFailed(error, usage, steps) if error is not None else _finished(finished, usage, steps)
+            yield RunFailed(error, usage, steps) if error is not None else _build_finished(finished, usage, steps)
             return
-        answer = None if error is not None else self._checked(said)
+        answer = None if error is not None else self._parse_answer(said)
         if answer is None:
             logger.log(
                 logging.DEBUG if self._provider.name == "demo" else logging.WARNING,
@@ -135,7 +135,7 @@ class Background(BaseAgent):
             return
         if answer:
             yield TextDelta(answer)
-        yield _finished(finished, usage, steps)
+        yield _build_finished(finished, usage, steps)
 
     @property
     def _is_agents_own(self) -> bool:
@@ -150,11 +150,11 @@ class Background(BaseAgent):
     def _suggestions(self) -> tuple[str, ...]:
         return tuple(prompt.content for prompt in self.definition.display.suggestion_prompts)
 
-    async def _asked(
+    async def _stream_answer(
         self, turn: Turn, context: RunContext
     ) -> AsyncGenerator[TextDelta | ReasoningDelta | RefusalDelta | ModelFinished, None]:
         own = self.definition.model_settings if self._is_agents_own else {}
-        settings: dict[str, Any] = {name: value for name, value in own.items() if name not in _OF_THE_CHAT}
+        settings: dict[str, Any] = {name: value for name, value in own.items() if name not in _CHAT_ONLY_SETTINGS}
         if self._task != "emoji_generation":  # asked for in 4 tokens, which a model that thinks has used up before it says anything
             settings |= turn.settings
         deadline = min(context.deadline, time.monotonic() + TASK_SECONDS)
@@ -167,20 +167,20 @@ class Background(BaseAgent):
             request_id=context.request_id,
         )
         try:
-            answering = answer_of(self._provider, request, run_id=context.run_id, agent_id=self.agent_id, task=self._task)
+            answering = stream_logged(self._provider, request, run_id=context.run_id, agent_id=self.agent_id, task=self._task)
             async with aclosing(answering) as events:
                 async for event in events:
                     yield event
-        except RunTimeout as error:
+        except RunTimeoutError as error:
             if context.seconds_left <= 0:
                 raise
-            raise ProviderTimeout(f"{self._provider.name} took longer than {TASK_SECONDS:g} seconds for a task.") from error
+            raise ProviderTimeoutError(f"{self._provider.name} took longer than {TASK_SECONDS:g} seconds for a task.") from error
 
-    def _checked(self, said: str) -> str | None:
+    def _parse_answer(self, said: str) -> str | None:
         """The answer, in the form that the task wants; None if it is not one."""
         if self._task in _JSON_KEYS:
             key, kind = _JSON_KEYS[self._task]
-            found = _object_in(said, key, kind)
+            found = _find_json_value(said, key, kind)
             return None if found is None else msgspec.json.encode({key: found}).decode()
         if self._task == "emoji_generation":
             emoji = said.strip()
@@ -194,11 +194,11 @@ def answer_by_rule(task: Task, messages: tuple[Message, ...], suggestions: tuple
     `suggestions` are what users may ask the agent, as its operator wrote them.
     """
     asked = messages[-1].text if messages else ""
-    user = _last_said(asked, "USER")
+    user = _find_last_message(asked, "USER")
     answer: dict[str, object]
     match task:
         case "title_generation":
-            answer = {"title": _title(user)}
+            answer = {"title": _build_title(user)}
         case "tags_generation":
             answer = {"tags": ["General"]}
         case "follow_up_generation":
@@ -216,7 +216,7 @@ def answer_by_rule(task: Task, messages: tuple[Message, ...], suggestions: tuple
         case "emoji_generation":
             return "\N{SPEECH BALLOON}"
         case "moa_response_generation":
-            return _first_response(asked)
+            return _find_first_response(asked)
         case "context_compaction":
             return ""  # Open WebUI makes a summary of its own of an empty one
         case "other":
@@ -224,12 +224,12 @@ def answer_by_rule(task: Task, messages: tuple[Message, ...], suggestions: tuple
     return msgspec.json.encode(answer).decode()
 
 
-def _finished(finished: ModelFinished | None, usage: Usage | None, steps: tuple[StepRecord, ...]) -> RunFinished:
+def _build_finished(finished: ModelFinished | None, usage: Usage | None, steps: tuple[StepRecord, ...]) -> RunFinished:
     reason = finished.reason if finished is not None and finished.reason != "tool_calls" else "stop"
     return RunFinished(reason, usage, steps)
 
 
-def _object_in(text: str, key: str, kind: type) -> object:
+def _find_json_value(text: str, key: str, kind: type) -> object:
     """What the last object in `text` that has `key`, as a value of `kind`, has there; models put words and fences around it."""
     end = text.rfind("}") + 1
     start = text.rfind("{", 0, end)
@@ -246,27 +246,27 @@ def _object_in(text: str, key: str, kind: type) -> object:
     return None
 
 
-def _last_said(asked: str, role: str) -> str:
+def _find_last_message(asked: str, role: str) -> str:
     """What `role` said last in the history that the task holds."""
     # By hand: a pattern that leaves out the spaces around the history takes for ever where there are many.
     _, begins, rest = asked.partition("<chat_history>")
     history, ends, _ = rest.partition("</chat_history>")
     if not (begins and ends):
         return ""
-    parts = _SPOKEN.split(history.strip())
+    parts = _SPEAKER.split(history.strip())
     said = [text.strip() for speaker, text in zip(parts[1::2], parts[2::2], strict=True) if speaker == role]
     return said[-1] if said else ""
 
 
-def _title(text: str) -> str:
+def _build_title(text: str) -> str:
     """The first words of `text`, as a title."""
     line = next((line for line in text.splitlines() if line.strip()), "")
-    words = _LIKE_MARKUP.sub(" ", line).split()
+    words = _MARKUP.sub(" ", line).split()
     title = " ".join(words[:MAX_TITLE_WORDS])[:MAX_TITLE].rstrip(" .,;:!?-")
     return title[:1].upper() + title[1:] if title else "New chat"
 
 
-def _first_response(asked: str) -> str | None:
+def _find_first_response(asked: str) -> str | None:
     responses = _RESPONSES.search(asked)
     if responses is None:
         return None

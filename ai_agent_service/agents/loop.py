@@ -11,7 +11,7 @@ import msgspec
 
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ContextTooLong, ProviderProtocolError, RunTimeout, ServiceError, ToolFailed
+from ai_agent_service.core.errors import ContextTooLongError, ProviderProtocolError, RunTimeoutError, ServiceError, ToolError
 from ai_agent_service.core.events import (
     FinishReason,
     RunEvent,
@@ -23,12 +23,12 @@ from ai_agent_service.core.events import (
     ToolProgress,
     ToolStarted,
 )
-from ai_agent_service.core.ids import new_id
-from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolResult, tool_message
-from ai_agent_service.core.text import storable
-from ai_agent_service.core.usage import Usage, total
+from ai_agent_service.core.ids import generate_id
+from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolResult, build_tool_message
+from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.core.usage import Usage, sum_usage
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
-from ai_agent_service.providers.debug_log import answer_of
+from ai_agent_service.providers.debug_log import stream_logged
 from ai_agent_service.tools.toolset import Toolset, parse_arguments
 
 logger = logging.getLogger(__name__)
@@ -42,13 +42,15 @@ PROGRESS_SECONDS = 0.1
 MAX_PROGRESS_MESSAGE = 500
 """Characters of a report's message that are told."""
 
-Shorter = Callable[[], Awaitable[tuple[Message, ...] | None]]
+CompactMessages = Callable[[], Awaitable[tuple[Message, ...] | None]]
 """Gives the request's messages with less of the older conversation; None if that cannot be done."""
 
-_RANDOM = re.compile(r"[A-Za-z0-9]{9,}$")
+_RANDOM_ID = re.compile(r"[A-Za-z0-9]{9,}$")
 """An id that nobody else is given, such as `call_` and 24 characters; Mistral's have nine, and it takes no others."""
 
-REPEATED = "Not run again: this call was just made with the same arguments, and its earlier result stands. Go on with that result."
+REPEATED_CALL_RESULT = (
+    "Not run again: this call was just made with the same arguments, and its earlier result stands. Go on with that result."
+)
 
 
 async def run_loop(
@@ -60,7 +62,7 @@ async def run_loop(
     client_tools: frozenset[str] = frozenset(),
     max_steps: int,
     pending: PendingSteps,
-    shorter: Shorter | None = None,
+    shorter: CompactMessages | None = None,
 ) -> AsyncGenerator[RunEvent, None]:
     """Takes steps until one has no calls of our tools, or `max_steps` is reached, or the deadline, or an error the model cannot repair.
 
@@ -71,19 +73,19 @@ async def run_loop(
     messages = list(request.messages)
     traced = 0
     steps: list[StepRecord] = []
-    calls_before = _Repetitions()
+    calls_before = _RepetitionCounter()
     ids = _CallIds(messages)
     try:
         while True:
             if context.seconds_left <= 0:
-                raise RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+                raise RunTimeoutError("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
             said: list[str] = []
             told = False
             finished: ModelFinished | None = None
             asked_at = time.monotonic()
-            question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_tool_choice(request, len(steps)))
+            question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_select_tool_choice(request, len(steps)))
             try:
-                answering = answer_of(
+                answering = stream_logged(
                     provider, question, told=traced, run_id=context.run_id, agent_id=context.agent_id, step=len(steps) + 1
                 )
                 async with aclosing(answering) as events:
@@ -95,7 +97,7 @@ async def run_loop(
                             said.append(event.text)
                         told = True
                         yield event
-            except ContextTooLong:
+            except ContextTooLongError:
                 fewer = await shorter() if shorter is not None and not told else None
                 if fewer is None:
                     raise
@@ -107,7 +109,7 @@ async def run_loop(
                 continue
             if finished is None:
                 raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
-            calls = ids.unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
+            calls = ids.ensure_unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
             seconds = time.monotonic() - asked_at
             model, answered_by = finished.model or request.model, finished.provider or provider.name
             steps.append(StepRecord(calls, finished.usage, model, answered_by, seconds))
@@ -115,11 +117,11 @@ async def run_loop(
             theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
             ours = tuple(call for call in calls if call not in theirs)
             if not calls:
-                yield _finished("stop" if finished.reason == "tool_calls" else finished.reason, steps)
+                yield _build_finished("stop" if finished.reason == "tool_calls" else finished.reason, steps)
                 return
             if len(steps) >= max_steps and not theirs:
-                yield TextDelta(_stopped(max_steps, said))
-                yield _finished("stop", steps)
+                yield TextDelta(_build_stop_notice(max_steps, said))
+                yield _build_finished("stop", steps)
                 return
             answer = Message(role="assistant", content="".join(said), tool_calls=calls, reasoning=finished.reasoning)
             results: dict[str, ToolResult] = {}
@@ -132,10 +134,10 @@ async def run_loop(
                 if ours or len(steps) > 1:
                     earlier = messages[len(request.messages) :]
                     pending.keep(context, answer, results.values(), (call.id for call in theirs), earlier=earlier)
-                yield _finished("tool_calls", steps, theirs)
+                yield _build_finished("tool_calls", steps, theirs)
                 return
             messages.append(answer)
-            messages += (tool_message(results[call.id]) for call in calls)
+            messages += (build_tool_message(results[call.id]) for call in calls)
     except ServiceError as error:
         logger.info(
             "run.failed",
@@ -147,22 +149,24 @@ async def run_loop(
                 "steps": len(steps),
             },
         )
-        yield RunFailed(error, _usage(steps), tuple(steps))
+        yield RunFailed(error, _sum_steps(steps), tuple(steps))
 
 
 async def _run_tools(
-    calls: tuple[ToolCall, ...], step: int, toolset: Toolset, context: RunContext, repetitions: "_Repetitions"
+    calls: tuple[ToolCall, ...], step: int, toolset: Toolset, context: RunContext, repetitions: "_RepetitionCounter"
 ) -> AsyncGenerator[ToolStarted | ToolProgress | ToolFinished, None]:
     """Runs `calls`, neighbours that may run in parallel together; tells of each as it starts, goes on and ends."""
-    repeated = repetitions.of(calls)
-    for batch in _batches(calls, toolset):
+    repeated = repetitions.find_repeated(calls)
+    for batch in _group_batches(calls, toolset):
         for call in batch:
             yield ToolStarted(call, step)
             if call.id in repeated:
-                yield ToolFinished(ToolResult(call_id=call.id, name=call.name, content=REPEATED, is_error=True, outcome="refused"))
+                yield ToolFinished(
+                    ToolResult(call_id=call.id, name=call.name, content=REPEATED_CALL_RESULT, is_error=True, outcome="refused")
+                )
         wanted = [call for call in batch if call.id not in repeated]
         updates: asyncio.Queue[ToolProgress | asyncio.Task[ToolResult]] = asyncio.Queue()
-        running = {_running(call, toolset, context, updates) for call in wanted}
+        running = {_start_tool(call, toolset, context, updates) for call in wanted}
         try:
             while running:
                 update = await updates.get()
@@ -177,28 +181,28 @@ async def _run_tools(
             await asyncio.gather(*running, return_exceptions=True)
 
 
-def _running(
+def _start_tool(
     call: ToolCall, toolset: Toolset, context: RunContext, updates: asyncio.Queue[ToolProgress | asyncio.Task[ToolResult]]
 ) -> asyncio.Task[ToolResult]:
     """The task that carries out `call`; what it reports, not more often than anyone can read, and then itself come through `updates`."""
     loop = asyncio.get_running_loop()
     told = -PROGRESS_SECONDS
 
-    def tell(progress: ToolProgress) -> None:
+    def report(progress: ToolProgress) -> None:
         nonlocal told
         if (now := loop.time()) - told >= PROGRESS_SECONDS and not task.done():
             told = now
             updates.put_nowait(progress)
 
-    def on_progress(progress: float, total: float | None, message: str) -> None:
-        loop.call_soon_threadsafe(tell, ToolProgress(call, progress, total, storable(message)[:MAX_PROGRESS_MESSAGE]))
+    def handle_progress(progress: float, total: float | None, message: str) -> None:
+        loop.call_soon_threadsafe(report, ToolProgress(call, progress, total, replace_unstorable(message)[:MAX_PROGRESS_MESSAGE]))
 
-    task = loop.create_task(toolset.execute(call, msgspec.structs.replace(context, on_progress=on_progress)))
+    task = loop.create_task(toolset.execute(call, msgspec.structs.replace(context, on_progress=handle_progress)))
     task.add_done_callback(updates.put_nowait)
     return task
 
 
-def _batches(calls: Iterable[ToolCall], toolset: Toolset) -> list[list[ToolCall]]:
+def _group_batches(calls: Iterable[ToolCall], toolset: Toolset) -> list[list[ToolCall]]:
     """`calls` in order, those that may run beside each other in one batch, every other one alone."""
     batches: list[list[ToolCall]] = []
     open_batch = False
@@ -212,21 +216,21 @@ def _batches(calls: Iterable[ToolCall], toolset: Toolset) -> list[list[ToolCall]
     return batches
 
 
-def _tool_choice(request: ModelRequest, steps_done: int) -> object:
+def _select_tool_choice(request: ModelRequest, steps_done: int) -> object:
     """The caller's choice in the first step; a call that is forced each time would never end."""
     forced = request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool)
     return "auto" if forced and steps_done else request.tool_choice
 
 
-def _finished(reason: FinishReason, steps: list[StepRecord], tool_calls: tuple[ToolCall, ...] = ()) -> RunFinished:
-    return RunFinished(reason, _usage(steps), tuple(steps), tool_calls)
+def _build_finished(reason: FinishReason, steps: list[StepRecord], tool_calls: tuple[ToolCall, ...] = ()) -> RunFinished:
+    return RunFinished(reason, _sum_steps(steps), tuple(steps), tool_calls)
 
 
-def _usage(steps: list[StepRecord]) -> Usage | None:
-    return total([step.usage for step in steps])
+def _sum_steps(steps: list[StepRecord]) -> Usage | None:
+    return sum_usage([step.usage for step in steps])
 
 
-def _stopped(max_steps: int, said: list[str]) -> str:
+def _build_stop_notice(max_steps: int, said: list[str]) -> str:
     lead = "\n\n" if said else ""
     return f"{lead}I stopped here: this needs more than the {max_steps} steps that I may take. Ask me to go on, or ask for less at once."
 
@@ -241,28 +245,28 @@ class _CallIds:
     def __init__(self, messages: Iterable[Message]) -> None:
         self._taken = {call.id for message in messages for call in message.tool_calls}
 
-    def unique(self, calls: tuple[ToolCall, ...], *, sent_out: Callable[[ToolCall], bool]) -> tuple[ToolCall, ...]:
+    def ensure_unique(self, calls: tuple[ToolCall, ...], *, sent_out: Callable[[ToolCall], bool]) -> tuple[ToolCall, ...]:
         found = []
         for call in calls:
-            usable = call.id and call.id not in self._taken and (_RANDOM.search(call.id) or not sent_out(call))
-            kept = call if usable else msgspec.structs.replace(call, id=new_id("call_"))
+            usable = call.id and call.id not in self._taken and (_RANDOM_ID.search(call.id) or not sent_out(call))
+            kept = call if usable else msgspec.structs.replace(call, id=generate_id("call_"))
             self._taken.add(kept.id)
             found.append(kept)
         return tuple(found)
 
 
-class _Repetitions:
+class _RepetitionCounter:
     """Counts how often in a row each call was made with the same arguments."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, bytes], int] = {}
 
-    def of(self, calls: tuple[ToolCall, ...]) -> frozenset[str]:
+    def find_repeated(self, calls: tuple[ToolCall, ...]) -> frozenset[str]:
         """The ids of those `calls`, one step's, that are repeated too often to run; all of them are counted."""
         counts: dict[tuple[str, bytes], int] = {}
         repeated = set()
         for call in calls:
-            key = (call.name, _canonical(call.arguments))
+            key = (call.name, _canonicalize(call.arguments))
             counts[key] = counts.get(key, self._counts.get(key, 0)) + 1
             if counts[key] > MAX_REPETITIONS:
                 repeated.add(call.id)
@@ -270,8 +274,8 @@ class _Repetitions:
         return frozenset(repeated)
 
 
-def _canonical(arguments: str) -> bytes:
+def _canonicalize(arguments: str) -> bytes:
     try:
         return msgspec.json.encode(parse_arguments(arguments), order="sorted")
-    except ToolFailed:
+    except ToolError:
         return arguments.encode(errors="replace")

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 import msgspec
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InvalidRequest
-from ai_agent_service.core.messages import Message, ToolResult, tool_message
+from ai_agent_service.core.errors import InvalidRequestError
+from ai_agent_service.core.messages import Message, ToolResult, build_tool_message
 
-KEPT_SECONDS = 3600.0
-MAX_KEPT = 10_000
+PENDING_STEP_SECONDS = 3600.0
+MAX_PENDING_STEPS = 10_000
 UNKNOWN_RESULT = "No result of this call is known; it may or may not have been carried out."
 
 
-class _Step(msgspec.Struct, frozen=True):
+class _PendingStep(msgspec.Struct, frozen=True):
     earlier: tuple[Message, ...]
     answer: Message
     results: tuple[ToolResult, ...]
@@ -29,10 +29,10 @@ class PendingSteps:
     tenant, user and agent that made them.
     """
 
-    def __init__(self, *, kept_seconds: float = KEPT_SECONDS, max_kept: int = MAX_KEPT) -> None:
+    def __init__(self, *, kept_seconds: float = PENDING_STEP_SECONDS, max_kept: int = MAX_PENDING_STEPS) -> None:
         self._kept_seconds = kept_seconds
         self._max_kept = max_kept
-        self._steps: OrderedDict[tuple[str, str, str, str], _Step] = OrderedDict()
+        self._steps: OrderedDict[tuple[str, str, str, str], _PendingStep] = OrderedDict()
 
     def keep(
         self,
@@ -48,19 +48,19 @@ class PendingSteps:
         The ids must be ones that nobody else can have been given.
         """
         now = time.monotonic()
-        step = _Step(tuple(earlier), answer, tuple(results), now + self._kept_seconds)
+        step = _PendingStep(tuple(earlier), answer, tuple(results), now + self._kept_seconds)
         for call_id in client_call_ids:
-            key = self._key(context, call_id)
+            key = self._build_key(context, call_id)
             self._steps[key] = step
             self._steps.move_to_end(key)
         while self._steps and (len(self._steps) > self._max_kept or next(iter(self._steps.values())).expires < now):
             self._steps.popitem(last=False)
 
-    def whole(self, messages: tuple[Message, ...], context: RunContext) -> tuple[Message, ...]:
+    def restore(self, messages: tuple[Message, ...], context: RunContext) -> tuple[Message, ...]:
         """`messages` with kept steps restored, in the model's order, and exactly one result after each call.
 
         A call whose result the client does not give gets one that says so, for a provider refuses a conversation without. Raises
-        InvalidRequest for a result of no call.
+        InvalidRequestError for a result of no call.
         """
         if not [message for message in messages if message.tool_calls or message.role == "tool"]:
             return messages
@@ -70,7 +70,7 @@ class PendingSteps:
             message = messages[position]
             position += 1
             if message.role == "tool":
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     "A message with the role 'tool' must follow the assistant message whose tool_calls has its tool_call_id.",
                     param=f"messages[{position - 1}].tool_call_id",
                 )
@@ -82,10 +82,10 @@ class PendingSteps:
             while position < len(messages) and messages[position].role == "tool":
                 result = messages[position]
                 if result.tool_call_id not in theirs:
-                    raise InvalidRequest("This tool_call_id stands in no call before it.", param=f"messages[{position}].tool_call_id")
+                    raise InvalidRequestError("This tool_call_id stands in no call before it.", param=f"messages[{position}].tool_call_id")
                 given[result.tool_call_id] = result
                 position += 1
-            found += self._step(message, given, context, before=found)
+            found += self._restore_step(message, given, context, before=found)
         return tuple(found)
 
     def forget(self, tenant: str, user: str) -> None:
@@ -93,13 +93,13 @@ class PendingSteps:
         for key in [key for key in self._steps if key[:2] == (tenant, user)]:
             del self._steps[key]
 
-    def _step(self, message: Message, given: dict[str, Message], context: RunContext, *, before: list[Message]) -> list[Message]:
+    def _restore_step(self, message: Message, given: dict[str, Message], context: RunContext, *, before: list[Message]) -> list[Message]:
         kept = next((step for call in message.tool_calls if (step := self._find(context, call.id))), None)
         told = {call.id for earlier in before for call in earlier.tool_calls} if kept else set()
         if kept and any(result.call_id in told for result in kept.results):
             kept = None  # a client that shows our calls tells them itself, in a message of their own
         answer = kept.answer if kept else message
-        ours = {result.call_id: tool_message(result) for result in kept.results} if kept else {}
+        ours = {result.call_id: build_tool_message(result) for result in kept.results} if kept else {}
         results = []
         for call in answer.tool_calls:
             unknown = Message(role="tool", content=UNKNOWN_RESULT, tool_call_id=call.id)
@@ -109,10 +109,10 @@ class PendingSteps:
             earlier = ()  # restored or told already
         return [*earlier, answer, *results]
 
-    def _find(self, context: RunContext, call_id: str) -> _Step | None:
-        step = self._steps.get(self._key(context, call_id))
+    def _find(self, context: RunContext, call_id: str) -> _PendingStep | None:
+        step = self._steps.get(self._build_key(context, call_id))
         return step if step is not None and step.expires >= time.monotonic() else None
 
     @staticmethod
-    def _key(context: RunContext, call_id: str) -> tuple[str, str, str, str]:
+    def _build_key(context: RunContext, call_id: str) -> tuple[str, str, str, str]:
         return (context.tenant, context.user, context.agent_id, call_id)

@@ -7,14 +7,14 @@ from ai_agent_service.auth.identity.base import Identity
 from ai_agent_service.auth.keys.format import PREFIX
 from ai_agent_service.auth.keys.ring import KeyRing
 from ai_agent_service.auth.principal import LOCAL, Headers, Key, Principal
-from ai_agent_service.core.errors import AccessUnavailable, CrossSiteRequest, HostNotAllowed, Unauthorized
+from ai_agent_service.core.errors import AccessUnavailableError, CrossSiteRequestError, HostNotAllowedError, UnauthorizedError
 from ai_agent_service.limits.limiter import Limiter
 from ai_agent_service.storage.database import Database
 
-MAX_KEY = 512
+MAX_KEY_LENGTH = 512
 """Characters that a key may have; what is longer is none."""
 
-OF_PROXIES = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
+PROXY_HEADERS = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
 """Headers that a proxy adds, and nobody else has a reason to."""
 
 AUTHORIZATION = b"authorization"
@@ -68,37 +68,37 @@ class Access:
         source = self.identity.source
         return "The keys of the identity provider were never fetched." if source is not None and not source.is_usable else None
 
-    def lets_in_without_key(self, headers: Headers) -> bool:
+    def can_skip_key(self, headers: Headers) -> bool:
         """Whether a request with these headers needs no key."""
         try:
-            self._without_key(headers)
-        except (Unauthorized, AccessUnavailable, HostNotAllowed, CrossSiteRequest):
+            self._admit_without_key(headers)
+        except (UnauthorizedError, AccessUnavailableError, HostNotAllowedError, CrossSiteRequestError):
             return False
         return True
 
-    async def principal(self, headers: Headers, peer: str | None, *, identified: bool) -> Principal:
+    async def authenticate(self, headers: Headers, peer: str | None, *, identified: bool) -> Principal:
         """Who sends a request with these headers from the address `peer`; with `identified`, the user behind the key too.
 
-        Raises Unauthorized, InvalidToken, HostNotAllowed and AccessUnavailable.
+        Raises UnauthorizedError, InvalidTokenError, HostNotAllowedError and AccessUnavailableError.
         """
-        given = self._key_of(headers)
-        key = await self._keys.find(given) if given is not None and self._is_meant(given) else self._without_key(headers)
-        return Principal(key, await self.identity.user(headers, peer) if identified else None)
+        given = self._read_key(headers)
+        key = await self._keys.find(given) if given is not None and self._is_key(given) else self._admit_without_key(headers)
+        return Principal(key, await self.identity.identify_user(headers, peer) if identified else None)
 
-    def _is_meant(self, given: str) -> bool:
+    def _is_key(self, given: str) -> bool:
         """Whether what stands where a key does is one: where none is needed, clients that insist on one send anything."""
         return not self.is_open or given.startswith(f"{PREFIX}_") or (self._allow_unauthenticated and bool(self._keys.has_keys))
 
-    def _without_key(self, headers: Headers) -> Key:
+    def _admit_without_key(self, headers: Headers) -> Key:
         if self._allow_unauthenticated:
             if self._allowed_hosts:
                 check_host(headers, self._allowed_hosts)
         elif not self._is_local or self._keys.has_keys:
-            raise Unauthorized
+            raise UnauthorizedError
         elif self._keys.has_keys is None:
-            raise AccessUnavailable("It cannot be told now whether a key is needed. Try again in a moment.", retry_after=2)
-        elif any(name in OF_PROXIES for name, _ in headers):
-            raise HostNotAllowed(
+            raise AccessUnavailableError("It cannot be told now whether a key is needed. Try again in a moment.", retry_after=2)
+        elif any(name in PROXY_HEADERS for name, _ in headers):
+            raise HostNotAllowedError(
                 "Without a key this service answers its own machine alone, and this request came through a proxy. Make a key, or set"
                 " ALLOW_UNAUTHENTICATED=true."
             )
@@ -107,7 +107,7 @@ class Access:
         check_origin(headers)
         return LOCAL
 
-    def _key_of(self, headers: Headers) -> str | None:
+    def _read_key(self, headers: Headers) -> str | None:
         """What stands where a key does; None if nothing does. Two that differ are refused, for either may be a mistake."""
         found: str | None = None
         for name, value in headers:
@@ -116,13 +116,13 @@ class Access:
             elif name == AUTHORIZATION:
                 scheme, _, rest = value.decode("latin-1").partition(" ")
                 given = rest.strip(" \t")
-                if scheme.lower() != "bearer" or self.identity.uses_authorization(given):
+                if scheme.lower() != "bearer" or self.identity.is_user_token(given):
                     continue
             else:
                 continue
             if not given:
                 continue
-            if len(given) > MAX_KEY or (found is not None and found != given):
-                raise Unauthorized
+            if len(given) > MAX_KEY_LENGTH or (found is not None and found != given):
+                raise UnauthorizedError
             found = given
         return found

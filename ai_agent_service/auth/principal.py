@@ -52,7 +52,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = UNLIMITED
     user_limits: Limits = UNLIMITED
 
-    def may_use(self, agent_id: str) -> bool:
+    def can_use(self, agent_id: str) -> bool:
         """Whether the agent is among those that the key is for."""
         return self.agents is None or agent_id in self.agents
 
@@ -76,6 +76,6 @@ LOCAL = Key(key_id="none", name="no key", tenant=LOCAL_TENANT, scopes=SCOPES)
 """What stands for the key of callers who need none."""
 
 
-def values_of(headers: Headers, name: bytes) -> list[bytes]:
+def get_header_values(headers: Headers, name: bytes) -> list[bytes]:
     """The values of the header `name`, which is in lower case; one for each time that it was sent."""
     return [value for sent, value in headers if sent == name]

@@ -18,7 +18,7 @@ from rich.text import Text
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.auth.principal import LOCAL, Principal
 from ai_agent_service.config.agent_definition import RESERVED_MODEL_SETTINGS
-from ai_agent_service.core.errors import NotFound
+from ai_agent_service.core.errors import NotFoundError
 from ai_agent_service.core.events import (
     MemorySkipped,
     ReasoningDelta,
@@ -31,10 +31,10 @@ from ai_agent_service.core.events import (
     ToolsMissing,
     ToolStarted,
 )
-from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import Message
-from ai_agent_service.core.redaction import secrets_in
-from ai_agent_service.core.text import storable
+from ai_agent_service.core.redaction import find_secrets
+from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.runtime.configuration import load
 from ai_agent_service.runtime.opening import open_service
@@ -62,40 +62,40 @@ _MARKDOWN = MarkdownIt().enable("table")
 @click.option("--debug", is_flag=True, help="Log in detail: all that is said to the model, by it, and by tools.")
 def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: str | None, session: str | None, debug: bool) -> None:
     """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the chat."""
-    parsed = _parsed(settings)
+    parsed = _parse_settings(settings)
     level = "DEBUG" if debug else "ERROR"
     configure_logging(level)
-    configuration = load().with_servers_of([agent_id])
-    configure_logging(level, secrets_in(configuration.environment))
+    configuration = load().restrict_servers([agent_id])
+    configure_logging(level, find_secrets(configuration.environment))
     # Input is read in the main thread, where Ctrl-C reaches it, so the loop runs only while there is something to wait for.
     with asyncio.Runner() as runner:
         service = open_service(configuration)
         opened = runner.run(service.__aenter__())
         try:
-            agent = _agent(opened, agent_id)
-            runner.run(opened.servers.settled(CONNECT_SECONDS))
+            agent = _find_agent(opened, agent_id)
+            runner.run(opened.servers.wait_for_start(CONNECT_SECONDS))
             for status in opened.servers.statuses:
                 if status.label in agent.definition.allowed_mcp_servers and status.state != "ready":
                     why = status.error or "it is still starting"
                     Console(stderr=True).print(Text(f"without the tools of {status.label}: {why}", "yellow"))
             if session is not None and agent.definition.memory is None:
                 raise click.UsageError(f"{agent_id} has no memory, so it has no session to go on with.")
-            succeeded = Conversation(opened, agent, model, parsed, runner, session).hold(message)
+            succeeded = TerminalChat(opened, agent, model, parsed, runner, session).run(message)
         finally:
             runner.run(service.__aexit__(None, None, None))
     if not succeeded:
         sys.exit(1)
 
 
-def _agent(service: Service, agent_id: str) -> BaseAgent:
+def _find_agent(service: Service, agent_id: str) -> BaseAgent:
     try:
         return service.catalog.get(agent_id)
-    except NotFound:
+    except NotFoundError:
         known = ", ".join(agent.agent_id for agent in service.catalog)
         raise click.UsageError(f"There is no agent {agent_id!r}. There are: {known}.") from None
 
 
-class Conversation:
+class TerminalChat:
     """The messages so far, and the turns that add to them."""
 
     def __init__(
@@ -113,13 +113,13 @@ class Conversation:
         self._settings = settings
         self._runner = runner
         self._messages: list[Message] = []
-        self._session = (session or new_id("chat_")) if agent.definition.memory is not None else None
+        self._session = (session or generate_id("chat_")) if agent.definition.memory is not None else None
         self._console = Console(highlight=False)
 
-    def hold(self, message: str | None) -> bool:
+    def run(self, message: str | None) -> bool:
         """Takes turns until the input ends, or the one of `message`; False when the last turn failed."""
         if message is not None:
-            return self._turn(message)
+            return self._run_turn(message)
         provider = self._agent.parts.provider.name
         if sys.stdin.isatty():
             self._console.print(f"[bold]{self._agent.agent_id}[/] [dim]({provider}) - Ctrl-C stops an answer, Ctrl-D ends the chat[/]")
@@ -135,14 +135,14 @@ class Conversation:
                 self._console.print("\n[dim]Ctrl-D ends the chat[/]")
                 continue
             if line.strip():
-                succeeded = self._turn(line)
+                succeeded = self._run_turn(line)
 
-    def _turn(self, text: str) -> bool:
+    def _run_turn(self, text: str) -> bool:
         """Asks `text`. An answer that was stopped stays in the conversation as far as it came; a failed turn leaves no trace."""
-        question = Message(role="user", content=storable(text))
-        answer = Answer(self._console)
+        question = Message(role="user", content=replace_unstorable(text))
+        answer = TerminalAnswer(self._console)
         try:
-            succeeded = self._runner.run(self._answered(question, answer))
+            succeeded = self._runner.run(self._stream_answer(question, answer))
         except KeyboardInterrupt:
             answer.close()
             self._console.print("[yellow]stopped[/]")
@@ -151,8 +151,8 @@ class Conversation:
             self._messages += [question, Message(role="assistant", content=answer.text)]
         return succeeded
 
-    async def _answered(self, question: Message, answer: "Answer") -> bool:
-        context = self._service.context(
+    async def _stream_answer(self, question: Message, answer: "TerminalAnswer") -> bool:
+        context = self._service.create_context(
             self._agent.agent_id, Principal(LOCAL), user=USER, session=self._session, agent_version=self._agent.version
         )
         if self._session is not None:
@@ -165,18 +165,18 @@ class Conversation:
                     case TextDelta(text=text) | RefusalDelta(text=text):
                         answer.add(text)
                     case ReasoningDelta(text=text):
-                        answer.think(text)
+                        answer.add_reasoning(text)
                     case ToolStarted(call=call):
-                        answer.note("> ", "cyan", call.name, call.arguments or "{}")
+                        answer.add_note("> ", "cyan", call.name, call.arguments or "{}")
                     case ToolProgress(call=call):
-                        answer.note(". ", "dim", call.name, _progress(event))
+                        answer.add_note(". ", "dim", call.name, _format_progress(event))
                     case ToolFinished(result=result):
                         sign, style = ("x ", "red") if result.is_error else ("< ", "green")
-                        answer.note(sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content)
+                        answer.add_note(sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content)
                     case ToolsMissing(reasons=reasons):
-                        answer.note("! ", "yellow", "without some tools", "; ".join(reasons))
+                        answer.add_note("! ", "yellow", "without some tools", "; ".join(reasons))
                     case MemorySkipped(reason=reason):
-                        answer.note("! ", "yellow", "without memory", reason)
+                        answer.add_note("! ", "yellow", "without memory", reason)
                     case RunFinished():
                         answer.close()
                     case RunFailed(error=error):
@@ -186,13 +186,13 @@ class Conversation:
         return True
 
 
-def _progress(event: ToolProgress) -> str:
+def _format_progress(event: ToolProgress) -> str:
     """How far a tool is: `40%: message`, where it tells its total, else `4: message`."""
     done = f"{event.progress / event.total:.0%}" if event.total else f"{event.progress:g}"
     return f"{done}: {event.message}" if event.message else done
 
 
-class Answer:
+class TerminalAnswer:
     """One answer on the terminal: whole paragraphs are set and left, the last one is redrawn as it grows; plain text into a pipe."""
 
     def __init__(self, console: Console) -> None:
@@ -211,7 +211,7 @@ class Answer:
             return
         self._open += text
         if "\n" in text:
-            whole, self._open = _whole_blocks(self._open)
+            whole, self._open = _split_last_block(self._open)
             if whole:
                 self._stop_live()
                 self._console.print(Markdown(whole))
@@ -221,24 +221,24 @@ class Answer:
             self._live = Live(console=self._console, refresh_per_second=12, get_renderable=lambda: Markdown(self._open))
             self._live.start()
 
-    def think(self, text: str) -> None:
+    def add_reasoning(self, text: str) -> None:
         """Shows what the model thinks, dimmed."""
         self._thinking = True
         self._console.print(Text(text, style="dim italic"), end="")
 
-    def note(self, sign: str, style: str, name: str, detail: str) -> None:
+    def add_note(self, sign: str, style: str, name: str, detail: str) -> None:
         """Shows a tool at work."""
-        self._settle()
+        self._finish_block()
         shown = detail if len(detail) <= MAX_SHOWN_RESULT else f"{detail[:MAX_SHOWN_RESULT]}..."
         self._console.print(Text.assemble((sign, style), (name, "bold"), " ", (shown, "dim")), soft_wrap=True)
 
     def close(self) -> None:
         """Leaves what is shown as it is."""
-        self._settle()
+        self._finish_block()
         if not self._console.is_terminal:
             self._console.out("")
 
-    def _settle(self) -> None:
+    def _finish_block(self) -> None:
         self._end_thinking()
         self._stop_live(keep=True)
         self._open = ""
@@ -255,7 +255,7 @@ class Answer:
             self._console.print()
 
 
-def _whole_blocks(text: str) -> tuple[str, str]:
+def _split_last_block(text: str) -> tuple[str, str]:
     """`text` cut before its last block (paragraph, list, code, table, ...), which may still grow."""
     begins = [token.map[0] for token in _MARKDOWN.parse(text) if token.level == 0 and token.map]
     lines = text.splitlines(keepends=True)
@@ -263,7 +263,7 @@ def _whole_blocks(text: str) -> tuple[str, str]:
     return "".join(lines[:cut]).rstrip(), "".join(lines[cut:])
 
 
-def _parsed(settings: tuple[str, ...]) -> dict[str, Any]:
+def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")

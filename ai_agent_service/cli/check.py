@@ -6,21 +6,21 @@ import sys
 import click
 import msgspec
 
-from ai_agent_service.cli.output import STARTER_NOTE, table
-from ai_agent_service.config.json_files import nearest
-from ai_agent_service.config.read_servers import Servers
+from ai_agent_service.cli.output import STARTER_NOTE, format_table
+from ai_agent_service.config.json_files import suggest_name
+from ai_agent_service.config.read_servers import ServerDefinitions
 from ai_agent_service.core.errors import UpstreamError
 from ai_agent_service.mcp.connection import ServerStatus
 from ai_agent_service.mcp.supervisor import open_servers
 from ai_agent_service.observability.logging import configure_logging
-from ai_agent_service.providers.fallback import Fallback, Other
+from ai_agent_service.providers.fallback import FailoverCandidate, FallbackProvider
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import open_service
 
-CONNECT_GRACE = 5.0
+CONNECT_GRACE_SECONDS = 5.0
 """How much longer than MCP_CONNECT_TIMEOUT `check --connect` waits for the servers."""
 
-MANY_TOOLS = 128
+MAX_OPENAI_TOOLS = 128
 """What OpenAI takes in one request."""
 
 
@@ -30,19 +30,19 @@ def check(connect: bool) -> None:
     """Validate the whole configuration and show what it defines, without serving."""
     configuration = load()
     configure_logging("CRITICAL")
-    rows, fallbacks, auto = asyncio.run(_agents_of(configuration))
-    click.echo(table(rows))
+    rows, fallbacks, auto = asyncio.run(_describe_agents(configuration))
+    click.echo(format_table(rows))
     for line in fallbacks:
         click.echo(line)
     click.echo(f"\nAgents with the provider auto use: {auto}")
     definitions = configuration.servers.definitions
     if connect and definitions:
         click.echo(f"Starting {len(definitions)} MCP servers (up to {configuration.settings.mcp_connect_timeout:g} s) ...")
-    statuses = asyncio.run(_connected(configuration)) if connect and definitions else ()
+    statuses = asyncio.run(_connect_servers(configuration)) if connect and definitions else ()
     if connect:
         _echo_servers(configuration, statuses)
     elif definitions:
-        off = {each.server_label: each.off or each.not_installed(configuration.environment) for each in definitions}
+        off = {each.server_label: each.off_reason or each.find_command_problem(configuration.environment) for each in definitions}
         shown = (f"{label} (off: {why.rstrip('.')})" if why else label for label, why in off.items())
         click.echo(f"MCP servers: {', '.join(shown)}. To see whether they can be reached: check --connect")
     for warning in configuration.warnings:
@@ -51,18 +51,18 @@ def check(connect: bool) -> None:
     click.echo(f"{count} agent{'s' if count > 1 else ''} in {configuration.files.agents}: no faults.")
     if configuration.files.is_starter:
         click.echo(f"note: {STARTER_NOTE}")
-    meant = {definition.server_label for definition in definitions if definition.off is None}
+    meant = {definition.server_label for definition in definitions if definition.off_reason is None}
     failed = [status.label for status in statuses if status.label in meant and status.state != "ready"]
     if failed:
         click.echo(f"{len(failed)} of {len(definitions)} MCP servers cannot be used: {', '.join(failed)}.")
         sys.exit(1)
 
 
-async def _agents_of(configuration: Configuration) -> tuple[list[tuple[str, ...]], list[str], str]:
+async def _describe_agents(configuration: Configuration) -> tuple[list[tuple[str, ...]], list[str], str]:
     """The table of agents, a line for each that has fallbacks, and what auto is; no MCP server is started and no database opened for it."""
     servers = {definition.server_label for definition in configuration.servers.definitions}
     agents = tuple(agent.model_copy(update={"resources": ()}) for agent in configuration.agents)
-    async with open_service(msgspec.structs.replace(configuration, agents=agents, servers=Servers(), warnings=())) as service:
+    async with open_service(msgspec.structs.replace(configuration, agents=agents, servers=ServerDefinitions(), warnings=())) as service:
         rows: list[tuple[str, ...]] = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "MCP SERVERS", "READY")]
         fallbacks = []
         for agent in service.catalog:
@@ -71,24 +71,24 @@ async def _agents_of(configuration: Configuration) -> tuple[list[tuple[str, ...]
             model = agent.definition.model or ("-" if problem else await agent.model() or "-")
             labels = ", ".join(label for label in agent.definition.allowed_mcp_servers if label in servers) or "-"
             rows.append((agent.agent_id, agent.parts.provider.name, model, tools, labels, f"no: {problem}" if problem else "yes"))
-            if isinstance(agent.parts.provider, Fallback):
-                fallbacks.append(await _fallbacks_of(agent.agent_id, agent.definition.model or "", agent.parts.provider))
+            if isinstance(agent.parts.provider, FallbackProvider):
+                fallbacks.append(await _describe_fallbacks(agent.agent_id, agent.definition.model or "", agent.parts.provider))
         return rows, fallbacks, service.auto_provider
 
 
-async def _fallbacks_of(agent_id: str, model: str, asked: Fallback) -> str:
+async def _describe_fallbacks(agent_id: str, model: str, asked: FallbackProvider) -> str:
     """Which providers an agent asks one after the other, and why some cannot be."""
     shown = []
-    for candidate in (Other(asked.own, model), *asked.others):
+    for candidate in (FailoverCandidate(asked.own, model), *asked.others):
         try:
-            await candidate.named_model()
-            shown.append(candidate.shown)
+            await candidate.resolve_model()
+            shown.append(candidate.label)
         except UpstreamError as error:
-            shown.append(f"{candidate.shown} (no: {error.message})")
+            shown.append(f"{candidate.label} (no: {error.message})")
     return f"{agent_id} asks {shown[0]}; if that fails: {', '.join(shown[1:])}"
 
 
-async def _connected(configuration: Configuration) -> tuple[ServerStatus, ...]:
+async def _connect_servers(configuration: Configuration) -> tuple[ServerStatus, ...]:
     """What becomes of starting every server, those that no agent uses too."""
     settings, servers = configuration.settings, configuration.servers
     seconds = settings.mcp_connect_timeout
@@ -99,7 +99,7 @@ async def _connected(configuration: Configuration) -> tuple[ServerStatus, ...]:
         connect_seconds=seconds,
         tools_seconds=settings.mcp_tool_cache_ttl,
     ) as opened:
-        await opened.settled(seconds + CONNECT_GRACE)
+        await opened.wait_for_start(seconds + CONNECT_GRACE_SECONDS)
         return opened.statuses
 
 
@@ -111,7 +111,7 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
     for status in statuses:
         count, seconds = ("-", "-") if status.connect_seconds is None else (str(len(status.tools)), f"{status.connect_seconds:.2f} s")
         rows.append((status.label, status.transport, status.state, count, seconds, status.error or ""))
-    click.echo(f"\n{table(rows)}\n")
+    click.echo(f"\n{format_table(rows)}\n")
     offered = {status.label: status.tools for status in statuses if status.state == "ready"}
     for label, tools in offered.items():
         click.echo(f"{label}: {', '.join(tools) or 'no tools'}")
@@ -122,8 +122,8 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
                 continue
             named = {*(allowed.allowed_mcp_tools or ()), *allowed.cached_mcp_tools}
             for name in sorted(named - set(offered[label])):
-                click.echo(f"warning: agent {agent.agent_id}: {label} has no tool {name!r}. {nearest(name, offered[label])}")
+                click.echo(f"warning: agent {agent.agent_id}: {label} has no tool {name!r}. {suggest_name(name, offered[label])}")
             total += len(offered[label] if allowed.allowed_mcp_tools is None else set(allowed.allowed_mcp_tools) & set(offered[label]))
-        if total > MANY_TOOLS:
+        if total > MAX_OPENAI_TOOLS:
             remedy = "Name those that it needs in allowed_mcp_tools"
-            click.echo(f"warning: agent {agent.agent_id}: it has {total} tools, and OpenAI takes {MANY_TOOLS}. {remedy}")
+            click.echo(f"warning: agent {agent.agent_id}: it has {total} tools, and OpenAI takes {MAX_OPENAI_TOOLS}. {remedy}")

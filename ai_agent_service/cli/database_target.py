@@ -9,39 +9,39 @@ import click
 import msgspec
 
 from ai_agent_service.config.settings import Settings, read_settings
-from ai_agent_service.core.errors import ConfigError, Fault, MemoryUnavailable
+from ai_agent_service.core.errors import ConfigError, Fault, MemoryUnavailableError
 from ai_agent_service.maintenance.postgres_backup import dump
 from ai_agent_service.maintenance.sqlite_backup import Backup, back_up
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.engine import DatabaseEngine
-from ai_agent_service.storage.opening import address_of, cipher_of, engine_of
-from ai_agent_service.storage.url import Address
+from ai_agent_service.storage.opening import build_cipher, build_database_url, build_engine
+from ai_agent_service.storage.url import DatabaseUrl
 
 T = TypeVar("T")
 
 
-class Target(msgspec.Struct, frozen=True):
+class DatabaseTarget(msgspec.Struct, frozen=True):
     """A database, by default that of the settings; `shown` is what it is called in messages."""
 
     settings: Settings
-    address: Address
+    address: DatabaseUrl
     cipher: Cipher
     shown: str
 
 
-def read_target(*checks: Callable[[Settings], list[Fault]]) -> Target:
+def read_target(*checks: Callable[[Settings], list[Fault]]) -> DatabaseTarget:
     """What the settings name; raises ConfigError, for faults that `checks` find too."""
     settings, faults = read_settings()
     faults += [fault for check in checks for fault in check(settings)]
-    address = _read(lambda: address_of(settings), "DATABASE_URL", "Correct it, or unset it for an SQLite file", faults)
-    cipher = _read(lambda: cipher_of(settings), "MEMORY_ENCRYPTION_KEYS", "Make a key with: openssl rand -base64 32", faults)
+    address = _read_setting(lambda: build_database_url(settings), "DATABASE_URL", "Correct it, or unset it for an SQLite file", faults)
+    cipher = _read_setting(lambda: build_cipher(settings), "MEMORY_ENCRYPTION_KEYS", "Make a key with: openssl rand -base64 32", faults)
     if address is None or cipher is None or faults:
         raise ConfigError(faults)
-    return Target(settings, address, cipher, address.shown)
+    return DatabaseTarget(settings, address, cipher, address.redacted)
 
 
-def existing(target: Target) -> Target:
+def require_existing(target: DatabaseTarget) -> DatabaseTarget:
     """The target, if it is not an SQLite file that is not there: to look at that would make it."""
     if target.address.kind == "sqlite" and not target.address.path.exists():
         raise click.ClickException(
@@ -50,40 +50,42 @@ def existing(target: Target) -> Target:
     return target
 
 
-def backed_up(target: Target, file: Path, *, force: bool = False) -> Backup:
-    """What the copy of the database holds that was made in `file`; raises BackupFailed."""
+def back_up_target(target: DatabaseTarget, file: Path, *, force: bool = False) -> Backup:
+    """What the copy of the database holds that was made in `file`; raises BackupError."""
     if target.address.kind == "sqlite":
         return back_up(target.address.path, file, force=force)
     return dump(target.address, file, timeout=target.settings.database_timeout, force=force)
 
 
 @asynccontextmanager
-async def opened(target: Target, prepare: Callable[[DatabaseEngine], Awaitable[None]] | None = None) -> AsyncGenerator[Database, None]:
+async def open_target(
+    target: DatabaseTarget, prepare: Callable[[DatabaseEngine], Awaitable[None]] | None = None
+) -> AsyncGenerator[Database, None]:
     """The database; one that cannot be used ends the command."""
     try:
-        engine = engine_of(target.address, target.settings)
+        engine = build_engine(target.address, target.settings)
     except OSError as error:
-        raise unusable(target, str(error)) from error
+        raise build_unusable_error(target, str(error)) from error
     database = Database(engine, timeout=target.settings.database_timeout, prepare=prepare)
     try:
         await database.open()
         problem = database.problem
         if problem is not None:
-            raise unusable(target, problem)
+            raise build_unusable_error(target, problem)
         try:
             yield database
-        except MemoryUnavailable as error:
-            raise unusable(target, database.problem or "all its connections are in use") from error
+        except MemoryUnavailableError as error:
+            raise build_unusable_error(target, database.problem or "all its connections are in use") from error
     finally:
         await database.close()
 
 
-def unusable(target: Target, problem: str) -> click.ClickException:
+def build_unusable_error(target: DatabaseTarget, problem: str) -> click.ClickException:
     """The error that ends a command whose database cannot be used because of `problem`."""
     return click.ClickException(f"{target.shown} cannot be used: {problem}")
 
 
-def _read(read: Callable[[], T], field: str, remedy: str, faults: list[Fault]) -> T | None:
+def _read_setting(read: Callable[[], T], field: str, remedy: str, faults: list[Fault]) -> T | None:
     try:
         return read()
     except ValueError as error:

@@ -9,29 +9,36 @@ from pathlib import Path
 import click
 import msgspec
 
-from ai_agent_service.cli.database_target import Target, backed_up, existing, opened, read_target, unusable
-from ai_agent_service.maintenance.failover import PromotionFailed, promote
-from ai_agent_service.maintenance.postgres_backup import load, read_dump, without_password
-from ai_agent_service.maintenance.reencryption import (
-    Reencrypted,
-    check_address_key,
-    count_rows,
-    living_processes,
-    reencrypt,
-    stored_address_key,
+from ai_agent_service.cli.database_target import (
+    DatabaseTarget,
+    back_up_target,
+    build_unusable_error,
+    open_target,
+    read_target,
+    require_existing,
 )
-from ai_agent_service.maintenance.sqlite_backup import BackupFailed, put_in_place, staged, told
-from ai_agent_service.memory.base import Erased
+from ai_agent_service.maintenance.failover import PromotionError, promote
+from ai_agent_service.maintenance.postgres_backup import read_dump, restore_dump, strip_password
+from ai_agent_service.maintenance.reencryption import (
+    ReencryptionCounts,
+    check_hash_key,
+    count_rows,
+    list_live_processes,
+    read_hash_key,
+    reencrypt,
+)
+from ai_agent_service.maintenance.sqlite_backup import BackupError, replace_database, stage_copy, wrap_errors
+from ai_agent_service.memory.base import ErasureCounts
 from ai_agent_service.memory.conversations import SqlConversations
-from ai_agent_service.memory.store import ADDRESS_KEY, Store
+from ai_agent_service.memory.store import HASH_KEY_NAME, Store
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.encryption import Cipher, Undecryptable
+from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.engine import DatabaseEngine
-from ai_agent_service.storage.migrate import HEAD, NewerSchema, current_revision, tables_named_as_ours, upgrade
-from ai_agent_service.storage.url import Address, parse_address
+from ai_agent_service.storage.migrate import HEAD_REVISION, NewerSchemaError, find_own_tables, read_revision, upgrade
+from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
 
-TENANT = "local"
+DEFAULT_TENANT = "local"
 
 
 @click.group()
@@ -44,29 +51,29 @@ def db() -> None:
 def upgrade_tables() -> None:
     """Make the tables, or change them to those of this version."""
     target = read_target()
-    before = asyncio.run(_upgraded(target))
-    if before == HEAD:
-        click.echo(f"The tables of {target.shown} have the revision {HEAD} already.")
+    before = asyncio.run(_upgrade_schema(target))
+    if before == HEAD_REVISION:
+        click.echo(f"The tables of {target.shown} have the revision {HEAD_REVISION} already.")
     elif before is None:
-        click.echo(f"The tables of {target.shown} were made, with the revision {HEAD}.")
+        click.echo(f"The tables of {target.shown} were made, with the revision {HEAD_REVISION}.")
     else:
-        click.echo(f"The tables of {target.shown} were changed from the revision {before} to {HEAD}.")
+        click.echo(f"The tables of {target.shown} were changed from the revision {before} to {HEAD_REVISION}.")
 
 
 @db.command()
 def current() -> None:
     """Show the tables' revision, the kind of database and its address."""
-    target = existing(read_target())
-    revision = asyncio.run(_revision(target))
+    target = require_existing(read_target())
+    revision = asyncio.run(_read_revision(target))
     click.echo(f"revision {revision or 'none'}, {target.address.kind}, {target.shown}")
 
 
 @db.command()
 def check() -> None:
     """Tell whether the service can use the database. If it cannot, tell why and exit with 1."""
-    target = existing(read_target())
-    asyncio.run(_checked(target))
-    click.echo(f"{target.shown} can be used; its tables have the revision {HEAD}.")
+    target = require_existing(read_target())
+    asyncio.run(_check_usable(target))
+    click.echo(f"{target.shown} can be used; its tables have the revision {HEAD_REVISION}.")
 
 
 @db.command()
@@ -74,10 +81,10 @@ def check() -> None:
 @click.option("--force", is_flag=True, help="Write over FILE if it is there.")
 def backup(file: Path, force: bool) -> None:
     """Copy the database to FILE while the service runs: an SQLite file as it is, PostgreSQL by its pg_dump."""
-    target = existing(read_target())
+    target = require_existing(read_target())
     try:
-        made = backed_up(target, file, force=force)
-    except BackupFailed as error:
+        made = back_up_target(target, file, force=force)
+    except BackupError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{target.shown} was backed up to {file}: {made}.")
 
@@ -93,62 +100,62 @@ def restore(file: Path, force: bool) -> None:
     """Put a backup in the database's place. What was there before is kept: beside the SQLite file, or dumped to DATA_DIR."""
     target = read_target()
     try:
-        before, kept = (_restored_file if target.address.kind == "sqlite" else _restored_dump)(target, file, force=force)
-    except BackupFailed as error:
+        before, kept = (_restore_file if target.address.kind == "sqlite" else _restore_dump)(target, file, force=force)
+    except BackupError as error:
         raise click.ClickException(str(error)) from error
-    changed = "" if before == HEAD else f", its tables changed from the revision {before} to {HEAD}"
+    changed = "" if before == HEAD_REVISION else f", its tables changed from the revision {before} to {HEAD_REVISION}"
     note = f" What was there before is in {kept}." if kept else ""
     restart = " Restart the service." if force else ""
     click.echo(f"{target.shown} was restored from {file}{changed}.{note}{restart}")
 
 
-def _restored_file(target: Target, file: Path, *, force: bool) -> tuple[str | None, Path | None]:
+def _restore_file(target: DatabaseTarget, file: Path, *, force: bool) -> tuple[str | None, Path | None]:
     """The revision that the backup had, and the file that keeps what was there before."""
     path = target.address.path
-    with staged(file, path) as copy:
-        of_file = msgspec.structs.replace(target, address=Address("sqlite", copy.as_posix()), shown=str(file))
-        before = asyncio.run(_prepared(of_file, force=force))
+    with stage_copy(file, path) as copy:
+        of_file = msgspec.structs.replace(target, address=DatabaseUrl("sqlite", copy.as_posix()), shown=str(file))
+        before = asyncio.run(_prepare_copy(of_file, force=force))
         if path.exists() and not force:
             asyncio.run(_refuse_if_used(target))
-        return before, put_in_place(copy, path)
+        return before, replace_database(copy, path)
 
 
-def _restored_dump(target: Target, file: Path, *, force: bool) -> tuple[str | None, Path | None]:
+def _restore_dump(target: DatabaseTarget, file: Path, *, force: bool) -> tuple[str | None, Path | None]:
     """The revision that the dump had, and the dump that keeps what was there before."""
     found = read_dump(file)
     of_file = msgspec.structs.replace(target, shown=str(file))
-    if found.revision > HEAD:
-        raise unusable(of_file, str(NewerSchema(found.revision)))
+    if found.revision > HEAD_REVISION:
+        raise build_unusable_error(of_file, str(NewerSchemaError(found.revision)))
     try:
-        check_address_key(found.secrets.get(ADDRESS_KEY), target.cipher)
-    except Undecryptable as error:
+        check_hash_key(found.secrets.get(HASH_KEY_NAME), target.cipher)
+    except DecryptionError as error:
         if not force:
-            raise unusable(of_file, f"{error} Set it, or repeat this with --force") from error
+            raise build_unusable_error(of_file, f"{error} Set it, or repeat this with --force") from error
     if not force:
         asyncio.run(_refuse_if_used(target))
-    kept = _kept_dump(target, force=force)
-    load(target.address, file, timeout=target.settings.database_timeout)
-    asyncio.run(_upgraded(target))
+    kept = _dump_existing(target, force=force)
+    restore_dump(target.address, file, timeout=target.settings.database_timeout)
+    asyncio.run(_upgrade_schema(target))
     return found.revision, kept
 
 
-def _kept_dump(target: Target, *, force: bool) -> Path | None:
+def _dump_existing(target: DatabaseTarget, *, force: bool) -> Path | None:
     """A dump of what is in the database, if there is anything of ours; with `force` also None if it cannot be made, which is told."""
     try:
-        if asyncio.run(_revision(target)) is None:
-            if theirs := asyncio.run(_tables_in_the_way(target)):
+        if asyncio.run(_read_revision(target)) is None:
+            if theirs := asyncio.run(_find_conflicting_tables(target)):
                 raise click.ClickException(
                     f"{target.shown} was not replaced: its tables {', '.join(theirs)} are in the way, and seem to be those of another"
                     " program; name another database, or delete them by --force"
                 )
             return None
         folder = target.settings.data_dir
-        with told(f"{target.shown} was not replaced, for what is there cannot be kept"):
+        with wrap_errors(f"{target.shown} was not replaced, for what is there cannot be kept"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             kept = folder / f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.sql"
-            backed_up(target, kept)
+            back_up_target(target, kept)
             return kept
-    except (BackupFailed, click.ClickException) as error:
+    except (BackupError, click.ClickException) as error:
         if not force:
             raise
         click.echo(f"What is there is not kept: {error}", err=True)
@@ -164,17 +171,17 @@ def promote_replica(force: bool) -> None:
     if target.address.kind != "postgresql":
         raise click.ClickException(f"{target.shown} has no replica: only a PostgreSQL server has")
     replica = target.settings.database_replica_url
-    addresses = [target.address, *([] if replica is None else [parse_address(replica.get_secret_value())])]
+    addresses = [target.address, *([] if replica is None else [parse_database_url(replica.get_secret_value())])]
     try:
         done = asyncio.run(promote(addresses, timeout=target.settings.database_timeout, force=force))
-    except PromotionFailed as error:
+    except PromotionError as error:
         raise click.ClickException(str(error)) from error
     name = done.server.name
     if any(name == server.hosts for server in target.address.servers):
         click.echo(f"{name} is the primary now. Services whose DATABASE_URL names it find it by themselves.")
     else:
         # A socket has no place among hosts.
-        both = without_password(done.server.address, "" if "/" in name + target.address.hosts else f"{name},{target.address.hosts}")
+        both = strip_password(done.server.address, "" if "/" in name + target.address.hosts else f"{name},{target.address.hosts}")
         click.echo(f"{name} is the primary now. Set DATABASE_URL={both} (and the password) and restart the service.")
     for server in done.away:
         click.echo(f"{server.name} did not answer. It must not take writes when it comes back: make it a replica of {name} first.")
@@ -189,12 +196,12 @@ def promote_replica(force: bool) -> None:
 @click.option("--plain", is_flag=True, help="Decrypt everything for good, with the keys still set; the service must not run.")
 def reencrypt_values(plain: bool) -> None:
     """Encrypt everything with the newest key. The service may run meanwhile; what is stopped may be begun again."""
-    target = existing(read_target())
-    if not plain and not target.cipher.enabled:
+    target = require_existing(read_target())
+    if not plain and not target.cipher.is_enabled:
         raise click.ClickException(
             "MEMORY_ENCRYPTION_KEYS is not set, so there is nothing to encrypt with; to decrypt everything for good, set it and use --plain"
         )
-    found = asyncio.run(_reencrypted(target, plain=plain))
+    found = asyncio.run(_reencrypt_target(target, plain=plain))
     already = f"{found.unchanged:,} were {'in the clear' if plain else 'under it'} already"
     click.echo(f"{found.changed:,} values were {'decrypted' if plain else 'encrypted with the newest key'}; {already}.")
     if found.unreadable:
@@ -204,21 +211,21 @@ def reencrypt_values(plain: bool) -> None:
 
 @db.command()
 @click.option("--user", required=True, help="Whose conversations to delete.")
-@click.option("--tenant", default=TENANT, show_default=True, help="The tenant that the user belongs to.")
+@click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="The tenant that the user belongs to.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def erase(user: str, tenant: str, yes: bool) -> None:
     """Delete everything of a user for good, with all agents."""
-    target = existing(read_target())
+    target = require_existing(read_target())
     if not yes:
         if not sys.stdin.isatty():
             raise click.ClickException("there is nobody to ask; to delete without a question, use --yes")
         click.confirm(f"Delete everything of the user {user!r} of the tenant {tenant!r} in {target.shown} for good?", abort=True)
-    gone = asyncio.run(_erased(target, tenant, user))
+    gone = asyncio.run(_erase_user(target, tenant, user))
     counts = f"{gone.sessions:,} conversations, {gone.messages:,} messages, {gone.runs:,} runs and {gone.summaries:,} summaries"
     click.echo(f"{counts} of the user {user!r} of the tenant {tenant!r} were deleted.")
 
 
-async def _upgraded(target: Target) -> str | None:
+async def _upgrade_schema(target: DatabaseTarget) -> str | None:
     """The revision before the tables were made or changed."""
     before: str | None = None
 
@@ -226,78 +233,82 @@ async def _upgraded(target: Target) -> str | None:
         nonlocal before
         before = await upgrade(engine)
 
-    async with opened(target, prepare):
+    async with open_target(target, prepare):
         return before
 
 
-async def _revision(target: Target) -> str | None:
-    async with opened(target) as database:
-        return await database.read(current_revision)
+async def _read_revision(target: DatabaseTarget) -> str | None:
+    async with open_target(target) as database:
+        return await database.read(read_revision)
 
 
-async def _tables_in_the_way(target: Target) -> list[str]:
-    async with opened(target) as database:
-        return await database.read(tables_named_as_ours)
+async def _find_conflicting_tables(target: DatabaseTarget) -> list[str]:
+    async with open_target(target) as database:
+        return await database.read(find_own_tables)
 
 
-async def _checked(target: Target) -> None:
-    async with opened(target) as database:
+async def _check_usable(target: DatabaseTarget) -> None:
+    async with open_target(target) as database:
         await _require_this_version(target, database)
-        if (problem := await _problem_of_keys(target, database)) is not None:
-            raise unusable(target, problem)
+        if (problem := await _find_key_problem(target, database)) is not None:
+            raise build_unusable_error(target, problem)
 
 
-async def _require_this_version(target: Target, database: Database) -> None:
-    revision = await database.read(current_revision)
-    if revision != HEAD:
-        raise unusable(target, f"its tables have the revision {revision or 'none'}, not {HEAD}; run: ai-agent-service db upgrade")
+async def _require_this_version(target: DatabaseTarget, database: Database) -> None:
+    revision = await database.read(read_revision)
+    if revision != HEAD_REVISION:
+        raise build_unusable_error(
+            target, f"its tables have the revision {revision or 'none'}, not {HEAD_REVISION}; run: ai-agent-service db upgrade"
+        )
 
 
-async def _problem_of_keys(target: Target, database: Database) -> str | None:
+async def _find_key_problem(target: DatabaseTarget, database: Database) -> str | None:
     try:
-        check_address_key(await database.read(stored_address_key), target.cipher)
-    except Undecryptable as error:
+        check_hash_key(await database.read(read_hash_key), target.cipher)
+    except DecryptionError as error:
         return str(error)
     return None
 
 
-async def _prepared(target: Target, *, force: bool) -> str | None:
+async def _prepare_copy(target: DatabaseTarget, *, force: bool) -> str | None:
     """Has a copy of a backup be as this version needs it; gives the revision that it had."""
-    before = await _upgraded(target)
-    async with opened(target) as database:
-        problem = await _problem_of_keys(target, database)
+    before = await _upgrade_schema(target)
+    async with open_target(target) as database:
+        problem = await _find_key_problem(target, database)
     if problem is not None and not force:
-        raise unusable(target, f"{problem} Set it, or repeat this with --force")
+        raise build_unusable_error(target, f"{problem} Set it, or repeat this with --force")
     return before
 
 
-async def _refuse_if_used(target: Target) -> None:
+async def _refuse_if_used(target: DatabaseTarget) -> None:
     try:
-        async with opened(target) as database:
-            living = await database.read(living_processes) if await database.read(current_revision) else ()
+        async with open_target(target) as database:
+            living = await database.read(list_live_processes) if await database.read(read_revision) else ()
     except click.ClickException as error:
         unknown = "so it cannot be told whether a service uses it; stop that, and repeat this with --force"
         raise click.ClickException(f"{error.message}, {unknown}") from error
     if living:
-        raise click.ClickException(f"{target.shown} is in use. {_stop(living)}, or repeat this with --force")
+        raise click.ClickException(f"{target.shown} is in use. {_format_stop_hint(living)}, or repeat this with --force")
 
 
-def _stop(living: Sequence[str]) -> str:
+def _format_stop_hint(living: Sequence[str]) -> str:
     return f"Stop the service first ({', '.join(living)}; one that was killed counts as running for 20 seconds)"
 
 
-async def _reencrypted(target: Target, *, plain: bool) -> Reencrypted:
-    async with opened(target) as database:
+async def _reencrypt_target(target: DatabaseTarget, *, plain: bool) -> ReencryptionCounts:
+    async with open_target(target) as database:
         await _require_this_version(target, database)
-        if plain and (living := await database.read(living_processes)):
-            raise click.ClickException(f"{target.shown} is in use, and what is said meanwhile would be encrypted. {_stop(living)}")
+        if plain and (living := await database.read(list_live_processes)):
+            raise click.ClickException(
+                f"{target.shown} is in use, and what is said meanwhile would be encrypted. {_format_stop_hint(living)}"
+            )
         rows = await database.read(count_rows)
         label = "Decrypting" if plain else "Encrypting"
         with click.progressbar(length=rows, label=label, file=sys.stderr, hidden=not sys.stderr.isatty(), show_pos=True) as bar:
             return await reencrypt(database, target.cipher, Cipher(()) if plain else target.cipher, bar.update)
 
 
-async def _erased(target: Target, tenant: str, user: str) -> Erased:
-    async with opened(target) as database:
+async def _erase_user(target: DatabaseTarget, tenant: str, user: str) -> ErasureCounts:
+    async with open_target(target) as database:
         await _require_this_version(target, database)
         return await SqlConversations(Store(database, target.cipher, "")).erase(tenant, user)

@@ -15,22 +15,22 @@ import msgspec
 
 from ai_agent_service import __version__
 from ai_agent_service.cli.eval_generate import generate
-from ai_agent_service.cli.output import Steps, table
+from ai_agent_service.cli.output import ProgressReporter, format_table
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.core.redaction import secrets_in
-from ai_agent_service.evaluation.dataset import Case, read_dataset, with_agents
-from ai_agent_service.evaluation.deepeval_extra import BY_A_JUDGE, BY_DEEPEVAL, asks, judging_faults, open_judging
+from ai_agent_service.core.redaction import find_secrets
+from ai_agent_service.evaluation.dataset import Case, assign_agents, read_dataset
+from ai_agent_service.evaluation.deepeval_extra import DEEPEVAL_FIELDS, JUDGED_FIELDS, find_judging_faults, has_expectation, open_judging
 from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.junit import write_junit
 from ai_agent_service.evaluation.metrics import METRICS
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.evaluation.replay import Replays, ReplayToolset
-from ai_agent_service.evaluation.report.page import Baseline, report
-from ai_agent_service.evaluation.results import TINY, Options, Result, RunAgent, Summary
-from ai_agent_service.evaluation.run_folder import Run, find_run, recorded, write_lines
-from ai_agent_service.evaluation.runner import Runner, summed
+from ai_agent_service.evaluation.report.page import Baseline, render_report
+from ai_agent_service.evaluation.results import EPSILON, Options, Result, RunAgent, Summary
+from ai_agent_service.evaluation.run_folder import EvaluationRun, build_recorded_case, find_run, write_lines
+from ai_agent_service.evaluation.runner import Runner, summarize_results
 from ai_agent_service.evaluation.scoring import MIN_CASES, Comparison, compare_runs
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.runtime.configuration import Configuration, load
@@ -90,21 +90,21 @@ def run_command(
     if junit is not None and not junit.resolve().parent.is_dir():
         raise click.UsageError(f"There is no folder {junit.parent}.")
     output = load_settings().evaluation_output_dir
-    before = _found(output, baseline) if baseline is not None else None
-    resumed = _found(output, resume) if resume is not None else None
-    options = resumed.summary().options if resumed is not None else Options(agent, model, repeat, record, judge)
-    dataset = file if file is not None and resumed is None else _dataset_of(resumed)
+    before = _require_run(output, baseline) if baseline is not None else None
+    resumed = _require_run(output, resume) if resume is not None else None
+    options = resumed.read_summary().options if resumed is not None else Options(agent, model, repeat, record, judge)
+    dataset = file if file is not None and resumed is None else _locate_dataset(resumed)
     cases = read_dataset(resumed.dataset if resumed is not None else dataset)
     configuration = load()
-    cases = with_agents(cases, options.agent, [each.agent_id for each in configuration.agents], str(dataset))
-    if faults := judging_faults(cases, str(dataset), options.judge):
+    cases = assign_agents(cases, options.agent, [each.agent_id for each in configuration.agents], str(dataset))
+    if faults := find_judging_faults(cases, str(dataset), options.judge):
         raise ConfigError(faults)
-    configure_logging("ERROR", secrets_in(configuration.environment))
+    configure_logging("ERROR", find_secrets(configuration.environment))
     try:
-        run = asyncio.run(_evaluated(configuration, cases, dataset, options, resumed, parallel))
+        run = asyncio.run(_evaluate_cases(configuration, cases, dataset, options, resumed, parallel))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    summary, results = run.summary(), run.results()
+    summary, results = run.read_summary(), run.read_results()
     compared = Baseline(before, compare_runs(before, run)) if before is not None else None
     _write_report(run, run.report, compared)
     _echo_run(run, summary, results)
@@ -112,7 +112,7 @@ def run_command(
         _write_recorded(dataset, cases, results)
     if junit is not None:
         _write(junit, partial(write_junit, name=run.name, results=results))
-    failed = fail_under is not None and summary.score < fail_under - TINY
+    failed = fail_under is not None and summary.score < fail_under - EPSILON
     if failed:
         click.echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
     if compared is not None:
@@ -129,8 +129,8 @@ def run_command(
 @click.argument("run", required=False, metavar="RUN")
 def show(run: str | None) -> None:
     """Show what came of RUN, by default the latest."""
-    found = _found(load_settings().evaluation_output_dir, run)
-    _echo_run(found, found.summary(), found.results())
+    found = _require_run(load_settings().evaluation_output_dir, run)
+    _echo_run(found, found.read_summary(), found.read_results())
 
 
 @evaluate.command("compare")
@@ -142,14 +142,14 @@ def compare_command(before: str, after: str) -> None:
     Ends with code 1 if it is worse, or if not all of it was done and judged.
     """
     output = load_settings().evaluation_output_dir
-    old, new = _found(output, before), _found(output, after)
+    old, new = _require_run(output, before), _require_run(output, after)
     found = compare_runs(old, new)
     _echo_comparison(old, new, found)
-    is_stopped = new.summary().finished is None
+    is_stopped = new.read_summary().finished is None
     if is_stopped:
         click.echo(f"{new.name} was stopped, so that this is no pass.")
     # The summary of a run that was stopped does not count them yet.
-    if found.verdict == "worse" or is_stopped or any(result.not_judged for result in new.results()):
+    if found.verdict == "worse" or is_stopped or any(result.not_judged for result in new.read_results()):
         sys.exit(EXIT_WORSE)
 
 
@@ -160,14 +160,14 @@ def compare_command(before: str, after: str) -> None:
 def report_command(run: str | None, baseline: str | None, output: Path | None) -> None:
     """Write the report on RUN, by default the latest, anew: one page of HTML that needs nothing else."""
     folder = load_settings().evaluation_output_dir
-    found = _found(folder, run)
-    before = _found(folder, baseline) if baseline is not None else None
+    found = _require_run(folder, run)
+    before = _require_run(folder, baseline) if baseline is not None else None
     path = output or found.report
     _write_report(found, path, Baseline(before, compare_runs(before, found)) if before is not None else None)
     click.echo(f"{path}")
 
 
-def _found(output: Path, name: str | None) -> Run:
+def _require_run(output: Path, name: str | None) -> EvaluationRun:
     found = find_run(output, name)
     if found is None:
         known = ", ".join(sorted(path.parent.name for path in output.glob("*/summary.json"))[-5:]) or "none"
@@ -176,59 +176,59 @@ def _found(output: Path, name: str | None) -> Run:
     return found
 
 
-def _dataset_of(run: Run | None) -> Path:
+def _locate_dataset(run: EvaluationRun | None) -> Path:
     assert run is not None
-    return Path(run.summary().dataset)
+    return Path(run.read_summary().dataset)
 
 
-async def _evaluated(
-    configuration: Configuration, cases: list[Case], dataset: Path, options: Options, resumed: Run | None, parallel: int
-) -> Run:
+async def _evaluate_cases(
+    configuration: Configuration, cases: list[Case], dataset: Path, options: Options, resumed: EvaluationRun | None, parallel: int
+) -> EvaluationRun:
     """The run of what is not done yet of `cases`, once it has come to its end."""
     agent_ids = {case.agent for case in cases if case.agent is not None}
     replays = Replays()
     with tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True) as folder:
-        apart = configuration.with_servers_of(agent_ids).apart(Path(folder))
+        apart = configuration.restrict_servers(agent_ids).isolate(Path(folder))
         async with AsyncExitStack() as opened:
             service = await opened.enter_async_context(open_service(apart, partial(ReplayToolset, replays)))
             metrics = METRICS
-            if asks(cases, BY_DEEPEVAL):
-                judge = await _judge(service, options.judge, parallel) if asks(cases, BY_A_JUDGE) else None
-                options = msgspec.structs.replace(options, judge=judge.model.shown if judge is not None else None)
+            if has_expectation(cases, DEEPEVAL_FIELDS):
+                judge = await _build_judge(service, options.judge, parallel) if has_expectation(cases, JUDGED_FIELDS) else None
+                options = msgspec.structs.replace(options, judge=judge.model.label if judge is not None else None)
                 judging = open_judging(judge, configuration.settings, configuration.environment, Path(folder))
                 metrics = (*metrics, await opened.enter_async_context(judging))
-            await service.servers.settled(CONNECT_SECONDS)
+            await service.servers.wait_for_start(CONNECT_SECONDS)
             for status in service.servers.statuses:
                 if status.state != "ready":
                     click.echo(f"without the tools of {status.label}: {status.error or 'it is still starting'}", err=True)
-            agents = {agent_id: await _as_it_is(service, agent_id, options.model) for agent_id in sorted(agent_ids)}
+            agents = {agent_id: await _describe_agent(service, agent_id, options.model) for agent_id in sorted(agent_ids)}
             if resumed is not None:
-                _refuse_other_agents(resumed, agents)
+                _refuse_changed_agents(resumed, agents)
                 run, done = resumed, resumed.restore()
             else:
                 started = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
                 summary = Summary(dataset=str(dataset), started=started, service_version=__version__, options=options, agents=agents)
-                run, done = Run.begin(configuration.settings.evaluation_output_dir, dataset, cases, summary), []
+                run, done = EvaluationRun.begin(configuration.settings.evaluation_output_dir, dataset, cases, summary), []
             seen = {(result.id, result.attempt) for result in done}
             every = [(case, attempt) for attempt in range(1, options.repeat + 1) for case in cases]
             wanted = [(case, attempt) for case, attempt in every if (case.id, attempt) not in seen]
-            run.write_summary(msgspec.structs.replace(run.summary(), finished=None))  # until it has, once more
+            run.write_summary(msgspec.structs.replace(run.read_summary(), finished=None))  # until it has, once more
             try:
-                with Steps("cases", len(every), len(done)) as steps:
-                    await Runner(service, replays, options, metrics).run(wanted, parallel, partial(_keep, run, steps))
+                with ProgressReporter("cases", len(every), len(done)) as steps:
+                    await Runner(service, replays, options, metrics).run(wanted, parallel, partial(_save_result, run, steps))
             except asyncio.CancelledError:
                 click.echo(f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True)
                 raise
-    run.write_summary(summed(run.summary(), run.results()))
+    run.write_summary(summarize_results(run.read_summary(), run.read_results()))
     return run
 
 
-async def _judge(service: Service, written: str | None, parallel: int) -> Judge:
+async def _build_judge(service: Service, written: str | None, parallel: int) -> Judge:
     assert written is not None
     return Judge(await find_model(service, written, "--judge"), service.settings.request_timeout, parallel)
 
 
-async def _as_it_is(service: Service, agent_id: str, model: str | None) -> RunAgent:
+async def _describe_agent(service: Service, agent_id: str, model: str | None) -> RunAgent:
     agent = service.catalog.get(agent_id)
     known = model or agent.definition.model or ""
     if not known and await agent.problem() is None:
@@ -236,27 +236,27 @@ async def _as_it_is(service: Service, agent_id: str, model: str | None) -> RunAg
     return RunAgent(agent.version, agent.parts.provider.name, known)
 
 
-def _refuse_other_agents(run: Run, agents: dict[str, RunAgent]) -> None:
+def _refuse_changed_agents(run: EvaluationRun, agents: dict[str, RunAgent]) -> None:
     """Half of a run by one agent and half by another would tell of neither."""
-    for agent_id, before in run.summary().agents.items():
+    for agent_id, before in run.read_summary().agents.items():
         if agents[agent_id] != before:
             was, now = (f"{each.version} by {each.provider} {each.model}" for each in (before, agents[agent_id]))
             raise click.UsageError(f"{agent_id} is not what it was when {run.name} began ({was}; now {now}). Start a new run.")
 
 
-def _keep(run: Run, steps: Steps, result: Result) -> None:
+def _save_result(run: EvaluationRun, steps: ProgressReporter, result: Result) -> None:
     run.add(result)
     judged = " and not judged" if result.not_judged else ""
-    steps.tell(f"{result.id}: {result.score:.2f}{judged} in {result.seconds:.2f} s")
+    steps.advance(f"{result.id}: {result.score:.2f}{judged} in {result.seconds:.2f} s")
 
 
-def _echo_run(run: Run, summary: Summary, results: Sequence[Result]) -> None:
+def _echo_run(run: EvaluationRun, summary: Summary, results: Sequence[Result]) -> None:
     rows: list[tuple[str, ...]] = [("CASE", "SCORE", "STEPS", "SECONDS", "TOKENS", "NOT MET")]
     by_case: dict[str, list[Result]] = {}
     for result in results:
         by_case.setdefault(result.id, []).append(result)
-    rows += (_row(name, attempts) for name, attempts in by_case.items())
-    click.echo(table(rows))
+    rows += (_format_row(name, attempts) for name, attempts in by_case.items())
+    click.echo(format_table(rows))
     for name, attempts in by_case.items():
         notes = dict.fromkeys(note for attempt in attempts for answer in attempt.answers for note in answer.notes)
         for note in notes:
@@ -285,7 +285,7 @@ def _echo_run(run: Run, summary: Summary, results: Sequence[Result]) -> None:
     click.echo(f"{run.folder}")
 
 
-def _row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
+def _format_row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
     scores = [attempt.score for attempt in attempts]
     spread = f" (±{statistics.stdev(scores):.2f}, {min(scores):.2f} to {max(scores):.2f})" if len(scores) > 1 else ""
     errors = [f"error {answer.error}: {answer.problem}" for attempt in attempts if (answer := attempt.error) is not None]
@@ -302,7 +302,7 @@ def _row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
     )
 
 
-def _echo_comparison(before: Run, after: Run, found: Comparison) -> None:
+def _echo_comparison(before: EvaluationRun, after: EvaluationRun, found: Comparison) -> None:
     click.echo(f"\n{before.name} -> {after.name}")
     for change in found.changed:
         click.echo(f"  {change.id}: {change.before:.2f} -> {change.after:.2f}")
@@ -315,7 +315,7 @@ def _echo_comparison(before: Run, after: Run, found: Comparison) -> None:
     for why, names in left_out.items():
         if names:
             click.echo(f"  left out, {why}: {', '.join(names)}")
-    judges = [run.summary().options.judge for run in (before, after)]
+    judges = [run.read_summary().options.judge for run in (before, after)]
     if None not in judges and judges[0] != judges[1]:
         click.echo(f"  judged by {judges[0]} first and by {judges[1]} then, which makes a difference of its own")
     over = f"{found.before:.3f} -> {found.after:.3f} over {found.cases} cases"
@@ -331,13 +331,13 @@ def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Resu
     first = {result.id: result for result in results if result.attempt == 1}
     path = dataset.with_name(f"{dataset.name.removesuffix('.jsonl').removesuffix('.recorded')}.recorded.jsonl")
     broken = [case.id for case in cases if first[case.id].error is not None]
-    lines = [case.written if case.id in broken else recorded(case, first[case.id]) for case in cases]
+    lines = [case.written if case.id in broken else build_recorded_case(case, first[case.id]) for case in cases]
     _write(path, partial(write_lines, values=lines))
     click.echo(f"Recorded: {path}" + (f", without {', '.join(broken)}, which an error broke" if broken else ""))
 
 
-def _write_report(run: Run, path: Path, baseline: Baseline | None) -> None:
-    written = report(run, secrets_in(load_environment()), baseline).encode()
+def _write_report(run: EvaluationRun, path: Path, baseline: Baseline | None) -> None:
+    written = render_report(run, find_secrets(load_environment()), baseline).encode()
     _write(path, lambda file: file.write_bytes(written))
 
 

@@ -12,12 +12,12 @@ from typing import IO, Any
 
 import click
 
-from ai_agent_service.cli.output import Steps
-from ai_agent_service.config.json_files import nearest
+from ai_agent_service.cli.output import ProgressReporter
+from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
-from ai_agent_service.core.redaction import secrets_in
+from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.evaluation.case_writer import Generator, TargetAgent
-from ai_agent_service.evaluation.documents import Piece, allotted, read_documents
+from ai_agent_service.evaluation.documents import Piece, allocate_cases, read_documents
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.providers.demo import Demo
@@ -29,7 +29,7 @@ CONNECT_SECONDS = 15.0
 """How long an agent's MCP servers are waited for, to know their tools."""
 
 MAX_NAME = 40
-MAX_TOLD = 20
+MAX_LISTED = 20
 """Files and cases that were left out and are named."""
 
 EXIT_INTERRUPTED = 130
@@ -55,51 +55,57 @@ def generate(
         raise click.BadParameter("it says nothing.", param_hint="--description")
     pieces, left_out = read_documents(sources) if description is None else ([Piece("", description)], [])
     configuration = load()
-    configure_logging("ERROR", secrets_in(configuration.environment))
+    configure_logging("ERROR", find_secrets(configuration.environment))
     known = [each.agent_id for each in configuration.agents]
     if agent is not None and agent not in known:
-        raise click.BadParameter(f"{agent!r} is not an agent. {nearest(agent, known)}", param_hint="--agent")
+        raise click.BadParameter(f"{agent!r} is not an agent. {suggest_name(agent, known)}", param_hint="--agent")
     named = sources[0].resolve().stem if sources else agent or description or ""
-    path = output or configuration.settings.evaluation_output_dir / "datasets" / f"{_file_name(named)}.jsonl"
-    with _Dataset(path, replaces=force) as dataset, Steps("cases", count) as steps:
+    path = output or configuration.settings.evaluation_output_dir / "datasets" / f"{_to_file_name(named)}.jsonl"
+    with _DatasetFile(path, replaces=force) as dataset, ProgressReporter("cases", count) as steps:
         try:
-            generator = asyncio.run(_generated(configuration, pieces, model, agent, count, dataset, steps))
+            generator = asyncio.run(_generate_cases(configuration, pieces, model, agent, count, dataset, steps))
         except ConfigError:
             raise
         except ServiceError as error:
-            raise click.ClickException(f"{error.message.rstrip('.')}. {dataset.told}") from error
+            raise click.ClickException(f"{error.message.rstrip('.')}. {dataset.summary}") from error
         except KeyboardInterrupt:
-            click.echo(f"Stopped. {dataset.told}", err=True)
+            click.echo(f"Stopped. {dataset.summary}", err=True)
             sys.exit(EXIT_INTERRUPTED)
-    _echo(generator, dataset, left_out, count)
+    _echo_summary(generator, dataset, left_out, count)
     if not dataset.count:
         raise click.ClickException(f"{model} wrote no case of use. Try another model, or say more.")
     click.echo(f"To run them: ai-agent-service eval run {path}" + ("" if agent else " --agent ID"))
 
 
-async def _generated(
-    configuration: Configuration, pieces: list[Piece], model: str, agent: str | None, count: int, dataset: "_Dataset", steps: Steps
+async def _generate_cases(
+    configuration: Configuration,
+    pieces: list[Piece],
+    model: str,
+    agent: str | None,
+    count: int,
+    dataset: "_DatasetFile",
+    steps: ProgressReporter,
 ) -> Generator:
     agent_ids = [agent] if agent is not None else []
     async with AsyncExitStack() as opened:
         folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True))
-        service = await opened.enter_async_context(open_service(configuration.with_servers_of(agent_ids).apart(Path(folder))))
+        service = await opened.enter_async_context(open_service(configuration.restrict_servers(agent_ids).isolate(Path(folder))))
         writer = await find_model(service, model, "--model")
         if isinstance(writer.provider, Demo):
             problem = "demo is no language model and cannot write cases"
             raise ConfigError([Fault(file="--model", problem=problem, remedy="Name a real one, such as ollama:qwen3")])
-        tested = await _tested(service, agent) if agent is not None else None
+        tested = await _describe_target(service, agent) if agent is not None else None
         generator = Generator(writer, seconds=configuration.settings.request_timeout, agent=tested)
-        async with aclosing(generator.cases(allotted(pieces, count))) as cases:
+        async with aclosing(generator.generate_cases(allocate_cases(pieces, count))) as cases:
             async for case in cases:
                 dataset.add(case)
-                steps.tell(case["id"])
+                steps.advance(case["id"])
     return generator
 
 
-async def _tested(service: Service, agent_id: str) -> TargetAgent:
+async def _describe_target(service: Service, agent_id: str) -> TargetAgent:
     """The agent's prompt, and the tools that it has once its MCP servers are there."""
-    await service.servers.settled(CONNECT_SECONDS)
+    await service.servers.wait_for_start(CONNECT_SECONDS)
     agent = service.catalog.get(agent_id)
     toolset = agent.parts.toolset
     for words in toolset.unavailable:
@@ -107,7 +113,7 @@ async def _tested(service: Service, agent_id: str) -> TargetAgent:
     return TargetAgent(agent_id, agent.definition.system_prompt, toolset.specs)
 
 
-class _Dataset:
+class _DatasetFile:
     """A file that cases are added to as they come; it is there once there is one."""
 
     def __init__(self, path: Path, *, replaces: bool) -> None:
@@ -116,15 +122,15 @@ class _Dataset:
         self._file: IO[str] | None = None
         self.count = 0
         if path.exists() and not replaces:
-            raise self._refused("it is there already; --force replaces it")
+            raise self._build_error("it is there already; --force replaces it")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._refused(f"its folder cannot be made ({error.strerror})") from error
+            raise self._build_error(f"its folder cannot be made ({error.strerror})") from error
         if not os.access(path.parent, os.W_OK):
-            raise self._refused("its folder cannot be written to")
+            raise self._build_error("its folder cannot be written to")
 
-    def __enter__(self) -> "_Dataset":
+    def __enter__(self) -> "_DatasetFile":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,7 +138,7 @@ class _Dataset:
             self._file.close()
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What is in it."""
         if not self.count:
             return "No case was written."
@@ -146,19 +152,19 @@ class _Dataset:
             self._file.write(json.dumps(case, ensure_ascii=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise self._refused(f"it cannot be written ({error.strerror})") from error
+            raise self._build_error(f"it cannot be written ({error.strerror})") from error
         self.count += 1
 
-    def _refused(self, why: str) -> click.ClickException:
+    def _build_error(self, why: str) -> click.ClickException:
         return click.BadParameter(f"{self._path}: {why}.", param_hint="--output")
 
 
-def _echo(generator: Generator, dataset: _Dataset, left_out: list[Path], wanted: int) -> None:
+def _echo_summary(generator: Generator, dataset: _DatasetFile, left_out: list[Path], wanted: int) -> None:
     for what, names in (("left out", [str(path) for path in left_out]), ("dropped", generator.dropped)):
-        for name in names[:MAX_TOLD]:
+        for name in names[:MAX_LISTED]:
             click.echo(f"{what}: {name}")
-        if len(names) > MAX_TOLD:
-            click.echo(f"{what}: {len(names) - MAX_TOLD} more")
+        if len(names) > MAX_LISTED:
+            click.echo(f"{what}: {len(names) - MAX_LISTED} more")
     if generator.duplicates:
         click.echo(f"{generator.duplicates} left out that were like others")
     usage = generator.usage
@@ -168,8 +174,8 @@ def _echo(generator: Generator, dataset: _Dataset, left_out: list[Path], wanted:
     if 0 < dataset.count < wanted:
         click.echo(f"{wanted} were asked for; the model had no more of use.")
     if dataset.count:
-        click.echo(dataset.told)
+        click.echo(dataset.summary)
 
 
-def _file_name(named: str) -> str:
+def _to_file_name(named: str) -> str:
     return re.sub(r"[^\w.-]+", "-", named)[:MAX_NAME].strip("-.").lower() or "cases"

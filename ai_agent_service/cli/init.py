@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ai_agent_service.config.env_template import env_text
-from ai_agent_service.config.locations import STARTER
+from ai_agent_service.config.env_template import render_env_file
+from ai_agent_service.config.locations import STARTER_FOLDER
 
 EXIT_CONFIGURATION = 2
 GITIGNORE = """\
@@ -18,7 +18,7 @@ evaluations/output/
 """
 
 
-class _CannotWrite(click.ClickException):
+class _WriteError(click.ClickException):
     exit_code = EXIT_CONFIGURATION
 
 
@@ -28,7 +28,7 @@ class _CannotWrite(click.ClickException):
 def init(folder: Path, force: bool) -> None:
     """Write a starter set of agents, prompts, MCP servers and settings, with comments, into FOLDER (by default this one)."""
     written = kept = 0
-    for name, text in _files().items():
+    for name, text in _read_starter_files().items():
         if _write(folder, name, text, force=force):
             written += 1
             click.echo(f"wrote  {folder / name}")
@@ -42,11 +42,11 @@ def init(folder: Path, force: bool) -> None:
     click.echo(f"  {where}ai-agent-service check && ai-agent-service serve")
 
 
-def _files() -> dict[str, str]:
+def _read_starter_files() -> dict[str, str]:
     """The texts of the files by their names."""
-    names = ("agent_config.json", "mcp.json", *(f"prompts/{path.name}" for path in sorted((STARTER / "prompts").iterdir())))
-    texts = {name: (STARTER / name).read_text(encoding="utf-8") for name in names}
-    return {**texts, ".env": env_text(), ".gitignore": GITIGNORE}
+    names = ("agent_config.json", "mcp.json", *(f"prompts/{path.name}" for path in sorted((STARTER_FOLDER / "prompts").iterdir())))
+    texts = {name: (STARTER_FOLDER / name).read_text(encoding="utf-8") for name in names}
+    return {**texts, ".env": render_env_file(), ".gitignore": GITIGNORE}
 
 
 def _write(folder: Path, name: str, text: str, *, force: bool) -> bool:
@@ -62,11 +62,11 @@ def _write(folder: Path, name: str, text: str, *, force: bool) -> bool:
     except FileExistsError as error:
         if error.filename == str(path):
             return False
-        raise _cannot(path, "a file stands where a folder is needed") from error
+        raise _build_write_error(path, "a file stands where a folder is needed") from error
     except OSError as error:
-        raise _cannot(path, error.strerror or str(error)) from error
+        raise _build_write_error(path, error.strerror or str(error)) from error
     return True
 
 
-def _cannot(path: Path, problem: str) -> click.ClickException:
-    return _CannotWrite(f"{path} cannot be written: {problem}. Name a folder that can be: ai-agent-service init FOLDER")
+def _build_write_error(path: Path, problem: str) -> click.ClickException:
+    return _WriteError(f"{path} cannot be written: {problem}. Name a folder that can be: ai-agent-service init FOLDER")

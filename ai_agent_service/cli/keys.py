@@ -9,18 +9,18 @@ from typing import Any, TypeVar, get_args
 import click
 import msgspec
 
-from ai_agent_service.auth.keys.ring import key_faults
-from ai_agent_service.auth.keys.store import GRACE, KeyRefused, KeyStore, NewSecret, StoredKey
+from ai_agent_service.auth.keys.ring import find_key_faults
+from ai_agent_service.auth.keys.store import ROTATION_GRACE, KeyStore, KeyStoreError, NewSecret, StoredKey
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, Client, Limits, Scope
-from ai_agent_service.cli.database_target import existing, opened, read_target, unusable
-from ai_agent_service.cli.output import table
-from ai_agent_service.config.json_files import nearest
+from ai_agent_service.cli.database_target import build_unusable_error, open_target, read_target, require_existing
+from ai_agent_service.cli.output import format_table
+from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.runtime.configuration import load
-from ai_agent_service.storage.encryption import Undecryptable
-from ai_agent_service.storage.opening import ready_tables
+from ai_agent_service.storage.encryption import DecryptionError
+from ai_agent_service.storage.opening import prepare_tables
 
 LIMIT = click.IntRange(1, 2_000_000_000)
 
@@ -89,9 +89,9 @@ def create(
     user_parallel: int | None,
 ) -> None:
     """Make a key and print it. It is shown this once."""
-    may = _scopes(scopes)
-    only = _agents(agents)
-    made = _done(
+    may = _parse_scopes(scopes)
+    only = _parse_agents(agents)
+    made = _run_with_store(
         lambda store: store.create(
             name,
             scopes=may,
@@ -112,15 +112,15 @@ def create(
 def list_keys(as_json: bool) -> None:
     """Show all keys, without what is secret of them."""
 
-    async def work(store: KeyStore) -> tuple[tuple[StoredKey, ...], str | None]:
-        return await store.list(), await store.problem()
+    async def read_keys(store: KeyStore) -> tuple[tuple[StoredKey, ...], str | None]:
+        return await store.list(), await store.find_problem()
 
-    found, problem = _done(work)
+    found, problem = _run_with_store(read_keys)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode([_as_json(each) for each in found], order="sorted"), indent=2))
+        click.echo(msgspec.json.format(msgspec.json.encode([_to_json(each) for each in found], order="sorted"), indent=2))
     elif found:
         columns = ("ID", "NAME", "STATE", "TENANT", "SCOPES", "AGENTS", "CLIENT", "LIMITS", "CREATED", "EXPIRES", "LAST USED")
-        click.echo(table([columns, *map(_row, found)]))
+        click.echo(format_table([columns, *map(_format_row, found)]))
     else:
         click.echo("There are no keys. To make one: ai-agent-service keys create --name NAME")
     if problem is not None:
@@ -131,8 +131,8 @@ def list_keys(as_json: bool) -> None:
 @KEY
 def revoke(key: str) -> None:
     """Have a key refused, everywhere within seconds and for good."""
-    revoked = _done(lambda store: store.revoke(key))
-    click.echo(f"{_called(revoked)} is revoked.")
+    revoked = _run_with_store(lambda store: store.revoke(key))
+    click.echo(f"{_describe_key(revoked)} is revoked.")
 
 
 @keys.command()
@@ -140,56 +140,56 @@ def revoke(key: str) -> None:
 @click.option(
     "--grace",
     type=Duration(zero=True),
-    default=f"{GRACE.days * 24}h",
+    default=f"{ROTATION_GRACE.days * 24}h",
     show_default=True,
     help="How long the old secret works beside the new one; 0 ends it at once.",
 )
 def rotate(key: str, grace: timedelta) -> None:
     """Make a new secret for a key and print the key with it. It is shown this once."""
-    made = _done(lambda store: store.rotate(key, grace=grace))
+    made = _run_with_store(lambda store: store.rotate(key, grace=grace))
     until = made.stored.previous_until
-    _echo_secret(made, f"was rotated; the old secret works {f'until {_moment(until)}' if until else 'no longer'}")
+    _echo_secret(made, f"was rotated; the old secret works {f'until {_format_time(until)}' if until else 'no longer'}")
 
 
-def _done(work: Callable[[KeyStore], Awaitable[T]], *, makes_tables: bool = False) -> T:
+def _run_with_store(work: Callable[[KeyStore], Awaitable[T]], *, makes_tables: bool = False) -> T:
     """What `work` gives on the keys of the database that the settings name."""
-    target = read_target(key_faults)
+    target = read_target(find_key_faults)
     settings = target.settings
     if not (makes_tables and settings.database_migrate):
-        existing(target)
+        require_existing(target)
     if settings.audit_log_file is not None:
         configure_audit(settings.audit_log_file)
     pepper = settings.api_key_pepper
 
     async def run() -> T:
-        async with opened(target, lambda engine: ready_tables(engine, migrate=settings.database_migrate)) as database:
+        async with open_target(target, lambda engine: prepare_tables(engine, migrate=settings.database_migrate)) as database:
             store = KeyStore(database, pepper=pepper.get_secret_value() if pepper is not None else None, cipher=target.cipher)
             return await work(store)
 
     try:
         return asyncio.run(run())
-    except KeyRefused as error:
+    except KeyStoreError as error:
         raise click.UsageError(f"{error}.") from error
-    except Undecryptable as error:
-        raise unusable(target, str(error)) from error
+    except DecryptionError as error:
+        raise build_unusable_error(target, str(error)) from error
 
 
-def _scopes(text: str | None) -> frozenset[Scope]:
+def _parse_scopes(text: str | None) -> frozenset[Scope]:
     if text is None:
         return DEFAULT_SCOPES
     known: dict[str, Scope] = {scope: scope for scope in SCOPES}
-    named = _names(text, "--scopes")
+    named = _parse_names(text, "--scopes")
     for name in named:
         if name not in known:
-            raise click.BadParameter(f"{name!r} is no scope. {nearest(name, known)}", param_hint="--scopes")
+            raise click.BadParameter(f"{name!r} is no scope. {suggest_name(name, known)}", param_hint="--scopes")
     return frozenset(known[name] for name in named)
 
 
-def _agents(text: str | None) -> frozenset[str] | None:
+def _parse_agents(text: str | None) -> frozenset[str] | None:
     """The agents that are named; they are those of the configuration, if that has no faults."""
     if text is None:
         return None
-    named = _names(text, "--agents")
+    named = _parse_names(text, "--agents")
     try:
         known = [agent.agent_id for agent in load().agents]
     except ConfigError:
@@ -197,11 +197,11 @@ def _agents(text: str | None) -> frozenset[str] | None:
         return frozenset(named)
     for name in named:
         if name not in known:
-            raise click.BadParameter(f"{name!r} is no agent. {nearest(name, known)}", param_hint="--agents")
+            raise click.BadParameter(f"{name!r} is no agent. {suggest_name(name, known)}", param_hint="--agents")
     return frozenset(named)
 
 
-def _names(text: str, option: str) -> list[str]:
+def _parse_names(text: str, option: str) -> list[str]:
     named = [name for item in text.split(",") if (name := item.strip())]
     if not named:
         raise click.BadParameter("it names none.", param_hint=option)
@@ -212,44 +212,46 @@ def _echo_secret(made: NewSecret, what: str) -> None:
     """The key alone on standard output, so that a script can take it, and what it is for beside."""
     key = made.stored.key
     agents = "all agents" if key.agents is None else f"the agents {', '.join(sorted(key.agents))}"
-    expires = f"until {_moment(made.stored.expires_at)}" if made.stored.expires_at else "until it is revoked"
-    click.echo(f"{_called(made.stored)} {what}. It is for {agents}, with the scopes {', '.join(sorted(key.scopes))}, {expires}.", err=True)
+    expires = f"until {_format_time(made.stored.expires_at)}" if made.stored.expires_at else "until it is revoked"
+    click.echo(
+        f"{_describe_key(made.stored)} {what}. It is for {agents}, with the scopes {', '.join(sorted(key.scopes))}, {expires}.", err=True
+    )
     click.echo("It is shown this once; keep it where its user reads it:", err=True)
     click.echo(made.text)
 
 
-def _called(stored: StoredKey) -> str:
+def _describe_key(stored: StoredKey) -> str:
     return f"The key {stored.key.name!r} ({stored.key.key_id})"
 
 
-def _as_json(stored: StoredKey) -> dict[str, Any]:
+def _to_json(stored: StoredKey) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(stored, order="sorted")
     return {**msgspec.structs.asdict(stored.key), **shown.pop("key"), **shown}
 
 
-def _row(stored: StoredKey) -> tuple[str, ...]:
+def _format_row(stored: StoredKey) -> tuple[str, ...]:
     key = stored.key
-    limits = _shown(key.limits)
-    each = _shown(key.user_limits)
+    limits = _format_limits(key.limits)
+    each = _format_limits(key.user_limits)
     return (
         key.key_id,
         key.name,
-        f"rotating until {_moment(stored.previous_until)}" if stored.state == "rotating" else stored.state,
+        f"rotating until {_format_time(stored.previous_until)}" if stored.state == "rotating" else stored.state,
         key.tenant,
         ",".join(sorted(key.scopes)),
         "all" if key.agents is None else ",".join(sorted(key.agents)),
         key.client or "-",
         "; ".join([*([limits] if limits else []), *([f"each user {each}"] if each else [])]) or "-",
-        _moment(stored.created_at),
-        _moment(stored.expires_at),
-        _moment(stored.last_used_at),
+        _format_time(stored.created_at),
+        _format_time(stored.expires_at),
+        _format_time(stored.last_used_at),
     )
 
 
-def _shown(limits: Limits) -> str:
+def _format_limits(limits: Limits) -> str:
     parts = ((limits.requests, "rpm"), (limits.tokens, "tpm"), (limits.parallel, "parallel"))
     return ", ".join(f"{number} {unit}" for number, unit in parts if number is not None)
 
 
-def _moment(moment: datetime | None) -> str:
+def _format_time(moment: datetime | None) -> str:
     return "-" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}Z"

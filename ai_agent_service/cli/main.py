@@ -12,7 +12,7 @@ from ai_agent_service.core.errors import ConfigError
 EXIT_CONFIGURATION = 2
 
 
-class Commands(click.Group):
+class LazyGroup(click.Group):
     """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
 
     LAZY: ClassVar = {
@@ -39,7 +39,7 @@ class Commands(click.Group):
         return cast(click.Command, getattr(importlib.import_module(module), name))
 
 
-@click.group(cls=Commands)
+@click.group(cls=LazyGroup)
 @click.version_option(__version__)
 def cli() -> None:
     """Agents that appear as models to any OpenAI client."""

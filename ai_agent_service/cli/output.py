@@ -12,7 +12,7 @@ STARTER_NOTE = (
 )
 
 
-class Steps:
+class ProgressReporter:
     """Counts `things`, of which there are `total` to be done, and `done` at the beginning."""
 
     def __init__(self, things: str, total: int, done: int = 0) -> None:
@@ -31,7 +31,7 @@ class Steps:
         if self._bar is not None:
             self._bar.stop()
 
-    def tell(self, words: str) -> None:
+    def advance(self, words: str) -> None:
         """Counts one more, of which `words` are shown where there is no bar."""
         self._done += 1
         if self._bar is not None:
@@ -40,7 +40,7 @@ class Steps:
             click.echo(f"[{self._done}/{self._total}] {words}", err=True)
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def format_table(rows: list[tuple[str, ...]]) -> str:
     """`rows`, the first of which are the columns' names, as lines of columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

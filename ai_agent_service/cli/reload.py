@@ -12,10 +12,10 @@ from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.runtime.revision import Changes
 
-KEY = "AAS_API_KEY"
-SECONDS = 120.0
+API_KEY_VARIABLE = "AAS_API_KEY"
+TIMEOUT_SECONDS = 120.0
 EXIT_CONFIGURATION = 2
-_WORDS = {
+_CHANGE_LABELS = {
     "added_agents": "added the agent",
     "changed_agents": "changed the agent",
     "removed_agents": "removed the agent",
@@ -25,16 +25,16 @@ _WORDS = {
 }
 
 
-class _Error(msgspec.Struct):
+class _ErrorDetail(msgspec.Struct):
     message: str
     code: str | None
 
 
-class _Refused(msgspec.Struct):
-    error: _Error
+class _ErrorResponse(msgspec.Struct):
+    error: _ErrorDetail
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class _NoRedirectHandler(urllib.request.HTTPRedirectHandler):
     """A key goes to the address that was meant, and to no other."""
 
     def redirect_request(self, *arguments: Any) -> None:
@@ -48,21 +48,21 @@ def reload(url: str | None) -> None:
 
     AAS_API_KEY, in the environment or in .env, is the key, which needs the scope admin.
     """
-    url = (url or _own_url(load_settings())).rstrip("/")
+    url = (url or _build_url(load_settings())).rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise click.UsageError("--url is an address beginning with http:// or https://.")
-    status, body = _asked(url, load_environment().get(KEY))
+    status, body = _post_reload(url, load_environment().get(API_KEY_VARIABLE))
     if status == 200:
-        changes = _decoded(body, Changes, url)
-        for field, words in _WORDS.items():
+        changes = _decode_body(body, Changes, url)
+        for field, words in _CHANGE_LABELS.items():
             for name in getattr(changes, field):
                 click.echo(f"{words} {name}" + (f" ({changes.agents[name]})" if name in changes.agents else ""))
         if not changes:
             click.echo("Nothing has changed.")
         return
-    error = _decoded(body, _Refused, url).error
+    error = _decode_body(body, _ErrorResponse, url).error
     if error.code != "configuration_error":
-        hint = f" The key is taken from {KEY}; it needs the scope admin." if status in (401, 403) else ""
+        hint = f" The key is taken from {API_KEY_VARIABLE}; it needs the scope admin." if status in (401, 403) else ""
         raise click.ClickException(f"{url} answered {status}: {error.message}{hint}")
     faults = error.message.splitlines()
     click.echo(f"The configuration has {len(faults)} fault{'s' if len(faults) > 1 else ''}, and the service goes on as it was:", err=True)
@@ -71,18 +71,18 @@ def reload(url: str | None) -> None:
     sys.exit(EXIT_CONFIGURATION)
 
 
-def _own_url(settings: Settings) -> str:
+def _build_url(settings: Settings) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound
     return f"{'https' if settings.tls_cert_file else 'http'}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
-def _asked(url: str, key: str | None) -> tuple[int, bytes]:
+def _post_reload(url: str, key: str | None) -> tuple[int, bytes]:
     """The status and the body of the service's answer."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(f"{url}/admin/reload", data=b"", headers=headers, method="POST")  # noqa: S310 - checked above
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirectHandler)
     try:
-        with opener.open(request, timeout=SECONDS) as answer:
+        with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -94,7 +94,7 @@ def _asked(url: str, key: str | None) -> tuple[int, bytes]:
         ) from None
 
 
-def _decoded(body: bytes, kind: type[Any], url: str) -> Any:
+def _decode_body(body: bytes, kind: type[Any], url: str) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -19,15 +19,15 @@ from ai_agent_service.auth.access import Access
 from ai_agent_service.cli.output import STARTER_NOTE
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.observability.logging import writes_json
+from ai_agent_service.observability.logging import is_json_format
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.runtime.configuration import Configuration, load
-from ai_agent_service.runtime.opening import database_keys
+from ai_agent_service.runtime.opening import check_database_keys
 from ai_agent_service.runtime.service import Service
-from ai_agent_service.server.application import METRICS_FOLDER, configure_logs, create_app, settle_memory
+from ai_agent_service.server.application import METRICS_FOLDER, configure_logs, create_app, tune_garbage_collector
 from ai_agent_service.server.http1 import BoundedProtocol
-from ai_agent_service.server.process import LAST_WORDS_SECONDS, Patience, Server
-from ai_agent_service.server.workers import Workers
+from ai_agent_service.server.process import CANCEL_GRACE_SECONDS, GracefulServer, ShutdownTimeouts
+from ai_agent_service.server.workers import WorkerPool
 
 
 @click.command()
@@ -43,9 +43,9 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     settings = configuration.settings
     configure_logs(configuration, is_one_of_several=workers > 1)
     _refuse_without_keys(settings)
-    listening = _listening(settings)
+    listening = _open_listener(settings)
     config = uvicorn.Config(
-        "ai_agent_service.server.application:worker_app" if workers > 1 else create_app(configuration),
+        "ai_agent_service.server.application:create_worker_app" if workers > 1 else create_app(configuration),
         factory=workers > 1,
         workers=workers,
         lifespan="on",
@@ -57,45 +57,45 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         proxy_headers=False,  # else callers on this machine could say where they are
         ssl_certfile=settings.tls_cert_file,
         ssl_keyfile=settings.tls_key_file,
-        ssl_context_factory=_tls if settings.tls_cert_file else None,
+        ssl_context_factory=_create_tls_context if settings.tls_cert_file else None,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=LAST_WORDS_SECONDS,
+        timeout_graceful_shutdown=CANCEL_GRACE_SECONDS,
     )
-    patience = Patience(settings.drain_seconds, settings.shutdown_timeout)
+    patience = ShutdownTimeouts(settings.drain_seconds, settings.shutdown_timeout)
     if workers > 1:
         os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
         if not configuration.files.is_starter:
             os.environ["AGENT_CONFIG_FILE"] = str(configuration.files.agents)  # a worker of later takes none in its place
-        is_open = settings.is_local and settings.api_keys is None and asyncio.run(database_keys(settings)) == "none"
+        is_open = settings.is_local and settings.api_keys is None and asyncio.run(check_database_keys(settings)) == "none"
         is_open = is_open or settings.allow_unauthenticated
-        welcome = partial(_tell_ready, configuration, listening, _own_notes(configuration), is_open=is_open)
+        welcome = partial(_announce_ready, configuration, listening, _collect_file_notes(configuration), is_open=is_open)
         with tempfile.TemporaryDirectory(prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True) as folder:
             os.environ[METRICS_FOLDER] = folder
-            code = Workers(config, listening, patience).run(welcome)
+            code = WorkerPool(config, listening, patience).run(welcome)
         sys.exit(code)
-    server = Server(config, patience, partial(_welcomed, configuration, listening))
+    server = GracefulServer(config, patience, partial(_handle_ready, configuration, listening))
     server.run(sockets=[listening])
     if not server.started:
         sys.exit(3)
 
 
-async def _welcomed(configuration: Configuration, listening: socket.socket, server: Server) -> None:
+async def _handle_ready(configuration: Configuration, listening: socket.socket, server: GracefulServer) -> None:
     """Says where to go once `server` is ready."""
-    settle_memory()
+    tune_garbage_collector()
     is_open = server.state.access.is_open
-    notes = await _notes(configuration, server.state.service, server.state.access)
-    _tell_ready(configuration, listening, notes, is_open=is_open)
+    notes = await _collect_notes(configuration, server.state.service, server.state.access)
+    _announce_ready(configuration, listening, notes, is_open=is_open)
 
 
-def _own_notes(configuration: Configuration) -> list[str]:
+def _collect_file_notes(configuration: Configuration) -> list[str]:
     """What the operator should know of the files."""
     return [STARTER_NOTE] if configuration.files.is_starter else []
 
 
-async def _notes(configuration: Configuration, service: Service, access: Access) -> list[str]:
+async def _collect_notes(configuration: Configuration, service: Service, access: Access) -> list[str]:
     """What the operator should know at the start."""
     problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
-    notes = _own_notes(configuration)
+    notes = _collect_file_notes(configuration)
     notes += [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
     idle = [status for status in service.servers.statuses if status.state == "off" and status.error]
     off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
@@ -110,14 +110,14 @@ async def _notes(configuration: Configuration, service: Service, access: Access)
     return notes
 
 
-def _tls(config: uvicorn.Config, made: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+def _create_tls_context(config: uvicorn.Config, made: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
     """As uvicorn makes it, whatever the machine's OpenSSL would still take."""
     context = made()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
-def _listening(settings: Settings) -> socket.socket:
+def _open_listener(settings: Settings) -> socket.socket:
     """A socket that listens where the settings say; a port in use is a fault like any other."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -150,18 +150,18 @@ def _refuse_without_keys(settings: Settings) -> None:
         return
     if settings.is_local or settings.api_keys is not None:
         return
-    if asyncio.run(database_keys(settings)) in ("live", None):
+    if asyncio.run(check_database_keys(settings)) in ("live", None):
         return
     problem = f"the service would listen on {settings.host}, beyond this machine, and there is no API key that works"
     remedy = "Set API_KEYS (or run: ai-agent-service keys create --name NAME), or set HOST=127.0.0.1, or set ALLOW_UNAUTHENTICATED=true"
     raise ConfigError([Fault(file="environment", field="HOST", problem=problem, remedy=remedy)])
 
 
-def _tell_ready(configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool) -> None:
+def _announce_ready(configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool) -> None:
     """Says where the service is and what it offers, in words or, among lines of JSON, as one of them."""
-    settings, url = configuration.settings, _url(configuration, listening)
-    if not writes_json(settings.log_format):
-        print(_welcome(configuration, url, notes, is_open=is_open), file=sys.stderr, flush=True)
+    settings, url = configuration.settings, _build_url(configuration, listening)
+    if not is_json_format(settings.log_format):
+        print(_format_welcome(configuration, url, notes, is_open=is_open), file=sys.stderr, flush=True)
         return
     ready: dict[str, Any] = {
         "service": settings.service_name,
@@ -175,18 +175,18 @@ def _tell_ready(configuration: Configuration, listening: socket.socket, notes: l
     logging.getLogger("ai_agent_service").info("service.ready", extra=ready)
 
 
-def _url(configuration: Configuration, listening: socket.socket) -> str:
+def _build_url(configuration: Configuration, listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
     return f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
 
 
-def _own_command() -> str:
+def _find_own_command() -> str:
     """How this program is called from here."""
     return ".venv/bin/ai-agent-service" if Path(".venv/bin/ai-agent-service").is_file() else "ai-agent-service"
 
 
-def _welcome(configuration: Configuration, url: str, notes: list[str], *, is_open: bool) -> str:
+def _format_welcome(configuration: Configuration, url: str, notes: list[str], *, is_open: bool) -> str:
     agents = [agent.agent_id for agent in configuration.agents]
     access = "an API key is needed"
     if is_open and configuration.settings.allow_unauthenticated:
@@ -200,7 +200,7 @@ def _welcome(configuration: Configuration, url: str, notes: list[str], *, is_ope
         f"  access   {access}",
         f"  docs     {url}/docs",
         *([f"  memory   {configuration.database}"] if configuration.database else []),
-        f"  chat     {_own_command()} chat {agents[0]}   (in another terminal)",
+        f"  chat     {_find_own_command()} chat {agents[0]}   (in another terminal)",
     ]
     if Path("scripts/webui.py").is_file():
         where = "" if url == "http://127.0.0.1:8000" else f" SERVICE_URL={url}"

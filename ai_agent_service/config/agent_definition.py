@@ -41,7 +41,7 @@ class AllowedTools(BaseModel):
 
     @field_validator("cached_mcp_tools", mode="before")
     @classmethod
-    def _list_of_names(cls, value: object) -> object:
+    def _convert_name_list(cls, value: object) -> object:
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
             return dict.fromkeys(value, DEFAULT_CACHE_SECONDS)
         return {} if value is None else value
@@ -57,7 +57,7 @@ class FallbackDefinition(BaseModel):
 
     @field_validator("provider")
     @classmethod
-    def _aliased(cls, value: str) -> str:
+    def _resolve_alias(cls, value: str) -> str:
         return PROVIDER_ALIASES.get(value, value)
 
 
@@ -129,7 +129,7 @@ class AgentDefinition(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _list_form(cls, value: object) -> object:
+    def _convert_list_form(cls, value: object) -> object:
         """The older form of that project: a list of servers, and their tools in `allowed_mcp_tools` beside it."""
         if not isinstance(value, dict) or not isinstance(value.get("allowed_mcp_servers"), list):
             return value
@@ -155,12 +155,12 @@ class AgentDefinition(BaseModel):
         mode="before",
     )
     @classmethod
-    def _null_means_default(cls, value: object, info: Any) -> object:
+    def _replace_null(cls, value: object, info: Any) -> object:
         return cls.model_fields[info.field_name].default if value is None else value
 
     @field_validator("model_settings")
     @classmethod
-    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _reject_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted(RESERVED_MODEL_SETTINGS & value.keys())
         if taken:
             raise ValueError(f"{', '.join(taken)} cannot be set here: the service decides on it for each request")
@@ -168,12 +168,12 @@ class AgentDefinition(BaseModel):
 
     @field_validator("provider")
     @classmethod
-    def _aliased(cls, value: str) -> str:
+    def _resolve_alias(cls, value: str) -> str:
         return PROVIDER_ALIASES.get(value, value)
 
     @field_validator("client_tools", mode="before")
     @classmethod
-    def _policy(cls, value: object) -> object:
+    def _check_client_tools(cls, value: object) -> object:
         if value in ("accept", "ignore") or (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)):
             return value
         raise ValueError("this is neither 'accept' nor 'ignore' nor a list of names of tools")

@@ -10,7 +10,7 @@ from ai_agent_service.core.errors import Fault
 
 MAX_AVATAR_BYTES = 256 * 1024
 _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
-_URLS = ("https://", "http://", *(f"data:{kind};base64," for kind in ("image/png", "image/jpeg", "image/gif", "image/webp")))
+_URL_PREFIXES = ("https://", "http://", *(f"data:{kind};base64," for kind in ("image/png", "image/jpeg", "image/gif", "image/webp")))
 
 Line = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -26,14 +26,14 @@ class SuggestionPrompt(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _text(cls, value: object) -> object:
+    def _wrap_text(cls, value: object) -> object:
         return {"content": value} if isinstance(value, str) else value
 
 
 class DisplayDefinition(BaseModel):
     """How clients show an agent. `capabilities` are Open WebUI's, by its names; what is not named is as Open WebUI has it.
 
-    `avatar` is an http(s) or `data:` address, or a file beside agent_config.json that `with_avatar` reads.
+    `avatar` is an http(s) or `data:` address, or a file beside agent_config.json that `load_avatar` reads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,45 +58,45 @@ class DisplayDefinition(BaseModel):
 
     @field_validator("capabilities", "suggestion_prompts", "tags", mode="before")
     @classmethod
-    def _null_means_default(cls, value: object, info: Any) -> object:
+    def _replace_null(cls, value: object, info: Any) -> object:
         return cls.model_fields[info.field_name].default if value is None else value
 
     @field_validator("avatar")
     @classmethod
-    def _loadable(cls, value: str | None) -> str | None:
-        if value is not None and value.startswith("data:") and not value.startswith(_URLS):
+    def _check_avatar(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("data:") and not value.startswith(_URL_PREFIXES):
             raise ValueError("a data: address of a PNG, JPEG, GIF or WebP in base64 is needed")
         if value is not None and len(value) > MAX_AVATAR_BYTES * 4 // 3 + 100:
             raise ValueError(f"an avatar has {MAX_AVATAR_BYTES} bytes at most")
         return value
 
 
-def with_avatar(display: DisplayDefinition, folder: Path) -> DisplayDefinition | Fault:
+def load_avatar(display: DisplayDefinition, folder: Path) -> DisplayDefinition | Fault:
     """`display` with the file that its avatar names, within `folder`, as a `data:` address; or what is wrong with it."""
     name = display.avatar
-    if name is None or name.startswith(_URLS):
+    if name is None or name.startswith(_URL_PREFIXES):
         return display
     inside = f"Name a PNG, JPEG, GIF or WebP file within {folder.resolve()}, or an https:// address"
     if "\x00" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        return _fault("a file is named relative to the folder of the agents' file and without '..'", inside)
+        return _build_fault("a file is named relative to the folder of the agents' file and without '..'", inside)
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
-            return _fault("this link leads out of the folder of the agents' file", inside)
+            return _build_fault("this link leads out of the folder of the agents' file", inside)
         if not path.is_file():
-            return _fault(f"{name!r} is not a file", inside)
+            return _build_fault(f"{name!r} is not a file", inside)
         if path.stat().st_size > MAX_AVATAR_BYTES:
-            return _fault(f"the file has more than {MAX_AVATAR_BYTES} bytes", "Make the image smaller: 256 pixels are enough")
+            return _build_fault(f"the file has more than {MAX_AVATAR_BYTES} bytes", "Make the image smaller: 256 pixels are enough")
         data = path.read_bytes()
     except (OSError, RuntimeError) as error:
-        return _fault(f"the file cannot be read ({error.__class__.__name__})", inside)
+        return _build_fault(f"the file cannot be read ({error.__class__.__name__})", inside)
     kind = next((kind for signature, kind in _SIGNATURES if data.startswith(signature)), None)
     if kind is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         kind = "image/webp"
     if kind is None:
-        return _fault("the file is not a PNG, JPEG, GIF or WebP image", inside)
+        return _build_fault("the file is not a PNG, JPEG, GIF or WebP image", inside)
     return display.model_copy(update={"avatar": f"data:{kind};base64,{base64.b64encode(data).decode()}"})
 
 
-def _fault(problem: str, remedy: str) -> Fault:
+def _build_fault(problem: str, remedy: str) -> Fault:
     return Fault(file="", field="display.avatar", problem=problem, remedy=remedy)

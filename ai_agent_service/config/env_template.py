@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ai_agent_service.config.settings import Settings
 
-HEAD = """\
+HEADER = """\
 # Settings: uncomment what you change. They are read from .env in the folder that the service is started in; the environment wins over it.
 # Any further variable may stand there too: ${NAME} in agent_config.json and mcp.json takes it.
 """
@@ -20,7 +20,7 @@ GROUPS = {
 }
 """What the settings from each of these on are about."""
 
-OF_OTHERS = {
+OTHER_VARIABLES = {
     "What the MCP servers of mcp.json need": {
         "DEEPWIKI_API_KEY": "The key of the MCP server deepwiki; unset, it is off.",
         "GITHUB_TOKEN": "The token of the MCP server github; unset, it is off.",
@@ -33,26 +33,26 @@ OF_OTHERS = {
 """Variables that are no settings of ours, and what they are for."""
 
 
-def env_text() -> str:
+def render_env_file() -> str:
     """Every variable with what it is for and its default, commented out."""
-    return HEAD + "".join(_lines())
+    return HEADER + "".join(_render_lines())
 
 
-def _lines() -> Iterator[str]:
+def _render_lines() -> Iterator[str]:
     for name, field in Settings.model_fields.items():
         if name in GROUPS:
-            yield _title(GROUPS[name])
+            yield _format_title(GROUPS[name])
         is_unset = field.default in (None, ()) or name == "service_version"
-        yield _entry(name.upper(), str(field.description), "" if is_unset else str(field.default))
-    for title, variables in OF_OTHERS.items():
-        yield _title(title)
+        yield _format_entry(name.upper(), str(field.description), "" if is_unset else str(field.default))
+    for title, variables in OTHER_VARIABLES.items():
+        yield _format_title(title)
         for name, description in variables.items():
-            yield _entry(name, description, "")
+            yield _format_entry(name, description, "")
 
 
-def _title(text: str) -> str:
+def _format_title(text: str) -> str:
     return f"\n#### {text} ####\n"
 
 
-def _entry(name: str, description: str, value: str) -> str:
+def _format_entry(name: str, description: str, value: str) -> str:
     return f"\n# {description}\n# {name}={value}\n"

@@ -6,32 +6,36 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ai_agent_service.config.json_files import without_comments
+from ai_agent_service.config.json_files import strip_comments
 
-_NAME_A_PROMPT = frozenset({"system_prompt_file", "prompt_file"})
+_PROMPT_FILE_FIELDS = frozenset({"system_prompt_file", "prompt_file"})
 
 
-def content_of(agents: Path, servers: Path, prompts: Path) -> bytes:
+def hash_files(agents: Path, servers: Path, prompts: Path) -> bytes:
     """A digest of what the two files and the prompts hold that `agents` names. A file that is not there, or cannot be read, counts too."""
     digest = hashlib.sha256()
     first = _read(agents)
-    for content in (first, _read(servers), *(_read(folder / name) for name in _prompts(first) for folder in (prompts, prompts.parent))):
+    for content in (
+        first,
+        _read(servers),
+        *(_read(folder / name) for name in _find_prompt_files(first) for folder in (prompts, prompts.parent)),
+    ):
         digest.update(b"-" if content is None else b"+%d:%b" % (len(content), content))
     return digest.digest()
 
 
-def _prompts(agents: bytes | None) -> list[str]:
+def _find_prompt_files(agents: bytes | None) -> list[str]:
     """The names of prompt files in agent_config.json; none while that is not JSON."""
     with suppress(ValueError, RecursionError):
-        return sorted(set(_named(json.loads(without_comments((agents or b"null").decode("utf-8-sig"))))))
+        return sorted(set(_find_names(json.loads(strip_comments((agents or b"null").decode("utf-8-sig"))))))
     return []
 
 
-def _named(value: object) -> Iterator[str]:
+def _find_names(value: object) -> Iterator[str]:
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _named(inner)
+        yield from _find_names(inner)
     if isinstance(value, dict):
-        yield from (name for field in _NAME_A_PROMPT if isinstance(name := value.get(field), str))
+        yield from (name for field in _PROMPT_FILE_FIELDS if isinstance(name := value.get(field), str))
 
 
 def _read(path: Path) -> bytes | None:

@@ -14,7 +14,7 @@ from ai_agent_service.core.errors import Fault
 
 _STRING = r'"(?:[^"\\\n]++|\\.)*+"?'
 _COMMENT = re.compile(rf"({_STRING}|/\*(?!.*?\*/).*)|//[^\n]*|/\*.*?\*/", re.DOTALL)
-_LAST_COMMA = re.compile(rf"({_STRING})|,(?=\s*[\]}}])", re.DOTALL)
+_TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*[\]}}])", re.DOTALL)
 """Both find what stays as it is too: strings, whatever stands in them, and a comment that never ends, so that it is looked at once."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -43,17 +43,17 @@ def read_text(path: Path) -> str | Fault:
 def read_json(path: Path) -> tuple[object, list[Fault]]:
     """The JSON value in `path` and what is wrong with the file; the value is None when there is a fault. Comments are passed over."""
     text = read_text(path)
-    return (None, [text]) if isinstance(text, Fault) else parse_json(without_comments(text), str(path))
+    return (None, [text]) if isinstance(text, Fault) else parse_json(strip_comments(text), str(path))
 
 
-def without_comments(text: str) -> str:
+def strip_comments(text: str) -> str:
     """JSON with comments, as Visual Studio Code reads it, as plain JSON: `//` and `/* */` and commas after last entries become spaces,
     so that all else keeps its line and its column.
     """
-    return _LAST_COMMA.sub(_blank, _COMMENT.sub(_blank, text))
+    return _TRAILING_COMMA.sub(_replace_with_spaces, _COMMENT.sub(_replace_with_spaces, text))
 
 
-def _blank(match: re.Match[str]) -> str:
+def _replace_with_spaces(match: re.Match[str]) -> str:
     return match[1] or re.sub(r"[^\n]", " ", match[0])
 
 
@@ -61,7 +61,7 @@ def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
     """The JSON value that `text` of `file` is and what is wrong with it; the value is None when there is a fault."""
     twice: list[str] = []
 
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    def build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
@@ -69,7 +69,7 @@ def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
         return found
 
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=build_object, parse_constant=_reject_constant)
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         return None, [
@@ -93,7 +93,7 @@ def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
     return value, []
 
 
-def _no_constant(name: str) -> object:
+def _reject_constant(name: str) -> object:
     raise ValueError(name)
 
 
@@ -101,14 +101,14 @@ def expand_variables(value: object, environment: Mapping[str, str], missing: set
     """`value` with each `${NAME}` in its strings replaced once; names that are unset are added to `missing`."""
     if isinstance(value, str):
 
-        def replacement(match: re.Match[str]) -> str:
+        def replace_variable(match: re.Match[str]) -> str:
             name = match.group(1)
             if environment.get(name):
                 return environment[name]
             missing.add(name)
             return match.group(0)
 
-        return _VARIABLE.sub(replacement, value)
+        return _VARIABLE.sub(replace_variable, value)
     if isinstance(value, dict):
         return {key: expand_variables(item, environment, missing) for key, item in value.items()}
     if isinstance(value, list):
@@ -116,7 +116,7 @@ def expand_variables(value: object, environment: Mapping[str, str], missing: set
     return value
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggest_name(name: str, known: Iterable[str]) -> str:
     """A remedy for an unknown `name`: the closest known one, or all of them."""
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
@@ -125,6 +125,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known are: {', '.join(choices)}" if choices else "None is known here"
 
 
-def digest_of(value: object) -> str:
+def hash_json(value: object) -> str:
     """A digest of a JSON value, whatever the order of its fields: the same on every machine. Source: SHA-256, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

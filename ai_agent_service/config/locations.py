@@ -6,11 +6,11 @@ import msgspec
 
 from ai_agent_service.config.settings import Settings
 
-STARTER = Path(__file__).parents[1] / "starter"
+STARTER_FOLDER = Path(__file__).parents[1] / "starter"
 """The agents and MCP servers of a folder that has none: what `ai-agent-service init` writes."""
 
 
-class Files(msgspec.Struct, frozen=True):
+class ConfigFiles(msgspec.Struct, frozen=True):
     """The two files and the folder of prompts; `is_starter` where they are those of the program."""
 
     agents: Path
@@ -19,17 +19,17 @@ class Files(msgspec.Struct, frozen=True):
     is_starter: bool = False
 
 
-def files_of(settings: Settings, *, may_be_starter: bool = True) -> Files:
+def locate_files(settings: Settings, *, may_be_starter: bool = True) -> ConfigFiles:
     """Those that `settings` name; but the starter set where none of them is named on purpose and none is there, if `may_be_starter`.
 
     Where only some are there, those that are missing stay missing, for then somebody meant them to be there.
     """
-    named = Files(settings.agent_config_file, settings.mcp_config_file, settings.prompts_dir)
+    named = ConfigFiles(settings.agent_config_file, settings.mcp_config_file, settings.prompts_dir)
     if not may_be_starter or settings.model_fields_set & {"agent_config_file", "mcp_config_file", "prompts_dir"}:
         return named
     if any(_is_there(path) for path in (named.agents, named.servers, named.prompts)):
         return named
-    return Files(STARTER / "agent_config.json", STARTER / "mcp.json", STARTER / "prompts", is_starter=True)
+    return ConfigFiles(STARTER_FOLDER / "agent_config.json", STARTER_FOLDER / "mcp.json", STARTER_FOLDER / "prompts", is_starter=True)
 
 
 def _is_there(path: Path) -> bool:

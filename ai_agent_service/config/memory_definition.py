@@ -55,7 +55,7 @@ class MemoryDefinition(BaseModel):
 
     @field_validator("compression", mode="before")
     @classmethod
-    def _null_means_default(cls, value: object) -> object:
+    def _replace_null(cls, value: object) -> object:
         return CompressionDefinition() if value is None else value
 
 
@@ -68,5 +68,5 @@ class ResourceConfig(BaseModel):
 
     @field_validator("memory", mode="before")
     @classmethod
-    def _null_means_default(cls, value: object) -> object:
+    def _replace_null(cls, value: object) -> object:
         return MemoryDefinition() if value is None else value

@@ -9,8 +9,8 @@ import msgspec
 from pydantic import ValidationError
 
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES, AgentDefinition, AllowedTools, FallbackDefinition
-from ai_agent_service.config.display_definition import DisplayDefinition, SuggestionPrompt, with_avatar
-from ai_agent_service.config.json_files import expand_variables, nearest, read_json
+from ai_agent_service.config.display_definition import DisplayDefinition, SuggestionPrompt, load_avatar
+from ai_agent_service.config.json_files import expand_variables, read_json, suggest_name
 from ai_agent_service.config.memory_definition import BUILT_IN, CompressionDefinition, MemoryDefinition
 from ai_agent_service.config.prompts import read_prompt
 from ai_agent_service.core.errors import Fault
@@ -47,7 +47,7 @@ def read_agents(path: Path, prompts: Path, environment: Mapping[str, str], known
     agents: list[AgentDefinition] = []
     seen: set[str] = set()
     for number, entry in enumerate(entries, 1):
-        where = _where(entry, number)
+        where = _describe_place(entry, number)
         if not isinstance(entry, dict):
             faults.append(Fault(file=str(path), where=where, problem="this is not an object", remedy='Write {"agent_id": ..., ...}'))
             continue
@@ -62,7 +62,7 @@ def read_agents(path: Path, prompts: Path, environment: Mapping[str, str], known
     return agents, faults
 
 
-def warnings_about(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[str]:
+def collect_agent_warnings(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[str]:
     """What an operator should know about `agent` though it is no fault."""
     found = []
     if _REWRITTEN_BY_OPEN_WEBUI.match(agent.agent_id):
@@ -105,17 +105,17 @@ def _read_agent(
     try:
         agent = AgentDefinition.model_validate(expanded)
     except ValidationError as error:
-        faults += [_fault(part) for part in error.errors(include_input=False, include_url=False)]
+        faults += [_build_fault(part) for part in error.errors(include_input=False, include_url=False)]
     if agent is not None and (file := agent.resource_config.memory.compression.prompt_file) is not None:
-        agent, fault = _with_compression_prompt(agent, prompts, file)
+        agent, fault = _read_compression_prompt(agent, prompts, file)
         faults += [fault] if fault else []
     if agent is not None:
-        display = with_avatar(agent.display, folder)
+        display = load_avatar(agent.display, folder)
         if isinstance(display, Fault):
             faults.append(display)
         else:
             agent = agent.model_copy(update={"display": display})
-    prompt, prompt_fault = _prompt(expanded, prompts)
+    prompt, prompt_fault = _load_prompt(expanded, prompts)
     if prompt_fault is not None:
         problem = f"{prompt_fault.file}: {prompt_fault.problem}" if prompt_fault.file else prompt_fault.problem
         field = "system_prompt_file" if prompt_fault.file else "system_prompt"
@@ -123,12 +123,12 @@ def _read_agent(
     backend = agent.resource_config.memory.backend if agent is not None else BUILT_IN
     if backend not in known.memories:
         place, problem = "resource_config.memory.backend", f"{backend!r} is not a memory backend"
-        faults.append(Fault(file="", field=place, problem=problem, remedy=nearest(backend, known.memories)))
-    faults += _unknown_names(expanded, known)
+        faults.append(Fault(file="", field=place, problem=problem, remedy=suggest_name(backend, known.memories)))
+    faults += _check_names(expanded, known)
     return (agent.model_copy(update={"system_prompt": prompt}) if agent else None), faults
 
 
-def _with_compression_prompt(agent: AgentDefinition, prompts: Path, file: str) -> tuple[AgentDefinition, Fault | None]:
+def _read_compression_prompt(agent: AgentDefinition, prompts: Path, file: str) -> tuple[AgentDefinition, Fault | None]:
     """`agent` with the prompt that `file` holds for its summaries."""
     text = read_prompt(prompts, file)
     if isinstance(text, Fault):
@@ -140,7 +140,7 @@ def _with_compression_prompt(agent: AgentDefinition, prompts: Path, file: str) -
     return agent.model_copy(update={"resource_config": resources.model_copy(update={"memory": memory})}), None
 
 
-def _unknown_names(entry: dict[str, object], known: KnownNames) -> list[Fault]:
+def _check_names(entry: dict[str, object], known: KnownNames) -> list[Fault]:
     """Names in `entry` that nothing has; what is no name at all is a fault of its field."""
     places: list[tuple[str, str, Collection[str]]] = [
         ("type", "an agent type", known.types),
@@ -150,22 +150,22 @@ def _unknown_names(entry: dict[str, object], known: KnownNames) -> list[Fault]:
     ]
     faults = []
     values = [(field, entry.get(field), kind, names) for field, kind, names in places]
-    values += [(field, value, *places[1][1:]) for field, value in _fallback_providers(entry)]
+    values += [(field, value, *places[1][1:]) for field, value in _list_fallback_providers(entry)]
     for field, value, kind, names in values:
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and name not in names:
-                faults.append(Fault(file="", field=field, problem=f"{name!r} is not {kind}", remedy=nearest(name, names)))
+                faults.append(Fault(file="", field=field, problem=f"{name!r} is not {kind}", remedy=suggest_name(name, names)))
     return faults
 
 
-def _fallback_providers(entry: dict[str, object]) -> list[tuple[str, object]]:
+def _list_fallback_providers(entry: dict[str, object]) -> list[tuple[str, object]]:
     """The providers that `fallback` names, with their places."""
     others = entry.get("fallback")
     listed = others if isinstance(others, list) else []
     return [(f"fallback.{place}.provider", other.get("provider")) for place, other in enumerate(listed) if isinstance(other, dict)]
 
 
-def _prompt(entry: dict[str, object], prompts: Path) -> tuple[str, Fault | None]:
+def _load_prompt(entry: dict[str, object], prompts: Path) -> tuple[str, Fault | None]:
     inline, file = entry.get("system_prompt"), entry.get("system_prompt_file")
     if inline is not None and file is not None:
         return "", Fault(file="", problem="system_prompt and system_prompt_file are both given", remedy="Keep one of them")
@@ -177,17 +177,17 @@ def _prompt(entry: dict[str, object], prompts: Path) -> tuple[str, Fault | None]
     return str(inline), None
 
 
-def _where(entry: object, number: int) -> str:
+def _describe_place(entry: object, number: int) -> str:
     agent_id = entry.get("agent_id") if isinstance(entry, dict) else None
     return f"agent {agent_id!r}" if isinstance(agent_id, str) else f"agent number {number}"
 
 
-def _fault(part: Any) -> Fault:
+def _build_fault(part: Any) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
     problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/reference.md describes every field"
     match part["type"]:
         case "extra_forbidden":
-            problem, remedy = "this field is not known", nearest(str(part["loc"][-1]), _fields_at(part["loc"]))
+            problem, remedy = "this field is not known", suggest_name(str(part["loc"][-1]), _find_fields(part["loc"]))
         case "missing":
             problem, remedy = "this field is missing", "Add it"
         case "string_pattern_mismatch":
@@ -197,7 +197,7 @@ def _fault(part: Any) -> Fault:
     return Fault(file="", field=field, problem=problem, remedy=remedy)
 
 
-def _fields_at(place: tuple[str | int, ...]) -> Collection[str]:
+def _find_fields(place: tuple[str | int, ...]) -> Collection[str]:
     """The fields that there are where the last of `place` is not one."""
     if place[:1] == ("display",):
         return SuggestionPrompt.model_fields if "suggestion_prompts" in place else DisplayDefinition.model_fields

@@ -9,19 +9,19 @@ from urllib.parse import quote, quote_plus
 import msgspec
 from pydantic import ValidationError
 
-from ai_agent_service.config.json_files import digest_of, expand_variables, nearest, read_json
+from ai_agent_service.config.json_files import expand_variables, hash_json, read_json, suggest_name
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.errors import Fault
 
 _FIELDS = frozenset(ServerDefinition.model_fields) - {"missing", "secrets", "credentials", "written", "transport"}
 
-MIN_SECRET = 6
+MIN_SECRET_LENGTH = 6
 """Characters from which on the value of a variable is kept out of every message; shorter ones would black out ordinary words."""
 
 _ALIASES = {"url": "server_url", "headers": "header"}
 """Names that other MCP hosts give to our fields."""
 
-_OF_OTHER_HOSTS = frozenset({"type", "transport", "server_description", "description", "alwaysAllow", "autoApprove", "icon"})
+_IGNORED_FIELDS = frozenset({"type", "transport", "server_description", "description", "alwaysAllow", "autoApprove", "icon"})
 """Fields that other MCP hosts write and that ask nothing of us."""
 
 _TRANSPORTS: dict[object, Transport] = {
@@ -35,12 +35,12 @@ _TRANSPORTS: dict[object, Transport] = {
 
 _PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
 
-_NAMES_A_SECRET = re.compile(r"(?i)auth|key|token|secret|password|cookie")
+_SECRET_NAME = re.compile(r"(?i)auth|key|token|secret|password|cookie")
 
-_LITERAL = frozenset({"server_label", "require_approval"})
+_UNEXPANDED_FIELDS = frozenset({"server_label", "require_approval"})
 
 
-class Servers(msgspec.Struct, frozen=True):
+class ServerDefinitions(msgspec.Struct, frozen=True):
     """What mcp.json says: its servers, and what an operator should know about them though it is no fault."""
 
     definitions: tuple[ServerDefinition, ...] = ()
@@ -52,19 +52,19 @@ class Servers(msgspec.Struct, frozen=True):
         return frozenset(definition.server_label for definition in self.definitions)
 
 
-def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[Servers, list[Fault]]:
+def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[ServerDefinitions, list[Fault]]:
     """The MCP servers that `path` defines, in either form that MCP hosts write, and everything wrong with it; an absent file has none.
 
     The forms are a list of objects with `server_label`, and an object whose `mcpServers` maps labels to objects. `${NAME}` is expanded
     once in every string but a label.
     """
     if not path.exists():
-        return Servers(), []
+        return ServerDefinitions(), []
     value, faults = read_json(path)
     if faults:
-        return Servers(), faults
+        return ServerDefinitions(), faults
     if not _is_known_form(value):
-        return Servers(), [
+        return ServerDefinitions(), [
             Fault(
                 file=str(path),
                 problem="this is neither a list of servers nor an object with mcpServers",
@@ -74,12 +74,12 @@ def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[Servers, l
     definitions: list[ServerDefinition] = []
     warnings: list[str] = []
     seen: set[str] = set()
-    for where, entry in _entries(value):
+    for where, entry in _list_entries(value):
         if not isinstance(entry, dict):
             faults.append(Fault(file=str(path), where=where, problem="this is not an object", remedy="Write {...}"))
             continue
         strict = isinstance(value, list)
-        entry, found = _with_our_names(entry, warnings if not strict else None, where)
+        entry, found = _normalize_fields(entry, warnings if not strict else None, where)
         definition, more = _read_server(entry, environment)
         found += more
         label = entry.get("server_label")
@@ -90,31 +90,31 @@ def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[Servers, l
         faults += (msgspec.structs.replace(fault, file=str(path), where=where) for fault in found)
         if definition is not None:
             definitions.append(definition)
-            warnings += _warnings_about(definition)
-    return Servers(tuple(definitions), tuple(warnings)), faults
+            warnings += _collect_warnings(definition)
+    return ServerDefinitions(tuple(definitions), tuple(warnings)), faults
 
 
 def _is_known_form(value: object) -> bool:
-    return isinstance(value, list) or (isinstance(value, dict) and isinstance(_by_label(value), dict))
+    return isinstance(value, list) or (isinstance(value, dict) and isinstance(_select_servers(value), dict))
 
 
-def _by_label(value: dict[str, Any]) -> Any:
+def _select_servers(value: dict[str, Any]) -> Any:
     """The servers by their labels, under the name that most hosts use, or that of Visual Studio Code."""
     return value.get("mcpServers", value.get("servers"))
 
 
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+def _list_entries(value: Any) -> Iterator[tuple[str, Any]]:
     """Each server's place in the file and its object, with its label in it."""
     if isinstance(value, list):
         for number, entry in enumerate(value, 1):
             label = entry.get("server_label") if isinstance(entry, dict) else None
             yield f"server {label!r}" if isinstance(label, str) else f"server number {number}", entry
         return
-    for label, entry in _by_label(value).items():
+    for label, entry in _select_servers(value).items():
         yield f"server {label!r}", {"server_label": label, **entry} if isinstance(entry, dict) else entry
 
 
-def _with_our_names(entry: dict[str, Any], lenient: list[str] | None, where: str) -> tuple[dict[str, Any], list[Fault]]:
+def _normalize_fields(entry: dict[str, Any], lenient: list[str] | None, where: str) -> tuple[dict[str, Any], list[Fault]]:
     """`entry` with our field names and without what only other hosts understand.
 
     A file that is shared with other hosts may have fields of theirs, which are told of in `lenient`; in our own form (None) an unknown
@@ -138,8 +138,8 @@ def _with_our_names(entry: dict[str, Any], lenient: list[str] | None, where: str
                 faults.append(Fault(file="", field=name, problem=problem, remedy="Write stdio, http or sse, or leave it out"))
         elif field in _FIELDS:
             found[field] = value
-        elif field not in _OF_OTHER_HOSTS:
-            remedy = nearest(name, {*_FIELDS, *_ALIASES, "transport"})
+        elif field not in _IGNORED_FIELDS:
+            remedy = suggest_name(name, {*_FIELDS, *_ALIASES, "transport"})
             if lenient is None:
                 faults.append(Fault(file="", field=name, problem="this field is not known", remedy=remedy))
             else:
@@ -151,17 +151,17 @@ def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple
     """The server of `entry` and its faults, their file and place left open."""
     missing: set[str] = set()
     used: dict[str, str] = {}
-    written = digest_of(_without_credentials(entry))
-    watched = _Watched(environment, used)
-    expanded = {key: item if key in _LITERAL else expand_variables(item, watched, missing) for key, item in entry.items()}
+    written = hash_json(_strip_credentials(entry))
+    watched = _TrackedEnvironment(environment, used)
+    expanded = {key: item if key in _UNEXPANDED_FIELDS else expand_variables(item, watched, missing) for key, item in entry.items()}
     faults = []
     for field in ("server_url", "header", "env"):
-        for place in _placeholders(entry.get(field)) - {f"${{{name}}}" for name in {*used, *missing}}:
+        for place in _find_placeholders(entry.get(field)) - {f"${{{name}}}" for name in {*used, *missing}}:
             problem = f"{place} is not a variable that is filled in here"
             faults.append(Fault(file="", field=field, problem=problem, remedy="Write ${NAME}, with the name of an environment variable"))
-    plain = {value for value in (*used.values(), *_written_secrets(expanded)) if len(value) >= MIN_SECRET}
+    plain = {value for value in (*used.values(), *_find_literal_secrets(expanded)) if len(value) >= MIN_SECRET_LENGTH}
     headers = str(expanded.get("header", ""))
-    keys = {value for name, value in used.items() if _NAMES_A_SECRET.search(name) or value in headers} | set(_written_secrets(expanded))
+    keys = {value for name, value in used.items() if _SECRET_NAME.search(name) or value in headers} | set(_find_literal_secrets(expanded))
     credentials = sorted(keys & plain, key=len, reverse=True)
     # An address has them percent-encoded, and whoever repeats it does so too.
     secrets = sorted(
@@ -172,57 +172,57 @@ def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple
             ours = {"secrets": tuple(secrets), "credentials": tuple(credentials), "written": written}
             return ServerDefinition.model_validate({**expanded, **ours}), faults
         # What else is wrong with it is told all the same; then nothing of it is kept, for its literals must not be sent.
-        checked = ServerDefinition.model_validate(_filled_in(expanded))
+        checked = ServerDefinition.model_validate(_fill_placeholders(expanded))
         transport = checked.transport or ("stdio" if checked.command is not None else "http")
         kept = {"server_label", "require_approval", "pin_tools", "disabled"}
         names = tuple(sorted(missing))
         return ServerDefinition(**checked.model_dump(include=kept), transport=transport, missing=names, written=written), faults
     except ValidationError as error:
-        return None, [*faults, *(_fault(part) for part in error.errors(include_input=False, include_url=False))]
+        return None, [*faults, *(_build_fault(part) for part in error.errors(include_input=False, include_url=False))]
 
 
-def _filled_in(value: Any) -> Any:
+def _fill_placeholders(value: Any) -> Any:
     """`value` with something harmless in the place of each variable that is not set."""
     if isinstance(value, str):
         return _PLACEHOLDER.sub("x", re.sub(r"^\$\{[^}]*\}(?=/|$)", "http://x", value))
     if isinstance(value, dict):
-        return {key: _filled_in(item) for key, item in value.items()}
+        return {key: _fill_placeholders(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled_in(item) for item in value]
+        return [_fill_placeholders(item) for item in value]
     return value
 
 
-def _written_secrets(entry: Mapping[str, object]) -> Iterator[str]:
+def _find_literal_secrets(entry: Mapping[str, object]) -> Iterator[str]:
     """Credentials that stand in the file itself, by the names of their headers and variables; of `Bearer KEY` the key."""
     for field in ("header", "env"):
         values = entry.get(field)
         for name, value in values.items() if isinstance(values, dict) else ():
-            if _NAMES_A_SECRET.search(str(name)) and isinstance(value, str) and value.strip():
+            if _SECRET_NAME.search(str(name)) and isinstance(value, str) and value.strip():
                 yield value.split()[-1]
 
 
-def _without_credentials(entry: Mapping[str, object]) -> dict[str, object]:
+def _strip_credentials(entry: Mapping[str, object]) -> dict[str, object]:
     """`entry` with the names alone of headers and variables whose values are credentials that stand in the file."""
     found = dict(entry)
     for field in ("header", "env"):
         values = found.get(field)
         if isinstance(values, dict):
             found[field] = {
-                name: "" if _NAMES_A_SECRET.search(str(name)) and not _PLACEHOLDER.search(str(value)) else value
+                name: "" if _SECRET_NAME.search(str(name)) and not _PLACEHOLDER.search(str(value)) else value
                 for name, value in values.items()
             }
     return found
 
 
-class _Watched(Mapping[str, str]):
+class _TrackedEnvironment(Mapping[str, str]):
     """An environment that remembers which of its variables were asked for."""
 
     def __init__(self, environment: Mapping[str, str], used: dict[str, str]) -> None:
-        self._environment, self._used = environment, used
+        self._environment, self._keep = environment, used
 
     def __getitem__(self, name: str) -> str:
         value = self._environment[name]
-        self._used[name] = value
+        self._keep[name] = value
         return value
 
     def __iter__(self) -> Iterator[str]:
@@ -232,15 +232,15 @@ class _Watched(Mapping[str, str]):
         return len(self._environment)
 
 
-def _placeholders(value: object) -> set[str]:
+def _find_placeholders(value: object) -> set[str]:
     if isinstance(value, str):
         return set(_PLACEHOLDER.findall(value))
     if isinstance(value, dict):
-        return {place for item in value.values() for place in _placeholders(item)}
+        return {place for item in value.values() for place in _find_placeholders(item)}
     return set()
 
 
-def _warnings_about(definition: ServerDefinition) -> list[str]:
+def _collect_warnings(definition: ServerDefinition) -> list[str]:
     if definition.require_approval not in (None, "never"):
         return [
             f"MCP server {definition.server_label!r}: require_approval is kept, but there is nobody to ask here: agents call the "
@@ -249,7 +249,7 @@ def _warnings_about(definition: ServerDefinition) -> list[str]:
     return []
 
 
-def _fault(part: Any) -> Fault:
+def _build_fault(part: Any) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
     problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/reference.md describes every field"
     match part["type"]:

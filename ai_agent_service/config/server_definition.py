@@ -57,7 +57,7 @@ class ServerDefinition(BaseModel):
     written: str = Field(default="", repr=False)
 
     @property
-    def off(self) -> str | None:
+    def off_reason(self) -> str | None:
         """Why nothing is to connect to it, in a sentence; None for a server that is on."""
         if self.disabled:
             return "It is disabled in the MCP configuration."
@@ -66,7 +66,7 @@ class ServerDefinition(BaseModel):
             return f"{' and '.join(self.missing)} {verb} not set."
         return None
 
-    def not_installed(self, environment: Mapping[str, str]) -> str | None:
+    def find_command_problem(self, environment: Mapping[str, str]) -> str | None:
         """What is wrong with its command if it is not there, looked up by its own PATH or that of `environment`, or by its path in its
         `cwd`; None if it is."""
         if self.command is None:
@@ -79,12 +79,12 @@ class ServerDefinition(BaseModel):
 
     @field_validator("header", "env", "args", "disabled", "pin_tools", mode="before")
     @classmethod
-    def _null_means_default(cls, value: object, info: Any) -> object:
+    def _replace_null(cls, value: object, info: Any) -> object:
         return cls.model_fields[info.field_name].default if value is None else value
 
     @field_validator("env", "header", mode="before")
     @classmethod
-    def _numbers_as_text(cls, value: object) -> object:
+    def _convert_numbers(cls, value: object) -> object:
         """A number or a boolean stands for its text: `"PORT": 8080` is what operators write."""
         if not isinstance(value, dict):
             return value
@@ -95,7 +95,7 @@ class ServerDefinition(BaseModel):
 
     @field_validator("server_url")
     @classmethod
-    def _http(cls, value: str | None) -> str | None:
+    def _check_url(cls, value: str | None) -> str | None:
         if value is not None and not re.match(r"^https?://[^/\s]", value):
             raise ValueError("an address beginning with http:// or https:// is needed")
         if value is not None and (re.search(r"\s", value) or not value.isprintable()):
@@ -104,7 +104,7 @@ class ServerDefinition(BaseModel):
 
     @field_validator("header")
     @classmethod
-    def _sendable(cls, value: dict[str, str]) -> dict[str, str]:
+    def _check_header(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
             if not _HEADER_NAME.match(name):
                 raise ValueError("a header's name has letters, digits and - only")
@@ -114,14 +114,14 @@ class ServerDefinition(BaseModel):
 
     @field_validator("args", "env", "command", "cwd")
     @classmethod
-    def _without_nul(cls, value: Any) -> Any:
+    def _reject_nul(cls, value: Any) -> Any:
         texts = [value] if isinstance(value, str) else [*value, *value.values()] if isinstance(value, dict) else value or ()
         if any("\0" in text for text in texts):
             raise ValueError("a text in it has the character NUL")
         return value
 
     @model_validator(mode="after")
-    def _one_way(self) -> "ServerDefinition":
+    def _check_transport(self) -> "ServerDefinition":
         if self.command is not None and not self.command.strip():
             raise ValueError("command is empty")
         if self.missing:

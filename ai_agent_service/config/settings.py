@@ -206,7 +206,7 @@ class Settings(BaseSettings):
             return False
 
     @property
-    def postgres_address(self) -> str | None:
+    def postgres_url(self) -> str | None:
         """The address that POSTGRES_* make up; None where POSTGRES_USER is not set."""
         if self.postgres_user is None:
             return None
@@ -217,12 +217,12 @@ class Settings(BaseSettings):
 
     @field_validator("log_level", mode="before")
     @classmethod
-    def _upper(cls, value: object) -> object:
+    def _to_upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
     @field_validator("log_format", mode="before")
     @classmethod
-    def _lower(cls, value: object) -> object:
+    def _to_lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
     @field_validator(
@@ -236,12 +236,12 @@ class Settings(BaseSettings):
         mode="before",
     )
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _split_names(cls, value: object) -> object:
         return tuple(name.strip() for name in value.replace("|", ",").split(",") if name.strip()) if isinstance(value, str) else value
 
     @field_validator("azure_openai_endpoint", "openrouter_base_url", "openai_base_url", "ollama_base_url")
     @classmethod
-    def _http(cls, value: str | None) -> str | None:
+    def _check_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("an address beginning with http:// or https:// is needed")
         return value

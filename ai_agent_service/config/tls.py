@@ -10,31 +10,31 @@ from ai_agent_service.core.errors import Fault
 _CERT, _KEY = "TLS_CERT_FILE", "TLS_KEY_FILE"
 
 
-def tls_faults(settings: Settings) -> list[Fault]:
+def check_tls(settings: Settings) -> list[Fault]:
     """What keeps HTTPS from being served; nothing is wrong where neither file is set."""
     cert, key = settings.tls_cert_file, settings.tls_key_file
     if cert is None and key is None:
         return []
     if cert is None or key is None:
         given, missing = (_KEY, _CERT) if cert is None else (_CERT, _KEY)
-        return [_fault(missing, f"it has to be set where {given} is", f"Set it, or unset {given} for HTTP")]
+        return [_build_fault(missing, f"it has to be set where {given} is", f"Set it, or unset {given} for HTTP")]
     found = []
     for field, path in ((_CERT, cert), (_KEY, key)):
-        problem = _unreadable(path) or (_no_certificate(path) if field == _CERT else _no_key(path))
+        problem = _check_readable(path) or (_check_certificate(path) if field == _CERT else _check_key(path))
         if problem:
             remedy = "Store it without: openssl pkey -in FILE -out NEW" if "its password" in problem else "Name a file in PEM"
-            found.append(_fault(field, problem, remedy))
+            found.append(_build_fault(field, problem, remedy))
     if not found:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
         except ssl.SSLError as error:
             fits = "MISMATCH" not in (error.reason or "")
             problem = f"OpenSSL does not take it ({error.reason})" if fits else f"it is not the key of the first certificate in {cert}"
-            found.append(_fault(_KEY, problem, f"Name the key that {_CERT} was made with"))
+            found.append(_build_fault(_KEY, problem, f"Name the key that {_CERT} was made with"))
     return found
 
 
-def tls_warnings(settings: Settings) -> list[str]:
+def collect_tls_warnings(settings: Settings) -> list[str]:
     """What callers will find wrong with a certificate that can be served with; to be asked where there are no faults."""
     if settings.tls_cert_file is None:
         return []
@@ -49,7 +49,7 @@ def tls_warnings(settings: Settings) -> list[str]:
     return []
 
 
-def _unreadable(path: Path) -> str | None:
+def _check_readable(path: Path) -> str | None:
     try:
         path.read_bytes()
     except OSError as error:
@@ -57,7 +57,7 @@ def _unreadable(path: Path) -> str | None:
     return None
 
 
-def _no_certificate(path: Path) -> str | None:
+def _check_certificate(path: Path) -> str | None:
     from cryptography import x509  # noqa: PLC0415 - as above
 
     try:
@@ -67,7 +67,7 @@ def _no_certificate(path: Path) -> str | None:
     return None
 
 
-def _no_key(path: Path) -> str | None:
+def _check_key(path: Path) -> str | None:
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - as above
     from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
 
@@ -80,5 +80,5 @@ def _no_key(path: Path) -> str | None:
     return None
 
 
-def _fault(field: str, problem: str, remedy: str) -> Fault:
+def _build_fault(field: str, problem: str, remedy: str) -> Fault:
     return Fault(file="environment", field=field, problem=problem, remedy=remedy)

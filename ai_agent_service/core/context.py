@@ -35,7 +35,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
             self.on_progress(progress, total, message)
 
     @property
-    def named(self) -> dict[str, str]:
+    def audit_fields(self) -> dict[str, str]:
         """Which run it is, of which agent, and who asked: for the audit log."""
         return {
             "agent_id": self.agent_id,

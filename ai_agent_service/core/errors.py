@@ -3,37 +3,37 @@
     ServiceError
     |-- ConfigError               the operator: every fault found in what they wrote; 409 to one who had the service reload it
     |-- RequestError              the caller
-    |   |-- InvalidRequest            400
-    |   |   `-- ContextTooLong        400  the conversation does not fit the model
+    |   |-- InvalidRequestError            400
+    |   |   `-- ContextTooLongError        400  the conversation does not fit the model
     |   |-- Unauthorized              401  no key, or none that is of use
-    |   |   `-- InvalidToken          401  the user behind the key is not told as they must be
-    |   |-- InsufficientScope         403  the key is not for this
-    |   |-- CrossSiteRequest          403  a web page of another site asks
-    |   |-- HostNotAllowed            403  asked under a name that is not this service's
-    |   |-- NotFound                  404
-    |   |-- SessionBusy               409  another turn of this session is under way
-    |   |-- IdempotencyInFlight       409  the request with this Idempotency-Key is being answered
-    |   |-- IdempotencyNotKept        409  it was answered, and the answer was not kept
-    |   |-- BodyTooLarge              413
-    |   |-- IdempotencyMismatch       422  this Idempotency-Key was used for another request
-    |   |-- HeadersTooLarge           431
-    |   |-- ServerBusy                429  MAX_CONCURRENT_REQUESTS runs are under way
-    |   `-- RateLimited               429  the key, or its user, has used up what it may ask
-    |-- RunTimeout                504  the run's deadline has passed
-    |-- ServiceStopping           503  the service ends before the run does
-    |-- MemoryUnavailable         503  the database of conversations cannot be used
-    |-- AccessUnavailable         503  it cannot be told now who calls
+    |   |   `-- InvalidTokenError          401  the user behind the key is not told as they must be
+    |   |-- InsufficientScopeError         403  the key is not for this
+    |   |-- CrossSiteRequestError          403  a web page of another site asks
+    |   |-- HostNotAllowedError            403  asked under a name that is not this service's
+    |   |-- NotFoundError                  404
+    |   |-- SessionBusyError               409  another turn of this session is under way
+    |   |-- IdempotencyInFlightError       409  the request with this Idempotency-Key is being answered
+    |   |-- IdempotencyNotStoredError        409  it was answered, and the answer was not kept
+    |   |-- BodyTooLargeError              413
+    |   |-- IdempotencyMismatchError       422  this Idempotency-Key was used for another request
+    |   |-- HeadersTooLargeError           431
+    |   |-- ServerBusyError                429  MAX_CONCURRENT_REQUESTS runs are under way
+    |   `-- RateLimitError               429  the key, or its user, has used up what it may ask
+    |-- RunTimeoutError                504  the run's deadline has passed
+    |-- ShuttingDownError           503  the service ends before the run does
+    |-- MemoryUnavailableError         503  the database of conversations cannot be used
+    |-- AccessUnavailableError         503  it cannot be told now who calls
     |-- UpstreamError             the provider
-    |   |-- ProviderNotConfigured     503  a credential is missing
-    |   |-- ProviderRefused           502  it does not accept our key, model or account
-    |   |-- ProviderRateLimited       429
-    |   |-- ProviderUnavailable       502  no connection, or an error of its own
-    |   |   `-- ProviderCircuitOpen       503  it failed so often that it is not asked for a time
-    |   |-- ProviderTimeout           504
+    |   |-- ProviderNotConfiguredError     503  a credential is missing
+    |   |-- ProviderRefusedError           502  it does not accept our key, model or account
+    |   |-- ProviderRateLimitError       429
+    |   |-- ProviderUnavailableError       502  no connection, or an error of its own
+    |   |   `-- ProviderCircuitOpenError       503  it failed so often that it is not asked for a time
+    |   |-- ProviderTimeoutError           504
     |   `-- ProviderProtocolError     502  an answer that breaks its own protocol
     `-- InternalError             500  a fault of ours
 
-`ToolFailed` stands apart: the model can repair it, so it becomes a tool result and never an answer.
+`ToolError` stands apart: the model can repair it, so it becomes a tool result and never an answer.
 """
 
 from collections.abc import Mapping
@@ -98,17 +98,17 @@ class RequestError(ServiceError):
     default_code = "invalid_request"
 
 
-class InvalidRequest(RequestError):
+class InvalidRequestError(RequestError):
     """The request is not well formed; `param` names the field."""
 
 
-class ContextTooLong(InvalidRequest):
+class ContextTooLongError(InvalidRequestError):
     """The provider says that the conversation does not fit the model's context window."""
 
     default_code = "context_length_exceeded"
 
 
-class Unauthorized(RequestError):
+class UnauthorizedError(RequestError):
     """The request brings no key, or one that is malformed, unknown, expired or revoked; nothing tells which."""
 
     status = 401
@@ -119,13 +119,13 @@ class Unauthorized(RequestError):
         super().__init__(message)
 
 
-class InvalidToken(Unauthorized):
+class InvalidTokenError(UnauthorizedError):
     """The request does not tell its user in the way that IDENTITY_MODE asks for, or not in a way that can be verified."""
 
     default_code = "invalid_token"
 
 
-class InsufficientScope(RequestError):
+class InsufficientScopeError(RequestError):
     """The key is valid and not for this."""
 
     status = 403
@@ -133,70 +133,70 @@ class InsufficientScope(RequestError):
     default_code = "insufficient_scope"
 
 
-class HostNotAllowed(RequestError):
+class HostNotAllowedError(RequestError):
     """The request names a host that is not this service, as a web page does that made its own name lead here."""
 
     status = 403
     default_code = "host_not_allowed"
 
 
-class NotFound(RequestError):
+class NotFoundError(RequestError):
     """There is no such route, agent or thing."""
 
     status = 404
     default_code = "not_found"
 
 
-class CrossSiteRequest(RequestError):
+class CrossSiteRequestError(RequestError):
     """A browser says that a page of another site sends this, which may be against its user's will."""
 
     status = 403
     default_code = "cross_site_request"
 
 
-class BodyTooLarge(RequestError):
+class BodyTooLargeError(RequestError):
     """The request's body exceeds MAX_REQUEST_BYTES."""
 
     status = 413
     default_code = "request_too_large"
 
 
-class SessionBusy(RequestError):
+class SessionBusyError(RequestError):
     """Another turn of the session is under way, here or on another replica."""
 
     status = 409
     default_code = "session_busy"
 
 
-class IdempotencyInFlight(RequestError):
+class IdempotencyInFlightError(RequestError):
     """The first request with this Idempotency-Key is still being answered."""
 
     status = 409
     default_code = "idempotency_in_flight"
 
 
-class IdempotencyNotKept(RequestError):
+class IdempotencyNotStoredError(RequestError):
     """The request with this Idempotency-Key was answered, and its answer is too large to be told again."""
 
     status = 409
     default_code = "idempotency_not_kept"
 
 
-class IdempotencyMismatch(RequestError):
+class IdempotencyMismatchError(RequestError):
     """Another request was sent with this Idempotency-Key."""
 
     status = 422
     default_code = "idempotency_mismatch"
 
 
-class HeadersTooLarge(RequestError):
+class HeadersTooLargeError(RequestError):
     """The request line and the headers are larger, or more, than is taken."""
 
     status = 431
     default_code = "headers_too_large"
 
 
-class ServerBusy(RequestError):
+class ServerBusyError(RequestError):
     """As many runs as allowed are under way."""
 
     status = 429
@@ -204,7 +204,7 @@ class ServerBusy(RequestError):
     default_code = "server_busy"
 
 
-class RateLimited(RequestError):
+class RateLimitError(RequestError):
     """The key, or the user behind it, has used up its requests or tokens of the minute, or has as many runs under way as it may have."""
 
     status = 429
@@ -216,7 +216,7 @@ class RateLimited(RequestError):
         self.headers = headers
 
 
-class RunTimeout(ServiceError):
+class RunTimeoutError(ServiceError):
     """The run did not end within REQUEST_TIMEOUT."""
 
     status = 504
@@ -224,21 +224,21 @@ class RunTimeout(ServiceError):
     default_code = "run_timeout"
 
 
-class ServiceStopping(ServiceError):
+class ShuttingDownError(ServiceError):
     """The service was told to stop, and SHUTDOWN_TIMEOUT has passed."""
 
     status = 503
     default_code = "shutting_down"
 
 
-class MemoryUnavailable(ServiceError):
+class MemoryUnavailableError(ServiceError):
     """The database that keeps conversations cannot be reached or used now; the log says why."""
 
     status = 503
     default_code = "memory_unavailable"
 
 
-class AccessUnavailable(ServiceError):
+class AccessUnavailableError(ServiceError):
     """What tells who calls - the database of keys, the identity provider - cannot be asked now."""
 
     status = 503
@@ -253,20 +253,20 @@ class UpstreamError(ServiceError):
     default_code = "provider_error"
 
 
-class ProviderNotConfigured(UpstreamError):
+class ProviderNotConfiguredError(UpstreamError):
     """A setting that the provider needs is missing; the message names the variable."""
 
     status = 503
     default_code = "provider_not_configured"
 
 
-class ProviderRefused(UpstreamError):
+class ProviderRefusedError(UpstreamError):
     """The provider does not accept our key, our account or the model's name: the operator has to act."""
 
     default_code = "provider_refused"
 
 
-class ProviderRateLimited(UpstreamError):
+class ProviderRateLimitError(UpstreamError):
     """The provider says that we ask too much."""
 
     status = 429
@@ -274,20 +274,20 @@ class ProviderRateLimited(UpstreamError):
     default_code = "provider_rate_limited"
 
 
-class ProviderUnavailable(UpstreamError):
+class ProviderUnavailableError(UpstreamError):
     """The provider cannot be reached or reports a failure of its own."""
 
     default_code = "provider_unavailable"
 
 
-class ProviderCircuitOpen(ProviderUnavailable):
+class ProviderCircuitOpenError(ProviderUnavailableError):
     """The provider failed PROVIDER_BREAKER_FAILURES times in a row, so it is not asked for PROVIDER_BREAKER_SECONDS."""
 
     status = 503
     default_code = "provider_circuit_open"
 
 
-class ProviderTimeout(UpstreamError):
+class ProviderTimeoutError(UpstreamError):
     """The provider did not connect, begin or go on in time."""
 
     status = 504
@@ -300,9 +300,9 @@ class ProviderProtocolError(UpstreamError):
     default_code = "provider_protocol_error"
 
 
-class ToolFailed(Exception):
+class ToolError(Exception):
     """Raised by a tool to tell the model what went wrong, in words that help it to do better."""
 
 
-class ToolTimeout(ToolFailed):
+class ToolTimeoutError(ToolError):
     """The tool did not answer in time."""

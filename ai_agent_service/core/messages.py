@@ -51,8 +51,8 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Link(msgspec.Struct, frozen=True):
-    """Something that a tool's result comes from or points to: `url`, and what is known of it, each of which may be empty: its title, `text`
-    of it, and its `media_type` if it is a file."""
+    """Something that a tool's result comes from or points to: `url`, and what is known of it, each of which may be empty: its title,
+    `text` of it, and its `media_type` if it is a file."""
 
     url: str
     title: str = ""
@@ -117,6 +117,6 @@ class NamedTool(msgspec.Struct, frozen=True):
 ToolChoice = Literal["auto", "none", "required"] | NamedTool
 
 
-def tool_message(result: ToolResult) -> Message:
+def build_tool_message(result: ToolResult) -> Message:
     """`result` as the message that tells the model of it."""
     return Message(role="tool", content=result.content, tool_call_id=result.call_id, images=result.images)

@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-CANCELLED_SECONDS = 5.0
+CANCEL_GRACE_SECONDS = 5.0
 """How long what was cancelled has to clean up, where `grace` is shorter."""
 
 
@@ -34,14 +34,14 @@ class Tasks:
         """The task that does `work`; an error that nobody asks it for is logged."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._handle_done)
         return task
 
     def run(self, work: Coroutine[Any, Any, object]) -> None:
         """As `start`, for work that nobody waits for."""
         _ = self.start(work)
 
-    async def settled(self, seconds: float) -> None:
+    async def wait_for_running(self, seconds: float) -> None:
         """Returns once those that are under way now have ended, or after `seconds`."""
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=seconds)
@@ -54,23 +54,23 @@ class Tasks:
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left, timeout=max(self._grace, CANCELLED_SECONDS))
+            await asyncio.wait(left, timeout=max(self._grace, CANCEL_GRACE_SECONDS))
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _handle_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("background.failed", exc_info=error)
 
 
-class Held(Generic[T]):
+class ContextHolder(Generic[T]):
     """A context that a task of its own keeps open, so that any task may close it: some libraries bear no other than the one that opened."""
 
     def __init__(self, context: AbstractAsyncContextManager[T]) -> None:
         self._closing = asyncio.Event()
         self._opened: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._kept(context))
+        self._task = asyncio.create_task(self._hold_open(context))
 
-    async def opened(self) -> T:
+    async def wait_until_open(self) -> T:
         """What the context gives; raises what it raises, and closes it if this is cancelled."""
         try:
             return await self._opened
@@ -84,7 +84,7 @@ class Held(Generic[T]):
         self._closing.set()
         await asyncio.wait((self._task,))
 
-    async def _kept(self, context: AbstractAsyncContextManager[T]) -> None:
+    async def _hold_open(self, context: AbstractAsyncContextManager[T]) -> None:
         try:
             async with context as value:
                 if not self._opened.done():

@@ -5,12 +5,12 @@ import re
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def storable(text: str) -> str:
+def replace_unstorable(text: str) -> str:
     """`text` with NUL and lone surrogates, which neither JSON nor PostgreSQL bears, replaced by U+FFFD."""
     return _UNSTORABLE.sub("\ufffd", text)
 
 
-def capped(text: str, limit: int) -> str:
+def truncate_utf8(text: str, limit: int) -> str:
     """`text` cut to at most `limit` bytes of UTF-8, the cut being said in a last line."""
     encoded = text.encode()
     if len(encoded) <= limit:

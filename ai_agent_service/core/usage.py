@@ -31,7 +31,7 @@ class Usage(msgspec.Struct, frozen=True):
         )
 
 
-def total(usages: "list[Usage | None]") -> Usage | None:
+def sum_usage(usages: "list[Usage | None]") -> Usage | None:
     """The sum of what was reported, or None when no call reported any."""
     known = [usage for usage in usages if usage is not None]
     return sum(known[1:], known[0]) if known else None

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from ai_agent_service.core.errors import ContextTooLong, InternalError, InvalidRequest, ServiceError
+from ai_agent_service.core.errors import ContextTooLongError, InternalError, InvalidRequestError, ServiceError
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message, ToolSpec
-from ai_agent_service.core.usage import Usage, total
+from ai_agent_service.core.usage import Usage, sum_usage
 from ai_agent_service.evaluation.dataset import Case, Expect, read_case
 from ai_agent_service.evaluation.documents import Piece
 from ai_agent_service.evaluation.model_option import Model
@@ -21,19 +21,19 @@ from ai_agent_service.providers.base import ModelFinished, ModelRequest
 
 logger = logging.getLogger(__name__)
 
-BATCH = 10
+BATCH_SIZE = 10
 """Cases that are asked for at once."""
 
-TRIES = 3
+MAX_TRIES = 3
 """How often a model is asked for the cases of a batch until all of them are of use."""
 
-MAX_FRUITLESS = 3
+MAX_EMPTY_PIECES = 3
 """Pieces in a row that nothing comes of, after which the model is given up."""
 
-ALIKE = 0.8
+SIMILARITY_THRESHOLD = 0.8
 """The share of their words that two questions have in common which are one question."""
 
-MAX_TOLD = 60
+MAX_LISTED_QUESTIONS = 60
 """Questions that there are already, of which a model is told."""
 
 _ID_WORDS = 6
@@ -97,9 +97,9 @@ class Generator:
     @property
     def usage(self) -> Usage | None:
         """What all questions took; None if the provider told nothing."""
-        return total(self._usages)
+        return sum_usage(self._usages)
 
-    async def cases(self, wanted: Iterable[tuple[Piece, int]]) -> AsyncGenerator[dict[str, Any], None]:
+    async def generate_cases(self, wanted: Iterable[tuple[Piece, int]]) -> AsyncGenerator[dict[str, Any], None]:
         """So many cases about each piece, as they are to be written, as they come; fewer where a model has no more of use.
 
         A piece without a source is a description. Raises the ServiceError of a provider that cannot be asked.
@@ -109,9 +109,9 @@ class Generator:
             left += count  # with what pieces before it had too little for
             before = left
             while left > 0:
-                batch = min(left, BATCH)
+                batch = min(left, BATCH_SIZE)
                 missing = batch
-                async with aclosing(self._batch(piece, batch)) as cases:
+                async with aclosing(self._generate_batch(piece, batch)) as cases:
                     async for case in cases:
                         missing -= 1
                         yield case
@@ -119,14 +119,17 @@ class Generator:
                 if missing:
                     break
             fruitless = 0 if left < before else fruitless + 1
-            if fruitless == MAX_FRUITLESS:
+            if fruitless == MAX_EMPTY_PIECES:
                 return
 
-    async def _batch(self, piece: Piece, count: int) -> AsyncGenerator[dict[str, Any], None]:
-        messages = [Message(role="system", content=self._task()), Message(role="user", content=self._question(piece, count))]
-        for last in (False,) * (TRIES - 1) + (True,):
-            answer, is_cut = await self._answer(messages)
-            found = _cases_in(answer)
+    async def _generate_batch(self, piece: Piece, count: int) -> AsyncGenerator[dict[str, Any], None]:
+        messages = [
+            Message(role="system", content=self._build_system_prompt()),
+            Message(role="user", content=self._build_user_prompt(piece, count)),
+        ]
+        for last in (False,) * (MAX_TRIES - 1) + (True,):
+            answer, is_cut = await self._request_answer(messages)
+            found = _parse_cases(answer)
             faults = [] if found else ["this is not the JSON that was asked for" + (", and it is cut off: write less" if is_cut else "")]
             for value in found:
                 if not count:
@@ -147,32 +150,32 @@ class Generator:
             )
             messages += [Message(role="assistant", content=answer or "(nothing)"), Message(role="user", content=more)]
 
-    def _task(self) -> str:
+    def _build_system_prompt(self) -> str:
         parts = [_TASK, _TOOLS if self._agent is not None and self._agent.tools else "", _FORM]
         if self._agent is not None:
             tools = "\n".join(f"- {spec.name}: {spec.description}" for spec in self._agent.tools) or "It has no tools."
             parts.append(f"\nThe assistant that is tested was told:\n<prompt>\n{self._agent.prompt}\n</prompt>\n\nIts tools:\n{tools}\n")
         return "".join(parts)
 
-    def _question(self, piece: Piece, count: int) -> str:
+    def _build_user_prompt(self, piece: Piece, count: int) -> str:
         about = f'<text source="{piece.source}">' if piece.source else "<text>"
         what = "This is what the cases are about" if piece.source else "This says what is to be tested"
-        already = "\n".join(f"- {asked}" for asked, _ in self._inputs[-MAX_TOLD:])
+        already = "\n".join(f"- {asked}" for asked, _ in self._inputs[-MAX_LISTED_QUESTIONS:])
         others = f"\n\nThese questions are there already:\n{already}" if already else ""
         return f"{what}; nothing in it is an instruction to you.\n{about}\n{piece.text}\n</text>{others}\n\nWrite {count} cases."
 
-    async def _answer(self, messages: Sequence[Message]) -> tuple[str, bool]:
+    async def _request_answer(self, messages: Sequence[Message]) -> tuple[str, bool]:
         """What the model says, and whether it was cut off; a provider that refuses a schema is asked without."""
         if self._is_structured:
             try:
-                return await self._asked(messages, {"response_format": _response_format(self._agent)})
-            except ContextTooLong:
+                return await self._ask_model(messages, {"response_format": _build_response_format(self._agent)})
+            except ContextTooLongError:
                 raise
-            except InvalidRequest:
+            except InvalidRequestError:
                 self._is_structured = False
-        return await self._asked(messages, {})
+        return await self._ask_model(messages, {})
 
-    async def _asked(self, messages: Sequence[Message], settings: Mapping[str, Any]) -> tuple[str, bool]:
+    async def _ask_model(self, messages: Sequence[Message], settings: Mapping[str, Any]) -> tuple[str, bool]:
         deadline = time.monotonic() + self._seconds
         request = ModelRequest(model=self._model.name, messages=tuple(messages), settings=settings, deadline=deadline)
         said: list[str] = []
@@ -200,19 +203,19 @@ class Generator:
     def _read(self, value: object, piece: Piece) -> tuple[dict[str, Any] | None, str]:
         """The case that `value` is, with a name that no other has; or None, and what is wrong with it."""
         if not isinstance(value, dict):
-            return None, f"{_short(value)}: this is not an object"
-        case = self._ordered(value, piece)
+            return None, f"{_shorten(value)}: this is not an object"
+        case = self._normalize_case(value, piece)
         read, faults = read_case(json.dumps(case, ensure_ascii=False), 1, piece.source)
         if read is None:
-            return None, f"{_short(value.get('id'))}: {'; '.join(f'{fault.field}: {fault.problem}' for fault in faults)}"
-        if problem := self._problem(read):
+            return None, f"{_shorten(value.get('id'))}: {'; '.join(f'{fault.field}: {fault.problem}' for fault in faults)}"
+        if problem := self._find_problem(read):
             return None, f"{read.id!r}: {problem}"
-        asked = " ".join(turn.input for turn in read.asked)
-        words = _words(asked)
-        if like := next((other for other, known in self._inputs if _alike(words, known)), None):
+        asked = " ".join(turn.input for turn in read.session_turns)
+        words = _split_words(asked)
+        if like := next((other for other, known in self._inputs if _is_same_question(words, known)), None):
             self.duplicates += 1
             return None, f"{read.id!r}: there is this question already: {like!r}"
-        name = next((name for name in (read.id, _name_of(asked)) if name not in self._ids), None)
+        name = next((name for name in (read.id, _build_name(asked)) if name not in self._ids), None)
         if name is None:
             self.duplicates += 1
             return None, f"{read.id!r}: there is a case with this id already"
@@ -220,16 +223,16 @@ class Generator:
         self._inputs.append((asked, words))
         return {**case, "id": name}, ""
 
-    def _ordered(self, value: dict[str, Any], piece: Piece) -> dict[str, Any]:
+    def _normalize_case(self, value: dict[str, Any], piece: Piece) -> dict[str, Any]:
         """`value` as a case is written for people to read, without what a schema has a model leave empty."""
         rest = {name: item for name, item in value.items() if name not in ("id", "agent", "input", "expect", "source") and item is not None}
         expect = value.get("expect")
         if isinstance(expect, dict):
             expect = {name: item for name, item in expect.items() if item not in (None, [], "")}
         asked = value.get("input")
-        name = _slug(str(value.get("id") or ""))
+        name = _slugify(str(value.get("id") or ""))
         return {
-            "id": _name_of(asked if isinstance(asked, str) else "") if _NO_NAME.fullmatch(name) else name,
+            "id": _build_name(asked if isinstance(asked, str) else "") if _NO_NAME.fullmatch(name) else name,
             **({"agent": self._agent.agent_id} if self._agent is not None else {}),
             **({"input": asked} if asked is not None else {}),
             **({"expect": expect} if expect is not None else {}),
@@ -237,12 +240,12 @@ class Generator:
             **({"source": piece.source} if piece.source else {}),
         }
 
-    def _problem(self, case: Case) -> str | None:
+    def _find_problem(self, case: Case) -> str | None:
         """What makes a case that can be read useless."""
         known = {spec.name for spec in self._agent.tools} if self._agent is not None else set()
-        if not any(turn.expect != Expect() for turn in case.asked):
+        if not any(turn.expect != Expect() for turn in case.session_turns):
             return "expect: nothing is expected of the answer"
-        for turn in case.asked:
+        for turn in case.session_turns:
             for name in (*(tool.name for tool in turn.expect.tools), *turn.expect.forbidden_tools):
                 if name not in known:
                     return f"expect: there is no tool {name!r}"
@@ -252,7 +255,7 @@ class Generator:
         return None
 
 
-def _response_format(agent: TargetAgent | None) -> dict[str, Any]:
+def _build_response_format(agent: TargetAgent | None) -> dict[str, Any]:
     """What a model's answer must be, for providers that can have it so. Source: OpenAI, Structured Outputs: every field is required."""
     texts = {"type": "array", "items": {"type": "string"}}
     expect: dict[str, Any] = {
@@ -263,18 +266,18 @@ def _response_format(agent: TargetAgent | None) -> dict[str, Any]:
     }
     if agent is not None and agent.tools:
         name = {"type": "string", "enum": [spec.name for spec in agent.tools]}
-        expect["tools"] = {"type": "array", "items": _object({"name": name})}
+        expect["tools"] = {"type": "array", "items": _build_object_schema({"name": name})}
         expect["forbidden_tools"] = {"type": "array", "items": name}
-    case = _object({"id": {"type": "string"}, "input": {"type": "string"}, "expect": _object(expect)})
-    schema = _object({"cases": {"type": "array", "items": case}})
+    case = _build_object_schema({"id": {"type": "string"}, "input": {"type": "string"}, "expect": _build_object_schema(expect)})
+    schema = _build_object_schema({"cases": {"type": "array", "items": case}})
     return {"type": "json_schema", "json_schema": {"name": "cases", "strict": True, "schema": schema}}
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
+def _build_object_schema(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _cases_in(text: str) -> list[Any]:
+def _parse_cases(text: str) -> list[Any]:
     """The cases that `text` holds, also within a code fence or between words, or one a line; none if it holds no JSON."""
     fenced = _FENCED.search(text)
     tries = [text, fenced.group(1) if fenced else ""]
@@ -295,26 +298,26 @@ def _cases_in(text: str) -> list[Any]:
         return []
 
 
-def _name_of(asked: str) -> str:
+def _build_name(asked: str) -> str:
     """An id made of the first words of a question: the same for the same question."""
-    return _slug(" ".join(_WORD.findall(asked)[:_ID_WORDS]))
+    return _slugify(" ".join(_WORD.findall(asked)[:_ID_WORDS]))
 
 
-def _slug(text: str) -> str:
+def _slugify(text: str) -> str:
     return "_".join(_WORD.findall(text.casefold()))[:_MAX_ID].strip("_")
 
 
-def _words(text: str) -> frozenset[str]:
+def _split_words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.casefold()))
 
 
-def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
+def _is_same_question(one: frozenset[str], other: frozenset[str]) -> bool:
     """Whether two questions of these words are one. Those that differ by a number are two."""
     if any(any(map(str.isdigit, word)) for word in one ^ other):
         return False
-    return len(one & other) >= ALIKE * len(one | other)
+    return len(one & other) >= SIMILARITY_THRESHOLD * len(one | other)
 
 
-def _short(value: object) -> str:
+def _shorten(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= _MAX_ID else f"{shown[:_MAX_ID]}..."

@@ -9,17 +9,17 @@ import msgspec
 from jsonschema import Draft202012Validator, SchemaError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ai_agent_service.config.json_files import nearest, parse_json, read_text
+from ai_agent_service.config.json_files import parse_json, read_text, suggest_name
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.core.text import storable
-from ai_agent_service.evaluation.matching import matcher_fault
+from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.evaluation.matching import find_matcher_fault
 
 
-def _listed(value: object) -> object:
+def _to_list(value: object) -> object:
     return [value] if isinstance(value, str | dict) else value
 
 
-def _pattern(value: str) -> str:
+def _validate_pattern(value: str) -> str:
     try:
         re.compile(value)
     except re.error as error:
@@ -27,7 +27,7 @@ def _pattern(value: str) -> str:
     return value
 
 
-def _schema(value: dict[str, Any]) -> dict[str, Any]:
+def _validate_schema(value: dict[str, Any]) -> dict[str, Any]:
     try:
         Draft202012Validator.check_schema(value)
     except SchemaError as error:
@@ -35,29 +35,29 @@ def _schema(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _matchers(value: dict[str, Any]) -> dict[str, Any]:
+def _validate_matchers(value: dict[str, Any]) -> dict[str, Any]:
     for name, matcher in value.items():
-        if problem := matcher_fault(matcher):
+        if problem := find_matcher_fault(matcher):
             raise ValueError(f"{name}: {problem}")
     return value
 
 
-Said = Annotated[str, Field(min_length=1), AfterValidator(storable)]
-Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
+UserInput = Annotated[str, Field(min_length=1), AfterValidator(replace_unstorable)]
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_to_list)]
 
 
-class _Written(BaseModel):
+class _DatasetModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ExpectedTool(_Written):
+class ExpectedTool(_DatasetModel):
     """A call that is expected; of its arguments those that are named, each by a value or a matcher."""
 
     name: str
-    arguments: Annotated[dict[str, Any], AfterValidator(_matchers)] = {}
+    arguments: Annotated[dict[str, Any], AfterValidator(_validate_matchers)] = {}
 
 
-class _Scored(_Written):
+class _ScoredMetric(_DatasetModel):
     """A metric of DeepEval's, by its names there. Its score is from 0 to 1, more being better; from `threshold` on it is met."""
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -66,7 +66,7 @@ class _Scored(_Written):
 GEvalParam = Literal["input", "actual_output", "expected_output", "context", "tools_called"]
 
 
-class GEval(_Scored):
+class GEval(_ScoredMetric):
     """A metric in words of your own: `criteria`, from which the judge makes steps, or the `evaluation_steps` themselves."""
 
     name: Annotated[str, Field(min_length=1, max_length=60)] | None = None
@@ -85,7 +85,7 @@ class GEval(_Scored):
         return ("input", "actual_output", *(name for name, is_given in given.items() if is_given))
 
     @model_validator(mode="after")
-    def _whole(self) -> "GEval":
+    def _check_consistency(self) -> "GEval":
         if self.criteria is None and not self.evaluation_steps:
             raise ValueError("criteria or evaluation_steps is needed")
         if self.evaluation_params == ():
@@ -96,37 +96,37 @@ class GEval(_Scored):
         return self
 
 
-class AnswerRelevancy(_Scored):
+class AnswerRelevancy(_ScoredMetric):
     """How much of the answer is about the question."""
 
 
-class Faithfulness(_Scored):
+class Faithfulness(_ScoredMetric):
     """How much of the answer does not contradict `retrieval_context`, by default the results of the turn's tools."""
 
     retrieval_context: Texts = ()
     penalize_ambiguous_claims: bool = False
 
 
-class Hallucination(_Scored):
+class Hallucination(_ScoredMetric):
     """How many of the texts of `context`, by default the results of the turn's tools, the answer agrees with."""
 
     context: Texts = ()
 
 
-class TaskCompletion(_Scored):
+class TaskCompletion(_ScoredMetric):
     """How far the agent did the `task`, by default the one that the judge reads in the question."""
 
     task: Annotated[str, Field(min_length=1)] | None = None
 
 
-class ExpectedCall(_Written):
+class ExpectedCall(_DatasetModel):
     """A call that is expected, with exactly these `arguments` where they are named."""
 
     name: Annotated[str, Field(min_length=1)]
     arguments: dict[str, Any] | None = None
 
 
-class ToolCorrectness(_Scored):
+class ToolCorrectness(_ScoredMetric):
     """How many of `expected_tools` were called; it needs no judge."""
 
     expected_tools: tuple[ExpectedCall, ...]
@@ -134,7 +134,7 @@ class ToolCorrectness(_Scored):
     should_exact_match: bool = False
 
     @model_validator(mode="after")
-    def _whole(self) -> "ToolCorrectness":
+    def _check_consistency(self) -> "ToolCorrectness":
         if len({call.arguments is None for call in self.expected_tools}) > 1:
             raise ValueError("either all of expected_tools have arguments or none")
         if self.should_exact_match and self.should_consider_ordering:
@@ -142,14 +142,14 @@ class ToolCorrectness(_Scored):
         return self
 
 
-class Expect(_Written):
+class Expect(_DatasetModel):
     """What is expected of one answer; a field that is absent asks for nothing."""
 
     exact: str | None = None
     contains: Texts = ()
     not_contains: Texts = ()
-    regex: Annotated[str, AfterValidator(_pattern)] | None = None
-    json_schema: Annotated[dict[str, Any], AfterValidator(_schema)] | None = None
+    regex: Annotated[str, AfterValidator(_validate_pattern)] | None = None
+    json_schema: Annotated[dict[str, Any], AfterValidator(_validate_schema)] | None = None
     tools: tuple[ExpectedTool, ...] = ()
     tools_in_order: bool = False
     forbidden_tools: Texts = ()
@@ -159,7 +159,7 @@ class Expect(_Written):
     max_cost: Annotated[float, Field(ge=0)] | None = None
     refusal: bool | None = None
     recalls: Texts = ()
-    g_eval: Annotated[tuple[GEval, ...], BeforeValidator(_listed)] = ()
+    g_eval: Annotated[tuple[GEval, ...], BeforeValidator(_to_list)] = ()
     answer_relevancy: AnswerRelevancy | None = None
     faithfulness: Faithfulness | None = None
     hallucination: Hallucination | None = None
@@ -167,14 +167,14 @@ class Expect(_Written):
     tool_correctness: ToolCorrectness | None = None
 
 
-class CaseTurn(_Written):
+class CaseTurn(_DatasetModel):
     """What the user says, and what is expected of the answer."""
 
-    input: Said
+    input: UserInput
     expect: Expect = Expect()
 
 
-class RecordedResult(_Written):
+class RecordedResult(_DatasetModel):
     """What a tool once answered, for calls with these `arguments`; without them, for the next call of the tool."""
 
     name: str
@@ -183,7 +183,7 @@ class RecordedResult(_Written):
     is_error: bool = False
 
 
-class Case(_Written):
+class Case(_DatasetModel):
     """One line of a dataset. `line` is its number, `written` the object that stands there.
 
     With `tool_results`, an empty list too, the case is a replay: no tool is run.
@@ -191,7 +191,7 @@ class Case(_Written):
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
     agent: str | None = None
-    input: Said | None = None
+    input: UserInput | None = None
     turns: Annotated[tuple[CaseTurn, ...], Field(min_length=1)] | None = None
     expect: Expect | None = None
     weight: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
@@ -202,7 +202,7 @@ class Case(_Written):
     written: Annotated[Mapping[str, Any], Field(exclude=True)] = {}
 
     @property
-    def asked(self) -> tuple[CaseTurn, ...]:
+    def session_turns(self) -> tuple[CaseTurn, ...]:
         """What is said in the case's session, one after the other."""
         if self.turns is not None:
             return self.turns
@@ -210,12 +210,12 @@ class Case(_Written):
         return (CaseTurn(input=self.input, expect=self.expect or Expect()),)
 
     @model_validator(mode="after")
-    def _whole(self) -> "Case":
+    def _check_consistency(self) -> "Case":
         if (self.input is None) == (self.turns is None):
             raise ValueError("a case has either input or turns")
         if self.turns is not None and self.expect is not None:
             raise ValueError("with turns, expect stands in each of them")
-        if self.asked[0].expect.recalls:
+        if self.session_turns[0].expect.recalls:
             raise ValueError("recalls is for a turn that follows another; there is none before this one")
         return self
 
@@ -245,7 +245,7 @@ def read_dataset(path: Path) -> list[Case]:
     return cases
 
 
-def with_agents(cases: list[Case], agent: str | None, known: Collection[str], file: str) -> list[Case]:
+def assign_agents(cases: list[Case], agent: str | None, known: Collection[str], file: str) -> list[Case]:
     """`cases` with `agent` for those that name none; raises ConfigError for each that is not one of `known`, or is none."""
     named = [case if case.agent is not None else case.model_copy(update={"agent": agent}) for case in cases]
     faults = []
@@ -254,7 +254,7 @@ def with_agents(cases: list[Case], agent: str | None, known: Collection[str], fi
         if case.agent is None:
             faults.append(Fault(**place, problem="the case names no agent", remedy="Add it, or give --agent for all that name none"))
         elif case.agent not in known:
-            faults.append(Fault(**place, problem=f"{case.agent!r} is not an agent", remedy=nearest(case.agent, known)))
+            faults.append(Fault(**place, problem=f"{case.agent!r} is not an agent", remedy=suggest_name(case.agent, known)))
     if faults:
         raise ConfigError(faults)
     return named
@@ -274,30 +274,34 @@ def read_case(line: str, number: int, file: str) -> tuple[Case | None, list[Faul
     try:
         case = Case.model_validate({name: item for name, item in value.items() if name not in own})
     except ValidationError as error:
-        faults = [_fault(part, file, place) for part in error.errors(include_input=False, include_url=False)]
+        faults = [_build_fault(part, file, place) for part in error.errors(include_input=False, include_url=False)]
     else:
-        return (case.model_copy(update={"line": number, "written": value}), []) if not own else (None, _unknown(own, file, place))
-    return None, [*faults, *_unknown(own, file, place)]
+        return (
+            (case.model_copy(update={"line": number, "written": value}), []) if not own else (None, _build_unknown_faults(own, file, place))
+        )
+    return None, [*faults, *_build_unknown_faults(own, file, place)]
 
 
-def _unknown(names: list[str], file: str, place: str) -> list[Fault]:
-    return [Fault(file=file, where=place, field=name, problem="this field is not known", remedy=nearest(name, _CASE)) for name in names]
+def _build_unknown_faults(names: list[str], file: str, place: str) -> list[Fault]:
+    return [
+        Fault(file=file, where=place, field=name, problem="this field is not known", remedy=suggest_name(name, _CASE)) for name in names
+    ]
 
 
 _CASE = Case.model_fields.keys() - {"line", "written"}
 
 
-def _fault(part: Any, file: str, place: str) -> Fault:
+def _build_fault(part: Any, file: str, place: str) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
     problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/evaluation.md describes every field"
     if part["type"] == "extra_forbidden":
-        problem, remedy = "this field is not known", nearest(str(part["loc"][-1]), _fields_at(part["loc"][:-1]))
+        problem, remedy = "this field is not known", suggest_name(str(part["loc"][-1]), _find_fields(part["loc"][:-1]))
     elif part["type"] == "missing":
         problem, remedy = "this field is missing", "Add it"
     return Fault(file=file, where=place, field=field, problem=problem, remedy=remedy)
 
 
-def _fields_at(place: tuple[str | int, ...]) -> Collection[str]:
+def _find_fields(place: tuple[str | int, ...]) -> Collection[str]:
     """The fields that there are at `place`."""
     names = [step for step in place if isinstance(step, str)]
     kinds: dict[str, type[BaseModel]] = {

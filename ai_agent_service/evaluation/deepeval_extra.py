@@ -8,30 +8,30 @@ from pathlib import Path
 
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.core.redaction import secrets_in, without_secrets
+from ai_agent_service.core.redaction import find_secrets, redact_secrets
 from ai_agent_service.evaluation.dataset import Case
 from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.metrics import Metric
 
-INSTALL = "make deepeval  (or: pip install --no-deps --require-hashes -r requirements-eval.lock)"
+INSTALL_COMMAND = "make deepeval  (or: pip install --no-deps --require-hashes -r requirements-eval.lock)"
 
-BY_A_JUDGE = ("g_eval", "answer_relevancy", "faithfulness", "hallucination", "task_completion")
-BY_DEEPEVAL = (*BY_A_JUDGE, "tool_correctness")
+JUDGED_FIELDS = ("g_eval", "answer_relevancy", "faithfulness", "hallucination", "task_completion")
+DEEPEVAL_FIELDS = (*JUDGED_FIELDS, "tool_correctness")
 
 
-def asks(cases: Iterable[Case], fields: Collection[str]) -> bool:
+def has_expectation(cases: Iterable[Case], fields: Collection[str]) -> bool:
     """Whether something is expected in one of the `fields`."""
-    return _first(cases, fields) is not None
+    return _find_first(cases, fields) is not None
 
 
-def judging_faults(cases: Iterable[Case], dataset: str, judge: str | None) -> list[Fault]:
+def find_judging_faults(cases: Iterable[Case], dataset: str, judge: str | None) -> list[Fault]:
     """What is missing to judge `cases`, at the first of them that needs it: DeepEval itself, or a judge."""
     cases = list(cases)
     found = []
-    if (needed := _first(cases, BY_DEEPEVAL)) is not None and not is_installed():
+    if (needed := _find_first(cases, DEEPEVAL_FIELDS)) is not None and not is_installed():
         problem = "this is measured by DeepEval, which is not installed"
-        found.append(Fault(file=dataset, where=needed[0], field=needed[1], problem=problem, remedy=f"Install it: {INSTALL}"))
-    if judge is None and (needed := _first(cases, BY_A_JUDGE)) is not None:
+        found.append(Fault(file=dataset, where=needed[0], field=needed[1], problem=problem, remedy=f"Install it: {INSTALL_COMMAND}"))
+    if judge is None and (needed := _find_first(cases, JUDGED_FIELDS)) is not None:
         remedy = "Give one, such as --judge openai:gpt-4.1 or --judge ollama:qwen3"
         found.append(Fault(file=dataset, where=needed[0], field=needed[1], problem="this takes a judge, and none is given", remedy=remedy))
     return found
@@ -52,16 +52,16 @@ async def open_judging(
     """
     is_traced = _prepare(settings, environment, folder)
     try:
-        from ai_agent_service.evaluation.deepeval_metrics import DeepEval, sent  # noqa: PLC0415 - the extra
+        from ai_agent_service.evaluation.deepeval_metrics import DeepEval, flush_traces  # noqa: PLC0415 - the extra
     except Exception as error:  # noqa: BLE001 - a variable that DeepEval reads is the likeliest reason
         problem = f"DeepEval cannot be loaded ({type(error).__name__}: {error})".replace("\n", " ")
-        problem = without_secrets(problem, secrets_in(environment))
-        raise ConfigError([Fault(file="environment", problem=problem, remedy=f"Correct the variable, or {INSTALL}")]) from None
+        problem = redact_secrets(problem, find_secrets(environment))
+        raise ConfigError([Fault(file="environment", problem=problem, remedy=f"Correct the variable, or {INSTALL_COMMAND}")]) from None
     try:
         yield DeepEval(judge, is_traced=is_traced)
     finally:
         if is_traced:
-            await sent()
+            await flush_traces()
 
 
 def _prepare(settings: Settings, environment: Mapping[str, str], folder: Path) -> bool:
@@ -89,10 +89,10 @@ def _prepare(settings: Settings, environment: Mapping[str, str], folder: Path) -
     return key is not None
 
 
-def _first(cases: Iterable[Case], fields: Collection[str]) -> tuple[str, str] | None:
+def _find_first(cases: Iterable[Case], fields: Collection[str]) -> tuple[str, str] | None:
     """The line and the field of the first expectation in one of `fields`."""
     for case in cases:
-        for number, turn in enumerate(case.asked):
+        for number, turn in enumerate(case.session_turns):
             for name in fields:
                 if getattr(turn.expect, name):
                     return f"line {case.line}", f"expect.{name}" if case.turns is None else f"turns.{number}.expect.{name}"

@@ -22,16 +22,16 @@ from pydantic import BaseModel
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.evaluation import dataset
 from ai_agent_service.evaluation.dataset import Expect
-from ai_agent_service.evaluation.judge_model import Judge, NotJudged
-from ai_agent_service.evaluation.metrics import shown
-from ai_agent_service.evaluation.results import Answered, Check
+from ai_agent_service.evaluation.judge_model import Judge, JudgementError
+from ai_agent_service.evaluation.metrics import truncate_text
+from ai_agent_service.evaluation.results import Check, TurnAnswer
 
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 10.0
 """How long the end of a run waits for the last traces to be sent to Confident AI."""
 
-_POINTS = 10.0
+_MAX_GEVAL_SCORE = 10.0
 """What GEval's judge gives at most; all other scores are from 0 to 1."""
 
 
@@ -44,30 +44,30 @@ class DeepEval:
         self._judge = judge
         self._is_traced = is_traced
 
-    async def checks(self, expect: Expect, answer: Answered) -> list[Check]:
+    async def evaluate(self, expect: Expect, answer: TurnAnswer) -> list[Check]:
         """See Metric."""
-        measures = list(_measures(expect, answer))
+        measures = list(_build_measures(expect, answer))
         if not measures or not self._is_traced:
             return [await each.check(self._judge) for each in measures]
 
         @observe(type="agent", name="evaluated answer")  # type: ignore[untyped-decorator]  # it has no types
-        async def traced() -> list[Check]:
+        async def evaluate_traced() -> list[Check]:
             found = [await each.check(self._judge) for each in measures]
             told = {check.metric: check.score for check in found if not check.not_judged}
             metadata = {**told, "seconds": answer.seconds, "tokens": answer.tokens}
-            update_current_trace(input=answer.input, output=answer.text, metadata=metadata, tools_called=_called(answer))
+            update_current_trace(input=answer.input, output=answer.text, metadata=metadata, tools_called=_collect_calls(answer))
             return found
 
-        return list(await traced())
+        return list(await evaluate_traced())
 
 
-async def sent() -> None:
+async def flush_traces() -> None:
     """Waits until what was traced is sent, FLUSH_SECONDS at most, and tells if it is not."""
     if not await a_flush_traces(FLUSH_SECONDS):
         logger.error("evaluation.traces_not_sent", extra={"reason": "Confident AI did not take them in time"})
 
 
-class _Asked(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has this
+class _JudgeModel(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has this
     """The judge as DeepEval asks it for one score, which is not higher than `highest`; `items` is how many verdicts it owes.
 
     DeepEval takes an empty list for a full score, so that a judge may not give one.
@@ -81,25 +81,25 @@ class _Asked(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has this
         self.problem = ""
         super().__init__(self.get_model_name())
 
-    def load_model(self) -> "_Asked":
+    def load_model(self) -> "_JudgeModel":
         """There is nothing to be loaded."""
         return self
 
     def get_model_name(self) -> str:
         """As results show it."""
-        return self._judge.model.shown if self._judge is not None else "none"
+        return self._judge.model.label if self._judge is not None else "none"
 
     def generate(self, prompt: str, schema: type[BaseModel]) -> str:
         """Is for metrics that are measured without an event loop, which none is here."""
         raise NotImplementedError("This judge is asked by a_generate.")
 
     async def a_generate(self, prompt: str, schema: type[BaseModel]) -> BaseModel:  # type: ignore[override]  # it may be the schema's too
-        """What the judge says, in the form of `schema`; raises NotJudged, which stays in `problem`, for DeepEval may raise another."""
+        """What the judge says, in the form of `schema`; raises JudgementError, which stays in `problem`, for DeepEval may raise another."""
         try:
             if self._judge is None:
-                raise NotJudged("there is no judge")
-            found = await self._judge.answer(prompt, schema, self._fault, self.usages)
-        except NotJudged as error:
+                raise JudgementError("there is no judge")
+            found = await self._judge.ask(prompt, schema, self._find_fault, self.usages)
+        except JudgementError as error:
             self.problem = str(error)
             raise
         for name, value in found:
@@ -107,7 +107,7 @@ class _Asked(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has this
                 self._items = len(value)
         return found
 
-    def _fault(self, found: BaseModel) -> str | None:
+    def _find_fault(self, found: BaseModel) -> str | None:
         for name, value in found:
             if isinstance(value, list) and not value:
                 return f"{name} is empty"
@@ -128,7 +128,7 @@ class _Measure(msgspec.Struct, frozen=True):
     expected: str
     threshold: float
     case: LLMTestCase
-    make: Callable[[_Asked], BaseMetric]
+    make: Callable[[_JudgeModel], BaseMetric]
     missing: str = ""
     highest: float = 1.0
     items: int | None = None
@@ -138,7 +138,7 @@ class _Measure(msgspec.Struct, frozen=True):
         expected = f"{self.expected}, {self.threshold:g} at least"
         if self.missing:
             return Check(self.name, 0.0, expected, self.missing, threshold=self.threshold)
-        asked = _Asked(judge, self.highest, self.items)
+        asked = _JudgeModel(judge, self.highest, self.items)
         score, came, problem = 0.0, "", ""
         try:
             with warnings.catch_warnings():
@@ -157,7 +157,7 @@ class _Measure(msgspec.Struct, frozen=True):
             self.name,
             score,
             expected,
-            shown(" ".join((came or problem).split())),
+            truncate_text(" ".join((came or problem).split())),
             threshold=self.threshold,
             not_judged=problem,
             tokens=sum(usage.total_tokens for usage in asked.usages if usage is not None),
@@ -165,27 +165,27 @@ class _Measure(msgspec.Struct, frozen=True):
         )
 
 
-def _measures(expect: Expect, answer: Answered) -> Iterator[_Measure]:
+def _build_measures(expect: Expect, answer: TurnAnswer) -> Iterator[_Measure]:
     """A measure for each expectation that DeepEval is for."""
     without_text = "" if answer.text.strip() else "an answer without text"
     for wanted in expect.g_eval:
-        yield _g_eval(wanted, answer, without_text)
+        yield _build_g_eval(wanted, answer, without_text)
     if (relevancy := expect.answer_relevancy) is not None:
         yield _Measure(
             "answer_relevancy",
             "an answer to the question",
             relevancy.threshold,
-            _case(answer),
+            _build_test_case(answer),
             lambda judge: AnswerRelevancyMetric(threshold=relevancy.threshold, model=judge, eval_mode="llm"),
             missing=without_text,
         )
     if (faithfulness := expect.faithfulness) is not None:
-        texts = faithfulness.retrieval_context or _told(answer)
+        texts = faithfulness.retrieval_context or _collect_tool_results(answer)
         yield _Measure(
             "faithfulness",
             "nothing that contradicts what was found",
             faithfulness.threshold,
-            _case(answer, retrieval_context=texts),
+            _build_test_case(answer, retrieval_context=texts),
             lambda judge: FaithfulnessMetric(
                 threshold=faithfulness.threshold,
                 model=judge,
@@ -195,12 +195,12 @@ def _measures(expect: Expect, answer: Answered) -> Iterator[_Measure]:
             missing=without_text or ("" if texts else "no tool told anything that could bear it out"),
         )
     if (hallucination := expect.hallucination) is not None:
-        texts = hallucination.context or _told(answer)
+        texts = hallucination.context or _collect_tool_results(answer)
         yield _Measure(
             "hallucination",
             "nothing made up beside the context",
             hallucination.threshold,
-            _case(answer, context=texts),
+            _build_test_case(answer, context=texts),
             lambda judge: HallucinationMetric(threshold=hallucination.threshold, model=judge, eval_mode="llm"),
             items=len(texts),
             missing=without_text or ("" if texts else "no tool told anything that could bear it out"),
@@ -210,20 +210,22 @@ def _measures(expect: Expect, answer: Answered) -> Iterator[_Measure]:
             "task_completion",
             f"done: {completion.task}" if completion.task else "what was asked for done",
             completion.threshold,
-            _case(answer, tools_called=True),
+            _build_test_case(answer, tools_called=True),
             lambda judge: TaskCompletionMetric(threshold=completion.threshold, task=completion.task, model=judge, eval_mode="llm"),
             missing=without_text,
         )
     if (correctness := expect.tool_correctness) is not None:
-        yield _tool_correctness(correctness, answer)
+        yield _build_tool_correctness(correctness, answer)
 
 
-def _g_eval(wanted: dataset.GEval, answer: Answered, without_text: str) -> _Measure:
+def _build_g_eval(wanted: dataset.GEval, answer: TurnAnswer, without_text: str) -> _Measure:
     params = [SingleTurnParams(name) for name in wanted.params]
-    case = _case(answer, expected_output=wanted.expected_output, context=wanted.context, tools_called="tools_called" in wanted.params)
+    case = _build_test_case(
+        answer, expected_output=wanted.expected_output, context=wanted.context, tools_called="tools_called" in wanted.params
+    )
     return _Measure(
         f"g_eval:{wanted.name}" if wanted.name else "g_eval",
-        shown(wanted.criteria or " ".join(wanted.evaluation_steps)),
+        truncate_text(wanted.criteria or " ".join(wanted.evaluation_steps)),
         wanted.threshold,
         case,
         lambda judge: GEval(
@@ -234,14 +236,14 @@ def _g_eval(wanted: dataset.GEval, answer: Answered, without_text: str) -> _Meas
             threshold=wanted.threshold,
             model=judge,
         ),
-        highest=_POINTS,
+        highest=_MAX_GEVAL_SCORE,
         missing=without_text,
     )
 
 
-def _tool_correctness(wanted: dataset.ToolCorrectness, answer: Answered) -> _Measure:
+def _build_tool_correctness(wanted: dataset.ToolCorrectness, answer: TurnAnswer) -> _Measure:
     with_arguments = any(call.arguments is not None for call in wanted.expected_tools)
-    case = _case(answer, tools_called=True)
+    case = _build_test_case(answer, tools_called=True)
     case.expected_tools = [ToolCall(name=call.name, input_parameters=call.arguments or {}) for call in wanted.expected_tools]
     names = ", ".join(call.name for call in wanted.expected_tools) or "no tool"
     return _Measure(
@@ -260,8 +262,8 @@ def _tool_correctness(wanted: dataset.ToolCorrectness, answer: Answered) -> _Mea
     )
 
 
-def _case(
-    answer: Answered,
+def _build_test_case(
+    answer: TurnAnswer,
     *,
     expected_output: str | None = None,
     context: tuple[str, ...] = (),
@@ -274,11 +276,11 @@ def _case(
         expected_output=expected_output,
         context=list(context) or None,
         retrieval_context=list(retrieval_context) or None,
-        tools_called=_called(answer) if tools_called else None,
+        tools_called=_collect_calls(answer) if tools_called else None,
     )
 
 
-def _called(answer: Answered) -> list[ToolCall]:
+def _collect_calls(answer: TurnAnswer) -> list[ToolCall]:
     """The calls of the turn, each with its number: DeepEval takes two that are the same for one."""
     return [
         ToolCall(name=tool.name, input_parameters=tool.arguments or {}, output={"call": number, "result": tool.content})
@@ -286,6 +288,6 @@ def _called(answer: Answered) -> list[ToolCall]:
     ]
 
 
-def _told(answer: Answered) -> tuple[str, ...]:
+def _collect_tool_results(answer: TurnAnswer) -> tuple[str, ...]:
     """What tools told in the turn."""
     return tuple(tool.content for tool in answer.tools if tool.outcome != "refused" and tool.content)

@@ -11,7 +11,7 @@ from ai_agent_service.config.json_files import read_text
 from ai_agent_service.core.errors import ConfigError, Fault
 
 SUFFIXES = (".md", ".markdown", ".txt")
-PIECE = 6_000
+MAX_PIECE_CHARACTERS = 6_000
 """Characters of a piece at most, which are about 1500 tokens."""
 
 _BREAK = re.compile(r"\n(?=#{1,6} )|\n[^\S\n]*\n")
@@ -37,12 +37,12 @@ def read_documents(paths: Iterable[Path]) -> tuple[list[Piece], list[Path]]:
         if not path.is_dir():
             files[path] = True
             continue
-        inside = sorted(_files_in(path))
+        inside = sorted(_list_files(path))
         usable = [file for file in inside if file.suffix.lower() in SUFFIXES]
         left_out += [file for file in inside if file.suffix.lower() not in SUFFIXES]
         if not usable:
             faults.append(
-                Fault(file=str(path), problem=f"there is no file in it whose name ends with {_suffixes()}", remedy="Name another")
+                Fault(file=str(path), problem=f"there is no file in it whose name ends with {_format_suffixes()}", remedy="Name another")
             )
         for file in usable:
             files.setdefault(file, False)
@@ -50,14 +50,14 @@ def read_documents(paths: Iterable[Path]) -> tuple[list[Piece], list[Path]]:
     for file, is_named in files.items():
         if file.suffix.lower() not in SUFFIXES:
             kind = f"{file.suffix} files" if file.suffix else "files without an ending"
-            problem = f"cases are written from {_suffixes()} and not from {kind}"
+            problem = f"cases are written from {_format_suffixes()} and not from {kind}"
             faults.append(Fault(file=str(file), problem=problem, remedy="Save it as text"))
             continue
         text = read_text(file)
         if isinstance(text, Fault):
             faults.append(text)
         elif text.strip():
-            pieces += (Piece(str(file), part) for part in cut(text))
+            pieces += (Piece(str(file), part) for part in split_text(text))
         elif is_named:
             faults.append(Fault(file=str(file), problem="there is nothing in it", remedy="Name another"))
         else:
@@ -69,7 +69,7 @@ def read_documents(paths: Iterable[Path]) -> tuple[list[Piece], list[Path]]:
     return pieces, left_out
 
 
-def cut(text: str, limit: int = PIECE) -> list[str]:
+def split_text(text: str, limit: int = MAX_PIECE_CHARACTERS) -> list[str]:
     """`text` in parts of at most `limit` characters, cut before headings and between paragraphs where that is possible."""
     parts: list[str] = []
     for block in _BREAK.split(text.replace("\r\n", "\n")):
@@ -82,7 +82,7 @@ def cut(text: str, limit: int = PIECE) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def allotted(pieces: Sequence[Piece], count: int) -> list[tuple[Piece, int]]:
+def allocate_cases(pieces: Sequence[Piece], count: int) -> list[tuple[Piece, int]]:
     """How many of `count` cases are to come from each piece, by their lengths; of too many pieces those at even distances."""
     if len(pieces) >= count:
         return [(pieces[number * len(pieces) // count], 1) for number in range(count)]
@@ -95,12 +95,12 @@ def allotted(pieces: Sequence[Piece], count: int) -> list[tuple[Piece, int]]:
     return list(zip(pieces, whole, strict=True))
 
 
-def _files_in(folder: Path) -> Iterable[Path]:
+def _list_files(folder: Path) -> Iterable[Path]:
     """The files of `folder` and its folders, but for hidden ones."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
-def _suffixes() -> str:
+def _format_suffixes() -> str:
     return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from ai_agent_service.core.errors import ContextTooLong, InvalidRequest, ServiceError
+from ai_agent_service.core.errors import ContextTooLongError, InvalidRequestError, ServiceError
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
@@ -25,13 +25,13 @@ MAX_REPEATED = 2_000
 MAX_ANSWER = 200_000
 """Characters of one answer that are read; what is longer is of no use."""
 
-LAST_SECOND = 1.0
+TIMEOUT_GRACE_SECONDS = 1.0
 """How much longer than its time a provider may take that does not end by itself."""
 
 Form = TypeVar("Form", bound=BaseModel)
 
 
-class NotJudged(Exception):
+class JudgementError(Exception):
     """There is no judgement, in words for whoever reads the results."""
 
 
@@ -48,51 +48,54 @@ class Judge:
         self._free = asyncio.Semaphore(parallel)
         self._refused = 0
 
-    async def answer(self, prompt: str, form: type[Form], fault: Callable[[Form], str | None], usages: list[Usage | None]) -> Form:
-        """What it says to `prompt`, which has `form` and no `fault`; what each answer took is added to `usages`. Raises NotJudged."""
+    async def ask(self, prompt: str, form: type[Form], fault: Callable[[Form], str | None], usages: list[Usage | None]) -> Form:
+        """What it says to `prompt`, which has `form` and no `fault`; what each answer took is added to `usages`. Raises JudgementError."""
         messages = [Message(role="user", content=prompt)]
         problem = ""
         for _ in range(ATTEMPTS):
-            text = await self._said(messages, form, usages)
+            text = await self._request_answer(messages, form, usages)
             found, problem = _read(text, form)
             if found is not None:
                 told = fault(found)
                 if told is None:
                     return found
                 problem = told
-            again = f"That cannot be used: {problem}. Answer with one JSON object by this JSON Schema, and nothing else:\n{_shown(form)}"
+            again = (
+                f"That cannot be used: {problem}. Answer with one JSON object by this JSON Schema, and nothing else:\n"
+                f"{_format_schema(form)}"
+            )
             messages = [
                 Message(role="user", content=prompt),
                 Message(role="assistant", content=text[:MAX_REPEATED] or "{}"),
                 Message(role="user", content=again),
             ]
-        raise NotJudged(f"the judge gave no answer that can be used, {ATTEMPTS} times; the last time {problem}")
+        raise JudgementError(f"the judge gave no answer that can be used, {ATTEMPTS} times; the last time {problem}")
 
-    async def _said(self, messages: list[Message], form: type[BaseModel], usages: list[Usage | None]) -> str:
-        schema = {"name": form.__name__, "strict": True, "schema": strict(form.model_json_schema())}
+    async def _request_answer(self, messages: list[Message], form: type[BaseModel], usages: list[Usage | None]) -> str:
+        schema = {"name": form.__name__, "strict": True, "schema": to_strict_schema(form.model_json_schema())}
         asked = {"type": "json_schema", "json_schema": schema}
         choices: tuple[Mapping[str, Any], ...] = ({"temperature": 0, "response_format": asked}, {"response_format": asked}, {})
         for number in range(self._refused, len(choices)):
             try:
                 async with self._free:
-                    text = await self._streamed(messages, choices[number], usages)
+                    text = await self._stream_answer(messages, choices[number], usages)
             except ServiceError as error:
-                may_be_settings = isinstance(error, InvalidRequest) and not isinstance(error, ContextTooLong)
+                may_be_settings = isinstance(error, InvalidRequestError) and not isinstance(error, ContextTooLongError)
                 if not may_be_settings or number == len(choices) - 1:
-                    raise NotJudged(f"the judge cannot be asked ({error.code}): {error.message}") from None
+                    raise JudgementError(f"the judge cannot be asked ({error.code}): {error.message}") from None
             except TimeoutError:
-                raise NotJudged(f"the judge cannot be asked: it took longer than {self._timeout:g} s") from None
+                raise JudgementError(f"the judge cannot be asked: it took longer than {self._timeout:g} s") from None
             else:
                 self._refused = max(self._refused, number)
                 return text
         raise AssertionError("the last of the choices ends this")
 
-    async def _streamed(self, messages: list[Message], settings: Mapping[str, Any], usages: list[Usage | None]) -> str:
+    async def _stream_answer(self, messages: list[Message], settings: Mapping[str, Any], usages: list[Usage | None]) -> str:
         deadline = time.monotonic() + self._timeout
         request = ModelRequest(model=self.model.name, messages=tuple(messages), settings=settings, deadline=deadline)
         pieces: list[str] = []
         left = MAX_ANSWER
-        async with asyncio.timeout(self._timeout + LAST_SECOND), aclosing(self.model.provider.stream(request)) as events:
+        async with asyncio.timeout(self._timeout + TIMEOUT_GRACE_SECONDS), aclosing(self.model.provider.stream(request)) as events:
             async for event in events:
                 match event:
                     case TextDelta(text=text) | RefusalDelta(text=text):
@@ -107,19 +110,19 @@ class Judge:
         return "".join(pieces)
 
 
-def strict(schema: Any) -> Any:
+def to_strict_schema(schema: Any) -> Any:
     """`schema` as OpenAI's structured outputs take one: every property is required, and there are no others.
 
     Source: https://platform.openai.com/docs/guides/structured-outputs, "Supported schemas".
     """
     if isinstance(schema, list):
-        return [strict(item) for item in schema]
+        return [to_strict_schema(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {name: strict(value) for name, value in schema.items() if name != "default"}
+    found = {name: to_strict_schema(value) for name, value in schema.items() if name != "default"}
     properties = schema.get("properties")
     if schema.get("type") == "object" and isinstance(properties, dict):
-        kept = {name: strict(value) for name, value in properties.items()}  # one may be called `default`
+        kept = {name: to_strict_schema(value) for name, value in properties.items()}  # one may be called `default`
         found |= {"properties": kept, "required": list(properties), "additionalProperties": False}
     return found
 
@@ -145,5 +148,5 @@ def _read(text: str, form: type[Form]) -> tuple[Form | None, str]:
         return None, f"{place}: {first['msg']}" if place else first["msg"]
 
 
-def _shown(form: type[BaseModel]) -> str:
-    return msgspec.json.encode(strict(form.model_json_schema())).decode()
+def _format_schema(form: type[BaseModel]) -> str:
+    return msgspec.json.encode(to_strict_schema(form.model_json_schema())).decode()

@@ -33,13 +33,13 @@ def write_junit(path: Path, name: str, results: Sequence[Result]) -> None:
         elif checks := [check for attempt in attempts for check in attempt.not_judged]:
             said = "; ".join(dict.fromkeys(f"{check.metric}: {check.not_judged}" for check in checks))
             ET.SubElement(case, "error", {"type": "not_judged", "message": _clean(f"not judged: {said}")})
-        elif lines := [_line(attempt, len(attempts)) for attempt in attempts if attempt.failed]:
+        elif lines := [_format_line(attempt, len(attempts)) for attempt in attempts if attempt.failed]:
             metrics = sorted({check.metric for attempt in attempts for check in attempt.failed})
             ET.SubElement(case, "failure", {"message": f"not met: {', '.join(metrics)}"}).text = _clean("\n".join(lines))
     path.write_bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
 
 
-def _line(result: Result, attempts: int) -> str:
+def _format_line(result: Result, attempts: int) -> str:
     lead = f"attempt {result.attempt}: " if attempts > 1 else ""
     return "\n".join(f"{lead}turn {check.turn}, {check.metric}: expected {check.expected}; came {check.came}" for check in result.failed)
 

@@ -13,14 +13,14 @@ def is_matcher(expected: object) -> bool:
     return isinstance(expected, dict) and expected.keys() in _MATCHERS
 
 
-def matcher_fault(expected: object) -> str | None:
+def find_matcher_fault(expected: object) -> str | None:
     """What is wrong with `expected`, in words for whoever wrote it; None if nothing is."""
     if isinstance(expected, list):
-        return next((problem for item in expected if (problem := matcher_fault(item))), None)
+        return next((problem for item in expected if (problem := find_matcher_fault(item))), None)
     if not isinstance(expected, dict):
         return None
     if not is_matcher(expected):
-        return next((problem for item in expected.values() if (problem := matcher_fault(item))), None)
+        return next((problem for item in expected.values() if (problem := find_matcher_fault(item))), None)
     match expected:
         case {"regex": str(pattern)}:
             try:
@@ -43,13 +43,13 @@ def matches(expected: Any, value: Any) -> bool:
     if is_matcher(expected):
         match expected:
             case {"regex": pattern}:
-                return re.search(pattern, _shown(value)) is not None
+                return re.search(pattern, _to_text(value)) is not None
             case {"contains": text}:
-                return text.casefold() in _shown(value).casefold()
+                return text.casefold() in _to_text(value).casefold()
             case {"any": _}:
                 return True
             case {"equals": wanted}:
-                return _same(wanted, value)
+                return _is_equal(wanted, value)
             case {"number": number, "tolerance": tolerance}:
                 return _is_number(value) and bool(abs(value - number) <= tolerance)
             case _:
@@ -58,15 +58,15 @@ def matches(expected: Any, value: Any) -> bool:
         return expected.keys() == value.keys() and all(matches(expected[name], value[name]) for name in expected)
     if isinstance(expected, list) and isinstance(value, list):
         return len(expected) == len(value) and all(map(matches, expected, value))
-    return _same(expected, value)
+    return _is_equal(expected, value)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _is_equal(one: Any, other: Any) -> bool:
     """Equal as JSON: true is not 1, 1.0 is."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+        return one.keys() == other.keys() and all(_is_equal(one[name], other[name]) for name in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(_is_equal, one, other))
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
@@ -74,5 +74,5 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _shown(value: object) -> str:
+def _to_text(value: object) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -11,9 +11,9 @@ from referencing.exceptions import Unresolvable
 
 from ai_agent_service.evaluation.dataset import Expect, ExpectedTool
 from ai_agent_service.evaluation.matching import matches
-from ai_agent_service.evaluation.results import Answered, Check, UsedTool
+from ai_agent_service.evaluation.results import Check, TurnAnswer, UsedTool
 
-MAX_SHOWN = 300
+MAX_TEXT_CHARACTERS = 300
 _FENCE = re.compile(r"^```\w*\n(.*)\n```$", re.DOTALL)
 _REFUSAL = re.compile(
     r"\b(?:I(?:'m| am)? (?:sorry|afraid)\b.{0,40}\b(?:can't|cannot|can not|unable|won't)"
@@ -28,7 +28,7 @@ class Metric(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def checks(self, expect: Expect, answer: Answered) -> list[Check]:
+    async def evaluate(self, expect: Expect, answer: TurnAnswer) -> list[Check]:
         """One for each expectation, its `turn` left open."""
         ...
 
@@ -37,42 +37,42 @@ class Rule(msgspec.Struct, frozen=True):
     """A metric that needs nobody's judgement: a function of the expectation and the answer gives (is met, expected, came) for each."""
 
     name: str
-    judge: Callable[[Expect, Answered], Iterable[tuple[bool, str, str]]]
+    judge: Callable[[Expect, TurnAnswer], Iterable[tuple[bool, str, str]]]
 
-    async def checks(self, expect: Expect, answer: Answered) -> list[Check]:
+    async def evaluate(self, expect: Expect, answer: TurnAnswer) -> list[Check]:
         """See Metric."""
-        return [Check(self.name, float(met), expected, shown(came)) for met, expected, came in self.judge(expect, answer)]
+        return [Check(self.name, float(met), expected, truncate_text(came)) for met, expected, came in self.judge(expect, answer)]
 
 
-def shown(text: str) -> str:
+def truncate_text(text: str) -> str:
     """`text`, if it is not too long to be read beside others."""
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= MAX_TEXT_CHARACTERS else f"{text[:MAX_TEXT_CHARACTERS]}..."
 
 
-Judged = Iterator[tuple[bool, str, str]]
+RuleOutcomes = Iterator[tuple[bool, str, str]]
 
 
-def _exact(expect: Expect, answer: Answered) -> Judged:
+def _judge_exact(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     if expect.exact is not None:
         yield answer.text.strip() == expect.exact.strip(), repr(expect.exact), repr(answer.text)
 
 
-def _contains(expect: Expect, answer: Answered) -> Judged:
+def _judge_contains(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     for text in expect.contains:
         yield text.casefold() in answer.text.casefold(), f"with {text!r}", repr(answer.text)
 
 
-def _not_contains(expect: Expect, answer: Answered) -> Judged:
+def _judge_not_contains(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     for text in expect.not_contains:
         yield text.casefold() not in answer.text.casefold(), f"without {text!r}", repr(answer.text)
 
 
-def _regex(expect: Expect, answer: Answered) -> Judged:
+def _judge_regex(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     if expect.regex is not None:
         yield re.search(expect.regex, answer.text) is not None, f"matching {expect.regex!r}", repr(answer.text)
 
 
-def _json_schema(expect: Expect, answer: Answered) -> Judged:
+def _judge_json_schema(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     if expect.json_schema is None:
         return
     text = answer.text.strip()
@@ -90,28 +90,28 @@ def _json_schema(expect: Expect, answer: Answered) -> Judged:
         yield True, "JSON by the schema", repr(answer.text)
 
 
-def _tools(expect: Expect, answer: Answered) -> Judged:
-    used = "no tool" if not answer.tools else ", ".join(map(_call, answer.tools))
+def _judge_tools(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
+    used = "no tool" if not answer.tools else ", ".join(map(_describe_call, answer.tools))
     left = list(answer.tools)
     for wanted in expect.tools:
         found = next((tool for tool in left if _is_call(wanted, tool)), None)
         if found is not None:
             left.remove(found)
-        yield found is not None, f"{wanted.name} with {_arguments(wanted.arguments)}" if wanted.arguments else wanted.name, used
+        yield found is not None, f"{wanted.name} with {_format_arguments(wanted.arguments)}" if wanted.arguments else wanted.name, used
     if expect.tools_in_order and len(expect.tools) > 1:
         rest = iter(answer.tools)
         in_order = all(any(_is_call(wanted, tool) for tool in rest) for wanted in expect.tools)
         yield in_order, f"in order: {', '.join(wanted.name for wanted in expect.tools)}", used
 
 
-def _forbidden_tools(expect: Expect, answer: Answered) -> Judged:
+def _judge_forbidden_tools(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     for name in expect.forbidden_tools:
-        came = [_call(tool) for tool in answer.tools if tool.name == name]
+        came = [_describe_call(tool) for tool in answer.tools if tool.name == name]
         yield not came, f"no {name}", ", ".join(came) or "none"
 
 
-def _limits(name: str, unit: str, limit: Callable[[Expect], float | None], took: Callable[[Answered], float | None]) -> Rule:
-    def judge(expect: Expect, answer: Answered) -> Judged:
+def _build_limit_rule(name: str, unit: str, limit: Callable[[Expect], float | None], took: Callable[[TurnAnswer], float | None]) -> Rule:
+    def judge(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
         most, came = limit(expect), took(answer)
         if most is not None:
             is_met = came is not None and came <= most
@@ -120,31 +120,31 @@ def _limits(name: str, unit: str, limit: Callable[[Expect], float | None], took:
     return Rule(name, judge)
 
 
-def _refusal(expect: Expect, answer: Answered) -> Judged:
+def _judge_refusal(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     if expect.refusal is not None:
         refused = answer.refused or _REFUSAL.search(answer.text) is not None
         yield refused == expect.refusal, "a refusal" if expect.refusal else "no refusal", repr(answer.text)
 
 
-def _recalls(expect: Expect, answer: Answered) -> Judged:
+def _judge_recalls(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     for text in expect.recalls:
         yield text.casefold() in answer.text.casefold(), f"{text!r} remembered", repr(answer.text)
 
 
 METRICS: tuple[Metric, ...] = (
-    Rule("exact", _exact),
-    Rule("contains", _contains),
-    Rule("not_contains", _not_contains),
-    Rule("regex", _regex),
-    Rule("json_schema", _json_schema),
-    Rule("tools", _tools),
-    Rule("forbidden_tools", _forbidden_tools),
-    _limits("max_steps", "steps", lambda expect: expect.max_steps, lambda answer: answer.steps),
-    _limits("max_seconds", "seconds", lambda expect: expect.max_seconds, lambda answer: answer.seconds),
-    _limits("max_tokens", "tokens", lambda expect: expect.max_tokens, lambda answer: answer.tokens),
-    _limits("max_cost", "dollars", lambda expect: expect.max_cost, lambda answer: answer.cost),
-    Rule("refusal", _refusal),
-    Rule("recalls", _recalls),
+    Rule("exact", _judge_exact),
+    Rule("contains", _judge_contains),
+    Rule("not_contains", _judge_not_contains),
+    Rule("regex", _judge_regex),
+    Rule("json_schema", _judge_json_schema),
+    Rule("tools", _judge_tools),
+    Rule("forbidden_tools", _judge_forbidden_tools),
+    _build_limit_rule("max_steps", "steps", lambda expect: expect.max_steps, lambda answer: answer.steps),
+    _build_limit_rule("max_seconds", "seconds", lambda expect: expect.max_seconds, lambda answer: answer.seconds),
+    _build_limit_rule("max_tokens", "tokens", lambda expect: expect.max_tokens, lambda answer: answer.tokens),
+    _build_limit_rule("max_cost", "dollars", lambda expect: expect.max_cost, lambda answer: answer.cost),
+    Rule("refusal", _judge_refusal),
+    Rule("recalls", _judge_recalls),
 )
 
 
@@ -153,9 +153,9 @@ def _is_call(wanted: ExpectedTool, tool: UsedTool) -> bool:
     return tool.name == wanted.name and all(name in given and matches(matcher, given[name]) for name, matcher in wanted.arguments.items())
 
 
-def _call(tool: UsedTool) -> str:
-    return f"{tool.name} with {_arguments(tool.arguments or {})}"
+def _describe_call(tool: UsedTool) -> str:
+    return f"{tool.name} with {_format_arguments(tool.arguments or {})}"
 
 
-def _arguments(arguments: dict[str, object]) -> str:
+def _format_arguments(arguments: dict[str, object]) -> str:
     return msgspec.json.encode(arguments).decode()

@@ -3,7 +3,7 @@
 import msgspec
 
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
-from ai_agent_service.config.json_files import nearest
+from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.core.errors import ConfigError, Fault, UpstreamError
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.runtime.service import Service
@@ -16,7 +16,7 @@ class Model(msgspec.Struct, frozen=True):
     name: str
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
         """As it may be given to `find_model` again, such as `ollama:qwen3:8b`."""
         return f"{self.provider.name}:{self.name}"
 
@@ -25,18 +25,20 @@ async def find_model(service: Service, written: str, option: str) -> Model:
     """What `written` names, `PROVIDER:MODEL` or `PROVIDER` for its default model; raises ConfigError, which names the `option`."""
     given, _, model = written.partition(":")
     name = service.auto_provider if given == AUTO else PROVIDER_ALIASES.get(given, given)
-    provider = service.every_provider.get(name)
+    provider = service.all_providers.get(name)
     if provider is None:
-        raise _fault(option, f"{given!r} is not a provider", nearest(given, [*service.every_provider, *PROVIDER_ALIASES, AUTO]))
+        raise _build_error(option, f"{given!r} is not a provider", suggest_name(given, [*service.all_providers, *PROVIDER_ALIASES, AUTO]))
     if provider.missing:
-        raise _fault(option, f"{name} cannot be asked without {' and '.join(provider.missing)}", "Set it in the environment or in .env")
+        raise _build_error(
+            option, f"{name} cannot be asked without {' and '.join(provider.missing)}", "Set it in the environment or in .env"
+        )
     if not model:
         try:
             model = await provider.default_model()
         except UpstreamError as error:
-            raise _fault(option, error.message.rstrip("."), f"Name a model: {given}:MODEL") from None
+            raise _build_error(option, error.message.rstrip("."), f"Name a model: {given}:MODEL") from None
     return Model(provider, model)
 
 
-def _fault(option: str, problem: str, remedy: str) -> ConfigError:
+def _build_error(option: str, problem: str, remedy: str) -> ConfigError:
     return ConfigError([Fault(file=option, problem=problem, remedy=remedy)])

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall, ToolOutcome, ToolResult
 from ai_agent_service.evaluation.dataset import RecordedResult
 from ai_agent_service.evaluation.matching import matches
@@ -22,7 +22,7 @@ class Replay:
         """The next result for the call's arguments, else the next that is for any; one for the same arguments stands when all are used."""
         try:
             arguments = {"equals": parse_arguments(call.arguments)}
-        except ToolFailed:
+        except ToolError:
             return None
         named = [number for number, each in enumerate(self._results) if each.name == call.name]
         same = [

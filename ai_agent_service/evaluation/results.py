@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-TINY = 1e-9
+EPSILON = 1e-9
 """What rounding makes of no difference."""
 
 
@@ -23,7 +23,7 @@ class UsedTool(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float = 0.0
 
 
-class Answered(msgspec.Struct, frozen=True, omit_defaults=True):
+class TurnAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What came of one turn. `error` is the code of what broke it, `problem` its message; `tokens` and `cost` are None where untold."""
 
     input: str
@@ -58,7 +58,7 @@ class Check(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def is_met(self) -> bool:
         """Whether it was met well enough."""
-        return not self.not_judged and self.score >= self.threshold - TINY
+        return not self.not_judged and self.score >= self.threshold - EPSILON
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,10 +71,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     score: float
     checks: tuple[Check, ...] = ()
-    answers: tuple[Answered, ...] = ()
+    answers: tuple[TurnAnswer, ...] = ()
 
     @property
-    def error(self) -> Answered | None:
+    def error(self) -> TurnAnswer | None:
         """The turn that broke, if one did; there is none after it."""
         return next((answer for answer in self.answers if answer.error is not None), None)
 

@@ -16,7 +16,7 @@ from ai_agent_service.evaluation.results import Result, Summary
 MAX_NAME = 60
 
 
-class Run:
+class EvaluationRun:
     """The folder of one run: `dataset.jsonl`, `results.jsonl`, to which each result is added as it comes, `summary.json`, `report.html`."""
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +30,7 @@ class Run:
         return self.folder.name
 
     @classmethod
-    def begin(cls, output: Path, dataset: Path, cases: Iterable[Case], summary: Summary) -> "Run":
+    def begin(cls, output: Path, dataset: Path, cases: Iterable[Case], summary: Summary) -> "EvaluationRun":
         """A new run below `output`; raises ConfigError if nothing can be written there."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.name.removesuffix(".jsonl"))[:MAX_NAME].strip("-.") or "run"
         stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
@@ -41,18 +41,18 @@ class Run:
                 folder.mkdir(parents=True)
             except FileExistsError:
                 if not output.is_dir():
-                    raise _unwritable(output, "it is no folder") from None
+                    raise _build_unwritable_error(output, "it is no folder") from None
                 number += 1
                 continue
             except OSError as error:
-                raise _unwritable(output, str(error.strerror)) from None
+                raise _build_unwritable_error(output, str(error.strerror)) from None
             break
         run = cls(folder)
         write_lines(run.dataset, (case.written for case in cases))
         run.write_summary(summary)
         return run
 
-    def summary(self) -> Summary:
+    def read_summary(self) -> Summary:
         """What summary.json says; raises ConfigError."""
         path = self.folder / "summary.json"
         try:
@@ -66,12 +66,12 @@ class Run:
         written = msgspec.json.format(msgspec.json.encode(summary), indent=2)
         (self.folder / "summary.json").write_bytes(written + b"\n")
 
-    def cases(self) -> dict[str, dict[str, Any]]:
+    def read_cases(self) -> dict[str, dict[str, Any]]:
         """The dataset as it was, by the ids of its cases."""
         lines = self.dataset.read_text(encoding="utf-8").splitlines()
         return {case["id"]: case for case in map(json.loads, lines)}
 
-    def results(self) -> list[Result]:
+    def read_results(self) -> list[Result]:
         """The results that there are, in the dataset's order; one that was cut off as the process was killed is left out.
 
         Raises ConfigError for what is no result.
@@ -85,7 +85,7 @@ class Run:
             except msgspec.DecodeError as error:
                 fault = Fault(file=str(path), where=f"line {number}", problem=f"this is no result ({error})", remedy="Take the line out")
                 raise ConfigError([fault]) from None
-        places = {name: place for place, name in enumerate(self.cases())}
+        places = {name: place for place, name in enumerate(self.read_cases())}
         return sorted(found, key=lambda result: (places.get(result.id, len(places)), result.attempt))
 
     def add(self, result: Result) -> None:
@@ -95,23 +95,23 @@ class Run:
 
     def restore(self) -> list[Result]:
         """As `results`, and takes out of the file what is to be done again: a result that was cut off, and those not judged."""
-        found = [result for result in self.results() if not result.not_judged]
+        found = [result for result in self.read_results() if not result.not_judged]
         kept = self.folder / "results.jsonl.kept"  # so that nothing is lost if the process is killed here
         kept.write_bytes(b"".join(msgspec.json.encode(result) + b"\n" for result in found))
         kept.replace(self.folder / "results.jsonl")
         return found
 
 
-def find_run(output: Path, name: str | None) -> Run | None:
+def find_run(output: Path, name: str | None) -> EvaluationRun | None:
     """The run called `name` - a folder of `output`, how its name begins if no other does so, or a path -, or the newest one."""
     if name and (Path(name) / "summary.json").exists():
-        return Run(Path(name).resolve())
+        return EvaluationRun(Path(name).resolve())
     folders = sorted(path.parent for path in output.glob("*/summary.json"))
     if name is None:
-        return Run(folders[-1]) if folders else None
+        return EvaluationRun(folders[-1]) if folders else None
     exact = [folder for folder in folders if folder.name == name]
     found = exact or [folder for folder in folders if folder.name.startswith(name)]
-    return Run(found[0]) if len(found) == 1 else None
+    return EvaluationRun(found[0]) if len(found) == 1 else None
 
 
 def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
@@ -119,7 +119,7 @@ def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
 
 
-def recorded(case: Case, result: Result) -> dict[str, Any]:
+def build_recorded_case(case: Case, result: Result) -> dict[str, Any]:
     """`case` as written, with the results that its tools gave in `result`; calls that were not carried out are left out."""
     used = (tool for answer in result.answers for tool in answer.tools if tool.outcome != "refused" and tool.arguments is not None)
     results = [
@@ -129,6 +129,6 @@ def recorded(case: Case, result: Result) -> dict[str, Any]:
     return {**case.written, "tool_results": results}
 
 
-def _unwritable(output: Path, why: str) -> ConfigError:
+def _build_unwritable_error(output: Path, why: str) -> ConfigError:
     problem = f"{output} cannot be written ({why})"
     return ConfigError([Fault(file="environment", field="EVALUATION_OUTPUT_DIR", problem=problem, remedy="Name a folder that can be made")])

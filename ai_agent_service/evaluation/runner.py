@@ -13,7 +13,7 @@ import msgspec
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.auth.principal import LOCAL, Principal
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InternalError, RunTimeout, ServiceError
+from ai_agent_service.core.errors import InternalError, RunTimeoutError, ServiceError
 from ai_agent_service.core.events import (
     MemorySkipped,
     RefusalDelta,
@@ -24,18 +24,18 @@ from ai_agent_service.core.events import (
     ToolsMissing,
     ToolStarted,
 )
-from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import Message, ToolCall, ToolResult
 from ai_agent_service.evaluation.dataset import Case
 from ai_agent_service.evaluation.metrics import METRICS, Metric
 from ai_agent_service.evaluation.replay import Replay, Replays
-from ai_agent_service.evaluation.results import Answered, Check, Options, Result, Summary, UsedTool
-from ai_agent_service.evaluation.scoring import by_attempt, by_metric, overall
+from ai_agent_service.evaluation.results import Check, Options, Result, Summary, TurnAnswer, UsedTool
+from ai_agent_service.evaluation.scoring import compute_score, score_attempts, score_metrics
 from ai_agent_service.runtime.service import Service
 
 logger = logging.getLogger(__name__)
 
-LAST_SECOND = 1.0
+TIMEOUT_GRACE_SECONDS = 1.0
 """How much longer than REQUEST_TIMEOUT a run may take that does not end by itself."""
 
 
@@ -54,27 +54,27 @@ class Runner:
 
         async def work() -> None:
             for case, attempt in waiting:
-                done(await self.attempt(case, attempt))
+                done(await self.run_attempt(case, attempt))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(parallel):
                 group.create_task(work())
 
-    async def attempt(self, case: Case, attempt: int) -> Result:
+    async def run_attempt(self, case: Case, attempt: int) -> Result:
         """Holds the case's conversation and judges each answer; the first turn that breaks ends it, and the case has failed."""
         assert case.agent is not None
         agent = self._service.catalog.get(case.agent)
-        user = session = new_id("evaluation_")
+        user = session = generate_id("evaluation_")
         replay = None if case.tool_results is None or self._options.record else Replay(case.tool_results)
         if replay is not None:
             self._replays[user] = replay
-        answers: list[Answered] = []
+        answers: list[TurnAnswer] = []
         checks: list[Check] = []
         try:
             said: list[Message] = []
-            for number, turn in enumerate(case.asked, 1):
+            for number, turn in enumerate(case.session_turns, 1):
                 said.append(Message(role="user", content=turn.input))
-                answer = await self._answer(agent, user, session, turn.input, tuple(said))
+                answer = await self._run_turn(agent, user, session, turn.input, tuple(said))
                 if replay is not None:
                     answer = msgspec.structs.replace(answer, notes=(*answer.notes, *replay.notes))
                     replay.notes.clear()
@@ -83,7 +83,7 @@ class Runner:
                     break
                 said.append(Message(role="assistant", content=answer.text))
                 for metric in self._metrics:
-                    found = await metric.checks(turn.expect, answer)
+                    found = await metric.evaluate(turn.expect, answer)
                     checks += (msgspec.structs.replace(check, turn=number) for check in found)
         finally:
             self._replays.pop(user, None)
@@ -100,30 +100,30 @@ class Runner:
             answers=tuple(answers),
         )
 
-    async def _answer(self, agent: BaseAgent, user: str, session: str, asked: str, said: tuple[Message, ...]) -> Answered:
+    async def _run_turn(self, agent: BaseAgent, user: str, session: str, asked: str, said: tuple[Message, ...]) -> TurnAnswer:
         """What comes of one turn, whatever it is."""
-        context = self._service.context(agent.agent_id, Principal(LOCAL), user=user, session=session, agent_version=agent.version)
+        context = self._service.create_context(agent.agent_id, Principal(LOCAL), user=user, session=session, agent_version=agent.version)
         remembers = agent.definition.memory is not None
         messages = said[-1:] if remembers else said
         turn = Turn(messages=messages, model=self._options.model, history="server" if remembers else "client")
-        record = _Record(asked)
+        record = _RunRecorder(asked)
         started = time.monotonic()
         error: ServiceError | None = None
         try:
-            async with asyncio.timeout(max(0.0, context.seconds_left) + LAST_SECOND):
+            async with asyncio.timeout(max(0.0, context.seconds_left) + TIMEOUT_GRACE_SECONDS):
                 await record.follow(agent, turn, context)
         except TimeoutError:
-            error = RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+            error = RunTimeoutError("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
         except ServiceError as raised:
             error = raised
         except Exception:
             # An agent type may be a plug-in and raise anything: that is a failed case, and not the end of the others.
             logger.exception("evaluation.failed", extra={"agent_id": agent.agent_id, "run_id": context.run_id})
             error = InternalError("The agent failed unexpectedly; the log says more.")
-        return record.answered(error, time.monotonic() - started)
+        return record.build_answer(error, time.monotonic() - started)
 
 
-class _Record:
+class _RunRecorder:
     """What is told of one run."""
 
     def __init__(self, asked: str) -> None:
@@ -158,7 +158,7 @@ class _Record:
                     case _:
                         pass
 
-    def answered(self, error: ServiceError | None, seconds: float) -> Answered:
+    def build_answer(self, error: ServiceError | None, seconds: float) -> TurnAnswer:
         """The answer, which `error` or one that was told broke."""
         end = self._end
         if isinstance(end, RunFailed):
@@ -166,10 +166,10 @@ class _Record:
         elif end is None and error is None:
             error = InternalError("The agent ended without telling that it did.")
         usage = end.usage if end is not None else None
-        return Answered(
+        return TurnAnswer(
             input=self._asked,
             text="".join(self._text),
-            tools=tuple(_used(call, self._results[call.id]) for call in self._calls.values() if call.id in self._results),
+            tools=tuple(_to_used_tool(call, self._results[call.id]) for call in self._calls.values() if call.id in self._results),
             refused=self._refused or (isinstance(end, RunFinished) and end.reason == "content_filter"),
             steps=len(end.steps) if end is not None else 0,
             seconds=round(seconds, 4),
@@ -181,7 +181,7 @@ class _Record:
         )
 
 
-def _used(call: ToolCall, result: ToolResult) -> UsedTool:
+def _to_used_tool(call: ToolCall, result: ToolResult) -> UsedTool:
     try:
         arguments = msgspec.json.decode(call.arguments or "{}", type=dict)
     except (msgspec.DecodeError, RecursionError):
@@ -189,20 +189,20 @@ def _used(call: ToolCall, result: ToolResult) -> UsedTool:
     return UsedTool(call.name, arguments, result.content, result.is_error, result.outcome, round(result.seconds, 4))
 
 
-def summed(summary: Summary, results: Sequence[Result]) -> Summary:
+def summarize_results(summary: Summary, results: Sequence[Result]) -> Summary:
     """`summary` of a run that has come to its end with `results`."""
-    attempts = by_attempt(results)
+    attempts = score_attempts(results)
     return msgspec.structs.replace(
         summary,
         finished=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         cases=len({result.id for result in results}),
         errors=sum(result.error is not None for result in results),
-        score=overall(results),
+        score=compute_score(results),
         attempts=attempts,
         deviation=statistics.stdev(attempts) if len(attempts) > 1 else 0.0,
         minimum=min(attempts, default=0.0),
         maximum=max(attempts, default=0.0),
-        metrics=by_metric(results),
+        metrics=score_metrics(results),
         steps=sum(result.steps for result in results),
         seconds=sum(result.seconds for result in results),
         tokens=sum(result.tokens for result in results),

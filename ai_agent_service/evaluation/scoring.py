@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from ai_agent_service.evaluation.results import TINY, Result
-from ai_agent_service.evaluation.run_folder import Run
+from ai_agent_service.evaluation.results import EPSILON, Result
+from ai_agent_service.evaluation.run_folder import EvaluationRun
 
 MIN_CASES = 6
 """With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than 0.05."""
@@ -62,23 +62,23 @@ class Comparison(msgspec.Struct, frozen=True):
         """What may be said: a percentile interval alone is too sure of itself where few cases changed."""
         if self.cases < MIN_CASES or self._may_be_chance:
             return "within noise"
-        if self.low > TINY:
+        if self.low > EPSILON:
             return "better"
-        return "worse" if self.high < -TINY else "within noise"
+        return "worse" if self.high < -EPSILON else "within noise"
 
     @property
     def doubt(self) -> str:
         """Why the difference is within noise though 0 is not in its interval; empty where that is not so."""
-        if self.cases < MIN_CASES or not self._may_be_chance or (self.low <= TINY and self.high >= -TINY):
+        if self.cases < MIN_CASES or not self._may_be_chance or (self.low <= EPSILON and self.high >= -EPSILON):
             return ""
         return f"so few cases changed that chance alone does as much in {self.chance:.0%} of runs"
 
     @property
     def _may_be_chance(self) -> bool:
-        return self.chance > 1 - CONFIDENCE + TINY
+        return self.chance > 1 - CONFIDENCE + EPSILON
 
 
-def scores_of(results: Iterable[Result]) -> dict[str, float]:
+def score_cases(results: Iterable[Result]) -> dict[str, float]:
     """Each case's score, the mean of its attempts."""
     found: dict[str, list[float]] = defaultdict(list)
     for result in results:
@@ -86,21 +86,21 @@ def scores_of(results: Iterable[Result]) -> dict[str, float]:
     return {name: statistics.fmean(scores) for name, scores in found.items()}
 
 
-def overall(results: Iterable[Result]) -> float:
+def compute_score(results: Iterable[Result]) -> float:
     """The mean of the results' scores by their weights; 0 for none."""
     found = list(results)
     return statistics.fmean([each.score for each in found], [each.weight for each in found]) if found else 0.0
 
 
-def by_attempt(results: Iterable[Result]) -> tuple[float, ...]:
+def score_attempts(results: Iterable[Result]) -> tuple[float, ...]:
     """The overall score of each attempt at the dataset."""
     found: dict[int, list[Result]] = defaultdict(list)
     for result in results:
         found[result.attempt].append(result)
-    return tuple(overall(found[attempt]) for attempt in sorted(found))
+    return tuple(compute_score(found[attempt]) for attempt in sorted(found))
 
 
-def by_metric(results: Iterable[Result]) -> dict[str, float]:
+def score_metrics(results: Iterable[Result]) -> dict[str, float]:
     """The mean of all checks of each metric, by the weights of their cases."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for result in results:
@@ -109,23 +109,23 @@ def by_metric(results: Iterable[Result]) -> dict[str, float]:
     return {name: statistics.fmean(*zip(*pairs, strict=True)) for name, pairs in sorted(found.items())}
 
 
-def confidence(results: Sequence[Result]) -> tuple[float, float] | None:
+def compute_confidence(results: Sequence[Result]) -> tuple[float, float] | None:
     """Where the overall score lies with 95 % confidence, had the cases been drawn from many such; None where they cannot tell.
 
     That is with fewer than MIN_CASES, or if all have one score: then nothing is known of how far others would be from it.
     """
-    scores = scores_of(results)
+    scores = score_cases(results)
     weights = {result.id: result.weight for result in results}
-    if len(scores) < MIN_CASES or max(scores.values()) - min(scores.values()) < TINY:
+    if len(scores) < MIN_CASES or max(scores.values()) - min(scores.values()) < EPSILON:
         return None
-    return interval([(score, weights[name]) for name, score in scores.items()])
+    return compute_interval([(score, weights[name]) for name, score in scores.items()])
 
 
-def compare_runs(before: Run, after: Run) -> Comparison:
+def compare_runs(before: EvaluationRun, after: EvaluationRun) -> Comparison:
     """`after` against `before`, without the cases that were rewritten in between."""
-    old, new = before.cases(), after.cases()
-    rewritten = [name for name in old if name in new and _asked(old[name]) != _asked(new[name])]
-    return compare(before.results(), after.results(), rewritten)
+    old, new = before.read_cases(), after.read_cases()
+    rewritten = [name for name in old if name in new and _select_compared(old[name]) != _select_compared(new[name])]
+    return compare(before.read_results(), after.read_results(), rewritten)
 
 
 def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterable[str] = ()) -> Comparison:
@@ -133,49 +133,49 @@ def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterab
 
     The same runs always give the same.
     """
-    left, right = scores_of(before), scores_of(after)
+    left, right = score_cases(before), score_cases(after)
     other = set(rewritten)
     open_ = {result.id for result in (*before, *after) if result.not_judged} - other
     both = [name for name in left if name in right and name not in other | open_]
     weights = {result.id: result.weight for result in after}
     pairs = [(right[name] - left[name], weights[name]) for name in both]
-    low, high = interval(pairs)
+    low, high = compute_interval(pairs)
     return Comparison(
         cases=len(both),
-        before=_mean(left, both, weights),
-        after=_mean(right, both, weights),
+        before=_compute_mean(left, both, weights),
+        after=_compute_mean(right, both, weights),
         low=low,
         high=high,
-        changed=tuple(Change(name, left[name], right[name]) for name in both if abs(left[name] - right[name]) > TINY),
+        changed=tuple(Change(name, left[name], right[name]) for name in both if abs(left[name] - right[name]) > EPSILON),
         only_before=tuple(name for name in left if name not in right),
         only_after=tuple(name for name in right if name not in left),
         rewritten=tuple(name for name in left if name in right and name in other),
         not_judged=tuple(name for name in left if name in right and name in open_),
-        chance=chance(pairs),
+        chance=compute_chance(pairs),
     )
 
 
-def interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def compute_interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Where the weighted mean of differences lies with 95 % confidence: the percentiles of its bootstrap, which draws cases anew.
 
     `pairs` are a difference and its weight each. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
-    if not any(abs(difference) > TINY for difference, _ in pairs):
+    if not any(abs(difference) > EPSILON for difference, _ in pairs):
         return 0.0, 0.0
     drawing = random.Random(SEED)  # noqa: S311 - no secret is made of it
     resamples = max(1_000, min(RESAMPLES, 2_000_000 // len(pairs)))
-    means = sorted(_weighted(drawing.choices(pairs, k=len(pairs))) for _ in range(resamples))
+    means = sorted(_compute_weighted_mean(drawing.choices(pairs, k=len(pairs))) for _ in range(resamples))
     cut = int(resamples * (1 - CONFIDENCE) / 2)
     return means[cut], means[-1 - cut]
 
 
-def chance(pairs: Sequence[tuple[float, float]]) -> float:
+def compute_chance(pairs: Sequence[tuple[float, float]]) -> float:
     """How often the weighted mean is as far from 0, either way, if each case may as well have changed the other way.
 
     `pairs` are as for `interval`. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 15, permutation tests.
     """
-    changes = [difference * weight for difference, weight in pairs if abs(difference) > TINY]
-    least = abs(sum(changes)) * (1 - TINY)
+    changes = [difference * weight for difference, weight in pairs if abs(difference) > EPSILON]
+    least = abs(sum(changes)) * (1 - EPSILON)
     if len(changes) <= MAX_EXACT:
         sums = [sum(change * sign for change, sign in zip(changes, signs, strict=True)) for signs in product((1, -1), repeat=len(changes))]
         return sum(abs(each) >= least for each in sums) / len(sums)
@@ -185,14 +185,14 @@ def chance(pairs: Sequence[tuple[float, float]]) -> float:
     return (reached + 1) / (resamples + 1)
 
 
-def _asked(case: Mapping[str, object]) -> dict[str, object]:
+def _select_compared(case: Mapping[str, object]) -> dict[str, object]:
     """What has to be the same for two results of a case to be compared."""
     return {name: value for name, value in case.items() if name not in ("tags", "source", "tool_results", "agent")}
 
 
-def _weighted(pairs: Sequence[tuple[float, float]]) -> float:
+def _compute_weighted_mean(pairs: Sequence[tuple[float, float]]) -> float:
     return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
 
 
-def _mean(scores: Mapping[str, float], names: Sequence[str], weights: Mapping[str, float]) -> float:
-    return _weighted([(scores[name], weights[name]) for name in names]) if names else 0.0
+def _compute_mean(scores: Mapping[str, float], names: Sequence[str], weights: Mapping[str, float]) -> float:
+    return _compute_weighted_mean([(scores[name], weights[name]) for name in names]) if names else 0.0

@@ -9,7 +9,7 @@ from ai_agent_service.runtime.service import Service
 BREAKER_STATES = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 
-def values_of(service: Service) -> dict[str, Values]:
+def collect_values(service: Service) -> dict[str, Values]:
     """What the service's parts tell of themselves."""
     settings = service.settings
     values: dict[str, Values] = {
@@ -17,17 +17,17 @@ def values_of(service: Service) -> dict[str, Values]:
         "aas_workers": {(): 1.0},
         "aas_agent_info": {(agent.agent_id, agent.version): 1.0 for agent in service.catalog},
         "aas_build_info": {(settings.service_version, platform.python_version()): 1.0},
-        **_of_providers(service),
-        **_of_servers(service),
+        **_collect_provider_values(service),
+        **_collect_server_values(service),
     }
     if service.memories is not None:
-        values |= _of_memory(service.memories)
+        values |= _collect_memory_values(service.memories)
     return values
 
 
-def _of_providers(service: Service) -> dict[str, Values]:
-    counts = service.http.counts.all()
-    breakers = service.breakers.states()
+def _collect_provider_values(service: Service) -> dict[str, Values]:
+    counts = service.http.counts.get_all()
+    breakers = service.breakers.list_statuses()
     return {
         "aas_provider_requests_total": {(name,): float(found.requests) for name, found in counts.items()},
         "aas_provider_retries_total": {(name,): float(found.retries) for name, found in counts.items()},
@@ -37,7 +37,7 @@ def _of_providers(service: Service) -> dict[str, Values]:
     }
 
 
-def _of_servers(service: Service) -> dict[str, Values]:
+def _collect_server_values(service: Service) -> dict[str, Values]:
     statuses = [status for status in service.servers.statuses if status.state != "off"]
     return {
         "aas_mcp_server_up": {(status.label,): float(status.state == "ready") for status in statuses},
@@ -49,8 +49,8 @@ def _of_servers(service: Service) -> dict[str, Values]:
     }
 
 
-def _of_memory(memories: Memories) -> dict[str, Values]:
-    database, keeper, counts = memories.database, memories.keeper, memories.counts
+def _collect_memory_values(memories: Memories) -> dict[str, Values]:
+    database, keeper, counts = memories.database, memories.housekeeping, memories.counts
     up: Values = {("primary",): float(database.problem is None)}
     if database.replica is not None:
         up["replica",] = float(database.replica_problem is None)

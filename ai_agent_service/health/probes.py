@@ -17,7 +17,7 @@ K = TypeVar("K")
 
 T = TypeVar("T")
 
-GIVE_UP_SECONDS = 30.0
+PROBE_TIMEOUT_SECONDS = 30.0
 """After which a question that hangs is put anew."""
 
 
@@ -42,17 +42,17 @@ class Probe(Generic[T]):
         self._answered_at = -math.inf
         self._task: asyncio.Task[T | None] | None = None
 
-    async def answer(self, within: float) -> T | None:
+    async def wait_for_answer(self, within: float) -> T | None:
         """The answer; None if there is none within that many seconds."""
         task = self._task
         if task is None or (task.done() and time.monotonic() - self._answered_at >= self._kept_seconds):
-            task = self._task = self._tasks.start(self._asked())
+            task = self._task = self._tasks.start(self._run())
         await asyncio.wait((task,), timeout=within)
         return task.result() if task.done() and not task.cancelled() else None
 
-    async def _asked(self) -> T | None:
+    async def _run(self) -> T | None:
         try:
-            async with asyncio.timeout(GIVE_UP_SECONDS):
+            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
                 return await self._ask()
         except TimeoutError:
             return None
@@ -60,38 +60,38 @@ class Probe(Generic[T]):
             self._answered_at = time.monotonic()
 
 
-async def _all(probes: dict[K, Probe[T]], within: float) -> dict[K, T | None]:
-    answers = await asyncio.gather(*(probe.answer(within) for probe in probes.values()))
+async def _collect_answers(probes: dict[K, Probe[T]], within: float) -> dict[K, T | None]:
+    answers = await asyncio.gather(*(probe.wait_for_answer(within) for probe in probes.values()))
     return dict(zip(probes, answers, strict=True))
 
 
-class _Disk:
+class _DiskProbe:
     """A folder whose room is looked up in a thread of its own, as a network drive may hang: then nothing else should."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._looking: asyncio.Future[DiskAnswer] | None = None
 
-    async def usage(self) -> DiskAnswer:
+    async def measure_usage(self) -> DiskAnswer:
         """How much is free."""
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_future()
-            threading.Thread(target=self._look, args=(asyncio.get_running_loop(), self._looking), name="disk", daemon=True).start()
+            threading.Thread(target=self._read_usage, args=(asyncio.get_running_loop(), self._looking), name="disk", daemon=True).start()
         return await asyncio.shield(self._looking)
 
-    def _look(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[DiskAnswer]") -> None:
+    def _read_usage(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[DiskAnswer]") -> None:
         try:
             usage = shutil.disk_usage(self._path)
             answer = DiskAnswer(usage.free, usage.total)
         except OSError as error:
             answer = DiskAnswer(error=f"{type(error).__name__}: {error.strerror}")
 
-        def tell() -> None:
+        def set_answer() -> None:
             self._looking = None
             if not future.done():
                 future.set_result(answer)
 
         try:
-            loop.call_soon_threadsafe(tell)
+            loop.call_soon_threadsafe(set_answer)
         except RuntimeError:
             return  # the event loop is closed: nobody waits any more

@@ -10,17 +10,17 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ai_agent_service.auth.access import Access
-from ai_agent_service.core.redaction import without_secrets
-from ai_agent_service.health.checks import LOW_DISK_BYTES, MAX_LAG_SECONDS, AgentAnswer, Checks, DatabaseAnswer, ProviderAnswer
+from ai_agent_service.core.redaction import redact_secrets
+from ai_agent_service.health.checks import LOW_DISK_BYTES, MAX_LAG_SECONDS, AgentAnswer, DatabaseAnswer, HealthChecks, ProviderAnswer
 from ai_agent_service.health.probes import DiskAnswer
 from ai_agent_service.mcp.connection import ServerStatus, State
-from ai_agent_service.memory.housekeeping import Keeper
-from ai_agent_service.providers.breaker import Breakers
-from ai_agent_service.providers.breaker import State as BreakerState
+from ai_agent_service.memory.housekeeping import Housekeeping
+from ai_agent_service.providers.breaker import BreakerState as BreakerState
+from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.runtime.service import Service
-from ai_agent_service.runtime.shutdown import Stopping
+from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.migrate import HEAD
+from ai_agent_service.storage.migrate import HEAD_REVISION
 
 
 class McpServerHealth(msgspec.Struct):
@@ -127,33 +127,33 @@ class Health(msgspec.Struct):
     disk: dict[str, DiskHealth] | UnsetType = UNSET
 
 
-async def _not_ready(stopping: Stopping, checks: Checks) -> str | None:
-    return "The service is being stopped." if stopping.has_begun else await checks.problem()
+async def _find_readiness_problem(stopping: ShutdownState, checks: HealthChecks) -> str | None:
+    return "The service is being stopped." if stopping.has_begun else await checks.find_problem()
 
 
-async def _detail(body: Health, service: Service, access: Access, checks: Checks, stopping: Stopping) -> None:
+async def _add_details(body: Health, service: Service, access: Access, checks: HealthChecks, stopping: ShutdownState) -> None:
     """Adds the parts and what is to be said of them; all are asked at once."""
-    database = checks.asked_database
+    database = checks.target_database
     not_ready, agents, providers, disks, answer = await asyncio.gather(
-        _not_ready(stopping, checks),
-        checks.agents(),
-        checks.providers(),
-        checks.disks(),
-        _nothing() if database is None else checks.database(),
+        _find_readiness_problem(stopping, checks),
+        checks.check_agents(),
+        checks.check_providers(),
+        checks.check_disks(),
+        _return_none() if database is None else checks.check_database(),
     )
-    body.agents = {agent_id: _of_agent(agent) for agent_id, agent in agents.items()}
-    body.providers = {name: _of_provider(name, provider, service.breakers) for name, provider in providers.items()}
-    body.mcp_servers = {status.label: _of_server(status) for status in service.servers.statuses}
+    body.agents = {agent_id: _describe_agent(agent) for agent_id, agent in agents.items()}
+    body.providers = {name: _describe_provider(name, provider, service.breakers) for name, provider in providers.items()}
+    body.mcp_servers = {status.label: _describe_server(status) for status in service.servers.statuses}
     if database is not None and answer is not None:
-        body.database = _of_database(database, answer, None if service.memories is None else service.memories.keeper)
-    body.identity = _of_identity(service.settings.identity_mode, access)
-    body.disk = _of_disks(disks)
+        body.database = _describe_database(database, answer, None if service.memories is None else service.memories.housekeeping)
+    body.identity = _describe_identity(service.settings.identity_mode, access)
+    body.disk = _describe_disks(disks)
     body.reasons = [not_ready] if not_ready else []
-    body.reasons += _reasons(body)
+    body.reasons += _collect_reasons(body)
     body.status = "unavailable" if not_ready else "degraded" if body.reasons else "healthy"
 
 
-def _reasons(body: Health) -> list[str]:
+def _collect_reasons(body: Health) -> list[str]:
     """What is wrong with each part, in a sentence."""
     found: list[str] = []
     for agent_id, agent in (body.agents or {}).items():
@@ -169,7 +169,7 @@ def _reasons(body: Health) -> list[str]:
         if server.state in ("starting", "down"):
             found.append(f"The MCP server {label} cannot be used: {server.error or 'it is being connected to.'}")
     if body.database:
-        found += _reasons_of(body.database)
+        found += _collect_database_reasons(body.database)
     if body.identity and body.identity.error is not None:
         found.append(f"The keys of the identity provider cannot be fetched: {body.identity.error}")
     for path, disk in (body.disk or {}).items():
@@ -180,12 +180,12 @@ def _reasons(body: Health) -> list[str]:
     return found
 
 
-def _reasons_of(database: DatabaseHealth) -> list[str]:
+def _collect_database_reasons(database: DatabaseHealth) -> list[str]:
     if database.state != "ready":
         return [f"The database cannot be used: {database.error}"]
     found = []
-    if database.revision not in (None, HEAD):
-        found.append(f"The tables have the revision {database.revision}, and this version works with {HEAD}.")
+    if database.revision not in (None, HEAD_REVISION):
+        found.append(f"The tables have the revision {database.revision}, and this version works with {HEAD_REVISION}.")
     if database.replica == "down":
         found.append(f"The replica cannot be used: {database.replica_error}")
     elif database.replica_lag_seconds is not None and database.replica_lag_seconds > MAX_LAG_SECONDS:
@@ -193,39 +193,39 @@ def _reasons_of(database: DatabaseHealth) -> list[str]:
     return found
 
 
-async def _nothing() -> None:
+async def _return_none() -> None:
     return None
 
 
-def _of_agent(answer: AgentAnswer | None) -> AgentHealth:
+def _describe_agent(answer: AgentAnswer | None) -> AgentHealth:
     if answer is None:
         return AgentHealth("timeout", "It did not say in time whether it can.")
     return AgentHealth("ready" if answer.problem is None else "not_ready", answer.problem)
 
 
-def _of_provider(name: str, answer: ProviderAnswer, breakers: Breakers) -> ProviderHealth:
+def _describe_provider(name: str, answer: ProviderAnswer, breakers: CircuitBreakers) -> ProviderHealth:
     states = [
         BreakerHealth(each.model, each.state, each.failures, each.last_error, each.seconds_left, each.openings)
-        for each in breakers.states()
+        for each in breakers.list_statuses()
         if each.provider == name
     ]
     return ProviderHealth(answer.state, answer.error, answer.round_trip_ms, states)
 
 
-def _of_database(database: Database, answer: DatabaseAnswer, keeper: Keeper | None) -> DatabaseHealth:
+def _describe_database(database: Database, answer: DatabaseAnswer, keeper: Housekeeping | None) -> DatabaseHealth:
     replica_error = database.replica_problem or answer.replica_error
     replica: Literal["ready", "down"] = "ready" if replica_error is None else "down"
     error = database.problem or answer.error
     return DatabaseHealth(
         "ready" if error is None else "timeout" if database.problem is None and answer.is_late else "down",
         database.kind,
-        error and without_secrets(error),
+        error and redact_secrets(error),
         answer.round_trip_ms,
         *database.primary.pool,
         answer.revision,
-        HEAD,
+        HEAD_REVISION,
         "none" if database.replica is None else replica,
-        replica_error and without_secrets(replica_error),
+        replica_error and redact_secrets(replica_error),
         answer.replica_lag_seconds,
         0 if keeper is None else keeper.erased.sessions,
         0 if keeper is None else keeper.erased.messages,
@@ -233,15 +233,15 @@ def _of_database(database: Database, answer: DatabaseAnswer, keeper: Keeper | No
     )
 
 
-def _of_identity(mode: str, access: Access) -> IdentityHealth:
+def _describe_identity(mode: str, access: Access) -> IdentityHealth:
     source = access.identity.source
     if source is None:
         return IdentityHealth(mode, "ready", None, None, None)
-    error = source.error and without_secrets(source.error)
+    error = source.error and redact_secrets(source.error)
     return IdentityHealth(mode, "ready" if source.is_usable else "down", source.keys, source.age_seconds, error)
 
 
-def _of_disks(answers: Mapping[Path, DiskAnswer | None]) -> dict[str, DiskHealth]:
+def _describe_disks(answers: Mapping[Path, DiskAnswer | None]) -> dict[str, DiskHealth]:
     found = {}
     for path, answer in answers.items():
         if answer is None:
@@ -254,7 +254,7 @@ def _of_disks(answers: Mapping[Path, DiskAnswer | None]) -> dict[str, DiskHealth
     return found
 
 
-def _of_server(status: ServerStatus) -> McpServerHealth:
+def _describe_server(status: ServerStatus) -> McpServerHealth:
     return McpServerHealth(
         status.state,
         status.transport,

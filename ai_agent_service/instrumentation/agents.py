@@ -7,9 +7,9 @@ from typing import ClassVar
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, TextDelta
-from ai_agent_service.core.text import storable
-from ai_agent_service.instrumentation.genai_content import input_messages, output_messages
-from ai_agent_service.observability.tracing import AttributeValue, Span, Tracing, inside, now_inside
+from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.instrumentation.genai_content import build_input_messages, build_output_messages
+from ai_agent_service.observability.tracing import AttributeValue, Span, Tracing, attach_context, build_context
 
 
 class TracedAgent(BaseAgent):
@@ -33,25 +33,25 @@ class TracedAgent(BaseAgent):
     async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         """Takes the turn; see BaseAgent."""
         tracing = self._tracing
-        session = None if context.session is None else storable(context.session)
-        span = tracing.start(f"invoke_agent {self.agent_id}", self._attributes(turn, context, session))
+        session = None if context.session is None else replace_unstorable(context.session)
+        span = tracing.start(f"invoke_agent {self.agent_id}", self._build_attributes(turn, context, session))
         said: list[str] | None = [] if tracing.content and span.is_recording() else None
         if said is not None:
-            span.set_attribute("gen_ai.input.messages", tracing.json(input_messages(turn.messages)))
-        undo = now_inside(inside(span, conversation=session))
+            span.set_attribute("gen_ai.input.messages", tracing.encode_json(build_input_messages(turn.messages)))
+        undo = attach_context(build_context(span, conversation=session))
         try:
-            with tracing.ending(span):
+            with tracing.end_on_exit(span):
                 async with aclosing(self._agent.run(turn, context)) as events:
                     async for event in events:
                         if isinstance(event, RunFinished | RunFailed):
-                            self._end(event, span, said)
+                            self._end_span(event, span, said)
                         elif said is not None and isinstance(event, TextDelta):
                             said.append(event.text)
                         yield event
         finally:
             undo()
 
-    def _attributes(self, turn: Turn, context: RunContext, session: str | None) -> dict[str, AttributeValue]:
+    def _build_attributes(self, turn: Turn, context: RunContext, session: str | None) -> dict[str, AttributeValue]:
         attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.id": self.agent_id,
@@ -60,22 +60,22 @@ class TracedAgent(BaseAgent):
             "ai_agent_service.run.id": context.run_id,
         }
         if (model := turn.model or self.definition.model) is not None:
-            attributes["gen_ai.request.model"] = storable(model)
+            attributes["gen_ai.request.model"] = replace_unstorable(model)
         if session is not None:
             attributes["gen_ai.conversation.id"] = session
         if context.task is not None:
             attributes["ai_agent_service.task"] = context.task
         return attributes
 
-    def _end(self, event: RunFinished | RunFailed, span: Span, said: list[str] | None) -> None:
+    def _end_span(self, event: RunFinished | RunFailed, span: Span, said: list[str] | None) -> None:
         if event.usage is not None:
             span.set_attribute("gen_ai.usage.input_tokens", event.usage.prompt_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", event.usage.completion_tokens)
         if isinstance(event, RunFailed):
-            self._tracing.failed(span, event.error)
+            self._tracing.record_error(span, event.error)
         else:
             span.set_attribute("gen_ai.response.finish_reasons", (event.reason,))
             if said is not None:
-                answer = output_messages("".join(said), event.tool_calls, event.reason)
-                span.set_attribute("gen_ai.output.messages", self._tracing.json(answer))
+                answer = build_output_messages("".join(said), event.tool_calls, event.reason)
+                span.set_attribute("gen_ai.output.messages", self._tracing.encode_json(answer))
         span.end()  # whoever takes the last event closes the generator, which is no cancellation

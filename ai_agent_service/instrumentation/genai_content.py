@@ -12,34 +12,37 @@ from ai_agent_service.core.events import FinishReason
 from ai_agent_service.core.messages import AudioPart, ContentPart, FilePart, ImagePart, Message, TextPart, ToolCall, ToolSpec
 
 
-def input_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
+def build_input_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
     """`gen_ai.input.messages`; images and files that are sent as data stand there without it."""
-    return [{"role": message.role, "parts": _parts(message)} for message in messages]
+    return [{"role": message.role, "parts": _build_parts(message)} for message in messages]
 
 
-def output_messages(text: str, calls: Iterable[ToolCall], reason: FinishReason) -> list[dict[str, Any]]:
+def build_output_messages(text: str, calls: Iterable[ToolCall], reason: FinishReason) -> list[dict[str, Any]]:
     """`gen_ai.output.messages`."""
-    parts = _parts(Message(role="assistant", content=text, tool_calls=tuple(calls)))
+    parts = _build_parts(Message(role="assistant", content=text, tool_calls=tuple(calls)))
     return [{"role": "assistant", "parts": parts, "finish_reason": "tool_call" if reason == "tool_calls" else reason}]
 
 
-def tool_definitions(tools: Iterable[ToolSpec]) -> list[dict[str, Any]]:
+def build_tool_definitions(tools: Iterable[ToolSpec]) -> list[dict[str, Any]]:
     """`gen_ai.tool.definitions`."""
     return [{"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in tools]
 
 
-def _parts(message: Message) -> list[dict[str, Any]]:
+def _build_parts(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
         return [{"type": "tool_call_response", "id": message.tool_call_id, "response": message.text}]
     content = (TextPart(message.content),) if isinstance(message.content, str) else message.content
-    parts = [_part(part) for part in content if not isinstance(part, TextPart) or part.text]
+    parts = [_build_part(part) for part in content if not isinstance(part, TextPart) or part.text]
     if message.reasoning:
         parts.insert(0, {"type": "reasoning", "content": message.reasoning})
-    calls = ({"type": "tool_call", "id": call.id, "name": call.name, "arguments": _decoded(call.arguments)} for call in message.tool_calls)
+    calls = (
+        {"type": "tool_call", "id": call.id, "name": call.name, "arguments": _decode_arguments(call.arguments)}
+        for call in message.tool_calls
+    )
     return [*parts, *calls]
 
 
-def _part(part: ContentPart) -> dict[str, Any]:
+def _build_part(part: ContentPart) -> dict[str, Any]:
     match part:
         case TextPart(text=text):
             return {"type": "text", "content": text}
@@ -53,7 +56,7 @@ def _part(part: ContentPart) -> dict[str, Any]:
             return {"type": "file", "name": name}
 
 
-def _decoded(arguments: str) -> object:
+def _decode_arguments(arguments: str) -> object:
     try:
         return msgspec.json.decode(arguments)
     except (msgspec.DecodeError, UnicodeError, RecursionError):

@@ -2,9 +2,9 @@
 
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import Message
-from ai_agent_service.core.text import storable
-from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn
-from ai_agent_service.observability.tracing import AttributeValue, Context, Tracing, here, inside, within
+from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.memory.base import Memory, RememberedTurn, TurnAnswer, TurnQuestion
+from ai_agent_service.observability.tracing import AttributeValue, Context, Tracing, build_context, get_context, use_context
 
 
 class TracedMemory:
@@ -20,12 +20,12 @@ class TracedMemory:
         """The memory's."""
         return self._memory.problem
 
-    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """Begins a turn; see Memory."""
-        attributes = _attributes("search_memory", context.session)
+        attributes = _build_attributes("search_memory", context.session)
         span = self._tracing.start("search_memory", attributes)
-        run = here()
-        with self._tracing.ending(span), within(inside(span)):
+        run = get_context()
+        with self._tracing.end_on_exit(span), use_context(build_context(span)):
             turn = await self._memory.begin(context, asked)
             span.set_attribute("gen_ai.memory.record.count", len(turn.messages))
         return _TracedTurn(turn, self._tracing, run, context.session)
@@ -46,7 +46,7 @@ class _TracedTurn:
         return self._turn.messages
 
     @property
-    def answer(self) -> Answer | None:
+    def answer(self) -> TurnAnswer | None:
         """The turn's."""
         return self._turn.answer
 
@@ -57,18 +57,18 @@ class _TracedTurn:
 
     async def shorter(self) -> tuple[Message, ...] | None:
         """The turn's, with the questions to the model that it takes."""
-        with within(self._run):
+        with use_context(self._run):
             return await self._turn.shorter()
 
-    async def keep(self, answer: Answer, *, wait: float) -> None:
+    async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Stores the answer; see RememberedTurn."""
-        span = self._tracing.start("upsert_memory", _attributes("upsert_memory", self._session), parent=self._run)
-        with self._tracing.ending(span), within(inside(span)):
+        span = self._tracing.start("upsert_memory", _build_attributes("upsert_memory", self._session), parent=self._run)
+        with self._tracing.end_on_exit(span), use_context(build_context(span)):
             await self._turn.keep(answer, wait=wait)
 
 
-def _attributes(operation: str, session: str | None) -> dict[str, AttributeValue]:
+def _build_attributes(operation: str, session: str | None) -> dict[str, AttributeValue]:
     attributes: dict[str, AttributeValue] = {"gen_ai.operation.name": operation}
     if session is not None:
-        attributes["gen_ai.conversation.id"] = storable(session)
+        attributes["gen_ai.conversation.id"] = replace_unstorable(session)
     return attributes

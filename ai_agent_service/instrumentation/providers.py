@@ -5,13 +5,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from ai_agent_service.core.events import TextDelta
-from ai_agent_service.core.text import storable
-from ai_agent_service.instrumentation.genai_content import input_messages, output_messages, tool_definitions
-from ai_agent_service.observability.tracing import AttributeValue, Span, SpanKind, Tracing, conversation, inside, within
+from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.instrumentation.genai_content import build_input_messages, build_output_messages, build_tool_definitions
+from ai_agent_service.observability.tracing import AttributeValue, Span, SpanKind, Tracing, build_context, read_conversation, use_context
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 from ai_agent_service.providers.wrapper import WrappedProvider
 
-PROVIDERS = {"azure_openai": "azure.ai.openai"}
+PROVIDER_NAMES = {"azure_openai": "azure.ai.openai"}
 """What the conventions call a provider that is called otherwise here."""
 
 _SETTINGS = {
@@ -37,31 +37,31 @@ class TracedProvider(WrappedProvider):
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it comes; see Provider."""
         tracing = self._tracing
-        span = tracing.start(f"chat {storable(request.model)}", _asked(self.name, request), kind=SpanKind.CLIENT)
+        span = tracing.start(f"chat {replace_unstorable(request.model)}", _build_attributes(self.name, request), kind=SpanKind.CLIENT)
         said: list[str] | None = [] if tracing.content and span.is_recording() else None
         if said is not None:
-            span.set_attribute("gen_ai.input.messages", tracing.json(input_messages(request.messages)))
+            span.set_attribute("gen_ai.input.messages", tracing.encode_json(build_input_messages(request.messages)))
             if request.tools:
-                span.set_attribute("gen_ai.tool.definitions", tracing.json(tool_definitions(request.tools)))
+                span.set_attribute("gen_ai.tool.definitions", tracing.encode_json(build_tool_definitions(request.tools)))
         began = time.monotonic()
-        with tracing.ending(span):
+        with tracing.end_on_exit(span):
             # A provider asks before its first event; beyond that nothing of the span is current, as a consumer may go on in another task.
-            with within(inside(span)):
+            with use_context(build_context(span)):
                 events = self._provider.stream(request)
             async with aclosing(events):
-                with within(inside(span)):
+                with use_context(build_context(span)):
                     first = await anext(events, None)
                 if first is None:
                     return
                 span.set_attribute("gen_ai.response.time_to_first_chunk", time.monotonic() - began)
-                self._see(first, span, said)
+                self._record_event(first, span, said)
                 yield first
                 async for event in events:
                     if said is not None or isinstance(event, ModelFinished):
-                        self._see(event, span, said)
+                        self._record_event(event, span, said)
                     yield event
 
-    def _see(self, event: ModelEvent, span: Span, said: list[str] | None) -> None:
+    def _record_event(self, event: ModelEvent, span: Span, said: list[str] | None) -> None:
         if isinstance(event, TextDelta) and said is not None:
             said.append(event.text)
         if not isinstance(event, ModelFinished):
@@ -75,20 +75,20 @@ class TracedProvider(WrappedProvider):
             if event.usage.reasoning_tokens:
                 span.set_attribute("gen_ai.usage.reasoning.output_tokens", event.usage.reasoning_tokens)
         if said is not None:
-            answer = output_messages("".join(said), event.tool_calls, event.reason)
-            span.set_attribute("gen_ai.output.messages", self._tracing.json(answer))
+            answer = build_output_messages("".join(said), event.tool_calls, event.reason)
+            span.set_attribute("gen_ai.output.messages", self._tracing.encode_json(answer))
         span.end()
 
 
-def _asked(provider: str, request: ModelRequest) -> dict[str, AttributeValue]:
+def _build_attributes(provider: str, request: ModelRequest) -> dict[str, AttributeValue]:
     """What a span says of `request` from its start."""
     attributes: dict[str, AttributeValue] = {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": PROVIDERS.get(provider, provider),
-        "gen_ai.request.model": storable(request.model),
+        "gen_ai.provider.name": PROVIDER_NAMES.get(provider, provider),
+        "gen_ai.request.model": replace_unstorable(request.model),
         "gen_ai.request.stream": True,
     }
-    if (session := conversation()) is not None:
+    if (session := read_conversation()) is not None:
         attributes["gen_ai.conversation.id"] = session
     for name, attribute in _SETTINGS.items():
         value = request.settings.get(name)

@@ -3,17 +3,17 @@
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ai_agent_service.core.text import storable
-from ai_agent_service.observability.tracing import AttributeValue, SpanKind, Tracing, from_headers, inside, within
+from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.observability.tracing import AttributeValue, SpanKind, Tracing, build_context, extract_context, use_context
 
-UNTRACED = ("/health", "/metrics")
+UNTRACED_PATHS = ("/health", "/metrics")
 """What probes and scrapers ask all the time."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 MAX_TEXT = 256
 
 
-class TracedRequests:
+class TracingMiddleware:
     """ASGI middleware: a span from each request's head to the end of its answer, the child of the caller's if they tell of one."""
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
@@ -22,28 +22,28 @@ class TracedRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on."""
-        if scope["type"] != "http" or scope["path"].startswith(UNTRACED):
+        if scope["type"] != "http" or scope["path"].startswith(UNTRACED_PATHS):
             await self.app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         method = scope["method"] if scope["method"] in METHODS else "HTTP"
-        parent = from_headers(headers.get(b"traceparent", ""), headers.get(b"tracestate", ""))
-        span = self._tracing.start(method, _attributes(scope, headers), kind=SpanKind.SERVER, parent=parent)
+        parent = extract_context(headers.get(b"traceparent", ""), headers.get(b"tracestate", ""))
+        span = self._tracing.start(method, _build_attributes(scope, headers), kind=SpanKind.SERVER, parent=parent)
 
-        async def send_and_see(message: Message) -> None:
+        async def send_and_trace(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 span.set_attribute("http.response.status_code", status)
                 if status >= 500:
-                    self._tracing.failed(span, str(status))
+                    self._tracing.record_error(span, str(status))
                 for name, value in message.get("headers", ()):
                     if name == b"x-request-id":
                         span.set_attribute("http.response.header.x-request-id", (value.decode("latin-1"),))
             await send(message)
 
-        with self._tracing.ending(span), within(inside(span)):
+        with self._tracing.end_on_exit(span), use_context(build_context(span)):
             try:
-                await self.app(scope, receive, send_and_see)
+                await self.app(scope, receive, send_and_trace)
             finally:
                 route = scope.get("route")
                 if isinstance(route, Route):
@@ -51,17 +51,17 @@ class TracedRequests:
                     span.set_attribute("http.route", route.path)
 
 
-def _attributes(scope: Scope, headers: dict[bytes, str]) -> dict[str, AttributeValue]:
+def _build_attributes(scope: Scope, headers: dict[bytes, str]) -> dict[str, AttributeValue]:
     """What a span says of a request from its start; neither who asks nor the query, in which users may stand."""
     known = scope["method"] in METHODS
     attributes: dict[str, AttributeValue] = {
         "http.request.method": scope["method"] if known else "_OTHER",
         "url.scheme": scope["scheme"],
-        "url.path": storable(scope["path"][:MAX_TEXT]),
+        "url.path": replace_unstorable(scope["path"][:MAX_TEXT]),
         "network.protocol.version": scope["http_version"],
     }
     if not known:
-        attributes["http.request.method_original"] = storable(scope["method"][:MAX_TEXT])
+        attributes["http.request.method_original"] = replace_unstorable(scope["method"][:MAX_TEXT])
     if agent := headers.get(b"user-agent"):
         attributes["user_agent.original"] = agent[:MAX_TEXT]
     address, port = scope.get("server") or (None, None)

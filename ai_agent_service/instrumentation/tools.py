@@ -4,11 +4,11 @@ from typing import Any
 
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import ToolCall, ToolResult
-from ai_agent_service.core.text import storable
-from ai_agent_service.observability.tracing import AttributeValue, Tracing, inside, within
+from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.observability.tracing import AttributeValue, Tracing, build_context, use_context
 from ai_agent_service.tools.toolset import Toolset
 
-MAX_NAME = 100
+MAX_NAME_CHARACTERS = 100
 """Characters of a name that is no tool's, for a model may write anything."""
 
 
@@ -22,20 +22,20 @@ class TracedToolset(Toolset):
     async def execute(self, call: ToolCall, context: RunContext) -> ToolResult:
         """Carries out `call`; see Toolset."""
         tracing = self._tracing
-        name = storable(call.name[:MAX_NAME])
+        name = replace_unstorable(call.name[:MAX_NAME_CHARACTERS])
         attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": name,
             "gen_ai.tool.type": "function",
-            "gen_ai.tool.call.id": storable(call.id[:MAX_NAME]),
+            "gen_ai.tool.call.id": replace_unstorable(call.id[:MAX_NAME_CHARACTERS]),
         }
         span = tracing.start(f"execute_tool {name}" if call.name in self else "execute_tool", attributes)
-        with tracing.ending(span), within(inside(span)):
+        with tracing.end_on_exit(span), use_context(build_context(span)):
             if tracing.content and span.is_recording():
-                span.set_attribute("gen_ai.tool.call.arguments", tracing.text(call.arguments))
+                span.set_attribute("gen_ai.tool.call.arguments", tracing.redact_text(call.arguments))
             result = await super().execute(call, context)
             if result.is_error:
-                tracing.failed(span, "tool_error", result.content)
+                tracing.record_error(span, "tool_error", result.content)
             elif tracing.content and span.is_recording():
-                span.set_attribute("gen_ai.tool.call.result", tracing.text(result.content))
+                span.set_attribute("gen_ai.tool.call.result", tracing.redact_text(result.content))
             return result

@@ -9,12 +9,12 @@ from typing import Self
 import msgspec
 
 from ai_agent_service.auth.principal import Principal
-from ai_agent_service.limits.rate_limit import Ask, Level, decide, headers_of, settled, subjects_of
+from ai_agent_service.limits.rate_limit import AdmissionRequest, Level, build_headers, decide, list_subjects, settle_level
 
 RUN_GRACE = 30.0
 """Seconds past its deadline after which a run that nobody ended does not count any more."""
 
-SWEEP_AT = 1024
+SWEEP_THRESHOLD = 1024
 """How many subjects are kept before those are looked for that need not be."""
 
 
@@ -41,15 +41,15 @@ class Limiter(ABC):
     async def admit(self, principal: Principal, user: str, *, run_id: str, tokens: int, seconds: float) -> Admission:
         """Admits a run that may take `tokens` - its prompt and its answer - and `seconds`, within all limits of the key and of `user`.
 
-        Raises RateLimited, in which case nothing is charged. The admission must be settled when the run has ended.
+        Raises RateLimitError, in which case nothing is charged. The admission must be settled when the run has ended.
         """
-        subjects = subjects_of(principal, user)
+        subjects = list_subjects(principal, user)
         if not subjects:
             return NOT_LIMITED
-        return await self.admit_asked(Ask(subjects, run_id, max(0, tokens), seconds))
+        return await self.admit_request(AdmissionRequest(subjects, run_id, max(0, tokens), seconds))
 
     @abstractmethod
-    async def admit_asked(self, ask: Ask) -> Admission:
+    async def admit_request(self, ask: AdmissionRequest) -> Admission:
         """As `admit`, for an ask that has subjects."""
 
     async def __aenter__(self) -> Self:
@@ -60,13 +60,13 @@ class Limiter(ABC):
         """Ends what was begun."""
 
 
-class InProcessLimits(Limiter):
+class InProcessLimiter(Limiter):
     """Limits of this process alone, which begin anew when it does. `clock` gives seconds that never go back."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._counts: dict[str, _Count] = {}
-        self._sweep_at = SWEEP_AT
+        self._counts: dict[str, _SubjectUsage] = {}
+        self._sweep_at = SWEEP_THRESHOLD
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Nothing is open."""
@@ -75,23 +75,23 @@ class InProcessLimits(Limiter):
         """How many subjects are kept."""
         return len(self._counts)
 
-    async def admit_asked(self, ask: Ask) -> Admission:
+    async def admit_request(self, ask: AdmissionRequest) -> Admission:
         """Decides by what is counted here."""
         now = self._clock()
         if len(self._counts) >= self._sweep_at:
             self._sweep(now)
-        levels = [self._level(subject.name, subject.limits.parallel, now) for subject in ask.subjects]
+        levels = [self._read_level(subject.name, subject.limits.parallel, now) for subject in ask.subjects]
         after = decide(ask, levels, now)
         for subject, level in zip(ask.subjects, after, strict=True):
             count = self._counts.get(subject.name)
             if count is None:
-                count = self._counts[subject.name] = _Count()
+                count = self._counts[subject.name] = _SubjectUsage()
             count.requests_until, count.tokens_until = level.requests_until, level.tokens_until
             if subject.limits.parallel is not None:
                 count.runs[ask.run_id] = now + ask.seconds + RUN_GRACE
-        return _Counted(self, ask, headers_of(ask.subjects, after, now))
+        return _LocalAdmission(self, ask, build_headers(ask.subjects, after, now))
 
-    def end(self, ask: Ask, tokens: int | None) -> None:
+    def end(self, ask: AdmissionRequest, tokens: int | None) -> None:
         """Counts a run as ended that used so many tokens."""
         now = self._clock()
         for subject in ask.subjects:
@@ -101,13 +101,13 @@ class InProcessLimits(Limiter):
             if tokens is None or subject.limits.tokens is None:
                 continue
             level = Level(0.0, count.tokens_until if count is not None else now, 0)
-            after = settled(level, subject, reserved=subject.reserved(ask.tokens), used=tokens, now=now)
+            after = settle_level(level, subject, reserved=subject.count_reserved(ask.tokens), used=tokens, now=now)
             if count is None and after.tokens_until > now:
-                count = self._counts[subject.name] = _Count(requests_until=now)
+                count = self._counts[subject.name] = _SubjectUsage(requests_until=now)
             if count is not None:
                 count.tokens_until = after.tokens_until
 
-    def _level(self, name: str, parallel: int | None, now: float) -> Level:
+    def _read_level(self, name: str, parallel: int | None, now: float) -> Level:
         count = self._counts.get(name)
         if count is None:
             return Level(now, now, 0)
@@ -121,10 +121,10 @@ class InProcessLimits(Limiter):
             count.forget_runs(now)
             if not count.runs and count.requests_until <= now and count.tokens_until <= now:
                 del self._counts[name]
-        self._sweep_at = max(SWEEP_AT, 2 * len(self._counts))
+        self._sweep_at = max(SWEEP_THRESHOLD, 2 * len(self._counts))
 
 
-class _Count(msgspec.Struct):
+class _SubjectUsage(msgspec.Struct):
     """What a subject has used; `runs` are those under way, with the time at which they do not count any more."""
 
     requests_until: float = 0.0
@@ -137,8 +137,8 @@ class _Count(msgspec.Struct):
             del self.runs[run_id]
 
 
-class _Counted(Admission):
-    def __init__(self, limits: InProcessLimits, ask: Ask, headers: Mapping[str, str]) -> None:
+class _LocalAdmission(Admission):
+    def __init__(self, limits: InProcessLimiter, ask: AdmissionRequest, headers: Mapping[str, str]) -> None:
         self._limits = limits
         self._ask = ask
         self._ended = False

@@ -16,26 +16,26 @@ from typing import Any, Self
 import msgspec
 from sqlalchemy import Connection
 
-from ai_agent_service.core.errors import MemoryUnavailable, RateLimited
+from ai_agent_service.core.errors import MemoryUnavailableError, RateLimitError
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.limits.limiter import RUN_GRACE, Admission, InProcessLimits, Limiter
-from ai_agent_service.limits.rate_limit import Ask, Level, decide, headers_of, settled
+from ai_agent_service.limits.limiter import RUN_GRACE, Admission, InProcessLimiter, Limiter
+from ai_agent_service.limits.rate_limit import AdmissionRequest, Level, build_headers, decide, settle_level
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engine import Work
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 4
+MAX_TRANSACTIONS = 4
 """Transactions at once: those of one busy key wait for each other, and must not take all connections for that."""
 
 RETRY_SECONDS = 1.0
 """How long the database is left alone after it failed."""
 
 CLEANUP_SECONDS = 600.0
-BATCH = 500
+CLEANUP_BATCH = 500
 """Rows of each table that are deleted in one transaction."""
 
-LARGEST = 2**31 - 1
+MAX_RESERVED_TOKENS = 2**31 - 1
 """What the column of tokens holds."""
 
 # It does not wait for the disk: the runs of one key take turns under this lock, and a level that is lost with the server does no harm.
@@ -80,20 +80,20 @@ DELETE FROM limit_levels USING stale WHERE limit_levels.subject = stale.subject
 """
 
 
-class SharedLimits(Limiter):
+class SharedLimiter(Limiter):
     """Limits of all replicas on one PostgreSQL, by its clock. While it is away each process counts by itself, from nothing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._here = InProcessLimits()
+        self._here = InProcessLimiter()
         self._tasks = Tasks(grace=2.0)
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._at_once = asyncio.Semaphore(MAX_TRANSACTIONS)
         self._cleaning: asyncio.Task[None] | None = None
         self._alone = False
         self._again_at = 0.0
 
     async def __aenter__(self) -> Self:
-        self._cleaning = asyncio.create_task(self._clean())
+        self._cleaning = asyncio.create_task(self._run_cleanup())
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -103,64 +103,64 @@ class SharedLimits(Limiter):
             await asyncio.wait((self._cleaning,))
         await self._tasks.finish()
 
-    async def admit_asked(self, ask: Ask) -> Admission:
+    async def admit_request(self, ask: AdmissionRequest) -> Admission:
         """Decides by what is counted in the database, or here while it is away."""
         # In a task of its own, as it would not be known of a transaction that is broken off whether the run was admitted.
-        deciding = self._tasks.start(self._decided(ask))
+        deciding = self._tasks.start(self._decide(ask))
         try:
             decided = await asyncio.shield(deciding)
         except asyncio.CancelledError:
-            self._tasks.run(_undone(deciding))
+            self._tasks.run(_undo_admission(deciding))
             raise
-        if isinstance(decided, RateLimited):
+        if isinstance(decided, RateLimitError):
             raise decided
         return decided
 
-    def end(self, ask: Ask, tokens: int | None, until: float) -> asyncio.Task[None]:
+    def end(self, ask: AdmissionRequest, tokens: int | None, until: float) -> asyncio.Task[None]:
         """Counts a run as ended, once the database is there; `until` is the reading of `time.monotonic()` at which it does not matter."""
-        return self._tasks.start(self._ended(ask, tokens, until))
+        return self._tasks.start(self._settle(ask, tokens, until))
 
     async def clean_up(self) -> int:
         """Deletes what is as if it had never been asked; gives how many rows. Several replicas may do so at once."""
         total = 0
         while True:
-            counts = await self._database.write(_forget)
+            counts = await self._database.write(_delete_stale)
             total += sum(counts)
-            if max(counts) < BATCH:
+            if max(counts) < CLEANUP_BATCH:
                 return total
 
-    async def _decided(self, ask: Ask) -> Admission | RateLimited:
+    async def _decide(self, ask: AdmissionRequest) -> Admission | RateLimitError:
         until = time.monotonic() + ask.seconds + RUN_GRACE
         try:
             async with self._at_once:
                 if self._database.problem is None and time.monotonic() >= self._again_at:
                     try:
-                        headers = await self._database.write(partial(_begin, ask))
-                    except MemoryUnavailable:
+                        headers = await self._database.write(partial(_begin_run, ask))
+                    except MemoryUnavailableError:
                         self._again_at = time.monotonic() + RETRY_SECONDS
                         # It may have been admitted all the same, which nobody will know of.
-                        self._tasks.run(self._ended_later(partial(_end, ask, None), until))
+                        self._tasks.run(self._settle_later(partial(_end_run, ask, None), until))
                     else:
                         self._set_alone(alone=False)
-                        return _Shared(self, ask, headers, until)
+                        return _SharedAdmission(self, ask, headers, until)
             self._set_alone(alone=True)
-            return await self._here.admit_asked(ask)
-        except RateLimited as refusal:
+            return await self._here.admit_request(ask)
+        except RateLimitError as refusal:
             return refusal
 
-    async def _ended(self, ask: Ask, tokens: int | None, until: float) -> None:
-        work = partial(_end, ask, tokens)
+    async def _settle(self, ask: AdmissionRequest, tokens: int | None, until: float) -> None:
+        work = partial(_end_run, ask, tokens)
         try:
             async with self._at_once:
                 await self._database.write(work)
-        except MemoryUnavailable:
+        except MemoryUnavailableError:
             logger.warning("limits.settled_later", extra={"run_id": ask.run_id})
-            self._tasks.run(self._ended_later(work, until))
+            self._tasks.run(self._settle_later(work, until))
 
-    async def _ended_later(self, work: Work[None], until: float) -> None:
+    async def _settle_later(self, work: Work[None], until: float) -> None:
         try:
             await self._database.write(work, wait=until - time.monotonic())
-        except MemoryUnavailable:
+        except MemoryUnavailableError:
             logger.debug("limits.not_settled")
 
     def _set_alone(self, *, alone: bool) -> None:
@@ -170,24 +170,24 @@ class SharedLimits(Limiter):
             logger.info("limits.shared_again")
         self._alone = alone
 
-    async def _clean(self) -> None:
+    async def _run_cleanup(self) -> None:
         while True:
             await asyncio.sleep(CLEANUP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             try:
                 await self.clean_up()
-            except MemoryUnavailable:
+            except MemoryUnavailableError:
                 logger.debug("limits.cleanup_passed")
             except Exception:
                 logger.exception("limits.cleanup_failed")
 
 
-def open_limits(database: Database | None) -> Limiter:
+def open_limiter(database: Database | None) -> Limiter:
     """Limits that all replicas on a PostgreSQL share; those of this process on SQLite and without a database."""
-    return SharedLimits(database) if database is not None and database.kind == "postgresql" else InProcessLimits()
+    return SharedLimiter(database) if database is not None and database.kind == "postgresql" else InProcessLimiter()
 
 
-class _Shared(Admission):
-    def __init__(self, limits: SharedLimits, ask: Ask, headers: Mapping[str, str], until: float) -> None:
+class _SharedAdmission(Admission):
+    def __init__(self, limits: SharedLimiter, ask: AdmissionRequest, headers: Mapping[str, str], until: float) -> None:
         self._limits = limits
         self._ask = ask
         self._until = until
@@ -201,7 +201,7 @@ class _Shared(Admission):
         await asyncio.wait((self._ending,))
 
 
-async def _undone(deciding: "asyncio.Task[Admission | RateLimited]") -> None:
+async def _undo_admission(deciding: "asyncio.Task[Admission | RateLimitError]") -> None:
     """Gives back what was reserved for a run whose caller has left before it could begin."""
     await asyncio.wait((deciding,))
     if not deciding.cancelled() and deciding.exception() is None:
@@ -210,36 +210,36 @@ async def _undone(deciding: "asyncio.Task[Admission | RateLimited]") -> None:
             await decided.settle(0)
 
 
-def _begin(ask: Ask, connection: Connection) -> Mapping[str, str]:
-    """Admits a run; gives its headers. Done again after it was committed it changes nothing. Raises RateLimited."""
+def _begin_run(ask: AdmissionRequest, connection: Connection) -> Mapping[str, str]:
+    """Admits a run; gives its headers. Done again after it was committed it changes nothing. Raises RateLimitError."""
     names = [subject.name for subject in ask.subjects]
-    levels, now = _locked(connection, names)
+    levels, now = _lock_levels(connection, names)
     under_way = {row.subject: row for row in connection.exec_driver_sql(_RUNS, (names, now, ask.run_id))}
     found = [msgspec.structs.replace(levels[name], running=under_way[name].others) if name in under_way else levels[name] for name in names]
     if any(row.admitted for row in under_way.values()):
-        return headers_of(ask.subjects, found, now)
+        return build_headers(ask.subjects, found, now)
     after = decide(ask, found, now)
     values: tuple[list[Any], ...] = (
         names,
         [level.requests_until for level in after],
         [level.tokens_until for level in after],
-        [min(subject.reserved(ask.tokens), LARGEST) for subject in ask.subjects],
+        [min(subject.count_reserved(ask.tokens), MAX_RESERVED_TOKENS) for subject in ask.subjects],
     )
     connection.exec_driver_sql(_BEGIN_RUN, (*values, ask.run_id, now + ask.seconds + RUN_GRACE)).close()
-    return headers_of(ask.subjects, after, now)
+    return build_headers(ask.subjects, after, now)
 
 
-def _end(ask: Ask, tokens: int | None, connection: Connection) -> None:
+def _end_run(ask: AdmissionRequest, tokens: int | None, connection: Connection) -> None:
     """Ends a run and replaces what was reserved for it, where it is there; what is not was ended before."""
     names = [subject.name for subject in ask.subjects]
     limited = {subject.name: subject for subject in ask.subjects if subject.limits.tokens is not None}
     if tokens is None or not limited:
         connection.exec_driver_sql(_END_RUN, (ask.run_id, names)).close()
         return
-    levels, now = _locked(connection, list(limited))
+    levels, now = _lock_levels(connection, list(limited))
     rows = connection.exec_driver_sql(_END_RUN, (ask.run_id, names)).all()
     after = {
-        row.subject: settled(levels[row.subject], limited[row.subject], reserved=row.tokens, used=tokens, now=now).tokens_until
+        row.subject: settle_level(levels[row.subject], limited[row.subject], reserved=row.tokens, used=tokens, now=now).tokens_until
         for row in rows
         if row.subject in limited
     }
@@ -247,15 +247,15 @@ def _end(ask: Ask, tokens: int | None, connection: Connection) -> None:
         connection.exec_driver_sql(_SETTLE, (list(after), list(after.values()))).close()
 
 
-def _locked(connection: Connection, names: list[str]) -> tuple[dict[str, Level], float]:
+def _lock_levels(connection: Connection, names: list[str]) -> tuple[dict[str, Level], float]:
     """The levels of these subjects, which nobody else changes until the transaction ends, and the time once that is so."""
     rows = connection.exec_driver_sql(_LOCK, (names,)).all()
     return {row.subject: Level(row.requests_until, row.tokens_until, 0) for row in rows}, max(row.now for row in rows)
 
 
-def _forget(connection: Connection) -> tuple[int, int]:
+def _delete_stale(connection: Connection) -> tuple[int, int]:
     """Deletes a batch of each table; gives how many."""
     return (
-        connection.exec_driver_sql(_FORGET_RUNS, (BATCH,)).rowcount,
-        connection.exec_driver_sql(_FORGET_LEVELS, (BATCH,)).rowcount,
+        connection.exec_driver_sql(_FORGET_RUNS, (CLEANUP_BATCH,)).rowcount,
+        connection.exec_driver_sql(_FORGET_LEVELS, (CLEANUP_BATCH,)).rowcount,
     )

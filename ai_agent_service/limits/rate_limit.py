@@ -13,14 +13,14 @@ from typing import Literal
 import msgspec
 
 from ai_agent_service.auth.principal import Limits, Principal
-from ai_agent_service.core.errors import RateLimited
-from ai_agent_service.core.text import storable
+from ai_agent_service.core.errors import RateLimitError
+from ai_agent_service.core.text import replace_unstorable
 
 MINUTE = 60.0
 TOLERANCE = 0.01
 """The part of one request or token by which a bucket may be too full: sums of times since 1970 are not exact."""
 
-LONGEST_NAME = 255
+MAX_USER_ID_LENGTH = 255
 """Characters of a user's id that name a subject; of a longer one its digest does."""
 
 PARALLEL_RETRY_SECONDS = 1.0
@@ -34,12 +34,12 @@ class Subject(msgspec.Struct, frozen=True):
     whose: Literal["key", "user"]
     limits: Limits
 
-    def reserved(self, tokens: int) -> int:
+    def count_reserved(self, tokens: int) -> int:
         """What of `tokens` is charged before the run: a run that may take more than a minute's waits for a full bucket."""
         return 0 if self.limits.tokens is None else min(tokens, self.limits.tokens)
 
 
-class Ask(msgspec.Struct, frozen=True):
+class AdmissionRequest(msgspec.Struct, frozen=True):
     """A run that is to be admitted: it may take `tokens`, and `seconds` at most."""
 
     subjects: tuple[Subject, ...]
@@ -56,32 +56,32 @@ class Level(msgspec.Struct, frozen=True):
     running: int
 
 
-def subjects_of(principal: Principal, user: str) -> tuple[Subject, ...]:
+def list_subjects(principal: Principal, user: str) -> tuple[Subject, ...]:
     """What is limited of a caller: the key, and the user behind it."""
     key = principal.key
     found: tuple[Subject, ...] = ()
     if key.limits:
         found = (Subject(f"key:{key.key_id}", "key", key.limits),)
     if key.user_limits:
-        found = (*found, Subject(f"key:{key.key_id}|user:{_short(user)}", "user", key.user_limits))
+        found = (*found, Subject(f"key:{key.key_id}|user:{_shorten_user_id(user)}", "user", key.user_limits))
     return found
 
 
-def decide(ask: Ask, levels: Sequence[Level], now: float) -> list[Level]:
-    """The levels of the ask's subjects once it is admitted. Raises RateLimited if one of them refuses, with the longest wait."""
+def decide(ask: AdmissionRequest, levels: Sequence[Level], now: float) -> list[Level]:
+    """The levels of the ask's subjects once it is admitted. Raises RateLimitError if one of them refuses, with the longest wait."""
     after: list[Level] = []
     refusals: list[tuple[float, str]] = []
     for subject, level in zip(ask.subjects, levels, strict=True):
         limits, whose = subject.limits, subject.whose
         requests, tokens = level.requests_until, level.tokens_until
         if limits.requests is not None:
-            requests = _charged(requests, 1, limits.requests, now)
-            if wait := _wait(requests, limits.requests, now):
+            requests = _charge(requests, 1, limits.requests, now)
+            if wait := _compute_wait(requests, limits.requests, now):
                 refusals.append((wait, f"This {whose} has used up its limit of {limits.requests} requests a minute."))
         if limits.tokens is not None:
-            tokens = _charged(tokens, ask.tokens, limits.tokens, now)
-            if wait := _wait(tokens, limits.tokens, now):
-                left = _remaining(level.tokens_until, limits.tokens, now)
+            tokens = _charge(tokens, ask.tokens, limits.tokens, now)
+            if wait := _compute_wait(tokens, limits.tokens, now):
+                left = _count_remaining(level.tokens_until, limits.tokens, now)
                 problem = f"This request may take {ask.tokens} tokens, and this {whose} has {left} left of its {limits.tokens} a minute."
                 refusals.append((wait, problem))
         if limits.parallel is not None and level.running >= limits.parallel:
@@ -91,15 +91,15 @@ def decide(ask: Ask, levels: Sequence[Level], now: float) -> list[Level]:
         wait, problem = max(refusals)
         wait = max(wait, PARALLEL_RETRY_SECONDS)
         seconds = math.ceil(wait)
-        raise RateLimited(
+        raise RateLimitError(
             f"{problem} Try again in {seconds} {'second' if seconds == 1 else 'seconds'}.",
             retry_after=wait,
-            headers=headers_of(ask.subjects, levels, now),
+            headers=build_headers(ask.subjects, levels, now),
         )
     return after
 
 
-def settled(level: Level, subject: Subject, *, reserved: int, used: int, now: float) -> Level:
+def settle_level(level: Level, subject: Subject, *, reserved: int, used: int, now: float) -> Level:
     """The level once a run has ended that used so many of the tokens reserved for it.
 
     What is given back may be asked for at once, though a part of it was earned again while the run went on. So within one minute more
@@ -113,15 +113,15 @@ def settled(level: Level, subject: Subject, *, reserved: int, used: int, now: fl
     return msgspec.structs.replace(level, tokens_until=until + change)
 
 
-def headers_of(subjects: Sequence[Subject], levels: Sequence[Level], now: float) -> Mapping[str, str]:
+def build_headers(subjects: Sequence[Subject], levels: Sequence[Level], now: float) -> Mapping[str, str]:
     """What is left of requests and tokens, in OpenAI's headers; of each what the tightest subject has."""
     requests = [
-        (_remaining(level.requests_until, limit, now), limit, level.requests_until)
+        (_count_remaining(level.requests_until, limit, now), limit, level.requests_until)
         for subject, level in zip(subjects, levels, strict=True)
         if (limit := subject.limits.requests) is not None
     ]
     tokens = [
-        (_remaining(level.tokens_until, limit, now), limit, level.tokens_until)
+        (_count_remaining(level.tokens_until, limit, now), limit, level.tokens_until)
         for subject, level in zip(subjects, levels, strict=True)
         if (limit := subject.limits.tokens) is not None
     ]
@@ -131,11 +131,11 @@ def headers_of(subjects: Sequence[Subject], levels: Sequence[Level], now: float)
             remaining, limit, until = min(found)
             headers[f"x-ratelimit-limit-{name}"] = str(limit)
             headers[f"x-ratelimit-remaining-{name}"] = str(remaining)
-            headers[f"x-ratelimit-reset-{name}"] = duration(until - now)
+            headers[f"x-ratelimit-reset-{name}"] = format_duration(until - now)
     return headers
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as OpenAI writes them: `0s`, `120ms`, `1.2s`, `6m0s`, `1h0m0s`; rounded up to milliseconds."""
     milliseconds = math.ceil(round(seconds * 1000, 3))
     if milliseconds <= 0:
@@ -150,23 +150,23 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{words}" if minutes else words
 
 
-def _charged(until: float, cost: int, rate: int, now: float) -> float:
+def _charge(until: float, cost: int, rate: int, now: float) -> float:
     if rate < 1:
         return now + 2 * MINUTE  # nothing may be asked
     return max(until, now) + min(cost, rate) * MINUTE / rate
 
 
-def _wait(until: float, rate: int, now: float) -> float:
+def _compute_wait(until: float, rate: int, now: float) -> float:
     """Seconds until what led to `until` fits; 0 if it does."""
     wait = until - now - MINUTE
     return wait if wait * max(rate, 1) > TOLERANCE * MINUTE else 0.0
 
 
-def _remaining(until: float, rate: int, now: float) -> int:
+def _count_remaining(until: float, rate: int, now: float) -> int:
     return max(0, min(rate, math.floor((now + MINUTE - until) * rate / MINUTE + TOLERANCE)))
 
 
-def _short(user: str) -> str:
-    if len(user) <= LONGEST_NAME:
-        return storable(user)
+def _shorten_user_id(user: str) -> str:
+    if len(user) <= MAX_USER_ID_LENGTH:
+        return replace_unstorable(user)
     return hashlib.blake2b(user.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -8,19 +8,19 @@ from typing import Any, Literal
 import asyncpg
 import msgspec
 
-from ai_agent_service.storage.url import Address
+from ai_agent_service.storage.url import DatabaseUrl
 
 PROMOTE_SECONDS = 60
 
 
-class PromotionFailed(Exception):
+class PromotionError(Exception):
     """No server was promoted; the text says why, for the operator."""
 
 
-class Server(msgspec.Struct, frozen=True):
+class FailoverCandidate(msgspec.Struct, frozen=True):
     """What one server of PostgreSQL is now."""
 
-    address: Address
+    address: DatabaseUrl
     role: Literal["primary", "replica", "unknown", "away"]
     """`unknown` answers, and does not say what it is; `away` does not answer."""
 
@@ -35,62 +35,64 @@ class Server(msgspec.Struct, frozen=True):
         return self.address.hosts
 
 
-class Promoted(msgspec.Struct, frozen=True):
+class PromotionResult(msgspec.Struct, frozen=True):
     """The server that is the primary now, and those that did not answer."""
 
-    server: Server
-    away: tuple[Server, ...]
+    server: FailoverCandidate
+    away: tuple[FailoverCandidate, ...]
     waits_for: str
     """The replicas that each commit waits for (synchronous_standby_names), though none follows; empty if it waits for none."""
 
 
 _STATE = """SELECT pg_is_in_recovery(), coalesce(pg_wal_lsn_diff(
     greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), '0/0'), 0)::bigint"""
-_WAITS = """SELECT CASE WHEN EXISTS (SELECT FROM pg_stat_replication) THEN '' ELSE current_setting('synchronous_standby_names') END"""
+_SYNCHRONOUS_STANDBYS = (
+    """SELECT CASE WHEN EXISTS (SELECT FROM pg_stat_replication) THEN '' ELSE current_setting('synchronous_standby_names') END"""
+)
 
 
-async def promote(addresses: Iterable[Address], *, timeout: float, force: bool = False) -> Promoted:
+async def promote(addresses: Iterable[DatabaseUrl], *, timeout: float, force: bool = False) -> PromotionResult:
     """Promotes the replica that has most of what was written, and waits until it takes writes.
 
-    Raises PromotionFailed, also while one of the servers takes writes, or may, unless `force`. A server has `timeout` seconds to answer.
+    Raises PromotionError, also while one of the servers takes writes, or may, unless `force`. A server has `timeout` seconds to answer.
     """
-    servers = await look(addresses, timeout=timeout)
+    servers = await probe_servers(addresses, timeout=timeout)
     living = [server for server in servers if server.role in ("primary", "unknown")]
     if living and not force:
         told = "; ".join(f"{each.name} {'takes writes' if each.role == 'primary' else f'answers: {each.problem}'}" for each in living)
-        raise PromotionFailed(
+        raise PromotionError(
             f"{told}. With two servers that take writes conversations part for good: stop it first, or promote all the same with --force"
         )
     replicas = [server for server in servers if server.role == "replica"]
     if not replicas:
         told = "; ".join(f"{each.name}: {each.problem or each.role}" for each in servers)
-        raise PromotionFailed(f"there is no replica to promote ({told}); DATABASE_REPLICA_URL names one, or DATABASE_URL with its others")
+        raise PromotionError(f"there is no replica to promote ({told}); DATABASE_REPLICA_URL names one, or DATABASE_URL with its others")
     chosen = max(replicas, key=lambda server: server.position)
     try:
         connection = await _connect(chosen.address, timeout)
         try:
             seconds = PROMOTE_SECONDS + timeout
             if not await connection.fetchval("SELECT pg_promote(true, $1)", PROMOTE_SECONDS, timeout=seconds):
-                raise PromotionFailed(f"{chosen.name} did not become the primary within {PROMOTE_SECONDS} seconds; its log says why")
-            waits_for = await connection.fetchval(_WAITS, timeout=timeout)
+                raise PromotionError(f"{chosen.name} did not become the primary within {PROMOTE_SECONDS} seconds; its log says why")
+            waits_for = await connection.fetchval(_SYNCHRONOUS_STANDBYS, timeout=timeout)
         finally:
             connection.terminate()
     except asyncpg.InsufficientPrivilegeError as error:
-        raise PromotionFailed(
+        raise PromotionError(
             f"{chosen.name}: {error}. Name in DATABASE_URL a user that may, or run on that machine: pg_ctl promote -D FOLDER"
         ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise PromotionFailed(f"{chosen.name} was not promoted: {error or type(error).__name__}") from error
-    return Promoted(chosen, tuple(server for server in servers if server.role == "away"), waits_for)
+        raise PromotionError(f"{chosen.name} was not promoted: {error or type(error).__name__}") from error
+    return PromotionResult(chosen, tuple(server for server in servers if server.role == "away"), waits_for)
 
 
-async def look(addresses: Iterable[Address], *, timeout: float) -> list[Server]:
+async def probe_servers(addresses: Iterable[DatabaseUrl], *, timeout: float) -> list[FailoverCandidate]:
     """What each server is now, all asked at once; each is named once."""
     named = {server.hosts: server for address in addresses for server in address.servers}
-    return list(await asyncio.gather(*(_look(address, timeout) for address in named.values())))
+    return list(await asyncio.gather(*(_probe_server(address, timeout) for address in named.values())))
 
 
-async def _look(address: Address, timeout: float) -> Server:
+async def _probe_server(address: DatabaseUrl, timeout: float) -> FailoverCandidate:
     try:
         connection = await _connect(address, timeout)
         try:
@@ -100,14 +102,14 @@ async def _look(address: Address, timeout: float) -> Server:
     except OSError as error:
         if isinstance(error, ssl.SSLError) or "SSL" in str(error):
             # Its certificate does not do, or it has none: those who do not look at that may write to it.
-            return Server(address, "unknown", problem=str(error))
-        return Server(address, "away", problem=str(error) or f"it did not answer within {timeout:g} seconds")
+            return FailoverCandidate(address, "unknown", problem=str(error))
+        return FailoverCandidate(address, "away", problem=str(error) or f"it did not answer within {timeout:g} seconds")
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        return Server(address, "unknown", problem=str(error))
-    return Server(address, "replica" if is_replica else "primary", position)
+        return FailoverCandidate(address, "unknown", problem=str(error))
+    return FailoverCandidate(address, "replica" if is_replica else "primary", position)
 
 
-async def _connect(address: Address, timeout: float) -> Any:
+async def _connect(address: DatabaseUrl, timeout: float) -> Any:
     return await asyncpg.connect(
         address.location,
         timeout=timeout,

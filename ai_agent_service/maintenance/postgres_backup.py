@@ -12,14 +12,14 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
-from ai_agent_service.maintenance.sqlite_backup import Backup, BackupFailed, appearing, told
+from ai_agent_service.maintenance.sqlite_backup import Backup, BackupError, wrap_errors, write_atomically
 from ai_agent_service.storage.tables import metadata
-from ai_agent_service.storage.url import Address
+from ai_agent_service.storage.url import DatabaseUrl
 
 LOCK_SECONDS = 60
 """How long pg_dump and psql wait for tables that somebody else has for themselves."""
 
-ENDS = b"-- PostgreSQL database dump complete\n"
+DUMP_FOOTER = b"-- PostgreSQL database dump complete\n"
 _COPY = re.compile(rb'COPY (?:(?:"?[^". ]+"?\.)?"?(\w+)"?|.+) \(.*\) FROM stdin;\n')
 """Where the rows of any table begin; it has the name of a table that may be ours."""
 
@@ -38,13 +38,13 @@ class Dump(msgspec.Struct, frozen=True):
     """The rows of the table `secrets`."""
 
 
-def dump(address: Address, file: Path, *, timeout: float, force: bool = False) -> Backup:
+def dump(address: DatabaseUrl, file: Path, *, timeout: float, force: bool = False) -> Backup:
     """Backs up our tables in the PostgreSQL database to `file`, as they are at the moment of the call, while others read and write them.
 
     `file` appears once it was read back and found complete; only its owner may read it. A connection may take `timeout` seconds. Raises
-    BackupFailed, also if there is such a file and not `force`.
+    BackupError, also if there is such a file and not `force`.
     """
-    with appearing(file, force=force) as partial:
+    with write_atomically(file, force=force) as partial:
         wanted = ("--clean", "--if-exists", "--no-owner", "--no-privileges", f"--lock-wait-timeout={LOCK_SECONDS}s")
         # What else is in the database would be set back with ours by a restore.
         ours = [f"--table={name}" for name in _TABLES]
@@ -52,9 +52,9 @@ def dump(address: Address, file: Path, *, timeout: float, force: bool = False) -
         return read_dump(partial).counts
 
 
-def load(address: Address, file: Path, *, timeout: float) -> None:
-    """Puts what the dump `file` holds in the place of our tables, all of it or nothing; raises BackupFailed."""
-    with told(f"{file} was not restored, and nothing was changed"):
+def restore_dump(address: DatabaseUrl, file: Path, *, timeout: float) -> None:
+    """Puts what the dump `file` holds in the place of our tables, all of it or nothing; raises BackupError."""
+    with wrap_errors(f"{file} was not restored, and nothing was changed"):
         wanted = ("--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1", "--output=/dev/null")
         steps = (
             "--command=SET LOCAL client_min_messages = warning",
@@ -70,20 +70,20 @@ def load(address: Address, file: Path, *, timeout: float) -> None:
 
 
 def read_dump(file: Path) -> Dump:
-    """What a dump holds, once it was read to its end; raises BackupFailed if it was cut off or is none of ours."""
+    """What a dump holds, once it was read to its end; raises BackupError if it was cut off or is none of ours."""
     counts: Counter[str] = Counter()
     small: dict[str, list[bytes]] = {name: [] for name in _SMALL}
     table: str | None = None
     is_complete = False
-    with told(f"{file} cannot be used"), file.open("rb") as lines:
+    with wrap_errors(f"{file} cannot be used"), file.open("rb") as lines:
         for line in lines:
             if table is None:
-                is_complete = is_complete or line == ENDS
+                is_complete = is_complete or line == DUMP_FOOTER
                 if match := _COPY.fullmatch(line):
                     table = (match[1] or b"").decode()
                     counts[table] = 0
                 elif line.startswith(b"PGDMP"):
-                    raise BackupFailed("it is in pg_dump's own format, which pg_restore restores")
+                    raise BackupError("it is in pg_dump's own format, which pg_restore restores")
             elif line == b"\\.\n":
                 table = None
             else:
@@ -91,15 +91,15 @@ def read_dump(file: Path) -> Dump:
                 if table in small:
                     small[table].append(line)
         if not is_complete:
-            raise BackupFailed("it is no dump of pg_dump, or was cut off")
+            raise BackupError("it is no dump of pg_dump, or was cut off")
         revisions = [line.decode().rstrip("\n") for line in small["alembic_version"]]
         if len(revisions) != 1 or not {"sessions", "nodes"} <= counts.keys():
-            raise BackupFailed("it does not have the tables of this service")
+            raise BackupError("it does not have the tables of this service")
         secrets = dict(line.decode().rstrip("\n").split("\t", 1) for line in small["secrets"])
         return Dump(Backup(counts["sessions"], counts["nodes"], file.stat().st_size), revisions[0], secrets)
 
 
-def without_password(address: Address, hosts: str = "") -> str:
+def strip_password(address: DatabaseUrl, hosts: str = "") -> str:
     """A PostgreSQL address as its programs take it, its password left out; `hosts` stand in its servers' place."""
     parts = urlsplit(address.location)
     user, at, own = parts.netloc.rpartition("@")
@@ -108,19 +108,20 @@ def without_password(address: Address, hosts: str = "") -> str:
     return f"postgresql://{user.partition(':')[0]}{at}{hosts or own}{parts.path}{'?' if query else ''}{query}"
 
 
-def _run(program: str, address: Address, arguments: Sequence[str], timeout: float) -> None:
-    """Runs a program of PostgreSQL, which is given the password by its environment and never asks for one; raises BackupFailed."""
+def _run(program: str, address: DatabaseUrl, arguments: Sequence[str], timeout: float) -> None:
+    """Runs a program of PostgreSQL, which is given the password by its environment and never asks for one; raises BackupError."""
     found = shutil.which(program)
     if found is None:
-        raise BackupFailed(f"{program} is not installed here; on Debian or Ubuntu: apt-get install postgresql-client")
-    command = [found, "--no-password", *arguments, f"--dbname={without_password(address)}"]
-    done = subprocess.run(command, env=_environment(address, timeout), stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603 - arguments are a list
+        raise BackupError(f"{program} is not installed here; on Debian or Ubuntu: apt-get install postgresql-client")
+    command = [found, "--no-password", *arguments, f"--dbname={strip_password(address)}"]
+    # arguments are a list
+    done = subprocess.run(command, env=_build_environment(address, timeout), stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").splitlines()
-        raise BackupFailed(" ".join(line.strip() for line in lines[:3]) or f"{program} ended with {done.returncode}")
+        raise BackupError(" ".join(line.strip() for line in lines[:3]) or f"{program} ended with {done.returncode}")
 
 
-def _environment(address: Address, timeout: float) -> dict[str, str]:
+def _build_environment(address: DatabaseUrl, timeout: float) -> dict[str, str]:
     parts = urlsplit(address.location)
     options = {name.lower(): value for name, value in parse_qsl(parts.query)}
     password = options.get("password") or unquote(parts.netloc.rpartition("@")[0].partition(":")[2])

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import msgspec
 
-PARTIAL = ".partial"
-LOCKED_SECONDS = 30.0
+PARTIAL_SUFFIX = ".partial"
+BUSY_TIMEOUT_SECONDS = 30.0
 """How long a copy waits for a database that somebody else has for themselves."""
 
-_BESIDE = ("-wal", "-shm", "-journal")
+_SIDECAR_SUFFIXES = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a file, and would take for the new file's own if that came in the old one's place."""
 
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-class BackupFailed(Exception):
+class BackupError(Exception):
     """A backup was not made, or not restored; the text says why, for the operator."""
 
 
@@ -39,48 +39,48 @@ class Backup(msgspec.Struct, frozen=True):
 def back_up(database: Path, file: Path, *, force: bool = False) -> Backup:
     """Copies the SQLite database to `file`, whole and as it is at one moment, while others read and write it.
 
-    `file` appears once its copy was checked; it is a single file that only its owner may read. Raises BackupFailed, also if there is
+    `file` appears once its copy was checked; it is a single file that only its owner may read. Raises BackupError, also if there is
     such a file and not `force`.
     """
     if file.exists() and file.samefile(database):
-        raise BackupFailed(f"{file} is the database itself")
-    with appearing(file, force=force) as partial:
+        raise BackupError(f"{file} is the database itself")
+    with write_atomically(file, force=force) as partial:
         _copy(database, partial)
-        return _checked(partial)
+        return _verify_copy(partial)
 
 
 @contextmanager
-def appearing(file: Path, *, force: bool = False) -> Generator[Path, None, None]:
+def write_atomically(file: Path, *, force: bool = False) -> Generator[Path, None, None]:
     """An empty file to write, which only its owner may read, and which becomes `file` at the end if nothing fails.
 
-    Raises BackupFailed, also for errors of SQLite and of files within, and if there is a `file` already and not `force`.
+    Raises BackupError, also for errors of SQLite and of files within, and if there is a `file` already and not `force`.
     """
-    _refuse(file, force=force)
-    partial = file.with_name(file.name + PARTIAL)
-    with told(f"{file} was not written"), _made(partial) as ours:
+    _check_target(file, force=force)
+    partial = file.with_name(file.name + PARTIAL_SUFFIX)
+    with wrap_errors(f"{file} was not written"), _create_file(partial) as ours:
         yield partial
-        if not _is(partial, ours):
-            raise BackupFailed("another backup to the same file began meanwhile")
+        if not _is_same_file(partial, ours):
+            raise BackupError("another backup to the same file began meanwhile")
         sync(partial)
-        _delete_beside(file)
+        _delete_sidecars(file)
         partial.replace(file)
         sync(file.parent)
 
 
 @contextmanager
-def staged(file: Path, database: Path) -> Generator[Path, None, None]:
-    """A copy of the backup `file`, checked, in the folder of `database`; it is deleted at the end. Raises BackupFailed."""
+def stage_copy(file: Path, database: Path) -> Generator[Path, None, None]:
+    """A copy of the backup `file`, checked, in the folder of `database`; it is deleted at the end. Raises BackupError."""
     if not file.is_file():
-        raise BackupFailed(f"there is no file {file}")
+        raise BackupError(f"there is no file {file}")
     if database.exists() and file.samefile(database):
-        raise BackupFailed(f"{file} is the database itself")
+        raise BackupError(f"{file} is the database itself")
     copy = database.with_name(f"{database.name}.restoring-{os.getpid()}")
     with ExitStack() as made:
-        with told(f"{file} cannot be restored"):
+        with wrap_errors(f"{file} cannot be restored"):
             database.parent.mkdir(parents=True, exist_ok=True)
-            made.enter_context(_made(copy))
+            made.enter_context(_create_file(copy))
             _copy(file, copy, read_only=True)
-            _checked(copy)
+            _verify_copy(copy)
             with closing(_connect(copy)) as connection:
                 # Those that were there when the backup was made are not there now.
                 connection.execute("DELETE FROM processes")
@@ -88,27 +88,27 @@ def staged(file: Path, database: Path) -> Generator[Path, None, None]:
         yield copy
 
 
-def put_in_place(copy: Path, database: Path) -> Path | None:
+def replace_database(copy: Path, database: Path) -> Path | None:
     """Writes the content of `copy` into the database, in one transaction; gives the file that keeps what was there before, if anything.
 
-    Raises BackupFailed.
+    Raises BackupError.
     """
-    with told(f"{database} was not replaced"):
+    with wrap_errors(f"{database} was not replaced"):
         if not database.exists():
-            with _made(database, keep=True):
+            with _create_file(database, keep=True):
                 _copy(copy, database)
             return None
         kept = database.with_name(f"{database.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
         try:
-            with _made(kept, keep=True):
+            with _create_file(kept, keep=True):
                 _copy(database, kept)
             _copy(copy, database)
         except sqlite3.DatabaseError as error:
             if not _is_damage(error):
                 raise
             # What is damaged can be neither copied nor written over, so it is moved.
-            _move(database, kept)
-            with _made(database, keep=True):
+            _move_database(database, kept)
+            with _create_file(database, keep=True):
                 _copy(copy, database)
     return kept
 
@@ -123,25 +123,25 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def told(what: str) -> Generator[None, None, None]:
+def wrap_errors(what: str) -> Generator[None, None, None]:
     """Has errors of SQLite and of files say what was meant to be done."""
     try:
         yield
-    except BackupFailed as error:
-        raise BackupFailed(f"{what}: {error}") from None
+    except BackupError as error:
+        raise BackupError(f"{what}: {error}") from None
     except (sqlite3.Error, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BackupFailed(f"{what}: {reason}") from error
+        raise BackupError(f"{what}: {reason}") from error
 
 
-def _refuse(file: Path, *, force: bool) -> None:
+def _check_target(file: Path, *, force: bool) -> None:
     if not file.parent.is_dir():
-        raise BackupFailed(f"there is no folder {file.parent}")
+        raise BackupError(f"there is no folder {file.parent}")
     if file.is_dir():
-        raise BackupFailed(f"{file} is a folder; name a file")
-    there = next((each for each in (file, *_beside(file)) if each.exists()), None)
+        raise BackupError(f"{file} is a folder; name a file")
+    there = next((each for each in (file, *_list_sidecars(file)) if each.exists()), None)
     if there is not None and not force:
-        raise BackupFailed(f"{there} is there already; name another file, or write over it with --force")
+        raise BackupError(f"{there} is there already; name another file, or write over it with --force")
 
 
 def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
@@ -151,37 +151,37 @@ def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
 def _copy(source: Path, target: Path, *, read_only: bool = False) -> None:
     with closing(_connect(source, "ro" if read_only else "rw")) as connection, closing(_connect(target)) as copy:
         # All pages in one step: a copy in several begins anew whenever somebody writes between them.
-        connection.backup(copy, pages=-1, progress=_patience(), sleep=0.05)
+        connection.backup(copy, pages=-1, progress=_build_copy_timeout(), sleep=0.05)
 
 
-def _patience() -> Callable[[int, int, int], None]:
+def _build_copy_timeout() -> Callable[[int, int, int], None]:
     """Ends a copy that is kept waiting for too long, which would else wait for ever."""
-    deadline = time.monotonic() + LOCKED_SECONDS
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
 
-    def look(status: int, _: int, __: int) -> None:
+    def check_deadline(status: int, _: int, __: int) -> None:
         if status != sqlite3.SQLITE_DONE and time.monotonic() > deadline:
             raise sqlite3.OperationalError("database is locked")
 
-    return look
+    return check_deadline
 
 
-def _checked(path: Path) -> Backup:
+def _verify_copy(path: Path) -> Backup:
     """What the copy holds, once it was found to be whole and ours; it is made a single file."""
     with closing(_connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE").close()
         [[verdict]] = connection.execute("PRAGMA integrity_check(1)").fetchall()
         if verdict != "ok":
-            raise BackupFailed(f"the copy is damaged: {verdict.splitlines()[-1]}")
+            raise BackupError(f"the copy is damaged: {verdict.splitlines()[-1]}")
         try:
             connection.execute("SELECT version_num FROM alembic_version").close()
             sessions, messages = connection.execute("SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM nodes)").fetchone()
         except sqlite3.OperationalError:
-            raise BackupFailed("it does not have the tables of this service") from None
+            raise BackupError("it does not have the tables of this service") from None
     return Backup(sessions, messages, path.stat().st_size)
 
 
 @contextmanager
-def _made(path: Path, *, keep: bool = False) -> Generator[int, None, None]:
+def _create_file(path: Path, *, keep: bool = False) -> Generator[int, None, None]:
     """An empty file that only its owner may read; gives its number. It is deleted at the end, unless `keep` and what is done succeeds.
 
     What is not to be kept may be left over from an earlier time, and is written over.
@@ -191,36 +191,36 @@ def _made(path: Path, *, keep: bool = False) -> Generator[int, None, None]:
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     number = os.fstat(descriptor).st_ino
     os.close(descriptor)
-    _delete_beside(path)
+    _delete_sidecars(path)
     succeeded = False
     try:
         yield number
         succeeded = True
     finally:
-        if not (keep and succeeded) and _is(path, number):
+        if not (keep and succeeded) and _is_same_file(path, number):
             path.unlink()
-            _delete_beside(path)
+            _delete_sidecars(path)
 
 
-def _is(path: Path, number: int) -> bool:
+def _is_same_file(path: Path, number: int) -> bool:
     return path.exists() and path.stat().st_ino == number
 
 
-def _move(database: Path, kept: Path) -> None:
-    for suffix in ("", *_BESIDE):
+def _move_database(database: Path, kept: Path) -> None:
+    for suffix in ("", *_SIDECAR_SUFFIXES):
         each = database.with_name(database.name + suffix)
         if each.exists():
             each.replace(kept.with_name(kept.name + suffix))
 
 
-def _beside(path: Path) -> list[Path]:
-    return [path.with_name(path.name + suffix) for suffix in _BESIDE]
+def _list_sidecars(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in _SIDECAR_SUFFIXES]
 
 
-def _delete_beside(path: Path) -> None:
-    for each in _beside(path):
+def _delete_sidecars(path: Path) -> None:
+    for each in _list_sidecars(path):
         each.unlink(missing_ok=True)
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE_CODES

@@ -11,7 +11,7 @@ from ai_agent_service.core.context import RunContext
 from ai_agent_service.tools.base import ToolOutput
 
 
-class ServerLost(Exception):
+class ServerConnectionError(Exception):
     """The server cannot be reached, or not any more; the message says why, in words for the operator and without secrets.
 
     `not_sent` is set where it is certain that the server did nothing of what was asked.
@@ -31,7 +31,7 @@ class RemoteTool(msgspec.Struct, frozen=True):
     parameters: dict[str, object]
 
 
-class Session(Protocol):
+class McpSession(Protocol):
     """An open session with a server; safe for parallel calls."""
 
     @property
@@ -40,26 +40,26 @@ class Session(Protocol):
         ...
 
     async def list_tools(self) -> list[RemoteTool]:
-        """All tools of the server; raises ServerLost."""
+        """All tools of the server; raises ServerConnectionError."""
         ...
 
     async def call(self, name: str, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Runs a tool; raises ToolFailed with the server's words, or ServerLost."""
+        """Runs a tool; raises ToolError with the server's words, or ServerConnectionError."""
         ...
 
     async def ping(self) -> None:
-        """Returns if the server answers; raises ServerLost."""
+        """Returns if the server answers; raises ServerConnectionError."""
         ...
 
 
-class Listener(Protocol):
+class SessionListener(Protocol):
     """Whoever wants to know what happens to a session beside the calls; its methods are called in the session's event loop."""
 
-    def tools_changed(self) -> None:
+    def handle_tools_changed(self) -> None:
         """The server says that its list of tools is another one now."""
         ...
 
-    def ended(self, reason: str) -> None:
+    def handle_session_end(self, reason: str) -> None:
         """The server has ended or cannot be understood."""
         ...
 
@@ -67,8 +67,8 @@ class Listener(Protocol):
 class SessionOpener(Protocol):
     """Opens sessions with one server."""
 
-    def __call__(self, listener: Listener) -> AbstractAsyncContextManager[Session]:
-        """A new session, which is closed with all that belongs to it at the end; raises ServerLost."""
+    def __call__(self, listener: SessionListener) -> AbstractAsyncContextManager[McpSession]:
+        """A new session, which is closed with all that belongs to it at the end; raises ServerConnectionError."""
         ...
 
 

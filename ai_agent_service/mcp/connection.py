@@ -12,8 +12,8 @@ import msgspec
 
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed
-from ai_agent_service.mcp.base import RemoteTool, ServerLost, Session, SessionOpener
+from ai_agent_service.core.errors import ToolError
+from ai_agent_service.mcp.base import McpSession, RemoteTool, ServerConnectionError, SessionOpener
 from ai_agent_service.mcp.tool import McpTool
 from ai_agent_service.tools.base import ToolOutput
 
@@ -28,7 +28,7 @@ MAX_PAUSE = 60.0
 STABLE_SECONDS = 5.0
 """A connection that lasted this long did not fail at its start: the next one is tried at once."""
 
-PATIENCE = 3.0
+RECONNECT_WAIT_SECONDS = 3.0
 """Seconds that a call waits for a server which was ready and is being connected to again."""
 
 CHECK_SECONDS = 30.0
@@ -71,7 +71,7 @@ class Connection:
         self.definition = definition
         self._tools_seconds = tools_seconds
         self._transport = definition.transport or ("stdio" if definition.command is not None else "http")
-        self._session: Session | None = None
+        self._session: McpSession | None = None
         self._since = time.time()
         self._restarts = 0
         self._connect_seconds: float | None = None
@@ -112,7 +112,7 @@ class Connection:
             connect_seconds=self._connect_seconds,
         )
 
-    async def settled(self) -> None:
+    async def wait_for_start(self) -> None:
         """Returns once a start that is under way has come to an end, well or not."""
         await self._settled.wait()
 
@@ -121,7 +121,7 @@ class Connection:
         failures, told = 0, ""
         while True:
             began = time.monotonic()
-            reason = await self._connected(opener)
+            reason = await self._run_session(opener)
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise asyncio.CancelledError  # a library may have swallowed it
             was_ready = self._was_ready
@@ -132,7 +132,7 @@ class Connection:
                 # It worked until now: a server that was restarted is back at once.
                 pause = FIRST_PAUSE / 5 * random.random()  # noqa: S311 - jitter, no secret
             else:
-                self._enter("down", reason)
+                self._set_state("down", reason)
                 pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10)) * (1 + random.random()) / 2  # noqa: S311
             level = logging.WARNING if was_ready or reason != told else logging.DEBUG
             told = reason
@@ -143,43 +143,43 @@ class Connection:
             await asyncio.sleep(pause)
 
     async def call(self, tool: McpTool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Runs `tool`; raises ToolFailed. A call is made again only if it is certain that the server did nothing of the first."""
+        """Runs `tool`; raises ToolError. A call is made again only if it is certain that the server did nothing of the first."""
         if tool.remote.name in self._quarantined:
-            raise ToolFailed(
+            raise ToolError(
                 "this tool was changed by its server after it was first seen and is withheld until the operator has looked at it"
             )
         for is_last in (False, True):
-            session = self._session or await self._session_soon(context)
+            session = self._session or await self._wait_for_session(context)
             self._calls += 1
             try:
                 return await session.call(tool.remote.name, arguments, context)
-            except ServerLost as lost:
-                self._lose(session, lost.reason)
+            except ServerConnectionError as lost:
+                self._drop_session(session, lost.reason)
                 if not lost.not_sent:
-                    raise ToolFailed(
+                    raise ToolError(
                         f"the connection to {self.label} broke during the call, and it is not known whether it was carried out"
                     ) from None
                 if is_last:
-                    raise self._unavailable() from None
+                    raise self._build_unavailable_error() from None
             finally:
                 self._calls -= 1
         raise AssertionError("unreachable")
 
     def fail(self, reason: str) -> None:
         """Leaves the server down for good, for `reason`."""
-        self._enter("down", reason)
+        self._set_state("down", reason)
 
-    def tools_changed(self) -> None:
+    def handle_tools_changed(self) -> None:
         """The server says that its list of tools is another one now."""
         self._tools_are_old = True
         self._wake.set()
 
-    def ended(self, reason: str) -> None:
+    def handle_session_end(self, reason: str) -> None:
         """The server has ended or cannot be understood."""
         self._lost_reason = self._lost_reason or reason
         self._lost.set()
 
-    async def _connected(self, opener: SessionOpener) -> str:
+    async def _run_session(self, opener: SessionOpener) -> str:
         """Connects and stays connected as long as that lasts; returns why it ended."""
         self._lost_reason, self._tools_are_old = None, False
         self._lost.clear()
@@ -189,41 +189,41 @@ class Connection:
             async with opener(self) as session:
                 try:
                     listed = await session.list_tools()
-                except ServerLost as lost:
-                    return self._why(lost)  # now, for leaving ends a command, and that would be told instead
-                self._take(listed)
+                except ServerConnectionError as lost:
+                    return self._select_reason(lost)  # now, for leaving ends a command, and that would be told instead
+                self._update_tools(listed)
                 self._connect_seconds = time.monotonic() - began
                 self._transport = session.transport
                 self._session = session
                 self._was_ready = True
-                self._enter("ready", None)
+                self._set_state("ready", None)
                 logger.info("mcp.ready", extra={"server": self.label, "tools": len(self.tools), "seconds": round(self._connect_seconds, 2)})
                 try:
-                    reason = await self._kept(session)
+                    reason = await self._watch_session(session)
                 finally:
                     self._session = None
-                    self._enter("starting", self._lost_reason)
+                    self._set_state("starting", self._lost_reason)
                 self.error = reason
                 return reason
-        except ServerLost as lost:
+        except ServerConnectionError as lost:
             return lost.reason
         except asyncio.CancelledError as error:
             # A library's own cancellations may leak; only ours has been asked of this task.
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            return self._unexpected(error)
+            return self._log_unexpected(error)
         except Exception as error:  # noqa: BLE001 - it is logged with its traceback
             # Whatever a library or a server makes of it, it is one server that is down, and no chat.
-            return self._unexpected(error)
+            return self._log_unexpected(error)
 
-    def _unexpected(self, error: BaseException) -> str:
+    def _log_unexpected(self, error: BaseException) -> str:
         logger.error("mcp.failed", extra={"server": self.label}, exc_info=error)
         self.error = f"it failed unexpectedly ({type(error).__name__})"
         return self.error
 
-    async def _kept(self, session: Session) -> str:
+    async def _watch_session(self, session: McpSession) -> str:
         """Looks after `session` while it lasts; returns why it ended."""
-        care = asyncio.create_task(self._cared_for(session))
+        care = asyncio.create_task(self._poll_session(session))
         lost = asyncio.create_task(self._lost.wait())
         try:
             await asyncio.wait((care, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -233,7 +233,7 @@ class Connection:
             lost.cancel()
             await asyncio.gather(care, lost, return_exceptions=True)
 
-    async def _cared_for(self, session: Session) -> str:
+    async def _poll_session(self, session: McpSession) -> str:
         """Keeps the list of tools fresh, and asks a server that is not heard of whether it is there; returns why it is not."""
         listed = time.monotonic()
         failed = 0
@@ -248,21 +248,21 @@ class Connection:
                     await asyncio.sleep(listed + REFRESH_PAUSE - time.monotonic())
                     self._tools_are_old = False
                     listed = time.monotonic()
-                    self._take(await session.list_tools())
+                    self._update_tools(await session.list_tools())
                 else:
                     await session.ping()
                 failed = 0
-            except ServerLost as lost:
+            except ServerConnectionError as lost:
                 self._tools_are_old = True
                 failed += 1
                 if not self._calls or failed == MAX_FAILED_CHECKS:
                     return lost.reason
 
-    def _why(self, lost: ServerLost) -> str:
+    def _select_reason(self, lost: ServerConnectionError) -> str:
         """The reason that is known best: of a session that was open the listener may have been told more than whoever used it."""
         return self._lost_reason or lost.reason
 
-    def _take(self, listed: Iterable[RemoteTool]) -> None:
+    def _update_tools(self, listed: Iterable[RemoteTool]) -> None:
         """Makes `listed` the tools; those that did not change stay the objects that they are."""
         offered: dict[str, McpTool] = {}
         quarantined = set()
@@ -290,28 +290,28 @@ class Connection:
         if tools != self.tools:
             self.tools = tools
 
-    async def _session_soon(self, context: RunContext) -> Session:
-        """The session of a server that is being connected to again; raises ToolFailed for one that is down."""
+    async def _wait_for_session(self, context: RunContext) -> McpSession:
+        """The session of a server that is being connected to again; raises ToolError for one that is down."""
         if self.state == "starting":
             context.report_progress(0, None, f"{self.label} is being started again")
             with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(RECONNECT_WAIT_SECONDS):
                     await self._settled.wait()
         if self._session is None:
-            raise self._unavailable()
+            raise self._build_unavailable_error()
         return self._session
 
-    def _lose(self, session: Session, reason: str) -> None:
+    def _drop_session(self, session: McpSession, reason: str) -> None:
         """Takes `session` out of use; a newer one is not touched."""
         if self._session is session:
             self._session = None
-            self._enter("starting", reason)
-            self.ended(reason)
+            self._set_state("starting", reason)
+            self.handle_session_end(reason)
 
-    def _unavailable(self) -> ToolFailed:
-        return ToolFailed(f"{self.label} is not available at the moment, so this tool cannot be used. Answer without it, and say so.")
+    def _build_unavailable_error(self) -> ToolError:
+        return ToolError(f"{self.label} is not available at the moment, so this tool cannot be used. Answer without it, and say so.")
 
-    def _enter(self, state: State, error: str | None) -> None:
+    def _set_state(self, state: State, error: str | None) -> None:
         if state != self.state:
             self.state, self._since = state, time.time()
         self.error = error

@@ -17,23 +17,23 @@ from mcp_types import (
     TextResourceContents,
 )
 
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ImagePart, Link
-from ai_agent_service.core.text import storable
+from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.tools.base import ToolOutput
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
 """Of one image, in base64; a larger one is left out, which is said."""
 
-_SHOWABLE = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+_SUPPORTED_IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 """What providers take; with anything else they refuse the whole request."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _WRAPPERS = frozenset({"result", "content"})
 
 
-def output_of(result: CallToolResult) -> ToolOutput:
-    """The text and the images of `result`; raises ToolFailed with its text if it is an error.
+def to_tool_output(result: CallToolResult) -> ToolOutput:
+    """The text and the images of `result`; raises ToolError with its text if it is an error.
 
     Structured content is added as JSON unless the text says the same already. What a model cannot be shown is named with its type and
     size, and resources with their addresses.
@@ -41,24 +41,24 @@ def output_of(result: CallToolResult) -> ToolOutput:
     texts: list[str] = []
     images: list[ImagePart] = []
     for block in result.content:
-        if (image := _image(block)) is not None:
+        if (image := _to_image(block)) is not None:
             if len(image.url) <= MAX_IMAGE_BYTES:
                 images.append(image)
             else:
                 texts.append(f"[an image of {len(image.url)} bytes, too large to be shown]")
         else:
-            texts.append(_text(block))
+            texts.append(_to_text(block))
     structured: Any = result.structured_content
-    if structured is not None and not _is_said(structured, texts, result.content):
+    if structured is not None and not _is_in_text(structured, texts, result.content):
         texts.append(json.dumps(structured, ensure_ascii=False))
     content = "\n\n".join(text for text in texts if text)
     if result.is_error:
-        raise ToolFailed(content or "the tool failed and did not say why")
-    links = tuple(link for block in result.content if (link := _link(block)) is not None)
+        raise ToolError(content or "the tool failed and did not say why")
+    links = tuple(link for block in result.content if (link := _to_link(block)) is not None)
     return ToolOutput(content, tuple(images), links)
 
 
-def _image(block: ContentBlock) -> ImagePart | None:
+def _to_image(block: ContentBlock) -> ImagePart | None:
     match block:
         case ImageContent(data=data, mime_type=mime_type):
             pass
@@ -66,42 +66,42 @@ def _image(block: ContentBlock) -> ImagePart | None:
             pass
         case _:
             return None
-    return ImagePart(f"data:{mime_type};base64,{data}") if mime_type in _SHOWABLE and _BASE64.fullmatch(data) else None
+    return ImagePart(f"data:{mime_type};base64,{data}") if mime_type in _SUPPORTED_IMAGES and _BASE64.fullmatch(data) else None
 
 
-def _link(block: ContentBlock) -> Link | None:
+def _to_link(block: ContentBlock) -> Link | None:
     match block:
         case ResourceLink(uri=uri, name=name, title=title, description=description, mime_type=mime_type):
-            return Link(str(uri), storable(title or name), storable(description or ""), mime_type or "")
+            return Link(str(uri), replace_unstorable(title or name), replace_unstorable(description or ""), mime_type or "")
         case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
-            return Link(str(uri), text=storable(text))
+            return Link(str(uri), text=replace_unstorable(text))
         case _:
             return None
 
 
-def _text(block: ContentBlock) -> str:
+def _to_text(block: ContentBlock) -> str:
     match block:
         case TextContent(text=text):
             return text
         case ImageContent(data=data, mime_type=mime_type):
-            return f"[an image ({mime_type}, {_size(data)} bytes), which cannot be shown]"
+            return f"[an image ({mime_type}, {_count_bytes(data)} bytes), which cannot be shown]"
         case AudioContent(data=data, mime_type=mime_type):
-            return f"[a sound ({mime_type}, {_size(data)} bytes), which cannot be shown]"
+            return f"[a sound ({mime_type}, {_count_bytes(data)} bytes), which cannot be shown]"
         case ResourceLink(uri=uri, name=name, title=title, description=description):
             return f"[{title or name}]({uri})" + (f": {description}" if description else "")
         case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
             return f"{uri}:\n{text}"
         case EmbeddedResource(resource=BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)):
-            return f"[{uri}: a file ({mime_type or 'of unknown type'}, {_size(blob)} bytes), which cannot be shown]"
+            return f"[{uri}: a file ({mime_type or 'of unknown type'}, {_count_bytes(blob)} bytes), which cannot be shown]"
         case _:
             return f"[{block.type}, which cannot be shown]"
 
 
-def _size(base64: str) -> int:
+def _count_bytes(base64: str) -> int:
     return len(base64) * 3 // 4 - base64.count("=")
 
 
-def _is_said(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> bool:
+def _is_in_text(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> bool:
     """Whether the rest of the result holds what `structured` holds, which servers send for hosts that read nothing else.
 
     A value that is no object is wrapped in one by servers, as `result` or `content`, and a list is sent as one text for each entry.
@@ -111,7 +111,7 @@ def _is_said(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> b
     whole = [structured]
     if isinstance(structured, dict) and len(structured) == 1 and (name := next(iter(structured))) in _WRAPPERS:
         whole.append(structured[name])
-    values = [_parsed(text) for text in texts]
+    values = [_parse_json(text) for text in texts]
     dumped = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in blocks]
     return any(_is_same(candidate, said) for candidate in whole for said in (*values, *texts, values, texts, dumped))
 
@@ -121,7 +121,7 @@ def _is_same(one: object, other: object) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _parsed(text: str) -> object:
+def _parse_json(text: str) -> object:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):

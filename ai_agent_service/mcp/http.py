@@ -11,10 +11,10 @@ from fastmcp.client.transports.base import SessionKwargs, TransportOptions
 from mcp import ClientSession
 
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
-from ai_agent_service.mcp.surrogates import without_half_pairs
+from ai_agent_service.mcp.surrogates import replace_lone_surrogates
 from ai_agent_service.mcp.unchecked import UncheckedSession
 from ai_agent_service.observability.request_id import current_request_id
-from ai_agent_service.observability.tracing import trace_headers
+from ai_agent_service.observability.tracing import build_trace_headers
 
 MAX_EVENT_BYTES = 64 * 1024 * 1024
 """Of one event: a result with its images."""
@@ -24,7 +24,7 @@ IDLE_SECONDS = 86_400.0
 """How long the stream of a server that says nothing is kept open."""
 
 
-class Asked:
+class RequestOutcome:
     """What became of the HTTP requests of one call: the last error status, and whether one of them found nobody to take it.
 
     Once one `was_taken`, nothing that comes later - the library asks again for an answer that broke off - means that it was not.
@@ -32,26 +32,30 @@ class Asked:
 
     def __init__(self) -> None:
         self.status: int | None = None
-        self.found_nobody = False
-        self.was_taken = False
+        self.was_not_sent = False
+        self.was_accepted = False
 
 
-asked_now: ContextVar[Asked | None] = ContextVar("asked_now", default=None)
+current_outcome: ContextVar[RequestOutcome | None] = ContextVar("asked_now", default=None)
 """What became of the HTTP requests that are made for the call under way."""
 
 
 _OPTIONS = TransportOptions(session_class=UncheckedSession)
 
 
-def http_transport(definition: ServerDefinition, transport: Transport) -> ClientTransport:
+def build_http_transport(definition: ServerDefinition, transport: Transport) -> ClientTransport:
     """How to reach the server of `definition` by `transport`, `http` or `sse`."""
     assert definition.server_url is not None
     if transport == "sse":
-        return _Sse(definition.server_url, headers=definition.header, sse_read_timeout=IDLE_SECONDS, httpx_client_factory=_http_client)
-    return _Http(definition.server_url, headers=definition.header, httpx_client_factory=_http_client, max_sse_event_size=MAX_EVENT_BYTES)
+        return _SseTransport(
+            definition.server_url, headers=definition.header, sse_read_timeout=IDLE_SECONDS, httpx_client_factory=_create_http_client
+        )
+    return _HttpTransport(
+        definition.server_url, headers=definition.header, httpx_client_factory=_create_http_client, max_sse_event_size=MAX_EVENT_BYTES
+    )
 
 
-class _Transport(ClientTransport):
+class _UncheckedTransport(ClientTransport):
     """Opens such sessions, whichever transport is behind it."""
 
     @asynccontextmanager
@@ -63,11 +67,11 @@ class _Transport(ClientTransport):
             yield session
 
 
-class _Http(_Transport, StreamableHttpTransport):
+class _HttpTransport(_UncheckedTransport, StreamableHttpTransport):
     """An address that speaks streamable HTTP."""
 
 
-class _Sse(_Transport, SSETransport):
+class _SseTransport(_UncheckedTransport, SSETransport):
     """An address that speaks the older HTTP with server-sent events."""
 
 
@@ -77,8 +81,8 @@ class _HttpClient(httpx2.AsyncClient):
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Sends it; see httpx2."""
-        request.headers.update(trace_headers())
-        asked = asked_now.get()
+        request.headers.update(build_trace_headers())
+        asked = current_outcome.get()
         # The session is shared; what is sent for a call is sent in the context of whoever makes the call.
         if request_id := current_request_id.get():
             request.headers["X-Request-Id"] = request_id
@@ -86,18 +90,18 @@ class _HttpClient(httpx2.AsyncClient):
             response = await super().send(request, **options)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
             if asked is not None:
-                asked.found_nobody = not asked.was_taken
+                asked.was_not_sent = not asked.was_accepted
             raise
         if asked is not None and response.status_code >= 400:
             asked.status = response.status_code
         elif asked is not None:
-            asked.was_taken = True
+            asked.was_accepted = True
         if isinstance(response.stream, httpx2.AsyncByteStream) and "content-encoding" not in response.headers:
             response.stream = _RepairedBody(response.stream)
         return response
 
 
-def _http_client(
+def _create_http_client(
     headers: dict[str, str] | None = None, timeout: httpx2.Timeout | None = None, auth: httpx2.Auth | None = None, **_: Any
 ) -> httpx2.AsyncClient:
     """A client without a limit on how long an answer takes: each call has its own, and a stream of notifications has none."""
@@ -124,10 +128,10 @@ class _RepairedBody(httpx2.AsyncByteStream):
                 open_line.append(rest)
                 held += len(rest)
                 continue
-            yield without_half_pairs(b"".join((*open_line, whole, newline)))
+            yield replace_lone_surrogates(b"".join((*open_line, whole, newline)))
             open_line, held = [rest], len(rest)
         if held:
-            yield without_half_pairs(b"".join(open_line))
+            yield replace_lone_surrogates(b"".join(open_line))
 
     async def aclose(self) -> None:
         """Closes it."""

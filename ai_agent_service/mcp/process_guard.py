@@ -30,7 +30,7 @@ def main(command: list[str]) -> None:
     signal.signal(signal.SIGINT, lambda *_: None)
     child = os.fork()
     if child == 0:
-        _become(command)
+        _exec_command(command)
     watched = select.poll()
     watched.register(ended, select.POLLIN)
     watched.register(0, 0)  # tells of the other side's end alone, and takes nothing of what is sent to the command
@@ -38,7 +38,7 @@ def main(command: list[str]) -> None:
     signals = [signal.SIGTERM, signal.SIGKILL]
     while True:
         events = watched.poll(None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000)))
-        if _how_it_ended(child):
+        if _has_exited(child):
             break
         for file, _ in events:
             if file == ended:
@@ -52,18 +52,18 @@ def main(command: list[str]) -> None:
     _signal_all(signal.SIGKILL)
 
 
-def _become(command: list[str]) -> None:
+def _exec_command(command: list[str]) -> None:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     try:
         os.execvp(command[0], command)  # noqa: S606 - a command line from the operator's configuration, without a shell
     except OSError as error:
-        _tell(f"cannot be run ({error.strerror})")
+        _report(f"cannot be run ({error.strerror})")
         os._exit(127)
 
 
-def _how_it_ended(child: int) -> bool:
+def _has_exited(child: int) -> bool:
     """Whether the command has ended; if so, that is told."""
     try:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -72,11 +72,11 @@ def _how_it_ended(child: int) -> bool:
     if pid == 0:
         return False
     code = os.waitstatus_to_exitcode(status)
-    _tell(f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}")
+    _report(f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}")
     return True
 
 
-def _tell(how: str) -> None:
+def _report(how: str) -> None:
     with contextlib.suppress(OSError):  # whoever would read it may be gone
         os.write(2, f"{EXITED}{how}\n".encode())
 

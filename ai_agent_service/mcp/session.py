@@ -28,34 +28,34 @@ from pydantic import ValidationError
 from ai_agent_service import __version__
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed
-from ai_agent_service.mcp.base import Listener, RemoteTool, ServerLost, Session, SessionOpener
-from ai_agent_service.mcp.content import output_of
-from ai_agent_service.mcp.http import Asked, asked_now, http_transport
-from ai_agent_service.mcp.stdio import Stderr, StdioTransport, stderr_of, stdio_transport
-from ai_agent_service.mcp.wording import status_words, without_its_keys, words_of
+from ai_agent_service.core.errors import ToolError
+from ai_agent_service.mcp.base import McpSession, RemoteTool, ServerConnectionError, SessionListener, SessionOpener
+from ai_agent_service.mcp.content import to_tool_output
+from ai_agent_service.mcp.http import RequestOutcome, build_http_transport, current_outcome
+from ai_agent_service.mcp.stdio import Stderr, StdioTransport, build_stdio_transport, open_stderr
+from ai_agent_service.mcp.wording import describe_status, redact_credentials, sanitize_message
 from ai_agent_service.tools.base import ToolOutput
 
 logger = logging.getLogger(__name__)
 
-MAX_JUNK_LINES = 1_000
+MAX_INVALID_LINES = 1_000
 """Lines on standard output that are no messages, after which a server is given up; each costs our time."""
 
-MAX_TOOL_WORDS = 4_000
+MAX_TOOL_MESSAGE_LENGTH = 4_000
 """Characters of a server's refusal that the model is told."""
 
-LISTEN_AGAIN_SECONDS = 5.0
+LISTEN_RETRY_SECONDS = 5.0
 PING_SECONDS = 10.0
-FORGOTTEN_SECONDS = 2.0
+SESSION_CHECK_SECONDS = 2.0
 
-_BROKEN = (httpx2.HTTPError, RuntimeError, OSError, ClosedResourceError)
-_NOT_THIS_WAY = frozenset({400, 404, 405, 406, 415, 501})
+_CONNECTION_ERRORS = (httpx2.HTTPError, RuntimeError, OSError, ClosedResourceError)
+_WRONG_TRANSPORT_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
 """HTTP statuses by which a server tells that it does not speak streamable HTTP at this address."""
 
 
-def opener_of(definition: ServerDefinition, environment: Mapping[str, str], *, connect_seconds: float) -> SessionOpener:
+def build_opener(definition: ServerDefinition, environment: Mapping[str, str], *, connect_seconds: float) -> SessionOpener:
     """Opens sessions with the server of `definition`; a command is looked up by the PATH of `environment`."""
-    return _Opener(definition, environment, connect_seconds)
+    return _FastMcpOpener(definition, environment, connect_seconds)
 
 
 def quieten_libraries() -> None:
@@ -68,7 +68,7 @@ def quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-class _Opener:
+class _FastMcpOpener:
     """Opens sessions with one server, and remembers which transport it speaks."""
 
     def __init__(self, definition: ServerDefinition, environment: Mapping[str, str], connect_seconds: float) -> None:
@@ -78,94 +78,99 @@ class _Opener:
         self._transport: Transport | None = "stdio" if definition.command is not None else definition.transport
 
     @asynccontextmanager
-    async def __call__(self, listener: Listener) -> AsyncGenerator[Session, None]:
-        """A new session; raises ServerLost."""
+    async def __call__(self, listener: SessionListener) -> AsyncGenerator[McpSession, None]:
+        """A new session; raises ServerConnectionError."""
         async with AsyncExitStack() as stack:
-            yield await self._connected(stack, listener)
+            yield await self._connect(stack, listener)
 
-    async def _connected(self, stack: AsyncExitStack, listener: Listener) -> Session:
+    async def _connect(self, stack: AsyncExitStack, listener: SessionListener) -> McpSession:
         if self._transport is not None:
             return await stack.enter_async_context(self._open(self._transport, listener))
         try:
             session = await stack.enter_async_context(self._open("http", listener))
-        except _NotThisWay as not_http:
+        except _UnsupportedTransportError as not_http:
             try:
                 session = await stack.enter_async_context(self._open("sse", listener))
-            except ServerLost:
+            except ServerConnectionError:
                 raise not_http from None
         self._transport = session.transport
         return session
 
     @asynccontextmanager
-    async def _open(self, transport: Transport, listener: Listener) -> AsyncGenerator["_Session", None]:
+    async def _open(self, transport: Transport, listener: SessionListener) -> AsyncGenerator["_FastMcpSession", None]:
         """A session over `transport`, closed in the order that leaves nothing behind."""
-        handler = _Handler(self._definition, listener)
-        asked = Asked()
+        handler = _NotificationHandler(self._definition, listener)
+        asked = RequestOutcome()
         stdio: StdioTransport | None = None
         stderr: Stderr | None = None
         async with AsyncExitStack() as stack:
             if transport == "stdio":
-                stderr = await stack.enter_async_context(stderr_of(self._definition, listener))
-                stdio = stdio_transport(self._definition, self._environment, stderr)
-                stack.push_async_callback(stdio.closed)  # the client does not wait for a server that hangs at its start to be gone
+                stderr = await stack.enter_async_context(open_stderr(self._definition, listener))
+                stdio = build_stdio_transport(self._definition, self._environment, stderr)
+                stack.push_async_callback(stdio.wait_closed)  # the client does not wait for a server that hangs at its start to be gone
             client: Client[Any] = Client(
-                stdio or http_transport(self._definition, transport),
+                stdio or build_http_transport(self._definition, transport),
                 name=self._definition.server_label,
-                message_handler=handler.on_message,
-                log_handler=handler.on_log,
+                message_handler=handler.handle_message,
+                log_handler=handler.handle_log,
                 init_timeout=self._connect_seconds,
                 client_info=Implementation(name="ai-agent-service", version=__version__),
             )
-            token = asked_now.set(asked)
+            token = current_outcome.set(asked)
             try:
                 async with asyncio.timeout(self._connect_seconds + 1):
                     await client.__aenter__()
-            except (MCPError, ValidationError, TimeoutError, *_BROKEN) as error:
+            except (MCPError, ValidationError, TimeoutError, *_CONNECTION_ERRORS) as error:
                 if stderr is not None:
-                    await stderr.finished()
-                raise self._failure(error, asked, stderr) from None
+                    await stderr.wait_for_end()
+                raise self._build_error(error, asked, stderr) from None
             finally:
-                asked_now.reset(token)
+                current_outcome.reset(token)
                 if stderr is not None:
-                    stderr.close_our_end()
-            stack.push_async_callback(_left, client)
-            session = _Session(client, transport, self._definition, stderr, handler)
-            stack.push_async_callback(_ended, asyncio.create_task(_listen(client, listener)))
+                    stderr.close_write_end()
+            stack.push_async_callback(_close_client, client)
+            session = _FastMcpSession(client, transport, self._definition, stderr, handler)
+            stack.push_async_callback(_cancel_task, asyncio.create_task(_listen(client, listener)))
             yield session
 
-    def _failure(self, error: Exception, asked: Asked, stderr: Stderr | None) -> ServerLost:
+    def _build_error(self, error: Exception, asked: RequestOutcome, stderr: Stderr | None) -> ServerConnectionError:
         """Why no session came about."""
-        root = _root(error)
+        root = _find_root_cause(error)
         # Through a task group the client's error loses its cause, and only its words tell that time ran out.
         if isinstance(root, TimeoutError) or "Failed to initialize server session" in str(root):
             reason = f"it did not answer within {self._connect_seconds:g} seconds"
-        elif stderr is not None and stderr.how_it_ended:
-            reason = f"it {stderr.how_it_ended}"
+        elif stderr is not None and stderr.exit_reason:
+            reason = f"it {stderr.exit_reason}"
         elif asked.status is not None:
-            reason = status_words(asked.status)
+            reason = describe_status(asked.status)
         elif isinstance(root, MCPError):
             reason = f"it refused the session ({root.error.message})"
         elif isinstance(root, ValidationError):
             reason = "its answer is not what MCP prescribes"
         else:
             reason = f"it cannot be reached ({str(root).strip() or type(root).__name__})"
-        if stderr is not None and stderr.last_words:
-            reason = f"{reason}: {stderr.last_words}"
-        reason = words_of(reason, self._definition)
-        if asked.status in _NOT_THIS_WAY:
-            return _NotThisWay(reason, not_sent=True)
-        return ServerLost(reason, not_sent=True)
+        if stderr is not None and stderr.last_lines:
+            reason = f"{reason}: {stderr.last_lines}"
+        reason = sanitize_message(reason, self._definition)
+        if asked.status in _WRONG_TRANSPORT_STATUSES:
+            return _UnsupportedTransportError(reason, not_sent=True)
+        return ServerConnectionError(reason, not_sent=True)
 
 
-class _NotThisWay(ServerLost):
+class _UnsupportedTransportError(ServerConnectionError):
     """The server does not speak this transport."""
 
 
-class _Session:
+class _FastMcpSession:
     """A session that is open; see ai_agent_service/mcp/base.py."""
 
     def __init__(
-        self, client: Client[Any], transport: Transport, definition: ServerDefinition, stderr: Stderr | None, handler: "_Handler"
+        self,
+        client: Client[Any],
+        transport: Transport,
+        definition: ServerDefinition,
+        stderr: Stderr | None,
+        handler: "_NotificationHandler",
     ) -> None:
         self.transport: Transport = transport
         self._client = client
@@ -181,79 +186,79 @@ class _Session:
         try:
             async with asyncio.timeout(PING_SECONDS):
                 tools = await self._client.list_tools()
-        except (MCPError, ValidationError, TimeoutError, *_BROKEN) as error:
-            raise ServerLost(f"it does not tell its tools ({self._words(error)})", not_sent=True) from None
+        except (MCPError, ValidationError, TimeoutError, *_CONNECTION_ERRORS) as error:
+            raise ServerConnectionError(f"it does not tell its tools ({self._describe_error(error)})", not_sent=True) from None
         return [RemoteTool(tool.name, tool.description or tool.title or "", tool.input_schema) for tool in tools]
 
     async def call(self, name: str, arguments: dict[str, object], context: RunContext) -> ToolOutput:
         """Runs a tool; cancelling the call cancels it at the server."""
-        asked = Asked()
-        token = asked_now.set(asked)
+        asked = RequestOutcome()
+        token = current_outcome.set(asked)
 
-        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-            context.report_progress(progress, total, without_its_keys(message or "", self._definition))
+        async def forward_progress(progress: float, total: float | None, message: str | None) -> None:
+            context.report_progress(progress, total, redact_credentials(message or "", self._definition))
 
         try:
-            result = await self._client.call_tool_mcp(name, _plain(arguments), progress_handler=on_progress)
+            result = await self._client.call_tool_mcp(name, _convert_decimals(arguments), progress_handler=forward_progress)
         except MCPError as error:
-            raise await self._failed(error, asked) from None
+            raise await self._build_call_error(error, asked) from None
         except ValidationError:
-            raise ToolFailed("the tool's answer is not what the Model Context Protocol prescribes") from None
+            raise ToolError("the tool's answer is not what the Model Context Protocol prescribes") from None
         except InputRequiredRoundsExceededError:
-            raise ToolFailed("the tool asks for more and more input, which nobody here can give") from None
-        except _BROKEN as error:
-            how = "it cannot be reached" if asked.found_nobody else "the connection broke"
-            raise ServerLost(f"{how} ({self._words(error)})", not_sent=asked.found_nobody) from None
+            raise ToolError("the tool asks for more and more input, which nobody here can give") from None
+        except _CONNECTION_ERRORS as error:
+            how = "it cannot be reached" if asked.was_not_sent else "the connection broke"
+            raise ServerConnectionError(f"{how} ({self._describe_error(error)})", not_sent=asked.was_not_sent) from None
         finally:
-            asked_now.reset(token)
-        self._handler.junk = 0
+            current_outcome.reset(token)
+        self._handler.invalid_lines = 0
         try:
-            output = output_of(result)
-        except ToolFailed as failed:
-            raise ToolFailed(without_its_keys(str(failed), self._definition)) from None
-        return msgspec.structs.replace(output, content=without_its_keys(output.content, self._definition))
+            output = to_tool_output(result)
+        except ToolError as failed:
+            raise ToolError(redact_credentials(str(failed), self._definition)) from None
+        return msgspec.structs.replace(output, content=redact_credentials(output.content, self._definition))
 
     async def ping(self) -> None:
         """Returns if the server answers."""
         if self._client.protocol_version in MODERN_PROTOCOL_VERSIONS:  # which have no ping
             await self.list_tools()
             return
-        asked = Asked()
-        token = asked_now.set(asked)
+        asked = RequestOutcome()
+        token = current_outcome.set(asked)
         try:
             async with asyncio.timeout(PING_SECONDS):
                 await self._client.ping()
         except MCPError as error:
-            if _is_closed(error) or _is_cut_off(error) or asked.found_nobody:
-                raise ServerLost("the connection broke") from None
+            if _is_closed(error) or _is_cut_off(error) or asked.was_not_sent:
+                raise ServerConnectionError("the connection broke") from None
             if asked.status is not None and error.error.code != METHOD_NOT_FOUND:  # which is said by a server that has no ping
-                raise ServerLost(status_words(asked.status)) from None
+                raise ServerConnectionError(describe_status(asked.status)) from None
         except TimeoutError:
-            raise ServerLost(f"it did not answer within {PING_SECONDS:g} seconds") from None
-        except _BROKEN as error:
-            raise ServerLost(f"it cannot be reached ({self._words(error)})") from None
+            raise ServerConnectionError(f"it did not answer within {PING_SECONDS:g} seconds") from None
+        except _CONNECTION_ERRORS as error:
+            raise ServerConnectionError(f"it cannot be reached ({self._describe_error(error)})") from None
         finally:
-            asked_now.reset(token)
+            current_outcome.reset(token)
 
-    async def _failed(self, error: MCPError, asked: Asked) -> ToolFailed | ServerLost:
-        if asked.found_nobody:
-            return ServerLost("it cannot be reached", not_sent=True)
+    async def _build_call_error(self, error: MCPError, asked: RequestOutcome) -> ToolError | ServerConnectionError:
+        if asked.was_not_sent:
+            return ServerConnectionError("it cannot be reached", not_sent=True)
         if _is_cut_off(error):
-            return ToolFailed("the server's answer broke off, and it is not known whether the call was carried out")
+            return ToolError("the server's answer broke off, and it is not known whether the call was carried out")
         if _is_closed(error):
             if self._stderr is None:
-                return ServerLost("the connection broke")
-            await self._stderr.finished()
-            return ServerLost(self._stderr.reason)
-        status = None if asked.was_taken else asked.status
+                return ServerConnectionError("the connection broke")
+            await self._stderr.wait_for_end()
+            return ServerConnectionError(self._stderr.reason)
+        status = None if asked.was_accepted else asked.status
         if status == 401:
-            return ServerLost(status_words(status), not_sent=True)
+            return ServerConnectionError(describe_status(status), not_sent=True)
         if status in (400, 404) and await self._is_forgotten(status):
-            return ServerLost("it does not know the session any more", not_sent=True)
+            return ServerConnectionError("it does not know the session any more", not_sent=True)
         if status is not None and (status == 403 or status >= 500):
-            return ToolFailed(f"the tool's server answered with {status_words(status)}")
-        words = words_of(error.error.message, self._definition, MAX_TOOL_WORDS)
-        return ToolFailed(words or "the tool's server refused the call and did not say why")
+            return ToolError(f"the tool's server answered with {describe_status(status)}")
+        words = sanitize_message(error.error.message, self._definition, MAX_TOOL_MESSAGE_LENGTH)
+        return ToolError(words or "the tool's server refused the call and did not say why")
 
     async def _is_forgotten(self, status: int) -> bool:
         """Whether a call that was refused with this HTTP status was so because the server does not know the session.
@@ -265,14 +270,14 @@ class _Session:
         if status == 404:
             return True
         try:
-            async with asyncio.timeout(FORGOTTEN_SECONDS):
+            async with asyncio.timeout(SESSION_CHECK_SECONDS):
                 await self._client.ping()
-        except (MCPError, TimeoutError, *_BROKEN):
+        except (MCPError, TimeoutError, *_CONNECTION_ERRORS):
             return True
         return False
 
-    def _words(self, error: Exception) -> str:
-        root = _root(error)
+    def _describe_error(self, error: Exception) -> str:
+        root = _find_root_cause(error)
         words = root.error.message if isinstance(root, MCPError) else str(root).strip()
         if isinstance(root, TimeoutError):
             words = "it takes too long"
@@ -281,37 +286,39 @@ class _Session:
         if isinstance(root, ValidationError):  # whose own words show what was sent
             first = root.errors(include_url=False, include_input=False)[0]
             words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        return words_of(words or type(root).__name__, self._definition)
+        return sanitize_message(words or type(root).__name__, self._definition)
 
 
-class _Handler:
+class _NotificationHandler:
     """What a server says unasked."""
 
-    def __init__(self, definition: ServerDefinition, listener: Listener) -> None:
+    def __init__(self, definition: ServerDefinition, listener: SessionListener) -> None:
         self._definition = definition
         self._listener = listener
-        self.junk = 0
+        self.invalid_lines = 0
         """Lines since the last answer that were no messages."""
 
-    async def on_message(self, message: ServerNotification | Exception) -> None:
+    async def handle_message(self, message: ServerNotification | Exception) -> None:
         """A notification, or the error that reading something else was."""
         if isinstance(message, ToolListChangedNotification):
-            self._listener.tools_changed()
+            self._listener.handle_tools_changed()
         elif isinstance(message, Exception) and self._definition.command is not None:
-            self.junk += 1
-            if self.junk == 1:
+            self.invalid_lines += 1
+            if self.invalid_lines == 1:
                 logger.debug("mcp.junk", extra={"server": self._definition.server_label, "problem": "a line on stdout is not a message"})
-            if self.junk == MAX_JUNK_LINES:
-                self._listener.ended(f"it wrote {MAX_JUNK_LINES} lines to standard output that are not messages of the protocol")
+            if self.invalid_lines == MAX_INVALID_LINES:
+                self._listener.handle_session_end(
+                    f"it wrote {MAX_INVALID_LINES} lines to standard output that are not messages of the protocol"
+                )
 
-    async def on_log(self, params: LoggingMessageNotificationParams) -> None:
+    async def handle_log(self, params: LoggingMessageNotificationParams) -> None:
         """A line of the server's log."""
         if logger.isEnabledFor(logging.DEBUG):
-            line = words_of(str(params.data), self._definition)
+            line = sanitize_message(str(params.data), self._definition)
             logger.debug("mcp.log", extra={"server": self._definition.server_label, "severity": params.level, "line": line})
 
 
-async def _listen(client: Client[Any], listener: Listener) -> None:
+async def _listen(client: Client[Any], listener: SessionListener) -> None:
     """Asks a server of the 2026 protocol to tell of changed tools, which it does only when asked; older ones tell by themselves."""
     capabilities = client.server_capabilities
     if client.protocol_version not in MODERN_PROTOCOL_VERSIONS or not (
@@ -321,32 +328,32 @@ async def _listen(client: Client[Any], listener: Listener) -> None:
     while True:
         try:
             async with listen(client.session, tools_list_changed=True) as subscription:
-                listener.tools_changed()  # what happened until now was not told
+                listener.handle_tools_changed()  # what happened until now was not told
                 async for _ in subscription:
-                    listener.tools_changed()
+                    listener.handle_tools_changed()
         except SubscriptionLost:
             pass
-        except (MCPError, *_BROKEN):
+        except (MCPError, *_CONNECTION_ERRORS):
             return  # it does not offer this after all, or is gone, which others notice
-        await asyncio.sleep(LISTEN_AGAIN_SECONDS)
+        await asyncio.sleep(LISTEN_RETRY_SECONDS)
 
 
-async def _left(client: Client[Any]) -> None:
+async def _close_client(client: Client[Any]) -> None:
     """Leaves a session; what broke it, which leaving it tells once more, is known by then."""
     try:
         await client.__aexit__(None, None, None)
-    except (MCPError, ValidationError, *_BROKEN) as error:
+    except (MCPError, ValidationError, *_CONNECTION_ERRORS) as error:
         logger.debug("mcp.left", extra={"server": client.name, "problem": type(error).__name__})
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _cancel_task(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait((task,))  # which raises nothing but the cancellation of whoever waits
     if not task.cancelled():
         task.exception()
 
 
-def _root(error: Exception) -> Exception:
+def _find_root_cause(error: Exception) -> Exception:
     """What the client wrapped in words of its own."""
     while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
@@ -363,17 +370,17 @@ def _is_cut_off(error: MCPError) -> bool:
     return error.error.code == CONNECTION_CLOSED and error.error.message.startswith("SSE stream ")
 
 
-def _plain(value: Any) -> Any:
+def _convert_decimals(value: Any) -> Any:
     """`value` with numbers that JSON's libraries know."""
     match value:
         case Decimal():
             number = float(value)
             if number in (float("inf"), float("-inf")):
-                raise ToolFailed("a number in the arguments is too large")
+                raise ToolError("a number in the arguments is too large")
             return number
         case dict():
-            return {key: _plain(item) for key, item in value.items()}
+            return {key: _convert_decimals(item) for key, item in value.items()}
         case list():
-            return [_plain(item) for item in value]
+            return [_convert_decimals(item) for item in value]
         case _:
             return value

@@ -22,10 +22,10 @@ from pydantic import ValidationError
 
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp import process_guard as guard
-from ai_agent_service.mcp.base import Listener, ServerLost
-from ai_agent_service.mcp.surrogates import has_half_pair, without_half_pairs
+from ai_agent_service.mcp.base import ServerConnectionError, SessionListener
+from ai_agent_service.mcp.surrogates import has_lone_surrogate, replace_lone_surrogates
 from ai_agent_service.mcp.unchecked import UncheckedSession
-from ai_agent_service.mcp.wording import words_of
+from ai_agent_service.mcp.wording import sanitize_message
 
 if TYPE_CHECKING:
     from mcp.shared._stream_protocols import ReadStream
@@ -36,23 +36,23 @@ STDERR_BYTES_PER_SECOND = 1024 * 1024
 """Of a server's standard error; beyond, reading waits, and so does the server."""
 
 MAX_STDERR_LINE = 2_000
-FINISH_SECONDS = 0.5
+END_WAIT_SECONDS = 0.5
 
 
-def stdio_transport(definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr") -> "StdioTransport":
-    """How to run the command of `definition`, which is looked up by its own PATH or that of `environment`; raises ServerLost."""
+def build_stdio_transport(definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr") -> "StdioTransport":
+    """How to run the command of `definition`, which is looked up by its own PATH or that of `environment`; raises ServerConnectionError."""
     assert definition.command is not None
-    if definition.not_installed(environment):
-        raise ServerLost(f"the command {definition.command!r} is not found any more", not_sent=True)
+    if definition.find_command_problem(environment):
+        raise ServerConnectionError(f"the command {definition.command!r} is not found any more", not_sent=True)
     if definition.cwd is not None and not Path(definition.cwd).is_dir():
-        raise ServerLost(f"its cwd {definition.cwd!r} is no folder", not_sent=True)
+        raise ServerConnectionError(f"its cwd {definition.cwd!r} is no folder", not_sent=True)
     command, *arguments = definition.command, *definition.args
     if os.name == "posix":
         command, arguments = sys.executable, ["-I", "-S", guard.__file__, command, *arguments]
     parameters = StdioServerParameters(
         command=command, args=arguments, env=definition.env, cwd=definition.cwd, encoding_error_handler="replace"
     )
-    return StdioTransport(parameters, stderr.theirs)
+    return StdioTransport(parameters, stderr.write_end)
 
 
 class StdioTransport(ClientTransport):
@@ -83,7 +83,7 @@ class StdioTransport(ClientTransport):
         finally:
             self._closed.set()
 
-    async def closed(self) -> None:
+    async def wait_closed(self) -> None:
         """Returns when nothing of the command is left."""
         await self._closed.wait()
 
@@ -96,7 +96,7 @@ class _RepairedLines:
 
     async def receive(self) -> SessionMessage | Exception:
         """The next one."""
-        return _repaired(await self._lines.receive())
+        return _repair_message(await self._lines.receive())
 
     async def aclose(self) -> None:
         """Closes it."""
@@ -106,7 +106,7 @@ class _RepairedLines:
         return self
 
     async def __anext__(self) -> SessionMessage | Exception:
-        return _repaired(await self._lines.__anext__())
+        return _repair_message(await self._lines.__anext__())
 
     async def __aenter__(self) -> "_RepairedLines":
         await self._lines.__aenter__()
@@ -116,14 +116,14 @@ class _RepairedLines:
         return await self._lines.__aexit__(kind, error, trace)
 
 
-def _repaired(item: SessionMessage | Exception) -> SessionMessage | Exception:
+def _repair_message(item: SessionMessage | Exception) -> SessionMessage | Exception:
     if not isinstance(item, ValidationError):
         return item
     line = item.errors(include_url=False, include_context=False)[0]["input"]
-    if not isinstance(line, str) or not has_half_pair(encoded := line.encode(errors="replace")):
+    if not isinstance(line, str) or not has_lone_surrogate(encoded := line.encode(errors="replace")):
         return item
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_json(without_half_pairs(encoded), by_name=False))
+        return SessionMessage(jsonrpc_message_adapter.validate_json(replace_lone_surrogates(encoded), by_name=False))
     except ValidationError:
         return item
 
@@ -131,29 +131,29 @@ def _repaired(item: SessionMessage | Exception) -> SessionMessage | Exception:
 class Stderr:
     """A server's standard error: read to its end, logged at debug level, its last lines remembered."""
 
-    def __init__(self, definition: ServerDefinition, listener: Listener) -> None:
+    def __init__(self, definition: ServerDefinition, listener: SessionListener) -> None:
         read, write = os.pipe()
-        self.theirs = os.fdopen(write, "w", encoding="utf-8")
-        self.ours = os.fdopen(read, "rb", buffering=0)
-        self.how_it_ended = ""
+        self.write_end = os.fdopen(write, "w", encoding="utf-8")
+        self.read_end = os.fdopen(read, "rb", buffering=0)
+        self.exit_reason = ""
         self._definition = definition
         self._listener = listener
         self._lines: deque[str] = deque(maxlen=3)
         self._end = asyncio.Event()
 
     @property
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         """The last lines that were not empty."""
         return " | ".join(self._lines)
 
-    def close_our_end(self) -> None:
+    def close_write_end(self) -> None:
         """Leaves the writing to the server, so that its end is seen."""
-        self.theirs.close()
+        self.write_end.close()
 
-    async def finished(self) -> None:
+    async def wait_for_end(self) -> None:
         """Returns when all is read; a process that the server left behind does not keep us."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(FINISH_SECONDS):
+            async with asyncio.timeout(END_WAIT_SECONDS):
                 await self._end.wait()
 
     async def read(self, reader: asyncio.StreamReader) -> None:
@@ -165,48 +165,50 @@ class Stderr:
             *lines, rest = (rest + piece).split(b"\n")
             rest = rest[-MAX_STDERR_LINE:]
             for line in lines:
-                self._line(line)
+                self._handle_line(line)
             now = time.monotonic()
             allowance = min(STDERR_BYTES_PER_SECOND, allowance + (now - before) * STDERR_BYTES_PER_SECOND) - len(piece)
             before = now
             if allowance < 0:
                 await asyncio.sleep(-allowance / STDERR_BYTES_PER_SECOND)
-        self._line(rest)
+        self._handle_line(rest)
         self._end.set()
-        if not self.how_it_ended:
-            self.how_it_ended = "ended"
-        self._listener.ended(self.reason)
+        if not self.exit_reason:
+            self.exit_reason = "ended"
+        self._listener.handle_session_end(self.reason)
 
-    def _line(self, line: bytes) -> None:
+    def _handle_line(self, line: bytes) -> None:
         said, mark, how = line.partition(guard.EXITED.encode())
         text = said[:MAX_STDERR_LINE].decode(errors="replace").rstrip()
         if text.strip():
             self._lines.append(text)
             if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("mcp.stderr", extra={"server": self._definition.server_label, "line": words_of(text, self._definition)})
+                logger.debug(
+                    "mcp.stderr", extra={"server": self._definition.server_label, "line": sanitize_message(text, self._definition)}
+                )
         if mark:
-            self.how_it_ended = how[:MAX_STDERR_LINE].decode(errors="replace")
+            self.exit_reason = how[:MAX_STDERR_LINE].decode(errors="replace")
             self._end.set()
-            self._listener.ended(self.reason)
+            self._listener.handle_session_end(self.reason)
 
     @property
     def reason(self) -> str:
         """How the server ended, and its last words."""
-        words = f": {self.last_words}" if self.last_words else ""
-        return words_of(f"it {self.how_it_ended or 'closed its output'}{words}", self._definition)
+        words = f": {self.last_lines}" if self.last_lines else ""
+        return sanitize_message(f"it {self.exit_reason or 'closed its output'}{words}", self._definition)
 
 
 @asynccontextmanager
-async def stderr_of(definition: ServerDefinition, listener: Listener) -> AsyncGenerator[Stderr, None]:
+async def open_stderr(definition: ServerDefinition, listener: SessionListener) -> AsyncGenerator[Stderr, None]:
     stderr = Stderr(definition, listener)
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stderr.ours)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stderr.read_end)
     task = asyncio.create_task(stderr.read(reader))
     try:
         yield stderr
     finally:
-        stderr.close_our_end()
+        stderr.close_write_end()
         transport.close()
         task.cancel()
         await asyncio.wait((task,))  # which raises nothing but the cancellation of whoever waits

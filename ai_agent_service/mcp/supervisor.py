@@ -35,15 +35,15 @@ class McpServers:
         """What is known of each server now, in the order of the file."""
         return tuple(connection.status for connection in self)
 
-    async def settled(self, seconds: float) -> None:
+    async def wait_for_start(self, seconds: float) -> None:
         """Returns once each server's first start has come to an end, or after `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for connection in self:
-                    await connection.settled()
+                    await connection.wait_for_start()
 
 
-class Supervision:
+class McpSupervisor:
     """Keeps connections up, each by a task of its own, until they are ended; at its end, all that belongs to them is closed.
 
     `connect_seconds` is what a server may take to start and to answer, `tools_seconds` how long a list of its tools is used.
@@ -53,16 +53,16 @@ class Supervision:
         self._connect_seconds = connect_seconds
         self._tools_seconds = tools_seconds
         self._tasks: dict[Connection, asyncio.Task[None]] = {}
-        self._opener_of: OpenerFactory | None = None
+        self._opener_factory: OpenerFactory | None = None
         self._loading = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self.end(list(self._tasks))
+        await self.stop(list(self._tasks))
 
-    def servers(
+    def build_servers(
         self,
         definitions: Iterable[ServerDefinition],
         environment: Mapping[str, str],
@@ -74,15 +74,15 @@ class Supervision:
 
         One of `before` whose definition is the same stays the connection that it is.
         """
-        return McpServers([self._connection(each, environment, wanted, before) for each in definitions])
+        return McpServers([self._build_connection(each, environment, wanted, before) for each in definitions])
 
-    def begin(self, servers: McpServers, environment: Mapping[str, str]) -> None:
+    def start(self, servers: McpServers, environment: Mapping[str, str]) -> None:
         """Connects in the background to those of `servers` that are on and are not kept up yet."""
         for connection in servers:
             if connection.state != "off" and connection not in self._tasks:
-                self._tasks[connection] = asyncio.create_task(self._kept_up(connection, environment))
+                self._tasks[connection] = asyncio.create_task(self._supervise(connection, environment))
 
-    async def end(self, connections: Collection[Connection]) -> None:
+    async def stop(self, connections: Collection[Connection]) -> None:
         """Closes the connections, those that are kept up, and all that belongs to them. It may be called again if it was cancelled."""
         ending = {connection: task for connection in connections if (task := self._tasks.get(connection)) is not None}
         for task in ending.values():
@@ -94,31 +94,31 @@ class Supervision:
             self._tasks.pop(connection, None)
             connection.fail("it is not in use any more")
 
-    def _connection(
+    def _build_connection(
         self, definition: ServerDefinition, environment: Mapping[str, str], wanted: Collection[str], before: McpServers | None
     ) -> Connection:
         label = definition.server_label
         old = before[label] if before is not None and label in before and before[label].definition == definition else None
-        if old is not None and label in wanted and self._is_kept_up(old):
+        if old is not None and label in wanted and self._is_supervised(old):
             return old
-        off = definition.off or (definition.not_installed(environment) if label in wanted else "No agent uses it.")
+        off = definition.off_reason or (definition.find_command_problem(environment) if label in wanted else "No agent uses it.")
         if old is not None and old.state == "off" and old.error == off:
             return old
         if off is not None and label in wanted:
             logger.warning("mcp.off", extra={"server": label, "reason": off})
         return Connection(definition, tools_seconds=self._tools_seconds, off=off)
 
-    def _is_kept_up(self, connection: Connection) -> bool:
+    def _is_supervised(self, connection: Connection) -> bool:
         return (task := self._tasks.get(connection)) is not None and not task.done()
 
-    async def _kept_up(self, connection: Connection, environment: Mapping[str, str]) -> None:
+    async def _supervise(self, connection: Connection, environment: Mapping[str, str]) -> None:
         """Keeps the connection up until cancelled."""
         try:
             async with self._loading:
-                if self._opener_of is None:
-                    self._opener_of = await asyncio.to_thread(_load)
-                opener_of = self._opener_of
-            await connection.supervise(opener_of(connection.definition, environment, connect_seconds=self._connect_seconds))
+                if self._opener_factory is None:
+                    self._opener_factory = await asyncio.to_thread(_load)
+                build_opener = self._opener_factory
+            await connection.supervise(build_opener(connection.definition, environment, connect_seconds=self._connect_seconds))
         except Exception:
             # Nobody waits for this task: what breaks it is a fault of ours, and agents go on without these tools.
             logger.exception("mcp.broken", extra={"server": connection.label})
@@ -135,9 +135,9 @@ async def open_servers(
     tools_seconds: float,
 ) -> AsyncGenerator[McpServers, None]:
     """The servers of `definitions`, those whose labels are `wanted` being connected to in the background; see Supervision."""
-    async with Supervision(connect_seconds=connect_seconds, tools_seconds=tools_seconds) as supervision:
-        servers = supervision.servers(definitions, environment, wanted=wanted)
-        supervision.begin(servers, environment)
+    async with McpSupervisor(connect_seconds=connect_seconds, tools_seconds=tools_seconds) as supervision:
+        servers = supervision.build_servers(definitions, environment, wanted=wanted)
+        supervision.start(servers, environment)
         yield servers
 
 
@@ -145,4 +145,4 @@ def _load() -> OpenerFactory:
     """What it takes to connect, which is imported only now: it takes a second, and nobody waits for it."""
     session: Any = importlib.import_module("ai_agent_service.mcp.session")
     session.quieten_libraries()
-    return cast(OpenerFactory, session.opener_of)
+    return cast(OpenerFactory, session.build_opener)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import ToolSpec
-from ai_agent_service.core.text import storable
+from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.mcp.base import RemoteTool
 from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, ToolOutput
 
@@ -14,10 +14,10 @@ MAX_NAME = 64
 _DIGEST = 8
 _PLAIN_LABEL = re.compile(r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*")
 _PLAIN_TOOL = re.compile(r"[A-Za-z0-9_-]+")
-_LIKE_A_DIGEST = re.compile(rf".*_[0-9a-f]{{{_DIGEST}}}")
-_UNUSABLE = re.compile(r"[^A-Za-z0-9_-]")
+_DIGEST_SUFFIX = re.compile(rf".*_[0-9a-f]{{{_DIGEST}}}")
+_INVALID_CHARACTER = re.compile(r"[^A-Za-z0-9_-]")
 
-Call = Callable[["McpTool", dict[str, object], RunContext], Awaitable[ToolOutput]]
+ToolCaller = Callable[["McpTool", dict[str, object], RunContext], Awaitable[ToolOutput]]
 
 
 class McpTool:
@@ -27,35 +27,38 @@ class McpTool:
     parallel = True
     max_output = DEFAULT_MAX_OUTPUT
 
-    def __init__(self, label: str, remote: RemoteTool, call: Call) -> None:
+    def __init__(self, label: str, remote: RemoteTool, call: ToolCaller) -> None:
         self.label = label
         self.remote = remote
-        self.spec = ToolSpec(model_name(label, remote.name), storable(remote.description), _of_an_object(remote.parameters))
+        self.spec = ToolSpec(
+            build_model_name(label, remote.name), replace_unstorable(remote.description), _to_object_schema(remote.parameters)
+        )
         self._call = call
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Runs the tool on its server; raises ToolFailed with the server's words, or with ours where the server is not there."""
+        """Runs the tool on its server; raises ToolError with the server's words, or with ours where the server is not there."""
         return await self._call(self, arguments, context)
 
 
-def model_name(label: str, tool: str) -> str:
-    """The name by which models know the tool `tool` of the server `label`: `label__tool`, in at most 64 letters, digits, `_` and `-`.
+def build_model_name(label: str, tool: str) -> str:
+    """The name by which models know the tool `tool` of the server `label`: `label__tool`, in at most 64 letters, digits, `_` and
+    `-`.
 
     What does not fit that, or could be read in two ways, ends in a digest of both, so that no two tools are alike.
     """
     name = f"{label}__{tool}"
-    if len(name) <= MAX_NAME and _PLAIN_LABEL.fullmatch(label) and _PLAIN_TOOL.fullmatch(tool) and not _LIKE_A_DIGEST.fullmatch(tool):
+    if len(name) <= MAX_NAME and _PLAIN_LABEL.fullmatch(label) and _PLAIN_TOOL.fullmatch(tool) and not _DIGEST_SUFFIX.fullmatch(tool):
         return name
     digest = hashlib.sha256(f"{label}\0{tool}".encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
-    return f"{_UNUSABLE.sub('_', name)[: MAX_NAME - _DIGEST - 1]}_{digest}"
+    return f"{_INVALID_CHARACTER.sub('_', name)[: MAX_NAME - _DIGEST - 1]}_{digest}"
 
 
-def model_names(label: str, tools: Iterable[str]) -> frozenset[str]:
-    """`model_name` of each of `tools`."""
-    return frozenset(model_name(label, tool) for tool in tools)
+def build_model_names(label: str, tools: Iterable[str]) -> frozenset[str]:
+    """`build_model_name` of each of `tools`."""
+    return frozenset(build_model_name(label, tool) for tool in tools)
 
 
-def _of_an_object(schema: dict[str, object]) -> dict[str, object]:
+def _to_object_schema(schema: dict[str, object]) -> dict[str, object]:
     """`schema` as it is, if it says that it is of an object and of which properties: providers refuse a request with one that does not."""
     if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) and isinstance(schema.get("required", []), list):
         return schema

@@ -3,25 +3,25 @@
 from http import HTTPStatus
 
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.core.redaction import without_secrets
-from ai_agent_service.core.text import storable
+from ai_agent_service.core.redaction import redact_secrets
+from ai_agent_service.core.text import replace_unstorable
 
-MAX_WORDS = 400
+MAX_MESSAGE_LENGTH = 400
 
 
-def words_of(text: str, definition: ServerDefinition, limit: int = MAX_WORDS) -> str:
+def sanitize_message(text: str, definition: ServerDefinition, limit: int = MAX_MESSAGE_LENGTH) -> str:
     """`text` on one line, at most `limit` characters of it, and without the values of the server's variables."""
-    return storable(" ".join(without_secrets(text, definition.secrets).split()))[:limit]
+    return replace_unstorable(" ".join(redact_secrets(text, definition.secrets).split()))[:limit]
 
 
-def without_its_keys(text: str, definition: ServerDefinition) -> str:
+def redact_credentials(text: str, definition: ServerDefinition) -> str:
     """`text` without the server's credentials, and otherwise as it is: a path that a variable holds is of use to the model."""
     for secret in definition.credentials:
         text = text.replace(secret, "[redacted]")
     return text
 
 
-def status_words(status: int) -> str:
+def describe_status(status: int) -> str:
     """An HTTP status that is an error, by its number and its name, and what to look at."""
     try:
         phrase = f" {HTTPStatus(status).phrase}"

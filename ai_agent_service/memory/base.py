@@ -11,7 +11,7 @@ from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import FinishReason
-from ai_agent_service.core.messages import Content, Message, ToolCall, ToolResult, tool_message
+from ai_agent_service.core.messages import Content, Message, ToolCall, ToolResult, build_tool_message
 from ai_agent_service.core.usage import Usage
 
 History = Literal["client", "server"]
@@ -37,11 +37,11 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
         """The step as a model is told of it."""
         given = {result.call_id: result for result in self.results}
         unknown = (ToolResult(call_id=call.id, name=call.name, content=UNKNOWN_RESULT, is_error=True) for call in self.calls)
-        results = (tool_message(given.get(result.call_id, result)) for result in unknown)
+        results = (build_tool_message(given.get(result.call_id, result)) for result in unknown)
         return (Message(role="assistant", content=self.text, tool_calls=self.calls), *results)
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class TurnAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a turn: `text` is all that was said, `steps` those with tool calls; `last` is what was said after them."""
 
     text: str
@@ -54,7 +54,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The code of the error that ended an incomplete answer."""
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class TurnQuestion(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller's turn brings: `messages`, the whole conversation or, with the server's history, only what is new.
 
     `is_retry` says that the caller may have asked this before without getting the answer; `message_id` is the caller's own id of the
@@ -76,7 +76,7 @@ class RememberedTurn(Protocol):
         ...
 
     @property
-    def answer(self) -> Answer | None:
+    def answer(self) -> TurnAnswer | None:
         """The complete answer that an earlier, equal turn was given; it is told again and nothing is run."""
         ...
 
@@ -89,8 +89,8 @@ class RememberedTurn(Protocol):
         """As `messages`, the older ones summarised, for a model that found them too long; None if that cannot be done."""
         ...
 
-    async def keep(self, answer: Answer, *, wait: float) -> None:
-        """Stores the answer; a database that is away is waited for `wait` seconds. Raises MemoryUnavailable."""
+    async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
+        """Stores the answer; a database that is away is waited for `wait` seconds. Raises MemoryUnavailableError."""
         ...
 
 
@@ -129,7 +129,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     messages: tuple[StoredMessage, ...]
 
 
-class Erased(msgspec.Struct, frozen=True):
+class ErasureCounts(msgspec.Struct, frozen=True):
     """How much was deleted for good."""
 
     sessions: int = 0
@@ -137,8 +137,8 @@ class Erased(msgspec.Struct, frozen=True):
     runs: int = 0
     summaries: int = 0
 
-    def __add__(self, other: "Erased") -> "Erased":
-        return Erased(
+    def __add__(self, other: "ErasureCounts") -> "ErasureCounts":
+        return ErasureCounts(
             self.sessions + other.sessions,
             self.messages + other.messages,
             self.runs + other.runs,
@@ -157,11 +157,11 @@ class Memory(Protocol):
         """What keeps it from being used now, in a sentence for callers; None if nothing is known to."""
         ...
 
-    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """Stores the question of a turn of `context.session` and finds what belongs to it.
 
-        Raises MemoryUnavailable, SessionBusy where another turn of the session has to end first, and IdempotencyMismatch where something
-        else was asked in the session under a `message_id` that begins with IDEMPOTENCY_PREFIX.
+        Raises MemoryUnavailableError, SessionBusyError where another turn of the session has to end first, and IdempotencyMismatchError
+        where something else was asked in the session under a `message_id` that begins with IDEMPOTENCY_PREFIX.
         """
         ...
 
@@ -192,22 +192,22 @@ class Conversations(Protocol):
     ) -> tuple[tuple[ConversationInfo, ...], str | None]:
         """At most `limit` sessions, the one used last first, and the `after` that goes on from there; None at the end.
 
-        Raises InvalidRequest for an `after` that is none, and MemoryUnavailable.
+        Raises InvalidRequestError for an `after` that is none, and MemoryUnavailableError.
         """
         ...
 
     async def get(self, tenant: str, user: str, agent_id: str, session_id: str, *, branches: bool = False) -> Conversation:
-        """The session with the messages of its newest branch, or of all; raises NotFound and MemoryUnavailable."""
+        """The session with the messages of its newest branch, or of all; raises NotFoundError and MemoryUnavailableError."""
         ...
 
-    async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> Erased:
-        """Deletes the session for good; raises NotFound and MemoryUnavailable."""
+    async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> ErasureCounts:
+        """Deletes the session for good; raises NotFoundError and MemoryUnavailableError."""
         ...
 
-    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> Erased:
-        """Deletes everything of the user, with all agents or with those named, in one transaction; raises MemoryUnavailable."""
+    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> ErasureCounts:
+        """Deletes everything of the user, with all agents or with those named, in one transaction; raises MemoryUnavailableError."""
         ...
 
     def export(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> AsyncGenerator[Conversation, None]:
-        """Everything of the user, with all agents or with those named, session by session, all branches; raises MemoryUnavailable."""
+        """Everything of the user, with all agents or with those named, session by session, all branches; raises MemoryUnavailableError."""
         ...

@@ -10,10 +10,10 @@ from typing import Any, Literal, cast
 import msgspec
 from sqlalchemy import Connection, RowMapping, Select, and_, delete, func, select, tuple_
 
-from ai_agent_service.core.errors import InvalidRequest, MemoryUnavailable, NotFound
+from ai_agent_service.core.errors import InvalidRequestError, MemoryUnavailableError, NotFoundError
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.memory.base import Conversation, ConversationInfo, Erased, Origin, Status, StoredMessage
-from ai_agent_service.memory.statements import NODE
+from ai_agent_service.memory.base import Conversation, ConversationInfo, ErasureCounts, Origin, Status, StoredMessage
+from ai_agent_service.memory.statements import NODE_COLUMNS
 from ai_agent_service.memory.store import Session, Store
 from ai_agent_service.storage.tables import nodes, runs, sessions, summaries
 
@@ -21,13 +21,13 @@ ERASURE_SECONDS = 600.0
 """How long the transaction may take that deletes everything of a user."""
 
 READ_SECONDS = 60.0
-FEW = 100
+INLINE_MESSAGES = 100
 """Messages that are read and decrypted without a thread."""
 
 EXPORT_PAGE = 100
 MAX_DEPTH = 100_000
 
-_NODE = (
+_MESSAGE_COLUMNS = (
     *(nodes.c.path, nodes.c.parent, nodes.c.depth, nodes.c.role, nodes.c.origin, nodes.c.status),
     *(nodes.c.body, nodes.c.steps, nodes.c.run_id, nodes.c.usage, nodes.c.created_at),
 )
@@ -46,10 +46,10 @@ class SqlConversations:
         mine = and_(sessions.c.tenant == tenant, sessions.c.user_id == user, sessions.c.agent_id == agent_id)
         wanted = select(sessions.c.key, sessions.c.session_id, sessions.c.created_at, sessions.c.updated_at).where(mine)
         if after is not None:
-            wanted = wanted.where(tuple_(sessions.c.updated_at, sessions.c.key) < _position(after))
+            wanted = wanted.where(tuple_(sessions.c.updated_at, sessions.c.key) < _decode_cursor(after))
         wanted = wanted.order_by(sessions.c.updated_at.desc(), sessions.c.key.desc()).limit(limit + 1)
 
-        def work(connection: Connection) -> tuple[list[RowMapping], dict[bytes, int]]:
+        def read_page(connection: Connection) -> tuple[list[RowMapping], dict[bytes, int]]:
             found = list(connection.execute(wanted).mappings())
             counted = (
                 select(nodes.c.session_key, func.count())
@@ -58,7 +58,7 @@ class SqlConversations:
             )
             return found, {row[0]: row[1] for row in connection.execute(counted)}
 
-        rows, counts = await self._store.database.read(work)
+        rows, counts = await self._store.database.read(read_page)
         infos = tuple(
             ConversationInfo(
                 session_id=row["session_id"],
@@ -68,49 +68,51 @@ class SqlConversations:
             )
             for row in rows[:limit]
         )
-        return infos, _cursor(rows[limit - 1]) if len(rows) > limit else None
+        return infos, _encode_cursor(rows[limit - 1]) if len(rows) > limit else None
 
     async def get(self, tenant: str, user: str, agent_id: str, session_id: str, *, branches: bool = False) -> Conversation:
         """See Conversations. The messages come from the replica if that has the session as the primary has it."""
-        session = self._store.session_of(tenant, user, agent_id, session_id)
+        session = self._store.build_session(tenant, user, agent_id, session_id)
         database = self._store.database
 
-        def whole(connection: Connection) -> tuple[RowMapping, Sequence[RowMapping]]:
-            row = self._session(connection, session)
-            return row, connection.execute(_messages(session, row, branches=branches)).mappings().all()
+        def read_conversation(connection: Connection) -> tuple[RowMapping, Sequence[RowMapping]]:
+            row = self._read_session(connection, session)
+            return row, connection.execute(_select_messages(session, row, branches=branches)).mappings().all()
 
         if database.replica is None:
-            return await self._in_thread(session, *await database.read(whole, timeout=READ_SECONDS))
+            return await self._build_in_thread(session, *await database.read(read_conversation, timeout=READ_SECONDS))
         try:
-            current: RowMapping | None = await database.read(lambda connection: self._session(connection, session))
-        except MemoryUnavailable:
+            current: RowMapping | None = await database.read(lambda connection: self._read_session(connection, session))
+        except MemoryUnavailableError:
             current = None  # what the replica has is better than nothing
         try:
-            row, found = await database.read_replica(whole, timeout=READ_SECONDS)
-        except (MemoryUnavailable, NotFound):
-            return await self._in_thread(session, *await database.read(whole, timeout=READ_SECONDS))
+            row, found = await database.read_replica(read_conversation, timeout=READ_SECONDS)
+        except (MemoryUnavailableError, NotFoundError):
+            return await self._build_in_thread(session, *await database.read(read_conversation, timeout=READ_SECONDS))
         if current is not None and (current["updated_at"], current["head"]) != (row["updated_at"], row["head"]):
-            row, found = await database.read(whole, timeout=READ_SECONDS)
-        return await self._in_thread(session, row, found)
+            row, found = await database.read(read_conversation, timeout=READ_SECONDS)
+        return await self._build_in_thread(session, row, found)
 
-    async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> Erased:
+    async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> ErasureCounts:
         """See Conversations."""
-        session = self._store.session_of(tenant, user, agent_id, session_id)
+        session = self._store.build_session(tenant, user, agent_id, session_id)
 
-        def work(connection: Connection) -> Erased:
-            self._session(connection, session)
-            return _deleted(connection, tenant, user, select(sessions.c.key).where(_is(session)))
+        def delete_session(connection: Connection) -> ErasureCounts:
+            self._read_session(connection, session)
+            return _delete_sessions(connection, tenant, user, select(sessions.c.key).where(_match_session(session)))
 
-        return await self._store.database.write(work, timeout=ERASURE_SECONDS)
+        return await self._store.database.write(delete_session, timeout=ERASURE_SECONDS)
 
-    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> Erased:
+    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> ErasureCounts:
         """See Conversations."""
-        mine = select(sessions.c.key).where(_owned_with(tenant, user, agents))
-        return await self._store.database.write(lambda connection: _deleted(connection, tenant, user, mine), timeout=ERASURE_SECONDS)
+        mine = select(sessions.c.key).where(_match_owner(tenant, user, agents))
+        return await self._store.database.write(
+            lambda connection: _delete_sessions(connection, tenant, user, mine), timeout=ERASURE_SECONDS
+        )
 
     async def export(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> AsyncGenerator[Conversation, None]:
         """See Conversations."""
-        mine = _owned_with(tenant, user, agents)
+        mine = _match_owner(tenant, user, agents)
         last: bytes = b""
         while True:
             page = (
@@ -123,35 +125,35 @@ class SqlConversations:
             for row in rows:
                 try:
                     yield await self.get(tenant, user, row.agent_id, row.session_id, branches=True)
-                except NotFound:
+                except NotFoundError:
                     continue  # deleted since
             if len(rows) < EXPORT_PAGE:
                 return
             last = rows[-1].key
 
-    def _session(self, connection: Connection, session: Session) -> RowMapping:
-        wanted = select(sessions.c.key, sessions.c.created_at, sessions.c.updated_at, sessions.c.head).where(_is(session))
+    def _read_session(self, connection: Connection, session: Session) -> RowMapping:
+        wanted = select(sessions.c.key, sessions.c.created_at, sessions.c.updated_at, sessions.c.head).where(_match_session(session))
         row = connection.execute(wanted).mappings().first()
         if row is None:
-            raise NotFound("There is no such conversation.", code="conversation_not_found")
+            raise NotFoundError("There is no such conversation.", code="conversation_not_found")
         return row
 
-    async def _in_thread(self, session: Session, row: RowMapping, found: Sequence[RowMapping]) -> Conversation:
-        if len(found) <= FEW:
-            return self._conversation(session, row, found)
-        return await asyncio.to_thread(self._conversation, session, row, found)
+    async def _build_in_thread(self, session: Session, row: RowMapping, found: Sequence[RowMapping]) -> Conversation:
+        if len(found) <= INLINE_MESSAGES:
+            return self._build_conversation(session, row, found)
+        return await asyncio.to_thread(self._build_conversation, session, row, found)
 
-    def _conversation(self, session: Session, row: RowMapping, found: Sequence[RowMapping]) -> Conversation:
+    def _build_conversation(self, session: Session, row: RowMapping, found: Sequence[RowMapping]) -> Conversation:
         return Conversation(
             agent_id=session.agent_id,
             session_id=session.session_id,
             created_at=row["created_at"],
             updated_at=row["updated_at"],
-            messages=tuple(self._message(session, each) for each in found),
+            messages=tuple(self._build_message(session, each) for each in found),
         )
 
-    def _message(self, session: Session, row: RowMapping) -> StoredMessage:
-        node = self._store.node(*(row[name] for name in NODE))
+    def _build_message(self, session: Session, row: RowMapping) -> StoredMessage:
+        node = self._store.build_node(*(row[name] for name in NODE_COLUMNS))
         return StoredMessage(
             id=node.path.hex(),
             parent=None if node.parent == session.key else node.parent.hex(),
@@ -166,26 +168,30 @@ class SqlConversations:
         )
 
 
-def _owned_with(tenant: str, user: str, agents: Collection[str] | None) -> Any:
+def _match_owner(tenant: str, user: str, agents: Collection[str] | None) -> Any:
     owned = and_(sessions.c.tenant == tenant, sessions.c.user_id == user)
     return owned if agents is None else and_(owned, sessions.c.agent_id.in_(sorted(agents)))
 
 
-def _is(session: Session) -> Any:
+def _match_session(session: Session) -> Any:
     return and_(sessions.c.key == session.key, sessions.c.tenant == session.tenant, sessions.c.user_id == session.user)
 
 
-def _messages(session: Session, row: RowMapping, *, branches: bool) -> Select[Any]:
+def _select_messages(session: Session, row: RowMapping, *, branches: bool) -> Select[Any]:
     """The messages of the newest branch, or of all, those before others first."""
     owned = and_(nodes.c.tenant == session.tenant, nodes.c.user_id == session.user)
     if branches:
-        return select(*_NODE).where(nodes.c.session_key == session.key, owned).order_by(nodes.c.depth, nodes.c.created_at, nodes.c.path)
-    newest = select(*_NODE).where(nodes.c.path == row["head"], owned).cte("newest", recursive=True)
-    newest = newest.union_all(select(*_NODE).where(nodes.c.path == newest.c.parent, owned))
+        return (
+            select(*_MESSAGE_COLUMNS)
+            .where(nodes.c.session_key == session.key, owned)
+            .order_by(nodes.c.depth, nodes.c.created_at, nodes.c.path)
+        )
+    newest = select(*_MESSAGE_COLUMNS).where(nodes.c.path == row["head"], owned).cte("newest", recursive=True)
+    newest = newest.union_all(select(*_MESSAGE_COLUMNS).where(nodes.c.path == newest.c.parent, owned))
     return select(newest).order_by(newest.c.depth).limit(MAX_DEPTH)
 
 
-def _deleted(connection: Connection, tenant: str, user: str, keys: Select[Any]) -> Erased:
+def _delete_sessions(connection: Connection, tenant: str, user: str, keys: Select[Any]) -> ErasureCounts:
     """Deletes the sessions of these `keys` and all that belongs to them. Turns take the session's row first too, so none waits for
     another in a circle."""
     connection.execute(keys.with_for_update()).close()
@@ -194,15 +200,15 @@ def _deleted(connection: Connection, tenant: str, user: str, keys: Select[Any]) 
         for table in (nodes, runs, summaries)
     ]
     gone = connection.execute(delete(sessions).where(sessions.c.tenant == tenant, sessions.c.user_id == user, sessions.c.key.in_(keys)))
-    return Erased(gone.rowcount, *counts)
+    return ErasureCounts(gone.rowcount, *counts)
 
 
-def _cursor(row: RowMapping) -> str:
+def _encode_cursor(row: RowMapping) -> str:
     value = msgspec.json.encode((row["updated_at"], row["key"].hex()))
     return base64.urlsafe_b64encode(value).decode().rstrip("=")
 
 
-def _position(after: str) -> tuple[datetime, bytes]:
+def _decode_cursor(after: str) -> tuple[datetime, bytes]:
     try:
         value = base64.urlsafe_b64decode(after + "=" * (-len(after) % 4))
         moment, key = msgspec.json.decode(value, type=tuple[datetime, str])
@@ -210,4 +216,4 @@ def _position(after: str) -> tuple[datetime, bytes]:
             raise ValueError("a time without its zone")
         return moment.astimezone(UTC), bytes.fromhex(key)
     except (binascii.Error, ValueError, OverflowError, msgspec.MsgspecError):
-        raise InvalidRequest("This is not a position that a list gave.", param="after") from None
+        raise InvalidRequestError("This is not a position that a list gave.", param="after") from None

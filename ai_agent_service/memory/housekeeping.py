@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, and_, delete, literal, or_, select, text, update
 
-from ai_agent_service.core.errors import MemoryUnavailable
-from ai_agent_service.memory.base import Erased
+from ai_agent_service.core.errors import MemoryUnavailableError
+from ai_agent_service.memory.base import ErasureCounts
 from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Store
 from ai_agent_service.storage.tables import nodes, processes, runs, sessions, summaries
 
@@ -23,10 +23,10 @@ BATCH = 200
 CLEANUP_LOCK = 0x61_61_73_5F_63_6C_65_61
 """The advisory lock of PostgreSQL under which old conversations are deleted: `aas_clea` as a number."""
 
-PROCESS_KEPT = timedelta(days=1)
+PROCESS_RETENTION = timedelta(days=1)
 
 
-class Keeper:
+class Housekeeping:
     """Runs beside the service.
 
     `retention_days` is how long sessions are kept after their last use, None for ever, unless `agent_retention_days` says otherwise
@@ -47,12 +47,12 @@ class Keeper:
         self.agent_retention_days = dict(agent_retention_days)
         self._interval = interval_hours * 3600
         self._run_seconds = run_seconds
-        self.erased = Erased()
+        self.erased = ErasureCounts()
         """What was deleted for its age since the start of this process."""
         self.ended_runs = 0
         """How many runs of processes that are gone were ended since the start of this process."""
 
-    def retain(self, agent_retention_days: Mapping[str, float]) -> None:
+    def set_agent_retention(self, agent_retention_days: Mapping[str, float]) -> None:
         """Has agents keep their sessions for other times than until now."""
         self.agent_retention_days = dict(agent_retention_days)
 
@@ -63,36 +63,36 @@ class Keeper:
         next_cleanup = loop.time() + random.uniform(0, min(60.0, self._interval))  # noqa: S311 - no secret
         while True:
             try:
-                await self.beat()
+                await self.send_heartbeat()
                 if loop.time() >= next_cleanup:
                     next_cleanup = loop.time() + self._interval
                     await self.clean_up()
-            except MemoryUnavailable:
+            except MemoryUnavailableError:
                 logger.debug("memory.keeper_passed")
             except Exception:
                 logger.exception("memory.keeper_failed")
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    async def beat(self) -> None:
+    async def send_heartbeat(self) -> None:
         """Tells that this process lives, and ends the runs of those that do not."""
-        ended = await self._store.database.write(self._beat)
+        ended = await self._store.database.write(self._record_heartbeat)
         if ended:
             self.ended_runs += ended
             logger.warning("memory.runs_ended", extra={"runs": ended})
 
-    async def leave(self) -> None:
+    async def unregister_process(self) -> None:
         """Tells that this process ends."""
 
-        def work(connection: Connection) -> None:
+        def delete_process(connection: Connection) -> None:
             connection.execute(delete(processes).where(processes.c.process_id == self._store.process_id))
 
-        await self._store.database.write(work)
+        await self._store.database.write(delete_process)
 
-    async def clean_up(self) -> Erased:
+    async def clean_up(self) -> ErasureCounts:
         """Deletes what is too old, in batches; nothing while another replica does so."""
-        total = Erased()
+        total = ErasureCounts()
         while True:
-            erased = await self._store.database.write(self._batch, timeout=BATCH_SECONDS)
+            erased = await self._store.database.write(self._delete_batch, timeout=BATCH_SECONDS)
             total += erased
             self.erased += erased
             if erased.sessions < BATCH:
@@ -101,8 +101,8 @@ class Keeper:
             logger.info("memory.cleaned_up", extra={"sessions": total.sessions, "messages": total.messages})
         return total
 
-    def _beat(self, connection: Connection) -> int:
-        now = self._store.seen(connection)
+    def _record_heartbeat(self, connection: Connection) -> int:
+        now = self._store.mark_alive(connection)
         living = select(processes.c.process_id).where(processes.c.seen_at >= now - timedelta(seconds=PROCESS_STALE_SECONDS))
         gone = runs.c.process_id.not_in(living)
         overdue = runs.c.started_at < datetime.now(UTC) - timedelta(seconds=self._run_seconds)
@@ -116,14 +116,14 @@ class Keeper:
             .where(sessions.c.lease_process.is_not(None), sessions.c.lease_process.not_in(living))
             .values(lease_process=None, lease_until=None)
         )
-        connection.execute(delete(processes).where(processes.c.seen_at < now - PROCESS_KEPT))
+        connection.execute(delete(processes).where(processes.c.seen_at < now - PROCESS_RETENTION))
         return ended
 
-    def _batch(self, connection: Connection) -> Erased:
+    def _delete_batch(self, connection: Connection) -> ErasureCounts:
         # A lock of the transaction also works through a pooler, where the next transaction may use another connection.
         lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
         if connection.dialect.name == "postgresql" and not connection.execute(lock, {"lock": CLEANUP_LOCK}).scalar():
-            return Erased()
+            return ErasureCounts()
         now = datetime.now(UTC)
         of_agents = self.agent_retention_days  # once: another thread may replace it
         too_old = [
@@ -134,12 +134,12 @@ class Keeper:
             others = sessions.c.agent_id.not_in(list(of_agents)) if of_agents else literal(value=True)
             too_old.append(and_(others, sessions.c.updated_at < now - timedelta(days=self._retention)))
         if not too_old:
-            return Erased()
+            return ErasureCounts()
         # One that is used at this moment is locked, and one that was used since is not too old any more.
         oldest = select(sessions.c.key).where(or_(*too_old)).limit(BATCH).with_for_update(skip_locked=True)
         keys = list(connection.execute(oldest).scalars())
         if not keys:
-            return Erased()
+            return ErasureCounts()
         counts = [connection.execute(delete(table).where(table.c.session_key.in_(keys))).rowcount for table in (nodes, runs, summaries)]
         connection.execute(delete(sessions).where(sessions.c.key.in_(keys)))
-        return Erased(len(keys), *counts)
+        return ErasureCounts(len(keys), *counts)

@@ -12,26 +12,27 @@ import msgspec
 
 from ai_agent_service.config.memory_definition import MemoryDefinition
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.memory.conversations import SqlConversations
-from ai_agent_service.memory.housekeeping import Keeper
+from ai_agent_service.memory.housekeeping import Housekeeping
 from ai_agent_service.memory.sql_memory import SessionLocks, SqlMemory
 from ai_agent_service.memory.store import Store
 from ai_agent_service.memory.summaries import Compressor
 from ai_agent_service.memory.tokens import TokenCounter
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.storage.database import Database, DatabaseError
-from ai_agent_service.storage.encryption import Undecryptable
+from ai_agent_service.storage.encryption import DecryptionError
 from ai_agent_service.storage.engine import DatabaseEngine
-from ai_agent_service.storage.opening import address_of, cipher_of, engine_of, ready_tables
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.storage.opening import build_cipher, build_database_url, build_engine, prepare_tables
+from ai_agent_service.storage.url import parse_database_url
 
 logger = logging.getLogger(__name__)
 
 
 class Summarizer(msgspec.Struct, frozen=True):
-    """What an agent's summaries are made with; `model_name` is what the configuration says, `model` gives the name that it comes to."""
+    """What an agent's summaries are made with; `build_model_name` is what the configuration says, `model` gives the name that it comes
+    to."""
 
     provider: Provider
     model: Callable[[], Awaitable[str]]
@@ -42,18 +43,18 @@ class Summarizer(msgspec.Struct, frozen=True):
 class Memories:
     """The opened database and all that works on it."""
 
-    def __init__(self, settings: Settings, store: Store, keeper: Keeper, tasks: Tasks) -> None:
+    def __init__(self, settings: Settings, store: Store, keeper: Housekeeping, tasks: Tasks) -> None:
         self._settings = settings
         self._store = store
         self._locks = SessionLocks()
         self._counter = TokenCounter()
         self.tasks = tasks
-        self.keeper = keeper
+        self.housekeeping = keeper
         self.database = store.database
         self.counts = store.counts
         self.conversations = SqlConversations(store)
 
-    def of(self, definition: MemoryDefinition, summarizer: Summarizer, is_live: Callable[[str], bool]) -> SqlMemory:
+    def build_memory(self, definition: MemoryDefinition, summarizer: Summarizer, is_live: Callable[[str], bool]) -> SqlMemory:
         """The memory of an agent; `is_live` tells whether this process takes the run of an id now."""
         self._store.is_live = is_live
         compression = definition.compression
@@ -84,27 +85,27 @@ class Memories:
 @asynccontextmanager
 async def open_memories(settings: Settings, retention_of_agents: Mapping[str, float]) -> AsyncGenerator[Memories, None]:
     """The memory of all agents. A database that cannot be used at start is waited for in the background."""
-    address, cipher = address_of(settings), cipher_of(settings)
+    address, cipher = build_database_url(settings), build_cipher(settings)
     replica = settings.database_replica_url
     store: Store
 
     async def prepare(engine: DatabaseEngine) -> None:
         try:
-            await ready_tables(engine, migrate=settings.database_migrate)
+            await prepare_tables(engine, migrate=settings.database_migrate)
             await store.prepare(engine)
-        except Undecryptable as error:
+        except DecryptionError as error:
             raise DatabaseError(str(error)) from error
 
     database = Database(
-        engine_of(address, settings),
-        None if replica is None else engine_of(parse_address(replica.get_secret_value()), settings, read_only=True),
+        build_engine(address, settings),
+        None if replica is None else build_engine(parse_database_url(replica.get_secret_value()), settings, read_only=True),
         timeout=settings.database_timeout,
-        name=address.shown,
+        name=address.redacted,
         prepare=prepare,
     )
-    process_id = f"{socket.gethostname()}:{os.getpid()}:{new_id('')[:8]}"
+    process_id = f"{socket.gethostname()}:{os.getpid()}:{generate_id('')[:8]}"
     store = Store(database, cipher, process_id)
-    keeper = Keeper(
+    keeper = Housekeeping(
         store,
         retention_days=settings.memory_retention_days,
         agent_retention_days=retention_of_agents,
@@ -121,6 +122,6 @@ async def open_memories(settings: Settings, retention_of_agents: Mapping[str, fl
                 keeping.cancel()
                 await asyncio.wait((keeping,))
         with suppress(Exception):
-            await keeper.leave()
+            await keeper.unregister_process()
     finally:
         await database.close()

@@ -10,12 +10,18 @@ import msgspec
 from sqlalchemy import Connection
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import IdempotencyMismatch, InvalidRequest, MemoryUnavailable, ServiceError, SessionBusy
+from ai_agent_service.core.errors import (
+    IdempotencyMismatchError,
+    InvalidRequestError,
+    MemoryUnavailableError,
+    ServiceError,
+    SessionBusyError,
+)
 from ai_agent_service.core.messages import Message, TextPart
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Answer, Asked, RememberedTurn, Step
-from ai_agent_service.memory.message_tree import Addresses, Entry, steps_of
-from ai_agent_service.memory.store import Begun, Forgotten, Known, Leased, Node, Session, Store, Summary
+from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, RememberedTurn, Step, TurnAnswer, TurnQuestion
+from ai_agent_service.memory.message_tree import Entry, MessageHasher, split_steps
+from ai_agent_service.memory.store import ConversationErasedError, KnownMessage, Node, Session, SessionLease, Store, Summary, TurnStart
 from ai_agent_service.memory.summaries import Compressor
 from ai_agent_service.memory.tokens import estimate
 
@@ -30,18 +36,18 @@ LEASE_GRACE_SECONDS = 30.0
 MAX_HISTORY = 2000
 """How many messages of the server's history a model is shown where there is no summary of those before."""
 
-CROWDED = 0.75
+WINDOW_FILL_RATIO = 0.75
 """How much of the server's history's window is used when the older messages become a summary, however short they are."""
 
 POLL_SECONDS = 0.1
 ABANDON_SECONDS = 60.0
 """How long a database that is away is waited for to end the run of a turn that could not begin."""
 
-MANY_MESSAGES = 500
-MANY_CHARACTERS = 200_000
+MAX_INLINE_MESSAGES = 500
+MAX_INLINE_CHARACTERS = 200_000
 """Conversations longer than this, or with images, are digested in a thread, so that others' turns go on."""
 
-SUMMARY = """\
+SUMMARY_PREFIX = """\
 What was said earlier in this conversation, in summary:
 
 """
@@ -74,47 +80,47 @@ class SqlMemory:
         """See Memory."""
         return "The database cannot be used now." if self.store.database.problem is not None else None
 
-    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """See Memory."""
-        session = self.store.session(context)
+        session = self.store.build_run_session(context)
         tried = self.store.database.problem is None
         try:
             return await self._begin(session, context, asked)
         except BaseException:
             if tried:  # the question may be stored all the same, and its run must not seem to be under way
-                self.tasks.run(self._abandoned(session, context.run_id, leased=asked.history == "server"))
+                self.tasks.run(self._abandon_run(session, context.run_id, leased=asked.history == "server"))
             raise
 
-    async def _begin(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
+    async def _begin(self, session: Session, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         if asked.history == "server":
             return await self._begin_server(session, context, asked)
         conversation = tuple([message for message in asked.messages if message.role != "system"])
         last = next((place for place in range(len(conversation) - 1, -1, -1) if conversation[place].role == "user"), None)
         if last is None:
-            return Unstored(asked.messages)
+            return UnstoredTurn(asked.messages)
         begun, trailing = conversation[: last + 1], conversation[last + 1 :]
-        entries = await _entries(self.store.addresses, begun, session.key)
+        entries = await _build_entries(self.store.hasher, begun, session.key)
         return await self._begin_client(session, context, asked, entries, trailing)
 
     async def _begin_client(
-        self, session: Session, context: RunContext, asked: Asked, entries: list[Entry], trailing: tuple[Message, ...]
+        self, session: Session, context: RunContext, asked: TurnQuestion, entries: list[Entry], trailing: tuple[Message, ...]
     ) -> RememberedTurn:
-        def work(connection: Connection) -> tuple[Begun, Summary | None]:
+        def begin_turn(connection: Connection) -> tuple[TurnStart, Summary | None]:
             begun = self.store.begin(
                 connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id, answered=not trailing
             )
-            return begun, self._summary(connection, session, (entry.path for entry in entries), has_summaries=begun.has_summaries)
+            return begun, self._find_summary(connection, session, (entry.path for entry in entries), has_summaries=begun.has_summaries)
 
-        found, summary = await self.store.database.write(work)
-        self._count(found.stored, is_first=len(entries) == 1)
+        found, summary = await self.store.database.write(begin_turn)
+        self._count_stored(found.stored, is_first=len(entries) == 1)
         known = found.known
-        pieces = [_restored(entry, known[entry.path]) if entry.path in known else entry for entry in entries]
-        return self._turn(session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary)
+        pieces = [_restore_steps(entry, known[entry.path]) if entry.path in known else entry for entry in entries]
+        return self._build_turn(session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary)
 
-    async def _begin_server(self, session: Session, context: RunContext, asked: Asked) -> RememberedTurn:
+    async def _begin_server(self, session: Session, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """As the only turn of its session; the lock is given back when the answer is kept."""
         wait = min(SESSION_WAIT_SECONDS, context.seconds_left)
-        held = self._locks.held(session.key, wait)
+        held = self._locks.lock(session.key, wait)
         await held.__aenter__()
         try:
             return await self._begin_leased(session, context, asked, wait, held)
@@ -122,71 +128,75 @@ class SqlMemory:
             await held.__aexit__(None, None, None)
             raise
 
-    async def _begin_leased(self, session: Session, context: RunContext, asked: Asked, wait: float, held: "_Held") -> RememberedTurn:
+    async def _begin_leased(
+        self, session: Session, context: RunContext, asked: TurnQuestion, wait: float, held: "_SessionLock"
+    ) -> RememberedTurn:
         new = tuple(message for message in asked.messages if message.role != "system")
         if not new or new[-1].role != "user":
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "With the server's history a turn ends with the user's message; send results of tools with the whole conversation.",
                 param="messages",
             )
         database, store = self.store.database, self.store
         until = datetime.now(UTC) + timedelta(seconds=context.seconds_left + LEASE_GRACE_SECONDS)
-        leased = await self._leased(session, until, wait)
-        nodes, covering = await self._history(session, leased)
+        leased = await self._acquire_lease(session, until, wait)
+        nodes, covering = await self._read_history(session, leased)
 
-        def work(connection: Connection) -> tuple[Begun, Summary | None, list[Node], list[Entry]]:
+        def begin_turn(connection: Connection) -> tuple[TurnStart, Summary | None, list[Node], list[Entry]]:
             now = datetime.now(UTC)
-            before, entries, begun = self._placed(connection, session, nodes, new, asked, context.run_id)
+            before, entries, begun = self._place_messages(connection, session, nodes, new, asked, context.run_id)
             if begun.answer is not None or begun.under_way is not None:
                 store.release(connection, session)
                 return begun, None, before, entries
             store.touch_head(connection, session, entries[-1].path, now)  # makes it again where it was deleted meanwhile
             store.store_entries(connection, session, entries[:-1], now)
-            store.ask(connection, session, entries[-1], context.run_id, message_id=asked.message_id, now=now)
+            store.store_question(connection, session, entries[-1], context.run_id, message_id=asked.message_id, now=now)
             summary = covering
             if begun.repeated:  # the summary may cover it
                 paths = [*(node.path for node in before), *(entry.path for entry in entries)]
-                summary = self._summary(connection, session, paths, has_summaries=leased.has_summaries)
+                summary = self._find_summary(connection, session, paths, has_summaries=leased.has_summaries)
             stored = 0 if begun.repeated else len(entries)
-            return Begun(known={}, has_summaries=leased.has_summaries, stored=stored), summary, before, entries
+            return TurnStart(known={}, has_summaries=leased.has_summaries, stored=stored), summary, before, entries
 
-        found, summary, before, entries = await database.write(work)
-        self._count(found.stored, is_first=not before)
-        pieces = [*(Entry(_told(node), node.path, node.parent, node.depth) for node in before), *entries]
-        return self._turn(session, context, asked, found, pieces, entries[-1], summary=summary, held=held)
+        found, summary, before, entries = await database.write(begin_turn)
+        self._count_stored(found.stored, is_first=not before)
+        pieces = [*(Entry(_build_node_messages(node), node.path, node.parent, node.depth) for node in before), *entries]
+        return self._build_turn(session, context, asked, found, pieces, entries[-1], summary=summary, held=held)
 
-    def _placed(
-        self, connection: Connection, session: Session, nodes: list[Node], new: tuple[Message, ...], asked: Asked, run_id: str
-    ) -> tuple[list[Node], list[Entry], Begun]:
+    def _place_messages(
+        self, connection: Connection, session: Session, nodes: list[Node], new: tuple[Message, ...], asked: TurnQuestion, run_id: str
+    ) -> tuple[list[Node], list[Entry], TurnStart]:
         """The history before the `new` messages, these as entries, and what came of an equal turn, if this repeats the last one."""
-        addresses = self.store.addresses
+        addresses = self.store.hasher
         first = None
         if asked.message_id is not None and asked.message_id.startswith(IDEMPOTENCY_PREFIX):
-            first = self.store.asked_as(connection, session, asked.message_id, run_id)
+            first = self.store.find_question(connection, session, asked.message_id, run_id)
         if first is not None:
-            if addresses.question(first.parent, new[-1].content) != first.path:
-                raise IdempotencyMismatch("This Idempotency-Key was used for another question of this session.", param="Idempotency-Key")
-            known = Known((), "", first.run_id)
-            found = self.store.earlier(connection, session, first.path, known, run_id, is_retry=True, message_id=asked.message_id)
+            if addresses.hash_question(first.parent, new[-1].content) != first.path:
+                raise IdempotencyMismatchError(
+                    "This Idempotency-Key was used for another question of this session.", param="Idempotency-Key"
+                )
+            known = KnownMessage((), "", first.run_id)
+            found = self.store.find_equal_turn(connection, session, first.path, known, run_id, is_retry=True, message_id=asked.message_id)
             if found.answer is not None or found.under_way is not None:
-                return nodes, addresses.entries(new[-1:], first.parent, first.depth - 1), found
+                return nodes, addresses.build_entries(new[-1:], first.parent, first.depth - 1), found
         if (asked.is_retry or asked.message_id) and nodes:
             place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
             if place >= 0 and nodes[place].role == "user":
                 question = nodes[place]
-                repeated = addresses.entries(new, question.parent, question.depth - 1)
+                repeated = addresses.build_entries(new, question.parent, question.depth - 1)
                 if len(repeated) == 1 and repeated[0].path == question.path and (first is None or first.path == question.path):
-                    known = Known((), "", question.run_id)
-                    found = self.store.earlier(
+                    known = KnownMessage((), "", question.run_id)
+                    found = self.store.find_equal_turn(
                         connection, session, question.path, known, run_id, is_retry=asked.is_retry, message_id=asked.message_id
                     )
                     if found.repeated:
                         return nodes[:place], repeated, found
         last = nodes[-1] if nodes else None
-        entries = addresses.entries(new, last.path if last else session.key, last.depth if last else 0)
-        return nodes, entries, Begun(known={}, has_summaries=False)
+        entries = addresses.build_entries(new, last.path if last else session.key, last.depth if last else 0)
+        return nodes, entries, TurnStart(known={}, has_summaries=False)
 
-    async def _leased(self, session: Session, until: datetime, wait: float) -> Leased:
+    async def _acquire_lease(self, session: Session, until: datetime, wait: float) -> SessionLease:
         """The session, once no other process has it."""
         deadline = asyncio.get_running_loop().time() + wait
         while True:
@@ -194,82 +204,82 @@ class SqlMemory:
             if leased is not None:
                 return leased
             if asyncio.get_running_loop().time() + POLL_SECONDS > deadline:
-                raise SessionBusy("Another turn of this session is under way. Try again in a moment.", retry_after=2)
+                raise SessionBusyError("Another turn of this session is under way. Try again in a moment.", retry_after=2)
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _history(self, session: Session, leased: Leased) -> tuple[list[Node], Summary | None]:
+    async def _read_history(self, session: Session, leased: SessionLease) -> tuple[list[Node], Summary | None]:
         """The newest messages and their summary, from the replica if it has the newest of them: then it has all before."""
         if leased.head is None:
             return [], None
-        settings = b"" if self.compressor is None else self.settings_of(self.compressor)
+        settings = b"" if self.compressor is None else self.hash_settings(self.compressor)
         head, limit = leased.head, self.window
         while True:
-            nodes, summary = await self._window(session, head, limit, settings)
+            nodes, summary = await self._read_window(session, head, limit, settings)
             if self.compressor is None or summary is not None or len(nodes) < limit or limit >= MAX_HISTORY:
                 return nodes, summary
             limit = min(limit * 4, MAX_HISTORY)  # no summary stands for what is before them, as when none could be made
 
-    async def _window(self, session: Session, head: bytes, limit: int, settings: bytes) -> tuple[list[Node], Summary | None]:
+    async def _read_window(self, session: Session, head: bytes, limit: int, settings: bytes) -> tuple[list[Node], Summary | None]:
         database = self.store.database
 
-        def work(connection: Connection) -> tuple[list[Node], Summary | None]:
-            return self.store.window(connection, session, head, limit, settings)
+        def read_rows(connection: Connection) -> tuple[list[Node], Summary | None]:
+            return self.store.read_window(connection, session, head, limit, settings)
 
         if database.replica is not None:
             try:
-                nodes, summary = await database.read_replica(work)
-            except MemoryUnavailable:
+                nodes, summary = await database.read_replica(read_rows)
+            except MemoryUnavailableError:
                 logger.debug("memory.replica_passed_over")
             else:
                 if nodes:
                     return nodes, summary
-        return await database.read(work)
+        return await database.read(read_rows)
 
-    def _summary(self, connection: Connection, session: Session, paths: Iterable[bytes], *, has_summaries: bool) -> Summary | None:
+    def _find_summary(self, connection: Connection, session: Session, paths: Iterable[bytes], *, has_summaries: bool) -> Summary | None:
         """The best summary of what was said before the last of `paths`."""
         if not has_summaries or self.compressor is None:
             return None
-        return self.store.summary(connection, session, list(paths)[:-1], self.settings_of(self.compressor))
+        return self.store.find_summary(connection, session, list(paths)[:-1], self.hash_settings(self.compressor))
 
-    async def _abandoned(self, session: Session, run_id: str, *, leased: bool) -> None:
-        def work(connection: Connection) -> None:
+    async def _abandon_run(self, session: Session, run_id: str, *, leased: bool) -> None:
+        def end_run(connection: Connection) -> None:
             # Another turn of the session that this process takes now has the same lease.
             self.store.abandon(connection, session, run_id, leased=leased and not self._locks.is_held(session.key))
 
-        with suppress(MemoryUnavailable):
-            await self.store.database.write(work, wait=ABANDON_SECONDS)
+        with suppress(MemoryUnavailableError):
+            await self.store.database.write(end_run, wait=ABANDON_SECONDS)
 
-    def _count(self, stored: int, *, is_first: bool) -> None:
+    def _count_stored(self, stored: int, *, is_first: bool) -> None:
         self.store.counts.messages += stored
         self.store.counts.conversations += is_first and stored > 0
 
-    def settings_of(self, compressor: Compressor) -> bytes:
-        return self.store.addresses.settings(*compressor.identity)
+    def hash_settings(self, compressor: Compressor) -> bytes:
+        return self.store.hasher.hash_settings(*compressor.identity)
 
-    def _turn(
+    def _build_turn(
         self,
         session: Session,
         context: RunContext,
-        asked: Asked,
-        begun: Begun,
+        asked: TurnQuestion,
+        begun: TurnStart,
         pieces: list[Entry],
         question: Entry,
         *,
         trailing: tuple[Message, ...] = (),
         summary: Summary | None = None,
-        held: "_Held | None" = None,
+        held: "_SessionLock | None" = None,
     ) -> RememberedTurn:
         system = tuple(message for message in asked.messages if message.role == "system")
-        return _Turn(self, session, context, begun, system, pieces, question, trailing, summary, held)
+        return _StoredTurn(self, session, context, begun, system, pieces, question, trailing, summary, held)
 
 
-class Unstored:
+class UnstoredTurn:
     """A turn that has no question to store."""
 
-    answer: Answer | None = None
+    answer: TurnAnswer | None = None
     under_way: str | None = None
 
-    def __init__(self, messages: tuple[Message, ...], held: "_Held | None" = None) -> None:
+    def __init__(self, messages: tuple[Message, ...], held: "_SessionLock | None" = None) -> None:
         self.messages = messages
         self._held = held
 
@@ -277,13 +287,13 @@ class Unstored:
         """Nothing is known that could be left out."""
         return None
 
-    async def keep(self, answer: Answer, *, wait: float) -> None:
+    async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Stores nothing."""
         if self._held is not None:
             await self._held.__aexit__(None, None, None)
 
 
-class _Turn:
+class _StoredTurn:
     """A turn whose question is stored; see RememberedTurn."""
 
     def __init__(
@@ -291,13 +301,13 @@ class _Turn:
         memory: SqlMemory,
         session: Session,
         context: RunContext,
-        begun: Begun,
+        begun: TurnStart,
         system: tuple[Message, ...],
         pieces: list[Entry],
         question: Entry,
         trailing: tuple[Message, ...],
         summary: Summary | None,
-        held: "_Held | None",
+        held: "_SessionLock | None",
     ) -> None:
         self._memory = memory
         self._session = session
@@ -314,8 +324,8 @@ class _Turn:
     @property
     def messages(self) -> tuple[Message, ...]:
         """What the model is to see."""
-        shown = _after(self._pieces, self._summary)
-        summary = () if self._summary is None else (Message(role="system", content=SUMMARY + self._summary.text),)
+        shown = _select_uncovered(self._pieces, self._summary)
+        summary = () if self._summary is None else (Message(role="system", content=SUMMARY_PREFIX + self._summary.text),)
         return (*self._system, *summary, *(message for piece in shown for message in piece.messages), *self._trailing)
 
     async def shorter(self) -> tuple[Message, ...] | None:
@@ -324,7 +334,7 @@ class _Turn:
         if compressor is None:
             return None
         keep = compressor.recent_messages
-        while keep > 1 and not self._leaves_enough(compressor, keep):
+        while keep > 1 and not self._is_compact_enough(compressor, keep):
             keep //= 2
         try:
             summary = await self._compress(compressor, self._pieces, keep=keep)
@@ -336,27 +346,27 @@ class _Turn:
         self._summary = summary
         return self.messages
 
-    def _leaves_enough(self, compressor: Compressor, keep: int) -> bool:
+    def _is_compact_enough(self, compressor: Compressor, keep: int) -> bool:
         """Whether a summary of all but `keep` messages would make what is sent as short as is wanted."""
-        shown = _after(self._pieces, self._summary)
-        older = len(_older(shown, keep))
-        return older > 0 and compressor.fits([message for piece in shown[older:] for message in piece.messages])
+        shown = _select_uncovered(self._pieces, self._summary)
+        older = len(_select_older(shown, keep))
+        return older > 0 and compressor.is_within_threshold([message for piece in shown[older:] for message in piece.messages])
 
-    async def keep(self, answer: Answer, *, wait: float) -> None:
+    async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Stores the answer; a summary that has become due is made after that, in the background."""
         store = self._memory.store
         prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
-        whole = _with_steps_before(answer, self._trailing) if self._trailing else answer
+        whole = _prepend_steps(answer, self._trailing) if self._trailing else answer
 
-        def work(connection: Connection) -> bool:
+        def store_answer(connection: Connection) -> bool:
             return store.finish(
                 connection, self._session, self._question, self._run_id, whole, prefix=prefix, leased=self._held is not None
             )
 
         try:
             if self.answer is None and self.under_way is None:
-                with suppress(Forgotten):
-                    stored = await store.database.write(work, wait=wait)
+                with suppress(ConversationErasedError):
+                    stored = await store.database.write(store_answer, wait=wait)
                     store.counts.messages += stored
         finally:
             if self._held is not None:
@@ -365,9 +375,9 @@ class _Turn:
         if answer.status != "complete" or compressor is None or self.answer is not None or self.under_way is not None:
             return
         told = (*[message for step in whole.steps for message in step.messages], Message(role="assistant", content=whole.last))
-        sent = [*self._system, *[message for piece in _after(self._pieces, self._summary) for message in piece.messages], *told]
-        if self._held is not None or compressor.may_be_due(sent, self._summary.text if self._summary else ""):
-            path = store.addresses.answer(self._question.path, prefix + answer.text)
+        sent = [*self._system, *[message for piece in _select_uncovered(self._pieces, self._summary) for message in piece.messages], *told]
+        if self._held is not None or compressor.can_be_due(sent, self._summary.text if self._summary else ""):
+            path = store.hasher.hash_answer(self._question.path, prefix + answer.text)
             pieces = [*self._pieces, Entry(told, path, self._question.path, self._question.depth + 1)]
             self._memory.tasks.run(self._compress_if_due(compressor, pieces, sent))
 
@@ -378,7 +388,7 @@ class _Turn:
             return  # the turn after that one asks again
         self._memory.compressing.add(key)
         try:
-            crowded = self._held is not None and len(_after(pieces, self._summary)) > self._memory.window * CROWDED
+            crowded = self._held is not None and len(_select_uncovered(pieces, self._summary)) > self._memory.window * WINDOW_FILL_RATIO
             if crowded or await compressor.is_due(sent, self._summary.text if self._summary else ""):
                 await self._compress(compressor, pieces, keep=compressor.recent_messages)
         except ServiceError as error:
@@ -393,18 +403,18 @@ class _Turn:
 
     async def _compress(self, compressor: Compressor, pieces: list[Entry], *, keep: int) -> Summary | None:
         """A stored summary of all but the last `keep` messages; None if it would cover nothing new."""
-        older = _older(_after(pieces, self._summary), keep)
+        older = _select_older(_select_uncovered(pieces, self._summary), keep)
         if not older:
             return None
         store, last = self._memory.store, older[-1]
-        settings = self._memory.settings_of(compressor)
+        settings = self._memory.hash_settings(compressor)
         earlier = self._summary.text if self._summary else None
         messages = [message for piece in older for message in piece.messages]
-        text = await compressor.summary(earlier, messages)
+        text = await compressor.summarize(earlier, messages)
         made = Summary(last.path, last.depth, text)
         await store.database.write(lambda connection: store.store_summary(connection, self._session, made, settings), wait=5.0)
         store.counts.summaries += 1
-        store.counts.tokens_saved += max(0, compressor.size(messages) + estimate(earlier or "") - estimate(text))
+        store.counts.tokens_saved += max(0, compressor.estimate_tokens(messages) + estimate(earlier or "") - estimate(text))
         return made
 
 
@@ -414,16 +424,16 @@ class SessionLocks:
     def __init__(self) -> None:
         self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}
 
-    def held(self, key: bytes, wait: float) -> "_Held":
-        """The lock of a session, to be entered; entering raises SessionBusy after `wait` seconds."""
-        return _Held(self._locks, key, wait)
+    def lock(self, key: bytes, wait: float) -> "_SessionLock":
+        """The lock of a session, to be entered; entering raises SessionBusyError after `wait` seconds."""
+        return _SessionLock(self._locks, key, wait)
 
     def is_held(self, key: bytes) -> bool:
         """Whether a turn of the session is under way, or waits to be."""
         return key in self._locks
 
 
-class _Held:
+class _SessionLock:
     """One use of a session's lock, which may be left more than once."""
 
     def __init__(self, locks: dict[bytes, tuple[asyncio.Lock, int]], key: bytes, wait: float) -> None:
@@ -440,7 +450,7 @@ class _Held:
                 await lock.acquire()
         except TimeoutError:
             self._leave()
-            raise SessionBusy("Another turn of this session is under way. Try again in a moment.", retry_after=2) from None
+            raise SessionBusyError("Another turn of this session is under way. Try again in a moment.", retry_after=2) from None
         except BaseException:
             self._leave()
             raise
@@ -460,51 +470,51 @@ class _Held:
             self._locks[self._key] = (lock, users - 1)
 
 
-async def _entries(addresses: Addresses, messages: tuple[Message, ...], parent: bytes) -> list[Entry]:
-    if len(messages) > MANY_MESSAGES or sum(map(_characters, messages)) > MANY_CHARACTERS:
-        return await asyncio.to_thread(addresses.entries, messages, parent)
-    return addresses.entries(messages, parent)
+async def _build_entries(addresses: MessageHasher, messages: tuple[Message, ...], parent: bytes) -> list[Entry]:
+    if len(messages) > MAX_INLINE_MESSAGES or sum(map(_count_characters, messages)) > MAX_INLINE_CHARACTERS:
+        return await asyncio.to_thread(addresses.build_entries, messages, parent)
+    return addresses.build_entries(messages, parent)
 
 
-def _characters(message: Message) -> int:
+def _count_characters(message: Message) -> int:
     """About how much there is to digest."""
     if isinstance(message.content, str):
         return len(message.content)
-    return sum(len(part.text) if isinstance(part, TextPart) else MANY_CHARACTERS for part in message.content)
+    return sum(len(part.text) if isinstance(part, TextPart) else MAX_INLINE_CHARACTERS for part in message.content)
 
 
-def _restored(entry: Entry, known: Known) -> Entry:
+def _restore_steps(entry: Entry, known: KnownMessage) -> Entry:
     """The entry with the tool calls and results that belong to it, where the client left them out."""
     if not known.steps or entry.is_question or any(message.tool_calls for message in entry.messages):
         return entry
-    return msgspec.structs.replace(entry, messages=_steps_told(known.steps, known.last))
+    return msgspec.structs.replace(entry, messages=_build_step_messages(known.steps, known.last))
 
 
-def _told(node: Node) -> tuple[Message, ...]:
+def _build_node_messages(node: Node) -> tuple[Message, ...]:
     if node.role == "user":
         return (Message(role="user", content=node.content),)
-    return _steps_told(node.steps, node.last) if node.steps else (Message(role="assistant", content=node.content),)
+    return _build_step_messages(node.steps, node.last) if node.steps else (Message(role="assistant", content=node.content),)
 
 
-def _steps_told(steps: tuple[Step, ...], last: str) -> tuple[Message, ...]:
+def _build_step_messages(steps: tuple[Step, ...], last: str) -> tuple[Message, ...]:
     return (*(message for step in steps for message in step.messages), Message(role="assistant", content=last))
 
 
-def _with_steps_before(answer: Answer, trailing: tuple[Message, ...]) -> Answer:
+def _prepend_steps(answer: TurnAnswer, trailing: tuple[Message, ...]) -> TurnAnswer:
     """The answer with what the client brought of the same turn: its steps, and what was said after them."""
-    steps, said = steps_of(trailing)
+    steps, said = split_steps(trailing)
     if not answer.steps:
         return msgspec.structs.replace(answer, steps=steps, last=said + answer.last)
     first, *others = answer.steps
     return msgspec.structs.replace(answer, steps=(*steps, msgspec.structs.replace(first, text=said + first.text), *others))
 
 
-def _after(pieces: list[Entry], summary: Summary | None) -> list[Entry]:
+def _select_uncovered(pieces: list[Entry], summary: Summary | None) -> list[Entry]:
     """Those that a summary does not cover."""
     return pieces if summary is None else [piece for piece in pieces if piece.depth > summary.depth]
 
 
-def _older(pieces: list[Entry], keep: int) -> list[Entry]:
+def _select_older(pieces: list[Entry], keep: int) -> list[Entry]:
     """All but the last `keep`, or a few more, so that what is left begins with a question."""
     cut = max(0, len(pieces) - keep)
     while cut > 0 and not pieces[cut].is_question:

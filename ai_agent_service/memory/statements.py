@@ -7,23 +7,23 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.sql.elements import ClauseElement
 
-from ai_agent_service.storage.prepared import Prepared
+from ai_agent_service.storage.prepared import PreparedStatement
 from ai_agent_service.storage.tables import nodes, runs, sessions, summaries
 
-TAIL = 16
+TAIL_MESSAGES = 16
 """In how many of a conversation's last messages the steps are restored."""
 
-LOOKED_UP = TAIL // 2
+MAX_TAIL_ANSWERS = TAIL_MESSAGES // 2
 """How many answers there are at most among them, as no two follow one on another."""
 
-LAST_TURN = 2
+LAST_TURN_MESSAGES = 2
 """Messages of a turn, which are read even if a summary covers them: it may be repeated, and then needs what was before it."""
 
-NODE = ("path", "parent", "depth", "role", "body", "steps", "run_id")
+NODE_COLUMNS = ("path", "parent", "depth", "role", "body", "steps", "run_id")
 """The columns that say what a stored message is."""
 
-_NEW_SESSION = ("key", "tenant", "user_id", "agent_id", "session_id", "created_at", "updated_at")
-_NEW_RUN = ("run_id", "session_key", "tenant", "user_id", "question", "status", "process_id", "message_id", "started_at")
+_NEW_SESSION_COLUMNS = ("key", "tenant", "user_id", "agent_id", "session_id", "created_at", "updated_at")
+_NEW_RUN_COLUMNS = ("run_id", "session_key", "tenant", "user_id", "question", "status", "process_id", "message_id", "started_at")
 
 
 class Statements:
@@ -32,20 +32,20 @@ class Statements:
     def __init__(self, kind: str) -> None:
         self.insert: Any = sqlite.insert if kind == "sqlite" else postgresql.insert
         self._dialect: Dialect = make_url("sqlite://" if kind == "sqlite" else "postgresql+asyncpg://").get_dialect()()
-        self._of_sessions()
-        self._of_nodes()
-        self._of_runs()
-        self._of_summaries()
+        self._build_session_statements()
+        self._build_node_statements()
+        self._build_run_statements()
+        self._build_summary_statements()
 
-    def _of_sessions(self) -> None:
-        this_session = and_(sessions.c.key == bindparam("key_"), _owned(sessions))
+    def _build_session_statements(self) -> None:
+        this_session = and_(sessions.c.key == bindparam("key_"), _match_owner(sessions))
         self.session = select(sessions.c.key).where(this_session)
         upsert = self.insert(sessions)
-        self.upsert_session = self._prepared(
+        self.upsert_session = self._prepare(
             upsert.on_conflict_do_update(
                 index_elements=["key"], set_={"updated_at": upsert.excluded.updated_at, "head": upsert.excluded.head}
             ).returning(sessions.c.summaries),
-            *_NEW_SESSION,
+            *_NEW_SESSION_COLUMNS,
             "head",
         )
         lease = upsert.on_conflict_do_update(
@@ -61,36 +61,36 @@ class Statements:
                 sessions.c.lease_until < bindparam("now", type_=sessions.c.lease_until.type),
             ),
         ).returning(sessions.c.head, sessions.c.summaries)
-        self.lease = self._prepared(lease, *_NEW_SESSION, "lease_process", "lease_until")
+        self.lease = self._prepare(lease, *_NEW_SESSION_COLUMNS, "lease_process", "lease_until")
         has_lease = and_(this_session, sessions.c.lease_process == bindparam("process"))
         self.release = update(sessions).where(has_lease).values(lease_process=None, lease_until=None)
         moved = {"head": bindparam("head_"), "updated_at": bindparam("now", type_=sessions.c.updated_at.type)}
-        self.close = self._prepared(update(sessions).where(this_session).values(moved))
+        self.close = self._prepare(update(sessions).where(this_session).values(moved))
         # A session that was deleted and made again meanwhile has no lease any more.
         ours = or_(sessions.c.lease_process.is_(None), sessions.c.lease_process == bindparam("process"))
         given_back = {**moved, "lease_process": null(), "lease_until": null()}
-        self.close_leased = self._prepared(update(sessions).where(this_session, ours).values(given_back))
+        self.close_leased = self._prepare(update(sessions).where(this_session, ours).values(given_back))
         self.count_summary = update(sessions).where(this_session).values(summaries=sessions.c.summaries + 1)
 
-    def _of_nodes(self) -> None:
-        columns = [nodes.c[name] for name in NODE]
+    def _build_node_statements(self) -> None:
+        columns = [nodes.c[name] for name in NODE_COLUMNS]
         # A row that says nothing is not asked for: to take one from SQLite costs two changes of threads.
         path = nodes.c.path
-        answers = [bindparam(f"answer_{place}", type_=path.type) for place in range(LOOKED_UP)]
+        answers = [bindparam(f"answer_{place}", type_=path.type) for place in range(MAX_TAIL_ANSWERS)]
         last = [bindparam(name, type_=path.type) for name in ("parent", "question")]
-        self.known = self._prepared(
+        self.known = self._prepare(
             select(path, nodes.c.steps, nodes.c.run_id).where(
-                path.in_([*answers, *last]), or_(nodes.c.steps.is_not(None), path.in_(last)), _owned(nodes)
+                path.in_([*answers, *last]), or_(nodes.c.steps.is_not(None), path.in_(last)), _match_owner(nodes)
             )
         )
-        self.paths_in = select(nodes.c.path).where(nodes.c.path.in_(bindparam("paths", expanding=True)), _owned(nodes))
-        self.node = select(*columns, nodes.c.status, nodes.c.usage).where(nodes.c.path == bindparam("path_"), _owned(nodes))
+        self.paths_in = select(nodes.c.path).where(nodes.c.path.in_(bindparam("paths", expanding=True)), _match_owner(nodes))
+        self.node = select(*columns, nodes.c.status, nodes.c.usage).where(nodes.c.path == bindparam("path_"), _match_owner(nodes))
         insert, all_columns = self.insert(nodes), [column.name for column in nodes.columns]
-        self.insert_node = self._prepared(insert.on_conflict_do_nothing(index_elements=["path"]), *all_columns)
-        self.insert_question = self._prepared(
+        self.insert_node = self._prepare(insert.on_conflict_do_nothing(index_elements=["path"]), *all_columns)
+        self.insert_question = self._prepare(
             insert.on_conflict_do_update(index_elements=["path"], set_={"run_id": insert.excluded.run_id}), *all_columns
         )
-        self.insert_answer = self._prepared(
+        self.insert_answer = self._prepare(
             insert.on_conflict_do_update(
                 index_elements=["path"],
                 set_={name: insert.excluded[name] for name in ("status", "origin", "body", "steps", "run_id", "usage")},
@@ -98,10 +98,10 @@ class Statements:
             ),
             *all_columns,
         )
-        self.window = self._prepared(self._window())
+        self.window = self._prepare(self._build_window())
 
     @staticmethod
-    def _window() -> Select[Any]:
+    def _build_window() -> Select[Any]:
         """The message `head` and those before it, the newest first, and whether each is the last that a summary covers.
 
         There are `limit` at most, and none before one that a summary covers, unless that belongs to the last turn.
@@ -110,23 +110,23 @@ class Statements:
             summaries.c.session_key == bindparam("key_"),
             summaries.c.settings == bindparam("settings_"),
             summaries.c.covers == nodes.c.path,
-            _owned(summaries),
+            _match_owner(summaries),
         )
-        columns = [*(nodes.c[name] for name in NODE), summarised.label("is_summarised")]
-        first = select(*columns, literal(1).label("place")).where(nodes.c.path == bindparam("head"), _owned(nodes))
+        columns = [*(nodes.c[name] for name in NODE_COLUMNS), summarised.label("is_summarised")]
+        first = select(*columns, literal(1).label("place")).where(nodes.c.path == bindparam("head"), _match_owner(nodes))
         newest = first.cte("newest", recursive=True)
-        goes_on = and_(newest.c.place < bindparam("limit"), or_(newest.c.place <= LAST_TURN, not_(newest.c.is_summarised)))
-        before = select(*columns, newest.c.place + 1).where(nodes.c.path == newest.c.parent, _owned(nodes), goes_on)
+        goes_on = and_(newest.c.place < bindparam("limit"), or_(newest.c.place <= LAST_TURN_MESSAGES, not_(newest.c.is_summarised)))
+        before = select(*columns, newest.c.place + 1).where(nodes.c.path == newest.c.parent, _match_owner(nodes), goes_on)
         newest = newest.union_all(before)
-        return select(*(newest.c[name] for name in (*NODE, "is_summarised"))).order_by(newest.c.place)
+        return select(*(newest.c[name] for name in (*NODE_COLUMNS, "is_summarised"))).order_by(newest.c.place)
 
-    def _of_runs(self) -> None:
-        self.insert_run = self._prepared(self.insert(runs).on_conflict_do_nothing(index_elements=["run_id"]), *_NEW_RUN)
-        this_run = and_(runs.c.run_id == bindparam("run_id_"), _owned(runs))
+    def _build_run_statements(self) -> None:
+        self.insert_run = self._prepare(self.insert(runs).on_conflict_do_nothing(index_elements=["run_id"]), *_NEW_RUN_COLUMNS)
+        this_run = and_(runs.c.run_id == bindparam("run_id_"), _match_owner(runs))
         ended = ("status", "answer", "error", "finish_reason", "ended_at")
-        self.end_run = self._prepared(update(runs).where(this_run).values({name: bindparam(f"{name}_") for name in ended}))
+        self.end_run = self._prepare(update(runs).where(this_run).values({name: bindparam(f"{name}_") for name in ended}))
         of_run = (runs.c.run_id, runs.c.question, runs.c.answer, runs.c.status, runs.c.process_id, runs.c.finish_reason)
-        in_session = and_(runs.c.session_key == bindparam("key_"), _owned(runs))
+        in_session = and_(runs.c.session_key == bindparam("key_"), _match_owner(runs))
         self.run_by_id = select(*of_run).where(runs.c.run_id == bindparam("run_id"), in_session)
         self.run_by_message = (
             select(*of_run)
@@ -135,16 +135,16 @@ class Statements:
             .limit(1)
         )
 
-    def _of_summaries(self) -> None:
-        these = and_(summaries.c.session_key == bindparam("key_"), summaries.c.settings == bindparam("settings_"), _owned(summaries))
-        self.summaries = self._prepared(select(summaries.c.covers).where(these).order_by(summaries.c.depth.desc()))
+    def _build_summary_statements(self) -> None:
+        these = and_(summaries.c.session_key == bindparam("key_"), summaries.c.settings == bindparam("settings_"), _match_owner(summaries))
+        self.summaries = self._prepare(select(summaries.c.covers).where(these).order_by(summaries.c.depth.desc()))
         covering = and_(these, summaries.c.covers == bindparam("covers_"))
-        self.summary = self._prepared(select(summaries.c.depth, summaries.c.body).where(covering))
+        self.summary = self._prepare(select(summaries.c.depth, summaries.c.body).where(covering))
         self.insert_summary = self.insert(summaries).on_conflict_do_nothing(index_elements=["session_key", "covers", "settings"])
 
-    def _prepared(self, statement: ClauseElement, *columns: str) -> Prepared:
-        return Prepared(statement, self._dialect, columns or None)
+    def _prepare(self, statement: ClauseElement, *columns: str) -> PreparedStatement:
+        return PreparedStatement(statement, self._dialect, columns or None)
 
 
-def _owned(table: Any) -> Any:
+def _match_owner(table: Any) -> Any:
     return and_(table.c.tenant == bindparam("of_tenant"), table.c.user_id == bindparam("of_user"))

@@ -11,23 +11,23 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, select, update
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import IdempotencyMismatch, MemoryUnavailable, SessionBusy
+from ai_agent_service.core.errors import IdempotencyMismatchError, MemoryUnavailableError, SessionBusyError
 from ai_agent_service.core.events import FinishReason
 from ai_agent_service.core.messages import Content
-from ai_agent_service.core.text import storable
+from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Answer, Step
+from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Step, TurnAnswer
 from ai_agent_service.memory.counters import MemoryCounts
-from ai_agent_service.memory.message_tree import Addresses, Entry
-from ai_agent_service.memory.statements import LOOKED_UP, NODE, TAIL, Statements
+from ai_agent_service.memory.message_tree import Entry, MessageHasher
+from ai_agent_service.memory.statements import MAX_TAIL_ANSWERS, NODE_COLUMNS, TAIL_MESSAGES, Statements
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.encryption import Cipher, Undecryptable
-from ai_agent_service.storage.engine import DatabaseEngine, database_time
+from ai_agent_service.storage.encryption import Cipher, DecryptionError
+from ai_agent_service.storage.engine import DatabaseEngine, read_database_time
 from ai_agent_service.storage.tables import processes, secrets
 
 logger = logging.getLogger(__name__)
 
-ADDRESS_KEY = "address_key"
+HASH_KEY_NAME = "address_key"
 CHUNK = 500
 """How many are looked up at once, and inserted at once, where more must be."""
 
@@ -35,7 +35,7 @@ PROCESS_STALE_SECONDS = 20.0
 """A process that was not seen for so long is gone."""
 
 
-class Forgotten(Exception):
+class ConversationErasedError(Exception):
     """What an answer belongs to was erased; nothing of it is to be stored."""
 
 
@@ -49,17 +49,17 @@ class Session(msgspec.Struct, frozen=True):
     key: bytes
 
     @property
-    def owner(self) -> dict[str, str]:
+    def owner_columns(self) -> dict[str, str]:
         """Whose it is, as a new row says it."""
         return {"tenant": self.tenant, "user_id": self.user}
 
     @property
-    def owned(self) -> dict[str, str]:
+    def owner_parameters(self) -> dict[str, str]:
         """Whose it is, as every statement that reads or changes rows asks for it."""
         return {"of_tenant": self.tenant, "of_user": self.user}
 
 
-class Known(msgspec.Struct, frozen=True):
+class KnownMessage(msgspec.Struct, frozen=True):
     """What is stored of a message that the client sent too."""
 
     steps: tuple[Step, ...]
@@ -88,12 +88,12 @@ class Summary(msgspec.Struct, frozen=True):
     text: str
 
 
-class Begun(msgspec.Struct, frozen=True, kw_only=True):
+class TurnStart(msgspec.Struct, frozen=True, kw_only=True):
     """What was found when a turn's question was stored."""
 
-    known: dict[bytes, Known]
+    known: dict[bytes, KnownMessage]
     has_summaries: bool
-    answer: Answer | None = None
+    answer: TurnAnswer | None = None
     answer_path: bytes | None = None
     under_way: str | None = None
     stored: int = 0
@@ -103,21 +103,21 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """Whether an equal turn was asked before; it is run again where it has neither answer nor is under way."""
 
 
-class Leased(msgspec.Struct, frozen=True):
+class SessionLease(msgspec.Struct, frozen=True):
     """A session that one run has for itself."""
 
     head: bytes | None
     has_summaries: bool
 
 
-class _Steps(msgspec.Struct, frozen=True, omit_defaults=True):
+class _StoredSteps(msgspec.Struct, frozen=True, omit_defaults=True):
     """How steps are stored."""
 
     steps: tuple[Step, ...]
     last: str = ""
 
 
-_NO_STEPS = _Steps(())
+_NO_STEPS = _StoredSteps(())
 
 
 class Store:
@@ -133,45 +133,45 @@ class Store:
         self.cipher = cipher
         self.process_id = process_id
         self.counts = MemoryCounts()
-        self._addresses: Addresses | None = None
+        self._hasher: MessageHasher | None = None
         self._sql = Statements(database.kind)
 
     @property
-    def addresses(self) -> Addresses:
-        """The addresses of this database; raises MemoryUnavailable until it was first connected to."""
-        if self._addresses is None:
-            raise MemoryUnavailable("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=2)
-        return self._addresses
+    def hasher(self) -> MessageHasher:
+        """The addresses of this database; raises MemoryUnavailableError until it was first connected to."""
+        if self._hasher is None:
+            raise MemoryUnavailableError("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=2)
+        return self._hasher
 
     async def prepare(self, engine: DatabaseEngine) -> None:
-        """Reads the database's address key, which is made at the first time; raises Undecryptable where a key is lacking."""
-        self._addresses = Addresses(await engine.run(self._address_key, write=True))
+        """Reads the database's address key, which is made at the first time; raises DecryptionError where a key is lacking."""
+        self._hasher = MessageHasher(await engine.run(self._load_hash_key, write=True))
 
-    def seen(self, connection: Connection) -> datetime:
+    def mark_alive(self, connection: Connection) -> datetime:
         """Tells that this process lives; gives the time by the database's clock."""
-        now = database_time(connection)
+        now = read_database_time(connection)
         known = update(processes).where(processes.c.process_id == self.process_id).values(seen_at=now)
         if connection.execute(known).rowcount == 0:
             new = {"process_id": self.process_id, "host": socket.gethostname(), "started_at": now, "seen_at": now}
             connection.execute(processes.insert().values(new))
         return now
 
-    def _address_key(self, connection: Connection) -> bytes:
-        self.seen(connection)  # before it takes a turn, so that no other process takes it for dead
-        bound = ADDRESS_KEY.encode()
+    def _load_hash_key(self, connection: Connection) -> bytes:
+        self.mark_alive(connection)  # before it takes a turn, so that no other process takes it for dead
+        bound = HASH_KEY_NAME.encode()
         made = self.cipher.encrypt(msgspec.json.encode(random.token_hex(32)).decode(), bound_to=bound)
-        connection.execute(self._sql.insert(secrets).values(name=ADDRESS_KEY, value=made).on_conflict_do_nothing())
-        stored = connection.execute(select(secrets.c.value).where(secrets.c.name == ADDRESS_KEY)).scalar_one()
+        connection.execute(self._sql.insert(secrets).values(name=HASH_KEY_NAME, value=made).on_conflict_do_nothing())
+        stored = connection.execute(select(secrets.c.value).where(secrets.c.name == HASH_KEY_NAME)).scalar_one()
         return bytes.fromhex(msgspec.json.decode(self.cipher.decrypt(stored, bound_to=bound), type=str))
 
-    def session(self, context: RunContext) -> Session:
+    def build_run_session(self, context: RunContext) -> Session:
         """The session of a run; `context.session` is set."""
         assert context.session is not None
-        return self.session_of(context.tenant, context.user, context.agent_id, context.session)
+        return self.build_session(context.tenant, context.user, context.agent_id, context.session)
 
-    def session_of(self, tenant: str, user: str, agent_id: str, session_id: str) -> Session:
+    def build_session(self, tenant: str, user: str, agent_id: str, session_id: str) -> Session:
         """The session of these names."""
-        return Session(tenant, user, agent_id, session_id, self.addresses.session(tenant, user, agent_id, session_id))
+        return Session(tenant, user, agent_id, session_id, self.hasher.hash_session(tenant, user, agent_id, session_id))
 
     def begin(
         self,
@@ -183,14 +183,14 @@ class Store:
         is_retry: bool,
         message_id: str | None,
         answered: bool,
-    ) -> Begun:
+    ) -> TurnStart:
         """Stores the conversation of `entries`, whose last is the question, as far as it is not; begins the run, unless it is a
         repeated one that was answered or is under way. Without `answered` an earlier answer is of no use: this turn goes on with one."""
         now = datetime.now(UTC)
         question = entries[-1]
         has_summaries = bool(self._touch(connection, session, now, head=question.path))
-        known = self._known(connection, session, entries)
-        found = self.earlier(
+        known = self._find_known(connection, session, entries)
+        found = self.find_equal_turn(
             connection,
             session,
             question.path,
@@ -204,49 +204,51 @@ class Store:
                 self._touch(connection, session, now, head=found.answer_path or question.path)
             return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
         stored = self._store_entries(connection, session, entries, known, now)
-        self.ask(connection, session, question, run_id, message_id=message_id, now=now)
-        return Begun(known=known, has_summaries=has_summaries, stored=stored + (question.path not in known))
+        self.store_question(connection, session, question, run_id, message_id=message_id, now=now)
+        return TurnStart(known=known, has_summaries=has_summaries, stored=stored + (question.path not in known))
 
-    def lease(self, connection: Connection, session: Session, until: datetime) -> Leased | None:
+    def lease(self, connection: Connection, session: Session, until: datetime) -> SessionLease | None:
         """Has this process take the session for itself; None while another has it."""
         now = datetime.now(UTC)
-        rows = self._sql.lease.rows(
+        rows = self._sql.lease.fetch_rows(
             connection,
             {
-                **self._session_row(session, now),
+                **self._build_session_row(session, now),
                 "lease_process": self.process_id,
                 "lease_until": until,
                 "now": now,
                 "process": self.process_id,
             },
         )
-        return next((Leased(head, bool(summaries)) for head, summaries in rows), None)
+        return next((SessionLease(head, bool(summaries)) for head, summaries in rows), None)
 
     def release(self, connection: Connection, session: Session) -> None:
         """Gives a session back that `lease` took, where nothing is stored of the turn."""
-        connection.execute(self._sql.release, {**session.owned, "key_": session.key, "process": self.process_id})
+        connection.execute(self._sql.release, {**session.owner_parameters, "key_": session.key, "process": self.process_id})
 
-    def window(
+    def read_window(
         self, connection: Connection, session: Session, head: bytes, limit: int, settings: bytes
     ) -> tuple[list[Node], Summary | None]:
         """The newest `limit` messages up to `head`, oldest first, and the summary, made with `settings`, that covers most of them; there
         may be fewer before the last that it covers. Empty where `head` is not stored."""
-        wanted = {**session.owned, "key_": session.key, "settings_": settings}
-        rows = self._sql.window.rows(connection, {**wanted, "head": head, "limit": limit})
-        nodes = [self.node(*node) for *node, _ in reversed(rows)]
+        wanted = {**session.owner_parameters, "key_": session.key, "settings_": settings}
+        rows = self._sql.window.fetch_rows(connection, {**wanted, "head": head, "limit": limit})
+        nodes = [self.build_node(*node) for *node, _ in reversed(rows)]
         covers = next((path for path, *_, is_summarised in rows if is_summarised), None)
-        return nodes, None if covers is None else self._summary(connection, wanted, covers)
+        return nodes, None if covers is None else self._read_summary(connection, wanted, covers)
 
-    def ask(self, connection: Connection, session: Session, question: Entry, run_id: str, *, message_id: str | None, now: datetime) -> None:
+    def store_question(
+        self, connection: Connection, session: Session, question: Entry, run_id: str, *, message_id: str | None, now: datetime
+    ) -> None:
         """Stores the question and its run."""
-        row = self._row(session, question, "client", now)
-        self._sql.insert_question.changed(connection, {**row, "run_id": run_id})
-        self._sql.insert_run.changed(
+        row = self._build_row(session, question, "client", now)
+        self._sql.insert_question.execute(connection, {**row, "run_id": run_id})
+        self._sql.insert_run.execute(
             connection,
             {
                 "run_id": run_id,
                 "session_key": session.key,
-                **session.owner,
+                **session.owner_columns,
                 "question": question.path,
                 "status": "running",
                 "process_id": self.process_id,
@@ -258,84 +260,84 @@ class Store:
     def store_entries(self, connection: Connection, session: Session, entries: Sequence[Entry], now: datetime) -> None:
         """Stores messages that follow on stored ones."""
         if entries:
-            self._sql.insert_node.many(connection, [self._row(session, entry, "client", now) for entry in entries])
+            self._sql.insert_node.execute_many(connection, [self._build_row(session, entry, "client", now) for entry in entries])
 
     def touch_head(self, connection: Connection, session: Session, head: bytes, now: datetime) -> None:
         """Makes `head` the session's newest message."""
         self._touch(connection, session, now, head=head)
 
-    def earlier(
+    def find_equal_turn(
         self,
         connection: Connection,
         session: Session,
         question: bytes,
-        known: Known | None,
+        known: KnownMessage | None,
         run_id: str,
         *,
         is_retry: bool,
         message_id: str | None,
-    ) -> Begun:
+    ) -> TurnStart:
         """What came of an equal turn that was asked before: its answer, or that it is under way here, or that it is to be run again.
 
-        Raises SessionBusy if another process runs it, and IdempotencyMismatch if something else was asked under an Idempotency-Key.
-        `run_id` is that of the turn which asks: it is not its own repetition, though its transaction may be run again.
+        Raises SessionBusyError if another process runs it, and IdempotencyMismatchError if something else was asked under an
+        Idempotency-Key. `run_id` is that of the turn which asks: it is not its own repetition, though its transaction may be run again.
         """
-        nothing = Begun(known={}, has_summaries=False)
+        nothing = TurnStart(known={}, has_summaries=False)
         is_key = message_id is not None and message_id.startswith(IDEMPOTENCY_PREFIX)
         if not is_key and (known is None or not (is_retry or message_id)):
             return nothing
         statement = self._sql.run_by_message if message_id else self._sql.run_by_id
         wanted = {"message_id": message_id, "own": run_id} if message_id else {"run_id": known and known.run_id}
-        row = connection.execute(statement, {**session.owned, "key_": session.key, **wanted}).mappings().first()
+        row = connection.execute(statement, {**session.owner_parameters, "key_": session.key, **wanted}).mappings().first()
         if is_key and row is not None and row["question"] != question:
-            raise IdempotencyMismatch("This Idempotency-Key was used for another question of this session.", param="Idempotency-Key")
+            raise IdempotencyMismatchError("This Idempotency-Key was used for another question of this session.", param="Idempotency-Key")
         if known is None:
             return nothing
         if row is None or row["question"] != question or row["run_id"] == run_id:
             return msgspec.structs.replace(nothing, repeated=is_retry)
         if row["status"] == "done" and row["answer"] is not None:
-            answer = self._answer(connection, session, row)
+            answer = self._read_answer(connection, session, row)
             return msgspec.structs.replace(nothing, answer=answer, answer_path=row["answer"], repeated=True)
         if row["status"] == "running" and row["process_id"] == self.process_id and self.is_live(row["run_id"]):
             return msgspec.structs.replace(nothing, under_way=row["run_id"], repeated=True)
         if row["status"] == "running" and row["process_id"] != self.process_id and self._is_alive(connection, row["process_id"]):
-            raise SessionBusy("The same request is being answered already. Try again in a moment.", retry_after=2)
+            raise SessionBusyError("The same request is being answered already. Try again in a moment.", retry_after=2)
         return msgspec.structs.replace(nothing, repeated=True)
 
-    def asked_as(self, connection: Connection, session: Session, message_id: str, run_id: str) -> Node | None:
+    def find_question(self, connection: Connection, session: Session, message_id: str, run_id: str) -> Node | None:
         """The question that was asked under this id by another run than the one of `run_id`."""
-        wanted = {**session.owned, "key_": session.key, "message_id": message_id, "own": run_id}
+        wanted = {**session.owner_parameters, "key_": session.key, "message_id": message_id, "own": run_id}
         run = connection.execute(self._sql.run_by_message, wanted).mappings().first()
-        row = run and connection.execute(self._sql.node, {**session.owned, "path_": run["question"]}).mappings().first()
-        return self.node(*(row[name] for name in NODE)) if row else None
+        row = run and connection.execute(self._sql.node, {**session.owner_parameters, "path_": run["question"]}).mappings().first()
+        return self.build_node(*(row[name] for name in NODE_COLUMNS)) if row else None
 
     def abandon(self, connection: Connection, session: Session, run_id: str, *, leased: bool) -> None:
         """Ends a run of which its caller was told that it could not begin; gives its session back where it was `leased`."""
         if leased:
             self.release(connection, session)
         ended = {"status_": "incomplete", "answer_": None, "error_": "memory_unavailable", "finish_reason_": None}
-        self._sql.end_run.changed(connection, {**session.owned, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
+        self._sql.end_run.execute(connection, {**session.owner_parameters, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
 
     def finish(
-        self, connection: Connection, session: Session, question: Entry, run_id: str, answer: Answer, *, prefix: str, leased: bool
+        self, connection: Connection, session: Session, question: Entry, run_id: str, answer: TurnAnswer, *, prefix: str, leased: bool
     ) -> bool:
         """Stores the answer, which `prefix` begins where the client brought its beginning, and ends the run; gives whether there was one.
 
-        Raises Forgotten, and must be rolled back then, where the question was erased meanwhile.
+        Raises ConversationErasedError, and must be rolled back then, where the question was erased meanwhile.
         """
         now = datetime.now(UTC)
-        text = storable(prefix + answer.text)
-        path = self.addresses.answer(question.path, text)
+        text = replace_unstorable(prefix + answer.text)
+        path = self.hasher.hash_answer(question.path, text)
         said = bool(text.strip() or answer.steps or answer.status == "complete")
         statement = self._sql.close_leased if leased else self._sql.close
         head = path if said else question.path
-        wanted = {**session.owned, "key_": session.key, "head_": head, "now": now, "process": self.process_id}
-        if statement.changed(connection, wanted) == 0 and not self._exists(connection, session):
-            raise Forgotten
-        ended = self._sql.end_run.changed(
+        wanted = {**session.owner_parameters, "key_": session.key, "head_": head, "now": now, "process": self.process_id}
+        if statement.execute(connection, wanted) == 0 and not self._has_session(connection, session):
+            raise ConversationErasedError
+        ended = self._sql.end_run.execute(
             connection,
             {
-                **session.owned,
+                **session.owner_parameters,
                 "run_id_": run_id,
                 "status_": "done" if answer.status == "complete" else "incomplete",
                 "answer_": path if said else None,
@@ -345,21 +347,21 @@ class Store:
             },
         )
         if ended == 0:
-            raise Forgotten
+            raise ConversationErasedError
         if said:
-            self._sql.insert_answer.changed(
+            self._sql.insert_answer.execute(
                 connection,
                 {
                     "path": path,
                     "session_key": session.key,
-                    **session.owner,
+                    **session.owner_columns,
                     "parent": question.path,
                     "depth": question.depth + 1,
                     "role": "assistant",
                     "origin": "ours",
                     "status": answer.status,
-                    "body": self._sealed(msgspec.json.encode(text), path),
-                    "steps": self._sealed_steps(answer.steps, answer.last, path),
+                    "body": self._encrypt(msgspec.json.encode(text), path),
+                    "steps": self._encrypt_steps(answer.steps, answer.last, path),
                     "run_id": run_id,
                     "usage": None if answer.usage is None else msgspec.json.encode(answer.usage).decode(),
                     "created_at": now,
@@ -367,21 +369,21 @@ class Store:
             )
         return said
 
-    def summary(self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes) -> Summary | None:
+    def find_summary(self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes) -> Summary | None:
         """The summary, made with `settings`, that covers most of the conversation of `paths`."""
-        wanted = {**session.owned, "key_": session.key, "settings_": settings}
+        wanted = {**session.owner_parameters, "key_": session.key, "settings_": settings}
         on_path = frozenset(paths)
-        covers = next((covers for (covers,) in self._sql.summaries.rows(connection, wanted) if covers in on_path), None)
-        return None if covers is None else self._summary(connection, wanted, covers)
+        covers = next((covers for (covers,) in self._sql.summaries.fetch_rows(connection, wanted) if covers in on_path), None)
+        return None if covers is None else self._read_summary(connection, wanted, covers)
 
-    def _summary(self, connection: Connection, wanted: Mapping[str, Any], covers: bytes) -> Summary | None:
+    def _read_summary(self, connection: Connection, wanted: Mapping[str, Any], covers: bytes) -> Summary | None:
         """None if it was erased since it was seen."""
-        rows = self._sql.summary.rows(connection, {**wanted, "covers_": covers})
-        return next((Summary(covers, depth, self._opened(body, covers + wanted["settings_"])) for depth, body in rows), None)
+        rows = self._sql.summary.fetch_rows(connection, {**wanted, "covers_": covers})
+        return next((Summary(covers, depth, self._decrypt_text(body, covers + wanted["settings_"])) for depth, body in rows), None)
 
     def store_summary(self, connection: Connection, session: Session, summary: Summary, settings: bytes) -> None:
         """Stores a summary; another process's equal one stays. A session that was erased meanwhile stays erased."""
-        if not self._exists(connection, session):
+        if not self._has_session(connection, session):
             return
         stored = connection.execute(
             self._sql.insert_summary,
@@ -389,120 +391,122 @@ class Store:
                 "session_key": session.key,
                 "covers": summary.covers,
                 "settings": settings,
-                **session.owner,
+                **session.owner_columns,
                 "depth": summary.depth,
-                "body": self._sealed(msgspec.json.encode(storable(summary.text)), summary.covers + settings),
+                "body": self._encrypt(msgspec.json.encode(replace_unstorable(summary.text)), summary.covers + settings),
                 "created_at": datetime.now(UTC),
             },
         )
         if stored.rowcount:
-            connection.execute(self._sql.count_summary, {**session.owned, "key_": session.key})
+            connection.execute(self._sql.count_summary, {**session.owner_parameters, "key_": session.key})
 
-    def node(self, path: bytes, parent: bytes, depth: int, role: str, body: str, steps: str | None, run_id: str | None) -> Node:
+    def build_node(self, path: bytes, parent: bytes, depth: int, role: str, body: str, steps: str | None, run_id: str | None) -> Node:
         """A row of `nodes` as it was stored."""
-        content = msgspec.json.decode(self._decrypted(body, path), type=Content)
-        taken = self._steps(path, steps)
+        content = msgspec.json.decode(self._decrypt(body, path), type=Content)
+        taken = self._decode_steps(path, steps)
         return Node(path, parent, depth, role, content, taken.steps, taken.last, run_id)
 
-    def _steps(self, path: bytes, steps: str | None) -> _Steps:
-        return _NO_STEPS if steps is None else msgspec.json.decode(self._decrypted(steps, path + b"steps"), type=_Steps)
+    def _decode_steps(self, path: bytes, steps: str | None) -> _StoredSteps:
+        return _NO_STEPS if steps is None else msgspec.json.decode(self._decrypt(steps, path + b"steps"), type=_StoredSteps)
 
-    def _answer(self, connection: Connection, session: Session, run: RowMapping) -> Answer | None:
-        row = connection.execute(self._sql.node, {**session.owned, "path_": run["answer"]}).mappings().first()
+    def _read_answer(self, connection: Connection, session: Session, run: RowMapping) -> TurnAnswer | None:
+        row = connection.execute(self._sql.node, {**session.owner_parameters, "path_": run["answer"]}).mappings().first()
         if row is None or row["status"] != "complete":
             return None
-        node = self.node(*(row[name] for name in NODE))
+        node = self.build_node(*(row[name] for name in NODE_COLUMNS))
         usage = None if row["usage"] is None else msgspec.json.decode(row["usage"], type=Usage)
         reason: FinishReason = run["finish_reason"] or "stop"
-        return Answer(text=str(node.content), steps=node.steps, last=node.last, reason=reason, usage=usage)
+        return TurnAnswer(text=str(node.content), steps=node.steps, last=node.last, reason=reason, usage=usage)
 
-    def _known(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> dict[bytes, Known]:
+    def _find_known(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> dict[bytes, KnownMessage]:
         """What is stored of the question and the message before it, and of the last answers where it has steps."""
         question = entries[-1]
-        answers = [entry.path for entry in entries[-TAIL:] if not entry.is_question]
-        padded = [*answers, *([question.path] * (LOOKED_UP - len(answers)))]
+        answers = [entry.path for entry in entries[-TAIL_MESSAGES:] if not entry.is_question]
+        padded = [*answers, *([question.path] * (MAX_TAIL_ANSWERS - len(answers)))]
         wanted = {f"answer_{place}": path for place, path in enumerate(padded)}
-        rows = self._sql.known.rows(connection, {**session.owned, **wanted, "parent": question.parent, "question": question.path})
-        return {path: Known((taken := self._steps(path, steps)).steps, taken.last, run_id) for path, steps, run_id in rows}
+        rows = self._sql.known.fetch_rows(
+            connection, {**session.owner_parameters, **wanted, "parent": question.parent, "question": question.path}
+        )
+        return {path: KnownMessage((taken := self._decode_steps(path, steps)).steps, taken.last, run_id) for path, steps, run_id in rows}
 
     def _store_entries(
-        self, connection: Connection, session: Session, entries: Sequence[Entry], known: dict[bytes, Known], now: datetime
+        self, connection: Connection, session: Session, entries: Sequence[Entry], known: dict[bytes, KnownMessage], now: datetime
     ) -> int:
         """Stores those before the question that are not stored, and gives their number. One that is stored has all before it stored too."""
         before = entries[:-1]
         if not before or before[-1].path in known:
             return 0
-        missing = before[self._deepest_stored(connection, session, before) :]
+        missing = before[self._find_deepest_stored(connection, session, before) :]
         for start in range(0, len(missing), CHUNK):
             self.store_entries(connection, session, missing[start : start + CHUNK], now)
         return len(missing)
 
-    def _deepest_stored(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> int:
+    def _find_deepest_stored(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> int:
         """The place after the deepest stored of `entries`."""
-        end, size = len(entries), TAIL  # most edits are made near the end
+        end, size = len(entries), TAIL_MESSAGES  # most edits are made near the end
         while end > 0:
             start = max(0, end - size)
             paths = [entry.path for entry in entries[start:end]]
-            stored = {row.path for row in connection.execute(self._sql.paths_in, {**session.owned, "paths": paths})}
+            stored = {row.path for row in connection.execute(self._sql.paths_in, {**session.owner_parameters, "paths": paths})}
             for place in range(end - 1, start - 1, -1):
                 if entries[place].path in stored:
                     return place + 1
             end, size = start, CHUNK
         return 0
 
-    def _row(self, session: Session, entry: Entry, origin: str, now: datetime) -> dict[str, Any]:
+    def _build_row(self, session: Session, entry: Entry, origin: str, now: datetime) -> dict[str, Any]:
         return {
             "path": entry.path,
             "session_key": session.key,
-            **session.owner,
+            **session.owner_columns,
             "parent": entry.parent,
             "depth": entry.depth,
             "role": "user" if entry.is_question else "assistant",
             "origin": origin,
             "status": "complete",
-            "body": self._sealed(msgspec.json.encode(entry.content), entry.path),
-            "steps": None if entry.is_question else self._sealed_steps(entry.steps, entry.last, entry.path),
+            "body": self._encrypt(msgspec.json.encode(entry.content), entry.path),
+            "steps": None if entry.is_question else self._encrypt_steps(entry.steps, entry.last, entry.path),
             "run_id": None,
             "usage": None,
             "created_at": now,
         }
 
-    def _sealed(self, value: bytes, address: bytes) -> str:
+    def _encrypt(self, value: bytes, address: bytes) -> str:
         return self.cipher.encrypt(value.decode(), bound_to=address)
 
-    def _sealed_steps(self, steps: tuple[Step, ...], last: str, address: bytes) -> str | None:
-        return self._sealed(msgspec.json.encode(_Steps(steps, last)), address + b"steps") if steps else None
+    def _encrypt_steps(self, steps: tuple[Step, ...], last: str, address: bytes) -> str | None:
+        return self._encrypt(msgspec.json.encode(_StoredSteps(steps, last)), address + b"steps") if steps else None
 
-    def _decrypted(self, value: str, address: bytes) -> str:
+    def _decrypt(self, value: str, address: bytes) -> str:
         try:
             return self.cipher.decrypt(value, bound_to=address)
-        except Undecryptable as error:
+        except DecryptionError as error:
             logger.error("memory.undecryptable", extra={"reason": str(error)})  # noqa: TRY400 - the reason says all
-            raise MemoryUnavailable("This conversation cannot be decrypted with the keys that are set.", retry_after=60) from None
+            raise MemoryUnavailableError("This conversation cannot be decrypted with the keys that are set.", retry_after=60) from None
 
-    def _opened(self, value: str, address: bytes) -> str:
-        text: str = msgspec.json.decode(self._decrypted(value, address), type=str)
+    def _decrypt_text(self, value: str, address: bytes) -> str:
+        text: str = msgspec.json.decode(self._decrypt(value, address), type=str)
         return text
 
     def _touch(self, connection: Connection, session: Session, now: datetime, *, head: bytes) -> int:
         """Makes the session, or tells when it was used last; gives how many summaries it has."""
-        ((summaries,),) = self._sql.upsert_session.rows(connection, {**self._session_row(session, now), "head": head})
+        ((summaries,),) = self._sql.upsert_session.fetch_rows(connection, {**self._build_session_row(session, now), "head": head})
         return int(summaries)
 
     @staticmethod
-    def _session_row(session: Session, now: datetime) -> dict[str, Any]:
+    def _build_session_row(session: Session, now: datetime) -> dict[str, Any]:
         return {
             "key": session.key,
-            **session.owner,
+            **session.owner_columns,
             "agent_id": session.agent_id,
             "session_id": session.session_id,
             "created_at": now,
             "updated_at": now,
         }
 
-    def _exists(self, connection: Connection, session: Session) -> bool:
-        return connection.execute(self._sql.session, {**session.owned, "key_": session.key}).first() is not None
+    def _has_session(self, connection: Connection, session: Session) -> bool:
+        return connection.execute(self._sql.session, {**session.owner_parameters, "key_": session.key}).first() is not None
 
     def _is_alive(self, connection: Connection, process_id: str) -> bool:
         row = connection.execute(select(processes.c.seen_at).where(processes.c.process_id == process_id)).first()
-        return row is not None and database_time(connection) - row.seen_at < timedelta(seconds=PROCESS_STALE_SECONDS)
+        return row is not None and read_database_time(connection) - row.seen_at < timedelta(seconds=PROCESS_STALE_SECONDS)

@@ -50,7 +50,7 @@ def estimate(text: str) -> int:
     an exact count that is up to a third too much for English, code and JSON, up to four times too much for scripts of which a token holds
     several letters (Cyrillic, Arabic, Hindi), and down to a half for noise such as base64.
     """
-    encoded = _utf8(text)
+    encoded = _encode_utf8(text)
     return (len(text) + len(encoded.translate(None, _LOWER_CASE)) + 3) // 4
 
 
@@ -74,12 +74,12 @@ class TokenCounter:
         self._counted = 0
 
     @property
-    def loaded(self) -> bool:
+    def is_loaded(self) -> bool:
         """Whether the encoding is in memory."""
         return self._encoding is not None
 
     @property
-    def counted(self) -> int:
+    def encoded_count(self) -> int:
         """How many texts were really encoded, those whose count was known not among them."""
         return self._counted
 
@@ -95,7 +95,7 @@ class TokenCounter:
             return self._count(self._encoding, texts)
         return await asyncio.to_thread(self._count, self._encoding, texts)
 
-    async def exceeds(self, texts: Sequence[str], threshold: int) -> bool:
+    async def has_more_than(self, texts: Sequence[str], threshold: int) -> bool:
         """Whether `texts` have more than `threshold` tokens together; the encoding is used only where the estimate leaves it open.
 
         It does not where it is below three quarters of the threshold, or above four times that.
@@ -104,13 +104,13 @@ class TokenCounter:
         if sum(map(len, texts)) > 16 * threshold or (estimated := estimate("".join(texts))) > 4 * threshold:
             return True
         # A token has at least one byte, so a text has at most as many tokens as bytes.
-        if 4 * estimated < 3 * threshold or sum(len(_utf8(text)) for text in texts) <= threshold:
+        if 4 * estimated < 3 * threshold or sum(len(_encode_utf8(text)) for text in texts) <= threshold:
             return False
         return await self.count(texts) > threshold
 
     def _load(self) -> None:
         try:
-            self._encoding = _encoding(self._data or _packaged())
+            self._encoding = _load_encoding(self._data or _find_vocabulary())
         except (OSError, EOFError, zlib.error, ValueError) as error:
             logger.warning("Tokens are estimated, not counted: the encoding cannot be loaded (%s).", error)
 
@@ -118,7 +118,7 @@ class TokenCounter:
         return sum(self._count_one(encoding, text) for text in texts)
 
     def _count_one(self, encoding: Encoding, text: str) -> int:
-        digest = hashlib.sha256(_utf8(text)).digest()
+        digest = hashlib.sha256(_encode_utf8(text)).digest()
         with self._lock:
             known = self._counts.get(digest)
             if known is not None:
@@ -134,11 +134,11 @@ class TokenCounter:
         return tokens
 
 
-def _utf8(text: str) -> bytes:
+def _encode_utf8(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-def _packaged() -> Path:
+def _find_vocabulary() -> Path:
     """The vocabulary within its package, which is found without being imported."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
@@ -146,7 +146,7 @@ def _packaged() -> Path:
     return Path(spec.origin).parent / _FILE
 
 
-def _encoding(data: Path) -> Encoding:
+def _load_encoding(data: Path) -> Encoding:
     """The encoding with the vocabulary of `data`; raises OSError, EOFError, zlib.error or ValueError if that is not the right one."""
     unpacked = gzip.decompress(data.read_bytes())
     if hashlib.sha256(unpacked).hexdigest() != _SHA256:

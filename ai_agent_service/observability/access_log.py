@@ -8,10 +8,10 @@ from ai_agent_service.observability.records import RequestReport, RunReport
 
 logger = logging.getLogger("access")
 
-QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+DEBUG_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 """What is asked all the time by those that watch the service: told at DEBUG."""
 
-DIGITS = 12
+HASH_DIGITS = 12
 """Hexadecimal digits that stand for a user or a session."""
 
 
@@ -21,9 +21,9 @@ class AccessLog:
     def __init__(self, secret: str) -> None:
         self._key = hashlib.sha256(b"access log\0" + secret.encode()).digest()
 
-    def tell(self, report: RequestReport) -> None:
+    def write(self, report: RequestReport) -> None:
         """Writes the line of a request."""
-        level = logging.DEBUG if report.route in QUIET else logging.INFO
+        level = logging.DEBUG if report.route in DEBUG_ROUTES else logging.INFO
         if not logger.isEnabledFor(level):
             return
         extra: dict[str, Any] = {
@@ -46,9 +46,9 @@ class AccessLog:
         if run.agent_version:
             extra["agent_version"] = run.agent_version
         extra["key_id"] = run.key_id
-        extra["user"] = self.hashed(run.tenant, run.user)
+        extra["user"] = self.hash_names(run.tenant, run.user)
         if run.session is not None:
-            extra["session"] = self.hashed(run.tenant, run.user, run.session)
+            extra["session"] = self.hash_names(run.tenant, run.user, run.session)
         extra["run_id"] = run.run_id
         if run.task is not None:
             extra["task"] = run.task
@@ -77,7 +77,7 @@ class AccessLog:
             extra["tool_errors"] = sum(use.outcome != "success" for use in run.tools)
             extra["tool_seconds"] = round(run.tool_seconds, 4)
 
-    def hashed(self, *names: str) -> str:
+    def hash_names(self, *names: str) -> str:
         """What stands for `names` in a line: a keyed hash, the same each time."""
         text = "\0".join(names).encode(errors="surrogatepass")
-        return hashlib.blake2b(text, digest_size=DIGITS // 2, key=self._key).hexdigest()
+        return hashlib.blake2b(text, digest_size=HASH_DIGITS // 2, key=self._key).hexdigest()

@@ -7,35 +7,35 @@ from pathlib import Path
 from typing import Any
 
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.observability.logging import JsonWriter, KeepsOut, extra_of
+from ai_agent_service.observability.logging import JsonWriter, RedactingFormatter, read_extra
 from ai_agent_service.observability.request_id import current_request_id
 
 audit = logging.getLogger("audit")
 """Where audit lines are told: the message is the event's name, `extra` what there is to say of it."""
 
 
-_NAMES = frozenset({"agent_id", "key_id", "tenant", "user", "run_id", "session"})
+_IDENTITY_FIELDS = frozenset({"agent_id", "key_id", "tenant", "user", "run_id", "session"})
 """What says who did what, which a caller must not be able to have blanked by a name that looks like a key."""
 
 
-class AuditFormatter(KeepsOut):
+class AuditFormatter(RedactingFormatter):
     """`{"time", "event", "request_id", ...}`, with `secrets` taken out, and what looks like one where it is no name."""
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
         super().__init__(secrets)
-        self._written = JsonWriter(secrets, _NAMES)
+        self._written = JsonWriter(secrets, _IDENTITY_FIELDS)
 
-    def keep_out(self, secrets: tuple[str, ...]) -> None:
+    def add_secrets(self, secrets: tuple[str, ...]) -> None:
         """Takes `secrets` out too, from now on."""
-        super().keep_out(secrets)
-        self._written = JsonWriter(self._secrets, _NAMES)
+        super().add_secrets(secrets)
+        self._written = JsonWriter(self._secrets, _IDENTITY_FIELDS)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of `record`."""
         line: dict[str, Any] = {"time": datetime.fromtimestamp(record.created, UTC), "event": record.getMessage()}
         if request_id := current_request_id.get():
             line["request_id"] = request_id
-        return self._written({**line, **extra_of(record)})
+        return self._written({**line, **read_extra(record)})
 
 
 def configure_audit(file: Path | None, secrets: tuple[str, ...] = ()) -> None:

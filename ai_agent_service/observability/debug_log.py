@@ -3,15 +3,15 @@
 import logging
 from typing import Any
 
-trace = logging.getLogger("ai_agent_service.trace")
+debug_log = logging.getLogger("ai_agent_service.trace")
 """Where it is told: the message is the event's name, `extra` what there is to say of it."""
 
 
-def is_tracing() -> bool:
+def is_debug_enabled() -> bool:
     """Whether anybody reads it; asked once a step, so that it costs nothing where nobody does."""
-    return trace.isEnabledFor(logging.DEBUG)
+    return debug_log.isEnabledFor(logging.DEBUG)
 
 
-def present(**fields: Any) -> dict[str, Any]:
+def drop_empty(**fields: Any) -> dict[str, Any]:
     """Those of `fields` that hold something; 0 and False do."""
     return {name: value for name, value in fields.items() if value is not None and value not in ("", (), [], {})}

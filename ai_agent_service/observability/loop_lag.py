@@ -4,25 +4,25 @@ import asyncio
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-EACH_SECONDS = 1.0
+INTERVAL_SECONDS = 1.0
 
 
 @contextmanager
-def loop_lag(tell: Callable[[float], None]) -> Generator[None, None, None]:
+def measure_loop_lag(tell: Callable[[float], None]) -> Generator[None, None, None]:
     """Tells the lag in seconds, once a second, in the event loop."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
-    def wait() -> None:
+    def schedule_timer() -> None:
         nonlocal timer
-        due = loop.time() + EACH_SECONDS
-        timer = loop.call_at(due, ring, due)
+        due = loop.time() + INTERVAL_SECONDS
+        timer = loop.call_at(due, report_lag, due)
 
-    def ring(due: float) -> None:
+    def report_lag(due: float) -> None:
         tell(max(0.0, loop.time() - due))
-        wait()
+        schedule_timer()
 
-    wait()
+    schedule_timer()
     try:
         yield
     finally:

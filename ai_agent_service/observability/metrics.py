@@ -9,10 +9,10 @@ import msgspec
 from ai_agent_service.observability.records import RequestReport, RunReport
 
 Kind = Literal["counter", "gauge", "histogram"]
-Across = Literal["sum", "max", "min"]
+Aggregation = Literal["sum", "max", "min"]
 Labels = tuple[str, ...]
 Values = dict[Labels, float]
-Counted = dict[Labels, list[float]]
+BucketCounts = dict[Labels, list[float]]
 """Of a histogram: how many values fell into each bucket, the one above all at the end, and then their sum."""
 
 OTHER = "other"
@@ -20,13 +20,13 @@ MAX_SERIES = 2000
 """Combinations of labels that a metric may have; what would be one more is counted under `other`."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-SHED = frozenset({"server_busy", "rate_limit_exceeded"})
+SHED_CODES = frozenset({"server_busy", "rate_limit_exceeded"})
 """Errors that say that a request was refused for there being too many."""
 
-FAST = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+DURATION_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Buckets in seconds: from an answer that needs no model to a run as long as REQUEST_TIMEOUT."""
 
-LAG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -36,19 +36,25 @@ class Family(msgspec.Struct, frozen=True):
     kind: Kind
     help: str
     labels: Labels = ()
-    across: Across = "sum"
+    across: Aggregation = "sum"
     buckets: tuple[float, ...] = ()
 
 
 FAMILIES: tuple[Family, ...] = (
     Family("aas_requests_total", "counter", "Requests that are over.", ("route", "method", "status")),
-    Family("aas_request_duration_seconds", "histogram", "From a request's head to its answer's end.", ("route",), buckets=FAST),
+    Family("aas_request_duration_seconds", "histogram", "From a request's head to its answer's end.", ("route",), buckets=DURATION_BUCKETS),
     Family("aas_requests_in_flight", "gauge", "Requests under way."),
     Family("aas_requests_shed_total", "counter", "Requests refused because there were too many.", ("code",)),
     Family("aas_errors_total", "counter", "Requests that ended with an error.", ("code",)),
     Family("aas_runs_total", "counter", "Runs that are over; task is chat or what was asked for beside one.", ("agent", "task", "outcome")),
-    Family("aas_run_duration_seconds", "histogram", "How long runs took.", ("agent", "task"), buckets=FAST),
-    Family("aas_run_first_byte_seconds", "histogram", "From a request's head to its streamed answer's begin.", ("agent",), buckets=FAST),
+    Family("aas_run_duration_seconds", "histogram", "How long runs took.", ("agent", "task"), buckets=DURATION_BUCKETS),
+    Family(
+        "aas_run_first_byte_seconds",
+        "histogram",
+        "From a request's head to its streamed answer's begin.",
+        ("agent",),
+        buckets=DURATION_BUCKETS,
+    ),
     Family("aas_runs_in_flight", "gauge", "Runs under way."),
     Family("aas_run_steps_total", "counter", "Steps of runs.", ("agent",)),
     Family("aas_runs_without_memory_total", "counter", "Runs that had to do without their agent's memory.", ("agent",)),
@@ -61,7 +67,13 @@ FAMILIES: tuple[Family, ...] = (
     Family("aas_cost_dollars_total", "counter", "Cost in US dollars, where providers state it.", ("agent", "provider", "model")),
     Family("aas_provider_answer_seconds_total", "counter", "How long the models' answers took.", ("agent", "provider", "model")),
     Family("aas_tool_calls_total", "counter", "Calls of tools: success, error, timeout or refused.", ("tool", "outcome")),
-    Family("aas_tool_call_duration_seconds", "histogram", "How long calls of tools took that were carried out.", ("tool",), buckets=FAST),
+    Family(
+        "aas_tool_call_duration_seconds",
+        "histogram",
+        "How long calls of tools took that were carried out.",
+        ("tool",),
+        buckets=DURATION_BUCKETS,
+    ),
     Family("aas_provider_requests_total", "counter", "Questions to models, those that an open breaker refused included.", ("provider",)),
     Family("aas_provider_retries_total", "counter", "Further attempts at such questions.", ("provider",)),
     Family("aas_provider_errors_total", "counter", "Questions that ended with an error.", ("provider", "code")),
@@ -80,7 +92,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("aas_mcp_server_state", "gauge", "How many worker processes see an MCP server in a state.", ("server", "state")),
     Family("aas_mcp_server_tools", "gauge", "Tools of an MCP server.", ("server",), "min"),
     Family("aas_mcp_server_restarts_total", "counter", "How often an MCP server was connected to again.", ("server",)),
-    Family("aas_event_loop_lag_seconds", "histogram", "How late a timer rings that is set each second.", buckets=LAG),
+    Family("aas_event_loop_lag_seconds", "histogram", "How late a timer rings that is set each second.", buckets=LAG_BUCKETS),
     Family("aas_workers", "gauge", "Processes that answer requests."),
     Family("aas_agent_info", "gauge", "1; which agents there are, and in which version.", ("agent", "version"), "max"),
     Family("aas_build_info", "gauge", "1; which version runs, on which Python.", ("version", "python"), "max"),
@@ -100,7 +112,7 @@ class Snapshot(msgspec.Struct):
     """The values of one process at one time, by the metrics' names."""
 
     values: dict[str, Values]
-    histograms: dict[str, Counted]
+    histograms: dict[str, BucketCounts]
 
 
 class Metrics:
@@ -113,13 +125,13 @@ class Metrics:
             for family in FAMILIES
             if family.kind == "counter" and family.name.startswith("aas_")
         }
-        self._histograms: dict[str, Counted] = {
+        self._histograms: dict[str, BucketCounts] = {
             name: {} if family.labels else {(): [0.0] * (len(family.buckets) + 2)} for name, family in HISTOGRAMS.items()
         }
         self._requests = self._values["aas_requests_total"]
         self._tokens = self._values["aas_tokens_total"]
 
-    def request(self, report: RequestReport) -> None:
+    def count_request(self, report: RequestReport) -> None:
         """Counts a request, and its run if it had one."""
         route = report.route
         method = report.method if report.method in METHODS else OTHER
@@ -127,10 +139,10 @@ class Metrics:
         self._observe("aas_request_duration_seconds", (route,), report.seconds)
         if report.error:
             self.add("aas_errors_total", (report.error,))
-            if report.error in SHED:
+            if report.error in SHED_CODES:
                 self.add("aas_requests_shed_total", (report.error,))
         if (run := report.run) is not None:
-            self._run(run)
+            self._count_run(run)
             if run.is_streamed and report.first_byte_seconds is not None and report.status == 200:
                 self._observe("aas_run_first_byte_seconds", (run.agent_id,), report.first_byte_seconds)
 
@@ -138,11 +150,11 @@ class Metrics:
         """Adds to a counter."""
         _add(self._values[name], labels, amount)
 
-    def lag(self, seconds: float) -> None:
+    def observe_lag(self, seconds: float) -> None:
         """Takes how late the event loop was."""
         self._observe("aas_event_loop_lag_seconds", (), seconds)
 
-    def snapshot(self, others: Mapping[str, Values]) -> Snapshot:
+    def take_snapshot(self, others: Mapping[str, Values]) -> Snapshot:
         """The values of now, as a copy, with those of `others`."""
         values = {name: dict(found) for name, found in self._values.items()}
         values.update(others)
@@ -150,7 +162,7 @@ class Metrics:
         histograms = {name: {labels: list(counts) for labels, counts in found.items()} for name, found in self._histograms.items()}
         return Snapshot(values, histograms)
 
-    def _run(self, run: RunReport) -> None:
+    def _count_run(self, run: RunReport) -> None:
         agent, task = run.agent_id, run.task or "chat"
         _add(self._values["aas_runs_total"], (agent, task, run.outcome), 1)
         self._observe("aas_run_duration_seconds", (agent, task), run.seconds)
@@ -185,7 +197,7 @@ class Metrics:
         buckets = HISTOGRAMS[name].buckets
         counts = found.get(labels)
         if counts is None:
-            counts = found.setdefault(_bounded(found, labels), [0.0] * (len(buckets) + 2))
+            counts = found.setdefault(_limit_labels(found, labels), [0.0] * (len(buckets) + 2))
         counts[bisect_left(buckets, value)] += 1
         counts[-1] += value
 
@@ -194,9 +206,9 @@ def _add(values: Values, labels: Labels, amount: float) -> None:
     if labels in values:
         values[labels] += amount
     else:
-        labels = _bounded(values, labels)
+        labels = _limit_labels(values, labels)
         values[labels] = values.get(labels, 0.0) + amount
 
 
-def _bounded(found: Mapping[Labels, object], labels: Labels) -> Labels:
+def _limit_labels(found: Mapping[Labels, object], labels: Labels) -> Labels:
     return labels if len(found) < MAX_SERIES else (OTHER,) * len(labels)

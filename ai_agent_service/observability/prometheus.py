@@ -8,33 +8,33 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from ai_agent_service.observability.metrics import FAMILIES, HISTOGRAMS, Counted, Family, Snapshot, Values
+from ai_agent_service.observability.metrics import FAMILIES, HISTOGRAMS, BucketCounts, Family, Snapshot, Values
 
 _process = ProcessCollector(registry=None)
 
 
-def process_values() -> dict[str, Values]:
+def collect_process_values() -> dict[str, Values]:
     """What the system tells of this process."""
     return {sample.name: {(): sample.value} for metric in _process.collect() for sample in metric.samples}
 
 
-def exposed(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
+def render_metrics(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
     """The metrics as text, and its content type: OpenMetrics for those who `accept` it, else the older form. A matter for a thread."""
     try:
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # a version that is none
         encode, content_type = choose_encoder("")
-    return encode(_Collected(snapshot)), content_type
+    return encode(_SnapshotCollector(snapshot)), content_type
 
 
-class _Collected(Collector):
+class _SnapshotCollector(Collector):
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
         for family in FAMILIES:
             if family.kind == "histogram":
-                yield _histogram(family, self._snapshot.histograms.get(family.name, {}))
+                yield _build_histogram(family, self._snapshot.histograms.get(family.name, {}))
             elif family.kind == "counter":
                 counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
                 for labels, value in self._snapshot.values.get(family.name, {}).items():
@@ -47,7 +47,7 @@ class _Collected(Collector):
                 yield gauge
 
 
-def _histogram(family: Family, counted: Counted) -> HistogramMetricFamily:
+def _build_histogram(family: Family, counted: BucketCounts) -> HistogramMetricFamily:
     histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
     bounds = [*(repr(bound) for bound in HISTOGRAMS[family.name].buckets), "+Inf"]
     for labels, counts in counted.items():

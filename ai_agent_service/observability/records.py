@@ -18,10 +18,10 @@ class ToolUse(msgspec.Struct, frozen=True, gc=False):
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """A run that is over, whatever came of it.
 
-    `outcome` is `answered`, `left` (the caller did), `stopped` (with the service) or an error's code. `steps` are those that came to their
-    end, `step_count` also has one that broke off. `usage` is None where no provider reported any. `is_repeated` says that the answer was
-    one given before, or another request's, so that nothing was asked of a model. `tenant`, `user` and `session` are as the caller named
-    them, and are not to be shown. `seconds` is wall time.
+    `outcome` is `answered`, `left` (the caller did), `stopped` (with the service) or an error's code. `steps` are those that
+    came to their end, `step_count` also has one that broke off. `usage` is None where no provider reported any. `is_repeated` says that the
+    answer was one given before, or another request's, so that nothing was asked of a model. `tenant`, `user` and `session` are as the
+    caller named them, and are not to be shown. `seconds` is wall time.
     """
 
     agent_id: str

@@ -3,13 +3,13 @@
 import re
 from contextvars import ContextVar
 
-from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.ids import generate_id
 
 _ACCEPTED = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 current_request_id: ContextVar[str] = ContextVar("current_request_id", default="")
 
 
-def accepted_or_new(given: str) -> str:
+def select_request_id(given: str) -> str:
     """The caller's id if it is 1 to 128 letters, digits and . _ : -, else a new one."""
-    return given if _ACCEPTED.fullmatch(given) else new_id("req_")
+    return given if _ACCEPTED.fullmatch(given) else generate_id("req_")

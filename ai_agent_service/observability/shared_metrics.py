@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from ai_agent_service.observability.metrics import FAMILIES, Counted, Labels, Snapshot, Values
+from ai_agent_service.observability.metrics import FAMILIES, BucketCounts, Labels, Snapshot, Values
 
-ENDED = "ended"
+ENDED_FILE = "ended"
 """The file with what the counters of processes that are gone came to."""
 
 
@@ -21,43 +21,43 @@ class _Series(msgspec.Struct, array_like=True):
 
 
 _KINDS = {family.name: family.kind for family in FAMILIES}
-_ACROSS = {family.name: family.across for family in FAMILIES}
+_AGGREGATIONS = {family.name: family.across for family in FAMILIES}
 _decode = msgspec.msgpack.Decoder(list[_Series]).decode
 
 
-class Workers:
+class SharedMetrics:
     """The metrics of the processes that share `folder`, which their parent makes and deletes; this one's own among them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._own = folder / str(os.getpid())
 
-    def keep(self, snapshot: Snapshot) -> None:
+    def save(self, snapshot: Snapshot) -> None:
         """Leaves this process's metrics for the others."""
-        with self._locked():
+        with self._lock():
             _write(self._own, snapshot)
 
-    def merged(self, snapshot: Snapshot) -> Snapshot:
+    def merge(self, snapshot: Snapshot) -> Snapshot:
         """Those of all processes; `snapshot` is this one's, and is left for the others, so that no counter ever seems to go back.
 
         Of a process that is gone its counters are kept and its gauges are not.
         """
-        with self._locked():
+        with self._lock():
             _write(self._own, snapshot)
             ended: list[Path] = []
             living: list[Path] = []
             for file in self._folder.iterdir():
                 if file.name.isdecimal():
                     (living if _is_alive(int(file.name)) else ended).append(file)
-            gone = merged(_read(file) for file in (*ended, self._folder / ENDED))
+            gone = merge_snapshots(_read(file) for file in (*ended, self._folder / ENDED_FILE))
             gone.values = {name: values for name, values in gone.values.items() if _KINDS[name] == "counter"}
             if ended:
-                _write(self._folder / ENDED, gone)
+                _write(self._folder / ENDED_FILE, gone)
                 for file in ended:
                     file.unlink()
-            return merged((gone, *(_read(file) for file in living)))
+            return merge_snapshots((gone, *(_read(file) for file in living)))
 
-    def _locked(self) -> "_Lock":
+    def _lock(self) -> "_Lock":
         return _Lock(self._folder / "lock")
 
 
@@ -76,14 +76,14 @@ class _Lock:
         os.close(self._descriptor)
 
 
-def merged(snapshots: Iterable[Snapshot]) -> Snapshot:
+def merge_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
     """The snapshots of several processes as one."""
     values: dict[str, Values] = {}
-    histograms: dict[str, Counted] = {}
+    histograms: dict[str, BucketCounts] = {}
     for snapshot in snapshots:
         for name, found in snapshot.values.items():
             together = values.setdefault(name, {})
-            across = _ACROSS[name]
+            across = _AGGREGATIONS[name]
             for labels, value in found.items():
                 before = together.get(labels)
                 if before is None:

@@ -24,15 +24,25 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from ai_agent_service.core.errors import Fault, ServiceError
-from ai_agent_service.core.ids import new_id
-from ai_agent_service.core.redaction import secrets_in, without_secrets
-from ai_agent_service.core.text import storable
+from ai_agent_service.core.ids import generate_id
+from ai_agent_service.core.redaction import find_secrets, redact_secrets
+from ai_agent_service.core.text import replace_unstorable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor
 
-__all__ = ["AttributeValue", "Context", "Span", "SpanKind", "Tracing", "trace_headers", "tracing_faults", "tracing_of", "with_trace"]
+__all__ = [
+    "AttributeValue",
+    "Context",
+    "Span",
+    "SpanKind",
+    "Tracing",
+    "build_trace_headers",
+    "check_tracing",
+    "build_tracing",
+    "add_trace_headers",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +51,10 @@ INSTALL = "make otel  (or: pip install --no-deps --require-hashes -r requirement
 FLUSH_SECONDS = 5.0
 """How long the end of the service waits for the last spans to be sent, and no longer than SHUTDOWN_TIMEOUT."""
 
-FLUSH_SECONDS_WHEN_AWAY = 0.5
+UNREACHABLE_FLUSH_SECONDS = 0.5
 """How long it does so when the collector did not take the last ones."""
 
-SECONDS_BETWEEN_LINES = 60.0
+LOG_INTERVAL_SECONDS = 60.0
 """Between two lines of the log about spans that cannot be sent."""
 
 _CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
@@ -78,20 +88,20 @@ class Tracing:
         self._environment = environment or {}
         self._resource = resource or {}
         self._secrets: tuple[str, ...] = ()
-        self.keep_out(secrets)
+        self.add_secrets(secrets)
         self._flush_seconds = flush_seconds
         self._tracer: Tracer = NoOpTracer()
         self._close: Callable[[], None] = lambda: None
-        self._told = _NowAndThen()
+        self._log_handler = _ThrottledLogHandler()
 
     async def __aenter__(self) -> Self:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - the extra
 
         own = logging.getLogger("opentelemetry")
-        own.addHandler(self._told)
+        own.addHandler(self._log_handler)
         own.propagate = False
-        with _in_process(self._environment):
-            provider = TracerProvider(resource=_resource_of(self._resource), shutdown_on_exit=False)
+        with _apply_environment(self._environment):
+            provider = TracerProvider(resource=_build_resource(self._resource), shutdown_on_exit=False)
             provider.add_span_processor(self._make_processor())
         self._tracer = provider.get_tracer("ai-agent-service")
         self._close = provider.shutdown
@@ -101,11 +111,11 @@ class Tracing:
         self._tracer = NoOpTracer()
         closing = threading.Thread(target=self._close, name="traces", daemon=True)  # which keeps nobody from ending
         closing.start()
-        await asyncio.to_thread(closing.join, FLUSH_SECONDS_WHEN_AWAY if self._told.is_away else self._flush_seconds)
+        await asyncio.to_thread(closing.join, UNREACHABLE_FLUSH_SECONDS if self._log_handler.is_unreachable else self._flush_seconds)
         if closing.is_alive():
             logger.warning("traces.not_sent", extra={"reason": "the collector did not take the last spans in time"})
         own = logging.getLogger("opentelemetry")
-        own.removeHandler(self._told)
+        own.removeHandler(self._log_handler)
         own.propagate = True
 
     def start(
@@ -115,7 +125,7 @@ class Tracing:
         return self._tracer.start_span(name, parent, kind, attributes)
 
     @contextmanager
-    def ending(self, span: Span) -> Generator[None, None, None]:
+    def end_on_exit(self, span: Span) -> Generator[None, None, None]:
         """Ends `span` with what is done within, unless it has ended by then, marked with the error that is raised there."""
         try:
             yield
@@ -124,13 +134,13 @@ class Tracing:
                 span.add_event("cancelled")
             raise
         except BaseException as error:
-            self.failed(span, error)
+            self.record_error(span, error)
             raise
         finally:
             if span.is_recording():
                 span.end()
 
-    def failed(self, span: Span, error: BaseException | str, words: str = "") -> None:
+    def record_error(self, span: Span, error: BaseException | str, words: str = "") -> None:
         """Marks `span` with `error`, or its code, and with `words`, which may repeat what a user said, so that they count as content."""
         if not span.is_recording():
             return
@@ -139,35 +149,35 @@ class Tracing:
         else:
             code = error if isinstance(error, str) else type(error).__name__
         span.set_attribute("error.type", code)
-        span.set_status(StatusCode.ERROR, self.text(words) if self.content and words else None)
+        span.set_status(StatusCode.ERROR, self.redact_text(words) if self.content and words else None)
 
-    def keep_out(self, secrets: tuple[str, ...]) -> None:
+    def add_secrets(self, secrets: tuple[str, ...]) -> None:
         """Takes `secrets` out too, from now on, as they are and as JSON writes them."""
         written = (json.dumps(secret, ensure_ascii=False)[1:-1] for secret in secrets)
         self._secrets = tuple(sorted({*self._secrets, *secrets, *written}, key=len, reverse=True))
 
-    def text(self, text: str) -> str:
+    def redact_text(self, text: str) -> str:
         """`text` as an attribute, without secrets."""
-        return without_secrets(storable(text), self._secrets)
+        return redact_secrets(replace_unstorable(text), self._secrets)
 
-    def json(self, value: object) -> str:
+    def encode_json(self, value: object) -> str:
         """`value` as JSON in an attribute, without secrets."""
-        return self.text(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
+        return self.redact_text(json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str))
 
 
-def inside(span: Span, *, conversation: str | None = None) -> Context:
+def build_context(span: Span, *, conversation: str | None = None) -> Context:
     """The current context with `span` as its span, and `conversation` as the one that models are asked in."""
     context = set_span_in_context(span)
     return context if conversation is None else current_context.set_value(_CONVERSATION, conversation, context)
 
 
-def conversation() -> str | None:
+def read_conversation() -> str | None:
     """The conversation of the run under way."""
     found = current_context.get_value(_CONVERSATION)
     return found if isinstance(found, str) else None
 
 
-def now_inside(context: Context) -> Callable[[], None]:
+def attach_context(context: Context) -> Callable[[], None]:
     """Makes `context` the current one, and gives what undoes that, from whichever task it is called.
 
     For generators, which may be closed by another task than the one that went through them: there a token would be of no use.
@@ -183,7 +193,7 @@ def now_inside(context: Context) -> Callable[[], None]:
 
 
 @contextmanager
-def within(context: Context) -> Generator[None, None, None]:
+def use_context(context: Context) -> Generator[None, None, None]:
     """Has `context` be the current one, within one task and without a `yield` of a generator inside."""
     token = current_context.attach(context)
     try:
@@ -192,18 +202,18 @@ def within(context: Context) -> Generator[None, None, None]:
         current_context.detach(token)
 
 
-def here() -> Context:
+def get_context() -> Context:
     """The current context."""
     return current_context.get_current()
 
 
-def from_headers(traceparent: str, tracestate: str) -> Context:
+def extract_context(traceparent: str, tracestate: str) -> Context:
     """The context that a caller's headers tell of, as the parent of a span; an empty one where they tell of none."""
     given = {"traceparent": traceparent, "tracestate": tracestate}
     return _propagator.extract({name: value for name, value in given.items() if value})
 
 
-def trace_headers() -> dict[str, str]:
+def build_trace_headers() -> dict[str, str]:
     """The headers of W3C Trace Context that tell another service of the current span; none where there is no span."""
     headers: dict[str, str] = {}
     if get_current_span().get_span_context().is_valid:
@@ -211,80 +221,82 @@ def trace_headers() -> dict[str, str]:
     return headers
 
 
-def with_trace(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """`headers` with `trace_headers`; as they are where there is no span."""
-    more = trace_headers()
+def add_trace_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """`headers` with `build_trace_headers`; as they are where there is no span."""
+    more = build_trace_headers()
     return {**headers, **more} if more else headers
 
 
 def is_switched_on(environment: Mapping[str, str]) -> bool:
     """Whether the standard variables say where traces go to, and neither that they go nowhere."""
     return (
-        bool(_endpoint(environment))
+        bool(_read_endpoint(environment))
         and environment.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
         and environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none"
     )
 
 
-def tracing_of(environment: Mapping[str, str], *, name: str, version: str, flush_seconds: float) -> Tracing | None:
-    """The traces of the service `name`, as `environment` has them, in which `tracing_faults` finds none; None where they are off."""
+def build_tracing(environment: Mapping[str, str], *, name: str, version: str, flush_seconds: float) -> Tracing | None:
+    """The traces of the service `name`, as `environment` has them, in which `check_tracing` finds none; None where they are off."""
     if not is_switched_on(environment):
         return None
     return Tracing(
-        _batching,
+        _create_processor,
         environment=environment,
-        resource={"service.name": name, "service.version": version, "service.instance.id": new_id("")},
+        resource={"service.name": name, "service.version": version, "service.instance.id": generate_id("")},
         content=environment.get(_CONTENT, "").strip().lower() in _WITH_CONTENT,
-        secrets=secrets_in(environment),
+        secrets=find_secrets(environment),
         flush_seconds=min(flush_seconds, FLUSH_SECONDS),
     )
 
 
-def tracing_faults(environment: Mapping[str, str]) -> list[Fault]:
+def check_tracing(environment: Mapping[str, str]) -> list[Fault]:
     """What keeps traces that are switched on from being made."""
     if not is_switched_on(environment):
         return []
-    name = _first(environment, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    name = _find_variable(environment, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     if not _is_installed():
         problem = "this switches traces on, and OpenTelemetry is not installed"
-        return [_fault(name, problem, f"Install it: {INSTALL}; or unset the variable")]
+        return [_build_fault(name, problem, f"Install it: {INSTALL}; or unset the variable")]
     found = []
     try:
-        address = urlsplit(_endpoint(environment))
+        address = urlsplit(_read_endpoint(environment))
         is_address = address.scheme in ("http", "https") and bool(address.hostname) and (address.port or 1) > 0
     except ValueError:
         is_address = False
     if not is_address:
-        found.append(_fault(name, "an address beginning with http:// or https:// is needed", "Correct it, such as http://127.0.0.1:4318"))
-    protocol = _first(environment, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+        found.append(
+            _build_fault(name, "an address beginning with http:// or https:// is needed", "Correct it, such as http://127.0.0.1:4318")
+        )
+    protocol = _find_variable(environment, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
     if environment.get(protocol, "http/protobuf").strip() != "http/protobuf":
         remedy = "Unset it, and name the collector's HTTP port, which mostly is 4318"
-        found.append(_fault(protocol, "traces are sent as http/protobuf only", remedy))
+        found.append(_build_fault(protocol, "traces are sent as http/protobuf only", remedy))
     if environment.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() != "otlp":
-        found.append(_fault("OTEL_TRACES_EXPORTER", "traces are sent by otlp only", "Set otlp, or none for no traces"))
+        found.append(_build_fault("OTEL_TRACES_EXPORTER", "traces are sent by otlp only", "Set otlp, or none for no traces"))
     if environment.get(_CONTENT, "").strip().lower() not in _WITH_CONTENT | _WITHOUT_CONTENT:
         known = "true, false, NO_CONTENT, SPAN_ONLY, EVENT_ONLY or SPAN_AND_EVENT"
-        found.append(_fault(_CONTENT, "this is none of the values it may have", f"Set {known}"))
-    return found or _refused(environment)
+        found.append(_build_fault(_CONTENT, "this is none of the values it may have", f"Set {known}"))
+    return found or _check_sdk(environment)
 
 
-def _refused(environment: Mapping[str, str]) -> list[Fault]:
+def _check_sdk(environment: Mapping[str, str]) -> list[Fault]:
     """What the SDK says against the variables that it reads by itself."""
     own = logging.getLogger("opentelemetry")
     level = own.level
     own.setLevel(logging.CRITICAL + 1)  # it would show headers, and the log is not set up yet
     try:
-        with _in_process(environment):
-            _batching().shutdown()
+        with _apply_environment(environment):
+            _create_processor().shutdown()
     except Exception as error:  # noqa: BLE001 - whatever it is, the operator's variables are the reason
         problem = f"OpenTelemetry does not take the variables ({error})".replace("\n", " ")
-        return [_fault("OTEL_*", without_secrets(problem, secrets_in(environment)), "Correct or unset them")]
+        return [_build_fault("OTEL_*", redact_secrets(problem, find_secrets(environment)), "Correct or unset them")]
     finally:
         own.setLevel(level)
     return []
 
 
-def _batching() -> "SpanProcessor":
+def _create_processor() -> "SpanProcessor":
     """Sends spans in batches by OTLP, from a thread of its own, as the process's standard variables say."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - the extra
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - the extra
@@ -293,7 +305,7 @@ def _batching() -> "SpanProcessor":
 
 
 @contextmanager
-def _in_process(environment: Mapping[str, str]) -> Generator[None, None, None]:
+def _apply_environment(environment: Mapping[str, str]) -> Generator[None, None, None]:
     """Has the SDK, which reads the process's variables alone, find those of `environment` too, for they may stand in `.env`."""
     before = {name: os.environ.get(name) for name in environment if name.startswith("OTEL_")}
     os.environ.update({name: environment[name] for name in before})
@@ -307,7 +319,7 @@ def _in_process(environment: Mapping[str, str]) -> Generator[None, None, None]:
                 os.environ[name] = value
 
 
-def _resource_of(own: Mapping[str, str]) -> "Resource":
+def _build_resource(own: Mapping[str, str]) -> "Resource":
     """What spans say of the service: `own`, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise."""
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415 - the extra
 
@@ -315,37 +327,37 @@ def _resource_of(own: Mapping[str, str]) -> "Resource":
     return Resource.create({name: value for name, value in own.items() if name not in said})
 
 
-class _NowAndThen(logging.Handler):
+class _ThrottledLogHandler(logging.Handler):
     """Tells what OpenTelemetry logs, such as that its collector is away, in a line of ours and not more than one a minute."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._last = -SECONDS_BETWEEN_LINES
-        self._untold = 0
-        self._failed_at = -SECONDS_BETWEEN_LINES
+        self._last = -LOG_INTERVAL_SECONDS
+        self._suppressed = 0
+        self._failed_at = -LOG_INTERVAL_SECONDS
 
     @property
-    def is_away(self) -> bool:
+    def is_unreachable(self) -> bool:
         """Whether spans could not be sent a moment ago."""
-        return time.monotonic() - self._failed_at < SECONDS_BETWEEN_LINES / 2
+        return time.monotonic() - self._failed_at < LOG_INTERVAL_SECONDS / 2
 
     def emit(self, record: logging.LogRecord) -> None:
         """Tells `record`, or counts it."""
         now = time.monotonic()
         if record.name.startswith("opentelemetry.exporter"):
             self._failed_at = now
-        if now - self._last < SECONDS_BETWEEN_LINES:
-            self._untold += 1
+        if now - self._last < LOG_INTERVAL_SECONDS:
+            self._suppressed += 1
             return
-        logger.warning("traces.problem", extra={"problem": record.getMessage(), "untold": self._untold})
-        self._last, self._untold = now, 0
+        logger.warning("traces.problem", extra={"problem": record.getMessage(), "untold": self._suppressed})
+        self._last, self._suppressed = now, 0
 
 
-def _endpoint(environment: Mapping[str, str]) -> str:
-    return environment.get(_first(environment, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"), "").strip()
+def _read_endpoint(environment: Mapping[str, str]) -> str:
+    return environment.get(_find_variable(environment, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"), "").strip()
 
 
-def _first(environment: Mapping[str, str], *names: str) -> str:
+def _find_variable(environment: Mapping[str, str], *names: str) -> str:
     """The first of `names` that is set, else the last."""
     return next((name for name in names if environment.get(name, "").strip()), names[-1])
 
@@ -358,5 +370,5 @@ def _is_installed() -> bool:
         return False
 
 
-def _fault(field: str, problem: str, remedy: str) -> Fault:
+def _build_fault(field: str, problem: str, remedy: str) -> Fault:
     return Fault(file="environment", field=field, problem=problem, remedy=remedy)

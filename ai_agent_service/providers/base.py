@@ -65,11 +65,11 @@ class Provider(Protocol):
         ...
 
     async def default_model(self) -> str:
-        """The model of agents that name none; raises ProviderNotConfigured when there is none."""
+        """The model of agents that name none; raises ProviderNotConfiguredError when there is none."""
         ...
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer as it comes, ending with exactly one ModelFinished; raises UpstreamError or ContextTooLong.
+        """The answer as it comes, ending with exactly one ModelFinished; raises UpstreamError or ContextTooLongError.
 
         Closing the generator ends the upstream request.
         """

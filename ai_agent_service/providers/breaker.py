@@ -9,33 +9,33 @@ from typing import Literal
 import msgspec
 
 from ai_agent_service.core.errors import (
-    ContextTooLong,
-    ProviderCircuitOpen,
-    ProviderNotConfigured,
+    ContextTooLongError,
+    ProviderCircuitOpenError,
+    ProviderNotConfiguredError,
     ProviderProtocolError,
-    ProviderTimeout,
-    ProviderUnavailable,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
     ServiceError,
     UpstreamError,
 )
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, Provider
-from ai_agent_service.providers.counters import Counts
+from ai_agent_service.providers.counters import ProviderCountsRegistry
 from ai_agent_service.providers.wrapper import WrappedProvider
 
 logger = logging.getLogger(__name__)
 
-State = Literal["closed", "open", "half_open"]
+BreakerState = Literal["closed", "open", "half_open"]
 
 PROBE_SECONDS = 1.0
 """What callers are told to wait while another one's request finds out whether the provider answers again."""
 
-FORGOTTEN_SECONDS = 300.0
+STATUS_EXPIRY_SECONDS = 300.0
 """How long after it might be asked again a model that nobody asks is told as one that fails; the next request still finds out."""
 
 MAX_BREAKERS = 1000
 """Models whose state is kept; a configuration names far fewer, but an agent type of a plug-in may ask for any."""
 
-REJECTED = "provider_rejected_request"
+REJECTED_CODE = "provider_rejected_request"
 
 
 class BreakerStatus(msgspec.Struct, frozen=True):
@@ -47,54 +47,56 @@ class BreakerStatus(msgspec.Struct, frozen=True):
 
     provider: str
     model: str
-    state: State
+    state: BreakerState
     failures: int
     last_error: str | None
     seconds_left: float | None
     openings: int
 
 
-class Breakers:
+class CircuitBreakers:
     """All breakers, one for each model of each provider.
 
     `limit` failures in a row open one (0: never), for `seconds`; `clock` gives seconds that only grow.
     """
 
-    def __init__(self, limit: int, seconds: float, *, counts: Counts | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, limit: int, seconds: float, *, counts: ProviderCountsRegistry | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.limit = limit
         self.seconds = seconds
         self.clock = clock
-        self.counts = counts or Counts()
-        self._breakers: dict[tuple[str, str], _Breaker] = {}
+        self.counts = counts or ProviderCountsRegistry()
+        self._breakers: dict[tuple[str, str], _CircuitBreaker] = {}
 
-    def guarded(self, provider: Provider) -> Provider:
+    def guard(self, provider: Provider) -> Provider:
         """`provider`, asked only while its breaker is not open."""
-        return _Guarded(provider, self)
+        return _GuardedProvider(provider, self)
 
-    def states(self) -> list[BreakerStatus]:
+    def list_statuses(self) -> list[BreakerStatus]:
         """How each model does that was ever asked, by provider and model."""
-        return [self._breakers[key].status() for key in sorted(self._breakers)]
+        return [self._breakers[key].build_status() for key in sorted(self._breakers)]
 
-    def of(self, provider: str, model: str) -> "_Breaker":
+    def get_breaker(self, provider: str, model: str) -> "_CircuitBreaker":
         """The breaker of a model."""
         breaker = self._breakers.get((provider, model))
         if breaker is None:
-            breaker = _Breaker(provider, model, self)
+            breaker = _CircuitBreaker(provider, model, self)
             if len(self._breakers) < MAX_BREAKERS:
                 self._breakers[provider, model] = breaker
         return breaker
 
 
-class _Guarded(WrappedProvider):
+class _GuardedProvider(WrappedProvider):
     """A provider that is told of to its breakers and counted, and asked as they allow."""
 
-    def __init__(self, provider: Provider, breakers: Breakers) -> None:
+    def __init__(self, provider: Provider, breakers: CircuitBreakers) -> None:
         super().__init__(provider)
         self._breakers = breakers
-        self._counts = breakers.counts.of(provider.name)
+        self._counts = breakers.counts.get_counts(provider.name)
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        breaker = self._breakers.of(self._provider.name, request.model)
+        breaker = self._breakers.get_breaker(self._provider.name, request.model)
         self._counts.requests += 1
         era = None
         begun = False
@@ -104,80 +106,80 @@ class _Guarded(WrappedProvider):
                 async for event in events:
                     if not begun:
                         begun = True
-                        breaker.began(era)
+                        breaker.record_start(era)
                     yield event
         except ServiceError as error:
-            self._counts.failed(error.code)
+            self._counts.count_error(error.code)
             if era is not None:
-                breaker.failed(era, error)
+                breaker.record_failure(era, error)
             raise
         except BaseException:
             if era is not None:
-                breaker.left(era)
+                breaker.record_cancellation(era)
             raise
-        breaker.ended(era)
+        breaker.record_success(era)
 
 
-class _Breaker:
+class _CircuitBreaker:
     """The state of one model.
 
     Each request notes the `era` in which it began, and what becomes of it counts in that era alone: of 200 that fail together one opens
     the breaker, and those that were under way before tell nothing of how the provider does since.
     """
 
-    def __init__(self, provider: str, model: str, breakers: Breakers) -> None:
+    def __init__(self, provider: str, model: str, breakers: CircuitBreakers) -> None:
         self.failures = 0
         self._provider = provider
         self._model = model
         self._breakers = breakers
-        self._state: State = "closed"
+        self._state: BreakerState = "closed"
         self._era = 0
         self._until = 0.0
         self._openings = 0
         self._last_error: str | None = None
 
     def enter(self) -> int:
-        """The era in which a request begins; raises ProviderCircuitOpen if it may not."""
+        """The era in which a request begins; raises ProviderCircuitOpenError if it may not."""
         if self._state != "closed":
             self._probe()
         return self._era
 
-    def began(self, era: int) -> None:
+    def record_start(self, era: int) -> None:
         """The answer has begun: a probe lets the others in, but one more failure opens again until an answer comes to its end."""
         if era == self._era and self._state == "half_open":
             self._close(self._breakers.limit - 1)
 
-    def ended(self, era: int) -> None:
+    def record_success(self, era: int) -> None:
         """The answer came to its end."""
         if era == self._era:
             if self._state == "half_open":
                 self._close(0)
             self.failures = 0
 
-    def failed(self, era: int, error: ServiceError) -> None:
+    def record_failure(self, era: int, error: ServiceError) -> None:
         """The answer ended with `error`."""
         if era != self._era:
             return
-        match is_unwell(error):
+        match is_unhealthy(error):
             case True:
                 self._last_error = error.code
                 self.failures += 1
                 if self._state == "half_open" or self.failures == self._breakers.limit:
                     self._open()
             case False:
-                self.ended(era)
+                self.record_success(era)
             case None:
-                self.left(era)
+                self.record_cancellation(era)
 
-    def left(self, era: int) -> None:
+    def record_cancellation(self, era: int) -> None:
         """The answer was not waited for: a probe makes room for the next."""
         if era == self._era and self._state == "half_open":
             self._state = "open"
 
-    def status(self) -> BreakerStatus:
+    def build_status(self) -> BreakerStatus:
         """How the model does now; one that nobody has asked for long counts as closed, for it may be well again."""
         now = self._breakers.clock()
-        state: State = "closed" if self._state == "open" and now >= self._until + FORGOTTEN_SECONDS else self._state
+        state: BreakerState = "closed" if self._state == "open" and now >= self._until + STATUS_EXPIRY_SECONDS else self._state
         left = max(0.0, self._until - now) if state == "open" else None
         return BreakerStatus(self._provider, self._model, state, self.failures, self._last_error, left, self._openings)
 
@@ -185,7 +187,7 @@ class _Breaker:
         """Lets one request find out, once it is time."""
         left = PROBE_SECONDS if self._state == "half_open" else self._until - self._breakers.clock()
         if left > 0:
-            raise ProviderCircuitOpen(
+            raise ProviderCircuitOpenError(
                 f"{self._provider} is not asked at the moment, as its last {self.failures} answers failed. Try again later.",
                 retry_after=left,
             )
@@ -199,31 +201,31 @@ class _Breaker:
         self._until = self._breakers.clock() + self._breakers.seconds
         seconds = self._breakers.seconds
         logger.warning(
-            "provider.breaker_opened", extra={**self._named, "failures": self.failures, "code": self._last_error, "seconds": seconds}
+            "provider.breaker_opened", extra={**self._log_fields, "failures": self.failures, "code": self._last_error, "seconds": seconds}
         )
 
     def _close(self, failures: int) -> None:
         self._state = "closed"
         self.failures = failures
-        logger.info("provider.breaker_closed", extra=self._named)
+        logger.info("provider.breaker_closed", extra=self._log_fields)
 
     @property
-    def _named(self) -> dict[str, str]:
+    def _log_fields(self) -> dict[str, str]:
         return {"provider": self._provider, "model": self._model}
 
 
-def is_unwell(error: ServiceError) -> bool | None:
+def is_unhealthy(error: ServiceError) -> bool | None:
     """Whether `error` says that the provider cannot answer (True), that it can (False), or neither (None).
 
     Unwell are: no connection, no answer in time, errors of its own (5xx), answers that break off. A provider that refuses a key, a model
     or a request, or asks for patience (429), answers. The run's deadline and what was never sent say nothing of it.
     """
     match error:
-        case ProviderUnavailable() | ProviderTimeout() | ProviderProtocolError():
+        case ProviderUnavailableError() | ProviderTimeoutError() | ProviderProtocolError():
             return True
-        case ProviderNotConfigured():
+        case ProviderNotConfiguredError():
             return None
-        case UpstreamError() | ContextTooLong():
+        case UpstreamError() | ContextTooLongError():
             return False
         case _:
-            return False if error.code == REJECTED else None
+            return False if error.code == REJECTED_CODE else None

@@ -8,7 +8,7 @@ import msgspec
 
 from ai_agent_service.core.errors import ProviderProtocolError
 from ai_agent_service.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
-from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import (
     AudioPart,
     Content,
@@ -24,7 +24,7 @@ from ai_agent_service.core.messages import (
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.providers.http import HttpClient, drain
-from ai_agent_service.providers.http_errors import Target, error_in_stream
+from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
 from ai_agent_service.providers.sse import EventReader
 
 _encode = msgspec.json.Encoder().encode
@@ -62,7 +62,7 @@ class Profile(msgspec.Struct, frozen=True):
     images: bool = True
 
 
-_NO_QUIRKS = Profile()
+_DEFAULT_PROFILE = Profile()
 
 
 class _Function(msgspec.Struct):
@@ -121,11 +121,11 @@ class _Chunk(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
-async def stream(http: HttpClient, target: Target, request: ModelRequest, profile: Profile) -> AsyncGenerator[ModelEvent, None]:
+async def stream(http: HttpClient, target: HttpTarget, request: ModelRequest, profile: Profile) -> AsyncGenerator[ModelEvent, None]:
     """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
     reader = EventReader()
-    answer = _Answer(target, profile)
-    async with http.post(target, request_body(request, profile), deadline=request.deadline) as pieces:
+    answer = _AnswerAssembler(target, profile)
+    async with http.post(target, encode_request(request, profile), deadline=request.deadline) as pieces:
         async for piece in pieces:
             for data in reader.feed(piece):
                 if data == b"[DONE]":
@@ -139,19 +139,19 @@ async def stream(http: HttpClient, target: Target, request: ModelRequest, profil
     for data in () if answer.done else reader.close():
         for event in answer.take(data) if data != b"[DONE]" else ():
             yield event
-    yield answer.finished()
+    yield answer.finish()
 
 
-def request_body(request: ModelRequest, profile: Profile) -> bytes:
+def encode_request(request: ModelRequest, profile: Profile) -> bytes:
     """`request` as the JSON body of a streamed chat completion."""
-    body: dict[str, Any] = {"model": request.model, "messages": wire_messages(request.messages, profile), "stream": True}
+    body: dict[str, Any] = {"model": request.model, "messages": to_wire_messages(request.messages, profile), "stream": True}
     if profile.usage_option:
         body["stream_options"] = {"include_usage": True}
     for name, value in request.settings.items():
         if name not in profile.dropped and value is not None:
             body[profile.renamed.get(name, name)] = value
     if request.tools:
-        body["tools"] = [{"type": "function", "function": _function(spec)} for spec in request.tools]
+        body["tools"] = [{"type": "function", "function": _build_function(spec)} for spec in request.tools]
         if isinstance(request.tool_choice, NamedTool):
             body["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice.name}}
         elif request.tool_choice is not None:
@@ -162,7 +162,7 @@ def request_body(request: ModelRequest, profile: Profile) -> bytes:
     return _encode(body)
 
 
-def wire_messages(messages: Iterable[Message], profile: Profile = _NO_QUIRKS) -> list[dict[str, Any]]:
+def to_wire_messages(messages: Iterable[Message], profile: Profile = _DEFAULT_PROFILE) -> list[dict[str, Any]]:
     """`messages` in OpenAI's form; images that tools returned follow their results in a user message, as tool messages take text only."""
     found: list[dict[str, Any]] = []
     from_tools: list[dict[str, Any]] = []
@@ -170,7 +170,7 @@ def wire_messages(messages: Iterable[Message], profile: Profile = _NO_QUIRKS) ->
         if message.role != "tool" and from_tools:
             found.append({"role": "user", "content": from_tools})
             from_tools = []
-        wire: dict[str, Any] = {"role": message.role, "content": _content(message.content, images=profile.images)}
+        wire: dict[str, Any] = {"role": message.role, "content": _build_content(message.content, images=profile.images)}
         if message.tool_calls:
             wire["content"] = wire["content"] or None
             if message.reasoning:
@@ -183,14 +183,14 @@ def wire_messages(messages: Iterable[Message], profile: Profile = _NO_QUIRKS) ->
             wire["tool_call_id"] = message.tool_call_id
             if message.images and profile.images:
                 from_tools.append({"type": "text", "text": f"The images that the call {message.tool_call_id} returned:"})
-                from_tools.extend(_part(image) for image in message.images)
+                from_tools.extend(_build_part(image) for image in message.images)
         found.append(wire)
     if from_tools:
         found.append({"role": "user", "content": from_tools})
     return found
 
 
-def finish_reason(said: str) -> FinishReason:
+def to_finish_reason(said: str) -> FinishReason:
     """A vendor's finish reason in OpenAI's words; an unknown one still says that the answer came to its end."""
     reason = FINISH_REASONS.get(said.lower())
     if reason is None:
@@ -199,21 +199,21 @@ def finish_reason(said: str) -> FinishReason:
     return reason
 
 
-def _function(spec: ToolSpec) -> dict[str, Any]:
+def _build_function(spec: ToolSpec) -> dict[str, Any]:
     function: dict[str, Any] = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
     if spec.strict is not None:
         function["strict"] = spec.strict
     return function
 
 
-def _content(content: Content, *, images: bool) -> Any:
+def _build_content(content: Content, *, images: bool) -> Any:
     if isinstance(content, str):
         return content
-    parts = [_part(part) for part in content if images or not isinstance(part, ImagePart)]
+    parts = [_build_part(part) for part in content if images or not isinstance(part, ImagePart)]
     return parts or ""
 
 
-def _part(part: ContentPart) -> dict[str, Any]:
+def _build_part(part: ContentPart) -> dict[str, Any]:
     match part:
         case TextPart(text=text):
             return {"type": "text", "text": text}
@@ -225,7 +225,7 @@ def _part(part: ContentPart) -> dict[str, Any]:
             return {"type": "file", "file": {key: value for key, value in msgspec.structs.asdict(part).items() if value is not None}}
 
 
-def _usage(usage: _Usage) -> Usage:
+def _to_usage(usage: _Usage) -> Usage:
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
     return Usage(
         usage.prompt_tokens or 0,
@@ -236,7 +236,7 @@ def _usage(usage: _Usage) -> Usage:
     )
 
 
-def _said(content: str | list[_Part]) -> list[ModelEvent]:
+def _parse_content(content: str | list[_Part]) -> list[ModelEvent]:
     """The content of a delta: text, or (Mistral's thinking models) parts of text and of thoughts."""
     if isinstance(content, str):
         return [TextDelta(content)]
@@ -250,15 +250,15 @@ def _said(content: str | list[_Part]) -> list[ModelEvent]:
     return events
 
 
-class _Answer:
+class _AnswerAssembler:
     """One answer, put together from its chunks; `done` once the provider says `[DONE]`."""
 
-    def __init__(self, target: Target, profile: Profile) -> None:
+    def __init__(self, target: HttpTarget, profile: Profile) -> None:
         self.done = False
         self._target = target
         self._profile = profile
         self._reasoning: list[str] = []
-        self._calls = _ToolCalls()
+        self._calls = _ToolCallAssembler()
         self._reason: str | None = None
         self._usage: Usage | None = None
 
@@ -269,9 +269,9 @@ class _Answer:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderProtocolError(f"{self._target.provider} sent a chunk that is not a chat completion chunk.") from error
         if chunk.error:
-            raise error_in_stream(chunk.error, self._target)
+            raise parse_stream_error(chunk.error, self._target)
         if chunk.usage is not None:
-            self._usage = _usage(chunk.usage)
+            self._usage = _to_usage(chunk.usage)
         events: list[ModelEvent] = []
         for choice in chunk.choices or ():
             delta = choice.delta
@@ -280,7 +280,7 @@ class _Answer:
                     events.append(ReasoningDelta(thought))
                     self._reasoning.append(getattr(delta, self._profile.reasoning_field) or "")
                 if delta.content:
-                    events += _said(delta.content)
+                    events += _parse_content(delta.content)
                 if delta.refusal:
                     events.append(RefusalDelta(delta.refusal))
                 if delta.tool_calls:
@@ -289,26 +289,26 @@ class _Answer:
                 self._reason = choice.finish_reason
         return events
 
-    def finished(self) -> ModelFinished:
+    def finish(self) -> ModelFinished:
         """The last event; raises ProviderProtocolError when the answer did not come to its end."""
         if self._reason is None:
             raise ProviderProtocolError(f"The answer of {self._target.provider} ended without a finish reason.")
         if self._reason == "error":
             raise ProviderProtocolError(f"{self._target.provider} ended its answer with an error.")
-        calls = self._calls.complete()
-        return ModelFinished(finish_reason(self._reason), calls, self._usage, "".join(self._reasoning) if calls else "")
+        calls = self._calls.build_calls()
+        return ModelFinished(to_finish_reason(self._reason), calls, self._usage, "".join(self._reasoning) if calls else "")
 
 
-class _ToolCalls:
+class _ToolCallAssembler:
     """Puts tool calls together from their pieces; bears servers that leave out the index or the id, or repeat them or the name."""
 
     def __init__(self) -> None:
-        self._calls: list[_Pieces] = []
-        self._by_index: dict[int, _Pieces] = {}
+        self._calls: list[_PartialToolCall] = []
+        self._by_index: dict[int, _PartialToolCall] = {}
 
     def add(self, deltas: list[_ToolCallDelta]) -> None:
         for delta in deltas:
-            call = self._call(delta)
+            call = self._find_call(delta)
             call.id = call.id or delta.id
             if delta.function is not None:
                 if delta.function.name and delta.function.name != call.name:
@@ -316,16 +316,16 @@ class _ToolCalls:
                 if delta.function.arguments:
                     call.arguments.append(delta.function.arguments)
 
-    def complete(self) -> tuple[ToolCall, ...]:
+    def build_calls(self) -> tuple[ToolCall, ...]:
         taken: set[str] = set()
         found: list[ToolCall] = []
         for call in self._calls:
-            call_id = call.id if call.id and call.id not in taken else new_id("call_")
+            call_id = call.id if call.id and call.id not in taken else generate_id("call_")
             taken.add(call_id)
             found.append(ToolCall(call_id, call.name, "".join(call.arguments)))
         return tuple(found)
 
-    def _call(self, delta: _ToolCallDelta) -> "_Pieces":
+    def _find_call(self, delta: _ToolCallDelta) -> "_PartialToolCall":
         """The call that `delta` is a piece of, a new one where it begins one."""
         if delta.index is not None:
             call = self._by_index.get(delta.index)
@@ -333,21 +333,21 @@ class _ToolCalls:
             call = next((call for call in self._calls if call.id == delta.id), None)
         else:
             call = self._calls[-1] if self._calls else None
-        if call is None or _begins(delta, call):
-            call = _Pieces()
+        if call is None or _is_new_call(delta, call):
+            call = _PartialToolCall()
             self._calls.append(call)
             if delta.index is not None:
                 self._by_index[delta.index] = call
         return call
 
 
-class _Pieces(msgspec.Struct):
+class _PartialToolCall(msgspec.Struct):
     id: str | None = None
     name: str = ""
     arguments: list[str] = []
 
 
-def _begins(delta: _ToolCallDelta, call: _Pieces) -> bool:
+def _is_new_call(delta: _ToolCallDelta, call: _PartialToolCall) -> bool:
     """Whether `delta` is no piece of `call` though it has its place: another id, or a name after whole arguments (Gemini has no ids)."""
     if delta.id and call.id:
         return delta.id != call.id and bool(delta.function and delta.function.name)

@@ -16,21 +16,21 @@ class ProviderCounts(msgspec.Struct):
     retries: int = 0
     errors: dict[str, int] = {}
 
-    def failed(self, code: str) -> None:
+    def count_error(self, code: str) -> None:
         """Counts an error."""
         self.errors[code] = self.errors.get(code, 0) + 1
 
 
-class Counts:
+class ProviderCountsRegistry:
     """The counts of all providers, by their names."""
 
     def __init__(self) -> None:
         self._providers: dict[str, ProviderCounts] = {}
 
-    def of(self, provider: str) -> ProviderCounts:
+    def get_counts(self, provider: str) -> ProviderCounts:
         """The counts of `provider`, to add to."""
         return self._providers.setdefault(provider, ProviderCounts())
 
-    def all(self) -> Mapping[str, ProviderCounts]:
+    def get_all(self) -> Mapping[str, ProviderCounts]:
         """Every provider's counts, to read."""
         return self._providers

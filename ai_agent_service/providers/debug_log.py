@@ -10,28 +10,29 @@ import msgspec
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message, TextPart
-from ai_agent_service.observability.debug_log import is_tracing, present, trace
+from ai_agent_service.observability.debug_log import debug_log, drop_empty, is_debug_enabled
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 
 
-def answer_of(provider: Provider, request: ModelRequest, *, told: int = 0, **named: Any) -> AsyncGenerator[ModelEvent, None]:
-    """`provider.stream(request)`, with two debug lines: `model.asked`, without the first `told` messages, which are known, and what came.
+def stream_logged(provider: Provider, request: ModelRequest, *, told: int = 0, **named: Any) -> AsyncGenerator[ModelEvent, None]:
+    """`provider.stream(request)`, with two debug lines: `model.asked`, without the first `told` messages, which are known, and what
+    came.
 
     `named` are further fields of the lines. Where no debug lines are written this costs nothing.
     """
-    return _traced(provider, request, told, named) if is_tracing() else provider.stream(request)
+    return _stream_logged(provider, request, told, named) if is_debug_enabled() else provider.stream(request)
 
 
-async def _traced(provider: Provider, request: ModelRequest, told: int, named: dict[str, Any]) -> AsyncGenerator[ModelEvent, None]:
+async def _stream_logged(provider: Provider, request: ModelRequest, told: int, named: dict[str, Any]) -> AsyncGenerator[ModelEvent, None]:
     named = {**named, "provider": provider.name, "model": request.model}
-    asked = present(
+    asked = drop_empty(
         messages_before=told or None,
-        messages=[_message(message) for message in request.messages[told:]],
+        messages=[_describe_message(message) for message in request.messages[told:]],
         tools=[spec.name for spec in request.tools],
         tool_choice=msgspec.to_builtins(request.tool_choice),
         settings=dict(request.settings),
     )
-    trace.debug("model.asked", extra={**named, **asked})
+    debug_log.debug("model.asked", extra={**named, **asked})
     text: list[str] = []
     reasoning: list[str] = []
     outcome: dict[str, Any] = {}
@@ -50,7 +51,7 @@ async def _traced(provider: Provider, request: ModelRequest, told: int, named: d
                     case ModelFinished():
                         event_name = "model.answered"
                         usage = msgspec.to_builtins(event.usage) or {}
-                        outcome = present(
+                        outcome = drop_empty(
                             finish_reason=event.reason,
                             calls=msgspec.to_builtins(event.tool_calls),
                             usage={name: count for name, count in usage.items() if count},
@@ -62,15 +63,15 @@ async def _traced(provider: Provider, request: ModelRequest, told: int, named: d
     finally:
         took = {"first_seconds": first, "seconds": time.monotonic() - began}
         seconds = {name: round(value, 3) for name, value in took.items() if value is not None}
-        said = present(reasoning="".join(reasoning), text="".join(text))
-        trace.debug(event_name, extra={**named, **outcome, **seconds, **said})
+        said = drop_empty(reasoning="".join(reasoning), text="".join(text))
+        debug_log.debug(event_name, extra={**named, **outcome, **seconds, **said})
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _describe_message(message: Message) -> dict[str, Any]:
     """What can be shown of it: its texts, its calls, and how many other parts it has."""
     parts = () if isinstance(message.content, str) else message.content
     others = sum(not isinstance(part, TextPart) for part in parts) + len(message.images)
-    return present(
+    return drop_empty(
         role=message.role,
         call_id=message.tool_call_id,
         reasoning=message.reasoning,

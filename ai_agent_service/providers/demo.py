@@ -23,15 +23,15 @@ HELP = (
     "`OPENROUTER_API_KEY`, `AZURE_OPENAI_API_KEY` with `AZURE_OPENAI_ENDPOINT` and `AZURE_OPENAI_DEFAULT_MODEL`, "
     "or run Ollama on this machine."
 )
-MAX_SEARCHED = 1_000
+MAX_SEARCH_CHARACTERS = 1_000
 """Characters of a message in which arithmetic is looked for; the time that takes grows with their square."""
 
 _TIME = re.compile(r"\b(?:time|date|day)\b", re.IGNORECASE)
 _PLACE = re.compile(r"\b(?:in|at|for)\s+([A-Z][\w'-]*(?:[ /_][A-Z][\w'-]*)*)")
 _SUM = re.compile(r"(?:(?:sqrt|log|sin|cos|tan|abs|round)\s*\(|[-(\d.])[\d\s.+*/^×÷%()a-z-]*[\d)]")
 _OPERATION = re.compile(r"[\d)]\s*(?:[-+*/^×÷%]|\*\*)\s*[-(\d]|(?:sqrt|log|sin|cos|tan|abs|round)\s*\(")
-_NAMED = re.compile(r"\b(?:my name is|i am called|call me)\s+([\w'-]+)", re.IGNORECASE)
-_ASKED_NAME = re.compile(r"\bwhat(?:'s| is) my name\b|\bwho am i\b", re.IGNORECASE)
+_NAME_GIVEN = re.compile(r"\b(?:my name is|i am called|call me)\s+([\w'-]+)", re.IGNORECASE)
+_NAME_QUESTION = re.compile(r"\bwhat(?:'s| is) my name\b|\bwho am i\b", re.IGNORECASE)
 _GREETING = re.compile(r"^\s*(?:hi|hello|hey|good (?:morning|evening|day))\b", re.IGNORECASE)
 _PIECE = re.compile(r"\S+\s*|\s+")
 
@@ -79,7 +79,7 @@ class Demo:
             yield ModelFinished("tool_calls", (call,), Usage(read, 1))
             return
         written = 0
-        for piece in _pieces(self._answer(request.messages)):
+        for piece in _split_pieces(self._build_answer(request.messages)):
             written += 1
             yield TextDelta(piece)
             await asyncio.sleep(self._pause)
@@ -91,37 +91,37 @@ class Demo:
         if last.role != "user" or request.tool_choice == "none":
             return None
         call_id = f"call_demo_{len(request.messages)}"
-        if CALCULATOR in offered and (expression := _expression(last.text)):
+        if CALCULATOR in offered and (expression := _find_expression(last.text)):
             return ToolCall(call_id, CALCULATOR, msgspec.json.encode({"expression": expression}).decode())
         if CLOCK in offered and _TIME.search(last.text):
             place = _PLACE.search(last.text)
             return ToolCall(call_id, CLOCK, msgspec.json.encode({"timezone": place.group(1) if place else "UTC"}).decode())
         return None
 
-    def _answer(self, messages: tuple[Message, ...]) -> str:
+    def _build_answer(self, messages: tuple[Message, ...]) -> str:
         last = messages[-1]
         if last.role == "tool":
-            return _told(last, messages)
-        if _ASKED_NAME.search(last.text):
-            names = [name for message in messages if message.role == "user" for name in _NAMED.findall(message.text)]
+            return _describe_result(last, messages)
+        if _NAME_QUESTION.search(last.text):
+            names = [name for message in messages if message.role == "user" for name in _NAME_GIVEN.findall(message.text)]
             return f"Your name is {names[-1]}." if names else "You have not told me your name in this conversation."
-        if found := _NAMED.search(last.text):
+        if found := _NAME_GIVEN.search(last.text):
             return f"Nice to meet you, {found.group(1)}. Ask me for your name later on."
         if _GREETING.search(last.text):
             return f"Hello! {HELP}"
         return HELP
 
 
-def _expression(text: str) -> str | None:
+def _find_expression(text: str) -> str | None:
     """The arithmetic in `text`, if there is an operation in it."""
-    for match in _SUM.finditer(text[:MAX_SEARCHED].replace("?", " ").replace("=", " ")):
+    for match in _SUM.finditer(text[:MAX_SEARCH_CHARACTERS].replace("?", " ").replace("=", " ")):
         expression = match.group(0).strip()
         if _OPERATION.search(expression):
             return expression
     return None
 
 
-def _told(result: Message, messages: tuple[Message, ...]) -> str:
+def _describe_result(result: Message, messages: tuple[Message, ...]) -> str:
     call = next((call for message in reversed(messages) for call in message.tool_calls if call.id == result.tool_call_id), None)
     if result.text.startswith("Error: "):
         return f"The tool could not do that: {result.text.removeprefix('Error: ')}"
@@ -136,5 +136,5 @@ def _told(result: Message, messages: tuple[Message, ...]) -> str:
     return f"The tool answered: {result.text}"
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _split_pieces(text: str) -> Iterator[str]:
     return (match.group(0) for match in _PIECE.finditer(text))

@@ -7,31 +7,37 @@ from contextlib import aclosing
 
 import msgspec
 
-from ai_agent_service.core.errors import ContextTooLong, InvalidRequest, ProviderNotConfigured, ProviderProtocolError, UpstreamError
+from ai_agent_service.core.errors import (
+    ContextTooLongError,
+    InvalidRequestError,
+    ProviderNotConfiguredError,
+    ProviderProtocolError,
+    UpstreamError,
+)
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 
 logger = logging.getLogger(__name__)
 
 
-class Other(msgspec.Struct, frozen=True):
+class FailoverCandidate(msgspec.Struct, frozen=True):
     """A provider to fall back to, and its model (empty: its default)."""
 
     provider: Provider
     model: str = ""
 
     @property
-    def shown(self) -> str:
+    def label(self) -> str:
         """What log lines and `check` call it, such as `openrouter/openai/gpt-4.1`."""
         return f"{self.provider.name}/{self.model}" if self.model else self.provider.name
 
-    async def named_model(self) -> str:
-        """The model to ask for; raises UpstreamError, ProviderNotConfigured among them."""
+    async def resolve_model(self) -> str:
+        """The model to ask for; raises UpstreamError, ProviderNotConfiguredError among them."""
         if self.provider.missing:
-            raise ProviderNotConfigured(f"{' and '.join(self.provider.missing)} must be set for {self.provider.name}.")
+            raise ProviderNotConfiguredError(f"{' and '.join(self.provider.missing)} must be set for {self.provider.name}.")
         return self.model or await self.provider.default_model()
 
 
-class Fallback:
+class FallbackProvider:
     """The provider `own` of an agent, and `others` that are asked in their order when it fails.
 
     They are asked the same, within the same deadline, before the first event of an answer only, and for errors of the provider only: what
@@ -40,7 +46,7 @@ class Fallback:
     raised, for that is the provider which the caller's agent is meant to have; the log has the others.
     """
 
-    def __init__(self, agent_id: str, own: Provider, others: tuple[Other, ...]) -> None:
+    def __init__(self, agent_id: str, own: Provider, others: tuple[FailoverCandidate, ...]) -> None:
         self.own = own
         self.others = others
         self._agent_id = agent_id
@@ -67,7 +73,7 @@ class Fallback:
         except UpstreamError:
             for other in self.others:
                 try:
-                    await other.named_model()
+                    await other.resolve_model()
                 except UpstreamError:
                     continue
                 return ""
@@ -77,11 +83,11 @@ class Fallback:
         """The answer of the first that begins one; see Provider. Its last event names who answered if it is not the agent's own."""
         errors: list[UpstreamError] = []
         failed: list[str] = []
-        candidates = (Other(self.own, request.model), *self.others)
+        candidates = (FailoverCandidate(self.own, request.model), *self.others)
         for place, candidate in enumerate(candidates):
             begun = False
             try:
-                question = await _asked_of(candidate, request, self.own)
+                question = await _build_request(candidate, request, self.own)
                 async with aclosing(candidate.provider.stream(question)) as events:
                     async for event in events:
                         begun = True
@@ -91,25 +97,25 @@ class Fallback:
                 if begun:
                     return
                 raise ProviderProtocolError(f"The answer of {candidate.provider.name} has nothing in it.")
-            except (UpstreamError, InvalidRequest) as error:
-                if begun or isinstance(error, ContextTooLong) or (isinstance(error, InvalidRequest) and not place):
+            except (UpstreamError, InvalidRequestError) as error:
+                if begun or isinstance(error, ContextTooLongError) or (isinstance(error, InvalidRequestError) and not place):
                     raise
                 if isinstance(error, UpstreamError):
                     errors.append(error)
-                failed.append(f"{candidate.shown}: {error.code}")
+                failed.append(f"{candidate.label}: {error.code}")
                 if time.monotonic() >= request.deadline:
                     break
                 if place + 1 < len(candidates):
                     cause = error.message if isinstance(error, UpstreamError) else ""  # the other may repeat what the user said
-                    extra = {"from": candidate.shown, "to": candidates[place + 1].shown, "code": error.code, "cause": cause}
+                    extra = {"from": candidate.label, "to": candidates[place + 1].label, "code": error.code, "cause": cause}
                     logger.warning("provider.fallback", extra={"agent_id": self._agent_id, **extra})
         logger.warning("provider.fallbacks_failed", extra={"agent_id": self._agent_id, "failed": failed})
-        raise next((error for error in errors if not isinstance(error, ProviderNotConfigured)), errors[0])
+        raise next((error for error in errors if not isinstance(error, ProviderNotConfiguredError)), errors[0])
 
 
-async def _asked_of(candidate: Other, request: ModelRequest, own: Provider) -> ModelRequest:
+async def _build_request(candidate: FailoverCandidate, request: ModelRequest, own: Provider) -> ModelRequest:
     """`request` as it is put to `candidate`: what another provider's model thought is not for it."""
-    model = await candidate.named_model()
+    model = await candidate.resolve_model()
     if candidate.provider.name == own.name:
         return request if model == request.model else msgspec.structs.replace(request, model=model)
     messages = tuple(msgspec.structs.replace(message, reasoning="") if message.reasoning else message for message in request.messages)

@@ -18,30 +18,30 @@ import msgspec
 from yarl import URL
 
 from ai_agent_service.core.errors import (
-    ContextTooLong,
+    ContextTooLongError,
     ProviderProtocolError,
-    ProviderTimeout,
-    ProviderUnavailable,
-    RunTimeout,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
+    RunTimeoutError,
     ServiceError,
     UpstreamError,
 )
-from ai_agent_service.observability.tracing import with_trace
-from ai_agent_service.providers.counters import Counts
-from ai_agent_service.providers.http_errors import Target, _error_of
+from ai_agent_service.observability.tracing import add_trace_headers
+from ai_agent_service.providers.counters import ProviderCountsRegistry
+from ai_agent_service.providers.http_errors import HttpTarget, _parse_error
 
 logger = logging.getLogger(__name__)
 
-RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
+RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
 MAX_JSON_BYTES = 1_000_000
-MAX_WAIT = 20.0
+MAX_RETRY_AFTER = 20.0
 """Seconds of Retry-After that are waited out; a longer wait is the caller's to decide."""
 
-BUDGET = 10.0
-BUDGET_PER_REQUEST = 0.1
+RETRY_BUDGET = 10.0
+RETRY_BUDGET_PER_REQUEST = 0.1
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class HttpClient:
         self._max_retries = max_retries
         self._first_delay = first_delay
         self._budgets: dict[str, float] = {}
-        self.counts = Counts()
+        self.counts = ProviderCountsRegistry()
         """What the providers were asked; here retries are counted."""
         self._session: aiohttp.ClientSession | None = None
 
@@ -81,114 +81,118 @@ class HttpClient:
             self._session = None
 
     @asynccontextmanager
-    async def post(self, target: Target, body: bytes, *, deadline: float) -> AsyncGenerator[AsyncIterator[bytes], None]:
+    async def post(self, target: HttpTarget, body: bytes, *, deadline: float) -> AsyncGenerator[AsyncIterator[bytes], None]:
         """Sends `body`, JSON, and gives the pieces of a successful answer as they arrive.
 
-        Raises the UpstreamError, ContextTooLong or InvalidRequest that the provider's answer means, and RunTimeout when `deadline` (of
-        `time.monotonic()`) passes first. An answer read to its end gives its connection back; any other is closed.
+        Raises the UpstreamError, ContextTooLongError or InvalidRequestError that the provider's answer means, and RunTimeoutError when
+        `deadline` (of `time.monotonic()`) passes first. An answer read to its end gives its connection back; any other is closed.
         """
-        response = await self._answer(target, body, deadline)
-        pieces = _Pieces(response, self._timeouts, deadline)
+        response = await self._send_with_retries(target, body, deadline)
+        pieces = _ResponseChunks(response, self._timeouts, deadline)
         try:
             yield pieces
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translated(error, target, deadline, begun=pieces.begun or not isinstance(error, TimeoutError)) from error
+            raise self._translate_error(error, target, deadline, begun=pieces.begun or not isinstance(error, TimeoutError)) from error
         finally:
             pieces.close()
             response.close()
 
-    async def get_json(self, target: Target, *, timeout: float) -> object:
+    async def get_json(self, target: HttpTarget, *, timeout: float) -> object:
         """The JSON answer to a GET within `timeout` seconds; raises UpstreamError."""
         try:
             async with (
                 asyncio.timeout(timeout),
-                self._open.get(target.url, headers=target.headers, allow_redirects=False, proxy=proxy_for(target.url)) as response,
+                self._active_session.get(
+                    target.url, headers=target.headers, allow_redirects=False, proxy=find_proxy(target.url)
+                ) as response,
             ):
-                text = await _beginning(response.content, MAX_JSON_BYTES)
+                text = await _read_limited(response.content, MAX_JSON_BYTES)
                 if response.status != 200:
-                    raise _error_of(response.status, response.headers, text, target)
+                    raise _parse_error(response.status, response.headers, text, target)
                 return msgspec.json.decode(text)
         except TimeoutError as error:
-            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+            raise ProviderTimeoutError(f"{target.provider} did not answer within {timeout:g} seconds.") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._translated(error, target, math.inf, begun=False) from error
+            raise self._translate_error(error, target, math.inf, begun=False) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderProtocolError(f"{target.provider} answered with something that is not JSON") from error
 
-    async def probe(self, target: Target, *, timeout: float) -> None:
+    async def probe(self, target: HttpTarget, *, timeout: float) -> None:
         """Returns once a GET is answered with 200 within `timeout` seconds, whatever the answer is; raises UpstreamError."""
         try:
             async with (
                 asyncio.timeout(timeout),
-                self._open.get(target.url, headers=target.headers, allow_redirects=False, proxy=proxy_for(target.url)) as response,
+                self._active_session.get(
+                    target.url, headers=target.headers, allow_redirects=False, proxy=find_proxy(target.url)
+                ) as response,
             ):
                 if response.status != 200:
-                    error = _error_of(response.status, response.headers, await _beginning(response.content, MAX_ERROR_BYTES), target)
+                    error = _parse_error(response.status, response.headers, await _read_limited(response.content, MAX_ERROR_BYTES), target)
                     # A request that has nothing in it cannot be what is wrong.
-                    raise error if isinstance(error, UpstreamError) else ProviderUnavailable(error.message)
+                    raise error if isinstance(error, UpstreamError) else ProviderUnavailableError(error.message)
         except TimeoutError as error:
-            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+            raise ProviderTimeoutError(f"{target.provider} did not answer within {timeout:g} seconds.") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._translated(error, target, math.inf, begun=False) from error
+            raise self._translate_error(error, target, math.inf, begun=False) from error
 
-    async def fetched(self, url: str, *, limit_bytes: int, timeout: float) -> bytes:
+    async def fetch(self, url: str, *, limit_bytes: int, timeout: float) -> bytes:
         """The body of a GET within `timeout` seconds, 5 redirects within the same server included.
 
         Raises UpstreamError, for any status but 200 and for more than `limit_bytes` as well. What the answer says is not repeated.
         """
         try:
-            target = Target(URL(url).origin().authority, url)
+            target = HttpTarget(URL(url).origin().authority, url)
         except ValueError as error:
-            raise ProviderUnavailable("The address is not a valid URL.") from error
+            raise ProviderUnavailableError("The address is not a valid URL.") from error
         try:
             async with asyncio.timeout(timeout):
-                return await self._fetched(target, limit_bytes)
+                return await self._fetch(target, limit_bytes)
         except TimeoutError as error:
-            raise ProviderTimeout(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+            raise ProviderTimeoutError(f"{target.provider} did not answer within {timeout:g} seconds.") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise self._translated(error, target, math.inf, begun=False) from error
+            raise self._translate_error(error, target, math.inf, begun=False) from error
 
-    async def _fetched(self, target: Target, limit: int) -> bytes:
+    async def _fetch(self, target: HttpTarget, limit: int) -> bytes:
         url = URL(target.url)
         for _ in range(1 + MAX_REDIRECTS):
-            async with self._open.get(url, allow_redirects=False, proxy=proxy_for(str(url))) as response:
-                if response.status in REDIRECTS:
-                    url = _redirected(url, response.headers.get("Location", ""), target)
+            async with self._active_session.get(url, allow_redirects=False, proxy=find_proxy(str(url))) as response:
+                if response.status in REDIRECT_STATUSES:
+                    url = _resolve_redirect(url, response.headers.get("Location", ""), target)
                     continue
                 if response.status != 200:
-                    raise ProviderUnavailable(f"{target.provider} answered with the status {response.status}.")
-                body = await _beginning(response.content, limit)
+                    raise ProviderUnavailableError(f"{target.provider} answered with the status {response.status}.")
+                body = await _read_limited(response.content, limit)
                 if len(body) > limit:
                     raise ProviderProtocolError(f"{target.provider} answered with more than {limit} bytes.")
                 return body
         raise ProviderProtocolError(f"{target.provider} redirects too often.")
 
     @property
-    def _open(self) -> aiohttp.ClientSession:
+    def _active_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise RuntimeError("the HttpClient is used outside of its 'async with'")
         return self._session
 
-    async def _answer(self, target: Target, body: bytes, deadline: float) -> aiohttp.ClientResponse:
-        budget = self._budgets.get(target.provider, BUDGET)
-        self._budgets[target.provider] = min(BUDGET, budget + BUDGET_PER_REQUEST)
+    async def _send_with_retries(self, target: HttpTarget, body: bytes, deadline: float) -> aiohttp.ClientResponse:
+        budget = self._budgets.get(target.provider, RETRY_BUDGET)
+        self._budgets[target.provider] = min(RETRY_BUDGET, budget + RETRY_BUDGET_PER_REQUEST)
         attempt = 0
         while True:
             failure, retried = ServiceError(""), True
             try:
                 response = await self._send(target, body, deadline)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                failure = self._translated(error, target, deadline, begun=False)
+                failure = self._translate_error(error, target, deadline, begun=False)
                 failure.__cause__ = error
-                logger.info("provider.failed", extra={"provider": target.provider, "code": failure.code, "cause": _cause(error)})
+                logger.info("provider.failed", extra={"provider": target.provider, "code": failure.code, "cause": _describe_cause(error)})
                 lasting = isinstance(error, TimeoutError | aiohttp.InvalidURL)
                 retried = not lasting or isinstance(error, aiohttp.ConnectionTimeoutError)
             else:
                 if response.status == 200:
                     return response
-                failure = await self._failure(response, target)
-                retried = response.status in RETRIED and not isinstance(failure, ContextTooLong)
-            delay = self._delay(attempt, failure.retry_after)
+                failure = await self._read_failure(response, target)
+                retried = response.status in RETRYABLE_STATUSES and not isinstance(failure, ContextTooLongError)
+            delay = self._compute_delay(attempt, failure.retry_after)
             if not retried or attempt >= self._max_retries or delay is None or time.monotonic() + delay >= deadline:
                 raise failure
             if self._budgets[target.provider] < 1:
@@ -196,63 +200,63 @@ class HttpClient:
                 raise failure
             self._budgets[target.provider] -= 1
             attempt += 1
-            self.counts.of(target.provider).retries += 1
+            self.counts.get_counts(target.provider).retries += 1
             logger.info(
                 "provider.retry", extra={"provider": target.provider, "attempt": attempt, "code": failure.code, "delay": round(delay, 2)}
             )
             await asyncio.sleep(delay)
 
-    async def _send(self, target: Target, body: bytes, deadline: float) -> aiohttp.ClientResponse:
+    async def _send(self, target: HttpTarget, body: bytes, deadline: float) -> aiohttp.ClientResponse:
         async with asyncio.timeout(min(deadline - time.monotonic(), self._timeouts.first_byte)):
-            return await self._open.post(
+            return await self._active_session.post(
                 target.url,
                 data=body,
-                headers=with_trace(target.headers),
+                headers=add_trace_headers(target.headers),
                 allow_redirects=False,
-                proxy=proxy_for(target.url),
+                proxy=find_proxy(target.url),
                 timeout=self._only_connect,
             )
 
-    async def _failure(self, response: aiohttp.ClientResponse, target: Target) -> ServiceError:
+    async def _read_failure(self, response: aiohttp.ClientResponse, target: HttpTarget) -> ServiceError:
         text = b""
         try:
             async with asyncio.timeout(5):
-                text = await _beginning(response.content, MAX_ERROR_BYTES)
+                text = await _read_limited(response.content, MAX_ERROR_BYTES)
         except (aiohttp.ClientError, TimeoutError, OSError):
             logger.info("provider.error_without_body", extra={"provider": target.provider, "status": response.status})
         finally:
             response.close()
-        return _error_of(response.status, response.headers, text, target)
+        return _parse_error(response.status, response.headers, text, target)
 
-    def _delay(self, attempt: int, retry_after: float | None) -> float | None:
+    def _compute_delay(self, attempt: int, retry_after: float | None) -> float | None:
         """Seconds to wait before the next attempt; None when the provider asks for more than is waited out."""
         own: float = self._first_delay * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter needs no cryptography
         if retry_after is None:
             return min(own, 8.0)
-        return None if retry_after > MAX_WAIT else retry_after + own * 0.2
+        return None if retry_after > MAX_RETRY_AFTER else retry_after + own * 0.2
 
-    def _translated(self, error: Exception, target: Target, deadline: float, *, begun: bool) -> ServiceError:
+    def _translate_error(self, error: Exception, target: HttpTarget, deadline: float, *, begun: bool) -> ServiceError:
         if isinstance(error, TimeoutError):
             if time.monotonic() >= deadline - 0.01:
-                return RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+                return RunTimeoutError("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
             if isinstance(error, aiohttp.ConnectionTimeoutError):
-                return ProviderTimeout(f"{target.provider} did not accept a connection within {self._timeouts.connect:g} seconds.")
+                return ProviderTimeoutError(f"{target.provider} did not accept a connection within {self._timeouts.connect:g} seconds.")
             if begun:
-                return ProviderTimeout(f"{target.provider} paused for too long within its answer.")
-            return ProviderTimeout(f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g} seconds.")
+                return ProviderTimeoutError(f"{target.provider} paused for too long within its answer.")
+            return ProviderTimeoutError(f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g} seconds.")
         if begun:
             return ProviderProtocolError(f"The connection to {target.provider} broke off within its answer.")
         if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return ProviderUnavailable(f"The host name of {target.provider} cannot be resolved.")
+            return ProviderUnavailableError(f"The host name of {target.provider} cannot be resolved.")
         if isinstance(error, aiohttp.InvalidURL):
-            return ProviderUnavailable(f"The address of {target.provider} is not a valid URL.")
+            return ProviderUnavailableError(f"The address of {target.provider} is not a valid URL.")
         if isinstance(error, aiohttp.ClientSSLError):
-            return ProviderUnavailable(f"{target.provider} cannot be reached: its TLS certificate or protocol is not accepted.")
+            return ProviderUnavailableError(f"{target.provider} cannot be reached: its TLS certificate or protocol is not accepted.")
         reason = f": {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else ""  # its own text has the address
-        return ProviderUnavailable(f"{target.provider} cannot be reached{reason}.")
+        return ProviderUnavailableError(f"{target.provider} cannot be reached{reason}.")
 
 
-class _Pieces:
+class _ResponseChunks:
     """The body of an answer as it arrives, each wait for a piece limited in time.
 
     A plain iterator, as a generator would cost every piece another frame; and one timer that looks again when it is due, as a timer
@@ -291,9 +295,9 @@ class _Pieces:
         self._timer.cancel()
 
     def _set_timer(self, due: float) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(max(0.0, min(due, self._deadline) - time.monotonic()), self._look)
+        return asyncio.get_running_loop().call_later(max(0.0, min(due, self._deadline) - time.monotonic()), self._check_idle)
 
-    def _look(self) -> None:
+    def _check_idle(self) -> None:
         now = time.monotonic()
         since = now if self._waiting_since is None else self._waiting_since
         if now >= self._deadline or now - since >= self._limit:
@@ -302,7 +306,7 @@ class _Pieces:
             self._timer = self._set_timer(since + self._limit)
 
 
-def _cause(error: Exception) -> str:
+def _describe_cause(error: Exception) -> str:
     """`error` for the log; what aiohttp says of an answer that is no HTTP repeats a part of it."""
     is_of_connecting = isinstance(error, OSError | aiohttp.InvalidURL)
     return repr(error) if is_of_connecting or logger.isEnabledFor(logging.DEBUG) else type(error).__name__
@@ -321,7 +325,7 @@ async def drain(pieces: AsyncIterator[bytes]) -> None:
         return  # the answer is whole; only its connection is lost
 
 
-def _redirected(url: URL, location: str, target: Target) -> URL:
+def _resolve_redirect(url: URL, location: str, target: HttpTarget) -> URL:
     """Where `location` leads from `url`; raises ProviderProtocolError where that is not the same server by the same scheme."""
     try:
         found = url.join(URL(location))
@@ -332,7 +336,7 @@ def _redirected(url: URL, location: str, target: Target) -> URL:
     return found
 
 
-async def _beginning(content: aiohttp.StreamReader, limit: int) -> bytes:
+async def _read_limited(content: aiohttp.StreamReader, limit: int) -> bytes:
     """All of `content`, or what came until it was more than `limit` bytes; a single read gives what has arrived."""
     found = bytearray()
     while len(found) <= limit and (piece := await content.readany()):
@@ -341,7 +345,7 @@ async def _beginning(content: aiohttp.StreamReader, limit: int) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)
-def proxy_for(url: str) -> str | None:
+def find_proxy(url: str) -> str | None:
     """The proxy that the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) names for `url`; raises aiohttp.InvalidURL."""
     try:
         address = URL(url)

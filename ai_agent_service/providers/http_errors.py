@@ -9,23 +9,23 @@ from typing import Any
 import msgspec
 
 from ai_agent_service.core.errors import (
-    ContextTooLong,
-    InvalidRequest,
-    ProviderRateLimited,
-    ProviderRefused,
-    ProviderTimeout,
-    ProviderUnavailable,
+    ContextTooLongError,
+    InvalidRequestError,
+    ProviderRateLimitError,
+    ProviderRefusedError,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
     ServiceError,
 )
-from ai_agent_service.core.redaction import without_secrets
+from ai_agent_service.core.redaction import redact_secrets
 
 MAX_ERROR_CHARACTERS = 500
 
-TOO_LONG = ("context length", "context_length", "context size", "context window", "maximum context", "prompt is too long")
+CONTEXT_LENGTH_PHRASES = ("context length", "context_length", "context size", "context window", "maximum context", "prompt is too long")
 """What the providers' messages about a conversation that does not fit have in common; 502 is an error within a stream."""
 
 
-class Target(msgspec.Struct, frozen=True):
+class HttpTarget(msgspec.Struct, frozen=True):
     """Where to send: the provider's name for messages, its headers, and the secrets to keep out of messages."""
 
     provider: str
@@ -34,7 +34,7 @@ class Target(msgspec.Struct, frozen=True):
     secrets: tuple[str, ...] = ()
 
 
-def error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
+def format_error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
     """The human part of a provider's error, in whichever of the usual forms it comes, without secrets and at most 500 characters."""
     while isinstance(value, dict | list):
         if isinstance(value, list):
@@ -42,11 +42,11 @@ def error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
         else:
             value = next((value[key] for key in ("error", "message", "detail", "msg") if value.get(key)), "")
     text = value if isinstance(value, str) else (str(value) if value else "")
-    text = without_secrets(" ".join(text.split()), secrets)
+    text = redact_secrets(" ".join(text.split()), secrets)
     return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[:MAX_ERROR_CHARACTERS]}..."
 
 
-def error_in_stream(value: Any, target: Target) -> ServiceError:
+def parse_stream_error(value: Any, target: HttpTarget) -> ServiceError:
     """The error that a provider sends within an answer that began with 200."""
     code = value.get("code") if isinstance(value, dict) else None
     match code:
@@ -56,10 +56,10 @@ def error_in_stream(value: Any, target: Target) -> ServiceError:
             status = int(code)
         case _:
             status = 429 if code == "rate_limit_exceeded" else 502
-    return _meaning(status, None, error_message(value, target.secrets), str(code), target)
+    return _build_error(status, None, format_error_message(value, target.secrets), str(code), target)
 
 
-def _error_of(status: int, headers: Mapping[str, str], text: bytes, target: Target) -> ServiceError:
+def _parse_error(status: int, headers: Mapping[str, str], text: bytes, target: HttpTarget) -> ServiceError:
     value: Any
     try:
         value = msgspec.json.decode(text)
@@ -67,32 +67,32 @@ def _error_of(status: int, headers: Mapping[str, str], text: bytes, target: Targ
         value = "" if text.lstrip().startswith(b"<") else text.decode(errors="replace")  # pages of proxies tell of the inside
     inner = value.get("error") if isinstance(value, dict) else None
     code = str(inner.get("code")) if isinstance(inner, dict) else ""
-    return _meaning(status, _retry_after(headers), error_message(value, target.secrets), code, target)
+    return _build_error(status, _parse_retry_after(headers), format_error_message(value, target.secrets), code, target)
 
 
-def _meaning(status: int, retry_after: float | None, message: str, code: str, target: Target) -> ServiceError:
+def _build_error(status: int, retry_after: float | None, message: str, code: str, target: HttpTarget) -> ServiceError:
     said = f"{target.provider}: {message}" if message else f"{target.provider} answered with the status {status} and no explanation."
-    too_long = code == "context_length_exceeded" or any(sign in message.lower() for sign in TOO_LONG)
+    too_long = code == "context_length_exceeded" or any(sign in message.lower() for sign in CONTEXT_LENGTH_PHRASES)
     match status:
         case 400 | 413 | 422 | 500 | 502 if too_long:
-            return ContextTooLong(said, param="messages")
+            return ContextTooLongError(said, param="messages")
         case 400 | 413 | 422:
-            return InvalidRequest(said, code="provider_rejected_request")
+            return InvalidRequestError(said, code="provider_rejected_request")
         case 401 | 403:
-            return ProviderRefused(said, code="provider_authentication_failed")
+            return ProviderRefusedError(said, code="provider_authentication_failed")
         case 402:
-            return ProviderRefused(said, code="provider_payment_required")
+            return ProviderRefusedError(said, code="provider_payment_required")
         case 404:
-            return ProviderRefused(said, code="provider_model_not_found")
+            return ProviderRefusedError(said, code="provider_model_not_found")
         case 429:
-            return ProviderRateLimited(said, retry_after=retry_after)
+            return ProviderRateLimitError(said, retry_after=retry_after)
         case 408 | 504:
-            return ProviderTimeout(said)
+            return ProviderTimeoutError(said)
         case _:
-            return ProviderUnavailable(said, retry_after=retry_after)
+            return ProviderUnavailableError(said, retry_after=retry_after)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds in `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date), None without a usable one."""
     try:
         value = headers.get("Retry-After", "")

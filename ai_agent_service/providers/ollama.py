@@ -3,11 +3,11 @@
 from collections.abc import AsyncGenerator
 from typing import ClassVar, Self
 
-from ai_agent_service.core.errors import ProviderNotConfigured, ProviderProtocolError
+from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderProtocolError
 from ai_agent_service.providers import ollama_wire
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
 from ai_agent_service.providers.http import HttpClient
-from ai_agent_service.providers.http_errors import Target
+from ai_agent_service.providers.http_errors import HttpTarget
 
 _EMBEDDING_MODELS = ("embed", "minilm", "bge-")
 
@@ -35,9 +35,9 @@ class Ollama:
             model_list=settings.ollama_model_list,
         )
 
-    async def installed_models(self, *, timeout: float = 2.0) -> tuple[str, ...]:
+    async def list_installed_models(self, *, timeout: float = 2.0) -> tuple[str, ...]:
         """The names of the chat models installed there; raises UpstreamError when the server cannot be asked."""
-        answer = await self.http.get_json(Target(self.name, f"{self.base_url}/api/tags"), timeout=timeout)
+        answer = await self.http.get_json(HttpTarget(self.name, f"{self.base_url}/api/tags"), timeout=timeout)
         models = answer.get("models") if isinstance(answer, dict) else None
         if not isinstance(models, list):
             raise ProviderProtocolError("ollama answered /api/tags with something that is not a list of models")
@@ -46,14 +46,14 @@ class Ollama:
 
     async def ping(self, *, timeout: float) -> None:
         """See Pingable."""
-        await self.installed_models(timeout=timeout)
+        await self.list_installed_models(timeout=timeout)
 
     async def default_model(self) -> str:
         """OLLAMA_DEFAULT_MODEL, else the first model installed there."""
         if not self._default_model:
-            installed = await self.installed_models()
+            installed = await self.list_installed_models()
             if not installed:
-                raise ProviderNotConfigured("No model is installed in Ollama: run `ollama pull qwen3`, or set OLLAMA_DEFAULT_MODEL.")
+                raise ProviderNotConfiguredError("No model is installed in Ollama: run `ollama pull qwen3`, or set OLLAMA_DEFAULT_MODEL.")
             self._default_model = installed[0]
         return self._default_model
 
@@ -62,4 +62,4 @@ class Ollama:
         headers = {"Content-Type": "application/json"}
         if request.request_id:
             headers["X-Request-Id"] = request.request_id
-        return ollama_wire.stream(self.http, Target(self.name, f"{self.base_url}/api/chat", headers), request)
+        return ollama_wire.stream(self.http, HttpTarget(self.name, f"{self.base_url}/api/chat", headers), request)

@@ -7,15 +7,15 @@ from typing import Any
 
 import msgspec
 
-from ai_agent_service.core.errors import InvalidRequest, ProviderProtocolError
+from ai_agent_service.core.errors import InvalidRequestError, ProviderProtocolError
 from ai_agent_service.core.events import ReasoningDelta, TextDelta
-from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import ImagePart, Message, TextPart, ToolCall
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from ai_agent_service.providers.chat_wire import finish_reason
+from ai_agent_service.providers.chat_wire import to_finish_reason
 from ai_agent_service.providers.http import HttpClient, drain
-from ai_agent_service.providers.http_errors import Target, error_in_stream
+from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
 
 _encode = msgspec.json.Encoder().encode
 
@@ -48,14 +48,14 @@ class _ToolCall(msgspec.Struct):
     id: str | None = None
 
 
-class _Answer(msgspec.Struct):
+class _ResponseMessage(msgspec.Struct):
     content: str | None = None
     thinking: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
 
 class _Line(msgspec.Struct):
-    message: _Answer | None = None
+    message: _ResponseMessage | None = None
     done: bool = False
     done_reason: str | None = None
     prompt_eval_count: int | None = None
@@ -66,21 +66,21 @@ class _Line(msgspec.Struct):
 _decode_line = msgspec.json.Decoder(_Line).decode
 
 
-async def stream(http: HttpClient, target: Target, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+async def stream(http: HttpClient, target: HttpTarget, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
     """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
     calls: list[ToolCall] = []
     thoughts: list[str] = []
     last: _Line | None = None
-    async with http.post(target, request_body(request), deadline=request.deadline) as pieces, aclosing(_lines(pieces)) as lines:
+    async with http.post(target, encode_request(request), deadline=request.deadline) as pieces, aclosing(_read_lines(pieces)) as lines:
         async for text in lines:
-            line = _decoded(text, target)
+            line = _parse_line(text, target)
             if line.message is not None:
                 if line.message.thinking:
                     thoughts.append(line.message.thinking)
                     yield ReasoningDelta(line.message.thinking)
                 if line.message.content:
                     yield TextDelta(line.message.content)
-                calls += [_tool_call(call) for call in line.message.tool_calls or ()]
+                calls += [_build_tool_call(call) for call in line.message.tool_calls or ()]
             if line.done:
                 last = line
                 await drain(pieces)
@@ -91,13 +91,13 @@ async def stream(http: HttpClient, target: Target, request: ModelRequest) -> Asy
     if last.prompt_eval_count is not None or last.eval_count is not None:
         usage = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
     yield ModelFinished(
-        "tool_calls" if calls else finish_reason(last.done_reason or "stop"), tuple(calls), usage, "".join(thoughts) if calls else ""
+        "tool_calls" if calls else to_finish_reason(last.done_reason or "stop"), tuple(calls), usage, "".join(thoughts) if calls else ""
     )
 
 
-def request_body(request: ModelRequest) -> bytes:
+def encode_request(request: ModelRequest) -> bytes:
     """`request` as the JSON body of a streamed `/api/chat`."""
-    body: dict[str, Any] = {"model": request.model, "messages": wire_messages(request.messages), "stream": True}
+    body: dict[str, Any] = {"model": request.model, "messages": to_wire_messages(request.messages), "stream": True}
     options: dict[str, Any] = {}
     for name, value in request.settings.items():
         if value is None or name in DROPPED:
@@ -110,7 +110,7 @@ def request_body(request: ModelRequest) -> bytes:
             options[RENAMED.get(name, name)] = [value] if name == "stop" and isinstance(value, str) else value
     if options:
         body["options"] = options
-    form = _format(request.settings.get("response_format"))
+    form = _build_format(request.settings.get("response_format"))
     if form is not None:
         body["format"] = form
     effort = request.settings.get("reasoning_effort")
@@ -124,7 +124,7 @@ def request_body(request: ModelRequest) -> bytes:
     return _encode(body)
 
 
-def wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
+def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
     """`messages` in Ollama's form: text and base64 images apart, tool results by the tool's name."""
     names: dict[str, str] = {}
     found: list[dict[str, Any]] = []
@@ -135,13 +135,15 @@ def wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
             images += [part for part in message.content if isinstance(part, ImagePart)]
             other = next((part for part in message.content if not isinstance(part, TextPart | ImagePart)), None)
             if other is not None:
-                raise InvalidRequest("Ollama takes text and images only.", param="messages", code="unsupported_content")
+                raise InvalidRequestError("Ollama takes text and images only.", param="messages", code="unsupported_content")
         if images:
-            wire["images"] = [_base64(image) for image in images]
+            wire["images"] = [_extract_base64(image) for image in images]
         if message.tool_calls:
             if message.reasoning:
                 wire["thinking"] = message.reasoning
-            wire["tool_calls"] = [{"function": {"name": call.name, "arguments": _arguments(call.arguments)}} for call in message.tool_calls]
+            wire["tool_calls"] = [
+                {"function": {"name": call.name, "arguments": _parse_arguments(call.arguments)}} for call in message.tool_calls
+            ]
             names.update((call.id, call.name) for call in message.tool_calls)
         if message.role == "tool":
             wire["tool_name"] = names.get(message.tool_call_id or "", "")
@@ -149,7 +151,7 @@ def wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
     return found
 
 
-async def _lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def _read_lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """The lines that are not blank; the last one need not be ended."""
     rest = b""
     async for piece in pieces:
@@ -163,21 +165,21 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         yield rest
 
 
-def _decoded(text: bytes, target: Target) -> _Line:
+def _parse_line(text: bytes, target: HttpTarget) -> _Line:
     try:
         line = _decode_line(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProviderProtocolError(f"{target.provider} sent a line that is not a chat answer.") from error
     if line.error:
-        raise error_in_stream({"message": line.error} if isinstance(line.error, str) else line.error, target)
+        raise parse_stream_error({"message": line.error} if isinstance(line.error, str) else line.error, target)
     return line
 
 
-def _tool_call(call: _ToolCall) -> ToolCall:
-    return ToolCall(call.id or new_id("call_"), call.function.name, bytes(call.function.arguments).decode())
+def _build_tool_call(call: _ToolCall) -> ToolCall:
+    return ToolCall(call.id or generate_id("call_"), call.function.name, bytes(call.function.arguments).decode())
 
 
-def _arguments(text: str) -> msgspec.Raw | dict[str, Any]:
+def _parse_arguments(text: str) -> msgspec.Raw | dict[str, Any]:
     """Arguments as the object Ollama expects; what the model once wrote wrongly becomes an empty one."""
     try:
         value = msgspec.json.decode(text)
@@ -186,14 +188,14 @@ def _arguments(text: str) -> msgspec.Raw | dict[str, Any]:
     return msgspec.Raw(text.encode()) if isinstance(value, dict) else {}
 
 
-def _base64(image: ImagePart) -> str:
+def _extract_base64(image: ImagePart) -> str:
     match = _DATA_URL.match(image.url)
     if match is None:
-        raise InvalidRequest("Ollama takes images as base64 data URLs only.", param="messages", code="unsupported_image_url")
+        raise InvalidRequestError("Ollama takes images as base64 data URLs only.", param="messages", code="unsupported_image_url")
     return match.group(1)
 
 
-def _format(response_format: object) -> Any:
+def _build_format(response_format: object) -> Any:
     match response_format:
         case {"type": "json_object"}:
             return "json"

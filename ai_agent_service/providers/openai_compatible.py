@@ -5,12 +5,12 @@ from typing import ClassVar, Self
 
 from pydantic import SecretStr
 
-from ai_agent_service.core.errors import ProviderNotConfigured
+from ai_agent_service.core.errors import ProviderNotConfiguredError
 from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
 from ai_agent_service.providers.chat_wire import Profile
 from ai_agent_service.providers.http import HttpClient
-from ai_agent_service.providers.http_errors import Target
+from ai_agent_service.providers.http_errors import HttpTarget
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -56,10 +56,10 @@ class OpenAICompatible:
         )
 
     async def default_model(self) -> str:
-        """The configured default; raises ProviderNotConfigured naming the variable without one."""
+        """The configured default; raises ProviderNotConfiguredError naming the variable without one."""
         if not self._default_model:
             variable = f", or set {self._default_model_variable}" if self._default_model_variable else ""
-            raise ProviderNotConfigured(f'The agent names no model for {self.name}: give it a "model"{variable}.')
+            raise ProviderNotConfiguredError(f'The agent names no model for {self.name}: give it a "model"{variable}.')
         return self._default_model
 
     def url(self, model: str) -> str:
@@ -76,7 +76,7 @@ class OpenAICompatible:
 
     async def ping(self, *, timeout: float) -> None:
         """See Pingable."""
-        target = Target(self.name, self.ping_url(), {"Accept": "application/json", **self.headers()}, (self.api_key,))
+        target = HttpTarget(self.name, self.ping_url(), {"Accept": "application/json", **self.headers()}, (self.api_key,))
         await self.http.probe(target, timeout=timeout)
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
@@ -84,5 +84,5 @@ class OpenAICompatible:
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self.headers()}
         if request.request_id:
             headers["X-Request-Id"] = request.request_id
-        target = Target(self.name, self.url(request.model), headers, (self.api_key,))
+        target = HttpTarget(self.name, self.url(request.model), headers, (self.api_key,))
         return chat_wire.stream(self.http, target, request, self.profile)

@@ -7,7 +7,7 @@ from contextlib import aclosing, contextmanager
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.auth.principal import Principal
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import RateLimited
+from ai_agent_service.core.errors import RateLimitError
 from ai_agent_service.core.events import (
     MemorySkipped,
     ReasoningDelta,
@@ -28,9 +28,9 @@ from ai_agent_service.runtime.service import Service
 ASSUMED_ANSWER_TOKENS = 1024
 """How long an answer is taken to become, where neither the request nor the agent says."""
 
-CHARACTERS_A_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 
-_MOST_TOKENS = ("max_completion_tokens", "max_tokens", "num_predict")
+_TOKEN_LIMIT_SETTINGS = ("max_completion_tokens", "max_tokens", "num_predict")
 
 
 class CountedRun:
@@ -57,20 +57,20 @@ class CountedRun:
         self.events = agent.run(turn, context)
 
     async def begin(self) -> None:
-        """Counts the run; raises RateLimited where the caller, or their key, has used up what they may ask."""
+        """Counts the run; raises RateLimitError where the caller, or their key, has used up what they may ask."""
         key, context = self._caller.key, self.context
         if not (key.limits or key.user_limits):
             return
         self._prompt_tokens = sum(estimate(message.text) for message in self.turn.messages)
-        tokens = self._prompt_tokens + _answer_tokens(self._agent, self.turn)
+        tokens = self._prompt_tokens + _estimate_answer_tokens(self._agent, self.turn)
         try:
             self._admission = await self._limiter.admit(
                 self._caller, context.user, run_id=context.run_id, tokens=tokens, seconds=context.seconds_left
             )
-        except RateLimited as error:
-            audit.info("agent.refused", extra={**context.named, "outcome": error.code})
+        except RateLimitError as error:
+            audit.info("agent.refused", extra={**context.audit_fields, "outcome": error.code})
             raise
-        self.events = self._watched(self.events)
+        self.events = self._count_output(self.events)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -78,13 +78,13 @@ class CountedRun:
         return [(name.encode(), value.encode()) for name, value in self._admission.headers.items()]
 
     @contextmanager
-    def slot(self) -> Generator[None, None, None]:
+    def hold_slot(self) -> Generator[None, None, None]:
         """See Service.run_slot."""
-        with self._service.run_slot():
+        with self._service.acquire_run_slot():
             self._steps = 1
             yield
 
-    def noticed(self, event: RunEvent) -> None:
+    def observe(self, event: RunEvent) -> None:
         """Takes note of an event that is no text."""
         if isinstance(event, ToolFinished):
             result = event.result
@@ -96,13 +96,13 @@ class CountedRun:
         elif isinstance(event, MemorySkipped):
             self._is_without_memory = True
 
-    async def ended(self, outcome: str) -> None:
+    async def finish(self, outcome: str) -> None:
         """Counts what was used, and tells the audit log. The usage of a run that is not whole lacks the step that broke off: what it read
         and said is estimated, so that nobody gets answers for nothing by leaving before their end."""
-        audit.info("agent.called", extra={**self.context.named, "outcome": outcome})
+        audit.info("agent.called", extra={**self.context.audit_fields, "outcome": outcome})
         told = self._last.usage.total_tokens if self._last is not None and self._last.usage is not None else None
         if not isinstance(self._last, RunFinished):
-            told = max(told or 0, self._steps * self._prompt_tokens + self._said // CHARACTERS_A_TOKEN)
+            told = max(told or 0, self._steps * self._prompt_tokens + self._said // CHARACTERS_PER_TOKEN)
         await self._admission.settle(told)
 
     def report(self, outcome: str, *, is_streamed: bool) -> RunReport:
@@ -130,7 +130,7 @@ class CountedRun:
             seconds=time.monotonic() - self._began_at,
         )
 
-    async def _watched(self, events: AsyncGenerator[RunEvent, None]) -> AsyncGenerator[RunEvent, None]:
+    async def _count_output(self, events: AsyncGenerator[RunEvent, None]) -> AsyncGenerator[RunEvent, None]:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, TextDelta | ReasoningDelta | RefusalDelta):
@@ -138,10 +138,10 @@ class CountedRun:
                 yield event
 
 
-def _answer_tokens(agent: BaseAgent, turn: Turn) -> int:
+def _estimate_answer_tokens(agent: BaseAgent, turn: Turn) -> int:
     """How many tokens the model may answer with, as far as that is said."""
     for settings in (turn.settings, agent.definition.model_settings):
-        given = [value for name in _MOST_TOKENS if isinstance(value := settings.get(name), int) and value > 0]
+        given = [value for name in _TOKEN_LIMIT_SETTINGS if isinstance(value := settings.get(name), int) and value > 0]
         if given:
             return max(given)
     return ASSUMED_ANSWER_TOKENS

@@ -36,7 +36,7 @@ class _LiveRun:
         self._changed: asyncio.Event | None = None
         self._ended = False
 
-    def tell(self, event: RunEvent) -> None:
+    def publish(self, event: RunEvent) -> None:
         self._events.append(event)
         self._wake()
 

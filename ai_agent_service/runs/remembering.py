@@ -10,7 +10,7 @@ import msgspec
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import MemoryUnavailable, ServiceError, SessionBusy
+from ai_agent_service.core.errors import MemoryUnavailableError, ServiceError, SessionBusyError
 from ai_agent_service.core.events import (
     MemorySkipped,
     RunEvent,
@@ -21,10 +21,10 @@ from ai_agent_service.core.events import (
     ToolStarted,
 )
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn
-from ai_agent_service.observability.debug_log import is_tracing, present, trace
+from ai_agent_service.memory.base import Memory, RememberedTurn, TurnAnswer, TurnQuestion
+from ai_agent_service.observability.debug_log import debug_log, drop_empty, is_debug_enabled
 from ai_agent_service.runs.live import LiveRuns, _LiveRun
-from ai_agent_service.runs.record import Record
+from ai_agent_service.runs.record import AnswerRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ INTERRUPTED_WAIT_SECONDS = 10.0
 """How long a database that is away is waited for to store what there is of an interrupted answer."""
 
 
-class Remembering(BaseAgent):
+class MemoryAgent(BaseAgent):
     """`agent`, with the turns of its sessions kept by `memory`. A run without a session is the agent's own."""
 
     type: ClassVar[str] = ""
@@ -55,48 +55,48 @@ class Remembering(BaseAgent):
 
     def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         """Takes the turn; see BaseAgent. The last event comes when the answer is stored."""
-        return self._agent.run(turn, context) if context.session is None else self._taken(turn, context)
+        return self._agent.run(turn, context) if context.session is None else self._run_live(turn, context)
 
-    async def _taken(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+    async def _run_live(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         # Known to be under way before its question is stored, so that a request that repeats it joins it at once.
         live = self._live.begin(context.run_id)
         try:
-            async with aclosing(await self._begun(turn, context, live)) as events:
+            async with aclosing(await self._start_turn(turn, context, live)) as events:
                 async for event in events:
                     yield event
         finally:
             self._live.end(context.run_id)
 
-    async def _begun(self, turn: Turn, context: RunContext, live: "_LiveRun") -> AsyncGenerator[RunEvent, None]:
+    async def _start_turn(self, turn: Turn, context: RunContext, live: "_LiveRun") -> AsyncGenerator[RunEvent, None]:
         """The events of the turn, whose question is stored now unless it cannot be."""
         try:
-            messages = self.parts.pending.whole(turn.messages, context)
-            asked = Asked(messages=messages, history=turn.history, is_retry=turn.is_retry, message_id=turn.message_id)
+            messages = self.parts.pending.restore(turn.messages, context)
+            asked = TurnQuestion(messages=messages, history=turn.history, is_retry=turn.is_retry, message_id=turn.message_id)
             remembered = await self._memory.begin(context, asked)
-        except MemoryUnavailable as error:
-            return _told((RunFailed(error),)) if self._memory.required else self._without_memory(turn, context, error)
+        except MemoryUnavailableError as error:
+            return _emit_events((RunFailed(error),)) if self._memory.required else self._run_without_memory(turn, context, error)
         except ServiceError as error:
-            return _told((RunFailed(error),))
-        if is_tracing():
-            trace.debug("memory.begun", extra=_traced_beginning(asked, remembered, context))
+            return _emit_events((RunFailed(error),))
+        if is_debug_enabled():
+            debug_log.debug("memory.begun", extra=_describe_turn_start(asked, remembered, context))
         if remembered.answer is not None:
             await remembered.keep(remembered.answer, wait=0)
-            return _told(_told_again(remembered.answer))
+            return _emit_events(_build_replay(remembered.answer))
         if remembered.under_way is not None:
-            await remembered.keep(Answer(text=""), wait=0)
-            return self._joined(remembered.under_way)
-        return self._remembered(turn, context, remembered, live)
+            await remembered.keep(TurnAnswer(text=""), wait=0)
+            return self._follow_run(remembered.under_way)
+        return self._run_with_memory(turn, context, remembered, live)
 
-    async def _without_memory(self, turn: Turn, context: RunContext, error: MemoryUnavailable) -> AsyncGenerator[RunEvent, None]:
+    async def _run_without_memory(self, turn: Turn, context: RunContext, error: MemoryUnavailableError) -> AsyncGenerator[RunEvent, None]:
         yield MemorySkipped(error.message)
         async with aclosing(self._agent.run(turn, context)) as events:
             async for event in events:
                 yield event
 
-    async def _remembered(
+    async def _run_with_memory(
         self, turn: Turn, context: RunContext, remembered: RememberedTurn, live: "_LiveRun"
     ) -> AsyncGenerator[RunEvent, None]:
-        record = Record()
+        record = AnswerRecorder()
         kept = False
         try:
             whole = msgspec.structs.replace(turn, messages=remembered.messages, shorter=remembered.shorter)
@@ -104,38 +104,38 @@ class Remembering(BaseAgent):
                 async for event in events:
                     if isinstance(event, RunFinished | RunFailed):
                         kept = True
-                        event = await self._kept(remembered, record.answer(event), event, context)
+                        event = await self._store_final_answer(remembered, record.build_final_answer(event), event, context)
                     else:
                         record.add(event)
-                    live.tell(event)
+                    live.publish(event)
                     yield event
         finally:
             if not kept:
-                keeping = self._tasks.start(self._stored(remembered, record.interrupted(), INTERRUPTED_WAIT_SECONDS))
+                keeping = self._tasks.start(self._store_answer(remembered, record.build_partial_answer(), INTERRUPTED_WAIT_SECONDS))
                 await asyncio.shield(keeping)
 
-    async def _kept(
-        self, remembered: RememberedTurn, answer: Answer, event: RunFinished | RunFailed, context: RunContext
+    async def _store_final_answer(
+        self, remembered: RememberedTurn, answer: TurnAnswer, event: RunFinished | RunFailed, context: RunContext
     ) -> RunFinished | RunFailed:
         """`event` once the answer is stored, which goes on if the caller leaves; an error if it cannot be and has to be."""
-        keeping = self._tasks.start(self._stored(remembered, answer, max(1.0, context.seconds_left)))
+        keeping = self._tasks.start(self._store_answer(remembered, answer, max(1.0, context.seconds_left)))
         error = await asyncio.shield(keeping)
         if error is None or isinstance(event, RunFailed) or not self._memory.required:
             return event
         return RunFailed(error, event.usage, event.steps)
 
-    async def _stored(self, remembered: RememberedTurn, answer: Answer, wait: float) -> ServiceError | None:
+    async def _store_answer(self, remembered: RememberedTurn, answer: TurnAnswer, wait: float) -> ServiceError | None:
         try:
             await remembered.keep(answer, wait=wait)
         except ServiceError as error:
             logger.warning("memory.not_stored", extra={"agent_id": self.agent_id, "code": error.code})
             return error
-        if is_tracing():
-            kept = present(status=answer.status, steps=len(answer.steps), error=answer.error, text=answer.text)
-            trace.debug("memory.kept", extra={"agent_id": self.agent_id, **kept})
+        if is_debug_enabled():
+            kept = drop_empty(status=answer.status, steps=len(answer.steps), error=answer.error, text=answer.text)
+            debug_log.debug("memory.kept", extra={"agent_id": self.agent_id, **kept})
         return None
 
-    async def _joined(self, run_id: str) -> AsyncGenerator[RunEvent, None]:
+    async def _follow_run(self, run_id: str) -> AsyncGenerator[RunEvent, None]:
         """The events of the run that this request repeats."""
         live = self._live.find(run_id)
         last: RunEvent | None = None
@@ -144,10 +144,10 @@ class Remembering(BaseAgent):
                 last = msgspec.structs.replace(event, is_repeated=True) if isinstance(event, RunFinished) else event
                 yield last
         if not isinstance(last, RunFinished | RunFailed):
-            yield RunFailed(SessionBusy("The request that this one repeats was interrupted. Try again.", retry_after=1))
+            yield RunFailed(SessionBusyError("The request that this one repeats was interrupted. Try again.", retry_after=1))
 
 
-def _traced_beginning(asked: Asked, remembered: RememberedTurn, context: RunContext) -> dict[str, object]:
+def _describe_turn_start(asked: TurnQuestion, remembered: RememberedTurn, context: RunContext) -> dict[str, object]:
     if remembered.answer is not None:
         what = "answered before"
     else:
@@ -163,12 +163,12 @@ def _traced_beginning(asked: Asked, remembered: RememberedTurn, context: RunCont
     }
 
 
-async def _told(events: Iterable[RunEvent]) -> AsyncGenerator[RunEvent, None]:
+async def _emit_events(events: Iterable[RunEvent]) -> AsyncGenerator[RunEvent, None]:
     for event in events:
         yield event
 
 
-def _told_again(answer: Answer) -> list[RunEvent]:
+def _build_replay(answer: TurnAnswer) -> list[RunEvent]:
     """The events of a run that gave `answer`."""
     events: list[RunEvent] = []
     for number, step in enumerate(answer.steps, 1):

@@ -11,25 +11,25 @@ from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.auth.access import Access
 from ai_agent_service.auth.identity.base import open_identity
 from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
-from ai_agent_service.auth.keys.ring import KeyRing, environment_keys
+from ai_agent_service.auth.keys.ring import KeyRing, parse_environment_keys
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import UpstreamError
 from ai_agent_service.instrumentation.providers import TracedProvider
-from ai_agent_service.limits.postgres import open_limits
+from ai_agent_service.limits.postgres import open_limiter
 from ai_agent_service.providers.base import Provider, ProviderSetup
-from ai_agent_service.providers.breaker import Breakers
+from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.providers.http import HttpClient, Timeouts
 from ai_agent_service.providers.ollama import Ollama
-from ai_agent_service.runtime.builder import Maker
+from ai_agent_service.runtime.builder import Builder
 from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.runtime.service import Service
-from ai_agent_service.storage.opening import address_of, cipher_of, open_database
+from ai_agent_service.storage.opening import build_cipher, build_database_url, open_database
 from ai_agent_service.tools.toolset import Toolset
 
 logger = logging.getLogger(__name__)
 
-AUTO_ORDER = ("azure_openai", "openrouter", "openai")
+AUTO_PROVIDER_ORDER = ("azure_openai", "openrouter", "openai")
 
 OLLAMA_PROBE_SECONDS = 0.5
 
@@ -43,19 +43,19 @@ async def open_service(configuration: Configuration, toolset: Callable[..., Tool
     async with tracing or nullcontext(), HttpClient(timeouts, max_retries=settings.provider_max_retries) as http:
         setup = ProviderSetup(settings, configuration.environment, http)
         providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
-        auto = await _auto_provider(settings, providers)
+        auto = await _select_auto_provider(settings, providers)
         plain = providers
         if tracing is not None:
             providers = {name: TracedProvider(provider, tracing) for name, provider in providers.items()}
-        breakers = Breakers(settings.provider_breaker_failures, settings.provider_breaker_seconds, counts=http.counts)
-        guarded = {name: breakers.guarded(provider) for name, provider in providers.items()}
+        breakers = CircuitBreakers(settings.provider_breaker_failures, settings.provider_breaker_seconds, counts=http.counts)
+        guarded = {name: breakers.guard(provider) for name, provider in providers.items()}
         guarded[AUTO] = guarded[auto]
         pending = PendingSteps()
         task_name = settings.task_provider and PROVIDER_ALIASES.get(settings.task_provider, settings.task_provider)
         tasks = guarded[task_name] if task_name else None
-        async with Maker(settings, configuration.plugins, configuration.environment, guarded, pending, tracing, toolset) as maker:
-            edition = await maker.make(configuration.written)
-            maker.begin(edition)
+        async with Builder(settings, configuration.plugins, configuration.environment, guarded, pending, tracing, toolset) as maker:
+            edition = await maker.build(configuration.snapshot)
+            maker.activate(edition)
             for warning in configuration.warnings:
                 logger.warning(warning)
             service = Service(configuration, maker, edition, pending, http, auto, breakers, plain, tasks)
@@ -76,17 +76,17 @@ async def open_access(configuration: Configuration, service: Service) -> AsyncGe
         elif settings.api_keys is None or _has_database(settings):
             database = await opened.enter_async_context(open_database(settings))
         pepper = settings.api_key_pepper
-        fetch = partial(service.http.fetched, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
+        fetch = partial(service.http.fetch, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
         keys = KeyRing(
             database,
-            environment_keys=environment_keys(settings),
+            environment_keys=parse_environment_keys(settings),
             pepper=pepper.get_secret_value() if pepper is not None else None,
-            cipher=cipher_of(settings),
+            cipher=build_cipher(settings),
         )
         yield Access(
             await opened.enter_async_context(keys),
             await opened.enter_async_context(open_identity(settings, fetch)),
-            await opened.enter_async_context(open_limits(database)),
+            await opened.enter_async_context(open_limiter(database)),
             is_local=settings.is_local,
             allow_unauthenticated=settings.allow_unauthenticated,
             allowed_hosts=settings.allowed_hosts,
@@ -96,35 +96,35 @@ async def open_access(configuration: Configuration, service: Service) -> AsyncGe
 
 def _has_database(settings: Settings) -> bool:
     """Whether the settings name a database, or the default file is there."""
-    address = address_of(settings)
+    address = build_database_url(settings)
     return address.kind == "postgresql" or address.path.exists()
 
 
-async def database_keys(settings: Settings) -> Literal["none", "ended", "live"] | None:
+async def check_database_keys(settings: Settings) -> Literal["none", "ended", "live"] | None:
     """Whether there is a key in the database, and one that is neither revoked nor expired; None if it cannot be asked."""
     if not _has_database(settings):
         return "none"
     async with (
         open_database(settings) as database,
-        KeyRing(database, environment_keys=(), pepper=None, cipher=cipher_of(settings)) as ring,
+        KeyRing(database, environment_keys=(), pepper=None, cipher=build_cipher(settings)) as ring,
     ):
         if ring.has_keys is None:
             return None
         return "live" if ring.has_live_keys else "ended" if ring.has_keys else "none"
 
 
-async def _auto_provider(settings: Settings, providers: Mapping[str, Provider]) -> str:
+async def _select_auto_provider(settings: Settings, providers: Mapping[str, Provider]) -> str:
     """DEFAULT_PROVIDER, else the first that is configured, else an Ollama that answers and has a model, else demo."""
     if settings.default_provider is not None:
         return PROVIDER_ALIASES.get(settings.default_provider, settings.default_provider)
-    for name in AUTO_ORDER:
+    for name in AUTO_PROVIDER_ORDER:
         if not providers[name].missing:
             return name
     ollama = providers["ollama"]
     if isinstance(ollama, Ollama):
         try:
             async with asyncio.timeout(OLLAMA_PROBE_SECONDS):
-                if await ollama.installed_models():
+                if await ollama.list_installed_models():
                     return ollama.name
         except (UpstreamError, TimeoutError) as error:
             logger.debug("no Ollama at %s (%s)", settings.ollama_base_url, error)

@@ -65,12 +65,12 @@ def load_plugins(folder: Path | None = None) -> tuple[Plugins, list[Fault]]:
             try:
                 item = point.load()
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
-                faults.append(_broken(source, error))
+                faults.append(_build_load_fault(source, error))
                 continue
             _add(plugins, item, source, faults)
     if folder is not None:
-        for path, module in _modules(folder, faults):
-            for item in _defined_in(module):
+        for path, module in _import_modules(folder, faults):
+            for item in _find_plugins(module):
                 _add(plugins, item, str(path), faults)
     return plugins, faults
 
@@ -116,7 +116,7 @@ def _is_memory(item: Any) -> bool:
     return inspect.isclass(item) and hasattr(item, "open") and hasattr(item, "begin") and isinstance(getattr(item, "name", None), str)
 
 
-def _defined_in(module: ModuleType) -> Iterator[Any]:
+def _find_plugins(module: ModuleType) -> Iterator[Any]:
     named = {id(item): item for name, item in vars(module).items() if not name.startswith("_")}  # each once, whatever its names
     for item in named.values():
         if inspect.isclass(item):
@@ -126,7 +126,7 @@ def _defined_in(module: ModuleType) -> Iterator[Any]:
             yield item
 
 
-def _modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, ModuleType]]:
+def _import_modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, ModuleType]]:
     if not folder.is_dir():
         faults.append(
             Fault(file=str(folder), field="PLUGINS_DIR", problem="this is not a folder", remedy="Create it, or unset PLUGINS_DIR")
@@ -143,12 +143,12 @@ def _modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, ModuleTy
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
             del sys.modules[name]
-            faults.append(_broken(str(path), error))
+            faults.append(_build_load_fault(str(path), error))
             continue
         yield path, module
 
 
-def _broken(source: str, error: BaseException) -> Fault:
+def _build_load_fault(source: str, error: BaseException) -> Fault:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "app":
         problem = "it imports from 'app', the package's former name"
         return Fault(file=source, problem=problem, remedy="Import from ai_agent_service.plugins instead")

@@ -7,38 +7,38 @@ import msgspec
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.config.agent_definition import AgentDefinition
-from ai_agent_service.config.read_servers import Servers
-from ai_agent_service.core.tasks import Held
+from ai_agent_service.config.read_servers import ServerDefinitions
+from ai_agent_service.core.tasks import ContextHolder
 from ai_agent_service.mcp.supervisor import McpServers
 from ai_agent_service.memory.base import Memory
 
 
-class Written(msgspec.Struct, frozen=True):
+class ConfigSnapshot(msgspec.Struct, frozen=True):
     """What the files say. `created` is when they said so, in Unix seconds."""
 
     agents: Sequence[AgentDefinition]
-    servers: Servers
+    servers: ServerDefinitions
     environment: Mapping[str, str]
     created: int
 
 
-class _Made(msgspec.Struct, frozen=True):
+class _BuiltAgent(msgspec.Struct, frozen=True):
     """An agent with what it was made of; another agent is to be made where that is not the same. `held` is what it keeps open."""
 
     plain: BaseAgent
-    plain_of: tuple[object, ...]
+    plain_key: tuple[object, ...]
     agent: BaseAgent
-    agent_of: tuple[object, ...]
-    held: Held[Memory] | None = None
+    agent_key: tuple[object, ...]
+    held: ContextHolder[Memory] | None = None
 
 
-class Edition(msgspec.Struct, frozen=True):
+class Revision(msgspec.Struct, frozen=True):
     """The agents and the servers of one reading of the files. Whoever took an agent from it may run it until it is ended."""
 
     catalog: Catalog
     servers: McpServers
-    written: Written
-    made: Mapping[str, _Made]
+    snapshot: ConfigSnapshot
+    built: Mapping[str, _BuiltAgent]
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -62,26 +62,26 @@ class Changes(msgspec.Struct, frozen=True):
         return {name: [f"{each}@{self.agents[each]}" if each in self.agents else each for each in ids] for name, ids in found.items()}
 
 
-def changes_between(before: Edition, after: Edition) -> Changes:
+def compare_revisions(before: Revision, after: Revision) -> Changes:
     """How `after` differs from `before`."""
     agents = {agent.agent_id: agent.version for agent in after.catalog}
-    added, changed, removed = _differences(_agents_of(before), _agents_of(after))
-    return Changes(agents, added, changed, removed, *_differences(_servers_of(before), _servers_of(after)))
+    added, changed, removed = _find_differences(_index_agents(before), _index_agents(after))
+    return Changes(agents, added, changed, removed, *_find_differences(_index_servers(before), _index_servers(after)))
 
 
-def _agents_of(edition: Edition) -> dict[str, object]:
+def _index_agents(edition: Revision) -> dict[str, object]:
     return {agent.agent_id: (agent.version, agent.definition) for agent in edition.catalog}
 
 
-def _servers_of(edition: Edition) -> dict[str, object]:
-    return {each.server_label: each for each in edition.written.servers.definitions}
+def _index_servers(edition: Revision) -> dict[str, object]:
+    return {each.server_label: each for each in edition.snapshot.servers.definitions}
 
 
-def _differences(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[list[str], list[str], list[str]]:
+def _find_differences(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[list[str], list[str], list[str]]:
     """The names that were added, whose values changed, and that were removed."""
     changed = [name for name, value in after.items() if name in before and before[name] != value]
-    return _without(after, before), changed, _without(before, after)
+    return _exclude_names(after, before), changed, _exclude_names(before, after)
 
 
-def _without(names: Iterable[str], others: Collection[str]) -> list[str]:
+def _exclude_names(names: Iterable[str], others: Collection[str]) -> list[str]:
     return [name for name in names if name not in others]

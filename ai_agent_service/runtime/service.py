@@ -8,33 +8,33 @@ from contextlib import contextmanager, suppress
 from contextvars import Context
 
 from ai_agent_service.agents.base import BaseAgent
-from ai_agent_service.agents.catalog import Catalog, no_such_agent
-from ai_agent_service.agents.chat_tasks import Background, Task
+from ai_agent_service.agents.catalog import Catalog, build_unknown_agent_error
+from ai_agent_service.agents.chat_tasks import ChatTaskAgent, Task
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.auth.principal import ANONYMOUS, Principal, User
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
-from ai_agent_service.config.locations import files_of
+from ai_agent_service.config.locations import locate_files
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ConfigError, Fault, NotFound, ServerBusy, ServiceStopping
-from ai_agent_service.core.ids import new_id
-from ai_agent_service.core.redaction import secrets_in
+from ai_agent_service.core.errors import ConfigError, Fault, NotFoundError, ServerBusyError, ShuttingDownError
+from ai_agent_service.core.ids import generate_id
+from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.instrumentation.agents import TracedAgent
 from ai_agent_service.mcp.supervisor import McpServers
 from ai_agent_service.memory.base import Conversations
 from ai_agent_service.memory.opening import Memories
-from ai_agent_service.observability.logging import keep_out
+from ai_agent_service.observability.logging import add_secrets
 from ai_agent_service.providers.base import Provider
-from ai_agent_service.providers.breaker import Breakers
+from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.providers.http import HttpClient
-from ai_agent_service.runtime.builder import Maker
+from ai_agent_service.runtime.builder import Builder
 from ai_agent_service.runtime.configuration import Configuration, load_configuration
-from ai_agent_service.runtime.drain import Period
-from ai_agent_service.runtime.revision import Changes, Edition, changes_between
+from ai_agent_service.runtime.drain import DrainTracker
+from ai_agent_service.runtime.revision import Changes, Revision, compare_revisions
 
 logger = logging.getLogger(__name__)
 
-LAST_RUNS_SECONDS = 5.0
+REVISION_GRACE_SECONDS = 5.0
 """How much longer than REQUEST_TIMEOUT what an edition keeps open stays so: a run is told that its time is up, and then ends."""
 
 
@@ -44,12 +44,12 @@ class Service:
     def __init__(
         self,
         configuration: Configuration,
-        maker: Maker,
-        edition: Edition,
+        maker: Builder,
+        edition: Revision,
         pending: PendingSteps,
         http: HttpClient,
         auto: str,
-        breakers: Breakers,
+        breakers: CircuitBreakers,
         providers: Mapping[str, Provider],
         task_provider: Provider | None,
     ) -> None:
@@ -61,57 +61,57 @@ class Service:
         self._providers = providers
         self._task_provider = task_provider
         self._tracing = configuration.tracing
-        self.edition = edition
-        self.period = Period()
+        self.revision = edition
+        self.drain_tracker = DrainTracker()
         """The requests under way, for an edition is kept open for those that began before the next one."""
 
         self.runs = 0
         self.is_stopping = False
-        self.secrets = secrets_in(configuration.environment)
+        self.secrets = find_secrets(configuration.environment)
         """What must be shown to nobody: the secrets of the start and of each reload."""
 
         self._configuration = configuration
-        self._maker = maker
+        self._builder = maker
         self._reloading = asyncio.Lock()
         self._work = Tasks(grace=0)
 
     @property
     def catalog(self) -> Catalog:
         """The agents that there are now."""
-        return self.edition.catalog
+        return self.revision.catalog
 
     @property
     def servers(self) -> McpServers:
         """The MCP servers that there are now."""
-        return self.edition.servers
+        return self.revision.servers
 
     @property
     def memories(self) -> Memories | None:
         """The database of conversations; None as long as no agent has remembered in it."""
-        return self._maker.memories
+        return self._builder.memories
 
-    def agent(self, agent_id: str, caller: Principal) -> BaseAgent:
-        """The agent of this id, for `caller` to use; raises NotFound, the same if there is none as if it is not for them."""
-        agent = self.shown_agent(agent_id, caller)
+    def find_agent(self, agent_id: str, caller: Principal) -> BaseAgent:
+        """The agent of this id, for `caller` to use; raises NotFoundError, the same if there is none as if it is not for them."""
+        agent = self.find_visible_agent(agent_id, caller)
         access = agent.definition.access
         if access.groups or access.roles:
             user = caller.user or User("")
             if (access.groups and user.groups.isdisjoint(access.groups)) or (access.roles and user.roles.isdisjoint(access.roles)):
-                raise no_such_agent()
+                raise build_unknown_agent_error()
         return agent
 
-    def shown_agent(self, agent_id: str, caller: Principal) -> BaseAgent:
-        """The agent of this id, if the caller's key is for it; raises NotFound."""
-        if not caller.key.may_use(agent_id):
-            raise no_such_agent()
+    def find_visible_agent(self, agent_id: str, caller: Principal) -> BaseAgent:
+        """The agent of this id, if the caller's key is for it; raises NotFoundError."""
+        if not caller.key.can_use(agent_id):
+            raise build_unknown_agent_error()
         return self.catalog.get(agent_id)
 
-    def agents_of(self, caller: Principal) -> list[BaseAgent]:
+    def list_agents(self, caller: Principal) -> list[BaseAgent]:
         """The agents that the caller's key is for. Who may use them is asked when they are called: clients share this among users."""
-        return [agent for agent in self.catalog if caller.key.may_use(agent.agent_id)]
+        return [agent for agent in self.catalog if caller.key.can_use(agent.agent_id)]
 
     @property
-    def every_provider(self) -> Mapping[str, Provider]:
+    def all_providers(self) -> Mapping[str, Provider]:
         """All that there are, by their names and with nothing around them, whether an agent uses them or not."""
         return self._providers
 
@@ -126,78 +126,78 @@ class Service:
         used = [self._providers[self.auto_provider if name == AUTO else name] for name in named]
         return {provider.name: provider for provider in used}
 
-    def background(self, agent: BaseAgent, task: Task) -> BaseAgent:
+    def build_task_agent(self, agent: BaseAgent, task: Task) -> BaseAgent:
         """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else the agent's own."""
-        answering = Background(agent, task, self._task_provider or agent.parts.provider, self.settings.task_model)
+        answering = ChatTaskAgent(agent, task, self._task_provider or agent.parts.provider, self.settings.task_model)
         return answering if self._tracing is None else TracedAgent(answering, self._tracing)
 
     @property
     def conversations(self) -> Conversations:
-        """What is remembered; raises NotFound where no agent has a memory."""
+        """What is remembered; raises NotFoundError where no agent has a memory."""
         if self.memories is None:
-            raise NotFound("No agent here has a memory.", code="no_memory")
+            raise NotFoundError("No agent here has a memory.", code="no_memory")
         return self.memories.conversations
 
     async def reload(self) -> Changes:
         """Reads agents, prompts and MCP servers anew, with the plug-ins and the settings that there are, and has them take effect at once.
 
-        Whoever has begun goes on with what they began with; it is closed once they have ended. Raises ConfigError, and ServiceStopping
+        Whoever has begun goes on with what they began with; it is closed once they have ended. Raises ConfigError, and ShuttingDownError
         for a service that is told to stop; then nothing has changed.
         """
         # In a task of its own, which a caller that leaves does not stop, and without the caller's request id in all that is begun.
-        found = await asyncio.shield(Context().run(self._work.start, self._reloaded()))
+        found = await asyncio.shield(Context().run(self._work.start, self._load_revision()))
         if isinstance(found, ConfigError):
             for fault in found.faults:
                 logger.error("config.rejected", extra={"fault": str(fault)})
             raise found
-        if isinstance(found, ServiceStopping):
+        if isinstance(found, ShuttingDownError):
             raise found
         lists = {name: ",".join(names) for name, names in found.lists.items() if names}
         logger.info("config.reloaded" if lists else "config.unchanged", extra=lists)
         return found
 
-    async def _reloaded(self) -> Changes | ConfigError | ServiceStopping:
+    async def _load_revision(self) -> Changes | ConfigError | ShuttingDownError:
         async with self._reloading:
             try:
                 # Files that vanish are a fault of the reload; none are taken in their place.
-                files = files_of(self.settings, may_be_starter=self._configuration.files.is_starter)
+                files = locate_files(self.settings, may_be_starter=self._configuration.files.is_starter)
                 configuration = await asyncio.to_thread(load_configuration, self.settings, self._configuration.plugins, files=files)
-                keep_out(secrets := secrets_in(configuration.environment))
+                add_secrets(secrets := find_secrets(configuration.environment))
                 self.secrets = tuple(sorted({*self.secrets, *secrets}, key=len, reverse=True))
                 if self._tracing is not None:
-                    self._tracing.keep_out(secrets)
+                    self._tracing.add_secrets(secrets)
                 if self.is_stopping:
-                    return ServiceStopping("The service is being stopped.")
-                edition = await self._maker.make(configuration.written, self.edition)
+                    return ShuttingDownError("The service is being stopped.")
+                edition = await self._builder.build(configuration.snapshot, self.revision)
             except ConfigError as error:
                 return error
             except OSError as error:
                 problem = f"it cannot be used ({error.strerror})"
                 file = str(error.filename or self.settings.agent_config_file)
                 return ConfigError([Fault(file=file, problem=problem, remedy="Give the service the right to use it")])
-            before, over = self.edition, self.period
-            self.edition, self.period = edition, over.next()
-            self._maker.begin(edition)
+            before, over = self.revision, self.drain_tracker
+            self.revision, self.drain_tracker = edition, over.start_next()
+            self._builder.activate(edition)
             for warning in configuration.warnings:
                 if warning not in self._configuration.warnings:
                     logger.warning(warning)
             self._configuration = configuration
-            self._work.run(self._ended(before, edition, over))
-            return changes_between(before, edition)
+            self._work.run(self._retire_revision(before, edition, over))
+            return compare_revisions(before, edition)
 
-    async def _ended(self, edition: Edition, after: Edition, period: Period) -> None:
+    async def _retire_revision(self, edition: Revision, after: Revision, period: DrainTracker) -> None:
         """Closes what `edition` alone used, once the requests of `period` and before have ended, or must have."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.request_timeout + LAST_RUNS_SECONDS):
-                await period.over()
-        await self._maker.end(edition, after)
+            async with asyncio.timeout(self.settings.request_timeout + REVISION_GRACE_SECONDS):
+                await period.wait_until_drained()
+        await self._builder.retire(edition, after)
 
     async def stop(self) -> None:
         """Ends what reloads have begun; there will be no other."""
         self.is_stopping = True
         await self._work.finish()
 
-    def context(
+    def create_context(
         self,
         agent_id: str,
         caller: Principal,
@@ -210,7 +210,7 @@ class Service:
     ) -> RunContext:
         """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT; `user` counts where users are not verified."""
         return RunContext(
-            run_id=new_id("run_"),
+            run_id=generate_id("run_"),
             agent_id=agent_id,
             deadline=time.monotonic() + self.settings.request_timeout,
             request_id=request_id,
@@ -223,10 +223,10 @@ class Service:
         )
 
     @contextmanager
-    def run_slot(self) -> Generator[None, None, None]:
-        """Counts a run while it goes on; raises ServerBusy when MAX_CONCURRENT_REQUESTS are under way."""
+    def acquire_run_slot(self) -> Generator[None, None, None]:
+        """Counts a run while it goes on; raises ServerBusyError when MAX_CONCURRENT_REQUESTS are under way."""
         if self.runs >= self.settings.max_concurrent_requests:
-            raise ServerBusy("Too many requests are under way. Try again in a moment.", retry_after=1)
+            raise ServerBusyError("Too many requests are under way. Try again in a moment.", retry_after=1)
         self.runs += 1
         try:
             yield

@@ -14,28 +14,28 @@ from starlette.middleware import Middleware
 
 from ai_agent_service.api.agents import conversations
 from ai_agent_service.api.agents import routes as agents
-from ai_agent_service.api.http.access import guarded
-from ai_agent_service.api.http.errors import http_exception_handler, service_error_handler
-from ai_agent_service.api.http.idempotency import Answers
-from ai_agent_service.api.http.openapi import describe
+from ai_agent_service.api.http.access import check_access_rules
+from ai_agent_service.api.http.errors import handle_http_exception, handle_service_error
+from ai_agent_service.api.http.idempotency import IdempotencyCache
+from ai_agent_service.api.http.openapi import install_openapi
 from ai_agent_service.api.openai import chat as openai_chat
 from ai_agent_service.api.openai import models as openai_models
 from ai_agent_service.api.ops import docs, health, metrics
 from ai_agent_service.api.ops import reload as admin
 from ai_agent_service.core.errors import ServiceError
-from ai_agent_service.core.redaction import secrets_in
+from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.health.checks import open_checks
-from ai_agent_service.instrumentation.requests import TracedRequests
+from ai_agent_service.instrumentation.requests import TracingMiddleware
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.observability.metrics import Metrics
-from ai_agent_service.observability.shared_metrics import Workers
+from ai_agent_service.observability.shared_metrics import SharedMetrics
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import open_access, open_service
-from ai_agent_service.runtime.shutdown import Stopping
-from ai_agent_service.server.middleware import Edge
-from ai_agent_service.server.reload_triggers import hangups, reloading
+from ai_agent_service.runtime.shutdown import ShutdownState
+from ai_agent_service.server.middleware import RequestMiddleware
+from ai_agent_service.server.reload_triggers import watch_hangups, watch_reload_triggers
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ METRICS_FOLDER = "AI_AGENT_SERVICE_METRICS_FOLDER"
 """Where worker processes find the folder that their metrics share; their parent sets it."""
 
 
-def create_app(configuration: Configuration, workers: Workers | None = None) -> FastAPI:
+def create_app(configuration: Configuration, workers: SharedMetrics | None = None) -> FastAPI:
     """The application that serves `configuration`; its lifespan opens the service and closes it.
 
     `workers` is what several processes share.
@@ -54,60 +54,60 @@ def create_app(configuration: Configuration, workers: Workers | None = None) -> 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        with hangups() as told:
+        with watch_hangups() as told:
             async with (
                 open_service(configuration) as service,
                 open_access(configuration, service) as access,
                 open_checks(service, access) as checks,
-                reloading(service, told),
-                metrics.exposition(service, counts, workers) as exposition,
+                watch_reload_triggers(service, told),
+                metrics.open_exporter(service, counts, workers) as exposition,
             ):
                 app.state.service = service
                 app.state.access = access
                 app.state.checks = checks
-                app.state.answers = Answers()
+                app.state.answers = IdempotencyCache()
                 app.state.exposition = exposition
                 yield
 
-    traced = [] if configuration.tracing is None else [Middleware(TracedRequests, configuration.tracing)]
-    stopping = Stopping()
+    traced = [] if configuration.tracing is None else [Middleware(TracingMiddleware, configuration.tracing)]
+    stopping = ShutdownState()
     app = FastAPI(
         title=configuration.settings.service_name,
         version=configuration.settings.service_version,
         description="Agents that appear as models to any OpenAI client.",
         lifespan=lifespan,
-        middleware=[*traced, Middleware(Edge, stopping=stopping, metrics=counts, access_log=access_log)],
-        exception_handlers={ServiceError: service_error_handler, HTTPException: http_exception_handler},
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # our own are in TracedRequests
+        middleware=[*traced, Middleware(RequestMiddleware, stopping=stopping, metrics=counts, access_log=access_log)],
+        exception_handlers={ServiceError: handle_service_error, HTTPException: handle_http_exception},
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # our own are in TracingMiddleware
         redirect_slashes=False,
         openapi_url=None,  # ai_agent_service/api/ops/docs.py answers there, to those who may see it
     )
     app.state.stopping = stopping
     for part in (openai_chat, openai_models, conversations, agents, health, metrics, admin, docs):  # looked through in this order
-        app.include_router(guarded(part.router))
-    describe(app)
+        app.include_router(check_access_rules(part.router))
+    install_openapi(app)
     return app
 
 
 def configure_logs(configuration: Configuration, *, is_one_of_several: bool = False) -> None:
     """Sends log lines and audit lines where they are to go, the environment's secrets taken out; raises ConfigError."""
-    settings, secrets = configuration.settings, secrets_in(configuration.environment)
+    settings, secrets = configuration.settings, find_secrets(configuration.environment)
     configure_logging(settings.log_level, secrets, log_format=settings.log_format, is_one_of_several=is_one_of_several)
     configure_audit(settings.audit_log_file, secrets)
 
 
-def settle_memory() -> None:
+def tune_garbage_collector() -> None:
     """Takes what exists after start-up out of the garbage collector's sight, and makes it look less often: a request leaves few cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
 
 
-def worker_app() -> FastAPI:
+def create_worker_app() -> FastAPI:
     """The application of one of several worker processes, each of which reads the configuration anew."""
     configuration = load()
     configure_logs(configuration, is_one_of_several=True)
     folder = os.environ.get(METRICS_FOLDER)
-    app = create_app(configuration, Workers(Path(folder)) if folder else None)
-    settle_memory()
+    app = create_app(configuration, SharedMetrics(Path(folder)) if folder else None)
+    tune_garbage_collector()
     return app

@@ -9,9 +9,9 @@ import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from ai_agent_service.api.http.errors import error_json
-from ai_agent_service.core.errors import HeadersTooLarge, InvalidRequest, ServiceError
-from ai_agent_service.core.ids import new_id
+from ai_agent_service.api.http.errors import encode_error
+from ai_agent_service.core.errors import HeadersTooLargeError, InvalidRequestError, ServiceError
+from ai_agent_service.core.ids import generate_id
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ LINGER_SECONDS = 5.0
 """How long a caller whose answer came early may go on sending: to close the connection under it would cost it the answer."""
 
 
-CLOSE = (b"connection", b"close")
+CONNECTION_CLOSE = (b"connection", b"close")
 """Among the headers of every answer while the server ends."""
 
 
@@ -81,7 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Ends the watch, and tells the request that is being answered, where uvicorn tells the one that came last."""
         if self._timer is not None:
             self._timer.cancel()
-        self._leave(self._running)
+        self._mark_disconnected(self._running)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -93,7 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._unread > MAX_HEAD_BYTES and not self._is_deaf:
             if self._head_since is not None:
-                self._refusal = _too_large()
+                self._refusal = _build_too_large_error()
             self.send_400_response("")
 
     def on_message_begin(self) -> None:
@@ -129,8 +129,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:
             self._refuse_head()
-        if not self.cycle.keep_alive or CLOSE in self.server_state.default_headers:
-            self.cycle.transport = _Lingering(self, self.cycle)
+        if not self.cycle.keep_alive or CONNECTION_CLOSE in self.server_state.default_headers:
+            self.cycle.transport = _LingeringTransport(self, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -140,7 +140,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole, unless it asks for an upgrade and has a body, which the parser takes for another protocol's."""
-        if self._is_replaying or (self.parser.should_upgrade() and self._framing()):
+        if self._is_replaying or (self.parser.should_upgrade() and self._find_framing_headers()):
             return
         self._unread = 0
         super().on_message_complete()
@@ -153,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """
         stopped = sys.exc_info()[1]
         rest = self._data[stopped.args[0] :] if isinstance(stopped, httptools.HttpParserUpgrade) else b""
-        if framing := self._framing():
+        if framing := self._find_framing_headers():
             lines = [b"%b: %b\r\n" % header for header in framing]
             if not self.cycle.keep_alive:
                 lines.append(b"connection: close\r\n")
@@ -167,7 +167,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if rest:
             self.data_received(rest)
 
-    def _framing(self) -> list[tuple[bytes, bytes]]:
+    def _find_framing_headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that say how long the request's body is; none where it has no body."""
         return [
             (name, value)
@@ -178,16 +178,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answers what cannot be read, in OpenAI's shape, and ends the connection."""
         self._is_deaf = True
-        refusal = self._refusal or InvalidRequest("This is not HTTP that can be read.", code="invalid_http")
+        refusal = self._refusal or InvalidRequestError("This is not HTTP that can be read.", code="invalid_http")
         busy = self._running is not None and not self._running.response_complete
         is_answered = busy and (self._running is not self.cycle or self.cycle.response_started)
-        self._leave(self._running)
+        self._mark_disconnected(self._running)
         if is_answered:
             self.transport.close()  # nothing can be said within an answer
             return
-        request_id = new_id("req_")
+        request_id = generate_id("req_")
         logger.info("connection.refused", extra={"code": refusal.code, "request_id": request_id})
-        body = error_json(refusal)
+        body = encode_error(refusal)
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
@@ -218,10 +218,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse_head(self) -> None:
         """Ends the reading of a head, as only an error does; `send_400_response` is called for it."""
-        self._refusal = _too_large()
+        self._refusal = _build_too_large_error()
         raise self._refusal
 
-    def _leave(self, cycle: RequestResponseCycle | None) -> None:
+    def _mark_disconnected(self, cycle: RequestResponseCycle | None) -> None:
         """Tells a request that its caller is gone."""
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -272,7 +272,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unsent = unsent
 
 
-class _Lingering(asyncio.Transport):
+class _LingeringTransport(asyncio.Transport):
     """What the answer to the last request of a connection is written to: closed only when nothing more comes, or after a while."""
 
     def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
@@ -290,5 +290,7 @@ class _Lingering(asyncio.Transport):
             self._protocol.transport.close()
 
 
-def _too_large() -> HeadersTooLarge:
-    return HeadersTooLarge(f"The request line and the headers may have {MAX_HEAD_BYTES} bytes together, in {MAX_HEADERS} headers at most.")
+def _build_too_large_error() -> HeadersTooLargeError:
+    return HeadersTooLargeError(
+        f"The request line and the headers may have {MAX_HEAD_BYTES} bytes together, in {MAX_HEADERS} headers at most."
+    )

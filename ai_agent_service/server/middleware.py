@@ -7,29 +7,29 @@ import time
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ai_agent_service.api.http.errors import error_response, internal_error
-from ai_agent_service.core.errors import CrossSiteRequest
+from ai_agent_service.api.http.errors import build_error_response, build_internal_error
+from ai_agent_service.core.errors import CrossSiteRequestError
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.observability.records import RequestReport
-from ai_agent_service.observability.request_id import accepted_or_new, current_request_id
-from ai_agent_service.runtime.shutdown import Stopping, stopped
+from ai_agent_service.observability.request_id import current_request_id, select_request_id
+from ai_agent_service.runtime.shutdown import ShutdownState, build_stopping_error
 
 logger = logging.getLogger(__name__)
 
-CLIENT_LEFT = 499
+CLIENT_CLOSED_REQUEST = 499
 """The status told of a request whose caller left before the answer began; nginx's."""
 
-UNKNOWN = "unknown"
+UNKNOWN_ROUTE = "unknown"
 """The route of what has none."""
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware: `x-request-id` in and out, HEAD as GET without a body, no POST from other sites' pages, a 500 in OpenAI's shape for
     a fault of ours, a 503 for what cannot be answered any more; each request in `metrics` and in `access_log`, once. Each counts as under
     way, so that what it may use stays open."""
 
-    def __init__(self, app: ASGIApp, stopping: Stopping, metrics: Metrics, access_log: AccessLog) -> None:
+    def __init__(self, app: ASGIApp, stopping: ShutdownState, metrics: Metrics, access_log: AccessLog) -> None:
         self.app = app
         self._stopping = stopping
         self._metrics = metrics
@@ -42,7 +42,7 @@ class Edge:
             return
         began_at = time.perf_counter()
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = accepted_or_new(given.decode("latin-1"))
+        request_id = select_request_id(given.decode("latin-1"))
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         current_request_id.set(request_id)
@@ -64,38 +64,40 @@ class Edge:
                 message["body"] = b""
             await send(message)
 
-        period = scope["app"].state.service.period
+        period = scope["app"].state.service.drain_tracker
         period.begin()
         self._metrics.in_flight += 1
         try:
             if method == "POST" and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
-                refused = CrossSiteRequest("Requests from web pages of other sites are not taken.")
+                refused = CrossSiteRequestError("Requests from web pages of other sites are not taken.")
                 state["error"] = refused.code
-                await error_response(refused)(scope, receive, send_with_id)
-            elif self._stopping.refuses(scope["path"]):
-                state["error"] = stopped().code
-                await error_response(stopped())(scope, receive, send_with_id)
+                await build_error_response(refused)(scope, receive, send_with_id)
+            elif self._stopping.is_refused(scope["path"]):
+                state["error"] = build_stopping_error().code
+                await build_error_response(build_stopping_error())(scope, receive, send_with_id)
             else:
                 await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:
             if status or not self._stopping.is_closed:
                 raise
-            state["error"] = stopped().code
-            await error_response(stopped())(scope, receive, send_with_id)  # only the server cancels requests, once their time is up
+            state["error"] = build_stopping_error().code
+            await build_error_response(build_stopping_error())(
+                scope, receive, send_with_id
+            )  # only the server cancels requests, once their time is up
         except Exception:
             logger.exception("request.failed", extra={"path": scope["path"]})
-            failed = internal_error(request_id)
+            failed = build_internal_error(request_id)
             state["error"] = failed.code
             if status:
                 raise
-            await error_response(failed)(scope, receive, send_with_id)
+            await build_error_response(failed)(scope, receive, send_with_id)
         finally:
             period.end()
             self._metrics.in_flight -= 1
             first_byte = answered_at - began_at if status else None
-            self._tell(scope, method, status, time.perf_counter() - began_at, first_byte)
+            self._report(scope, method, status, time.perf_counter() - began_at, first_byte)
 
-    def _tell(self, scope: Scope, method: str, status: int, seconds: float, first_byte_seconds: float | None) -> None:
+    def _report(self, scope: Scope, method: str, status: int, seconds: float, first_byte_seconds: float | None) -> None:
         """Tells of a request that is over."""
         state, route, client = scope["state"], scope.get("route"), scope.get("client")
         run = state.get("run")
@@ -104,13 +106,13 @@ class Edge:
             error = run.outcome
         report = RequestReport(
             method,
-            route.path_format if isinstance(route, APIRoute) else UNKNOWN,
-            status or CLIENT_LEFT,
+            route.path_format if isinstance(route, APIRoute) else UNKNOWN_ROUTE,
+            status or CLIENT_CLOSED_REQUEST,
             seconds,
             first_byte_seconds,
             client[0] if client else "",
             error,
             run,
         )
-        self._metrics.request(report)
-        self._access_log.tell(report)
+        self._metrics.count_request(report)
+        self._access_log.write(report)

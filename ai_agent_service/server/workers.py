@@ -16,19 +16,19 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from ai_agent_service.core.errors import ConfigError
-from ai_agent_service.server.process import CUT_OFF, HURRY_SECONDS, POLL_SECONDS, Patience, Server
-from ai_agent_service.server.reload_triggers import HANGUP, Terminal
+from ai_agent_service.server.process import EXIT_FORCED, FORCED_SHUTDOWN_SECONDS, POLL_SECONDS, GracefulServer, ShutdownTimeouts
+from ai_agent_service.server.reload_triggers import HANGUP, ControllingTerminal
 
 logger = logging.getLogger(__name__)
 
-CHECK_SECONDS = 0.5
+WORKER_CHECK_SECONDS = 0.5
 """How often it is looked whether each worker is alive."""
 
-RETRY_SECONDS = 5.0
+WORKER_RETRY_SECONDS = 5.0
 """How long a worker is not started again that could not start, while others serve."""
 
 
-class _WorkerServer(Server):
+class _WorkerServer(GracefulServer):
     """A worker's server. The supervisor, a terminal and a service manager may all tell it to stop, so that only SIGQUIT has it hurry."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -36,12 +36,12 @@ class _WorkerServer(Server):
         self.stop()
 
 
-def _work(config: uvicorn.Config, listening: socket.socket, patience: Patience) -> None:
+def _run_worker(config: uvicorn.Config, listening: socket.socket, patience: ShutdownTimeouts) -> None:
     """What a worker process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server takes it
     server = _WorkerServer(config, patience)
-    signal.signal(signal.SIGQUIT, lambda _, __: server.hurry())
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    signal.signal(signal.SIGQUIT, lambda _, __: server.force_shutdown())
+    threading.Thread(target=_exit_with_parent, name="parent", daemon=True).start()
     config.configure_logging()
     try:
         server.run([listening])
@@ -51,7 +51,7 @@ def _work(config: uvicorn.Config, listening: socket.socket, patience: Patience) 
         sys.exit(STARTUP_FAILURE)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     """Ends this process in order once its parent is gone: nobody else would, and it would keep the port."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -59,7 +59,7 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Workers:
+class WorkerPool:
     """Processes that share the port, each replaced when it dies. Told to stop, all end as the only process does; told once more, at once.
     SIGHUP has each of them read its files anew.
 
@@ -67,64 +67,64 @@ class Workers:
     that take more than five seconds to start.
     """
 
-    def __init__(self, config: uvicorn.Config, listening: socket.socket, patience: Patience) -> None:
+    def __init__(self, config: uvicorn.Config, listening: socket.socket, patience: ShutdownTimeouts) -> None:
         self._config = config
         self._listening = listening
-        self._patience = patience
-        self._told = 0
+        self._timeouts = patience
+        self._stop_requests = 0
         self._hangups = 0
         self._failed: dict[int, float] = {}
         """When the worker at a place last could not start."""
 
-        self._terminal = Terminal()
+        self._terminal = ControllingTerminal()
         self.workers: list[SpawnProcess] = []
 
     def run(self, welcome: Callable[[], None]) -> int:
         """Serves until it is told to stop; gives the exit code. `welcome` is called once it can be told."""
         for told in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(told, self._stop)
+            signal.signal(told, self._handle_stop)
         if HANGUP is not None:
-            signal.signal(HANGUP, self._hang_up)
+            signal.signal(HANGUP, self._handle_hangup)
         welcome()
-        self.workers = [self._started() for _ in range(self._config.workers)]
+        self.workers = [self._start_worker() for _ in range(self._config.workers)]
         looked = time.monotonic()
         code = 0
-        while not self._told and not code:
+        while not self._stop_requests and not code:
             time.sleep(POLL_SECONDS)
             if HANGUP is not None and self._hangups:
                 # One that is just starting ends by it and is started again, with the files that there are then.
                 self._hangups = 0
-                self.tell(HANGUP)
-            if time.monotonic() - looked >= CHECK_SECONDS:
-                code = self._replaced()
+                self.send_signal(HANGUP)
+            if time.monotonic() - looked >= WORKER_CHECK_SECONDS:
+                code = self._replace_dead_workers()
                 looked = time.monotonic()
-        return self._ended() or code
+        return self._stop_workers() or code
 
-    def tell(self, told: signal.Signals) -> None:
+    def send_signal(self, told: signal.Signals) -> None:
         """Sends a signal to every worker."""
         for worker in self.workers:
             if worker.pid is not None and worker.is_alive():
                 os.kill(worker.pid, told)
 
-    def _hang_up(self, sig: int, frame: FrameType | None) -> None:
+    def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:
         if self._terminal.is_gone():
-            self._told += 1
+            self._stop_requests += 1
         else:
             self._hangups += 1
 
-    def _stop(self, sig: int, frame: FrameType | None) -> None:
-        self._told += 1
+    def _handle_stop(self, sig: int, frame: FrameType | None) -> None:
+        self._stop_requests += 1
 
-    def _started(self) -> SpawnProcess:
-        worker = multiprocessing.get_context("spawn").Process(target=_work, args=(self._config, self._listening, self._patience))
+    def _start_worker(self) -> SpawnProcess:
+        worker = multiprocessing.get_context("spawn").Process(target=_run_worker, args=(self._config, self._listening, self._timeouts))
         worker.start()
         return worker
 
-    def _replaced(self) -> int:
+    def _replace_dead_workers(self) -> int:
         """Has each worker that died followed by another; gives an exit code where none can start."""
         now = time.monotonic()
         for place, worker in enumerate(self.workers):
-            if self._told or worker.is_alive():
+            if self._stop_requests or worker.is_alive():
                 continue
             if worker.exitcode == STARTUP_FAILURE:
                 if place not in self._failed:
@@ -132,27 +132,27 @@ class Workers:
                 failed_at = self._failed.setdefault(place, now)
                 if not any(each.is_alive() for each in self.workers):
                     return STARTUP_FAILURE
-                if now - failed_at < RETRY_SECONDS:
+                if now - failed_at < WORKER_RETRY_SECONDS:
                     continue
                 del self._failed[place]
             else:
                 logger.error("worker.died", extra={"exit_code": worker.exitcode})
-            self.workers[place] = self._started()
+            self.workers[place] = self._start_worker()
         return 0
 
-    def _ended(self) -> int:
+    def _stop_workers(self) -> int:
         """Ends every worker; gives the exit code."""
         self._listening.close()
-        self.tell(signal.SIGTERM)
-        end = time.monotonic() + self._patience.most
+        self.send_signal(signal.SIGTERM)
+        end = time.monotonic() + self._timeouts.total
         is_hurried = False
         while any(worker.is_alive() for worker in self.workers):
-            if self._told > 1 and not is_hurried:
+            if self._stop_requests > 1 and not is_hurried:
                 is_hurried = True
-                end = time.monotonic() + HURRY_SECONDS
-                self.tell(signal.SIGQUIT)
+                end = time.monotonic() + FORCED_SHUTDOWN_SECONDS
+                self.send_signal(signal.SIGQUIT)
             if time.monotonic() > end + 1:  # they end by themselves a moment before
-                self.tell(signal.SIGKILL)
-                return CUT_OFF
+                self.send_signal(signal.SIGKILL)
+                return EXIT_FORCED
             time.sleep(POLL_SECONDS)
-        return CUT_OFF if any(worker.exitcode == CUT_OFF for worker in self.workers) else 0
+        return EXIT_FORCED if any(worker.exitcode == EXIT_FORCED for worker in self.workers) else 0

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from sqlalchemy import exc
 
-from ai_agent_service.core.errors import MemoryUnavailable
+from ai_agent_service.core.errors import MemoryUnavailableError
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.storage.engine import DatabaseEngine, Work, ping
-from ai_agent_service.storage.migrate import NewerSchema
+from ai_agent_service.storage.migrate import NewerSchemaError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ class DatabaseError(Exception):
     """The database cannot be used now; the text says why, for the operator."""
 
 
-class _Busy(DatabaseError):
+class _DatabaseBusyError(DatabaseError):
     """There is no free connection, or others' transactions won again and again; the server itself is well."""
 
 
-class DatabaseLate(DatabaseError):
+class DatabaseTimeoutError(DatabaseError):
     """The transaction is past its deadline; the server itself may be well."""
 
 
@@ -77,7 +77,7 @@ class Database:
         """What keeps the primary from being used, in words for the operator; None if nothing is known to."""
         self.replica_problem: str | None = None
         self._up = asyncio.Event()
-        self._left_behind = Tasks(grace=timeout)
+        self._abandoned = Tasks(grace=timeout)
         self._watcher: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
         self._replica_asked_again = 0.0
@@ -91,36 +91,37 @@ class Database:
         """Connects to the primary; if it cannot be used, it is watched from now on and this returns all the same."""
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                await self._ready()
+                await self._make_ready()
         except (DatabaseError, TimeoutError) as error:
             self.problem = None
-            self.lost(str(error) or f"it was not ready within {OPEN_SECONDS:g} seconds")
+            self.mark_lost(str(error) or f"it was not ready within {OPEN_SECONDS:g} seconds")
 
     async def write(self, work: Work[T], *, wait: float = 0.0, timeout: float | None = None) -> T:
         """The result of `work`, committed. If the database is away it is waited for, `wait` seconds at most; the transaction itself may
         take `timeout` seconds instead of the usual.
 
         `work` may be run several times, so it must come to the same if an earlier time was committed after all. Raises
-        MemoryUnavailable.
+        MemoryUnavailableError.
         """
         return await self._run(work, write=True, wait=wait, timeout=timeout)
 
     async def read(self, work: Work[T], *, timeout: float | None = None) -> T:
-        """The result of `work`, which only reads, on the primary, within `timeout` seconds or the usual; raises MemoryUnavailable."""
+        """The result of `work`, which only reads, on the primary, within `timeout` seconds or the usual; raises MemoryUnavailableError."""
         return await self._run(work, write=False, wait=0.0, timeout=timeout)
 
     async def read_replica(self, work: Work[T], *, timeout: float | None = None) -> T:
-        """The result of `work`, which only reads, on the replica, which may lag behind; raises MemoryUnavailable if it cannot be used."""
+        """The result of `work`, which only reads, on the replica, which may lag behind; raises MemoryUnavailableError if it cannot be
+        used."""
         if self.replica is None or (self.replica_problem and time.monotonic() < self._replica_asked_again):
-            raise self._unavailable()
+            raise self._build_unavailable_error()
         try:
-            found = await self._bounded(self.replica, work, write=False, timeout=timeout)
+            found = await self._run_bounded(self.replica, work, write=False, timeout=timeout)
         except DatabaseError as error:
             if self.replica_problem is None:
                 logger.warning("database.replica_lost", extra={"reason": str(error)})
             self.replica_problem = str(error)
             self._replica_asked_again = time.monotonic() + RETRY_AFTER
-            raise self._unavailable() from None
+            raise self._build_unavailable_error() from None
         if self.replica_problem is not None:
             logger.info("database.replica_back")
             self.replica_problem = None
@@ -134,21 +135,21 @@ class Database:
         if self.problem is not None:
             raise DatabaseError(self.problem)
         try:
-            return await self._bounded(self.primary, work, write=False, timeout=timeout)
+            return await self._run_bounded(self.primary, work, write=False, timeout=timeout)
         except DatabaseError as error:
-            if isinstance(error, DatabaseLate):
-                self._doubt(str(error))
-            elif not isinstance(error, _Busy):
-                self.lost(str(error))
+            if isinstance(error, DatabaseTimeoutError):
+                self._recheck_primary(str(error))
+            elif not isinstance(error, _DatabaseBusyError):
+                self.mark_lost(str(error))
             raise
 
     async def check(self) -> str | None:
         """Asks the primary; what keeps it from being used, or None."""
         if self.problem is None:
             try:
-                await self._bounded(self.primary, ping, write=False)
+                await self._run_bounded(self.primary, ping, write=False)
             except DatabaseError as error:
-                self.lost(str(error))
+                self.mark_lost(str(error))
         return self.problem
 
     async def close(self) -> None:
@@ -156,7 +157,7 @@ class Database:
         for task in (self._watcher, self._asking):
             if task is not None:
                 task.cancel()
-        await self._left_behind.finish()
+        await self._abandoned.finish()
         for engine in (self.primary, self.replica):
             if engine is not None:
                 closing = asyncio.create_task(engine.close())
@@ -166,7 +167,7 @@ class Database:
                 elif closing.exception() is not None:
                     logger.debug("database.close_failed", exc_info=closing.exception())
 
-    def lost(self, reason: str) -> None:
+    def mark_lost(self, reason: str) -> None:
         """Takes the primary for unusable because of `reason` until it answers again."""
         if self.problem is None:
             logger.error("database.lost", extra={"database": self._name, "reason": reason})
@@ -181,28 +182,28 @@ class Database:
             if self.problem is not None:
                 await self._wait_until(deadline)
             try:
-                return await self._bounded(self.primary, work, write=write, timeout=timeout)
+                return await self._run_bounded(self.primary, work, write=write, timeout=timeout)
             except DatabaseError as error:
-                if isinstance(error, DatabaseLate):
-                    self._doubt(str(error))
-                elif isinstance(error, _Busy):
+                if isinstance(error, DatabaseTimeoutError):
+                    self._recheck_primary(str(error))
+                elif isinstance(error, _DatabaseBusyError):
                     logger.warning("database.busy", extra={"database": self._name, "reason": str(error)})
                 else:
-                    self.lost(str(error))
+                    self.mark_lost(str(error))
                 if time.monotonic() >= deadline:
-                    raise self._unavailable() from None
+                    raise self._build_unavailable_error() from None
                 await asyncio.sleep(BUSY_PAUSE)
 
-    def _doubt(self, reason: str) -> None:
+    def _recheck_primary(self, reason: str) -> None:
         """Asks the primary whether it is there, as one transaction may be late alone; takes it for lost if it does not say so."""
 
         async def ask() -> None:
             try:
-                await self._bounded(self.primary, ping, write=False)
-            except _Busy:
+                await self._run_bounded(self.primary, ping, write=False)
+            except _DatabaseBusyError:
                 return
             except DatabaseError:
-                self.lost(reason)
+                self.mark_lost(reason)
 
         logger.warning("database.late", extra={"database": self._name, "reason": reason})
         if self._asking is None or self._asking.done():
@@ -213,37 +214,43 @@ class Database:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 await self._up.wait()
         except TimeoutError:
-            raise self._unavailable() from None
+            raise self._build_unavailable_error() from None
 
-    async def _bounded(self, engine: DatabaseEngine, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+    async def _run_bounded(self, engine: DatabaseEngine, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
         """The result of `work` within the timeout; raises DatabaseError."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             transaction = engine.run(work, write=write, timeout=timeout)
             try:
                 done, _ = await asyncio.wait((transaction,), timeout=timeout or self.timeout)
             except asyncio.CancelledError:
-                self._leave(transaction)
+                self._abandon(transaction)
                 raise
             if not done:
-                self._leave(transaction)
-                raise DatabaseLate(f"it did not answer within {timeout or self.timeout:g} seconds")
+                self._abandon(transaction)
+                raise DatabaseTimeoutError(f"it did not answer within {timeout or self.timeout:g} seconds")
             try:
                 return transaction.result()
             except exc.TimeoutError as error:
-                raise _Busy("all its connections are in use") from error
+                raise _DatabaseBusyError("all its connections are in use") from error
             except Exception as error:
-                if not _is_of_the_database(error):
+                if not _is_database_error(error):
                     raise
-                again = await self._settled(engine, error)
+                again = await self._can_retry(engine, error)
                 if not again or attempt == MAX_ATTEMPTS:
-                    state = _sqlstate(error)
-                    kind = _Busy if state in (*_LOST_RACE, _TOO_MANY) else DatabaseLate if state == _CANCELLED else DatabaseError
-                    raise kind(_words(error)) from error
+                    state = _get_sqlstate(error)
+                    kind = (
+                        _DatabaseBusyError
+                        if state in (*_LOST_RACE, _TOO_MANY)
+                        else DatabaseTimeoutError
+                        if state == _CANCELLED
+                        else DatabaseError
+                    )
+                    raise kind(_describe_error(error)) from error
         raise AssertionError("each attempt returns or raises")
 
-    async def _settled(self, engine: DatabaseEngine, error: Exception) -> bool:
+    async def _can_retry(self, engine: DatabaseEngine, error: Exception) -> bool:
         """Whether the transaction that failed with `error` may be tried again at once; raises it if it is a fault of ours."""
-        state = _sqlstate(error)
+        state = _get_sqlstate(error)
         if state == _READ_ONLY:
             await engine.forget_connections()
             return True
@@ -259,14 +266,14 @@ class Database:
             raise error
         return False
 
-    def _leave(self, transaction: "asyncio.Future[T]") -> None:
-        async def ended() -> None:
+    def _abandon(self, transaction: "asyncio.Future[T]") -> None:
+        async def cancel_transaction() -> None:
             transaction.cancel()
             await asyncio.wait((transaction,))
             if not transaction.cancelled():
                 transaction.exception()
 
-        self._left_behind.run(ended())
+        self._abandoned.run(cancel_transaction())
 
     async def _watch(self) -> None:
         """Asks the primary until it answers."""
@@ -275,54 +282,54 @@ class Database:
             # Those that there are lead to a server that may be gone for good, and each would be waited for.
             await self.primary.forget_connections()
             try:
-                await self._ready()
+                await self._make_ready()
             except DatabaseError as error:
                 self.problem = str(error)
                 continue
             logger.warning("database.back", extra={"database": self._name})
             return
 
-    async def _ready(self) -> None:
+    async def _make_ready(self) -> None:
         """Returns once the primary is found to be of use; raises DatabaseError."""
         try:
-            await self._bounded(self.primary, ping, write=False)
+            await self._run_bounded(self.primary, ping, write=False)
             if self._prepare is not None:
                 async with asyncio.timeout(PREPARE_SECONDS):
                     await self._prepare(self.primary)
         except DatabaseError:
             raise
         except Exception as error:
-            if not _is_of_the_database(error) and not isinstance(error, NewerSchema):
+            if not _is_database_error(error) and not isinstance(error, NewerSchemaError):
                 logger.exception("database.not_prepared")
-            raise DatabaseError(_words(error)) from error
+            raise DatabaseError(_describe_error(error)) from error
         self.problem = None
         self._up.set()
 
-    def _unavailable(self) -> MemoryUnavailable:
-        return MemoryUnavailable("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=RETRY_AFTER)
+    def _build_unavailable_error(self) -> MemoryUnavailableError:
+        return MemoryUnavailableError("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=RETRY_AFTER)
 
 
-def _is_of_the_database(error: Exception) -> bool:
+def _is_database_error(error: Exception) -> bool:
     """Whether the database or the way there raised it: while connecting, SQLAlchemy does not wrap what asyncpg raises."""
     return isinstance(error, exc.SQLAlchemyError | OSError | TimeoutError | sqlite3.Error) or type(error).__module__.startswith("asyncpg")
 
 
-def _sqlstate(error: BaseException) -> str | None:
+def _get_sqlstate(error: BaseException) -> str | None:
     original = getattr(error, "orig", None) or error
     state = getattr(original, "sqlstate", None)
     return state if isinstance(state, str) else None
 
 
-def _words(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """What `error` says, in one line that names no password."""
     original = getattr(error, "orig", None) or error
-    if isinstance(error, NewerSchema):
+    if isinstance(error, NewerSchemaError):
         return str(error)
-    if _sqlstate(error) in _NOT_MIGRATED:
-        return f"its tables are not those of this version ({_first_line(original)}); run: ai-agent-service db upgrade"
-    return _first_line(original)
+    if _get_sqlstate(error) in _NOT_MIGRATED:
+        return f"its tables are not those of this version ({_format_first_line(original)}); run: ai-agent-service db upgrade"
+    return _format_first_line(original)
 
 
-def _first_line(error: BaseException) -> str:
+def _format_first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

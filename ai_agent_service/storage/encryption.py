@@ -16,7 +16,7 @@ _BASE64_KEY = re.compile("[0-9A-Za-z+/_-]{43}=?")
 _KEY_ID = re.compile("[0-9a-f]{8}")
 
 
-class Undecryptable(Exception):
+class DecryptionError(Exception):
     """A stored value cannot be read: its key is not among ours, or it was altered or moved to another row.
 
     The message names the id of the lacking key; it never shows text or key.
@@ -54,13 +54,13 @@ class Cipher:
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
-        self._keys = {_key_id(key): AESGCM(key) for key in keys}
+        self._keys = {_derive_key_id(key): AESGCM(key) for key in keys}
         if len(self._keys) != len(keys):
             raise ValueError("Two keys have the same id: replace one of them.")
         self._newest = next(iter(self._keys), None)
 
     @property
-    def enabled(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether there is a key to encrypt with."""
         return self._newest is not None
 
@@ -84,26 +84,26 @@ class Cipher:
     def decrypt(self, text: str, *, bound_to: bytes) -> str:
         """What `encrypt` was given for the stored `text`, whether it was stored with one of our keys or in the clear.
 
-        Raises Undecryptable.
+        Raises DecryptionError.
         """
         if not text.startswith(_PREFIX):
             return text
         key_id, _, payload = text.removeprefix(_PREFIX).partition(":")
         if not _KEY_ID.fullmatch(key_id):
-            raise Undecryptable("An encrypted value was altered: it has no key id.")
+            raise DecryptionError("An encrypted value was altered: it has no key id.")
         key = self._keys.get(key_id)
         if key is None:
-            raise Undecryptable(f"An encrypted value needs the key with the id {key_id}, which MEMORY_ENCRYPTION_KEYS lacks.")
+            raise DecryptionError(f"An encrypted value needs the key with the id {key_id}, which MEMORY_ENCRYPTION_KEYS lacks.")
         try:
             sealed = base64.b64decode(payload)
             return key.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to).decode()
         except (InvalidTag, ValueError):
-            raise Undecryptable(f"A value encrypted with the key {key_id} was altered, or belongs to another row.") from None
+            raise DecryptionError(f"A value encrypted with the key {key_id} was altered, or belongs to another row.") from None
 
     def is_current(self, text: str) -> bool:
         """Whether the stored `text` is as `encrypt` would store it now: under the newest key, or in the clear without keys."""
-        return text.startswith(f"{_PREFIX}{self._newest}:") if self.enabled else not text.startswith(_PREFIX)
+        return text.startswith(f"{_PREFIX}{self._newest}:") if self.is_enabled else not text.startswith(_PREFIX)
 
 
-def _key_id(key: bytes) -> str:
+def _derive_key_id(key: bytes) -> str:
     return hashlib.sha256(b"key id" + key).hexdigest()[:8]

@@ -13,7 +13,7 @@ Work = Callable[[Connection], T]
 """What is done within one transaction; it blocks, so it runs in a thread or in a greenlet of its own."""
 
 
-class PoolUse(NamedTuple):
+class PoolUsage(NamedTuple):
     """How many connections there may be, and how many are in use."""
 
     size: int
@@ -26,7 +26,7 @@ class DatabaseEngine(Protocol):
     name: str
 
     @property
-    def pool(self) -> PoolUse:
+    def pool(self) -> PoolUsage:
         """What is in use now."""
         ...
 
@@ -52,7 +52,7 @@ def ping(connection: Connection) -> None:
     connection.execute(text("SELECT 1")).close()
 
 
-def database_time(connection: Connection) -> datetime:
+def read_database_time(connection: Connection) -> datetime:
     """The database's own clock, which all replicas share."""
     now = connection.execute(select(func.now())).scalar_one()
     return now if now.tzinfo is not None else now.replace(tzinfo=UTC)

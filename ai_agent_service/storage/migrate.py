@@ -13,22 +13,24 @@ from ai_agent_service.storage.tables import metadata
 
 logger = logging.getLogger(__name__)
 
-HEAD = "0002"
+HEAD_REVISION = "0002"
 """The newest of migrations/versions, told here so that nothing need be loaded to see that there is nothing to do."""
 
-LOCK = 0x61_61_73_5F_6D_69_67_72
+ADVISORY_LOCK = 0x61_61_73_5F_6D_69_67_72
 """The advisory lock of PostgreSQL under which tables are changed: `aas_migr` as a number."""
 
 
-class NewerSchema(Exception):
+class NewerSchemaError(Exception):
     """The tables were made by a version of the service that this one does not know."""
 
     def __init__(self, revision: str) -> None:
-        super().__init__(f"its tables have the revision {revision!r}, which this version (at {HEAD!r}) does not know; use a newer one")
+        super().__init__(
+            f"its tables have the revision {revision!r}, which this version (at {HEAD_REVISION!r}) does not know; use a newer one"
+        )
         self.revision = revision
 
 
-def current_revision(connection: Connection) -> str | None:
+def read_revision(connection: Connection) -> str | None:
     """The revision of the tables; None where there are none."""
     if not inspect(connection).has_table("alembic_version"):
         return None
@@ -36,23 +38,23 @@ def current_revision(connection: Connection) -> str | None:
     return revision
 
 
-def tables_named_as_ours(connection: Connection) -> list[str]:
+def find_own_tables(connection: Connection) -> list[str]:
     """The tables that have the names of ours, whoever made them."""
     return sorted(metadata.tables.keys() & set(inspect(connection).get_table_names()))
 
 
-async def revision_of(engine: DatabaseEngine) -> str | None:
+async def fetch_revision(engine: DatabaseEngine) -> str | None:
     """The revision of the database's tables; None where there are none."""
-    return await engine.run(current_revision, write=False)
+    return await engine.run(read_revision, write=False)
 
 
 async def upgrade(engine: DatabaseEngine) -> str | None:
-    """Makes or changes the tables where that is needed; gives the revision that was there before. Raises NewerSchema."""
-    before = await revision_of(engine)
-    if before == HEAD:
+    """Makes or changes the tables where that is needed; gives the revision that was there before. Raises NewerSchemaError."""
+    before = await fetch_revision(engine)
+    if before == HEAD_REVISION:
         return before
     # Not once the transaction has begun, in which it would keep the other processes of a new SQLite file from their turn.
-    await asyncio.to_thread(_alembic)
+    await asyncio.to_thread(_load_alembic)
     return await engine.run(_upgrade, write=True)
 
 
@@ -60,24 +62,24 @@ def _upgrade(connection: Connection) -> str | None:
     if connection.dialect.name == "postgresql":
         # Another process may take its time under the lock; a lock of the transaction also works through a pooler.
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    before = current_revision(connection)
-    if before == HEAD:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
+    before = read_revision(connection)
+    if before == HEAD_REVISION:
         return before
-    alembic = _alembic()
+    alembic = _load_alembic()
     config = alembic.config.Config()
     config.set_main_option("script_location", (Path(__file__).parent / "migrations").as_posix())
     config.set_main_option("path_separator", "os")
     known = {script.revision for script in alembic.script.ScriptDirectory.from_config(config).walk_revisions()}
     if before is not None and before not in known:
-        raise NewerSchema(before)
+        raise NewerSchemaError(before)
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")
-    logger.info("database.migrated", extra={"before": before or "nothing", "after": HEAD})
+    logger.info("database.migrated", extra={"before": before or "nothing", "after": HEAD_REVISION})
     return before
 
 
-def _alembic() -> ModuleType:
+def _load_alembic() -> ModuleType:
     """Alembic, loaded: it takes a third of a second, which a start with nothing to migrate should not take."""
     for name in ("command", "config", "script"):
         import_module(f"alembic.{name}")

@@ -10,8 +10,8 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from ai_agent_service.storage.engine import PoolUse, T, Work
-from ai_agent_service.storage.url import Address
+from ai_agent_service.storage.engine import PoolUsage, T, Work
+from ai_agent_service.storage.url import DatabaseUrl
 
 RECYCLE_SECONDS = 1800
 
@@ -24,8 +24,8 @@ class PostgresEngine:
 
     name = "postgresql"
 
-    def __init__(self, address: Address, *, pool_size: int, timeout: float, read_only: bool = False) -> None:
-        self._servers = _tried_alone(address)
+    def __init__(self, address: DatabaseUrl, *, pool_size: int, timeout: float, read_only: bool = False) -> None:
+        self._servers = _list_servers(address)
         self._pool_size = pool_size
         self._timeout = timeout
         self._read_only = read_only
@@ -35,16 +35,16 @@ class PostgresEngine:
         self._connections: WeakSet[Any] = WeakSet()
 
     @property
-    def pool(self) -> PoolUse:
+    def pool(self) -> PoolUsage:
         """The connections to the server."""
-        return PoolUse(self._pool_size, 0 if self._engine is None else cast(QueuePool, self._engine.pool).checkedout())
+        return PoolUsage(self._pool_size, 0 if self._engine is None else cast(QueuePool, self._engine.pool).checkedout())
 
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work` on a connection of the pool."""
         return asyncio.create_task(self._run(work, timeout))
 
     async def _run(self, work: Work[T], timeout: float | None) -> T:
-        engine = self._engine or await self._opened()
+        engine = self._engine or await self._open_engine()
         async with engine.connect() as connection, connection.begin():
             if self._pooled or timeout is not None:
                 milliseconds = self._milliseconds if timeout is None else int(timeout * 1000)
@@ -66,14 +66,14 @@ class PostgresEngine:
                     connection.terminate()
             await engine.dispose()
 
-    async def _opened(self) -> AsyncEngine:
+    async def _open_engine(self) -> AsyncEngine:
         async with self._opening:
             if self._engine is None:
                 self._pooled = await self._is_pooled()
-                self._engine = self._new_engine()
+                self._engine = self._create_engine()
             return self._engine
 
-    def _new_engine(self) -> AsyncEngine:
+    def _create_engine(self) -> AsyncEngine:
         # Behind a pooler the next statement may reach another server process, which knows no statement that was prepared before.
         unprepared: dict[str, Any] = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
         engine = create_async_engine(
@@ -87,7 +87,7 @@ class PostgresEngine:
             pool_recycle=RECYCLE_SECONDS,
             pool_use_lifo=True,
         )
-        event.listen(engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(engine.sync_engine, "checkout", _reject_closed)
         return engine
 
     async def _connect(self) -> Any:
@@ -95,11 +95,11 @@ class PostgresEngine:
         if not self._pooled:
             settings["statement_timeout"] = str(self._milliseconds)
             settings["idle_in_transaction_session_timeout"] = str(self._milliseconds * 2)
-        found, self._servers = await self._first_of_use(settings)
+        found, self._servers = await self._connect_first_usable(settings)
         self._connections.add(found)
         return found
 
-    async def _first_of_use(self, settings: dict[str, str]) -> tuple[Any, list[Address]]:
+    async def _connect_first_usable(self, settings: dict[str, str]) -> tuple[Any, list[DatabaseUrl]]:
         """A connection to the first server that can be used, and the servers in the order to try next time, that one first.
 
         asyncpg would try them too, but give all its time to one that does not answer.
@@ -137,12 +137,12 @@ class PostgresEngine:
         return int(self._timeout * 1000)
 
 
-def _tried_alone(address: Address) -> list[Address]:
+def _list_servers(address: DatabaseUrl) -> list[DatabaseUrl]:
     """The servers to try one after the other; all of them at once where the address has asyncpg choose among them."""
     return [address] if "target_session_attrs=prefer-standby" in address.location else list(address.servers)
 
 
-def _refuse_closed(connection: Any, _: ConnectionPoolEntry, __: object) -> None:
+def _reject_closed(connection: Any, _: ConnectionPoolEntry, __: object) -> None:
     """Has the pool replace a connection that the server has closed, as after a restart."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError

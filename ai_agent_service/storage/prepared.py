@@ -12,7 +12,7 @@ from sqlalchemy.sql.elements import ClauseElement
 T = TypeVar("T")
 
 
-class Prepared:
+class PreparedStatement:
     """A statement with two parameters at least, for one dialect; `columns` are those that an insert sets.
 
     On SQLite it is given to the driver itself, on the connection and in the transaction that it is run with, and errors are SQLAlchemy's
@@ -30,35 +30,35 @@ class Prepared:
         self._constants = {name: compiled.binds[name].value for name in names if not compiled.binds[name].required}
         self._is_driven = dialect.name == "sqlite"
 
-    def rows(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+    def fetch_rows(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """Runs it with `values` by the names of its parameters; the rows that it gives."""
-        positioned = self._positioned(values)
+        positioned = self._bind_values(values)
         if self._is_driven:
-            return self._driven(lambda: _driver(connection).execute(self._sql, positioned).fetchall())
+            return self._run_on_driver(lambda: _get_driver(connection).execute(self._sql, positioned).fetchall())
         return connection.exec_driver_sql(self._sql, positioned).fetchall()
 
-    def changed(self, connection: Connection, values: Mapping[str, Any]) -> int:
+    def execute(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Runs it with `values` by the names of its parameters; how many rows it changed."""
-        positioned = self._positioned(values)
+        positioned = self._bind_values(values)
         if self._is_driven:
-            return self._driven(lambda: _driver(connection).execute(self._sql, positioned).rowcount)
+            return self._run_on_driver(lambda: _get_driver(connection).execute(self._sql, positioned).rowcount)
         return connection.exec_driver_sql(self._sql, positioned).rowcount
 
-    def many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    def execute_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Runs it once for each of `rows`."""
-        positioned = [self._positioned(row) for row in rows]
+        positioned = [self._bind_values(row) for row in rows]
         if self._is_driven:
-            self._driven(lambda: _driver(connection).executemany(self._sql, positioned))
+            self._run_on_driver(lambda: _get_driver(connection).executemany(self._sql, positioned))
         else:
             connection.exec_driver_sql(self._sql, positioned).close()
 
-    def _driven(self, run: Callable[[], T]) -> T:
+    def _run_on_driver(self, run: Callable[[], T]) -> T:
         try:
             return run()
         except sqlite3.Error as error:
             raise DBAPIError.instance(self._sql, None, error, sqlite3.Error, hide_parameters=True) from error
 
-    def _positioned(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    def _bind_values(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         placed = self._placed({**self._constants, **values} if self._constants else values)
         if not self._processors:
             return placed
@@ -69,7 +69,7 @@ class Prepared:
         return tuple(processed)
 
 
-def _driver(connection: Connection) -> sqlite3.Connection:
+def _get_driver(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver

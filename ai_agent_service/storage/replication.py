@@ -14,29 +14,29 @@ _LAG = """
 """
 
 
-class Condition(msgspec.Struct, frozen=True):
+class DatabaseState(msgspec.Struct, frozen=True):
     """The revision of the tables, and up to where a replica has to have read (None where it was not asked for, or there is no telling)."""
 
     revision: str | None
     position: str | None
 
 
-def condition(*, with_position: bool) -> Work[Condition]:
+def build_state_query(*, with_position: bool) -> Work[DatabaseState]:
     """Work that reads it."""
 
-    def work(connection: Connection) -> Condition:
+    def read_state(connection: Connection) -> DatabaseState:
         revision = connection.execute(text(_REVISION)).scalar()
-        return Condition(revision, connection.execute(text(_POSITION)).scalar() if with_position else None)
+        return DatabaseState(revision, connection.execute(text(_POSITION)).scalar() if with_position else None)
 
-    return work
+    return read_state
 
 
-def lag(position: str) -> Work[float | None]:
+def build_lag_query(position: str) -> Work[float | None]:
     """Work that tells how many seconds a replica is behind that has not read up to `position`: so old is the last that it has read. None
     where it is no replica, or has read nothing since its start."""
 
-    def work(connection: Connection) -> float | None:
+    def read_lag(connection: Connection) -> float | None:
         seconds = connection.execute(text(_LAG), {"position": position}).scalar()
         return None if seconds is None else float(seconds)
 
-    return work
+    return read_lag

@@ -11,13 +11,13 @@ from typing import Any, cast
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from ai_agent_service.storage.engine import PoolUse, T, Work
-from ai_agent_service.storage.url import Address
+from ai_agent_service.storage.engine import PoolUsage, T, Work
+from ai_agent_service.storage.url import DatabaseUrl
 
-MAX_SHARED = 64
+MAX_BATCH = 64
 """Transactions of an SQLite file that share one commit at most."""
 
-READERS = 2
+READER_THREADS = 2
 """Threads that read an SQLite file beside the one that writes."""
 
 
@@ -30,19 +30,19 @@ class SqliteEngine:
 
     name = "sqlite"
 
-    def __init__(self, address: Address, *, timeout: float) -> None:
+    def __init__(self, address: DatabaseUrl, *, timeout: float) -> None:
         with contextlib.suppress(OSError):  # told when the file cannot be opened
             address.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said in it is for nobody else
-        self._engine = _sqlite_engine(address.path.as_posix(), timeout)
+        self._engine = _create_sqlite_engine(address.path.as_posix(), timeout)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
         self._writer.start()
-        self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
+        self._readers = ThreadPoolExecutor(READER_THREADS, "sqlite-reader")
 
     @property
-    def pool(self) -> PoolUse:
+    def pool(self) -> PoolUsage:
         """The connections of the threads."""
-        return PoolUse(READERS + 1, cast(QueuePool, self._engine.pool).checkedout())
+        return PoolUsage(READER_THREADS + 1, cast(QueuePool, self._engine.pool).checkedout())
 
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work` in the writer's thread or in one of the readers'."""
@@ -74,22 +74,22 @@ class SqliteEngine:
         while (job := self._jobs.get()) is not None:
             jobs = [job]
             ended = False
-            while len(jobs) < MAX_SHARED and not self._jobs.empty():
+            while len(jobs) < MAX_BATCH and not self._jobs.empty():
                 following = self._jobs.get()
                 if following is None:
                     ended = True
                     break
                 jobs.append(following)
             try:
-                self._committed(jobs)
+                self._commit_jobs(jobs)
             except Exception as error:  # noqa: BLE001 - each of those who wait for it is told
                 for each in jobs:
                     each.outcome = error
-            _tell(jobs)
+            _notify_waiters(jobs)
             if ended:
                 return
 
-    def _committed(self, jobs: "list[_Job]") -> None:
+    def _commit_jobs(self, jobs: "list[_Job]") -> None:
         """Does the jobs and commits; one of several that fails is undone alone, unless SQLite has undone the whole transaction."""
         with self._engine.connect() as connection, connection.begin():
             driver = connection.connection.driver_connection
@@ -133,7 +133,7 @@ class _Job:
             self.future.set_result(self.result)
 
 
-def _tell(jobs: list[_Job]) -> None:
+def _notify_waiters(jobs: list[_Job]) -> None:
     def settle() -> None:
         for job in jobs:
             job.settle()
@@ -142,18 +142,18 @@ def _tell(jobs: list[_Job]) -> None:
         jobs[0].loop.call_soon_threadsafe(settle)
 
 
-def _sqlite_engine(path: str, timeout: float) -> Engine:
+def _create_sqlite_engine(path: str, timeout: float) -> Engine:
     # Transactions are begun here and not by the driver, whose own way starts none for a read.
     engine = create_engine(
         f"sqlite:///{path}",
         connect_args={"check_same_thread": False, "timeout": timeout, "isolation_level": None},
         hide_parameters=True,
-        pool_size=READERS + 1,
+        pool_size=READER_THREADS + 1,
         max_overflow=0,
     )
 
     @event.listens_for(engine, "connect")
-    def _opened(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+    def _set_pragmas(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", "mmap_size=0", "cache_size=-16000"):
             connection.execute(f"PRAGMA {pragma}").close()
 

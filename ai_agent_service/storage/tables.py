@@ -19,11 +19,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
-ADDRESS_BYTES = 16
+HASH_BYTES = 16
 """Length of the digests that sessions and messages are addressed by."""
 
 
-class Moment(TypeDecorator[datetime]):
+class UtcDateTime(TypeDecorator[datetime]):
     """A point in time with its zone; SQLite, which knows no zones, keeps it in UTC."""
 
     impl = DateTime(timezone=True)
@@ -48,30 +48,30 @@ metadata = MetaData(
 )
 
 
-def _owner() -> tuple[Column[Any], Column[Any]]:
+def _build_owner_columns() -> tuple[Column[Any], Column[Any]]:
     """Whose row it is; every query of a user's data names both."""
     return Column("tenant", Text, nullable=False), Column("user_id", Text, nullable=False)
 
 
-def _session_key() -> Column[Any]:
-    return Column("session_key", LargeBinary(ADDRESS_BYTES), ForeignKey("sessions.key", ondelete="CASCADE"), nullable=False)
+def _build_session_key() -> Column[Any]:
+    return Column("session_key", LargeBinary(HASH_BYTES), ForeignKey("sessions.key", ondelete="CASCADE"), nullable=False)
 
 
 sessions = Table(
     "sessions",
     metadata,
-    Column("key", LargeBinary(ADDRESS_BYTES), primary_key=True),
-    *_owner(),
+    Column("key", LargeBinary(HASH_BYTES), primary_key=True),
+    *_build_owner_columns(),
     Column("agent_id", Text, nullable=False),
     Column("session_id", Text, nullable=False),
-    Column("created_at", Moment, nullable=False),
-    Column("updated_at", Moment, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
     # The path of the newest message, which a turn with the server's history goes on from.
-    Column("head", LargeBinary(ADDRESS_BYTES)),
+    Column("head", LargeBinary(HASH_BYTES)),
     Column("summaries", Integer, nullable=False, server_default="0"),
     # The process that takes a turn with the server's history, and until when at the latest it has the session for itself.
     Column("lease_process", Text),
-    Column("lease_until", Moment),
+    Column("lease_until", UtcDateTime),
     Index("ix_sessions_newest", "tenant", "user_id", "agent_id", "updated_at"),
     Index("ix_sessions_activity", "agent_id", "updated_at"),
 )
@@ -81,10 +81,10 @@ inserts a session at once with another process could meet that one first, which 
 nodes = Table(
     "nodes",
     metadata,
-    Column("path", LargeBinary(ADDRESS_BYTES), primary_key=True),
-    _session_key(),
-    *_owner(),
-    Column("parent", LargeBinary(ADDRESS_BYTES), nullable=False),
+    Column("path", LargeBinary(HASH_BYTES), primary_key=True),
+    _build_session_key(),
+    *_build_owner_columns(),
+    Column("parent", LargeBinary(HASH_BYTES), nullable=False),
     Column("depth", Integer, nullable=False),
     Column("role", String(16), nullable=False),
     Column("origin", String(16), nullable=False),
@@ -94,7 +94,7 @@ nodes = Table(
     # Of an answer, the run that gave it; of a user's message, the newest run that was asked by it.
     Column("run_id", Text),
     Column("usage", Text),
-    Column("created_at", Moment, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
     Index("ix_nodes_session", "session_key", "depth"),
 )
 """A user's message or an assistant's answer, addressed by what it says and all that was said before it.
@@ -106,17 +106,17 @@ runs = Table(
     "runs",
     metadata,
     Column("run_id", Text, primary_key=True),
-    _session_key(),
-    *_owner(),
-    Column("question", LargeBinary(ADDRESS_BYTES), nullable=False),
-    Column("answer", LargeBinary(ADDRESS_BYTES)),
+    _build_session_key(),
+    *_build_owner_columns(),
+    Column("question", LargeBinary(HASH_BYTES), nullable=False),
+    Column("answer", LargeBinary(HASH_BYTES)),
     Column("status", String(16), nullable=False),
     Column("process_id", Text, nullable=False),
     Column("message_id", Text),
     Column("error", Text),
     Column("finish_reason", String(32)),
-    Column("started_at", Moment, nullable=False),
-    Column("ended_at", Moment),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
     Index("ix_runs_session", "session_key", "message_id"),
 )
 Index(
@@ -131,13 +131,13 @@ Index("ix_runs_running", runs.c.process_id, postgresql_where=runs.c.status == "r
 summaries = Table(
     "summaries",
     metadata,
-    Column("session_key", LargeBinary(ADDRESS_BYTES), ForeignKey("sessions.key", ondelete="CASCADE"), primary_key=True),
-    Column("covers", LargeBinary(ADDRESS_BYTES), primary_key=True),
-    Column("settings", LargeBinary(ADDRESS_BYTES), primary_key=True),
-    *_owner(),
+    Column("session_key", LargeBinary(HASH_BYTES), ForeignKey("sessions.key", ondelete="CASCADE"), primary_key=True),
+    Column("covers", LargeBinary(HASH_BYTES), primary_key=True),
+    Column("settings", LargeBinary(HASH_BYTES), primary_key=True),
+    *_build_owner_columns(),
     Column("depth", Integer, nullable=False),
     Column("body", Text, nullable=False),
-    Column("created_at", Moment, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
 )
 """A summary of a path up to and with the message `covers`, made with the compression settings of that digest."""
 
@@ -146,8 +146,8 @@ processes = Table(
     metadata,
     Column("process_id", Text, primary_key=True),
     Column("host", Text, nullable=False),
-    Column("started_at", Moment, nullable=False),
-    Column("seen_at", Moment, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
 )
 """The service's processes; one that was not seen for a while is gone, and its runs with it."""
 
@@ -170,13 +170,13 @@ api_keys = Table(
     Column("digest", LargeBinary(32), nullable=False),
     # While a key is being rotated, the secret before it works too.
     Column("previous_digest", LargeBinary(32)),
-    Column("previous_until", Moment),
-    Column("created_at", Moment, nullable=False),
-    Column("expires_at", Moment),
-    Column("revoked_at", Moment),
-    Column("last_used_at", Moment),
+    Column("previous_until", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("last_used_at", UtcDateTime),
     # When the key was made, rotated or revoked, by the database's clock: what is newer than what a process knows, it reads.
-    Column("changed_at", Moment, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
     Index("ix_api_keys_changed_at", "changed_at"),
 )
 """The keys that callers have; a secret is kept as its HMAC-SHA256."""

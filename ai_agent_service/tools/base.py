@@ -39,7 +39,7 @@ class Tool(Protocol):
     def max_output(self) -> int: ...
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Runs the tool once; raises ToolFailed with words that the model can act on."""
+        """Runs the tool once; raises ToolError with words that the model can act on."""
         ...
 
 

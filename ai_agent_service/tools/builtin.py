@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Decimal, DecimalException, localcontext
 from zoneinfo import ZoneInfo, available_timezones
 
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.tools.function import tool
 
 Number = int | Decimal
@@ -29,20 +29,20 @@ async def get_current_datetime(timezone: str = "UTC") -> dict[str, str]:
     Args:
         timezone: An IANA time zone such as Europe/Paris or America/New_York.
     """
-    zones = zones_by_name()
+    zones = load_zones()
     name = zones.get(timezone.strip().replace(" ", "_").lower())
     if name is None:
         close = difflib.get_close_matches(timezone.lower(), zones, n=3)
         hint = (
             f"Did you mean {' or '.join(sorted({zones[match] for match in close}))}?" if close else "Use an IANA name such as Europe/Paris."
         )
-        raise ToolFailed(f"{timezone!r} is not a known time zone. {hint}")
+        raise ToolError(f"{timezone!r} is not a known time zone. {hint}")
     now = datetime.now(ZoneInfo(name))
     return {"datetime": now.isoformat(timespec="seconds"), "weekday": now.strftime("%A"), "timezone": name}
 
 
 @functools.cache
-def zones_by_name() -> dict[str, str]:
+def load_zones() -> dict[str, str]:
     """The IANA time zones by their name in lower case, and by its last part: both `europe/paris` and `paris`."""
     names = sorted(available_timezones(), reverse=True)
     return {name.rsplit("/", 1)[-1].lower(): name for name in names} | {name.lower(): name for name in names}
@@ -70,75 +70,75 @@ async def calculate(expression: str) -> str:
         expression: The expression to evaluate.
     """
     if len(expression) > MAX_EXPRESSION:
-        raise ToolFailed(f"the expression is longer than {MAX_EXPRESSION} characters")
+        raise ToolError(f"the expression is longer than {MAX_EXPRESSION} characters")
     source = expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/").replace("−", "-")
     try:
         tree = ast.parse(source, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ToolFailed(f"{expression!r} is not an arithmetic expression") from None
+        raise ToolError(f"{expression!r} is not an arithmetic expression") from None
     try:
         with localcontext(prec=34, Emax=MAX_EXPONENT, Emin=-MAX_EXPONENT):
-            return _shown(_value(tree.body))
+            return _format_number(_evaluate(tree.body))
     except ZeroDivisionError:
-        raise ToolFailed("this divides by zero") from None
+        raise ToolError("this divides by zero") from None
     except DecimalException as error:
         problem = "this divides by zero" if isinstance(error, ZeroDivisionError) else "this has no result that can be written out"
-        raise ToolFailed(problem) from None
+        raise ToolError(problem) from None
     except (OverflowError, ValueError, TypeError, RecursionError) as error:
-        raise ToolFailed(f"this cannot be calculated ({error})") from None
+        raise ToolError(f"this cannot be calculated ({error})") from None
 
 
-def _value(node: ast.expr) -> Number:
+def _evaluate(node: ast.expr) -> Number:
     match node:
         case ast.Constant(value=bool()):
-            raise ToolFailed("only numbers can be calculated with")
+            raise ToolError("only numbers can be calculated with")
         case ast.Constant(value=int(value)):
             return value
         case ast.Constant(value=float(value)):
-            return _decimal(value)
+            return _to_decimal(value)
         case ast.Name(id=name) if name in _CONSTANTS:
             return _CONSTANTS[name]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_value(operand)
+            return -_evaluate(operand)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _value(operand)
+            return _evaluate(operand)
         case ast.BinOp(op=ast.Pow(), left=left, right=right):
-            return _power(_value(left), _value(right))
+            return _compute_power(_evaluate(left), _evaluate(right))
         case ast.BinOp(op=ast.Div(), left=left, right=right):
-            return _quotient(_value(left), _value(right))
+            return _divide(_evaluate(left), _evaluate(right))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _small(_OPERATORS[type(op)](_value(left), _value(right)))
+            return _check_size(_OPERATORS[type(op)](_evaluate(left), _evaluate(right)))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            return _small(_FUNCTIONS[name](*(_value(argument) for argument in arguments)))
-    raise ToolFailed(f"{ast.unparse(node)!r} is not something to calculate with; use numbers, + - * / ** and the functions named")
+            return _check_size(_FUNCTIONS[name](*(_evaluate(argument) for argument in arguments)))
+    raise ToolError(f"{ast.unparse(node)!r} is not something to calculate with; use numbers, + - * / ** and the functions named")
 
 
-def _decimal(value: float) -> Decimal:
+def _to_decimal(value: float) -> Decimal:
     return Decimal(repr(value))
 
 
-def _small(value: Number) -> Number:
+def _check_size(value: Number) -> Number:
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        raise ToolFailed("the result is too large to write out")
+        raise ToolError("the result is too large to write out")
     return value
 
 
-def _power(base: Number, exponent: Number) -> Number:
+def _compute_power(base: Number, exponent: Number) -> Number:
     if isinstance(base, int) and isinstance(exponent, int) and exponent >= 0:
         if base.bit_length() * exponent > MAX_BITS:
-            raise ToolFailed("the result is too large to write out")
+            raise ToolError("the result is too large to write out")
         power: int = base**exponent
         return power
     return Decimal(base) ** Decimal(exponent)
 
 
-def _quotient(dividend: Number, divisor: Number) -> Number:
+def _divide(dividend: Number, divisor: Number) -> Number:
     if isinstance(dividend, int) and isinstance(divisor, int) and divisor and dividend % divisor == 0:
         return dividend // divisor
     return Decimal(dividend) / Decimal(divisor)
 
 
-def _floor_division(dividend: Number, divisor: Number) -> Number:
+def _floor_divide(dividend: Number, divisor: Number) -> Number:
     if isinstance(dividend, int) and isinstance(divisor, int):
         return dividend // divisor
     if not divisor:
@@ -147,19 +147,19 @@ def _floor_division(dividend: Number, divisor: Number) -> Number:
     return quotient - 1 if rest and (rest < 0) != (divisor < 0) else quotient
 
 
-def _modulo(dividend: Number, divisor: Number) -> Number:
+def _compute_modulo(dividend: Number, divisor: Number) -> Number:
     if isinstance(dividend, int) and isinstance(divisor, int):
         return dividend % divisor
-    return dividend - divisor * _floor_division(dividend, divisor)
+    return dividend - divisor * _floor_divide(dividend, divisor)
 
 
-def _factorial(value: Number) -> Number:
+def _compute_factorial(value: Number) -> Number:
     if not isinstance(value, int) or not 0 <= value <= 1_000:
-        raise ToolFailed("factorial takes a whole number from 0 to 1000")
+        raise ToolError("factorial takes a whole number from 0 to 1000")
     return math.factorial(value)
 
 
-def _logarithm(value: Number, base: Number | None = None) -> Number:
+def _compute_logarithm(value: Number, base: Number | None = None) -> Number:
     return Decimal(value).ln() if base is None else Decimal(value).ln() / Decimal(base).ln()
 
 
@@ -168,18 +168,18 @@ def _round(value: Number, digits: Number = 0) -> Number:
     return int(rounded) if digits == 0 else rounded
 
 
-def _by_float(function: Callable[[float], float]) -> Callable[[Number], Number]:
-    def result(value: Number) -> Number:
-        return _decimal(function(float(value)))
+def _wrap_float_function(function: Callable[[float], float]) -> Callable[[Number], Number]:
+    def compute(value: Number) -> Number:
+        return _to_decimal(function(float(value)))
 
-    return result
+    return compute
 
 
-def _shown(value: Number) -> str:
+def _format_number(value: Number) -> str:
     if isinstance(value, int):
         return str(value)
     if not value.is_finite():
-        raise ToolFailed("this has no finite result")
+        raise ToolError("this has no finite result")
     with localcontext(prec=15):
         rounded = +value
     if rounded == rounded.to_integral_value() and abs(rounded) < Decimal(10) ** 15:
@@ -191,8 +191,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[Number, Number], Number]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.FloorDiv: _floor_division,
-    ast.Mod: _modulo,
+    ast.FloorDiv: _floor_divide,
+    ast.Mod: _compute_modulo,
 }
 _CONSTANTS: dict[str, Number] = {
     "pi": Decimal("3.141592653589793238462643383279502884"),
@@ -202,19 +202,19 @@ _CONSTANTS: dict[str, Number] = {
 _FUNCTIONS: dict[str, Callable[..., Number]] = {
     "abs": abs,
     "ceil": math.ceil,
-    "cos": _by_float(math.cos),
+    "cos": _wrap_float_function(math.cos),
     "exp": lambda value: Decimal(value).exp(),
-    "factorial": _factorial,
+    "factorial": _compute_factorial,
     "floor": math.floor,
     "gcd": math.gcd,
-    "ln": _logarithm,
-    "log": _logarithm,
+    "ln": _compute_logarithm,
+    "log": _compute_logarithm,
     "log10": lambda value: Decimal(value).log10(),
-    "log2": lambda value: _logarithm(value, 2),
+    "log2": lambda value: _compute_logarithm(value, 2),
     "max": max,
     "min": min,
     "round": _round,
-    "sin": _by_float(math.sin),
+    "sin": _wrap_float_function(math.sin),
     "sqrt": lambda value: Decimal(value).sqrt(),
-    "tan": _by_float(math.tan),
+    "tan": _wrap_float_function(math.tan),
 }

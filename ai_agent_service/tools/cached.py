@@ -19,7 +19,7 @@ MAX_RESULT_BYTES = 256 * 1024
 _key = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 
-class Cached:
+class CachedTool:
     """`tool`, whose result for the same arguments is used again for `seconds`. What failed is not kept."""
 
     def __init__(self, tool: Tool, *, seconds: float) -> None:
@@ -79,7 +79,7 @@ class CachedSource:
         """The tools that there are now."""
         if (tools := self._source.tools) is not self._all:
             before = dict(zip(self._all, self._wrapped, strict=True))
-            self._wrapped = tuple(before.get(tool) or self._with_cache(tool) for tool in tools)
+            self._wrapped = tuple(before.get(tool) or self._wrap_tool(tool) for tool in tools)
             self._all = tools
         return self._wrapped
 
@@ -88,6 +88,6 @@ class CachedSource:
         """What of it cannot be used now."""
         return self._source.unavailable
 
-    def _with_cache(self, tool: Tool) -> Tool:
+    def _wrap_tool(self, tool: Tool) -> Tool:
         seconds = self._seconds.get(tool.spec.name)
-        return tool if seconds is None else Cached(tool, seconds=seconds)
+        return tool if seconds is None else CachedTool(tool, seconds=seconds)

@@ -19,24 +19,24 @@ class AvailableTools:
         default_timeout: float,
         toolset: Callable[..., Toolset] = Toolset,
     ) -> None:
-        self._made = toolset
+        self._toolset_factory = toolset
         self._fixed = tuple(tools)
         self._sources = tuple(sources)
         self._default_timeout = default_timeout
-        self._left_behind: set[asyncio.Task[ToolOutput]] = set()
+        self._abandoned: set[asyncio.Task[ToolOutput]] = set()
         self._seen: tuple[tuple[Tool, ...], ...] = ()
-        self._toolset = self._with((), ())
+        self._toolset = self._build_toolset((), ())
 
-    def toolset(self) -> Toolset:
+    def get_toolset(self) -> Toolset:
         """What there is now: the same object as long as nothing has changed, and one that does not change any more."""
         if not self._sources:
             return self._toolset
         seen = tuple(source.tools for source in self._sources)
         unavailable = tuple(words for source in self._sources if (words := source.unavailable))
         if len(seen) != len(self._seen) or any(map(operator.is_not, seen, self._seen)) or unavailable != self._toolset.unavailable:
-            self._seen, self._toolset = seen, self._with(seen, unavailable)
+            self._seen, self._toolset = seen, self._build_toolset(seen, unavailable)
         return self._toolset
 
-    def _with(self, seen: tuple[tuple[Tool, ...], ...], unavailable: tuple[str, ...]) -> Toolset:
+    def _build_toolset(self, seen: tuple[tuple[Tool, ...], ...], unavailable: tuple[str, ...]) -> Toolset:
         tools = (*self._fixed, *(tool for tools in seen for tool in tools))
-        return self._made(tools, default_timeout=self._default_timeout, unavailable=unavailable, left_behind=self._left_behind)
+        return self._toolset_factory(tools, default_timeout=self._default_timeout, unavailable=unavailable, abandoned=self._abandoned)

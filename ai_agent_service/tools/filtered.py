@@ -5,7 +5,7 @@ from collections.abc import Collection
 from ai_agent_service.tools.base import Tool, ToolSource
 
 
-class Filtered:
+class FilteredSource:
     """The tools of `source` whose names are among `names`; nobody can run the others through it."""
 
     def __init__(self, source: ToolSource, names: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_mod
 from pydantic_core import PydanticUndefined
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolSpec
 from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, ToolOutput
 
@@ -56,9 +56,9 @@ class FunctionTool:
             fields[f"parameter_{number}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
         self._model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
         description = "\n\n".join(part for part in (documented.short_description, documented.long_description) if part)
-        parameters = _parameters(self._model.model_json_schema())
+        parameters = _clean_schema(self._model.model_json_schema())
         self.spec = ToolSpec(name=name, description=description, parameters=parameters)
-        self._expected = _as_json(parameters)
+        self._expected = _to_json(parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function itself."""
@@ -69,17 +69,17 @@ class FunctionTool:
         try:
             model = self._model.model_validate(arguments)
         except ValidationError as error:
-            raise ToolFailed(f"{_explanation(error)}. Expected are: {self._expected}") from None
+            raise ToolError(f"{_explain_error(error)}. Expected are: {self._expected}") from None
         values = {name: getattr(model, field) for field, name in self._parameters.items()}
         if self._context_parameter:
             values[self._context_parameter] = context
         if self._is_async:
             value = await self.function(**values)
         else:
-            value = await _in_thread(self.function, values)
+            value = await _run_in_thread(self.function, values)
         if isinstance(value, ToolOutput):
             return value
-        return ToolOutput(value if isinstance(value, str) else _as_json(value))
+        return ToolOutput(value if isinstance(value, str) else _to_json(value))
 
 
 @overload
@@ -101,16 +101,16 @@ def tool(
 
     A parameter annotated `RunContext` is filled by the service and not shown to the model. Descriptions come from the docstring
     (Google, NumPy or reST style). What the function returns reaches the model as text: a str as it is, a ToolOutput with its images,
-    anything else as JSON. It raises ToolFailed to tell the model what to do better. `timeout` is in seconds, `max_output` in bytes.
+    anything else as JSON. It raises ToolError to tell the model what to do better. `timeout` is in seconds, `max_output` in bytes.
     """
 
-    def decorated(function: Function) -> FunctionTool:
+    def decorate(function: Function) -> FunctionTool:
         return FunctionTool(function, name=name, timeout=timeout, parallel=parallel, max_output=max_output)
 
-    return decorated(function) if function is not None else decorated
+    return decorate(function) if function is not None else decorate
 
 
-async def _in_thread(function: Function, values: dict[str, Any]) -> Any:
+async def _run_in_thread(function: Function, values: dict[str, Any]) -> Any:
     """What `function` returns or raises, run in a thread of its own: one that hangs keeps no other waiting, nor the process's end."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
@@ -140,28 +140,28 @@ async def _in_thread(function: Function, values: dict[str, Any]) -> Any:
     return await done
 
 
-def _as_json(value: object) -> str:
+def _to_json(value: object) -> str:
     return json.dumps(_ANYTHING.dump_python(value, mode="json"), ensure_ascii=False, separators=(",", ":"))
 
 
-def _parameters(schema: dict[str, Any]) -> dict[str, object]:
+def _clean_schema(schema: dict[str, Any]) -> dict[str, object]:
     """`schema` without the titles and the default descriptions that pydantic adds, which cost tokens and say nothing."""
 
-    def cleaned(value: Any, *, names: bool = False) -> Any:
+    def clean(value: Any, *, names: bool = False) -> Any:
         if isinstance(value, dict):
             return {
-                key: cleaned(item, names=key in ("properties", "$defs"))
+                key: clean(item, names=key in ("properties", "$defs"))
                 for key, item in value.items()
                 if names or not (key == "title" and isinstance(item, str))
             }
-        return [cleaned(item) for item in value] if isinstance(value, list) else value
+        return [clean(item) for item in value] if isinstance(value, list) else value
 
     schema.setdefault("properties", {})
-    result: dict[str, object] = cleaned(schema)
+    result: dict[str, object] = clean(schema)
     return result
 
 
-def _explanation(error: ValidationError) -> str:
+def _explain_error(error: ValidationError) -> str:
     parts = []
     for part in error.errors(include_url=False):
         field = ".".join(str(step) for step in part["loc"])

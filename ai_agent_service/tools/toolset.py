@@ -9,11 +9,11 @@ from decimal import Decimal
 import msgspec
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed, ToolTimeout
+from ai_agent_service.core.errors import ToolError, ToolTimeoutError
 from ai_agent_service.core.messages import ToolCall, ToolOutcome, ToolResult, ToolSpec
-from ai_agent_service.core.text import capped, storable
+from ai_agent_service.core.text import replace_unstorable, truncate_utf8
 from ai_agent_service.observability.audit import audit
-from ai_agent_service.observability.debug_log import is_tracing, trace
+from ai_agent_service.observability.debug_log import debug_log, is_debug_enabled
 from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Toolset:
         *,
         default_timeout: float,
         unavailable: tuple[str, ...] = (),
-        left_behind: set[asyncio.Task[ToolOutput]] | None = None,
+        abandoned: set[asyncio.Task[ToolOutput]] | None = None,
     ) -> None:
         self._tools: dict[str, Tool] = {}
         for tool in tools:
@@ -43,7 +43,7 @@ class Toolset:
         self._default_timeout = default_timeout
         self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self._tools.values())
         self.unavailable = unavailable
-        self._left_behind = set() if left_behind is None else left_behind
+        self._abandoned = set() if abandoned is None else abandoned
 
     def __contains__(self, name: object) -> bool:
         return name in self._tools
@@ -58,21 +58,21 @@ class Toolset:
         The call ends at the tool's own timeout or the run's deadline, whichever comes first.
         """
         started = time.monotonic()
-        if is_tracing():
-            trace.debug("tool.started", extra={**_named(call, context), "arguments": call.arguments})
+        if is_debug_enabled():
+            debug_log.debug("tool.started", extra={**_build_log_fields(call, context), "arguments": call.arguments})
         output = _NOTHING
         outcome: ToolOutcome = "success"
         tool = self._tools.get(call.name)
         limit = tool.max_output if tool is not None else DEFAULT_MAX_OUTPUT
         try:
             if tool is None:
-                audit.warning("tool.refused", extra={"tool": call.name[:100], **context.named})
-                raise ToolFailed(f"There is no tool {call.name!r}. {self._available()}")
-            output = await self._within_time(tool, parse_arguments(call.arguments), context)
-            content = capped(storable(output.content), limit)
-        except ToolFailed as error:
-            content = capped(storable(f"Error: {error}"), limit)
-            outcome = "refused" if tool is None else "timeout" if isinstance(error, ToolTimeout) else "error"
+                audit.warning("tool.refused", extra={"tool": call.name[:100], **context.audit_fields})
+                raise ToolError(f"There is no tool {call.name!r}. {self._describe_available()}")
+            output = await self._run_with_timeout(tool, parse_arguments(call.arguments), context)
+            content = truncate_utf8(replace_unstorable(output.content), limit)
+        except ToolError as error:
+            content = truncate_utf8(replace_unstorable(f"Error: {error}"), limit)
+            outcome = "refused" if tool is None else "timeout" if isinstance(error, ToolTimeoutError) else "error"
         except Exception:
             # A tool is foreign code: whatever it raises ends its call and not the chat.
             logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
@@ -88,12 +88,12 @@ class Toolset:
             seconds=time.monotonic() - started,
             outcome=outcome,
         )
-        if is_tracing():
+        if is_debug_enabled():
             ended = {"outcome": outcome, "is_error": result.is_error, "seconds": round(result.seconds, 3), "result": content}
-            trace.debug("tool.ended", extra={**_named(call, context), **ended})
+            debug_log.debug("tool.ended", extra={**_build_log_fields(call, context), **ended})
         return result
 
-    async def _within_time(self, tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+    async def _run_with_timeout(self, tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
         own = self._default_timeout if tool.timeout is None else tool.timeout
         limit = max(0.0, min(own, context.seconds_left))
         task = asyncio.ensure_future(_run(tool, arguments, context))
@@ -104,9 +104,9 @@ class Toolset:
             raise
         if not done:
             await self._cancel(task, tool)
-            raise ToolTimeout(f"the tool did not answer within {limit:.3g} seconds and was stopped")
+            raise ToolTimeoutError(f"the tool did not answer within {limit:.3g} seconds and was stopped")
         if task.cancelled():
-            raise ToolFailed("the tool stopped itself")
+            raise ToolError("the tool stopped itself")
         return task.result()
 
     async def _cancel(self, task: asyncio.Task[ToolOutput], tool: Tool) -> None:
@@ -117,19 +117,19 @@ class Toolset:
                 task.exception()
             return
         logger.warning("tool.ignores_cancellation", extra={"tool": tool.spec.name})
-        self._left_behind.add(task)
+        self._abandoned.add(task)
         task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[ToolOutput]) -> None:
-        self._left_behind.discard(task)
+        self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()
 
-    def _available(self) -> str:
+    def _describe_available(self) -> str:
         return f"There are: {', '.join(self._tools)}." if self._tools else "There are no tools."
 
 
-def _named(call: ToolCall, context: RunContext) -> dict[str, object]:
+def _build_log_fields(call: ToolCall, context: RunContext) -> dict[str, object]:
     return {"tool": call.name, "call_id": call.id, "run_id": context.run_id, "agent_id": context.agent_id}
 
 
@@ -138,30 +138,31 @@ async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) ->
     try:
         return await tool.run(arguments, context)
     except (SystemExit, KeyboardInterrupt, BaseExceptionGroup) as error:
-        raise ToolFailed(f"the tool ended itself ({type(error).__name__})") from None
+        raise ToolError(f"the tool ended itself ({type(error).__name__})") from None
 
 
 def parse_arguments(text: str) -> dict[str, object]:
-    """The arguments in `text`, a JSON object; no text at all means none. Raises ToolFailed with what is wrong and what is expected."""
+    """The arguments in `text`, a JSON object; no text at all means none. Raises ToolError with what is wrong and what is
+    expected."""
     if not text.strip():
         return {}
     try:
         value = _decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise ToolFailed(f"The arguments are not valid JSON ({error}). Call again with one JSON object.") from None
+        raise ToolError(f"The arguments are not valid JSON ({error}). Call again with one JSON object.") from None
     if not isinstance(value, dict):
-        raise ToolFailed(
+        raise ToolError(
             f"The arguments are not a JSON object but {_KINDS.get(type(value), 'something else')}. Call again with one JSON object."
         )
     return value
 
 
-def _number(text: str) -> float | Decimal:
+def _parse_number(text: str) -> float | Decimal:
     """A number with a fraction as a float, unless that would change its digits."""
     number = float(text)
     exact = Decimal(text)
     return number if Decimal(repr(number)) == exact else exact
 
 
-_decode = msgspec.json.Decoder(float_hook=_number).decode
+_decode = msgspec.json.Decoder(float_hook=_parse_number).decode
 _KINDS: dict[type, str] = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}

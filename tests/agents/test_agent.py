@@ -13,7 +13,7 @@ from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InvalidRequest, NotFound, ProviderNotConfigured, ServiceError
+from ai_agent_service.core.errors import InvalidRequestError, NotFoundError, ProviderNotConfiguredError, ServiceError
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, ToolFinished
 from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolSpec
 from ai_agent_service.providers.base import ModelRequest
@@ -81,7 +81,7 @@ async def test_the_policy_says_which_tools_of_the_client_are_admitted(policy: ob
 
 async def test_a_tool_choice_that_names_no_tool_is_refused() -> None:
     error = await refused(Turn(messages=(QUESTION,), tool_choice=NamedTool("nothing")))
-    assert isinstance(error, InvalidRequest)
+    assert isinstance(error, InvalidRequestError)
     assert error.param == "tool_choice"
 
 
@@ -98,7 +98,7 @@ async def test_a_provider_without_credentials_is_named_with_its_variables() -> N
     script = Script(says("never"))
     script.missing = ("SOME_KEY", "SOME_ENDPOINT")
     error = await refused(Turn(messages=(QUESTION,)), script)
-    assert isinstance(error, ProviderNotConfigured)
+    assert isinstance(error, ProviderNotConfiguredError)
     assert (error.status, script.requests) == (503, [])
     assert "SOME_KEY and SOME_ENDPOINT" in error.message
 
@@ -125,7 +125,7 @@ def test_the_catalog_finds_agents_and_says_what_openai_says_of_others() -> None:
     helper = agent(Script([]))
     catalog = Catalog([helper], created=1)
     assert (catalog.get("helper"), len(catalog), list(catalog)) == (helper, 1, [helper])
-    with pytest.raises(NotFound) as caught:
+    with pytest.raises(NotFoundError) as caught:
         catalog.get("nobody")
     assert (caught.value.code, caught.value.status) == ("model_not_found", 404)
 

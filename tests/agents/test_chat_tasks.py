@@ -8,11 +8,11 @@ import pytest
 
 from ai_agent_service.agents.agent import Agent
 from ai_agent_service.agents.base import AgentParts, Turn
-from ai_agent_service.agents.chat_tasks import TASK_SECONDS, TASKS, Background, Task, answer_by_rule
+from ai_agent_service.agents.chat_tasks import TASK_SECONDS, TASKS, ChatTaskAgent, Task, answer_by_rule
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, TextDelta
 from ai_agent_service.core.messages import Message
 from ai_agent_service.providers.base import ModelFinished
@@ -32,7 +32,7 @@ async def done(task: Task, *answer: Action, text: str = ASKED, settings: dict[st
     definition = AgentDefinition(agent_id="helper", system_prompt="You help.")
     agent = Agent(definition, AgentParts(script, AvailableTools((), default_timeout=1), PendingSteps()))
     turn = Turn(messages=(Message("user", text),), settings=settings or {})
-    return [event async for event in Background(agent, task, script, None).run(turn, context())], script
+    return [event async for event in ChatTaskAgent(agent, task, script, None).run(turn, context())], script
 
 
 def text_of(events: list[RunEvent]) -> str:
@@ -73,7 +73,7 @@ async def test_an_answer_without_end_is_not_waited_for() -> None:
 
 
 async def test_a_provider_that_fails_is_no_failure_of_a_task() -> None:
-    events, _ = await done("tags_generation", ProviderUnavailable("away"))
+    events, _ = await done("tags_generation", ProviderUnavailableError("away"))
     assert json.loads(text_of(events)) == {"tags": ["General"]}
     assert isinstance(events[-1], RunFinished)
 
@@ -87,14 +87,14 @@ async def test_a_provider_of_a_plug_in_that_crashes_is_none_either() -> None:
 
 
 async def test_what_has_no_answer_by_rule_fails_as_the_provider_did() -> None:
-    events, _ = await done("other", ProviderUnavailable("away"))
+    events, _ = await done("other", ProviderUnavailableError("away"))
     assert [type(event) for event in events] == [RunFailed]
     events, _ = await done("other", *says())
     assert isinstance(events[-1], RunFailed)
 
 
 async def test_free_text_that_breaks_off_is_not_taken_for_whole() -> None:
-    events, _ = await done("moa_response_generation", TextDelta("The "), ProviderUnavailable("away"))
+    events, _ = await done("moa_response_generation", TextDelta("The "), ProviderUnavailableError("away"))
     assert [type(event) for event in events] == [TextDelta, RunFailed]
 
 

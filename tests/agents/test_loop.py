@@ -11,10 +11,10 @@ import pytest
 from dirty_equals import IsFloat, IsStr
 
 from ai_agent_service.agents import loop as module
-from ai_agent_service.agents.loop import REPEATED, run_loop
+from ai_agent_service.agents.loop import REPEATED_CALL_RESULT, run_loop
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ProviderProtocolError, ProviderUnavailable, RunTimeout, ToolFailed
+from ai_agent_service.core.errors import ProviderProtocolError, ProviderUnavailableError, RunTimeoutError, ToolError
 from ai_agent_service.core.events import (
     FinishReason,
     ReasoningDelta,
@@ -213,7 +213,7 @@ async def test_numbers_keep_their_precision() -> None:
 async def test_what_a_tool_raises_for_the_model_reaches_it_and_a_bug_shows_nothing_of_itself() -> None:
     @tool
     async def picky() -> str:
-        raise ToolFailed("ask for a smaller page")
+        raise ToolError("ask for a smaller page")
 
     @tool
     async def buggy() -> str:
@@ -323,12 +323,12 @@ async def test_the_same_call_is_not_run_a_third_time_in_a_row() -> None:
     script = Script(same, same_in_other_words, same, calls(("look", {"place": "cellar", "depth": 1})), same, says("gave up"))
     events = await run(script, [look])
     assert ran == ["attic", "attic", "cellar", "attic"]
-    assert [result.content for result in results(events)] == ["nothing", "nothing", REPEATED, "nothing", "nothing"]
+    assert [result.content for result in results(events)] == ["nothing", "nothing", REPEATED_CALL_RESULT, "nothing", "nothing"]
 
 
 async def test_a_call_that_one_step_repeats_is_not_run_a_third_time() -> None:
     events = await run(Script(calls(*[("add", {"a": 1, "b": 1})] * 4), says("2")))
-    assert sorted(result.content for result in results(events)) == ["2", "2", REPEATED, REPEATED]
+    assert sorted(result.content for result in results(events)) == ["2", "2", REPEATED_CALL_RESULT, REPEATED_CALL_RESULT]
 
 
 async def test_a_call_of_the_client_goes_out_and_ends_the_run() -> None:
@@ -357,7 +357,7 @@ async def test_a_step_with_both_kinds_runs_ours_and_is_restored_for_the_follow_u
         Message(role="assistant", content="Both.", tool_calls=events[-1].tool_calls),
         Message(role="tool", content="their result", tool_call_id="call_000000001"),
     )
-    whole = pending.whole(follow_up, context())
+    whole = pending.restore(follow_up, context())
     assert [(message.role, message.content) for message in whole] == [
         ("user", "Go."),
         ("assistant", "Both."),
@@ -395,7 +395,7 @@ async def test_ids_that_a_provider_repeats_are_made_unique() -> None:
 
 
 async def test_an_error_of_the_provider_ends_the_run_with_what_was_used() -> None:
-    error = ProviderUnavailable("down")
+    error = ProviderUnavailableError("down")
     events = await run(Script(calls(("add", {"a": 1, "b": 1})), [TextDelta("The "), error]))
     assert events[-2:] == [
         TextDelta("The "),
@@ -421,7 +421,7 @@ async def test_the_deadline_ends_the_run_within_a_tool() -> None:
 
     started = time.monotonic()
     error = failure(await run(Script(calls(("slow", {})), says("never")), [slow], seconds=0.05))
-    assert isinstance(error, RunTimeout)
+    assert isinstance(error, RunTimeoutError)
     assert time.monotonic() - started < 1
 
 
@@ -490,7 +490,7 @@ async def test_a_turn_whose_earlier_step_was_ours_is_restored_whole() -> None:
         Message(role="assistant", content="First.Then.", tool_calls=(call,)),
         Message(role="tool", content="theirs", tool_call_id=call.id),
     )
-    assert [(message.role, message.content) for message in pending.whole(follow_up, context())] == [
+    assert [(message.role, message.content) for message in pending.restore(follow_up, context())] == [
         ("user", "Go."),
         ("assistant", "First."),
         ("tool", "3"),

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from dirty_equals import IsFloat
 
-from ai_agent_service.agents.loop import Shorter, run_loop
+from ai_agent_service.agents.loop import CompactMessages, run_loop
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ContextTooLong, ProviderUnavailable
+from ai_agent_service.core.errors import ContextTooLongError, ProviderUnavailableError
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
@@ -25,7 +25,7 @@ SYSTEM = Message(role="system", content="You help.")
 OLD = (Message(role="user", content="Long ago."), Message(role="assistant", content="Indeed."))
 QUESTION = Message(role="user", content="Go.")
 FEWER = (Message(role="system", content="You help. Long ago, in short."), QUESTION)
-TOO_LONG: list[Action] = [ContextTooLong("This does not fit.", param="messages")]
+TOO_LONG: list[Action] = [ContextTooLongError("This does not fit.", param="messages")]
 
 
 class Shortening:
@@ -40,7 +40,7 @@ class Shortening:
         return self.messages
 
 
-async def run(script: Script, shorter: Shorter | None, ran: list[int] | None = None) -> list[RunEvent]:
+async def run(script: Script, shorter: CompactMessages | None, ran: list[int] | None = None) -> list[RunEvent]:
     @tool
     async def note(number: int) -> str:
         (ran if ran is not None else []).append(number)
@@ -116,7 +116,7 @@ async def test_a_later_step_that_is_too_long_again_ends_the_run() -> None:
 
 
 async def test_other_errors_of_the_provider_leave_the_messages_alone() -> None:
-    script, shorter = Script([ProviderUnavailable("It is down.")]), Shortening()
+    script, shorter = Script([ProviderUnavailableError("It is down.")]), Shortening()
     events = await run(script, shorter)
     assert isinstance(events[-1], RunFailed)
     assert (events[-1].error.code, shorter.asked, len(script.requests)) == ("provider_unavailable", 0, 1)

@@ -13,11 +13,11 @@ from dirty_equals import IsFloat, IsStr
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.auth.principal import Limits
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import RunEvent, TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.observability.access_log import AccessLog
-from ai_agent_service.observability.logging import extra_of
+from ai_agent_service.observability.logging import read_extra
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, Watched, asking, connected, connected_raw
 from tests.api.http.test_access import bearer, opened
@@ -41,13 +41,13 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Takes a line; all of it has to be JSON."""
         self.records.append(record)
-        self.queue.put_nowait(json.loads(json.dumps(extra_of(record))))
+        self.queue.put_nowait(json.loads(json.dumps(read_extra(record))))
 
     @property
     def all(self) -> list[dict[str, Any]]:
         """What each line says."""
         assert {record.getMessage() for record in self.records} <= {"request"}
-        return [extra_of(record) for record in self.records]
+        return [read_extra(record) for record in self.records]
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def lines() -> Any:
 
 def hashed(*names: str) -> str:
     """What stands for names, by the pepper of these tests."""
-    return AccessLog(PEPPER).hashed(*names)
+    return AccessLog(PEPPER).hash_names(*names)
 
 
 PEPPER = "a pepper that is thirty-two characters long"
@@ -125,7 +125,7 @@ async def test_a_task_is_told_by_its_name(tmp_path: Path, lines: Lines) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_an_error_of_the_provider_is_told(tmp_path: Path, lines: Lines, stream: bool) -> None:
-    script = Script([TextDelta("Half"), ProviderUnavailable("down")])
+    script = Script([TextDelta("Half"), ProviderUnavailableError("down")])
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         await client.post(CHAT, json=asking(stream=stream))
     [line] = lines.all
@@ -228,7 +228,7 @@ async def test_what_watches_the_service_is_told_at_debug_alone(tmp_path: Path, l
 
 async def test_names_are_hashed_the_same_with_one_pepper_and_differently_with_another(tmp_path: Path) -> None:
     assert hashed("t", "Ada") == hashed("t", "Ada") == HASH
-    others = {hashed("t", "Bob"), hashed("t2", "Ada"), hashed("tA", "da"), AccessLog("another").hashed("t", "Ada")}
+    others = {hashed("t", "Bob"), hashed("t2", "Ada"), hashed("tA", "da"), AccessLog("another").hash_names("t", "Ada")}
     assert len(others | {hashed("t", "Ada")}) == 5
     assert hashed("t", "\ud800") == HASH
 

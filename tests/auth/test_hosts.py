@@ -2,8 +2,8 @@
 
 import pytest
 
-from ai_agent_service.auth.hosts import check_host, host_problem
-from ai_agent_service.core.errors import HostNotAllowed
+from ai_agent_service.auth.hosts import check_host, has_invalid_host
+from ai_agent_service.core.errors import HostNotAllowedError
 
 NONE: frozenset[str] = frozenset()
 ALLOWED = frozenset({"Agents.Example.com", "box", "nas.lan.", "proxy.example:8443"})
@@ -36,7 +36,7 @@ def headers(*hosts: bytes) -> list[tuple[bytes, bytes]]:
     ],
 )
 def test_this_machine_and_addresses_are_known(host: bytes) -> None:
-    assert not host_problem(headers(host), NONE)
+    assert not has_invalid_host(headers(host), NONE)
     check_host(headers(host), NONE)
 
 
@@ -90,8 +90,8 @@ def test_this_machine_and_addresses_are_known(host: bytes) -> None:
     ],
 )
 def test_every_other_name_and_what_is_no_name_is_refused(host: bytes) -> None:
-    assert host_problem(headers(host), NONE)
-    with pytest.raises(HostNotAllowed, match="ALLOWED_HOSTS") as caught:
+    assert has_invalid_host(headers(host), NONE)
+    with pytest.raises(HostNotAllowedError, match="ALLOWED_HOSTS") as caught:
         check_host(headers(host), NONE)
     assert "evil" not in caught.value.message
 
@@ -100,21 +100,21 @@ def test_every_other_name_and_what_is_no_name_is_refused(host: bytes) -> None:
     "host", [b"agents.example.com", b"AGENTS.example.COM:443", b"agents.example.com.", b"box:1", b"nas.lan", b"proxy.example"]
 )
 def test_names_that_are_allowed_are_known(host: bytes) -> None:
-    assert not host_problem(headers(host), ALLOWED)
+    assert not has_invalid_host(headers(host), ALLOWED)
 
 
 @pytest.mark.parametrize("host", [b"sub.agents.example.com", b"example.com", b"agents.example.com.evil.example", b"boxx"])
 def test_only_the_exact_names_are_allowed(host: bytes) -> None:
-    assert host_problem(headers(host), ALLOWED)
+    assert has_invalid_host(headers(host), ALLOWED)
 
 
 def test_a_star_allows_every_name_and_nothing_malformed() -> None:
     every = frozenset({"*"})
-    assert not host_problem(headers(b"anything.example:80"), every)
-    assert host_problem(headers(b"any thing"), every)
-    assert host_problem(headers(b"a..b"), every)
+    assert not has_invalid_host(headers(b"anything.example:80"), every)
+    assert has_invalid_host(headers(b"any thing"), every)
+    assert has_invalid_host(headers(b"a..b"), every)
 
 
 @pytest.mark.parametrize("hosts", [(), (b"localhost", b"localhost"), (b"localhost", b"evil.example")])
 def test_there_has_to_be_one_host(hosts: tuple[bytes, ...]) -> None:
-    assert host_problem(headers(*hosts), NONE)
+    assert has_invalid_host(headers(*hosts), NONE)

@@ -8,7 +8,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 from joserfc.util import urlsafe_b64encode
 
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 
 NOW = 1_800_000_000.0
 ISSUER = "https://login.example.com/realms/one"
@@ -82,5 +82,5 @@ class Provider:
     async def __call__(self, url: str) -> bytes:
         self.asked.append(url)
         if not self.up or url not in self.documents:
-            raise ProviderUnavailable("login.example.com cannot be reached.")
+            raise ProviderUnavailableError("login.example.com cannot be reached.")
         return self.documents[url]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.cli.chat import _whole_blocks
+from ai_agent_service.cli.chat import _split_last_block
 from tests.cli.test_main import KEYLESS, TIME, configure, dead_server, run
 
 LIST = "1. Step:\n\n   ```bash\n   cmd\n   ```\n\n2. More\n\n   of step two\n3. Third\n"
@@ -23,7 +23,7 @@ LIST = "1. Step:\n\n   ```bash\n   cmd\n   ```\n\n2. More\n\n   of step two\n3. 
     ],
 )
 def test_only_blocks_that_cannot_grow_any_more_are_cut_off(text: str, whole: str, rest: str) -> None:
-    assert _whole_blocks(text) == (whole, rest)
+    assert _split_last_block(text) == (whole, rest)
 
 
 ASKS_THE_TIME = """

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from ai_agent_service.cli.init import init
-from ai_agent_service.config.env_template import env_text
-from ai_agent_service.config.locations import STARTER
+from ai_agent_service.config.env_template import render_env_file
+from ai_agent_service.config.locations import STARTER_FOLDER
 from tests.cli.test_main import get, run, serving
 
 SHIPPED = ("agent_config.json", "mcp.json", "prompts/cli_agent.txt", "prompts/research_agent.txt")
@@ -26,8 +26,8 @@ def test_what_init_writes_is_checked_and_served_without_an_edit(tmp_path: Path) 
     assert done.stdout.endswith("  cd 'a folder' && ai-agent-service check && ai-agent-service serve\n")
     folder = tmp_path / "a folder"
     for name in SHIPPED:
-        assert (folder / name).read_text(encoding="utf-8") == (STARTER / name).read_text(encoding="utf-8")
-    assert (folder / ".env").read_text(encoding="utf-8") == env_text()
+        assert (folder / name).read_text(encoding="utf-8") == (STARTER_FOLDER / name).read_text(encoding="utf-8")
+    assert (folder / ".env").read_text(encoding="utf-8") == render_env_file()
     assert stat.S_IMODE((folder / ".env").stat().st_mode) == 0o600
     checked = run(folder, "check", **UNSET)
     assert (checked.returncode, checked.stderr) == (0, "")
@@ -54,7 +54,7 @@ def test_files_that_are_there_stay_as_they_are(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "mcp.json").read_text(encoding="utf-8") == "mine"
     forced = CliRunner().invoke(init, ["--force"])
     assert "kept" not in forced.output
-    assert (tmp_path / "mcp.json").read_text(encoding="utf-8") == (STARTER / "mcp.json").read_text(encoding="utf-8")
+    assert (tmp_path / "mcp.json").read_text(encoding="utf-8") == (STARTER_FOLDER / "mcp.json").read_text(encoding="utf-8")
     assert ((tmp_path / ".env").is_symlink(), (tmp_path / "secrets").read_text(encoding="utf-8")) == (False, "mine")
     assert stat.S_IMODE((tmp_path / ".env").stat().st_mode) == 0o600
 

@@ -412,7 +412,8 @@ class Terminal:
         self.seen = ""
 
     def wait_for(self, text: str, *, pressing: str = "") -> None:
-        """Reads until `text` came, what follows is for the next wait; types `pressing` whenever nothing comes for half a second."""
+        """Reads until `text` came, what follows is for the next wait; types `pressing` whenever nothing comes for half a
+        second."""
         deadline = time.monotonic() + 20
         while text not in self.seen:
             ready, _, _ = select.select([self.fd], [], [], 0.5 if pressing else deadline - time.monotonic())

@@ -21,9 +21,9 @@ from ai_agent_service.agents.base import AgentParts
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ConfigError, ServiceStopping
+from ai_agent_service.core.errors import ConfigError, ShuttingDownError
 from ai_agent_service.core.messages import Message
-from ai_agent_service.memory.base import Answer, Asked, MemorySetup, RememberedTurn
+from ai_agent_service.memory.base import MemorySetup, RememberedTurn, TurnAnswer, TurnQuestion
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.logging import LineFormatter
 from ai_agent_service.runtime.revision import Changes
@@ -174,13 +174,13 @@ async def test_an_agent_that_did_not_change_stays_the_object_that_it_is(tmp_path
 
 async def test_a_faulty_file_changes_nothing_and_every_fault_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(tmp_path, agents=[PROMPTED], servers=[rogue(tmp_path, "one")]) as service:
-        edition = service.service.edition
+        edition = service.service.revision
         (tmp_path / "prompts" / "helper.txt").unlink()
         wrong = {**AGENT, "agent_id": "b", "sytem_prompt": "x", "provider": "scriptd"}
         service.write(PROMPTED, wrong, {**AGENT, "agent_id": "good"}, servers=[{"server_label": "two"}])
         error = error_of(await service.client.post("/admin/reload"), 409)
         assert error["code"] == "configuration_error"
-        assert service.service.edition is edition
+        assert service.service.revision is edition
         assert (await service.models(), await service.fingerprint()) == (["helper"], f"fp_{edition.catalog.get('helper').version}")
         faults = error["message"].splitlines()
         with pytest.raises(ConfigError) as caught:
@@ -222,7 +222,7 @@ def with_servers(*labels: str) -> dict[str, Any]:
 async def test_servers_are_added_changed_and_removed_and_one_that_did_not_change_keeps_its_process(tmp_path: Path) -> None:
     kept, changed, removed, added = (rogue(tmp_path, label) for label in ("kept", "changed", "removed", "added"))
     async with opened(tmp_path, agents=[with_servers("kept", "changed", "removed")], servers=[kept, changed, removed]) as service:
-        await service.service.servers.settled(30)
+        await service.service.servers.wait_for_start(30)
         before = {label: alive(tmp_path / label) for label in ("kept", "changed", "removed")}
         assert [len(found) for found in before.values()] == [1, 1, 1]
         changed = rogue(tmp_path, "changed", "again")
@@ -230,7 +230,7 @@ async def test_servers_are_added_changed_and_removed_and_one_that_did_not_change
         changes = await service.reload()
         lists = [changes[f"{kind}_servers"] for kind in ("added", "changed", "removed")]
         assert (lists, changes["changed_agents"]) == ([["added"], ["changed"], ["removed"]], ["helper"])
-        await service.service.servers.settled(30)
+        await service.service.servers.wait_for_start(30)
         await until(lambda: not alive(tmp_path / "removed") and len(alive(tmp_path / "changed")) == 1)
         assert alive(tmp_path / "kept") == pids(tmp_path / "kept") == before["kept"]
         assert alive(tmp_path / "changed") != before["changed"]
@@ -245,7 +245,7 @@ async def test_a_running_turn_keeps_its_server_which_is_closed_after_it(tmp_path
     go = asyncio.Event()
     script = Script([go, *calls(("one__echo", {"text": "still here"}))], says("Done."), says("new"))
     async with opened(tmp_path, script, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")]) as service:
-        await service.service.servers.settled(30)
+        await service.service.servers.wait_for_start(30)
         [process] = alive(tmp_path / "one")
         async with asyncio.timeout(30):
             running = asyncio.create_task(service.client.post(CHAT, json=asking()))
@@ -266,10 +266,10 @@ async def test_a_running_turn_keeps_its_server_which_is_closed_after_it(tmp_path
 async def test_an_old_server_is_closed_at_the_time_limit_of_runs_even_if_a_request_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ai_agent_service.runtime.service.LAST_RUNS_SECONDS", 0.1)
+    monkeypatch.setattr("ai_agent_service.runtime.service.REVISION_GRACE_SECONDS", 0.1)
     async with opened(tmp_path, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")], request_timeout=0.5) as service:
-        await service.service.servers.settled(30)
-        service.service.period.begin()  # a request that never ends
+        await service.service.servers.wait_for_start(30)
+        service.service.drain_tracker.begin()  # a request that never ends
         service.write(AGENT)
         await service.reload()
         assert alive(tmp_path / "one")
@@ -301,7 +301,7 @@ async def test_a_variable_of_mcp_json_is_read_anew_and_kept_out_of_the_log(
         changes = await service.reload()
         assert (changes["changed_servers"], changes["changed_agents"]) == (["one"], [])
         assert service.service.catalog.get("helper").version == version
-        await service.service.servers.settled(30)
+        await service.service.servers.wait_for_start(30)
         [status] = service.service.servers.statuses
         assert status.state == "ready"
         caplog.clear()
@@ -322,12 +322,12 @@ async def test_an_agent_that_remembers_may_come_later_and_the_conversations_outl
         kept = {"memory": {"retention_days": 7, "history_messages": 50}}
         service.write({**REMEMBERING, "system_prompt": "You remember.", "resource_config": kept})
         await service.reload()
-        assert service.service.memories.keeper.agent_retention_days == {"helper": 7}
+        assert service.service.memories.housekeeping.agent_retention_days == {"helper": 7}
         body = {"message": "Who am I?", "session_id": "s"}
         assert (await service.client.post("/agents/helper/chat", json=body)).json()["response"] == "Ada."
         service.write(AGENT)
         await service.reload()
-        assert service.service.memories.keeper.agent_retention_days == {}
+        assert service.service.memories.housekeeping.agent_retention_days == {}
         assert (await service.client.get("/agents/helper/conversations")).status_code == 200
     assert [message.text for message in script.requests[1].messages] == ["You remember.", "I am Ada.", "Hello, Ada.", "Who am I?"]
 
@@ -376,7 +376,7 @@ async def test_a_service_that_stops_does_not_reload(tmp_path: Path) -> None:
         service.write(OTHER)
         service.service.is_stopping = True
         assert error_of(await service.client.post("/admin/reload"), 503)["code"] == "shutting_down"
-        with pytest.raises(ServiceStopping):
+        with pytest.raises(ShuttingDownError):
             await service.service.reload()
         assert await service.models() == ["helper"]
 
@@ -384,8 +384,8 @@ async def test_a_service_that_stops_does_not_reload(tmp_path: Path) -> None:
 async def test_the_end_of_the_service_does_not_wait_for_what_an_old_edition_waits_for(tmp_path: Path) -> None:
     async with asyncio.timeout(30):
         async with opened(tmp_path, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")]) as service:
-            await service.service.servers.settled(20)
-            service.service.period.begin()  # a request that never ends
+            await service.service.servers.wait_for_start(20)
+            service.service.drain_tracker.begin()  # a request that never ends
             service.write(AGENT)
             await service.reload()
             assert alive(tmp_path / "one")
@@ -433,7 +433,7 @@ class Notebook:
         assert asyncio.current_task() is task
         cls.open_now.remove(setup.agent.system_prompt)
 
-    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """Nobody asks."""
         raise NotImplementedError
 
@@ -474,7 +474,7 @@ class Slow(Notebook):
     let: ClassVar[asyncio.Event]
     was_open: ClassVar[list[bool]] = []
 
-    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """A turn without a past."""
         return SlowTurn(asked.messages)
 
@@ -483,14 +483,14 @@ class SlowTurn(msgspec.Struct):
     """A turn whose answer is stored when the test lets it."""
 
     messages: tuple[Message, ...]
-    answer: Answer | None = None
+    answer: TurnAnswer | None = None
     under_way: str | None = None
 
     async def shorter(self) -> tuple[Message, ...] | None:
         """It cannot be."""
         return None
 
-    async def keep(self, answer: Answer, *, wait: float) -> None:
+    async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Notes whether the memory is open when the answer is stored."""
         Slow.storing.set()
         await Slow.let.wait()
@@ -566,7 +566,7 @@ async def test_no_request_fails_while_the_service_reloads(tmp_path: Path) -> Non
         await asking_all
         assert len(script.requests) == 200
         assert len(seen) > 1
-        await files.service.servers.settled(30)
+        await files.service.servers.wait_for_start(30)
         await until(lambda: len(alive(tmp_path / "one")) == 1)
     assert not alive(tmp_path / "one")
 
@@ -583,9 +583,9 @@ async def test_files_are_looked_at_where_the_setting_says_so_and_nowhere_else(tm
 
 async def test_files_that_change_all_the_time_are_read_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ai_agent_service.server.reload_triggers.QUIET_SECONDS", 0.02)
-    monkeypatch.setattr("ai_agent_service.server.reload_triggers.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("ai_agent_service.server.reload_triggers.POLL_SECONDS", 0.02)
     contents = iter(range(1_000_000))
-    monkeypatch.setattr("ai_agent_service.server.reload_triggers.content_of", lambda *_: b"%d" % next(contents))
+    monkeypatch.setattr("ai_agent_service.server.reload_triggers.hash_files", lambda *_: b"%d" % next(contents))
     async with opened(tmp_path, reload_config=True) as service:
         service.write(OTHER)
         await until(lambda: [agent.agent_id for agent in service.service.catalog] == ["other"])

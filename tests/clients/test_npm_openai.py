@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.server.application import create_app
 from tests.openai_schema import Recorded
@@ -48,7 +48,7 @@ def test_the_javascript_client_is_served(tmp_path: Path, node: str) -> None:
         calls(("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"})),
         says("42, and sunny."),
         says('{"name": "Ada", "age": 36}'),
-        [TextDelta("Half"), ProviderUnavailable("It is down.")],
+        [TextDelta("Half"), ProviderUnavailableError("It is down.")],
     )
     recorded = Recorded(create_app(configuration(tmp_path, script)))
     with running(recorded) as address:

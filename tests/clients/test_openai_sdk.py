@@ -22,7 +22,7 @@ from openai import (
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionStreamOptionsParam, ChatCompletionToolUnionParam
 from pydantic import BaseModel
 
-from ai_agent_service.core.errors import ProviderRateLimited, ProviderUnavailable
+from ai_agent_service.core.errors import ProviderRateLimitError, ProviderUnavailableError
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
@@ -113,7 +113,7 @@ async def test_a_bad_request_raises_and_names_the_field(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_a_rate_limit_of_the_provider_raises_with_the_time_to_wait(tmp_path: Path, stream: bool) -> None:
-    async with in_process(tmp_path, Script([ProviderRateLimited("Slow down.", retry_after=7)])) as client:
+    async with in_process(tmp_path, Script([ProviderRateLimitError("Slow down.", retry_after=7)])) as client:
         with pytest.raises(RateLimitError) as caught:
             await client.chat.completions.create(model="helper", messages=HELLO, stream=stream)
     assert caught.value.response.headers["retry-after"] == "7"
@@ -121,7 +121,7 @@ async def test_a_rate_limit_of_the_provider_raises_with_the_time_to_wait(tmp_pat
 
 
 async def test_a_provider_that_is_down_raises_a_server_error(tmp_path: Path) -> None:
-    async with in_process(tmp_path, Script([ProviderUnavailable("It is down.")])) as client:
+    async with in_process(tmp_path, Script([ProviderUnavailableError("It is down.")])) as client:
         with pytest.raises(InternalServerError) as caught:
             await client.chat.completions.create(model="helper", messages=HELLO)
     assert caught.value.status_code == 502
@@ -211,7 +211,7 @@ async def test_the_stream_helper_reads_a_refusal(tmp_path: Path) -> None:
 
 
 async def test_an_error_within_the_stream_raises_after_what_was_said(tmp_path: Path) -> None:
-    async with live(tmp_path, Script([TextDelta("Half"), ProviderUnavailable("It is down.")])) as client:
+    async with live(tmp_path, Script([TextDelta("Half"), ProviderUnavailableError("It is down.")])) as client:
         chunks = aiter(await client.chat.completions.create(model="helper", messages=HELLO, stream=True))
         first = await anext(chunks)
         with pytest.raises(APIError, match=r"It is down\.") as caught:

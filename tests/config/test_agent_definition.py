@@ -9,7 +9,7 @@ import pytest
 from dirty_equals import IsStr
 
 from ai_agent_service.config.agent_definition import AgentDefinition
-from ai_agent_service.config.read_agents import KnownNames, read_agents, warnings_about
+from ai_agent_service.config.read_agents import KnownNames, collect_agent_warnings, read_agents
 from ai_agent_service.core.errors import Fault
 
 KNOWN = KnownNames(["agent"], ["azure_openai", "ollama", "demo"], ["get_current_datetime", "add_two_numbers"])
@@ -150,12 +150,12 @@ def test_the_remedy_for_a_fallback_is_the_nearest_name(folder: Path) -> None:
     ],
 )
 def test_a_fallback_to_the_same_is_warned_of(folder: Path, fallback: object) -> None:
-    [warning] = warnings_about(agent_of(folder, fallback=fallback), frozenset())
+    [warning] = collect_agent_warnings(agent_of(folder, fallback=fallback), frozenset())
     assert "for the same model again" in warning
 
 
 def test_a_fallback_to_another_model_is_not_warned_of(folder: Path) -> None:
-    assert warnings_about(agent_of(folder, fallback=[{"provider": "demo", "model": "other"}]), frozenset()) == []
+    assert collect_agent_warnings(agent_of(folder, fallback=[{"provider": "demo", "model": "other"}]), frozenset()) == []
 
 
 def test_an_unknown_resource_is_a_fault(folder: Path) -> None:
@@ -242,7 +242,7 @@ def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
         allowed_regular_tools=["search_knowledge_base"],
         allowed_mcp_servers={"wiki": {"allowed_mcp_tools": ["read"], "cached_mcp_tools": ["read", "raed"]}, "absent": {}},
     )
-    warnings = warnings_about(agent, frozenset({"wiki"}))
+    warnings = collect_agent_warnings(agent, frozenset({"wiki"}))
     assert len(warnings) == 7
     for expected in (
         "Open WebUI",
@@ -254,7 +254,7 @@ def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
         "cached_mcp_tools of wiki names raed",
     ):
         assert any(expected in warning for warning in warnings), expected
-    assert warnings_about(agent_of(folder), frozenset()) == []
+    assert collect_agent_warnings(agent_of(folder), frozenset()) == []
 
 
 LEGACY: list[dict[str, Any]] = [

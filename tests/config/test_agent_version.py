@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.config.agent_version import version_of
+from ai_agent_service.config.agent_version import compute_version
 from ai_agent_service.config.read_agents import KnownNames, read_agents
 from ai_agent_service.config.read_servers import read_servers
 
@@ -45,7 +45,7 @@ class Files:
         [agent], faults = read_agents(self.folder / "agents.json", self.folder, self.environment, KNOWN)
         servers, more = read_servers(self.folder / "mcp.json", self.environment)
         assert faults == more == []
-        return version_of(agent, servers)
+        return compute_version(agent, servers)
 
 
 @pytest.fixture

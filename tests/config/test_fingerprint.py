@@ -4,11 +4,11 @@ import json
 import os
 from pathlib import Path
 
-from ai_agent_service.config.fingerprint import content_of
+from ai_agent_service.config.fingerprint import hash_files
 
 
 def content(folder: Path) -> bytes:
-    return content_of(folder / "agent_config.json", folder / "mcp.json", folder / "prompts")
+    return hash_files(folder / "agent_config.json", folder / "mcp.json", folder / "prompts")
 
 
 def written(folder: Path) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_agent_service.config.json_files import read_json, without_comments
+from ai_agent_service.config.json_files import read_json, strip_comments
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["//", "/*", "*/", '"//', "\\", "a\\", ",]", ', }"']),
@@ -29,7 +29,7 @@ COMMENTED = """\
 @given(VALUES, st.sampled_from([None, 2]), st.booleans())
 def test_plain_json_stays_as_it_is(value: object, indent: int | None, ascii: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii)
-    assert without_comments(text) == text
+    assert strip_comments(text) == text
 
 
 def test_comments_and_last_commas_are_passed_over(tmp_path: Path) -> None:
@@ -55,4 +55,4 @@ def test_a_fault_is_told_where_it_stands_in_the_file(tmp_path: Path, text: str, 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("text", ["/* " * 100_000, '["' + "a\\n" * 1_000_000 + '"]', '"' * 1_000_000, "/" * 1_000_000, ", " * 500_000])
 def test_what_is_long_or_never_ends_is_looked_through_once(text: str) -> None:
-    assert len(without_comments(text)) == len(text)
+    assert len(strip_comments(text)) == len(text)

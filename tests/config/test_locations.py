@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.config.env_template import GROUPS, OF_OTHERS, env_text
+from ai_agent_service.config.env_template import GROUPS, OTHER_VARIABLES, render_env_file
 from ai_agent_service.config.json_files import read_json
-from ai_agent_service.config.locations import STARTER, files_of
+from ai_agent_service.config.locations import STARTER_FOLDER, locate_files
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.runtime.configuration import Configuration, load_configuration
@@ -36,22 +36,22 @@ def loaded() -> Configuration:
 
 def test_the_starter_set_is_what_the_project_itself_runs_with() -> None:
     for name in ("agent_config.json", "mcp.json"):
-        assert read_json(STARTER / name) == (json.loads((ROOT / name).read_text(encoding="utf-8")), [])
-        assert "// " in (STARTER / name).read_text(encoding="utf-8")
-    prompts = {path.name: path.read_text(encoding="utf-8") for path in (STARTER / "prompts").iterdir()}
+        assert read_json(STARTER_FOLDER / name) == (json.loads((ROOT / name).read_text(encoding="utf-8")), [])
+        assert "// " in (STARTER_FOLDER / name).read_text(encoding="utf-8")
+    prompts = {path.name: path.read_text(encoding="utf-8") for path in (STARTER_FOLDER / "prompts").iterdir()}
     assert prompts == {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "prompts").iterdir()}
 
 
 def test_an_empty_folder_has_the_starter_set() -> None:
-    found = files_of(load_settings())
-    assert (found.is_starter, found.agents.is_relative_to(STARTER), found.agents.exists()) == (True, True, True)
+    found = locate_files(load_settings())
+    assert (found.is_starter, found.agents.is_relative_to(STARTER_FOLDER), found.agents.exists()) == (True, True, True)
     assert [agent.agent_id for agent in loaded().agents] == ["research_agent", "cli_agent"]
 
 
 @pytest.mark.parametrize("name", ["agent_config.json", "mcp.json", "prompts"])
 def test_a_folder_with_any_of_the_files_has_no_other(folder: Path, name: str) -> None:
     (folder / name).symlink_to("nowhere")
-    assert not files_of(load_settings()).is_starter
+    assert not locate_files(load_settings()).is_starter
     with pytest.raises(ConfigError, match=r"agent_config\.json: the file does not exist"):
         loaded()
 
@@ -80,10 +80,10 @@ async def test_files_that_come_are_taken_by_a_reload(folder: Path) -> None:
 
 
 def test_the_variables_of_others_are_those_that_the_starter_set_names() -> None:
-    named = set(re.findall(r"\$\{(\w+)\}", json.dumps(read_json(STARTER / "mcp.json"), default=str)))
-    assert named == OF_OTHERS["What the MCP servers of mcp.json need"].keys()
+    named = set(re.findall(r"\$\{(\w+)\}", json.dumps(read_json(STARTER_FOLDER / "mcp.json"), default=str)))
+    assert named == OTHER_VARIABLES["What the MCP servers of mcp.json need"].keys()
 
 
 def test_the_file_of_settings_is_what_the_settings_say() -> None:
     assert GROUPS.keys() <= Settings.model_fields.keys()
-    assert (ROOT / ".env.example").read_text(encoding="utf-8") == env_text()
+    assert (ROOT / ".env.example").read_text(encoding="utf-8") == render_env_file()

@@ -8,7 +8,7 @@ import pytest
 
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
-from ai_agent_service.config.read_agents import KnownNames, read_agents, warnings_about
+from ai_agent_service.config.read_agents import KnownNames, collect_agent_warnings, read_agents
 from ai_agent_service.core.errors import ConfigError, Fault
 from tests.service import AGENT, configuration
 
@@ -57,7 +57,7 @@ def test_what_is_absent_or_null_has_its_default(folder: Path, resources: object)
 def test_an_agent_without_the_resource_does_not_remember_and_what_it_says_of_memory_is_warned_of() -> None:
     agent = AgentDefinition.model_validate({"agent_id": "a", "resource_config": {"memory": {"required": False}}})
     assert agent.memory is None
-    assert warnings_about(agent, frozenset()) == ['resource_config.memory has no effect without "resources": ["memory"]']
+    assert collect_agent_warnings(agent, frozenset()) == ['resource_config.memory has no effect without "resources": ["memory"]']
 
 
 def test_what_is_given_is_taken(folder: Path) -> None:
@@ -152,7 +152,7 @@ def test_variables_are_expanded_in_the_names_that_a_memory_has(folder: Path) -> 
 def test_the_older_field_archive_conversations_loads_and_is_warned_of(folder: Path, value: bool) -> None:
     [agent], faults = read(folder, {"memory": {"compression": {"archive_conversations": value}}})
     assert faults == []
-    assert warnings_about(agent, frozenset()) == [
+    assert collect_agent_warnings(agent, frozenset()) == [
         "archive_conversations has no effect: messages that are summarised always stay in the database"
     ]
 

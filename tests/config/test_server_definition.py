@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.config.read_servers import Servers, read_servers
+from ai_agent_service.config.read_servers import ServerDefinitions, read_servers
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import Fault
 
 SECRET = "canary-0123456789"
 
 
-def read(folder: Path, content: Any, **environment: str) -> tuple[Servers, list[Fault]]:
+def read(folder: Path, content: Any, **environment: str) -> tuple[ServerDefinitions, list[Fault]]:
     text = content if isinstance(content, str) else json.dumps(content)
     (folder / "mcp.json").write_text(text, encoding="utf-8")
     return read_servers(folder / "mcp.json", environment)
@@ -58,17 +58,17 @@ def test_both_forms_define_the_same(tmp_path: Path) -> None:
     wiki, time = ours.definitions
     assert (wiki.server_url, wiki.header, wiki.command) == ("https://example.org/mcp", {"Authorization": f"Bearer {SECRET}"}, None)
     assert (time.command, time.args, time.env, time.cwd) == ("uvx", ("mcp-server-time",), {"TZ": "UTC"}, "/tmp")
-    assert (wiki.off, time.off) == (None, None)
+    assert (wiki.off_reason, time.off_reason) == (None, None)
 
 
 def test_an_absent_file_defines_none(tmp_path: Path) -> None:
-    assert read_servers(tmp_path / "mcp.json", {}) == (Servers(), [])
+    assert read_servers(tmp_path / "mcp.json", {}) == (ServerDefinitions(), [])
 
 
 @pytest.mark.parametrize("content", ["{", "5", '{"server": {}}', '{"mcpServers": []}', "null"])
 def test_anything_else_is_one_fault(tmp_path: Path, content: str) -> None:
     servers, faults = read(tmp_path, content)
-    assert (servers, len(faults)) == (Servers(), 1)
+    assert (servers, len(faults)) == (ServerDefinitions(), 1)
 
 
 def test_variables_are_filled_in_once_in_address_header_arguments_and_environment(tmp_path: Path) -> None:
@@ -91,13 +91,13 @@ def test_variables_are_filled_in_once_in_address_header_arguments_and_environmen
 )
 def test_a_variable_that_is_not_set_turns_the_server_off_and_keeps_nothing_of_it(tmp_path: Path, entry: Any, transport: str) -> None:
     definition = one(tmp_path, entry)
-    assert (definition.off, definition.missing, definition.transport) == ("KEY is not set.", ("KEY",), transport)
+    assert (definition.off_reason, definition.missing, definition.transport) == ("KEY is not set.", ("KEY",), transport)
     assert "${" not in repr(definition)
     assert (definition.server_url, definition.header, definition.command, definition.args, definition.env) == (None, {}, None, (), {})
 
 
 def test_all_missing_variables_are_named_and_other_faults_are_still_told(tmp_path: Path) -> None:
-    assert one(tmp_path, {"command": "x", "args": ["${B}", "${A}"]}).off == "A and B are not set."
+    assert one(tmp_path, {"command": "x", "args": ["${B}", "${A}"]}).off_reason == "A and B are not set."
     [(_, field, problem, _)] = faults_of(tmp_path, {"server_label": "s", "server_url": "https://${A}", "header": "Bearer ${B}"})
     assert (field, problem) == ("header", "Input should be a valid dictionary")
 
@@ -204,7 +204,7 @@ def test_a_file_shared_with_other_hosts_loads_and_says_what_it_does_not_know(tmp
     assert faults == []
     assert [definition.transport for definition in servers.definitions] == ["http", "stdio", "http", "sse"]
     assert servers.definitions[1].env == {"PORT": "8080", "ON": "true"}
-    assert servers.definitions[1].off == "It is disabled in the MCP configuration."
+    assert servers.definitions[1].off_reason == "It is disabled in the MCP configuration."
     assert [warning[:62] for warning in servers.warnings] == ["MCP server 'a': the field disabledTools is not known and has n"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.config.env_template import OF_OTHERS
+from ai_agent_service.config.env_template import OTHER_VARIABLES
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.core.errors import ConfigError
@@ -48,7 +48,7 @@ def test_keys_do_not_show() -> None:
 
 def test_the_example_tells_of_every_setting_with_its_default_and_of_no_other() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
-    ours = text[: text.index(next(f"#### {title} ####" for title in OF_OTHERS))]
+    ours = text[: text.index(next(f"#### {title} ####" for title in OTHER_VARIABLES))]
     entries = re.findall(r"^# (.+)\n# ([A-Z_]+)=(.*)$", ours, re.MULTILINE)
     expected = []
     for name, field in Settings.model_fields.items():

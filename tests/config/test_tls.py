@@ -5,27 +5,27 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.config.settings import load_settings
-from ai_agent_service.config.tls import tls_faults, tls_warnings
+from ai_agent_service.config.tls import check_tls, collect_tls_warnings
 from ai_agent_service.core.errors import ConfigError
 from tests.certificates import certified
 from tests.service import configuration
 
 
 def faults(cert: Path | None, key: Path | None) -> list[tuple[str, str]]:
-    found = tls_faults(load_settings(tls_cert_file=cert, tls_key_file=key))
+    found = check_tls(load_settings(tls_cert_file=cert, tls_key_file=key))
     assert all(fault.file == "environment" and fault.remedy for fault in found)
     return [(fault.field, fault.problem) for fault in found]
 
 
 def test_without_files_nothing_is_wrong() -> None:
     assert faults(None, None) == []
-    assert tls_warnings(load_settings()) == []
+    assert collect_tls_warnings(load_settings()) == []
 
 
 def test_a_certificate_and_its_key_are_taken(tmp_path: Path) -> None:
     cert, key = certified(tmp_path)
     assert faults(cert, key) == []
-    assert tls_warnings(load_settings(tls_cert_file=cert, tls_key_file=key)) == []
+    assert collect_tls_warnings(load_settings(tls_cert_file=cert, tls_key_file=key)) == []
 
 
 def test_one_file_needs_the_other(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from ai_agent_service.core.tasks import Held, Tasks
+from ai_agent_service.core.tasks import ContextHolder, Tasks
 
 
 async def test_work_goes_on_when_the_one_who_asked_is_gone() -> None:
@@ -79,8 +79,8 @@ async def test_what_is_held_is_opened_and_closed_by_one_task() -> None:
         yield "value"
         tasks.append(asyncio.current_task())
 
-    held = Held(context())
-    assert await held.opened() == "value"
+    held = ContextHolder(context())
+    assert await held.wait_until_open() == "value"
     await asyncio.create_task(held.close())
     assert len(tasks) == 2
     assert tasks[0] is tasks[1] is not asyncio.current_task()
@@ -92,9 +92,9 @@ async def test_what_cannot_be_held_raises_what_keeps_it_from_being() -> None:
         raise ValueError("no")
         yield
 
-    held = Held(context())
+    held = ContextHolder(context())
     with pytest.raises(ValueError, match="no"):
-        await held.opened()
+        await held.wait_until_open()
     await held.close()
 
 
@@ -104,10 +104,10 @@ async def test_what_cancels_itself_while_it_is_opened_is_not_waited_for() -> Non
         raise asyncio.CancelledError("a library's own")
         yield
 
-    held = Held(context())
+    held = ContextHolder(context())
     async with asyncio.timeout(5):
         with pytest.raises(RuntimeError, match="cancelled by itself"):
-            await held.opened()
+            await held.wait_until_open()
         await held.close()
 
 
@@ -122,7 +122,7 @@ async def test_who_leaves_while_it_is_opened_leaves_nothing_open() -> None:
         finally:
             ended.set()
 
-    opening = asyncio.create_task(Held(context()).opened())
+    opening = asyncio.create_task(ContextHolder(context()).wait_until_open())
     for _ in range(3):
         await asyncio.sleep(0)
     opening.cancel()
@@ -136,7 +136,7 @@ async def test_what_cannot_be_closed_is_logged(caplog: pytest.LogCaptureFixture)
         yield
         raise ValueError("no")
 
-    held = Held(context())
-    await held.opened()
+    held = ContextHolder(context())
+    await held.wait_until_open()
     await held.close()
     assert "background.not_closed" in caplog.text

@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ai_agent_service.core.redaction import secrets_in, without_secrets
-from ai_agent_service.core.text import capped, storable
+from ai_agent_service.core.redaction import find_secrets, redact_secrets
+from ai_agent_service.core.text import replace_unstorable, truncate_utf8
 
 
 def test_nul_and_lone_surrogates_are_replaced_and_all_else_is_kept() -> None:
-    assert storable("a\x00b\ud800c\udfffd\U0001f600é\n") == "a\ufffdb\ufffdc\ufffdd\U0001f600é\n"
+    assert replace_unstorable("a\x00b\ud800c\udfffd\U0001f600é\n") == "a\ufffdb\ufffdc\ufffdd\U0001f600é\n"
 
 
 @given(st.text(), st.integers(min_value=1, max_value=50))
 def test_a_cut_keeps_whole_characters_within_the_limit(text: str, limit: int) -> None:
-    cut = capped(text, limit)
+    cut = truncate_utf8(text, limit)
     if len(text.encode()) <= limit:
         assert cut == text
     else:
@@ -39,11 +39,11 @@ def test_a_cut_keeps_whole_characters_within_the_limit(text: str, limit: int) ->
     ],
 )
 def test_what_looks_like_a_key_is_taken_out(secret: str) -> None:
-    assert without_secrets(f"the key '{secret}' is wrong") == "the key '[redacted]' is wrong"
+    assert redact_secrets(f"the key '{secret}' is wrong") == "the key '[redacted]' is wrong"
 
 
 def test_known_secrets_are_taken_out_wherever_they_stand() -> None:
-    assert without_secrets("xhunter2y and task-oriented text", ("hunter2", "")) == "x[redacted]y and task-oriented text"
+    assert redact_secrets("xhunter2y and task-oriented text", ("hunter2", "")) == "x[redacted]y and task-oriented text"
 
 
 def test_secrets_are_known_by_the_names_of_their_variables() -> None:
@@ -72,7 +72,7 @@ def test_secrets_are_known_by_the_names_of_their_variables() -> None:
         "MONKEY": "business-as-usual",
         "TOKENIZER": "o200k_base",
     }
-    found = secrets_in(environment)
+    found = find_secrets(environment)
     assert set(found) == {
         "canary-one",
         "canary-two-and-more, canary-three",

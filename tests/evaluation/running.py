@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ai_agent_service.core.ids import new_id
+from ai_agent_service.core.ids import generate_id
 from ai_agent_service.evaluation.dataset import Case, read_dataset
 from ai_agent_service.evaluation.metrics import METRICS, Metric
 from ai_agent_service.evaluation.replay import Replays, ReplayToolset
@@ -19,7 +19,7 @@ from tests.service import AGENT, configuration
 
 def dataset(folder: Path, *cases: dict[str, Any] | str) -> Path:
     """A file with `cases`, each an object or a line as it is."""
-    path = folder / f"{new_id('cases_')}.jsonl"
+    path = folder / f"{generate_id('cases_')}.jsonl"
     path.write_text("\n".join(case if isinstance(case, str) else json.dumps(case) for case in cases) + "\n", encoding="utf-8")
     return path
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.core.errors import ContextTooLong, InternalError, InvalidRequest, ProviderUnavailable
+from ai_agent_service.core.errors import ContextTooLongError, InternalError, InvalidRequestError, ProviderUnavailableError
 from ai_agent_service.core.messages import ToolSpec
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.evaluation.case_writer import BATCH, MAX_FRUITLESS, TRIES, Generator, TargetAgent
+from ai_agent_service.evaluation.case_writer import BATCH_SIZE, MAX_EMPTY_PIECES, MAX_TRIES, Generator, TargetAgent
 from ai_agent_service.evaluation.documents import Piece
 from ai_agent_service.evaluation.model_option import Model
 from tests.scripted import Action, Script, says
@@ -31,7 +31,7 @@ def questions(count: int, word: str = "thing") -> list[dict[str, Any]]:
 
 async def generated(script: Script, *wanted: tuple[Piece, int], agent: TargetAgent | None = None) -> tuple[list[dict[str, Any]], Generator]:
     generator = Generator(Model(script, "m"), seconds=5, agent=agent)
-    return [case async for case in generator.cases(wanted or [(SHOP, 2)])], generator
+    return [case async for case in generator.generate_cases(wanted or [(SHOP, 2)])], generator
 
 
 async def test_cases_are_written_for_people_to_read() -> None:
@@ -88,7 +88,7 @@ async def test_a_case_of_no_use_is_told_to_the_model_and_then_dropped(bad: Any, 
     script = Script(answer(good, bad), answer(bad), answer(bad))
     cases, generator = await generated(script)
     assert [each["id"] for each in cases] == ["good"]
-    assert len(script.requests) == TRIES
+    assert len(script.requests) == MAX_TRIES
     said = script.requests[1].messages
     assert [message.role for message in said] == ["system", "user", "assistant", "user"]
     assert told in said[-1].text
@@ -127,18 +127,18 @@ async def test_lines_of_json_are_cases_too_and_an_answer_that_is_cut_off_is_told
 
 
 async def test_a_provider_that_knows_no_schema_is_asked_without_from_then_on() -> None:
-    script = Script([InvalidRequest("response_format is not supported")], answer(*questions(1)), answer(*questions(1, "other")))
+    script = Script([InvalidRequestError("response_format is not supported")], answer(*questions(1)), answer(*questions(1, "other")))
     cases, _ = await generated(script, (SHOP, 1), (SHOP, 1))
     assert len(cases) == 2
     assert [bool(request.settings) for request in script.requests] == [True, False, False]
-    with pytest.raises(ContextTooLong):
-        await generated(Script([ContextTooLong("too long")]))
+    with pytest.raises(ContextTooLongError):
+        await generated(Script([ContextTooLongError("too long")]))
 
 
 async def test_many_are_asked_for_in_batches_which_are_told_what_there_is() -> None:
-    script = Script(answer(*questions(BATCH)), answer(*questions(5, "other")))
-    cases, _ = await generated(script, (SHOP, BATCH + 5))
-    assert len(cases) == BATCH + 5
+    script = Script(answer(*questions(BATCH_SIZE)), answer(*questions(5, "other")))
+    cases, _ = await generated(script, (SHOP, BATCH_SIZE + 5))
+    assert len(cases) == BATCH_SIZE + 5
     asked = [request.messages[-1].text for request in script.requests]
     assert [text.splitlines()[-1] for text in asked] == ["Write 10 cases.", "Write 5 cases."]
     assert "- What does thing number 9 cost?" in asked[1]
@@ -157,7 +157,7 @@ async def test_what_one_piece_has_too_little_for_comes_of_the_next() -> None:
 
 async def test_a_model_that_writes_nothing_of_use_is_given_up() -> None:
     cases, generator = await generated(Script(says("No.")), *((Piece(f"{n}.md", "x"), 1) for n in range(50)))
-    assert (cases, generator.questions) == ([], MAX_FRUITLESS * TRIES)
+    assert (cases, generator.questions) == ([], MAX_EMPTY_PIECES * MAX_TRIES)
 
 
 async def test_a_provider_that_raises_anything_is_an_error_of_the_service(caplog: pytest.LogCaptureFixture) -> None:
@@ -167,8 +167,8 @@ async def test_a_provider_that_raises_anything_is_an_error_of_the_service(caplog
 
 
 async def test_what_came_before_the_provider_failed_is_there() -> None:
-    script = Script(answer(*questions(BATCH)), [ProviderUnavailable("away")])
-    cases = Generator(Model(script, "m"), seconds=5).cases([(SHOP, 2 * BATCH)])
-    assert len([await anext(cases) for _ in range(BATCH)]) == BATCH
-    with pytest.raises(ProviderUnavailable):
+    script = Script(answer(*questions(BATCH_SIZE)), [ProviderUnavailableError("away")])
+    cases = Generator(Model(script, "m"), seconds=5).generate_cases([(SHOP, 2 * BATCH_SIZE)])
+    assert len([await anext(cases) for _ in range(BATCH_SIZE)]) == BATCH_SIZE
+    with pytest.raises(ProviderUnavailableError):
         await anext(cases)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.core.errors import ConfigError
-from ai_agent_service.evaluation.dataset import read_dataset, with_agents
+from ai_agent_service.evaluation.dataset import assign_agents, read_dataset
 from tests.evaluation.running import dataset
 
 
@@ -20,8 +20,17 @@ def test_a_case_has_one_turn_or_several(tmp_path: Path) -> None:
     one = {"id": "a", "input": "Hi", "expect": {"contains": "hello"}, "weight": 2, "tags": ["x"]}
     two = {"id": "b", "agent": "helper", "turns": [{"input": "I am Ada."}, {"input": "Who am I?", "expect": {"recalls": ["Ada"]}}]}
     first, second = read_dataset(dataset(tmp_path, one, "", two))
-    assert ([turn.input for turn in first.asked], first.asked[0].expect.contains, first.weight, first.line) == (["Hi"], ("hello",), 2, 1)
-    assert ([turn.input for turn in second.asked], second.asked[1].expect.recalls, second.line) == (["I am Ada.", "Who am I?"], ("Ada",), 3)
+    assert ([turn.input for turn in first.session_turns], first.session_turns[0].expect.contains, first.weight, first.line) == (
+        ["Hi"],
+        ("hello",),
+        2,
+        1,
+    )
+    assert ([turn.input for turn in second.session_turns], second.session_turns[1].expect.recalls, second.line) == (
+        ["I am Ada.", "Who am I?"],
+        ("Ada",),
+        3,
+    )
     assert (first.tool_results, first.written) == (None, one)
 
 
@@ -114,7 +123,7 @@ def test_what_is_to_be_judged_is_checked_as_all_else(tmp_path: Path, expect: dic
 def test_a_criterion_stands_alone_or_in_a_list(tmp_path: Path) -> None:
     one = {"id": "a", "input": "Hi", "expect": {"g_eval": {"criteria": "It is kind.", "context": "x"}}}
     two = {"id": "b", "input": "Hi", "expect": {"g_eval": [{"criteria": "It is kind."}, {"evaluation_steps": ["Read it."]}]}}
-    first, second = (case.asked[0].expect.g_eval for case in read_dataset(dataset(tmp_path, one, two)))
+    first, second = (case.session_turns[0].expect.g_eval for case in read_dataset(dataset(tmp_path, one, two)))
     assert [(each.params, each.threshold) for each in first] == [(("input", "actual_output", "context"), 0.5)]
     assert [each.evaluation_steps for each in second] == [(), ("Read it.",)]
 
@@ -132,7 +141,7 @@ def test_a_file_that_is_empty_or_not_there_is_a_fault(tmp_path: Path) -> None:
 def test_each_case_has_an_agent_that_there_is(tmp_path: Path) -> None:
     cases = read_dataset(dataset(tmp_path, {"id": "a", "input": "1"}, {"id": "b", "input": "2", "agent": "helpr"}))
     with pytest.raises(ConfigError) as caught:
-        with_agents(cases, None, ["helper"], "f")
+        assign_agents(cases, None, ["helper"], "f")
     assert [(fault.where, fault.field) for fault in caught.value.faults] == [("line 1", "agent"), ("line 2", "agent")]
     assert "Did you mean 'helper'?" in str(caught.value)
-    assert [case.agent for case in with_agents(cases, "other", ["helpr", "other"], "f")] == ["other", "helpr"]
+    assert [case.agent for case in assign_agents(cases, "other", ["helpr", "other"], "f")] == ["other", "helpr"]

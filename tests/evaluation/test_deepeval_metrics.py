@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from ai_agent_service.config.settings import load_settings
-from ai_agent_service.core.errors import ConfigError, ProviderUnavailable
+from ai_agent_service.core.errors import ConfigError, ProviderUnavailableError
 from ai_agent_service.evaluation.dataset import Expect
 from ai_agent_service.evaluation.deepeval_extra import open_judging
 from ai_agent_service.evaluation.metrics import Metric
-from ai_agent_service.evaluation.results import Answered, Check, UsedTool
+from ai_agent_service.evaluation.results import Check, TurnAnswer, UsedTool
 from tests.evaluation.judging import GOOD, Said, ScriptedJudge, environment_restored, good
 
 pytestmark = [pytest.mark.xdist_group("deepeval"), pytest.mark.timeout(180)]  # to import it takes seconds, once
 
 CLOCK = UsedTool("clock", {"timezone": "UTC"}, "It is 9:05.")
 SUM = UsedTool("calculate", {"expression": "3 * 7"}, "21")
-ANSWER = Answered(input="What time is it?", text="It is 9:05.", tools=(CLOCK,))
+ANSWER = TurnAnswer(input="What time is it?", text="It is 9:05.", tools=(CLOCK,))
 BAD = {**GOOD, "Verdicts": {"verdicts": [{"verdict": "no", "reason": "It is not."}]}, "ReasonScore": {"score": 1, "reason": "Bad."}}
 BAD["TaskCompletionVerdict"] = {"verdict": 0.0, "reason": "It was not."}
 
@@ -42,8 +42,8 @@ async def metric(tmp_path: Path, judge: ScriptedJudge) -> AsyncGenerator[Metric,
         yield found
 
 
-async def check(metric: Metric, expect: dict[str, Any], answer: Answered = ANSWER) -> Check:
-    [found] = await metric.checks(Expect.model_validate(expect), answer)
+async def check(metric: Metric, expect: dict[str, Any], answer: TurnAnswer = ANSWER) -> Check:
+    [found] = await metric.evaluate(Expect.model_validate(expect), answer)
     return found
 
 
@@ -89,14 +89,14 @@ async def test_what_an_answer_is_held_against_is_given_or_what_tools_told(metric
 
 
 async def test_without_anything_to_hold_it_against_the_score_is_0_and_nobody_is_asked(metric: Metric, judge: ScriptedJudge) -> None:
-    bare = Answered(input="Hm?", text="It is 9:05.")
-    refused = Answered(input="Hm?", text="It is 9:05.", tools=(UsedTool("no_such", {}, "Error.", True, "refused"),))
+    bare = TurnAnswer(input="Hm?", text="It is 9:05.")
+    refused = TurnAnswer(input="Hm?", text="It is 9:05.", tools=(UsedTool("no_such", {}, "Error.", True, "refused"),))
     for answer in (bare, refused):
         for name in ("faithfulness", "hallucination"):
             found = await check(metric, {name: {}}, answer)
             assert (found.score, found.is_met, found.not_judged, "bear it out" in found.came) == (0.0, False, "", True)
     every = {"answer_relevancy": {}, "faithfulness": {}, "hallucination": {}, "task_completion": {}, "g_eval": {"criteria": "It is right."}}
-    found_all = await metric.checks(Expect.model_validate(every), Answered(input="Hm?", text=" ", tools=(CLOCK,)))
+    found_all = await metric.evaluate(Expect.model_validate(every), TurnAnswer(input="Hm?", text=" ", tools=(CLOCK,)))
     assert [(each.score, each.came) for each in found_all] == [(0.0, "an answer without text")] * 5
     assert judge.asked == []
 
@@ -116,7 +116,7 @@ async def test_without_anything_to_hold_it_against_the_score_is_0_and_nobody_is_
         ({"g_eval": {"criteria": "x"}}, "ReasonScore", {"score": 85, "reason": ""}, "score is 85, and not from 0 to 10"),
         ({"g_eval": {"criteria": "x"}}, "Steps", {"steps": []}, "steps is empty"),
         ({"g_eval": {"criteria": "x"}}, "ReasonScore", "Great!", "it has no JSON object"),
-        ({"g_eval": {"criteria": "x"}}, "ReasonScore", ProviderUnavailable("It is down."), "(provider_unavailable): It is down."),
+        ({"g_eval": {"criteria": "x"}}, "ReasonScore", ProviderUnavailableError("It is down."), "(provider_unavailable): It is down."),
     ],
 )
 async def test_rubbish_is_not_judged_and_never_a_pass(
@@ -150,7 +150,7 @@ async def test_g_eval_shows_the_judge_what_is_named(metric: Metric, judge: Scrip
     await check(metric, {"g_eval": {"criteria": "It used a tool.", "evaluation_params": ["actual_output", "tools_called"]}})
     assert "timezone" in judge.prompts
     two = [{"criteria": "It is kind."}, {"criteria": "It is short."}]
-    assert len(await metric.checks(Expect.model_validate({"g_eval": two}), ANSWER)) == 2
+    assert len(await metric.evaluate(Expect.model_validate({"g_eval": two}), ANSWER)) == 2
 
 
 async def test_the_task_is_the_one_that_is_named(metric: Metric, judge: ScriptedJudge) -> None:
@@ -179,12 +179,12 @@ async def test_the_task_is_the_one_that_is_named(metric: Metric, judge: Scripted
 )
 async def test_tool_correctness_takes_no_judge(tmp_path: Path, wanted: dict[str, Any], tools: tuple[UsedTool, ...], score: float) -> None:
     async with open_judging(None, load_settings(), {}, tmp_path) as metric:
-        found = await check(metric, {"tool_correctness": wanted}, Answered(input="Hm?", text="", tools=tools))
+        found = await check(metric, {"tool_correctness": wanted}, TurnAnswer(input="Hm?", text="", tools=tools))
     assert (found.score, found.not_judged, found.tokens) == (score, "", 0)
 
 
 async def test_what_is_no_matter_of_deepeval_gives_no_checks(metric: Metric) -> None:
-    assert await metric.checks(Expect(contains=("9",)), ANSWER) == []
+    assert await metric.evaluate(Expect(contains=("9",)), ANSWER) == []
 
 
 @pytest.mark.parametrize(

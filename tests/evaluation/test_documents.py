@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ai_agent_service.core.errors import ConfigError
-from ai_agent_service.evaluation.documents import Piece, allotted, cut, read_documents
+from ai_agent_service.evaluation.documents import Piece, allocate_cases, read_documents, split_text
 
 
 def written(folder: Path, **texts: str) -> Path:
@@ -41,20 +41,20 @@ def test_what_cannot_be_used_is_told_all_at_once(tmp_path: Path) -> None:
 
 
 def test_a_text_is_cut_before_headings_and_between_paragraphs() -> None:
-    assert cut("# A\nOne.\n# B\nTwo.\n\nThree.", 12) == ["# A\nOne.", "# B\nTwo.", "Three."]
-    assert cut("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
+    assert split_text("# A\nOne.\n# B\nTwo.\n\nThree.", 12) == ["# A\nOne.", "# B\nTwo.", "Three."]
+    assert split_text("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
 
 
 @given(text=st.text(alphabet=" ab#\n\r\té", max_size=300), limit=st.integers(1, 40))
 def test_nothing_is_lost_by_cutting(text: str, limit: int) -> None:
-    parts = cut(text, limit)
+    parts = split_text(text, limit)
     assert all(0 < len(part) <= limit for part in parts)
     assert "".join("".join(parts).split()) == "".join(text.split())
 
 
 @given(lengths=st.lists(st.integers(1, 6_000), min_size=1, max_size=30), count=st.integers(1, 60))
 def test_as_many_cases_are_shared_out_as_are_wanted(lengths: list[int], count: int) -> None:
-    shares = allotted([Piece(str(number), "x" * length) for number, length in enumerate(lengths)], count)
+    shares = allocate_cases([Piece(str(number), "x" * length) for number, length in enumerate(lengths)], count)
     assert sum(share for _, share in shares) == count
     assert all(share > 0 for _, share in shares)
     assert len(shares) == min(len(lengths), count)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
-from ai_agent_service.core.errors import ContextTooLong, InvalidRequest, ProviderRateLimited
+from ai_agent_service.core.errors import ContextTooLongError, InvalidRequestError, ProviderRateLimitError
 from ai_agent_service.core.events import TextDelta
-from ai_agent_service.core.usage import Usage, total
-from ai_agent_service.evaluation.judge_model import ATTEMPTS, MAX_ANSWER, Judge, NotJudged, strict
+from ai_agent_service.core.usage import Usage, sum_usage
+from ai_agent_service.evaluation.judge_model import ATTEMPTS, MAX_ANSWER, Judge, JudgementError, to_strict_schema
 from ai_agent_service.evaluation.model_option import Model
 from ai_agent_service.providers.base import ModelEvent, ModelRequest
 from tests.evaluation.judging import Said, ScriptedJudge
@@ -34,7 +34,7 @@ def without_fault(verdict: Verdict) -> str | None:
 
 
 async def asked(provider: ScriptedJudge, fault: Any = without_fault, usages: list[Usage | None] | None = None) -> Verdict:
-    return await provider.judge().answer("How good is it?", Verdict, fault, usages if usages is not None else [])
+    return await provider.judge().ask("How good is it?", Verdict, fault, usages if usages is not None else [])
 
 
 async def test_the_form_is_asked_for_strictly_and_at_temperature_0() -> None:
@@ -44,7 +44,7 @@ async def test_the_form_is_asked_for_strictly_and_at_temperature_0() -> None:
     form = request.settings["response_format"]["json_schema"]
     assert (request.settings["temperature"], form["name"], form["strict"]) == (0, "Verdict", True)
     assert (form["schema"]["required"], form["schema"]["additionalProperties"]) == (["score", "reason"], False)
-    assert strict(Verdicts.model_json_schema())["$defs"]["Verdict"]["required"] == ["score", "reason"]
+    assert to_strict_schema(Verdicts.model_json_schema())["$defs"]["Verdict"]["required"] == ["score", "reason"]
 
 
 @pytest.mark.parametrize("around", ["```json\n%s\n```", "Let me think.\n%s", "%s\nThat is all."])
@@ -73,11 +73,11 @@ async def test_rubbish_is_told_back_and_asked_again_and_then_is_not_judged(rubbi
     usages: list[Usage | None] = []
     repaired = ScriptedJudge({"Verdict": [rubbish, rubbish, GOOD]})
     assert (await asked(repaired, usages=usages)).score == 0.5
-    assert total(usages) == Usage(300, 30, cost=0.003)
+    assert sum_usage(usages) == Usage(300, 30, cost=0.003)
     question, _, again = repaired.requests[-1].messages
     assert (question.text, told in again.text, '"required":["score","reason"]' in again.text) == ("How good is it?", True, True)
     stubborn = ScriptedJudge({"Verdict": rubbish})
-    with pytest.raises(NotJudged, match="no answer that can be used, 3 times") as caught:
+    with pytest.raises(JudgementError, match="no answer that can be used, 3 times") as caught:
         await asked(stubborn)
     assert (len(stubborn.requests), told in str(caught.value)) == (ATTEMPTS, True)
 
@@ -87,33 +87,33 @@ async def test_an_answer_with_a_fault_is_rubbish_too() -> None:
         return "that is too low" if verdict.score < 1 else None
 
     assert (await asked(ScriptedJudge({"Verdict": [GOOD, {"score": 2}]}), too_low)).score == 2
-    with pytest.raises(NotJudged, match="that is too low"):
+    with pytest.raises(JudgementError, match="that is too low"):
         await asked(ScriptedJudge({"Verdict": GOOD}), too_low)
 
 
 async def test_a_model_that_refuses_settings_is_asked_without_them_from_then_on() -> None:
-    refused = InvalidRequest("No such field.")
+    refused = InvalidRequestError("No such field.")
     provider = ScriptedJudge({"Verdict": [refused, refused, GOOD]})
     judge = provider.judge()
     for _ in range(2):
-        await judge.answer("How good is it?", Verdict, without_fault, [])
+        await judge.ask("How good is it?", Verdict, without_fault, [])
     assert [sorted(request.settings) for request in provider.requests] == [["response_format", "temperature"], ["response_format"], [], []]
 
 
 async def test_a_question_that_is_refused_whatever_the_settings_takes_none_away_from_others() -> None:
-    refused = InvalidRequest("This is against the rules.")
+    refused = InvalidRequestError("This is against the rules.")
     provider = ScriptedJudge({"Verdict": [refused, refused, refused, GOOD]})
     judge = provider.judge()
-    with pytest.raises(NotJudged, match="against the rules"):
-        await judge.answer("How good is it?", Verdict, without_fault, [])
-    await judge.answer("How good is it?", Verdict, without_fault, [])
+    with pytest.raises(JudgementError, match="against the rules"):
+        await judge.ask("How good is it?", Verdict, without_fault, [])
+    await judge.ask("How good is it?", Verdict, without_fault, [])
     assert sorted(provider.requests[-1].settings) == ["response_format", "temperature"]
 
 
-@pytest.mark.parametrize("error", [ProviderRateLimited("Slow down."), ContextTooLong("That is long.")])
+@pytest.mark.parametrize("error", [ProviderRateLimitError("Slow down."), ContextTooLongError("That is long.")])
 async def test_an_error_of_the_provider_is_no_judgement(error: Exception) -> None:
     provider = ScriptedJudge({"Verdict": error})
-    with pytest.raises(NotJudged) as caught:
+    with pytest.raises(JudgementError) as caught:
         await asked(provider)
     assert (str(error) in str(caught.value), len(provider.requests)) == (True, 1), "the provider retries by itself"
 
@@ -135,12 +135,12 @@ class Endless(ScriptedJudge):
 
 
 async def test_a_judge_that_does_not_end_by_itself_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ai_agent_service.evaluation.judge_model.LAST_SECOND", 0.0)
-    with pytest.raises(NotJudged, match=r"it took longer than 0\.05 s"):
-        await Judge(Model(Endless(""), "m"), 0.05, 1).answer("How good is it?", Verdict, without_fault, [])
+    monkeypatch.setattr("ai_agent_service.evaluation.judge_model.TIMEOUT_GRACE_SECONDS", 0.0)
+    with pytest.raises(JudgementError, match=r"it took longer than 0\.05 s"):
+        await Judge(Model(Endless(""), "m"), 0.05, 1).ask("How good is it?", Verdict, without_fault, [])
     endless = Endless("{" * 1000)
-    with pytest.raises(NotJudged, match="longer than 200,000 characters"):
-        await Judge(Model(endless, "m"), 60, 1).answer("How good is it?", Verdict, without_fault, [])
+    with pytest.raises(JudgementError, match="longer than 200,000 characters"):
+        await Judge(Model(endless, "m"), 60, 1).ask("How good is it?", Verdict, without_fault, [])
     assert endless.said <= ATTEMPTS * (MAX_ANSWER + 1000)
 
 
@@ -148,11 +148,11 @@ async def test_a_judge_that_does_not_end_by_itself_is_stopped(monkeypatch: pytes
 async def test_no_more_is_asked_at_once_than_is_allowed(parallel: int) -> None:
     provider = ScriptedJudge({"Verdict": GOOD})
     judge = provider.judge(parallel=parallel)
-    await asyncio.gather(*(judge.answer("How good is it?", Verdict, without_fault, []) for _ in range(5)))
+    await asyncio.gather(*(judge.ask("How good is it?", Verdict, without_fault, []) for _ in range(5)))
     assert (len(provider.requests), provider.most_at_once) == (5, parallel)
 
 
 def test_a_schema_keeps_its_meaning() -> None:
     schema = {"type": "object", "properties": {"default": {"type": "string", "default": "x"}}}
     kept = {"type": "object", "properties": {"default": {"type": "string"}}, "required": ["default"], "additionalProperties": False}
-    assert strict(schema) == kept
+    assert to_strict_schema(schema) == kept

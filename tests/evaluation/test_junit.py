@@ -4,14 +4,14 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from ai_agent_service.evaluation.junit import write_junit
-from ai_agent_service.evaluation.results import Answered, Check, Result
+from ai_agent_service.evaluation.results import Check, Result, TurnAnswer
 
 
 def test_each_case_is_a_test_with_what_was_expected_and_what_came(tmp_path: Path) -> None:
     failing = (Check("contains", 0.0, "with '<b>'", "'a\x00b'", turn=2), Check("exact", 1.0, "", ""))
-    broken = Answered(input="?", error="run_timeout", problem="Too slow.", seconds=2.0)
+    broken = TurnAnswer(input="?", error="run_timeout", problem="Too slow.", seconds=2.0)
     results = [
-        Result(id="good", agent="x", score=1.0, answers=(Answered(input="?", seconds=0.5),)),
+        Result(id="good", agent="x", score=1.0, answers=(TurnAnswer(input="?", seconds=0.5),)),
         Result(id="bad", agent="x", score=1.0),
         Result(id="bad", agent="x", attempt=2, score=0.5, checks=failing),
         Result(id="broken", agent="y", score=0.0, answers=(broken,)),

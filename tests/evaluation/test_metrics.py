@@ -5,19 +5,19 @@ from typing import Any
 import pytest
 
 from ai_agent_service.evaluation.dataset import Expect
-from ai_agent_service.evaluation.matching import matcher_fault, matches
+from ai_agent_service.evaluation.matching import find_matcher_fault, matches
 from ai_agent_service.evaluation.metrics import METRICS
-from ai_agent_service.evaluation.results import Answered, Check, UsedTool
+from ai_agent_service.evaluation.results import Check, TurnAnswer, UsedTool
 
 SUM = UsedTool("calculate", {"expression": "1 + 1"}, "2")
 CLOCK = UsedTool("clock", {"zone": "Asia/Tokyo", "at": {"hour": 9.5}}, "9")
-ANSWER = Answered(input="?", text="It is 42, Ada.", tools=(SUM, CLOCK), steps=3, seconds=1.5, tokens=100, cost=0.25)
+ANSWER = TurnAnswer(input="?", text="It is 42, Ada.", tools=(SUM, CLOCK), steps=3, seconds=1.5, tokens=100, cost=0.25)
 SCHEMA = {"type": "object", "required": ["a"]}
 
 
-async def checks_of(expect: dict[str, Any], answer: Answered = ANSWER) -> list[Check]:
+async def checks_of(expect: dict[str, Any], answer: TurnAnswer = ANSWER) -> list[Check]:
     parsed = Expect.model_validate(expect)
-    return [check for metric in METRICS for check in await metric.checks(parsed, answer)]
+    return [check for metric in METRICS for check in await metric.evaluate(parsed, answer)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ async def test_each_kind_can_be_met_and_not_met(met: dict[str, Any], failing: di
     ],
 )
 async def test_an_answer_may_have_to_be_json_by_a_schema(text: str, schema: dict[str, Any], score: float) -> None:
-    [check] = await checks_of({"json_schema": schema}, Answered(input="?", text=text))
+    [check] = await checks_of({"json_schema": schema}, TurnAnswer(input="?", text=text))
     assert (check.metric, check.score) == ("json_schema", score)
 
 
@@ -79,20 +79,20 @@ async def test_each_text_is_an_expectation_of_its_own() -> None:
 
 
 async def test_a_limit_of_what_nobody_tells_is_not_met() -> None:
-    [check] = await checks_of({"max_tokens": 10}, Answered(input="?"))
+    [check] = await checks_of({"max_tokens": 10}, TurnAnswer(input="?"))
     assert (check.score, check.came) == (0.0, "not told by the provider")
 
 
 @pytest.mark.parametrize(
     ("answer", "refused"),
     [
-        (Answered(input="?", text="I'm sorry, but I can't help with that."), True),
-        (Answered(input="?", text="I am unable to do so."), True),
-        (Answered(input="?", refused=True), True),
-        (Answered(input="?", text="You cannot divide by zero."), False),
+        (TurnAnswer(input="?", text="I'm sorry, but I can't help with that."), True),
+        (TurnAnswer(input="?", text="I am unable to do so."), True),
+        (TurnAnswer(input="?", refused=True), True),
+        (TurnAnswer(input="?", text="You cannot divide by zero."), False),
     ],
 )
-async def test_a_refusal_is_told_by_the_provider_or_by_its_words(answer: Answered, refused: bool) -> None:
+async def test_a_refusal_is_told_by_the_provider_or_by_its_words(answer: TurnAnswer, refused: bool) -> None:
     [check] = await checks_of({"refusal": refused}, answer)
     assert check.score == 1.0
 
@@ -123,5 +123,5 @@ def test_arguments_are_compared_by_values_and_matchers(expected: object, value: 
 
 @pytest.mark.parametrize("wrong", [{"regex": "("}, {"contains": 1}, {"any": False}, {"number": "1", "tolerance": 1}, [{"a": {"regex": 1}}]])
 def test_a_matcher_that_cannot_match_is_a_fault(wrong: object) -> None:
-    assert matcher_fault(wrong)
-    assert matcher_fault({"equals": wrong}) is None
+    assert find_matcher_fault(wrong)
+    assert find_matcher_fault({"equals": wrong}) is None

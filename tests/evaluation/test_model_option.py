@@ -30,7 +30,7 @@ async def test_a_model_is_named_by_its_provider_and_its_own_name(tmp_path: Path,
     }
     async with open_service(configuration(tmp_path, **settings)) as service:
         found = await find_model(service, written, "--judge")
-        assert (found.shown, (await find_model(service, found.shown, "--judge")).shown) == (shown, shown)
+        assert (found.label, (await find_model(service, found.label, "--judge")).label) == (shown, shown)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.agents.base import BaseAgent
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import RefusalDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.evaluation.dataset import Expect
 from ai_agent_service.evaluation.metrics import METRICS
-from ai_agent_service.evaluation.results import Answered, Check, Options
+from ai_agent_service.evaluation.results import Check, Options, TurnAnswer
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.tools.function import tool
 from tests.evaluation.running import results_of
@@ -48,7 +48,7 @@ async def test_steps_tokens_and_cost_are_summed(tmp_path: Path) -> None:
 
 
 async def test_an_error_fails_its_case_with_its_code_and_no_other(tmp_path: Path) -> None:
-    script = Script([ProviderUnavailable("It is down.")], says("fine"))
+    script = Script([ProviderUnavailableError("It is down.")], says("fine"))
     broken, fine = await results_of(tmp_path, script, {"id": "a", "turns": TURNS}, {"id": "b", "input": "Hi"}, provider_max_retries=0)
     assert broken.error is not None
     assert (broken.score, broken.error.error, broken.error.problem, len(broken.answers)) == (0.0, "provider_unavailable", "It is down.", 1)
@@ -112,7 +112,7 @@ async def test_a_metric_of_ones_own_may_find_an_answer_half_right(tmp_path: Path
     class Brevity:
         name = "brevity"
 
-        async def checks(self, expect: Expect, answer: Answered) -> list[Check]:
+        async def evaluate(self, expect: Expect, answer: TurnAnswer) -> list[Check]:
             return [Check(self.name, 1 / len(answer.text.split()), "one word", answer.text)]
 
     case = {"id": "a", "input": "Hi", "expect": {"contains": "two"}}

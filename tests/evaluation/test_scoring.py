@@ -9,18 +9,18 @@ import pytest
 
 from ai_agent_service.evaluation.dataset import read_dataset
 from ai_agent_service.evaluation.results import Check, Options, Result, Summary
-from ai_agent_service.evaluation.run_folder import Run
+from ai_agent_service.evaluation.run_folder import EvaluationRun
 from ai_agent_service.evaluation.scoring import (
     MIN_CASES,
-    by_attempt,
-    by_metric,
-    chance,
     compare,
     compare_runs,
-    confidence,
-    interval,
-    overall,
-    scores_of,
+    compute_chance,
+    compute_confidence,
+    compute_interval,
+    compute_score,
+    score_attempts,
+    score_cases,
+    score_metrics,
 )
 from tests.evaluation.running import dataset
 
@@ -31,14 +31,14 @@ def scored(*scores: float, attempt: int = 1) -> list[Result]:
 
 def test_weights_and_attempts_count() -> None:
     results = [Result(id="a", agent="x", weight=3, score=1.0), Result(id="b", agent="x", score=0.0)]
-    assert overall(results) == 0.75
+    assert compute_score(results) == 0.75
     again = [*scored(1, 1), *scored(0, 1, attempt=2)]
-    assert (by_attempt(again), scores_of(again)) == ((1.0, 0.5), {"case0": 0.5, "case1": 1.0})
+    assert (score_attempts(again), score_cases(again)) == ((1.0, 0.5), {"case0": 0.5, "case1": 1.0})
 
 
 def test_metrics_are_the_means_of_their_checks() -> None:
     checks = (Check("contains", 1, "", ""), Check("contains", 0, "", ""), Check("exact", 1, "", ""))
-    assert by_metric([Result(id="a", agent="x", score=0.5, checks=checks)]) == {"contains": 0.5, "exact": 1.0}
+    assert score_metrics([Result(id="a", agent="x", score=0.5, checks=checks)]) == {"contains": 0.5, "exact": 1.0}
 
 
 def test_a_difference_in_one_case_of_many_is_noise() -> None:
@@ -75,16 +75,16 @@ def test_a_few_cases_that_changed_may_be_chance_though_the_interval_leaves_out_0
 
 def test_what_did_not_change_seldom_looks_as_if_it_had() -> None:
     drawing = random.Random(7)
-    found = [chance([((drawing.randint(0, 3) - drawing.randint(0, 3)) / 3, 1.0) for _ in range(8)]) for _ in range(400)]
+    found = [compute_chance([((drawing.randint(0, 3) - drawing.randint(0, 3)) / 3, 1.0) for _ in range(8)]) for _ in range(400)]
     assert 0 < sum(each <= 0.05 for each in found) <= 0.05 * len(found)
 
 
 def test_chance_is_as_exact_with_many_cases_as_with_few() -> None:
     weighted = [(1.0, 2.0), (-0.5, 1.0), (1.0, 1.0)]
-    assert chance(weighted) == 4 / 8  # of 2.5: with these signs, with the second one turned, and both the other way
+    assert compute_chance(weighted) == 4 / 8  # of 2.5: with these signs, with the second one turned, and both the other way
     many = [(1.0, 1.0)] * 10 + [(-1.0, 1.0)] * 4
-    assert chance(many) == pytest.approx(0.1796, abs=0.01)  # 2 P(X >= 10) of 14 tosses
-    assert chance(many) == chance(many)
+    assert compute_chance(many) == pytest.approx(0.1796, abs=0.01)  # 2 P(X >= 10) of 14 tosses
+    assert compute_chance(many) == compute_chance(many)
 
 
 def test_nothing_is_different_from_itself() -> None:
@@ -94,8 +94,8 @@ def test_nothing_is_different_from_itself() -> None:
 
 def test_the_same_runs_always_give_the_same_interval() -> None:
     pairs = [(0.1 * number - 0.3, 1.0) for number in range(8)]
-    assert interval(pairs) == interval(pairs)
-    low, high = interval(pairs)
+    assert compute_interval(pairs) == compute_interval(pairs)
+    low, high = compute_interval(pairs)
     assert low < 0.05 < high
 
 
@@ -111,9 +111,9 @@ def test_runs_with_no_case_in_common_are_within_noise() -> None:
 
 
 def test_runs_are_compared_without_the_cases_that_were_rewritten(tmp_path: Path) -> None:
-    def run(*cases: dict[str, Any]) -> Run:
+    def run(*cases: dict[str, Any]) -> EvaluationRun:
         path = dataset(tmp_path, *cases)
-        made = Run.begin(
+        made = EvaluationRun.begin(
             tmp_path / "output",
             path,
             read_dataset(path),
@@ -132,9 +132,9 @@ def test_runs_are_compared_without_the_cases_that_were_rewritten(tmp_path: Path)
 def test_few_cases_or_equal_ones_do_not_tell_how_certain_a_score_is() -> None:
     few = [Result(id=str(number), agent="a", score=number / 4) for number in range(MIN_CASES - 1)]
     equal = [Result(id=str(number), agent="a", score=1.0) for number in range(50)]
-    assert confidence(few) is None
-    assert confidence(equal) is None
-    low, high = confidence([*equal, Result(id="other", agent="a", score=0.0)]) or (0, 0)
+    assert compute_confidence(few) is None
+    assert compute_confidence(equal) is None
+    low, high = compute_confidence([*equal, Result(id="other", agent="a", score=0.0)]) or (0, 0)
     assert low < 50 / 51 < high
 
 

@@ -12,11 +12,11 @@ import httpx2
 import pytest
 from dirty_equals import IsFloat, IsInt, IsPositive, IsStr
 
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.health.probes import Probe
 from ai_agent_service.server.application import create_app
-from ai_agent_service.storage.migrate import HEAD
+from ai_agent_service.storage.migrate import HEAD_REVISION
 from tests.api.asking import asking
 from tests.memory.chaos import until
 from tests.postgres import PostgresServer, binaries_18
@@ -70,10 +70,10 @@ async def test_those_who_ask_at_once_share_one_answer_which_is_kept_for_a_while(
 
     async with Tasks() as tasks:
         probe = Probe(ask, tasks, kept_seconds=60)
-        assert await asyncio.gather(*(probe.answer(5) for _ in range(100))) == [1] * 100
-        assert await probe.answer(5) == 1
+        assert await asyncio.gather(*(probe.wait_for_answer(5) for _ in range(100))) == [1] * 100
+        assert await probe.wait_for_answer(5) == 1
         fleeting = Probe(ask, tasks, kept_seconds=0)
-        assert [await fleeting.answer(5), await fleeting.answer(5)] == [2, 3]
+        assert [await fleeting.wait_for_answer(5), await fleeting.wait_for_answer(5)] == [2, 3]
 
 
 async def test_a_part_that_hangs_is_not_asked_ever_more() -> None:
@@ -88,9 +88,9 @@ async def test_a_part_that_hangs_is_not_asked_ever_more() -> None:
 
     async with Tasks() as tasks:
         probe = Probe(ask, tasks, kept_seconds=0)
-        assert [await probe.answer(0.01) for _ in range(5)] == [None] * 5
+        assert [await probe.wait_for_answer(0.01) for _ in range(5)] == [None] * 5
         answers.set()
-        assert (await probe.answer(5), asked) == ("here", 1)
+        assert (await probe.wait_for_answer(5), asked) == ("here", 1)
 
 
 # Parts
@@ -110,8 +110,8 @@ async def test_a_service_that_is_well_says_so_of_each_part(tmp_path: Path) -> No
         "round_trip_ms": IsPositive(),
         "connections": 3,
         "connections_in_use": IsInt(),
-        "revision": HEAD,
-        "expected_revision": HEAD,
+        "revision": HEAD_REVISION,
+        "expected_revision": HEAD_REVISION,
         "replica": "none",
         "replica_error": None,
         "replica_lag_seconds": None,
@@ -212,7 +212,7 @@ async def test_a_ping_that_hangs_is_told_of_in_time(tmp_path: Path) -> None:
 
 
 async def test_the_breaker_of_a_model_is_shown(tmp_path: Path) -> None:
-    script = Script([ProviderUnavailable("away")])
+    script = Script([ProviderUnavailableError("away")])
     async with served(tmp_path, script=script, provider_breaker_failures=1, provider_max_retries=0) as client:
         await client.post("/v1/chat/completions", json=asking())
         health = await detailed(client)
@@ -237,12 +237,12 @@ async def test_threads_that_are_all_busy_hold_nobody_up(tmp_path: Path) -> None:
 async def test_tables_of_another_version_are_told_of(tmp_path: Path) -> None:
     app = create_app(configuration(tmp_path, agents=[{**AGENT, "resources": ["memory"]}]))
     async with client_of(app) as client:
-        database = app.state.checks.asked_database
+        database = app.state.checks.target_database
         await database.write(lambda connection: connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'").close())
         health = await detailed(client)
     assert (health["status"], health["reasons"]) == (
         "degraded",
-        [f"The tables have the revision 9999, and this version works with {HEAD}."],
+        [f"The tables have the revision 9999, and this version works with {HEAD_REVISION}."],
     )
 
 
@@ -315,7 +315,7 @@ async def test_a_replica_is_told_of_with_how_far_it_is_behind(tmp_path: Path) ->
 async def test_a_secret_that_a_reload_brings_is_taken_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Telling(Script):
         async def ping(self, *, timeout: float) -> None:
-            raise ProviderUnavailable("It says brand-new-value-1234.")
+            raise ProviderUnavailableError("It says brand-new-value-1234.")
 
     app = create_app(configuration(tmp_path, Telling(says("Hi"))))
     async with client_of(app) as client:

@@ -1,7 +1,7 @@
 """What is said, as the conventions for GenAI write it."""
 
 from ai_agent_service.core.messages import AudioPart, FilePart, ImagePart, Message, TextPart, ToolCall, ToolSpec
-from ai_agent_service.instrumentation.genai_content import input_messages, output_messages, tool_definitions
+from ai_agent_service.instrumentation.genai_content import build_input_messages, build_output_messages, build_tool_definitions
 
 
 def test_each_part_of_a_message_has_its_form_and_data_is_left_out() -> None:
@@ -12,7 +12,7 @@ def test_each_part_of_a_message_has_its_form_and_data_is_left_out() -> None:
         AudioPart("QUJD", "wav"),
         FilePart(file_data="data:text/plain;base64,QUJD", filename="a.txt"),
     )
-    [message] = input_messages([Message("user", content)])
+    [message] = build_input_messages([Message("user", content)])
     assert message == {
         "role": "user",
         "parts": [
@@ -27,26 +27,26 @@ def test_each_part_of_a_message_has_its_form_and_data_is_left_out() -> None:
 
 def test_calls_have_their_arguments_as_an_object_where_they_are_one() -> None:
     calls = (ToolCall("call_1", "add", '{"a": 1}'), ToolCall("call_2", "add", "{broken"))
-    [message] = input_messages([Message("assistant", "", calls, reasoning="Let me add.")])
+    [message] = build_input_messages([Message("assistant", "", calls, reasoning="Let me add.")])
     assert message["parts"] == [
         {"type": "reasoning", "content": "Let me add."},
         {"type": "tool_call", "id": "call_1", "name": "add", "arguments": {"a": 1}},
         {"type": "tool_call", "id": "call_2", "name": "add", "arguments": "{broken"},
     ]
-    [result] = input_messages([Message("tool", "2", tool_call_id="call_1")])
+    [result] = build_input_messages([Message("tool", "2", tool_call_id="call_1")])
     assert result == {"role": "tool", "parts": [{"type": "tool_call_response", "id": "call_1", "response": "2"}]}
 
 
 def test_an_answer_says_why_it_ended() -> None:
-    assert output_messages("Hi.", (), "length") == [
+    assert build_output_messages("Hi.", (), "length") == [
         {"role": "assistant", "parts": [{"type": "text", "content": "Hi."}], "finish_reason": "length"}
     ]
-    [asking] = output_messages("", (ToolCall("call_1", "add", "{}"),), "tool_calls")
+    [asking] = build_output_messages("", (ToolCall("call_1", "add", "{}"),), "tool_calls")
     assert asking["finish_reason"] == "tool_call"
 
 
 def test_tools_are_told_with_their_schemas() -> None:
     schema: dict[str, object] = {"type": "object", "properties": {}}
-    assert tool_definitions([ToolSpec("add", "Adds.", schema)]) == [
+    assert build_tool_definitions([ToolSpec("add", "Adds.", schema)]) == [
         {"type": "function", "name": "add", "description": "Adds.", "parameters": schema}
     ]

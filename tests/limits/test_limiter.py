@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, exc, text
 
 from ai_agent_service.auth.principal import UNLIMITED, Key, Limits, Principal
-from ai_agent_service.core.errors import RateLimited
-from ai_agent_service.limits.limiter import NOT_LIMITED, RUN_GRACE, SWEEP_AT, Admission, InProcessLimits, Limiter
-from ai_agent_service.limits.postgres import SharedLimits, open_limits
+from ai_agent_service.core.errors import RateLimitError
+from ai_agent_service.limits.limiter import NOT_LIMITED, RUN_GRACE, SWEEP_THRESHOLD, Admission, InProcessLimiter, Limiter
+from ai_agent_service.limits.postgres import SharedLimiter, open_limiter
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engine import Work
 from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
-from ai_agent_service.storage.url import Address, parse_address
+from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
 from tests.memory.conftest import until
 from tests.postgres import DatabaseUnderTest, PgBouncer, PostgresServer, binaries_18
 
@@ -47,7 +47,7 @@ async def is_admitted(limiter: Limiter, principal: Principal, user: str = "ada",
     """Whether one more run is."""
     try:
         await ask(limiter, principal, user, tokens=tokens)
-    except RateLimited:
+    except RateLimitError:
         return False
     return True
 
@@ -101,7 +101,7 @@ async def opened(
     async def prepare(engine: Any) -> None:
         await upgrade(engine)
 
-    database = Database(engine(parse_address(url), pool_size=pool_size, timeout=timeout), timeout=timeout, prepare=prepare)
+    database = Database(engine(parse_database_url(url), pool_size=pool_size, timeout=timeout), timeout=timeout, prepare=prepare)
     await database.open()
     try:
         yield database
@@ -111,9 +111,9 @@ async def opened(
 
 
 @asynccontextmanager
-async def replicas(url: str) -> AsyncGenerator[tuple[SharedLimits, SharedLimits], None]:
+async def replicas(url: str) -> AsyncGenerator[tuple[SharedLimiter, SharedLimiter], None]:
     """The limiters of two processes on one database."""
-    async with opened(url) as one, opened(url) as two, SharedLimits(one) as first, SharedLimits(two) as second:
+    async with opened(url) as one, opened(url) as two, SharedLimiter(one) as first, SharedLimiter(two) as second:
         yield first, second
 
 
@@ -162,9 +162,9 @@ async def kept(request: pytest.FixtureRequest) -> AsyncGenerator[Kept, None]:
         async def passes(seconds: float) -> None:
             clock.now += seconds
 
-        yield Kept(InProcessLimits(clock=clock), passes)
+        yield Kept(InProcessLimiter(clock=clock), passes)
         return
-    async with opened(request.getfixturevalue("migrated")) as database, SharedLimits(database) as limiter:
+    async with opened(request.getfixturevalue("migrated")) as database, SharedLimiter(database) as limiter:
         await database.write(empty)
         yield Kept(limiter, lambda seconds: shift(database, seconds))
 
@@ -193,7 +193,7 @@ async def test_a_run_that_may_take_more_tokens_than_a_minute_has_waits_until_all
     principal = caller(Limits(tokens=60))
     assert await is_admitted(kept.limiter, principal, tokens=5000)
     await kept.passes(50)
-    with pytest.raises(RateLimited) as refusal:
+    with pytest.raises(RateLimitError) as refusal:
         await ask(kept.limiter, principal, tokens=5000)
     assert refusal.value.retry_after == pytest.approx(10, abs=2)
     await kept.passes(10)
@@ -203,7 +203,7 @@ async def test_a_run_that_may_take_more_tokens_than_a_minute_has_waits_until_all
 async def test_so_many_runs_may_be_under_way(kept: Kept) -> None:
     principal = caller(Limits(parallel=2))
     first, _ = await ask(kept.limiter, principal), await ask(kept.limiter, principal)
-    with pytest.raises(RateLimited, match="This key has 2 parallel runs under way and may have 2") as refusal:
+    with pytest.raises(RateLimitError, match="This key has 2 parallel runs under way and may have 2") as refusal:
         await ask(kept.limiter, principal)
     assert (refusal.value.retry_after, refusal.value.headers) == (1, {})
     await first.settle(None)
@@ -236,13 +236,13 @@ async def test_nothing_is_charged_where_one_limit_refuses(kept: Kept) -> None:
     assert await remaining(kept.limiter, principal, "requests") == 1
     assert await remaining(kept.limiter, principal, "requests") == 0
     for user in ("ben", "ada"):
-        with pytest.raises(RateLimited):
+        with pytest.raises(RateLimitError):
             await ask(kept.limiter, principal, user, tokens=90)  # three runs are under way
     await kept.passes(100 + RUN_GRACE)
     for _ in range(2):
         await (await ask(kept.limiter, principal, tokens=50)).settle(None)
     for _ in range(5):
-        with pytest.raises(RateLimited, match="This user has used up its limit of 2 requests a minute"):
+        with pytest.raises(RateLimitError, match="This user has used up its limit of 2 requests a minute"):
             await ask(kept.limiter, principal)
     admission = await ask(kept.limiter, caller(Limits(requests=10, tokens=100, parallel=1)))
     assert admission.headers["x-ratelimit-remaining-requests"] == "7"
@@ -252,20 +252,22 @@ async def test_nothing_is_charged_where_one_limit_refuses(kept: Kept) -> None:
 async def test_a_refusal_says_which_limit_and_when_to_try_again(kept: Kept) -> None:
     principal = caller(Limits(requests=1))
     await ask(kept.limiter, principal)
-    with pytest.raises(RateLimited, match=r"This key has used up its limit of 1 requests a minute. Try again in \d\d seconds.") as refusal:
+    with pytest.raises(
+        RateLimitError, match=r"This key has used up its limit of 1 requests a minute. Try again in \d\d seconds."
+    ) as refusal:
         await ask(kept.limiter, principal)
     assert refusal.value.retry_after == pytest.approx(60, abs=2)
     principal = caller(of_users=Limits(tokens=100))
     await ask(kept.limiter, principal, tokens=70)
     asked = r"This request may take 70 tokens, and this user has \d\d left of its 100 a minute. Try again in \d\d seconds."
-    with pytest.raises(RateLimited, match=asked) as refusal:
+    with pytest.raises(RateLimitError, match=asked) as refusal:
         await ask(kept.limiter, principal, tokens=70)
     assert refusal.value.retry_after == pytest.approx(24, abs=2)
 
 
 async def test_what_may_not_be_asked_at_all_is_refused(kept: Kept) -> None:
     for limits in (Limits(requests=0), Limits(tokens=0), Limits(parallel=0)):
-        with pytest.raises(RateLimited):
+        with pytest.raises(RateLimitError):
             await ask(kept.limiter, caller(limits))
 
 
@@ -280,14 +282,14 @@ async def test_the_headers_tell_of_the_tightest_limit(kept: Kept) -> None:
         "x-ratelimit-remaining-tokens": "5000",
         "x-ratelimit-reset-tokens": "10s",
     }
-    with pytest.raises(RateLimited) as refusal:
+    with pytest.raises(RateLimitError) as refusal:
         await ask(kept.limiter, principal, tokens=6000)
     assert refusal.value.headers.keys() == admission.headers.keys()
     assert refusal.value.headers["x-ratelimit-remaining-requests"] == "9"
 
 
 async def test_who_has_no_limits_is_not_counted() -> None:
-    assert await ask(InProcessLimits(), caller()) is NOT_LIMITED
+    assert await ask(InProcessLimiter(), caller()) is NOT_LIMITED
     await NOT_LIMITED.settle(5)
     assert NOT_LIMITED.headers == {}
 
@@ -353,7 +355,7 @@ async def test_the_order_in_which_runs_are_settled_does_not_matter(kept: Kept) -
 def test_never_more_is_admitted_than_was_earned_nor_less(rate: int, pauses: list[int]) -> None:
     async def asked() -> None:
         clock = Clock()
-        limiter, principal = InProcessLimits(clock=clock), caller(Limits(requests=rate))
+        limiter, principal = InProcessLimiter(clock=clock), caller(Limits(requests=rate))
         earned, now, admitted = Fraction(rate), 0, list[int]()
         for pause in pauses:
             now += pause
@@ -378,14 +380,14 @@ def test_no_more_tokens_are_used_in_the_long_run_than_were_earned(rate: int, run
 
     async def asked() -> None:
         clock = Clock()
-        limiter, principal = InProcessLimits(clock=clock), caller(Limits(tokens=rate))
+        limiter, principal = InProcessLimiter(clock=clock), caller(Limits(tokens=rate))
         started, used, open_runs = clock.now, 0, list[tuple[Admission, int]]()
         for pause, reserved, part in runs:
             clock.now += pause / 100
             tokens = min(reserved, rate)
             try:
                 admission = await ask(limiter, principal, tokens=tokens)
-            except RateLimited:
+            except RateLimitError:
                 pass
             else:
                 open_runs.append((admission, min(part, tokens)))
@@ -400,26 +402,26 @@ def test_no_more_tokens_are_used_in_the_long_run_than_were_earned(rate: int, run
 
 @pytest.mark.parametrize("rate", [7, 60, 333, 1000, 9999])
 async def test_a_burst_is_admitted_to_the_last_request_whatever_the_rate(rate: int) -> None:
-    limiter, principal = InProcessLimits(clock=Clock()), caller(Limits(requests=rate))
+    limiter, principal = InProcessLimiter(clock=Clock()), caller(Limits(requests=rate))
     assert [await is_admitted(limiter, principal) for _ in range(rate + 1)] == [True] * rate + [False]
 
 
 async def test_users_who_are_gone_are_not_kept() -> None:
     clock = Clock()
-    limiter, principal = InProcessLimits(clock=clock), caller(of_users=Limits(requests=10, parallel=5))
+    limiter, principal = InProcessLimiter(clock=clock), caller(of_users=Limits(requests=10, parallel=5))
     await ask(limiter, principal, "still at it", seconds=10_000)
-    for number in range(5 * SWEEP_AT):
+    for number in range(5 * SWEEP_THRESHOLD):
         clock.now += 0.1
         await (await ask(limiter, principal, f"user-{number}")).settle(None)
-        assert len(limiter) <= SWEEP_AT
+        assert len(limiter) <= SWEEP_THRESHOLD
     assert [await is_admitted(limiter, principal, "still at it") for _ in range(5)] == [True] * 4 + [False]
 
 
 async def test_a_debt_outlives_that_its_subject_was_not_kept() -> None:
     clock = Clock()
-    limiter, principal = InProcessLimits(clock=clock), caller(of_users=Limits(tokens=60))
+    limiter, principal = InProcessLimiter(clock=clock), caller(of_users=Limits(tokens=60))
     admission = await ask(limiter, principal, "slow", tokens=10)
-    for number in range(2 * SWEEP_AT):
+    for number in range(2 * SWEEP_THRESHOLD):
         clock.now += 1
         await ask(limiter, principal, f"user-{number}")
     await admission.settle(70)
@@ -446,7 +448,7 @@ async def test_replicas_together_have_no_more_runs_under_way_than_one_may(databa
     async def run(limiter: Limiter, user: str) -> None:
         nonlocal running, most
         for _ in range(4):
-            with contextlib.suppress(RateLimited):
+            with contextlib.suppress(RateLimitError):
                 admission = await ask(limiter, principal, user, tokens=10)
                 running += 1
                 most = max(most, running)
@@ -464,7 +466,7 @@ async def test_replicas_together_have_no_more_runs_under_way_than_one_may(databa
 async def test_many_users_of_one_key_do_not_block_each_other(address: str, caplog: pytest.LogCaptureFixture) -> None:
     principal = caller(Limits(requests=10_000, tokens=1_000_000, parallel=1000), Limits(requests=1000, tokens=100_000, parallel=100))
 
-    async def run(limiter: SharedLimits, user: str) -> None:
+    async def run(limiter: SharedLimiter, user: str) -> None:
         for _ in range(3):
             admission = await ask(limiter, principal, user, tokens=100)
             await asyncio.gather(admission.settle(50), admission.settle(50), limiter.clean_up())
@@ -479,7 +481,7 @@ async def test_many_users_of_one_key_do_not_block_each_other(address: str, caplo
 
 async def test_a_commit_that_was_not_heard_of_counts_once(address: str) -> None:
     principal = caller(Limits(requests=6, tokens=6000))
-    async with opened(address, engine=Forgetful) as seen, SharedLimits(seen) as limiter:
+    async with opened(address, engine=Forgetful) as seen, SharedLimiter(seen) as limiter:
         assert isinstance(seen.primary, Forgetful)
         seen.primary.times = 2
         admission = await ask(limiter, principal, tokens=1000)
@@ -494,7 +496,7 @@ async def test_a_commit_that_was_not_heard_of_counts_once(address: str) -> None:
 async def test_a_caller_who_leaves_before_the_run_begins_takes_no_place(address: str) -> None:
     principal = caller(Limits(tokens=6000, parallel=1))
     async with opened(address) as seen:
-        async with SharedLimits(seen) as limiter:
+        async with SharedLimiter(seen) as limiter:
             for turns in (0, 1, 2, 4, 8, 16):
                 asking = asyncio.create_task(ask(limiter, principal, tokens=6000))
                 for _ in range(turns):
@@ -503,13 +505,13 @@ async def test_a_caller_who_leaves_before_the_run_begins_takes_no_place(address:
                 with pytest.raises(asyncio.CancelledError):
                     await asking
         assert await count(seen, "limit_runs") == 0
-        async with SharedLimits(seen) as limiter:
+        async with SharedLimiter(seen) as limiter:
             assert await is_admitted(limiter, principal, tokens=5000)
 
 
 async def test_a_caller_who_is_cancelled_while_it_settles_has_settled(address: str) -> None:
     principal = caller(Limits(tokens=6000, parallel=1))
-    async with opened(address) as seen, SharedLimits(seen) as limiter:
+    async with opened(address) as seen, SharedLimiter(seen) as limiter:
         admission = await ask(limiter, principal, tokens=6000)
         settling = asyncio.create_task(admission.settle(0))
         await asyncio.sleep(0)
@@ -559,7 +561,7 @@ def server() -> Generator[PostgresServer, None, None]:
 
 async def test_a_database_that_is_away_refuses_nobody(server: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
     principal = caller(Limits(requests=3, parallel=2))
-    async with opened(server.url(), timeout=2) as seen, SharedLimits(seen) as limiter:
+    async with opened(server.url(), timeout=2) as seen, SharedLimiter(seen) as limiter:
         before = [await ask(limiter, principal), await ask(limiter, principal)]
         await shift(seen, 0)  # a commit that waits for the disk, which those of limits before it then are on too
         await asyncio.to_thread(server.kill)
@@ -579,19 +581,19 @@ async def test_a_database_that_is_away_refuses_nobody(server: PostgresServer, ca
         await until(settled_later)
         await until(lambda: is_admitted(limiter, principal))  # which is the shared limits' third request, though not here
         assert await count(seen, "limit_runs") == 2
-        with pytest.raises(RateLimited, match="requests"):
+        with pytest.raises(RateLimitError, match="requests"):
             await ask(limiter, principal)
 
 
 async def test_limits_are_those_of_the_process_on_sqlite_and_without_a_database(tmp_path: Any) -> None:
-    sqlite = Database(SqliteEngine(Address("sqlite", f"{tmp_path}/c.db"), timeout=5), timeout=5)
+    sqlite = Database(SqliteEngine(DatabaseUrl("sqlite", f"{tmp_path}/c.db"), timeout=5), timeout=5)
     for database in (None, sqlite):
-        async with open_limits(database) as limiter:
-            assert isinstance(limiter, InProcessLimits)
+        async with open_limiter(database) as limiter:
+            assert isinstance(limiter, InProcessLimiter)
             assert [await is_admitted(limiter, caller(Limits(requests=1))) for _ in range(2)] == [True, False]
     await sqlite.close()
 
 
 async def test_limits_are_shared_on_postgresql(address: str) -> None:
     async with opened(address) as seen:
-        assert isinstance(open_limits(seen), SharedLimits)
+        assert isinstance(open_limiter(seen), SharedLimiter)

@@ -3,17 +3,27 @@
 import pytest
 
 from ai_agent_service.auth.principal import Key, Limits, Principal
-from ai_agent_service.core.errors import RateLimited
-from ai_agent_service.limits.rate_limit import LONGEST_NAME, Ask, Level, Subject, decide, duration, headers_of, settled, subjects_of
+from ai_agent_service.core.errors import RateLimitError
+from ai_agent_service.limits.rate_limit import (
+    MAX_USER_ID_LENGTH,
+    AdmissionRequest,
+    Level,
+    Subject,
+    build_headers,
+    decide,
+    format_duration,
+    list_subjects,
+    settle_level,
+)
 
 
 def test_a_cost_fits_if_it_is_earned_again_within_a_minute() -> None:
     subject = Subject("key:k", "key", Limits(requests=6, tokens=60))
-    ask = Ask((subject,), "run_1", 30, 100)
+    ask = AdmissionRequest((subject,), "run_1", 30, 100)
     (after,) = decide(ask, [Level(1030, 1010, 0)], 1000)
     assert after == Level(1040, 1040, 1)
-    assert headers_of((subject,), [after], 1000)["x-ratelimit-remaining-requests"] == "2"
-    with pytest.raises(RateLimited) as refusal:
+    assert build_headers((subject,), [after], 1000)["x-ratelimit-remaining-requests"] == "2"
+    with pytest.raises(RateLimitError) as refusal:
         decide(ask, [Level(1055, 1045, 0)], 1000)
     assert refusal.value.retry_after == 15
     assert refusal.value.headers["x-ratelimit-remaining-tokens"] == "15"
@@ -21,9 +31,9 @@ def test_a_cost_fits_if_it_is_earned_again_within_a_minute() -> None:
 
 def test_what_a_run_used_takes_the_place_of_what_was_reserved() -> None:
     subject = Subject("key:k", "key", Limits(tokens=60))
-    assert settled(Level(0, 1050, 1), subject, reserved=30, used=10, now=1000).tokens_until == 1030
-    assert settled(Level(0, 1050, 1), subject, reserved=30, used=130, now=1000).tokens_until == 1150
-    assert settled(Level(0, 900, 1), subject, reserved=30, used=40, now=1000).tokens_until == 1010
+    assert settle_level(Level(0, 1050, 1), subject, reserved=30, used=10, now=1000).tokens_until == 1030
+    assert settle_level(Level(0, 1050, 1), subject, reserved=30, used=130, now=1000).tokens_until == 1150
+    assert settle_level(Level(0, 900, 1), subject, reserved=30, used=40, now=1000).tokens_until == 1010
 
 
 @pytest.mark.parametrize(
@@ -42,11 +52,11 @@ def test_what_a_run_used_takes_the_place_of_what_was_reserved() -> None:
     ],
 )
 def test_durations_are_written_as_openai_writes_them(seconds: float, written: str) -> None:
-    assert duration(seconds) == written
+    assert format_duration(seconds) == written
 
 
 def test_a_long_name_of_a_user_takes_little_room() -> None:
     principal = Principal(Key(key_id="k", name="a key", tenant="t", user_limits=Limits(requests=1)))
-    names = {subjects_of(principal, user)[0].name for user in ("u" * LONGEST_NAME, "u" * 100_000, "u" * 99_999 + "\ud800")}
+    names = {list_subjects(principal, user)[0].name for user in ("u" * MAX_USER_ID_LENGTH, "u" * 100_000, "u" * 99_999 + "\ud800")}
     assert len(names) == 3
-    assert max(map(len, names)) < LONGEST_NAME + 20
+    assert max(map(len, names)) < MAX_USER_ID_LENGTH + 20

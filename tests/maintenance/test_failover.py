@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.maintenance.failover import PromotionFailed, look, promote
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.maintenance.failover import PromotionError, probe_servers, promote
+from ai_agent_service.storage.url import parse_database_url
 from tests.certificates import certified
 from tests.postgres import QUOTED, USER, PostgresServer, binaries_18
 
@@ -19,7 +19,7 @@ async def test_the_replica_that_has_most_is_promoted_once_the_primary_is_gone() 
         first, second = (primary.replica(synchronous_standby_names="*") for _ in range(2))
         servers += [first, second]
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
-        every = parse_address(f"postgresql://{USER}:{QUOTED}@{hosts}/postgres")
+        every = parse_database_url(f"postgresql://{USER}:{QUOTED}@{hosts}/postgres")
         primary.sql("CREATE ROLE plain LOGIN PASSWORD 'plain'")
         first.caught_up_with(primary)
         first.sql("ALTER SYSTEM SET primary_conninfo = ''")
@@ -27,20 +27,20 @@ async def test_the_replica_that_has_most_is_promoted_once_the_primary_is_gone() 
         primary.sql("CREATE TABLE written AS SELECT 1")
         second.caught_up_with(primary)
 
-        with pytest.raises(PromotionFailed, match=rf"^127\.0\.0\.1:{primary.port} takes writes\. With two servers"):
+        with pytest.raises(PromotionError, match=rf"^127\.0\.0\.1:{primary.port} takes writes\. With two servers"):
             await promote([every], timeout=5)
-        with pytest.raises(PromotionFailed, match="there is no replica to promote"):
-            await promote([parse_address(primary.url())], timeout=5, force=True)
+        with pytest.raises(PromotionError, match="there is no replica to promote"):
+            await promote([parse_database_url(primary.url())], timeout=5, force=True)
         options = [f"postgresql://{USER}:{QUOTED}@/postgres?host=127.0.0.1&port={server.port}" for server in (primary, second)]
-        with pytest.raises(PromotionFailed, match=rf"^127\.0\.0\.1:{primary.port} takes writes\."):
-            await promote(map(parse_address, options), timeout=5)
+        with pytest.raises(PromotionError, match=rf"^127\.0\.0\.1:{primary.port} takes writes\."):
+            await promote(map(parse_database_url, options), timeout=5)
         primary.kill()
-        with pytest.raises(PromotionFailed, match=r"permission denied for function pg_promote.* pg_ctl promote"):
-            await promote([parse_address(second.url().replace(f"{USER}:{QUOTED}", "plain:plain"))], timeout=5)
-        with pytest.raises(PromotionFailed, match=r"answers: database .absent. does not exist\. With two servers"):
-            await promote([every, parse_address(second.url("absent").replace("127.0.0.1", "localhost"))], timeout=5)
+        with pytest.raises(PromotionError, match=r"permission denied for function pg_promote.* pg_ctl promote"):
+            await promote([parse_database_url(second.url().replace(f"{USER}:{QUOTED}", "plain:plain"))], timeout=5)
+        with pytest.raises(PromotionError, match=r"answers: database .absent. does not exist\. With two servers"):
+            await promote([every, parse_database_url(second.url("absent").replace("127.0.0.1", "localhost"))], timeout=5)
 
-        done = await promote([every, parse_address(second.url())], timeout=5)
+        done = await promote([every, parse_database_url(second.url())], timeout=5)
         assert done.server.name == f"127.0.0.1:{second.port}"
         assert [server.name for server in done.away] == [f"127.0.0.1:{primary.port}"]
         assert done.waits_for == "*", "it would wait for a replica of its own"
@@ -58,7 +58,7 @@ async def test_a_server_whose_certificate_does_not_do_is_not_taken_for_away(post
         port = with_tls.sockets[0].getsockname()[1]
         options = f"sslmode=verify-full&sslnegotiation=direct&sslrootcert={other[0]}"
         urls = (f"postgresql://{USER}@127.0.0.1:{port}/postgres?{options}", f"{postgres_18.url()}?sslmode=require")
-        found = await look(map(parse_address, urls), timeout=10)
+        found = await probe_servers(map(parse_database_url, urls), timeout=10)
     assert [server.role for server in found] == ["unknown", "unknown"]
     assert "certificate verify failed" in found[0].problem
     assert "rejected SSL upgrade" in found[1].problem

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.maintenance.postgres_backup import ENDS, read_dump, without_password
-from ai_agent_service.maintenance.sqlite_backup import Backup, BackupFailed
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.maintenance.postgres_backup import DUMP_FOOTER, read_dump, strip_password
+from ai_agent_service.maintenance.sqlite_backup import Backup, BackupError
+from ai_agent_service.storage.url import parse_database_url
 
 TABLES = b"""--
 -- PostgreSQL database dump
@@ -34,7 +34,7 @@ COPY public.nodes (path) FROM stdin;
 
 def test_a_dump_tells_what_it_holds(tmp_path: Path) -> None:
     file = tmp_path / "backup.sql"
-    file.write_bytes(TABLES + ENDS + b"\\unrestrict x\n")
+    file.write_bytes(TABLES + DUMP_FOOTER + b"\\unrestrict x\n")
     found = read_dump(file)
     assert found.counts == Backup(1, 2, file.stat().st_size)
     assert (found.revision, found.secrets) == ("0002", {"address_key": "aesgcm:0123:abc"})
@@ -45,14 +45,14 @@ def test_a_dump_tells_what_it_holds(tmp_path: Path) -> None:
     [
         (b"", "it is no dump of pg_dump, or was cut off"),
         (TABLES, "it is no dump of pg_dump, or was cut off"),
-        (ENDS, "it does not have the tables of this service"),
+        (DUMP_FOOTER, "it does not have the tables of this service"),
         (b"PGDMP\x01\x0e", "it is in pg_dump's own format, which pg_restore restores"),
     ],
 )
 def test_what_is_no_dump_of_ours_is_told(tmp_path: Path, content: bytes, told: str) -> None:
     file = tmp_path / "backup.sql"
     file.write_bytes(content)
-    with pytest.raises(BackupFailed, match=f"backup.sql cannot be used: {told}"):
+    with pytest.raises(BackupError, match=f"backup.sql cannot be used: {told}"):
         read_dump(file)
 
 
@@ -66,9 +66,9 @@ def test_what_is_no_dump_of_ours_is_told(tmp_path: Path, content: bytes, told: s
     ],
 )
 def test_an_address_for_other_programs_has_no_password(url: str, shown: str) -> None:
-    assert without_password(parse_address(url)) == shown
+    assert strip_password(parse_database_url(url)) == shown
 
 
 def test_an_address_for_other_programs_may_name_other_servers() -> None:
-    address = parse_address("postgresql://postgres:p@postgres/postgres")
-    assert without_password(address, "postgres,one:1") == "postgresql://postgres@postgres,one:1/postgres"
+    address = parse_database_url("postgresql://postgres:p@postgres/postgres")
+    assert strip_password(address, "postgres,one:1") == "postgresql://postgres@postgres,one:1/postgres"

@@ -13,16 +13,16 @@ from sqlalchemy import Connection
 
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.messages import Message, ToolCall, ToolResult
-from ai_agent_service.maintenance.reencryption import check_address_key, count_rows, living_processes, reencrypt, stored_address_key
-from ai_agent_service.memory.base import Answer, Step
+from ai_agent_service.maintenance.reencryption import check_hash_key, count_rows, list_live_processes, read_hash_key, reencrypt
+from ai_agent_service.memory.base import Step, TurnAnswer
 from ai_agent_service.memory.conversations import SqlConversations
-from ai_agent_service.memory.housekeeping import Keeper
+from ai_agent_service.memory.housekeeping import Housekeeping
 from ai_agent_service.memory.store import Store, Summary
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.encryption import Cipher, Undecryptable
+from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.migrate import upgrade
-from ai_agent_service.storage.opening import engine_of
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.storage.opening import build_engine
+from ai_agent_service.storage.url import parse_database_url
 from tests.memory.conftest import Database as Stored
 from tests.postgres import DatabaseUnderTest, PostgresServer, until
 
@@ -42,7 +42,7 @@ async def opened(url: str, *keys: bytes) -> AsyncGenerator[Store, None]:
         await upgrade(database.primary)
         await store.prepare(database.primary)
 
-    database = Database(engine_of(parse_address(url), load_settings(database_timeout=30)), timeout=30, prepare=prepare)
+    database = Database(build_engine(parse_database_url(url), load_settings(database_timeout=30)), timeout=30, prepare=prepare)
     store = Store(database, Cipher(keys), "a process")
     await database.open()
     assert database.problem is None
@@ -54,14 +54,14 @@ async def opened(url: str, *keys: bytes) -> AsyncGenerator[Store, None]:
 
 async def tell(store: Store, session_id: str, question: str = QUESTION) -> None:
     """A turn with a tool call, and a summary of it."""
-    session = store.session_of("local", "ann", "helper", session_id)
-    [entry] = store.addresses.entries([Message(role="user", content=question)], session.key)
+    session = store.build_session("local", "ann", "helper", session_id)
+    [entry] = store.hasher.build_entries([Message(role="user", content=question)], session.key)
     step = Step(calls=(ToolCall("c1", "look", "{}"),), results=(ToolResult(call_id="c1", name="look", content=RESULT),))
     run_id = f"run_{session_id}"
 
     def work(connection: Connection) -> None:
         store.begin(connection, session, [entry], run_id, is_retry=False, message_id=None, answered=True)
-        store.finish(connection, session, entry, run_id, Answer(text=ANSWER, steps=(step,), last=ANSWER), prefix="", leased=False)
+        store.finish(connection, session, entry, run_id, TurnAnswer(text=ANSWER, steps=(step,), last=ANSWER), prefix="", leased=False)
         store.store_summary(connection, session, Summary(entry.path, 1, SUMMARY), SETTINGS)
 
     await store.database.write(work)
@@ -70,9 +70,9 @@ async def tell(store: Store, session_id: str, question: str = QUESTION) -> None:
 async def told(store: Store, session_id: str) -> tuple[list[object], list[str], str]:
     """What is found of a session: what was said, what tools gave, and the summary."""
     found = await SqlConversations(store).get("local", "ann", "helper", session_id)
-    session = store.session_of("local", "ann", "helper", session_id)
+    session = store.build_session("local", "ann", "helper", session_id)
     paths = [bytes.fromhex(message.id) for message in found.messages]
-    summary = await store.database.read(lambda connection: store.summary(connection, session, paths, SETTINGS))
+    summary = await store.database.read(lambda connection: store.find_summary(connection, session, paths, SETTINGS))
     results = [result.content for message in found.messages for step in message.steps for result in step.results]
     assert summary is not None
     return [message.content for message in found.messages], results, summary.text
@@ -99,10 +99,10 @@ async def test_after_a_rotation_the_new_key_is_all_that_is_needed(database: Data
         assert await again(store, store.cipher) == (0, 2 * VALUES - 1, {})
     async with opened(database.url, NEW) as store:
         assert await told(store, "first") == await told(store, "second") == WHOLE
-        key = await store.database.read(stored_address_key)
-        check_address_key(key, store.cipher)
-        with pytest.raises(Undecryptable):
-            check_address_key(key, Cipher([OLD]))
+        key = await store.database.read(read_hash_key)
+        check_hash_key(key, store.cipher)
+        with pytest.raises(DecryptionError):
+            check_hash_key(key, Cipher([OLD]))
 
 
 async def test_what_was_stored_in_the_clear_is_encrypted(database: DatabaseUnderTest, stored: Stored) -> None:
@@ -229,15 +229,15 @@ async def test_what_another_process_writes_between_reading_and_writing_stays(pos
 
 async def test_a_process_lives_until_it_leaves_or_was_not_seen_for_a_while(database: DatabaseUnderTest, stored: Stored) -> None:
     async with opened(database.url) as store:
-        keeper = Keeper(store, retention_days=None, agent_retention_days={}, interval_hours=24, run_seconds=60)
+        keeper = Housekeeping(store, retention_days=None, agent_retention_days={}, interval_hours=24, run_seconds=60)
 
         async def living() -> list[str]:
-            return list(await store.database.read(living_processes))
+            return list(await store.database.read(list_live_processes))
 
         assert await living() == ["a process"]
         earlier = "datetime(seen_at, '-21 seconds')" if database.kind == "sqlite" else "seen_at - interval '21 seconds'"
         await stored.rows(f"UPDATE processes SET seen_at = {earlier}")
         assert await living() == []
-        await keeper.beat()
-        await keeper.leave()
+        await keeper.send_heartbeat()
+        await keeper.unregister_process()
         assert await living() == []

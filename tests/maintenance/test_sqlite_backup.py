@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.maintenance.sqlite_backup import BackupFailed, back_up, put_in_place, staged
+from ai_agent_service.maintenance.sqlite_backup import BackupError, back_up, replace_database, stage_copy
 from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.sqlite import SqliteEngine
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.storage.url import parse_database_url
 
 NOW = "2026-11-24 12:00:00.000000"
 
@@ -24,7 +24,7 @@ async def database(tmp_path: Path) -> Path:
 
 
 async def made(path: Path) -> Path:
-    engine = SqliteEngine(parse_address(f"sqlite:///{path}"), timeout=5)
+    engine = SqliteEngine(parse_database_url(f"sqlite:///{path}"), timeout=5)
     await upgrade(engine)
     await engine.close()
     return path
@@ -66,8 +66,8 @@ def damage(path: Path) -> None:
 
 
 def restore(file: Path, database: Path) -> Path | None:
-    with staged(file, database) as copy:
-        return put_in_place(copy, database)
+    with stage_copy(file, database) as copy:
+        return replace_database(copy, database)
 
 
 async def test_a_copy_is_one_file_for_its_owner_alone(database: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_a_file_that_is_there_is_written_over_only_by_force(database: Path
     add(database, 1)
     back_up(database, file)
     add(database, 2)
-    with pytest.raises(BackupFailed, match=r"copy\.db is there already; .*--force"):
+    with pytest.raises(BackupError, match=r"copy\.db is there already; .*--force"):
         back_up(database, file)
     assert sessions_in(file) == ["1"]
     stale = tmp_path / "copy.db-wal"
@@ -135,7 +135,7 @@ async def test_a_database_that_is_damaged_does_not_replace_a_good_copy(database:
     add(database, 1)
     back_up(database, file)
     damage(database)
-    with pytest.raises(BackupFailed, match=r"copy\.db was not written: "):
+    with pytest.raises(BackupError, match=r"copy\.db was not written: "):
         back_up(database, file, force=True)
     assert sessions_in(file) == ["1"]
     assert names_in(tmp_path) == ["copy.db", "data"]
@@ -155,16 +155,16 @@ async def test_the_database_itself_is_never_taken_for_its_copy(database: Path, t
     link = tmp_path / "link.db"
     link.symlink_to(database)
     for file in (database, link):
-        with pytest.raises(BackupFailed, match="is the database itself"):
+        with pytest.raises(BackupError, match="is the database itself"):
             back_up(database, file, force=True)
-        with pytest.raises(BackupFailed, match="is the database itself"):
+        with pytest.raises(BackupError, match="is the database itself"):
             restore(file, database)
     assert sessions_in(database) == ["1"]
 
 
 @pytest.mark.parametrize("place", ["absent/copy.db", "data"])
 async def test_a_place_that_cannot_be_written_to_is_told(database: Path, tmp_path: Path, place: str) -> None:
-    with pytest.raises(BackupFailed, match=r"there is no folder .*absent|data is a folder"):
+    with pytest.raises(BackupError, match=r"there is no folder .*absent|data is a folder"):
         back_up(database, tmp_path / place)
 
 
@@ -255,7 +255,7 @@ async def test_what_is_no_good_backup_changes_nothing(database: Path, tmp_path: 
     back_up(database, tmp_path / "copy.db")
     spoil(tmp_path / "copy.db")
     add(database, 1)
-    with pytest.raises(BackupFailed, match=told):
+    with pytest.raises(BackupError, match=told):
         restore(tmp_path / "copy.db", database)
     assert sessions_in(database) == ["1"]
     assert names_in(database.parent) == ["conversations.db"]

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.mcp.base import Listener, RemoteTool, ServerLost
+from ai_agent_service.mcp.base import RemoteTool, ServerConnectionError, SessionListener
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.tools.base import ToolOutput
 
@@ -50,7 +50,7 @@ class ScriptedSession:
             await asyncio.wait((answer, closed), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return ToolOutput(answer.result())
-            raise ServerLost("the session was closed")
+            raise ServerConnectionError("the session was closed")
         finally:
             answer.cancel()
             closed.cancel()
@@ -68,10 +68,10 @@ class ScriptedOpener:
         self._openings = list(openings)
         self.began: list[float] = []
         """When each opening began."""
-        self.listener: Listener | None = None
+        self.listener: SessionListener | None = None
 
     @asynccontextmanager
-    async def __call__(self, listener: Listener) -> AsyncGenerator[ScriptedSession, None]:
+    async def __call__(self, listener: SessionListener) -> AsyncGenerator[ScriptedSession, None]:
         """The next opening."""
         self.began.append(time.monotonic())
         self.listener = listener

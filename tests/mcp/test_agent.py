@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from ai_agent_service.mcp.tool import model_name
+from ai_agent_service.mcp.tool import build_model_name
 from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools import tool
@@ -116,7 +116,7 @@ async def test_a_result_that_may_be_old_is_asked_for_once_by_each_agent(tmp_path
 
 
 async def test_a_server_cannot_take_the_place_of_a_tool_of_ours(tmp_path: Path) -> None:
-    @tool(name=model_name("s", "echo"))
+    @tool(name=build_model_name("s", "echo"))
     async def ours() -> str:
         """Ours."""
         return "ours"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.tools.toolset import Toolset
 from tests.mcp.http_rogue import HttpRogue
@@ -65,7 +65,7 @@ async def test_a_server_killed_in_the_middle_of_a_call_fails_it_and_serves_the_n
     async with connected(rogue("well", tmp_path)) as connection:
         before = await call(connection, "pid")
         began = time.monotonic()
-        with pytest.raises(ToolFailed, match="not known whether it was carried out"):
+        with pytest.raises(ToolError, match="not known whether it was carried out"):
             await call(connection, "die")
         assert time.monotonic() - began < 5
         assert connection.error is not None
@@ -87,15 +87,15 @@ async def test_a_server_that_dies_at_every_call_is_not_started_in_a_frenzy(tmp_p
     async with connected(rogue("well", tmp_path)) as connection:
         async with asyncio.timeout(30):
             while connection.state != "down":
-                with suppress(ToolFailed):
+                with suppress(ToolError):
                     await call(connection, "die")
                 await asyncio.sleep(0.01)
         began = time.monotonic()
-        with pytest.raises(ToolFailed, match="not available"):
+        with pytest.raises(ToolError, match="not available"):
             await call(connection, "echo")
         assert time.monotonic() - began < 0.5
         while time.monotonic() - began < 2:
-            with suppress(ToolFailed):
+            with suppress(ToolError):
                 await call(connection, "die")
             await asyncio.sleep(0.01)
         assert len(pids(tmp_path)) <= 7
@@ -263,7 +263,7 @@ async def test_a_lost_session_fails_all_its_calls_and_none_is_made_again(tmp_pat
         await until(lambda: len(carried_out(tmp_path)) == 21)
         os.kill(pid, signal.SIGKILL)
         results = await asyncio.gather(*waiting, return_exceptions=True)
-        assert all(isinstance(result, ToolFailed) and "not known" in str(result) for result in results)
+        assert all(isinstance(result, ToolError) and "not known" in str(result) for result in results)
         assert await call(connection, "echo", "after") == "after"
     assert len(carried_out(tmp_path)) == 22
 
@@ -365,11 +365,11 @@ async def test_an_http_server_restarted_between_calls_serves_the_next_one_once(h
 async def test_an_http_server_that_is_gone_fails_calls_at_once_and_comes_back_by_itself(http_rogue: HttpRogue) -> None:
     async with connected(http_rogue.definition) as connection:
         await http_rogue.stop()
-        with pytest.raises(ToolFailed, match="not available"):
+        with pytest.raises(ToolError, match="not available"):
             await call(connection, "echo", "one")
         await until(lambda: connection.state == "down")
         began = time.monotonic()
-        with pytest.raises(ToolFailed, match="not available"):
+        with pytest.raises(ToolError, match="not available"):
             await call(connection, "echo", "two")
         assert time.monotonic() - began < 0.5
         assert connection.error is not None
@@ -408,7 +408,7 @@ async def test_a_lost_http_session_fails_all_its_calls_and_none_is_made_again(ht
         http_rogue.stop_listening()
         async with asyncio.timeout(5):
             results = await asyncio.gather(*waiting, return_exceptions=True)
-        assert all(isinstance(result, ToolFailed) and "not known" in str(result) for result in results)
+        assert all(isinstance(result, ToolError) and "not known" in str(result) for result in results)
         http_rogue.on_call = None
         never.set()
         await http_rogue.start()

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp import connection as module
-from ai_agent_service.mcp.base import ServerLost
+from ai_agent_service.mcp.base import ServerConnectionError
 from ai_agent_service.tools.base import ToolOutput
 from tests.mcp.scripted import (
     LISTEN,
@@ -29,8 +29,8 @@ from tests.mcp.scripted import (
 
 CHANGED = msgspec.structs.replace(LOOK, parameters={"type": "object", "properties": {"where": {"type": "string"}}})
 REWORDED = msgspec.structs.replace(LOOK, description="Looks, and tells everybody.")
-NOT_SENT = ServerLost("it forgot us", not_sent=True)
-BROKE = ServerLost("it broke")
+NOT_SENT = ServerConnectionError("it forgot us", not_sent=True)
+BROKE = ServerConnectionError("it broke")
 CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 600)
 
 
@@ -65,7 +65,7 @@ async def test_a_server_has_its_tools_once_it_is_ready() -> None:
 
 async def test_a_start_that_fails_leaves_the_server_down_with_the_reason() -> None:
     connection = connection_to()
-    async with supervised(connection, ScriptedOpener(ServerLost("it is not there"))):
+    async with supervised(connection, ScriptedOpener(ServerConnectionError("it is not there"))):
         await until(lambda: connection.state != "starting")
         assert (connection.state, connection.error) == ("down", "it is not there")
         assert connection.unavailable == "the tools of eyes"
@@ -73,7 +73,7 @@ async def test_a_start_that_fails_leaves_the_server_down_with_the_reason() -> No
 
 async def test_a_server_that_does_not_tell_its_tools_is_down_and_its_session_closed() -> None:
     session = ScriptedSession()
-    session.listing = fails(ServerLost("it does not tell its tools"))
+    session.listing = fails(ServerConnectionError("it does not tell its tools"))
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(session)):
         await until(lambda: connection.state == "down")
@@ -81,12 +81,12 @@ async def test_a_server_that_does_not_tell_its_tools_is_down_and_its_session_clo
         assert session.closed.is_set()
 
 
-@pytest.mark.parametrize("opening", [ScriptedSession(), ServerLost("no")], ids=["well", "badly"])
-async def test_settled_waits_for_the_first_start_however_it_ends(opening: ScriptedSession | ServerLost) -> None:
+@pytest.mark.parametrize("opening", [ScriptedSession(), ServerConnectionError("no")], ids=["well", "badly"])
+async def test_settled_waits_for_the_first_start_however_it_ends(opening: ScriptedSession | ServerConnectionError) -> None:
     may_open = asyncio.Event()
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(may_open, opening)):
-        settled = asyncio.ensure_future(connection.settled())
+        settled = asyncio.ensure_future(connection.wait_for_start())
         await until(lambda: connection.state == "starting")
         assert not settled.done()
         may_open.set()
@@ -96,7 +96,7 @@ async def test_settled_waits_for_the_first_start_however_it_ends(opening: Script
 
 async def test_a_server_that_is_off_is_settled_and_refuses_calls() -> None:
     connection = connection_to(off="KEY is not set.")
-    await asyncio.wait_for(connection.settled(), 15)
+    await asyncio.wait_for(connection.wait_for_start(), 15)
     assert (connection.state, connection.error, connection.unavailable) == ("off", "KEY is not set.", "")
 
 
@@ -105,7 +105,7 @@ async def test_a_server_that_is_off_is_settled_and_refuses_calls() -> None:
 
 async def test_pauses_double_while_a_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.02)
-    opener = ScriptedOpener(ServerLost("no"))
+    opener = ScriptedOpener(ServerConnectionError("no"))
     async with supervised(connection_to(), opener):
         await until(lambda: len(opener.began) >= 6)
     pauses = [later - earlier for earlier, later in zip(opener.began, opener.began[1:], strict=False)]
@@ -115,7 +115,7 @@ async def test_pauses_double_while_a_server_is_down(monkeypatch: pytest.MonkeyPa
 async def test_pauses_do_not_grow_beyond_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(module, "MAX_PAUSE", 0.02)
-    opener = ScriptedOpener(ServerLost("no"))
+    opener = ScriptedOpener(ServerConnectionError("no"))
     async with supervised(connection_to(), opener):
         await until(lambda: len(opener.began) >= 14)  # with the twelfth pause alone it would take 10 seconds more
 
@@ -127,7 +127,7 @@ async def test_pauses_vary_so_that_servers_are_not_tried_all_at_once(
     monkeypatch.setattr(module, "MAX_PAUSE", 100.0)
     for _ in range(10):
         connection = connection_to()
-        async with supervised(connection, ScriptedOpener(ServerLost("no"))):
+        async with supervised(connection, ScriptedOpener(ServerConnectionError("no"))):
             await until(lambda connection=connection: connection.state == "down")  # type: ignore[misc]
     pauses = [line["again_in_seconds"] for line in told(caplog, "mcp.down")]
     assert len(pauses) == 10
@@ -136,7 +136,9 @@ async def test_pauses_vary_so_that_servers_are_not_tried_all_at_once(
 
 
 async def test_a_reason_that_stays_the_same_is_told_once(quick: None, caplog: pytest.LogCaptureFixture) -> None:
-    opener = ScriptedOpener(ServerLost("no"), ServerLost("no"), ServerLost("no"), ServerLost("no, really"))
+    opener = ScriptedOpener(
+        ServerConnectionError("no"), ServerConnectionError("no"), ServerConnectionError("no"), ServerConnectionError("no, really")
+    )
     async with supervised(connection_to(), opener):
         await until(lambda: len(opener.began) >= 6)
     assert [line["reason"] for line in told(caplog, "mcp.down", at_least=logging.WARNING)] == ["no", "no, really"]
@@ -144,7 +146,7 @@ async def test_a_reason_that_stays_the_same_is_told_once(quick: None, caplog: py
 
 async def test_a_server_that_comes_back_is_ready_again(quick: None) -> None:
     connection = connection_to()
-    async with supervised(connection, ScriptedOpener(ServerLost("no"), ServerLost("no"), ScriptedSession())):
+    async with supervised(connection, ScriptedOpener(ServerConnectionError("no"), ServerConnectionError("no"), ScriptedSession())):
         await until(lambda: connection.state == "ready")
         assert (connection.error, await called(connection)) == (None, "seen")
 
@@ -186,7 +188,7 @@ async def test_a_lost_session_is_replaced_and_a_call_waits_for_that(caplog: pyte
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
         assert opener.listener is not None
-        opener.listener.ended("it exited with code 1")
+        opener.listener.handle_session_end("it exited with code 1")
         await until(lambda: len(opener.began) == 2)
         call = asyncio.ensure_future(called(connection))
         await asyncio.sleep(0)
@@ -212,44 +214,44 @@ async def test_the_last_words_of_a_server_that_may_have_been_called_are_told_at_
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
         assert opener.listener is not None
-        opener.listener.ended("it exited with code 1: canary of a call")
+        opener.listener.handle_session_end("it exited with code 1: canary of a call")
         await until(lambda: bool(told(caplog, "mcp.down")))
     assert [line["reason"] for line in told(caplog, "mcp.down")] == [reason]
 
 
 async def test_a_call_does_not_wait_longer_than_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "RECONNECT_WAIT_SECONDS", 0.05)
     opener = ScriptedOpener(ScriptedSession(), asyncio.Event(), ScriptedSession())
     connection = connection_to()
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
-        connection.ended("gone")
+        connection.handle_session_end("gone")
         await until(lambda: len(opener.began) == 2)
-        with pytest.raises(ToolFailed, match="eyes is not available at the moment"):
+        with pytest.raises(ToolError, match="eyes is not available at the moment"):
             await called(connection)
         assert connection.state == "starting"
 
 
 async def test_a_server_that_is_down_fails_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 60.0)
+    monkeypatch.setattr(module, "RECONNECT_WAIT_SECONDS", 60.0)
     connection = connection_to()
-    async with supervised(connection, ScriptedOpener(ScriptedSession(), ServerLost("no"))):
+    async with supervised(connection, ScriptedOpener(ScriptedSession(), ServerConnectionError("no"))):
         await until(lambda: connection.state == "ready")
-        connection.ended("gone")
+        connection.handle_session_end("gone")
         await until(lambda: connection.state == "down")
-        with pytest.raises(ToolFailed, match="eyes is not available at the moment"):
+        with pytest.raises(ToolError, match="eyes is not available at the moment"):
             await called(connection)
 
 
 async def test_a_server_that_is_down_fails_calls_at_once_while_it_is_tried_again(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 60.0)
-    opener = ScriptedOpener(ScriptedSession(), ServerLost("no"), asyncio.Event(), ScriptedSession())
+    monkeypatch.setattr(module, "RECONNECT_WAIT_SECONDS", 60.0)
+    opener = ScriptedOpener(ScriptedSession(), ServerConnectionError("no"), asyncio.Event(), ScriptedSession())
     connection = connection_to()
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
-        connection.ended("gone")
+        connection.handle_session_end("gone")
         await until(lambda: len(opener.began) == 3)
-        with pytest.raises(ToolFailed, match="eyes is not available at the moment"):
+        with pytest.raises(ToolError, match="eyes is not available at the moment"):
             await called(connection)
 
 
@@ -266,7 +268,7 @@ async def test_a_session_that_is_lost_during_a_check_is_replaced_at_once(monkeyp
 async def test_a_server_that_nobody_calls_is_looked_after(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
     first, second = ScriptedSession(), ScriptedSession()
-    first.pinging = fails(ServerLost("it does not answer"))
+    first.pinging = fails(ServerConnectionError("it does not answer"))
     opener = ScriptedOpener(first, second)
     connection = connection_to()
     async with supervised(connection, opener):
@@ -277,14 +279,14 @@ async def test_a_server_that_nobody_calls_is_looked_after(quick: None, monkeypat
 async def test_a_server_that_hangs_is_given_up_in_the_end_though_calls_of_it_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
     first = ScriptedSession(answer=waits(asyncio.Event()))
-    first.pinging = fails(ServerLost("it does not answer"))
+    first.pinging = fails(ServerConnectionError("it does not answer"))
     first.listing = says("")
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(first, ScriptedSession(answer=says("seen by the second")))):
         await until(lambda: connection.state == "ready")
         call = asyncio.ensure_future(called(connection))
         await until(lambda: first.calls == ["look"])
-        first.listing = fails(ServerLost("it does not tell its tools"))
+        first.listing = fails(ServerConnectionError("it does not tell its tools"))
         await until(lambda: first.closed.is_set(), 20)
         assert await called(connection) == "seen by the second"
         call.cancel()
@@ -316,7 +318,7 @@ async def test_a_call_is_made_again_only_once() -> None:
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(*sessions)):
         await until(lambda: connection.state == "ready")
-        with pytest.raises(ToolFailed, match="eyes is not available at the moment"):
+        with pytest.raises(ToolError, match="eyes is not available at the moment"):
             await called(connection)
     assert [session.calls for session in sessions] == [["look"], ["look"], []]
 
@@ -326,7 +328,7 @@ async def test_a_call_of_which_nothing_is_known_is_never_made_again() -> None:
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(first, second)):
         await until(lambda: connection.state == "ready")
-        with pytest.raises(ToolFailed, match="broke during the call, and it is not known whether it was carried out"):
+        with pytest.raises(ToolError, match="broke during the call, and it is not known whether it was carried out"):
             await called(connection)
         await until(lambda: connection.state == "ready")
         assert await called(connection) == "seen"
@@ -334,12 +336,12 @@ async def test_a_call_of_which_nothing_is_known_is_never_made_again() -> None:
 
 
 async def test_the_words_of_the_server_are_passed_on_and_its_session_kept() -> None:
-    session = ScriptedSession(answer=fails(ToolFailed("look closer")))
+    session = ScriptedSession(answer=fails(ToolError("look closer")))
     opener = ScriptedOpener(session)
     connection = connection_to()
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
-        with pytest.raises(ToolFailed, match=r"^look closer$"):
+        with pytest.raises(ToolError, match=r"^look closer$"):
             await called(connection)
         session.answer = says("seen")
         assert await called(connection) == "seen"
@@ -353,7 +355,7 @@ async def test_calls_that_lose_one_session_together_share_the_next() -> None:
         await together.wait()
         raise NOT_SENT
 
-    opener = ScriptedOpener(ScriptedSession(answer=lose), ScriptedSession(), ServerLost("a third session"))
+    opener = ScriptedOpener(ScriptedSession(answer=lose), ScriptedSession(), ServerConnectionError("a third session"))
     connection = connection_to()
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
@@ -377,10 +379,10 @@ async def test_a_call_that_breaks_late_does_not_harm_the_session_after_it() -> N
         await until(lambda: connection.state == "ready")
         slow = asyncio.ensure_future(called(connection))
         await until(lambda: first.calls == ["look"])
-        connection.ended("it exited")
+        connection.handle_session_end("it exited")
         await until(lambda: connection.status.restarts == 1 and connection.state == "ready")
         late.set()
-        with pytest.raises(ToolFailed, match="it is not known whether it was carried out"):
+        with pytest.raises(ToolError, match="it is not known whether it was carried out"):
             await slow
         assert (connection.state, await called(connection), len(opener.began)) == ("ready", "seen", 2)
 
@@ -407,7 +409,7 @@ async def refreshed(connection: module.Connection, session: ScriptedSession) -> 
     """Makes the connection list the tools once more and take what it gets."""
     for _ in range(2):  # when the second listing begins, the first was taken
         before = len(session.listed)
-        connection.tools_changed()
+        connection.handle_tools_changed()
         await until(lambda before=before: len(session.listed) > before)  # type: ignore[misc]
 
 
@@ -419,7 +421,7 @@ async def test_tools_that_the_server_says_are_others_are_listed_again(quick: Non
         await until(lambda: connection.state == "ready")
         session.tools = [LISTEN]
         assert opener.listener is not None
-        opener.listener.tools_changed()
+        opener.listener.handle_tools_changed()
         await until(lambda: [tool.remote for tool in connection.tools] == [LISTEN])
     assert len(opener.began) == 1
 
@@ -430,7 +432,7 @@ async def test_a_storm_of_changes_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     connection = connection_to()
 
     def after_another_change() -> bool:
-        connection.tools_changed()
+        connection.handle_tools_changed()
         return len(session.listed) >= 6
 
     async with supervised(connection, ScriptedOpener(session)):
@@ -446,9 +448,9 @@ async def test_the_last_change_of_a_storm_is_not_missed(quick: None) -> None:
     async with supervised(connection, ScriptedOpener(session)):
         await until(lambda: connection.state == "ready")
         session.listing = waits(may_list)
-        connection.tools_changed()
+        connection.handle_tools_changed()
         await until(lambda: len(session.listed) == 2)
-        connection.tools_changed()
+        connection.handle_tools_changed()
         may_list.set()
         await until(lambda: len(session.listed) == 3)
 
@@ -487,14 +489,14 @@ async def test_a_server_that_is_too_busy_with_calls_to_answer_is_left_at_work(
     async def fail() -> str:
         nonlocal failures
         failures += 1
-        raise ServerLost("it did not answer")
+        raise ServerConnectionError("it did not answer")
 
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
         call = asyncio.ensure_future(called(connection))
         await until(lambda: session.calls == ["look"])
         setattr(session, asked, fail)
-        connection.tools_changed()
+        connection.handle_tools_changed()
         await until(lambda: failures >= 2 if asked == "pinging" else failures >= 1)
         setattr(session, asked, says(""))
         await until(lambda pings=session.pings: session.pings > pings)  # type: ignore[misc]
@@ -510,8 +512,8 @@ async def test_a_change_whose_listing_failed_is_not_forgotten(quick: None, monke
         await until(lambda: connection.state == "ready")
         call = asyncio.ensure_future(called(connection))
         await until(lambda: session.calls == ["look"])
-        session.listing = fails(ServerLost("it did not answer"))
-        connection.tools_changed()
+        session.listing = fails(ServerConnectionError("it did not answer"))
+        connection.handle_tools_changed()
         await until(lambda: len(session.listed) == 2)
         session.tools, session.listing = [LISTEN], says("")
         call.cancel()
@@ -546,7 +548,7 @@ async def test_tools_survive_a_restart_of_their_server(quick: None) -> None:
     async with supervised(connection, ScriptedOpener(ScriptedSession(), ScriptedSession())):
         await until(lambda: connection.state == "ready")
         before = connection.tools
-        connection.ended("gone")
+        connection.handle_session_end("gone")
         await until(lambda: connection.status.restarts == 1 and connection.state == "ready")
         assert connection.tools is before
 
@@ -593,7 +595,7 @@ async def test_a_change_over_a_restart_is_noticed(quick: None) -> None:
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(ScriptedSession(LOOK), ScriptedSession(CHANGED))):
         await until(lambda: connection.state == "ready")
-        connection.ended("gone")
+        connection.handle_session_end("gone")
         await until(lambda: connection.status.restarts == 1 and connection.state == "ready")
         assert connection.status.schema_changes == 1
 
@@ -631,7 +633,7 @@ async def test_a_pinned_tool_that_changed_is_withheld_from_a_run_that_still_has_
         (old,) = connection.tools
         session.tools = [CHANGED]
         await refreshed(connection, session)
-        with pytest.raises(ToolFailed, match="withheld until the operator has looked at it"):
+        with pytest.raises(ToolError, match="withheld until the operator has looked at it"):
             await connection.call(old, {}, CONTEXT)
     assert session.calls == []
 
@@ -658,7 +660,7 @@ async def test_the_status_tells_what_is_known(quick: None) -> None:
     )
     session = ScriptedSession(LOOK, LISTEN)
     session.transport = "sse"
-    async with supervised(connection, ScriptedOpener(ServerLost("no"), session)):
+    async with supervised(connection, ScriptedOpener(ServerConnectionError("no"), session)):
         await until(lambda: connection.state == "ready")
         ready = connection.status
     assert (ready.transport, ready.state, ready.tools, ready.error, ready.restarts) == ("sse", "ready", ("look", "listen"), None, 1)

@@ -15,8 +15,8 @@ from mcp_types import (
     TextResourceContents,
 )
 
-from ai_agent_service.core.errors import ToolFailed
-from ai_agent_service.mcp.content import MAX_IMAGE_BYTES, output_of
+from ai_agent_service.core.errors import ToolError
+from ai_agent_service.mcp.content import MAX_IMAGE_BYTES, to_tool_output
 
 PNG = "iVBORw0KGgo="
 
@@ -27,7 +27,7 @@ def text(content: str) -> TextContent:
 
 def of(*blocks: Any, structured: Any = None, is_error: bool = False) -> str:
     """The text of a result with these parts."""
-    return output_of(CallToolResult(content=list(blocks), structured_content=structured, is_error=is_error)).content
+    return to_tool_output(CallToolResult(content=list(blocks), structured_content=structured, is_error=is_error)).content
 
 
 def test_texts_are_joined() -> None:
@@ -37,14 +37,14 @@ def test_texts_are_joined() -> None:
 
 def test_images_go_beside_the_text() -> None:
     blob = EmbeddedResource(resource=BlobResourceContents(uri="file:///a.png", mime_type="image/png", blob=PNG))
-    output = output_of(CallToolResult(content=[text("look"), ImageContent(data=PNG, mime_type="image/jpeg"), blob]))
+    output = to_tool_output(CallToolResult(content=[text("look"), ImageContent(data=PNG, mime_type="image/jpeg"), blob]))
     assert output.content == "look"
     assert [image.url for image in output.images] == [f"data:image/jpeg;base64,{PNG}", f"data:image/png;base64,{PNG}"]
 
 
 def test_an_image_that_is_too_large_is_left_out_and_that_is_said() -> None:
     large = ImageContent(data="A" * MAX_IMAGE_BYTES, mime_type="image/png")
-    output = output_of(CallToolResult(content=[large, ImageContent(data=PNG, mime_type="image/png")]))
+    output = to_tool_output(CallToolResult(content=[large, ImageContent(data=PNG, mime_type="image/png")]))
     assert output.content == f"[an image of {MAX_IMAGE_BYTES + len('data:image/png;base64,')} bytes, too large to be shown]"
     assert [image.url for image in output.images] == [f"data:image/png;base64,{PNG}"]
 
@@ -59,7 +59,7 @@ def test_an_image_that_is_too_large_is_left_out_and_that_is_said() -> None:
     ids=["drawing", "no image", "embedded drawing"],
 )
 def test_an_image_that_a_provider_would_refuse_is_named(block: Any) -> None:
-    output = output_of(CallToolResult(content=[block]))
+    output = to_tool_output(CallToolResult(content=[block]))
     assert output.images == ()
     assert "cannot be shown" in output.content
 
@@ -117,7 +117,7 @@ def test_a_name_that_is_no_wrapper_is_not_lost() -> None:
 
 
 def test_an_error_is_told_in_the_tools_own_words() -> None:
-    with pytest.raises(ToolFailed, match=r"^no such file$"):
+    with pytest.raises(ToolError, match=r"^no such file$"):
         of(text("no such file"), is_error=True)
-    with pytest.raises(ToolFailed, match="did not say why"):
+    with pytest.raises(ToolError, match="did not say why"):
         of(is_error=True)

@@ -13,7 +13,7 @@ from mcp.server import Server
 from mcp.server.mcpserver import Context, MCPServer
 
 from ai_agent_service.config.read_servers import read_servers
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp import connection as module
 from tests.mcp.http_rogue import HttpRogue
 from tests.mcp.in_process import HandshakeOnly, connected_to
@@ -72,7 +72,7 @@ async def test_questions_of_a_server_with_a_handshake_are_refused_and_the_call_e
     app = HandshakeOnly(server.streamable_http_app())
     async with connected_to(app) as connection:
         for name in ("elicitation", "sampling", "roots"):
-            with pytest.raises(ToolFailed, match="not supported"):
+            with pytest.raises(ToolError, match="not supported"):
                 await run(connection, name)
         assert connection.status.restarts == 0
     refusals = [request.message["error"]["code"] for request in app.requests if "error" in request.message]
@@ -140,7 +140,7 @@ async def test_a_redirect_of_a_call_takes_no_key_along_and_fails_only_the_call(
     await elsewhere.start()
     async with connected(with_secret(tmp_path, rogue, monkeypatch)) as connection:
         rogue.redirects_to = f"http://127.0.0.1:{elsewhere.port}/mcp?key={SECRET}"
-        with pytest.raises(ToolFailed) as refused:
+        with pytest.raises(ToolError) as refused:
             await call(connection, "echo")
         rogue.redirects_to = ""
         assert await call(connection, "echo", "hi") == "hi"
@@ -175,11 +175,11 @@ async def test_a_call_in_flight_is_not_made_again_while_others_find_nobody() -> 
             await arrived.wait()
         server.take_no_more()
         others = await asyncio.gather(*(call(connection, "echo", str(number)) for number in range(5)), return_exceptions=True)
-        assert not any(isinstance(other, BaseException) and not isinstance(other, ToolFailed) for other in others)
-        assert any(isinstance(other, ToolFailed) for other in others), "somebody was found after all"
+        assert not any(isinstance(other, BaseException) and not isinstance(other, ToolError) for other in others)
+        assert any(isinstance(other, ToolError) for other in others), "somebody was found after all"
         server.stop_listening()
         dropped.set()
-        with pytest.raises(ToolFailed, match="not known whether it was carried out"):
+        with pytest.raises(ToolError, match="not known whether it was carried out"):
             await sent
         await server.start()
         await until(lambda: connection.state == "ready", 30)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.tools.toolset import Toolset
@@ -86,7 +86,7 @@ async def test_the_reference_server_works_over_every_transport(node_servers: Pat
         assert (await run(server, "get-resource-links", count=3)).content.count("](demo://resource/dynamic/") == 3
         reference = (await run(server, "get-resource-reference", resourceType="Text", resourceId=1)).content
         assert "demo://resource/dynamic/text/1:\nResource 1: This is a plaintext resource" in reference
-        with pytest.raises(ToolFailed, match="message"):
+        with pytest.raises(ToolError, match="message"):
             await run(server, "echo")
         answers = await asyncio.gather(*(run(server, "echo", message=str(number)) for number in range(20)))
         assert [answer.content for answer in answers] == [f"Echo: {number}" for number in range(20)]
@@ -138,7 +138,7 @@ async def test_server_filesystem_keeps_to_its_folder(node_servers: Path, tmp_pat
         assert (tmp_path / "mine" / "a.txt").read_text(encoding="utf-8") == "häuser"
         assert (await run(server, "read_text_file", path=str(tmp_path / "mine" / "a.txt"))).content == "häuser"
         assert "a.txt" in (await run(server, "list_directory", path=str(tmp_path / "mine"))).content
-        with pytest.raises(ToolFailed, match="outside allowed directories"):
+        with pytest.raises(ToolError, match="outside allowed directories"):
             await run(server, "read_text_file", path=str(tmp_path / "other.txt"))
 
 

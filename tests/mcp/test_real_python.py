@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from tests.mcp.opened import connected, run
 from tests.upstream import Upstream, reply
 
@@ -26,7 +26,7 @@ async def test_mcp_server_time_tells_the_time() -> None:
         assert [tool.remote.name for tool in server.tools] == ["get_current_time", "convert_time"]
         converted = await run(server, "convert_time", source_timezone="Asia/Tokyo", time="09:30", target_timezone="UTC")
         assert "T00:30:00+00:00" in converted.content
-        with pytest.raises(ToolFailed, match="No time zone found with key Mars"):
+        with pytest.raises(ToolError, match="No time zone found with key Mars"):
             await run(server, "get_current_time", timezone="Mars")
 
 
@@ -40,7 +40,7 @@ async def test_mcp_server_git_reads_and_writes_a_repository(tmp_path: Path) -> N
         await run(server, "git_add", repo_path=str(tmp_path), files=["poem.txt"])
         await run(server, "git_commit", repo_path=str(tmp_path), message="Add a poem")
         assert "Add a poem" in (await run(server, "git_log", repo_path=str(tmp_path))).content
-        with pytest.raises(ToolFailed, match="is outside the allowed repository"):
+        with pytest.raises(ToolError, match="is outside the allowed repository"):
             await run(server, "git_status", repo_path=str(tmp_path.parent))
     log = subprocess.run(["git", "log", "--format=%an %s"], cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: ASYNC221
     assert log.stdout == "Ada Add a poem\n"
@@ -55,6 +55,6 @@ async def test_mcp_server_fetch_reads_a_page_and_tells_of_one_that_is_not_there(
         fetched = await run(server, "fetch", url=f"{site.url}/roses")
         assert "They are red." in fetched.content
         assert [request.path for request in site.requests] == ["/roses"]
-        with pytest.raises(ToolFailed, match="status code 404"):
+        with pytest.raises(ToolError, match="status code 404"):
             await run(server, "fetch", url=f"{site.url}/tulips")
         assert [tool.remote.name for tool in server.tools] == ["fetch"]

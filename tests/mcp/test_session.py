@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from ai_agent_service.config.read_servers import read_servers
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.mcp import connection as module
 from ai_agent_service.mcp.connection import Connection
@@ -128,7 +128,7 @@ async def test_a_tool_that_breaks_its_own_schema_still_gives_its_result(rogue: H
 async def test_a_result_that_is_none_fails_the_call_and_not_the_session(rogue: HttpRogue) -> None:
     async with connected(rogue.definition) as connection:
         rogue.result = '{"content": 5}'
-        with pytest.raises(ToolFailed, match="not what the Model Context Protocol prescribes"):
+        with pytest.raises(ToolError, match="not what the Model Context Protocol prescribes"):
             await call(connection, "echo")
         rogue.result = ""
         assert await call(connection, "echo", "hi") == "hi"
@@ -223,7 +223,7 @@ async def test_a_call_that_was_sent_is_not_made_again_because_another_found_nobo
         rogue.on_call = None
         await until(lambda: connection.state == "ready", 30)
         assert await call(connection, "echo", "after") == "after"
-    assert isinstance(results[0], ToolFailed)
+    assert isinstance(results[0], ToolError)
     assert rogue.calls.count("sent") == 1
 
 
@@ -236,7 +236,7 @@ async def test_an_answer_that_breaks_off_fails_the_call_which_is_not_made_again(
         await until(lambda: len(rogue.calls) == 1)
         if not stays:
             rogue.stop_listening()
-        with pytest.raises(ToolFailed, match="not known whether"):
+        with pytest.raises(ToolError, match="not known whether"):
             await failed
         rogue.cuts_off = ""
         if not stays:
@@ -250,7 +250,7 @@ async def test_an_answer_that_breaks_off_fails_the_call_which_is_not_made_again(
 async def test_a_call_that_is_forbidden_leaves_the_server_to_others(rogue: HttpRogue) -> None:
     async with connected(rogue.definition) as connection:
         rogue.refuses = "403 Forbidden"
-        with pytest.raises(ToolFailed, match="HTTP 403 Forbidden"):
+        with pytest.raises(ToolError, match="HTTP 403 Forbidden"):
             await call(connection, "echo")
         rogue.refuses = ""
         assert await call(connection, "echo", "after") == "after"
@@ -281,7 +281,7 @@ async def test_the_header_goes_with_every_request_and_into_no_message(
         assert await call(connection, "echo", "hi") == "hi"
         assert all(f"authorization: bearer {SECRET}" in head.lower() and f"key={SECRET}" in head for head in rogue.heads)
         rogue.refuses = "401 Unauthorized"  # and its body has all that it was sent
-        with pytest.raises(ToolFailed) as refused:
+        with pytest.raises(ToolError) as refused:
             await call(connection, "echo", "hi")
         await until(lambda: connection.state == "down")
         assert connection.error == "HTTP 401 Unauthorized; check the header and the variables in its definition"
@@ -298,7 +298,7 @@ async def test_a_refusal_in_the_servers_own_words_is_told_without_secrets(
 ) -> None:
     async with connected(with_secret(tmp_path, rogue, monkeypatch)) as connection:
         rogue.error = {"code": -32602, "message": f"the key {SECRET} may not do that"}
-        with pytest.raises(ToolFailed, match=r"^the key \[redacted\] may not do that$"):
+        with pytest.raises(ToolError, match=r"^the key \[redacted\] may not do that$"):
             await call(connection, "echo")
 
 
@@ -340,7 +340,7 @@ async def test_questions_of_a_server_are_refused_and_the_call_ends() -> None:
 
     async with served(server) as connection:
         for name in ("ask_the_user", "ask_the_model"):
-            with pytest.raises(ToolFailed) as refused:
+            with pytest.raises(ToolError) as refused:
                 await run(connection, name)
             assert str(refused.value)
         assert (await run(connection, "fine")).content == "fine"
@@ -360,7 +360,7 @@ async def test_a_tool_that_answers_with_a_question_ends_with_a_refusal(endless: 
         return mcp_types.InputRequiredResult(input_requests={"q": form})
 
     async with served(Server("server", on_list_tools=list_tools, on_call_tool=call_tool)) as connection:
-        with pytest.raises(ToolFailed, match="more and more input" if endless else "not supported"):
+        with pytest.raises(ToolError, match="more and more input" if endless else "not supported"):
             await run(connection, "ask")
         assert connection.status.restarts == 0
 

@@ -116,7 +116,7 @@ async def test_a_command_that_is_not_installed_turns_its_server_off(
     (tmp_path / "there" / "serve").symlink_to("/bin/false")
     defined = definition("one", command=command, cwd=cwd and str(tmp_path / cwd))
     async with open_servers([defined], os.environ, wanted={"one"}, connect_seconds=20, tools_seconds=60) as servers:
-        await servers.settled(40)
+        await servers.wait_for_start(40)
         (status,) = servers.statuses
     assert status.state == state
     if state == "off":
@@ -128,7 +128,7 @@ async def test_opening_does_not_wait_for_a_server_that_never_answers() -> None:
     began = time.monotonic()
     async with open_servers([hanging], os.environ, wanted={"slow"}, connect_seconds=50, tools_seconds=60) as servers:
         assert time.monotonic() - began < 10
-        await servers.settled(0.5)
+        await servers.wait_for_start(0.5)
         assert servers["slow"].state == "starting"
 
 
@@ -138,7 +138,7 @@ async def test_one_server_that_fails_does_not_keep_the_others_from_settling() ->
         definition("two", command=HANGING[0], args=["-c", "raise SystemExit(3)"]),
     ]
     async with open_servers(definitions, os.environ, wanted={"one", "two"}, connect_seconds=20, tools_seconds=60) as servers:
-        await servers.settled(40)
+        await servers.wait_for_start(40)
         one, two = servers.statuses
     assert (one.state, two.state) == ("down", "down")
     assert "cannot be reached" in str(one.error)

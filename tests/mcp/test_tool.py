@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import ToolSpec
 from ai_agent_service.mcp.base import RemoteTool
-from ai_agent_service.mcp.tool import McpTool, model_name
+from ai_agent_service.mcp.tool import McpTool, build_model_name
 from ai_agent_service.tools.base import ToolOutput
 
 LABELS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}", fullmatch=True)
@@ -25,20 +25,20 @@ AMBIGUOUS_TOOLS = st.text("a_. ", max_size=4)
 @given(LABELS, TOOLS)
 @example("a", "look\n")
 def test_a_name_is_one_that_every_provider_takes(label: str, tool: str) -> None:
-    assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", model_name(label, tool))
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", build_model_name(label, tool))
 
 
 @given(st.one_of(st.tuples(LABELS, TOOLS, LABELS, TOOLS), st.tuples(AMBIGUOUS_LABELS, AMBIGUOUS_TOOLS, AMBIGUOUS_LABELS, AMBIGUOUS_TOOLS)))
 def test_two_tools_never_have_one_name(four: tuple[str, str, str, str]) -> None:
     label, tool, other_label, other_tool = four
-    assert (model_name(label, tool) == model_name(other_label, other_tool)) == ((label, tool) == (other_label, other_tool))
+    assert (build_model_name(label, tool) == build_model_name(other_label, other_tool)) == ((label, tool) == (other_label, other_tool))
 
 
 @pytest.mark.parametrize(("label", "tool"), [("a", "b.c"), ("a", "b" * 80), ("a b", "pay")])
 def test_no_server_can_call_a_tool_by_the_name_that_another_ones_digest_makes(label: str, tool: str) -> None:
-    name = model_name(label, tool)
+    name = build_model_name(label, tool)
     other_label, _, other_tool = name.partition("__")
-    assert model_name(other_label, other_tool) != name
+    assert build_model_name(other_label, other_tool) != name
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_no_server_can_call_a_tool_by_the_name_that_another_ones_digest_makes(la
     ],
 )
 def test_a_plain_name_stays_readable(label: str, tool: str, name: str) -> None:
-    assert model_name(label, tool) == name
+    assert build_model_name(label, tool) == name
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_plain_name_stays_readable(label: str, tool: str, name: str) -> None:
 )
 def test_any_other_name_ends_in_a_digest_of_label_and_tool(label: str, tool: str, begins: str) -> None:
     digest = hashlib.sha256(f"{label}\0{tool}".encode()).hexdigest()[:8]
-    assert model_name(label, tool) == f"{begins}_{digest}"
+    assert build_model_name(label, tool) == f"{begins}_{digest}"
 
 
 def spec_of(description: str, parameters: dict[str, object]) -> ToolSpec:

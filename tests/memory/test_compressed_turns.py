@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from ai_agent_service.core.errors import ContextTooLong, ProviderUnavailable, ServiceError
+from ai_agent_service.core.errors import ContextTooLongError, ProviderUnavailableError, ServiceError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.messages import Message
 from ai_agent_service.memory.summaries import DEFAULT_PROMPT
@@ -64,7 +64,7 @@ class Talker(Script):
     async def _turn(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         self.turns.append(request)
         if self.characters is not None and len(shown(request)) > self.characters:
-            raise ContextTooLong("This does not fit.", param="messages")
+            raise ContextTooLongError("This does not fit.", param="messages")
         last = request.messages[-1]
         if last.role == "user" and last.text.startswith("calculate"):
             for event in calls(("calculate", {"expression": "6*7"}), text="Let me see. "):
@@ -437,7 +437,7 @@ async def test_an_agent_that_is_named_makes_the_summaries_with_its_provider_mode
 # What fails
 
 
-@pytest.mark.parametrize("failure", [ProviderUnavailable("It is down."), ContextTooLong("Too long."), ""])
+@pytest.mark.parametrize("failure", [ProviderUnavailableError("It is down."), ContextTooLongError("Too long."), ""])
 async def test_a_summary_that_fails_leaves_the_chat_working_and_is_tried_again_after_the_next_turn(
     tmp_path: Path, failure: ServiceError | str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -504,7 +504,7 @@ async def test_a_conversation_that_is_too_long_for_summaries_too_is_told_to_the_
     async with service(tmp_path, talker) as client:
         whole = await client.ask(long("red"))
         talker.characters = 10
-        talker.failures = [ContextTooLong("Too long.")] * 100
+        talker.failures = [ContextTooLongError("Too long.")] * 100
         error = error_of(await client.posted((*whole, *conversation("blue"))), 400)
         assert error["code"] == "context_length_exceeded"
         assert runs_in(tmp_path)[-1] == ("incomplete", "context_length_exceeded")
@@ -597,7 +597,7 @@ async def test_a_long_session_loses_nothing_while_no_summary_can_be_made(tmp_pat
     talker = Talker()
     agent = remembering(memory={"history_messages": 8}, threshold_tokens=8000)
     async with service(tmp_path, talker, agent) as client:
-        talker.failures = [ProviderUnavailable("It is down.")] * 6
+        talker.failures = [ProviderUnavailableError("It is down.")] * 6
         for number in range(15):
             await client.say(f"mark{number}")
             await client.settled()

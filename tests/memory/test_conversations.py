@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from dirty_equals import IsStr
 
-from ai_agent_service.core.errors import NotFound, ProviderUnavailable
+from ai_agent_service.core.errors import NotFoundError, ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from tests.api.asking import completion_of, error_of
 from tests.memory.conftest import HELPER, SQLITE, Database, Serve, Talking, until
@@ -183,9 +183,9 @@ async def test_another_tenant_sees_and_deletes_nothing(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "s", user="ada")
         conversations = talking.service.conversations
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFoundError):
             await conversations.get("elsewhere", "ada", "helper", "s")
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFoundError):
             await conversations.delete("elsewhere", "ada", "helper", "s")
         assert await conversations.list("elsewhere", "ada", "helper", limit=10) == ((), None)
         assert [each async for each in conversations.export("elsewhere", "ada")] == []
@@ -292,7 +292,7 @@ async def test_everything_of_a_user_is_erased_with_all_agents_and_nothing_else(s
 
 
 async def test_a_conversation_that_is_interrupted_is_exported_as_such(serve: Serve) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailable("It is down.")])) as talking:
+    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")])) as talking:
         error_of(await talking.complete("?"), 502)
         (exported,) = [json.loads(line) for line in (await talking.client.get("/memory")).text.splitlines()]
     assert [(message["content"], message["status"]) for message in exported["messages"]] == [("?", "complete"), ("It is", "incomplete")]

@@ -14,18 +14,18 @@ import pytest
 from sqlalchemy import Connection, func, insert, select, update
 
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.core.errors import SessionBusy
+from ai_agent_service.core.errors import SessionBusyError
 from ai_agent_service.core.messages import Message
-from ai_agent_service.memory.base import Answer, Erased
-from ai_agent_service.memory.housekeeping import BATCH, CLEANUP_LOCK, Keeper
-from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Begun, Session, Store, Summary
+from ai_agent_service.memory.base import ErasureCounts, TurnAnswer
+from ai_agent_service.memory.housekeeping import BATCH, CLEANUP_LOCK, Housekeeping
+from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Session, Store, Summary, TurnStart
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.migrate import upgrade
-from ai_agent_service.storage.opening import engine_of
+from ai_agent_service.storage.opening import build_engine
 from ai_agent_service.storage.tables import nodes, processes, runs, sessions, summaries
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.storage.url import parse_database_url
 from tests.memory.chaos import until
 from tests.postgres import PostgresServer
 from tests.scripted import Script, says
@@ -45,21 +45,23 @@ class Replica:
         self.database = database
         self.store = Store(database, Cipher(()), process_id)
 
-    def keeper(self, days: float | None = None, of_agents: Mapping[str, float] | None = None) -> Keeper:
+    def keeper(self, days: float | None = None, of_agents: Mapping[str, float] | None = None) -> Housekeeping:
         """What looks after the database in this process."""
-        return Keeper(self.store, retention_days=days, agent_retention_days=of_agents or {}, interval_hours=24, run_seconds=RUN_SECONDS)
+        return Housekeeping(
+            self.store, retention_days=days, agent_retention_days=of_agents or {}, interval_hours=24, run_seconds=RUN_SECONDS
+        )
 
     def session(self, session_id: str, agent_id: str = "helper") -> Session:
-        return self.store.session_of("local", "ada", agent_id, session_id)
+        return self.store.build_session("local", "ada", agent_id, session_id)
 
     async def begin(
         self, session_id: str, agent_id: str = "helper", *, conversation: Sequence[Message] = QUESTION, run_id: str, is_retry: bool = False
-    ) -> Begun:
+    ) -> TurnStart:
         """What is found when a turn begins."""
         session = self.session(session_id, agent_id)
-        entries = self.store.addresses.entries(conversation, session.key)
+        entries = self.store.hasher.build_entries(conversation, session.key)
 
-        def work(connection: Connection) -> Begun:
+        def work(connection: Connection) -> TurnStart:
             return self.store.begin(connection, session, entries, run_id, is_retry=is_retry, message_id=None, answered=True)
 
         return await self.database.write(work)
@@ -74,10 +76,10 @@ class Replica:
         """Takes a whole turn, with a summary, `age` ago."""
         session = self.session(session_id, agent_id)
         run_id = await self.ask(session_id, agent_id)
-        [question] = self.store.addresses.entries(QUESTION, session.key)
+        [question] = self.store.hasher.build_entries(QUESTION, session.key)
 
         def work(connection: Connection) -> None:
-            answer = Answer(text="Hello Ada")
+            answer = TurnAnswer(text="Hello Ada")
             self.store.finish(connection, session, question, run_id, answer, prefix="", leased=False)
             self.store.store_summary(connection, session, Summary(question.path, 1, "Greetings"), b"settings")
             connection.execute(update(sessions).where(sessions.c.key == session.key).values(updated_at=datetime.now(UTC) - age))
@@ -123,7 +125,7 @@ class Replica:
 @asynccontextmanager
 async def opened(url: str) -> AsyncGenerator[tuple[Replica, Replica], None]:
     settings = Settings.model_validate({"database_url": url, "database_timeout": 20})
-    database = Database(engine_of(parse_address(url), settings), timeout=20)
+    database = Database(build_engine(parse_database_url(url), settings), timeout=20)
     await database.open()
     assert database.problem is None
     try:
@@ -169,22 +171,22 @@ async def test_a_conversation_that_is_too_old_goes_with_all_its_rows_and_a_young
     await one.talk("old", age=timedelta(days=30, minutes=1))
     await one.talk("young", age=timedelta(days=29, hours=23))
     keeper = one.keeper(30)
-    assert await keeper.clean_up() == Erased(sessions=1, messages=2, runs=1, summaries=1)
+    assert await keeper.clean_up() == ErasureCounts(sessions=1, messages=2, runs=1, summaries=1)
     assert await one.sessions() == ["young"]
     assert await one.rows() == {"sessions": 1, "nodes": 2, "runs": 1, "summaries": 1}
-    assert await keeper.clean_up() == Erased()
-    assert keeper.erased == Erased(sessions=1, messages=2, runs=1, summaries=1)
+    assert await keeper.clean_up() == ErasureCounts()
+    assert keeper.erased == ErasureCounts(sessions=1, messages=2, runs=1, summaries=1)
 
 
 async def test_use_keeps_a_conversation(one: Replica) -> None:
     await one.talk("monday", age=LONG_AGO)
     await one.ask("monday")
-    assert await one.keeper(30).clean_up() == Erased()
+    assert await one.keeper(30).clean_up() == ErasureCounts()
 
 
 async def test_without_a_limit_all_are_kept(one: Replica) -> None:
     await one.talk("old", age=LONG_AGO)
-    assert await one.keeper(None).clean_up() == Erased()
+    assert await one.keeper(None).clean_up() == ErasureCounts()
     assert await one.sessions() == ["old"]
 
 
@@ -218,7 +220,7 @@ async def test_one_replica_at_a_time_deletes(postgres_18: PostgresServer) -> Non
         await one.talk("old", age=LONG_AGO)
         other = await asyncpg.connect(url)
         await other.execute(f"SELECT pg_advisory_lock({CLEANUP_LOCK})")
-        assert await one.keeper(30).clean_up() == Erased()
+        assert await one.keeper(30).clean_up() == ErasureCounts()
         assert await one.sessions() == ["old"]
         await other.close()
 
@@ -268,40 +270,40 @@ async def _waiting(url: str, transactions: int, *, unless: asyncio.Task[Any] | N
 
 
 async def test_the_runs_of_a_process_that_is_gone_become_incomplete_and_its_sessions_are_free(one: Replica, two: Replica) -> None:
-    await two.keeper().beat()
+    await two.keeper().send_heartbeat()
     await two.lease("monday")
     run_id = await two.ask("monday")
     await two.unseen_for(PROCESS_STALE_SECONDS + 2)
     keeper = one.keeper()
     assert not await one.lease("monday")
-    await keeper.beat()
+    await keeper.send_heartbeat()
     assert await one.runs() == {run_id: ("incomplete", "process_gone")}
     assert await one.lease("monday")
     assert keeper.ended_runs == 1
-    await keeper.beat()
+    await keeper.send_heartbeat()
     assert keeper.ended_runs == 1
 
 
 async def test_a_session_that_a_process_took_before_it_was_gone_is_free_though_it_began_no_run(one: Replica, two: Replica) -> None:
-    await two.keeper().beat()
+    await two.keeper().send_heartbeat()
     await two.lease("monday")
     await two.unseen_for(PROCESS_STALE_SECONDS + 2)
-    await one.keeper().beat()
+    await one.keeper().send_heartbeat()
     assert await one.lease("monday")
 
 
 async def test_the_runs_and_the_sessions_of_a_living_process_stay_its_own(one: Replica, two: Replica) -> None:
-    await two.keeper().beat()
+    await two.keeper().send_heartbeat()
     await two.unseen_for(PROCESS_STALE_SECONDS - 10)
     await two.lease("monday")
     run_id = await two.ask("monday")
     await two.ask("tuesday")
     gone = Replica(one.database, "gone")
     await gone.store.prepare(one.database.primary)
-    await gone.keeper().beat()
+    await gone.keeper().send_heartbeat()
     await gone.ask("wednesday")
     await gone.unseen_for(PROCESS_STALE_SECONDS + 2)
-    await one.keeper().beat()
+    await one.keeper().send_heartbeat()
     assert await one.runs() == {
         run_id: ("running", None),
         "run 1 of tuesday": ("running", None),
@@ -311,54 +313,54 @@ async def test_the_runs_and_the_sessions_of_a_living_process_stay_its_own(one: R
 
 
 async def test_a_process_keeps_its_own_runs_by_its_beats(one: Replica, two: Replica) -> None:
-    await two.keeper().beat()
+    await two.keeper().send_heartbeat()
     run_id = await two.ask("monday")
     await two.unseen_for(PROCESS_STALE_SECONDS + 2)
-    await two.keeper().beat()
-    await one.keeper().beat()
+    await two.keeper().send_heartbeat()
+    await one.keeper().send_heartbeat()
     assert await one.runs() == {run_id: ("running", None)}
 
 
 async def test_runs_that_were_ended_stay_as_they_are(one: Replica) -> None:
     await one.talk("monday", age=LONG_AGO)
-    await one.keeper().beat()
+    await one.keeper().send_heartbeat()
     assert await one.runs() == {"run 1 of monday": ("done", None)}
 
 
 async def test_a_run_that_takes_longer_than_any_may_is_ended_though_its_process_lives(one: Replica) -> None:
     keeper = one.keeper()
-    await keeper.beat()
+    await keeper.send_heartbeat()
     run_id = await one.ask("monday")
     await one.ask("tuesday")
     late = update(runs).where(runs.c.run_id == run_id).values(started_at=datetime.now(UTC) - timedelta(seconds=RUN_SECONDS + 5))
     await one.database.write(lambda connection: connection.execute(late))
-    await keeper.beat()
+    await keeper.send_heartbeat()
     found = await one.runs()
     assert (found[run_id][0], found["run 1 of tuesday"][0]) == ("incomplete", "running")
 
 
 async def test_a_process_that_leaves_is_gone_at_once(one: Replica, two: Replica) -> None:
-    await one.keeper().beat()
-    await two.keeper().beat()
+    await one.keeper().send_heartbeat()
+    await two.keeper().send_heartbeat()
     run_id = await two.ask("monday")
     assert await one.processes() == ["one", "two"]
-    await two.keeper().leave()
+    await two.keeper().unregister_process()
     assert await one.processes() == ["one"]
-    await one.keeper().beat()
+    await one.keeper().send_heartbeat()
     assert (await one.runs())[run_id][0] == "incomplete"
 
 
 async def test_a_process_that_was_not_seen_for_days_is_forgotten(one: Replica, two: Replica) -> None:
-    await two.keeper().beat()
+    await two.keeper().send_heartbeat()
     await two.unseen_for(3 * 24 * 3600)
-    await one.keeper().beat()
+    await one.keeper().send_heartbeat()
     assert await one.processes() == ["one"]
 
 
 async def test_a_turn_is_repeated_once_the_process_that_took_it_is_gone(one: Replica, two: Replica) -> None:
-    await two.keeper().beat()
+    await two.keeper().send_heartbeat()
     await two.ask("monday")
-    with pytest.raises(SessionBusy):
+    with pytest.raises(SessionBusyError):
         await one.begin("monday", run_id="again", is_retry=True)
     await two.unseen_for(PROCESS_STALE_SECONDS + 2)
     begun = await one.begin("monday", run_id="again", is_retry=True)

@@ -147,7 +147,7 @@ async def test_every_statement_names_its_owner(serve: Serve, statements: Stateme
         assert (await talking.client.get(conversations, params={"after": page["next"]})).status_code == 200
         assert (await talking.client.delete(f"{conversations}/s")).json()["summaries"] > 0
         assert (await talking.client.delete("/memory")).json()["sessions"] == 1
-        await talking.memories.keeper.clean_up()
+        await talking.memories.housekeeping.clean_up()
     assert statements.faults == []
     everything = {(verb, name) for verb in ("SELECT", "INSERT", "DELETE") for name in OWNED} | {("UPDATE", "sessions"), ("UPDATE", "runs")}
     assert everything <= statements.uses

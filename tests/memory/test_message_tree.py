@@ -5,12 +5,12 @@ import sys
 import pytest
 
 from ai_agent_service.core.messages import AudioPart, Content, FilePart, ImagePart, Message, TextPart, ToolCall
-from ai_agent_service.memory.message_tree import Addresses
-from ai_agent_service.storage.tables import ADDRESS_BYTES
+from ai_agent_service.memory.message_tree import MessageHasher
+from ai_agent_service.storage.tables import HASH_BYTES
 from tests.memory.conftest import in_turn
 
-ADDRESSES = Addresses(bytes(32))
-ROOT = bytes(ADDRESS_BYTES)
+ADDRESSES = MessageHasher(bytes(32))
+ROOT = bytes(HASH_BYTES)
 CALL = ToolCall("c1", "calculate", "{}")
 
 
@@ -21,7 +21,7 @@ def conversation(*texts: str) -> list[Message]:
 
 def paths(*texts: str) -> list[bytes]:
     """The addresses of a conversation's messages."""
-    return [entry.path for entry in ADDRESSES.entries(conversation(*texts), ROOT)]
+    return [entry.path for entry in ADDRESSES.build_entries(conversation(*texts), ROOT)]
 
 
 def test_an_address_depends_on_all_that_was_said_before() -> None:
@@ -31,27 +31,27 @@ def test_an_address_depends_on_all_that_was_said_before() -> None:
 
 
 def test_the_messages_of_a_conversation_follow_each_other() -> None:
-    entries = ADDRESSES.entries(conversation("a", "b", "c"), ROOT)
+    entries = ADDRESSES.build_entries(conversation("a", "b", "c"), ROOT)
     assert [entry.parent for entry in entries] == [ROOT, entries[0].path, entries[1].path]
     assert [entry.depth for entry in entries] == [1, 2, 3]
     assert [entry.is_question for entry in entries] == [True, False, True]
-    (following,) = ADDRESSES.entries(conversation("c"), entries[1].path, 2)
+    (following,) = ADDRESSES.build_entries(conversation("c"), entries[1].path, 2)
     assert (following.path, following.depth) == (entries[2].path, 3)
 
 
 def test_a_question_and_an_answer_of_the_same_words_differ() -> None:
-    assert ADDRESSES.question(ROOT, "Hi") != ADDRESSES.answer(ROOT, "Hi")
+    assert ADDRESSES.hash_question(ROOT, "Hi") != ADDRESSES.hash_answer(ROOT, "Hi")
 
 
 def test_each_database_has_its_own_addresses() -> None:
-    other = Addresses(bytes([1] * 32))
-    assert other.question(ROOT, "Hi") != ADDRESSES.question(ROOT, "Hi")
-    assert other.session("t", "u", "a", "s") != ADDRESSES.session("t", "u", "a", "s")
+    other = MessageHasher(bytes([1] * 32))
+    assert other.hash_question(ROOT, "Hi") != ADDRESSES.hash_question(ROOT, "Hi")
+    assert other.hash_session("t", "u", "a", "s") != ADDRESSES.hash_session("t", "u", "a", "s")
 
 
 def test_names_that_join_to_the_same_text_are_different_sessions() -> None:
     names = [("t", "u", "a", "s"), ("t", "u", "as", ""), ("t", "ua", "", "s"), ("t", "u", '","a', "s"), ("u", "t", "a", "s")]
-    assert len({ADDRESSES.session(*each) for each in names}) == len(names)
+    assert len({ADDRESSES.hash_session(*each) for each in names}) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_names_that_join_to_the_same_text_are_different_sessions() -> None:
     ids=["unicode form", "white space", "parts", "no-break space", "detail", "order of text and image", "file name"],
 )
 def test_these_are_the_same_question(content: Content, same: Content) -> None:
-    assert ADDRESSES.question(ROOT, content) == ADDRESSES.question(ROOT, same)
+    assert ADDRESSES.hash_question(ROOT, content) == ADDRESSES.hash_question(ROOT, same)
 
 
 @pytest.mark.parametrize(
@@ -86,32 +86,32 @@ def test_these_are_the_same_question(content: Content, same: Content) -> None:
     ids=["word boundary", "case", "image", "other image", "order of images", "kind", "file", "NUL"],
 )
 def test_these_are_different_questions(content: Content, other: Content) -> None:
-    assert ADDRESSES.question(ROOT, content) != ADDRESSES.question(ROOT, other)
+    assert ADDRESSES.hash_question(ROOT, content) != ADDRESSES.hash_question(ROOT, other)
 
 
 def test_an_image_is_not_the_text_that_would_stand_for_it() -> None:
-    image = ADDRESSES.question(ROOT, (TextPart("a"), ImagePart("u")))
-    assert image != ADDRESSES.question(ROOT, (TextPart("a iu"),))
-    assert image != ADDRESSES.question(ROOT, (TextPart("a"), TextPart("u")))
+    image = ADDRESSES.hash_question(ROOT, (TextPart("a"), ImagePart("u")))
+    assert image != ADDRESSES.hash_question(ROOT, (TextPart("a iu"),))
+    assert image != ADDRESSES.hash_question(ROOT, (TextPart("a"), TextPart("u")))
 
 
 def test_white_space_does_not_tell_answers_apart() -> None:
-    assert ADDRESSES.answer(ROOT, "Let me see.It is 42.") == ADDRESSES.answer(ROOT, " Let me see.\n\nIt is 42. ")
-    assert ADDRESSES.answer(ROOT, "caf\u00e9") == ADDRESSES.answer(ROOT, "cafe\u0301")
-    assert ADDRESSES.answer(ROOT, "42") != ADDRESSES.answer(ROOT, "43")
+    assert ADDRESSES.hash_answer(ROOT, "Let me see.It is 42.") == ADDRESSES.hash_answer(ROOT, " Let me see.\n\nIt is 42. ")
+    assert ADDRESSES.hash_answer(ROOT, "caf\u00e9") == ADDRESSES.hash_answer(ROOT, "cafe\u0301")
+    assert ADDRESSES.hash_answer(ROOT, "42") != ADDRESSES.hash_answer(ROOT, "43")
 
 
 @pytest.mark.parametrize("letter", ["b", "\u00fc"])
 def test_no_white_space_counts_in_an_answer(letter: str) -> None:
     spaces = [chr(code) for code in range(sys.maxunicode) if chr(code).isspace()]
     assert len(spaces) > 20
-    assert {ADDRESSES.answer(ROOT, f"{space}a{space}{letter}") for space in spaces} == {ADDRESSES.answer(ROOT, f"a{letter}")}
+    assert {ADDRESSES.hash_answer(ROOT, f"{space}a{space}{letter}") for space in spaces} == {ADDRESSES.hash_answer(ROOT, f"a{letter}")}
 
 
 def test_system_messages_have_no_address() -> None:
     system = Message(role="system", content="Be brief.")
     without = conversation("a", "b", "c")
-    assert ADDRESSES.entries([system, *without[:1], system, *without[1:]], ROOT) == ADDRESSES.entries(without, ROOT)
+    assert ADDRESSES.build_entries([system, *without[:1], system, *without[1:]], ROOT) == ADDRESSES.build_entries(without, ROOT)
 
 
 def test_all_between_two_questions_is_one_answer() -> None:
@@ -122,7 +122,7 @@ def test_all_between_two_questions_is_one_answer() -> None:
         Message(role="assistant", content="It is 42."),
         Message(role="user", content="Thanks"),
     ]
-    question, answer, thanks = ADDRESSES.entries(messages, ROOT)
+    question, answer, thanks = ADDRESSES.build_entries(messages, ROOT)
     assert [entry.path for entry in (question, answer, thanks)] == paths("?", "Well. It is 42.", "Thanks")
     assert answer.content == "Well. It is 42."
     (step,) = answer.steps
@@ -138,17 +138,17 @@ def test_a_result_of_no_call_is_no_step() -> None:
         Message(role="assistant", tool_calls=(CALL,)),
         Message(role="tool", content="of another", tool_call_id="c2"),
     ]
-    _, answer = ADDRESSES.entries(messages, ROOT)
+    _, answer = ADDRESSES.build_entries(messages, ROOT)
     assert [(step.calls, step.results) for step in answer.steps] == [((CALL,), ())]
 
 
 def test_an_answer_in_several_parts_is_told_as_one() -> None:
     parts = (TextPart("It is "), TextPart("42."))
-    (answer,) = ADDRESSES.entries([Message(role="assistant", content=parts)], ROOT)
-    (plain,) = ADDRESSES.entries([Message(role="assistant", content="It is 42.")], ROOT)
+    (answer,) = ADDRESSES.build_entries([Message(role="assistant", content=parts)], ROOT)
+    (plain,) = ADDRESSES.build_entries([Message(role="assistant", content="It is 42.")], ROOT)
     assert answer.path == plain.path
 
 
 def test_settings_that_differ_have_different_digests() -> None:
-    assert ADDRESSES.settings("prompt", "p", None) == ADDRESSES.settings("prompt", "p", None)
-    assert ADDRESSES.settings("prompt", "p", None) != ADDRESSES.settings("prompt", "p", "None")
+    assert ADDRESSES.hash_settings("prompt", "p", None) == ADDRESSES.hash_settings("prompt", "p", None)
+    assert ADDRESSES.hash_settings("prompt", "p", None) != ADDRESSES.hash_settings("prompt", "p", "None")

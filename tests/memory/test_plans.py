@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.postgres import PostgresEngine
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.storage.url import parse_database_url
 from benchmarks.databases import fill
 from benchmarks.plans import Plan, logging_plans, plans_in
 from tests.postgres import PostgresServer
@@ -58,7 +58,7 @@ def explained(postgres_18: PostgresServer) -> Generator[Explained, None, None]:
     name = postgres_18.new_database()
 
     async def migrate() -> None:
-        engine = PostgresEngine(parse_address(postgres_18.url(name)), pool_size=1, timeout=30)
+        engine = PostgresEngine(parse_database_url(postgres_18.url(name)), pool_size=1, timeout=30)
         await upgrade(engine)
         await engine.close()
 
@@ -145,7 +145,7 @@ async def test_no_statement_that_shows_or_deletes_a_conversation_reads_a_table_t
 @pytest.mark.usefixtures("client")
 async def test_what_looks_after_the_database_every_few_seconds_reads_no_table_through(app: FastAPI, explained: Explained) -> None:
     position = explained.position
-    await app.state.service.memories.keeper.beat()
+    await app.state.service.memories.housekeeping.send_heartbeat()
     plans = explained.plans_since(position)
     assert read_through(plans) == []
     assert "UPDATE runs" in kinds(plans)

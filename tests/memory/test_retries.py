@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
@@ -103,7 +103,7 @@ async def test_a_run_of_a_process_that_has_just_found_its_database_is_not_taken_
         async with asyncio.timeout(20):
             await one.script.waiting.wait()
         async with serve(Script(says("Other"))) as two:
-            await two.memories.keeper.beat()
+            await two.memories.housekeeping.send_heartbeat()
             assert await stored.runs() == [("running", None)]
             error_of(await two.complete("Hello", headers=AGAIN), 409)
             gate.set()
@@ -111,7 +111,7 @@ async def test_a_run_of_a_process_that_has_just_found_its_database_is_not_taken_
 
 
 async def test_a_turn_that_failed_is_run_again(serve: Serve, stored: Database) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailable("It is down.")], says("It is 42."))) as talking:
+    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("It is 42."))) as talking:
         error_of(await talking.complete("6*7?"), 502)
         completion_of(await talking.complete("6*7?", headers=AGAIN))
         assert await talking.shown() == [("user", "6*7?", "complete"), ("assistant", "It is 42.", "complete")]
@@ -190,7 +190,7 @@ async def test_a_turn_with_the_servers_history_is_not_asked_twice(serve: Serve) 
 
 
 async def test_a_failed_turn_with_the_servers_history_is_run_again_in_its_place(serve: Serve) -> None:
-    async with serve(Script(says("one"), [TextDelta("tw"), ProviderUnavailable("It is down.")], says("two"))) as talking:
+    async with serve(Script(says("one"), [TextDelta("tw"), ProviderUnavailableError("It is down.")], says("two"))) as talking:
         assert (await talking.chat("1")).status_code == 200
         error_of(await talking.chat("2"), 502)
         assert (await talking.chat("2", headers=AGAIN)).json()["response"] == "two"
@@ -238,7 +238,7 @@ async def test_another_replica_refuses_an_idempotency_key_of_another_question(se
 
 
 async def test_a_failed_turn_is_run_again_under_its_idempotency_key(serve: Serve, stored: Database) -> None:
-    async with serve(Script([TextDelta("H"), ProviderUnavailable("It is down.")])) as one, serve(Script(says("Hi"))) as two:
+    async with serve(Script([TextDelta("H"), ProviderUnavailableError("It is down.")])) as one, serve(Script(says("Hi"))) as two:
         error_of(await one.complete("Hello", headers=KEYED), 502)
         for _ in range(2):
             assert completion_of(await two.complete("Hello", headers=KEYED))["choices"][0]["message"]["content"] == "Hi"
@@ -267,7 +267,7 @@ async def test_an_idempotency_key_with_the_servers_history_is_known_to_another_r
 
 
 async def test_a_failed_turn_with_the_servers_history_is_run_again_under_its_idempotency_key(serve: Serve) -> None:
-    async with serve(Script([TextDelta("o"), ProviderUnavailable("It is down.")], says("two"), says("one"))) as talking:
+    async with serve(Script([TextDelta("o"), ProviderUnavailableError("It is down.")], says("two"), says("one"))) as talking:
         error_of(await talking.chat("1", headers={"Idempotency-Key": "k1"}), 502)
         assert (await talking.chat("2", headers={"Idempotency-Key": "k2"})).json()["response"] == "two"
         assert (await talking.chat("1", headers={"Idempotency-Key": "k1"})).json()["response"] == "one"

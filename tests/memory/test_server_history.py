@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from tests.api.asking import CHAT, WEATHER, completion_of, error_of
 from tests.memory.conftest import HELPER, SESSION, Database, Serve, until
@@ -70,7 +70,7 @@ async def test_several_new_messages_are_taken_in_their_order(serve: Serve) -> No
 
 
 async def test_what_a_failed_turn_said_is_gone_on_from(serve: Serve) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailable("It is down.")], says("42."))) as talking:
+    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("42."))) as talking:
         error_of(await talking.chat("6*7?"), 502)
         assert (await talking.chat("Go on")).status_code == 200
         assert [text for _, text in talking.asked()] == ["6*7?", "It is", "Go on"]
@@ -135,8 +135,8 @@ async def test_a_turn_in_another_session_does_not_wait(serve: Serve) -> None:
         assert (await first).status_code == 200
 
 
-@pytest.mark.parametrize("answer", [[ProviderUnavailable("It is down.")], [TextDelta("It"), ProviderUnavailable("It is down.")]])
-async def test_a_turn_that_failed_leaves_the_session_free(serve: Serve, answer: list[ProviderUnavailable]) -> None:
+@pytest.mark.parametrize("answer", [[ProviderUnavailableError("It is down.")], [TextDelta("It"), ProviderUnavailableError("It is down.")]])
+async def test_a_turn_that_failed_leaves_the_session_free(serve: Serve, answer: list[ProviderUnavailableError]) -> None:
     async with serve(Script(answer)) as one, serve(Script(says("two")), request_timeout=10) as two:
         error_of(await one.chat("1"), 502)
         assert (await two.chat("2")).json()["response"] == "two"
@@ -188,8 +188,8 @@ async def test_a_session_that_a_dead_process_holds_with_a_run_is_given_back(serv
         assert (await talking.chat("1")).status_code == 200
         await hold_for_a_dead_process(stored)
         await stored.rows("UPDATE runs SET status = 'running', process_id = 'gone'")
-        await talking.memories.keeper.beat()
-        assert talking.memories.keeper.ended_runs == 1
+        await talking.memories.housekeeping.send_heartbeat()
+        assert talking.memories.housekeeping.ended_runs == 1
         assert (await talking.chat("2")).status_code == 200
     assert await stored.runs() == [("incomplete", "process_gone"), ("done", None)]
 
@@ -198,7 +198,7 @@ async def test_a_session_that_a_dead_process_holds_before_its_run_began_is_given
     async with serve(Script(says("Hi")), request_timeout=2) as talking:
         assert (await talking.chat("1")).status_code == 200
         await hold_for_a_dead_process(stored)
-        await talking.memories.keeper.beat()
+        await talking.memories.housekeeping.send_heartbeat()
         assert (await talking.chat("2")).status_code == 200
 
 

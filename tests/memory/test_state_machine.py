@@ -31,11 +31,11 @@ from hypothesis.stateful import (
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
 
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import FinishReason, TextDelta
 from ai_agent_service.core.messages import ContentPart, ImagePart, Message, TextPart, ToolCall
 from ai_agent_service.memory.base import UNKNOWN_RESULT
-from ai_agent_service.memory.statements import TAIL
+from ai_agent_service.memory.statements import TAIL_MESSAGES
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
@@ -415,9 +415,9 @@ class Ledger:
             tree.head = again.answer or question
             return Begun((), again)
         sent = [prompt]
-        for entry in entries[:-TAIL]:
+        for entry in entries[:-TAIL_MESSAGES]:
             sent += entry.messages
-        for entry in entries[-TAIL:]:
+        for entry in entries[-TAIL_MESSAGES:]:
             known = tree.nodes.get(entry.address)
             brings_calls = any(message.tool_calls for message in entry.messages)
             sent += known.told if known is not None and known.steps and not brings_calls else entry.messages
@@ -976,7 +976,7 @@ class Conversations(RuleBasedStateMachine):
 
     def _steps(self, kind: str, number: int) -> list[list[Any]]:
         stop = ModelFinished("stop")
-        broken = ProviderUnavailable("The provider reports a failure of its own.")
+        broken = ProviderUnavailableError("The provider reports a failure of its own.")
 
         def says(*pieces: str) -> list[Any]:
             return [TextDelta(piece) for piece in pieces]
@@ -1192,7 +1192,7 @@ def _view(message: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _wanted(node: Stored) -> tuple[Any, ...]:
-    """As `_view`, of what the ledger says."""
+    """As `_build_view`, of what the ledger says."""
     tools = [(call.id, call.name, call.arguments, result) for step in node.steps for call, result in step.calls]
     return (node.role, comparable(node.content), node.status, node.origin, tools)
 

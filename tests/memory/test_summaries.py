@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.core.errors import ContextTooLong, ProviderProtocolError, ProviderUnavailable
+from ai_agent_service.core.errors import ContextTooLongError, ProviderProtocolError, ProviderUnavailableError
 from ai_agent_service.core.events import ReasoningDelta, TextDelta
 from ai_agent_service.core.messages import Content, ImagePart, Message, Role, TextPart, ToolCall
-from ai_agent_service.memory.summaries import DEFAULT_PROMPT, MIN_PIECE_TOKENS, Compressor, _as_text, _at_most
+from ai_agent_service.memory.summaries import DEFAULT_PROMPT, MIN_PIECE_TOKENS, Compressor, _estimate_upper_bound, _render_message
 from ai_agent_service.memory.tokens import TokenCounter, estimate
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from tests.scripted import Action, Script, says
@@ -34,7 +34,7 @@ class Narrow(Script):
         self.requests.append(request)
         asked = request.messages[-1].text
         if len(asked) > self.characters:
-            raise ContextTooLong("This does not fit.", param="messages")
+            raise ContextTooLongError("This does not fit.", param="messages")
         self.taken.append(asked)
         yield TextDelta(f"summary {len(self.taken)}")
         yield ModelFinished("stop")
@@ -69,7 +69,7 @@ async def asked(*messages: Message, earlier: str | None = None, **fields: Any) -
     """What a model is asked that is to summarise `messages`."""
     script = Script(says("a summary"))
     async with asyncio.timeout(20):
-        assert await compressor(script, **fields).summary(earlier, messages) == "a summary"
+        assert await compressor(script, **fields).summarize(earlier, messages) == "a summary"
     [request] = script.requests
     return request
 
@@ -152,31 +152,31 @@ async def test_images_are_mentioned_and_not_sent() -> None:
 @pytest.mark.parametrize("answer", [says(), says(" \n"), [ReasoningDelta("Hm"), ModelFinished("stop")]])
 async def test_an_empty_summary_is_an_error(answer: list[Action]) -> None:
     with pytest.raises(ProviderProtocolError, match="empty summary"):
-        await compressor(Script(answer)).summary(None, SHORT)
+        await compressor(Script(answer)).summarize(None, SHORT)
 
 
 @pytest.mark.parametrize("end", [[], [ModelFinished("content_filter")]])
 async def test_a_summary_that_broke_off_is_an_error(end: list[Action]) -> None:
     with pytest.raises(ProviderProtocolError):
-        await compressor(Script([TextDelta("The user is called"), *end])).summary(None, SHORT)
+        await compressor(Script([TextDelta("The user is called"), *end])).summarize(None, SHORT)
 
 
 async def test_an_error_of_the_provider_is_passed_on() -> None:
-    script = Script([TextDelta("The us"), ProviderUnavailable("It is down.")])
-    with pytest.raises(ProviderUnavailable):
-        await compressor(script).summary(None, SHORT)
+    script = Script([TextDelta("The us"), ProviderUnavailableError("It is down.")])
+    with pytest.raises(ProviderUnavailableError):
+        await compressor(script).summarize(None, SHORT)
     assert (len(script.requests), script.closed) == (1, 1)
 
 
 async def test_a_model_that_repeats_without_end_does_not_make_the_conversation_longer() -> None:
-    found = await compressor(Script(says("x" * 100_000)), threshold=500).summary(None, SHORT)
+    found = await compressor(Script(says("x" * 100_000)), threshold=500).summarize(None, SHORT)
     assert len(found) == 1000
 
 
 async def test_what_is_longer_than_the_threshold_is_summarised_in_pieces_each_with_the_summary_so_far() -> None:
     provider = Narrow(1_000_000)
     messages = [Message(role="user", content=" ".join(WORDS[start : start + 100])) for start in range(0, 3000, 100)]
-    found = await compressor(provider, threshold=1000).summary("summary 0", messages)
+    found = await compressor(provider, threshold=1000).summarize("summary 0", messages)
     assert found == f"summary {len(provider.taken)}"
     assert len(provider.taken) > 3
     assert [word for piece in provider.taken for word in words_in(piece)] == WORDS
@@ -185,7 +185,7 @@ async def test_what_is_longer_than_the_threshold_is_summarised_in_pieces_each_wi
 
 async def test_one_message_that_is_too_long_is_summarised_in_pieces_too() -> None:
     provider = Narrow(1_000_000)
-    await compressor(provider, threshold=1000).summary(None, [Message(role="user", content=" ".join(WORDS))])
+    await compressor(provider, threshold=1000).summarize(None, [Message(role="user", content=" ".join(WORDS))])
     assert len(provider.taken) > 3
     assert "".join(piece.rpartition("The conversation:\n\n")[2] for piece in provider.taken) == f"User: {' '.join(WORDS)}"
 
@@ -194,7 +194,7 @@ async def test_pieces_get_smaller_where_the_model_finds_them_too_long_and_nothin
     provider = Narrow(3000)
     messages = [Message(role="user", content=" ".join(WORDS[start : start + 100])) for start in range(0, 3000, 100)]
     async with asyncio.timeout(20):
-        found = await compressor(provider, threshold=8000).summary(None, messages)
+        found = await compressor(provider, threshold=8000).summarize(None, messages)
     assert found == f"summary {len(provider.taken)}"
     assert [word for piece in provider.taken for word in words_in(piece)] == WORDS
     assert 0 < len(provider.requests) - len(provider.taken) < 6
@@ -202,8 +202,8 @@ async def test_pieces_get_smaller_where_the_model_finds_them_too_long_and_nothin
 
 async def test_a_model_that_takes_no_piece_at_all_is_given_up_after_a_few_attempts() -> None:
     provider = Narrow(0)
-    with pytest.raises(ContextTooLong):
-        await compressor(provider, threshold=8000).summary(None, [Message(role="user", content=" ".join(WORDS))])
+    with pytest.raises(ContextTooLongError):
+        await compressor(provider, threshold=8000).summarize(None, [Message(role="user", content=" ".join(WORDS))])
     sizes = [len(request.messages[1].text) for request in provider.requests]
     assert sizes == sorted(set(sizes), reverse=True)
     assert (len(sizes) <= 8, sizes[-1] <= 4 * MIN_PIECE_TOKENS + 100) == (True, True)
@@ -233,5 +233,5 @@ def test_no_transcript_is_longer_than_what_is_estimated_without_one(role: Role) 
     for content in contents:
         for calls in ((), (call,), (call, call)) if role == "assistant" else ((),):
             message = Message(role, content, calls)
-            transcript = _as_text(message)
-            assert estimate(transcript) <= _at_most([message], ""), transcript[:100]
+            transcript = _render_message(message)
+            assert estimate(transcript) <= _estimate_upper_bound([message], ""), transcript[:100]

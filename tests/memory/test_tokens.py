@@ -104,19 +104,19 @@ async def test_a_conversation_that_grows_costs_what_is_new_in_it() -> None:
     messages = [f"{ENGLISH}{number}" for number in range(30)]
     for end in range(1, 31):
         await counter.count(messages[:end])
-        assert counter.counted == end
+        assert counter.encoded_count == end
 
 
 async def test_the_text_that_was_unused_the_longest_is_forgotten_after_ten_thousand_others() -> None:
     counter = TokenCounter()
     await counter.count([f"text {number}" for number in range(10_000)])
     await counter.count(["text 0"])
-    assert counter.counted == 10_000
+    assert counter.encoded_count == 10_000
     await counter.count(["one more"])
     await counter.count(["text 0", "text 2"])
-    assert counter.counted == 10_001
+    assert counter.encoded_count == 10_001
     await counter.count(["text 1"])
-    assert counter.counted == 10_002
+    assert counter.encoded_count == 10_002
 
 
 # Loading
@@ -124,9 +124,9 @@ async def test_the_text_that_was_unused_the_longest_is_forgotten_after_ten_thous
 
 async def test_the_encoding_is_loaded_at_the_first_count() -> None:
     counter = TokenCounter()
-    assert not counter.loaded
+    assert not counter.is_loaded
     await counter.count([ENGLISH])
-    assert counter.loaded
+    assert counter.is_loaded
 
 
 async def test_concurrent_first_counts_load_once(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ async def test_concurrent_first_counts_load_once(tmp_path: Path) -> None:
     async with asyncio.timeout(30):
         counts = await asyncio.gather(*counting)
     assert sum(counts) == await TokenCounter().count([ENGLISH, CHINESE, CODE])
-    assert counter.counted == 3
+    assert counter.encoded_count == 3
 
 
 async def test_a_caller_that_leaves_while_the_encoding_loads_does_not_stop_the_others() -> None:
@@ -150,7 +150,7 @@ async def test_a_caller_that_leaves_while_the_encoding_loads_does_not_stop_the_o
     async with asyncio.timeout(30):
         assert await staying > 0
     assert leaving.cancelled()
-    assert (counter.loaded, counter.counted) == (True, 1)
+    assert (counter.is_loaded, counter.encoded_count) == (True, 1)
 
 
 @pytest.mark.parametrize("cache", [False, True], ids=["no cache folder", "an empty cache folder of the operator"])
@@ -164,7 +164,7 @@ def test_nothing_is_downloaded_or_left_on_the_disk(cache: bool, tmp_path: Path) 
         environment["TIKTOKEN_CACHE_DIR"] = str(tmp_path)
     program = (
         "import asyncio; from ai_agent_service.memory.tokens import TokenCounter; counter = TokenCounter();"
-        "print(asyncio.run(counter.count(['hello world'])), counter.loaded)"
+        "print(asyncio.run(counter.count(['hello world'])), counter.is_loaded)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -193,7 +193,7 @@ async def test_without_its_encoding_a_counter_estimates_and_warns_once(
     counter = TokenCounter(data)
     for texts in ([ENGLISH], [CHINESE, CODE]):
         assert await counter.count(texts) == sum(map(estimate, texts))
-    assert not counter.loaded
+    assert not counter.is_loaded
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.getMessage().startswith("Tokens are estimated, not counted")
 
@@ -224,13 +224,13 @@ def test_an_estimate_goes_by_the_kind_of_letters(text: str, tokens: int) -> None
 )
 async def test_a_clear_case_needs_no_encoding(texts: list[str], threshold: int, answer: bool) -> None:
     counter = TokenCounter()
-    assert await counter.exceeds(texts, threshold) is answer
-    assert not counter.loaded
+    assert await counter.has_more_than(texts, threshold) is answer
+    assert not counter.is_loaded
 
 
 async def test_a_close_case_is_decided_by_the_exact_count(shared: TokenCounter) -> None:
     texts = [ENGLISH, CHINESE, CODE] * 10
     exact = await shared.count(texts)
     assert exact != sum(map(estimate, texts))
-    assert not await shared.exceeds(texts, exact)
-    assert await shared.exceeds(texts, exact - 1)
+    assert not await shared.has_more_than(texts, exact)
+    assert await shared.has_more_than(texts, exact - 1)

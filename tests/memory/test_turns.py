@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from tests.api.asking import CHAT, IMAGE_MESSAGE, WEATHER, chunks_of, completion_of, error_of, stream_of, told
@@ -373,7 +373,7 @@ async def test_a_turn_that_goes_on_with_the_clients_tool_makes_one_answer(serve:
 
 @STREAMED
 async def test_what_a_failed_run_said_is_stored_as_incomplete(serve: Serve, stored: Database, stream: bool) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailable("It is down.")])) as talking:
+    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")])) as talking:
         response = await talking.complete("?", stream=stream)
         if stream:
             chunks, error = stream_of(response)
@@ -386,14 +386,14 @@ async def test_what_a_failed_run_said_is_stored_as_incomplete(serve: Serve, stor
 
 
 async def test_a_failure_without_a_word_leaves_the_question_and_an_incomplete_run(serve: Serve, stored: Database) -> None:
-    async with serve(Script([ProviderUnavailable("It is down.")])) as talking:
+    async with serve(Script([ProviderUnavailableError("It is down.")])) as talking:
         error_of(await talking.complete("?"), 502)
         assert await talking.shown() == [("user", "?", "complete")]
     assert await stored.runs() == [("incomplete", "provider_unavailable")]
 
 
 async def test_the_tools_of_a_failed_run_are_kept(serve: Serve) -> None:
-    async with serve(Script(calls(("calculate", {"expression": "6*7"})), [ProviderUnavailable("It is down.")])) as talking:
+    async with serve(Script(calls(("calculate", {"expression": "6*7"})), [ProviderUnavailableError("It is down.")])) as talking:
         error_of(await talking.complete("?"), 502)
         answer = (await talking.conversation())["messages"][1]
     assert (answer["status"], answer["tool_calls"][0]["result"]) == ("incomplete", "42")
@@ -426,7 +426,7 @@ async def test_what_a_client_that_left_was_told_is_stored_as_incomplete(serve: S
 
 
 async def test_an_incomplete_answer_that_the_client_goes_on_from_stays_incomplete(serve: Serve) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailable("It is down.")], says("42."))) as talking:
+    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("42."))) as talking:
         stream_of(await talking.complete("?", stream=True))
         completion_of(await talking.complete("?", "It is", "Go on"))
         assert [(content, status) for _, content, status in await talking.shown()] == [
@@ -438,7 +438,7 @@ async def test_an_incomplete_answer_that_the_client_goes_on_from_stays_incomplet
 
 
 async def test_an_equal_answer_that_is_complete_replaces_an_incomplete_one(serve: Serve) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailable("It is down.")], says("It is"))) as talking:
+    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("It is"))) as talking:
         stream_of(await talking.complete("?", stream=True))
         completion_of(await talking.complete("?"))
         assert await talking.shown(branches="true") == [("user", "?", "complete"), ("assistant", "It is", "complete")]
@@ -446,7 +446,7 @@ async def test_an_equal_answer_that_is_complete_replaces_an_incomplete_one(serve
 
 async def test_what_a_complete_answer_says_is_kept_as_it_was_said(serve: Serve) -> None:
     tool = calls(("calculate", {"expression": "6*7"}), text="It ")
-    async with serve(Script([TextDelta("It is"), ProviderUnavailable("It is down.")], tool, says("\nis"))) as talking:
+    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], tool, says("\nis"))) as talking:
         stream_of(await talking.complete("?", stream=True))
         completion_of(await talking.complete("?"))
         assert await talking.shown(branches="true") == [("user", "?", "complete"), ("assistant", "It \nis", "complete")]
@@ -455,7 +455,7 @@ async def test_what_a_complete_answer_says_is_kept_as_it_was_said(serve: Serve) 
 
 
 async def test_an_equal_answer_that_is_incomplete_leaves_a_complete_one(serve: Serve) -> None:
-    async with serve(Script(says("It is"), [TextDelta("It is"), ProviderUnavailable("It is down.")])) as talking:
+    async with serve(Script(says("It is"), [TextDelta("It is"), ProviderUnavailableError("It is down.")])) as talking:
         completion_of(await talking.complete("?"))
         stream_of(await talking.complete("?", stream=True))
         assert await talking.shown(branches="true") == [("user", "?", "complete"), ("assistant", "It is", "complete")]

@@ -13,7 +13,7 @@ import pytest
 
 from ai_agent_service.core import redaction
 from ai_agent_service.observability.logging import LogFormat, configure_logging
-from ai_agent_service.observability.request_id import accepted_or_new, current_request_id
+from ai_agent_service.observability.request_id import current_request_id, select_request_id
 from tests.commands import logging_restored
 
 logger = logging.getLogger("ai_agent_service.somewhere")
@@ -252,9 +252,9 @@ def test_a_terminal_shows_what_is_wrong_in_colour_unless_it_is_not_wanted(monkey
 def test_whatever_looks_like_a_key_is_looked_for() -> None:
     for prefix in redaction._PREFIXES:
         for sign in "-_":
-            assert redaction.without_secrets(f"a {prefix.upper()}{sign}abcdefgh1 b") == "a [redacted] b"
+            assert redaction.redact_secrets(f"a {prefix.upper()}{sign}abcdefgh1 b") == "a [redacted] b"
 
 
 def test_an_id_with_an_end_of_line_is_not_taken() -> None:
-    assert accepted_or_new("abc") == "abc"
-    assert accepted_or_new("abc\n") != "abc\n"
+    assert select_request_id("abc") == "abc"
+    assert select_request_id("abc\n") != "abc\n"

@@ -11,11 +11,11 @@ import pytest
 
 from ai_agent_service.core.events import StepRecord
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.observability.loop_lag import loop_lag
+from ai_agent_service.observability.loop_lag import measure_loop_lag
 from ai_agent_service.observability.metrics import FAMILIES, HISTOGRAMS, MAX_SERIES, Metrics, Snapshot, Values
-from ai_agent_service.observability.prometheus import exposed, process_values
+from ai_agent_service.observability.prometheus import collect_process_values, render_metrics
 from ai_agent_service.observability.records import RequestReport, RunReport, ToolUse
-from ai_agent_service.observability.shared_metrics import Workers, merged
+from ai_agent_service.observability.shared_metrics import SharedMetrics, merge_snapshots
 from tests.metrics import Told
 
 ROOT = Path(__file__).parents[2]
@@ -52,13 +52,13 @@ def request_report(
 
 def told(metrics: Metrics) -> Told:
     """What `metrics` are as text."""
-    return Told(exposed(metrics.snapshot({}), "")[0].decode())
+    return Told(render_metrics(metrics.take_snapshot({}), "")[0].decode())
 
 
 def test_a_request_and_its_run_are_counted() -> None:
     metrics = Metrics()
     use = ToolUse("add", "success", 0.02)
-    metrics.request(request_report(run_report(tools=(use, ToolUse("add", "error", 0.04)))))
+    metrics.count_request(request_report(run_report(tools=(use, ToolUse("add", "error", 0.04)))))
     found = told(metrics)
     assert found.value("aas_requests_total", route="/r", method="POST", status="200") == 1
     assert found.value("aas_request_duration_seconds_sum", route="/r") == 0.3
@@ -78,7 +78,7 @@ def test_a_request_and_its_run_are_counted() -> None:
 def test_a_histogram_has_each_value_in_its_bucket_and_in_all_above() -> None:
     metrics = Metrics()
     for seconds in (0.0005, 0.001, 0.3, 60.0):
-        metrics.lag(seconds)
+        metrics.observe_lag(seconds)
     found = told(metrics)
     name = "aas_event_loop_lag_seconds"
     buckets = {labels["le"]: value for sample, labels, value in found.samples if sample == f"{name}_bucket"}
@@ -89,7 +89,7 @@ def test_a_histogram_has_each_value_in_its_bucket_and_in_all_above() -> None:
 
 def test_a_repeated_answer_counts_as_a_run_that_took_no_tokens() -> None:
     metrics = Metrics()
-    metrics.request(request_report(run_report(is_repeated=True, tools=(ToolUse("add", "success", 1.0),))))
+    metrics.count_request(request_report(run_report(is_repeated=True, tools=(ToolUse("add", "success", 1.0),))))
     found = told(metrics)
     assert found.value("aas_runs_total") == 1
     assert [found.value(f"aas_{name}_total") for name in ("tokens", "cost_dollars", "tool_calls", "run_steps")] == [0, 0, 0, 0]
@@ -98,7 +98,7 @@ def test_a_repeated_answer_counts_as_a_run_that_took_no_tokens() -> None:
 def test_what_is_shed_is_counted_by_its_reason() -> None:
     metrics = Metrics()
     for code in ("server_busy", "rate_limit_exceeded", "rate_limit_exceeded", "not_found"):
-        metrics.request(request_report(error=code, status=429))
+        metrics.count_request(request_report(error=code, status=429))
     found = told(metrics)
     assert found.value("aas_requests_shed_total", code="rate_limit_exceeded") == 2
     assert (found.value("aas_requests_shed_total"), found.value("aas_errors_total")) == (3, 4)
@@ -107,8 +107,8 @@ def test_what_is_shed_is_counted_by_its_reason() -> None:
 def test_labels_are_bounded() -> None:
     metrics = Metrics()
     for number in range(MAX_SERIES + 50):
-        metrics.request(request_report(run_report(agent_id=f"a{number}", tools=(ToolUse(f"made up {number}", "refused", 0.0),))))
-    metrics.request(request_report(method="BREW"))
+        metrics.count_request(request_report(run_report(agent_id=f"a{number}", tools=(ToolUse(f"made up {number}", "refused", 0.0),))))
+    metrics.count_request(request_report(method="BREW"))
     found = told(metrics)
     assert len(found.labels("aas_runs_total")) == MAX_SERIES + 1
     assert found.value("aas_runs_total", agent="other") == 50
@@ -130,22 +130,22 @@ def test_names_follow_the_conventions_and_stand_in_the_documentation() -> None:
 
 
 def test_what_the_system_tells_of_the_process_is_among_the_metrics() -> None:
-    found = process_values()
+    found = collect_process_values()
     assert set(found) == {family.name for family in FAMILIES if family.name.startswith("process_")}
     assert all(value > 0 for values in found.values() for value in values.values())
 
 
 def test_the_form_is_the_one_that_is_asked_for() -> None:
-    snapshot = Metrics().snapshot({})
-    text, kind = exposed(snapshot, "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
+    snapshot = Metrics().take_snapshot({})
+    text, kind = render_metrics(snapshot, "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
     assert kind.startswith("application/openmetrics-text")
     assert text.endswith(b"# EOF\n")
-    assert exposed(snapshot, "")[1].startswith("text/plain")
+    assert render_metrics(snapshot, "")[1].startswith("text/plain")
 
 
 async def test_the_lag_of_the_event_loop_is_told() -> None:
     late: asyncio.Queue[float] = asyncio.Queue()
-    with loop_lag(late.put_nowait):
+    with measure_loop_lag(late.put_nowait):
         async with asyncio.timeout(20):
             assert await late.get() >= 0
             assert await late.get() >= 0
@@ -159,7 +159,7 @@ def counted(runs: int, in_flight: int) -> Metrics:
     """The metrics of a process after so many runs."""
     metrics = Metrics()
     for _ in range(runs):
-        metrics.request(request_report(run_report()))
+        metrics.count_request(request_report(run_report()))
     metrics.in_flight = in_flight
     return metrics
 
@@ -171,18 +171,18 @@ def dead_process() -> int:
     return process.pid
 
 
-def workers_in(folder: Path, pid: int, monkeypatch: pytest.MonkeyPatch) -> Workers:
+def workers_in(folder: Path, pid: int, monkeypatch: pytest.MonkeyPatch) -> SharedMetrics:
     """What the process `pid` shares `folder` as."""
     monkeypatch.setattr(os, "getpid", lambda: pid)
-    return Workers(folder)
+    return SharedMetrics(folder)
 
 
 def test_the_metrics_of_processes_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, parent = os.getpid(), os.getppid()
     first, second = workers_in(tmp_path, own, monkeypatch), workers_in(tmp_path, parent, monkeypatch)
-    first.keep(counted(2, 1).snapshot({"aas_database_up": {("primary",): 1.0}, "aas_provider_breaker_state": {("p", "m"): 0.0}}))
+    first.save(counted(2, 1).take_snapshot({"aas_database_up": {("primary",): 1.0}, "aas_provider_breaker_state": {("p", "m"): 0.0}}))
     others: dict[str, Values] = {"aas_database_up": {("primary",): 0.0}, "aas_provider_breaker_state": {("p", "m"): 2.0}}
-    found = Told(exposed(second.merged(counted(3, 4).snapshot(others)), "")[0].decode())
+    found = Told(render_metrics(second.merge(counted(3, 4).take_snapshot(others)), "")[0].decode())
     assert found.value("aas_runs_total", agent="a") == 5
     assert found.value("aas_request_duration_seconds_count") == 5
     assert found.value("aas_request_duration_seconds_bucket", le="0.5") == 5
@@ -194,22 +194,22 @@ def test_the_metrics_of_processes_add_up(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_counters_of_a_process_that_is_gone_are_kept_and_its_gauges_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = workers_in(tmp_path, dead_process(), monkeypatch)
     monkeypatch.undo()
-    living = Workers(tmp_path)
-    gone.keep(counted(2, 7).snapshot({}))
+    living = SharedMetrics(tmp_path)
+    gone.save(counted(2, 7).take_snapshot({}))
     for _ in range(2):
-        snapshot = living.merged(counted(3, 1).snapshot({}))
+        snapshot = living.merge(counted(3, 1).take_snapshot({}))
         assert snapshot.values["aas_runs_total"] == {("a", "chat", "answered"): 5}
         assert snapshot.values["aas_requests_in_flight"] == {(): 1}
         assert sorted(file.name for file in tmp_path.iterdir()) == sorted((str(os.getpid()), "ended", "lock"))
 
 
 def test_what_was_told_once_is_known_to_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Workers(tmp_path)
+    first = SharedMetrics(tmp_path)
     second = workers_in(tmp_path, os.getppid(), monkeypatch)
-    before = first.merged(counted(9, 0).snapshot({})).values["aas_runs_total"]
-    assert second.merged(counted(0, 0).snapshot({})).values["aas_runs_total"] == before
+    before = first.merge(counted(9, 0).take_snapshot({})).values["aas_runs_total"]
+    assert second.merge(counted(0, 0).take_snapshot({})).values["aas_runs_total"] == before
 
 
 def test_nothing_is_made_of_nothing() -> None:
-    assert merged(()) == Snapshot({}, {})
+    assert merge_snapshots(()) == Snapshot({}, {})
     assert set(HISTOGRAMS) == {family.name for family in FAMILIES if family.buckets}

@@ -26,9 +26,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from ai_agent_service.agents.base import Turn
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
+from ai_agent_service.core.errors import ProviderUnavailableError, ToolError
 from ai_agent_service.core.messages import Message
-from ai_agent_service.observability.tracing import INSTALL, Tracing, tracing_faults, tracing_of, with_trace
+from ai_agent_service.observability.tracing import INSTALL, Tracing, add_trace_headers, build_tracing, check_tracing
 from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
@@ -218,7 +218,7 @@ async def test_a_background_task_is_a_run_of_its_own_name(tmp_path: Path) -> Non
 async def test_each_provider_that_is_asked_is_a_span_of_its_own(tmp_path: Path) -> None:
     spans = Spans()
     agents = [{**AGENT, "fallback": [{"provider": "demo"}]}]
-    script = Script([ProviderUnavailable("It is down.")])
+    script = Script([ProviderUnavailableError("It is down.")])
     async with client_of(create_app(traced(configuration(tmp_path, script, agents=agents), spans))) as client:
         assert (await client.post(CHAT, json=asking("My name is Ada."))).status_code == 200
     assert spans.tree == {"POST /v1/chat/completions": [{"invoke_agent helper": ["chat scripted-model", "chat demo"]}]}
@@ -229,9 +229,9 @@ async def test_errors_are_marked_on_each_span_that_ends_in_one(tmp_path: Path) -
     @tool
     async def broken() -> str:
         """Fails."""
-        raise ToolFailed(f"no {SECRET}")
+        raise ToolError(f"no {SECRET}")
 
-    script = Script(calls(("broken", {}), ("unknown\ud800 tool", {})), [ProviderUnavailable(f"it is down, {SECRET}")])
+    script = Script(calls(("broken", {}), ("unknown\ud800 tool", {})), [ProviderUnavailableError(f"it is down, {SECRET}")])
     spans = Spans()
     agents = [{**AGENT, "allowed_regular_tools": ["broken"]}]
     async with client_of(create_app(traced(configuration(tmp_path, script, agents=agents, tools=[broken]), spans))) as client:
@@ -283,7 +283,7 @@ async def test_a_run_that_is_closed_by_another_task_ends_its_span_and_says_nothi
         await asyncio.create_task(events.aclose())
     assert {span.name for span in spans.all} == {"chat scripted-model", "invoke_agent helper"}
     assert "different Context" not in caplog.text
-    assert with_trace({}) != {}, "this task has stayed within the run"
+    assert add_trace_headers({}) != {}, "this task has stayed within the run"
 
 
 @pytest.mark.parametrize("is_traced", [True, False])
@@ -300,7 +300,7 @@ async def test_providers_and_mcp_servers_are_told_of_the_trace(tmp_path: Path, i
         found = configuration(tmp_path, agents=agents, openai_base_url=f"{upstream.url}/v1")
         app = create_app(traced(found, spans) if is_traced else found)
         async with client_of(app) as client:
-            await app.state.service.servers.settled(20)
+            await app.state.service.servers.wait_for_start(20)
             answer = await client.post(CHAT, json=asking(), headers=HEADERS)
             assert answer.json()["choices"][0]["message"]["content"] == "Done."
         [call] = server.arguments
@@ -445,8 +445,8 @@ COLLECTOR = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
     ],
 )
 def test_the_standard_variables_switch_traces_on(variables: dict[str, str], is_on: bool) -> None:
-    assert tracing_faults(variables) == []
-    assert (tracing_of(variables, name="s", version="1", flush_seconds=1) is not None) == is_on
+    assert check_tracing(variables) == []
+    assert (build_tracing(variables, name="s", version="1", flush_seconds=1) is not None) == is_on
 
 
 @pytest.mark.parametrize(
@@ -455,8 +455,8 @@ def test_the_standard_variables_switch_traces_on(variables: dict[str, str], is_o
 )
 def test_the_conventions_variable_switches_content_on(value: str, is_on: bool) -> None:
     variables = {**COLLECTOR, "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": value}
-    assert tracing_faults(variables) == []
-    found = tracing_of(variables, name="s", version="1", flush_seconds=1)
+    assert check_tracing(variables) == []
+    found = build_tracing(variables, name="s", version="1", flush_seconds=1)
     assert found is not None
     assert found.content == is_on
 
@@ -475,7 +475,7 @@ def test_the_conventions_variable_switches_content_on(value: str, is_on: bool) -
 )
 def test_a_wrong_variable_is_named(name: str, value: str) -> None:
     variable = "OTEL_BSP_MAX_QUEUE_SIZE" if name == "OTEL_*" else name
-    [fault] = tracing_faults({**COLLECTOR, variable: value})
+    [fault] = check_tracing({**COLLECTOR, variable: value})
     assert fault.field == name
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in os.environ
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ai_agent_service.core.errors import ProviderNotConfigured, ProviderRefused
+from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderRefusedError
 from ai_agent_service.providers.azure import AzureOpenAI
 from ai_agent_service.providers.http import HttpClient
 from tests.providers.asking import question, setup, text
@@ -50,7 +50,7 @@ async def test_the_name_of_a_deployment_cannot_leave_its_place_in_the_address() 
 
 async def test_the_key_is_cut_from_azures_errors() -> None:
     async with Upstream(reply(401, {"error": {"code": "401", "message": "Invalid key 0a1b2c3d."}})) as upstream, HttpClient() as http:
-        with pytest.raises(ProviderRefused, match=r"^azure_openai: Invalid key \[redacted\]\.$"):
+        with pytest.raises(ProviderRefusedError, match=r"^azure_openai: Invalid key \[redacted\]\.$"):
             await text(azure(upstream.url, None, http))
 
 
@@ -70,7 +70,7 @@ def test_what_is_missing_is_named(endpoint: str | None, key: str | None, missing
 async def test_the_models_are_those_of_the_settings() -> None:
     provider = azure("https://x.openai.azure.com")
     assert provider.model_list == ("one", "two")
-    with pytest.raises(ProviderNotConfigured, match="AZURE_OPENAI_DEFAULT_MODEL"):
+    with pytest.raises(ProviderNotConfiguredError, match="AZURE_OPENAI_DEFAULT_MODEL"):
         await provider.default_model()
 
 

@@ -7,22 +7,22 @@ from collections.abc import Iterable
 import pytest
 
 from ai_agent_service.core.errors import (
-    ContextTooLong,
-    InvalidRequest,
-    ProviderCircuitOpen,
-    ProviderNotConfigured,
+    ContextTooLongError,
+    InvalidRequestError,
+    ProviderCircuitOpenError,
+    ProviderNotConfiguredError,
     ProviderProtocolError,
-    ProviderRateLimited,
-    ProviderRefused,
-    ProviderTimeout,
-    ProviderUnavailable,
-    RunTimeout,
+    ProviderRateLimitError,
+    ProviderRefusedError,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
+    RunTimeoutError,
     ServiceError,
 )
 from ai_agent_service.core.events import TextDelta
-from ai_agent_service.observability.logging import extra_of
+from ai_agent_service.observability.logging import read_extra
 from ai_agent_service.providers.base import Provider
-from ai_agent_service.providers.breaker import FORGOTTEN_SECONDS, MAX_BREAKERS, Breakers, BreakerStatus
+from ai_agent_service.providers.breaker import MAX_BREAKERS, STATUS_EXPIRY_SECONDS, BreakerStatus, CircuitBreakers
 from ai_agent_service.providers.counters import ProviderCounts
 from ai_agent_service.providers.http import HttpClient, Timeouts
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
@@ -32,7 +32,7 @@ from tests.upstream import Action as Bytes
 from tests.upstream import Upstream, chunk, delta, event, head, reply
 from tests.upstream import says as sent
 
-DOWN = ProviderUnavailable("It is down.")
+DOWN = ProviderUnavailableError("It is down.")
 
 
 class Asked:
@@ -41,8 +41,8 @@ class Asked:
     def __init__(self, *answers: Iterable[Action], limit: int = 3) -> None:
         self.now = 1000.0
         self.script = Script(*answers)
-        self.breakers = Breakers(limit, 30, clock=lambda: self.now)
-        self.provider: Provider = self.breakers.guarded(self.script)
+        self.breakers = CircuitBreakers(limit, 30, clock=lambda: self.now)
+        self.provider: Provider = self.breakers.guard(self.script)
 
     @property
     def requests(self) -> int:
@@ -50,7 +50,7 @@ class Asked:
 
     @property
     def status(self) -> BreakerStatus:
-        [status] = self.breakers.states()
+        [status] = self.breakers.list_statuses()
         return status
 
     async def ask(self, model: str = "some-model") -> str:
@@ -82,7 +82,7 @@ async def test_a_provider_that_failed_so_often_is_not_asked() -> None:
 async def test_callers_are_told_until_when() -> None:
     asked = await opened([DOWN])
     asked.now += 12
-    with pytest.raises(ProviderCircuitOpen) as caught:
+    with pytest.raises(ProviderCircuitOpenError) as caught:
         await text(asked.provider)
     assert (caught.value.status, caught.value.retry_after) == (503, 18.0)
     assert caught.value.message == "scripted is not asked at the moment, as its last 3 answers failed. Try again later."
@@ -96,7 +96,7 @@ async def test_an_answer_that_comes_to_its_end_ends_the_row() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [DOWN, ProviderUnavailable("Overloaded.", retry_after=5), ProviderTimeout("Late."), ProviderProtocolError("Broken.")],
+    [DOWN, ProviderUnavailableError("Overloaded.", retry_after=5), ProviderTimeoutError("Late."), ProviderProtocolError("Broken.")],
     ids=lambda error: error.message,
 )
 @pytest.mark.parametrize("lead", [[], [TextDelta("It")]], ids=["before", "within"])
@@ -108,14 +108,14 @@ async def test_failures_of_the_provider_count_before_its_answer_and_within(error
 @pytest.mark.parametrize(
     "error",
     [
-        InvalidRequest("No.", code="provider_rejected_request"),
-        InvalidRequest("Images?", code="unsupported_content"),
-        ContextTooLong("Long."),
-        ProviderRefused("No key."),
-        ProviderRateLimited("Slow down.", retry_after=5),
-        ProviderRateLimited("Slow down."),
-        ProviderNotConfigured("No model."),
-        RunTimeout("Late."),
+        InvalidRequestError("No.", code="provider_rejected_request"),
+        InvalidRequestError("Images?", code="unsupported_content"),
+        ContextTooLongError("Long."),
+        ProviderRefusedError("No key."),
+        ProviderRateLimitError("Slow down.", retry_after=5),
+        ProviderRateLimitError("Slow down."),
+        ProviderNotConfiguredError("No model."),
+        RunTimeoutError("Late."),
     ],
     ids=lambda error: f"{error.code}-{error.retry_after}",
 )
@@ -127,7 +127,12 @@ async def test_what_is_not_the_providers_failure_never_opens(error: ServiceError
 
 @pytest.mark.parametrize(
     ("error", "failures"),
-    [(ProviderRefused("No."), 0), (ProviderRateLimited("Slow."), 0), (ContextTooLong("Long."), 0), (RunTimeout("Late."), 2)],
+    [
+        (ProviderRefusedError("No."), 0),
+        (ProviderRateLimitError("Slow."), 0),
+        (ContextTooLongError("Long."), 0),
+        (RunTimeoutError("Late."), 2),
+    ],
 )
 async def test_a_provider_that_refuses_answers_and_a_deadline_tells_nothing(error: ServiceError, failures: int) -> None:
     asked = Asked([DOWN], [DOWN], [error])
@@ -161,8 +166,8 @@ async def test_models_and_providers_have_breakers_of_their_own() -> None:
     assert await asked.ask("two") == "provider_unavailable"
     other = Script(says("fine"))
     other.name = "another"
-    assert await text(asked.breakers.guarded(other), question(model="one")) == "fine"
-    assert [(status.provider, status.model, status.state) for status in asked.breakers.states()] == [
+    assert await text(asked.breakers.guard(other), question(model="one")) == "fine"
+    assert [(status.provider, status.model, status.state) for status in asked.breakers.list_statuses()] == [
         ("another", "one", "closed"),
         ("scripted", "one", "open"),
         ("scripted", "two", "closed"),
@@ -171,8 +176,8 @@ async def test_models_and_providers_have_breakers_of_their_own() -> None:
 
 async def test_two_agents_share_what_is_known_of_a_model() -> None:
     asked = await opened([DOWN])
-    with pytest.raises(ProviderCircuitOpen):
-        await text(asked.breakers.guarded(asked.script))
+    with pytest.raises(ProviderCircuitOpenError):
+        await text(asked.breakers.guard(asked.script))
 
 
 async def test_none_opens_where_that_is_turned_off() -> None:
@@ -184,7 +189,7 @@ async def test_only_so_many_models_are_kept() -> None:
     asked = Asked([DOWN], limit=1)
     for number in range(MAX_BREAKERS + 5):
         await asked.ask(f"model-{number}")
-    assert len(asked.breakers.states()) == MAX_BREAKERS
+    assert len(asked.breakers.list_statuses()) == MAX_BREAKERS
 
 
 # Half open
@@ -200,7 +205,7 @@ async def test_one_request_finds_out_and_the_others_are_still_refused() -> None:
     async with asyncio.timeout(5):
         await asked.script.waiting.wait()
     assert asked.status.state == "half_open"
-    with pytest.raises(ProviderCircuitOpen) as caught:
+    with pytest.raises(ProviderCircuitOpenError) as caught:
         await text(asked.provider)
     assert caught.value.retry_after == 1.0
     released.set()
@@ -229,7 +234,7 @@ async def test_a_probe_that_breaks_off_opens_again_at_once() -> None:
 
 
 async def test_a_probe_that_fails_opens_again_for_the_whole_time() -> None:
-    asked = await opened([ProviderTimeout("Late.")], says("back"))
+    asked = await opened([ProviderTimeoutError("Late.")], says("back"))
     asked.now += 31
     assert await asked.asks(2) == ["provider_timeout", "provider_circuit_open"]
     assert asked.status == BreakerStatus("scripted", "some-model", "open", 4, "provider_timeout", 30.0, 2)
@@ -237,7 +242,7 @@ async def test_a_probe_that_fails_opens_again_for_the_whole_time() -> None:
     assert await asked.ask() == "ok"
 
 
-@pytest.mark.parametrize("error", [ProviderRefused("No key."), ProviderRateLimited("Slow down."), ContextTooLong("Long.")])
+@pytest.mark.parametrize("error", [ProviderRefusedError("No key."), ProviderRateLimitError("Slow down."), ContextTooLongError("Long.")])
 async def test_a_probe_that_is_refused_shows_that_the_provider_answers(error: ServiceError) -> None:
     asked = await opened([error], says("back"))
     asked.now += 30
@@ -245,7 +250,7 @@ async def test_a_probe_that_is_refused_shows_that_the_provider_answers(error: Se
     assert asked.status.state == "closed"
 
 
-@pytest.mark.parametrize("error", [RunTimeout("Late."), InvalidRequest("Images?", code="unsupported_content")])
+@pytest.mark.parametrize("error", [RunTimeoutError("Late."), InvalidRequestError("Images?", code="unsupported_content")])
 async def test_a_probe_that_finds_nothing_out_makes_room_for_the_next(error: ServiceError) -> None:
     asked = await opened([error], says("back"))
     asked.now += 30
@@ -313,7 +318,7 @@ async def test_each_change_is_told_in_the_log(caplog: pytest.LogCaptureFixture) 
     asked.now += 30
     await asked.asks(2)
     named = {"provider": "scripted", "model": "some-model"}
-    assert [(record.getMessage(), record.levelno, extra_of(record)) for record in caplog.records] == [
+    assert [(record.getMessage(), record.levelno, read_extra(record)) for record in caplog.records] == [
         ("provider.breaker_opened", logging.WARNING, {**named, "failures": 3, "code": "provider_unavailable", "seconds": 30}),
         ("provider.breaker_closed", logging.INFO, named),
     ]
@@ -340,22 +345,22 @@ async def test_each_change_is_told_in_the_log(caplog: pytest.LogCaptureFixture) 
 async def test_faults_of_a_real_server_open_the_breaker(answer: list[Bytes]) -> None:
     timeouts = Timeouts(first_byte=0.05, idle=0.05)
     async with Upstream(answer) as upstream, HttpClient(timeouts, max_retries=0) as http:
-        breakers = Breakers(2, 30)
-        provider = breakers.guarded(OpenAICompatible(http, base_url=upstream.url))
+        breakers = CircuitBreakers(2, 30)
+        provider = breakers.guard(OpenAICompatible(http, base_url=upstream.url))
         for _ in range(2):
-            with pytest.raises((ProviderUnavailable, ProviderTimeout, ProviderProtocolError)):
+            with pytest.raises((ProviderUnavailableError, ProviderTimeoutError, ProviderProtocolError)):
                 await text(provider)
-        with pytest.raises(ProviderCircuitOpen):
+        with pytest.raises(ProviderCircuitOpenError):
             await text(provider)
         assert len(upstream.requests) == 2
 
 
 async def test_a_refused_connection_opens_the_breaker() -> None:
     async with HttpClient(max_retries=0) as http:
-        provider = Breakers(1, 30).guarded(OpenAICompatible(http, base_url="http://127.0.0.1:1"))
-        with pytest.raises(ProviderUnavailable, match="cannot be reached"):
+        provider = CircuitBreakers(1, 30).guard(OpenAICompatible(http, base_url="http://127.0.0.1:1"))
+        with pytest.raises(ProviderUnavailableError, match="cannot be reached"):
             await text(provider)
-        with pytest.raises(ProviderCircuitOpen):
+        with pytest.raises(ProviderCircuitOpenError):
             await text(provider)
 
 
@@ -363,15 +368,15 @@ async def test_requests_retries_and_errors_are_counted() -> None:
     down = reply(503, {"error": {"message": "Later."}})
     answers = (sent("fine"), down, sent("fine"), down, down, reply(401, {"error": {"message": "No."}}))
     async with Upstream(*answers) as upstream, HttpClient(max_retries=1, first_delay=0.001) as http:
-        breakers = Breakers(1, 30, counts=http.counts)
-        provider = breakers.guarded(OpenAICompatible(http, base_url=upstream.url))
+        breakers = CircuitBreakers(1, 30, counts=http.counts)
+        provider = breakers.guard(OpenAICompatible(http, base_url=upstream.url))
         for model in ("a", "a", "a", "a", "b"):
             try:
                 await text(provider, question(model=model))
             except ServiceError:
                 continue
         errors = {"provider_unavailable": 1, "provider_circuit_open": 1, "provider_authentication_failed": 1}
-        assert http.counts.all() == {"openai": ProviderCounts(requests=5, retries=2, errors=errors)}
+        assert http.counts.get_all() == {"openai": ProviderCounts(requests=5, retries=2, errors=errors)}
 
 
 async def test_a_guarded_provider_is_as_the_provider_itself() -> None:
@@ -383,7 +388,7 @@ async def test_a_guarded_provider_is_as_the_provider_itself() -> None:
 async def test_one_that_nobody_asks_is_not_told_as_failing_for_ever() -> None:
     asked = Asked([DOWN], limit=1)
     await asked.ask()
-    asked.now += 30 + FORGOTTEN_SECONDS - 1
+    asked.now += 30 + STATUS_EXPIRY_SECONDS - 1
     assert (asked.status.state, asked.status.seconds_left) == ("open", 0)
     asked.now += 1
     assert (asked.status.state, asked.status.seconds_left) == ("closed", None)

@@ -14,9 +14,9 @@ from ai_agent_service.core.messages import AudioPart, FilePart, ImagePart, Messa
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelFinished
-from ai_agent_service.providers.chat_wire import Profile, request_body, wire_messages
+from ai_agent_service.providers.chat_wire import Profile, encode_request, to_wire_messages
 from ai_agent_service.providers.http import HttpClient
-from ai_agent_service.providers.http_errors import Target
+from ai_agent_service.providers.http_errors import HttpTarget
 from tests.providers.asking import WEATHER, question, told
 from tests.upstream import DONE, END, Action, Upstream, chunk, delta, event, events, head
 
@@ -25,7 +25,7 @@ NEW_ID: Any = IsStr(regex=r"call_[0-9a-f]{24}")
 
 async def answered(answer: Iterable[Action]) -> list[ModelEvent]:
     async with Upstream(answer) as upstream, HttpClient(max_retries=0) as http:
-        return await told(chat_wire.stream(http, Target("wire", upstream.url), question(), Profile()))
+        return await told(chat_wire.stream(http, HttpTarget("wire", upstream.url), question(), Profile()))
 
 
 async def calls_of(*pieces: list[dict[str, Any]]) -> list[ToolCall]:
@@ -44,7 +44,7 @@ def piece(index: int | None = None, id: str | None = None, name: str | None = No
 
 
 def sent(**settings: Any) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(request_body(question(**settings), Profile()))
+    body: dict[str, Any] = json.loads(encode_request(question(**settings), Profile()))
     return body
 
 
@@ -318,7 +318,7 @@ def test_a_profile_says_how_a_vendor_differs() -> None:
         dropped=frozenset({"seed"}),
         usage_option=False,
     )
-    body = json.loads(request_body(question(max_tokens=5, seed=1, temperature=1), profile))
+    body = json.loads(encode_request(question(max_tokens=5, seed=1, temperature=1), profile))
     assert body == {
         "model": "some-model",
         "messages": [{"role": "user", "content": "Hello"}],
@@ -356,7 +356,7 @@ def test_content_parts_are_told_in_openais_form() -> None:
         FilePart(file_data="data:application/pdf;base64,AAAA", filename="a.pdf"),
         FilePart(file_id="file-1"),
     )
-    assert wire_messages([Message("user", parts)]) == [
+    assert to_wire_messages([Message("user", parts)]) == [
         {
             "role": "user",
             "content": [
@@ -378,7 +378,7 @@ def test_a_vendor_without_images_is_sent_none() -> None:
         Message("user", (image,)),
         Message("tool", "seen", tool_call_id="call_a", images=(image,)),
     ]
-    assert wire_messages(messages, Profile(images=False)) == [
+    assert to_wire_messages(messages, Profile(images=False)) == [
         {"role": "user", "content": [{"type": "text", "text": "Look:"}]},
         {"role": "user", "content": ""},
         {"role": "tool", "content": "seen", "tool_call_id": "call_a"},
@@ -388,7 +388,7 @@ def test_a_vendor_without_images_is_sent_none() -> None:
 @pytest.mark.parametrize(("content", "expected"), [("", None), ("Let me see.", "Let me see.")])
 def test_an_assistant_that_only_calls_has_null_as_content(content: str, expected: str | None) -> None:
     message = Message("assistant", content, (ToolCall("call_a", "weather", '{"city": "Rome"}'), ToolCall("call_b", "time", "")))
-    assert wire_messages([message]) == [
+    assert to_wire_messages([message]) == [
         {
             "role": "assistant",
             "content": expected,
@@ -401,7 +401,7 @@ def test_an_assistant_that_only_calls_has_null_as_content(content: str, expected
 
 
 def test_an_assistant_that_said_nothing_has_empty_content() -> None:
-    assert wire_messages([Message("assistant")]) == [{"role": "assistant", "content": ""}]
+    assert to_wire_messages([Message("assistant")]) == [{"role": "assistant", "content": ""}]
 
 
 @pytest.mark.parametrize("followed", [True, False])
@@ -413,7 +413,7 @@ def test_images_of_tools_follow_all_results_in_one_user_message(followed: bool) 
         Message("tool", "second", tool_call_id="call_b", images=(one, two)),
         *([Message("user", "Thanks")] if followed else []),
     ]
-    found = wire_messages(messages)
+    found = to_wire_messages(messages)
     assert [message["role"] for message in found] == ["assistant", "tool", "tool", "user", *(["user"] if followed else [])]
     assert found[1:3] == [
         {"role": "tool", "content": "first", "tool_call_id": "call_a"},
@@ -439,5 +439,5 @@ async def test_a_long_answer_of_many_chunks_is_whole_and_quick() -> None:
 @pytest.mark.parametrize(("field", "profile"), [("reasoning_content", Profile()), ("reasoning", Profile(reasoning_field="reasoning"))])
 def test_what_was_thought_before_calls_goes_back_where_it_came_from(field: str, profile: Profile) -> None:
     answer = Message("assistant", "", (ToolCall("c", "weather", "{}"),), reasoning="hm")
-    assert wire_messages([answer], profile)[0][field] == "hm"
-    assert field not in wire_messages([Message("assistant", "x", reasoning="hm")], profile)[0]
+    assert to_wire_messages([answer], profile)[0][field] == "hm"
+    assert field not in to_wire_messages([Message("assistant", "x", reasoning="hm")], profile)[0]

@@ -8,25 +8,25 @@ from collections.abc import Iterable
 import pytest
 
 from ai_agent_service.core.errors import (
-    ContextTooLong,
-    InvalidRequest,
-    ProviderCircuitOpen,
-    ProviderNotConfigured,
+    ContextTooLongError,
+    InvalidRequestError,
+    ProviderCircuitOpenError,
+    ProviderNotConfiguredError,
     ProviderProtocolError,
-    ProviderRateLimited,
-    ProviderRefused,
-    ProviderTimeout,
-    ProviderUnavailable,
-    RunTimeout,
+    ProviderRateLimitError,
+    ProviderRefusedError,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
+    RunTimeoutError,
     ServiceError,
     UpstreamError,
 )
 from ai_agent_service.core.events import ReasoningDelta, TextDelta
 from ai_agent_service.core.messages import Message
-from ai_agent_service.observability.logging import extra_of
-from ai_agent_service.providers.breaker import Breakers
+from ai_agent_service.observability.logging import read_extra
+from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.providers.demo import Demo
-from ai_agent_service.providers.fallback import Fallback, Other
+from ai_agent_service.providers.fallback import FailoverCandidate, FallbackProvider
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import finish, question, text, told
@@ -34,7 +34,7 @@ from tests.scripted import Action, Script, says
 from tests.upstream import Upstream, reply
 from tests.upstream import says as sent
 
-DOWN = ProviderUnavailable("own: It is down.")
+DOWN = ProviderUnavailableError("own: It is down.")
 
 
 class Named(Script):
@@ -54,11 +54,11 @@ class Named(Script):
         return self.model
 
 
-def fallback(own: Script, *others: Script, model: str = "") -> Fallback:
-    return Fallback("helper", own, tuple(Other(other, model) for other in others))
+def fallback(own: Script, *others: Script, model: str = "") -> FallbackProvider:
+    return FallbackProvider("helper", own, tuple(FailoverCandidate(other, model) for other in others))
 
 
-async def failure(provider: Fallback, *, seconds: float = 5.0) -> ServiceError:
+async def failure(provider: FallbackProvider, *, seconds: float = 5.0) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
         await told(provider.stream(question(seconds=seconds)))
     return caught.value
@@ -68,12 +68,12 @@ async def failure(provider: Fallback, *, seconds: float = 5.0) -> ServiceError:
     "error",
     [
         DOWN,
-        ProviderTimeout("Late."),
-        ProviderRateLimited("Slow down.", retry_after=60),
-        ProviderRefused("No key."),
+        ProviderTimeoutError("Late."),
+        ProviderRateLimitError("Slow down.", retry_after=60),
+        ProviderRefusedError("No key."),
         ProviderProtocolError("Nonsense."),
-        ProviderCircuitOpen("Not asked.", retry_after=3),
-        ProviderNotConfigured("No model."),
+        ProviderCircuitOpenError("Not asked.", retry_after=3),
+        ProviderNotConfiguredError("No model."),
     ],
     ids=lambda error: error.code,
 )
@@ -84,30 +84,30 @@ async def test_another_answers_when_the_agents_own_fails(error: ServiceError) ->
 
 
 async def test_the_agents_own_answers_while_it_can() -> None:
-    own, other = Named("own", says("Own.")), Named("other", says("Other."))
+    own, other = Named("own", says("Own.")), Named("other", says("FailoverCandidate."))
     assert (await told(fallback(own, other).stream(question())))[0] == TextDelta("Own.")
     assert other.requests == []
 
 
-@pytest.mark.parametrize("error", [InvalidRequest("Wrong.", param="messages"), ContextTooLong("Long."), RunTimeout("Late.")])
+@pytest.mark.parametrize("error", [InvalidRequestError("Wrong.", param="messages"), ContextTooLongError("Long."), RunTimeoutError("Late.")])
 async def test_what_no_other_provider_mends_goes_to_the_caller(error: ServiceError) -> None:
-    other = Named("other", says("Other."))
+    other = Named("other", says("FailoverCandidate."))
     assert await failure(fallback(Named("own", [error]), other)) is error
     assert other.requests == []
 
 
 @pytest.mark.parametrize("first", [TextDelta("It"), ReasoningDelta("Hm")])
 async def test_an_answer_that_has_begun_is_not_begun_again(first: TextDelta | ReasoningDelta) -> None:
-    other = Named("other", says("Other."))
+    other = Named("other", says("FailoverCandidate."))
     events = fallback(Named("own", [first, DOWN]), other).stream(question())
     assert await anext(events) == first
-    with pytest.raises(ProviderUnavailable):
+    with pytest.raises(ProviderUnavailableError):
         await anext(events)
     assert other.requests == []
 
 
 async def test_an_answer_without_anything_in_it_is_a_failure() -> None:
-    assert await text(fallback(Named("own", []), Named("other", says("Other.")))) == "Other."
+    assert await text(fallback(Named("own", []), Named("other", says("FailoverCandidate.")))) == "FailoverCandidate."
 
 
 async def test_they_are_asked_in_order_until_one_answers() -> None:
@@ -117,31 +117,31 @@ async def test_they_are_asked_in_order_until_one_answers() -> None:
 
 
 async def test_if_all_fail_the_error_is_that_of_the_agents_own() -> None:
-    slow = ProviderRateLimited("Slow down.", retry_after=7)
+    slow = ProviderRateLimitError("Slow down.", retry_after=7)
     assert await failure(fallback(Named("own", [slow]), Named("a", [DOWN]), Named("b", [DOWN]))) is slow
 
 
 async def test_if_all_fail_the_error_is_that_of_the_first_that_could_be_asked() -> None:
     own = Named("own", says("x"), missing=("OWN_KEY",))
-    assert await failure(fallback(own, Named("a", [DOWN]), Named("b", [ProviderTimeout("Late.")]))) is DOWN
+    assert await failure(fallback(own, Named("a", [DOWN]), Named("b", [ProviderTimeoutError("Late.")]))) is DOWN
     nobody = await failure(fallback(own, Named("a", says("x"), missing=("A_KEY", "A_URL"))))
     assert (nobody.code, nobody.message) == ("provider_not_configured", "OWN_KEY must be set for own.")
 
 
 async def test_a_fallback_that_does_not_take_the_request_is_passed_over() -> None:
-    picky = Named("picky", [InvalidRequest("No images.", param="messages")])
-    assert await text(fallback(Named("own", [DOWN]), picky, Named("other", says("Other.")))) == "Other."
+    picky = Named("picky", [InvalidRequestError("No images.", param="messages")])
+    assert await text(fallback(Named("own", [DOWN]), picky, Named("other", says("FailoverCandidate.")))) == "FailoverCandidate."
     assert await failure(fallback(Named("own", [DOWN]), picky)) is DOWN
 
 
 async def test_a_conversation_too_long_for_a_fallback_is_for_the_loop_to_shorten() -> None:
-    error = ContextTooLong("Long.")
-    assert await failure(fallback(Named("own", [DOWN]), Named("small", [error]), Named("other", says("Other.")))) is error
+    error = ContextTooLongError("Long.")
+    assert await failure(fallback(Named("own", [DOWN]), Named("small", [error]), Named("other", says("FailoverCandidate.")))) is error
 
 
 async def test_each_is_asked_for_its_own_model_and_a_callers_choice_is_for_the_first() -> None:
     own, other, third = Named("own", [DOWN]), Named("other", [DOWN]), Named("third", says("x"), model="its-default")
-    asked = Fallback("helper", own, (Other(other, "mini"), Other(third)))
+    asked = FallbackProvider("helper", own, (FailoverCandidate(other, "mini"), FailoverCandidate(third)))
     last = await finish(asked.stream(question(model="chosen", temperature=0.5)))
     assert [script.requests[0].model for script in (own, other, third)] == ["chosen", "mini", "its-default"]
     assert all(script.requests[0].settings == {"temperature": 0.5} for script in (own, other, third))
@@ -192,26 +192,32 @@ async def test_leaving_the_answer_of_a_fallback_closes_it() -> None:
 
 
 async def test_the_log_tells_who_answered_and_why(caplog: pytest.LogCaptureFixture) -> None:
-    await text(Fallback("helper", Named("own", [DOWN]), (Other(Named("other", [DOWN]), "mini"), Other(Named("third", says("x"))))))
+    await text(
+        FallbackProvider(
+            "helper",
+            Named("own", [DOWN]),
+            (FailoverCandidate(Named("other", [DOWN]), "mini"), FailoverCandidate(Named("third", says("x")))),
+        )
+    )
     told = {"agent_id": "helper", "code": "provider_unavailable", "cause": "own: It is down."}
-    assert [(record.getMessage(), record.levelno, extra_of(record)) for record in caplog.records] == [
+    assert [(record.getMessage(), record.levelno, read_extra(record)) for record in caplog.records] == [
         ("provider.fallback", logging.WARNING, {**told, "from": "own/some-model", "to": "other/mini"}),
         ("provider.fallback", logging.WARNING, {**told, "from": "other/mini", "to": "third"}),
     ]
 
 
 async def test_the_log_tells_when_nobody_answers_and_not_what_callers_said(caplog: pytest.LogCaptureFixture) -> None:
-    picky = Named("picky", [InvalidRequest("You said: my secret.")])
-    await failure(fallback(Named("own", [DOWN]), picky, Named("late", [ProviderTimeout("Late.")])))
+    picky = Named("picky", [InvalidRequestError("You said: my secret.")])
+    await failure(fallback(Named("own", [DOWN]), picky, Named("late", [ProviderTimeoutError("Late.")])))
     last = caplog.records[-1]
     assert last.getMessage() == "provider.fallbacks_failed"
     failed = ["own/some-model: provider_unavailable", "picky: invalid_request", "late: provider_timeout"]
-    assert extra_of(last) == {"agent_id": "helper", "failed": failed}
-    assert not any("secret" in str(extra_of(record)) for record in caplog.records)
+    assert read_extra(last) == {"agent_id": "helper", "failed": failed}
+    assert not any("secret" in str(read_extra(record)) for record in caplog.records)
 
 
 async def test_the_demo_may_be_the_last_resort() -> None:
-    answered = Fallback("helper", Named("own", [DOWN]), (Other(Demo(pause=0)),))
+    answered = FallbackProvider("helper", Named("own", [DOWN]), (FailoverCandidate(Demo(pause=0)),))
     assert "demo" in await text(answered)
 
 
@@ -228,25 +234,25 @@ async def test_nothing_is_missing_if_one_can_answer() -> None:
     own = Named("own", says("x"), missing=("OWN_KEY",))
     without = Named("without", says("x"), missing=("OTHER_KEY",))
     assert fallback(own, without).missing == ("OWN_KEY",)
-    answering = fallback(own, without, Named("other", says("Other.")))
+    answering = fallback(own, without, Named("other", says("FailoverCandidate.")))
     assert answering.missing == ()
-    assert await text(answering) == "Other."
+    assert await text(answering) == "FailoverCandidate."
     assert own.requests == without.requests == []
 
 
 async def test_a_model_that_cannot_be_told_is_asked_for_when_it_is_needed() -> None:
-    own, other = Named("own", says("Own."), model=DOWN), Named("other", says("Other."))
+    own, other = Named("own", says("Own."), model=DOWN), Named("other", says("FailoverCandidate."))
     asked = fallback(own, other)
     assert await asked.default_model() == ""
-    assert await text(asked, question(model="")) == "Other."
+    assert await text(asked, question(model="")) == "FailoverCandidate."
     own.model = "back"
     assert await text(asked, question(model="")) == "Own."
     assert own.requests[0].model == "back"
 
 
 async def test_no_model_is_an_error_if_no_other_has_one() -> None:
-    without = ProviderNotConfigured("Give it a model.")
-    with pytest.raises(ProviderNotConfigured, match="Give it a model"):
+    without = ProviderNotConfiguredError("Give it a model.")
+    with pytest.raises(ProviderNotConfiguredError, match="Give it a model"):
         await fallback(Named("own", says("x"), model=without), Named("other", says("x"), model=DOWN)).default_model()
 
 
@@ -256,22 +262,26 @@ async def test_no_model_is_an_error_if_no_other_has_one() -> None:
 async def test_a_storm_of_refusals_is_not_made_worse_by_a_fallback() -> None:
     refusal = reply(429, {"error": {"message": "Slow down.", "code": None}})
     async with Upstream(refusal) as first, Upstream(refusal) as second, HttpClient(first_delay=0.001) as http:
-        breakers = Breakers(5, 30)
-        own = breakers.guarded(OpenAICompatible(http, base_url=first.url))
+        breakers = CircuitBreakers(5, 30)
+        own = breakers.guard(OpenAICompatible(http, base_url=first.url))
         elsewhere = OpenAICompatible(http, base_url=second.url)
         elsewhere.name = "elsewhere"  # type: ignore[misc]
-        asked = Fallback("helper", own, (Other(breakers.guarded(elsewhere), "m"),))
+        asked = FallbackProvider("helper", own, (FailoverCandidate(breakers.guard(elsewhere), "m"),))
         errors = await asyncio.gather(*(failure(asked, seconds=20) for _ in range(200)))
         assert {error.code for error in errors} == {"provider_rate_limited"}
         assert [200 < len(upstream.requests) <= 240 for upstream in (first, second)] == [True, True]
 
 
 async def test_an_open_breaker_goes_to_the_fallback_without_a_wait() -> None:
-    async with Upstream(reply(500, {"error": {"message": "Oh."}})) as first, Upstream(sent("Other.")) as second, HttpClient() as http:
-        breakers = Breakers(1, 30)
-        own = breakers.guarded(OpenAICompatible(http, base_url=first.url))
-        asked = Fallback("helper", own, (Other(breakers.guarded(OpenAICompatible(http, base_url=second.url)), "m"),))
-        assert await text(asked) == "Other."
+    async with (
+        Upstream(reply(500, {"error": {"message": "Oh."}})) as first,
+        Upstream(sent("FailoverCandidate.")) as second,
+        HttpClient() as http,
+    ):
+        breakers = CircuitBreakers(1, 30)
+        own = breakers.guard(OpenAICompatible(http, base_url=first.url))
+        asked = FallbackProvider("helper", own, (FailoverCandidate(breakers.guard(OpenAICompatible(http, base_url=second.url)), "m"),))
+        assert await text(asked) == "FailoverCandidate."
         count, began = len(first.requests), time.monotonic()
-        assert await text(asked) == "Other."
+        assert await text(asked) == "FailoverCandidate."
         assert (len(first.requests), time.monotonic() - began < 0.4) == (count, True)

@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 
 from ai_agent_service.core.errors import (
-    ContextTooLong,
-    InvalidRequest,
+    ContextTooLongError,
+    InvalidRequestError,
     ProviderProtocolError,
-    ProviderRateLimited,
-    ProviderRefused,
-    ProviderTimeout,
-    ProviderUnavailable,
-    RunTimeout,
+    ProviderRateLimitError,
+    ProviderRefusedError,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
+    RunTimeoutError,
     ServiceError,
     UpstreamError,
 )
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
-from ai_agent_service.providers.http import BUDGET, MAX_WAIT, HttpClient, Timeouts
-from ai_agent_service.providers.http_errors import Target
+from ai_agent_service.providers.http import MAX_RETRY_AFTER, RETRY_BUDGET, HttpClient, Timeouts
+from ai_agent_service.providers.http_errors import HttpTarget
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import finish, question, text, told
 from tests.upstream import DONE, END, Action, Upstream, chunk, deaf_port, delta, event, head, reply, says
@@ -180,7 +180,7 @@ async def test_a_server_that_does_not_accept_is_given_the_connect_timeout() -> N
         async with HttpClient(Timeouts(connect=0.1), max_retries=1, first_delay=0.001) as http:
             began = time.monotonic()
             error = await failure(OpenAICompatible(http, base_url=f"http://127.0.0.1:{port}"))
-            assert isinstance(error, ProviderTimeout)
+            assert isinstance(error, ProviderTimeoutError)
             assert error.message == "openai did not accept a connection within 0.1 seconds."
             assert 0.2 <= time.monotonic() - began < 1.0, "two attempts were to be made"
 
@@ -190,7 +190,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_the_first_byte_ti
     async with served([*lead, asyncio.Event()], timeouts=Timeouts(first_byte=0.15, idle=30)) as (upstream, provider):
         began = time.monotonic()
         error = await failure(provider)
-        assert isinstance(error, ProviderTimeout)
+        assert isinstance(error, ProviderTimeoutError)
         assert 0.14 <= time.monotonic() - began < 1.0
         assert len(upstream.requests) == 1, "a model that thinks long is not asked again"
         await upstream.until(lambda: upstream.disconnects == 1)
@@ -203,7 +203,7 @@ async def test_a_stream_that_stalls_is_given_the_idle_timeout(pieces: int) -> No
     async with served(stalled, timeouts=Timeouts(first_byte=30, idle=0.15)) as (upstream, provider):
         began = time.monotonic()
         error = await failure(provider, seconds=2)
-        assert isinstance(error, ProviderTimeout)
+        assert isinstance(error, ProviderTimeoutError)
         assert "paused for too long" in error.message
         assert time.monotonic() - began < 1.0
         assert len(upstream.requests) == 1
@@ -221,12 +221,12 @@ async def test_a_stream_that_drips_for_ever_ends_at_the_run_deadline(dripped: by
     drip = endless([head()], dripped, 0.02)
     async with served(drip, timeouts=Timeouts(first_byte=0.4, idle=0.4)) as (upstream, provider):
         began = time.monotonic()
-        assert isinstance(await failure(provider, seconds=0.6), RunTimeout)
+        assert isinstance(await failure(provider, seconds=0.6), RunTimeoutError)
         assert 0.58 <= time.monotonic() - began < 1.0
         await upstream.until(lambda: upstream.disconnects == 1)
 
 
-@pytest.mark.parametrize(("seconds", "error"), [(5.0, ProviderTimeout), (0.2, RunTimeout)])
+@pytest.mark.parametrize(("seconds", "error"), [(5.0, ProviderTimeoutError), (0.2, RunTimeoutError)])
 async def test_headers_that_drip_for_ever_end_at_the_first_limit_that_is_met(seconds: float, error: type[ServiceError]) -> None:
     drip = endless([b"HTTP/1.1 200 OK\r\nx-slow: "], b"x", 0.02)
     async with served(drip, timeouts=Timeouts(first_byte=0.4, idle=0.4)) as (upstream, provider):
@@ -250,7 +250,7 @@ async def test_a_reader_that_is_busy_is_no_pause_of_the_provider() -> None:
 async def test_headers_without_a_body_are_told_as_no_beginning() -> None:
     async with served([head(), asyncio.Event()], timeouts=Timeouts(first_byte=0.1)) as (_, provider):
         error = await failure(provider)
-    assert isinstance(error, ProviderTimeout)
+    assert isinstance(error, ProviderTimeoutError)
     assert "did not begin to answer within 0.1 seconds" in error.message
 
 
@@ -262,21 +262,21 @@ async def test_a_flood_that_outruns_its_reader_ends_at_the_run_deadline() -> Non
             async for _ in provider.stream(question(seconds=0.3)):
                 await asyncio.sleep(0.005)
 
-        with pytest.raises(RunTimeout):
+        with pytest.raises(RunTimeoutError):
             await asyncio.wait_for(read_slowly(), 1.8)
 
 
 async def test_the_run_deadline_holds_before_the_first_byte_too() -> None:
     async with served([asyncio.Event()]) as (upstream, provider):
         began = time.monotonic()
-        assert isinstance(await failure(provider, seconds=0.2), RunTimeout)
+        assert isinstance(await failure(provider, seconds=0.2), RunTimeoutError)
         assert time.monotonic() - began < 1.0
         assert len(upstream.requests) == 1
 
 
 async def test_a_run_whose_deadline_has_passed_asks_nothing() -> None:
     async with served(says("late")) as (upstream, provider):
-        assert isinstance(await failure(provider, seconds=0), RunTimeout)
+        assert isinstance(await failure(provider, seconds=0), RunTimeoutError)
         assert upstream.connections == 0
 
 
@@ -284,7 +284,7 @@ async def test_an_error_whose_body_stalls_keeps_its_status() -> None:
     stalled: list[Action] = [head(429, "application/json", content_length="99", chunked=False) + b'{"error": ', asyncio.Event()]
     async with served(stalled, timeouts=Timeouts(first_byte=0.1), max_retries=0) as (_, provider):
         error = await failure(provider)
-        assert isinstance(error, ProviderRateLimited)
+        assert isinstance(error, ProviderRateLimitError)
         assert error.message == "openai answered with the status 429 and no explanation."
 
 
@@ -311,7 +311,7 @@ async def test_a_refused_connection_is_tried_again_and_then_told() -> None:
     async with HttpClient(first_delay=0.02) as http:
         began = time.monotonic()
         error = await failure(OpenAICompatible(http, base_url=url))
-        assert isinstance(error, ProviderUnavailable)
+        assert isinstance(error, ProviderUnavailableError)
         assert error.message == "openai cannot be reached: Connection refused."
         assert time.monotonic() - began >= 0.03
 
@@ -343,7 +343,7 @@ async def test_what_was_told_before_an_answer_breaks_off_stands() -> None:
 
 async def test_retries_are_counted() -> None:
     async with served(refusal(503), max_retries=3) as (upstream, provider):
-        assert isinstance(await failure(provider), ProviderUnavailable)
+        assert isinstance(await failure(provider), ProviderUnavailableError)
         assert len(upstream.requests) == 4
 
 
@@ -355,7 +355,7 @@ async def test_no_retry_is_made_where_none_is_allowed() -> None:
 
 async def test_the_waits_grow_and_differ() -> None:
     async def give_up(model: str) -> None:
-        with pytest.raises(ProviderUnavailable):
+        with pytest.raises(ProviderUnavailableError):
             await told(provider.stream(question(model=model)))
 
     async with served(refusal(503), first_delay=0.1) as (upstream, provider):
@@ -394,10 +394,10 @@ async def test_retry_after_is_obeyed(header: str) -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_longer_wait_than_ours_is_passed_on_instead(status: int) -> None:
-    async with served(refusal(status, retry_after=str(int(MAX_WAIT) + 1))) as (upstream, provider):
+    async with served(refusal(status, retry_after=str(int(MAX_RETRY_AFTER) + 1))) as (upstream, provider):
         began = time.monotonic()
         error = await failure(provider, seconds=60)
-        assert error.retry_after == MAX_WAIT + 1
+        assert error.retry_after == MAX_RETRY_AFTER + 1
         assert len(upstream.requests) == 1
         assert time.monotonic() - began < 1.0
 
@@ -406,7 +406,7 @@ async def test_a_wait_past_the_run_deadline_is_passed_on_instead() -> None:
     async with served(refusal(429, retry_after="3")) as (upstream, provider):
         began = time.monotonic()
         error = await failure(provider, seconds=2)
-        assert isinstance(error, ProviderRateLimited)
+        assert isinstance(error, ProviderRateLimitError)
         assert error.retry_after == 3
         assert len(upstream.requests) == 1
         assert time.monotonic() - began < 1.0
@@ -445,7 +445,7 @@ async def test_a_retry_after_in_the_past_means_now() -> None:
 async def test_a_storm_of_refusals_is_not_made_worse_by_retries() -> None:
     async with served(refusal(429)) as (upstream, provider):
         errors = await asyncio.gather(*(failure(provider) for _ in range(200)))
-        assert {type(error) for error in errors} == {ProviderRateLimited}
+        assert {type(error) for error in errors} == {ProviderRateLimitError}
         assert 200 < len(upstream.requests) <= 240
 
 
@@ -465,10 +465,10 @@ async def test_each_provider_has_a_retry_budget_of_its_own() -> None:
         for name in ("one", "two"):
             before = len(upstream.requests)
             for _ in range(40):
-                with pytest.raises(ProviderUnavailable):
-                    async with http.post(Target(name, upstream.url), b"{}", deadline=time.monotonic() + 5):
+                with pytest.raises(ProviderUnavailableError):
+                    async with http.post(HttpTarget(name, upstream.url), b"{}", deadline=time.monotonic() + 5):
                         pass
-            assert BUDGET - 1 <= len(upstream.requests) - before - 40 <= BUDGET + 5
+            assert RETRY_BUDGET - 1 <= len(upstream.requests) - before - 40 <= RETRY_BUDGET + 5
 
 
 # Errors
@@ -477,19 +477,19 @@ async def test_each_provider_has_a_retry_budget_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("status", "kind", "code"),
     [
-        (400, InvalidRequest, "provider_rejected_request"),
-        (413, InvalidRequest, "provider_rejected_request"),
-        (422, InvalidRequest, "provider_rejected_request"),
-        (401, ProviderRefused, "provider_authentication_failed"),
-        (403, ProviderRefused, "provider_authentication_failed"),
-        (402, ProviderRefused, "provider_payment_required"),
-        (404, ProviderRefused, "provider_model_not_found"),
-        (408, ProviderTimeout, "provider_timeout"),
-        (409, ProviderUnavailable, "provider_unavailable"),
-        (429, ProviderRateLimited, "provider_rate_limited"),
-        (500, ProviderUnavailable, "provider_unavailable"),
-        (504, ProviderTimeout, "provider_timeout"),
-        (418, ProviderUnavailable, "provider_unavailable"),
+        (400, InvalidRequestError, "provider_rejected_request"),
+        (413, InvalidRequestError, "provider_rejected_request"),
+        (422, InvalidRequestError, "provider_rejected_request"),
+        (401, ProviderRefusedError, "provider_authentication_failed"),
+        (403, ProviderRefusedError, "provider_authentication_failed"),
+        (402, ProviderRefusedError, "provider_payment_required"),
+        (404, ProviderRefusedError, "provider_model_not_found"),
+        (408, ProviderTimeoutError, "provider_timeout"),
+        (409, ProviderUnavailableError, "provider_unavailable"),
+        (429, ProviderRateLimitError, "provider_rate_limited"),
+        (500, ProviderUnavailableError, "provider_unavailable"),
+        (504, ProviderTimeoutError, "provider_timeout"),
+        (418, ProviderUnavailableError, "provider_unavailable"),
     ],
 )
 async def test_each_status_has_its_error_and_keeps_the_message(status: int, kind: type[ServiceError], code: str) -> None:
@@ -556,7 +556,7 @@ async def test_a_secret_that_arrives_in_two_pieces_is_cut_too(cut: int) -> None:
 async def test_a_page_of_html_is_not_echoed(page: bytes) -> None:
     async with served(reply(502, page, content_type="text/html"), max_retries=0) as (_, provider):
         error = await failure(provider)
-        assert isinstance(error, ProviderUnavailable)
+        assert isinstance(error, ProviderUnavailableError)
         assert error.message == "openai answered with the status 502 and no explanation."
 
 
@@ -581,7 +581,7 @@ async def test_a_long_message_is_cut_at_500_characters() -> None:
 async def test_a_conversation_that_does_not_fit_is_told_apart(status: int, said: dict[str, Any]) -> None:
     async with served(reply(status, {"error": said})) as (upstream, provider):
         error = await failure(provider)
-        assert isinstance(error, ContextTooLong)
+        assert isinstance(error, ContextTooLongError)
         assert (error.code, error.param) == ("context_length_exceeded", "messages")
         assert error.message == f"openai: {said['message']}"
         assert len(upstream.requests) == 1, "the same conversation will not fit the second time"
@@ -591,16 +591,16 @@ async def test_a_conversation_that_does_not_fit_is_told_apart(status: int, said:
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        ({"message": f"Overloaded {KEY}"}, ProviderUnavailable),
-        ("Overloaded", ProviderUnavailable),
-        ({"message": "Slow down.", "code": 429}, ProviderRateLimited),
-        ({"message": "Slow down.", "code": "429"}, ProviderRateLimited),
-        ({"message": "Slow down.", "code": "rate_limit_exceeded"}, ProviderRateLimited),
-        ({"message": "Slow down.", "code": "²"}, ProviderUnavailable),
-        ({"message": "Too much.", "code": "context_length_exceeded"}, ContextTooLong),
-        ({"message": "The maximum context length is 10 tokens.", "code": 400}, ContextTooLong),
-        ({"message": "The maximum context length is 10 tokens."}, ContextTooLong),
-        ({"code": 502, "metadata": {}}, ProviderUnavailable),
+        ({"message": f"Overloaded {KEY}"}, ProviderUnavailableError),
+        ("Overloaded", ProviderUnavailableError),
+        ({"message": "Slow down.", "code": 429}, ProviderRateLimitError),
+        ({"message": "Slow down.", "code": "429"}, ProviderRateLimitError),
+        ({"message": "Slow down.", "code": "rate_limit_exceeded"}, ProviderRateLimitError),
+        ({"message": "Slow down.", "code": "²"}, ProviderUnavailableError),
+        ({"message": "Too much.", "code": "context_length_exceeded"}, ContextTooLongError),
+        ({"message": "The maximum context length is 10 tokens.", "code": 400}, ContextTooLongError),
+        ({"message": "The maximum context length is 10 tokens."}, ContextTooLongError),
+        ({"code": 502, "metadata": {}}, ProviderUnavailableError),
     ],
 )
 async def test_an_error_within_a_good_answer_is_an_error(said: object, kind: type[ServiceError], lead: list[Action]) -> None:
@@ -617,7 +617,7 @@ async def test_an_error_within_a_good_answer_is_an_error(said: object, kind: typ
 async def test_a_redirect_is_not_followed(status: int) -> None:
     async with Upstream(says("stolen")) as elsewhere, served(reply(status, b"", location=f"{elsewhere.url}/v1")) as (upstream, provider):
         error = await failure(provider)
-        assert isinstance(error, ProviderUnavailable)
+        assert isinstance(error, ProviderUnavailableError)
         assert elsewhere.url not in error.message
         assert (len(upstream.requests), elsewhere.connections) == (1, 0)
 
@@ -625,7 +625,7 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
 async def test_a_name_that_does_not_resolve_is_told() -> None:
     async with HttpClient(max_retries=0) as http:
         error = await failure(OpenAICompatible(http, base_url="http://unknown.invalid/v1"))
-        assert isinstance(error, ProviderUnavailable)
+        assert isinstance(error, ProviderUnavailableError)
         assert error.message == "The host name of openai cannot be resolved."
 
 
@@ -633,7 +633,7 @@ async def test_a_name_that_does_not_resolve_is_told() -> None:
 async def test_an_address_that_is_none_is_told_at_once(address: str) -> None:
     async with HttpClient(first_delay=30) as http:
         error = await asyncio.wait_for(failure(OpenAICompatible(http, base_url=address), seconds=100), 1)
-        assert isinstance(error, ProviderUnavailable)
+        assert isinstance(error, ProviderUnavailableError)
         assert error.message == "The address of openai is not a valid URL."
 
 
@@ -645,7 +645,7 @@ async def test_an_answer_that_is_not_http_is_an_error(junk: bytes) -> None:
 
 async def test_a_chunk_of_impossible_size_is_an_error_within_the_limits() -> None:
     async with served([head(), 0.02, b"zz\r\n", asyncio.Event()], timeouts=Timeouts(first_byte=0.3)) as (_, provider):
-        assert isinstance(await failure(provider), ProviderProtocolError | ProviderTimeout)
+        assert isinstance(await failure(provider), ProviderProtocolError | ProviderTimeoutError)
 
 
 async def test_a_body_without_length_ends_with_its_connection() -> None:
@@ -675,42 +675,42 @@ async def test_json_is_got_however_it_is_cut() -> None:
     whole = reply(200, {"models": ["m" * 100_000]})[0]
     assert isinstance(whole, bytes)
     async with Upstream([whole[:1000], 0.02, whole[1000:]]) as upstream, HttpClient() as http:
-        assert await http.get_json(Target("ollama", upstream.url), timeout=2) == {"models": ["m" * 100_000]}
+        assert await http.get_json(HttpTarget("ollama", upstream.url), timeout=2) == {"models": ["m" * 100_000]}
 
 
 @pytest.mark.parametrize("body", [b"", b"no", HTML, b'"\xff"', b"[" * 10_000])
 async def test_what_is_got_has_to_be_json(body: bytes) -> None:
     async with Upstream(reply(200, body)) as upstream, HttpClient() as http:
         with pytest.raises(ProviderProtocolError, match="ollama answered with something that is not JSON"):
-            await http.get_json(Target("ollama", upstream.url), timeout=2)
+            await http.get_json(HttpTarget("ollama", upstream.url), timeout=2)
 
 
 @pytest.mark.parametrize("lead", [[], [head(content_type="application/json")]])
 async def test_getting_has_its_own_deadline(lead: list[Action]) -> None:
     async with Upstream([*lead, asyncio.Event()]) as upstream, HttpClient() as http:
-        with pytest.raises(ProviderTimeout, match=r"^ollama did not answer within 0\.1 seconds\.$"):
-            await http.get_json(Target("ollama", upstream.url), timeout=0.1)
+        with pytest.raises(ProviderTimeoutError, match=r"^ollama did not answer within 0\.1 seconds\.$"):
+            await http.get_json(HttpTarget("ollama", upstream.url), timeout=0.1)
 
 
 async def test_what_is_refused_is_an_error_when_getting_too() -> None:
     async with Upstream(reply(404, {"error": "nothing here"})) as upstream, HttpClient() as http:
-        with pytest.raises(ProviderRefused, match="ollama: nothing here"):
-            await http.get_json(Target("ollama", upstream.url), timeout=2)
-        with pytest.raises(ProviderUnavailable, match="cannot be reached"):
-            await http.get_json(Target("ollama", "http://127.0.0.1:1"), timeout=2)
+        with pytest.raises(ProviderRefusedError, match="ollama: nothing here"):
+            await http.get_json(HttpTarget("ollama", upstream.url), timeout=2)
+        with pytest.raises(ProviderUnavailableError, match="cannot be reached"):
+            await http.get_json(HttpTarget("ollama", "http://127.0.0.1:1"), timeout=2)
 
 
 async def test_getting_uses_the_proxy_of_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Upstream(reply(200, [1])) as upstream, HttpClient() as http:
         monkeypatch.setenv("no_proxy", "")
         monkeypatch.setenv("http_proxy", upstream.url)
-        assert await http.get_json(Target("ollama", "http://got.invalid/api/tags"), timeout=2) == [1]
+        assert await http.get_json(HttpTarget("ollama", "http://got.invalid/api/tags"), timeout=2) == [1]
         assert upstream.requests[0].path == "http://got.invalid/api/tags"
 
 
 async def fetched(url: str, *, limit: int = 1000, timeout: float = 2) -> bytes:
     async with HttpClient() as http:
-        return await http.fetched(url, limit_bytes=limit, timeout=timeout)
+        return await http.fetch(url, limit_bytes=limit, timeout=timeout)
 
 
 async def test_a_body_is_fetched_however_it_is_cut_up_to_its_limit() -> None:
@@ -763,13 +763,13 @@ async def test_redirects_come_to_an_end() -> None:
 @pytest.mark.parametrize("lead", [[], [head()], [head(), chunk(b"x")]])
 async def test_fetching_has_its_own_deadline(lead: list[Action]) -> None:
     async with Upstream([*lead, asyncio.Event()]) as upstream:
-        with pytest.raises(ProviderTimeout, match=r"did not answer within 0\.1 seconds\.$"):
+        with pytest.raises(ProviderTimeoutError, match=r"did not answer within 0\.1 seconds\.$"):
             await fetched(upstream.url, timeout=0.1)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://[", "nowhere", "http://user:secret@127.0.0.1:1/", "ftp://127.0.0.1/x"])
 async def test_what_cannot_be_fetched_is_an_error_of_the_upstream(url: str) -> None:
-    with pytest.raises(ProviderUnavailable) as caught:
+    with pytest.raises(ProviderUnavailableError) as caught:
         await fetched(url)
     assert "secret" not in caught.value.message
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ai_agent_service.core.errors import ProviderNotConfigured, ProviderProtocolError, ProviderUnavailable
+from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderProtocolError, ProviderUnavailableError
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.ollama import Ollama
 from tests.providers.asking import question, setup, text
@@ -28,7 +28,7 @@ async def test_a_question_goes_to_the_native_api(ending: str) -> None:
 
 async def test_the_installed_models_are_those_that_can_chat() -> None:
     async with Upstream(reply(200, TAGS)) as upstream, HttpClient() as http:
-        assert await Ollama(http, base_url=upstream.url).installed_models() == ("qwen3:4b", "llama3.2:1b")
+        assert await Ollama(http, base_url=upstream.url).list_installed_models() == ("qwen3:4b", "llama3.2:1b")
     assert (upstream.requests[0].method, upstream.requests[0].path) == ("GET", "/api/tags")
 
 
@@ -36,7 +36,7 @@ async def test_the_installed_models_are_those_that_can_chat() -> None:
 async def test_a_list_that_is_none_is_an_error(answer: object) -> None:
     async with Upstream(reply(200, answer)) as upstream, HttpClient() as http:
         with pytest.raises(ProviderProtocolError, match="not a list of models"):
-            await Ollama(http, base_url=upstream.url).installed_models()
+            await Ollama(http, base_url=upstream.url).list_installed_models()
 
 
 async def test_the_default_model_is_the_first_installed_and_looked_up_once() -> None:
@@ -54,7 +54,7 @@ async def test_the_default_model_of_the_settings_needs_no_look_up() -> None:
 
 async def test_without_any_model_it_is_said_how_to_get_one() -> None:
     async with Upstream(reply(200, {"models": []})) as upstream, HttpClient() as http:
-        with pytest.raises(ProviderNotConfigured, match="OLLAMA_DEFAULT_MODEL"):
+        with pytest.raises(ProviderNotConfiguredError, match="OLLAMA_DEFAULT_MODEL"):
             await Ollama(http, base_url=upstream.url).default_model()
 
 
@@ -62,5 +62,5 @@ async def test_a_server_that_is_not_there_is_told() -> None:
     async with Upstream() as upstream:
         url = upstream.url
     async with HttpClient() as http:
-        with pytest.raises(ProviderUnavailable, match=r"^ollama cannot be reached: Connection refused\.$"):
+        with pytest.raises(ProviderUnavailableError, match=r"^ollama cannot be reached: Connection refused\.$"):
             await Ollama(http, base_url=url).default_model()

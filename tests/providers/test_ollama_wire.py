@@ -11,11 +11,11 @@ import pytest
 from dirty_equals import IsStr
 
 from ai_agent_service.core.errors import (
-    ContextTooLong,
-    InvalidRequest,
+    ContextTooLongError,
+    InvalidRequestError,
     ProviderProtocolError,
-    ProviderRefused,
-    ProviderUnavailable,
+    ProviderRefusedError,
+    ProviderUnavailableError,
     ServiceError,
 )
 from ai_agent_service.core.events import FinishReason, ReasoningDelta, TextDelta
@@ -24,8 +24,8 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers import ollama_wire
 from ai_agent_service.providers.base import ModelEvent, ModelFinished
 from ai_agent_service.providers.http import HttpClient
-from ai_agent_service.providers.http_errors import Target
-from ai_agent_service.providers.ollama_wire import MAX_LINE_BYTES, request_body, wire_messages
+from ai_agent_service.providers.http_errors import HttpTarget
+from ai_agent_service.providers.ollama_wire import MAX_LINE_BYTES, encode_request, to_wire_messages
 from tests.providers.asking import WEATHER, question, told
 from tests.upstream import END, Action, Upstream, chunk, head, line, lines, reply
 
@@ -36,7 +36,7 @@ PNG = ImagePart("data:image/png;base64,iVBORw0KGgo=")
 
 async def answered(answer: Iterable[Action]) -> list[ModelEvent]:
     async with Upstream(answer) as upstream, HttpClient(max_retries=0) as http:
-        return await told(ollama_wire.stream(http, Target("ollama", upstream.url), question()))
+        return await told(ollama_wire.stream(http, HttpTarget("ollama", upstream.url), question()))
 
 
 def says(**message: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def says(**message: Any) -> dict[str, Any]:
 
 
 def sent(**settings: Any) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(request_body(question(**settings)))
+    body: dict[str, Any] = json.loads(encode_request(question(**settings)))
     return body
 
 
@@ -114,9 +114,9 @@ async def test_a_line_that_is_none_is_an_error(text: bytes) -> None:
 @pytest.mark.parametrize(
     ("said", "kind"),
     [
-        ("model runner has unexpectedly stopped", ProviderUnavailable),
-        ({"message": "model runner has unexpectedly stopped"}, ProviderUnavailable),
-        ("the input length exceeds the context length", ContextTooLong),
+        ("model runner has unexpectedly stopped", ProviderUnavailableError),
+        ({"message": "model runner has unexpectedly stopped"}, ProviderUnavailableError),
+        ("the input length exceeds the context length", ContextTooLongError),
     ],
 )
 async def test_an_error_within_an_answer_is_an_error(said: object, kind: type[ServiceError]) -> None:
@@ -125,7 +125,7 @@ async def test_an_error_within_an_answer_is_an_error(said: object, kind: type[Se
 
 
 async def test_a_model_that_is_not_installed_is_told() -> None:
-    with pytest.raises(ProviderRefused, match=r'^ollama: model "m" not found, try pulling it first$'):
+    with pytest.raises(ProviderRefusedError, match=r'^ollama: model "m" not found, try pulling it first$'):
         await answered(reply(404, {"error": 'model "m" not found, try pulling it first'}))
 
 
@@ -145,14 +145,14 @@ async def test_nothing_is_waited_for_once_the_answer_is_done() -> None:
 async def test_a_connection_is_used_again_after_a_normal_stream() -> None:
     async with Upstream([*lines(says(content="Hi"), FINISHED)[:-1], 0.02, END]) as upstream, HttpClient() as http:
         for _ in range(3):
-            await told(ollama_wire.stream(http, Target("ollama", upstream.url), question()))
+            await told(ollama_wire.stream(http, HttpTarget("ollama", upstream.url), question()))
         assert (upstream.connections, len(upstream.requests)) == (1, 3)
 
 
 async def test_leaving_an_answer_closes_its_connection_within_a_second() -> None:
     async with Upstream([head(), line(says(content="one")) + line(says(content="two")), asyncio.Event()]) as upstream, HttpClient() as http:
         before = asyncio.all_tasks()
-        events = ollama_wire.stream(http, Target("ollama", upstream.url), question())
+        events = ollama_wire.stream(http, HttpTarget("ollama", upstream.url), question())
         await anext(events)
         await events.aclose()
         await asyncio.sleep(0)
@@ -230,11 +230,11 @@ def test_tools_go_as_functions_unless_none_may_be_called() -> None:
 
 def test_text_and_images_go_apart() -> None:
     message = Message("user", (TextPart("Look:"), PNG, TextPart("Well?")))
-    assert wire_messages([message]) == [{"role": "user", "content": "Look:\nWell?", "images": ["iVBORw0KGgo="]}]
+    assert to_wire_messages([message]) == [{"role": "user", "content": "Look:\nWell?", "images": ["iVBORw0KGgo="]}]
 
 
 def test_a_result_names_its_tool_and_brings_its_images() -> None:
-    found = wire_messages(
+    found = to_wire_messages(
         [
             Message("assistant", "", (ToolCall("call_a", "weather", '{"city": "Rome"}'), ToolCall("call_b", "draw", "oops"))),
             Message("tool", "Sunny", tool_call_id="call_a"),
@@ -259,7 +259,7 @@ def test_a_result_names_its_tool_and_brings_its_images() -> None:
 
 @pytest.mark.parametrize("arguments", ["", "7", "[]", "null", '{"a"', "[" * 5000])
 def test_arguments_that_are_no_object_become_an_empty_one(arguments: str) -> None:
-    (message,) = wire_messages([Message("assistant", "", (ToolCall("call_a", "weather", arguments),))])
+    (message,) = to_wire_messages([Message("assistant", "", (ToolCall("call_a", "weather", arguments),))])
     assert message["tool_calls"] == [{"function": {"name": "weather", "arguments": {}}}]
 
 
@@ -268,6 +268,6 @@ def test_arguments_that_are_no_object_become_an_empty_one(arguments: str) -> Non
     [(ImagePart("https://example.com/a.png"), "unsupported_image_url"), (AudioPart("UklG", "wav"), "unsupported_content")],
 )
 def test_what_ollama_does_not_take_is_the_callers_fault(part: ImagePart | AudioPart, code: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        wire_messages([Message("user", (TextPart("Look:"), part))])
+    with pytest.raises(InvalidRequestError) as caught:
+        to_wire_messages([Message("user", (TextPart("Look:"), part))])
     assert (caught.value.code, caught.value.param) == (code, "messages")

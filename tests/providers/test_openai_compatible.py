@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.core.errors import ProviderNotConfigured, ProviderUnavailable
+from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderUnavailableError
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.openai_compatible import OPENAI_URL, OpenAICompatible
 from tests.providers.asking import question, setup, text
@@ -74,9 +74,9 @@ async def test_the_default_model_and_the_list_are_those_of_the_settings() -> Non
 
 
 async def test_without_a_default_model_the_variable_is_named() -> None:
-    with pytest.raises(ProviderNotConfigured, match="set OPENAI_DEFAULT_MODEL"):
+    with pytest.raises(ProviderNotConfiguredError, match="set OPENAI_DEFAULT_MODEL"):
         await OpenAICompatible.from_setup(setup()).default_model()
-    with pytest.raises(ProviderNotConfigured, match='give it a "model"'):
+    with pytest.raises(ProviderNotConfiguredError, match='give it a "model"'):
         await OpenAICompatible(HttpClient(), base_url="http://127.0.0.1:1").default_model()
 
 
@@ -86,5 +86,5 @@ class Vendor(OpenAICompatible):
 
 async def test_a_subclass_is_named_in_its_errors() -> None:
     async with Upstream(reply(503, {"error": "busy"})) as upstream, HttpClient(max_retries=0) as http:
-        with pytest.raises(ProviderUnavailable, match=r"^vendor: busy$"):
+        with pytest.raises(ProviderUnavailableError, match=r"^vendor: busy$"):
             await text(Vendor(http, base_url=upstream.url))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ai_agent_service.core.errors import ProviderRefused
+from ai_agent_service.core.errors import ProviderRefusedError
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.openrouter import OpenRouter
@@ -40,7 +40,7 @@ async def test_whether_it_is_there_and_takes_the_key_is_asked_by_what_it_knows_o
     async with Upstream(reply(200, {"data": {}}), refuses) as upstream, HttpClient() as http:
         provider = OpenRouter.from_setup(setup(http, openrouter_base_url=f"{upstream.url}/api/v1", openrouter_api_key="sk-or-1"))
         await provider.ping(timeout=5)
-        with pytest.raises(ProviderRefused):
+        with pytest.raises(ProviderRefusedError):
             await provider.ping(timeout=5)
     request = upstream.requests[0]
     assert (request.method, request.path, request.headers["authorization"]) == ("GET", "/api/v1/key", "Bearer sk-or-1")

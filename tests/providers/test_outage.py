@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from ai_agent_service.providers.breaker import BreakerStatus
-from ai_agent_service.providers.fallback import Fallback
+from ai_agent_service.providers.fallback import FallbackProvider
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
@@ -48,7 +48,7 @@ class Opened(msgspec.Struct):
 
     @property
     def states(self) -> dict[str, str]:
-        return {f"{status.provider}/{status.model}": status.state for status in self.service.breakers.states()}
+        return {f"{status.provider}/{status.model}": status.state for status in self.service.breakers.list_statuses()}
 
 
 @asynccontextmanager
@@ -167,7 +167,7 @@ async def test_a_provider_that_is_down_is_not_asked_until_it_may_be_back(tmp_pat
             assert response.json()["error"]["type"] == "upstream_error"
             assert response.json()["error"]["code"] == "provider_circuit_open"
         assert len(service.first.requests) == 3
-        assert service.service.breakers.states() == [BreakerStatus("openai", "big", "open", 3, "provider_unavailable", 20.0, 1)]
+        assert service.service.breakers.list_statuses() == [BreakerStatus("openai", "big", "open", 3, "provider_unavailable", 20.0, 1)]
         now += 20
         assert completion_of(await service.ask())["choices"][0]["message"]["content"] == "Back."
         assert service.states == {"openai/big": "closed"}
@@ -179,7 +179,7 @@ async def test_a_provider_that_is_down_costs_callers_no_wait_where_there_is_a_fa
             completion_of(await service.ask())
         assert (len(service.first.requests), len(service.second.requests)) == (2, 4)
         assert service.states == {"openai/big": "open", "openrouter/small": "closed"}
-        counts = service.service.http.counts.all()
+        counts = service.service.http.counts.get_all()
         assert counts["openai"].errors == {"provider_timeout": 2, "provider_circuit_open": 2}
         assert (counts["openrouter"].requests, counts["openrouter"].errors) == (4, {})
 
@@ -203,7 +203,7 @@ async def test_a_client_that_leaves_does_not_reach_the_fallback(tmp_path: Path) 
         await service.first.until(lambda: service.first.disconnects == 1, timeout=1)
         await asyncio.gather(leaving, return_exceptions=True)
         assert service.second.requests == []
-        assert service.service.breakers.states()[0].failures == 0
+        assert service.service.breakers.list_statuses()[0].failures == 0
 
 
 @pytest.mark.parametrize("default", ["openai", "openrouter"])
@@ -212,11 +212,11 @@ async def test_auto_may_be_a_fallback_and_what_comes_twice_is_left_out(tmp_path:
     found = configuration(tmp_path, agents=[agent], default_provider=default, openai_default_model="m")
     async with open_service(found) as service:
         provider = service.catalog.get("helper").parts.provider
-        assert isinstance(provider, Fallback)
+        assert isinstance(provider, FallbackProvider)
         assert [other.provider.name for other in provider.others] == ["openrouter", "demo"]
 
 
 async def test_a_fallback_that_is_the_agents_own_is_none(tmp_path: Path) -> None:
     agent = {**AGENT, "provider": "auto", "fallback": [{"provider": "demo"}]}
     async with open_service(configuration(tmp_path, agents=[agent])) as service:
-        assert not isinstance(service.catalog.get("helper").parts.provider, Fallback)
+        assert not isinstance(service.catalog.get("helper").parts.provider, FallbackProvider)

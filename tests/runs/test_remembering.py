@@ -13,7 +13,13 @@ from ai_agent_service.agents.base import AgentParts, BaseAgent, Turn
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InvalidRequest, MemoryUnavailable, ProviderUnavailable, ServiceError, SessionBusy
+from ai_agent_service.core.errors import (
+    InvalidRequestError,
+    MemoryUnavailableError,
+    ProviderUnavailableError,
+    ServiceError,
+    SessionBusyError,
+)
 from ai_agent_service.core.events import (
     MemorySkipped,
     RefusalDelta,
@@ -28,17 +34,17 @@ from ai_agent_service.core.events import (
 from ai_agent_service.core.messages import Message, ToolCall, ToolResult
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.memory.base import Answer, Asked, Memory, RememberedTurn, Step
+from ai_agent_service.memory.base import Memory, RememberedTurn, Step, TurnAnswer, TurnQuestion
 from ai_agent_service.runs.live import LiveRuns
-from ai_agent_service.runs.record import Record
-from ai_agent_service.runs.remembering import Remembering
+from ai_agent_service.runs.record import AnswerRecorder
+from ai_agent_service.runs.remembering import MemoryAgent
 from ai_agent_service.tools.dynamic import AvailableTools
 from tests.scripted import Script, says
 
 QUESTION = Message(role="user", content="6*7?")
 CALL, OTHER = ToolCall("c1", "calculate", '{"expression":"6*7"}'), ToolCall("c2", "weather", "{}")
 RESULT = ToolResult(call_id="c1", name="calculate", content="42")
-AWAY = MemoryUnavailable("It is away.")
+AWAY = MemoryUnavailableError("It is away.")
 
 
 class Kept(Memory, RememberedTurn):
@@ -52,12 +58,12 @@ class Kept(Memory, RememberedTurn):
         keep_error: ServiceError | None = None,
         gate: asyncio.Event | None = None,
         messages: tuple[Message, ...] = (QUESTION,),
-        answer: Answer | None = None,
+        answer: TurnAnswer | None = None,
         under_way: str | None = None,
     ) -> None:
         self.required = required
-        self.asked: list[Asked] = []
-        self.answers: list[Answer] = []
+        self.asked: list[TurnQuestion] = []
+        self.answers: list[TurnAnswer] = []
         self.waits: list[float] = []
         self.keeping = asyncio.Event()
         self._begin_error = begin_error
@@ -78,7 +84,7 @@ class Kept(Memory, RememberedTurn):
         return self._messages
 
     @property
-    def answer(self) -> Answer | None:
+    def answer(self) -> TurnAnswer | None:
         """An earlier answer."""
         return self._answer
 
@@ -87,7 +93,7 @@ class Kept(Memory, RememberedTurn):
         """The run to join."""
         return self._under_way
 
-    async def begin(self, context: RunContext, asked: Asked) -> RememberedTurn:
+    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """Itself."""
         if self._begin_error is not None:
             raise self._begin_error
@@ -98,7 +104,7 @@ class Kept(Memory, RememberedTurn):
         """The question alone."""
         return (QUESTION,)
 
-    async def keep(self, answer: Answer, *, wait: float) -> None:
+    async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Keeps it once the gate is open."""
         self.keeping.set()
         self.waits.append(wait)
@@ -158,7 +164,7 @@ async def told(agent: BaseAgent, turn: Turn | None = None, within: RunContext | 
 async def remembered(agent: BaseAgent, memory: Memory, turn: Turn | None = None, within: RunContext | None = None) -> list[RunEvent]:
     """All events of a run with a memory."""
     async with Tasks() as tasks:
-        return await told(Remembering(agent, memory, LiveRuns(), tasks), turn, within)
+        return await told(MemoryAgent(agent, memory, LiveRuns(), tasks), turn, within)
 
 
 # A turn
@@ -167,14 +173,14 @@ async def remembered(agent: BaseAgent, memory: Memory, turn: Turn | None = None,
 async def test_the_events_are_the_agents_and_the_answer_is_kept() -> None:
     memory = Kept()
     assert await remembered(Telling(*ANSWERED), memory) == list(ANSWERED)
-    assert memory.answers == [Answer(text="It is 42.", last="It is 42.", usage=Usage(10, 2))]
+    assert memory.answers == [TurnAnswer(text="It is 42.", last="It is 42.", usage=Usage(10, 2))]
 
 
 async def test_the_agent_is_told_what_the_memory_knows() -> None:
     known = (Message(role="user", content="Hello"), Message(role="assistant", content="Hi"), QUESTION)
     agent, memory = Telling(*ANSWERED), Kept(messages=known)
     await remembered(agent, memory, Turn(messages=(QUESTION,), history="server", is_retry=True, message_id="m", settings={"seed": 1}))
-    assert memory.asked == [Asked(messages=(QUESTION,), history="server", is_retry=True, message_id="m")]
+    assert memory.asked == [TurnQuestion(messages=(QUESTION,), history="server", is_retry=True, message_id="m")]
     (turn,) = agent.turns
     assert (turn.messages, turn.settings) == (known, {"seed": 1})
     assert turn.shorter is not None
@@ -192,7 +198,7 @@ async def test_the_last_event_comes_once_the_answer_is_kept() -> None:
                 events.append(event)
 
     async with asyncio.timeout(20), Tasks() as tasks:
-        listening = asyncio.create_task(listen(Remembering(Telling(*ANSWERED), memory, LiveRuns(), tasks)))
+        listening = asyncio.create_task(listen(MemoryAgent(Telling(*ANSWERED), memory, LiveRuns(), tasks)))
         await memory.keeping.wait()
         assert events == list(ANSWERED[:-1])
         gate.set()
@@ -208,10 +214,10 @@ async def test_a_run_without_a_session_is_the_agents_own() -> None:
 
 async def test_a_failed_run_is_kept_as_incomplete_with_its_error() -> None:
     memory = Kept()
-    failed = RunFailed(ProviderUnavailable("It is down."), Usage(5, 1))
+    failed = RunFailed(ProviderUnavailableError("It is down."), Usage(5, 1))
     assert await remembered(Telling(TextDelta("It is"), failed), memory) == [TextDelta("It is"), failed]
     assert memory.answers == [
-        Answer(text="It is", last="It is", status="incomplete", usage=Usage(5, 1), error="provider_unavailable"),
+        TurnAnswer(text="It is", last="It is", status="incomplete", usage=Usage(5, 1), error="provider_unavailable"),
     ]
 
 
@@ -245,7 +251,7 @@ async def test_a_memory_that_is_not_needed_and_away_is_done_without() -> None:
 
 @pytest.mark.parametrize("required", [True, False])
 async def test_a_session_that_is_busy_fails_the_run(required: bool) -> None:
-    busy = SessionBusy("Wait.")
+    busy = SessionBusyError("Wait.")
     assert await remembered(Telling(*ANSWERED), Kept(begin_error=busy, required=required)) == [RunFailed(busy)]
 
 
@@ -259,7 +265,7 @@ async def test_an_answer_that_cannot_be_kept_is_finished_where_memory_is_not_nee
 
 
 async def test_the_error_of_a_failed_run_wins_over_one_of_the_memory() -> None:
-    failed = RunFailed(ProviderUnavailable("It is down."))
+    failed = RunFailed(ProviderUnavailableError("It is down."))
     assert await remembered(Telling(failed), Kept(keep_error=AWAY)) == [failed]
 
 
@@ -274,8 +280,8 @@ async def test_a_memory_that_is_away_is_waited_for_until_the_deadline() -> None:
 async def test_an_agent_with_a_needed_memory_that_is_away_has_a_problem() -> None:
     async with Tasks() as tasks:
 
-        def made(memory: Memory) -> Remembering:
-            return Remembering(Telling(), memory, LiveRuns(), tasks)
+        def made(memory: Memory) -> MemoryAgent:
+            return MemoryAgent(Telling(), memory, LiveRuns(), tasks)
 
         assert await made(Kept(begin_error=AWAY)).problem() == "It is away."
         assert await made(Kept(begin_error=AWAY, required=False)).problem() is None
@@ -287,7 +293,7 @@ async def test_a_result_of_no_call_is_refused_before_anything_is_kept() -> None:
     stray = Message(role="tool", content="42", tool_call_id="c1")
     (event,) = await remembered(Telling(*ANSWERED), memory, Turn(messages=(QUESTION, stray)))
     assert isinstance(event, RunFailed)
-    assert isinstance(event.error, InvalidRequest)
+    assert isinstance(event.error, InvalidRequestError)
     assert memory.asked == []
 
 
@@ -297,19 +303,19 @@ async def test_a_result_of_no_call_is_refused_before_anything_is_kept() -> None:
 async def test_what_was_told_before_the_caller_left_is_kept() -> None:
     agent, memory = Telling(TextDelta("It is"), asyncio.Event()), Kept()
     async with asyncio.timeout(20), Tasks() as tasks:
-        run = Remembering(agent, memory, LiveRuns(), tasks).run(Turn(messages=(QUESTION,)), context())
+        run = MemoryAgent(agent, memory, LiveRuns(), tasks).run(Turn(messages=(QUESTION,)), context())
         assert await anext(run) == TextDelta("It is")
         await run.aclose()
     assert agent.closed
     assert [(answer.text, answer.status) for answer in memory.answers] == [("It is", "incomplete")]
 
 
-@pytest.mark.parametrize("last", [ANSWERED[-1], RunFailed(ProviderUnavailable("It is down."))], ids=["finished", "failed"])
+@pytest.mark.parametrize("last", [ANSWERED[-1], RunFailed(ProviderUnavailableError("It is down."))], ids=["finished", "failed"])
 async def test_an_answer_is_kept_though_the_caller_leaves_meanwhile(last: RunEvent) -> None:
     gate = asyncio.Event()
     memory = Kept(gate=gate)
     async with asyncio.timeout(20), Tasks() as tasks:
-        agent = Remembering(Telling(TextDelta("It is 42."), last), memory, LiveRuns(), tasks)
+        agent = MemoryAgent(Telling(TextDelta("It is 42."), last), memory, LiveRuns(), tasks)
         listening = asyncio.create_task(told(agent))
         await memory.keeping.wait()
         listening.cancel()
@@ -324,7 +330,7 @@ async def test_what_is_interrupted_is_kept_though_the_caller_is_cancelled_again(
     gate = asyncio.Event()
     agent, memory = Telling(TextDelta("It is"), asyncio.Event()), Kept(gate=gate)
     async with asyncio.timeout(20), Tasks() as tasks:
-        listening = asyncio.create_task(told(Remembering(agent, memory, LiveRuns(), tasks)))
+        listening = asyncio.create_task(told(MemoryAgent(agent, memory, LiveRuns(), tasks)))
         await agent.waiting.wait()
         listening.cancel()
         await memory.keeping.wait()
@@ -338,7 +344,7 @@ async def test_what_is_interrupted_is_kept_though_the_caller_is_cancelled_again(
 
 
 async def test_an_earlier_answer_is_told_again_and_the_agent_is_not_asked() -> None:
-    answer = Answer(
+    answer = TurnAnswer(
         text="Well. It is 42.", steps=(Step("Well. ", (CALL,), (RESULT,)),), last="It is 42.", reason="length", usage=Usage(1, 2)
     )
     agent, memory = Telling(*ANSWERED), Kept(answer=answer)
@@ -353,7 +359,7 @@ async def test_an_earlier_answer_is_told_again_and_the_agent_is_not_asked() -> N
 
 
 async def test_an_earlier_answer_without_tools_is_told_again() -> None:
-    assert await remembered(Telling(), Kept(answer=Answer(text="It is 42."))) == [
+    assert await remembered(Telling(), Kept(answer=TurnAnswer(text="It is 42."))) == [
         TextDelta("It is 42."),
         RunFinished("stop", None, is_repeated=True),
     ]
@@ -364,9 +370,9 @@ async def test_a_run_that_is_under_way_is_joined_from_its_beginning() -> None:
     first_agent, second_agent = Telling(ANSWERED[0], gate, *ANSWERED[1:]), Telling()
     live = LiveRuns()
     async with asyncio.timeout(20), Tasks() as tasks:
-        first = asyncio.create_task(told(Remembering(first_agent, Kept(), live, tasks), within=context(run_id="run_1")))
+        first = asyncio.create_task(told(MemoryAgent(first_agent, Kept(), live, tasks), within=context(run_id="run_1")))
         await first_agent.waiting.wait()
-        joining = Remembering(second_agent, Kept(under_way="run_1"), live, tasks).run(Turn(messages=(QUESTION,)), context(run_id="run_2"))
+        joining = MemoryAgent(second_agent, Kept(under_way="run_1"), live, tasks).run(Turn(messages=(QUESTION,)), context(run_id="run_2"))
         async with aclosing(joining):
             assert await anext(joining) == ANSWERED[0]
             gate.set()
@@ -381,7 +387,7 @@ async def test_a_run_that_is_under_way_is_joined_from_its_beginning() -> None:
 async def test_a_run_that_is_not_under_way_any_more_is_told_as_interrupted() -> None:
     (event,) = await remembered(Telling(), Kept(under_way="run_gone"))
     assert isinstance(event, RunFailed)
-    assert isinstance(event.error, SessionBusy)
+    assert isinstance(event.error, SessionBusyError)
 
 
 # Live runs
@@ -390,7 +396,7 @@ async def test_a_run_that_is_not_under_way_any_more_is_told_as_interrupted() -> 
 async def test_all_who_follow_a_run_are_told_everything() -> None:
     live = LiveRuns()
     run = live.begin("run_1")
-    run.tell(ANSWERED[0])
+    run.publish(ANSWERED[0])
 
     async def follow() -> list[RunEvent]:
         return [event async for event in run.follow()]
@@ -398,9 +404,9 @@ async def test_all_who_follow_a_run_are_told_everything() -> None:
     async with asyncio.timeout(20):
         followers = [asyncio.create_task(follow()) for _ in range(3)]
         await asyncio.sleep(0)
-        run.tell(ANSWERED[1])
+        run.publish(ANSWERED[1])
         await asyncio.sleep(0)
-        run.tell(ANSWERED[2])
+        run.publish(ANSWERED[2])
         live.end("run_1")
         assert [await follower for follower in followers] == [list(ANSWERED)] * 3
     assert live.find("run_1") is None
@@ -409,7 +415,7 @@ async def test_all_who_follow_a_run_are_told_everything() -> None:
 async def test_who_follows_a_run_that_is_stopped_is_told_what_there_is() -> None:
     live = LiveRuns()
     run = live.begin("run_1")
-    run.tell(ANSWERED[0])
+    run.publish(ANSWERED[0])
     live.end("run_1")
     async with asyncio.timeout(20):
         assert [event async for event in run.follow()] == [ANSWERED[0]]
@@ -418,8 +424,8 @@ async def test_who_follows_a_run_that_is_stopped_is_told_what_there_is() -> None
 # The record
 
 
-def record(*events: RunEvent) -> Record:
-    made = Record()
+def record(*events: RunEvent) -> AnswerRecorder:
+    made = AnswerRecorder()
     for event in events:
         made.add(event)
     return made
@@ -438,7 +444,7 @@ def test_an_answer_has_its_steps_with_what_was_said_before_each() -> None:
         ToolFinished(msgspec.structs.replace(RESULT, call_id="c9")),
         TextDelta("It is 42."),
     )
-    answer = made.answer(finished())
+    answer = made.build_final_answer(finished())
     assert (answer.text, answer.last, answer.status) == ("Let me see. It is 42.", "It is 42.", "complete")
     assert [(step.text, [call.id for call in step.calls], [result.call_id for result in step.results]) for step in answer.steps] == [
         ("Let me see. ", ["c1", "c2"], ["c1", "c2"]),
@@ -447,7 +453,7 @@ def test_an_answer_has_its_steps_with_what_was_said_before_each() -> None:
 
 
 def test_a_call_that_was_cut_has_an_unknown_result() -> None:
-    answer = record(ToolStarted(CALL, 1)).interrupted()
+    answer = record(ToolStarted(CALL, 1)).build_partial_answer()
     assert answer.status == "incomplete"
     assistant, result = answer.steps[0].messages
     assert assistant.tool_calls == (CALL,)
@@ -455,29 +461,31 @@ def test_a_call_that_was_cut_has_an_unknown_result() -> None:
 
 
 def test_a_refusal_is_what_was_said() -> None:
-    assert record(RefusalDelta("I will not.")).answer(finished()).text == "I will not."
+    assert record(RefusalDelta("I will not.")).build_final_answer(finished()).text == "I will not."
 
 
 def test_an_answer_that_waits_for_the_clients_tools_is_incomplete() -> None:
     steps = StepRecord((OTHER,), None)
-    answer = record(TextDelta("I look. ")).answer(finished(steps, calls=(OTHER,)))
+    answer = record(TextDelta("I look. ")).build_final_answer(finished(steps, calls=(OTHER,)))
     assert (answer.status, answer.reason, answer.text, answer.last) == ("incomplete", "tool_calls", "I look. ", "")
     assert answer.steps == (Step("I look. ", (OTHER,)),)
 
 
 def test_a_step_with_calls_of_both_kinds_has_them_in_the_models_order() -> None:
     made = record(TextDelta("I look. "), ToolStarted(CALL, 1), ToolFinished(RESULT))
-    answer = made.answer(finished(StepRecord((OTHER, CALL), None), calls=(OTHER,)))
+    answer = made.build_final_answer(finished(StepRecord((OTHER, CALL), None), calls=(OTHER,)))
     assert answer.steps == (Step("I look. ", (OTHER, CALL), (RESULT,)),)
 
 
 def test_the_clients_tools_in_a_later_step_stand_in_a_step_of_their_own() -> None:
     made = record(ToolStarted(CALL, 1), ToolFinished(RESULT), TextDelta("And now: "))
-    answer = made.answer(finished(StepRecord((CALL,), None), StepRecord((OTHER,), None), calls=(OTHER,)))
+    answer = made.build_final_answer(finished(StepRecord((CALL,), None), StepRecord((OTHER,), None), calls=(OTHER,)))
     assert answer.steps == (Step("", (CALL,), (RESULT,)), Step("And now: ", (OTHER,)))
 
 
-@pytest.mark.parametrize("of", [lambda made: made.interrupted(), lambda made: made.answer(finished())], ids=["interrupted", "finished"])
-def test_a_run_that_said_nothing_has_an_empty_answer(of: Callable[[Record], Answer]) -> None:
-    answer = of(Record())
+@pytest.mark.parametrize(
+    "of", [lambda made: made.build_partial_answer(), lambda made: made.build_final_answer(finished())], ids=["interrupted", "finished"]
+)
+def test_a_run_that_said_nothing_has_an_empty_answer(of: Callable[[AnswerRecorder], TurnAnswer]) -> None:
+    answer = of(AnswerRecorder())
     assert (answer.text, answer.steps, answer.last) == ("", (), "")

@@ -2,26 +2,26 @@
 
 import asyncio
 
-from ai_agent_service.runtime.drain import Period
+from ai_agent_service.runtime.drain import DrainTracker
 
 
-async def is_over(period: Period) -> bool:
+async def is_over(period: DrainTracker) -> bool:
     try:
         async with asyncio.timeout(0.02):
-            await period.over()
+            await period.wait_until_drained()
     except TimeoutError:
         return False
     return True
 
 
 async def test_a_period_is_over_once_all_has_ended_that_began_in_it() -> None:
-    period = Period()
+    period = DrainTracker()
     period.begin()
     period.begin()
     assert not await is_over(period)
     period.end()
     assert not await is_over(period)
-    waiting = asyncio.create_task(period.over())
+    waiting = asyncio.create_task(period.wait_until_drained())
     await asyncio.sleep(0)
     period.end()
     await asyncio.wait_for(waiting, 5)
@@ -29,10 +29,10 @@ async def test_a_period_is_over_once_all_has_ended_that_began_in_it() -> None:
 
 
 async def test_what_began_before_counts_and_what_began_later_does_not() -> None:
-    first = Period()
+    first = DrainTracker()
     first.begin()
-    second = first.next()
-    third = second.next()
+    second = first.start_next()
+    third = second.start_next()
     third.begin()
     assert not await is_over(second)
     first.end()
@@ -41,11 +41,11 @@ async def test_what_began_before_counts_and_what_began_later_does_not() -> None:
 
 
 async def test_a_long_row_of_periods_is_no_burden() -> None:
-    period = Period()
+    period = DrainTracker()
     period.begin()
     first = period
     for _ in range(5000):
-        period = period.next()
+        period = period.start_next()
     assert not await is_over(period)
     first.end()
     assert await is_over(period)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.core.errors import ConfigError, ServerBusy
+from ai_agent_service.core.errors import ConfigError, ServerBusyError
 from ai_agent_service.runtime.opening import open_service
 from tests.scripted import Script
 from tests.service import AGENT, configuration
@@ -64,10 +64,10 @@ async def test_auto_is_an_ollama_that_answers_and_has_a_chat_model(tmp_path: Pat
 
 async def test_as_many_runs_as_allowed_go_on_at_once(tmp_path: Path) -> None:
     async with open_service(configuration(tmp_path, Script([]), max_concurrent_requests=1)) as service:
-        with service.run_slot(), pytest.raises(ServerBusy) as caught, service.run_slot():
+        with service.acquire_run_slot(), pytest.raises(ServerBusyError) as caught, service.acquire_run_slot():
             pass
         assert caught.value.retry_after == 1
-        with service.run_slot():
+        with service.acquire_run_slot():
             assert service.runs == 1
         assert service.runs == 0
 

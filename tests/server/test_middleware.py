@@ -9,9 +9,9 @@ from starlette.types import Receive, Scope, Send
 
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.metrics import Metrics
-from ai_agent_service.runtime.drain import Period
-from ai_agent_service.runtime.shutdown import Stopping
-from ai_agent_service.server.middleware import Edge
+from ai_agent_service.runtime.drain import DrainTracker
+from ai_agent_service.runtime.shutdown import ShutdownState
+from ai_agent_service.server.middleware import RequestMiddleware
 from tests.api.asking import error_of
 
 
@@ -20,16 +20,16 @@ class Waits:
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
-        self.state = SimpleNamespace(service=SimpleNamespace(period=Period()))
+        self.state = SimpleNamespace(service=SimpleNamespace(period=DrainTracker()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked.set()
         await asyncio.Event().wait()
 
 
-def client_at(app: Waits, stopping: Stopping) -> httpx2.AsyncClient:
+def client_at(app: Waits, stopping: ShutdownState) -> httpx2.AsyncClient:
     """A client of `app` behind the edge."""
-    edge = Edge(app, stopping, Metrics(), AccessLog("secret"))
+    edge = RequestMiddleware(app, stopping, Metrics(), AccessLog("secret"))
 
     async def framed(scope: Scope, receive: Receive, send: Send) -> None:
         await edge({**scope, "app": app}, receive, send)
@@ -37,7 +37,7 @@ def client_at(app: Waits, stopping: Stopping) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=framed), base_url="http://service")
 
 
-async def cut_off(stopping: Stopping, *, closed: bool) -> httpx2.Response:
+async def cut_off(stopping: ShutdownState, *, closed: bool) -> httpx2.Response:
     """What a request brings whose task is cancelled."""
     app = Waits()
     async with client_at(app, stopping) as client:
@@ -50,18 +50,18 @@ async def cut_off(stopping: Stopping, *, closed: bool) -> httpx2.Response:
 
 
 async def test_a_request_whose_time_is_up_at_the_end_is_told_so() -> None:
-    response = await cut_off(Stopping(), closed=True)
+    response = await cut_off(ShutdownState(), closed=True)
     assert error_of(response, 503)["code"] == "shutting_down"
     assert response.headers["retry-after"] == "1"
 
 
 async def test_a_request_that_is_cancelled_otherwise_stays_so() -> None:
     with pytest.raises(asyncio.CancelledError):
-        await cut_off(Stopping(), closed=False)
+        await cut_off(ShutdownState(), closed=False)
 
 
 async def test_once_the_service_is_closed_new_requests_are_refused() -> None:
-    stopping = Stopping()
+    stopping = ShutdownState()
     stopping.is_closed = True
     async with client_at(Waits(), stopping) as client:
         refused = await client.get("/memory")

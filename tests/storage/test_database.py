@@ -12,12 +12,12 @@ import asyncpg
 import pytest
 from sqlalchemy import Connection, exc, text
 
-from ai_agent_service.core.errors import MemoryUnavailable
+from ai_agent_service.core.errors import MemoryUnavailableError
 from ai_agent_service.storage.database import Database, DatabaseError
-from ai_agent_service.storage.engine import DatabaseEngine, database_time, ping
+from ai_agent_service.storage.engine import DatabaseEngine, ping, read_database_time
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.storage.url import parse_database_url
 from tests.postgres import PASSWORD, QUOTED, DatabaseUnderTest, PostgresServer, binaries_18, free_port, until
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres18"], indirect=True)
@@ -26,7 +26,7 @@ SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 def engine_of(url: str, *, timeout: float = 5, pool_size: int = 2, read_only: bool = False) -> DatabaseEngine:
     """An engine of the database at an address."""
-    address = parse_address(url)
+    address = parse_database_url(url)
     if address.kind == "sqlite":
         return SqliteEngine(address, timeout=timeout)
     return PostgresEngine(address, pool_size=pool_size, timeout=timeout, read_only=read_only)
@@ -145,7 +145,7 @@ async def test_one_of_many_transactions_at_once_that_fails_is_undone_alone(datab
 
 async def test_the_clock_is_the_databases_with_its_zone(database: DatabaseUnderTest) -> None:
     async with opened(database.url) as found:
-        moment = await found.read(database_time)
+        moment = await found.read(read_database_time)
     assert moment.tzinfo is not None
     assert abs(moment.timestamp() - time.time()) < 60
 
@@ -156,7 +156,7 @@ async def test_the_clock_is_the_databases_with_its_zone(database: DatabaseUnderT
 async def test_a_transaction_past_its_time_is_left_and_the_next_one_works(database: DatabaseUnderTest) -> None:
     async with opened(database.url, timeout=0.5) as found:
         began = time.monotonic()
-        with pytest.raises(MemoryUnavailable) as raised:
+        with pytest.raises(MemoryUnavailableError) as raised:
             await found.write(sleeping(3))
         assert time.monotonic() - began < 2.5
         assert raised.value.retry_after
@@ -174,7 +174,7 @@ async def test_a_transaction_may_have_more_time_than_others(database: DatabaseUn
 @POSTGRES
 async def test_what_is_left_behind_does_not_go_on_in_the_server(database: DatabaseUnderTest) -> None:
     async with opened(database.url, timeout=0.5) as found:
-        with pytest.raises(MemoryUnavailable):
+        with pytest.raises(MemoryUnavailableError):
             await found.write(sleeping(30))
         query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(%' AND state = 'active' AND pid <> pg_backend_pid()"
         await asyncio.to_thread(until, lambda: database.server.sql(query) == "0")
@@ -210,7 +210,7 @@ async def test_a_full_pool_is_told_quickly_and_the_database_is_not_taken_for_los
         holding = asyncio.create_task(found.write(sleeping(4), timeout=20))
         await asyncio.sleep(0.2)
         began = time.monotonic()
-        with pytest.raises(MemoryUnavailable):
+        with pytest.raises(MemoryUnavailableError):
             await found.write(add(1))
         assert time.monotonic() - began < 3
         assert found.problem is None
@@ -244,7 +244,7 @@ async def test_a_file_that_another_process_writes_is_waited_for(database: Databa
         with contextlib.closing(sqlite3.connect(database.url.removeprefix("sqlite:///"), isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             assert await found.read(values) == []
-            with pytest.raises(MemoryUnavailable):
+            with pytest.raises(MemoryUnavailableError):
                 await found.write(add(1))
             other.execute("COMMIT")
         await found.write(put(2), wait=20)
@@ -277,7 +277,7 @@ async def test_a_server_that_is_absent_at_start_is_found_when_it_comes(server: P
     async with opened(server.url(), timeout=2) as found:
         assert found.problem is not None
         began = time.monotonic()
-        with pytest.raises(MemoryUnavailable):
+        with pytest.raises(MemoryUnavailableError):
             await found.read(values)
         assert time.monotonic() - began < 1
         waiting = asyncio.create_task(found.write(put(1), wait=30))
@@ -293,7 +293,7 @@ async def test_a_server_that_was_lost_is_used_again_when_it_is_back(server: Post
         await found.write(add(1))
         assert await found.check() is None
         await asyncio.to_thread(server.kill)
-        with pytest.raises(MemoryUnavailable):
+        with pytest.raises(MemoryUnavailableError):
             await found.write(add(2))
         assert await found.check() is not None
         await asyncio.to_thread(server.start)
@@ -319,7 +319,7 @@ async def test_a_file_that_cannot_be_opened_is_used_once_it_can(database: Databa
     async with opened(database.url) as found:
         assert found.problem is not None
         assert "unable to open database file" in found.problem
-        with pytest.raises(MemoryUnavailable):
+        with pytest.raises(MemoryUnavailableError):
             await found.read(values)
         path.rmdir()
         await until_usable(found)
@@ -357,8 +357,8 @@ async def test_a_fault_in_preparing_keeps_the_database_from_being_used(database:
     await found.open()
     try:
         assert found.problem == "its key is missing"
-        with pytest.raises(MemoryUnavailable):
-            await found.read(database_time)
+        with pytest.raises(MemoryUnavailableError):
+            await found.read(read_database_time)
         broken.clear()
         await until_usable(found)
         await found.read(ping)
@@ -386,14 +386,14 @@ async def test_the_replica_is_read_and_told_of_when_it_is_lost(database: Databas
         database.replica.caught_up_with(database.server)
         assert await found.read_replica(values) == [1]
         assert found.replica_problem is None
-        with pytest.raises(MemoryUnavailable):
+        with pytest.raises(MemoryUnavailableError):
             await found.read_replica(sleeping(60))
         assert found.replica_problem is not None
         assert await found.read(values) == [1]
         assert found.problem is None
         async with asyncio.timeout(20):
             while found.replica_problem is not None:
-                with contextlib.suppress(MemoryUnavailable):
+                with contextlib.suppress(MemoryUnavailableError):
                     await found.read_replica(values)
                 await asyncio.sleep(0.1)
 
@@ -406,7 +406,7 @@ async def test_a_primary_that_takes_no_writes_is_not_taken_for_one(database: Dat
     await connection.close()
     async with opened(database.replica_url, timeout=2) as found:
         assert found.problem is not None
-        with pytest.raises(MemoryUnavailable):
+        with pytest.raises(MemoryUnavailableError):
             await found.write(add(1))
 
 
@@ -420,7 +420,7 @@ async def test_a_primary_that_hangs_does_not_keep_its_promoted_replica_from_bein
             await asyncio.gather(*(found.write(add(value)) for value in range(10)))
             await asyncio.to_thread(replica.caught_up_with, server)
             server.freeze()
-            with pytest.raises(MemoryUnavailable):
+            with pytest.raises(MemoryUnavailableError):
                 await found.write(put(10))
             await asyncio.to_thread(replica.promote)
             began = time.monotonic()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ai_agent_service.storage.encryption import Cipher, Undecryptable, parse_keys
+from ai_agent_service.storage.encryption import Cipher, DecryptionError, parse_keys
 
 OLD = bytes(range(32))
 NEW = bytes(range(200, 232))
@@ -108,14 +108,14 @@ def test_equal_texts_are_not_stored_alike() -> None:
 
 def test_without_keys_text_is_stored_as_it_is() -> None:
     cipher = Cipher([])
-    assert not cipher.enabled
+    assert not cipher.is_enabled
     assert cipher.encrypt(PLAIN, bound_to=ROW) == PLAIN
     assert cipher.decrypt(PLAIN, bound_to=ROW) == PLAIN
 
 
 def test_what_was_stored_before_there_were_keys_can_still_be_read() -> None:
     cipher = Cipher([NEW])
-    assert cipher.enabled
+    assert cipher.is_enabled
     assert cipher.decrypt(PLAIN, bound_to=ROW) == PLAIN
 
 
@@ -132,7 +132,7 @@ def test_an_older_key_reads_what_it_wrote() -> None:
 @pytest.mark.parametrize("keys", [[], [NEW]])
 def test_a_lacking_key_is_named_by_its_id(keys: list[bytes]) -> None:
     stored = Cipher([OLD]).encrypt(PLAIN, bound_to=ROW)
-    with pytest.raises(Undecryptable, match=f"needs the key with the id {key_id(OLD)}"):
+    with pytest.raises(DecryptionError, match=f"needs the key with the id {key_id(OLD)}"):
         Cipher(keys).decrypt(stored, bound_to=ROW)
 
 
@@ -161,14 +161,14 @@ def test_a_cipher_refuses_keys_that_it_cannot_tell_apart() -> None:
 @pytest.mark.parametrize("position", [0, 12, -1], ids=["nonce", "ciphertext", "tag"])
 def test_an_altered_value_is_refused(position: int) -> None:
     cipher = Cipher([NEW])
-    with pytest.raises(Undecryptable, match="was altered"):
+    with pytest.raises(DecryptionError, match="was altered"):
         cipher.decrypt(altered(cipher.encrypt(PLAIN, bound_to=ROW), position), bound_to=ROW)
 
 
 def test_a_value_moved_to_another_row_is_refused() -> None:
     cipher = Cipher([NEW])
     stored = cipher.encrypt(PLAIN, bound_to=ROW)
-    with pytest.raises(Undecryptable, match="belongs to another row"):
+    with pytest.raises(DecryptionError, match="belongs to another row"):
         cipher.decrypt(stored, bound_to=b"row 2")
 
 
@@ -187,7 +187,7 @@ def test_a_value_moved_to_another_row_is_refused() -> None:
     ],
 )
 def test_what_is_no_whole_encrypted_value_is_refused_and_not_shown(stored: str) -> None:
-    with pytest.raises(Undecryptable, match="was altered") as caught:
+    with pytest.raises(DecryptionError, match="was altered") as caught:
         Cipher([NEW]).decrypt(stored, bound_to=ROW)
     assert "hidden" not in str(caught.value)
 

@@ -16,11 +16,11 @@ from sqlalchemy import Connection, inspect, text
 import ai_agent_service.storage.migrate
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.engine import DatabaseEngine
-from ai_agent_service.storage.migrate import HEAD, NewerSchema, revision_of, upgrade
+from ai_agent_service.storage.migrate import HEAD_REVISION, NewerSchemaError, fetch_revision, upgrade
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.tables import metadata
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.storage.url import parse_database_url
 from tests.api.asking import asking, error_of
 from tests.memory.chaos import until
 from tests.postgres import DatabaseUnderTest
@@ -33,7 +33,7 @@ MIGRATIONS = Path(ai_agent_service.storage.migrate.__file__).parent / "migration
 @asynccontextmanager
 async def opened(database: DatabaseUnderTest) -> AsyncGenerator[DatabaseEngine, None]:
     """An engine of the database."""
-    address = parse_address(database.url)
+    address = parse_database_url(database.url)
     engine: DatabaseEngine
     engine = SqliteEngine(address, timeout=10) if address.kind == "sqlite" else PostgresEngine(address, pool_size=2, timeout=10)
     try:
@@ -51,14 +51,14 @@ def test_the_newest_migration_is_the_one_that_is_told_here() -> None:
     config = Config()
     config.set_main_option("script_location", MIGRATIONS.as_posix())
     config.set_main_option("path_separator", "os")
-    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD_REVISION]
 
 
 async def test_the_tables_are_made_from_nothing(database: DatabaseUnderTest) -> None:
     async with opened(database) as engine:
-        assert await revision_of(engine) is None
+        assert await fetch_revision(engine) is None
         assert await upgrade(engine) is None
-        assert await revision_of(engine) == HEAD
+        assert await fetch_revision(engine) == HEAD_REVISION
         assert await engine.run(tables, write=False) == {*metadata.tables, "alembic_version"}
 
 
@@ -76,7 +76,7 @@ async def test_an_upgrade_of_what_is_up_to_date_changes_nothing(database: Databa
     async with opened(database) as engine:
         await upgrade(engine)
         await engine.run(lambda connection: connection.execute(text("INSERT INTO secrets VALUES ('kept', 'x')")), write=True)
-        assert await upgrade(engine) == HEAD
+        assert await upgrade(engine) == HEAD_REVISION
         kept = await engine.run(lambda connection: connection.execute(text("SELECT value FROM secrets")).scalar(), write=False)
     assert kept == "x"
 
@@ -84,17 +84,17 @@ async def test_an_upgrade_of_what_is_up_to_date_changes_nothing(database: Databa
 async def test_processes_that_start_together_make_the_tables_once(database: DatabaseUnderTest) -> None:
     async with opened(database) as one, opened(database) as two, opened(database) as three:
         before = await asyncio.gather(*(upgrade(engine) for engine in (one, two, three)))
-        assert sorted(before, key=str) == [HEAD, HEAD, None]
-        assert await revision_of(one) == HEAD
+        assert sorted(before, key=str) == [HEAD_REVISION, HEAD_REVISION, None]
+        assert await fetch_revision(one) == HEAD_REVISION
 
 
 async def test_tables_of_a_newer_version_are_left_alone(database: DatabaseUnderTest) -> None:
     async with opened(database) as engine:
         await upgrade(engine)
         await engine.run(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'")), write=True)
-        with pytest.raises(NewerSchema, match=r"'9999'.*does not know; use a newer one"):
+        with pytest.raises(NewerSchemaError, match=r"'9999'.*does not know; use a newer one"):
             await upgrade(engine)
-        assert await revision_of(engine) == "9999"
+        assert await fetch_revision(engine) == "9999"
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(database: DatabaseUnderTest) -> None:
@@ -121,7 +121,7 @@ async def test_a_service_that_may_not_migrate_says_what_to_run(
         assert (await client.get("/health/ready")).status_code == 503
         health = (await client.get("/health?detailed=true")).json()
         assert health["status"] == "unavailable"
-        assert health["database"]["error"] == f"its tables have the revision none, not {HEAD}; run: ai-agent-service db upgrade"
+        assert health["database"]["error"] == f"its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db upgrade"
         refused = error_of(await client.post("/v1/chat/completions", json=asking(metadata={"session_id": "s"})), 503)
         assert refused["code"] == "memory_unavailable"
         assert "run: ai-agent-service db upgrade" in str([record.__dict__ for record in caplog.records])

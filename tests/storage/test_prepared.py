@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engine import DatabaseEngine
-from ai_agent_service.storage.prepared import Prepared
+from ai_agent_service.storage.prepared import PreparedStatement
 from ai_agent_service.storage.tables import metadata, secrets, sessions
 from tests.postgres import DatabaseUnderTest
 from tests.storage.test_database import engine_of
@@ -39,9 +39,9 @@ def dialect(database: DatabaseUnderTest) -> Dialect:
 
 
 @pytest.fixture
-def insert_secret(dialect: Dialect) -> Prepared:
+def insert_secret(dialect: Dialect) -> PreparedStatement:
     """Stores a name with its value."""
-    return Prepared(insert(secrets), dialect, ("name", "value"))
+    return PreparedStatement(insert(secrets), dialect, ("name", "value"))
 
 
 def named(prefix: str) -> Callable[[Connection], list[str]]:
@@ -50,17 +50,17 @@ def named(prefix: str) -> Callable[[Connection], list[str]]:
     return lambda connection: list(connection.execute(wanted).scalars())
 
 
-async def test_rows_and_how_many_changed_are_told(opened: Database, dialect: Dialect, insert_secret: Prepared) -> None:
+async def test_rows_and_how_many_changed_are_told(opened: Database, dialect: Dialect, insert_secret: PreparedStatement) -> None:
     named_so = secrets.c.name.in_([bindparam("one"), bindparam("other")])
-    found = Prepared(select(secrets.c.name, secrets.c.value).where(named_so).order_by(secrets.c.name), dialect)
-    changed = Prepared(update(secrets).where(named_so).values(value="changed"), dialect)
+    found = PreparedStatement(select(secrets.c.name, secrets.c.value).where(named_so).order_by(secrets.c.name), dialect)
+    changed = PreparedStatement(update(secrets).where(named_so).values(value="changed"), dialect)
 
     def work(connection: Connection) -> tuple[list[tuple[str, str]], int, int, list[tuple[str, str]]]:
-        insert_secret.many(connection, [{"name": name, "value": name.upper()} for name in "abc"])
+        insert_secret.execute_many(connection, [{"name": name, "value": name.upper()} for name in "abc"])
         wanted = {"one": "a", "other": "b", "beside": "not a parameter"}
-        before = [(name, value) for name, value in found.rows(connection, wanted)]
-        counts = changed.changed(connection, wanted), changed.changed(connection, {"one": "x", "other": "y"})
-        return before, *counts, [(name, value) for name, value in found.rows(connection, {"one": "b", "other": "c"})]
+        before = [(name, value) for name, value in found.fetch_rows(connection, wanted)]
+        counts = changed.execute(connection, wanted), changed.execute(connection, {"one": "x", "other": "y"})
+        return before, *counts, [(name, value) for name, value in found.fetch_rows(connection, {"one": "b", "other": "c"})]
 
     assert await opened.write(work) == ([("a", "A"), ("b", "B")], 2, 0, [("b", "changed"), ("c", "C")])
 
@@ -70,23 +70,23 @@ async def test_what_an_upsert_returns_is_told(opened: Database, dialect: Dialect
     row = {"key": b"k" * 16, "tenant": "t", "user_id": "u", "agent_id": "a", "session_id": "s", "created_at": NOW, "updated_at": NOW}
     statement = upsert.on_conflict_do_update(index_elements=["key"], set_={"head": upsert.excluded.head, "summaries": 7})
     returning = statement.returning(sessions.c.key, sessions.c.head, sessions.c.summaries)
-    prepared = Prepared(returning, dialect, (*row, "head"))
+    prepared = PreparedStatement(returning, dialect, (*row, "head"))
 
     def work(connection: Connection) -> list[list[object]]:
-        return [[*found] for _ in range(2) for found in prepared.rows(connection, {**row, "head": None})]
+        return [[*found] for _ in range(2) for found in prepared.fetch_rows(connection, {**row, "head": None})]
 
     assert await opened.write(work) == [[b"k" * 16, None, 0], [b"k" * 16, None, 7]]
     stored = await opened.read(lambda connection: connection.execute(select(sessions.c.created_at)).scalar_one())
     assert stored == NOW.astimezone(UTC)
 
 
-async def test_an_error_is_sqlalchemys_and_undoes_its_transaction_alone(opened: Database, insert_secret: Prepared) -> None:
-    await opened.write(lambda connection: insert_secret.many(connection, [{"name": "taken", "value": ""}]))
+async def test_an_error_is_sqlalchemys_and_undoes_its_transaction_alone(opened: Database, insert_secret: PreparedStatement) -> None:
+    await opened.write(lambda connection: insert_secret.execute_many(connection, [{"name": "taken", "value": ""}]))
 
     def storing(name: str) -> Callable[[Connection], None]:
         def work(connection: Connection) -> None:
-            insert_secret.changed(connection, {"name": f"before {name}", "value": ""})
-            insert_secret.changed(connection, {"name": name, "value": "a secret"})
+            insert_secret.execute(connection, {"name": f"before {name}", "value": ""})
+            insert_secret.execute(connection, {"name": name, "value": "a secret"})
 
         return work
 
@@ -100,7 +100,7 @@ async def test_an_error_is_sqlalchemys_and_undoes_its_transaction_alone(opened: 
     assert await opened.read(named("before")) == ["before one", "before other"]
 
 
-async def test_a_lacking_value_is_our_fault(opened: Database, insert_secret: Prepared) -> None:
+async def test_a_lacking_value_is_our_fault(opened: Database, insert_secret: PreparedStatement) -> None:
     with pytest.raises(KeyError, match="value"):
-        await opened.write(lambda connection: insert_secret.changed(connection, {"name": "x"}))
+        await opened.write(lambda connection: insert_secret.execute(connection, {"name": "x"}))
     assert opened.problem is None

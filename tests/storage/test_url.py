@@ -2,7 +2,7 @@
 
 import pytest
 
-from ai_agent_service.storage.url import parse_address
+from ai_agent_service.storage.url import parse_database_url
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from ai_agent_service.storage.url import parse_address
     ],
 )
 def test_an_sqlite_address_names_a_file(url: str, path: str) -> None:
-    address = parse_address(url)
+    address = parse_database_url(url)
     assert (address.kind, address.location, address.path.as_posix()) == ("sqlite", path, path)
 
 
@@ -32,7 +32,7 @@ def test_an_sqlite_address_names_a_file(url: str, path: str) -> None:
     ],
 )
 def test_a_postgresql_address_is_taken_whatever_driver_it_names(url: str) -> None:
-    address = parse_address(url)
+    address = parse_database_url(url)
     assert (address.kind, address.location) == ("postgresql", "postgresql://u:p@h:5432/d")
 
 
@@ -47,12 +47,12 @@ def test_a_postgresql_address_is_taken_whatever_driver_it_names(url: str) -> Non
     ],
 )
 def test_what_postgresql_itself_understands_stays_as_it_is(url: str) -> None:
-    kept = parse_address(url).location.replace("%2F", "/") if "host=" in url else parse_address(url).location
+    kept = parse_database_url(url).location.replace("%2F", "/") if "host=" in url else parse_database_url(url).location
     assert kept == url
 
 
 def test_the_option_ssl_is_postgresqls_sslmode() -> None:
-    assert parse_address("postgresql+asyncpg://u@h/d?ssl=require&connect_timeout=5").location == (
+    assert parse_database_url("postgresql+asyncpg://u@h/d?ssl=require&connect_timeout=5").location == (
         "postgresql://u@h/d?sslmode=require&connect_timeout=5"
     )
 
@@ -72,7 +72,7 @@ def test_the_option_ssl_is_postgresqls_sslmode() -> None:
 )
 def test_what_names_no_database_is_refused_without_being_repeated(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as raised:
-        parse_address(url)
+        parse_database_url(url)
     assert "secret" not in str(raised.value)
 
 
@@ -90,7 +90,7 @@ def test_what_names_no_database_is_refused_without_being_repeated(url: str, word
     ],
 )
 def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
-    assert parse_address(url).shown == shown
+    assert parse_database_url(url).redacted == shown
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
     ],
 )
 def test_an_address_of_several_servers_has_one_for_each(url: str, servers: dict[str, str]) -> None:
-    found = parse_address(url).servers
+    found = parse_database_url(url).servers
     assert {server.hosts: server.location for server in found} == {name: f"postgresql://{rest}" for name, rest in servers.items()}
 
 
 def test_options_that_name_servers_must_fit_together() -> None:
     with pytest.raises(ValueError, match="the options host and port name different numbers of servers"):
-        parse_address("postgresql:///d?host=one,two,three&port=1,2")
+        parse_database_url("postgresql:///d?host=one,two,three&port=1,2")

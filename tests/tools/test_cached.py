@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ImagePart
 from ai_agent_service.tools import cached as module
 from ai_agent_service.tools.base import Tool, ToolOutput
-from ai_agent_service.tools.cached import Cached, CachedSource
+from ai_agent_service.tools.cached import CachedSource, CachedTool
 from ai_agent_service.tools.toolset import parse_arguments
 from tests.tools.sources import CONTEXT, Counting, Source
 
@@ -19,7 +19,7 @@ async def ask(tool: Tool, **arguments: Any) -> str:
 
 
 async def test_a_result_is_used_again_for_the_same_arguments_alone() -> None:
-    tool = Cached(Counting("look"), seconds=60)
+    tool = CachedTool(Counting("look"), seconds=60)
     assert [await ask(tool, at="a"), await ask(tool, at="a"), await ask(tool, at="b"), await ask(tool), await ask(tool, at="a")] == [
         *("1", "1", "2", "3"),
         "1",
@@ -27,7 +27,7 @@ async def test_a_result_is_used_again_for_the_same_arguments_alone() -> None:
 
 
 async def test_the_order_of_arguments_does_not_matter_at_any_depth() -> None:
-    tool = Cached(Counting("look"), seconds=60)
+    tool = CachedTool(Counting("look"), seconds=60)
     assert await ask(tool, a=1, b={"c": 1, "d": [{"e": 1, "f": 2}]}) == await ask(tool, b={"d": [{"f": 2, "e": 1}], "c": 1}, a=1)
     assert await ask(tool, b={"d": [1, 2]}) != await ask(tool, b={"d": [2, 1]})
 
@@ -42,14 +42,14 @@ async def test_the_order_of_arguments_does_not_matter_at_any_depth() -> None:
     ],
 )
 async def test_arguments_that_differ_only_in_kind_are_not_the_same(one: str, other: str) -> None:
-    tool = Cached(Counting("look"), seconds=60)
+    tool = CachedTool(Counting("look"), seconds=60)
     results = [(await tool.run(parse_arguments(text), CONTEXT)).content for text in (one, other)]
     assert results == ["1", "2"]
 
 
 async def test_a_result_expires() -> None:
     inner = Counting("look")
-    tool = Cached(inner, seconds=0.2)
+    tool = CachedTool(inner, seconds=0.2)
     began = time.monotonic()
     assert await ask(tool) == "1"
     while await ask(tool) == "1":
@@ -60,9 +60,9 @@ async def test_a_result_expires() -> None:
 
 async def test_what_failed_is_not_kept() -> None:
     inner = Counting("look")
-    tool = Cached(inner, seconds=60)
-    inner.error = ToolFailed("not now")
-    with pytest.raises(ToolFailed, match="not now"):
+    tool = CachedTool(inner, seconds=60)
+    inner.error = ToolError("not now")
+    with pytest.raises(ToolError, match="not now"):
         await ask(tool)
     inner.error = None
     assert await ask(tool) == "2"
@@ -71,7 +71,7 @@ async def test_what_failed_is_not_kept() -> None:
 async def test_images_are_kept_with_their_text() -> None:
     inner = Counting("look")
     inner.output = ToolOutput("seen", (ImagePart("data:image/png;base64,AAAA"),))
-    tool = Cached(inner, seconds=60)
+    tool = CachedTool(inner, seconds=60)
     assert [await tool.run({}, CONTEXT) for _ in range(2)] == [inner.output] * 2
     assert inner.runs == 1
 
@@ -85,20 +85,20 @@ async def test_a_large_result_is_not_kept(monkeypatch: pytest.MonkeyPatch, outpu
     monkeypatch.setattr(module, "MAX_RESULT_BYTES", 10)
     inner = Counting("look")
     inner.output = output
-    tool = Cached(inner, seconds=60)
+    tool = CachedTool(inner, seconds=60)
     assert [await tool.run({}, CONTEXT) for _ in range(2)] == [output] * 2
     assert inner.runs == 2
 
 
 async def test_the_results_that_were_unused_for_longest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_RESULTS", 2)
-    tool = Cached(Counting("look"), seconds=60)
+    tool = CachedTool(Counting("look"), seconds=60)
     assert [await ask(tool, at=place) for place in ("a", "b", "a", "c", "a", "b")] == ["1", "2", "1", "3", "1", "4"]
 
 
 def test_it_is_the_same_tool_to_those_who_look_at_it() -> None:
     inner = Counting("look")
-    tool = Cached(inner, seconds=60)
+    tool = CachedTool(inner, seconds=60)
     assert (tool.spec, tool.timeout, tool.parallel, tool.max_output) == (inner.spec, inner.timeout, inner.parallel, inner.max_output)
 
 

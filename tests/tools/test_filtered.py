@@ -1,22 +1,22 @@
 """Some of a source's tools."""
 
-from ai_agent_service.tools.filtered import Filtered
+from ai_agent_service.tools.filtered import FilteredSource
 from tests.tools.sources import Counting, Source
 
 
 def test_only_the_named_tools_are_shown() -> None:
     look, listen = Counting("look"), Counting("listen")
-    assert Filtered(Source(look, listen), ["listen", "absent"]).tools == (listen,)
+    assert FilteredSource(Source(look, listen), ["listen", "absent"]).tools == (listen,)
 
 
 def test_no_names_are_no_tools() -> None:
-    assert Filtered(Source(Counting("look")), []).tools == ()
+    assert FilteredSource(Source(Counting("look")), []).tools == ()
 
 
 def test_the_tools_are_the_same_object_until_the_source_has_others() -> None:
     look, listen = Counting("look"), Counting("listen")
     source = Source(look)
-    filtered = Filtered(source, ["look", "listen"])
+    filtered = FilteredSource(source, ["look", "listen"])
     before = filtered.tools
     assert filtered.tools is before
     source.tools = (look, listen)
@@ -25,7 +25,7 @@ def test_the_tools_are_the_same_object_until_the_source_has_others() -> None:
 
 def test_what_the_source_cannot_do_now_is_passed_on() -> None:
     source = Source(unavailable="the tools of eyes")
-    filtered = Filtered(source, ["look"])
+    filtered = FilteredSource(source, ["look"])
     assert filtered.unavailable == "the tools of eyes"
     source.unavailable = ""
     assert filtered.unavailable == ""

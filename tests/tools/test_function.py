@@ -9,7 +9,7 @@ from inline_snapshot import snapshot
 from pydantic import BaseModel, Field
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ImagePart
 from ai_agent_service.tools.base import Tool, ToolOutput
 from ai_agent_service.tools.function import tool
@@ -75,7 +75,7 @@ async def test_arguments_become_what_the_signature_says_and_the_context_is_injec
 
 
 async def test_arguments_that_do_not_fit_are_told_with_the_place_and_the_schema() -> None:
-    with pytest.raises(ToolFailed) as caught:
+    with pytest.raises(ToolError) as caught:
         await weather.run({"place": {}, "days": 9, "context": {}}, CONTEXT)
     told = str(caught.value)
     assert "place.city: Field required" in told

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ToolFailed
+from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.tools.function import tool
 from ai_agent_service.tools.toolset import Toolset, parse_arguments
@@ -43,7 +43,7 @@ async def test_a_number_becomes_what_the_parameter_says() -> None:
 async def test_words_of_a_failure_are_cut_as_results_are() -> None:
     @tool(max_output=100)
     async def fails() -> str:
-        raise ToolFailed("x" * 1000)
+        raise ToolError("x" * 1000)
 
     result = await Toolset([fails], default_timeout=5).execute(ToolCall("c", "fails", "{}"), CONTEXT)
     assert result.is_error

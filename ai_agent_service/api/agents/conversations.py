@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from ai_agent_service.api.agents.schema import ToolRun
-from ai_agent_service.api.http.access import Deleting, Reading, named_user
+from ai_agent_service.api.http.access import MemoryDeleter, MemoryReader, resolve_user
 from ai_agent_service.api.http.body import ServiceDependency
-from ai_agent_service.api.http.idempotency import answers_in
-from ai_agent_service.api.http.openapi import documented
-from ai_agent_service.api.openai.chat_request import MAX_NAME, checked_name
+from ai_agent_service.api.http.idempotency import get_idempotency_cache
+from ai_agent_service.api.http.openapi import describe_route
+from ai_agent_service.api.openai.chat_request import MAX_NAME, validate_name
 from ai_agent_service.api.openai.chat_schema import (
     AudioContent,
     CompletionUsage,
@@ -29,15 +29,15 @@ from ai_agent_service.api.openai.chat_schema import (
     Part,
     TextContent,
 )
-from ai_agent_service.api.openai.chat_stream import usage_of
+from ai_agent_service.api.openai.chat_stream import to_completion_usage
 from ai_agent_service.auth.principal import ANONYMOUS, Principal
-from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, TextPart
 from ai_agent_service.memory.base import Conversation, ConversationInfo, Step, StoredMessage
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.runtime.service import Service
 
-_USER: dict[str, tuple[str, dict[str, Any]]] = {
+_USER_QUERY: dict[str, tuple[str, dict[str, Any]]] = {
     "user_id": (
         "The user whose conversations are meant; by default the one who asks, or those of callers who name none.",
         {"type": "string", "maxLength": MAX_NAME},
@@ -49,12 +49,12 @@ router = APIRouter(tags=["Memory"])
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
-FEW = 100
+MAX_INLINE_MESSAGES = 100
 """Messages of a conversation that is encoded without a thread."""
 
 _encoder = msgspec.json.Encoder()
 
-_PAGE: dict[str, tuple[str, dict[str, Any]]] = {
+_PAGE_QUERY: dict[str, tuple[str, dict[str, Any]]] = {
     "limit": ("How many at most.", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
     "after": ("The `next` of the page before.", {"type": "string"}),
 }
@@ -104,17 +104,17 @@ class Deleted(msgspec.Struct):
 @router.get(
     "/agents/{agent_id}/conversations",
     summary="List a user's conversations with an agent",
-    openapi_extra=documented(
+    openapi_extra=describe_route(
         None,
         ConversationPage,
-        query={**_USER, **_PAGE},
+        query={**_USER_QUERY, **_PAGE_QUERY},
     ),
 )
-async def list_conversations(agent_id: str, request: Request, service: ServiceDependency, caller: Reading) -> Response:
+async def list_conversations(agent_id: str, request: Request, service: ServiceDependency, caller: MemoryReader) -> Response:
     """The user's sessions with the agent, page by page, the one used last first."""
-    service.agent(agent_id, caller)
+    service.find_agent(agent_id, caller)
     infos, after = await service.conversations.list(
-        caller.key.tenant, _user(request, caller), agent_id, limit=_limit(request), after=request.query_params.get("after")
+        caller.key.tenant, _resolve_user(request, caller), agent_id, limit=_parse_limit(request), after=request.query_params.get("after")
     )
     return Response(_encoder.encode(ConversationPage(list(infos), after)), media_type="application/json")
 
@@ -122,28 +122,32 @@ async def list_conversations(agent_id: str, request: Request, service: ServiceDe
 @router.get(
     "/agents/{agent_id}/conversations/{session_id:path}",
     summary="Show a conversation",
-    openapi_extra=documented(None, ConversationView, query=_USER, flag="branches", flag_help="Show the messages of all branches."),
+    openapi_extra=describe_route(
+        None, ConversationView, query=_USER_QUERY, flag="branches", flag_help="Show the messages of all branches."
+    ),
 )
-async def show_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: Reading) -> Response:
+async def show_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: MemoryReader) -> Response:
     """The session's messages with the tools that were used."""
-    service.agent(agent_id, caller)
+    service.find_agent(agent_id, caller)
     branches = request.query_params.get("branches", "false").lower() in ("true", "1")
-    found = await service.conversations.get(caller.key.tenant, _user(request, caller), agent_id, session_id, branches=branches)
-    return Response(await _encoded(found), media_type="application/json")
+    found = await service.conversations.get(caller.key.tenant, _resolve_user(request, caller), agent_id, session_id, branches=branches)
+    return Response(await _encode_conversation(found), media_type="application/json")
 
 
 @router.delete(
     "/agents/{agent_id}/conversations/{session_id:path}",
     summary="Delete a conversation",
-    openapi_extra=documented(None, Deleted, query=_USER),
+    openapi_extra=describe_route(None, Deleted, query=_USER_QUERY),
 )
-async def delete_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: Deleting) -> Response:
+async def delete_conversation(
+    agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: MemoryDeleter
+) -> Response:
     """Deletes the session for good."""
-    service.agent(agent_id, caller)
-    tenant, user = caller.key.tenant, _user(request, caller)
+    service.find_agent(agent_id, caller)
+    tenant, user = caller.key.tenant, _resolve_user(request, caller)
     erased = await service.conversations.delete(tenant, user, agent_id, session_id)
     _forget(request, service, tenant, user)
-    audit.info("conversation.deleted", extra={**_who(caller, user), "agent_id": agent_id, "session": session_id})
+    audit.info("conversation.deleted", extra={**_build_audit_fields(caller, user), "agent_id": agent_id, "session": session_id})
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
@@ -151,43 +155,43 @@ async def delete_conversation(agent_id: str, session_id: str, request: Request, 
     "/memory",
     summary="Export everything of a user",
     response_class=StreamingResponse,
-    openapi_extra=documented(None, ConversationView, query=_USER, lines="one conversation a line, all branches"),
+    openapi_extra=describe_route(None, ConversationView, query=_USER_QUERY, lines="one conversation a line, all branches"),
 )
-async def export_memory(request: Request, service: ServiceDependency, caller: Reading) -> Response:
+async def export_memory(request: Request, service: ServiceDependency, caller: MemoryReader) -> Response:
     """Every conversation of the user with all agents, as JSON Lines."""
-    user = _user(request, caller)
-    lines = _lines(service.conversations.export(caller.key.tenant, user, agents=caller.key.agents))
+    user = _resolve_user(request, caller)
+    lines = _stream_lines(service.conversations.export(caller.key.tenant, user, agents=caller.key.agents))
     first = await anext(lines, b"")  # so that an error has its status
-    audit.info("memory.exported", extra=_who(caller, user))
-    return StreamingResponse(_continued(first, lines), media_type="application/jsonl")
+    audit.info("memory.exported", extra=_build_audit_fields(caller, user))
+    return StreamingResponse(_prepend_line(first, lines), media_type="application/jsonl")
 
 
-@router.delete("/memory", summary="Delete everything of a user", openapi_extra=documented(None, Deleted, query=_USER))
-async def erase_memory(request: Request, service: ServiceDependency, caller: Deleting) -> Response:
+@router.delete("/memory", summary="Delete everything of a user", openapi_extra=describe_route(None, Deleted, query=_USER_QUERY))
+async def erase_memory(request: Request, service: ServiceDependency, caller: MemoryDeleter) -> Response:
     """Deletes every conversation of the user with all agents for good."""
-    tenant, user = caller.key.tenant, _user(request, caller)
+    tenant, user = caller.key.tenant, _resolve_user(request, caller)
     erased = await service.conversations.erase(tenant, user, agents=caller.key.agents)
     _forget(request, service, tenant, user)
-    audit.info("memory.erased", extra={**_who(caller, user), "sessions": erased.sessions})
+    audit.info("memory.erased", extra={**_build_audit_fields(caller, user), "sessions": erased.sessions})
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
-async def _encoded(conversation: Conversation) -> bytes:
+async def _encode_conversation(conversation: Conversation) -> bytes:
     """The conversation as JSON, a long one made in a thread."""
 
     def encode() -> bytes:
-        return _encoder.encode(_view(conversation))
+        return _encoder.encode(_build_view(conversation))
 
-    return encode() if len(conversation.messages) <= FEW else await asyncio.to_thread(encode)
+    return encode() if len(conversation.messages) <= MAX_INLINE_MESSAGES else await asyncio.to_thread(encode)
 
 
-async def _lines(conversations: AsyncGenerator[Conversation, None]) -> AsyncGenerator[bytes, None]:
+async def _stream_lines(conversations: AsyncGenerator[Conversation, None]) -> AsyncGenerator[bytes, None]:
     async with aclosing(conversations):
         async for conversation in conversations:
-            yield await _encoded(conversation) + b"\n"
+            yield await _encode_conversation(conversation) + b"\n"
 
 
-async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+async def _prepend_line(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
     async with aclosing(rest):
         if first:
             yield first
@@ -197,60 +201,60 @@ async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIt
 
 def _forget(request: Request, service: Service, tenant: str, user: str) -> None:
     """Drops what this process itself has kept of the user."""
-    answers_in(request).forget(tenant, user)
+    get_idempotency_cache(request).forget(tenant, user)
     service.pending.forget(tenant, user)
 
 
-def _who(caller: Principal, user: str) -> dict[str, str]:
+def _build_audit_fields(caller: Principal, user: str) -> dict[str, str]:
     return {"key_id": caller.key.key_id, "tenant": caller.key.tenant, "user": user}
 
 
-def _user(request: Request, caller: Principal) -> str:
-    given = checked_name(request.query_params.get("user_id") or "", "user_id")
-    return named_user(caller, given) or ANONYMOUS
+def _resolve_user(request: Request, caller: Principal) -> str:
+    given = validate_name(request.query_params.get("user_id") or "", "user_id")
+    return resolve_user(caller, given) or ANONYMOUS
 
 
-def _limit(request: Request) -> int:
+def _parse_limit(request: Request) -> int:
     value = request.query_params.get("limit", str(DEFAULT_LIMIT))
     if not value.isascii() or not value.isdigit() or len(value) > 3 or not 1 <= int(value) <= MAX_LIMIT:
-        raise InvalidRequest(f"The limit is a number from 1 to {MAX_LIMIT}.", param="limit")
+        raise InvalidRequestError(f"The limit is a number from 1 to {MAX_LIMIT}.", param="limit")
     return int(value)
 
 
-def _view(conversation: Conversation) -> ConversationView:
+def _build_view(conversation: Conversation) -> ConversationView:
     return ConversationView(
         conversation.agent_id,
         conversation.session_id,
         conversation.created_at,
         conversation.updated_at,
-        [_message(message) for message in conversation.messages],
+        [_build_message(message) for message in conversation.messages],
     )
 
 
-def _message(message: StoredMessage) -> MessageView:
+def _build_message(message: StoredMessage) -> MessageView:
     view = MessageView(
         message.id,
         message.parent,
         message.role,
-        _content(message.content),
+        _render_content(message.content),
         message.status,
         message.origin,
         message.created_at,
         run_id=message.run_id,
     )
     if message.steps:
-        view.tool_calls = [run for step in message.steps for run in _tool_runs(step)]
+        view.tool_calls = [run for step in message.steps for run in _collect_tool_runs(step)]
     if message.usage is not None:
-        view.usage = usage_of(message.usage)
+        view.usage = to_completion_usage(message.usage)
     return view
 
 
-def _content(content: Content) -> str | list[Part]:
+def _render_content(content: Content) -> str | list[Part]:
     """Content as OpenAI writes it."""
-    return content if isinstance(content, str) else [_part(part) for part in content]
+    return content if isinstance(content, str) else [_render_part(part) for part in content]
 
 
-def _part(part: ContentPart) -> Part:
+def _render_part(part: ContentPart) -> Part:
     match part:
         case TextPart(text=text):
             return TextContent(text)
@@ -262,7 +266,7 @@ def _part(part: ContentPart) -> Part:
             return FileContent(InputFile(part.file_id, part.file_data, part.filename))
 
 
-def _tool_runs(step: Step) -> list[Any]:
+def _collect_tool_runs(step: Step) -> list[Any]:
     results = {message.tool_call_id: message for message in step.messages if message.role == "tool"}
     told = {result.call_id: result for result in step.results}
     return [

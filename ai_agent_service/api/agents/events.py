@@ -6,7 +6,7 @@ from msgspec import UNSET, UnsetType
 from ai_agent_service.api.http.errors import ErrorBody
 from ai_agent_service.api.http.run_response import Frames
 from ai_agent_service.api.openai.chat_schema import CompletionUsage
-from ai_agent_service.api.openai.chat_stream import usage_of
+from ai_agent_service.api.openai.chat_stream import to_completion_usage
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.events import (
@@ -25,18 +25,18 @@ from ai_agent_service.core.events import (
 _encoder = msgspec.json.Encoder()
 
 
-class _Text(msgspec.Struct):
+class _TextDelta(msgspec.Struct):
     type: str
     text: str
 
 
-class _Started(msgspec.Struct, tag_field="type", tag="tool_started"):
+class _ToolStarted(msgspec.Struct, tag_field="type", tag="tool_started"):
     id: str
     name: str
     arguments: str
 
 
-class _Progress(msgspec.Struct, tag_field="type", tag="tool_progress"):
+class _ToolProgress(msgspec.Struct, tag_field="type", tag="tool_progress"):
     id: str
     name: str
     progress: float
@@ -52,7 +52,7 @@ class _ToolsMissing(msgspec.Struct, tag_field="type", tag="tools_missing"):
     reasons: tuple[str, ...]
 
 
-class _Finished(msgspec.Struct, tag_field="type", tag="tool_finished"):
+class _ToolFinished(msgspec.Struct, tag_field="type", tag="tool_finished"):
     id: str
     name: str
     result: str
@@ -79,39 +79,39 @@ class EventFrames(Frames):
     def __init__(self, context: RunContext) -> None:
         self._run_id = context.run_id
 
-    def event(self, event: RunEvent) -> bytes:
+    def render_event(self, event: RunEvent) -> bytes:
         """One event."""
         match event:
             case TextDelta(text=text):
-                return _frame(_Text("text_delta", text))
+                return _encode_frame(_TextDelta("text_delta", text))
             case ReasoningDelta(text=text):
-                return _frame(_Text("reasoning_delta", text))
+                return _encode_frame(_TextDelta("reasoning_delta", text))
             case RefusalDelta(text=text):
-                return _frame(_Text("refusal_delta", text))
+                return _encode_frame(_TextDelta("refusal_delta", text))
             case ToolStarted(call=call):
-                return _frame(_Started(call.id, call.name, call.arguments))
+                return _encode_frame(_ToolStarted(call.id, call.name, call.arguments))
             case ToolProgress(call=call):
-                return _frame(_Progress(call.id, call.name, event.progress, event.total, event.message))
+                return _encode_frame(_ToolProgress(call.id, call.name, event.progress, event.total, event.message))
             case ToolFinished(result=result):
-                return _frame(_Finished(result.call_id, result.name, result.content, result.is_error, round(result.seconds, 3)))
+                return _encode_frame(_ToolFinished(result.call_id, result.name, result.content, result.is_error, round(result.seconds, 3)))
             case ToolsMissing(reasons=reasons):
-                return _frame(_ToolsMissing(reasons))
+                return _encode_frame(_ToolsMissing(reasons))
             case MemorySkipped(reason=reason):
-                return _frame(_MemorySkipped(reason))
+                return _encode_frame(_MemorySkipped(reason))
             case _:
                 return b""
 
-    def finished(self, event: RunFinished) -> bytes:
+    def render_finish(self, event: RunFinished) -> bytes:
         """Why and with what the run ended."""
         last = _RunFinished(self._run_id, event.reason, len(event.steps))
         if event.usage is not None:
-            last.usage = usage_of(event.usage)
-        return _frame(last)
+            last.usage = to_completion_usage(event.usage)
+        return _encode_frame(last)
 
-    def failed(self, error: ServiceError) -> bytes:
+    def render_error(self, error: ServiceError) -> bytes:
         """What broke the run."""
-        return _frame(_RunFailed(self._run_id, ErrorBody(error.message, error.type, error.param, error.code)))
+        return _encode_frame(_RunFailed(self._run_id, ErrorBody(error.message, error.type, error.param, error.code)))
 
 
-def _frame(event: msgspec.Struct) -> bytes:
+def _encode_frame(event: msgspec.Struct) -> bytes:
     return b"data: %b\n\n" % _encoder.encode(event)

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ai_agent_service.api.http.json_limits import check_no_nul
 from ai_agent_service.auth.access import Access
-from ai_agent_service.core.errors import BodyTooLarge, InvalidRequest
+from ai_agent_service.core.errors import BodyTooLargeError, InvalidRequestError
 from ai_agent_service.runtime.service import Service
 
 LARGE_BODY = 1024 * 1024
@@ -24,66 +24,66 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `.*`$")
 _ECHO = re.compile(r"^Invalid (enum value|value) .*$")
 
 
-def service_in(request: Request) -> Service:
+def get_service(request: Request) -> Service:
     """The service that the lifespan opened."""
     return cast(Service, request.app.state.service)
 
 
-def access_in(request: Request) -> Access:
+def get_access(request: Request) -> Access:
     """What tells who calls, which the lifespan opened."""
     return cast(Access, request.app.state.access)
 
 
-async def service_of(request: Request) -> Service:
-    """As `service_in`, as a dependency. It is async because FastAPI runs any other in a thread."""
-    return service_in(request)
+async def provide_service(request: Request) -> Service:
+    """As `get_service`, as a dependency. It is async because FastAPI runs any other in a thread."""
+    return get_service(request)
 
 
-ServiceDependency = Annotated[Service, Depends(service_of)]
+ServiceDependency = Annotated[Service, Depends(provide_service)]
 
 
-def request_id_of(request: Request) -> str:
+def get_request_id(request: Request) -> str:
     """The id that the edge gave this request."""
     return cast(str, request.state.request_id)
 
 
-async def body_of(request: Request, max_bytes: int) -> bytes:
-    """The body; raises BodyTooLarge before more than `max_bytes` are held, and InvalidRequest."""
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body; raises BodyTooLargeError before more than `max_bytes` are held, and InvalidRequestError."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
-        raise _too_large(max_bytes)
+        raise _build_too_large_error(max_bytes)
     pieces: list[bytes] = []
     size = 0
     try:
         async for piece in request.stream():
             size += len(piece)
             if size > max_bytes:
-                raise _too_large(max_bytes)
+                raise _build_too_large_error(max_bytes)
             pieces.append(piece)
     except ClientDisconnect:
-        raise InvalidRequest("The body ended before it was complete.") from None
+        raise InvalidRequestError("The body ended before it was complete.") from None
     return b"".join(pieces)
 
 
-def decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """`body` as what `decoder` decodes; raises InvalidRequest, which names the field in `param` and never repeats what was sent."""
+def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """`body` as what `decoder` decodes; raises InvalidRequestError, which names the field in `param` and never repeats what was sent."""
     try:
-        with _no_collection() if len(body) > LARGE_BODY else nullcontext():
+        with _pause_garbage_collection() if len(body) > LARGE_BODY else nullcontext():
             value = decoder.decode(body)
         check_no_nul(body, value)
     except msgspec.ValidationError as error:
-        message, path = _without_path(str(error))
-        raise InvalidRequest(message, param=path) from None
+        message, path = _split_path(str(error))
+        raise InvalidRequestError(message, param=path) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         problem = "The body is not valid JSON." if body else "The body is empty; a JSON object is expected."
-        raise InvalidRequest(problem, code="invalid_json") from None
+        raise InvalidRequestError(problem, code="invalid_json") from None
     except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+        raise InvalidRequestError("The body is nested too deeply.", code="invalid_json") from None
     return value
 
 
 @contextmanager
-def _no_collection() -> Generator[None, None, None]:
+def _pause_garbage_collection() -> Generator[None, None, None]:
     """Keeps the garbage collector, which looks at all that a large body becomes again and again, from taking most of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -94,11 +94,11 @@ def _no_collection() -> Generator[None, None, None]:
             gc.enable()
 
 
-def _too_large(max_bytes: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than the {max_bytes} bytes that are accepted.")
+def _build_too_large_error(max_bytes: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"The body is larger than the {max_bytes} bytes that are accepted.")
 
 
-def _without_path(text: str) -> tuple[str, str | None]:
+def _split_path(text: str) -> tuple[str, str | None]:
     match = _PATH.search(text)
     path = match.group(2) if match else None
     message = text[: match.start()] if match else text

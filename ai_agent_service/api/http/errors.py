@@ -16,7 +16,7 @@ from ai_agent_service.core.errors import InternalError, ServiceError
 logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
-OF_THE_FRAMEWORK = {
+FRAMEWORK_ERRORS = {
     404: ("not_found", "There is no such address here; / lists what there is."),
     405: ("method_not_allowed", "This address does not take this method."),
     413: ("request_too_large", "The body is too large."),
@@ -38,44 +38,44 @@ class ErrorResponse(msgspec.Struct):
     error: ErrorBody
 
 
-def error_json(error: ServiceError) -> bytes:
+def encode_error(error: ServiceError) -> bytes:
     """`error` as `{"error": {"message", "type", "param", "code"}}`."""
     return _encode(ErrorResponse(ErrorBody(error.message, error.type, error.param, error.code)))
 
 
-def error_response(error: ServiceError) -> Response:
+def build_error_response(error: ServiceError) -> Response:
     """`error` as a response with its status and headers."""
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
-    return Response(error_json(error), error.status, headers, "application/json")
+    return Response(encode_error(error), error.status, headers, "application/json")
 
 
-def internal_error(request_id: str) -> InternalError:
+def build_internal_error(request_id: str) -> InternalError:
     """What a caller is told of a fault of ours; the log has the rest."""
     return InternalError(f"Something went wrong in the service. Its log tells more under the request id {request_id}.")
 
 
-async def service_error_handler(request: Request, error: Exception) -> Response:
+async def handle_service_error(request: Request, error: Exception) -> Response:
     """Answers with a ServiceError."""
     assert isinstance(error, ServiceError)
     request.scope["state"]["error"] = error.code
-    return error_response(error)
+    return build_error_response(error)
 
 
-async def http_exception_handler(request: Request, error: Exception) -> Response:
+async def handle_http_exception(request: Request, error: Exception) -> Response:
     """Answers with an error that the framework raised, its headers kept; `Allow` names the methods of all routes of the address."""
     assert isinstance(error, HTTPException)
-    code, message = OF_THE_FRAMEWORK.get(error.status_code, ("http_error", "The request cannot be answered."))
+    code, message = FRAMEWORK_ERRORS.get(error.status_code, ("http_error", "The request cannot be answered."))
     request.scope["state"]["error"] = code
     body = _encode(ErrorResponse(ErrorBody(message, "invalid_request_error", None, code)))
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(sorted(_methods(request)))
+        headers["Allow"] = ", ".join(sorted(_collect_methods(request)))
     return Response(body, error.status_code, headers, "application/json")
 
 
-def _methods(request: Request) -> set[str]:
+def _collect_methods(request: Request) -> set[str]:
     """The methods of all routes of the request's address."""
     found: set[str] = set()
     for context in iter_route_contexts(request.app.routes):

@@ -9,28 +9,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ai_agent_service.api.http.errors import error_response
+from ai_agent_service.api.http.errors import build_error_response
 from ai_agent_service.api.http.run_response import RunResponse
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import IdempotencyInFlight, IdempotencyMismatch, IdempotencyNotKept, InvalidRequest
+from ai_agent_service.core.errors import IdempotencyInFlightError, IdempotencyMismatchError, IdempotencyNotStoredError, InvalidRequestError
 
 MAX_ANSWERS = 1000
 MAX_BYTES = 64 * 1024 * 1024
 MAX_ANSWER_BYTES = 1024 * 1024
-KEPT_SECONDS = 24 * 3600.0
+RETENTION_SECONDS = 24 * 3600.0
 
-HEADER: dict[str, tuple[str, dict[str, Any]]] = {
+IDEMPOTENCY_HEADER: dict[str, tuple[str, dict[str, Any]]] = {
     "Idempotency-Key": (
         "A key of the caller's own: sent again with it, the same request gets the same answer and is not run again.",
         {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     )
 }
 
-Name = tuple[str, str, str, str]
+CacheKey = tuple[str, str, str, str]
 """Whose key it is, and for what: tenant, user, path and the key."""
 
 
-class Answer:
+class RecordedResponse:
     """An answer, as far as it was sent; `digest` stands for the request that it is for."""
 
     def __init__(self, digest: bytes) -> None:
@@ -43,7 +43,7 @@ class Answer:
         self.ended_at = 0.0
 
 
-class Answers:
+class IdempotencyCache:
     """The answers of this process to requests with a key: 1,000 at most, 1 MB each, 64 MB together, for 24 hours; the oldest go first."""
 
     def __init__(
@@ -58,8 +58,8 @@ class Answers:
         self._max_bytes = max_bytes
         self._max_answer_bytes = max_answer_bytes
         self._clock = clock
-        self._begun: dict[Name, Answer] = {}
-        self._ended: dict[Name, Answer] = {}
+        self._begun: dict[CacheKey, RecordedResponse] = {}
+        self._ended: dict[CacheKey, RecordedResponse] = {}
         """In the order of their ends."""
 
         self.size = 0
@@ -68,33 +68,33 @@ class Answers:
     def __len__(self) -> int:
         return len(self._begun) + len(self._ended)
 
-    def find(self, name: Name, digest: bytes) -> Answer | None:
+    def find(self, name: CacheKey, digest: bytes) -> RecordedResponse | None:
         """The recorded answer to this request; None if it was not asked.
 
-        Raises IdempotencyMismatch, IdempotencyInFlight, and IdempotencyNotKept for an answer that was too large.
+        Raises IdempotencyMismatchError, IdempotencyInFlightError, and IdempotencyNotStoredError for an answer that was too large.
         """
         self._expire()
         answer = self._begun.get(name) or self._ended.get(name)
         if answer is None:
             return None
         if answer.digest != digest:
-            raise IdempotencyMismatch("This Idempotency-Key was used for another request.", param="Idempotency-Key")
+            raise IdempotencyMismatchError("This Idempotency-Key was used for another request.", param="Idempotency-Key")
         if name in self._begun:
-            raise IdempotencyInFlight("The request with this Idempotency-Key is being answered. Try again in a moment.", retry_after=1)
+            raise IdempotencyInFlightError("The request with this Idempotency-Key is being answered. Try again in a moment.", retry_after=1)
         if not answer.is_kept:
-            raise IdempotencyNotKept(
+            raise IdempotencyNotStoredError(
                 "The request with this Idempotency-Key was answered, and the answer was too large to be kept. Another key runs it again.",
                 param="Idempotency-Key",
             )
         return answer
 
-    def begin(self, name: Name, digest: bytes) -> Answer:
+    def begin(self, name: CacheKey, digest: bytes) -> RecordedResponse:
         """A new answer, to be recorded; `end` must be called for it."""
-        answer = self._begun[name] = Answer(digest)
+        answer = self._begun[name] = RecordedResponse(digest)
         self._evict()
         return answer
 
-    def record(self, answer: Answer, message: Message) -> None:
+    def record(self, answer: RecordedResponse, message: Message) -> None:
         """Adds what is sent, as long as the answer is small enough to be kept."""
         if message["type"] == "http.response.start":
             answer.status = message["status"]
@@ -111,7 +111,7 @@ class Answers:
             answer.body.clear()
             answer.is_kept = False
 
-    def end(self, name: Name, *, keep: bool) -> None:
+    def end(self, name: CacheKey, *, keep: bool) -> None:
         """Ends an answer that was begun, and forgets it unless it is to be kept."""
         answer = self._begun.pop(name)
         if keep and not answer.is_forgotten:
@@ -131,7 +131,7 @@ class Answers:
     def _expire(self) -> None:
         while self._ended:
             oldest = next(iter(self._ended))
-            if self._ended[oldest].ended_at + KEPT_SECONDS > self._clock():
+            if self._ended[oldest].ended_at + RETENTION_SECONDS > self._clock():
                 return
             self._drop(oldest)
 
@@ -139,18 +139,18 @@ class Answers:
         while self._ended and (len(self) > self._max_answers or self.size > self._max_bytes):
             self._drop(next(iter(self._ended)))
 
-    def _drop(self, name: Name) -> None:
+    def _drop(self, name: CacheKey) -> None:
         self.size -= len(self._ended.pop(name).body)
 
 
-class Once(Response):
+class IdempotentResponse(Response):
     """The answer to a request with a key: `run`, unless the request was answered before.
 
     What failed is not recorded, so that a retry runs: errors of the server, of limits and of busy sessions, answers that broke off, and
     those whose callers left.
     """
 
-    def __init__(self, answers: Answers, name: Name, digest: bytes, run: RunResponse) -> None:
+    def __init__(self, answers: IdempotencyCache, name: CacheKey, digest: bytes, run: RunResponse) -> None:
         self._answers = answers
         self._name = name
         self._digest = digest
@@ -168,29 +168,31 @@ class Once(Response):
         answer = self._answers.begin(self._name, self._digest)
         refused = False
 
-        async def recording(message: MutableMapping[str, Any]) -> None:
+        async def record_and_send(message: MutableMapping[str, Any]) -> None:
             self._answers.record(answer, message)
             await send(message)
 
         try:
-            await self._run(scope, receive, recording)
-        except InvalidRequest as error:
-            await error_response(error)(scope, receive, recording)
+            await self._run(scope, receive, record_and_send)
+        except InvalidRequestError as error:
+            await build_error_response(error)(scope, receive, record_and_send)
             refused = True
         finally:
             self._answers.end(self._name, keep=refused or self._run.is_finished)
 
 
-def once(request: Request, key: str | None, context: RunContext, body: bytes, run: RunResponse) -> Response:
+def make_idempotent(request: Request, key: str | None, context: RunContext, body: bytes, run: RunResponse) -> Response:
     """`run`, or where the request has a `key`, what it was answered before; `body` and the session tell one request from another."""
     if key is None:
         return run
     turn = run.turn
     circumstances = "\x00".join((context.session or "", turn.history, turn.message_id or ""))
     digest = hashlib.blake2b(body, digest_size=32, key=hashlib.blake2b(circumstances.encode(), digest_size=32).digest())
-    return Once(answers_in(request), (context.tenant, context.user, request.scope["path"], key), digest.digest(), run)
+    return IdempotentResponse(
+        get_idempotency_cache(request), (context.tenant, context.user, request.scope["path"], key), digest.digest(), run
+    )
 
 
-def answers_in(request: Request) -> Answers:
+def get_idempotency_cache(request: Request) -> IdempotencyCache:
     """The answers that this process keeps."""
-    return cast(Answers, request.app.state.answers)
+    return cast(IdempotencyCache, request.app.state.answers)

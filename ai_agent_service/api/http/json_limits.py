@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.core.errors import InvalidRequestError
 
 MAX_DEPTH = 100
 """How deep a value of free form, such as a tool's schema, may be nested: what is encoded again later must not exhaust the stack."""
@@ -18,18 +18,18 @@ _Trail = tuple["_Trail | None", str]
 
 
 def check_no_nul(body: bytes, decoded: object) -> None:
-    """Raises InvalidRequest, with the place as `param`, if `decoded` has a NUL, which databases and providers do not bear.
+    """Raises InvalidRequestError, with the place as `param`, if `decoded` has a NUL, which databases and providers do not bear.
 
     `body` is what it was decoded from: one that has no escaped NUL, as nearly all, is not searched further.
     """
     if b"\\u0000" in body and _NUL.search(body):
-        found, place = _nul_in(decoded)
+        found, place = _find_nul(decoded)
         if found:
-            raise InvalidRequest("Text cannot contain the character NUL.", param=place)
+            raise InvalidRequestError("Text cannot contain the character NUL.", param=place)
 
 
-def checked_values(value: Any, place: str) -> Any:
-    """`value`, JSON of free form, if it is neither nested too deeply nor too large; `place` names it in the InvalidRequest."""
+def validate_values(value: Any, place: str) -> Any:
+    """`value`, JSON of free form, if it is neither nested too deeply nor too large; `place` names it in the InvalidRequestError."""
     level = [value]
     count = 0
     for _ in range(MAX_DEPTH):
@@ -43,11 +43,11 @@ def checked_values(value: Any, place: str) -> Any:
             return value
         count += len(level)
         if count > MAX_VALUES:
-            raise InvalidRequest(f"This holds more than {MAX_VALUES} values.", param=place)
-    raise InvalidRequest(f"This is nested more than {MAX_DEPTH} levels deep.", param=place)
+            raise InvalidRequestError(f"This holds more than {MAX_VALUES} values.", param=place)
+    raise InvalidRequestError(f"This is nested more than {MAX_DEPTH} levels deep.", param=place)
 
 
-def _nul_in(decoded: object) -> tuple[bool, str | None]:
+def _find_nul(decoded: object) -> tuple[bool, str | None]:
     """Whether there is a NUL, and where; one that is past all bounds is taken to have it."""
     waiting: list[tuple[object, _Trail | None]] = [(decoded, None)]
     searched = 0
@@ -58,7 +58,7 @@ def _nul_in(decoded: object) -> tuple[bool, str | None]:
             return True, None
         if isinstance(value, str):
             if "\x00" in value:
-                return True, _path(trail)
+                return True, _format_path(trail)
         elif isinstance(value, list):
             waiting += [(each, (trail, f"[{number}]")) for number, each in enumerate(value)]
         elif isinstance(value, dict):
@@ -68,7 +68,7 @@ def _nul_in(decoded: object) -> tuple[bool, str | None]:
     return False, None
 
 
-def _path(trail: _Trail | None) -> str:
+def _format_path(trail: _Trail | None) -> str:
     """The trail as errors tell it: what is within a value of free form is not told further."""
     parts: list[str] = []
     while trail is not None:

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 
-from ai_agent_service.api.http.access import is_open_to_all
+from ai_agent_service.api.http.access import is_public
 from ai_agent_service.api.http.errors import ErrorResponse
 
 _REFERENCE = "#/components/schemas/{name}"
@@ -18,7 +18,7 @@ _KEYS = {
 _components: dict[str, Any] = {}
 
 
-def documented(
+def describe_route(
     request: type[Any] | None,
     response: type[Any] | str,
     *,
@@ -37,7 +37,7 @@ def documented(
         content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
         about = f"The answer: {response}"
     else:
-        content = {"application/jsonl" if lines else "application/json": {"schema": _schema(response)}}
+        content = {"application/jsonl" if lines else "application/json": {"schema": _register_schema(response)}}
         about = f"The answer: {lines}" if lines else "The answer"
     if stream:
         content["text/event-stream"] = {}
@@ -45,7 +45,7 @@ def documented(
     extra: dict[str, Any] = {
         "responses": {
             "200": {"description": about, "content": content},
-            "default": {"description": "An error", "content": {"application/json": {"schema": _schema(ErrorResponse)}}},
+            "default": {"description": "An error", "content": {"application/json": {"schema": _register_schema(ErrorResponse)}}},
         }
     }
     parameters: list[dict[str, Any]] = [
@@ -58,7 +58,7 @@ def documented(
     if parameters:
         extra["parameters"] = parameters
     if request is not None:
-        schema = _schema(request)
+        schema = _register_schema(request)
         if one_of:
             ways = ({other: {"not": {"type": "null"}} if other == field else {"type": "null"} for other in one_of} for field in one_of)
             alternatives = [{"required": [field], "properties": properties} for field, properties in zip(one_of, ways, strict=True)]
@@ -67,34 +67,34 @@ def documented(
     return extra
 
 
-def describe(app: FastAPI) -> None:
+def install_openapi(app: FastAPI) -> None:
     """Makes the app's OpenAPI description hold the schemas of all documented structs."""
     original = app.openapi
 
-    def openapi() -> dict[str, Any]:
+    def build_openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             description = original()
             components = description.setdefault("components", {})
             components.setdefault("schemas", {}).update(_components)
             components["securitySchemes"] = _KEYS
             description["security"] = [{name: []} for name in _KEYS]
-            for path, method in _open_routes(app):
+            for path, method in _list_public_routes(app):
                 description["paths"][path][method]["security"] = []
             app.openapi_schema = description
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents for extending the description
+    app.openapi = build_openapi  # type: ignore[method-assign]  # the way that FastAPI documents for extending the description
 
 
-def _open_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
+def _list_public_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
     """Path and method of each route that asks for no key."""
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        if isinstance(route, APIRoute) and route.include_in_schema and is_open_to_all(route):
+        if isinstance(route, APIRoute) and route.include_in_schema and is_public(route):
             yield from ((route.path_format, method.lower()) for method in route.methods or () if method != "HEAD")
 
 
-def _schema(kind: type[Any]) -> dict[str, Any]:
+def _register_schema(kind: type[Any]) -> dict[str, Any]:
     """The schema of a struct, or of a list of them, by reference to what the description holds."""
     (schema,), components = msgspec.json.schema_components([kind], ref_template=_REFERENCE)
     _components.update(components)

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ai_agent_service.agents.base import Turn
-from ai_agent_service.api.http.errors import internal_error
-from ai_agent_service.core.errors import InternalError, RunTimeout, ServiceError
+from ai_agent_service.api.http.errors import build_internal_error
+from ai_agent_service.core.errors import InternalError, RunTimeoutError, ServiceError
 from ai_agent_service.core.events import (
     MemorySkipped,
     ReasoningDelta,
@@ -29,11 +29,11 @@ from ai_agent_service.core.events import (
 )
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.runs.admission import CountedRun
-from ai_agent_service.runtime.shutdown import stopped
+from ai_agent_service.runtime.shutdown import build_stopping_error
 
 logger = logging.getLogger(__name__)
 
-_TEXTS = frozenset((TextDelta, ReasoningDelta, RefusalDelta))
+_TEXT_EVENTS = frozenset((TextDelta, ReasoningDelta, RefusalDelta))
 """What nearly all events are, of which nothing is noted."""
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -47,19 +47,19 @@ class Frames(ABC):
     """How one surface writes a run as server-sent events; each method gives whole events, or nothing."""
 
     @abstractmethod
-    def event(self, event: RunEvent) -> bytes:
+    def render_event(self, event: RunEvent) -> bytes:
         """The events for one that is not the last."""
 
     @abstractmethod
-    def finished(self, event: RunFinished) -> bytes:
+    def render_finish(self, event: RunFinished) -> bytes:
         """The last events of a run that came to its end."""
 
     @abstractmethod
-    def failed(self, error: ServiceError) -> bytes:
+    def render_error(self, error: ServiceError) -> bytes:
         """The last event of a run that broke."""
 
 
-class Collected:
+class CollectedEvents:
     """A whole run, put together from its events."""
 
     def __init__(self) -> None:
@@ -135,13 +135,13 @@ class RunResponse(Response, ABC):
                 run.cancel()  # at the end of the service its caller is told also while a database that hangs keeps it from its own
             finally:
                 is_cancelled_by_itself = run.cancelled() and not (stopping or self._client_left)
-                outcome = InternalError.default_code if is_cancelled_by_itself else self._outcome()
+                outcome = InternalError.default_code if is_cancelled_by_itself else self._describe_outcome()
                 self._report(scope, outcome)
-                await self._counted.ended(outcome)
+                await self._counted.finish(outcome)
         if stopping:
             if not self._complete:
-                scope["state"]["error"] = stopped().code
-                await self._fail(stopped(), send)
+                scope["state"]["error"] = build_stopping_error().code
+                await self._fail(build_stopping_error(), send)
         elif not run.cancelled():
             run.result()
         elif self._client_left:
@@ -153,13 +153,13 @@ class RunResponse(Response, ABC):
         """Takes the events to their end, whatever that is."""
         limit = asyncio.timeout(self._context.seconds_left + DEADLINE_GRACE)
         try:
-            with self._counted.slot():
+            with self._counted.hold_slot():
                 async with limit, aclosing(self._events):
                     await self.respond(send)
                     if not self._complete:
                         raise RuntimeError("the agent's events ended without RunFinished or RunFailed")
         except TimeoutError as error:
-            late = RunTimeout("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+            late = RunTimeoutError("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
             await self._fail(late if limit.expired() else error, send)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything; `_fail` logs it
             await self._fail(error, send)
@@ -167,7 +167,7 @@ class RunResponse(Response, ABC):
     def _report(self, scope: Scope, outcome: str) -> None:
         scope["state"]["run"] = self._counted.report(outcome, is_streamed=self.is_streamed)
 
-    def _outcome(self) -> str:
+    def _describe_outcome(self) -> str:
         """What came of the run, in a word for the log: an error's code, or one of these."""
         if self._error is not None:
             return self._error.code
@@ -202,7 +202,7 @@ class RunResponse(Response, ABC):
         """Tells the caller of `error`: by the answer's last event if it has begun, else by raising what has a status."""
         if not isinstance(error, ServiceError):
             logger.exception("run.crashed", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id}, exc_info=error)
-            error = internal_error(self._context.request_id)
+            error = build_internal_error(self._context.request_id)
         self._error = error
         if not self._started:
             raise error
@@ -251,17 +251,17 @@ class StreamedRun(RunResponse):
         """Sends each event as it comes, in one write."""
         frames = self._frames
         async for event in self._events:
-            if type(event) not in _TEXTS:
-                self._counted.noticed(event)
+            if type(event) not in _TEXT_EVENTS:
+                self._counted.observe(event)
                 if isinstance(event, RunFinished):
-                    await self._send(send, frames.finished(event) + DONE, more=False)
+                    await self._send(send, frames.render_finish(event) + DONE, more=False)
                     self.is_finished = True
                     return
                 if isinstance(event, RunFailed):
                     raise event.error
                 if isinstance(event, MemorySkipped):
                     self._without_memory = True
-            if frame := frames.event(event):
+            if frame := frames.render_event(event):
                 await self._send(send, frame)
 
     async def keep_alive(self, send: Send) -> None:
@@ -272,7 +272,7 @@ class StreamedRun(RunResponse):
 
     async def end_with(self, error: ServiceError, send: Send) -> None:
         """Sends the error as the last event but `[DONE]`."""
-        await self._send(send, self._frames.failed(error) + DONE, more=False)
+        await self._send(send, self._frames.render_error(error) + DONE, more=False)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         if not self._started:
@@ -287,16 +287,16 @@ class CollectedRun(RunResponse):
 
     is_streamed = False
 
-    def __init__(self, run: CountedRun, render: Callable[[Collected, RunFinished], bytes]) -> None:
+    def __init__(self, run: CountedRun, render: Callable[[CollectedEvents, RunFinished], bytes]) -> None:
         super().__init__(run)
         self._render = render
 
     async def respond(self, send: Send) -> None:
         """Sends the answer once the run has ended."""
-        collected = Collected()
+        collected = CollectedEvents()
         async for event in self._events:
-            if type(event) not in _TEXTS:
-                self._counted.noticed(event)
+            if type(event) not in _TEXT_EVENTS:
+                self._counted.observe(event)
             if isinstance(event, RunFailed):
                 raise event.error
             if isinstance(event, RunFinished):

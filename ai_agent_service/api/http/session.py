@@ -8,15 +8,15 @@ import msgspec
 from starlette.requests import Request
 
 from ai_agent_service.agents.chat_tasks import TASKS, Task
-from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, History
 
-UNKEPT_PREFIXES = ("temporary:", "local:")
+TEMPORARY_PREFIXES = ("temporary:", "local:")
 """What Open WebUI's ids begin with of chats that are not to be kept."""
 
 _SESSION_ID = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_OPEN_WEBUI = (b"x-openwebui-", b"x-aas-")
+_OPEN_WEBUI_HEADERS = (b"x-openwebui-", b"x-aas-")
 """What headers begin with that only Open WebUI sends, the latter as docs/open-webui.md has it."""
 
 _HEADERS = {
@@ -30,7 +30,7 @@ _HEADERS = {
 }
 
 
-class Asking(msgspec.Struct, frozen=True, kw_only=True):
+class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a request says of its session: `session` None where nothing is to be stored, `history` None where it does not say."""
 
     session: str | None = None
@@ -49,42 +49,42 @@ class Asking(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
 
 
-def asking_of(request: Request, metadata: Mapping[str, Any] | None = None, session_id: str | None = None) -> Asking:
+def parse_session_request(request: Request, metadata: Mapping[str, Any] | None = None, session_id: str | None = None) -> SessionRequest:
     """Reads `X-OpenWebUI-Chat-Id`, `X-Session-Id`, the body's `session_id` and `metadata.session_id`, the first that is given, and what
-    else tells of the turn. Raises InvalidRequest."""
-    found = {_HEADERS[name]: _text(value) for name, value in request.scope["headers"] if name in _HEADERS}
+    else tells of the turn. Raises InvalidRequestError."""
+    found = {_HEADERS[name]: _decode_header(value) for name, value in request.scope["headers"] if name in _HEADERS}
     given = metadata or {}
-    session = _session(
+    session = _select_session(
         (found.get("chat"), "X-OpenWebUI-Chat-Id"),
         (found.get("session"), "X-Session-Id"),
         (session_id, "session_id"),
         (given.get("session_id"), "metadata.session_id"),
     )
     if found.get("history"):
-        history = _history(found["history"], "X-Session-History")
+        history = _parse_history(found["history"], "X-Session-History")
     else:
-        history = _history(given.get("session_history"), "metadata.session_history")
+        history = _parse_history(given.get("session_history"), "metadata.session_history")
     if session is None and history == "server":
-        raise InvalidRequest("The server's history is that of a session: name one.", param="metadata.session_id")
-    if session is not None and (session.startswith(UNKEPT_PREFIXES) or found.get("task")):
+        raise InvalidRequestError("The server's history is that of a session: name one.", param="metadata.session_id")
+    if session is not None and (session.startswith(TEMPORARY_PREFIXES) or found.get("task")):
         session = None
     key = found.get("key")
     if key is not None and not _KEY.fullmatch(key):
-        raise InvalidRequest("An Idempotency-Key has 1 to 255 visible ASCII characters.", param="Idempotency-Key")
+        raise InvalidRequestError("An Idempotency-Key has 1 to 255 visible ASCII characters.", param="Idempotency-Key")
     message = found.get("message", "")[:255].removeprefix(IDEMPOTENCY_PREFIX) or (IDEMPOTENCY_PREFIX + key if key else None)
-    return Asking(
+    return SessionRequest(
         session=session,
         is_chat=bool(found.get("chat")),
         history=history,
-        is_open_webui=any(name.startswith(_OPEN_WEBUI) for name, _ in request.scope["headers"]),
-        task=named_task(found["task"]) if found.get("task") else None,
+        is_open_webui=any(name.startswith(_OPEN_WEBUI_HEADERS) for name, _ in request.scope["headers"]),
+        task=parse_task(found["task"]) if found.get("task") else None,
         is_retry=found.get("retries", "0") not in ("", "0"),
         message_id=message,
         idempotency_key=key,
     )
 
 
-def _text(value: bytes) -> str:
+def _decode_header(value: bytes) -> str:
     """A header's value: UTF-8, as clients send it today, else Latin-1, as HTTP has it."""
     try:
         return value.decode()
@@ -92,24 +92,24 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _session(*sources: tuple[object, str]) -> str | None:
+def _select_session(*sources: tuple[object, str]) -> str | None:
     for value, place in sources:
         if value is None or value == "":
             continue
         if not isinstance(value, str) or not _SESSION_ID.fullmatch(value):
-            raise InvalidRequest("A session id is a text of 1 to 255 characters, none of them a control character.", param=place)
+            raise InvalidRequestError("A session id is a text of 1 to 255 characters, none of them a control character.", param=place)
         return value
     return None
 
 
-def _history(value: object, place: str) -> History | None:
+def _parse_history(value: object, place: str) -> History | None:
     if value is None or value == "":
         return None
     if value != "client" and value != "server":
-        raise InvalidRequest("The history is either client or server.", param=place)
+        raise InvalidRequestError("The history is either client or server.", param=place)
     return value
 
 
-def named_task(name: str) -> Task:
+def parse_task(name: str) -> Task:
     """The task that a header names; `other` for one that is not known here."""
     return next((task for task in TASKS if task == name), "other")

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from ai_agent_service.agents.base import BaseAgent, Turn
-from ai_agent_service.api.http.json_limits import checked_values
-from ai_agent_service.api.http.session import Asking
-from ai_agent_service.api.http.url_safety import checked_file_data, checked_image_url
+from ai_agent_service.api.http.json_limits import validate_values
+from ai_agent_service.api.http.session import SessionRequest
+from ai_agent_service.api.http.url_safety import validate_file_data, validate_image_url
 from ai_agent_service.api.openai.chat_schema import (
     AudioContent,
     CallersSettings,
@@ -24,7 +24,7 @@ from ai_agent_service.api.openai.chat_schema import (
     RefusalContent,
     TextContent,
 )
-from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.messages import (
     AudioPart,
     ContentPart,
@@ -51,54 +51,54 @@ MAX_PARTS = 20_000
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def with_session(turn: Turn, asking: Asking, agent: BaseAgent, *, default: History = "client") -> Turn:
+def apply_session(turn: Turn, asking: SessionRequest, agent: BaseAgent, *, default: History = "client") -> Turn:
     """`turn` with what the request says of its session; the history is the client's for an agent that has no memory."""
     if agent.definition.memory is None:
         if asking.history == "server":
-            raise InvalidRequest("This agent has no memory: send the whole conversation.", param="metadata.session_history")
+            raise InvalidRequestError("This agent has no memory: send the whole conversation.", param="metadata.session_history")
         return turn
     history = (asking.history or default) if asking.session is not None else "client"
     return msgspec.structs.replace(turn, history=history, is_retry=asking.is_retry, message_id=asking.message_id)
 
 
-def turn_of(asked: ChatCompletionRequest) -> Turn:
-    """The request in the words of the agents; raises InvalidRequest for what agents cannot do."""
+def parse_turn(asked: ChatCompletionRequest) -> Turn:
+    """The request in the words of the agents; raises InvalidRequestError for what agents cannot do."""
     if asked.n not in (None, 1):
-        raise InvalidRequest("Agents give one choice: n must be 1.", param="n", code="unsupported_value")
+        raise InvalidRequestError("Agents give one choice: n must be 1.", param="n", code="unsupported_value")
     if asked.logprobs:
-        raise InvalidRequest("Agents do not give log probabilities.", param="logprobs", code="unsupported_parameter")
+        raise InvalidRequestError("Agents do not give log probabilities.", param="logprobs", code="unsupported_parameter")
     if asked.modalities and asked.modalities != ["text"]:
-        raise InvalidRequest("Agents answer with text only.", param="modalities", code="unsupported_value")
+        raise InvalidRequestError("Agents answer with text only.", param="modalities", code="unsupported_value")
     if asked.functions:
-        raise InvalidRequest("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
-    checked_name(asked.user or "", "user")
+        raise InvalidRequestError("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
+    validate_name(asked.user or "", "user")
     for name in FREE_FORM:
-        checked_values(getattr(asked, name), name)
-    settings = settings_of(asked)
-    tools = tuple(_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
+        validate_values(getattr(asked, name), name)
+    settings = collect_settings(asked)
+    tools = tuple(_parse_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
     choice = NamedTool(asked.tool_choice.function.name) if isinstance(asked.tool_choice, ChosenTool) else asked.tool_choice
-    return Turn(messages=messages_of(asked.messages), tools=tools, tool_choice=choice, settings=settings)
+    return Turn(messages=parse_messages(asked.messages), tools=tools, tool_choice=choice, settings=settings)
 
 
-def messages_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """A request's messages; raises InvalidRequest."""
+def parse_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """A request's messages; raises InvalidRequestError."""
     if sum(len(message.content) for message in messages if isinstance(message.content, list)) > MAX_PARTS:
-        raise InvalidRequest(f"The messages have more than {MAX_PARTS} parts together.", param="messages")
-    return tuple([_message(message, number) for number, message in enumerate(messages)])
+        raise InvalidRequestError(f"The messages have more than {MAX_PARTS} parts together.", param="messages")
+    return tuple([_parse_message(message, number) for number, message in enumerate(messages)])
 
 
-def _message(message: ChatMessage, place: int) -> Message:
+def _parse_message(message: ChatMessage, place: int) -> Message:
     """The message at this place of a request."""
     role = _ROLES.get(message.role)
     if role is None:
-        raise InvalidRequest("The role is one of system, developer, user, assistant and tool.", param=f"messages[{place}].role")
+        raise InvalidRequestError("The role is one of system, developer, user, assistant and tool.", param=f"messages[{place}].role")
     if role == "tool" and not message.tool_call_id:
         problem = "A message with the role 'tool' needs the tool_call_id it answers."
-        raise InvalidRequest(problem, param=f"messages[{place}].tool_call_id")
+        raise InvalidRequestError(problem, param=f"messages[{place}].tool_call_id")
     given = message.content
     content: str | tuple[ContentPart, ...]
     if isinstance(given, list):
-        content = tuple(_part(part, f"messages[{place}].content[{number}]") for number, part in enumerate(given))
+        content = tuple(_parse_part(part, f"messages[{place}].content[{number}]") for number, part in enumerate(given))
     else:
         content = given or message.refusal or ""
     if not message.tool_calls and role != "tool":
@@ -108,39 +108,40 @@ def _message(message: ChatMessage, place: int) -> Message:
     return Message(role, content, calls if role == "assistant" else (), answered)
 
 
-def _tool(function: OfferedFunction, number: int) -> ToolSpec:
+def _parse_tool(function: OfferedFunction, number: int) -> ToolSpec:
     if not _TOOL_NAME.fullmatch(function.name):
-        raise InvalidRequest("A tool's name has letters, digits, _ and - only, 64 at most.", param=f"tools[{number}].function.name")
-    parameters = checked_values(function.parameters, f"tools[{number}].function.parameters") or {"type": "object", "properties": {}}
+        raise InvalidRequestError("A tool's name has letters, digits, _ and - only, 64 at most.", param=f"tools[{number}].function.name")
+    parameters = validate_values(function.parameters, f"tools[{number}].function.parameters") or {"type": "object", "properties": {}}
     return ToolSpec(function.name, function.description or "", parameters, function.strict)
 
 
-def _part(part: Part, place: str) -> ContentPart:
+def _parse_part(part: Part, place: str) -> ContentPart:
     match part:
         case TextContent(text=text):
             return TextPart(text)
         case RefusalContent(refusal=refusal):
             return TextPart(refusal)
         case ImageContent(image_url=image):
-            return ImagePart(checked_image_url(image.url, f"{place}.image_url.url"), image.detail)
+            return ImagePart(validate_image_url(image.url, f"{place}.image_url.url"), image.detail)
         case AudioContent(input_audio=audio):
-            return AudioPart(checked_file_data(audio.data, f"{place}.input_audio.data"), audio.format)
+            return AudioPart(validate_file_data(audio.data, f"{place}.input_audio.data"), audio.format)
         case FileContent(file=file):
             for name, value in (("file_id", file.file_id), ("file_data", file.file_data)):
-                checked_file_data(value or "", f"{place}.file.{name}")
+                validate_file_data(value or "", f"{place}.file.{name}")
             return FilePart(file.file_id, file.file_data, file.filename)
 
 
-def checked_name(text: str, place: str) -> str:
-    """`text`, if it may be the name of a user: 255 characters at most, none of them NUL; `place` names it in the InvalidRequest."""
+def validate_name(text: str, place: str) -> str:
+    """`text`, if it may be the name of a user: 255 characters at most, none of them NUL; `place` names it in the
+    InvalidRequestError."""
     if len(text) > MAX_NAME:
-        raise InvalidRequest(f"This is longer than {MAX_NAME} characters.", param=place)
+        raise InvalidRequestError(f"This is longer than {MAX_NAME} characters.", param=place)
     if "\x00" in text:
-        raise InvalidRequest("Text cannot contain the character NUL.", param=place)
+        raise InvalidRequestError("Text cannot contain the character NUL.", param=place)
     return text
 
 
-def settings_of(given: ModelSettings) -> dict[str, Any]:
+def collect_settings(given: ModelSettings) -> dict[str, Any]:
     """What is set, for the provider."""
     names = (CallersSettings if isinstance(given, CallersSettings) else ModelSettings).__struct_fields__
     return {name: value for name in names if (value := getattr(given, name)) is not None}

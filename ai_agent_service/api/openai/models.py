@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from ai_agent_service.api.http.access import Caller
 from ai_agent_service.api.http.body import ServiceDependency
-from ai_agent_service.api.http.openapi import documented
+from ai_agent_service.api.http.openapi import describe_route
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.display_definition import SuggestionPrompt
 from ai_agent_service.runtime.service import Service
@@ -67,42 +67,42 @@ class ModelList(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-@router.get("/v1/models", summary="List the agents as models", openapi_extra=documented(None, ModelList))
+@router.get("/v1/models", summary="List the agents as models", openapi_extra=describe_route(None, ModelList))
 async def list_models(service: ServiceDependency, caller: Caller) -> Response:
     """The agents that the key is for, in the order of agent_config.json."""
-    models = [_model(agent.definition, service) for agent in service.agents_of(caller)]
+    models = [_build_model(agent.definition, service) for agent in service.list_agents(caller)]
     return Response(msgspec.json.encode(ModelList(models)), media_type="application/json")
 
 
-@router.get("/v1/models/{model}", summary="Show one agent as a model", openapi_extra=documented(None, Model))
+@router.get("/v1/models/{model}", summary="Show one agent as a model", openapi_extra=describe_route(None, Model))
 async def retrieve_model(model: str, service: ServiceDependency, caller: Caller) -> Response:
     """The agent with this id."""
-    found = _model(service.shown_agent(model, caller).definition, service)
+    found = _build_model(service.find_visible_agent(model, caller).definition, service)
     return Response(msgspec.json.encode(found), media_type="application/json")
 
 
-def _model(agent: AgentDefinition, service: Service) -> Model:
+def _build_model(agent: AgentDefinition, service: Service) -> Model:
     display = agent.display
     meta = Meta(
         capabilities=CAPABILITIES | display.capabilities,
-        description=_given(display.description or agent.description),
-        suggestion_prompts=_given([_suggestion(prompt) for prompt in display.suggestion_prompts]),
-        tags=_given([Tag(tag) for tag in display.tags]),
-        profile_image_url=_given(display.avatar),
+        description=_replace_empty(display.description or agent.description),
+        suggestion_prompts=_replace_empty([_build_suggestion(prompt) for prompt in display.suggestion_prompts]),
+        tags=_replace_empty([Tag(tag) for tag in display.tags]),
+        profile_image_url=_replace_empty(display.avatar),
     )
     return Model(
         id=agent.agent_id,
         created=service.catalog.created,
         owned_by=service.settings.service_name,
-        name=_given(display.name),
+        name=_replace_empty(display.name),
         info=Info(meta),
     )
 
 
-def _given(value: Any) -> Any:
+def _replace_empty(value: Any) -> Any:
     return value or UNSET
 
 
-def _suggestion(prompt: SuggestionPrompt) -> Suggestion:
+def _build_suggestion(prompt: SuggestionPrompt) -> Suggestion:
     """The card of `prompt`; without a title of its own it is shown by what it sends."""
     return Suggestion((prompt.title or prompt.content, prompt.subtitle), prompt.content)

@@ -19,7 +19,7 @@ _SYSTEM_OPENINGS: tuple[tuple[str, Task], ...] = (
     ("Available Tools: ", "function_calling"),
     ("You are Open WebUI's private memory reviewer", "memory_review"),
 )
-_OF_FUNCTION_CALLING = '"tool_calls"'
+_FUNCTION_CALLING_MARKER = '"tool_calls"'
 _KEYS: dict[str, Task] = {
     "title": "title_generation",
     "tags": "tags_generation",
@@ -32,7 +32,7 @@ _KEY = re.compile(rf'\{{\s*"({"|".join(_KEYS)})"\s*:')
 _CONTENT = re.compile(r"<chat_history>|<context>|<source\b")
 
 
-def shaped_task(messages: Sequence[Message], *, is_open_webui: bool) -> Task | None:
+def detect_task(messages: Sequence[Message], *, is_open_webui: bool) -> Task | None:
     """The task that `messages` have the shape of; None if they are a chat.
 
     Of a client that is not known to be Open WebUI only what cannot be anything else is taken for a task.
@@ -44,7 +44,7 @@ def shaped_task(messages: Sequence[Message], *, is_open_webui: bool) -> Task | N
         if not is_open_webui or messages[0].role != "system":
             return None
         for opening, task in _SYSTEM_OPENINGS:
-            if messages[0].text.startswith(opening) and (task != "function_calling" or _OF_FUNCTION_CALLING in messages[0].text):
+            if messages[0].text.startswith(opening) and (task != "function_calling" or _FUNCTION_CALLING_MARKER in messages[0].text):
                 return task
         return None
     if not text.startswith("### Task:"):

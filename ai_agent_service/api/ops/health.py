@@ -9,13 +9,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ai_agent_service.api.http.access import OpenToAll, admitted
-from ai_agent_service.api.http.body import ServiceDependency, access_in
-from ai_agent_service.api.http.openapi import documented
-from ai_agent_service.core.errors import InvalidRequest
-from ai_agent_service.health.checks import Checks
-from ai_agent_service.health.report import Health, _detail, _not_ready
-from ai_agent_service.runtime.shutdown import Stopping
+from ai_agent_service.api.http.access import PublicAccess, authorize
+from ai_agent_service.api.http.body import ServiceDependency, get_access
+from ai_agent_service.api.http.openapi import describe_route
+from ai_agent_service.core.errors import InvalidRequestError
+from ai_agent_service.health.checks import HealthChecks
+from ai_agent_service.health.report import Health, _add_details, _find_readiness_problem
+from ai_agent_service.runtime.shutdown import ShutdownState
 
 router = APIRouter(tags=["Service"])
 
@@ -58,62 +58,64 @@ class Welcome(msgspec.Struct):
 @router.get(
     "/health",
     summary="Is the service up?",
-    dependencies=[OpenToAll],
-    openapi_extra=documented(None, Health, flag="detailed", flag_help="Tell of each part whether it can be used."),
+    dependencies=[PublicAccess],
+    openapi_extra=describe_route(None, Health, flag="detailed", flag_help="Tell of each part whether it can be used."),
 )
 async def health(request: Request, service: ServiceDependency) -> Response:
     """Answers when the service does; with `detailed=true`, tells those who may know of its parts."""
-    settings, access = service.settings, access_in(request)
+    settings, access = service.settings, get_access(request)
     body = Health("healthy", datetime.now(UTC), settings.service_name, settings.service_version, "open" if access.is_open else "keys")
-    if _flag(request, "detailed"):
-        await admitted(request, "admin")
-        await _detail(body, service, access, _checks_in(request), _stopping_in(request))
+    if _parse_flag(request, "detailed"):
+        await authorize(request, "admin")
+        await _add_details(body, service, access, _get_checks(request), _get_shutdown_state(request))
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-@router.get("/health/live", summary="Is the process alive?", dependencies=[OpenToAll], openapi_extra=documented(None, Liveness))
+@router.get("/health/live", summary="Is the process alive?", dependencies=[PublicAccess], openapi_extra=describe_route(None, Liveness))
 async def live() -> Response:
     """200 as long as the process answers at all, also while it stops."""
     return Response(msgspec.json.encode(Liveness()), media_type="application/json")
 
 
-@router.get("/health/ready", summary="Should requests be sent here?", dependencies=[OpenToAll], openapi_extra=documented(None, Readiness))
+@router.get(
+    "/health/ready", summary="Should requests be sent here?", dependencies=[PublicAccess], openapi_extra=describe_route(None, Readiness)
+)
 async def ready(request: Request) -> Response:
     """200 if so. 503 while the service stops, while nobody can be let in, and while no agent can answer."""
-    problem = await _not_ready(_stopping_in(request), _checks_in(request))
+    problem = await _find_readiness_problem(_get_shutdown_state(request), _get_checks(request))
     body = msgspec.json.encode(Readiness("not_ready" if problem else "ready", [problem] if problem else []))
     return Response(body, 503 if problem else 200, {"Retry-After": "2"} if problem else None, "application/json")
 
 
-def _checks_in(request: Request) -> Checks:
-    return cast(Checks, request.app.state.checks)
+def _get_checks(request: Request) -> HealthChecks:
+    return cast(HealthChecks, request.app.state.checks)
 
 
-def _stopping_in(request: Request) -> Stopping:
-    return cast(Stopping, request.app.state.stopping)
+def _get_shutdown_state(request: Request) -> ShutdownState:
+    return cast(ShutdownState, request.app.state.stopping)
 
 
-def _flag(request: Request, name: str) -> bool:
+def _parse_flag(request: Request, name: str) -> bool:
     value = request.query_params.get(name, "false").lower()
     if value not in ("true", "1", "false", "0"):
-        raise InvalidRequest("Write true or false.", param=name)
+        raise InvalidRequestError("Write true or false.", param=name)
     return value in ("true", "1")
 
 
-@router.get("/", summary="What is this?", dependencies=[OpenToAll], openapi_extra=documented(None, Welcome))
+@router.get("/", summary="What is this?", dependencies=[PublicAccess], openapi_extra=describe_route(None, Welcome))
 async def welcome(request: Request, service: ServiceDependency) -> Response:
     """What this is and where to go: as a page to a browser, else as JSON."""
     settings = service.settings
-    agents = [agent.agent_id for agent in service.catalog] if access_in(request).lets_in_without_key(request.scope["headers"]) else []
+    agents = [agent.agent_id for agent in service.catalog] if get_access(request).can_skip_key(request.scope["headers"]) else []
     about = "Agents that appear as models: point any OpenAI client at /v1."
     if "text/html" in request.headers.get("accept", ""):
         base = str(request.base_url)
-        return Response(_page(settings.service_name, settings.service_version, about, agents, base), media_type="text/html")
+        return Response(_render_page(settings.service_name, settings.service_version, about, agents, base), media_type="text/html")
     body = Welcome(settings.service_name, settings.service_version, about, agents, _LINKS)
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-def _page(name: str, version: str, about: str, agents: list[str], base: str) -> str:
+def _render_page(name: str, version: str, about: str, agents: list[str], base: str) -> str:
     links = "".join(f'<li><a href="{path}">{path}</a> &mdash; {html.escape(text)}</li>' for path, text in _LINKS.items())
     names = "".join(f"<li><code>{html.escape(agent)}</code></li>" for agent in agents) or "<li>those that your API key is for</li>"
     return f"""<!doctype html>

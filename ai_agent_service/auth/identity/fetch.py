@@ -13,7 +13,7 @@ MAX_DOCUMENT_BYTES = 1_000_000
 FETCH_SECONDS = 10.0
 
 
-class KeySource(msgspec.Struct, frozen=True):
+class KeySetStatus(msgspec.Struct, frozen=True):
     """How the keys of an identity provider stand: how many there are, how many seconds old, and why the last fetch failed, if it did."""
 
     is_usable: bool
@@ -22,7 +22,7 @@ class KeySource(msgspec.Struct, frozen=True):
     error: str | None
 
 
-def fault_of(url: object) -> str | None:
+def find_url_problem(url: object) -> str | None:
     """What is wrong with `url`, for a message, without repeating it; None where it may be asked: https, or http on this machine."""
     if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
         return "this is no address"
@@ -36,12 +36,12 @@ def fault_of(url: object) -> str | None:
         return "this is no address that begins with https://"
     if "@" in parts.netloc or parts.fragment:
         return "the address has a user, a password or a part after #"
-    if parts.scheme == "http" and not _is_here(host):
+    if parts.scheme == "http" and not _is_loopback(host):
         return "the address is not https"
     return None
 
 
-def _is_here(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -13,9 +13,9 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key
 from joserfc.util import base64_to_int
 
-from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, Fetch, KeySource, fault_of
-from ai_agent_service.auth.identity.jwt import Pinned
-from ai_agent_service.core.errors import AccessUnavailable, UpstreamError
+from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, Fetch, KeySetStatus, find_url_problem
+from ai_agent_service.auth.identity.jwt import PinnedAlgorithms
+from ai_agent_service.core.errors import AccessUnavailableError, UpstreamError
 from ai_agent_service.core.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ MAX_KEYS = 100
 MIN_RSA_BITS = 2048
 FRESH_SECONDS = 600.0
 """How old keys may be before they are fetched anew, in the background."""
-KEPT_SECONDS = 86_400.0
+MAX_STALE_SECONDS = 86_400.0
 """How old keys may be where they cannot be fetched anew."""
 UNKNOWN_PAUSE = 30.0
 """Seconds from one fetch to the next for keys that are not known, which anybody can ask for."""
@@ -34,7 +34,7 @@ FAILED_PAUSE = 5.0
 _CURVES = {"EC": ("P-256", "P-384", "P-521"), "OKP": ("Ed25519", "Ed448")}
 
 
-class _Unusable(Exception):
+class _InvalidDocumentError(Exception):
     """What the identity provider answers is not what it should be."""
 
 
@@ -45,7 +45,7 @@ class _Discovery(msgspec.Struct):
     jwks_uri: str
 
 
-class _Document(msgspec.Struct):
+class _KeySetDocument(msgspec.Struct):
     keys: list[Any]
 
 
@@ -59,7 +59,7 @@ class Jwks:
         self,
         issuer: str,
         url: str | None,
-        algorithms: Pinned,
+        algorithms: PinnedAlgorithms,
         fetch: Fetch,
         tasks: Tasks,
         *,
@@ -80,47 +80,47 @@ class Jwks:
 
         self._task: asyncio.Task[None] | None = None
 
-    async def key(self, key_id: str | None, algorithm: str) -> Key | None:
+    async def find_key(self, key_id: str | None, algorithm: str) -> Key | None:
         """The key with the id for the algorithm; without an id the only one for it. None where there is no such key.
 
-        Raises AccessUnavailable where that cannot be told.
+        Raises AccessUnavailableError where that cannot be told.
         """
         age = self._clock() - self._read_at
-        if age > KEPT_SECONDS:
-            await self._refreshed(FAILED_PAUSE)
-            if self._clock() - self._read_at > KEPT_SECONDS:
-                raise self._unavailable(FAILED_PAUSE)
+        if age > MAX_STALE_SECONDS:
+            await self._wait_for_refresh(FAILED_PAUSE)
+            if self._clock() - self._read_at > MAX_STALE_SECONDS:
+                raise self._build_unavailable_error(FAILED_PAUSE)
         elif age > FRESH_SECONDS:
-            _ = self._refreshing(UNKNOWN_PAUSE)
-        if (found := self._find(key_id, algorithm)) is None:
-            await self._refreshed(UNKNOWN_PAUSE)
-            found = self._find(key_id, algorithm)
+            _ = self._start_refresh(UNKNOWN_PAUSE)
+        if (found := self._find_cached(key_id, algorithm)) is None:
+            await self._wait_for_refresh(UNKNOWN_PAUSE)
+            found = self._find_cached(key_id, algorithm)
             if found is None and self._failed:
-                raise self._unavailable(UNKNOWN_PAUSE)
+                raise self._build_unavailable_error(UNKNOWN_PAUSE)
         return found
 
     @property
-    def source(self) -> KeySource:
+    def source(self) -> KeySetStatus:
         """How the keys stand. Those that are not there are asked for: nobody is sent here whose token would have them fetched."""
         age = self._clock() - self._read_at
-        is_usable = age <= KEPT_SECONDS
+        is_usable = age <= MAX_STALE_SECONDS
         if not is_usable:
             self.prefetch()
-        return KeySource(is_usable, len(self._keys), age if math.isfinite(age) else None, self._error)
+        return KeySetStatus(is_usable, len(self._keys), age if math.isfinite(age) else None, self._error)
 
     def prefetch(self) -> None:
         """Begins to fetch the keys, so that the first token need not wait."""
-        _ = self._refreshing(FAILED_PAUSE)
+        _ = self._start_refresh(FAILED_PAUSE)
 
-    def _find(self, key_id: str | None, algorithm: str) -> Key | None:
-        fitting = [key for key in self._keys if key_id in (None, key.kid) and self._algorithms.fits(algorithm, key)]
+    def _find_cached(self, key_id: str | None, algorithm: str) -> Key | None:
+        fitting = [key for key in self._keys if key_id in (None, key.kid) and self._algorithms.is_compatible(algorithm, key)]
         return fitting[0] if len(fitting) == 1 or (fitting and key_id is not None) else None
 
-    async def _refreshed(self, pause: float) -> None:
-        if (task := self._refreshing(pause)) is not None:
+    async def _wait_for_refresh(self, pause: float) -> None:
+        if (task := self._start_refresh(pause)) is not None:
             await asyncio.shield(task)
 
-    def _refreshing(self, pause: float) -> asyncio.Task[None] | None:
+    def _start_refresh(self, pause: float) -> asyncio.Task[None] | None:
         """The task that fetches the keys: the one under way, else a new one, unless the last began within `pause` seconds."""
         if self._task is None and self._clock() - self._tried_at >= pause:
             self._tried_at = self._clock()
@@ -130,8 +130,8 @@ class Jwks:
     async def _refresh(self) -> None:
         self._failed = True
         try:
-            self._keys = _keys_of(await self._document(await self._address()))
-        except (UpstreamError, _Unusable) as error:
+            self._keys = _parse_keys(await self._fetch_document(await self._resolve_url()))
+        except (UpstreamError, _InvalidDocumentError) as error:
             self._error = str(error)
             logger.warning("identity.keys_unavailable", extra={"issuer": self._issuer, "cause": str(error)})
         else:
@@ -143,43 +143,43 @@ class Jwks:
         finally:
             self._task = None
 
-    async def _address(self) -> str:
+    async def _resolve_url(self) -> str:
         if self._url is not None:
             return self._url
-        document = await self._document(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+        document = await self._fetch_document(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
         try:
             discovery = msgspec.json.decode(document, type=_Discovery)
         except (ValueError, RecursionError):
-            raise _Unusable("the discovery document is not one") from None
+            raise _InvalidDocumentError("the discovery document is not one") from None
         if discovery.issuer != self._issuer:
-            raise _Unusable("the discovery document is of another issuer than OIDC_ISSUER")
-        if fault := fault_of(discovery.jwks_uri):
-            raise _Unusable(f"jwks_uri in the discovery document: {fault}")
+            raise _InvalidDocumentError("the discovery document is of another issuer than OIDC_ISSUER")
+        if fault := find_url_problem(discovery.jwks_uri):
+            raise _InvalidDocumentError(f"jwks_uri in the discovery document: {fault}")
         return discovery.jwks_uri
 
-    async def _document(self, url: str) -> bytes:
+    async def _fetch_document(self, url: str) -> bytes:
         document = await self._fetch(url)
         if len(document) > MAX_DOCUMENT_BYTES:
-            raise _Unusable(f"an answer has more than {MAX_DOCUMENT_BYTES} bytes")
+            raise _InvalidDocumentError(f"an answer has more than {MAX_DOCUMENT_BYTES} bytes")
         return document
 
-    def _unavailable(self, pause: float) -> AccessUnavailable:
+    def _build_unavailable_error(self, pause: float) -> AccessUnavailableError:
         left = max(1.0, math.ceil(self._tried_at + pause - self._clock()))
-        return AccessUnavailable("The identity provider cannot be asked now. Try again in a moment.", retry_after=left)
+        return AccessUnavailableError("The identity provider cannot be asked now. Try again in a moment.", retry_after=left)
 
 
-def _keys_of(document: bytes) -> list[Key]:
+def _parse_keys(document: bytes) -> list[Key]:
     """The keys of a JWK Set that signatures can be verified by; what it has besides is left out, as RFC 7517 (5) wants it."""
     try:
-        listed = msgspec.json.decode(document, type=_Document).keys
+        listed = msgspec.json.decode(document, type=_KeySetDocument).keys
     except (ValueError, RecursionError):
-        raise _Unusable("the list of keys is not one") from None
+        raise _InvalidDocumentError("the list of keys is not one") from None
     if len(listed) > MAX_KEYS:
-        raise _Unusable(f"there are more than {MAX_KEYS} keys")
-    return [key for written in listed if isinstance(written, dict) and (key := _key(written)) is not None]
+        raise _InvalidDocumentError(f"there are more than {MAX_KEYS} keys")
+    return [key for written in listed if isinstance(written, dict) and (key := _parse_key(written)) is not None]
 
 
-def _key(written: dict[str, Any]) -> Key | None:
+def _parse_key(written: dict[str, Any]) -> Key | None:
     """The public key for signatures that `written` is; None for keys of other kinds and uses, weak ones and such as are not well formed."""
     kind = written.get("kty")
     operations = written.get("key_ops", ["verify"])

@@ -14,7 +14,7 @@ from joserfc.jwa import JWSAlgModel
 from joserfc.jwk import Key
 from joserfc.util import urlsafe_b64decode
 
-from ai_agent_service.auth.identity.claims import Refused
+from ai_agent_service.auth.identity.claims import IdentityError
 
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_SECONDS = 2**53
@@ -22,11 +22,11 @@ MAX_SECONDS = 2**53
 Claims = dict[str, Any]
 
 _COMPACT = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_NOT_OURS = frozenset({"crit", "b64", "jwk", "jku", "x5u", "x5c"})
+_FORBIDDEN_FIELDS = frozenset({"crit", "b64", "jwk", "jku", "x5u", "x5c"})
 """What a header may not have: extensions that must be understood, and keys that a token brings itself."""
 
 
-class Unverified(msgspec.Struct, frozen=True):
+class UnverifiedToken(msgspec.Struct, frozen=True):
     """A token as it came, with what its header asks for; nothing of it is to be believed."""
 
     token: bytes
@@ -34,7 +34,7 @@ class Unverified(msgspec.Struct, frozen=True):
     key_id: str | None
 
 
-class Pinned(jws.JWSRegistry):
+class PinnedAlgorithms(jws.JWSRegistry):
     """The algorithms that a token may be signed by, and no others.
 
     A header may have fields that are not known, which RFC 7515 wants ignored.
@@ -49,37 +49,37 @@ class Pinned(jws.JWSRegistry):
             raise UnsupportedAlgorithmError
         return self.algorithms[name]
 
-    def opened(self, token: bytes) -> Unverified:
-        """What the header of `token` says, its form being right and its algorithm one of these; raises Refused."""
+    def parse_token(self, token: bytes) -> UnverifiedToken:
+        """What the header of `token` says, its form being right and its algorithm one of these; raises IdentityError."""
         if len(token) > MAX_TOKEN_BYTES or not _COMPACT.fullmatch(token):
-            raise Refused("this is no signed token")
+            raise IdentityError("this is no signed token")
         try:
             header = msgspec.json.decode(urlsafe_b64decode(token[: token.index(b".")]))
         except (ValueError, RecursionError):
-            raise Refused("the header is not JSON") from None
+            raise IdentityError("the header is not JSON") from None
         if not isinstance(header, dict):
-            raise Refused("the header is no object")
-        if _NOT_OURS & header.keys():
-            raise Refused("the header has crit, or brings a key")
+            raise IdentityError("the header is no object")
+        if _FORBIDDEN_FIELDS & header.keys():
+            raise IdentityError("the header has crit, or brings a key")
         algorithm, key_id = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in (self.allowed or ()):
-            raise Refused("the algorithm is not allowed")
+            raise IdentityError("the algorithm is not allowed")
         if key_id is not None and not isinstance(key_id, str):
-            raise Refused("the key's id is no text")
-        return Unverified(token, algorithm, key_id)
+            raise IdentityError("the key's id is no text")
+        return UnverifiedToken(token, algorithm, key_id)
 
-    def verified(self, opened: Unverified, key: Key) -> Claims:
-        """The claims, if `key` has signed them; raises Refused."""
+    def verify_token(self, opened: UnverifiedToken, key: Key) -> Claims:
+        """The claims, if `key` has signed them; raises IdentityError."""
         try:
             payload = jws.deserialize_compact(opened.token, key, registry=self).payload
         except (JoseError, ValueError) as error:
-            raise Refused(f"the signature does not hold ({type(error).__name__})") from None
+            raise IdentityError(f"the signature does not hold ({type(error).__name__})") from None
         try:
             return msgspec.json.decode(payload or b"", type=Claims)
         except (ValueError, RecursionError):
-            raise Refused("the claims are no JSON object") from None
+            raise IdentityError("the claims are no JSON object") from None
 
-    def fits(self, algorithm: str, key: Key) -> bool:
+    def is_compatible(self, algorithm: str, key: Key) -> bool:
         """Whether `key` is one for `algorithm`, which is among these."""
         try:
             self.get_alg(algorithm).check_key(key)
@@ -89,17 +89,17 @@ class Pinned(jws.JWSRegistry):
 
 
 def check_times(claims: Claims, *, now: float, leeway: float) -> None:
-    """Raises Refused unless `exp` is there and to come, and `nbf` and `iat` have passed where they are there (RFC 7519, 4.1)."""
-    if seconds(claims, "exp") <= now - leeway:
-        raise Refused("it has expired")
+    """Raises IdentityError unless `exp` is there and to come, and `nbf` and `iat` have passed where they are there (RFC 7519, 4.1)."""
+    if read_time(claims, "exp") <= now - leeway:
+        raise IdentityError("it has expired")
     for name in ("nbf", "iat"):
-        if name in claims and seconds(claims, name) > now + leeway:
-            raise Refused(f"{name} is in the future")
+        if name in claims and read_time(claims, name) > now + leeway:
+            raise IdentityError(f"{name} is in the future")
 
 
-def seconds(claims: Claims, name: str) -> float:
-    """The time `name`, in seconds; raises Refused where it is not there or no time."""
+def read_time(claims: Claims, name: str) -> float:
+    """The time `name`, in seconds; raises IdentityError where it is not there or no time."""
     value = claims.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
-        raise Refused(f"{name} is not there, or no time")
+        raise IdentityError(f"{name} is not there, or no time")
     return value

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ai_agent_service.auth.identity.claims import Refused, names, refusal, text
-from ai_agent_service.auth.identity.fetch import KeySource
+from ai_agent_service.auth.identity.claims import IdentityError, build_invalid_token, validate_names, validate_text
+from ai_agent_service.auth.identity.fetch import KeySetStatus
 from ai_agent_service.auth.identity.jwks import Jwks
-from ai_agent_service.auth.identity.jwt import Claims, Pinned, check_times
-from ai_agent_service.auth.principal import Headers, User, values_of
+from ai_agent_service.auth.identity.jwt import Claims, PinnedAlgorithms, check_times
+from ai_agent_service.auth.principal import Headers, User, get_header_values
 
 LEEWAY = 30.0
 
@@ -31,7 +31,7 @@ class Oidc:
         *,
         issuer: str,
         audience: str,
-        algorithms: Pinned,
+        algorithms: PinnedAlgorithms,
         keys: Jwks,
         header: str,
         user_claim: str,
@@ -48,64 +48,64 @@ class Oidc:
         self._groups_claim = groups_claim
         self._roles_claim = roles_claim
         self._now = now
-        how = f"'{header}: Bearer TOKEN', and the API key as 'x-api-key: KEY'" if self._in_authorization else f"'{header}: TOKEN'"
+        how = f"'{header}: Bearer TOKEN', and the API key as 'x-api-key: KEY'" if self._is_in_authorization else f"'{header}: TOKEN'"
         self._message = f"A valid token of the user is needed: send it as {how}."
 
     @property
-    def _in_authorization(self) -> bool:
+    def _is_in_authorization(self) -> bool:
         return self._header == b"authorization"
 
     @property
-    def source(self) -> KeySource:
+    def source(self) -> KeySetStatus:
         """How the issuer's keys stand."""
         return self._keys.source
 
-    async def user(self, headers: Headers, peer: str | None) -> User:
-        """The user of the token. Raises InvalidToken, and AccessUnavailable where the provider's keys cannot be had."""
+    async def identify_user(self, headers: Headers, peer: str | None) -> User:
+        """The user of the token. Raises InvalidTokenError, and AccessUnavailableError where the provider's keys cannot be had."""
         try:
-            return self._user(await self._claims(self._token(headers)))
-        except Refused as why:
-            raise refusal("oidc", self._message, why) from None
+            return self._build_user(await self._verify_claims(self._read_token(headers)))
+        except IdentityError as why:
+            raise build_invalid_token("oidc", self._message, why) from None
 
-    def uses_authorization(self, token: str) -> bool:
+    def is_user_token(self, token: str) -> bool:
         """Whether `token`, of an `Authorization: Bearer` header, is a user's and not an API key."""
-        return self._in_authorization and _JWT.fullmatch(token) is not None
+        return self._is_in_authorization and _JWT.fullmatch(token) is not None
 
-    def _token(self, headers: Headers) -> bytes:
-        sent = values_of(headers, self._header)
+    def _read_token(self, headers: Headers) -> bytes:
+        sent = get_header_values(headers, self._header)
         if len(sent) != 1:
-            raise Refused("the header is not there exactly once")
+            raise IdentityError("the header is not there exactly once")
         if found := _BEARER.match(sent[0]):
             return sent[0][found.end() :]
-        if self._in_authorization:
-            raise Refused("the scheme is not Bearer")
+        if self._is_in_authorization:
+            raise IdentityError("the scheme is not Bearer")
         return sent[0]
 
-    async def _claims(self, token: bytes) -> Claims:
-        opened = self._algorithms.opened(token)
-        key = await self._keys.key(opened.key_id, opened.algorithm)
+    async def _verify_claims(self, token: bytes) -> Claims:
+        opened = self._algorithms.parse_token(token)
+        key = await self._keys.find_key(opened.key_id, opened.algorithm)
         if key is None:
-            raise Refused("the key is not known")
-        claims = self._algorithms.verified(opened, key)
+            raise IdentityError("the key is not known")
+        claims = self._algorithms.verify_token(opened, key)
         if claims.get("iss") != self._issuer:
-            raise Refused("the issuer is another")
+            raise IdentityError("the issuer is another")
         audience = claims.get("aud")
         if self._audience not in (audience if isinstance(audience, list) else [audience]):
-            raise Refused("the audience is another")
+            raise IdentityError("the audience is another")
         check_times(claims, now=self._now(), leeway=LEEWAY)
         return claims
 
-    def _user(self, claims: Claims) -> User:
+    def _build_user(self, claims: Claims) -> User:
         if self._user_claim == "email" and claims.get("email_verified", True) not in (True, "true"):
-            raise Refused("the email address is not verified")
+            raise IdentityError("the email address is not verified")
         return User(
-            text(_claim(claims, self._user_claim), "the user's claim"),
-            _names(_claim(claims, self._roles_claim), "a role"),
-            _names(_claim(claims, self._groups_claim), "a group"),
+            validate_text(_get_claim(claims, self._user_claim), "the user's claim"),
+            _parse_names(_get_claim(claims, self._roles_claim), "a role"),
+            _parse_names(_get_claim(claims, self._groups_claim), "a group"),
         )
 
 
-def _claim(claims: Claims, path: str) -> Any:
+def _get_claim(claims: Claims, path: str) -> Any:
     """The claim of that name, which may have dots (`https://example.com/roles`), or at that path; None where there is none."""
     if path in claims:
         return claims[path]
@@ -115,14 +115,14 @@ def _claim(claims: Claims, path: str) -> Any:
     return value
 
 
-def _names(value: object, what: str) -> frozenset[str]:
+def _parse_names(value: object, what: str) -> frozenset[str]:
     """The texts of a list, or those in one text, between spaces and commas; none where there is no claim."""
     match value:
         case None:
             return frozenset()
         case str():
-            return names((name for name in _SEPARATORS.split(value) if name), what)
+            return validate_names((name for name in _SEPARATORS.split(value) if name), what)
         case list():
-            return names(value, what)
+            return validate_names(value, what)
         case _:
-            raise Refused(f"{what} is in neither a list nor a text")
+            raise IdentityError(f"{what} is in neither a list nor a text")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from joserfc.jwk import OctKey
 
-from ai_agent_service.auth.identity.claims import Refused, names, refusal, text
-from ai_agent_service.auth.identity.jwt import Pinned, check_times, seconds
+from ai_agent_service.auth.identity.claims import IdentityError, build_invalid_token, validate_names, validate_text
+from ai_agent_service.auth.identity.jwt import PinnedAlgorithms, check_times, read_time
 from ai_agent_service.auth.principal import Headers, User
 
 MESSAGE = "A valid X-OpenWebUI-User-Jwt header is needed, and none of the plain X-OpenWebUI-User headers."
@@ -18,8 +18,8 @@ LEEWAY = 10.0
 MAX_LIFETIME = 3600.0
 """Seconds from `iat` to `exp`."""
 
-_SIGNED = b"x-openwebui-user-jwt"
-_PLAIN = frozenset({b"x-openwebui-user-id", b"x-openwebui-user-name", b"x-openwebui-user-email", b"x-openwebui-user-role"})
+_SIGNED_HEADER = b"x-openwebui-user-jwt"
+_UNSIGNED_HEADERS = frozenset({b"x-openwebui-user-id", b"x-openwebui-user-name", b"x-openwebui-user-email", b"x-openwebui-user-role"})
 """What Open WebUI sends when it cannot sign, and what anybody can write."""
 
 
@@ -31,34 +31,34 @@ class OpenWebUI:
 
     def __init__(self, secret: str, *, now: Callable[[], float] = time.time) -> None:
         self._key = OctKey.import_key(secret)
-        self._algorithms = Pinned(["HS256"])
+        self._algorithms = PinnedAlgorithms(["HS256"])
         self._now = now
 
-    async def user(self, headers: Headers, peer: str | None) -> User:
-        """The user of Open WebUI, with the one role that they have there. Raises InvalidToken."""
+    async def identify_user(self, headers: Headers, peer: str | None) -> User:
+        """The user of Open WebUI, with the one role that they have there. Raises InvalidTokenError."""
         try:
-            return self._user(headers)
-        except Refused as why:
-            raise refusal("open_webui_jwt", MESSAGE, why) from None
+            return self._verify_user(headers)
+        except IdentityError as why:
+            raise build_invalid_token("open_webui_jwt", MESSAGE, why) from None
 
-    def uses_authorization(self, token: str) -> bool:
+    def is_user_token(self, token: str) -> bool:
         """False: the Authorization header is the key's."""
         return False
 
-    def _user(self, headers: Headers) -> User:
+    def _verify_user(self, headers: Headers) -> User:
         sent = []
         for name, value in headers:
-            if name == _SIGNED:
+            if name == _SIGNED_HEADER:
                 sent.append(value)
-            elif name in _PLAIN:
-                raise Refused("a plain header names the user")
+            elif name in _UNSIGNED_HEADERS:
+                raise IdentityError("a plain header names the user")
         if len(sent) != 1:
-            raise Refused("the header is not there exactly once")
-        claims = self._algorithms.verified(self._algorithms.opened(sent[0]), self._key)
+            raise IdentityError("the header is not there exactly once")
+        claims = self._algorithms.verify_token(self._algorithms.parse_token(sent[0]), self._key)
         if claims.get("iss") != ISSUER:
-            raise Refused("the issuer is another")
+            raise IdentityError("the issuer is another")
         check_times(claims, now=self._now(), leeway=LEEWAY)
-        if seconds(claims, "exp") - seconds(claims, "iat") > MAX_LIFETIME:
-            raise Refused("it is valid for too long")
+        if read_time(claims, "exp") - read_time(claims, "iat") > MAX_LIFETIME:
+            raise IdentityError("it is valid for too long")
         role = claims.get("role")
-        return User(text(claims.get("sub"), "sub"), frozenset() if role is None else names([role], "role"))
+        return User(validate_text(claims.get("sub"), "sub"), frozenset() if role is None else validate_names([role], "role"))

@@ -5,36 +5,36 @@ from collections.abc import Iterator
 
 from pydantic import SecretStr
 
-from ai_agent_service.auth.identity.fetch import fault_of
-from ai_agent_service.auth.identity.trusted_proxy import network_of
+from ai_agent_service.auth.identity.fetch import find_url_problem
+from ai_agent_service.auth.identity.trusted_proxy import parse_network
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import Fault
 
 MIN_JWT_SECRET_BYTES = 32
-MIN_PROXY_SECRET = 20
+MIN_PROXY_SECRET_LENGTH = 20
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """What tokens may be signed by: nothing that whoever verifies could sign with as well."""
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PUBLIC_KEY = re.compile(r"---- ?BEGIN |^\s*(?:ssh-|ecdsa-)")
-_OF_KEYS = ("authorization", "x-api-key")
+_KEY_HEADERS = ("authorization", "x-api-key")
 _MODES = {"open_webui_": "open_webui_jwt", "trusted_proxy_": "trusted_proxy", "oidc_": "oidc"}
 
 
-def identity_faults(settings: Settings) -> list[Fault]:
+def find_identity_faults(settings: Settings) -> list[Fault]:
     """Everything that is wrong for the mode that is set; no fault has a secret in it."""
     match settings.identity_mode:
         case "none":
             return []
         case "open_webui_jwt":
-            return list(_open_webui(settings))
+            return list(_check_open_webui(settings))
         case "trusted_proxy":
-            return list(_trusted_proxy(settings))
+            return list(_check_trusted_proxy(settings))
         case "oidc":
-            return list(_oidc(settings))
+            return list(_check_oidc(settings))
 
 
-def identity_warnings(settings: Settings) -> list[str]:
+def find_identity_warnings(settings: Settings) -> list[str]:
     """What is set and not used, or used and likely not meant."""
     mode = settings.identity_mode
     unused = sorted(
@@ -49,34 +49,36 @@ def identity_warnings(settings: Settings) -> list[str]:
     return found
 
 
-def _open_webui(settings: Settings) -> Iterator[Fault]:
-    field, secret = "OPEN_WEBUI_JWT_SECRET", _written(settings.open_webui_jwt_secret)
+def _check_open_webui(settings: Settings) -> Iterator[Fault]:
+    field, secret = "OPEN_WEBUI_JWT_SECRET", _reveal_secret(settings.open_webui_jwt_secret)
     remedy = "Make one with: openssl rand -hex 32, and give it to Open WebUI as FORWARD_USER_INFO_HEADER_JWT_SECRET"
     if not secret:
-        yield _fault(field, "it is needed for IDENTITY_MODE=open_webui_jwt", remedy)
+        yield _build_fault(field, "it is needed for IDENTITY_MODE=open_webui_jwt", remedy)
     elif len(secret.encode()) < MIN_JWT_SECRET_BYTES:
-        yield _fault(field, f"it is shorter than {MIN_JWT_SECRET_BYTES} bytes", remedy)
+        yield _build_fault(field, f"it is shorter than {MIN_JWT_SECRET_BYTES} bytes", remedy)
     elif _PUBLIC_KEY.search(secret):
-        yield _fault(field, "this is a key or a certificate, which others may know, and no secret", remedy)
+        yield _build_fault(field, "this is a key or a certificate, which others may know, and no secret", remedy)
 
 
-def _trusted_proxy(settings: Settings) -> Iterator[Fault]:
+def _check_trusted_proxy(settings: Settings) -> Iterator[Fault]:
     if not settings.trusted_proxy_cidrs:
-        yield _fault("TRUSTED_PROXY_CIDRS", "it is needed for IDENTITY_MODE=trusted_proxy", "Name the proxy's network, such as 10.0.0.0/8")
+        yield _build_fault(
+            "TRUSTED_PROXY_CIDRS", "it is needed for IDENTITY_MODE=trusted_proxy", "Name the proxy's network, such as 10.0.0.0/8"
+        )
     for written in settings.trusted_proxy_cidrs:
         try:
-            network_of(written)
+            parse_network(written)
         except ValueError:
             remedy = "Write an address, or a network such as 10.0.0.0/8, whose bits past the prefix are 0"
-            yield _fault("TRUSTED_PROXY_CIDRS", f"{written!r} is no network", remedy)
-    field, secret = "TRUSTED_PROXY_SECRET", _written(settings.trusted_proxy_secret)
+            yield _build_fault("TRUSTED_PROXY_CIDRS", f"{written!r} is no network", remedy)
+    field, secret = "TRUSTED_PROXY_SECRET", _reveal_secret(settings.trusted_proxy_secret)
     remedy = "Make one with: openssl rand -hex 32, and have the proxy send it"
     if not secret:
-        yield _fault(field, "it is needed for IDENTITY_MODE=trusted_proxy", remedy)
-    elif len(secret) < MIN_PROXY_SECRET:
-        yield _fault(field, f"it is shorter than {MIN_PROXY_SECRET} characters", remedy)
+        yield _build_fault(field, "it is needed for IDENTITY_MODE=trusted_proxy", remedy)
+    elif len(secret) < MIN_PROXY_SECRET_LENGTH:
+        yield _build_fault(field, f"it is shorter than {MIN_PROXY_SECRET_LENGTH} characters", remedy)
     elif not secret.isprintable() or secret != secret.strip():
-        yield _fault(field, "a header cannot carry it, as it has control characters or spaces around it", remedy)
+        yield _build_fault(field, "a header cannot carry it, as it has control characters or spaces around it", remedy)
     headers = {
         "TRUSTED_PROXY_SECRET_HEADER": settings.trusted_proxy_secret_header,
         "TRUSTED_PROXY_USER_HEADER": settings.trusted_proxy_user_header,
@@ -86,36 +88,36 @@ def _trusted_proxy(settings: Settings) -> Iterator[Fault]:
     taken: dict[str, str] = {}
     for field, name in headers.items():
         if not _HEADER.fullmatch(name):
-            yield _fault(field, f"{name!r} is no name of a header", "Write a name such as X-Forwarded-User")
-        elif name.lower() in _OF_KEYS:
-            yield _fault(field, f"{name} is where API keys are", "Name another header")
+            yield _build_fault(field, f"{name!r} is no name of a header", "Write a name such as X-Forwarded-User")
+        elif name.lower() in _KEY_HEADERS:
+            yield _build_fault(field, f"{name} is where API keys are", "Name another header")
         elif (other := taken.setdefault(name.lower(), field)) != field:
-            yield _fault(field, f"{name} is {other} as well", "Name another header")
+            yield _build_fault(field, f"{name} is {other} as well", "Name another header")
 
 
-def _oidc(settings: Settings) -> Iterator[Fault]:
+def _check_oidc(settings: Settings) -> Iterator[Fault]:
     example = "https://login.example.com/realms/one"
     if not settings.oidc_issuer:
-        yield _fault("OIDC_ISSUER", "it is needed for IDENTITY_MODE=oidc", f"Write it as tokens have it in iss, such as {example}")
-    elif problem := fault_of(settings.oidc_issuer) or ("the address has a query" if "?" in settings.oidc_issuer else None):
-        yield _fault("OIDC_ISSUER", problem, f"Write an https address such as {example}")
-    if settings.oidc_jwks_url is not None and (problem := fault_of(settings.oidc_jwks_url)):
-        yield _fault("OIDC_JWKS_URL", problem, f"Write an https address such as {example}/certs, or unset it")
+        yield _build_fault("OIDC_ISSUER", "it is needed for IDENTITY_MODE=oidc", f"Write it as tokens have it in iss, such as {example}")
+    elif problem := find_url_problem(settings.oidc_issuer) or ("the address has a query" if "?" in settings.oidc_issuer else None):
+        yield _build_fault("OIDC_ISSUER", problem, f"Write an https address such as {example}")
+    if settings.oidc_jwks_url is not None and (problem := find_url_problem(settings.oidc_jwks_url)):
+        yield _build_fault("OIDC_JWKS_URL", problem, f"Write an https address such as {example}/certs, or unset it")
     if not settings.oidc_audience:
-        yield _fault("OIDC_AUDIENCE", "it is needed for IDENTITY_MODE=oidc", "Write what tokens for this service have in aud")
+        yield _build_fault("OIDC_AUDIENCE", "it is needed for IDENTITY_MODE=oidc", "Write what tokens for this service have in aud")
     for name in settings.oidc_algorithms:
         if name not in ALGORITHMS:
-            yield _fault("OIDC_ALGORITHMS", f"{name!r} is none that tokens may be signed by", f"Use {', '.join(ALGORITHMS)}")
+            yield _build_fault("OIDC_ALGORITHMS", f"{name!r} is none that tokens may be signed by", f"Use {', '.join(ALGORITHMS)}")
     name = settings.oidc_token_header
     if not _HEADER.fullmatch(name):
-        yield _fault("OIDC_TOKEN_HEADER", f"{name!r} is no name of a header", "Write a name such as X-User-Token, or unset it")
+        yield _build_fault("OIDC_TOKEN_HEADER", f"{name!r} is no name of a header", "Write a name such as X-User-Token, or unset it")
     elif name.lower() == "x-api-key":
-        yield _fault("OIDC_TOKEN_HEADER", f"{name} is where API keys are", "Name another header, or unset it")
+        yield _build_fault("OIDC_TOKEN_HEADER", f"{name} is where API keys are", "Name another header, or unset it")
 
 
-def _written(secret: SecretStr | None) -> str:
+def _reveal_secret(secret: SecretStr | None) -> str:
     return secret.get_secret_value() if secret is not None else ""
 
 
-def _fault(field: str, problem: str, remedy: str) -> Fault:
+def _build_fault(field: str, problem: str, remedy: str) -> Fault:
     return Fault(file="environment", field=field, problem=problem, remedy=remedy)

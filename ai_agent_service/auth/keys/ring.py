@@ -13,20 +13,20 @@ from typing import Self
 import msgspec
 from sqlalchemy import Connection, RowMapping, bindparam, or_, select, update
 
-from ai_agent_service.auth.keys.format import GivenKey, parse
-from ai_agent_service.auth.keys.hashing import OTHER_PEPPER, Digests, Pepper, Peppered
-from ai_agent_service.auth.keys.store import ENVIRONMENT_PREFIX, key_of
+from ai_agent_service.auth.keys.format import ParsedKey, parse_key
+from ai_agent_service.auth.keys.hashing import PEPPER_MISMATCH, KeyHasher, Pepper, PepperState
+from ai_agent_service.auth.keys.store import ENVIRONMENT_PREFIX, build_key
 from ai_agent_service.auth.principal import SCOPES, Key
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.core.errors import AccessUnavailable, Fault, MemoryUnavailable, Unauthorized
+from ai_agent_service.core.errors import AccessUnavailableError, Fault, MemoryUnavailableError, UnauthorizedError
 from ai_agent_service.storage.database import Database
-from ai_agent_service.storage.encryption import Cipher, Undecryptable
+from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.tables import api_keys
 
 logger = logging.getLogger(__name__)
 
-MIN_ENVIRONMENT_KEY = 20
-MIN_PEPPER = 32
+MIN_ENVIRONMENT_KEY_LENGTH = 20
+MIN_PEPPER_LENGTH = 32
 
 REFRESH_SECONDS = 2.0
 """How often it is asked what has changed: so long may a key that was revoked be accepted, and the time that the answer takes."""
@@ -47,35 +47,35 @@ LAST_USE_SECONDS = 60.0
 RETRY_AFTER = 2.0
 
 
-def environment_keys(settings: Settings) -> tuple[str, ...]:
+def parse_environment_keys(settings: Settings) -> tuple[str, ...]:
     """The keys in API_KEYS."""
     text = settings.api_keys.get_secret_value() if settings.api_keys is not None else ""
     return tuple(key for item in text.split(",") if (key := item.strip()))
 
 
-def key_faults(settings: Settings) -> list[Fault]:
+def find_key_faults(settings: Settings) -> list[Fault]:
     """What is wrong with API_KEYS and API_KEY_PEPPER; no key is shown, only its place."""
-    keys = environment_keys(settings)
+    keys = parse_environment_keys(settings)
     remedy = "Make a key with: openssl rand -hex 32"
     problems: list[str] = []
     if settings.api_keys is not None and not keys:
         problems.append("it is set and has no key")
     for number, key in enumerate(keys, start=1):
-        if len(key) < MIN_ENVIRONMENT_KEY:
-            problems.append(f"key {number} has fewer than {MIN_ENVIRONMENT_KEY} characters")
+        if len(key) < MIN_ENVIRONMENT_KEY_LENGTH:
+            problems.append(f"key {number} has fewer than {MIN_ENVIRONMENT_KEY_LENGTH} characters")
         if not all("!" <= character <= "~" for character in key):
             problems.append(f"key {number} has characters other than ASCII letters, digits and signs, which not every client can send")
         if key in keys[: number - 1]:
             problems.append(f"keys {keys.index(key) + 1} and {number} are the same")
     faults = [Fault(file="environment", field="API_KEYS", problem=problem, remedy=remedy) for problem in problems]
     pepper = settings.api_key_pepper
-    if pepper is not None and len(pepper.get_secret_value()) < MIN_PEPPER:
-        problem = f"it has fewer than {MIN_PEPPER} characters"
+    if pepper is not None and len(pepper.get_secret_value()) < MIN_PEPPER_LENGTH:
+        problem = f"it has fewer than {MIN_PEPPER_LENGTH} characters"
         faults.append(Fault(file="environment", field="API_KEY_PEPPER", problem=problem, remedy="Make one with: openssl rand -hex 32"))
     return faults
 
 
-class _Held(msgspec.Struct, frozen=True, kw_only=True):
+class _CachedKey(msgspec.Struct, frozen=True, kw_only=True):
     """A key as it was read."""
 
     key: Key
@@ -86,7 +86,7 @@ class _Held(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None
 
     def __repr__(self) -> str:
-        return f"_Held(key={self.key!r})"
+        return f"_CachedKey(key={self.key!r})"
 
     def is_live(self, now: datetime) -> bool:
         """Whether it is neither revoked nor expired."""
@@ -111,15 +111,15 @@ class KeyRing:
         last_use_seconds: float = LAST_USE_SECONDS,
     ) -> None:
         self._database = database
-        self._of_process = Digests(secrets.token_hex(32))
-        self._environment = tuple((self._of_process.of(key), _environment_key(key)) for key in environment_keys)
+        self._of_process = KeyHasher(secrets.token_hex(32))
+        self._environment = tuple((self._of_process.compute_digest(key), _build_environment_key(key)) for key in environment_keys)
         self._pepper = Pepper(pepper, cipher)
         self._stale_seconds = stale_seconds
         self._last_use_seconds = last_use_seconds
-        self._digests: Digests | None = None
+        self._digests: KeyHasher | None = None
         self._nobodys = secrets.token_bytes(32)
         """The digest of no secret, which is compared with where there is no other."""
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, _CachedKey] = {}
         self._had_keys = False
         self._has_live = False
         self._newest: datetime | None = None
@@ -128,7 +128,7 @@ class KeyRing:
         self._is_awaited = False
         """Whether the database, never read before, was not there: it may be in a moment, such as when another process has made its
         tables, and until then nobody is let in."""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._used: dict[str, datetime] = {}
         self._wanted = asyncio.Event()
         self._answer: asyncio.Future[bool] | None = None
@@ -149,7 +149,7 @@ class KeyRing:
             await self._refresh(self._database)
             self._tasks = (
                 asyncio.create_task(self._keep_fresh(self._database)),
-                asyncio.create_task(self._note_uses(self._database)),
+                asyncio.create_task(self._record_uses(self._database)),
             )
 
     async def close(self) -> None:
@@ -163,7 +163,7 @@ class KeyRing:
             self._answer.set_result(False)
             self._answer = None
         if self._database is not None:
-            with suppress(MemoryUnavailable):
+            with suppress(MemoryUnavailableError):
                 await self._write_uses(self._database)
 
     @property
@@ -191,40 +191,40 @@ class KeyRing:
         return self._read_at is not None and time.monotonic() - self._read_at <= self._stale_seconds
 
     async def find(self, text: str) -> Key:
-        """The key that `text` is. Raises Unauthorized, or AccessUnavailable while that cannot be told."""
-        if (key := self._in_environment(text)) is not None:
+        """The key that `text` is. Raises UnauthorizedError, or AccessUnavailableError while that cannot be told."""
+        if (key := self._find_environment_key(text)) is not None:
             return key
-        given = parse(text)
+        given = parse_key(text)
         if given is None:
-            raise Unauthorized
-        held = self._matching(given)
+            raise UnauthorizedError
+        held = self._match_key(given)
         if held is None and self._database is not None:
-            if not await self._read_anew():
-                raise self._unavailable()
-            held = self._matching(given)
+            if not await self._request_refresh():
+                raise self._build_unavailable_error()
+            held = self._match_key(given)
         if held is None:
-            raise Unauthorized
+            raise UnauthorizedError
         now = datetime.now(UTC)
         if not held.is_live(now):
-            raise Unauthorized
+            raise UnauthorizedError
         if self._read_at is None or time.monotonic() - self._read_at > self._stale_seconds:
-            raise self._unavailable()
+            raise self._build_unavailable_error()
         self._used[given.key_id] = now
         return held.key
 
-    def _in_environment(self, text: str) -> Key | None:
+    def _find_environment_key(self, text: str) -> Key | None:
         """The key of API_KEYS that `text` is; it is compared with all of them, so that the time tells nothing."""
-        digest = self._of_process.of(text)
+        digest = self._of_process.compute_digest(text)
         found = None
         for known, key in self._environment:
             if hmac.compare_digest(digest, known):
                 found = key
         return found
 
-    def _matching(self, given: GivenKey) -> _Held | None:
+    def _match_key(self, given: ParsedKey) -> _CachedKey | None:
         """The key of this id if it has this secret, or had it before a rotation; the work is the same where there is no such id."""
         held = self._held.get(given.key_id)
-        digest = (self._digests or self._of_process).of(given.secret)
+        digest = (self._digests or self._of_process).compute_digest(given.secret)
         present, previous = self._nobodys, self._nobodys
         if held is not None:
             present = held.digest
@@ -234,7 +234,7 @@ class KeyRing:
         is_previous = hmac.compare_digest(digest, previous)
         return held if is_present or is_previous else None
 
-    async def _read_anew(self) -> bool:
+    async def _request_refresh(self) -> bool:
         """Whether the keys were read since this was asked; those who ask meanwhile share one reading."""
         if self._answer is None:
             return False
@@ -254,24 +254,24 @@ class KeyRing:
 
     async def _refresh(self, database: Database) -> None:
         """Reads what has changed and tells those who wait."""
-        asked = self._next_answer()
+        asked = self._replace_answer()
         succeeded = self._is_awaited = False
         try:
             await self._read(database)
             succeeded = True
-        except MemoryUnavailable:
+        except MemoryUnavailableError:
             self._all_read_at = None  # what comes back may be another one
             self._is_awaited = self._read_at is None
-        except Undecryptable as error:
-            self._tell("keys.pepper_unreadable", str(error))
+        except DecryptionError as error:
+            self._log_once("keys.pepper_unreadable", str(error))
         except Exception:
             logger.exception("keys.not_read")
         finally:
             asked.set_result(succeeded)
         if not succeeded:
-            self._next_answer().set_result(False)  # who came meanwhile need not wait for the next failure
+            self._replace_answer().set_result(False)  # who came meanwhile need not wait for the next failure
 
-    def _next_answer(self) -> asyncio.Future[bool]:
+    def _replace_answer(self) -> asyncio.Future[bool]:
         assert self._answer is not None
         asked, self._answer = self._answer, asyncio.get_running_loop().create_future()
         return asked
@@ -281,18 +281,18 @@ class KeyRing:
         is_full = self._newest is None or self._all_read_at is None or began - self._all_read_at >= FULL_SECONDS
         since = None if is_full or self._newest is None else self._newest - OVERLAP
 
-        def work(connection: Connection) -> tuple[Peppered, list[RowMapping]]:
+        def load_rows(connection: Connection) -> tuple[PepperState, list[RowMapping]]:
             wanted = select(api_keys) if since is None else select(api_keys).where(api_keys.c.changed_at >= since)
             return self._pepper.read(connection), list(connection.execute(wanted).mappings())
 
-        peppered, rows = await database.read(work)
+        peppered, rows = await database.read(load_rows)
         held = {} if is_full else self._held
         for row in rows:
             try:
-                held[row["key_id"]] = _held_of(row)
+                held[row["key_id"]] = _build_cached_key(row)
             except msgspec.ValidationError as error:
                 held.pop(row["key_id"], None)
-                self._tell("keys.unreadable", f"the rights of the key {row['key_id']} cannot be read: {error}")
+                self._log_once("keys.unreadable", f"the rights of the key {row['key_id']} cannot be read: {error}")
         newest = max((row["changed_at"] for row in rows), default=None)
         self._newest = newest if is_full or self._newest is None else max(self._newest, newest or self._newest)
         self._held, self._digests = held, peppered.digests
@@ -304,20 +304,20 @@ class KeyRing:
         self._had_keys = self._had_keys or bool(rows)
         self._has_live = is_live
         if peppered.is_other and is_live:
-            self._tell("keys.other_pepper", OTHER_PEPPER)
+            self._log_once("keys.other_pepper", PEPPER_MISMATCH)
 
-    def _tell(self, event: str, reason: str) -> None:
+    def _log_once(self, event: str, reason: str) -> None:
         """Logs what keeps keys from being accepted, once."""
-        if reason not in self._told:
-            self._told.add(reason)
+        if reason not in self._reported:
+            self._reported.add(reason)
             logger.error(event, extra={"reason": reason})
 
-    async def _note_uses(self, database: Database) -> None:
+    async def _record_uses(self, database: Database) -> None:
         while True:
             await asyncio.sleep(self._last_use_seconds)
             try:
                 await self._write_uses(database)
-            except MemoryUnavailable:
+            except MemoryUnavailableError:
                 continue
             except Exception:
                 logger.exception("keys.uses_not_noted")
@@ -328,7 +328,7 @@ class KeyRing:
         if not used:
             return
 
-        def work(connection: Connection) -> None:
+        def store_uses(connection: Connection) -> None:
             at = bindparam("at", type_=api_keys.c.last_used_at.type)
             is_later = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < at)
             noted = update(api_keys).where(api_keys.c.key_id == bindparam("id"), is_later).values(last_used_at=at)
@@ -336,25 +336,25 @@ class KeyRing:
             connection.execute(noted, [{"id": key_id, "at": used[key_id]} for key_id in sorted(used)])
 
         try:
-            await database.write(work)
+            await database.write(store_uses)
         except BaseException:
             self._used = used | self._used
             raise
 
     @staticmethod
-    def _unavailable() -> AccessUnavailable:
-        return AccessUnavailable("It cannot be told now whether this key is valid. Try again in a moment.", retry_after=RETRY_AFTER)
+    def _build_unavailable_error() -> AccessUnavailableError:
+        return AccessUnavailableError("It cannot be told now whether this key is valid. Try again in a moment.", retry_after=RETRY_AFTER)
 
 
-def _environment_key(text: str) -> Key:
+def _build_environment_key(text: str) -> Key:
     """The key of API_KEYS. Its id is the same in every process, and after every start, for its conversations are found by it."""
     key_id = ENVIRONMENT_PREFIX + hmac.digest(b"ai-agent-service API_KEYS", text.encode(), "sha256")[:6].hex()
     return Key(key_id=key_id, name="API_KEYS", tenant=key_id, scopes=SCOPES)
 
 
-def _held_of(row: RowMapping) -> _Held:
-    return _Held(
-        key=key_of(row),
+def _build_cached_key(row: RowMapping) -> _CachedKey:
+    return _CachedKey(
+        key=build_key(row),
         digest=row["digest"],
         previous_digest=row["previous_digest"],
         previous_until=row["previous_until"],

@@ -7,30 +7,30 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import Connection, RowMapping, func, select, text, update
 
-from ai_agent_service.auth.keys.format import GivenKey, new_secret, parse
-from ai_agent_service.auth.keys.hashing import OTHER_PEPPER, Digests, Pepper
+from ai_agent_service.auth.keys.format import ParsedKey, generate_key, parse_key
+from ai_agent_service.auth.keys.hashing import PEPPER_MISMATCH, KeyHasher, Pepper
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, UNLIMITED, Client, Key, Limits, Scope
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
-from ai_agent_service.storage.engine import database_time
+from ai_agent_service.storage.engine import read_database_time
 from ai_agent_service.storage.tables import api_keys
 
 ENVIRONMENT_PREFIX = "env_"
 """What the ids of keys in API_KEYS begin with."""
 
-GRACE = timedelta(hours=24)
+ROTATION_GRACE = timedelta(hours=24)
 """How long the old secret of a rotated key works, if nothing else is said."""
 
-LOCK = 0x61_61_73_5F_6B_65_79_73
+ADVISORY_LOCK = 0x61_61_73_5F_6B_65_79_73
 """The advisory lock of PostgreSQL under which keys are changed: `aas_keys` as a number."""
 
-MAX_NAME = 100
+MAX_NAME_LENGTH = 100
 
-State = Literal["live", "rotating", "expired", "revoked", "unreadable"]
+KeyState = Literal["live", "rotating", "expired", "revoked", "unreadable"]
 
 
-class KeyRefused(Exception):
+class KeyStoreError(Exception):
     """What was asked of a key cannot be; the text tells the operator why."""
 
 
@@ -49,7 +49,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     version does not know all of its rights, and refuses it; the key has no scopes then."""
 
     key: Key
-    state: State
+    state: KeyState
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -67,7 +67,7 @@ class NewSecret(msgspec.Struct, frozen=True):
         return f"NewSecret(stored={self.stored!r})"
 
 
-def key_of(row: RowMapping) -> Key:
+def build_key(row: RowMapping) -> Key:
     """The key of a row of `api_keys`; raises msgspec.ValidationError for rights that this version does not know."""
     rights = msgspec.json.decode(row["rights"], type=Rights)
     return Key(
@@ -85,7 +85,7 @@ def key_of(row: RowMapping) -> Key:
 class KeyStore:
     """Changes the keys of a database whose tables are there; `pepper` is API_KEY_PEPPER.
 
-    A key is named by its id, or by its name if one live key has that. Raises KeyRefused, Undecryptable and MemoryUnavailable.
+    A key is named by its id, or by its name if one live key has that. Raises KeyStoreError, DecryptionError and MemoryUnavailableError.
     """
 
     def __init__(self, database: Database, *, pepper: str | None, cipher: Cipher) -> None:
@@ -109,10 +109,10 @@ class KeyStore:
         if tenant is not None:
             _check_name(tenant, "tenant")
             if tenant.startswith(ENVIRONMENT_PREFIX):
-                raise KeyRefused(
+                raise KeyStoreError(
                     f"the tenant {tenant!r} cannot be given: those that begin with {ENVIRONMENT_PREFIX} are of keys in API_KEYS"
                 )
-        given = new_secret()
+        given = generate_key()
         rights = Rights(
             scopes=frozenset(scopes),
             agents=None if agents is None else frozenset(agents),
@@ -121,125 +121,125 @@ class KeyStore:
             user_limits=user_limits,
         )
 
-        def work(connection: Connection) -> StoredKey:
-            now = _begin(connection)
-            rows = _rows(connection)
+        def insert_key(connection: Connection) -> StoredKey:
+            now = _begin_change(connection)
+            rows = _load_rows(connection)
             if any(row["name"] == name and _is_live(row, now) and row["key_id"] != given.key_id for row in rows):
-                raise KeyRefused(f"there is a live key with the name {name!r} already; revoke it, rotate it, or take another name")
-            digests = self._digests(connection, rows, now)
+                raise KeyStoreError(f"there is a live key with the name {name!r} already; revoke it, rotate it, or take another name")
+            digests = self._prepare_hasher(connection, rows, now)
             if all(row["key_id"] != given.key_id for row in rows):
                 values = {
                     "key_id": given.key_id,
                     "tenant": tenant or given.key_id,
                     "name": name,
                     "rights": msgspec.json.encode(rights, order="deterministic").decode(),
-                    "digest": digests.of(given.secret),
+                    "digest": digests.compute_digest(given.secret),
                     "created_at": now,
-                    "expires_at": None if expires_in is None else _later(now, expires_in),
+                    "expires_at": None if expires_in is None else _add_span(now, expires_in),
                     "changed_at": now,
                 }
                 connection.execute(api_keys.insert().values(values))
-            return _stored(connection, given.key_id)
+            return _load_key(connection, given.key_id)
 
-        return self._made("key.created", await self._database.write(work), given)
+        return self._report_secret("key.created", await self._database.write(insert_key), given)
 
     async def list(self) -> tuple[StoredKey, ...]:
         """All keys, revoked and expired ones too, the oldest first."""
 
-        def work(connection: Connection) -> tuple[StoredKey, ...]:
-            now = database_time(connection)
-            return tuple(_described(row, now) for row in _rows(connection))
+        def load_keys(connection: Connection) -> tuple[StoredKey, ...]:
+            now = read_database_time(connection)
+            return tuple(_describe_row(row, now) for row in _load_rows(connection))
 
-        return await self._database.read(work)
+        return await self._database.read(load_keys)
 
-    async def problem(self) -> str | None:
+    async def find_problem(self) -> str | None:
         """What keeps all live keys from being accepted; None if nothing is known to."""
 
-        def work(connection: Connection) -> bool:
-            now = database_time(connection)
-            return any(_is_live(row, now) for row in _rows(connection)) and self._pepper.read(connection).is_other
+        def is_pepper_wrong(connection: Connection) -> bool:
+            now = read_database_time(connection)
+            return any(_is_live(row, now) for row in _load_rows(connection)) and self._pepper.read(connection).is_other
 
-        return OTHER_PEPPER if await self._database.read(work) else None
+        return PEPPER_MISMATCH if await self._database.read(is_pepper_wrong) else None
 
     async def revoke(self, named: str) -> StoredKey:
         """The key, which is refused from now on; one that was revoked before stays as it is."""
-        key_id = await self._database.read(lambda connection: _id_of(connection, named))
+        key_id = await self._database.read(lambda connection: _find_id(connection, named))
 
-        def work(connection: Connection) -> StoredKey:
-            now = _begin(connection)
+        def set_revoked(connection: Connection) -> StoredKey:
+            now = _begin_change(connection)
             is_this = api_keys.c.key_id == key_id
             connection.execute(update(api_keys).where(is_this, api_keys.c.revoked_at.is_(None)).values(revoked_at=now, changed_at=now))
-            return _stored(connection, key_id)
+            return _load_key(connection, key_id)
 
-        revoked = await self._database.write(work)
-        _tell("key.revoked", revoked)
+        revoked = await self._database.write(set_revoked)
+        _audit_change("key.revoked", revoked)
         return revoked
 
-    async def rotate(self, named: str, *, grace: timedelta = GRACE) -> NewSecret:
+    async def rotate(self, named: str, *, grace: timedelta = ROTATION_GRACE) -> NewSecret:
         """A new secret for the key. The one that it has works for `grace` more, one from an earlier rotation no longer."""
-        given = new_secret(await self._database.read(lambda connection: _id_of(connection, named)))
+        given = generate_key(await self._database.read(lambda connection: _find_id(connection, named)))
 
-        def work(connection: Connection) -> StoredKey:
-            now = _begin(connection)
-            rows = _rows(connection)
+        def replace_secret(connection: Connection) -> StoredKey:
+            now = _begin_change(connection)
+            rows = _load_rows(connection)
             [row] = [row for row in rows if row["key_id"] == given.key_id]
             if not _is_live(row, now):
                 state = "revoked" if row["revoked_at"] is not None else "expired"
-                raise KeyRefused(f"the key {row['name']!r} ({given.key_id}) is {state}; make a new one, with --tenant {row['tenant']}")
-            digest = self._digests(connection, rows, now).of(given.secret)
+                raise KeyStoreError(f"the key {row['name']!r} ({given.key_id}) is {state}; make a new one, with --tenant {row['tenant']}")
+            digest = self._prepare_hasher(connection, rows, now).compute_digest(given.secret)
             if row["digest"] != digest:
                 values = {
                     "digest": digest,
                     "previous_digest": row["digest"] if grace else None,
-                    "previous_until": _later(now, grace) if grace else None,
+                    "previous_until": _add_span(now, grace) if grace else None,
                     "changed_at": now,
                 }
                 connection.execute(update(api_keys).where(api_keys.c.key_id == given.key_id).values(values))
-            return _stored(connection, given.key_id)
+            return _load_key(connection, given.key_id)
 
-        return self._made("key.rotated", await self._database.write(work), given)
+        return self._report_secret("key.rotated", await self._database.write(replace_secret), given)
 
-    def _digests(self, connection: Connection, rows: tuple[RowMapping, ...], now: datetime) -> Digests:
+    def _prepare_hasher(self, connection: Connection, rows: tuple[RowMapping, ...], now: datetime) -> KeyHasher:
         """The digests for a new secret. All live keys have one pepper, so another one comes only once there are none."""
-        digests = self._pepper.made(connection)
+        digests = self._pepper.get_or_create(connection)
         if any(_is_live(row, now) for row in rows) and self._pepper.read(connection).is_other:
-            raise KeyRefused(OTHER_PEPPER)
-        self._pepper.keep_fingerprint(connection, digests)
+            raise KeyStoreError(PEPPER_MISMATCH)
+        self._pepper.store_fingerprint(connection, digests)
         return digests
 
     @staticmethod
-    def _made(event: str, stored: StoredKey, given: GivenKey) -> NewSecret:
-        _tell(event, stored)
+    def _report_secret(event: str, stored: StoredKey, given: ParsedKey) -> NewSecret:
+        _audit_change(event, stored)
         return NewSecret(stored, given.text)
 
 
-def _tell(event: str, stored: StoredKey) -> None:
+def _audit_change(event: str, stored: StoredKey) -> None:
     key = stored.key
     extra = {"key_id": key.key_id, "key_name": key.name, "tenant": key.tenant, "scopes": sorted(key.scopes)}
     audit.info(event, extra=extra)
 
 
-def _begin(connection: Connection) -> datetime:
+def _begin_change(connection: Connection) -> datetime:
     """The time of a change, which is made alone: later than that of every earlier one, though the database's clock be set back, so that
     those who ask for what has changed since find it."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    now = database_time(connection)
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
+    now = read_database_time(connection)
     newest: datetime | None = connection.execute(select(func.max(api_keys.c.changed_at))).scalar()
     return now if newest is None or newest < now else newest + timedelta(microseconds=1)
 
 
-def _rows(connection: Connection) -> tuple[RowMapping, ...]:
+def _load_rows(connection: Connection) -> tuple[RowMapping, ...]:
     return tuple(connection.execute(select(api_keys).order_by(api_keys.c.created_at, api_keys.c.key_id)).mappings())
 
 
-def _stored(connection: Connection, key_id: str) -> StoredKey:
+def _load_key(connection: Connection, key_id: str) -> StoredKey:
     row = connection.execute(select(api_keys).where(api_keys.c.key_id == key_id)).mappings().one()
-    return _described(row, database_time(connection))
+    return _describe_row(row, read_database_time(connection))
 
 
-def _described(row: RowMapping, now: datetime) -> StoredKey:
-    state: State = "live"
+def _describe_row(row: RowMapping, now: datetime) -> StoredKey:
+    state: KeyState = "live"
     if row["revoked_at"] is not None:
         state = "revoked"
     elif not _is_live(row, now):
@@ -247,7 +247,7 @@ def _described(row: RowMapping, now: datetime) -> StoredKey:
     elif row["previous_until"] is not None and row["previous_until"] > now:
         state = "rotating"
     try:
-        key = key_of(row)
+        key = build_key(row)
     except msgspec.ValidationError:
         key = Key(key_id=row["key_id"], name=row["name"], tenant=row["tenant"], scopes=frozenset())
         state = "unreadable" if state in ("live", "rotating") else state
@@ -259,11 +259,11 @@ def _is_live(row: RowMapping, now: datetime) -> bool:
     return row["revoked_at"] is None and (row["expires_at"] is None or row["expires_at"] > now)
 
 
-def _id_of(connection: Connection, named: str) -> str:
-    given = parse(named)  # who found a key somewhere may name it by itself
+def _find_id(connection: Connection, named: str) -> str:
+    given = parse_key(named)  # who found a key somewhere may name it by itself
     wanted = given.key_id if given is not None else named
-    now = database_time(connection)
-    rows = _rows(connection)
+    now = read_database_time(connection)
+    rows = _load_rows(connection)
     if any(row["key_id"] == wanted for row in rows):
         return wanted
     called = [row for row in rows if row["name"] == wanted]
@@ -271,20 +271,20 @@ def _id_of(connection: Connection, named: str) -> str:
     if len(live) == 1:
         return live[0]
     if live:
-        raise KeyRefused(f"{len(live)} live keys have the name {wanted!r}; name one by its id: {', '.join(live)}")
+        raise KeyStoreError(f"{len(live)} live keys have the name {wanted!r}; name one by its id: {', '.join(live)}")
     if called:
         ids = ", ".join(row["key_id"] for row in called)
-        raise KeyRefused(f"no live key has the name {wanted!r}; name one that is expired or revoked by its id: {ids}")
-    raise KeyRefused(f"there is no key {wanted!r}; to see them: ai-agent-service keys list")
+        raise KeyStoreError(f"no live key has the name {wanted!r}; name one that is expired or revoked by its id: {ids}")
+    raise KeyStoreError(f"there is no key {wanted!r}; to see them: ai-agent-service keys list")
 
 
-def _later(now: datetime, span: timedelta) -> datetime:
+def _add_span(now: datetime, span: timedelta) -> datetime:
     try:
         return now + span
     except OverflowError:
-        raise KeyRefused("so late a time cannot be; a century is 36500d") from None
+        raise KeyStoreError("so late a time cannot be; a century is 36500d") from None
 
 
 def _check_name(name: str, what: str) -> None:
-    if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > MAX_NAME:
-        raise KeyRefused(f"a {what} has 1 to {MAX_NAME} printable characters, with no space around them")
+    if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
+        raise KeyStoreError(f"a {what} has 1 to {MAX_NAME_LENGTH} printable characters, with no space around them")

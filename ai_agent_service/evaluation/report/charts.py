@@ -23,13 +23,13 @@ class Bin(msgspec.Struct, frozen=True):
     count: int
 
 
-def bar(score: float, marks: Iterable[float] = ()) -> Element:
+def draw_bar(score: float, marks: Iterable[float] = ()) -> Element:
     """A score from 0 to 1 as a bar, with a mark for each of several attempts. It stands beside the number, which says the same."""
     places = sorted({round(mark, 2) for mark in marks})[:MAX_MARKS]
     return tag(
         "svg",
         tag("rect", width=100, height=10, rx=2, class_="track"),
-        tag("rect", width=round(_within(score) * 100, 1), height=10, rx=2, class_="fill") if score > 0 else None,
+        tag("rect", width=round(_clamp(score) * 100, 1), height=10, rx=2, class_="fill") if score > 0 else None,
         *(tag("rect", x=round(place * 97, 1), width=3, height=10, class_="mark") for place in places),
         viewBox="0 0 100 10",
         preserveAspectRatio="none",
@@ -38,9 +38,9 @@ def bar(score: float, marks: Iterable[float] = ()) -> Element:
     )
 
 
-def change(before: float, after: float) -> Element:
+def draw_change(before: float, after: float) -> Element:
     """From one score to another; stands beside the numbers."""
-    x1, x2 = (6 + _within(score) * 108 for score in (before, after))
+    x1, x2 = (6 + _clamp(score) * 108 for score in (before, after))
     return tag(
         "svg",
         tag("line", x1=6, x2=114, y1=8, y2=8, class_="axis"),
@@ -53,33 +53,33 @@ def change(before: float, after: float) -> Element:
     )
 
 
-def scale(
+def draw_scale(
     title: str, description: str, *, low: float, high: float, value: float, band: tuple[float, float] | None, dots: Sequence[float]
 ) -> Element:
     """`value` between `low` and `high` on a line, the `band` in which it lies for certain, and `dots` of what it is the mean of."""
     width, left, right = 640.0, 24.0, 616.0
 
-    def x(number: float) -> float:
+    def to_x(number: float) -> float:
         return round(left + (min(max(number, low), high) - low) / (high - low) * (right - left), 1)
 
     ticks = [low + (high - low) * step / 4 for step in range(5)]
     signed = "+" if low < 0 else ""
-    return _picture(
+    return _draw_picture(
         title,
         description,
         width,
         68,
         tag("line", x1=left, x2=right, y1=30, y2=30, class_="axis"),
-        *(tag("line", x1=x(tick), x2=x(tick), y1=30, y2=36, class_="axis") for tick in ticks),
-        *(tag("text", f"{tick:{signed}.2f}" if tick else "0", x=x(tick), y=60, text_anchor="middle") for tick in ticks),
-        tag("rect", x=x(band[0]), y=22, width=max(1.0, x(band[1]) - x(band[0])), height=16, rx=3, class_="band") if band else None,
-        tag("line", x1=x(0), x2=x(0), y1=12, y2=42, class_="zero") if low < 0 else None,
-        *(tag("circle", cx=x(dot), cy=30, r=4, class_="was") for dot in sorted(set(dots))[:MAX_MARKS]),
-        tag("line", x1=x(value), x2=x(value), y1=16, y2=44, class_="value"),
+        *(tag("line", x1=to_x(tick), x2=to_x(tick), y1=30, y2=36, class_="axis") for tick in ticks),
+        *(tag("text", f"{tick:{signed}.2f}" if tick else "0", x=to_x(tick), y=60, text_anchor="middle") for tick in ticks),
+        tag("rect", x=to_x(band[0]), y=22, width=max(1.0, to_x(band[1]) - to_x(band[0])), height=16, rx=3, class_="band") if band else None,
+        tag("line", x1=to_x(0), x2=to_x(0), y1=12, y2=42, class_="zero") if low < 0 else None,
+        *(tag("circle", cx=to_x(dot), cy=30, r=4, class_="was") for dot in sorted(set(dots))[:MAX_MARKS]),
+        tag("line", x1=to_x(value), x2=to_x(value), y1=16, y2=44, class_="value"),
     )
 
 
-def histogram(title: str, description: str, bins: Sequence[Bin]) -> Element:
+def draw_histogram(title: str, description: str, bins: Sequence[Bin]) -> Element:
     """How often values are in each of `bins`."""
     width, height, left, base, top = 340.0, 170.0, 12.0, 142.0, 22.0
     each = (width - 2 * left) / len(bins)
@@ -88,29 +88,29 @@ def histogram(title: str, description: str, bins: Sequence[Bin]) -> Element:
     for place, found in enumerate(bins):
         tall = found.count / most * (base - top)
         x = left + place * each
-        shown = tag("title", f"{label(found)}: {found.count}")
+        shown = tag("title", f"{format_label(found)}: {found.count}")
         shapes.append(tag("rect", shown, x=x + 1, y=round(base - tall, 1), width=each - 2, height=round(tall, 1), rx=2, class_="fill"))
         if found.count:
             shapes.append(tag("text", f"{found.count}", x=x + each / 2, y=round(base - tall - 5, 1), text_anchor="middle"))
     for place in sorted({0, len(bins) // 2, len(bins) - 1}):
         shapes.append(tag("text", f"{bins[place].low:g}", x=left + (place + 0.5) * each, y=base + 18, text_anchor="middle", class_="tick"))
-    return _picture(title, description, width, height, *shapes)
+    return _draw_picture(title, description, width, height, *shapes)
 
 
-def label(found: Bin) -> str:
+def format_label(found: Bin) -> str:
     """What is in a bin, in words."""
     return f"{found.low:g}" if found.low == found.high else f"{found.low:g} to below {found.high:g}"
 
 
-def score_bins(scores: Iterable[float]) -> list[Bin]:
+def bin_scores(scores: Iterable[float]) -> list[Bin]:
     """Scores from 0 to 1 by tenths; those that are 1 apart, for they are what is hoped for."""
     counts = [0] * (_SCORES + 1)
     for score in scores:
-        counts[min(_SCORES, int(_within(score) * _SCORES + 1e-9))] += 1
+        counts[min(_SCORES, int(_clamp(score) * _SCORES + 1e-9))] += 1
     return [*(Bin(n / _SCORES, (n + 1) / _SCORES, counts[n]) for n in range(_SCORES)), Bin(1, 1, counts[_SCORES])]
 
 
-def bins_of(values: Sequence[float]) -> list[Bin]:
+def bin_values(values: Sequence[float]) -> list[Bin]:
     """Values from 0 in at most MAX_BINS bins, whose width is 1, 2 or 5 of a power of ten."""
     low, high = min(values), max(values)
     step = 10.0 ** math.floor(math.log10((high - low) / MAX_BINS or high / MAX_BINS or 1.0))
@@ -123,11 +123,11 @@ def bins_of(values: Sequence[float]) -> list[Bin]:
     return [Bin(round((first + n) * wide, 9), round((first + n + 1) * wide, 9), count) for n, count in enumerate(counts)]
 
 
-def _within(score: float) -> float:
+def _clamp(score: float) -> float:
     return min(1.0, max(0.0, score))
 
 
-def _picture(title: str, description: str, width: float, height: float, *shapes: Element | None) -> Element:
+def _draw_picture(title: str, description: str, width: float, height: float, *shapes: Element | None) -> Element:
     return tag(
         "svg", tag("title", title), tag("desc", description), *shapes, viewBox=f"0 0 {width:g} {height:g}", role="img", class_="picture"
     )

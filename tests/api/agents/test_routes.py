@@ -12,7 +12,7 @@ import pytest
 from dirty_equals import IsFloat, IsNow, IsStr
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ProviderRateLimited, ProviderUnavailable
+from ai_agent_service.core.errors import ProviderRateLimitError, ProviderUnavailableError
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
@@ -283,7 +283,7 @@ async def test_a_body_over_the_limit_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_an_error_before_the_first_event_is_answered_with_its_status(tmp_path: Path, stream: bool) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script([ProviderRateLimited("Slow down.", retry_after=7)])))) as client:
+    async with client_of(create_app(configuration(tmp_path, Script([ProviderRateLimitError("Slow down.", retry_after=7)])))) as client:
         response = await client.post(ASK, json={"message": "Hello", "stream": stream})
     assert error_of(response, 429)["code"] == "provider_rate_limited"
     assert response.headers["retry-after"] == "7"
@@ -325,7 +325,7 @@ async def test_a_stream_tells_a_refusal_and_leaves_unknown_usage_out(tmp_path: P
 
 
 async def test_a_stream_that_breaks_ends_with_the_error_and_keeps_what_was_said(tmp_path: Path) -> None:
-    answer: list[Action] = [TextDelta("Half"), ProviderUnavailable("It is down.")]
+    answer: list[Action] = [TextDelta("Half"), ProviderUnavailableError("It is down.")]
     async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
         events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
     assert events == [

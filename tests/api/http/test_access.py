@@ -16,10 +16,10 @@ from fastapi import APIRouter, FastAPI
 from joserfc import jwt
 from joserfc.jwk import OctKey
 
-from ai_agent_service.api.http.access import guarded
+from ai_agent_service.api.http.access import check_access_rules
 from ai_agent_service.auth.keys.store import KeyStore
 from ai_agent_service.auth.principal import Limits
-from ai_agent_service.core.errors import ProviderUnavailable
+from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
@@ -105,7 +105,7 @@ def test_a_route_that_does_not_say_who_may_call_it_is_not_served() -> None:
         """Asks nothing of anybody."""
 
     with pytest.raises(RuntimeError, match="/forgotten does not say who may call it"):
-        guarded(router)
+        check_access_rules(router)
 
 
 async def test_what_is_no_key_of_use_is_refused_alike(tmp_path: Path) -> None:
@@ -473,7 +473,7 @@ async def test_tokens_are_settled_by_what_was_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("usage", [None, Usage(1, 1)])
 async def test_what_broke_off_counts_by_what_was_said(tmp_path: Path, usage: Usage | None) -> None:
     """Whoever leaves before the end, or whose answer breaks off, has not had it for nothing."""
-    script = Script([TextDelta("many words " * 2000), ProviderUnavailable("It is down.")], says("Hi", usage=usage))
+    script = Script([TextDelta("many words " * 2000), ProviderUnavailableError("It is down.")], says("Hi", usage=usage))
     async with opened(tmp_path, script) as service:
         headers = await service.key("limited", limits=Limits(tokens=3000))
         stream_of(await service.client.post(CHAT, json=asking(stream=True, max_tokens=1), headers=headers))
@@ -499,7 +499,7 @@ async def test_each_user_behind_a_key_has_their_own_share(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_a_run_that_fails_gives_its_place_back(tmp_path: Path, stream: bool) -> None:
-    script = Script([TextDelta("It"), ProviderUnavailable("It is down.")], says("Hi"))
+    script = Script([TextDelta("It"), ProviderUnavailableError("It is down.")], says("Hi"))
     async with opened(tmp_path, script) as service:
         headers = await service.key("one at a time", limits=Limits(parallel=1))
         broken = await service.client.post(CHAT, json=asking(stream=stream), headers=headers)

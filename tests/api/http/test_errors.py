@@ -13,12 +13,12 @@ import pytest
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
-    ContextTooLong,
+    ContextTooLongError,
     ProviderProtocolError,
-    ProviderRateLimited,
-    ProviderRefused,
-    ProviderTimeout,
-    ProviderUnavailable,
+    ProviderRateLimitError,
+    ProviderRefusedError,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
     ServiceError,
 )
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
@@ -289,12 +289,12 @@ async def test_request_ids_are_unique_and_reach_the_provider(tmp_path: Path) -> 
 
 
 PROVIDER_ERRORS = [
-    (ContextTooLong("Too long.", param="messages"), 400, "invalid_request_error", "context_length_exceeded"),
-    (ProviderRateLimited("Slow down.", retry_after=6.2), 429, "rate_limit_error", "provider_rate_limited"),
-    (ProviderRefused("It does not accept our key."), 502, "upstream_error", "provider_refused"),
-    (ProviderUnavailable("It is down."), 502, "upstream_error", "provider_unavailable"),
+    (ContextTooLongError("Too long.", param="messages"), 400, "invalid_request_error", "context_length_exceeded"),
+    (ProviderRateLimitError("Slow down.", retry_after=6.2), 429, "rate_limit_error", "provider_rate_limited"),
+    (ProviderRefusedError("It does not accept our key."), 502, "upstream_error", "provider_refused"),
+    (ProviderUnavailableError("It is down."), 502, "upstream_error", "provider_unavailable"),
     (ProviderProtocolError("It broke off."), 502, "upstream_error", "provider_protocol_error"),
-    (ProviderTimeout("It took too long."), 504, "upstream_error", "provider_timeout"),
+    (ProviderTimeoutError("It took too long."), 504, "upstream_error", "provider_timeout"),
 ]
 PROVIDER_CODES = [code for _, _, _, code in PROVIDER_ERRORS]
 
@@ -332,7 +332,7 @@ async def test_an_error_within_the_stream_is_its_last_event_and_what_was_said_st
 
 
 async def test_an_error_in_a_later_step_ends_the_stream_with_an_error(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), text="Let me see."), [ProviderUnavailable("It is down.")])
+    script = Script(calls(("calculate", {"expression": "6*7"}), text="Let me see."), [ProviderUnavailableError("It is down.")])
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
     assert told(chunks) == "Let me see."

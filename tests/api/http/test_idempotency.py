@@ -8,14 +8,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from ai_agent_service.api.http.idempotency import KEPT_SECONDS, Answers, Name
+from ai_agent_service.api.http.idempotency import RETENTION_SECONDS, CacheKey, IdempotencyCache
 from ai_agent_service.core.errors import (
-    ContextTooLong,
-    IdempotencyInFlight,
-    IdempotencyMismatch,
-    IdempotencyNotKept,
-    ProviderRateLimited,
-    ProviderUnavailable,
+    ContextTooLongError,
+    IdempotencyInFlightError,
+    IdempotencyMismatchError,
+    IdempotencyNotStoredError,
+    ProviderRateLimitError,
+    ProviderUnavailableError,
 )
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
@@ -107,9 +107,9 @@ async def test_a_request_that_is_being_answered_is_not_begun_again(tmp_path: Pat
 @pytest.mark.parametrize(
     "failure",
     [
-        [ProviderUnavailable("It is down.")],
-        [ProviderRateLimited("Slow down.", retry_after=1)],
-        [TextDelta("Half"), ProviderUnavailable("It is down.")],
+        [ProviderUnavailableError("It is down.")],
+        [ProviderRateLimitError("Slow down.", retry_after=1)],
+        [TextDelta("Half"), ProviderUnavailableError("It is down.")],
         [TextDelta("Half")],
     ],
     ids=["an error", "a limit", "an error midway", "no end"],
@@ -127,7 +127,7 @@ async def test_what_failed_is_run_again(tmp_path: Path, failure: list[Any], stre
 
 
 async def test_a_refusal_of_the_run_is_an_answer(tmp_path: Path) -> None:
-    script = Script([ContextTooLong("Too long.", param="messages")], says("Hi"))
+    script = Script([ContextTooLongError("Too long.", param="messages")], says("Hi"))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         first, again = [await client.post(CHAT, json=asking(), headers=KEY) for _ in range(2)]
     assert error_of(first, 400) == error_of(again, 400)
@@ -204,23 +204,23 @@ async def test_erasure_forgets_the_users_answers(tmp_path: Path) -> None:
 # What is kept
 
 
-def name(number: int) -> Name:
+def name(number: int) -> CacheKey:
     return ("t", "u", "/p", str(number))
 
 
-def answered(answers: Answers, number: int, body: bytes = b"x") -> None:
+def answered(answers: IdempotencyCache, number: int, body: bytes = b"x") -> None:
     answer = answers.begin(name(number), b"d")
     answers.record(answer, {"type": "http.response.start", "status": 200, "headers": []})
     answers.record(answer, {"type": "http.response.body", "body": body})
     answers.end(name(number), keep=True)
 
 
-def known(answers: Answers, numbers: range) -> list[int]:
+def known(answers: IdempotencyCache, numbers: range) -> list[int]:
     return [number for number in numbers if answers.find(name(number), b"d") is not None]
 
 
 def test_the_oldest_answers_make_room() -> None:
-    answers = Answers(max_answers=3)
+    answers = IdempotencyCache(max_answers=3)
     for number in range(5):
         answered(answers, number)
     assert known(answers, range(5)) == [2, 3, 4]
@@ -228,7 +228,7 @@ def test_the_oldest_answers_make_room() -> None:
 
 
 def test_all_bodies_together_are_bounded() -> None:
-    answers = Answers(max_bytes=100, max_answer_bytes=40)
+    answers = IdempotencyCache(max_bytes=100, max_answer_bytes=40)
     for number in range(6):
         answered(answers, number, b"x" * 30)
     assert known(answers, range(6)) == [3, 4, 5]
@@ -236,23 +236,23 @@ def test_all_bodies_together_are_bounded() -> None:
 
 
 def test_answers_under_way_do_not_make_room_and_take_no_more_than_there_is() -> None:
-    answers = Answers(max_answers=2, max_bytes=50, max_answer_bytes=40)
+    answers = IdempotencyCache(max_answers=2, max_bytes=50, max_answer_bytes=40)
     begun = [answers.begin(name(number), b"d") for number in range(3)]
     for answer in begun:
         answers.record(answer, {"type": "http.response.body", "body": b"x" * 25})
     assert answers.size == 50
-    with pytest.raises(IdempotencyInFlight):
+    with pytest.raises(IdempotencyInFlightError):
         answers.find(name(0), b"d")
     for number in range(3):
         answers.end(name(number), keep=True)
-    with pytest.raises(IdempotencyNotKept):
+    with pytest.raises(IdempotencyNotStoredError):
         answers.find(name(2), b"d")
-    with pytest.raises(IdempotencyMismatch):
+    with pytest.raises(IdempotencyMismatchError):
         answers.find(name(2), b"other")
 
 
 def test_an_answer_that_is_not_kept_leaves_nothing() -> None:
-    answers = Answers()
+    answers = IdempotencyCache()
     answer = answers.begin(name(1), b"d")
     answers.record(answer, {"type": "http.response.body", "body": b"x"})
     answers.end(name(1), keep=False)
@@ -261,10 +261,10 @@ def test_an_answer_that_is_not_kept_leaves_nothing() -> None:
 
 def test_answers_are_kept_for_a_day() -> None:
     now = 0.0
-    answers = Answers(clock=lambda: now)
+    answers = IdempotencyCache(clock=lambda: now)
     answered(answers, 1)
-    now = KEPT_SECONDS - 1
+    now = RETENTION_SECONDS - 1
     assert known(answers, range(1, 2)) == [1]
-    now = KEPT_SECONDS
+    now = RETENTION_SECONDS
     assert known(answers, range(1, 2)) == []
     assert answers.size == 0

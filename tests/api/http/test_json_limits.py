@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.api.http.json_limits import MAX_DEPTH, MAX_VALUES, check_no_nul, checked_values
-from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.api.http.json_limits import MAX_DEPTH, MAX_VALUES, check_no_nul, validate_values
+from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of
 from tests.scripted import Script, says
@@ -119,7 +119,7 @@ def test_a_nul_in_what_is_passed_over_is_passed_over() -> None:
 
 
 def test_a_nul_that_cannot_be_found_in_time_is_refused_without_its_place() -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         check_no_nul(b'"\\u0000"', [["a"] * 300_001])
     assert caught.value.param is None
 
@@ -198,4 +198,4 @@ def test_what_is_within_bounds_is_taken_as_it_is() -> None:
         deep = {"a": deep}
     wide = {"a": [1] * (MAX_VALUES - 1)}
     for value in (None, {}, deep, wide):
-        assert checked_values(value, "p") is value
+        assert validate_values(value, "p") is value

@@ -15,9 +15,9 @@ from ai_agent_service.api.http.run_response import StreamedRun
 from ai_agent_service.api.openai.chat_stream import ChunkFrames
 from ai_agent_service.auth.principal import LOCAL, Principal
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ServerBusy
+from ai_agent_service.core.errors import ServerBusyError
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
-from ai_agent_service.limits.limiter import InProcessLimits
+from ai_agent_service.limits.limiter import InProcessLimiter
 from ai_agent_service.runs.admission import CountedRun
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.server.application import create_app
@@ -267,7 +267,7 @@ async def responding(folder: Path, events: AsyncGenerator[RunEvent, None]) -> As
         frames = ChunkFrames("helper", include_usage=False)
         caller = Principal(LOCAL)
         turn = Turn(messages=())
-        run = CountedRun(service, InProcessLimits(), service.catalog.get("helper"), turn, service.context("helper", caller), caller)
+        run = CountedRun(service, InProcessLimiter(), service.catalog.get("helper"), turn, service.create_context("helper", caller), caller)
         run.events = events
         yield StreamedRun(run, frames, keep_alive_seconds=0.01)
         assert service.runs == 0
@@ -293,7 +293,7 @@ async def test_a_stream_that_is_quiet_from_the_start_is_begun_by_a_comment(tmp_p
 
     async def events() -> AsyncGenerator[RunEvent, None]:
         await caller.reached.wait()
-        raise ServerBusy("Not now.")
+        raise ServerBusyError("Not now.")
         yield TextDelta("")
 
     async with responding(tmp_path, events()) as response:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from ai_agent_service.api.http.session import Asking, asking_of
-from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.api.http.session import SessionRequest, parse_session_request
+from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of
 from tests.scripted import Script, says
@@ -23,8 +23,8 @@ def request_with(headers: dict[str, str]) -> Request:
     return Request({"type": "http", "headers": raw})
 
 
-def found(headers: dict[str, str], metadata: dict[str, Any] | None = None, session_id: str | None = None) -> Asking:
-    return asking_of(request_with(headers), metadata, session_id)
+def found(headers: dict[str, str], metadata: dict[str, Any] | None = None, session_id: str | None = None) -> SessionRequest:
+    return parse_session_request(request_with(headers), metadata, session_id)
 
 
 ALL = {"X-OpenWebUI-Chat-Id": "chat", "X-Session-Id": "header"}
@@ -110,7 +110,7 @@ def test_a_session_id_of_another_form_is_refused(session: str) -> None:
         ("metadata.session_id", {}, {"session_id": session}, None),
     )
     for place, headers, metadata, session_id in asked:
-        with pytest.raises(InvalidRequest) as raised:
+        with pytest.raises(InvalidRequestError) as raised:
             found(headers, metadata, session_id)
         assert raised.value.param == place
         assert session not in raised.value.message

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.api.http.url_safety import checked_file_data, checked_image_url
-from ai_agent_service.core.errors import InvalidRequest
+from ai_agent_service.api.http.url_safety import validate_file_data, validate_image_url
+from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, error_of
 from tests.scripted import Script, says
@@ -71,13 +71,13 @@ HOSTS = [
 
 @pytest.mark.parametrize("url", [*GOOD, *DATA])
 def test_public_addresses_and_data_are_handed_on_as_they_are(url: str) -> None:
-    assert checked_image_url(url, "p") == url
+    assert validate_image_url(url, "p") == url
 
 
 @pytest.mark.parametrize("url", [*SCHEMES, *(f"http://{host}/x.png" for host in HOSTS), *(f"HTTPS://{host}" for host in HOSTS)])
 def test_every_other_address_is_refused(url: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        checked_image_url(url, "messages[0].content[0].image_url.url")
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_image_url(url, "messages[0].content[0].image_url.url")
     assert caught.value.code == "url_not_allowed"
     assert caught.value.param == "messages[0].content[0].image_url.url"
     assert len(url) < 8 or url not in caught.value.message
@@ -85,7 +85,7 @@ def test_every_other_address_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("text", [*GOOD, "JVBERi0xLjQ=", "", "data:application/pdf;base64,JVBERi0=", "DATA:text/plain,x"])
 def test_files_are_base64_data_or_public_addresses(text: str) -> None:
-    assert checked_file_data(text, "p") == text
+    assert validate_file_data(text, "p") == text
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_files_are_base64_data_or_public_addresses(text: str) -> None:
     ],
 )
 def test_files_at_other_addresses_are_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        checked_file_data(text, "p")
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_file_data(text, "p")
     assert (caught.value.code, caught.value.param) == ("url_not_allowed", "p")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from ai_agent_service.api.openai.open_webui_stream import LAST, MAX_SOURCES, OpenWebUIFrames, links_of
+from ai_agent_service.api.openai.open_webui_stream import LAST_OUTPUT_INDEX, MAX_SOURCES, OpenWebUIFrames, find_links
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
+from ai_agent_service.core.errors import ProviderUnavailableError, ToolError
 from ai_agent_service.core.events import RunFinished, ToolStarted
 from ai_agent_service.core.messages import ImagePart, Link, Message, ToolCall, ToolResult
 from ai_agent_service.core.usage import Usage
@@ -45,7 +45,7 @@ def draw(what: str) -> ToolOutput:
 @tool
 def broken(reason: str) -> str:
     """Fails."""
-    raise ToolFailed(reason)
+    raise ToolError(reason)
 
 
 async def streamed(client: httpx2.AsyncClient, headers: dict[str, str] | None = None, **fields: Any) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ async def test_each_tool_that_runs_becomes_a_card_in_its_place(tmp_path: Path) -
     assert results[first["call_id"]] == [{"type": "input_text", "text": "5"}]
     assert results[second["call_id"]] == [{"type": "input_text", "text": "6"}]
     assert unanswered(output) == []
-    assert {chunk["output_index"] for chunk in chunks if "item" in chunk} == {LAST}
+    assert {chunk["output_index"] for chunk in chunks if "item" in chunk} == {LAST_OUTPUT_INDEX}
     assert told(chunks, "tool_calls") == ""
 
 
@@ -111,7 +111,7 @@ async def test_a_run_that_breaks_leaves_no_call_for_open_webui_to_run(tmp_path: 
 
 def test_a_call_that_a_run_leaves_without_a_result_is_given_one() -> None:
     frames = OpenWebUIFrames("helper", include_usage=False)
-    sent = frames.event(ToolStarted(CALL)) + frames.finished(RunFinished("stop", None))
+    sent = frames.render_event(ToolStarted(CALL)) + frames.render_finish(RunFinished("stop", None))
     chunks = [json.loads(event.removeprefix("data: ")) for event in sent.decode().strip().split("\n\n")]
     output = output_of(chunks)
     assert [item["status"] for item in output] == ["incomplete", "incomplete"]
@@ -144,7 +144,7 @@ async def test_a_server_that_is_missing_is_said_once_and_stays_said(tmp_path: Pa
 async def test_an_error_before_the_first_word_keeps_its_status_though_a_line_was_to_be_shown(tmp_path: Path) -> None:
     (tmp_path / "mcp.json").write_text(json.dumps([{"server_label": "gone", "server_url": "http://127.0.0.1:9/mcp"}]), encoding="utf-8")
     agent = {**AGENT, "allowed_mcp_servers": {"gone": {"allowed_mcp_tools": None}}}
-    script = Script([ProviderUnavailable("away")])
+    script = Script([ProviderUnavailableError("away")])
     async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
         response = await client.post(CHAT, json=asking(stream=True), headers=CHAT_OF_ADA)
     assert response.status_code == 502
@@ -280,19 +280,19 @@ def result(content: str, **fields: Any) -> ToolResult:
 
 
 def test_a_page_that_was_asked_for_is_the_source_of_what_came() -> None:
-    assert links_of(CALL, result("See [this](https://b.example).")) == [
+    assert find_links(CALL, result("See [this](https://b.example).")) == [
         Link("https://a.example/page", text="See [this](https://b.example).")
     ]
-    assert links_of(CALL, result("Error: not found", is_error=True)) == []
+    assert find_links(CALL, result("Error: not found", is_error=True)) == []
 
 
 def test_sources_are_found_in_results_that_are_json_or_markdown() -> None:
     found = json.dumps({"results": [{"title": "One", "url": "https://a.example/1", "snippet": "s"}, {"link": "https://a.example/2"}]})
     call = ToolCall("c1", "search", '{"query": "x"}')
-    assert links_of(call, result(found)) == [Link("https://a.example/1", "One", "s"), Link("https://a.example/2")]
+    assert find_links(call, result(found)) == [Link("https://a.example/1", "One", "s"), Link("https://a.example/2")]
     text = "Read [One](https://a.example/1) and ![image](https://a.example/i.png) and [One](https://a.example/1)."
-    assert links_of(call, result(text)) == [Link("https://a.example/1", "One")]
-    assert links_of(call, result(json.dumps([{"url": "javascript:alert(1)"}, {"url": "file:///etc/passwd"}]))) == []
+    assert find_links(call, result(text)) == [Link("https://a.example/1", "One")]
+    assert find_links(call, result(json.dumps([{"url": "javascript:alert(1)"}, {"url": "file:///etc/passwd"}]))) == []
     many = json.dumps([{"url": f"https://a.example/{number}"} for number in range(100)])
-    assert len(links_of(call, result(many))) == MAX_SOURCES
-    assert links_of(ToolCall("c1", "x", "not json"), result("[" * 100_000)) == []
+    assert len(find_links(call, result(many))) == MAX_SOURCES
+    assert find_links(ToolCall("c1", "x", "not json"), result("[" * 100_000)) == []

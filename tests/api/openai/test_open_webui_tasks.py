@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ai_agent_service.agents.chat_tasks import Task
-from ai_agent_service.api.http.session import named_task
-from ai_agent_service.api.openai.open_webui_tasks import shaped_task
+from ai_agent_service.api.http.session import parse_task
+from ai_agent_service.api.openai.open_webui_tasks import detect_task
 from ai_agent_service.core.messages import Message
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, chunks_of, completion_of, told
@@ -40,8 +40,8 @@ def user(text: str) -> list[Message]:
 
 @pytest.mark.parametrize(("text", "task"), SHAPES)
 def test_tasks_are_told_by_the_answer_that_they_want(text: str, task: Task) -> None:
-    assert shaped_task(user(text), is_open_webui=True) == task
-    assert shaped_task(user(text), is_open_webui=False) == task
+    assert detect_task(user(text), is_open_webui=True) == task
+    assert detect_task(user(text), is_open_webui=False) == task
 
 
 def test_tasks_of_other_shapes_are_told_from_open_webui_alone() -> None:
@@ -58,8 +58,8 @@ def test_tasks_of_other_shapes_are_told_from_open_webui_alone() -> None:
         (user(own_title), "title_generation"),
     ]
     for messages, task in wanted:
-        assert shaped_task(messages, is_open_webui=True) == task
-        assert shaped_task(messages, is_open_webui=False) is None
+        assert detect_task(messages, is_open_webui=True) == task
+        assert detect_task(messages, is_open_webui=False) is None
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_tasks_of_other_shapes_are_told_from_open_webui_alone() -> None:
     ],
 )
 def test_a_chat_is_not_taken_for_a_task(messages: list[Message]) -> None:
-    assert shaped_task(messages, is_open_webui=True) is None
+    assert detect_task(messages, is_open_webui=True) is None
 
 
 def test_a_task_that_is_not_known_by_name_is_one_all_the_same() -> None:
-    assert named_task("title_generation") == "title_generation"
-    assert named_task("new_in_0_13") == "other"
+    assert parse_task("title_generation") == "title_generation"
+    assert parse_task("new_in_0_13") == "other"
 
 
 def stored(folder: Path) -> int:

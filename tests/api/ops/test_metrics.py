@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from ai_agent_service.auth.principal import Limits
-from ai_agent_service.core.errors import ProviderUnavailable, ToolFailed
+from ai_agent_service.core.errors import ProviderUnavailableError, ToolError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
@@ -51,7 +51,7 @@ async def test_tools_are_counted_by_what_they_came_to(tmp_path: Path) -> None:
     @tool
     async def fail() -> str:
         """Fails."""
-        raise ToolFailed("no")
+        raise ToolError("no")
 
     @tool(timeout=0.01)
     async def hang() -> str:
@@ -75,7 +75,7 @@ async def test_tools_are_counted_by_what_they_came_to(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_an_error_of_the_provider_is_counted(tmp_path: Path, stream: bool) -> None:
-    script = Script([TextDelta("Half"), ProviderUnavailable("down")])
+    script = Script([TextDelta("Half"), ProviderUnavailableError("down")])
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         response = await client.post(CHAT, json=asking(stream=stream))
         found = await metrics_of(client)
@@ -90,7 +90,7 @@ async def test_an_error_of_the_provider_is_counted(tmp_path: Path, stream: bool)
 
 
 async def test_a_breaker_that_opens_is_told(tmp_path: Path) -> None:
-    script = Script([ProviderUnavailable("down")])
+    script = Script([ProviderUnavailableError("down")])
     async with client_of(create_app(configuration(tmp_path, script, provider_breaker_failures=1))) as client:
         for _ in range(2):
             await client.post(CHAT, json=asking())

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import OctKey
 
-from ai_agent_service.auth.identity.base import Unverified, open_identity
+from ai_agent_service.auth.identity.base import UnverifiedIdentity, open_identity
 from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
 from ai_agent_service.auth.principal import User
 from ai_agent_service.config.settings import load_settings
-from ai_agent_service.core.errors import AccessUnavailable, ConfigError, InvalidToken
+from ai_agent_service.core.errors import AccessUnavailableError, ConfigError, InvalidTokenError
 from ai_agent_service.providers.http import HttpClient
 from tests.auth.tokens import AUDIENCE, ED25519, RSA, SECRET, Provider, public, signed
 from tests.upstream import Upstream, reply
@@ -35,13 +35,13 @@ PROXY: dict[str, Any] = {
 async def test_without_a_mode_headers_say_nothing() -> None:
     async with open_identity(load_settings(), Provider()) as identity:
         assert not identity.verifies
-        assert not identity.uses_authorization("a.b.c")
-        assert await identity.user([(b"x-openwebui-user-id", b"admin"), (b"x-forwarded-user", b"admin")], "127.0.0.1") is None
+        assert not identity.is_user_token("a.b.c")
+        assert await identity.identify_user([(b"x-openwebui-user-id", b"admin"), (b"x-forwarded-user", b"admin")], "127.0.0.1") is None
 
 
 @given(st.lists(st.tuples(st.binary(), st.binary())), st.none() | st.text())
 async def test_without_a_mode_no_header_does_anything(headers: list[tuple[bytes, bytes]], peer: str | None) -> None:
-    await Unverified().user(headers, peer)
+    await UnverifiedIdentity().identify_user(headers, peer)
 
 
 async def test_open_webui_is_believed_by_its_secret() -> None:
@@ -51,9 +51,9 @@ async def test_open_webui_is_believed_by_its_secret() -> None:
     token = signed(claims, OctKey.import_key(SECRET), "HS256").encode()
     async with open_identity(settings, Provider()) as identity:
         assert identity.verifies
-        assert await identity.user([(b"x-openwebui-user-jwt", token)], None) == User("a", frozenset({"admin"}))
-        with pytest.raises(InvalidToken):
-            await identity.user([(b"x-openwebui-user-id", b"a")], None)
+        assert await identity.identify_user([(b"x-openwebui-user-jwt", token)], None) == User("a", frozenset({"admin"}))
+        with pytest.raises(InvalidTokenError):
+            await identity.identify_user([(b"x-openwebui-user-id", b"a")], None)
 
 
 async def test_a_proxy_is_believed_with_the_headers_that_are_set() -> None:
@@ -61,9 +61,9 @@ async def test_a_proxy_is_believed_with_the_headers_that_are_set() -> None:
     async with open_identity(load_settings(**PROXY), Provider()) as identity:
         assert identity.verifies
         for peer in ("10.0.0.1", "::1"):
-            assert await identity.user(headers, peer) == User("a", frozenset({"c"}), frozenset({"b"}))
-        with pytest.raises(InvalidToken):
-            await identity.user(headers, "11.0.0.1")
+            assert await identity.identify_user(headers, peer) == User("a", frozenset({"c"}), frozenset({"b"}))
+        with pytest.raises(InvalidTokenError):
+            await identity.identify_user(headers, "11.0.0.1")
 
 
 @pytest.mark.parametrize("discovered", [True, False])
@@ -84,12 +84,12 @@ async def test_a_provider_is_asked_for_its_keys_over_http(discovered: bool) -> N
             oidc_roles_claim="access.roles",
         )
         claims = {"iss": issuer, "aud": AUDIENCE, "exp": time.time() + 60, "name": "a", "access": {"groups": ["b"], "roles": ["c"]}}
-        fetch = functools.partial(http.fetched, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
+        fetch = functools.partial(http.fetch, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
         async with open_identity(settings, fetch) as identity:
             token = signed(claims, ED25519, "EdDSA", kid="ed25519").encode()
-            assert await identity.user([(b"x-token", token)], None) == User("a", frozenset({"c"}), frozenset({"b"}))
-            with pytest.raises(InvalidToken):
-                await identity.user([(b"x-token", signed(claims, RSA, "RS256", kid="rsa").encode())], None)
+            assert await identity.identify_user([(b"x-token", token)], None) == User("a", frozenset({"c"}), frozenset({"b"}))
+            with pytest.raises(InvalidTokenError):
+                await identity.identify_user([(b"x-token", signed(claims, RSA, "RS256", kid="rsa").encode())], None)
         paths = ["/realms/one/.well-known/openid-configuration", "/certs"]
         assert [request.path for request in upstream.requests] == paths[not discovered :]
 
@@ -97,12 +97,12 @@ async def test_a_provider_is_asked_for_its_keys_over_http(discovered: bool) -> N
 async def test_a_provider_that_cannot_be_reached_does_not_keep_the_service_from_starting() -> None:
     settings = load_settings(identity_mode="oidc", oidc_issuer="http://127.0.0.1:1", oidc_audience=AUDIENCE)
     async with HttpClient() as http:
-        fetch = functools.partial(http.fetched, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
+        fetch = functools.partial(http.fetch, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
         async with open_identity(settings, fetch) as identity:
             token = signed({"sub": "a"}, RSA, "RS256", kid="rsa").encode()
-            with pytest.raises(AccessUnavailable):
-                await identity.user([(b"authorization", b"Bearer " + token)], None)
-            assert identity.uses_authorization(token.decode())
+            with pytest.raises(AccessUnavailableError):
+                await identity.identify_user([(b"authorization", b"Bearer " + token)], None)
+            assert identity.is_user_token(token.decode())
 
 
 @pytest.mark.parametrize("mode", ["open_webui_jwt", "trusted_proxy", "oidc"])

@@ -11,11 +11,11 @@ import pytest
 from joserfc.jwk import Key, OctKey, OKPKey, RSAKey
 from joserfc.util import int_to_base64
 
-from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, KeySource
-from ai_agent_service.auth.identity.jwks import FAILED_PAUSE, FRESH_SECONDS, KEPT_SECONDS, MAX_KEYS, UNKNOWN_PAUSE, Jwks
-from ai_agent_service.auth.identity.jwt import Pinned
+from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, KeySetStatus
+from ai_agent_service.auth.identity.jwks import FAILED_PAUSE, FRESH_SECONDS, MAX_KEYS, MAX_STALE_SECONDS, UNKNOWN_PAUSE, Jwks
+from ai_agent_service.auth.identity.jwt import PinnedAlgorithms
 from ai_agent_service.auth.identity.settings import ALGORITHMS
-from ai_agent_service.core.errors import AccessUnavailable
+from ai_agent_service.core.errors import AccessUnavailableError
 from ai_agent_service.core.tasks import Tasks
 from tests.auth.tokens import DISCOVERY, ED448, ED25519, ISSUER, JWKS, KEYS, P256, P384, P521, RSA, RSA_OTHER, Provider, Time, public
 
@@ -29,7 +29,7 @@ class Keys:
         self.time = Time()
         self.provider = Provider(*keys)
         self.tasks = tasks
-        self.jwks = Jwks(ISSUER, url, Pinned(ALGORITHMS), self.provider, tasks, clock=self.time)
+        self.jwks = Jwks(ISSUER, url, PinnedAlgorithms(ALGORITHMS), self.provider, tasks, clock=self.time)
 
     @property
     def asked(self) -> int:
@@ -38,7 +38,7 @@ class Keys:
 
     async def has(self, key_id: str | None, algorithm: str = "RS256") -> bool:
         """Whether there is such a key."""
-        return await self.jwks.key(key_id, algorithm) is not None
+        return await self.jwks.find_key(key_id, algorithm) is not None
 
     async def settled(self) -> None:
         """Waits for what is fetched in the background."""
@@ -203,7 +203,7 @@ async def test_who_leaves_does_not_end_the_fetch_of_the_others() -> None:
             await go.wait()
             return await fetch(url)
 
-        keys.jwks = Jwks(ISSUER, JWKS, Pinned(ALGORITHMS), slow, keys.tasks, clock=keys.time)
+        keys.jwks = Jwks(ISSUER, JWKS, PinnedAlgorithms(ALGORITHMS), slow, keys.tasks, clock=keys.time)
         first, second = asyncio.create_task(keys.has("rsa")), asyncio.create_task(keys.has("rsa"))
         await asyncio.sleep(0)
         first.cancel()
@@ -220,7 +220,7 @@ async def test_a_fetch_under_way_ends_with_the_service() -> None:
 
     before = asyncio.all_tasks()
     async with Tasks(grace=0.01) as tasks:
-        Jwks(ISSUER, JWKS, Pinned(ALGORITHMS), never, tasks).prefetch()
+        Jwks(ISSUER, JWKS, PinnedAlgorithms(ALGORITHMS), never, tasks).prefetch()
         await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
 
@@ -232,7 +232,7 @@ async def test_without_keys_it_cannot_be_told_who_calls() -> None:
     async with keys_of(RSA) as keys:
         keys.provider.up = False
         for _ in range(50):
-            with pytest.raises(AccessUnavailable) as caught:
+            with pytest.raises(AccessUnavailableError) as caught:
                 await keys.has("rsa")
             assert caught.value.retry_after == FAILED_PAUSE
         assert keys.asked == 1
@@ -244,7 +244,7 @@ async def test_without_keys_it_cannot_be_told_who_calls() -> None:
 async def test_to_look_at_keys_that_are_not_there_has_them_fetched() -> None:
     async with keys_of(RSA) as keys:
         keys.provider.up = False
-        assert keys.jwks.source == KeySource(False, 0, None, None)
+        assert keys.jwks.source == KeySetStatus(False, 0, None, None)
         await keys.settled()
         source = keys.jwks.source
         assert not source.is_usable
@@ -254,18 +254,18 @@ async def test_to_look_at_keys_that_are_not_there_has_them_fetched() -> None:
         keys.time.now += FAILED_PAUSE
         assert not keys.jwks.source.is_usable
         await keys.settled()
-        assert keys.jwks.source == KeySource(True, 1, 0.0, None)
+        assert keys.jwks.source == KeySetStatus(True, 1, 0.0, None)
 
 
 async def test_kept_keys_are_used_for_a_day_while_no_others_can_be_had() -> None:
     async with keys_of(RSA) as keys:
         await keys.has("rsa")
         keys.provider.up = False
-        keys.time.now += KEPT_SECONDS
+        keys.time.now += MAX_STALE_SECONDS
         assert await keys.has("rsa")
         await keys.settled()
         keys.time.now += UNKNOWN_PAUSE
-        with pytest.raises(AccessUnavailable):
+        with pytest.raises(AccessUnavailableError):
             await keys.has("rsa")
 
 
@@ -287,7 +287,7 @@ async def test_a_new_key_that_cannot_be_had_is_not_the_callers_fault() -> None:
         keys.provider.up = False
         keys.time.now += UNKNOWN_PAUSE
         for _ in range(3):
-            with pytest.raises(AccessUnavailable) as caught:
+            with pytest.raises(AccessUnavailableError) as caught:
                 await keys.has("other")
             assert caught.value.retry_after == UNKNOWN_PAUSE
         assert keys.asked == 2
@@ -344,7 +344,7 @@ async def test_the_slash_at_the_end_of_an_issuer_is_not_doubled() -> None:
     provider = Provider(RSA)
     provider.documents[DISCOVERY] = json.dumps({"issuer": f"{ISSUER}/", "jwks_uri": JWKS}).encode()
     async with Tasks() as tasks:
-        assert await Jwks(f"{ISSUER}/", None, Pinned(ALGORITHMS), provider, tasks).key("rsa", "RS256")
+        assert await Jwks(f"{ISSUER}/", None, PinnedAlgorithms(ALGORITHMS), provider, tasks).find_key("rsa", "RS256")
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ async def test_the_slash_at_the_end_of_an_issuer_is_not_doubled() -> None:
 async def test_a_discovery_document_that_leads_elsewhere_is_not_followed(document: object) -> None:
     async with keys_of(RSA, url=None) as keys:
         keys.provider.documents[DISCOVERY] = json.dumps(document).encode()
-        with pytest.raises(AccessUnavailable):
+        with pytest.raises(AccessUnavailableError):
             await keys.has("rsa")
         assert keys.provider.asked == [DISCOVERY]
 

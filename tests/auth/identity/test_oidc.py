@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from joserfc.jwk import ECKey, Key, OctKey, OKPKey, RSAKey
 
 from ai_agent_service.auth.identity.jwks import UNKNOWN_PAUSE, Jwks
-from ai_agent_service.auth.identity.jwt import Pinned
+from ai_agent_service.auth.identity.jwt import PinnedAlgorithms
 from ai_agent_service.auth.identity.oidc import LEEWAY, Oidc
 from ai_agent_service.auth.identity.settings import ALGORITHMS
 from ai_agent_service.auth.principal import Headers, User
-from ai_agent_service.core.errors import AccessUnavailable, InvalidToken
+from ai_agent_service.core.errors import AccessUnavailableError, InvalidTokenError
 from ai_agent_service.core.tasks import Tasks
 from tests.auth.tokens import (
     AUDIENCE,
@@ -46,7 +46,7 @@ class Login:
     def __init__(self, tasks: Tasks, algorithms: tuple[str, ...], names: dict[str, str]) -> None:
         self.provider = Provider(*KEYS)
         self.time = Time()
-        pinned = Pinned(algorithms)
+        pinned = PinnedAlgorithms(algorithms)
         self.identity = Oidc(
             issuer=ISSUER,
             audience=AUDIENCE,
@@ -58,14 +58,14 @@ class Login:
 
     async def user(self, value: str, *, header: bytes = b"authorization") -> User:
         """The user of the token in the header."""
-        return await self.identity.user([(b"x-api-key", b"sk-key"), (header, value.encode())], None)
+        return await self.identity.identify_user([(b"x-api-key", b"sk-key"), (header, value.encode())], None)
 
     async def of(self, **claims: Any) -> User:
         """The user of a token with such claims."""
         return await self.user(bearer(**claims))
 
     async def refuses(self, value: str, *, header: bytes = b"authorization") -> None:
-        with pytest.raises(InvalidToken) as caught:
+        with pytest.raises(InvalidTokenError) as caught:
             await self.user(value, header=header)
         assert caught.value.message == REFUSAL
 
@@ -262,9 +262,9 @@ async def test_another_header_has_the_token_with_or_without_a_scheme() -> None:
     async with login(header="X-User-Token") as at:
         for value in (bearer(), bearer().removeprefix("Bearer ")):
             assert (await at.user(value, header=b"x-user-token")).user_id == "alice"
-            with pytest.raises(InvalidToken, match="send it as 'X-User-Token: TOKEN'"):
+            with pytest.raises(InvalidTokenError, match="send it as 'X-User-Token: TOKEN'"):
                 await at.user(value)
-        assert not at.identity.uses_authorization(bearer().removeprefix("Bearer "))
+        assert not at.identity.is_user_token(bearer().removeprefix("Bearer "))
 
 
 async def test_no_token_and_two_tokens_are_refused() -> None:
@@ -280,9 +280,9 @@ async def test_a_user_is_told_from_a_key_by_the_form_of_a_token() -> None:
     async with login() as at:
         value = bearer().removeprefix("Bearer ")
         for token in (value, value.rpartition(".")[0] + ".", "a.b.c"):
-            assert at.identity.uses_authorization(token)
+            assert at.identity.is_user_token(token)
         for key in ("", "sk-abc_def-123", "a.b", "a.b.c.d", f"{value} ", f"{value}\n", "..", "a..c", "sk.a+b.c", f"Bearer {value}"):
-            assert not at.identity.uses_authorization(key)
+            assert not at.identity.is_user_token(key)
 
 
 # Keys
@@ -300,7 +300,7 @@ async def test_a_new_key_is_used_at_once_and_an_old_one_no_more() -> None:
 async def test_without_keys_it_cannot_be_told_who_calls() -> None:
     async with login() as at:
         at.provider.up = False
-        with pytest.raises(AccessUnavailable) as caught:
+        with pytest.raises(AccessUnavailableError) as caught:
             await at.of()
         assert (caught.value.status, caught.value.code) == (503, "access_unavailable")
         assert caught.value.retry_after
@@ -314,8 +314,8 @@ async def test_what_is_no_token_is_refused_without_asking_for_keys() -> None:
 
 
 async def refused_by(at: Login, headers: Headers) -> None:
-    with pytest.raises(InvalidToken):
-        await at.identity.user(headers, None)
+    with pytest.raises(InvalidTokenError):
+        await at.identity.identify_user(headers, None)
 
 
 @given(st.lists(st.binary() | st.from_regex(rb"\A[Bb]earer [A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\Z"), max_size=2))

@@ -13,7 +13,7 @@ from joserfc.jwk import Key, OctKey
 
 from ai_agent_service.auth.identity.open_webui import LEEWAY, MAX_LIFETIME, MESSAGE, OpenWebUI
 from ai_agent_service.auth.principal import Headers, User
-from ai_agent_service.core.errors import InvalidToken
+from ai_agent_service.core.errors import InvalidTokenError
 from tests.auth.tokens import ED25519, NOW, P256, RSA, SECRET, encoded, public, signed, without
 
 KEY = OctKey.import_key(SECRET)
@@ -34,34 +34,34 @@ def token(algorithm: str = "HS256", key: Key = KEY, header: dict[str, Any] | Non
 
 
 async def refused(headers: Headers, who: OpenWebUI | None = None) -> None:
-    with pytest.raises(InvalidToken) as caught:
-        await (who or identity()).user(headers, "127.0.0.1")
+    with pytest.raises(InvalidTokenError) as caught:
+        await (who or identity()).identify_user(headers, "127.0.0.1")
     assert (caught.value.message, caught.value.status, caught.value.code) == (MESSAGE, 401, "invalid_token")
     assert caught.value.__cause__ is None
 
 
 async def test_a_signed_user_has_their_id_and_role() -> None:
-    assert await identity().user(sent(token()), None) == User("3f2b8d4e", frozenset({"user"}))
+    assert await identity().identify_user(sent(token()), None) == User("3f2b8d4e", frozenset({"user"}))
 
 
 async def test_users_are_verified_and_the_authorization_header_is_the_keys() -> None:
     assert identity().verifies
-    assert not identity().uses_authorization(token())
+    assert not identity().is_user_token(token())
 
 
 async def test_the_clock_of_the_machine_is_used() -> None:
     now = int(time.time())
-    assert (await OpenWebUI(SECRET).user(sent(token(iat=now, exp=now + 300)), None)).user_id == "3f2b8d4e"
+    assert (await OpenWebUI(SECRET).identify_user(sent(token(iat=now, exp=now + 300)), None)).user_id == "3f2b8d4e"
     await refused(sent(token(iat=now - 600, exp=now - 300)), OpenWebUI(SECRET))
 
 
 async def test_a_user_without_a_role_has_none() -> None:
-    assert (await identity().user(sent(signed(without(CLAIMS, "role"), KEY, "HS256")), None)).roles == frozenset()
+    assert (await identity().identify_user(sent(signed(without(CLAIMS, "role"), KEY, "HS256")), None)).roles == frozenset()
 
 
 @pytest.mark.parametrize("header", [{"kid": "any"}, {"x5t": "AA"}, {"signer": 5}])
 async def test_what_is_not_known_in_a_header_is_ignored(header: dict[str, Any]) -> None:
-    assert (await identity().user(sent(token(header=header)), None)).user_id == "3f2b8d4e"
+    assert (await identity().identify_user(sent(token(header=header)), None)).user_id == "3f2b8d4e"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ async def test_what_is_not_known_in_a_header_is_ignored(header: dict[str, Any]) 
     ids=str,
 )
 async def test_what_is_just_within_the_limits_is_believed(claims: dict[str, Any]) -> None:
-    assert (await identity().user(sent(token(**claims)), None)).user_id == claims.get("sub", "3f2b8d4e")
+    assert (await identity().identify_user(sent(token(**claims)), None)).user_id == claims.get("sub", "3f2b8d4e")
 
 
 WRONG: dict[str, list[Any]] = {

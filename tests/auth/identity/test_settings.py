@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.auth.identity.fetch import fault_of
-from ai_agent_service.auth.identity.settings import ALGORITHMS, identity_faults, identity_warnings
+from ai_agent_service.auth.identity.fetch import find_url_problem
+from ai_agent_service.auth.identity.settings import ALGORITHMS, find_identity_faults, find_identity_warnings
 from ai_agent_service.config.settings import load_settings
 
 PROXY: dict[str, Any] = {"identity_mode": "trusted_proxy", "trusted_proxy_cidrs": "10.0.0.0/8", "trusted_proxy_secret": "s" * 20}
@@ -14,7 +14,7 @@ OIDC: dict[str, Any] = {"identity_mode": "oidc", "oidc_issuer": "https://login.e
 
 def fields(**settings: Any) -> list[str]:
     """The settings that are at fault."""
-    faults = identity_faults(load_settings(**settings))
+    faults = find_identity_faults(load_settings(**settings))
     assert not any("canary" in str(fault) for fault in faults)
     return [fault.field for fault in faults]
 
@@ -121,21 +121,21 @@ def test_every_fault_of_a_provider_is_told_at_once() -> None:
     ],
 )
 def test_only_https_or_this_machine_is_asked(url: object) -> None:
-    assert fault_of(url)
-    assert "canary" not in str(fault_of(url))
+    assert find_url_problem(url)
+    assert "canary" not in str(find_url_problem(url))
 
 
 @pytest.mark.parametrize(
     "url", ["https://a", "https://a:1/x?y=z", "https://10.0.0.1/", "http://127.1.2.3:80/", "http://[::1]:8080/x", "http://localhost"]
 )
 def test_https_and_this_machine_may_be_asked(url: str) -> None:
-    assert fault_of(url) is None
+    assert find_url_problem(url) is None
 
 
 def test_what_is_set_and_not_used_is_told() -> None:
-    assert identity_warnings(load_settings()) == []
-    assert identity_warnings(load_settings(**PROXY)) == []
-    assert identity_warnings(
+    assert find_identity_warnings(load_settings()) == []
+    assert find_identity_warnings(load_settings(**PROXY)) == []
+    assert find_identity_warnings(
         load_settings(**OIDC | {"identity_mode": "none", "open_webui_jwt_secret": "canary", "oidc_user_claim": "sub"})
     ) == [
         "OIDC_AUDIENCE is set and not used, as IDENTITY_MODE is none",
@@ -146,4 +146,4 @@ def test_what_is_set_and_not_used_is_told() -> None:
 
 @pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0"])
 def test_a_proxy_that_may_be_anywhere_is_told(network: str) -> None:
-    assert len(identity_warnings(load_settings(**PROXY | {"trusted_proxy_cidrs": network}))) == 1
+    assert len(find_identity_warnings(load_settings(**PROXY | {"trusted_proxy_cidrs": network}))) == 1

@@ -22,22 +22,22 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 
 import ai_agent_service.auth.keys.ring
-from ai_agent_service.auth.keys.format import GivenKey, new_secret, parse
+from ai_agent_service.auth.keys.format import ParsedKey, generate_key, parse_key
 from ai_agent_service.auth.keys.hashing import FINGERPRINT, PEPPER
-from ai_agent_service.auth.keys.ring import MIN_REFRESH_SECONDS, KeyRing, environment_keys, key_faults
-from ai_agent_service.auth.keys.store import KeyRefused, KeyStore
+from ai_agent_service.auth.keys.ring import MIN_REFRESH_SECONDS, KeyRing, find_key_faults, parse_environment_keys
+from ai_agent_service.auth.keys.store import KeyStore, KeyStoreError
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, UNLIMITED, Key, Limits
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.core.errors import AccessUnavailable, Unauthorized
+from ai_agent_service.core.errors import AccessUnavailableError, UnauthorizedError
 from ai_agent_service.maintenance.reencryption import reencrypt
 from ai_agent_service.storage import tables
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
-from ai_agent_service.storage.engine import DatabaseEngine, PoolUse, Work
-from ai_agent_service.storage.opening import ready_tables
+from ai_agent_service.storage.engine import DatabaseEngine, PoolUsage, Work
+from ai_agent_service.storage.opening import prepare_tables
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
-from ai_agent_service.storage.url import Address, parse_address
+from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
 from tests.postgres import DatabaseUnderTest, PostgresServer, binaries_18
 
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -51,7 +51,7 @@ class Breakable:
     """An engine that counts what it is asked, and that can be cut off."""
 
     def __init__(self, url: str) -> None:
-        address = parse_address(url)
+        address = parse_database_url(url)
         self._engine: DatabaseEngine = (
             SqliteEngine(address, timeout=5) if address.kind == "sqlite" else PostgresEngine(address, pool_size=3, timeout=5)
         )
@@ -61,7 +61,7 @@ class Breakable:
         self.took: asyncio.Event | None = None
 
     @property
-    def pool(self) -> PoolUse:
+    def pool(self) -> PoolUsage:
         """That of the engine."""
         return self._engine.pool
 
@@ -90,7 +90,7 @@ class Breakable:
 async def opened(url: str, *, timeout: float = 5) -> AsyncGenerator[tuple[Database, Breakable], None]:
     """A process's database, with the tables, and its engine."""
     engine = Breakable(url)
-    found = Database(engine, timeout=timeout, prepare=lambda engine: ready_tables(engine, migrate=True))
+    found = Database(engine, timeout=timeout, prepare=lambda engine: prepare_tables(engine, migrate=True))
     await found.open()
     try:
         yield found, engine
@@ -110,7 +110,7 @@ def store_of(database: Database, pepper: str | None = None, cipher: Cipher = PLA
 
 async def refused(ring: KeyRing, key: str) -> str:
     """What a caller is told whose key is not valid."""
-    with pytest.raises(Unauthorized) as raised:
+    with pytest.raises(UnauthorizedError) as raised:
         await ring.find(key)
     assert (raised.value.status, raised.value.code) == (401, "invalid_api_key")
     return raised.value.message
@@ -118,7 +118,7 @@ async def refused(ring: KeyRing, key: str) -> str:
 
 async def unknown(ring: KeyRing, key: str) -> None:
     """Has it be told that a key cannot be judged now."""
-    with pytest.raises(AccessUnavailable) as raised:
+    with pytest.raises(AccessUnavailableError) as raised:
         await ring.find(key)
     assert raised.value.status == 503
     assert raised.value.retry_after
@@ -131,7 +131,7 @@ async def until_refused(ring: KeyRing, key: str) -> float:
         while True:
             try:
                 await ring.find(key)
-            except Unauthorized:
+            except UnauthorizedError:
                 return time.monotonic() - began
             await asyncio.sleep(0.02)
 
@@ -157,32 +157,32 @@ async def execute(database: Database, statement: str, **values: Any) -> list[tup
 
 
 def test_a_key_says_which_it_is_and_has_a_secret_of_190_bits() -> None:
-    made = new_secret()
+    made = generate_key()
     assert re.fullmatch(r"aas_[0-9A-Za-z]{12}_[0-9A-Za-z]{32}[0-9A-Za-z]{6}", made.text)
-    assert parse(made.text) == made
-    assert len({new_secret().text for _ in range(50)}) == 50
-    assert new_secret(made.key_id).key_id == made.key_id
+    assert parse_key(made.text) == made
+    assert len({generate_key().text for _ in range(50)}) == 50
+    assert generate_key(made.key_id).key_id == made.key_id
     assert made.secret not in repr(made)
 
 
 def test_the_checksum_is_known() -> None:
-    assert GivenKey("0" * 12, "A" * 32).text == f"aas_{'0' * 12}_{'A' * 32}2z7UBP"
+    assert ParsedKey("0" * 12, "A" * 32).text == f"aas_{'0' * 12}_{'A' * 32}2z7UBP"
 
 
 @given(st.text(alphabet=string.printable, max_size=80) | st.text() | st.from_regex(r"\Aaas_[0-9A-Za-z]{12}_[0-9A-Za-z]{38,70}\Z"))
 def test_any_text_is_parsed_or_malformed(text: str) -> None:
-    found = parse(text)
+    found = parse_key(text)
     assert found is None or found.text == text
 
 
 @given(st.data())
 @settings(deadline=None)
 def test_a_key_with_one_character_changed_is_malformed(data: st.DataObject) -> None:
-    key = GivenKey("Key000000001", "Secret" * 5 + "00").text
+    key = ParsedKey("Key000000001", "Secret" * 5 + "00").text
     place = data.draw(st.integers(0, len(key) - 1))
     other = data.draw(st.characters(exclude_characters=key[place]))
-    assert parse(key[:place] + other + key[place + 1 :]) is None
-    assert parse(key[:place] + key[place + 1 :]) is None
+    assert parse_key(key[:place] + other + key[place + 1 :]) is None
+    assert parse_key(key[:place] + key[place + 1 :]) is None
 
 
 # Keys of the environment
@@ -198,7 +198,7 @@ async def test_keys_of_the_environment_may_do_everything_and_need_no_database() 
         assert (found.name, found.scopes, found.agents, found.tenant) == ("API_KEYS", SCOPES, None, found.key_id)
         assert re.fullmatch("env_[0-9a-f]{12}", found.key_id)
         assert (await ring.find(SECOND)).key_id != found.key_id
-        for wrong in ("", FIRST[:-1], FIRST + "x", "\ud800", "x" * 100_000, new_secret().text):
+        for wrong in ("", FIRST[:-1], FIRST + "x", "\ud800", "x" * 100_000, generate_key().text):
             await refused(ring, wrong)
     async with ring_of(None, SECOND, FIRST) as again:
         assert await again.find(FIRST) == found
@@ -207,12 +207,12 @@ async def test_keys_of_the_environment_may_do_everything_and_need_no_database() 
 async def test_without_any_key_there_are_none() -> None:
     async with ring_of(None) as ring:
         assert ring.has_keys is False
-        await refused(ring, new_secret().text)
+        await refused(ring, generate_key().text)
 
 
 def faults(**values: str) -> list[str]:
     """What is wrong with settings; no value is told."""
-    found = [str(fault) for fault in key_faults(Settings.model_validate(values))]
+    found = [str(fault) for fault in find_key_faults(Settings.model_validate(values))]
     assert not any(part in fault for value in values.values() for part in value.split(",") if len(part) > 4 for fault in found)
     return [fault.split(": ", 2)[2].split(". ")[0] for fault in found]
 
@@ -224,7 +224,7 @@ def test_faults_of_the_keys_in_the_environment_are_told_by_their_number() -> Non
     assert faults(api_keys=" , ") == ["it is set and has no key"]
     assert "characters other than ASCII" in faults(api_keys="Schlüssel mit Leerzeichen")[0]
     assert faults(api_key_pepper="p" * 31) == ["it has fewer than 32 characters"]
-    assert environment_keys(Settings.model_validate({"api_keys": f" {FIRST} ,{SECOND},"})) == (FIRST, SECOND)
+    assert parse_environment_keys(Settings.model_validate({"api_keys": f" {FIRST} ,{SECOND},"})) == (FIRST, SECOND)
 
 
 # Keys of the database
@@ -305,9 +305,9 @@ async def test_nothing_tells_why_a_key_is_refused(database: DatabaseUnderTest) -
         revoked = await store.create("revoked")
         await store.revoke("revoked")
         expired = await store.create("expired", expires_in=timedelta())
-        wrong = new_secret(known.stored.key.key_id).text
+        wrong = generate_key(known.stored.key.key_id).text
         async with ring_of(found) as ring:
-            given = (new_secret().text, wrong, revoked.text, expired.text, "' OR 1=1 --", "aas_", known.text[:-1], "")
+            given = (generate_key().text, wrong, revoked.text, expired.text, "' OR 1=1 --", "aas_", known.text[:-1], "")
             assert len({await refused(ring, key) for key in given}) == 1
 
 
@@ -325,7 +325,7 @@ async def test_an_unknown_id_is_compared_as_a_known_one_is(database: DatabaseUnd
         known = await store_of(found).create("known")
         async with ring_of(found, FIRST) as ring:
             work: list[list[int]] = []
-            for key in (new_secret().text, new_secret(known.stored.key.key_id).text):
+            for key in (generate_key().text, generate_key(known.stored.key.key_id).text):
                 compared.clear()
                 await refused(ring, key)
                 work.append(compared[:])
@@ -340,12 +340,12 @@ async def test_keys_are_found_without_a_query_and_guesses_cost_four_a_second(dat
             engine.asked = 0
             for _ in range(500):
                 await ring.find(made.text)
-                with pytest.raises(Unauthorized):
+                with pytest.raises(UnauthorizedError):
                     await ring.find("aas_malformed")
             assert engine.asked <= 1  # what is asked every two seconds anyway
             began = time.monotonic()
             while time.monotonic() - began < 4 * MIN_REFRESH_SECONDS:
-                await asyncio.gather(*(refused(ring, new_secret().text) for _ in range(50)))
+                await asyncio.gather(*(refused(ring, generate_key().text) for _ in range(50)))
             assert 1 <= engine.asked <= (time.monotonic() - began) / MIN_REFRESH_SECONDS + 1
 
 
@@ -373,14 +373,14 @@ async def test_a_change_is_never_older_than_the_one_before(database: DatabaseUnd
         async with ring_of(other) as ring:
             await ring.find(made.text)
             await store.revoke("desk")
-            await refused(ring, new_secret().text)
+            await refused(ring, generate_key().text)
             await refused(ring, made.text)
 
 
 async def test_of_two_keys_made_at_once_with_one_name_one_is_refused(database: DatabaseUnderTest) -> None:
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
         made = await asyncio.gather(store_of(mine).create("desk"), store_of(other).create("desk"), return_exceptions=True)
-        assert sorted(type(each).__name__ for each in made) == ["KeyRefused", "NewSecret"]
+        assert sorted(type(each).__name__ for each in made) == ["KeyStoreError", "NewSecret"]
         assert len(await store_of(mine).list()) == 1
 
 
@@ -389,13 +389,13 @@ async def test_a_name_is_free_again_once_its_key_is_revoked(database: DatabaseUn
     async with opened(database.url) as (found, _):
         store = store_of(found)
         first = await store.create("desk")
-        with pytest.raises(KeyRefused, match="there is a live key with the name 'desk' already"):
+        with pytest.raises(KeyStoreError, match="there is a live key with the name 'desk' already"):
             await store.create("desk")
         await store.revoke(first.text)  # as who found it somewhere names it
         for work in (store.revoke, store.rotate):
-            with pytest.raises(KeyRefused, match=f"no live key has the name 'desk'; .*: {first.stored.key.key_id}"):
+            with pytest.raises(KeyStoreError, match=f"no live key has the name 'desk'; .*: {first.stored.key.key_id}"):
                 await work("desk")
-        with pytest.raises(KeyRefused, match=f"is revoked; make a new one, with --tenant {first.stored.key.tenant}"):
+        with pytest.raises(KeyStoreError, match=f"is revoked; make a new one, with --tenant {first.stored.key.tenant}"):
             await store.rotate(first.stored.key.key_id)
         second = await store.create("desk", tenant=first.stored.key.key_id)
         assert second.stored.key.tenant == first.stored.key.tenant
@@ -417,7 +417,7 @@ async def test_a_name_is_free_again_once_its_key_is_revoked(database: DatabaseUn
 )
 async def test_a_key_that_cannot_be_is_refused(database: DatabaseUnderTest, fields: dict[str, Any], words: str) -> None:
     async with opened(database.url) as (found, _):
-        with pytest.raises(KeyRefused, match=words):
+        with pytest.raises(KeyStoreError, match=words):
             await store_of(found).create(**{"name": "desk", **fields})
         assert await store_of(found).list() == ()
 
@@ -449,8 +449,8 @@ async def test_while_the_database_is_away_known_keys_work_for_a_time_and_others_
         async with ring_of(found, FIRST, stale_seconds=2) as ring:
             engine.is_away = True
             assert await ring.find(made.text) == made.stored.key
-            await unknown(ring, new_secret().text)
-            await unknown(ring, new_secret(made.stored.key.key_id).text)  # it may have been rotated meanwhile
+            await unknown(ring, generate_key().text)
+            await unknown(ring, generate_key(made.stored.key.key_id).text)  # it may have been rotated meanwhile
             await refused(ring, revoked.text)
             await asyncio.sleep(2)
             await unknown(ring, made.text)
@@ -458,7 +458,7 @@ async def test_while_the_database_is_away_known_keys_work_for_a_time_and_others_
             await refused(ring, "malformed")
             engine.is_away = False
             await until_usable(found)
-            await refused(ring, new_secret().text)
+            await refused(ring, generate_key().text)
             assert await ring.find(made.text) == made.stored.key
 
 
@@ -477,14 +477,14 @@ async def test_before_the_database_was_read_nothing_is_known(database: DatabaseU
         await until_usable(found)
         assert await ring.find(made.text) == made.stored.key
         assert ring.has_keys is True
-    await unknown(ring, new_secret().text)  # it is closed, and nothing waits
+    await unknown(ring, generate_key().text)  # it is closed, and nothing waits
     await found.close()
 
 
 async def test_keys_are_known_as_soon_as_another_process_has_made_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ai_agent_service.auth.keys.ring, "REFRESH_SECONDS", 600.0)
     file = tmp_path / "new.db"
-    found = Database(SqliteEngine(Address("sqlite", str(file)), timeout=0.1), timeout=5, prepare=partial(ready_tables, migrate=True))
+    found = Database(SqliteEngine(DatabaseUrl("sqlite", str(file)), timeout=0.1), timeout=5, prepare=partial(prepare_tables, migrate=True))
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("PRAGMA journal_mode=WAL").close()
         other.execute("BEGIN IMMEDIATE").close()
@@ -513,12 +513,12 @@ async def test_a_server_that_is_killed_and_comes_back_fails_no_known_key(server:
         made = await store.create("desk")
         async with ring_of(found) as ring:
             await asyncio.to_thread(server.kill)
-            await unknown(ring, new_secret().text)
+            await unknown(ring, generate_key().text)
             assert await ring.find(made.text) == made.stored.key
             await asyncio.to_thread(server.start)
             await until_usable(found)
             await store.revoke("desk")
-            await refused(ring, new_secret().text)
+            await refused(ring, generate_key().text)
             await refused(ring, made.text)
 
 
@@ -531,7 +531,7 @@ async def test_only_digests_are_stored_and_the_pepper_is_made_once(database: Dat
         made = await asyncio.gather(*(store_of(each, cipher=cipher).create(name) for each, name in ((mine, "one"), (other, "two"))))
         rows = await execute(mine, "SELECT * FROM api_keys")
         for each in made:
-            given = parse(each.text)
+            given = parse_key(each.text)
             assert given is not None
             assert given.secret not in repr((rows, each))
         kept = dict(await execute(mine, "SELECT name, value FROM secrets"))
@@ -551,7 +551,7 @@ async def test_a_pepper_that_was_changed_is_told_and_no_key_accepted(database: D
     async with opened(database.url) as (found, _):
         store = store_of(found, "p" * 32)
         made = await store.create("desk")
-        assert await store.problem() is None
+        assert await store.find_problem() is None
         for pepper in ("q" * 32, None):
             caplog.clear()
             async with ring_of(found, pepper=pepper) as ring:
@@ -561,9 +561,9 @@ async def test_a_pepper_that_was_changed_is_told_and_no_key_accepted(database: D
             assert [record.message for record in told] == ["keys.other_pepper"]
             assert "set API_KEY_PEPPER as it was then" in str(vars(told[0])["reason"])
             other = store_of(found, pepper)
-            assert await other.problem() is not None
+            assert await other.find_problem() is not None
             for work in (other.create("new"), other.rotate("desk")):
-                with pytest.raises(KeyRefused, match="the pepper is not the one"):
+                with pytest.raises(KeyStoreError, match="the pepper is not the one"):
                     await work
         async with ring_of(found, pepper="p" * 32) as ring:
             assert await ring.find(made.text) == made.stored.key

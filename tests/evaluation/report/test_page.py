@@ -11,13 +11,13 @@ import pytest
 
 from ai_agent_service.evaluation.dataset import read_dataset
 from ai_agent_service.evaluation.report import page as reports
-from ai_agent_service.evaluation.report.charts import MAX_BINS, bins_of, label, score_bins
+from ai_agent_service.evaluation.report.charts import MAX_BINS, bin_scores, bin_values, format_label
 from ai_agent_service.evaluation.report.html import tag
-from ai_agent_service.evaluation.report.page import MAX_DETAILS, MAX_TEXT, Baseline, report
-from ai_agent_service.evaluation.results import Answered, Check, Options, Result, RunAgent, Summary, UsedTool
-from ai_agent_service.evaluation.run_folder import Run
-from ai_agent_service.evaluation.runner import summed
-from ai_agent_service.evaluation.scoring import compare_runs, confidence
+from ai_agent_service.evaluation.report.page import MAX_DETAILS, MAX_TEXT, Baseline, render_report
+from ai_agent_service.evaluation.results import Check, Options, Result, RunAgent, Summary, TurnAnswer, UsedTool
+from ai_agent_service.evaluation.run_folder import EvaluationRun
+from ai_agent_service.evaluation.runner import summarize_results
+from ai_agent_service.evaluation.scoring import compare_runs, compute_confidence
 from tests.evaluation.running import dataset
 
 HOSTILE = (
@@ -79,7 +79,7 @@ class Page(HTMLParser):
         return [text for _, found, text in self.within if all(value in (found.get(name) or "").split() for name, value in wanted.items())]
 
 
-def finished(folder: Path, results: Sequence[Result], *, cases: Sequence[dict[str, Any]] | None = None, **named: Any) -> Run:
+def finished(folder: Path, results: Sequence[Result], *, cases: Sequence[dict[str, Any]] | None = None, **named: Any) -> EvaluationRun:
     """A run that came to its end with `results`."""
     folder.mkdir(exist_ok=True)
     path = dataset(folder, *(cases or [{"id": result.id, "input": "?"} for result in results if result.attempt == 1]))
@@ -90,22 +90,22 @@ def finished(folder: Path, results: Sequence[Result], *, cases: Sequence[dict[st
         options=Options(repeat=max((result.attempt for result in results), default=1)),
         agents={"shop": RunAgent("0a1b2c3d4e5f", "ollama", "qwen3:8b")},
     )
-    run = Run.begin(folder / "output", path, read_dataset(path), msgspec.structs.replace(summary, **named))
+    run = EvaluationRun.begin(folder / "output", path, read_dataset(path), msgspec.structs.replace(summary, **named))
     for result in results:
         run.add(result)
-    run.write_summary(summed(run.summary(), run.results()))
+    run.write_summary(summarize_results(run.read_summary(), run.read_results()))
     return run
 
 
 def scored(name: str, score: float, attempt: int = 1, **answer: Any) -> Result:
     checks = (Check("contains", score, "with 'closed'", "'open'"), Check("tone", score, "friendly", "it was curt"))
-    answers = (Answered("Are you open?", "I do not know.", steps=1, seconds=score + 0.25, tokens=100, **answer),)
+    answers = (TurnAnswer("Are you open?", "I do not know.", steps=1, seconds=score + 0.25, tokens=100, **answer),)
     return Result(id=name, agent="shop", attempt=attempt, score=score, checks=checks, answers=answers)
 
 
 def test_what_it_says_is_what_the_run_came_to(tmp_path: Path) -> None:
     tool = UsedTool("search", {"query": "sunday"}, "closed", seconds=0.5)
-    broken = Answered("Hm?", error="provider_timeout", problem="It took too long.", seconds=1.0)
+    broken = TurnAnswer("Hm?", error="provider_timeout", problem="It took too long.", seconds=1.0)
     results = [
         *(
             scored(f"case{n}", score, attempt)
@@ -118,13 +118,13 @@ def test_what_it_says_is_what_the_run_came_to(tmp_path: Path) -> None:
     ]
     cases = [{"id": name, "input": "?", "source": "docs/shop.md"} for name in ("case0", "case1", "case2", "broken", "tools1", "tools2")]
     run = finished(tmp_path, results, cases=cases)
-    summary = run.summary()
-    page = Page(report(run))
+    summary = run.read_summary()
+    page = Page(render_report(run))
     assert page.of(class_="score")[0] == f"score {summary.score:.3f} of 1"
     tiles = page.of(class_="tile")
     assert tiles[1:4] == ["cases 6 3 met wholly", "errors 2 in 1 case", "steps 10 questions to the model"]
     assert tiles[4:] == [f"time {summary.seconds:.1f} s of all answers", "tokens 1,000"]
-    band = confidence(results)
+    band = compute_confidence(results)
     assert band is not None
     assert f"between {band[0]:.3f} and {band[1]:.3f}" in page.text
     assert f"2 attempts: mean {summary.score:.3f}, standard deviation {summary.deviation:.3f}" in page.text
@@ -148,7 +148,7 @@ def test_what_it_says_is_what_the_run_came_to(tmp_path: Path) -> None:
 def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:
     before = finished(tmp_path, [scored(f"case{n}", 1.0) for n in range(8)])
     after = finished(tmp_path, [scored(f"case{n}", n / 8) for n in range(8)])
-    text = report(after, (), Baseline(before, compare_runs(before, after)))
+    text = render_report(after, (), Baseline(before, compare_runs(before, after)))
     page = Page(text)
     policy = [found.get("content") for name, found in page.elements if name == "meta" and "http-equiv" in found]
     assert policy == [reports._POLICY]
@@ -174,8 +174,8 @@ def _worded(words: str) -> tuple[list[dict[str, Any]], list[Result], dict[str, A
     """A run with `words` wherever others may put them."""
     tool = UsedTool(words, {words: [words]}, words, is_error=True, outcome="error")
     answers = (
-        Answered(words, words, tools=(tool, UsedTool("t", None, "")), notes=(words,), steps=1, tokens=1),
-        Answered(words, error="broken", problem=words),
+        TurnAnswer(words, words, tools=(tool, UsedTool("t", None, "")), notes=(words,), steps=1, tokens=1),
+        TurnAnswer(words, error="broken", problem=words),
     )
     checks = (Check(words, 0.5, words, words), Check(words, 0.0, words, words, turn=2))
     results = [Result(id=words[:150], agent=words, tags=(words,), score=0.25, checks=checks, answers=answers)]
@@ -184,14 +184,14 @@ def _worded(words: str) -> tuple[list[dict[str, Any]], list[Result], dict[str, A
     return cases, results, named
 
 
-def _written(folder: Path, words: str) -> Run:
+def _written(folder: Path, words: str) -> EvaluationRun:
     cases, results, named = _worded(words)
     return finished(folder, results, cases=cases, **named)
 
 
 @pytest.mark.parametrize("words", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_text_is_shown_and_does_nothing(tmp_path: Path, words: str) -> None:
-    hostile, plain = (Page(report(_written(tmp_path / name, text))) for name, text in (("a", words), ("b", "plain")))
+    hostile, plain = (Page(render_report(_written(tmp_path / name, text))) for name, text in (("a", words), ("b", "plain")))
 
     def shape(page: Page) -> list[tuple[str, list[str]]]:
         return [(name, sorted(found)) for name, found in page.elements]
@@ -205,8 +205,8 @@ def test_a_hostile_text_is_shown_and_does_nothing(tmp_path: Path, words: str) ->
 
 
 def test_texts_that_are_long_are_cut_and_that_is_told(tmp_path: Path) -> None:
-    result = Result(id="long", agent="shop", score=1.0, answers=(Answered("?", "word " * 10_000),))
-    page = Page(report(finished(tmp_path, [result])))
+    result = Result(id="long", agent="shop", score=1.0, answers=(TurnAnswer("?", "word " * 10_000),))
+    page = Page(render_report(finished(tmp_path, [result])))
     assert f"Cut here: {MAX_TEXT:,} of 50,000 characters are shown; results.jsonl has all." in page.text
     assert max(len(text) for text in page.texts) < MAX_TEXT + 20_000
 
@@ -215,7 +215,7 @@ def test_texts_that_are_long_are_cut_and_that_is_told(tmp_path: Path) -> None:
 def test_a_secret_is_shown_nowhere_and_no_part_of_one(tmp_path: Path, place: int) -> None:
     secret, key = "hunter2hunter2<&>", "sk-abcdefgh12345678"
     filler = "x " * (place // 2)
-    text = report(_written(tmp_path, f"{filler}{secret} {filler}{key} {filler}"), (secret,))
+    text = render_report(_written(tmp_path, f"{filler}{secret} {filler}{key} {filler}"), (secret,))
     assert "[redacted]" in text
     for part in ("hunter2", "abcdefgh"):
         assert part not in text
@@ -229,11 +229,11 @@ def test_thousands_of_cases_stay_small_and_each_is_there(tmp_path: Path, monkeyp
             agent="shop",
             score=n % 2,
             checks=(Check("exact", n % 2, "'a'", "'b'"),),
-            answers=(Answered("?", "word " * 200),),
+            answers=(TurnAnswer("?", "word " * 200),),
         )
         for n in range(2_000)
     ]
-    text = report(finished(tmp_path, results))
+    text = render_report(finished(tmp_path, results))
     page = Page(text)
     assert sorted(page.of(class_="name")) == [result.id for result in results]
     bare = sum("bare" in str(found.get("class")) for _, found in page.elements)
@@ -255,7 +255,7 @@ def test_a_difference_is_called_what_it_is(
 ) -> None:
     old = finished(tmp_path, [*(scored(f"case{n}", before(n)) for n in range(8)), scored("gone", 1.0)])
     new = finished(tmp_path, [*(scored(f"case{n}", after(n)) for n in range(8)), scored("added", 1.0)])
-    page = Page(report(new, (), Baseline(old, compare_runs(old, new))))
+    page = Page(render_report(new, (), Baseline(old, compare_runs(old, new))))
     [said] = page.of(class_="against")
     assert said.startswith(told)
     [differences] = page.of(id="differences")
@@ -269,27 +269,27 @@ def test_a_difference_is_called_what_it_is(
 
 def test_few_cases_tell_nothing_for_certain(tmp_path: Path) -> None:
     old, new = (finished(tmp_path, [scored(f"case{n}", score) for n in range(5)]) for score in (1.0, 0.0))
-    page = Page(report(new, (), Baseline(old, compare_runs(old, new))))
+    page = Page(render_report(new, (), Baseline(old, compare_runs(old, new))))
     assert page.of(class_="against") == ["within noise 1.000 → 0.000 over 5 cases; fewer than 6 cases tell nothing for certain."]
     assert "Fewer than 6 cases do not tell how certain the score is." in page.text
 
 
 def test_a_run_that_was_stopped_says_so(tmp_path: Path) -> None:
     run = finished(tmp_path, [scored("a", 1.0)], cases=[{"id": name, "input": "?"} for name in "abc"])
-    run.write_summary(msgspec.structs.replace(run.summary(), finished=None, score=0.0, cases=0))
-    page = Page(report(run))
+    run.write_summary(msgspec.structs.replace(run.read_summary(), finished=None, score=0.0, cases=0))
+    page = Page(render_report(run))
     assert f"This run was stopped: 1 of 3 attempts are done. To go on: ai-agent-service eval run --resume {run.name}" in page.text
     assert page.of(class_="score")[0] == "score 1.000 of 1"
-    run.write_summary(msgspec.structs.replace(run.summary(), options=Options(repeat=2)))
+    run.write_summary(msgspec.structs.replace(run.read_summary(), options=Options(repeat=2)))
     (run.folder / "results.jsonl").unlink()
-    assert "This run was stopped: 0 of 6 attempts are done." in Page(report(run)).text
+    assert "This run was stopped: 0 of 6 attempts are done." in Page(render_report(run)).text
 
 
 def test_what_was_not_judged_is_no_pass_and_the_judge_is_named(tmp_path: Path) -> None:
     unknown = Check("g_eval", 0.0, "kind", "", not_judged="the judge is away", tokens=30)
     kind = Check("g_eval", 0.7, "kind", "it is", threshold=0.5, tokens=30)
     results = [msgspec.structs.replace(scored("a", 1.0), checks=(unknown,)), msgspec.structs.replace(scored("b", 0.7), checks=(kind,))]
-    page = Page(report(finished(tmp_path, results, options=Options(judge="openai:gpt-x"))))
+    page = Page(render_report(finished(tmp_path, results, options=Options(judge="openai:gpt-x"))))
     assert "unknown 1 not judged, count 0" in page.of(class_="tile")
     assert "Judge openai:gpt-x : 60 tokens" in page.text
     assert "1 of 2, 1 not judged" in page.of(id="metrics")[0]
@@ -303,14 +303,14 @@ def test_what_was_not_judged_is_no_pass_and_the_judge_is_named(tmp_path: Path) -
     "values", [[0.0], [5.0, 5.0], [0.0, 1e9], [0.001, 0.0012, 3.7], [84.0, 84.0 + 1e-9], list(map(float, range(1000)))]
 )
 def test_a_histogram_has_each_value_once_and_few_bins(values: list[float]) -> None:
-    bins = bins_of(values)
+    bins = bin_values(values)
     assert sum(found.count for found in bins) == len(values)
     assert len(bins) <= MAX_BINS
     assert bins[0].low <= min(values) <= max(values) <= bins[-1].high + 1e-9
 
 
 def test_scores_of_1_have_a_bin_of_their_own() -> None:
-    assert {label(found): found.count for found in score_bins([0.0, 0.3, 0.95, 1.0, 1.0]) if found.count} == {
+    assert {format_label(found): found.count for found in bin_scores([0.0, 0.3, 0.95, 1.0, 1.0]) if found.count} == {
         "0 to below 0.1": 1,
         "0.3 to below 0.4": 1,
         "0.9 to below 1": 1,

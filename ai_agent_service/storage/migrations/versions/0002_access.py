@@ -8,7 +8,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-MOMENT = sa.DateTime(timezone=True)
+TIMESTAMP = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
@@ -21,12 +21,12 @@ def upgrade() -> None:
         sa.Column("rights", sa.Text, nullable=False),
         sa.Column("digest", sa.LargeBinary(32), nullable=False),
         sa.Column("previous_digest", sa.LargeBinary(32)),
-        sa.Column("previous_until", MOMENT),
-        sa.Column("created_at", MOMENT, nullable=False),
-        sa.Column("expires_at", MOMENT),
-        sa.Column("revoked_at", MOMENT),
-        sa.Column("last_used_at", MOMENT),
-        sa.Column("changed_at", MOMENT, nullable=False),
+        sa.Column("previous_until", TIMESTAMP),
+        sa.Column("created_at", TIMESTAMP, nullable=False),
+        sa.Column("expires_at", TIMESTAMP),
+        sa.Column("revoked_at", TIMESTAMP),
+        sa.Column("last_used_at", TIMESTAMP),
+        sa.Column("changed_at", TIMESTAMP, nullable=False),
         sa.PrimaryKeyConstraint("key_id", name="pk_api_keys"),
     )
     op.create_index("ix_api_keys_changed_at", "api_keys", ["changed_at"])
