@@ -1,7 +1,8 @@
-"""The public façade for plug-ins: every name that a tool, provider, agent type or memory backend needs.
+"""The public façade for plug-ins: every name that a tool, provider, agent type or memory backend
+needs.
 
-All other modules are internal and may change without notice. Importing this module loads no part of the server: neither the web
-framework, nor a database driver, nor an MCP library.
+All other modules are internal and may change without notice. Importing this module loads no part of
+the server: neither the web framework, nor a database driver, nor an MCP library.
 """
 
 from ai_agent_service.agents.agent import Agent
@@ -45,7 +46,14 @@ from ai_agent_service.core.messages import (
     ToolSpec,
 )
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.memory.base import Memory, MemorySetup, RememberedTurn, Step, TurnAnswer, TurnQuestion
+from ai_agent_service.memory.base import (
+    Memory,
+    MemorySetup,
+    RememberedTurn,
+    Step,
+    TurnAnswer,
+    TurnQuestion,
+)
 from ai_agent_service.providers.base import (
     ModelEvent,
     ModelFinished,

@@ -1,7 +1,7 @@
 """Measures what it costs to tell who calls, in a process that does nothing else.
 
-`python -m benchmarks.access --calls N [--with-keys]` prints microseconds of CPU a request, with a key of the database and a user of Open
-WebUI's signed header, or where callers need no key.
+`python -m benchmarks.access --calls N [--with-keys]` prints microseconds of CPU a request, with a
+key of the database and a user of Open WebUI's signed header, or where callers need no key.
 """
 
 import argparse
@@ -25,7 +25,10 @@ from ai_agent_service.storage.opening import build_cipher
 
 SECRET = "a secret of Open WebUI's of 32 bytes or more"
 ADDRESS = "127.0.0.1"
-AGENT = '[{"agent_id": "helper", "system_prompt": "You help.", "provider": "demo", "resources": ["memory"]}]'
+AGENT = (
+    '[{"agent_id": "helper", "system_prompt": "You help.", "provider": "demo", "resources":'
+    ' ["memory"]}]'
+)
 
 
 def main() -> None:
@@ -41,17 +44,30 @@ def main() -> None:
 
 
 async def _microseconds(calls: int, *, with_keys: bool) -> float:
-    settings = load_settings(**{"identity_mode": "open_webui_jwt", "open_webui_jwt_secret": SECRET} if with_keys else {})
-    requests: list[Headers] = [[(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json")] for _ in range(calls)]
+    settings = load_settings(
+        **{"identity_mode": "open_webui_jwt", "open_webui_jwt_secret": SECRET} if with_keys else {}
+    )
+    requests: list[Headers] = [
+        [(b"host", b"127.0.0.1:8000"), (b"content-type", b"application/json")] for _ in range(calls)
+    ]
     if with_keys:
         async with open_memories(settings, {}) as memories:
-            made = await KeyStore(memories.database, pepper=None, cipher=build_cipher(settings)).create("open-webui")
+            made = await KeyStore(
+                memories.database, pepper=None, cipher=build_cipher(settings)
+            ).create("open-webui")
         requests = [
-            [*headers, (b"authorization", f"Bearer {made.text}".encode()), (b"x-openwebui-user-jwt", _token(number))]
+            [
+                *headers,
+                (b"authorization", f"Bearer {made.text}".encode()),
+                (b"x-openwebui-user-jwt", _token(number)),
+            ]
             for number, headers in enumerate(requests)
         ]
     configuration = load_configuration(settings, load_plugins()[0])
-    async with open_service(configuration) as service, open_access(configuration, service) as access:
+    async with (
+        open_service(configuration) as service,
+        open_access(configuration, service) as access,
+    ):
         for headers in requests[: calls // 10]:
             await access.authenticate(headers, ADDRESS, identified=True)
         before = time.thread_time_ns()
@@ -63,8 +79,16 @@ async def _microseconds(calls: int, *, with_keys: bool) -> float:
 def _token(number: int) -> bytes:
     """As Open WebUI makes one for each request."""
     now = int(time.time())
-    claims = {"sub": f"user-{number}", "email": f"{number}@example.org", "name": "A User", "role": "user", "iss": "open-webui"}
-    return jwt.encode({"alg": "HS256"}, {**claims, "iat": now, "exp": now + 300}, OctKey.import_key(SECRET)).encode()
+    claims = {
+        "sub": f"user-{number}",
+        "email": f"{number}@example.org",
+        "name": "A User",
+        "role": "user",
+        "iss": "open-webui",
+    }
+    return jwt.encode(
+        {"alg": "HS256"}, {**claims, "iat": now, "exp": now + 300}, OctKey.import_key(SECRET)
+    ).encode()
 
 
 if __name__ == "__main__":

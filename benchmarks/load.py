@@ -1,4 +1,5 @@
-"""The load generator: chat completions over bare keep-alive connections, each answer read to its end and checked."""
+"""The load generator: chat completions over bare keep-alive connections, each answer read to its
+end and checked."""
 
 import asyncio
 import json
@@ -35,7 +36,8 @@ class Connection:
         return time.perf_counter() - started
 
     async def pieces(self, model: str, request: bytes | None = None) -> AsyncGenerator[bytes, None]:
-        """The answer of `model` as it comes, in the pieces of its HTTP chunks; raises IncompleteAnswer."""
+        """The answer of `model` as it comes, in the pieces of its HTTP chunks; raises
+        IncompleteAnswer."""
         self._writer.write(request or _request(model, QUESTION))
         body = b""
         try:
@@ -50,10 +52,14 @@ class Connection:
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise IncompleteAnswer(f"{model}: the connection broke off") from error
         if not body.endswith(b"data: [DONE]\n\n") or body.count(WORD) != PIECES[model]:
-            raise IncompleteAnswer(f"{model}: {body.count(WORD)} of {PIECES[model]} pieces, ending with {body[-200:]!r}")
+            raise IncompleteAnswer(
+                f"{model}: {body.count(WORD)} of {PIECES[model]} pieces, ending with"
+                f" {body[-200:]!r}"
+            )
 
     async def get(self, path: str) -> bool:
-        """Whether a GET is answered 200; its body is not read, so this is the connection's last request."""
+        """Whether a GET is answered 200; its body is not read, so this is the connection's last
+        request."""
         self._writer.write(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
         return (await self._reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
 
@@ -89,7 +95,8 @@ async def _share(connection: Connection, model: str, left: Iterator[int]) -> Non
 
 
 class Conversation:
-    """A session of a client with the model `remembering`, which each turn makes longer by a question and its answer.
+    """A session of a client with the model `remembering`, which each turn makes longer by a
+    question and its answer.
 
     It begins with `before` messages, an even number, that the service is told with the first turn.
     """
@@ -103,8 +110,8 @@ class Conversation:
             self._add(self._question(), _message("assistant", EARLIER_ANSWER))
 
     async def turn(self, connection: Connection, *, is_whole: bool = True) -> float:
-        """Asks the next question: with all that was said before, or alone, for the service to know the rest itself; gives the seconds
-        it took."""
+        """Asks the next question: with all that was said before, or alone, for the service to know
+        the rest itself; gives the seconds it took."""
         question = self._question()
         headers = f"x-session-id: {self.session}\r\n"
         if is_whole:
@@ -123,15 +130,25 @@ class Conversation:
         self._said += question + b"," + answer + b","
 
 
-async def conversations(port: int, sessions: Iterable[Conversation], *, turns: int, concurrency: int, is_whole: bool = True) -> None:
-    """Takes `turns` turns in each of the sessions, one after the other, in `concurrency` sessions at any time."""
+async def conversations(
+    port: int,
+    sessions: Iterable[Conversation],
+    *,
+    turns: int,
+    concurrency: int,
+    is_whole: bool = True,
+) -> None:
+    """Takes `turns` turns in each of the sessions, one after the other, in `concurrency` sessions
+    at any time."""
     left = iter(sessions)
     async with connections(port, concurrency) as opened, asyncio.TaskGroup() as group:
         for connection in opened:
             group.create_task(_share_of_sessions(connection, left, turns, is_whole))
 
 
-async def _share_of_sessions(connection: Connection, left: Iterator[Conversation], turns: int, is_whole: bool) -> None:
+async def _share_of_sessions(
+    connection: Connection, left: Iterator[Conversation], turns: int, is_whole: bool
+) -> None:
     for session in left:
         for _ in range(turns):
             await session.turn(connection, is_whole=is_whole)
@@ -150,7 +167,9 @@ async def is_healthy_in_detail(port: int) -> bool:
     """Whether the server at `port` and all its parts are healthy."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(b"GET /health?detailed=true HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+        writer.write(
+            b"GET /health?detailed=true HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+        )
         body = (await reader.read()).partition(b"\r\n\r\n")[2]
         return bool(json.loads(body)["status"] == "healthy")
     finally:
@@ -164,15 +183,20 @@ def _message(role: str, content: str) -> bytes:
 def _request(model: str, messages: bytes, headers: str = "") -> bytes:
     """A streamed request with these messages, which are JSON with commas between them."""
     body = b'{"model": "%b", "messages": [%b], "stream": true}' % (model.encode(), messages)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n{headers}content-type: application/json\r\n"
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n{headers}content-type:"
+        " application/json\r\n"
+    )
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 QUESTION = _message("user", "What is six times seven? Say it in a few words, and say how you know.")
 EARLIER_QUESTION = "How is that done, and what does it come to if the number is larger than before?"
 EARLIER_ANSWER = (
-    "It is done in steps. First the larger part is taken and set aside, then what is left is looked at again in the same way, and so on "
-    "until nothing is left that could be taken. What was set aside is put together at the end. With a larger number there are more steps, "
-    "but each of them costs as much as before, so that the whole grows with the number of digits and not with the number itself."
+    "It is done in steps. First the larger part is taken and set aside, then what is left is looked"
+    " at again in the same way, and so on until nothing is left that could be taken. What was set"
+    " aside is put together at the end. With a larger number there are more steps, but each of them"
+    " costs as much as before, so that the whole grows with the number of digits and not with the"
+    " number itself."
 )
 _ANSWER = _message("assistant", WORD.decode() * PLAIN_PIECES)

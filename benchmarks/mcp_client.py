@@ -1,4 +1,5 @@
-"""The fastmcp client alone, calling the tool again and again: prints the milliseconds of CPU that a call takes this process."""
+"""The fastmcp client alone, calling the tool again and again: prints the milliseconds of CPU that a
+call takes this process."""
 
 import argparse
 import sys

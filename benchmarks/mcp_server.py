@@ -1,4 +1,5 @@
-"""The MCP server that is called: one tool, over standard input and output, or with `--port` over streamable HTTP."""
+"""The MCP server that is called: one tool, over standard input and output, or with `--port` over
+streamable HTTP."""
 
 import argparse
 

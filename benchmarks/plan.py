@@ -1,4 +1,5 @@
-"""python -m benchmarks plan: what so many turns a second need, computed from what was measured and from what is assumed of the turns."""
+"""python -m benchmarks plan: what so many turns a second need, computed from what was measured and
+from what is assumed of the turns."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -12,10 +13,11 @@ DAY = 86_400
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """What is known of a turn; all but the last five lines are measured on the machine that the table of replicas is of.
+    """What is known of a turn; all but the last five lines are measured on the machine that the
+    table of replicas is of.
 
-    `chunk_us` and `tool_ms` are those of the benchmarks' rows `chunk` and `tool`, less a plain turn; `stream_kb` and `idle_mb` those of
-    `stream` and `memory-database`.
+    `chunk_us` and `tool_ms` are those of the benchmarks' rows `chunk` and `tool`, less a plain
+    turn; `stream_kb` and `idle_mb` those of `stream` and `memory-database`.
     """
 
     service_ms: float
@@ -46,8 +48,8 @@ class Inputs(msgspec.Struct, frozen=True):
 
 
 class Needs(msgspec.Struct, frozen=True):
-    """What a rate of turns needs. A replica is one process, which uses one core; one more is counted than the load needs, where it needs
-    more than one."""
+    """What a rate of turns needs. A replica is one process, which uses one core; one more is
+    counted than the load needs, where it needs more than one."""
 
     rate: int
     replicas: int
@@ -69,24 +71,35 @@ class Needs(msgspec.Struct, frozen=True):
 
 
 def inputs_of(measured: Measured, **assumed: float) -> Inputs:
-    """The inputs, of the dearest of what was measured without pgbouncer; `assumed` are further inputs."""
+    """The inputs, of the dearest of what was measured without pgbouncer; `assumed` are further
+    inputs."""
     direct = [each for each in measured.figures if not each.is_pooled]
 
     def worst(name: str) -> float:
         return max(float(getattr(each, name)) for each in direct)
 
-    found = {name: worst(name) for name in ("service_ms", "postgres_ms", "commits", "held_ms", "wal_kb")}
+    found = {
+        name: worst(name) for name in ("service_ms", "postgres_ms", "commits", "held_ms", "wal_kb")
+    }
     stored = max(each.tables_kb + each.indexes_kb for each in direct)
     return Inputs(**{**_OF_THE_BENCHMARKS, **_ASSUMED, **found, "stored_kb": stored, **assumed})
 
 
-_OF_THE_BENCHMARKS = {"chunk_us": 29.0, "tool_ms": 0.3, "stream_kb": 48.0, "idle_mb": 100.0, "pool": 10}
+_OF_THE_BENCHMARKS = {
+    "chunk_us": 29.0,
+    "tool_ms": 0.3,
+    "stream_kb": 48.0,
+    "idle_mb": 100.0,
+    "pool": 10,
+}
 _ASSUMED = {"chunks": 200.0, "tools": 1.0, "seconds": 10.0, "text_kb": 4.0, "use": 0.6}
 
 
 def turn_ms(inputs: Inputs) -> float:
     """Milliseconds of CPU that the service uses for a turn."""
-    return inputs.service_ms + inputs.chunks * inputs.chunk_us / 1000 + inputs.tools * inputs.tool_ms
+    return (
+        inputs.service_ms + inputs.chunks * inputs.chunk_us / 1000 + inputs.tools * inputs.tool_ms
+    )
 
 
 def needs(inputs: Inputs, rate: int) -> Needs:
@@ -144,7 +157,10 @@ def table(inputs: Inputs, rates: Sequence[int] = RATES) -> str:
 
 def inputs_table(inputs: Inputs) -> str:
     """The inputs as Markdown, each by the name under which `--set` takes another value."""
-    rows = [f"| `{name}` | {_short(float(getattr(inputs, name)))} | {meaning} |" for name, meaning in _MEANINGS.items()]
+    rows = [
+        f"| `{name}` | {_short(float(getattr(inputs, name)))} | {meaning} |"
+        for name, meaning in _MEANINGS.items()
+    ]
     return "\n".join(["| input | value | what it is |", "|---|---|---|", *rows])
 
 
@@ -156,7 +172,9 @@ _MEANINGS = {
     "wal_kb": "KB of WAL, measured, without the text",
     "stored_kb": "KB that tables and indexes grow by, measured, without the text",
     "chunk_us": "CPU us for a piece of text, from the [benchmarks](benchmarks.md)",
-    "tool_ms": "CPU ms for a call of a built-in tool, from the benchmarks; of an MCP server's some 1 to 2",
+    "tool_ms": (
+        "CPU ms for a call of a built-in tool, from the benchmarks; of an MCP server's some 1 to 2"
+    ),
     "stream_kb": "KB of memory for an open stream, from the benchmarks",
     "idle_mb": "MB of memory of a replica at rest, from the benchmarks; 40 more with MCP servers",
     "pool": "`DATABASE_POOL_SIZE`",

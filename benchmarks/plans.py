@@ -1,4 +1,5 @@
-"""How PostgreSQL carried out the statements that it was given: which tables it read through, and which by an index."""
+"""How PostgreSQL carried out the statements that it was given: which tables it read through, and
+which by an index."""
 
 import json
 import re
@@ -15,7 +16,8 @@ _PLAN = re.compile(r"LOG:  duration: [\d.]+ ms  plan:\n")
 
 
 class Plan(NamedTuple):
-    """A statement, the tables that were read through for it, and the indexes that were looked up."""
+    """A statement, the tables that were read through for it, and the indexes that were looked
+    up."""
 
     statement: str
     read_through: frozenset[str]
@@ -23,19 +25,22 @@ class Plan(NamedTuple):
 
 
 def logging_plans(database: str) -> str:
-    """The SQL that has the server log, as JSON, the plan of each statement of new connections to `database`."""
+    """The SQL that has the server log, as JSON, the plan of each statement of new connections to
+    `database`."""
     settings = {
         "session_preload_libraries": "'auto_explain'",
         "auto_explain.log_min_duration": "0",
         "auto_explain.log_format": "json",
         "auto_explain.log_nested_statements": "on",  # those that check foreign keys
     }
-    return ";".join(f"ALTER DATABASE {database} SET {name} = {value}" for name, value in settings.items())
+    return ";".join(
+        f"ALTER DATABASE {database} SET {name} = {value}" for name, value in settings.items()
+    )
 
 
 def plans_in(log: str) -> list[Plan]:
-    """The plans that a server logged of statements on the tables that grow, one for each statement; if it had several, what any of them
-    reads through."""
+    """The plans that a server logged of statements on the tables that grow, one for each statement;
+    if it had several, what any of them reads through."""
     found: dict[str, Plan] = {}
     decoder = json.JSONDecoder()
     for match in _PLAN.finditer(log):
@@ -49,7 +54,9 @@ def plans_in(log: str) -> list[Plan]:
         indexes = frozenset(node["Index Name"] for node in nodes if "Index Name" in node)
         indexes |= {index for node in nodes for index in node.get("Conflict Arbiter Indexes", ())}
         before = found.get(statement, Plan(statement, frozenset(), frozenset()))
-        found[statement] = Plan(statement, before.read_through | read_through, before.indexes | indexes)
+        found[statement] = Plan(
+            statement, before.read_through | read_through, before.indexes | indexes
+        )
     return list(found.values())
 
 

@@ -1,4 +1,5 @@
-"""P, the reference: the naive hop that anyone would write, FastAPI and httpx2 in one uvicorn process, bytes passed through."""
+"""P, the reference: the naive hop that anyone would write, FastAPI and httpx2 in one uvicorn
+process, bytes passed through."""
 
 import argparse
 from collections.abc import AsyncGenerator
@@ -16,7 +17,8 @@ def create_app(upstream: str) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        # httpx2 holds 100 connections by default and gives up waiting after 5 seconds; a thousand open streams need neither limit.
+        # httpx2 holds 100 connections by default and gives up waiting after 5 seconds; a thousand
+        # open streams need neither limit.
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx2.AsyncClient(base_url=upstream, limits=limits, timeout=None) as client:
             app.state.client = client
@@ -53,4 +55,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--upstream", required=True)
     arguments = parser.parse_args()
-    uvicorn.run(create_app(arguments.upstream), port=arguments.port, log_level="warning", access_log=False)
+    uvicorn.run(
+        create_app(arguments.upstream), port=arguments.port, log_level="warning", access_log=False
+    )

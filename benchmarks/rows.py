@@ -27,8 +27,9 @@ LONG_SHARE = 10
 
 
 class Size(NamedTuple):
-    """How much is measured at a time: turns, batches of 50 paced streams, pairs of single turns, streams held open, calls of a tool,
-    sessions of so many messages as are said to be ten thousand, sessions in a database that is said to hold a million messages."""
+    """How much is measured at a time: turns, batches of 50 paced streams, pairs of single turns,
+    streams held open, calls of a tool, sessions of so many messages as are said to be ten thousand,
+    sessions in a database that is said to hold a million messages."""
 
     turns: int
     batches: int
@@ -83,7 +84,8 @@ async def cpu_per_paced_chunk(bench: Bench) -> float:
 
 
 async def latency_added(bench: Bench) -> float:
-    """Milliseconds that the median turn takes longer than one asked of the upstream, one at a time, the two in turn."""
+    """Milliseconds that the median turn takes longer than one asked of the upstream, one at a time,
+    the two in turn."""
     async with (
         bench.program.running() as server,
         load.connections(server.port, 1) as (ours,),
@@ -91,19 +93,28 @@ async def latency_added(bench: Bench) -> float:
     ):
         for _ in range(bench.size.pairs // 4):
             await ours.ask("plain")
-        pairs = [(await ours.ask("plain"), await direct.ask("plain")) for _ in range(bench.size.pairs)]
-        return (median(through for through, _ in pairs) - median(straight for _, straight in pairs)) * 1e3
+        pairs = [
+            (await ours.ask("plain"), await direct.ask("plain")) for _ in range(bench.size.pairs)
+        ]
+        return (
+            median(through for through, _ in pairs) - median(straight for _, straight in pairs)
+        ) * 1e3
 
 
 async def memory_per_open_stream(bench: Bench) -> float:
-    """KB that memory grows by for a stream that is open and idle; all of them are then read to their end."""
+    """KB that memory grows by for a stream that is open and idle; all of them are then read to
+    their end."""
     count = bench.size.open_streams
     async with bench.program.running() as server:
         await load.turns(server.port, "plain", count=CONCURRENCY, concurrency=CONCURRENCY)
         before = server.memory_kb()
         turnstile = asyncio.Semaphore(OPENING)
         begun = asyncio.Barrier(count + 1)
-        async with asyncio.timeout(2 * load.ANSWER_SECONDS), load.connections(server.port, count) as opened, asyncio.TaskGroup() as group:
+        async with (
+            asyncio.timeout(2 * load.ANSWER_SECONDS),
+            load.connections(server.port, count) as opened,
+            asyncio.TaskGroup() as group,
+        ):
             for connection in opened:
                 group.create_task(_held_open(connection, turnstile, begun))
             await begun.wait()
@@ -112,7 +123,9 @@ async def memory_per_open_stream(bench: Bench) -> float:
         return grown / count
 
 
-async def _held_open(connection: Connection, turnstile: asyncio.Semaphore, begun: asyncio.Barrier) -> None:
+async def _held_open(
+    connection: Connection, turnstile: asyncio.Semaphore, begun: asyncio.Barrier
+) -> None:
     await turnstile.acquire()
     first = True
     async for _ in connection.pieces("open"):
@@ -138,7 +151,8 @@ async def _idle_memory(program: Program) -> float:
 
 
 async def cold_start(bench: Bench) -> float:
-    """Seconds from starting the process to its first healthy answer, the second time it is started."""
+    """Seconds from starting the process to its first healthy answer, the second time it is
+    started."""
     return await _cold_start(bench.program)
 
 
@@ -155,36 +169,54 @@ async def _cold_start(program: Program) -> float:
 
 
 async def relayed_turn(bench: Bench, *, is_long: bool = False) -> float:
-    """Milliseconds of CPU a turn, 32 at a time, whose request has the 50 messages of its conversation, or ten thousand."""
-    return await _turns_of_sessions(bench.program, bench.size, bench.long_sessions if is_long else None)
+    """Milliseconds of CPU a turn, 32 at a time, whose request has the 50 messages of its
+    conversation, or ten thousand."""
+    return await _turns_of_sessions(
+        bench.program, bench.size, bench.long_sessions if is_long else None
+    )
 
 
 async def remembered_turn(bench: Bench, *, is_long: bool = False, is_whole: bool = True) -> float:
-    """As `relayed_turn`, with an agent that remembers; with the server's history the request has the new message alone."""
-    return await _turns_of_sessions(bench.with_memory, bench.size, bench.long_sessions if is_long else None, is_whole=is_whole)
+    """As `relayed_turn`, with an agent that remembers; with the server's history the request has
+    the new message alone."""
+    return await _turns_of_sessions(
+        bench.with_memory, bench.size, bench.long_sessions if is_long else None, is_whole=is_whole
+    )
 
 
 async def postgres_turn(bench: Bench) -> float:
-    """As `remembered_turn`, on PostgreSQL with an empty database; the server's own CPU is not counted."""
-    return await _turns_of_sessions(await bench.databases.program(bench.with_memory, sessions=0), bench.size)
+    """As `remembered_turn`, on PostgreSQL with an empty database; the server's own CPU is not
+    counted."""
+    return await _turns_of_sessions(
+        await bench.databases.program(bench.with_memory, sessions=0), bench.size
+    )
 
 
 async def million_turn(bench: Bench, *, is_full: bool) -> float:
-    """As `postgres_turn`, with the CPU of the database's server, and with a million stored messages or none."""
+    """As `postgres_turn`, with the CPU of the database's server, and with a million stored messages
+    or none."""
     sessions = bench.size.stored_sessions if is_full else 0
     program = await bench.databases.program(bench.with_memory, sessions=sessions)
     return await _turns_of_sessions(program, bench.size, also=bench.databases.cpu_ns)
 
 
 async def million_plans(bench: Bench) -> list[str]:
-    """Whether a table is read through for a turn, among a million stored messages, and by what index else: a line for each statement."""
+    """Whether a table is read through for a turn, among a million stored messages, and by what
+    index else: a line for each statement."""
     plans = await bench.databases.plans(bench.with_memory, sessions=bench.size.stored_sessions)
     through = sum(bool(plan.read_through) for plan in plans)
-    return [f"  {len(plans)} statements of turns and of reading; {through} read a table through", *map(_shown, plans)]
+    return [
+        f"  {len(plans)} statements of turns and of reading; {through} read a table through",
+        *map(_shown, plans),
+    ]
 
 
 def _shown(plan: Plan) -> str:
-    how = f"READS THROUGH {', '.join(sorted(plan.read_through))}" if plan.read_through else ", ".join(sorted(plan.indexes))
+    how = (
+        f"READS THROUGH {', '.join(sorted(plan.read_through))}"
+        if plan.read_through
+        else ", ".join(sorted(plan.indexes))
+    )
     return f"  {plan.statement[:50]:<50}  {how}"
 
 
@@ -196,26 +228,38 @@ async def _turns_of_sessions(
     is_whole: bool = True,
     also: Callable[[], int] = lambda: 0,
 ) -> float:
-    """Each session's first turn tells the server what was said before; that and what follows from it is not counted."""
+    """Each session's first turn tells the server what was said before; that and what follows from
+    it is not counted."""
     if long_sessions is None:
         turns = GROWTH
-        sessions: Sequence[Conversation] = [Conversation(MESSAGES - turns - 2) for _ in range(size.turns // turns)]
+        sessions: Sequence[Conversation] = [
+            Conversation(MESSAGES - turns - 2) for _ in range(size.turns // turns)
+        ]
     else:
         turns = max(1, size.turns // (LONG_SHARE if is_whole else 1) // len(long_sessions))
         sessions = long_sessions
     async with program.running() as server:
-        # What is stored at once holds the other turns up, so that the long ones would not be stored in time.
-        await load.conversations(server.port, sessions, turns=1, concurrency=CONCURRENCY if long_sessions is None else 1)
+        # What is stored at once holds the other turns up, so that the long ones would not be stored
+        # in time.
+        await load.conversations(
+            server.port, sessions, turns=1, concurrency=CONCURRENCY if long_sessions is None else 1
+        )
         await server.rests()
         before = server.cpu_ns() + also()
-        await load.conversations(server.port, sessions, turns=turns, concurrency=CONCURRENCY, is_whole=is_whole)
+        await load.conversations(
+            server.port, sessions, turns=turns, concurrency=CONCURRENCY, is_whole=is_whole
+        )
         return (server.cpu_ns() + also() - before) / (len(sessions) * turns) / 1e6
 
 
 async def mcp_call(bench: Bench, *, label: str) -> float:
-    """Milliseconds of CPU that calling an MCP tool takes the service's own process: by how much a turn with such a call costs more than
-    one whose call is of a built-in tool that does as little, one at a time, the two in turn."""
-    async with bench.with_mcp.running() as server, load.connections(server.port, 1) as (connection,):
+    """Milliseconds of CPU that calling an MCP tool takes the service's own process: by how much a
+    turn with such a call costs more than one whose call is of a built-in tool that does as little,
+    one at a time, the two in turn."""
+    async with (
+        bench.with_mcp.running() as server,
+        load.connections(server.port, 1) as (connection,),
+    ):
         async with asyncio.timeout(load.ANSWER_SECONDS):
             while not await load.is_healthy_in_detail(server.port):
                 await asyncio.sleep(0.1)
@@ -230,26 +274,47 @@ async def mcp_call(bench: Bench, *, label: str) -> float:
 
 
 async def mcp_client_call(bench: Bench, *, label: str) -> float:
-    """Milliseconds of CPU that a call takes a process which has the fastmcp client and does nothing else."""
+    """Milliseconds of CPU that a call takes a process which has the fastmcp client and does nothing
+    else."""
     where = ["--url", f"http://127.0.0.1:{bench.mcp_port}/mcp"] if label == "http" else []
-    command = [sys.executable, "-m", "benchmarks.mcp_client", "--calls", str(bench.size.calls), *where]
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.mcp_client",
+        "--calls",
+        str(bench.size.calls),
+        *where,
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
     async with asyncio.timeout(load.ANSWER_SECONDS):
         printed, _ = await process.communicate()
     return float(printed)
 
 
 async def access(bench: Bench, *, with_keys: bool) -> float:
-    """Microseconds of CPU that it takes to tell who sends a request, in a process that does nothing else."""
-    command = [sys.executable, "-m", "benchmarks.access", "--calls", str(bench.size.turns * 2), *(["--with-keys"] if with_keys else [])]
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
+    """Microseconds of CPU that it takes to tell who sends a request, in a process that does nothing
+    else."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.access",
+        "--calls",
+        str(bench.size.turns * 2),
+        *(["--with-keys"] if with_keys else []),
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
     async with asyncio.timeout(load.ANSWER_SECONDS):
         printed, _ = await process.communicate()
     return float(printed)
 
 
 class Row(NamedTuple):
-    """One row; `target` is a share of P's figure, or with `unit` given a figure of its own, None where there is none.
+    """One row; `target` is a share of P's figure, or with `unit` given a figure of its own, None
+    where there is none.
 
     `details` are lines to print below it. One that `takes_long` is measured only when it is named.
     """
@@ -268,26 +333,53 @@ _plain = partial(cpu_per_turn, model="plain")
 ROWS = {
     "turn": Row("CPU ms, plain turn, c=32", _plain, _plain, 0.4),
     "chunk": Row("CPU us, paced chunk", cpu_per_paced_chunk, cpu_per_paced_chunk, 0.45),
-    "tool": Row("CPU ms, turn with one tool (P: plain)", partial(cpu_per_turn, model="tool"), _plain, 0.8),
+    "tool": Row(
+        "CPU ms, turn with one tool (P: plain)", partial(cpu_per_turn, model="tool"), _plain, 0.8
+    ),
     "observed": Row(
-        "CPU ms, with access log (P: without)", partial(observed_turn, is_observed=True), partial(observed_turn, is_observed=False), 1.15
+        "CPU ms, with access log (P: without)",
+        partial(observed_turn, is_observed=True),
+        partial(observed_turn, is_observed=False),
+        1.15,
     ),
     "latency": Row("p50 ms added, c=1", latency_added, latency_added, 0.7),
     "stream": Row("KB, open stream", memory_per_open_stream, memory_per_open_stream, 1.0),
     "memory": Row("MB, idle", idle_memory, idle_memory, 120, "MB"),
     "mcp-stdio": Row(
-        "CPU ms, MCP call over stdio (P: fastmcp)", partial(mcp_call, label="stdio"), partial(mcp_client_call, label="stdio"), 1.2, "ms"
+        "CPU ms, MCP call over stdio (P: fastmcp)",
+        partial(mcp_call, label="stdio"),
+        partial(mcp_client_call, label="stdio"),
+        1.2,
+        "ms",
     ),
     "mcp-http": Row(
-        "CPU ms, MCP call over HTTP (P: fastmcp)", partial(mcp_call, label="http"), partial(mcp_client_call, label="http"), 2.8, "ms"
+        "CPU ms, MCP call over HTTP (P: fastmcp)",
+        partial(mcp_call, label="http"),
+        partial(mcp_client_call, label="http"),
+        2.8,
+        "ms",
     ),
-    "access": Row("CPU us, key and user (P: none needed)", partial(access, with_keys=True), partial(access, with_keys=False), 60, "us"),
+    "access": Row(
+        "CPU us, key and user (P: none needed)",
+        partial(access, with_keys=True),
+        partial(access, with_keys=False),
+        60,
+        "us",
+    ),
     "start": Row("s, cold start to healthy", cold_start, cold_start, 2, "s"),
     "session": Row("CPU ms, memory, 50 messages sent", remembered_turn, relayed_turn, 1.0),
     "session-10000": Row(
-        "CPU ms, memory, 10,000 messages sent", partial(remembered_turn, is_long=True), partial(relayed_turn, is_long=True), None
+        "CPU ms, memory, 10,000 messages sent",
+        partial(remembered_turn, is_long=True),
+        partial(relayed_turn, is_long=True),
+        None,
     ),
-    "history": Row("CPU ms, server's history of 50 (P: sent)", partial(remembered_turn, is_whole=False), relayed_turn, None),
+    "history": Row(
+        "CPU ms, server's history of 50 (P: sent)",
+        partial(remembered_turn, is_whole=False),
+        relayed_turn,
+        None,
+    ),
     "history-10000": Row(
         "CPU ms, server's history of 10,000 (P: 50)",
         partial(remembered_turn, is_long=True, is_whole=False),
@@ -303,6 +395,10 @@ ROWS = {
         details=million_plans,
         takes_long=True,
     ),
-    "memory-database": Row("MB, idle, an agent remembers", idle_memory_with_database, idle_memory, 120, "MB"),
-    "start-database": Row("s, cold start, an agent remembers", cold_start_with_database, cold_start, 2, "s"),
+    "memory-database": Row(
+        "MB, idle, an agent remembers", idle_memory_with_database, idle_memory, 120, "MB"
+    ),
+    "start-database": Row(
+        "s, cold start, an agent remembers", cold_start_with_database, cold_start, 2, "s"
+    ),
 }

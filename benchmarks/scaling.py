@@ -1,4 +1,5 @@
-"""What docs/scaling.md shows of the measurement: written into it by `--record`, and compared with it by a test."""
+"""What docs/scaling.md shows of the measurement: written into it by `--record`, and compared with
+it by a test."""
 
 import msgspec
 
@@ -37,7 +38,8 @@ def blocks(measured: Measured) -> dict[str, str]:
     """What stands between the page's marks."""
     inputs = plan.inputs_of(measured)
     when = (
-        f"On {measured.day}, on {measured.cores} cores; each figure is the median of {measured.rounds} rounds of {measured.turns:,} turns:"
+        f"On {measured.day}, on {measured.cores} cores; each figure is the median of"
+        f" {measured.rounds} rounds of {measured.turns:,} turns:"
     )
     return {
         "measured": f"{when}\n\n{replicas.table(measured)}",

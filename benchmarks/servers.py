@@ -1,4 +1,5 @@
-"""Starts the servers that are measured, each a process of its own, and reads from /proc what they use."""
+"""Starts the servers that are measured, each a process of its own, and reads from /proc what they
+use."""
 
 import asyncio
 import json
@@ -46,7 +47,11 @@ class Server(NamedTuple):
 
     def memory_kb(self) -> int:
         """KB of memory that its processes have resident."""
-        lines = (line for pid in self._processes() for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines())
+        lines = (
+            line
+            for pid in self._processes()
+            for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        )
         return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
     def _processes(self) -> Iterator[int]:
@@ -59,7 +64,8 @@ class Server(NamedTuple):
 
 
 class Program(NamedTuple):
-    """How to start a server: what follows `python -m`, the folder it works in, what its environment has besides."""
+    """How to start a server: what follows `python -m`, the folder it works in, what its environment
+    has besides."""
 
     arguments: tuple[str, ...]
     folder: Path
@@ -71,9 +77,14 @@ class Program(NamedTuple):
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Server, None]:
-        """The server, from its first healthy answer on; ended at the end. What it logged is shown if anything fails."""
+        """The server, from its first healthy answer on; ended at the end. What it logged is shown
+        if anything fails."""
         port = _free_port()
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        kept = {
+            name: os.environ[name]
+            for name in ("PATH", "HOME", "LANG", "TMPDIR")
+            if name in os.environ
+        }
         started = time.perf_counter()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -89,7 +100,9 @@ class Program(NamedTuple):
             async with asyncio.timeout(START_SECONDS):
                 while not await load.get(port, "/health"):
                     if process.returncode is not None:
-                        raise RuntimeError(f"{self.arguments[0]} ended with the code {process.returncode}")
+                        raise RuntimeError(
+                            f"{self.arguments[0]} ended with the code {process.returncode}"
+                        )
                     await asyncio.sleep(POLL_SECONDS)
             yield Server(process.pid, port, time.perf_counter() - started)
             failed = False
@@ -122,20 +135,36 @@ def reference(upstream_port: int) -> Program:
 
 
 def service(upstream_port: int, folder: Path) -> Program:
-    """The service as an operator runs it from `folder`, with an agent per model of the upstream and all else by default."""
+    """The service as an operator runs it from `folder`, with an agent per model of the upstream and
+    all else by default."""
     agents = [
-        {"agent_id": model, "model": model, "provider": "openai", "system_prompt": "You answer briefly."}
+        {
+            "agent_id": model,
+            "model": model,
+            "provider": "openai",
+            "system_prompt": "You answer briefly.",
+        }
         for model in ("plain", "paced", "open")
     ]
-    tool = {**agents[0], "agent_id": "tool", "model": "tool", "allowed_regular_tools": ["calculate"]}
+    tool = {
+        **agents[0],
+        "agent_id": "tool",
+        "model": "tool",
+        "allowed_regular_tools": ["calculate"],
+    }
     (folder / "agent_config.json").write_text(json.dumps([*agents, tool]), encoding="utf-8")
     # The default limit of 100 runs would refuse the row of a thousand open streams.
-    environment = {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x", "MAX_CONCURRENT_REQUESTS": "10000"}
+    environment = {
+        "OPENAI_BASE_URL": _address(upstream_port),
+        "OPENAI_API_KEY": "x",
+        "MAX_CONCURRENT_REQUESTS": "10000",
+    }
     return Program(("app.main",), folder, environment)
 
 
 def service_with_memory(upstream_port: int, folder: Path) -> Program:
-    """The service with one agent, that remembers, and all else by default: a database of SQLite in `folder`."""
+    """The service with one agent, that remembers, and all else by default: a database of SQLite in
+    `folder`."""
     agent = {
         "agent_id": "remembering",
         "model": "plain",
@@ -144,7 +173,9 @@ def service_with_memory(upstream_port: int, folder: Path) -> Program:
         "resources": ["memory"],
     }
     (folder / "agent_config.json").write_text(json.dumps([agent]), encoding="utf-8")
-    return Program(("app.main",), folder, {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x"})
+    return Program(
+        ("app.main",), folder, {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x"}
+    )
 
 
 def mcp_server() -> Program:
@@ -155,15 +186,27 @@ def mcp_server() -> Program:
 def service_with_mcp(upstream_port: int, mcp_port: int, folder: Path) -> Program:
     """The service with an agent per way to the MCP server, and one whose tool is built in."""
     own = {"provider": "openai", "system_prompt": "You answer briefly."}
-    agents: list[dict[str, object]] = [{**own, "agent_id": "tool", "model": "tool", "allowed_regular_tools": ["calculate"]}]
-    agents += ({**own, "agent_id": f"mcp-{label}", "model": f"mcp-{label}", "allowed_mcp_servers": [label]} for label in ("stdio", "http"))
+    agents: list[dict[str, object]] = [
+        {**own, "agent_id": "tool", "model": "tool", "allowed_regular_tools": ["calculate"]}
+    ]
+    agents += (
+        {**own, "agent_id": f"mcp-{label}", "model": f"mcp-{label}", "allowed_mcp_servers": [label]}
+        for label in ("stdio", "http")
+    )
     (folder / "agent_config.json").write_text(json.dumps(agents), encoding="utf-8")
     mcp = [
-        {"server_label": "stdio", "command": sys.executable, "args": ["-m", "benchmarks.mcp_server"], "cwd": str(ROOT)},
+        {
+            "server_label": "stdio",
+            "command": sys.executable,
+            "args": ["-m", "benchmarks.mcp_server"],
+            "cwd": str(ROOT),
+        },
         {"server_label": "http", "server_url": f"http://127.0.0.1:{mcp_port}/mcp"},
     ]
     (folder / "mcp.json").write_text(json.dumps(mcp), encoding="utf-8")
-    return Program(("app.main",), folder, {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x"})
+    return Program(
+        ("app.main",), folder, {"OPENAI_BASE_URL": _address(upstream_port), "OPENAI_API_KEY": "x"}
+    )
 
 
 def _address(port: int) -> str:

@@ -1,4 +1,5 @@
-"""The scripted upstream: a bare HTTP/1.1 server on loopback that answers chat completions as the request's model says."""
+"""The scripted upstream: a bare HTTP/1.1 server on loopback that answers chat completions as the
+request's model says."""
 
 import argparse
 import asyncio
@@ -29,7 +30,12 @@ def _event(data: bytes) -> bytes:
 
 def _chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
     choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}]
-    head = {"id": "chatcmpl-Bq1x7Jc0sT5mVd2e", "object": "chat.completion.chunk", "created": 1795000000, "model": "scripted"}
+    head = {
+        "id": "chatcmpl-Bq1x7Jc0sT5mVd2e",
+        "object": "chat.completion.chunk",
+        "created": 1795000000,
+        "model": "scripted",
+    }
     return _event(json.dumps({**head, "choices": choices, **more}, separators=(",", ":")).encode())
 
 
@@ -41,8 +47,20 @@ _PLAIN = _START + _ROLE + _PIECE * PLAIN_PIECES + _STOP
 
 
 def _calling(name: str, arguments: str) -> bytes:
-    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
-    return _START + _ROLE + _chunk({"tool_calls": [call]}) + _chunk({}, "tool_calls", usage=_USAGE) + _event(b"[DONE]") + _END
+    call = {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+    return (
+        _START
+        + _ROLE
+        + _chunk({"tool_calls": [call]})
+        + _chunk({}, "tool_calls", usage=_USAGE)
+        + _event(b"[DONE]")
+        + _END
+    )
 
 
 _TOOLS = {
@@ -59,7 +77,8 @@ class Upstream(asyncio.Protocol):
 
     - `plain`: a short answer, at once.
     - `paced`: 100 pieces, 5 ms apart.
-    - `tool`, `mcp-stdio`, `mcp-http`: a call of a tool, and once its result is there the short answer.
+    - `tool`, `mcp-stdio`, `mcp-http`: a call of a tool, and once its result is there the short
+    answer.
     - `open`: the first piece at once, the rest when somebody gets `/release`.
     """
 
@@ -108,14 +127,19 @@ class Upstream(asyncio.Protocol):
         elif model in _TOOLS and request["messages"][-1]["role"] != "tool":
             self.transport.write(_TOOLS[model])
         elif model in _TOOLS and request["messages"][-1]["content"] != TOOL_RESULT:
-            self.transport.write(_START + _END)  # no answer at all, so that nobody measures calls that fail
+            self.transport.write(
+                _START + _END
+            )  # no answer at all, so that nobody measures calls that fail
         else:
             self.transport.write(_PLAIN)
 
     def _later(self, left: int) -> None:
-        """Sends the next piece after the pace; the schedule is absolute, so that a stream takes its half second."""
+        """Sends the next piece after the pace; the schedule is absolute, so that a stream takes its
+        half second."""
         self._due += PACE
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, self._due - time.monotonic()), self._piece, left - 1)
+        self._timer = asyncio.get_running_loop().call_later(
+            max(0.0, self._due - time.monotonic()), self._piece, left - 1
+        )
 
     def _piece(self, left: int) -> None:
         self.transport.write(_PIECE if left else _PIECE + _STOP)
@@ -138,7 +162,9 @@ def _content_length(head: bytes) -> int:
 async def serve(port: int) -> None:
     """Serves until the process is ended."""
     held: list[Callable[[], None]] = []
-    server = await asyncio.get_running_loop().create_server(lambda: Upstream(held), "127.0.0.1", port, backlog=4096)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Upstream(held), "127.0.0.1", port, backlog=4096
+    )
     await server.serve_forever()
 
 

@@ -1,4 +1,5 @@
-"""Ends with 0 when the service in this container is ready, else with 1 and the reason: what HEALTHCHECK runs, as the image has no curl."""
+"""Ends with 0 when the service in this container is ready, else with 1 and the reason: what
+HEALTHCHECK runs, as the image has no curl."""
 
 import http.client
 import os
@@ -14,7 +15,13 @@ port = int(os.environ.get("PORT") or 8000)
 connection: http.client.HTTPConnection
 if os.environ.get("TLS_CERT_FILE"):
     # The certificate is for the name that callers use, and what is asked is this container itself.
-    connection = http.client.HTTPSConnection(host, port, timeout=SECONDS, context=ssl._create_unverified_context())  # noqa: S323 - as above
+    connection = http.client.HTTPSConnection(
+        # as above
+        host,
+        port,
+        timeout=SECONDS,
+        context=ssl._create_unverified_context(),  # noqa: S323
+    )
 else:
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
 try:

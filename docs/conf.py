@@ -1,4 +1,5 @@
-"""Builds the documentation as a site, out of README.md and docs/, whose pages lie in it as they do in the repository: `make docs`."""
+"""Builds the documentation as a site, out of README.md and docs/, whose pages lie in it as they do
+in the repository: `make docs`."""
 
 import re
 import shutil
@@ -12,10 +13,24 @@ CONTENTS = {
     "Start": ["docs/tour", "docs/open-webui", "docs/install"],
     "Set up": ["docs/configuration", "docs/reference", "docs/mcp", "docs/memory", "docs/security"],
     "Use": ["docs/api"],
-    "Run": ["docs/operations", "docs/deployment", "docs/kubernetes", "docs/scaling", "docs/backup", "docs/evaluation"],
-    "Develop": ["docs/extending", "docs/architecture", "docs/benchmarks", "CONTRIBUTING", "CHANGELOG"],
+    "Run": [
+        "docs/operations",
+        "docs/deployment",
+        "docs/kubernetes",
+        "docs/scaling",
+        "docs/backup",
+        "docs/evaluation",
+    ],
+    "Develop": [
+        "docs/extending",
+        "docs/architecture",
+        "docs/benchmarks",
+        "CONTRIBUTING",
+        "CHANGELOG",
+    ],
 }
-"""The pages after the README, in the order of the sidebar. A page that is not named here is a fault, and so is one that is not there."""
+"""The pages after the README, in the order of the sidebar. A page that is not named here is a
+fault, and so is one that is not there."""
 
 project = html_title = "AI Agent Service"
 version = release = __version__
@@ -42,12 +57,17 @@ def setup(app: Sphinx) -> None:
 
 
 def _as_page(app: Sphinx, name: str, source: list[str]) -> None:
-    """Takes links to folders, which a site has not, out of a page, and gives the README the contents of the site."""
+    """Takes links to folders, which a site has not, out of a page, and gives the README the
+    contents of the site."""
     folder = (Path(app.srcdir) / name).parent
-    source[0] = _LINK.sub(lambda link: link[1] if (folder / link[2]).is_dir() else link[0], source[0])
+    source[0] = _LINK.sub(
+        lambda link: link[1] if (folder / link[2]).is_dir() else link[0], source[0]
+    )
     if name == root_doc:
         for caption, pages in CONTENTS.items():
-            source[0] += "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+            source[0] += "\n".join(
+                ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""]
+            )
 
 
 def _with_index(app: Sphinx, error: Exception | None) -> None:

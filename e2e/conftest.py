@@ -1,4 +1,5 @@
-"""The model, the service, Open WebUI and a browser, each once for all tests, and a page for each test."""
+"""The model, the service, Open WebUI and a browser, each once for all tests, and a page for each
+test."""
 
 import os
 import sqlite3
@@ -63,10 +64,16 @@ def model() -> Generator[Model, None, None]:
 def world(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Generator[World, None, None]:
     """The service and Open WebUI, with two users: Ada, the administrator, and Ben."""
     folder = tmp_path_factory.mktemp("e2e")
-    with service(folder / "service", model.url) as service_url, open_webui(folder / "webui", service_url) as webui_url:
+    with (
+        service(folder / "service", model.url) as service_url,
+        open_webui(folder / "webui", service_url) as webui_url,
+    ):
         with httpx2.Client(base_url=f"{webui_url}/api/v1", timeout=20) as client:
             ada = (
-                client.post("/auths/signup", json={"name": "Ada", "email": "ada@example.com", "password": PASSWORD})
+                client.post(
+                    "/auths/signup",
+                    json={"name": "Ada", "email": "ada@example.com", "password": PASSWORD},
+                )
                 .raise_for_status()
                 .json()
             )
@@ -74,8 +81,14 @@ def world(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Generator[W
             ben = {"name": "Ben", "email": "ben@example.com", "password": PASSWORD, "role": "user"}
             ben = client.post("/auths/add", json=ben).raise_for_status().json()
             for token in (ada["token"], ben["token"]):
-                seen = {"ui": {"showChangelog": False, "showUpdateToast": False, "version": "9.9.9"}}
-                client.post("/users/user/settings/update", json=seen, headers={"authorization": f"Bearer {token}"}).raise_for_status()
+                seen = {
+                    "ui": {"showChangelog": False, "showUpdateToast": False, "version": "9.9.9"}
+                }
+                client.post(
+                    "/users/user/settings/update",
+                    json=seen,
+                    headers={"authorization": f"Bearer {token}"},
+                ).raise_for_status()
         yield World(
             model=model,
             service_url=service_url,
@@ -91,13 +104,17 @@ def world(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Generator[W
 def browser() -> Generator[Browser, None, None]:
     """A browser without a window."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--headless=new", *FLAGS], headless=True)
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless=new", *FLAGS], headless=True
+        )
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="session")
-def window(browser: Browser, world: World) -> Generator[Callable[[User], BrowserContext], None, None]:
+def window(
+    browser: Browser, world: World
+) -> Generator[Callable[[User], BrowserContext], None, None]:
     """The window of a user, who is logged in there; windows share nothing."""
     windows: dict[str, BrowserContext] = {}
 
@@ -105,9 +122,16 @@ def window(browser: Browser, world: World) -> Generator[Callable[[User], Browser
         if user.id not in windows:
             storage: Any = {
                 "cookies": [{"name": "token", "value": user.token, "url": world.webui_url}],
-                "origins": [{"origin": world.webui_url, "localStorage": [{"name": "token", "value": user.token}]}],
+                "origins": [
+                    {
+                        "origin": world.webui_url,
+                        "localStorage": [{"name": "token", "value": user.token}],
+                    }
+                ],
             }
-            windows[user.id] = browser.new_context(viewport={"width": 1280, "height": 900}, storage_state=storage, locale="en-GB")
+            windows[user.id] = browser.new_context(
+                viewport={"width": 1280, "height": 900}, storage_state=storage, locale="en-GB"
+            )
             windows[user.id].set_default_timeout(15_000)
         return windows[user.id]
 

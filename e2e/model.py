@@ -1,4 +1,5 @@
-"""The model behind the agents: an OpenAI-compatible server that answers by what it is asked, and keeps what it was sent."""
+"""The model behind the agents: an OpenAI-compatible server that answers by what it is asked, and
+keeps what it was sent."""
 
 import asyncio
 import json
@@ -29,7 +30,10 @@ REASONING = "The percentage is for the calculator, the time for the clock."
 ONE_STEP_ANSWER = (
     "**12.5% of 1840 is 230**, ",
     "and the clock in Paris was read just now.\n\n",
-    "| asked | tool |\n|---|---|\n| 12.5% of 1840 | `calculate` |\n| the time in Paris | `get_current_datetime` |\n\n",
+    (
+        "| asked | tool |\n|---|---|\n| 12.5% of 1840 | `calculate` |\n| the time in Paris |"
+        " `get_current_datetime` |\n\n"
+    ),
     "Both numbers come from tools and not from memory.",
 )
 TWO_STEPS_ANSWER = ("Seven years have ", "2557 days, ", "counting the leap days.")
@@ -53,7 +57,8 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One answer of the model: what it thinks, what it says, what it calls; or an error with `status`."""
+    """One answer of the model: what it thinks, what it says, what it calls; or an error with
+    `status`."""
 
     text: Sequence[str] = ()
     calls: Sequence[Call] = ()
@@ -64,7 +69,10 @@ class Step(msgspec.Struct, frozen=True):
 STEPS: dict[str, Sequence[Step]] = {
     ONE_STEP: (
         Step(
-            calls=(Call("calculate", '{"expression": "1840 * 12.5 / 100"}'), Call("get_current_datetime", '{"timezone": "Europe/Paris"}')),
+            calls=(
+                Call("calculate", '{"expression": "1840 * 12.5 / 100"}'),
+                Call("get_current_datetime", '{"timezone": "Europe/Paris"}'),
+            ),
             reasoning=REASONING,
         ),
         Step(ONE_STEP_ANSWER),
@@ -93,11 +101,13 @@ STEPS: dict[str, Sequence[Step]] = {
         Step(status=500),
     ),
 }
-"""What is said to each question, step by step; to others it is said what they were, in other words each time."""
+"""What is said to each question, step by step; to others it is said what they were, in other words
+each time."""
 
 
 class Asked(msgspec.Struct):
-    """A request to the model; `left` once the one who asked went before the end, at `ended`, a reading of `time.monotonic()`."""
+    """A request to the model; `left` once the one who asked went before the end, at `ended`, a
+    reading of `time.monotonic()`."""
 
     body: dict[str, Any]
     left: bool = False
@@ -122,12 +132,21 @@ class Asked(msgspec.Struct):
     @property
     def calls(self) -> list[tuple[str, str]]:
         """The calls that the conversation holds, each by its id and its name."""
-        return [(call["id"], call["function"]["name"]) for message in self.messages for call in message.get("tool_calls") or ()]
+        return [
+            (call["id"], call["function"]["name"])
+            for message in self.messages
+            for call in message.get("tool_calls") or ()
+        ]
 
     @property
     def images(self) -> list[str]:
         """The addresses of the images that the conversation holds."""
-        parts = [part for message in self.messages if isinstance(message["content"], list) for part in message["content"]]
+        parts = [
+            part
+            for message in self.messages
+            if isinstance(message["content"], list)
+            for part in message["content"]
+        ]
         return [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
 
     @property
@@ -143,7 +162,11 @@ def _is_users(message: dict[str, Any]) -> bool:
 
 def _text(message: dict[str, Any]) -> str:
     content = message["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ())
+    return (
+        content
+        if isinstance(content, str)
+        else "".join(part.get("text", "") for part in content or ())
+    )
 
 
 class Model:
@@ -171,9 +194,12 @@ class Model:
             self._released.set()
 
     def until(self, found: Callable[[], Found], what: str) -> Found:
-        """What `found()` gives once that is true, asked at each change here; fails after DEADLINE."""
+        """What `found()` gives once that is true, asked at each change here; fails after
+        DEADLINE."""
         with self._changed:
-            assert self._changed.wait_for(lambda: bool(found()), DEADLINE), f"the model waited in vain for {what}"
+            assert self._changed.wait_for(lambda: bool(found()), DEADLINE), (
+                f"the model waited in vain for {what}"
+            )
             return found()
 
     @classmethod
@@ -183,7 +209,9 @@ class Model:
         model = cls()
         loop = asyncio.new_event_loop()
         ready, stop = threading.Event(), asyncio.Event()
-        thread = threading.Thread(target=lambda: loop.run_until_complete(model._serve(ready, stop)), daemon=True)
+        thread = threading.Thread(
+            target=lambda: loop.run_until_complete(model._serve(ready, stop)), daemon=True
+        )
         thread.start()
         assert ready.wait(DEADLINE), "the model did not start"
         try:
@@ -245,14 +273,38 @@ class Model:
         for index, call in enumerate(step.calls):
             self._calls += 1
             function = {"name": call.name, "arguments": call.arguments}
-            yield _chunk({"tool_calls": [{"index": index, "id": f"call_{self._calls:04}", "type": "function", "function": function}]})
+            yield _chunk(
+                {
+                    "tool_calls": [
+                        {
+                            "index": index,
+                            "id": f"call_{self._calls:04}",
+                            "type": "function",
+                            "function": function,
+                        }
+                    ]
+                }
+            )
         yield _chunk({}, "tool_calls" if step.calls else "stop")
-        yield {"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": pieces + 1, "total_tokens": 101 + pieces}}
+        yield {
+            "choices": [],
+            "usage": {
+                "prompt_tokens": 100,
+                "completion_tokens": pieces + 1,
+                "total_tokens": 101 + pieces,
+            },
+        }
 
 
 def _chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "scripted", "choices": [choice]}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "scripted",
+        "choices": [choice],
+    }
 
 
 def _step(asked: Asked, number: int) -> Step:
@@ -263,9 +315,19 @@ def _step(asked: Asked, number: int) -> Step:
         return Step([f"Line {number}. " for number in range(1, STORY_PIECES)])
     steps = STEPS.get(question)
     if steps is None:
-        return Step([f"Answer {number}. ", "You said: ", *(word + " " for word in question.split(" "))])
-    since = next(number for number, message in enumerate(reversed(asked.messages)) if _is_users(message))
-    taken = len([message for message in asked.messages[len(asked.messages) - since :] if message["role"] == "assistant"])
+        return Step(
+            [f"Answer {number}. ", "You said: ", *(word + " " for word in question.split(" "))]
+        )
+    since = next(
+        number for number, message in enumerate(reversed(asked.messages)) if _is_users(message)
+    )
+    taken = len(
+        [
+            message
+            for message in asked.messages[len(asked.messages) - since :]
+            if message["role"] == "assistant"
+        ]
+    )
     return steps[taken] if taken < len(steps) else Step([" And ", "there is more."])
 
 

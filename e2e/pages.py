@@ -75,7 +75,9 @@ class Chat:
 
     def attach(self, name: str, media_type: str, content: bytes) -> None:
         """Puts a file beside the next question."""
-        self.page.locator("input[type=file]").first.set_input_files(FilePayload(name=name, mimeType=media_type, buffer=content))
+        self.page.locator("input[type=file]").first.set_input_files(
+            FilePayload(name=name, mimeType=media_type, buffer=content)
+        )
         self.page.locator("#message-input-container img").wait_for()
 
     def carry_on(self) -> None:
@@ -129,9 +131,16 @@ class Chat:
         expect(card.get_by_text("Output", exact=True)).to_be_visible()
         name = (head.text_content() or "").strip().split(" ")[-1]
         shown, _, output = card.inner_text().partition("OUTPUT")
-        return Card(name, shown.partition("INPUT")[2].strip(), output.strip(), head.locator(".text-red-500").count() > 0)
+        return Card(
+            name,
+            shown.partition("INPUT")[2].strip(),
+            output.strip(),
+            head.locator(".text-red-500").count() > 0,
+        )
 
     def screenshot(self, what: str) -> None:
         """Keeps how the page looks now."""
         self._taken += 1
-        self.page.screenshot(path=f"{self._screenshots}-{self._taken}-{what}.png", animations="disabled")
+        self.page.screenshot(
+            path=f"{self._screenshots}-{self._taken}-{what}.png", animations="disabled"
+        )

@@ -28,7 +28,13 @@ AGENTS: list[dict[str, Any]] = [
         "description": description,
         "display": {
             "name": shown,
-            "suggestion_prompts": [{"title": "What time is it", "subtitle": "in Tokyo?", "content": "What time is it in Tokyo?"}],
+            "suggestion_prompts": [
+                {
+                    "title": "What time is it",
+                    "subtitle": "in Tokyo?",
+                    "content": "What time is it in Tokyo?",
+                }
+            ],
         },
         "system_prompt_file": f"{name}.txt",
         "provider": "openai",
@@ -47,11 +53,18 @@ def _png(size: int, red: int, green: int, blue: int) -> bytes:
     """A PNG image of a square of one colour (https://www.w3.org/TR/png-3/)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     lines = (b"\0" + bytes((red, green, blue)) * size) * size
     head = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
 
 
 SQUARE = _png(96, 40, 90, 160)
@@ -82,7 +95,8 @@ async def look_up(subject: str) -> ToolOutput:
     Args:
         subject: What it is about.
     """
-    return ToolOutput(f"[Notes on {subject}](https://notes.example.com/moon): made of rock.", (ImagePart(IMAGE),))
+    text = f"[Notes on {subject}](https://notes.example.com/moon): made of rock."
+    return ToolOutput(text, (ImagePart(IMAGE),))
 '''
 
 START = 90.0
@@ -102,12 +116,17 @@ def free_port() -> int:
 
 @contextmanager
 def service(folder: Path, model_url: str) -> Generator[str, None, None]:
-    """The service with its files in `folder`, asking the model at `model_url`; gives its address."""
+    """The service with its files in `folder`, asking the model at `model_url`; gives its
+    address."""
     (folder / "prompts").mkdir(parents=True)
     for agent in AGENTS:
-        (folder / "prompts" / agent["system_prompt_file"]).write_text(f"You are {agent['agent_id']}.", encoding="utf-8")
+        (folder / "prompts" / agent["system_prompt_file"]).write_text(
+            f"You are {agent['agent_id']}.", encoding="utf-8"
+        )
     (folder / "plugins").mkdir()
-    (folder / "plugins" / "rare_tools.py").write_text(TOOLS % base64.b64encode(SQUARE).decode(), encoding="utf-8")
+    (folder / "plugins" / "rare_tools.py").write_text(
+        TOOLS % base64.b64encode(SQUARE).decode(), encoding="utf-8"
+    )
     (folder / "agent_config.json").write_text(json.dumps(AGENTS), encoding="utf-8")
     port = free_port()
     environment = {
@@ -121,13 +140,16 @@ def service(folder: Path, model_url: str) -> Generator[str, None, None]:
         "PROVIDER_MAX_RETRIES": "0",
     }
     address = f"http://127.0.0.1:{port}"
-    with _process([sys.executable, "-m", "app.main"], folder, environment, f"{address}/health/ready"):
+    with _process(
+        [sys.executable, "-m", "app.main"], folder, environment, f"{address}/health/ready"
+    ):
         yield address
 
 
 @contextmanager
 def open_webui(folder: Path, service_url: str) -> Generator[str, None, None]:
-    """Open WebUI with its data in `folder`, started and connected as `make webui` does, but with accounts; gives its address.
+    """Open WebUI with its data in `folder`, started and connected as `make webui` does, but with
+    accounts; gives its address.
 
     `WEBUI_COMMAND` in the environment names an open-webui that is there already.
     """
@@ -148,12 +170,23 @@ def open_webui(folder: Path, service_url: str) -> Generator[str, None, None]:
 
 
 @contextmanager
-def _process(command: list[str], folder: Path, environment: Mapping[str, str], asked: str) -> Generator[None, None, None]:
-    """`command` run in `folder` with its output in `log` there, until `asked` has answered; ended after that."""
+def _process(
+    command: list[str], folder: Path, environment: Mapping[str, str], asked: str
+) -> Generator[None, None, None]:
+    """`command` run in `folder` with its output in `log` there, until `asked` has answered; ended
+    after that."""
     log = folder / "log"
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    inherited = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ
+    }
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, env={**inherited, **environment}, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**inherited, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     try:
         _until_ready(process, asked, log)
         yield

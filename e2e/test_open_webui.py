@@ -1,4 +1,5 @@
-"""Drives Open WebUI in a browser, as its users do, and looks at the page, at its database and at ours."""
+"""Drives Open WebUI in a browser, as its users do, and looks at the page, at its database and at
+ours."""
 
 import json
 import time
@@ -32,39 +33,72 @@ def until(probe: Callable[[], bool], what: str) -> None:
 
 
 def nodes_of(world: World, chat_id: str, agent: str = "research_agent") -> list[dict[str, Any]]:
-    """What our database has of a chat's session, in the order it came, once no run of it is under way."""
+    """What our database has of a chat's session, in the order it came, once no run of it is under
+    way."""
     session = "SELECT key FROM sessions WHERE session_id = ? AND agent_id = ?"
     running = f"SELECT run_id FROM runs WHERE status = 'running' AND session_key IN ({session})"
     until(lambda: not rows(world.service_database, running, chat_id, agent), "the end of the runs")
-    found = rows(world.service_database, f"SELECT * FROM nodes WHERE session_key IN ({session}) ORDER BY created_at, depth", chat_id, agent)
-    return [{**node, "body": json.loads(node["body"]), "steps": json.loads(node["steps"]) if node["steps"] else None} for node in found]
+    found = rows(
+        world.service_database,
+        f"SELECT * FROM nodes WHERE session_key IN ({session}) ORDER BY created_at, depth",
+        chat_id,
+        agent,
+    )
+    return [
+        {
+            **node,
+            "body": json.loads(node["body"]),
+            "steps": json.loads(node["steps"]) if node["steps"] else None,
+        }
+        for node in found
+    ]
 
 
 def runs_of(world: World, chat_id: str) -> list[str]:
     """The statuses of the runs of a chat's sessions, in order."""
-    statement = "SELECT status FROM runs WHERE session_key IN (SELECT key FROM sessions WHERE session_id = ?) ORDER BY started_at"
+    statement = (
+        "SELECT status FROM runs WHERE session_key IN (SELECT key FROM sessions WHERE session_id ="
+        " ?) ORDER BY started_at"
+    )
     return [row["status"] for row in rows(world.service_database, statement, chat_id)]
 
 
 def names_called(node: dict[str, Any]) -> list[list[str]]:
-    """The names of the tools that an answer in our database called, step by step; each call has its result."""
+    """The names of the tools that an answer in our database called, step by step; each call has its
+    result."""
     steps = (node["steps"] or {"steps": []})["steps"]
     for step in steps:
-        assert [call["id"] for call in step["calls"]] == [result["call_id"] for result in step["results"]]
+        assert [call["id"] for call in step["calls"]] == [
+            result["call_id"] for result in step["results"]
+        ]
     return [[call["name"] for call in step["calls"]] for step in steps]
 
 
 def items_of(world: World, chat_id: str) -> list[list[dict[str, Any]]]:
-    """The items of each answer of a chat in Open WebUI's database, in the order they came, once all are done."""
-    open_answers = "SELECT id FROM chat_message WHERE chat_id = ? AND role = 'assistant' AND done IS NOT 1"
-    until(lambda: not rows(world.webui_database, open_answers, chat_id), "the answers in Open WebUI's database")
-    statement = "SELECT output FROM chat_message WHERE chat_id = ? AND role = 'assistant' ORDER BY created_at"
-    return [json.loads(row["output"] or "[]") for row in rows(world.webui_database, statement, chat_id)]
+    """The items of each answer of a chat in Open WebUI's database, in the order they came, once all
+    are done."""
+    open_answers = (
+        "SELECT id FROM chat_message WHERE chat_id = ? AND role = 'assistant' AND done IS NOT 1"
+    )
+    until(
+        lambda: not rows(world.webui_database, open_answers, chat_id),
+        "the answers in Open WebUI's database",
+    )
+    statement = (
+        "SELECT output FROM chat_message WHERE chat_id = ? AND role = 'assistant' ORDER BY"
+        " created_at"
+    )
+    return [
+        json.loads(row["output"] or "[]") for row in rows(world.webui_database, statement, chat_id)
+    ]
 
 
 def calls_in(items: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """The ids of the calls among items, and of the results."""
-    return tuple([item["call_id"] for item in items if item["type"] == kind] for kind in ("function_call", "function_call_output"))  # type: ignore[return-value]
+    return tuple(
+        [item["call_id"] for item in items if item["type"] == kind]
+        for kind in ("function_call", "function_call_output")
+    )  # type: ignore[return-value]
 
 
 def answered(asked: Asked) -> list[str]:
@@ -82,7 +116,9 @@ def assert_two_cards(cards: list[Card]) -> None:
     assert not any(card.failed for card in cards)
 
 
-def test_an_answer_streams_in_with_its_tool_cards_which_are_there_after_a_reload(world: World, chat: Chat) -> None:
+def test_an_answer_streams_in_with_its_tool_cards_which_are_there_after_a_reload(
+    world: World, chat: Chat
+) -> None:
     chat.open()
     chat.choose("research_agent")
     chat.screenshot("chosen")
@@ -138,7 +174,9 @@ def test_calls_of_two_steps_are_shown_in_order(world: World, chat: Chat) -> None
     assert names_called(nodes_of(world, chat.id)[1]) == [["get_current_datetime"], ["calculate"]]
 
 
-def test_calls_that_open_webui_sends_again_are_neither_run_nor_stored_again(world: World, chat: Chat) -> None:
+def test_calls_that_open_webui_sends_again_are_neither_run_nor_stored_again(
+    world: World, chat: Chat
+) -> None:
     chat.open()
     chat.choose("research_agent")
     chat.ask(asked_for.ONE_STEP)
@@ -152,14 +190,28 @@ def test_calls_that_open_webui_sends_again_are_neither_run_nor_stored_again(worl
     ids = [call_id for call_id, _ in chats[0].calls]
     assert [name for _, name in chats[0].calls] == ["calculate", "get_current_datetime"]
     assert answered(chats[0]) == ids
-    assert sum("".join(asked_for.ONE_STEP_ANSWER)[:30] in str(message["content"]) for message in chats[0].messages) == 1
+    assert (
+        sum(
+            "".join(asked_for.ONE_STEP_ANSWER)[:30] in str(message["content"])
+            for message in chats[0].messages
+        )
+        == 1
+    )
     first, second = items_of(world, chat.id)
     assert len(calls_in(first)[0]) == 2
     assert calls_in(second) == ([], [])
     nodes = nodes_of(world, chat.id)
-    assert [(node["role"], node["depth"]) for node in nodes] == [("user", 1), ("assistant", 2), ("user", 3), ("assistant", 4)]
+    assert [(node["role"], node["depth"]) for node in nodes] == [
+        ("user", 1),
+        ("assistant", 2),
+        ("user", 3),
+        ("assistant", 4),
+    ]
     assert [node["origin"] for node in nodes if node["role"] == "assistant"] == ["ours", "ours"]
-    assert [names_called(node) for node in nodes[1::2]] == [[["calculate", "get_current_datetime"]], []]
+    assert [names_called(node) for node in nodes[1::2]] == [
+        [["calculate", "get_current_datetime"]],
+        [],
+    ]
 
 
 def test_a_regenerated_answer_stands_beside_the_first(world: World, chat: Chat) -> None:
@@ -180,7 +232,9 @@ def test_a_regenerated_answer_stands_beside_the_first(world: World, chat: Chat) 
     expect(chat.text).to_contain_text(first)
     chat.ask("And now?")
     [asked] = world.model.for_question("And now?")
-    assert [message["content"].strip() for message in asked.messages if message["role"] == "assistant"] == [first]
+    assert [
+        message["content"].strip() for message in asked.messages if message["role"] == "assistant"
+    ] == [first]
     chat.screenshot("went-on-from-the-first")
 
     nodes = nodes_of(world, chat.id)
@@ -196,7 +250,9 @@ def test_a_regenerated_answer_stands_beside_the_first(world: World, chat: Chat) 
     assert runs_of(world, chat.id) == ["done", "done", "done"]
 
 
-def test_an_edited_question_begins_a_branch_of_which_alone_the_model_is_told(world: World, chat: Chat) -> None:
+def test_an_edited_question_begins_a_branch_of_which_alone_the_model_is_told(
+    world: World, chat: Chat
+) -> None:
     chat.open()
     chat.choose("research_agent")
     chat.ask("I like red.")
@@ -209,7 +265,10 @@ def test_an_edited_question_begins_a_branch_of_which_alone_the_model_is_told(wor
     chat.screenshot("went-on")
 
     assert world.model.for_question("I like blue.")[-1].said == ["I like blue."]
-    assert world.model.for_question("What do I like now?")[-1].said == ["I like blue.", "What do I like now?"]
+    assert world.model.for_question("What do I like now?")[-1].said == [
+        "I like blue.",
+        "What do I like now?",
+    ]
     nodes = nodes_of(world, chat.id)
     assert [node["depth"] for node in nodes if node["role"] == "user"] == [1, 3, 1, 3]
     by_path = {node["path"]: node for node in nodes}
@@ -271,7 +330,9 @@ def test_the_stop_button_ends_a_tool_and_the_chat_goes_on(world: World, chat: Ch
     assert runs_of(world, chat.id) == ["incomplete", "done"]
 
 
-def test_an_error_after_a_tool_leaves_its_card_and_the_chat_goes_on(world: World, chat: Chat) -> None:
+def test_an_error_after_a_tool_leaves_its_card_and_the_chat_goes_on(
+    world: World, chat: Chat
+) -> None:
     chat.open()
     chat.choose("research_agent")
     chat.send(asked_for.BROKEN_LATER)
@@ -295,8 +356,13 @@ def test_of_a_temporary_chat_nothing_is_stored(world: World, chat: Chat) -> None
     expect(chat.text).to_contain_text("You said: This is a secret.")
     chat.ask("What did I say?")
     chat.screenshot("temporary")
-    assert world.model.for_question("What did I say?")[-1].said == ["This is a secret.", "What did I say?"]
-    assert not rows(world.service_database, "SELECT body FROM nodes WHERE body LIKE '%This is a secret.%'")
+    assert world.model.for_question("What did I say?")[-1].said == [
+        "This is a secret.",
+        "What did I say?",
+    ]
+    assert not rows(
+        world.service_database, "SELECT body FROM nodes WHERE body LIKE '%This is a secret.%'"
+    )
 
 
 def test_an_answer_with_tool_cards_is_continued(world: World, chat: Chat) -> None:
@@ -329,7 +395,14 @@ def test_an_answer_with_tool_cards_is_continued(world: World, chat: Chat) -> Non
 def _as_user(user: User) -> dict[str, str]:
     """The headers that Open WebUI sends for a user."""
     now = int(time.time())
-    claims = {"sub": user.id, "name": user.name, "role": "user", "iss": "open-webui", "iat": now, "exp": now + 300}
+    claims = {
+        "sub": user.id,
+        "name": user.name,
+        "role": "user",
+        "iss": "open-webui",
+        "iat": now,
+        "exp": now + 300,
+    }
     return {
         "authorization": f"Bearer {API_KEY}",
         "x-openwebui-user-jwt": jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(JWT_SECRET)),
@@ -351,12 +424,18 @@ def test_two_users_at_once_are_kept_apart(world: World, open_chat: Callable[[Use
         chat.finished()
         chat.screenshot("answered")
         chat.ask(f"Who am I, {name}?")
-        assert world.model.for_question(f"Who am I, {name}?")[-1].said == [f"I am {name}.", f"Who am I, {name}?"]
+        assert world.model.for_question(f"Who am I, {name}?")[-1].said == [
+            f"I am {name}.",
+            f"Who am I, {name}?",
+        ]
 
     for name, (user, chat) in chats.items():
         nodes = nodes_of(world, chat.id)
         assert {node["user_id"] for node in nodes} == {user.id}
-        assert [node["body"] for node in nodes if node["role"] == "user"] == [f"I am {name}.", f"Who am I, {name}?"]
+        assert [node["body"] for node in nodes if node["role"] == "user"] == [
+            f"I am {name}.",
+            f"Who am I, {name}?",
+        ]
         other = world.ben if user == world.ada else world.ada
         address = f"{world.service_url}/agents/research_agent/conversations"
         assert httpx2.get(f"{address}/{chat.id}", headers=_as_user(user)).status_code == 200
@@ -365,7 +444,9 @@ def test_two_users_at_once_are_kept_apart(world: World, open_chat: Callable[[Use
         assert chat.id not in {conversation["session_id"] for conversation in listed}
 
 
-def test_title_tags_and_follow_ups_are_made_and_leave_no_trace_in_memory(world: World, chat: Chat) -> None:
+def test_title_tags_and_follow_ups_are_made_and_leave_no_trace_in_memory(
+    world: World, chat: Chat
+) -> None:
     chat.open()
     chat.choose("research_agent")
     before = len(world.model.requests)
@@ -384,7 +465,11 @@ def test_title_tags_and_follow_ups_are_made_and_leave_no_trace_in_memory(world: 
     until(lambda: "time" in stored()["meta"], "the tags")
     assert stored()["title"] == asked_for.TITLE
     assert json.loads(stored()["meta"])["tags"] == ["mathematics", "time"]
-    tasks = [asked for asked in world.model.requests[before:] if asked.is_task and "What are titles made of?" in asked.question]
+    tasks = [
+        asked
+        for asked in world.model.requests[before:]
+        if asked.is_task and "What are titles made of?" in asked.question
+    ]
     assert len(tasks) == 3
     assert not any(asked.body.get("tools") for asked in tasks)
     assert len([asked for asked in world.model.requests[before:] if not asked.is_task]) == 1
@@ -429,7 +514,9 @@ def test_a_tool_that_fails_is_shown_so_and_the_answer_goes_on(world: World, chat
     assert card.failed
     assert "divides by zero" in card.output
     chat.screenshot("failed-card")
-    [call, output] = [item for item in items_of(world, chat.id)[0] if item["type"].startswith("function_call")]
+    [call, output] = [
+        item for item in items_of(world, chat.id)[0] if item["type"].startswith("function_call")
+    ]
     assert (call["status"], output["status"]) == ("failed", "failed")
     assert "divides by zero" in output["output"][0]["text"]
     assert nodes_of(world, chat.id)[1]["steps"]["steps"][0]["results"][0]["is_error"]
@@ -453,7 +540,9 @@ def test_what_a_tool_found_is_shown_as_source_and_image(world: World, chat: Chat
     assert len(nodes_of(world, chat.id)) == 2
 
 
-def test_an_image_of_the_user_is_seen_by_the_model_and_stored_once(world: World, chat: Chat) -> None:
+def test_an_image_of_the_user_is_seen_by_the_model_and_stored_once(
+    world: World, chat: Chat
+) -> None:
     chat.open()
     chat.choose("research_agent")
     chat.attach("square.png", "image/png", SQUARE)
@@ -492,10 +581,15 @@ def _assert_shown(world: World, chat: Chat, question: str, message: str) -> None
     expect(chat.answers.last).to_contain_text("You said: Does it work again?")
     chat.screenshot("works-again")
     assert runs_of(world, chat.id) == ["incomplete", "done"]
-    assert [node["body"] for node in nodes_of(world, chat.id) if node["role"] == "user"] == [question, "Does it work again?"]
+    assert [node["body"] for node in nodes_of(world, chat.id) if node["role"] == "user"] == [
+        question,
+        "Does it work again?",
+    ]
 
 
-def test_two_agents_answer_side_by_side_and_each_remembers_its_own(world: World, chat: Chat) -> None:
+def test_two_agents_answer_side_by_side_and_each_remembers_its_own(
+    world: World, chat: Chat
+) -> None:
     chat.open()
     chat.choose("research_agent", "second_agent")
     chat.ask("Both of you, say something.")
@@ -510,7 +604,8 @@ def test_two_agents_answer_side_by_side_and_each_remembers_its_own(world: World,
         expect(answer).to_contain_text("You said: And again, both of you.")
     chat.screenshot("side-by-side-again")
 
-    # Open WebUI sends both the one answer that it holds for the chosen one, which the other agent never gave.
+    # Open WebUI sends both the one answer that it holds for the chosen one, which the other agent
+    # never gave.
     [chosen] = rows(
         world.webui_database,
         "SELECT answer.content, answer.model_id FROM chat_message question"
@@ -527,7 +622,11 @@ def test_two_agents_answer_side_by_side_and_each_remembers_its_own(world: World,
         assert before["body"].strip() == json.loads(chosen["content"])
         assert before["origin"] == ("ours" if agent == chosen["model_id"] else "client")
         assert len(nodes) == (4 if agent == chosen["model_id"] else 5)
-        [asked] = [asked for asked in world.model.for_question("And again, both of you.") if agent in asked.messages[0]["content"]]
+        [asked] = [
+            asked
+            for asked in world.model.for_question("And again, both of you.")
+            if agent in asked.messages[0]["content"]
+        ]
         assert asked.said == ["Both of you, say something.", "And again, both of you."]
 
 

@@ -1,4 +1,5 @@
-"""Writes docs/reference.md out of the code: every setting, every field of the files, every command, route and error: `make reference`."""
+"""Writes docs/reference.md out of the code: every setting, every field of the files, every command,
+route and error: `make reference`."""
 
 import ast
 import json
@@ -15,7 +16,12 @@ from ai_agent_service import __version__
 from ai_agent_service.api.http.access import ScopeRequirement
 from ai_agent_service.api.http.errors import FRAMEWORK_ERRORS
 from ai_agent_service.cli.main import cli
-from ai_agent_service.config.agent_definition import AccessDefinition, AgentDefinition, AllowedTools, FallbackDefinition
+from ai_agent_service.config.agent_definition import (
+    AccessDefinition,
+    AgentDefinition,
+    AllowedTools,
+    FallbackDefinition,
+)
 from ai_agent_service.config.display_definition import DisplayDefinition, SuggestionPrompt
 from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
 from ai_agent_service.config.server_definition import ServerDefinition
@@ -34,25 +40,40 @@ AGENTS: Mapping[str, tuple[str, type[BaseModel]]] = {
     "An agent": ("One object of the list in `agent_config.json`.", AgentDefinition),
     "fallback": ("An object of the agent's `fallback`.", FallbackDefinition),
     "allowed_mcp_servers": ("The value of each label in `allowed_mcp_servers`.", AllowedTools),
-    "access": ("The agent's `access`. Only [verified users](security.md#who-the-user-is) have groups and roles.", AccessDefinition),
+    "access": (
+        (
+            "The agent's `access`. Only [verified users](security.md#who-the-user-is) have groups"
+            " and roles."
+        ),
+        AccessDefinition,
+    ),
     "display": ("The agent's `display`.", DisplayDefinition),
     "suggestion_prompts": ("An object of `suggestion_prompts` in `display`.", SuggestionPrompt),
     "resource_config": ("`memory` in the agent's `resource_config`.", MemoryDefinition),
     "compression": ("`compression` in `memory`.", CompressionDefinition),
 }
-"""What is told of agent_config.json, by headings, which are named as the field that leads to them."""
+"""What is told of agent_config.json, by headings, which are named as the field that leads to
+them."""
 
 OWN = {"missing", "secrets", "credentials", "written", "prompt"}
 """Fields that are filled in when the files are read, and that nobody writes."""
 
 OTHERS = {
     "AAS_API_KEY": "The key that `ai-agent-service reload` and `make webui` call the service with.",
-    "GITHUB_TOKEN, DEEPWIKI_API_KEY": "Taken by `${NAME}` in the shipped `mcp.json`, as any variable may be; a server whose variable is not"
-    " set is off.",
-    "HTTP_PROXY, HTTPS_PROXY, NO_PROXY": "The proxy by which providers and MCP servers are reached.",
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "Switches [traces](operations.md#traces) on, where the extra `otel` is installed; the other standard"
-    " variables of OpenTelemetry work as well.",
-    "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "`true`: what is said stands in the traces.",
+    "GITHUB_TOKEN, DEEPWIKI_API_KEY": (
+        "Taken by `${NAME}` in the shipped `mcp.json`, as any variable may be; a server whose"
+        " variable is not set is off."
+    ),
+    "HTTP_PROXY, HTTPS_PROXY, NO_PROXY": (
+        "The proxy by which providers and MCP servers are reached."
+    ),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": (
+        "Switches [traces](operations.md#traces) on, where the extra `otel` is installed; the other"
+        " standard variables of OpenTelemetry work as well."
+    ),
+    "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": (
+        "`true`: what is said stands in the traces."
+    ),
     "NO_COLOR": "Log lines on a terminal without colours.",
 }
 """Variables that are no settings: who reads them and what for."""
@@ -65,31 +86,48 @@ def page() -> str:
     """The whole page."""
     parts = [
         "# Reference",
-        "All that can be set, called and answered, written out of the code by `make reference`. What it is good for is told by\n"
-        "[Configuration](configuration.md), [MCP servers](mcp.md), [Memory](memory.md), [Security](security.md) and [The API](api.md).\n"
-        "Every metric is in [Operations](operations.md#metrics), every field of a case in [Evaluation](evaluation.md#datasets).",
+        (
+            "All that can be set, called and answered, written out of the code by `make reference`."
+            " What it is good for is told by\n[Configuration](configuration.md), [MCP"
+            " servers](mcp.md), [Memory](memory.md), [Security](security.md) and [The"
+            " API](api.md).\nEvery metric is in [Operations](operations.md#metrics), every field of"
+            " a case in [Evaluation](evaluation.md#datasets)."
+        ),
         "## Environment",
-        "In the environment, which wins, or in `.env`. A variable that is empty counts as unset. Seconds may have a fraction.",
+        (
+            "In the environment, which wins, or in `.env`. A variable that is empty counts as"
+            " unset. Seconds may have a fraction."
+        ),
         *_settings(),
         "### Other variables",
         _table(("variable", "meaning"), ((_names(name), text) for name, text in OTHERS.items())),
         "Those of `make webui` are told in [Open WebUI](open-webui.md#on-this-machine).",
         "## agent_config.json",
-        "`${NAME}` in any string but a prompt, a description or a `display` takes the value of that variable. Unknown fields are faults.",
+        (
+            "`${NAME}` in any string but a prompt, a description or a `display` takes the value of"
+            " that variable. Unknown fields are faults."
+        ),
         *_models(AGENTS),
         "## mcp.json",
-        "A list of objects, or an object whose `mcpServers` (or `servers`) maps labels to objects. `${NAME}` in any string but a label\n"
-        "takes the value of that variable.",
+        (
+            "A list of objects, or an object whose `mcpServers` (or `servers`) maps labels to"
+            " objects. `${NAME}` in any string but a label\ntakes the value of that variable."
+        ),
         fields_of(ServerDefinition),
         "## Commands",
-        "They are in `.venv/bin` where the service is run out of its repository. Code 0: done; 1: it failed, or was found wanting; 2:\n"
-        "what was given is wrong, and all of it is told.",
+        (
+            "They are in `.venv/bin` where the service is run out of its repository. Code 0: done;"
+            " 1: it failed, or was found wanting; 2:\nwhat was given is wrong, and all of it is"
+            " told."
+        ),
         *_commands(cli, ["ai-agent-service"]),
         "## Routes",
         _table(("route", "what it does", "needs"), _routes()),
         "## Errors",
-        "In the shape of [OpenAI's errors](api.md). Where there are more exact codes, the one in the second column is told if none of\n"
-        "them fits.",
+        (
+            "In the shape of [OpenAI's errors](api.md). Where there are more exact codes, the one"
+            " in the second column is told if none of\nthem fits."
+        ),
         _table(("status", "code", "more exact codes", "type", "meaning"), sorted(_errors())),
     ]
     return "\n\n".join(parts) + "\n"
@@ -99,7 +137,11 @@ def fields_of(model: type[BaseModel]) -> str:
     """The table of a model's fields; raises LookupError for one without a description."""
     schema = model.model_json_schema()
     kinds = dict.fromkeys(schema.get("required", ()), "required")
-    rows = (_row(name, field, kinds.get(name, "optional")) for name, field in schema["properties"].items() if name not in OWN)
+    rows = (
+        _row(name, field, kinds.get(name, "optional"))
+        for name, field in schema["properties"].items()
+        if name not in OWN
+    )
     return _table(("field", "takes", "default", "meaning"), rows)
 
 
@@ -107,8 +149,14 @@ def _settings() -> Iterator[str]:
     """Each group of .env.example as a heading and a table."""
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     properties = Settings.model_json_schema()["properties"]
-    for heading, text in re.findall(r"^#### (.+) ####\n((?:(?!####).*\n?)*)", example, re.MULTILINE):
-        names = [name for each in re.findall(r"^# ([A-Z_]+)=", text, re.MULTILINE) if (name := each.lower()) in properties]
+    for heading, text in re.findall(
+        r"^#### (.+) ####\n((?:(?!####).*\n?)*)", example, re.MULTILINE
+    ):
+        names = [
+            name
+            for each in re.findall(r"^# ([A-Z_]+)=", text, re.MULTILINE)
+            if (name := each.lower()) in properties
+        ]
         if names:
             yield f"### {heading}"
             rows = (_row(name.upper(), properties[name], "of the environment") for name in names)
@@ -123,7 +171,8 @@ def _models(models: Mapping[str, tuple[str, type[BaseModel]]]) -> Iterator[str]:
 
 
 def _row(name: str, field: dict[str, Any], kind: str) -> tuple[str, ...]:
-    """The row of a field that is `required` or `optional` in a file, or `of the environment`; `field` is its JSON Schema."""
+    """The row of a field that is `required` or `optional` in a file, or `of the environment`;
+    `field` is its JSON Schema."""
     if "description" not in field:
         raise LookupError(f"{name} has no description: write one where it is defined")
     takes = _takes(field, name)
@@ -161,10 +210,16 @@ def _one_way(way: dict[str, Any], name: str) -> str:
             return "`true`, `false`"
         case "array":
             at_most = f", {way['maxItems']} at most" if "maxItems" in way else ""
-            return (f"a list of [objects](#{name})" if "$ref" in way["items"] else "a list of texts") + at_most
+            return (
+                f"a list of [objects](#{name})" if "$ref" in way["items"] else "a list of texts"
+            ) + at_most
         case "object":
             inner = way.get("additionalProperties")
-            return f"an object of [objects](#{name})" if isinstance(inner, dict) and "$ref" in inner else "an object"
+            return (
+                f"an object of [objects](#{name})"
+                if isinstance(inner, dict) and "$ref" in inner
+                else "an object"
+            )
         case _:
             pass
     if way.get("writeOnly"):
@@ -175,13 +230,23 @@ def _one_way(way: dict[str, Any], name: str) -> str:
 
 
 def _limits(way: dict[str, Any]) -> str:
-    least = f" from {way['minimum']:,}" if "minimum" in way else f" over {way['exclusiveMinimum']:,}" if "exclusiveMinimum" in way else ""
+    least = (
+        f" from {way['minimum']:,}"
+        if "minimum" in way
+        else f" over {way['exclusiveMinimum']:,}"
+        if "exclusiveMinimum" in way
+        else ""
+    )
     return least + (f" to {way['maximum']:,}" if "maximum" in way else "")
 
 
-def _commands(command: click.Command, names: list[str], parent: click.Context | None = None) -> Iterator[str]:
+def _commands(
+    command: click.Command, names: list[str], parent: click.Context | None = None
+) -> Iterator[str]:
     """The help of each command that does something."""
-    context = click.Context(command, info_name=names[-1], parent=parent, max_content_width=WIDTH, terminal_width=WIDTH)
+    context = click.Context(
+        command, info_name=names[-1], parent=parent, max_content_width=WIDTH, terminal_width=WIDTH
+    )
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
@@ -194,11 +259,19 @@ def _commands(command: click.Command, names: list[str], parent: click.Context | 
 
 def _routes() -> Iterator[tuple[str, ...]]:
     plugins, _ = load_plugins()
-    settings = load_settings(agent_config_file=ROOT / "agent_config.json", mcp_config_file=ROOT / "mcp.json", prompts_dir=ROOT / "prompts")
+    settings = load_settings(
+        agent_config_file=ROOT / "agent_config.json",
+        mcp_config_file=ROOT / "mcp.json",
+        prompts_dir=ROOT / "prompts",
+    )
     for found in iter_route_contexts(create_app(load_configuration(settings, plugins)).routes):
         route = found.original_route
         assert isinstance(route, APIRoute)
-        allowed = [call.call for call in route.dependant.dependencies if isinstance(call.call, ScopeRequirement)]
+        allowed = [
+            call.call
+            for call in route.dependant.dependencies
+            if isinstance(call.call, ScopeRequirement)
+        ]
         scopes = [f"the scope `{each.scope}`" if each.scope else "a key" for each in allowed]
         about = route.summary or (route.description or "").partition("\n")[0].rstrip(".")
         for method in sorted((route.methods or set()) - {"HEAD"}):
@@ -210,10 +283,20 @@ def _errors() -> Iterator[tuple[str, ...]]:
     classes: list[type[ServiceError]] = [ServiceError]
     for each in classes:
         classes += each.__subclasses__()
-    ours = {each for each in classes if each.__module__ == ServiceError.__module__ and each not in ABSTRACT}
+    ours = {
+        each
+        for each in classes
+        if each.__module__ == ServiceError.__module__ and each not in ABSTRACT
+    }
     for each in ours:
         codes = ", ".join(f"`{code}`" for code in sorted(exact.get(each.__name__, ())))
-        yield str(each.status), f"`{each.default_code}`", codes, f"`{each.type}`", " ".join((each.__doc__ or "").split())
+        yield (
+            str(each.status),
+            f"`{each.default_code}`",
+            codes,
+            f"`{each.type}`",
+            " ".join((each.__doc__ or "").split()),
+        )
     told = {each.default_code for each in ours}
     for status, (code, message) in FRAMEWORK_ERRORS.items():
         if code not in told:
@@ -227,7 +310,11 @@ def _exact_codes() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 values = [each.value for each in node.keywords if each.arg == "code"]
-                codes = {each.value for each in values if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+                codes = {
+                    each.value
+                    for each in values
+                    if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                }
                 found.setdefault(node.func.id, set()).update(codes)
     return found
 
@@ -237,7 +324,11 @@ def _names(names: str) -> str:
 
 
 def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [heads, ("---",) * len(heads), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    lines = [
+        heads,
+        ("---",) * len(heads),
+        *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 
 

@@ -1,1 +1,2 @@
-"""The tests mirror ai_agent_service/: what is tested of ai_agent_service/agents/loop.py stands in tests/agents/test_loop.py."""
+"""The tests mirror ai_agent_service/: what is tested of ai_agent_service/agents/loop.py stands in
+tests/agents/test_loop.py."""

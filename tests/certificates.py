@@ -7,16 +7,31 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from cryptography.x509.oid import NameOID
 
 
-def certified(folder: Path, name: str = "own", *, begins: float = -1, ends: float = 1, password: bytes | None = None) -> tuple[Path, Path]:
-    """The files of a certificate for 127.0.0.1 and localhost and of its key; `begins` and `ends` are days from now."""
+def certified(
+    folder: Path,
+    name: str = "own",
+    *,
+    begins: float = -1,
+    ends: float = 1,
+    password: bytes | None = None,
+) -> tuple[Path, Path]:
+    """The files of a certificate for 127.0.0.1 and localhost and of its key; `begins` and `ends`
+    are days from now."""
     key = generate_private_key(SECP256R1())
     now = datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))])
+    names = x509.SubjectAlternativeName(
+        [x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]
+    )
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -10,7 +10,17 @@ import click
 import msgspec
 from click.testing import CliRunner
 
-_CONFIGURED = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "aiosqlite", "alembic", "asyncio", "markdown_it", "sqlalchemy")
+_CONFIGURED = (
+    "",
+    "uvicorn",
+    "uvicorn.error",
+    "uvicorn.access",
+    "aiosqlite",
+    "alembic",
+    "asyncio",
+    "markdown_it",
+    "sqlalchemy",
+)
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -23,9 +33,12 @@ class Done(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def logging_restored() -> Generator[None, None, None]:
-    """Undoes what the commands do to the logging of their process, which here is that of the tests."""
+    """Undoes what the commands do to the logging of their process, which here is that of the
+    tests."""
     found = {name: logging.getLogger(name) for name in _CONFIGURED}
-    before = {name: (logger.level, logger.handlers[:], logger.propagate) for name, logger in found.items()}
+    before = {
+        name: (logger.level, logger.handlers[:], logger.propagate) for name, logger in found.items()
+    }
     try:
         yield
     finally:
@@ -36,10 +49,13 @@ def logging_restored() -> Generator[None, None, None]:
 
 
 async def command(called: click.Command, folder: Path, *arguments: str, **environment: str) -> Done:
-    """What a command, or one of a group, comes to, with the database in `folder` unless the environment says otherwise."""
+    """What a command, or one of a group, comes to, with the database in `folder` unless the
+    environment says otherwise."""
 
     def invoke() -> Done:
-        result = CliRunner().invoke(called, arguments, env={"DATA_DIR": str(folder / "data"), **environment})
+        result = CliRunner().invoke(
+            called, arguments, env={"DATA_DIR": str(folder / "data"), **environment}
+        )
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return Done(result.exit_code, result.stdout, result.stderr)

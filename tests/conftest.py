@@ -9,7 +9,9 @@ from tests.postgres import database, postgres_18, postgres_pair
 
 __all__ = ["database", "postgres_18", "postgres_pair"]
 
-os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = "YES"  # for all of the process, as what DeepEval counted is sent at its end
+os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = (
+    "YES"  # for all of the process, as what DeepEval counted is sent at its end
+)
 
 
 @pytest.fixture
@@ -22,5 +24,9 @@ def anyio_backend() -> str:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own shell or .env reaches a test."""
     monkeypatch.setitem(Settings.model_config, "env_file", None)
-    for name in [name for name in os.environ if name.lower() in Settings.model_fields or name.startswith(("OTEL_", "CONFIDENT_"))]:
+    for name in [
+        name
+        for name in os.environ
+        if name.lower() in Settings.model_fields or name.startswith(("OTEL_", "CONFIDENT_"))
+    ]:
         monkeypatch.delenv(name)

@@ -12,12 +12,18 @@ class Told:
     def __init__(self, text: str) -> None:
         self.text = text
         self.samples: list[Sample] = [
-            (sample.name, sample.labels, sample.value) for family in text_string_to_metric_families(text) for sample in family.samples
+            (sample.name, sample.labels, sample.value)
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
         ]
 
     def value(self, name: str, **labels: str) -> float:
         """The sum of the samples of `name` that have these labels."""
-        return sum(value for found, has, value in self.samples if found == name and labels.items() <= has.items())
+        return sum(
+            value
+            for found, has, value in self.samples
+            if found == name and labels.items() <= has.items()
+        )
 
     def labels(self, name: str) -> list[dict[str, str]]:
         """The labels of each sample of `name`."""

@@ -1,4 +1,5 @@
-"""What Open WebUI (0.12) makes of a stream, by the rules of its `utils/response.py` and `utils/misc.py`, for tests of what we send it."""
+"""What Open WebUI (0.12) makes of a stream, by the rules of its `utils/response.py` and
+`utils/misc.py`, for tests of what we send it."""
 
 from typing import Any
 
@@ -15,14 +16,20 @@ def output_of(chunks: list[dict[str, Any]]) -> list[Item]:
             for field, kind in (("reasoning_content", "reasoning"), ("content", "message")):
                 if text := choice["delta"].get(field):
                     if not output or output[-1]["type"] != kind:
-                        output.append({"type": kind, "content": [{"type": "output_text", "text": ""}]})
+                        output.append(
+                            {"type": kind, "content": [{"type": "output_text", "text": ""}]}
+                        )
                     output[-1]["content"][0]["text"] += text
     return output
 
 
 def _add(output: list[Item], item: Item, index: int) -> None:
     for place, existing in enumerate(output):
-        same_call = item.get("call_id") and existing["type"] == item["type"] and existing.get("call_id") == item["call_id"]
+        same_call = (
+            item.get("call_id")
+            and existing["type"] == item["type"]
+            and existing.get("call_id") == item["call_id"]
+        )
         if same_call or (item.get("id") and existing.get("id") == item["id"]):
             output[place] = item
             return
@@ -33,7 +40,9 @@ def replayed(output: list[Item]) -> list[dict[str, Any]]:
     """The messages that it sends of a stored answer with the next question."""
     results = {item["call_id"] for item in output if item["type"] == "function_call_output"}
     done = {
-        item["call_id"] for item in output if item["type"] == "function_call" and item["status"] in ("completed", "failed", "rejected")
+        item["call_id"]
+        for item in output
+        if item["type"] == "function_call" and item["status"] in ("completed", "failed", "rejected")
     } & results
     messages: list[dict[str, Any]] = []
     texts: list[str] = []
@@ -57,7 +66,13 @@ def replayed(output: list[Item]) -> list[dict[str, Any]]:
                 calls.append({"id": item["call_id"], "type": "function", "function": function})
             case "function_call_output" if item["call_id"] in done:
                 flush()
-                messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": item["output"][0]["text"]})
+                messages.append(
+                    {
+                        "role": "tool",
+                        "tool_call_id": item["call_id"],
+                        "content": item["output"][0]["text"],
+                    }
+                )
             case _:
                 pass
     flush()
@@ -67,9 +82,15 @@ def replayed(output: list[Item]) -> list[dict[str, Any]]:
 def unanswered(output: list[Item]) -> list[str]:
     """The names of calls that it would run itself, and ask the model again."""
     results = {item["call_id"] for item in output if item["type"] == "function_call_output"}
-    return [item["name"] for item in output if item["type"] == "function_call" and item["call_id"] not in results]
+    return [
+        item["name"]
+        for item in output
+        if item["type"] == "function_call" and item["call_id"] not in results
+    ]
 
 
 def events_of(chunks: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     """What the events of this type carry, in order."""
-    return [chunk["event"]["data"] for chunk in chunks if chunk.get("event", {}).get("type") == kind]
+    return [
+        chunk["event"]["data"] for chunk in chunks if chunk.get("event", {}).get("type") == kind
+    ]

@@ -11,16 +11,21 @@ from referencing import Registry, Resource
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ADDRESS = "urn:openai"
-_EXPECTED = {"/v1/chat/completions": "CreateChatCompletionResponse", "/v1/models": "ListModelsResponse"}
+_EXPECTED = {
+    "/v1/chat/completions": "CreateChatCompletionResponse",
+    "/v1/models": "ListModelsResponse",
+}
 
 
 def validate(name: str, value: object) -> None:
-    """Raises jsonschema's ValidationError unless `value` is what OpenAI calls a `name`, such as `CreateChatCompletionResponse`."""
+    """Raises jsonschema's ValidationError unless `value` is what OpenAI calls a `name`, such as
+    `CreateChatCompletionResponse`."""
     _validator(name).validate(value)
 
 
 def events_of(body: str) -> list[str]:
-    """The data of the server-sent events in `body`, each of which has to be one line; comments are passed over."""
+    """The data of the server-sent events in `body`, each of which has to be one line; comments are
+    passed over."""
     *events, rest = body.split("\n\n")
     assert not rest, "the stream ends within an event"
     data = [event for event in events if not event.startswith(":")]
@@ -29,10 +34,11 @@ def events_of(body: str) -> list[str]:
 
 
 def checked_stream(body: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The chunks of a streamed chat completion and the error that ended it, if one did, all of them valid.
+    """The chunks of a streamed chat completion and the error that ended it, if one did, all of them
+    valid.
 
-    What must hold for every stream is asserted: one id, one model, the role in the first chunk only, one finish reason or one error at
-    the end, and `[DONE]` as the last event.
+    What must hold for every stream is asserted: one id, one model, the role in the first chunk
+    only, one finish reason or one error at the end, and `[DONE]` as the last event.
     """
     *events, last = events_of(body)
     assert last == "[DONE]"
@@ -45,10 +51,15 @@ def checked_stream(body: str) -> tuple[list[dict[str, Any]], dict[str, Any] | No
         validate("CreateChatCompletionStreamResponse", chunk)
     assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) <= 1
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
-    assert [choice["delta"].get("role") for choice in choices] == ["assistant", *[None] * (len(choices) - 1)][: len(choices)]
+    assert [choice["delta"].get("role") for choice in choices] == [
+        "assistant",
+        *[None] * (len(choices) - 1),
+    ][: len(choices)]
     reasons = [choice["finish_reason"] for choice in choices]
     assert all(reason is None for reason in reasons[:-1])
-    assert (reasons[-1:] in ([], [None])) == (error is not None), "a stream ends with a finish reason or with an error"
+    assert (reasons[-1:] in ([], [None])) == (error is not None), (
+        "a stream ends with a finish reason or with an error"
+    )
     return chunks, error
 
 
@@ -92,13 +103,19 @@ class Recorded:
 
 @cache
 def _validator(name: str) -> Draft202012Validator:
-    document = json.loads((Path(__file__).parent / "openai.schema.json").read_text(encoding="utf-8"))
+    document = json.loads(
+        (Path(__file__).parent / "openai.schema.json").read_text(encoding="utf-8")
+    )
     return validator_of(document, _ADDRESS, ("components", "schemas", name))
 
 
-def validator_of(document: dict[str, Any], address: str, path: Sequence[str]) -> Draft202012Validator:
+def validator_of(
+    document: dict[str, Any], address: str, path: Sequence[str]
+) -> Draft202012Validator:
     """A validator for the schema at `path` of `document`, whose references are those within it."""
-    resource: Resource[Any] = Resource.from_contents({"$schema": "https://json-schema.org/draft/2020-12/schema", **document})
+    resource: Resource[Any] = Resource.from_contents(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
+    )
     registry: Registry[Any] = Registry().with_resource(address, resource)
     pointer = "/".join(path)
     assert registry.resolver().lookup(f"{address}#/{pointer}").contents

@@ -1,4 +1,5 @@
-"""Real PostgreSQL servers for tests: started in a folder of their own, killed, frozen, replicated, put behind a pooler."""
+"""Real PostgreSQL servers for tests: started in a folder of their own, killed, frozen, replicated,
+put behind a pooler."""
 
 import atexit
 import contextlib
@@ -36,7 +37,9 @@ def binaries_18() -> Path:
 def binaries_of_the_system() -> Path | None:
     """The programs of the newest PostgreSQL that the system has; None if it has none."""
     on_path = shutil.which("initdb")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    found = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3])
+    )
     return Path(on_path).resolve().parent if on_path else found[-1].parent if found else None
 
 
@@ -58,13 +61,18 @@ def until(met: Callable[[], object], *, seconds: float = SECONDS) -> None:
 
 
 class PostgresServer:
-    """A server of its own. It does not run as root: where the tests do, it runs as a user without rights."""
+    """A server of its own. It does not run as root: where the tests do, it runs as a user without
+    rights."""
 
     def __init__(self, binaries: Path, **settings: object) -> None:
         self.binaries = binaries
         self.port = free_port()
         self.settings = settings
-        self._account = next((name for name in ("postgres", "nobody") if _exists(name)), None) if os.geteuid() == 0 else None
+        self._account = (
+            next((name for name in ("postgres", "nobody") if _exists(name)), None)
+            if os.geteuid() == 0
+            else None
+        )
         self.folder = Path(tempfile.mkdtemp(prefix="aas-postgres-"))
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
@@ -78,7 +86,18 @@ class PostgresServer:
         secret = self.folder / "password"
         secret.write_text(PASSWORD, encoding="utf-8")
         secret.chmod(0o644)
-        self.program("initdb", "-D", str(self.data), "-U", USER, "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync", "-E", "UTF8")
+        self.program(
+            "initdb",
+            "-D",
+            str(self.data),
+            "-U",
+            USER,
+            "--auth=scram-sha-256",
+            f"--pwfile={secret}",
+            "--no-sync",
+            "-E",
+            "UTF8",
+        )
         with (self.data / "pg_hba.conf").open("a", encoding="utf-8") as file:
             file.write("host replication all 127.0.0.1/32 scram-sha-256\n")
         return self
@@ -93,7 +112,9 @@ class PostgresServer:
             "max_wal_size": "64MB",
             **self.settings,
         }
-        options = [option for name, value in settings.items() for option in ("-c", f"{name}={value}")]
+        options = [
+            option for name, value in settings.items() for option in ("-c", f"{name}={value}")
+        ]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self.binaries / "postgres"), "-D", str(self.data), *options],
@@ -119,7 +140,11 @@ class PostgresServer:
         if self._process is None or self._process.poll() is not None:
             return []
         first = self._process.pid
-        children = (pid for each in Path(f"/proc/{first}/task").glob("*/children") for pid in each.read_text(encoding="ascii").split())
+        children = (
+            pid
+            for each in Path(f"/proc/{first}/task").glob("*/children")
+            for pid in each.read_text(encoding="ascii").split()
+        )
         return [first, *map(int, children)]
 
     def kill(self) -> None:
@@ -157,7 +182,19 @@ class PostgresServer:
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """What psql prints of a statement."""
-        return self.program("psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), "-c", statement).strip()
+        return self.program(
+            "psql",
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            self.url(database),
+            "-c",
+            statement,
+        ).strip()
 
     def new_database(self) -> str:
         """The name of a new, empty database."""
@@ -168,7 +205,19 @@ class PostgresServer:
     def replica(self, **settings: object) -> "PostgresServer":
         """A server that streams what is written here, started."""
         other = PostgresServer(self.binaries, **{"hot_standby_feedback": "on", **settings})
-        self.program("pg_basebackup", "-d", self.url(), "-D", str(other.data), "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        self.program(
+            "pg_basebackup",
+            "-d",
+            self.url(),
+            "-D",
+            str(other.data),
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "--no-sync",
+        )
         return other.start()
 
     def caught_up_with(self, primary: "PostgresServer") -> None:
@@ -183,7 +232,13 @@ class PostgresServer:
     def program(self, name: str, *arguments: str, text: str | None = None) -> str:
         """What one of its programs prints; raises CalledProcessError."""
         done = subprocess.run(
-            [self.binaries / name, *arguments], capture_output=True, text=True, input=text, user=self._account, cwd=self.folder, check=False
+            [self.binaries / name, *arguments],
+            capture_output=True,
+            text=True,
+            input=text,
+            user=self._account,
+            cwd=self.folder,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -196,13 +251,18 @@ class PostgresServer:
 
 
 class PgBouncer:
-    """A pooler in transaction mode before a server, with `pool_size` connections to it for each database."""
+    """A pooler in transaction mode before a server, with `pool_size` connections to it for each
+    database."""
 
     def __init__(self, server: PostgresServer, *, pool_size: int = 4) -> None:
         self._server = server
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="aas-pgbouncer-"))
-        self._account = next((name for name in ("postgres", "nobody") if _exists(name)), None) if os.geteuid() == 0 else None
+        self._account = (
+            next((name for name in ("postgres", "nobody") if _exists(name)), None)
+            if os.geteuid() == 0
+            else None
+        )
         (self.folder / "users").write_text(f'"{USER}" "{PASSWORD}"\n', encoding="utf-8")
         lines = [
             "[databases]",
@@ -230,7 +290,11 @@ class PgBouncer:
             return on_path, ""
         unpacked = Path(sys.prefix) / "pgbouncer" / "usr"
         libraries = ":".join(str(path) for path in unpacked.glob("lib/*"))
-        return (str(unpacked / "sbin" / "pgbouncer"), libraries) if (unpacked / "sbin" / "pgbouncer").exists() else None
+        return (
+            (str(unpacked / "sbin" / "pgbouncer"), libraries)
+            if (unpacked / "sbin" / "pgbouncer").exists()
+            else None
+        )
 
     def start(self) -> Self:
         """Starts it and waits until it passes connections on."""
@@ -246,7 +310,14 @@ class PgBouncer:
                 env={**os.environ, "LD_LIBRARY_PATH": libraries},
                 start_new_session=True,
             )
-        ready = [str(self._server.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [
+            str(self._server.binaries / "pg_isready"),
+            "-q",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+        ]
         try:
             until(lambda: subprocess.run(ready, check=False).returncode == 0)
         except TimeoutError:
@@ -282,7 +353,10 @@ def _exists(name: str) -> bool:
 
 def _runs(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+            != "Z"
+        )
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -299,7 +373,10 @@ class DatabaseUnderTest(msgspec.Struct, frozen=True):
     @property
     def settings(self) -> dict[str, str]:
         """What the service is told of it."""
-        return {"database_url": self.url, **({"database_replica_url": self.replica_url} if self.replica_url else {})}
+        return {
+            "database_url": self.url,
+            **({"database_replica_url": self.replica_url} if self.replica_url else {}),
+        }
 
     @property
     def environment(self) -> dict[str, str]:
@@ -330,7 +407,8 @@ def postgres_pair() -> Generator[tuple[PostgresServer, PostgresServer], None, No
 
 @pytest.fixture(params=["sqlite", "postgres18", "replicated"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseUnderTest:
-    """An empty database of each kind: an SQLite file, PostgreSQL 18, and the system's PostgreSQL with a streaming replica."""
+    """An empty database of each kind: an SQLite file, PostgreSQL 18, and the system's PostgreSQL
+    with a streaming replica."""
     if request.param == "sqlite":
         return DatabaseUnderTest("sqlite", f"sqlite:///{tmp_path}/conversations.db")
     if request.param == "postgres18":

@@ -59,13 +59,23 @@ class Script:
 
 def says(*pieces: str, reason: FinishReason = "stop", usage: Usage | None = None) -> list[Action]:
     """An answer of text."""
-    return [*(TextDelta(piece) for piece in pieces), ModelFinished(reason, (), usage or Usage(10, len(pieces)))]
+    return [
+        *(TextDelta(piece) for piece in pieces),
+        ModelFinished(reason, (), usage or Usage(10, len(pieces))),
+    ]
 
 
-def calls(*wanted: tuple[str, Any], text: str = "", thinking: str = "", usage: Usage | None = None) -> list[Action]:
-    """An answer that calls tools: each a name and its arguments, a dict or the text a model would write. Ids count from call_000000001."""
+def calls(
+    *wanted: tuple[str, Any], text: str = "", thinking: str = "", usage: Usage | None = None
+) -> list[Action]:
+    """An answer that calls tools: each a name and its arguments, a dict or the text a model would
+    write. Ids count from call_000000001."""
     found = tuple(
-        ToolCall(f"call_{number:09}", name, arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode())
+        ToolCall(
+            f"call_{number:09}",
+            name,
+            arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode(),
+        )
         for number, (name, arguments) in enumerate(wanted, 1)
     )
     lead: list[Action] = [ReasoningDelta(thinking)] if thinking else []

@@ -1,4 +1,5 @@
-"""Builds the real service over a temporary folder, for tests of the API, and a real server for tests of clients."""
+"""Builds the real service over a temporary folder, for tests of the API, and a real server for
+tests of clients."""
 
 import asyncio
 import json
@@ -40,8 +41,8 @@ def configuration(
     plugins: Plugins | None = None,
     **settings: Any,
 ) -> Configuration:
-    """A configuration read from files in `folder`, with `script` as the provider `scripted`, and `tools` and `agent_types` besides
-    `plugins`, which are by default the built-in ones."""
+    """A configuration read from files in `folder`, with `script` as the provider `scripted`, and
+    `tools` and `agent_types` besides `plugins`, which are by default the built-in ones."""
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "agent_config.json").write_text(json.dumps(list(agents)), encoding="utf-8")
     plugins = plugins or load_plugins()[0]
@@ -61,7 +62,8 @@ def configuration(
 
 @asynccontextmanager
 async def client_of(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
-    """A client of `app` in this process, its lifespan entered. The transport gives a response only once it is complete."""
+    """A client of `app` in this process, its lifespan entered. The transport gives a response only
+    once it is complete."""
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
@@ -71,7 +73,12 @@ async def client_of(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
 class _Server(uvicorn.Server):
     """uvicorn at a free port of 127.0.0.1, calling `ready` once it can be reached."""
 
-    def __init__(self, app: ASGIApp, ready: Callable[[], None], protocol: type[BoundedProtocol] = BoundedProtocol) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        ready: Callable[[], None],
+        protocol: type[BoundedProtocol] = BoundedProtocol,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -98,10 +105,13 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def running(app: ASGIApp) -> Generator[str, None, None]:
-    """`app` on a real server in a thread, for clients that block; gives its address, such as `http://127.0.0.1:40123`."""
+    """`app` on a real server in a thread, for clients that block; gives its address, such as
+    `http://127.0.0.1:40123`."""
     ready = threading.Event()
     server = _Server(app, ready.set)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[server.listening])), daemon=True)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[server.listening])), daemon=True
+    )
     thread.start()
     assert ready.wait(20), "the server did not start"
     try:
@@ -113,8 +123,11 @@ def running(app: ASGIApp) -> Generator[str, None, None]:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, protocol: type[BoundedProtocol] = BoundedProtocol) -> AsyncGenerator[str, None]:
-    """`app` on a real server in this event loop, so that a test may share events with tools and scripts; gives its address."""
+async def serving(
+    app: ASGIApp, protocol: type[BoundedProtocol] = BoundedProtocol
+) -> AsyncGenerator[str, None]:
+    """`app` on a real server in this event loop, so that a test may share events with tools and
+    scripts; gives its address."""
     ready = asyncio.Event()
     server = _Server(app, ready.set, protocol)
     task = asyncio.create_task(server.serve(sockets=[server.listening]))

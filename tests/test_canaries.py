@@ -1,4 +1,5 @@
-"""Secrets never come out: the service is given one wherever it takes one, made to fail, and all that it says is read."""
+"""Secrets never come out: the service is given one wherever it takes one, made to fail, and all
+that it says is read."""
 
 import asyncio
 import base64
@@ -29,9 +30,17 @@ SECRETS = {
     "AZURE_OPENAI_API_KEY": "canary-of-azure-0123",
     "MEMORY_ENCRYPTION_KEYS": ENCRYPTION,
     "WIKI_TOKEN": "canary-of-a-server-0123",
-    "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Basic%20canary-of-traces-0123,Bearer canary-of-traces-4567",
+    "OTEL_EXPORTER_OTLP_HEADERS": (
+        "authorization=Basic%20canary-of-traces-0123,Bearer canary-of-traces-4567"
+    ),
 }
-CANARIES = (*SECRETS.values(), "canary-of-the-database", "canary-of-a-caller", "canary-of-traces-0123", "canary-of-traces-4567")
+CANARIES = (
+    *SECRETS.values(),
+    "canary-of-the-database",
+    "canary-of-a-caller",
+    "canary-of-traces-0123",
+    "canary-of-traces-4567",
+)
 
 
 ROUTES = ("/v1/models", "/agents", "/docs", "/openapi.json", "/absent")
@@ -39,7 +48,14 @@ ROUTES = ("/v1/models", "/agents", "/docs", "/openapi.json", "/absent")
 
 def echoing(status: int) -> list[Action]:
     """An answer that repeats our key, as careless providers do."""
-    told = {"error": {"message": f"Incorrect API key provided: {SECRETS['OPENAI_API_KEY']} (Bearer {SECRETS['OPENAI_API_KEY']})"}}
+    told = {
+        "error": {
+            "message": (
+                f"Incorrect API key provided: {SECRETS['OPENAI_API_KEY']} (Bearer"
+                f" {SECRETS['OPENAI_API_KEY']})"
+            )
+        }
+    }
     return reply(status, body=json.dumps(told).encode())
 
 
@@ -47,10 +63,28 @@ def echoing(status: int) -> list[Action]:
 async def serving(folder: Path, upstream: Upstream, **variables: str) -> AsyncGenerator[str, None]:
     """The service in a process of its own, with all secrets and the most detailed log."""
     agents = [
-        {"agent_id": "helper", "system_prompt": "x", "provider": "openai", "model": "m", "allowed_mcp_servers": {"wiki": {}}},
-        {"agent_id": "memory", "system_prompt": "x", "provider": "openai", "model": "m", "resources": ["memory"]},
+        {
+            "agent_id": "helper",
+            "system_prompt": "x",
+            "provider": "openai",
+            "model": "m",
+            "allowed_mcp_servers": {"wiki": {}},
+        },
+        {
+            "agent_id": "memory",
+            "system_prompt": "x",
+            "provider": "openai",
+            "model": "m",
+            "resources": ["memory"],
+        },
     ]
-    servers = [{"server_label": "wiki", "server_url": f"{upstream.url}/mcp", "header": {"Authorization": "Bearer ${WIKI_TOKEN}"}}]
+    servers = [
+        {
+            "server_label": "wiki",
+            "server_url": f"{upstream.url}/mcp",
+            "header": {"Authorization": "Bearer ${WIKI_TOKEN}"},
+        }
+    ]
     (folder / "agents.json").write_text(json.dumps(agents), encoding="utf-8")
     (folder / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")
     told = environment(
@@ -79,7 +113,11 @@ async def serving(folder: Path, upstream: Upstream, **variables: str) -> AsyncGe
 @pytest.mark.timeout(90)
 @pytest.mark.parametrize("database", ["sqlite", "away"])
 async def test_no_secret_comes_out_of_anything(tmp_path: Path, database: str) -> None:
-    away = {"DATABASE_URL": "postgresql://user:canary-of-the-database@127.0.0.1:1/d"} if database == "away" else {}
+    away = (
+        {"DATABASE_URL": "postgresql://user:canary-of-the-database@127.0.0.1:1/d"}
+        if database == "away"
+        else {}
+    )
     said: list[str] = []
     async with (
         Upstream(echoing(401)) as upstream,
@@ -110,22 +148,41 @@ async def test_no_secret_comes_out_of_anything(tmp_path: Path, database: str) ->
             await ask("GET", path, headers=headers)
             await ask("GET", path, headers=wrong)
         for agent in ("helper", "memory"):
-            for body in (asking(), asking(stream=True), asking(n=3), {"model": ["canary-of-a-caller"]}):
+            for body in (
+                asking(),
+                asking(stream=True),
+                asking(n=3),
+                {"model": ["canary-of-a-caller"]},
+            ):
                 body = {**body, "model": agent} if "messages" in body else body
-                for sent in (headers, wrong, {**headers, "X-Session-Id": "s", "X-OpenWebUI-User-Jwt": "canary-of-a-caller"}):
+                for sent in (
+                    headers,
+                    wrong,
+                    {**headers, "X-Session-Id": "s", "X-OpenWebUI-User-Jwt": "canary-of-a-caller"},
+                ):
                     await ask("POST", CHAT, json=body, headers=sent)
         await ask("POST", "/agents/helper/chat", json={"message": "Hi."}, headers=headers)
         await ask("GET", "/agents/memory/conversations", headers=headers)
         await ask("GET", "/memory", headers=headers)
         await ask("DELETE", "/memory", headers=headers)
-        assert any(request.headers.get("authorization") == f"Bearer {SECRETS['OPENAI_API_KEY']}" for request in upstream.requests)
-        assert any(request.headers.get("authorization") == "Basic canary-of-traces-0123" for request in upstream.requests)
+        assert any(
+            request.headers.get("authorization") == f"Bearer {SECRETS['OPENAI_API_KEY']}"
+            for request in upstream.requests
+        )
+        assert any(
+            request.headers.get("authorization") == "Basic canary-of-traces-0123"
+            for request in upstream.requests
+        )
     log = (tmp_path / "log").read_text(encoding="utf-8")
     audit = (tmp_path / "audit.jsonl").read_text(encoding="utf-8")
     assert "agent.called" in audit
     assert "provider_authentication_failed" in "".join(said)
     for canary in CANARIES:
-        for where, text in (("an answer", "\n".join(said)), ("the log", log), ("the audit log", audit)):
+        for where, text in (
+            ("an answer", "\n".join(said)),
+            ("the log", log),
+            ("the audit log", audit),
+        ):
             assert canary not in text, f"{canary} came out in {where}"
 
 
@@ -140,7 +197,9 @@ def test_the_check_of_a_faulty_configuration_shows_no_secret(tmp_path: Path) -> 
         }
     )
     command = [sys.executable, "-m", "app.main", "check"]
-    done = subprocess.run(command, cwd=tmp_path, env=told, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=told, capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == 2
     assert "MEMORY_ENCRYPTION_KEYS" in done.stderr
     assert "API_KEYS" in done.stderr

@@ -59,7 +59,11 @@ def test_every_variable_of_compose_stands_in_its_example_of_an_env_file() -> Non
 
 def test_what_compose_sets_for_the_service_are_its_settings() -> None:
     for name in ("ai-agent-service", "ai-agent-service-prod"):
-        unknown = {variable for variable in services()[name]["environment"] if variable.lower() not in Settings.model_fields}
+        unknown = {
+            variable
+            for variable in services()[name]["environment"]
+            if variable.lower() not in Settings.model_fields
+        }
         assert not unknown, name
 
 

@@ -1,4 +1,5 @@
-"""What users, models and tools say stays out of the log unless it is asked for by the level DEBUG, whatever goes wrong."""
+"""What users, models and tools say stays out of the log unless it is asked for by the level DEBUG,
+whatever goes wrong."""
 
 import asyncio
 import gc
@@ -22,7 +23,9 @@ from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration
 from tests.upstream import Action, Upstream, delta, events, reply
 
-SAID, ARGUMENT, RESULT, PROMPT, ANSWER = (f"canary-of-{name}" for name in ("a-user", "an-argument", "a-result", "a-prompt", "an-answer"))
+SAID, ARGUMENT, RESULT, PROMPT, ANSWER = (
+    f"canary-of-{name}" for name in ("a-user", "an-argument", "a-result", "a-prompt", "an-answer")
+)
 
 
 @tool
@@ -84,7 +87,14 @@ async def everything(folder: Path, upstream: Upstream) -> list[int]:
     """Has the service meet all that can go wrong; the statuses of its answers."""
     wanted = [(name, {"what": ARGUMENT}) for name in NAMES]
     script = Script(
-        calls(*wanted, ("look", f'{{"what": "{ARGUMENT}'), ("look", {"where": ARGUMENT}), (ARGUMENT, {}), text=ANSWER, thinking=ANSWER),
+        calls(
+            *wanted,
+            ("look", f'{{"what": "{ARGUMENT}'),
+            ("look", {"where": ARGUMENT}),
+            (ARGUMENT, {}),
+            text=ANSWER,
+            thinking=ANSWER,
+        ),
         says(ANSWER),
     )
     common = {**AGENT, "system_prompt": PROMPT, "allowed_regular_tools": NAMES}
@@ -92,10 +102,22 @@ async def everything(folder: Path, upstream: Upstream) -> list[int]:
         {**common, "resources": ["memory"]},
         {**common, "agent_id": "crashing", "type": "crashing", "resources": ["memory"]},
         {**common, "agent_id": "broken"},
-        {**common, "agent_id": "refused", "provider": "openai", "model": "m", "resources": ["memory"]},
+        {
+            **common,
+            "agent_id": "refused",
+            "provider": "openai",
+            "model": "m",
+            "resources": ["memory"],
+        },
     ]
-    plugins: dict[str, Any] = {"tools": TOOLS, "agent_types": [Crashing], "openai_base_url": f"{upstream.url}/v1"}
-    app = create_app(configuration(folder, script, agents=agents, provider_max_retries=1, **plugins))
+    plugins: dict[str, Any] = {
+        "tools": TOOLS,
+        "agent_types": [Crashing],
+        "openai_base_url": f"{upstream.url}/v1",
+    }
+    app = create_app(
+        configuration(folder, script, agents=agents, provider_max_retries=1, **plugins)
+    )
     statuses = []
     async with client_of(app) as client:
         for agent in ("helper", "refused", "refused", "refused", "crashing"):
@@ -105,7 +127,9 @@ async def everything(folder: Path, upstream: Upstream) -> list[int]:
                 statuses.append(response.status_code)
         wrong = asking(SAID, temperature=SAID, messages=[{"role": SAID, "content": SAID}])
         statuses.append((await client.post(CHAT, json=wrong)).status_code)
-        statuses.append((await client.post(CHAT, content=f'{{"messages": "{SAID}'.encode())).status_code)
+        statuses.append(
+            (await client.post(CHAT, content=f'{{"messages": "{SAID}'.encode())).status_code
+        )
         script.answers = [[RuntimeError(f"{ANSWER} {SAID}")]]
         statuses.append((await client.post(CHAT, json=asking(SAID, model="broken"))).status_code)
         gc.collect()
@@ -115,7 +139,11 @@ async def everything(folder: Path, upstream: Upstream) -> list[int]:
 @pytest.mark.parametrize("log_format", ["json", "text"])
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
 async def test_what_is_said_stays_out_of_the_log_unless_it_is_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, level: str, log_format: LogFormat
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+    log_format: LogFormat,
 ) -> None:
     monkeypatch.setenv("no_proxy", "*")
     echoed = {"error": {"message": f"Invalid content: {SAID}, {PROMPT}"}}
@@ -137,7 +165,14 @@ async def test_what_is_said_stays_out_of_the_log_unless_it_is_asked_for(
     loop.set_exception_handler(before)
     assert {200, 400, 500} <= set(statuses)
     log = capsys.readouterr().err
-    for event in ("run.crashed", "tool.failed", "provider.failed", "provider.retry", "run.failed", "Task exception was never retrieved"):
+    for event in (
+        "run.crashed",
+        "tool.failed",
+        "provider.failed",
+        "provider.retry",
+        "run.failed",
+        "Task exception was never retrieved",
+    ):
         assert event in log
     for canary in (SAID, ARGUMENT, RESULT, PROMPT, ANSWER):
         # Of a tool that the agent does not have the audit log tells the name.

@@ -68,8 +68,12 @@ async def fails(folder: Path, *arguments: str, **environment: str) -> str:
 async def serving(folder: Path, **settings: Any) -> AsyncGenerator[httpx2.AsyncClient, None]:
     """A client of the service, with its own configuration in `folder`."""
     folder.mkdir(exist_ok=True)
-    script = Script(calls(("calculate", {"expression": "6*7"})), says("It is 42."), says("You are welcome."))
-    async with client_of(create_app(configuration(folder, script, agents=[HELPER], **settings))) as client:
+    script = Script(
+        calls(("calculate", {"expression": "6*7"})), says("It is 42."), says("You are welcome.")
+    )
+    async with client_of(
+        create_app(configuration(folder, script, agents=[HELPER], **settings))
+    ) as client:
         yield client
 
 
@@ -115,14 +119,34 @@ def changed(file: Path, statement: str) -> None:
 
 async def test_upgrade_makes_the_tables_once(tmp_path: Path, file: Path) -> None:
     shown = f"sqlite:///{file}"
-    assert await succeeds(tmp_path, "upgrade") == f"The tables of {shown} were made, with the revision {HEAD_REVISION}."
-    assert await succeeds(tmp_path, "upgrade") == f"The tables of {shown} have the revision {HEAD_REVISION} already."
+    assert (
+        await succeeds(tmp_path, "upgrade")
+        == f"The tables of {shown} were made, with the revision {HEAD_REVISION}."
+    )
+    assert (
+        await succeeds(tmp_path, "upgrade")
+        == f"The tables of {shown} have the revision {HEAD_REVISION} already."
+    )
     assert await succeeds(tmp_path, "current") == f"revision {HEAD_REVISION}, sqlite, {shown}"
-    assert await succeeds(tmp_path, "check") == f"{shown} can be used; its tables have the revision {HEAD_REVISION}."
+    assert (
+        await succeeds(tmp_path, "check")
+        == f"{shown} can be used; its tables have the revision {HEAD_REVISION}."
+    )
 
 
-@pytest.mark.parametrize("arguments", [["current"], ["check"], ["backup", "copy.db"], ["reencrypt", "--plain"], ["erase", "--user", "ann"]])
-async def test_a_database_that_is_not_there_is_told_and_not_made(tmp_path: Path, file: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["current"],
+        ["check"],
+        ["backup", "copy.db"],
+        ["reencrypt", "--plain"],
+        ["erase", "--user", "ann"],
+    ],
+)
+async def test_a_database_that_is_not_there_is_told_and_not_made(
+    tmp_path: Path, file: Path, arguments: list[str]
+) -> None:
     told = await fails(tmp_path, *arguments)
     assert told.startswith(f"Error: there is no database sqlite:///{file}; ")
     assert told.endswith("ai-agent-service db upgrade")
@@ -134,25 +158,36 @@ async def test_a_database_without_our_tables_cannot_be_used(tmp_path: Path, file
     changed(file, "CREATE TABLE songs (title TEXT)")
     assert await succeeds(tmp_path, "current") == f"revision none, sqlite, sqlite:///{file}"
     problem = (
-        f"Error: sqlite:///{file} cannot be used: its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db upgrade"
+        f"Error: sqlite:///{file} cannot be used: its tables have the revision none, not"
+        f" {HEAD_REVISION}; run: ai-agent-service db upgrade"
     )
     for arguments in (["check"], ["reencrypt", "--plain"], ["erase", "--user", "ann", "--yes"]):
         assert await fails(tmp_path, *arguments) == problem
-    assert "it does not have the tables of this service" in await fails(tmp_path, "backup", str(tmp_path / "copy.db"))
+    assert "it does not have the tables of this service" in await fails(
+        tmp_path, "backup", str(tmp_path / "copy.db")
+    )
 
 
 async def test_tables_of_a_newer_version_are_told(tmp_path: Path, file: Path) -> None:
     await succeeds(tmp_path, "upgrade")
     changed(file, "UPDATE alembic_version SET version_num = '9999'")
-    assert f"'9999', which this version (at {HEAD_REVISION!r}) does not know; use a newer one" in await fails(tmp_path, "upgrade")
-    assert f"its tables have the revision 9999, not {HEAD_REVISION}" in await fails(tmp_path, "check")
+    assert (
+        f"'9999', which this version (at {HEAD_REVISION!r}) does not know; use a newer one"
+        in await fails(tmp_path, "upgrade")
+    )
+    assert f"its tables have the revision 9999, not {HEAD_REVISION}" in await fails(
+        tmp_path, "check"
+    )
 
 
 async def test_a_file_that_is_no_database_is_told(tmp_path: Path, file: Path) -> None:
     file.parent.mkdir()
     file.write_bytes(b"This is no database. " * 500)
     for name in ("upgrade", "current", "check"):
-        assert await fails(tmp_path, name) == f"Error: sqlite:///{file} cannot be used: DatabaseError: file is not a database"
+        assert (
+            await fails(tmp_path, name)
+            == f"Error: sqlite:///{file} cannot be used: DatabaseError: file is not a database"
+        )
 
 
 async def test_a_server_that_refuses_is_told_without_its_password(tmp_path: Path) -> None:
@@ -169,16 +204,26 @@ async def test_a_key_that_is_lacking_fails_the_check(tmp_path: Path) -> None:
     await talked(tmp_path, memory_encryption_keys=OLD)
     assert "can be used" in await succeeds(tmp_path, "check", MEMORY_ENCRYPTION_KEYS=f"{NEW},{OLD}")
     for keys in (NEW, ""):
-        assert "which MEMORY_ENCRYPTION_KEYS lacks" in await fails(tmp_path, "check", MEMORY_ENCRYPTION_KEYS=keys)
+        assert "which MEMORY_ENCRYPTION_KEYS lacks" in await fails(
+            tmp_path, "check", MEMORY_ENCRYPTION_KEYS=keys
+        )
 
 
 def test_faults_of_the_settings_end_with_code_2_and_all_of_them_readable(tmp_path: Path) -> None:
-    wrong = {"DATABASE_URL": "mysql://ann:hidden-word@x", "MEMORY_ENCRYPTION_KEYS": "hidden-word", "DATABASE_TIMEOUT": "soon"}
+    wrong = {
+        "DATABASE_URL": "mysql://ann:hidden-word@x",
+        "MEMORY_ENCRYPTION_KEYS": "hidden-word",
+        "DATABASE_TIMEOUT": "soon",
+    }
     done = run(tmp_path, "db", "check", **wrong)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert lines[0] == "The configuration has 3 faults:"
-    assert [line.split(": ")[1] for line in lines[1:]] == ["DATABASE_TIMEOUT", "DATABASE_URL", "MEMORY_ENCRYPTION_KEYS"]
+    assert [line.split(": ")[1] for line in lines[1:]] == [
+        "DATABASE_TIMEOUT",
+        "DATABASE_URL",
+        "MEMORY_ENCRYPTION_KEYS",
+    ]
     assert "hidden-word" not in done.stderr
 
 
@@ -195,7 +240,10 @@ async def test_a_backup_of_a_running_service_holds_every_message(tmp_path: Path)
     assert f"was backed up to {copy}: 1 conversations, 4 messages, 0.1 MB." in said
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    assert await succeeds(elsewhere, "restore", str(copy)) == f"sqlite:///{elsewhere}/data/ai-agent-service.db was restored from {copy}."
+    assert (
+        await succeeds(elsewhere, "restore", str(copy))
+        == f"sqlite:///{elsewhere}/data/ai-agent-service.db was restored from {copy}."
+    )
     assert await remembered(elsewhere) == told
     async with serving(elsewhere) as client:
         await talk(client)
@@ -211,7 +259,9 @@ async def test_a_backup_that_is_there_is_written_over_only_by_force(tmp_path: Pa
     await succeeds(tmp_path, "backup", copy, "--force")
 
 
-async def test_a_restored_backup_replaces_what_was_there_which_is_kept(tmp_path: Path, file: Path) -> None:
+async def test_a_restored_backup_replaces_what_was_there_which_is_kept(
+    tmp_path: Path, file: Path
+) -> None:
     copy = str(tmp_path / "copy.db")
     told = await talked(tmp_path)
     await succeeds(tmp_path, "backup", copy)
@@ -225,7 +275,9 @@ async def test_a_restored_backup_replaces_what_was_there_which_is_kept(tmp_path:
         assert (await everything(client), len(await everything(client, "bob"))) == (told, 1)
 
 
-async def test_a_database_that_is_in_use_is_replaced_only_by_force(tmp_path: Path, file: Path) -> None:
+async def test_a_database_that_is_in_use_is_replaced_only_by_force(
+    tmp_path: Path, file: Path
+) -> None:
     copy = str(tmp_path / "copy.db")
     async with serving(tmp_path) as client:
         await talk(client)
@@ -233,19 +285,28 @@ async def test_a_database_that_is_in_use_is_replaced_only_by_force(tmp_path: Pat
         await succeeds(tmp_path, "backup", copy)
         await talk(client, session="tuesday")
         refused = await fails(tmp_path, "restore", copy)
-        assert f"sqlite:///{file} is in use. Stop the service first ({socket.gethostname()}:{os.getpid()}:" in refused
+        assert (
+            f"sqlite:///{file} is in use. Stop the service first"
+            f" ({socket.gethostname()}:{os.getpid()}:" in refused
+        )
         assert "--force" in refused
         assert len(await everything(client)) == 2
-        assert (await succeeds(tmp_path, "restore", copy, "--force")).endswith(" Restart the service.")
+        assert (await succeeds(tmp_path, "restore", copy, "--force")).endswith(
+            " Restart the service."
+        )
         assert await everything(client) == told
     assert "was restored" in await succeeds(tmp_path, "restore", copy)
 
 
-async def test_a_process_that_was_killed_is_waited_for_no_longer_than_20_seconds(tmp_path: Path, file: Path) -> None:
+async def test_a_process_that_was_killed_is_waited_for_no_longer_than_20_seconds(
+    tmp_path: Path, file: Path
+) -> None:
     copy = str(tmp_path / "copy.db")
     await talked(tmp_path)
     await succeeds(tmp_path, "backup", copy)
-    changed(file, f"INSERT INTO processes SELECT 'killed', 'h', now, now FROM ({NOW_OF_SQLITE} AS now)")
+    changed(
+        file, f"INSERT INTO processes SELECT 'killed', 'h', now, now FROM ({NOW_OF_SQLITE} AS now)"
+    )
     assert "Stop the service first (killed; " in await fails(tmp_path, "restore", copy)
     changed(file, "UPDATE processes SET seen_at = datetime(seen_at, '-21 seconds') || '.000000'")
     await succeeds(tmp_path, "restore", copy)
@@ -256,8 +317,9 @@ async def test_a_damaged_database_is_replaced_by_force(tmp_path: Path, file: Pat
     told = await talked(tmp_path)
     await succeeds(tmp_path, "backup", copy)
     file.write_bytes(b"This is no database. " * 500)
-    assert "so it cannot be told whether a service uses it; stop that, and repeat this with --force" in await fails(
-        tmp_path, "restore", copy
+    assert (
+        "so it cannot be told whether a service uses it; stop that, and repeat this with --force"
+        in await fails(tmp_path, "restore", copy)
     )
     await succeeds(tmp_path, "restore", copy, "--force")
     assert await remembered(tmp_path) == told
@@ -271,11 +333,15 @@ async def test_a_backup_that_this_version_cannot_use_changes_nothing(tmp_path: P
     changed(newer, "UPDATE alembic_version SET version_num = '9999'")
     junk.write_bytes(b"This is no database. " * 500)
     told = await talked(tmp_path)
-    assert f"{newer} cannot be used: its tables have the revision '9999'" in await fails(tmp_path, "restore", str(newer))
+    assert f"{newer} cannot be used: its tables have the revision '9999'" in await fails(
+        tmp_path, "restore", str(newer)
+    )
     refused = await fails(tmp_path, "restore", str(sealed))
     assert f"{sealed} cannot be used: An encrypted value needs the key with the id " in refused
     assert "--force" in refused
-    assert f"{junk} cannot be restored: file is not a database" in await fails(tmp_path, "restore", str(junk))
+    assert f"{junk} cannot be restored: file is not a database" in await fails(
+        tmp_path, "restore", str(junk)
+    )
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["ai-agent-service.db"]
     assert await remembered(tmp_path) == told
 
@@ -290,24 +356,37 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("programs")
-async def test_a_dump_of_a_running_service_is_restored_in_its_place_and_elsewhere(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_a_dump_of_a_running_service_is_restored_in_its_place_and_elsewhere(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     one, two = (postgres_18.url(postgres_18.new_database()) for _ in range(2))
     dump, shown = tmp_path / "a backup.sql", one.replace(QUOTED, "***")
     async with serving(tmp_path, database_url=one) as client:
         await talk(client)
         told = await everything(client)
         said = await succeeds(tmp_path, "backup", str(dump), DATABASE_URL=one)
-        assert said == f"{shown} was backed up to {dump}: 1 conversations, 4 messages, {dump.stat().st_size / 1e6:.1f} MB."
+        assert (
+            said == f"{shown} was backed up to {dump}: 1 conversations, 4 messages,"
+            f" {dump.stat().st_size / 1e6:.1f} MB."
+        )
         assert dump.stat().st_mode & 0o777 == 0o600
-        assert f"{dump} is there already" in await fails(tmp_path, "backup", str(dump), DATABASE_URL=one)
+        assert f"{dump} is there already" in await fails(
+            tmp_path, "backup", str(dump), DATABASE_URL=one
+        )
         await talk(client, session="tuesday")
-        assert "is in use. Stop the service first" in await fails(tmp_path, "restore", str(dump), DATABASE_URL=one)
+        assert "is in use. Stop the service first" in await fails(
+            tmp_path, "restore", str(dump), DATABASE_URL=one
+        )
         assert len(await everything(client)) == 2
     said = await succeeds(tmp_path, "restore", str(dump), DATABASE_URL=one)
-    kept = said.removesuffix(".").split(f"{shown} was restored from {dump}. What was there before is in ")[1]
+    kept = said.removesuffix(".").split(
+        f"{shown} was restored from {dump}. What was there before is in "
+    )[1]
     assert Path(kept).parent == tmp_path / "data"
     assert await remembered(tmp_path, database_url=one) == told
-    assert (await succeeds(tmp_path, "restore", str(dump), DATABASE_URL=two)).endswith(f"was restored from {dump}.")
+    assert (await succeeds(tmp_path, "restore", str(dump), DATABASE_URL=two)).endswith(
+        f"was restored from {dump}."
+    )
     assert "can be used" in await succeeds(tmp_path, "check", DATABASE_URL=two)
     async with serving(tmp_path, database_url=two) as client:
         assert await everything(client) == told
@@ -317,7 +396,9 @@ async def test_a_dump_of_a_running_service_is_restored_in_its_place_and_elsewher
     assert len(await remembered(tmp_path, database_url=two)) == 2
 
 
-async def test_the_plainest_dump_can_be_restored_and_restores_by_psql(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_the_plainest_dump_can_be_restored_and_restores_by_psql(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     one, two = postgres_18.new_database(), postgres_18.new_database()
     told = await talked(tmp_path, database_url=postgres_18.url(one))
     plain = postgres_18.program("pg_dump", "-d", postgres_18.url(one))
@@ -326,25 +407,38 @@ async def test_the_plainest_dump_can_be_restored_and_restores_by_psql(tmp_path: 
     (tmp_path / "backup.sql").write_text(plain, encoding="utf-8")
     search = f"{binaries_18()}{os.pathsep}{os.environ['PATH']}"
     for name in (one, postgres_18.new_database()):
-        await succeeds(tmp_path, "restore", str(tmp_path / "backup.sql"), DATABASE_URL=postgres_18.url(name), PATH=search)
+        await succeeds(
+            tmp_path,
+            "restore",
+            str(tmp_path / "backup.sql"),
+            DATABASE_URL=postgres_18.url(name),
+            PATH=search,
+        )
         assert await remembered(tmp_path, database_url=postgres_18.url(name)) == told
 
 
 @pytest.mark.usefixtures("programs")
-async def test_a_dump_that_cannot_be_used_changes_nothing(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_a_dump_that_cannot_be_used_changes_nothing(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     url = postgres_18.url(postgres_18.new_database())
     dump = tmp_path / "backup.sql"
     told = await talked(tmp_path, database_url=url, memory_encryption_keys=OLD)
     here = {"DATABASE_URL": url, "MEMORY_ENCRYPTION_KEYS": OLD}
     await succeeds(tmp_path, "backup", str(dump), **here)
     whole = dump.read_text(encoding="utf-8")
-    refused = await fails(tmp_path, "restore", str(dump), DATABASE_URL=url, MEMORY_ENCRYPTION_KEYS=NEW)
+    refused = await fails(
+        tmp_path, "restore", str(dump), DATABASE_URL=url, MEMORY_ENCRYPTION_KEYS=NEW
+    )
     assert f"{dump} cannot be used: An encrypted value needs the key with the id " in refused
     assert "--force" in refused
     for spoilt, reason in (
         (whole[: whole.index("COPY public.nodes") + 200], "or was cut off"),
         (whole.replace("\n0002\n", "\n9999\n"), "its tables have the revision '9999'"),
-        (whole.replace("ADD CONSTRAINT", "ADD CONSTRAIN"), "was not restored, and nothing was changed: psql:"),
+        (
+            whole.replace("ADD CONSTRAINT", "ADD CONSTRAIN"),
+            "was not restored, and nothing was changed: psql:",
+        ),
     ):
         assert spoilt != whole
         dump.write_text(spoilt, encoding="utf-8")
@@ -355,21 +449,33 @@ async def test_a_dump_that_cannot_be_used_changes_nothing(tmp_path: Path, postgr
     assert re.search(r"nothing was changed: psql:.*: ERROR: +syntax error at or near", refused)
 
 
-async def test_why_a_database_was_not_dumped_is_told_in_one_line_and_nothing_is_left(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_why_a_database_was_not_dumped_is_told_in_one_line_and_nothing_is_left(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     url = postgres_18.url("absent")
-    assert "pg_dump is not installed here" in await fails(tmp_path, "backup", str(tmp_path / "x.sql"), DATABASE_URL=url, PATH=str(tmp_path))
-    refused = await fails(tmp_path, "backup", str(tmp_path / "x.sql"), DATABASE_URL=url, PATH=str(binaries_18()))
+    assert "pg_dump is not installed here" in await fails(
+        tmp_path, "backup", str(tmp_path / "x.sql"), DATABASE_URL=url, PATH=str(tmp_path)
+    )
+    refused = await fails(
+        tmp_path, "backup", str(tmp_path / "x.sql"), DATABASE_URL=url, PATH=str(binaries_18())
+    )
     assert 'database "absent" does not exist' in refused
     assert PASSWORD not in refused
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("programs")
-async def test_what_else_is_in_the_database_is_neither_dumped_nor_set_back(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_what_else_is_in_the_database_is_neither_dumped_nor_set_back(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     name = postgres_18.new_database()
     url, dump = postgres_18.url(name), tmp_path / "backup.sql"
     told = await talked(tmp_path, database_url=url)
-    postgres_18.sql("CREATE SCHEMA crm; CREATE TABLE crm.alembic_version AS SELECT 'theirs'; CREATE TABLE crm.sessions AS SELECT 1", name)
+    postgres_18.sql(
+        "CREATE SCHEMA crm; CREATE TABLE crm.alembic_version AS SELECT 'theirs'; CREATE TABLE"
+        " crm.sessions AS SELECT 1",
+        name,
+    )
     await succeeds(tmp_path, "backup", str(dump), DATABASE_URL=url)
     assert "crm" not in dump.read_text(encoding="utf-8")
     postgres_18.sql("INSERT INTO crm.sessions VALUES (2)", name)
@@ -379,14 +485,19 @@ async def test_what_else_is_in_the_database_is_neither_dumped_nor_set_back(tmp_p
 
 
 @pytest.mark.usefixtures("programs")
-async def test_tables_of_another_program_are_replaced_only_by_force_which_is_told(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_tables_of_another_program_are_replaced_only_by_force_which_is_told(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     one, two = postgres_18.new_database(), postgres_18.new_database()
     dump = str(tmp_path / "backup.sql")
     told = await talked(tmp_path, database_url=postgres_18.url(one))
     await succeeds(tmp_path, "backup", dump, DATABASE_URL=postgres_18.url(one))
     postgres_18.sql("CREATE TABLE sessions AS SELECT 1", two)
     refused = await fails(tmp_path, "restore", dump, DATABASE_URL=postgres_18.url(two))
-    assert "was not replaced: its tables sessions are in the way, and seem to be those of another program" in refused
+    assert (
+        "was not replaced: its tables sessions are in the way, and seem to be those of another"
+        " program" in refused
+    )
     assert postgres_18.sql("SELECT count(*) FROM sessions", two) == "1"
     forced = await command(tmp_path, "restore", dump, "--force", DATABASE_URL=postgres_18.url(two))
     assert forced.code == 0
@@ -423,7 +534,8 @@ async def test_values_whose_key_is_lacking_are_counted_and_fail_the_command(tmp_
         assert done.code == 1
         assert done.stdout.startswith("0 values were ")
         assert re.fullmatch(
-            r"Error: 6 values could not be read and stay as they are\. 6 times: An encrypted value needs the key with the id"
+            r"Error: 6 values could not be read and stay as they are\. 6 times: An encrypted value"
+            r" needs the key with the id"
             r" [0-9a-f]{8}, which MEMORY_ENCRYPTION_KEYS lacks\.\n",
             done.stderr,
         )
@@ -432,16 +544,25 @@ async def test_values_whose_key_is_lacking_are_counted_and_fail_the_command(tmp_
 async def test_a_terminal_is_shown_how_far_it_is(tmp_path: Path) -> None:
     await talked(tmp_path)
     terminal = Terminal(tmp_path, "db", "reencrypt", "--plain")
-    for text in ("Decrypting", "0/5", "5/5", "0 values were decrypted; 6 were in the clear already."):
+    for text in (
+        "Decrypting",
+        "0/5",
+        "5/5",
+        "0 values were decrypted; 6 were in the clear already.",
+    ):
         await asyncio.to_thread(terminal.wait_for, text)
     assert await asyncio.to_thread(terminal.end) == 0
 
 
-async def test_nothing_is_decrypted_for_good_while_a_service_would_encrypt_what_follows(tmp_path: Path) -> None:
+async def test_nothing_is_decrypted_for_good_while_a_service_would_encrypt_what_follows(
+    tmp_path: Path,
+) -> None:
     async with serving(tmp_path, memory_encryption_keys=OLD) as client:
         await talk(client)
         told = await fails(tmp_path, "reencrypt", "--plain", MEMORY_ENCRYPTION_KEYS=OLD)
-    assert "is in use, and what is said meanwhile would be encrypted. Stop the service first" in told
+    assert (
+        "is in use, and what is said meanwhile would be encrypted. Stop the service first" in told
+    )
 
 
 # erase
@@ -450,8 +571,10 @@ async def test_nothing_is_decrypted_for_good_while_a_service_would_encrypt_what_
 async def test_everything_of_one_user_is_erased_and_nothing_else(tmp_path: Path) -> None:
     await talked(tmp_path, "bob", "ann")
     counts = "1 conversations, 4 messages, 2 runs and 0 summaries"
-    assert await succeeds(tmp_path, "erase", "--user", "bob", "--tenant", "other", "--yes") == (
-        "0 conversations, 0 messages, 0 runs and 0 summaries of the user 'bob' of the tenant 'other' were deleted."
+    assert (
+        await succeeds(tmp_path, "erase", "--user", "bob", "--tenant", "other", "--yes")
+        == "0 conversations, 0 messages, 0 runs and 0 summaries of the user 'bob' of the tenant"
+        " 'other' were deleted."
     )
     said = await succeeds(tmp_path, "erase", "--user", "bob", "--yes")
     assert said == f"{counts} of the user 'bob' of the tenant 'local' were deleted."

@@ -38,7 +38,8 @@ async def command(folder: Path, *arguments: str, **environment: str) -> Done:
 
 
 async def makes(folder: Path, *arguments: str, **environment: str) -> tuple[str, str]:
-    """The key that the command prints, which is all that it prints on standard output, and its id."""
+    """The key that the command prints, which is all that it prints on standard output, and its
+    id."""
     done = await command(folder, *arguments, **environment)
     assert done.code == 0, done.stderr
     found = KEY.fullmatch(done.stdout)
@@ -76,10 +77,25 @@ async def ring(folder: Path, url: str | None = None) -> AsyncGenerator[KeyRing, 
         await database.close()
 
 
-async def test_a_key_is_made_rotated_listed_and_revoked(tmp_path: Path, database: DatabaseUnderTest) -> None:
+async def test_a_key_is_made_rotated_listed_and_revoked(
+    tmp_path: Path, database: DatabaseUnderTest
+) -> None:
     of = database.environment
-    options = ("--scopes", "chat, admin", "--client", "open_webui", "--rpm", "60", "--tpm", "9000", "--user-parallel", "2")
-    first, key_id = await makes(tmp_path, "create", "--name", "desk", *options, "--expires", "90d", **of)
+    options = (
+        "--scopes",
+        "chat, admin",
+        "--client",
+        "open_webui",
+        "--rpm",
+        "60",
+        "--tpm",
+        "9000",
+        "--user-parallel",
+        "2",
+    )
+    first, key_id = await makes(
+        tmp_path, "create", "--name", "desk", *options, "--expires", "90d", **of
+    )
     second, _ = await makes(tmp_path, "rotate", "desk", **of)
     [shown] = await listed(tmp_path, **of)
     assert shown == {
@@ -99,13 +115,22 @@ async def test_a_key_is_made_rotated_listed_and_revoked(tmp_path: Path, database
     async with ring(tmp_path, database.url) as found:
         assert (await found.find(first)) == (await found.find(second))
     table = (await command(tmp_path, "list", **of)).stdout
-    assert re.match(r"ID +NAME +STATE +TENANT +SCOPES +AGENTS +CLIENT +LIMITS +CREATED +EXPIRES +LAST USED\n", table)
+    assert re.match(
+        r"ID +NAME +STATE +TENANT +SCOPES +AGENTS +CLIENT +LIMITS +CREATED +EXPIRES +LAST USED\n",
+        table,
+    )
     assert re.search(
-        rf"\n{key_id} +desk +rotating until \S+ \S+Z +{key_id} +admin,chat +all +open_webui +60 rpm, 9000 tpm; each user", table
+        rf"\n{key_id} +desk +rotating until \S+ \S+Z +{key_id} +admin,chat +all +open_webui +60"
+        r" rpm, 9000 tpm; each user",
+        table,
     )
     assert not any(secret[17:40] in table for secret in (first, second))
     done = await command(tmp_path, "revoke", key_id, **of)
-    assert (done.code, done.stdout, done.stderr) == (0, f"The key 'desk' ({key_id}) is revoked.\n", "")
+    assert (done.code, done.stdout, done.stderr) == (
+        0,
+        f"The key 'desk' ({key_id}) is revoked.\n",
+        "",
+    )
     async with ring(tmp_path, database.url) as found:
         for key in (first, second):
             with pytest.raises(UnauthorizedError):
@@ -127,19 +152,33 @@ async def test_a_key_may_reach_the_conversations_of_another(tmp_path: Path) -> N
     await makes(tmp_path, "create", "--name", "new", "--tenant", old)
     await makes(tmp_path, "create", "--name", "first", "--tenant", "local")
     assert [each["tenant"] for each in await listed(tmp_path)] == [old, old, "local"]
-    assert "those that begin with env_ are of keys in API_KEYS" in await wrong(tmp_path, "create", "--name", "x", "--tenant", "env_0")
+    assert "those that begin with env_ are of keys in API_KEYS" in await wrong(
+        tmp_path, "create", "--name", "x", "--tenant", "env_0"
+    )
 
 
-async def test_agents_are_those_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_agents_are_those_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    told = await wrong(tmp_path, "create", "--name", "x", "--agents", "cli_agent,reserch_agent", **SHIPPED)
-    assert told == "Error: Invalid value for --agents: 'reserch_agent' is no agent. Did you mean 'research_agent'?"
-    _, key_id = await makes(tmp_path, "create", "--name", "x", "--agents", " cli_agent,research_agent ", **SHIPPED)
+    told = await wrong(
+        tmp_path, "create", "--name", "x", "--agents", "cli_agent,reserch_agent", **SHIPPED
+    )
+    assert (
+        told == "Error: Invalid value for --agents: 'reserch_agent' is no agent. Did you mean"
+        " 'research_agent'?"
+    )
+    _, key_id = await makes(
+        tmp_path, "create", "--name", "x", "--agents", " cli_agent,research_agent ", **SHIPPED
+    )
     broken = {"AGENT_CONFIG_FILE": str(tmp_path / "absent.json")}
     done = await command(tmp_path, "create", "--name", "y", "--agents", "anything", **broken)
     assert done.code == 0
     assert done.stderr.startswith("note: the configuration has faults")
-    assert [each["agents"] for each in await listed(tmp_path)] == [["cli_agent", "research_agent"], ["anything"]]
+    assert [each["agents"] for each in await listed(tmp_path)] == [
+        ["cli_agent", "research_agent"],
+        ["anything"],
+    ]
     assert "cli_agent,research_agent" in (await command(tmp_path, "list")).stdout
     assert (await listed(tmp_path))[0]["key_id"] == key_id
 
@@ -148,27 +187,49 @@ async def test_agents_are_those_of_the_configuration(tmp_path: Path, monkeypatch
     ("arguments", "words"),
     [
         (["create"], "Error: Missing option '--name'."),
-        (["create", "--name", ""], "Error: a name has 1 to 100 printable characters, with no space around them."),
-        (["create", "--name", "x", "--scopes", "chatt"], "'chatt' is no scope. Did you mean 'chat'?"),
+        (
+            ["create", "--name", ""],
+            "Error: a name has 1 to 100 printable characters, with no space around them.",
+        ),
+        (
+            ["create", "--name", "x", "--scopes", "chatt"],
+            "'chatt' is no scope. Did you mean 'chat'?",
+        ),
         (["create", "--name", "x", "--scopes", ","], "it names none."),
-        (["create", "--name", "x", "--expires", "3 weeks"], "'3 weeks' is no time: 90d, 12h, 30m and 3600s are."),
+        (
+            ["create", "--name", "x", "--expires", "3 weeks"],
+            "'3 weeks' is no time: 90d, 12h, 30m and 3600s are.",
+        ),
         (["create", "--name", "x", "--expires", "0s"], "'0s' is no time"),
-        (["create", "--name", "x", "--expires", "999999999d"], "so late a time cannot be; a century is 36500d."),
+        (
+            ["create", "--name", "x", "--expires", "999999999d"],
+            "so late a time cannot be; a century is 36500d.",
+        ),
         (["create", "--name", "x", "--rpm", "0"], "0 is not in the range"),
         (["create", "--name", "x", "--client", "browser"], "'browser' is not 'open_webui'."),
         (["rotate", "desk", "--grace", "-1h"], "'-1h' is no time"),
-        (["rotate", "nobody"], "there is no key 'nobody'; to see them: ai-agent-service keys list."),
-        (["revoke", "nobody"], "there is no key 'nobody'; to see them: ai-agent-service keys list."),
+        (
+            ["rotate", "nobody"],
+            "there is no key 'nobody'; to see them: ai-agent-service keys list.",
+        ),
+        (
+            ["revoke", "nobody"],
+            "there is no key 'nobody'; to see them: ai-agent-service keys list.",
+        ),
         (["create", "--name", "desk"], "there is a live key with the name 'desk' already"),
     ],
 )
-async def test_bad_input_is_told_in_one_message(tmp_path: Path, arguments: list[str], words: str) -> None:
+async def test_bad_input_is_told_in_one_message(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
     await makes(tmp_path, "create", "--name", "desk")
     assert words in await wrong(tmp_path, *arguments)
     assert len(await listed(tmp_path)) == 1
 
 
-async def test_a_database_that_is_not_there_is_made_with_the_first_key_alone(tmp_path: Path) -> None:
+async def test_a_database_that_is_not_there_is_made_with_the_first_key_alone(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "data" / "ai-agent-service.db"
     for arguments in (["list"], ["revoke", "x"], ["rotate", "x"]):
         done = await command(tmp_path, *arguments)
@@ -181,9 +242,15 @@ async def test_a_database_that_is_not_there_is_made_with_the_first_key_alone(tmp
     file.touch()
     done = await command(tmp_path, "create", "--name", "x", DATABASE_MIGRATE="false")
     assert (done.code, done.stdout) == (1, "")
-    assert f"its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db upgrade" in done.stderr
+    assert (
+        f"its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db upgrade"
+        in done.stderr
+    )
     done = await command(tmp_path, "list")
-    assert (done.code, done.stdout) == (0, "There are no keys. To make one: ai-agent-service keys create --name NAME\n")
+    assert (done.code, done.stdout) == (
+        0,
+        "There are no keys. To make one: ai-agent-service keys create --name NAME\n",
+    )
     await makes(tmp_path, "create", "--name", "x", DATABASE_MIGRATE="false")
 
 
@@ -193,7 +260,11 @@ async def test_a_server_that_refuses_is_told_without_its_password(tmp_path: Path
         url = f"postgresql://ann:hidden-word@127.0.0.1:{nobody_listens.getsockname()[1]}/chats"
         done = await command(tmp_path, "create", "--name", "x", DATABASE_URL=url)
     assert (done.code, done.stdout) == (1, "")
-    assert re.fullmatch(r"Error: postgresql://ann:\*\*\*@127.0.0.1:\d+/chats cannot be used: ConnectionRefusedError.*\n", done.stderr)
+    assert re.fullmatch(
+        r"Error: postgresql://ann:\*\*\*@127.0.0.1:\d+/chats cannot be used:"
+        r" ConnectionRefusedError.*\n",
+        done.stderr,
+    )
 
 
 async def test_another_pepper_is_told_of(tmp_path: Path) -> None:
@@ -201,7 +272,9 @@ async def test_another_pepper_is_told_of(tmp_path: Path) -> None:
     other = {"API_KEY_PEPPER": "p" * 32}
     done = await command(tmp_path, "list", "--json", **other)
     assert len(json.loads(done.stdout)) == 1
-    assert done.stderr.startswith("warning: the pepper is not the one that the keys of this database were made with")
+    assert done.stderr.startswith(
+        "warning: the pepper is not the one that the keys of this database were made with"
+    )
     assert "the pepper is not the one" in await wrong(tmp_path, "create", "--name", "new", **other)
 
 
@@ -214,8 +287,18 @@ async def test_a_pepper_that_cannot_be_decrypted_is_told(tmp_path: Path) -> None
 
 async def test_faults_of_the_settings_are_all_told_and_no_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        await command(tmp_path, "list", API_KEYS="hidden-word", API_KEY_PEPPER="hidden-word", DATABASE_URL="mysql://x")
-    assert [fault.field for fault in raised.value.faults] == ["API_KEYS", "API_KEY_PEPPER", "DATABASE_URL"]
+        await command(
+            tmp_path,
+            "list",
+            API_KEYS="hidden-word",
+            API_KEY_PEPPER="hidden-word",
+            DATABASE_URL="mysql://x",
+        )
+    assert [fault.field for fault in raised.value.faults] == [
+        "API_KEYS",
+        "API_KEY_PEPPER",
+        "DATABASE_URL",
+    ]
     assert "hidden-word" not in str(raised.value)
 
 

@@ -1,4 +1,5 @@
-"""What deploy/kubernetes holds: kustomize builds it, Kubernetes' schemas take it, and it fits the service that it runs."""
+"""What deploy/kubernetes holds: kustomize builds it, Kubernetes' schemas take it, and it fits the
+service that it runs."""
 
 import functools
 import json
@@ -35,12 +36,17 @@ BUILT = {
     "development": "overlays/development",
     "production": "overlays/production",
     "migration": "overlays/production/migration",
-    "everything": ("overlays/production", "overlays/production/migration", *(f"components/{name}" for name in COMPONENTS)),
+    "everything": (
+        "overlays/production",
+        "overlays/production/migration",
+        *(f"components/{name}" for name in COMPONENTS),
+    ),
 }
 """What is built: a folder as it is, or one of an operator's that brings several together."""
 
 VERSIONS = ("1.30", "1.34", "1.37")
-"""The oldest Kubernetes that docs/kubernetes.md names, the newest that the schemas tell of, and one between."""
+"""The oldest Kubernetes that docs/kubernetes.md names, the newest that the schemas tell of, and one
+between."""
 
 OURS = "ai-agent-service"
 OF_OTHERS = {"gateway.networking.k8s.io/v1", "monitoring.coreos.com/v1"}
@@ -56,7 +62,8 @@ served = pytest.mark.parametrize("name", [name for name in BUILT if name != "mig
 
 @functools.cache
 def kustomize() -> list[str]:
-    """The command that builds a folder: what `make test` unpacked, or else the system's. Without it tests are skipped; in CI they fail."""
+    """The command that builds a folder: what `make test` unpacked, or else the system's. Without it
+    tests are skipped; in CI they fail."""
     unpacked = Path(sys.prefix) / "kubectl" / "kubectl"
     if unpacked.exists():
         return [str(unpacked), "kustomize"]
@@ -72,7 +79,9 @@ def kustomize() -> list[str]:
 
 def build(folder: Path) -> list[Manifest]:
     """The manifests that kustomize makes of a folder."""
-    done = subprocess.run([*kustomize(), str(folder)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [*kustomize(), str(folder)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
@@ -124,7 +133,11 @@ def containers(manifests: list[Manifest]) -> Iterator[dict[str, Any]]:
 
 def server(manifests: list[Manifest]) -> Manifest:
     """The Deployment of the service."""
-    [found] = [manifest for manifest in of_kind(manifests, "Deployment") if manifest["metadata"]["name"] == OURS]
+    [found] = [
+        manifest
+        for manifest in of_kind(manifests, "Deployment")
+        if manifest["metadata"]["name"] == OURS
+    ]
     return found
 
 
@@ -141,16 +154,27 @@ def labels_of(workload: Manifest) -> dict[str, str]:
 
 def selected(labels: dict[str, str], manifests: list[Manifest]) -> list[str]:
     """The workloads whose pods have these labels."""
-    return [workload["metadata"]["name"] for workload, _ in pods(manifests) if labels.items() <= labels_of(workload).items()]
+    return [
+        workload["metadata"]["name"]
+        for workload, _ in pods(manifests)
+        if labels.items() <= labels_of(workload).items()
+    ]
 
 
 def variables(file: Path) -> dict[str, str]:
     """What an env file holds."""
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
 
 
-EXAMPLES = {OURS: variables(FOLDER / "secret.env.example"), "open-webui": variables(FOLDER / "components/open-webui/secret.env.example")}
+EXAMPLES = {
+    OURS: variables(FOLDER / "secret.env.example"),
+    "open-webui": variables(FOLDER / "components/open-webui/secret.env.example"),
+}
 """The keys that the operator's Secrets have."""
 
 
@@ -179,7 +203,12 @@ def test_every_manifest_is_valid_for_kubernetes(manifests: list[Manifest], versi
 def test_the_schemas_take_no_field_that_is_misspelt(built: dict[str, list[Manifest]]) -> None:
     [container] = server(built["production"])["spec"]["template"]["spec"]["containers"]
     wrong = {**container, "readynessProbe": {}}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [wrong]}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "x"},
+        "spec": {"containers": [wrong]},
+    }
     with pytest.raises(kubernetes_validate.ValidationError, match="readynessProbe"):
         kubernetes_validate.validate(pod, VERSIONS[-1], strict=True)
 
@@ -188,7 +217,16 @@ def test_the_schemas_take_no_field_that_is_misspelt(built: dict[str, list[Manife
 def test_nothing_is_there_twice_and_all_is_in_one_namespace(manifests: list[Manifest]) -> None:
     named = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests]
     assert len(set(named)) == len(named)
-    assert len({manifest["metadata"]["namespace"] for manifest in manifests if manifest["kind"] != "Namespace"}) == 1
+    assert (
+        len(
+            {
+                manifest["metadata"]["namespace"]
+                for manifest in manifests
+                if manifest["kind"] != "Namespace"
+            }
+        )
+        == 1
+    )
 
 
 @everything
@@ -200,17 +238,29 @@ def test_every_variable_is_one_that_is_read(manifests: list[Manifest]) -> None:
     for settings in of_kind(manifests, "ConfigMap"):
         if settings["metadata"]["name"].startswith(f"{OURS}-settings"):
             assert set(settings["data"]) <= known
-    named = {name for file in FOLDER.glob("overlays/*/config/*.json") for name in re.findall(r"\$\{(\w+)\}", file.read_text("utf-8"))}
+    named = {
+        name
+        for file in FOLDER.glob("overlays/*/config/*.json")
+        for name in re.findall(r"\$\{(\w+)\}", file.read_text("utf-8"))
+    }
     assert set(EXAMPLES[OURS]) <= known | named
     assert named <= set(EXAMPLES[OURS])
 
 
-def test_the_variables_of_open_webui_are_those_that_its_page_explains(built: dict[str, list[Manifest]]) -> None:
+def test_the_variables_of_open_webui_are_those_that_its_page_explains(
+    built: dict[str, list[Manifest]],
+) -> None:
     page = (ROOT / "docs" / "open-webui.md").read_text(encoding="utf-8")
-    [webui] = [container for container in containers(built["everything"]) if container["name"] == "open-webui"]
+    [webui] = [
+        container
+        for container in containers(built["everything"])
+        if container["name"] == "open-webui"
+    ]
     assert [entry["name"] for entry in webui["env"] if f"`{entry['name']}`" not in page] == []
     headers = json.loads(values(webui)["OPENAI_API_CONFIGS"])
-    assert [headers] == [json.loads(found) for found in set(re.findall(r"OPENAI_API_CONFIGS='(.*)'", page))]
+    assert [headers] == [
+        json.loads(found) for found in set(re.findall(r"OPENAI_API_CONFIGS='(.*)'", page))
+    ]
 
 
 @everything
@@ -226,15 +276,23 @@ def test_no_secret_has_its_value_in_a_manifest(manifests: list[Manifest]) -> Non
 @everything
 def test_what_is_referred_to_is_there(manifests: list[Manifest]) -> None:
     configs = {manifest["metadata"]["name"] for manifest in of_kind(manifests, "ConfigMap")}
-    claims = {manifest["metadata"]["name"] for manifest in of_kind(manifests, "PersistentVolumeClaim")}
+    claims = {
+        manifest["metadata"]["name"] for manifest in of_kind(manifests, "PersistentVolumeClaim")
+    }
     accounts = {manifest["metadata"]["name"] for manifest in of_kind(manifests, "ServiceAccount")}
     for workload, pod in pods(manifests):
         assert {pod["serviceAccountName"]} <= accounts if "serviceAccountName" in pod else True
         templates = workload["spec"].get("volumeClaimTemplates", ())
-        volumes = {volume["name"] for volume in (*pod.get("volumes", ()), *(each["metadata"] for each in templates))}
+        volumes = {
+            volume["name"]
+            for volume in (*pod.get("volumes", ()), *(each["metadata"] for each in templates))
+        }
         for volume in pod.get("volumes", ()):
             assert volume.get("configMap", {"name": None})["name"] in {*configs, None}
-            assert volume.get("persistentVolumeClaim", {"claimName": None})["claimName"] in {*claims, None}
+            assert volume.get("persistentVolumeClaim", {"claimName": None})["claimName"] in {
+                *claims,
+                None,
+            }
             assert "sizeLimit" in volume.get("emptyDir", {"sizeLimit": None})
         for container in pod["containers"]:
             assert {mount["name"] for mount in container["volumeMounts"]} == volumes
@@ -248,46 +306,77 @@ def test_what_is_referred_to_is_there(manifests: list[Manifest]) -> None:
     for monitor in of_kind(manifests, "PodMonitor"):
         for endpoint in monitor["spec"]["podMetricsEndpoints"]:
             credentials = endpoint["authorization"]["credentials"]
-            assert f"secret generic {credentials['name']} --from-literal={credentials['key']}=" in page
+            assert (
+                f"secret generic {credentials['name']} --from-literal={credentials['key']}=" in page
+            )
 
 
 @everything
 def test_selectors_find_the_pods_that_they_are_meant_for(manifests: list[Manifest]) -> None:
     for workload in of_kind(manifests, "Deployment", "StatefulSet"):
-        assert selected(workload["spec"]["selector"]["matchLabels"], manifests) == [workload["metadata"]["name"]]
+        assert selected(workload["spec"]["selector"]["matchLabels"], manifests) == [
+            workload["metadata"]["name"]
+        ]
     for service in of_kind(manifests, "Service"):
         assert selected(service["spec"]["selector"], manifests) == [service["metadata"]["name"]]
     for other in of_kind(manifests, "PodDisruptionBudget", "PodMonitor"):
-        assert selected(other["spec"]["selector"]["matchLabels"], manifests) == [other["metadata"]["name"]]
+        assert selected(other["spec"]["selector"]["matchLabels"], manifests) == [
+            other["metadata"]["name"]
+        ]
     for scaler in of_kind(manifests, "HorizontalPodAutoscaler"):
         target = scaler["spec"]["scaleTargetRef"]
-        [workload] = [each for each in of_kind(manifests, target["kind"]) if each["metadata"]["name"] == target["name"]]
+        [workload] = [
+            each
+            for each in of_kind(manifests, target["kind"])
+            if each["metadata"]["name"] == target["name"]
+        ]
         assert "replicas" not in workload["spec"]  # each apply would undo what the autoscaler did
     for workload, pod in pods(manifests):
         for spread in pod.get("topologySpreadConstraints", ()):
-            assert selected(spread["labelSelector"]["matchLabels"], manifests) == [workload["metadata"]["name"]]
+            assert selected(spread["labelSelector"]["matchLabels"], manifests) == [
+                workload["metadata"]["name"]
+            ]
 
 
 @everything
 def test_ports_are_those_that_containers_have(manifests: list[Manifest]) -> None:
-    ports = {container["name"]: {port["name"] for port in container.get("ports", ())} for container in containers(manifests)}
+    ports = {
+        container["name"]: {port["name"] for port in container.get("ports", ())}
+        for container in containers(manifests)
+    }
     for container in containers(manifests):
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             if request := container.get(probe, {}).get("httpGet"):
                 assert request["port"] in ports[container["name"]]
     services = of_kind(manifests, "Service")
     for service in services:
-        [workload] = [each for each, _ in pods(manifests) if each["metadata"]["name"] == service["metadata"]["name"]]
+        [workload] = [
+            each
+            for each, _ in pods(manifests)
+            if each["metadata"]["name"] == service["metadata"]["name"]
+        ]
         [container] = workload["spec"]["template"]["spec"]["containers"]
-        assert [port["targetPort"] for port in service["spec"]["ports"]] == [port["name"] for port in container["ports"]]
-        assert [port["port"] for port in service["spec"]["ports"]] == [port["containerPort"] for port in container["ports"]]
-    known = {service["metadata"]["name"]: {port["name"] for port in service["spec"]["ports"]} for service in services}
+        assert [port["targetPort"] for port in service["spec"]["ports"]] == [
+            port["name"] for port in container["ports"]
+        ]
+        assert [port["port"] for port in service["spec"]["ports"]] == [
+            port["containerPort"] for port in container["ports"]
+        ]
+    known = {
+        service["metadata"]["name"]: {port["name"] for port in service["spec"]["ports"]}
+        for service in services
+    }
     for ingress in of_kind(manifests, "Ingress"):
         for rule in ingress["spec"]["rules"]:
             for path in rule["http"]["paths"]:
-                assert path["backend"]["service"]["port"]["name"] in known[path["backend"]["service"]["name"]]
+                assert (
+                    path["backend"]["service"]["port"]["name"]
+                    in known[path["backend"]["service"]["name"]]
+                )
     for container in containers(manifests):
-        for address in re.findall(r"http://([\w-]+):(\d+)/v1", values(container).get("OPENAI_API_BASE_URLS", "")):
+        for address in re.findall(
+            r"http://([\w-]+):(\d+)/v1", values(container).get("OPENAI_API_BASE_URLS", "")
+        ):
             assert address == (OURS, "8000")
         if host := values(container).get("POSTGRES_HOST"):
             assert "postgres" in known[host]
@@ -301,11 +390,20 @@ def test_pods_have_no_more_rights_than_they_need(manifests: list[Manifest]) -> N
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
         for container in pod["containers"]:
             allowed = container["securityContext"]
-            assert (allowed["allowPrivilegeEscalation"], allowed["capabilities"]) == (False, {"drop": ["ALL"]})
+            assert (allowed["allowPrivilegeEscalation"], allowed["capabilities"]) == (
+                False,
+                {"drop": ["ALL"]},
+            )
             if workload["metadata"]["name"] != "open-webui":  # whose image is made for root
-                assert (pod["securityContext"]["runAsNonRoot"], allowed["readOnlyRootFilesystem"]) == (True, True)
+                assert (
+                    pod["securityContext"]["runAsNonRoot"],
+                    allowed["readOnlyRootFilesystem"],
+                ) == (True, True)
             if container["image"].split("/")[-1].startswith(OURS):
-                assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]) == (10001, 10001)
+                assert (
+                    pod["securityContext"]["runAsUser"],
+                    pod["securityContext"]["runAsGroup"],
+                ) == (10001, 10001)
 
 
 @everything
@@ -335,14 +433,17 @@ def reaches(peers: list[dict[str, Any]], address: str) -> bool:
     wanted = ip_address(address)
     blocks = [peer["ipBlock"] for peer in peers if "ipBlock" in peer]
     return any(
-        wanted in ip_network(block["cidr"]) and not any(wanted in ip_network(inner) for inner in block.get("except", ()))
+        wanted in ip_network(block["cidr"])
+        and not any(wanted in ip_network(inner) for inner in block.get("except", ()))
         for block in blocks
     )
 
 
 @served
 def test_the_network_lets_through_what_is_needed_and_no_more(manifests: list[Manifest]) -> None:
-    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")}
+    policies = {
+        policy["metadata"]["name"]: policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")
+    }
     for spec in policies.values():
         meant = selected(spec["podSelector"]["matchLabels"], manifests)
         named = {
@@ -353,7 +454,11 @@ def test_the_network_lets_through_what_is_needed_and_no_more(manifests: list[Man
             for port in container.get("ports", ())
         }
         assert {port["port"] for rule in spec.get("ingress", ()) for port in rule["ports"]} <= named
-    guarded = {name for spec in policies.values() for name in selected(spec["podSelector"]["matchLabels"], manifests)}
+    guarded = {
+        name
+        for spec in policies.values()
+        for name in selected(spec["podSelector"]["matchLabels"], manifests)
+    }
     assert guarded == {workload["metadata"]["name"] for workload, _ in pods(manifests)}
     for spec in policies.values():
         for rule in (*spec.get("ingress", ()), *spec.get("egress", ())):
@@ -364,8 +469,12 @@ def test_the_network_lets_through_what_is_needed_and_no_more(manifests: list[Man
                 assert selected(labels, manifests) or "open-webui" in labels.values()
     for rule in policies[OURS]["egress"]:
         assert not reaches(rule["to"], "169.254.169.254")
-        assert not reaches(rule["to"], "fd00:ec2::254") or {port["port"] for port in rule["ports"]} == {5432}
-    opened = {port["port"]: rule["to"] for rule in policies[OURS]["egress"] for port in rule["ports"]}
+        assert not reaches(rule["to"], "fd00:ec2::254") or {
+            port["port"] for port in rule["ports"]
+        } == {5432}
+    opened = {
+        port["port"]: rule["to"] for rule in policies[OURS]["egress"] for port in rule["ports"]
+    }
     assert set(opened) == {53, 5432, 443}
     assert (reaches(opened[443], "1.1.1.1"), reaches(opened[443], "10.0.0.1")) == (True, False)
     assert (reaches(opened[5432], "10.0.0.1"), reaches(opened[5432], "1.1.1.1")) == (True, False)
@@ -374,25 +483,37 @@ def test_the_network_lets_through_what_is_needed_and_no_more(manifests: list[Man
 def test_what_is_opened_hands_on_streams_and_large_requests_to_routes_that_there_are(
     built: dict[str, list[Manifest]], tmp_path: Path
 ) -> None:
-    [ingress], [route] = of_kind(built["everything"], "Ingress"), of_kind(built["everything"], "HTTPRoute")
-    nginx = {name.split("/")[1]: value for name, value in ingress["metadata"]["annotations"].items()}
+    [ingress], [route] = (
+        of_kind(built["everything"], "Ingress"),
+        of_kind(built["everything"], "HTTPRoute"),
+    )
+    nginx = {
+        name.split("/")[1]: value for name, value in ingress["metadata"]["annotations"].items()
+    }
     [gateway] = route["spec"]["rules"]
     settings = load_settings()
     assert nginx["proxy-buffering"] == "off"
     assert float(nginx["proxy-read-timeout"]) > settings.request_timeout
     assert float(gateway["timeouts"]["request"].removesuffix("s")) > settings.request_timeout
     assert nginx["proxy-body-size"] == f"{settings.max_request_bytes // 1024**2}m"
-    [service] = [each for each in of_kind(built["everything"], "Service") if each["metadata"]["name"] == OURS]
+    [service] = [
+        each for each in of_kind(built["everything"], "Service") if each["metadata"]["name"] == OURS
+    ]
     assert gateway["backendRefs"] == [{"name": OURS, "port": service["spec"]["ports"][0]["port"]}]
     routes = create_app(configuration(tmp_path)).openapi()["paths"]
     opened = [path["path"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
     assert opened == [match["path"]["value"] for match in gateway["matches"]]
     for path in opened:
         assert any(route == path or route.startswith(f"{path}/") for route in routes)
-    assert not any(route.startswith(tuple(opened)) for route in ("/metrics", "/admin/reload", "/docs", "/health"))
+    assert not any(
+        route.startswith(tuple(opened))
+        for route in ("/metrics", "/admin/reload", "/docs", "/health")
+    )
 
 
-def test_the_pods_are_scraped_where_the_metrics_are(built: dict[str, list[Manifest]], tmp_path: Path) -> None:
+def test_the_pods_are_scraped_where_the_metrics_are(
+    built: dict[str, list[Manifest]], tmp_path: Path
+) -> None:
     [monitor] = of_kind(built["everything"], "PodMonitor")
     [container] = server(built["everything"])["spec"]["template"]["spec"]["containers"]
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
@@ -401,7 +522,8 @@ def test_the_pods_are_scraped_where_the_metrics_are(built: dict[str, list[Manife
 
 
 class Mounted:
-    """A ConfigMap in a folder, as Kubernetes lays it down: links to a folder of one version, which is switched at once."""
+    """A ConfigMap in a folder, as Kubernetes lays it down: links to a folder of one version, which
+    is switched at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -422,16 +544,27 @@ class Mounted:
 
 
 def environment_of(manifests: list[Manifest], workload: Manifest, folder: Path) -> dict[str, str]:
-    """The variables of a pod, with `folder` for its file system, and a database and a key that the Secret might name."""
+    """The variables of a pod, with `folder` for its file system, and a database and a key that the
+    Secret might name."""
     [container] = workload["spec"]["template"]["spec"]["containers"]
     found: dict[str, str] = {}
     for source in container["envFrom"]:
         if reference := source.get("configMapRef"):
-            [settings] = [each for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == reference["name"]]
+            [settings] = [
+                each
+                for each in of_kind(manifests, "ConfigMap")
+                if each["metadata"]["name"] == reference["name"]
+            ]
             found |= settings["data"]
-    found |= {name: value.replace("/app/", f"{folder}/") for name, value in values(container).items()}
+    found |= {
+        name: value.replace("/app/", f"{folder}/") for name, value in values(container).items()
+    }
     secret = {"API_KEYS": KEY, "DATABASE_URL": f"sqlite:///{folder}/conversations.db"}
-    found |= {entry["name"]: secret[entry["name"]] for entry in container["env"] if entry["name"] in secret}
+    found |= {
+        entry["name"]: secret[entry["name"]]
+        for entry in container["env"]
+        if entry["name"] in secret
+    }
     here = {"HOST": "127.0.0.1", "LOG_FORMAT": "text"}  # what the test reads the address from
     return {**found, **{name: value for name, value in here.items() if name in found}}
 
@@ -442,7 +575,9 @@ KEY = "k" * 24
 def asked(url: str) -> tuple[int, Any]:
     """The status and the JSON that is answered there."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"x-api-key": KEY}), timeout=10) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers={"x-api-key": KEY}), timeout=10
+        ) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -457,12 +592,18 @@ def versions(url: str) -> dict[str, str]:
 def config_of(manifests: list[Manifest], pod: dict[str, Any]) -> dict[str, str]:
     """The files that the ConfigMap of the pod's volume `config` has."""
     [volume] = [volume for volume in pod["volumes"] if volume["name"] == "config"]
-    [config] = [each for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == volume["configMap"]["name"]]
+    [config] = [
+        each
+        for each in of_kind(manifests, "ConfigMap")
+        if each["metadata"]["name"] == volume["configMap"]["name"]
+    ]
     files: dict[str, str] = config["data"]
     return files
 
 
-def test_the_service_runs_as_a_pod_would_run_it(built: dict[str, list[Manifest]], tmp_path: Path) -> None:
+def test_the_service_runs_as_a_pod_would_run_it(
+    built: dict[str, list[Manifest]], tmp_path: Path
+) -> None:
     """It waits for the migration, is ready after it, and reloads what the ConfigMap says then."""
     manifests = built["production"]
     deployment, [job] = server(manifests), of_kind(built["migration"], "Job")
@@ -470,23 +611,39 @@ def test_the_service_runs_as_a_pod_would_run_it(built: dict[str, list[Manifest]]
     [container], [migration] = pod["containers"], job["spec"]["template"]["spec"]["containers"]
     [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "config"]
     assert "subPath" not in mount
-    mounted, files = Mounted(tmp_path / mount["mountPath"].removeprefix("/app/")), config_of(manifests, pod)
+    mounted, files = (
+        Mounted(tmp_path / mount["mountPath"].removeprefix("/app/")),
+        config_of(manifests, pod),
+    )
     mounted.lay(files)
     [port] = container["ports"]
     environment = environment_of(manifests, deployment, tmp_path)
     assert environment["PORT"] == str(port["containerPort"])
-    paths = [container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
+    paths = [
+        container[probe]["httpGet"]["path"]
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+    ]
     assert container["args"] == ["serve"]
     with serving(tmp_path, **{**environment, "PORT": "0", "DRAIN_SECONDS": "0"}) as (url, _):
-        assert [asked(url + path)[0] for path in paths] == [200, 200, 503]  # its tables are not there yet, and no pod makes them
-        done = run(tmp_path, *migration["args"], **environment_of(built["migration"], job, tmp_path))
+        assert [asked(url + path)[0] for path in paths] == [
+            200,
+            200,
+            503,
+        ]  # its tables are not there yet, and no pod makes them
+        done = run(
+            tmp_path, *migration["args"], **environment_of(built["migration"], job, tmp_path)
+        )
         assert (done.returncode, done.stderr) == (0, "")
         until(lambda: [asked(url + path)[0] for path in paths] == [200, 200, 200])
         before = versions(url)
-        assert set(before) == {agent["agent_id"] for agent in json.loads(files["agent_config.json"])}
+        assert set(before) == {
+            agent["agent_id"] for agent in json.loads(files["agent_config.json"])
+        }
         mounted.lay({**files, "research_agent.txt": "You are somebody else."})
         until(lambda: versions(url) != before)
-        assert {agent for agent, version in versions(url).items() if version != before[agent]} == {"research_agent"}
+        assert {agent for agent, version in versions(url).items() if version != before[agent]} == {
+            "research_agent"
+        }
 
 
 @pytest.mark.parametrize("name", ["development", "production"])
@@ -494,10 +651,16 @@ def test_the_agents_of_an_overlay_have_no_faults(manifests: list[Manifest], tmp_
     pod = server(manifests)["spec"]["template"]["spec"]
     folder = tmp_path / "config"
     Mounted(folder).lay(config_of(manifests, pod))
-    settings = load_settings(agent_config_file=folder / "agent_config.json", mcp_config_file=folder / "mcp.json", prompts_dir=folder)
+    settings = load_settings(
+        agent_config_file=folder / "agent_config.json",
+        mcp_config_file=folder / "mcp.json",
+        prompts_dir=folder,
+    )
     found = load_configuration(settings, load_plugins()[0])
     assert found.warnings == ()
-    assert all(agent.memory for agent in found.agents)  # so that pods whose tables are not there are not ready
+    assert all(
+        agent.memory for agent in found.agents
+    )  # so that pods whose tables are not there are not ready
 
 
 def test_each_folder_that_the_page_applies_is_there() -> None:

@@ -1,4 +1,5 @@
-"""What deploy/monitoring holds: each expression is of metrics and labels that a service really tells."""
+"""What deploy/monitoring holds: each expression is of metrics and labels that a service really
+tells."""
 
 import asyncio
 import json
@@ -45,19 +46,27 @@ def rules() -> list[dict[str, Any]]:
 
 def selectors(expression: str) -> list[tuple[str, set[str]]]:
     """The metrics of an expression and the labels by which it selects."""
-    return [(name, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", labels))) for name, labels in _SELECTOR.findall(expression)]
+    return [
+        (name, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", labels)))
+        for name, labels in _SELECTOR.findall(expression)
+    ]
 
 
 def grouping(expression: str) -> set[str]:
     """The labels by which an expression groups."""
-    return {label.strip() for labels in _GROUPING.findall(expression) for label in labels.split(",")}
+    return {
+        label.strip() for labels in _GROUPING.findall(expression) for label in labels.split(",")
+    }
 
 
 @pytest.fixture
 async def told(tmp_path: Path) -> dict[str, set[str]]:
     """The samples that a service tells to which everything happened, by name, with their labels."""
     remembering = {**AGENT, "resources": ["memory"], "allowed_mcp_servers": {"dead": {}}}
-    (tmp_path / "mcp.json").write_text(json.dumps([{"server_label": "dead", "server_url": "http://127.0.0.1:1/mcp"}]), encoding="utf-8")
+    (tmp_path / "mcp.json").write_text(
+        json.dumps([{"server_label": "dead", "server_url": "http://127.0.0.1:1/mcp"}]),
+        encoding="utf-8",
+    )
     gate = asyncio.Event()
     script = Watched(
         calls(("calculate", {"expression": "1"})),
@@ -65,7 +74,9 @@ async def told(tmp_path: Path) -> dict[str, set[str]]:
         [ProviderUnavailableError("down")],
         [gate, *says("late")],
     )
-    app = create_app(configuration(tmp_path, script, agents=[remembering], max_concurrent_requests=1))
+    app = create_app(
+        configuration(tmp_path, script, agents=[remembering], max_concurrent_requests=1)
+    )
     async with client_of(app) as client, asyncio.timeout(40):
         for stream in (True, False):
             await client.post(CHAT, json=asking(stream=stream), headers={"X-Session-Id": "s"})
@@ -75,7 +86,11 @@ async def told(tmp_path: Path) -> dict[str, set[str]]:
         gate.set()
         await waiting
         found = await metrics_of(client)
-    lenient = {**remembering, "allowed_mcp_servers": {}, "resource_config": {"memory": {"required": False}}}
+    lenient = {
+        **remembering,
+        "allowed_mcp_servers": {},
+        "resource_config": {"memory": {"required": False}},
+    }
     away: dict[str, Any] = {
         "database_url": "postgresql://nobody@127.0.0.1:1/d",
         "database_timeout": 0.2,
@@ -84,10 +99,15 @@ async def told(tmp_path: Path) -> dict[str, set[str]]:
     app = create_app(configuration(tmp_path, Watched(says("Hi")), agents=[lenient], **away))
     async with client_of(app) as client:
         client.headers["authorization"] = "Bearer a-key-of-the-environment"
-        assert (await client.post(CHAT, json=asking(), headers={"X-Session-Id": "s"})).status_code == 200
+        assert (
+            await client.post(CHAT, json=asking(), headers={"X-Session-Id": "s"})
+        ).status_code == 200
         samples = [*found.samples, *(await metrics_of(client)).samples]
     names = {name for name, _, _ in samples}
-    return {name: {label for found, labels, _ in samples if found == name for label in labels} for name in names}
+    return {
+        name: {label for found, labels, _ in samples if found == name for label in labels}
+        for name in names
+    }
 
 
 async def test_every_expression_is_of_what_a_service_tells(told: dict[str, set[str]]) -> None:
@@ -101,8 +121,13 @@ async def test_every_expression_is_of_what_a_service_tells(told: dict[str, set[s
             if name not in told:
                 faults.append(f"{title}: {name} is not told")
             known |= told.get(name, set())
-            faults += [f"{title}: {name} has no label {label}" for label in labels - told.get(name, set()) - OF_THE_TARGET]
-        faults += [f"{title}: nothing has the label {label}" for label in grouping(expression) - known]
+            faults += [
+                f"{title}: {name} has no label {label}"
+                for label in labels - told.get(name, set()) - OF_THE_TARGET
+            ]
+        faults += [
+            f"{title}: nothing has the label {label}" for label in grouping(expression) - known
+        ]
     assert faults == []
 
 
@@ -119,7 +144,9 @@ def test_the_labels_of_legends_and_annotations_are_there() -> None:
     targets = [target for panel in dashboard["panels"] for target in panel.get("targets", ())]
     assert len(targets) > 30
     for target in targets:
-        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouping(target["expr"]), target["expr"]
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouping(
+            target["expr"]
+        ), target["expr"]
     for rule in rules():
         used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
         assert used <= grouping(rule["expr"]) | {"instance", "server", "role"}, rule["alert"]
@@ -156,12 +183,16 @@ def test_the_alerts_are_those_that_an_operator_needs() -> None:
 
 def test_what_watches_the_service_hides_no_errors_and_is_none() -> None:
     [alert] = [rule["expr"] for rule in rules() if rule["alert"] == "AgentServiceErrors"]
-    assert [re.findall(r'route!~"([^"]*)"', labels) for _, labels in _SELECTOR.findall(alert)] == [["/health.*|/metrics"]] * 2
+    assert [re.findall(r'route!~"([^"]*)"', labels) for _, labels in _SELECTOR.findall(alert)] == [
+        ["/health.*|/metrics"]
+    ] * 2
 
 
 def test_a_breaker_that_tries_again_and_again_is_told_of_as_one_that_is_open() -> None:
     [alert] = [rule["expr"] for rule in rules() if rule["alert"] == "AgentProviderBreakerOpen"]
-    assert alert.endswith("> 0")  # half open it is 1, for as long as a provider that hangs takes: with == 2 the time would begin anew
+    assert alert.endswith(
+        "> 0"
+    )  # half open it is 1 while a provider hangs: with == 2 the time would restart
 
 
 def test_the_sample_scrapes_the_service_and_has_the_rules() -> None:

@@ -42,7 +42,9 @@ class Watched:
     async def ask(self) -> httpx2.Response:
         """A question to the agent, in a session."""
         response = await self.client.post(CHAT, json=asking(WORDS), headers={"X-Session-Id": "s"})
-        self.said.append(f"{response.headers} {response.text if response.status_code != 200 else ''}")
+        self.said.append(
+            f"{response.headers} {response.text if response.status_code != 200 else ''}"
+        )
         return response
 
     async def health(self) -> dict[str, Any]:
@@ -57,17 +59,26 @@ class Watched:
         response = await self.client.get("/metrics")
         self.said.append(response.text)
         found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", response.text, re.MULTILINE)
-        return sum(float(value) for series, value in found if all(f'{label}="{wanted}"' in series for label, wanted in labels.items()))
+        return sum(
+            float(value)
+            for series, value in found
+            if all(f'{label}="{wanted}"' in series for label, wanted in labels.items())
+        )
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The log lines of an event."""
-        lines = [json.loads(line) for line in self._log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+        lines = [
+            json.loads(line)
+            for line in self._log.read_text(encoding="utf-8").splitlines()
+            if line.startswith("{")
+        ]
         return [line for line in lines if line["event"] == name]
 
     async def until(self, part: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         """The health, once `part` of it holds."""
         async with asyncio.timeout(40):
-            while not part(health := await self.health()):  # noqa: ASYNC110 - another process is asked
+            # another process is asked
+            while not part(health := await self.health()):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         return health
 
@@ -79,7 +90,9 @@ class Watched:
 
 
 @pytest.mark.timeout(240)
-async def test_each_part_that_dies_and_comes_back_is_told_of_and_no_secret_is(tmp_path: Path) -> None:
+async def test_each_part_that_dies_and_comes_back_is_told_of_and_no_secret_is(
+    tmp_path: Path,
+) -> None:
     agent = {
         "agent_id": "helper",
         "system_prompt": "x",
@@ -158,11 +171,17 @@ async def test_each_part_that_dies_and_comes_back_is_told_of_and_no_secret_is(tm
         health = await service.until(lambda health: health["status"] == "degraded")
         assert any("openai" in reason for reason in health["reasons"])
         assert await service.metric("aas_provider_breaker_openings_total", provider="openai") >= 1
-        assert await service.metric("aas_provider_errors_total", provider="openai", code="provider_unavailable") >= 2
+        assert (
+            await service.metric(
+                "aas_provider_errors_total", provider="openai", code="provider_unavailable"
+            )
+            >= 2
+        )
         assert service.events("provider.breaker_opened")
         await upstream.enter_async_context(Upstream(says("Hello again"), port=port))
         async with asyncio.timeout(40):
-            while (await service.ask()).status_code != 200:  # noqa: ASYNC110 - another process is asked
+            # another process is asked
+            while (await service.ask()).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         await service.until(lambda health: health["status"] == "healthy")
         assert await service.metric("aas_provider_breaker_state", provider="openai") == 0
@@ -186,6 +205,10 @@ async def test_each_part_that_dies_and_comes_back_is_told_of_and_no_secret_is(tm
     service.said.append(told)
     for canary in CANARIES:
         assert canary not in "".join(service.said), f"{canary} was told"
-    assert not [canary for canary in (*SECRETS.values(), WORDS) if canary in (tmp_path / "audit.jsonl").read_text(encoding="utf-8")]
+    assert not [
+        canary
+        for canary in (*SECRETS.values(), WORDS)
+        if canary in (tmp_path / "audit.jsonl").read_text(encoding="utf-8")
+    ]
     lines = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
     assert {"request"} <= {line["event"] for line in lines if line["logger"] == "access"}

@@ -34,7 +34,8 @@ class Groq(_Common):
     @classmethod
     def from_setup(cls, setup):
         key = setup.environment.get("GROQ_API_KEY")
-        return cls(setup.http, base_url="http://127.0.0.1:1/v1", api_key=key, missing=() if key else ("GROQ_API_KEY",))
+        missing = () if key else ("GROQ_API_KEY",)
+        return cls(setup.http, base_url="http://127.0.0.1:1/v1", api_key=key, missing=missing)
 
 class Echo(BaseAgent):
     type = "echo"
@@ -67,7 +68,9 @@ def test_what_a_file_defines_is_taken_and_what_it_imports_is_not(tmp_path: Path)
 
 
 @pytest.mark.parametrize("module", ["app.tools", "app.core.events"])
-def test_a_plugin_that_imports_from_the_former_package_is_shown_the_new_import(tmp_path: Path, module: str) -> None:
+def test_a_plugin_that_imports_from_the_former_package_is_shown_the_new_import(
+    tmp_path: Path, module: str
+) -> None:
     (tmp_path / "old.py").write_text(f"from {module} import anything\n", encoding="utf-8")
     assert faults_of(tmp_path) == [
         Fault(
@@ -79,11 +82,26 @@ def test_a_plugin_that_imports_from_the_former_package_is_shown_the_new_import(t
 
 
 def test_the_facade_exports_what_it_imports_and_loads_no_part_of_the_server() -> None:
-    server = ["fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "asyncpg", "fastmcp", "mcp", "httpx2", "click", "rich"]
+    server = [
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "sqlalchemy",
+        "alembic",
+        "asyncpg",
+        "fastmcp",
+        "mcp",
+        "httpx2",
+        "click",
+        "rich",
+    ]
     source = (
-        "import sys, ai_agent_service.plugins as plugins; print(*sorted(sys.modules)); assert set(plugins.__all__) <= set(vars(plugins))"
+        "import sys, ai_agent_service.plugins as plugins; print(*sorted(sys.modules)); assert"
+        " set(plugins.__all__) <= set(vars(plugins))"
     )
-    loaded = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "ai_agent_service.plugins" in loaded
     assert [name for name in server if name in loaded] == []
 
@@ -91,7 +109,9 @@ def test_the_facade_exports_what_it_imports_and_loads_no_part_of_the_server() ->
 def test_all_faults_of_all_files_are_found(tmp_path: Path) -> None:
     (tmp_path / "a_broken.py").write_text("x = 1\n1 / 0\n", encoding="utf-8")
     (tmp_path / "b_syntax.py").write_text("def", encoding="utf-8")
-    (tmp_path / "c_taken.py").write_text(GOOD.replace("shout", "calculate").replace('"echo"', '""'), encoding="utf-8")
+    (tmp_path / "c_taken.py").write_text(
+        GOOD.replace("shout", "calculate").replace('"echo"', '""'), encoding="utf-8"
+    )
     found = [(Path(fault.file).name, fault.problem) for fault in faults_of(tmp_path)]
     assert found == [
         ("a_broken.py", "it cannot be loaded (ZeroDivisionError: division by zero, line 2)"),
@@ -106,28 +126,41 @@ def test_a_folder_that_is_absent_is_a_fault(tmp_path: Path) -> None:
     assert faults_of(tmp_path / "absent")[0].field == "PLUGINS_DIR"
 
 
-def test_entry_points_of_installed_packages_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_points_of_installed_packages_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "someones_plugin.py").write_text(GOOD, encoding="utf-8")
     metadata = tmp_path / "someones_plugin-1.0.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: someones-plugin\nVersion: 1.0\n", encoding="utf-8")
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: someones-plugin\nVersion: 1.0\n", encoding="utf-8"
+    )
     (metadata / "entry_points.txt").write_text(
-        "[ai_agent_service.tools]\nshout = someones_plugin:shout\nabsent = someones_plugin:absent\nwrong = someones_plugin:RunContext\n"
-        "[ai_agent_service.providers]\ngroq = someones_plugin:Groq\n[ai_agent_service.agents]\necho = someones_plugin:Echo\n",
+        "[ai_agent_service.tools]\nshout = someones_plugin:shout\nabsent ="
+        " someones_plugin:absent\nwrong ="
+        " someones_plugin:RunContext\n[ai_agent_service.providers]\ngroq ="
+        " someones_plugin:Groq\n[ai_agent_service.agents]\necho = someones_plugin:Echo\n",
         encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     faults = sorted(load_plugins()[1])
     assert [(fault.file, fault.problem) for fault in faults] == [
         ("entry point 'absent' of someones-plugin", faults[0].problem),
-        ("entry point 'wrong' of someones-plugin", "this is neither a tool, nor a provider class, nor an agent class, nor a memory class"),
+        (
+            "entry point 'wrong' of someones-plugin",
+            "this is neither a tool, nor a provider class, nor an agent class, nor a memory class",
+        ),
     ]
-    (metadata / "entry_points.txt").write_text("[ai_agent_service.tools]\nshout = someones_plugin:shout\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(
+        "[ai_agent_service.tools]\nshout = someones_plugin:shout\n", encoding="utf-8"
+    )
     assert "shout" in load_plugins()[0].tools
 
 
 def test_an_agent_type_that_lacks_its_method_is_told_of(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(GOOD.replace("async def run(", "async def rnu("), encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        GOOD.replace("async def run(", "async def rnu("), encoding="utf-8"
+    )
     [fault] = faults_of(tmp_path)
     assert fault.problem == "the agent type Echo does not define run"
 

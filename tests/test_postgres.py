@@ -33,7 +33,9 @@ async def test_a_frozen_server_answers_once_it_is_thawed(postgres_18: PostgresSe
     await connection.close()
 
 
-async def test_a_replica_follows_its_primary_and_takes_no_writes(postgres_pair: tuple[PostgresServer, PostgresServer]) -> None:
+async def test_a_replica_follows_its_primary_and_takes_no_writes(
+    postgres_pair: tuple[PostgresServer, PostgresServer],
+) -> None:
     primary, replica = postgres_pair
     name = primary.new_database()
     primary.sql("CREATE TABLE told AS SELECT 2 AS two", name)
@@ -46,5 +48,8 @@ async def test_a_replica_follows_its_primary_and_takes_no_writes(postgres_pair: 
 async def test_each_test_has_an_empty_database(database: DatabaseUnderTest) -> None:
     if database.server is not None:
         connection = await asyncpg.connect(database.url)
-        assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
+        assert (
+            await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+            == 0
+        )
         await connection.close()

@@ -1,4 +1,5 @@
-"""Reading the configuration anew, as an operator has a service do: by a signal, by the command, by changing a file."""
+"""Reading the configuration anew, as an operator has a service do: by a signal, by the command, by
+changing a file."""
 
 import json
 import os
@@ -27,7 +28,9 @@ def write(folder: Path, *agents: str, prompt: str = "You help.") -> None:
 
 def break_it(folder: Path) -> None:
     """Replaces agent_config.json by one with two faults."""
-    (folder / "agents.json").write_text('[{"agent_id": "a b", "system_prompt": "x"}, {"agent_id": "c"}]', encoding="utf-8")
+    (folder / "agents.json").write_text(
+        '[{"agent_id": "a b", "system_prompt": "x"}, {"agent_id": "c"}]', encoding="utf-8"
+    )
 
 
 def models(url: str) -> list[str]:
@@ -58,7 +61,9 @@ def asked(*arguments: str, **variables: str) -> Result:
 FILES: dict[str, Any] = {"AGENT_CONFIG_FILE": "agents.json"}
 
 
-def test_sighup_has_the_service_reload_and_a_faulty_file_is_told_and_changes_nothing(tmp_path: Path) -> None:
+def test_sighup_has_the_service_reload_and_a_faulty_file_is_told_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
     write(tmp_path, "a")
     with serving(tmp_path, **FILES) as (url, process):
         write(tmp_path, "b")
@@ -67,8 +72,12 @@ def test_sighup_has_the_service_reload_and_a_faulty_file_is_told_and_changes_not
         assert models(url) == ["b"]
         break_it(tmp_path)
         process.send_signal(signal.SIGHUP)
-        assert "fault=agents.json: agent 'a b': agent_id: an id has letters" in line_with(process, "config.rejected")
-        assert "fault=agents.json: agent 'c': system_prompt: the agent has no prompt" in line_with(process, "config.rejected")
+        assert "fault=agents.json: agent 'a b': agent_id: an id has letters" in line_with(
+            process, "config.rejected"
+        )
+        assert "fault=agents.json: agent 'c': system_prompt: the agent has no prompt" in line_with(
+            process, "config.rejected"
+        )
         assert models(url) == ["b"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
@@ -112,7 +121,11 @@ def test_the_command_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.Monk
         assert asked("--url", url).stdout == "Nothing has changed.\n"
         assert "answered 403" in asked("--url", url, AAS_API_KEY=made).stderr
     result = asked("--url", url)
-    assert (result.exit_code, "cannot be reached" in result.stderr, "Traceback" in result.output) == (1, True, False)
+    assert (
+        result.exit_code,
+        "cannot be reached" in result.stderr,
+        "Traceback" in result.output,
+    ) == (1, True, False)
     result = asked("--url", "file:///etc/passwd")
     assert (result.exit_code, "http://" in result.stderr) == (2, True)
 
@@ -131,8 +144,14 @@ def test_with_reload_config_a_changed_file_is_enough(tmp_path: Path) -> None:
 
 def workers_of(process: "subprocess.Popen[str]") -> set[int]:
     """The numbers of the worker processes."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
-    return {int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    children = (
+        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+    )
+    return {
+        int(child)
+        for child in children
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+    }
 
 
 def catches_hangups(pid: int) -> bool:

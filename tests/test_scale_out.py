@@ -1,4 +1,5 @@
-"""Several replicas, or several workers, on one PostgreSQL are as one: order, limits, counts, and a rolling restart under load."""
+"""Several replicas, or several workers, on one PostgreSQL are as one: order, limits, counts, and a
+rolling restart under load."""
 
 import asyncio
 import contextlib
@@ -53,17 +54,24 @@ class Holding(Demo):
 
 
 class Replica(ServiceProcess):
-    """One of several processes on a database, at a port of its own, with an agent `holder` besides."""
+    """One of several processes on a database, at a port of its own, with an agent `holder`
+    besides."""
 
-    def __init__(self, folder: Path, number: int, *, pause: float = 0.004, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, number: int, *, pause: float = 0.004, **environment: str
+    ) -> None:
         own = folder / f"replica-{number}"
         own.mkdir()
         super().__init__(own, API_KEYS=ADMIN, **environment)
         agents = json.loads((own / "agent_config.json").read_text(encoding="utf-8"))
         agents.append({"agent_id": "holder", "system_prompt": "x", "provider": "holding"})
         (own / "agent_config.json").write_text(json.dumps(agents), encoding="utf-8")
-        (own / "plugins" / "steady.py").write_text(PROVIDER.replace("0.004", str(pause)), encoding="utf-8")
-        (own / "plugins" / "holding.py").write_text(HOLDING.replace("GO", str(folder / "go")), encoding="utf-8")
+        (own / "plugins" / "steady.py").write_text(
+            PROVIDER.replace("0.004", str(pause)), encoding="utf-8"
+        )
+        (own / "plugins" / "holding.py").write_text(
+            HOLDING.replace("GO", str(folder / "go")), encoding="utf-8"
+        )
         self.client.headers["authorization"] = f"Bearer {ADMIN}"
 
 
@@ -78,10 +86,14 @@ async def replicas(folder: Path, url: str) -> AsyncGenerator[list[Replica], None
         yield found
 
 
-async def new_key(url: str, name: str, limits: Limits = UNLIMITED, user_limits: Limits = UNLIMITED) -> dict[str, str]:
+async def new_key(
+    url: str, name: str, limits: Limits = UNLIMITED, user_limits: Limits = UNLIMITED
+) -> dict[str, str]:
     """The headers of a caller with a new, limited key."""
     async with open_database(read_settings(database_url=url)[0]) as database:
-        made = await KeyStore(database, pepper=None, cipher=Cipher(())).create(name, limits=limits, user_limits=user_limits)
+        made = await KeyStore(database, pepper=None, cipher=Cipher(())).create(
+            name, limits=limits, user_limits=user_limits
+        )
     return {"authorization": f"Bearer {made.text}"}
 
 
@@ -90,11 +102,16 @@ def question(text: str, **fields: Any) -> dict[str, Any]:
     return {"model": "plain", "messages": [{"role": "user", "content": text}], **fields}
 
 
-async def burst(targets: list[httpx2.AsyncClient], headers: dict[str, str], bodies: list[dict[str, Any]]) -> list[httpx2.Response]:
+async def burst(
+    targets: list[httpx2.AsyncClient], headers: dict[str, str], bodies: list[dict[str, Any]]
+) -> list[httpx2.Response]:
     """The answers to all of `bodies`, asked at once of the targets in turn."""
     return list(
         await asyncio.gather(
-            *(each.post(CHAT, json=body, headers=headers) for each, body in zip(itertools.cycle(targets), bodies, strict=False))
+            *(
+                each.post(CHAT, json=body, headers=headers)
+                for each, body in zip(itertools.cycle(targets), bodies, strict=False)
+            )
         )
     )
 
@@ -102,11 +119,17 @@ async def burst(targets: list[httpx2.AsyncClient], headers: dict[str, str], bodi
 def admitted(answers: list[httpx2.Response]) -> int:
     """How many were; the others have to be refused for a limit."""
     assert {answer.status_code for answer in answers} <= {200, 429}
-    assert all(answer.json()["error"]["code"] == "rate_limit_exceeded" for answer in answers if answer.status_code == 429)
+    assert all(
+        answer.json()["error"]["code"] == "rate_limit_exceeded"
+        for answer in answers
+        if answer.status_code == 429
+    )
     return sum(answer.status_code == 200 for answer in answers)
 
 
-async def test_turns_of_a_session_on_two_replicas_keep_their_order_and_are_taken_once(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_turns_of_a_session_on_two_replicas_keep_their_order_and_are_taken_once(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     name = postgres_18.new_database()
     async with replicas(tmp_path, postgres_18.url(name)) as (one, other):
         # In turn, the client having the history
@@ -117,25 +140,34 @@ async def test_turns_of_a_session_on_two_replicas_keep_their_order_and_are_taken
             history = (*history, sent.question, sent.seen)
         assert await ledger.verify(one.client) == []
         for each in (one, other):
-            assert [message["content"] for message in await conversation(each, "in turn")] == list(history)
+            assert [message["content"] for message in await conversation(each, "in turn")] == list(
+                history
+            )
 
         # At the same time, the service having the history
         texts = [f"at once {number}." for number in range(8)]
 
         async def asked(service: Replica, text: str) -> str:
             async with asyncio.timeout(90):
-                while (answer := await chat(service, text, "at once")).status_code == 409:  # noqa: ASYNC110 - another process
+                # another process
+                while (answer := await chat(service, text, "at once")).status_code == 409:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert answer.status_code == 200, answer.text
             return str(answer.json()["response"])
 
-        answers = await asyncio.gather(*(asked((one, other)[number % 2], text) for number, text in enumerate(texts)))
+        answers = await asyncio.gather(
+            *(asked((one, other)[number % 2], text) for number, text in enumerate(texts))
+        )
         assert answers == [answer_to(text) for text in texts]
         stored = await conversation(one, "at once")
         questions = [message["content"] for message in stored[::2]]
         assert sorted(questions) == texts
-        assert [message["content"] for message in stored[1::2]] == [answer_to(text) for text in questions]
-        assert [message["parent"] for message in stored[1:]] == [message["id"] for message in stored[:-1]]
+        assert [message["content"] for message in stored[1::2]] == [
+            answer_to(text) for text in questions
+        ]
+        assert [message["parent"] for message in stored[1:]] == [
+            message["id"] for message in stored[:-1]
+        ]
         assert await conversation(other, "at once", branches="true") == stored
 
         # The same turn at the same time
@@ -143,14 +175,23 @@ async def test_turns_of_a_session_on_two_replicas_keep_their_order_and_are_taken
 
         async def told(service: Replica) -> str:
             async with asyncio.timeout(60):
-                while (answer := await chat(service, "only once.", "once", **once)).status_code == 409:  # noqa: ASYNC110 - another process
+                # another process
+                while (  # noqa: ASYNC110
+                    answer := await chat(service, "only once.", "once", **once)
+                ).status_code == 409:
                     await asyncio.sleep(0.05)
             assert answer.status_code == 200, answer.text
             return str(answer.json()["response"])
 
-        assert set(await asyncio.gather(*(told(service) for service in (one, other) for _ in range(3)))) == {answer_to("only once.")}
+        assert set(
+            await asyncio.gather(*(told(service) for service in (one, other) for _ in range(3)))
+        ) == {answer_to("only once.")}
         assert len(await conversation(one, "once", branches="true")) == 2
-    counted = postgres_18.sql("SELECT count(*), count(DISTINCT run_id), count(*) FILTER (WHERE status = 'done') FROM runs", name)
+    counted = postgres_18.sql(
+        "SELECT count(*), count(DISTINCT run_id), count(*) FILTER (WHERE status = 'done') FROM"
+        " runs",
+        name,
+    )
     assert counted == "15|15|15"
 
 
@@ -163,10 +204,14 @@ async def conversation(service: Replica, session: str, **params: str) -> list[di
 
 async def chat(service: Replica, text: str, session: str, **headers: str) -> httpx2.Response:
     """A turn with the server's history."""
-    return await service.client.post("/agents/helper/chat", json={"message": text, "session_id": session}, headers=headers)
+    return await service.client.post(
+        "/agents/helper/chat", json={"message": text, "session_id": session}, headers=headers
+    )
 
 
-async def test_limits_are_those_of_all_replicas_together(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_limits_are_those_of_all_replicas_together(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     url = postgres_18.url(postgres_18.new_database())
     async with replicas(tmp_path, url) as both:
         clients = [each.client for each in both]
@@ -180,7 +225,11 @@ async def test_limits_are_those_of_all_replicas_together(tmp_path: Path, postgre
         assert 10 <= count <= 10 + (time.monotonic() - began) / 6
 
         began = time.monotonic()
-        answers = await burst(clients, by_user, [question("x", user=user) for user in ("ann", "bob", "cem") for _ in range(12)])
+        answers = await burst(
+            clients,
+            by_user,
+            [question("x", user=user) for user in ("ann", "bob", "cem") for _ in range(12)],
+        )
         for of_user in (answers[:12], answers[12:24], answers[24:]):
             assert 4 <= admitted(of_user) <= 4 + (time.monotonic() - began) / 15
 
@@ -190,10 +239,17 @@ async def test_limits_are_those_of_all_replicas_together(tmp_path: Path, postgre
         reserved = 1000 - int(first.headers["x-ratelimit-remaining-tokens"])
         assert 90 < reserved < 200
         count = 1 + admitted(await burst(clients, by_tokens, [question("x", max_tokens=90)] * 30))
-        assert 1000 // reserved <= count <= (1000 + 1000 / 60 * (time.monotonic() - began)) / reserved + 1
+        assert (
+            1000 // reserved
+            <= count
+            <= (1000 + 1000 / 60 * (time.monotonic() - began)) / reserved + 1
+        )
 
         held = {**question("x"), "model": "holder"}
-        asking = [asyncio.create_task(client.post(CHAT, json=held, headers=by_runs)) for client in clients * 5]
+        asking = [
+            asyncio.create_task(client.post(CHAT, json=held, headers=by_runs))
+            for client in clients * 5
+        ]
 
         async def all_others_are_refused() -> bool:
             return sum(task.done() for task in asking) == 7
@@ -202,7 +258,9 @@ async def test_limits_are_those_of_all_replicas_together(tmp_path: Path, postgre
         assert not admitted([task.result() for task in asking if task.done()])
         (tmp_path / "go").touch()
         assert admitted(await asyncio.gather(*asking)) == 3
-        assert admitted(await burst(clients, by_runs, [held] * 2)) == 2  # what has ended takes no place
+        assert (
+            admitted(await burst(clients, by_runs, [held] * 2)) == 2
+        )  # what has ended takes no place
 
 
 class Balancer:
@@ -228,7 +286,8 @@ class Balancer:
 
 
 class Client:
-    """Holds a conversation; asks again only where HTTP allows: what was not connected, or was refused to be tried later."""
+    """Holds a conversation; asks again only where HTTP allows: what was not connected, or was
+    refused to be tried later."""
 
     def __init__(self, balancer: Balancer, ledger: Ledger, session: str) -> None:
         self._balancer = balancer
@@ -252,8 +311,15 @@ class Client:
 
     async def _is_answered(self, sent: Sent) -> bool:
         said = (*sent.history, sent.question)
-        messages = [{"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(said)]
-        headers = {"X-Session-Id": sent.session, "Idempotency-Key": sent.question.replace(" ", "-"), "connection": "close"}
+        messages = [
+            {"role": "assistant" if place % 2 else "user", "content": text}
+            for place, text in enumerate(said)
+        ]
+        headers = {
+            "X-Session-Id": sent.session,
+            "Idempotency-Key": sent.question.replace(" ", "-"),
+            "connection": "close",
+        }
         client = self._balancer.next().client
         body = {"model": "helper", "messages": messages, "stream": True}
         try:
@@ -266,19 +332,33 @@ class Client:
             return False
         except httpx2.TransportError as error:
             text = f"{type(error).__name__}: {error}"
-        chunks = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: {")]
+        chunks = [
+            line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: {")
+        ]
         sent.seen = "".join(
-            choice["delta"].get("content") or "" for chunk in map(json.loads, chunks) for choice in chunk.get("choices", ())
+            choice["delta"].get("content") or ""
+            for chunk in map(json.loads, chunks)
+            for choice in chunk.get("choices", ())
         )
-        sent.acknowledged = sent.status == 200 and '"finish_reason":"stop"' in text and text.endswith("data: [DONE]\n\n")
+        sent.acknowledged = (
+            sent.status == 200
+            and '"finish_reason":"stop"' in text
+            and text.endswith("data: [DONE]\n\n")
+        )
         if not sent.acknowledged:
             self.failed.append(f"{sent.status}: {text[-300:]}")
         return True
 
 
-async def test_a_rolling_restart_under_load_fails_loses_and_doubles_nothing(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_a_rolling_restart_under_load_fails_loses_and_doubles_nothing(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     name = postgres_18.new_database()
-    environment = {"DATABASE_URL": postgres_18.url(name), "DRAIN_SECONDS": "1", "SHUTDOWN_TIMEOUT": "60"}
+    environment = {
+        "DATABASE_URL": postgres_18.url(name),
+        "DRAIN_SECONDS": "1",
+        "SHUTDOWN_TIMEOUT": "60",
+    }
     members = [Replica(tmp_path, number, pause=0.05, **environment) for number in range(4)]
     ledger, stop = Ledger(0), asyncio.Event()
     async with AsyncExitStack() as opened:
@@ -309,23 +389,41 @@ async def test_a_rolling_restart_under_load_fails_loses_and_doubles_nothing(tmp_
         assert [failure for each in clients for failure in each.failed] == []
         assert all(sent.acknowledged for sent in ledger.turns)
         assert await ledger.verify(members[3].client) == []
-    questions, runs = len(ledger.turns), postgres_18.sql("SELECT count(*), count(*) FILTER (WHERE status = 'done') FROM runs", name)
+    questions, runs = (
+        len(ledger.turns),
+        postgres_18.sql("SELECT count(*), count(*) FILTER (WHERE status = 'done') FROM runs", name),
+    )
     assert runs == f"{questions}|{questions}"
-    messages = postgres_18.sql("SELECT role, count(*) FROM nodes WHERE status = 'complete' GROUP BY role ORDER BY role", name)
+    messages = postgres_18.sql(
+        "SELECT role, count(*) FROM nodes WHERE status = 'complete' GROUP BY role ORDER BY role",
+        name,
+    )
     assert messages.split() == [f"assistant|{questions}", f"user|{questions}"]
 
 
-async def test_workers_keep_one_limit_and_their_counts_outlive_them(tmp_path: Path, postgres_18: PostgresServer) -> None:
+async def test_workers_keep_one_limit_and_their_counts_outlive_them(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
     url = postgres_18.url(postgres_18.new_database())
     limited = await new_key(url, "limited", Limits(requests=10))
-    with serving(tmp_path, "--workers", "2", DATABASE_URL=url, API_KEYS=ADMIN, TMPDIR=str(tmp_path)) as (address, process):
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)  # a connection for each request, so that both are asked
+    with serving(
+        tmp_path, "--workers", "2", DATABASE_URL=url, API_KEYS=ADMIN, TMPDIR=str(tmp_path)
+    ) as (address, process):
+        limits = httpx2.Limits(
+            max_connections=None, max_keepalive_connections=0
+        )  # a connection for each request, so that both are asked
         async with httpx2.AsyncClient(base_url=address, timeout=60, limits=limits) as client:
             seen: list[float] = []
 
             async def runs(*, of: float, workers: int = 2) -> bool:
                 with contextlib.suppress(httpx2.TransportError):
-                    found = Told((await client.get("/metrics", headers={"authorization": f"Bearer {ADMIN}"})).text)
+                    found = Told(
+                        (
+                            await client.get(
+                                "/metrics", headers={"authorization": f"Bearer {ADMIN}"}
+                            )
+                        ).text
+                    )
                     seen.append(found.value("aas_runs_total", outcome="answered"))
                     return seen[-1] == of and found.value("aas_workers") == workers
                 return False
@@ -345,6 +443,9 @@ async def test_workers_keep_one_limit_and_their_counts_outlive_them(tmp_path: Pa
             os.kill(killed, signal.SIGKILL)
             await until(lambda: runs(of=count), timeout=90)
             assert killed not in workers_of(process)
-            assert admitted(await burst([client], {"authorization": f"Bearer {ADMIN}"}, [body] * 8)) == 8
+            assert (
+                admitted(await burst([client], {"authorization": f"Bearer {ADMIN}"}, [body] * 8))
+                == 8
+            )
             await until(lambda: runs(of=count + 8), timeout=60)
             assert seen == sorted(seen)

@@ -38,17 +38,24 @@ def fetched(url: str, trusted: ssl.SSLContext, body: dict[str, Any] | None = Non
 def connected(url: str, context: ssl.SSLContext) -> ssl.SSLSocket:
     parts = urlsplit(url)
     assert parts.hostname is not None
-    return context.wrap_socket(socket.create_connection((parts.hostname, parts.port or 0), timeout=10), server_hostname=parts.hostname)
+    return context.wrap_socket(
+        socket.create_connection((parts.hostname, parts.port or 0), timeout=10),
+        server_hostname=parts.hostname,
+    )
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_service_speaks_https(tmp_path: Path, workers: str) -> None:
     cert, key = certified(tmp_path)
     trusted = trusting(cert)
-    with serving(tmp_path, "--workers", workers, TLS_CERT_FILE=str(cert), TLS_KEY_FILE=str(key)) as (url, process):
+    with serving(
+        tmp_path, "--workers", workers, TLS_CERT_FILE=str(cert), TLS_KEY_FILE=str(key)
+    ) as (url, process):
         assert url.startswith("https://127.0.0.1:")
         assert json.loads(fetched(f"{url}/health", trusted))["status"] == "healthy"
-        answer = fetched(f"{url}/agents/cli_agent/chat", trusted, {"message": "What is 6*7?", "stream": True})
+        answer = fetched(
+            f"{url}/agents/cli_agent/chat", trusted, {"message": "What is 6*7?", "stream": True}
+        )
         assert answer.endswith(b"data: [DONE]\n\n")
         assert b"42" in answer
         with connected(url, trusted) as client:

@@ -1,4 +1,5 @@
-"""A provider's server that follows a script byte by byte, so that any fault of HTTP and of TCP can be played."""
+"""A provider's server that follows a script byte by byte, so that any fault of HTTP and of TCP can
+be played."""
 
 import asyncio
 import contextlib
@@ -13,14 +14,16 @@ from typing import Any, Literal, Self
 import msgspec
 
 Action = bytes | float | asyncio.Event | Literal["close", "reset"]
-"""Bytes are sent as they are, a float is slept (seconds), an Event waited for; `close` and `reset` (RST) end the connection."""
+"""Bytes are sent as they are, a float is slept (seconds), an Event waited for; `close` and `reset`
+(RST) end the connection."""
 
 DEADLINE = 5.0
 """Seconds after which a test that waits for something here fails."""
 
 
 class Received(msgspec.Struct):
-    """One request as it came: `headers` by their names in lower case, `at` a reading of `time.monotonic()`."""
+    """One request as it came: `headers` by their names in lower case, `at` a reading of
+    `time.monotonic()`."""
 
     method: str
     path: str
@@ -35,11 +38,12 @@ class Received(msgspec.Struct):
 
 
 class Upstream:
-    """A server at a port of 127.0.0.1, by default a free one, open within `async with`; each request is given the next of `answers`, the
-    last repeatedly.
+    """A server at a port of 127.0.0.1, by default a free one, open within `async with`; each
+    request is given the next of `answers`, the last repeatedly.
 
-    An answer is the whole of what is sent, status line and all: `reply`, `events` and `lines` make common ones. It may be endless. A
-    connection is kept for the next request unless the answer ends it.
+    An answer is the whole of what is sent, status line and all: `reply`, `events` and `lines` make
+    common ones. It may be endless. A connection is kept for the next request unless the answer ends
+    it.
     """
 
     def __init__(self, *answers: Iterable[Action], port: int = 0) -> None:
@@ -58,10 +62,17 @@ class Upstream:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.get_running_loop().create_server(lambda: _Connection(self), "127.0.0.1", self._port, backlog=1000)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Connection(self), "127.0.0.1", self._port, backlog=1000
+        )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         assert self._server is not None
         self._server.close()
         for connection in self.open:
@@ -78,7 +89,8 @@ class Upstream:
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def until(self, met: Callable[[], bool], *, timeout: float = DEADLINE) -> None:
-        """Waits until `met()`, asked at each change here; raises TimeoutError when it is not within `timeout` seconds."""
+        """Waits until `met()`, asked at each change here; raises TimeoutError when it is not within
+        `timeout` seconds."""
         async with asyncio.timeout(timeout):
             while not met():
                 self._changed.clear()
@@ -149,9 +161,13 @@ class _Connection(asyncio.Protocol):
                 await action.wait()
             case "close" | "reset":
                 self._answering = False
-                if action == "reset":  # with a linger time of 0 the kernel sends RST in place of FIN
+                if (
+                    action == "reset"
+                ):  # with a linger time of 0 the kernel sends RST in place of FIN
                     connection = self.transport.get_extra_info("socket")
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    connection.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
                     self.transport.abort()
                 self.transport.close()
                 await asyncio.Event().wait()  # until connection_lost
@@ -159,12 +175,23 @@ class _Connection(asyncio.Protocol):
                 await asyncio.sleep(action)
 
     async def _request(self) -> Received:
-        head = (await self._until(lambda: self._bytes.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in self._bytes else 0)).decode("latin-1")
+        head = (
+            await self._until(
+                lambda: self._bytes.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in self._bytes else 0
+            )
+        ).decode("latin-1")
         first, *fields = head.strip().split("\r\n")
         method, path, _ = first.split(" ")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+        headers = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (field.partition(":") for field in fields)
+        }
         length = int(headers.get("content-length", "0"))
-        body = await self._until(lambda: length if len(self._bytes) >= length else 0) if length else b""
+        body = (
+            await self._until(lambda: length if len(self._bytes) >= length else 0)
+            if length
+            else b""
+        )
         return Received(method, path, headers, body, time.monotonic())
 
     async def _until(self, complete: Callable[[], int]) -> bytes:
@@ -177,17 +204,36 @@ class _Connection(asyncio.Protocol):
         return taken
 
 
-def reply(status: int = 200, body: object = b"", content_type: str = "application/json", **headers: str) -> list[Action]:
-    """A whole answer with its length; a `body` that is not bytes is sent as JSON, `retry_after="1"` as the header `retry-after: 1`."""
+def reply(
+    status: int = 200, body: object = b"", content_type: str = "application/json", **headers: str
+) -> list[Action]:
+    """A whole answer with its length; a `body` that is not bytes is sent as JSON, `retry_after="1"`
+    as the header `retry-after: 1`."""
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return [head(status, content_type, chunked=False, content_length=str(len(sent)), **headers) + sent]
+    return [
+        head(status, content_type, chunked=False, content_length=str(len(sent)), **headers) + sent
+    ]
 
 
-def head(status: int = 200, content_type: str = "text/event-stream", *, chunked: bool = True, **headers: str) -> bytes:
-    """The status line and the headers, by default of a stream whose pieces `chunk` makes and `END` ends."""
+def head(
+    status: int = 200,
+    content_type: str = "text/event-stream",
+    *,
+    chunked: bool = True,
+    **headers: str,
+) -> bytes:
+    """The status line and the headers, by default of a stream whose pieces `chunk` makes and `END`
+    ends."""
     fields = {"content-type": content_type, **({"transfer-encoding": "chunked"} if chunked else {})}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
-    return "\r\n".join([f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in fields.items()), "", ""]).encode()
+    return "\r\n".join(
+        [
+            f"HTTP/1.1 {status} Status",
+            *(f"{name}: {value}" for name, value in fields.items()),
+            "",
+            "",
+        ]
+    ).encode()
 
 
 def chunk(data: bytes) -> bytes:
@@ -210,7 +256,10 @@ DONE = chunk(b"data: [DONE]\n\n")
 
 def delta(finish_reason: str | None = None, **fields: object) -> dict[str, Any]:
     """A chat completion chunk with `fields` in its delta."""
-    return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": fields, "finish_reason": finish_reason}]}
+    return {
+        "object": "chat.completion.chunk",
+        "choices": [{"index": 0, "delta": fields, "finish_reason": finish_reason}],
+    }
 
 
 def events(*values: object) -> list[Action]:

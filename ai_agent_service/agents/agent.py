@@ -7,14 +7,19 @@ from typing import Any, ClassVar
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.agents.loop import CompactMessages, run_loop
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InvalidRequestError, ProviderNotConfiguredError, ServiceError
+from ai_agent_service.core.errors import (
+    InvalidRequestError,
+    ProviderNotConfiguredError,
+    ServiceError,
+)
 from ai_agent_service.core.events import RunEvent, RunFailed, ToolsMissing
 from ai_agent_service.core.messages import Message, NamedTool, ToolSpec
 from ai_agent_service.providers.base import ModelRequest
 from ai_agent_service.tools.toolset import Toolset
 
 _UNAVAILABLE_NOTE = """\
-Some of your tools cannot be used at the moment. Answer without them as well as you can, and say so where it matters:
+Some of your tools cannot be used at the moment. Answer without them as well as you can, and say so
+where it matters:
 """
 
 _LENGTH_LIMIT_SETTINGS = frozenset({"max_tokens", "max_completion_tokens", "num_predict"})
@@ -49,17 +54,24 @@ class Agent(BaseAgent):
             async for event in loop:
                 yield event
 
-    async def _build_request(self, turn: Turn, toolset: Toolset, context: RunContext) -> tuple[ModelRequest, frozenset[str]]:
+    async def _build_request(
+        self, turn: Turn, toolset: Toolset, context: RunContext
+    ) -> tuple[ModelRequest, frozenset[str]]:
         provider = self.parts.provider
         if provider.missing:
             variables = " and ".join(provider.missing)
             raise ProviderNotConfiguredError(
-                f"The agent {self.agent_id!r} cannot answer: its provider {provider.name} needs {variables} to be set."
+                f"The agent {self.agent_id!r} cannot answer: its provider {provider.name} needs"
+                f" {variables} to be set."
             )
         client_tools = self._select_client_tools(turn.tools, toolset)
         tools = (*toolset.specs, *client_tools)
-        if isinstance(turn.tool_choice, NamedTool) and not any(spec.name == turn.tool_choice.name for spec in tools):
-            raise InvalidRequestError("This tool is not among the tools of the request.", param="tool_choice")
+        if isinstance(turn.tool_choice, NamedTool) and not any(
+            spec.name == turn.tool_choice.name for spec in tools
+        ):
+            raise InvalidRequestError(
+                "This tool is not among the tools of the request.", param="tool_choice"
+            )
         request = ModelRequest(
             model=turn.model or await self.model(),
             messages=self._build_messages(turn.messages, toolset, context),
@@ -71,14 +83,18 @@ class Agent(BaseAgent):
         )
         return request, frozenset(spec.name for spec in client_tools)
 
-    def _build_messages(self, messages: tuple[Message, ...], toolset: Toolset, context: RunContext) -> tuple[Message, ...]:
+    def _build_messages(
+        self, messages: tuple[Message, ...], toolset: Toolset, context: RunContext
+    ) -> tuple[Message, ...]:
         """What the model is sent of a caller's `messages`."""
         return (
             self._build_system_message(messages, toolset.unavailable),
             *_drop_system_messages(self.parts.pending.restore(messages, context)),
         )
 
-    def _build_compact(self, turn: Turn, toolset: Toolset, context: RunContext) -> CompactMessages | None:
+    def _build_compact(
+        self, turn: Turn, toolset: Toolset, context: RunContext
+    ) -> CompactMessages | None:
         if (shorter := turn.shorter) is None:
             return None
 
@@ -88,19 +104,29 @@ class Agent(BaseAgent):
 
         return compact_messages
 
-    def _build_system_message(self, messages: tuple[Message, ...], unavailable: tuple[str, ...]) -> Message:
-        """The agent's prompt, with what the caller's system messages add to it, and a note of what cannot be used now."""
+    def _build_system_message(
+        self, messages: tuple[Message, ...], unavailable: tuple[str, ...]
+    ) -> Message:
+        """The agent's prompt, with what the caller's system messages add to it, and a note of what
+        cannot be used now."""
         added = [message.text for message in messages if message.role == "system"]
         if unavailable:
             added.append(_UNAVAILABLE_NOTE + "\n".join(f"- {words}" for words in unavailable))
         return Message(role="system", content="\n\n".join((self.definition.system_prompt, *added)))
 
-    def _select_client_tools(self, tools: tuple[ToolSpec, ...], toolset: Toolset) -> tuple[ToolSpec, ...]:
-        """Those of the caller's tools that the agent's policy lets in; a name that the agent has itself stays the agent's."""
+    def _select_client_tools(
+        self, tools: tuple[ToolSpec, ...], toolset: Toolset
+    ) -> tuple[ToolSpec, ...]:
+        """Those of the caller's tools that the agent's policy lets in; a name that the agent has
+        itself stays the agent's."""
         policy = self.definition.client_tools
         if policy == "ignore":
             return ()
-        return tuple(spec for spec in tools if spec.name not in toolset and (policy == "accept" or spec.name in policy))
+        return tuple(
+            spec
+            for spec in tools
+            if spec.name not in toolset and (policy == "accept" or spec.name in policy)
+        )
 
 
 def _drop_system_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -108,7 +134,8 @@ def _drop_system_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def _merge_settings(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The agent's settings with the turn's over them; a length limit under any of its names replaces the agent's."""
+    """The agent's settings with the turn's over them; a length limit under any of its names
+    replaces the agent's."""
     if not asked:
         return own
     if _LENGTH_LIMIT_SETTINGS & asked.keys():

@@ -19,12 +19,14 @@ from ai_agent_service.tools.toolset import Toolset
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller asks of an agent: the conversation so far, the caller's own tools, and settings for this turn.
+    """What a caller asks of an agent: the conversation so far, the caller's own tools, and settings
+    for this turn.
 
-    `messages` are the caller's, system messages among them; `settings` are OpenAI's request fields by their names and win over the
-    agent's. `model` replaces the agent's own. `history` says whether `messages` are the whole conversation or only what is new in it;
-    `is_retry` that the caller may have asked this before; `message_id` is the caller's own id of the turn. `shorter` gives the messages
-    with less of the older conversation, for a model that finds them too long.
+    `messages` are the caller's, system messages among them; `settings` are OpenAI's request fields
+    by their names and win over the agent's. `model` replaces the agent's own. `history` says
+    whether `messages` are the whole conversation or only what is new in it; `is_retry` that the
+    caller may have asked this before; `message_id` is the caller's own id of the turn. `shorter`
+    gives the messages with less of the older conversation, for a model that finds them too long.
     """
 
     messages: tuple[Message, ...]
@@ -39,7 +41,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentParts(msgspec.Struct, frozen=True):
-    """What an agent works with; all of it is opened and closed by the service. `version` is that of the agent, see `compute_version`."""
+    """What an agent works with; all of it is opened and closed by the service. `version` is that of
+    the agent, see `compute_version`."""
 
     provider: Provider
     tools: AvailableTools
@@ -72,7 +75,8 @@ class BaseAgent(ABC):
         return self.parts.version
 
     async def model(self) -> str:
-        """The model that answers unless a turn names another; raises ProviderNotConfiguredError when there is none.
+        """The model that answers unless a turn names another; raises ProviderNotConfiguredError
+        when there is none.
 
         It is empty while the agent's own provider cannot tell it and another can answer.
         """
@@ -81,7 +85,10 @@ class BaseAgent(ABC):
     async def problem(self) -> str | None:
         """What keeps it from answering, in a sentence; None if nothing is known to."""
         if self.parts.provider.missing:
-            return f"{' and '.join(self.parts.provider.missing)} must be set for {self.parts.provider.name}."
+            return (
+                f"{' and '.join(self.parts.provider.missing)} must be set for"
+                f" {self.parts.provider.name}."
+            )
         try:
             await self.model()
         except UpstreamError as error:
@@ -90,4 +97,5 @@ class BaseAgent(ABC):
 
     @abstractmethod
     def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
-        """Takes the turn; the events end with one RunFinished or RunFailed. Closing the generator stops the run."""
+        """Takes the turn; the events end with one RunFinished or RunFailed. Closing the generator
+        stops the run."""

@@ -1,4 +1,5 @@
-"""The tasks that a chat client asks of a chat's model beside the chat, such as to find a title: answered without loop, tools and memory."""
+"""The tasks that a chat client asks of a chat's model beside the chat, such as to find a title:
+answered without loop, tools and memory."""
 
 import logging
 import re
@@ -11,8 +12,22 @@ import msgspec
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InternalError, ProviderProtocolError, ProviderTimeoutError, RunTimeoutError, ServiceError
-from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta
+from ai_agent_service.core.errors import (
+    InternalError,
+    ProviderProtocolError,
+    ProviderTimeoutError,
+    RunTimeoutError,
+    ServiceError,
+)
+from ai_agent_service.core.events import (
+    ReasoningDelta,
+    RefusalDelta,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    StepRecord,
+    TextDelta,
+)
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
@@ -61,7 +76,9 @@ _JSON_KEYS: Mapping[Task, tuple[str, type]] = {
 }
 """The tasks that are answered with an object of one field, and what that holds."""
 
-_CHAT_ONLY_SETTINGS = frozenset({"response_format", "stop", "max_tokens", "max_completion_tokens", "num_predict"})
+_CHAT_ONLY_SETTINGS = frozenset(
+    {"response_format", "stop", "max_tokens", "max_completion_tokens", "num_predict"}
+)
 """Settings of an agent that are made for its chats."""
 
 _SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL): ?", re.MULTILINE)
@@ -71,7 +88,8 @@ _MARKUP = re.compile(r"[#*_`>\[\]{}()\"\u201c\u201d]+")
 
 
 class ChatTaskAgent(BaseAgent):
-    """Answers `task` for `agent` with one question to `provider`; where that fails, or is the demo, by rules that need no model.
+    """Answers `task` for `agent` with one question to `provider`; where that fails, or is the demo,
+    by rules that need no model.
 
     `model` None means the agent's own if `provider` is the agent's, else the provider's default.
     """
@@ -90,7 +108,9 @@ class ChatTaskAgent(BaseAgent):
         """The model that is asked."""
         if self._model is not None:
             return self._model
-        return await (self._agent.model() if self._is_agents_own else self._provider.default_model())
+        return await (
+            self._agent.model() if self._is_agents_own else self._provider.default_model()
+        )
 
     async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         """Answers the task; see BaseAgent."""
@@ -111,27 +131,49 @@ class ChatTaskAgent(BaseAgent):
             except ServiceError as caught:
                 error = caught
             except Exception:
-                # A provider may be a plug-in and raise anything: a task has an answer by rule all the same.
-                logger.exception("task.failed", extra={"agent_id": self.agent_id, "task": self._task})
+                # A provider may be a plug-in and raise anything: a task has an answer by rule all
+                # the same.
+                logger.exception(
+                    "task.failed", extra={"agent_id": self.agent_id, "task": self._task}
+                )
                 error = InternalError("The provider failed unexpectedly; the log says more.")
         usage: Usage | None = None
         steps: tuple[StepRecord, ...] = ()
         if finished is not None:
-            model, provider = finished.model or self._asked_model, finished.provider or self._provider.name
-            usage, steps = finished.usage, (StepRecord((), finished.usage, model, provider, time.monotonic() - asked_at),)
+            model, provider = (
+                finished.model or self._asked_model,
+                finished.provider or self._provider.name,
+            )
+            usage, steps = (
+                finished.usage,
+                (StepRecord((), finished.usage, model, provider, time.monotonic() - asked_at),),
+            )
         if self._is_free_text and said:
-            yield RunFailed(error, usage, steps) if error is not None else _build_finished(finished, usage, steps)
+            yield (
+                RunFailed(error, usage, steps)
+                if error is not None
+                else _build_finished(finished, usage, steps)
+            )
             return
         answer = None if error is not None else self._parse_answer(said)
         if answer is None:
             logger.log(
                 logging.DEBUG if self._provider.name == "demo" else logging.WARNING,
                 "task.answered_by_rule",
-                extra={"agent_id": self.agent_id, "task": self._task, "cause": error.code if error is not None else "unusable_answer"},
+                extra={
+                    "agent_id": self.agent_id,
+                    "task": self._task,
+                    "cause": error.code if error is not None else "unusable_answer",
+                },
             )
             answer = answer_by_rule(self._task, turn.messages, self._suggestions)
         if answer is None:
-            yield RunFailed(error or ProviderProtocolError(f"{self._provider.name} has no answer to this task."), usage, steps)
+            yield RunFailed(
+                error
+                or ProviderProtocolError(f"{self._provider.name} has no answer to this task."),
+                usage,
+                steps,
+            )
             return
         if answer:
             yield TextDelta(answer)
@@ -154,8 +196,12 @@ class ChatTaskAgent(BaseAgent):
         self, turn: Turn, context: RunContext
     ) -> AsyncGenerator[TextDelta | ReasoningDelta | RefusalDelta | ModelFinished, None]:
         own = self.definition.model_settings if self._is_agents_own else {}
-        settings: dict[str, Any] = {name: value for name, value in own.items() if name not in _CHAT_ONLY_SETTINGS}
-        if self._task != "emoji_generation":  # asked for in 4 tokens, which a model that thinks has used up before it says anything
+        settings: dict[str, Any] = {
+            name: value for name, value in own.items() if name not in _CHAT_ONLY_SETTINGS
+        }
+        if (
+            self._task != "emoji_generation"
+        ):  # asked for in 4 tokens, which a model that thinks has used up before it says anything
             settings |= turn.settings
         deadline = min(context.deadline, time.monotonic() + TASK_SECONDS)
         self._asked_model = await self.model()
@@ -167,14 +213,22 @@ class ChatTaskAgent(BaseAgent):
             request_id=context.request_id,
         )
         try:
-            answering = stream_logged(self._provider, request, run_id=context.run_id, agent_id=self.agent_id, task=self._task)
+            answering = stream_logged(
+                self._provider,
+                request,
+                run_id=context.run_id,
+                agent_id=self.agent_id,
+                task=self._task,
+            )
             async with aclosing(answering) as events:
                 async for event in events:
                     yield event
         except RunTimeoutError as error:
             if context.seconds_left <= 0:
                 raise
-            raise ProviderTimeoutError(f"{self._provider.name} took longer than {TASK_SECONDS:g} seconds for a task.") from error
+            raise ProviderTimeoutError(
+                f"{self._provider.name} took longer than {TASK_SECONDS:g} seconds for a task."
+            ) from error
 
     def _parse_answer(self, said: str) -> str | None:
         """The answer, in the form that the task wants; None if it is not one."""
@@ -188,7 +242,9 @@ class ChatTaskAgent(BaseAgent):
         return said or None
 
 
-def answer_by_rule(task: Task, messages: tuple[Message, ...], suggestions: tuple[str, ...] = ()) -> str | None:
+def answer_by_rule(
+    task: Task, messages: tuple[Message, ...], suggestions: tuple[str, ...] = ()
+) -> str | None:
     """A sensible answer to `task` without a model, the same each time; None where there is none.
 
     `suggestions` are what users may ask the agent, as its operator wrote them.
@@ -224,13 +280,16 @@ def answer_by_rule(task: Task, messages: tuple[Message, ...], suggestions: tuple
     return msgspec.json.encode(answer).decode()
 
 
-def _build_finished(finished: ModelFinished | None, usage: Usage | None, steps: tuple[StepRecord, ...]) -> RunFinished:
+def _build_finished(
+    finished: ModelFinished | None, usage: Usage | None, steps: tuple[StepRecord, ...]
+) -> RunFinished:
     reason = finished.reason if finished is not None and finished.reason != "tool_calls" else "stop"
     return RunFinished(reason, usage, steps)
 
 
 def _find_json_value(text: str, key: str, kind: type) -> object:
-    """What the last object in `text` that has `key`, as a value of `kind`, has there; models put words and fences around it."""
+    """What the last object in `text` that has `key`, as a value of `kind`, has there; models put
+    words and fences around it."""
     end = text.rfind("}") + 1
     start = text.rfind("{", 0, end)
     for _ in range(20):
@@ -248,13 +307,18 @@ def _find_json_value(text: str, key: str, kind: type) -> object:
 
 def _find_last_message(asked: str, role: str) -> str:
     """What `role` said last in the history that the task holds."""
-    # By hand: a pattern that leaves out the spaces around the history takes for ever where there are many.
+    # By hand: a pattern that leaves out the spaces around the history takes for ever where there
+    # are many.
     _, begins, rest = asked.partition("<chat_history>")
     history, ends, _ = rest.partition("</chat_history>")
     if not (begins and ends):
         return ""
     parts = _SPEAKER.split(history.strip())
-    said = [text.strip() for speaker, text in zip(parts[1::2], parts[2::2], strict=True) if speaker == role]
+    said = [
+        text.strip()
+        for speaker, text in zip(parts[1::2], parts[2::2], strict=True)
+        if speaker == role
+    ]
     return said[-1] if said else ""
 
 

@@ -11,7 +11,13 @@ import msgspec
 
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ContextTooLongError, ProviderProtocolError, RunTimeoutError, ServiceError, ToolError
+from ai_agent_service.core.errors import (
+    ContextTooLongError,
+    ProviderProtocolError,
+    RunTimeoutError,
+    ServiceError,
+    ToolError,
+)
 from ai_agent_service.core.events import (
     FinishReason,
     RunEvent,
@@ -24,7 +30,13 @@ from ai_agent_service.core.events import (
     ToolStarted,
 )
 from ai_agent_service.core.ids import generate_id
-from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolResult, build_tool_message
+from ai_agent_service.core.messages import (
+    Message,
+    NamedTool,
+    ToolCall,
+    ToolResult,
+    build_tool_message,
+)
 from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.core.usage import Usage, sum_usage
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
@@ -46,10 +58,12 @@ CompactMessages = Callable[[], Awaitable[tuple[Message, ...] | None]]
 """Gives the request's messages with less of the older conversation; None if that cannot be done."""
 
 _RANDOM_ID = re.compile(r"[A-Za-z0-9]{9,}$")
-"""An id that nobody else is given, such as `call_` and 24 characters; Mistral's have nine, and it takes no others."""
+"""An id that nobody else is given, such as `call_` and 24 characters; Mistral's have nine, and it
+takes no others."""
 
 REPEATED_CALL_RESULT = (
-    "Not run again: this call was just made with the same arguments, and its earlier result stands. Go on with that result."
+    "Not run again: this call was just made with the same arguments, and its earlier result stands."
+    " Go on with that result."
 )
 
 
@@ -64,11 +78,13 @@ async def run_loop(
     pending: PendingSteps,
     shorter: CompactMessages | None = None,
 ) -> AsyncGenerator[RunEvent, None]:
-    """Takes steps until one has no calls of our tools, or `max_steps` is reached, or the deadline, or an error the model cannot repair.
+    """Takes steps until one has no calls of our tools, or `max_steps` is reached, or the deadline,
+    or an error the model cannot repair.
 
-    `client_tools` are the names in `request.tools` that the client runs itself; a name that `toolset` has too is ours. The events end
-    with one RunFinished or RunFailed. Closing the generator stops the provider and the tools. A model that finds the messages too long is
-    asked once more, with those that `shorter` gives.
+    `client_tools` are the names in `request.tools` that the client runs itself; a name that
+    `toolset` has too is ours. The events end with one RunFinished or RunFailed. Closing the
+    generator stops the provider and the tools. A model that finds the messages too long is asked
+    once more, with those that `shorter` gives.
     """
     messages = list(request.messages)
     traced = 0
@@ -78,15 +94,26 @@ async def run_loop(
     try:
         while True:
             if context.seconds_left <= 0:
-                raise RunTimeoutError("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+                raise RunTimeoutError(
+                    "The run took longer than REQUEST_TIMEOUT allows and was stopped."
+                )
             said: list[str] = []
             told = False
             finished: ModelFinished | None = None
             asked_at = time.monotonic()
-            question = msgspec.structs.replace(request, messages=tuple(messages), tool_choice=_select_tool_choice(request, len(steps)))
+            question = msgspec.structs.replace(
+                request,
+                messages=tuple(messages),
+                tool_choice=_select_tool_choice(request, len(steps)),
+            )
             try:
                 answering = stream_logged(
-                    provider, question, told=traced, run_id=context.run_id, agent_id=context.agent_id, step=len(steps) + 1
+                    provider,
+                    question,
+                    told=traced,
+                    run_id=context.run_id,
+                    agent_id=context.agent_id,
+                    step=len(steps) + 1,
                 )
                 async with aclosing(answering) as events:
                     async for event in events:
@@ -102,30 +129,48 @@ async def run_loop(
                 if fewer is None:
                     raise
                 shorter = None
-                logger.info("run.shortened", extra={"run_id": context.run_id, "agent_id": context.agent_id})
+                logger.info(
+                    "run.shortened", extra={"run_id": context.run_id, "agent_id": context.agent_id}
+                )
                 messages[: len(request.messages)] = fewer
                 request = msgspec.structs.replace(request, messages=fewer)
                 traced = 0
                 continue
             if finished is None:
-                raise ProviderProtocolError(f"The answer of {provider.name} ended without a finish reason.")
-            calls = ids.ensure_unique(finished.tool_calls, sent_out=lambda call: call.name in client_tools and call.name not in toolset)
+                raise ProviderProtocolError(
+                    f"The answer of {provider.name} ended without a finish reason."
+                )
+            calls = ids.ensure_unique(
+                finished.tool_calls,
+                sent_out=lambda call: call.name in client_tools and call.name not in toolset,
+            )
             seconds = time.monotonic() - asked_at
             model, answered_by = finished.model or request.model, finished.provider or provider.name
             steps.append(StepRecord(calls, finished.usage, model, answered_by, seconds))
             traced = len(messages)
-            theirs = tuple(call for call in calls if call.name in client_tools and call.name not in toolset)
+            theirs = tuple(
+                call for call in calls if call.name in client_tools and call.name not in toolset
+            )
             ours = tuple(call for call in calls if call not in theirs)
             if not calls:
-                yield _build_finished("stop" if finished.reason == "tool_calls" else finished.reason, steps)
+                yield _build_finished(
+                    "stop" if finished.reason == "tool_calls" else finished.reason, steps
+                )
                 return
             if len(steps) >= max_steps and not theirs:
                 yield TextDelta(_build_stop_notice(max_steps, said))
                 yield _build_finished("stop", steps)
                 return
-            answer = Message(role="assistant", content="".join(said), tool_calls=calls, reasoning=finished.reasoning)
+            answer = Message(
+                role="assistant",
+                content="".join(said),
+                tool_calls=calls,
+                reasoning=finished.reasoning,
+            )
             results: dict[str, ToolResult] = {}
-            async with aclosing(_run_tools(ours, len(steps), toolset, context, calls_before)) as progress:
+            async with aclosing(
+                _run_tools(ours, len(steps), toolset, context, calls_before)
+            ) as progress:
                 async for update in progress:
                     if isinstance(update, ToolFinished):
                         results[update.result.call_id] = update.result
@@ -133,7 +178,13 @@ async def run_loop(
             if theirs:
                 if ours or len(steps) > 1:
                     earlier = messages[len(request.messages) :]
-                    pending.keep(context, answer, results.values(), (call.id for call in theirs), earlier=earlier)
+                    pending.keep(
+                        context,
+                        answer,
+                        results.values(),
+                        (call.id for call in theirs),
+                        earlier=earlier,
+                    )
                 yield _build_finished("tool_calls", steps, theirs)
                 return
             messages.append(answer)
@@ -153,16 +204,27 @@ async def run_loop(
 
 
 async def _run_tools(
-    calls: tuple[ToolCall, ...], step: int, toolset: Toolset, context: RunContext, repetitions: "_RepetitionCounter"
+    calls: tuple[ToolCall, ...],
+    step: int,
+    toolset: Toolset,
+    context: RunContext,
+    repetitions: "_RepetitionCounter",
 ) -> AsyncGenerator[ToolStarted | ToolProgress | ToolFinished, None]:
-    """Runs `calls`, neighbours that may run in parallel together; tells of each as it starts, goes on and ends."""
+    """Runs `calls`, neighbours that may run in parallel together; tells of each as it starts, goes
+    on and ends."""
     repeated = repetitions.find_repeated(calls)
     for batch in _group_batches(calls, toolset):
         for call in batch:
             yield ToolStarted(call, step)
             if call.id in repeated:
                 yield ToolFinished(
-                    ToolResult(call_id=call.id, name=call.name, content=REPEATED_CALL_RESULT, is_error=True, outcome="refused")
+                    ToolResult(
+                        call_id=call.id,
+                        name=call.name,
+                        content=REPEATED_CALL_RESULT,
+                        is_error=True,
+                        outcome="refused",
+                    )
                 )
         wanted = [call for call in batch if call.id not in repeated]
         updates: asyncio.Queue[ToolProgress | asyncio.Task[ToolResult]] = asyncio.Queue()
@@ -182,9 +244,13 @@ async def _run_tools(
 
 
 def _start_tool(
-    call: ToolCall, toolset: Toolset, context: RunContext, updates: asyncio.Queue[ToolProgress | asyncio.Task[ToolResult]]
+    call: ToolCall,
+    toolset: Toolset,
+    context: RunContext,
+    updates: asyncio.Queue[ToolProgress | asyncio.Task[ToolResult]],
 ) -> asyncio.Task[ToolResult]:
-    """The task that carries out `call`; what it reports, not more often than anyone can read, and then itself come through `updates`."""
+    """The task that carries out `call`; what it reports, not more often than anyone can read, and
+    then itself come through `updates`."""
     loop = asyncio.get_running_loop()
     told = -PROGRESS_SECONDS
 
@@ -195,15 +261,21 @@ def _start_tool(
             updates.put_nowait(progress)
 
     def handle_progress(progress: float, total: float | None, message: str) -> None:
-        loop.call_soon_threadsafe(report, ToolProgress(call, progress, total, replace_unstorable(message)[:MAX_PROGRESS_MESSAGE]))
+        loop.call_soon_threadsafe(
+            report,
+            ToolProgress(call, progress, total, replace_unstorable(message)[:MAX_PROGRESS_MESSAGE]),
+        )
 
-    task = loop.create_task(toolset.execute(call, msgspec.structs.replace(context, on_progress=handle_progress)))
+    task = loop.create_task(
+        toolset.execute(call, msgspec.structs.replace(context, on_progress=handle_progress))
+    )
     task.add_done_callback(updates.put_nowait)
     return task
 
 
 def _group_batches(calls: Iterable[ToolCall], toolset: Toolset) -> list[list[ToolCall]]:
-    """`calls` in order, those that may run beside each other in one batch, every other one alone."""
+    """`calls` in order, those that may run beside each other in one batch, every other one
+    alone."""
     batches: list[list[ToolCall]] = []
     open_batch = False
     for call in calls:
@@ -222,7 +294,9 @@ def _select_tool_choice(request: ModelRequest, steps_done: int) -> object:
     return "auto" if forced and steps_done else request.tool_choice
 
 
-def _build_finished(reason: FinishReason, steps: list[StepRecord], tool_calls: tuple[ToolCall, ...] = ()) -> RunFinished:
+def _build_finished(
+    reason: FinishReason, steps: list[StepRecord], tool_calls: tuple[ToolCall, ...] = ()
+) -> RunFinished:
     return RunFinished(reason, _sum_steps(steps), tuple(steps), tool_calls)
 
 
@@ -232,23 +306,34 @@ def _sum_steps(steps: list[StepRecord]) -> Usage | None:
 
 def _build_stop_notice(max_steps: int, said: list[str]) -> str:
     lead = "\n\n" if said else ""
-    return f"{lead}I stopped here: this needs more than the {max_steps} steps that I may take. Ask me to go on, or ask for less at once."
+    return (
+        f"{lead}I stopped here: this needs more than the {max_steps} steps that I may take. Ask me"
+        " to go on, or ask for less at once."
+    )
 
 
 class _CallIds:
-    """Gives a call a new id where the provider uses one twice in a conversation, for clients and providers match results by it.
+    """Gives a call a new id where the provider uses one twice in a conversation, for clients and
+    providers match results by it.
 
-    So it does with a call that is sent out under an id that others may have been given: some providers count from 0 in every answer,
-    and a result that comes back must name one call of one user.
+    So it does with a call that is sent out under an id that others may have been given: some
+    providers count from 0 in every answer, and a result that comes back must name one call of one
+    user.
     """
 
     def __init__(self, messages: Iterable[Message]) -> None:
         self._taken = {call.id for message in messages for call in message.tool_calls}
 
-    def ensure_unique(self, calls: tuple[ToolCall, ...], *, sent_out: Callable[[ToolCall], bool]) -> tuple[ToolCall, ...]:
+    def ensure_unique(
+        self, calls: tuple[ToolCall, ...], *, sent_out: Callable[[ToolCall], bool]
+    ) -> tuple[ToolCall, ...]:
         found = []
         for call in calls:
-            usable = call.id and call.id not in self._taken and (_RANDOM_ID.search(call.id) or not sent_out(call))
+            usable = (
+                call.id
+                and call.id not in self._taken
+                and (_RANDOM_ID.search(call.id) or not sent_out(call))
+            )
             kept = call if usable else msgspec.structs.replace(call, id=generate_id("call_"))
             self._taken.add(kept.id)
             found.append(kept)
@@ -262,7 +347,8 @@ class _RepetitionCounter:
         self._counts: dict[tuple[str, bytes], int] = {}
 
     def find_repeated(self, calls: tuple[ToolCall, ...]) -> frozenset[str]:
-        """The ids of those `calls`, one step's, that are repeated too often to run; all of them are counted."""
+        """The ids of those `calls`, one step's, that are repeated too often to run; all of them are
+        counted."""
         counts: dict[tuple[str, bytes], int] = {}
         repeated = set()
         for call in calls:

@@ -1,4 +1,5 @@
-"""Keeps the steps that wait for results from the client, and makes a client's conversation whole again."""
+"""Keeps the steps that wait for results from the client, and makes a client's conversation whole
+again."""
 
 import time
 from collections import OrderedDict
@@ -23,13 +24,16 @@ class _PendingStep(msgspec.Struct, frozen=True):
 
 
 class PendingSteps:
-    """Steps that called the client's tools in a turn that called ours too, under the client's call ids, for an hour.
+    """Steps that called the client's tools in a turn that called ours too, under the client's call
+    ids, for an hour.
 
-    The client is told of its own calls only, so its follow-up lacks ours; `whole` puts the full turn back. Steps are found only by the
-    tenant, user and agent that made them.
+    The client is told of its own calls only, so its follow-up lacks ours; `whole` puts the full
+    turn back. Steps are found only by the tenant, user and agent that made them.
     """
 
-    def __init__(self, *, kept_seconds: float = PENDING_STEP_SECONDS, max_kept: int = MAX_PENDING_STEPS) -> None:
+    def __init__(
+        self, *, kept_seconds: float = PENDING_STEP_SECONDS, max_kept: int = MAX_PENDING_STEPS
+    ) -> None:
         self._kept_seconds = kept_seconds
         self._max_kept = max_kept
         self._steps: OrderedDict[tuple[str, str, str, str], _PendingStep] = OrderedDict()
@@ -43,7 +47,8 @@ class PendingSteps:
         *,
         earlier: Iterable[Message] = (),
     ) -> None:
-        """Keeps `answer`, with all its calls and the results of ours, and the messages of the turn's `earlier` steps.
+        """Keeps `answer`, with all its calls and the results of ours, and the messages of the
+        turn's `earlier` steps.
 
         The ids must be ones that nobody else can have been given.
         """
@@ -53,14 +58,17 @@ class PendingSteps:
             key = self._build_key(context, call_id)
             self._steps[key] = step
             self._steps.move_to_end(key)
-        while self._steps and (len(self._steps) > self._max_kept or next(iter(self._steps.values())).expires < now):
+        while self._steps and (
+            len(self._steps) > self._max_kept or next(iter(self._steps.values())).expires < now
+        ):
             self._steps.popitem(last=False)
 
     def restore(self, messages: tuple[Message, ...], context: RunContext) -> tuple[Message, ...]:
-        """`messages` with kept steps restored, in the model's order, and exactly one result after each call.
+        """`messages` with kept steps restored, in the model's order, and exactly one result after
+        each call.
 
-        A call whose result the client does not give gets one that says so, for a provider refuses a conversation without. Raises
-        InvalidRequestError for a result of no call.
+        A call whose result the client does not give gets one that says so, for a provider refuses a
+        conversation without. Raises InvalidRequestError for a result of no call.
         """
         if not [message for message in messages if message.tool_calls or message.role == "tool"]:
             return messages
@@ -71,7 +79,8 @@ class PendingSteps:
             position += 1
             if message.role == "tool":
                 raise InvalidRequestError(
-                    "A message with the role 'tool' must follow the assistant message whose tool_calls has its tool_call_id.",
+                    "A message with the role 'tool' must follow the assistant message whose"
+                    " tool_calls has its tool_call_id.",
                     param=f"messages[{position - 1}].tool_call_id",
                 )
             if not message.tool_calls:
@@ -82,7 +91,10 @@ class PendingSteps:
             while position < len(messages) and messages[position].role == "tool":
                 result = messages[position]
                 if result.tool_call_id not in theirs:
-                    raise InvalidRequestError("This tool_call_id stands in no call before it.", param=f"messages[{position}].tool_call_id")
+                    raise InvalidRequestError(
+                        "This tool_call_id stands in no call before it.",
+                        param=f"messages[{position}].tool_call_id",
+                    )
                 given[result.tool_call_id] = result
                 position += 1
             found += self._restore_step(message, given, context, before=found)
@@ -93,13 +105,26 @@ class PendingSteps:
         for key in [key for key in self._steps if key[:2] == (tenant, user)]:
             del self._steps[key]
 
-    def _restore_step(self, message: Message, given: dict[str, Message], context: RunContext, *, before: list[Message]) -> list[Message]:
-        kept = next((step for call in message.tool_calls if (step := self._find(context, call.id))), None)
+    def _restore_step(
+        self,
+        message: Message,
+        given: dict[str, Message],
+        context: RunContext,
+        *,
+        before: list[Message],
+    ) -> list[Message]:
+        kept = next(
+            (step for call in message.tool_calls if (step := self._find(context, call.id))), None
+        )
         told = {call.id for earlier in before for call in earlier.tool_calls} if kept else set()
         if kept and any(result.call_id in told for result in kept.results):
-            kept = None  # a client that shows our calls tells them itself, in a message of their own
+            kept = (
+                None  # a client that shows our calls tells them itself, in a message of their own
+            )
         answer = kept.answer if kept else message
-        ours = {result.call_id: build_tool_message(result) for result in kept.results} if kept else {}
+        ours = (
+            {result.call_id: build_tool_message(result) for result in kept.results} if kept else {}
+        )
         results = []
         for call in answer.tool_calls:
             unknown = Message(role="tool", content=UNKNOWN_RESULT, tool_call_id=call.id)

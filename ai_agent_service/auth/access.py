@@ -1,4 +1,5 @@
-"""Decides who a request comes from: reads its key, has it verified, and asks who the user behind it is."""
+"""Decides who a request comes from: reads its key, has it verified, and asks who the user behind it
+is."""
 
 from collections.abc import Collection
 
@@ -7,14 +8,21 @@ from ai_agent_service.auth.identity.base import Identity
 from ai_agent_service.auth.keys.format import PREFIX
 from ai_agent_service.auth.keys.ring import KeyRing
 from ai_agent_service.auth.principal import LOCAL, Headers, Key, Principal
-from ai_agent_service.core.errors import AccessUnavailableError, CrossSiteRequestError, HostNotAllowedError, UnauthorizedError
+from ai_agent_service.core.errors import (
+    AccessUnavailableError,
+    CrossSiteRequestError,
+    HostNotAllowedError,
+    UnauthorizedError,
+)
 from ai_agent_service.limits.limiter import Limiter
 from ai_agent_service.storage.database import Database
 
 MAX_KEY_LENGTH = 512
 """Characters that a key may have; what is longer is none."""
 
-PROXY_HEADERS = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"})
+PROXY_HEADERS = frozenset(
+    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"}
+)
 """Headers that a proxy adds, and nobody else has a reason to."""
 
 AUTHORIZATION = b"authorization"
@@ -24,9 +32,10 @@ API_KEY = b"x-api-key"
 class Access:
     """Tells who calls.
 
-    Callers without a key are let in where `allow_unauthenticated` says so; or where the service `is_local`, reached by this machine alone,
-    and there never was a key, if they call it by a name of this machine or one of `allowed_hosts`, for a web page may have made its own
-    name lead here, and not through a proxy.
+    Callers without a key are let in where `allow_unauthenticated` says so; or where the service
+    `is_local`, reached by this machine alone, and there never was a key, if they call it by a name
+    of this machine or one of `allowed_hosts`, for a web page may have made its own name lead here,
+    and not through a proxy.
     """
 
     def __init__(
@@ -66,28 +75,51 @@ class Access:
         if not self._allow_unauthenticated and not self._keys.are_known:
             return "The keys of callers cannot be read."
         source = self.identity.source
-        return "The keys of the identity provider were never fetched." if source is not None and not source.is_usable else None
+        return (
+            "The keys of the identity provider were never fetched."
+            if source is not None and not source.is_usable
+            else None
+        )
 
     def can_skip_key(self, headers: Headers) -> bool:
         """Whether a request with these headers needs no key."""
         try:
             self._admit_without_key(headers)
-        except (UnauthorizedError, AccessUnavailableError, HostNotAllowedError, CrossSiteRequestError):
+        except (
+            UnauthorizedError,
+            AccessUnavailableError,
+            HostNotAllowedError,
+            CrossSiteRequestError,
+        ):
             return False
         return True
 
-    async def authenticate(self, headers: Headers, peer: str | None, *, identified: bool) -> Principal:
-        """Who sends a request with these headers from the address `peer`; with `identified`, the user behind the key too.
+    async def authenticate(
+        self, headers: Headers, peer: str | None, *, identified: bool
+    ) -> Principal:
+        """Who sends a request with these headers from the address `peer`; with `identified`, the
+        user behind the key too.
 
         Raises UnauthorizedError, InvalidTokenError, HostNotAllowedError and AccessUnavailableError.
         """
         given = self._read_key(headers)
-        key = await self._keys.find(given) if given is not None and self._is_key(given) else self._admit_without_key(headers)
-        return Principal(key, await self.identity.identify_user(headers, peer) if identified else None)
+        key = (
+            await self._keys.find(given)
+            if given is not None and self._is_key(given)
+            else self._admit_without_key(headers)
+        )
+        return Principal(
+            key, await self.identity.identify_user(headers, peer) if identified else None
+        )
 
     def _is_key(self, given: str) -> bool:
-        """Whether what stands where a key does is one: where none is needed, clients that insist on one send anything."""
-        return not self.is_open or given.startswith(f"{PREFIX}_") or (self._allow_unauthenticated and bool(self._keys.has_keys))
+        """Whether what stands where a key does is one: where none is needed, clients that insist on
+        one send anything."""
+        return (
+            not self.is_open
+            or given.startswith(f"{PREFIX}_")
+            or (self._allow_unauthenticated and bool(self._keys.has_keys))
+        )
 
     def _admit_without_key(self, headers: Headers) -> Key:
         if self._allow_unauthenticated:
@@ -96,11 +128,14 @@ class Access:
         elif not self._is_local or self._keys.has_keys:
             raise UnauthorizedError
         elif self._keys.has_keys is None:
-            raise AccessUnavailableError("It cannot be told now whether a key is needed. Try again in a moment.", retry_after=2)
+            raise AccessUnavailableError(
+                "It cannot be told now whether a key is needed. Try again in a moment.",
+                retry_after=2,
+            )
         elif any(name in PROXY_HEADERS for name, _ in headers):
             raise HostNotAllowedError(
-                "Without a key this service answers its own machine alone, and this request came through a proxy. Make a key, or set"
-                " ALLOW_UNAUTHENTICATED=true."
+                "Without a key this service answers its own machine alone, and this request came"
+                " through a proxy. Make a key, or set ALLOW_UNAUTHENTICATED=true."
             )
         else:
             check_host(headers, self._allowed_hosts)
@@ -108,7 +143,8 @@ class Access:
         return LOCAL
 
     def _read_key(self, headers: Headers) -> str | None:
-        """What stands where a key does; None if nothing does. Two that differ are refused, for either may be a mistake."""
+        """What stands where a key does; None if nothing does. Two that differ are refused, for
+        either may be a mistake."""
         found: str | None = None
         for name, value in headers:
             if name == API_KEY:

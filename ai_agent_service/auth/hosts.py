@@ -1,4 +1,5 @@
-"""Tells whether a request names a host that is this service: a web page can make its own name lead here (DNS rebinding)."""
+"""Tells whether a request names a host that is this service: a web page can make its own name lead
+here (DNS rebinding)."""
 
 import re
 from functools import lru_cache
@@ -9,32 +10,39 @@ from ai_agent_service.core.errors import CrossSiteRequestError, HostNotAllowedEr
 
 ANY_HOST = "*"
 
-_LOCAL_NAMES = frozenset({"localhost", "host.docker.internal", "host.containers.internal", "gateway.docker.internal"})
-"""This machine's names, to itself and to its containers. No web page can have them, as none can have an address for a name."""
+_LOCAL_NAMES = frozenset(
+    {"localhost", "host.docker.internal", "host.containers.internal", "gateway.docker.internal"}
+)
+"""This machine's names, to itself and to its containers. No web page can have them, as none can
+have an address for a name."""
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,253}))(?::[0-9]{1,5})?")
 
 
 def check_host(headers: Headers, allowed: frozenset[str]) -> None:
-    """Raises HostNotAllowedError for what `has_invalid_host` tells of; to be called for callers that need no key."""
+    """Raises HostNotAllowedError for what `has_invalid_host` tells of; to be called for callers
+    that need no key."""
     if has_invalid_host(headers, allowed):
         raise HostNotAllowedError(
-            "Without a key this service can be asked by an IP address or as localhost only, and by the names in ALLOWED_HOSTS: "
-            "add the name that you use there."
+            "Without a key this service can be asked by an IP address or as localhost only, and by"
+            " the names in ALLOWED_HOSTS: add the name that you use there."
         )
 
 
 def check_origin(headers: Headers) -> None:
-    """Raises CrossSiteRequestError if a browser says that the request is of a page that this service did not send; for callers without a
-    key."""
+    """Raises CrossSiteRequestError if a browser says that the request is of a page that this
+    service did not send; for callers without a key."""
     origins = get_header_values(headers, b"origin")
     hosts = [value.lower() for value in get_header_values(headers, b"host")]
     if any(origin.lower().partition(b"://")[2] not in hosts for origin in origins):
-        raise CrossSiteRequestError("Requests from web pages of other sites are not taken without a key.")
+        raise CrossSiteRequestError(
+            "Requests from web pages of other sites are not taken without a key."
+        )
 
 
 def has_invalid_host(headers: Headers, allowed: frozenset[str]) -> bool:
-    """Whether the one Host header is missing, malformed, or a name that is neither this machine's nor in `allowed`.
+    """Whether the one Host header is missing, malformed, or a name that is neither this machine's
+    nor in `allowed`.
 
     `allowed` is as in ALLOWED_HOSTS: names in any case, `*` for all of them. Ports do not count.
     """
@@ -55,7 +63,10 @@ def has_invalid_host(headers: Headers, allowed: frozenset[str]) -> bool:
 
 @lru_cache
 def _normalize_names(allowed: frozenset[str]) -> frozenset[str]:
-    return frozenset(_normalize_name(name.rsplit(":", 1)[0] if name.rpartition(":")[2].isdecimal() else name) for name in allowed)
+    return frozenset(
+        _normalize_name(name.rsplit(":", 1)[0] if name.rpartition(":")[2].isdecimal() else name)
+        for name in allowed
+    )
 
 
 def _normalize_name(text: str) -> str:

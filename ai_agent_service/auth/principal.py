@@ -24,7 +24,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How much may be asked: requests and tokens a minute, and runs at once; None is not limited."""
+    """How much may be asked: requests and tokens a minute, and runs at once; None is not
+    limited."""
 
     requests: int | None = None
     tokens: int | None = None
@@ -38,7 +39,8 @@ UNLIMITED = Limits()
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key, without its secret. `tenant` is whose conversations it reaches; `agents` None means all of them.
+    """A key, without its secret. `tenant` is whose conversations it reaches; `agents` None means
+    all of them.
 
     `limits` are those of the key as a whole, `user_limits` those of each user behind it.
     """
@@ -66,7 +68,8 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """Who calls. `user` is None where users are not verified: callers name their users themselves then."""
+    """Who calls. `user` is None where users are not verified: callers name their users themselves
+    then."""
 
     key: Key
     user: User | None = None
@@ -77,5 +80,6 @@ LOCAL = Key(key_id="none", name="no key", tenant=LOCAL_TENANT, scopes=SCOPES)
 
 
 def get_header_values(headers: Headers, name: bytes) -> list[bytes]:
-    """The values of the header `name`, which is in lower case; one for each time that it was sent."""
+    """The values of the header `name`, which is in lower case; one for each time that it was
+    sent."""
     return [value for sent, value in headers if sent == name]

@@ -1,4 +1,5 @@
-"""ai-agent-service chat: a conversation with an agent in the terminal, streamed, its tools shown."""
+"""ai-agent-service chat: a conversation with an agent in the terminal, streamed, its tools
+shown."""
 
 import asyncio
 import contextlib
@@ -55,19 +56,38 @@ _MARKDOWN = MarkdownIt().enable("table")
 @click.argument("agent_id")
 @click.option("--model", help="Another model than the agent's own.")
 @click.option(
-    "--setting", "settings", multiple=True, metavar="NAME=VALUE", help="A model setting, such as temperature=0.2; may be repeated."
+    "--setting",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A model setting, such as temperature=0.2; may be repeated.",
 )
 @click.option("--message", "-m", help="Ask this one thing and end.")
-@click.option("--session", help="Go on with a conversation that an agent with a memory had under this name.")
-@click.option("--debug", is_flag=True, help="Log in detail: all that is said to the model, by it, and by tools.")
-def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: str | None, session: str | None, debug: bool) -> None:
-    """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the chat."""
+@click.option(
+    "--session", help="Go on with a conversation that an agent with a memory had under this name."
+)
+@click.option(
+    "--debug",
+    is_flag=True,
+    help="Log in detail: all that is said to the model, by it, and by tools.",
+)
+def chat(
+    agent_id: str,
+    model: str | None,
+    settings: tuple[str, ...],
+    message: str | None,
+    session: str | None,
+    debug: bool,
+) -> None:
+    """Talk with AGENT_ID. An empty line is passed over; Ctrl-C stops an answer; Ctrl-D ends the
+    chat."""
     parsed = _parse_settings(settings)
     level = "DEBUG" if debug else "ERROR"
     configure_logging(level)
     configuration = load().restrict_servers([agent_id])
     configure_logging(level, find_secrets(configuration.environment))
-    # Input is read in the main thread, where Ctrl-C reaches it, so the loop runs only while there is something to wait for.
+    # Input is read in the main thread, where Ctrl-C reaches it, so the loop runs only while there
+    # is something to wait for.
     with asyncio.Runner() as runner:
         service = open_service(configuration)
         opened = runner.run(service.__aenter__())
@@ -77,9 +97,13 @@ def chat(agent_id: str, model: str | None, settings: tuple[str, ...], message: s
             for status in opened.servers.statuses:
                 if status.label in agent.definition.allowed_mcp_servers and status.state != "ready":
                     why = status.error or "it is still starting"
-                    Console(stderr=True).print(Text(f"without the tools of {status.label}: {why}", "yellow"))
+                    Console(stderr=True).print(
+                        Text(f"without the tools of {status.label}: {why}", "yellow")
+                    )
             if session is not None and agent.definition.memory is None:
-                raise click.UsageError(f"{agent_id} has no memory, so it has no session to go on with.")
+                raise click.UsageError(
+                    f"{agent_id} has no memory, so it has no session to go on with."
+                )
             succeeded = TerminalChat(opened, agent, model, parsed, runner, session).run(message)
         finally:
             runner.run(service.__aexit__(None, None, None))
@@ -113,18 +137,26 @@ class TerminalChat:
         self._settings = settings
         self._runner = runner
         self._messages: list[Message] = []
-        self._session = (session or generate_id("chat_")) if agent.definition.memory is not None else None
+        self._session = (
+            (session or generate_id("chat_")) if agent.definition.memory is not None else None
+        )
         self._console = Console(highlight=False)
 
     def run(self, message: str | None) -> bool:
-        """Takes turns until the input ends, or the one of `message`; False when the last turn failed."""
+        """Takes turns until the input ends, or the one of `message`; False when the last turn
+        failed."""
         if message is not None:
             return self._run_turn(message)
         provider = self._agent.parts.provider.name
         if sys.stdin.isatty():
-            self._console.print(f"[bold]{self._agent.agent_id}[/] [dim]({provider}) - Ctrl-C stops an answer, Ctrl-D ends the chat[/]")
+            self._console.print(
+                f"[bold]{self._agent.agent_id}[/] [dim]({provider}) - Ctrl-C stops an answer,"
+                " Ctrl-D ends the chat[/]"
+            )
             if self._session is not None:
-                self._console.print(f"[dim]remembered: go on later with --session {self._session}[/]")
+                self._console.print(
+                    f"[dim]remembered: go on later with --session {self._session}[/]"
+                )
         succeeded = True
         while True:
             try:
@@ -138,7 +170,8 @@ class TerminalChat:
                 succeeded = self._run_turn(line)
 
     def _run_turn(self, text: str) -> bool:
-        """Asks `text`. An answer that was stopped stays in the conversation as far as it came; a failed turn leaves no trace."""
+        """Asks `text`. An answer that was stopped stays in the conversation as far as it came; a
+        failed turn leaves no trace."""
         question = Message(role="user", content=replace_unstorable(text))
         answer = TerminalAnswer(self._console)
         try:
@@ -153,12 +186,20 @@ class TerminalChat:
 
     async def _stream_answer(self, question: Message, answer: "TerminalAnswer") -> bool:
         context = self._service.create_context(
-            self._agent.agent_id, Principal(LOCAL), user=USER, session=self._session, agent_version=self._agent.version
+            self._agent.agent_id,
+            Principal(LOCAL),
+            user=USER,
+            session=self._session,
+            agent_version=self._agent.version,
         )
         if self._session is not None:
-            turn = Turn(messages=(question,), settings=self._settings, model=self._model, history="server")
+            turn = Turn(
+                messages=(question,), settings=self._settings, model=self._model, history="server"
+            )
         else:
-            turn = Turn(messages=(*self._messages, question), settings=self._settings, model=self._model)
+            turn = Turn(
+                messages=(*self._messages, question), settings=self._settings, model=self._model
+            )
         async with aclosing(self._agent.run(turn, context)) as events:
             async for event in events:
                 match event:
@@ -172,7 +213,9 @@ class TerminalChat:
                         answer.add_note(". ", "dim", call.name, _format_progress(event))
                     case ToolFinished(result=result):
                         sign, style = ("x ", "red") if result.is_error else ("< ", "green")
-                        answer.add_note(sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content)
+                        answer.add_note(
+                            sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content
+                        )
                     case ToolsMissing(reasons=reasons):
                         answer.add_note("! ", "yellow", "without some tools", "; ".join(reasons))
                     case MemorySkipped(reason=reason):
@@ -193,7 +236,8 @@ def _format_progress(event: ToolProgress) -> str:
 
 
 class TerminalAnswer:
-    """One answer on the terminal: whole paragraphs are set and left, the last one is redrawn as it grows; plain text into a pipe."""
+    """One answer on the terminal: whole paragraphs are set and left, the last one is redrawn as it
+    grows; plain text into a pipe."""
 
     def __init__(self, console: Console) -> None:
         self.text = ""
@@ -217,8 +261,13 @@ class TerminalAnswer:
                 self._console.print(Markdown(whole))
                 self._console.print()
         if self._open.strip() and self._live is None:
-            # What is shown is asked for at each refresh, so that the text is parsed twelve times a second and not for each word.
-            self._live = Live(console=self._console, refresh_per_second=12, get_renderable=lambda: Markdown(self._open))
+            # What is shown is asked for at each refresh, so that the text is parsed twelve times a
+            # second and not for each word.
+            self._live = Live(
+                console=self._console,
+                refresh_per_second=12,
+                get_renderable=lambda: Markdown(self._open),
+            )
             self._live.start()
 
     def add_reasoning(self, text: str) -> None:
@@ -230,7 +279,9 @@ class TerminalAnswer:
         """Shows a tool at work."""
         self._finish_block()
         shown = detail if len(detail) <= MAX_SHOWN_RESULT else f"{detail[:MAX_SHOWN_RESULT]}..."
-        self._console.print(Text.assemble((sign, style), (name, "bold"), " ", (shown, "dim")), soft_wrap=True)
+        self._console.print(
+            Text.assemble((sign, style), (name, "bold"), " ", (shown, "dim")), soft_wrap=True
+        )
 
     def close(self) -> None:
         """Leaves what is shown as it is."""
@@ -256,7 +307,8 @@ class TerminalAnswer:
 
 
 def _split_last_block(text: str) -> tuple[str, str]:
-    """`text` cut before its last block (paragraph, list, code, table, ...), which may still grow."""
+    """`text` cut before its last block (paragraph, list, code, table, ...), which may still
+    grow."""
     begins = [token.map[0] for token in _MARKDOWN.parse(text) if token.level == 0 and token.map]
     lines = text.splitlines(keepends=True)
     cut = begins[-1] if len(begins) > 1 else 0

@@ -37,42 +37,87 @@ def check(connect: bool) -> None:
     click.echo(f"\nAgents with the provider auto use: {auto}")
     definitions = configuration.servers.definitions
     if connect and definitions:
-        click.echo(f"Starting {len(definitions)} MCP servers (up to {configuration.settings.mcp_connect_timeout:g} s) ...")
+        click.echo(
+            f"Starting {len(definitions)} MCP servers (up to"
+            f" {configuration.settings.mcp_connect_timeout:g} s) ..."
+        )
     statuses = asyncio.run(_connect_servers(configuration)) if connect and definitions else ()
     if connect:
         _echo_servers(configuration, statuses)
     elif definitions:
-        off = {each.server_label: each.off_reason or each.find_command_problem(configuration.environment) for each in definitions}
-        shown = (f"{label} (off: {why.rstrip('.')})" if why else label for label, why in off.items())
-        click.echo(f"MCP servers: {', '.join(shown)}. To see whether they can be reached: check --connect")
+        off = {
+            each.server_label: (
+                each.off_reason or each.find_command_problem(configuration.environment)
+            )
+            for each in definitions
+        }
+        shown = (
+            f"{label} (off: {why.rstrip('.')})" if why else label for label, why in off.items()
+        )
+        click.echo(
+            f"MCP servers: {', '.join(shown)}. To see whether they can be reached: check --connect"
+        )
     for warning in configuration.warnings:
         click.echo(f"warning: {warning}")
     count = len(configuration.agents)
-    click.echo(f"{count} agent{'s' if count > 1 else ''} in {configuration.files.agents}: no faults.")
+    click.echo(
+        f"{count} agent{'s' if count > 1 else ''} in {configuration.files.agents}: no faults."
+    )
     if configuration.files.is_starter:
         click.echo(f"note: {STARTER_NOTE}")
     meant = {definition.server_label for definition in definitions if definition.off_reason is None}
-    failed = [status.label for status in statuses if status.label in meant and status.state != "ready"]
+    failed = [
+        status.label for status in statuses if status.label in meant and status.state != "ready"
+    ]
     if failed:
-        click.echo(f"{len(failed)} of {len(definitions)} MCP servers cannot be used: {', '.join(failed)}.")
+        click.echo(
+            f"{len(failed)} of {len(definitions)} MCP servers cannot be used: {', '.join(failed)}."
+        )
         sys.exit(1)
 
 
-async def _describe_agents(configuration: Configuration) -> tuple[list[tuple[str, ...]], list[str], str]:
-    """The table of agents, a line for each that has fallbacks, and what auto is; no MCP server is started and no database opened for it."""
+async def _describe_agents(
+    configuration: Configuration,
+) -> tuple[list[tuple[str, ...]], list[str], str]:
+    """The table of agents, a line for each that has fallbacks, and what auto is; no MCP server is
+    started and no database opened for it."""
     servers = {definition.server_label for definition in configuration.servers.definitions}
     agents = tuple(agent.model_copy(update={"resources": ()}) for agent in configuration.agents)
-    async with open_service(msgspec.structs.replace(configuration, agents=agents, servers=ServerDefinitions(), warnings=())) as service:
-        rows: list[tuple[str, ...]] = [("AGENT", "PROVIDER", "MODEL", "TOOLS", "MCP SERVERS", "READY")]
+    async with open_service(
+        msgspec.structs.replace(
+            configuration, agents=agents, servers=ServerDefinitions(), warnings=()
+        )
+    ) as service:
+        rows: list[tuple[str, ...]] = [
+            ("AGENT", "PROVIDER", "MODEL", "TOOLS", "MCP SERVERS", "READY")
+        ]
         fallbacks = []
         for agent in service.catalog:
             problem = await agent.problem()
             tools = ", ".join(spec.name for spec in agent.parts.toolset.specs) or "-"
             model = agent.definition.model or ("-" if problem else await agent.model() or "-")
-            labels = ", ".join(label for label in agent.definition.allowed_mcp_servers if label in servers) or "-"
-            rows.append((agent.agent_id, agent.parts.provider.name, model, tools, labels, f"no: {problem}" if problem else "yes"))
+            labels = (
+                ", ".join(
+                    label for label in agent.definition.allowed_mcp_servers if label in servers
+                )
+                or "-"
+            )
+            rows.append(
+                (
+                    agent.agent_id,
+                    agent.parts.provider.name,
+                    model,
+                    tools,
+                    labels,
+                    f"no: {problem}" if problem else "yes",
+                )
+            )
             if isinstance(agent.parts.provider, FallbackProvider):
-                fallbacks.append(await _describe_fallbacks(agent.agent_id, agent.definition.model or "", agent.parts.provider))
+                fallbacks.append(
+                    await _describe_fallbacks(
+                        agent.agent_id, agent.definition.model or "", agent.parts.provider
+                    )
+                )
         return rows, fallbacks, service.auto_provider
 
 
@@ -109,8 +154,14 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
         return
     rows: list[tuple[str, ...]] = [("MCP SERVER", "TRANSPORT", "STATE", "TOOLS", "TIME", "ERROR")]
     for status in statuses:
-        count, seconds = ("-", "-") if status.connect_seconds is None else (str(len(status.tools)), f"{status.connect_seconds:.2f} s")
-        rows.append((status.label, status.transport, status.state, count, seconds, status.error or ""))
+        count, seconds = (
+            ("-", "-")
+            if status.connect_seconds is None
+            else (str(len(status.tools)), f"{status.connect_seconds:.2f} s")
+        )
+        rows.append(
+            (status.label, status.transport, status.state, count, seconds, status.error or "")
+        )
     click.echo(f"\n{format_table(rows)}\n")
     offered = {status.label: status.tools for status in statuses if status.state == "ready"}
     for label, tools in offered.items():
@@ -122,8 +173,18 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
                 continue
             named = {*(allowed.allowed_mcp_tools or ()), *allowed.cached_mcp_tools}
             for name in sorted(named - set(offered[label])):
-                click.echo(f"warning: agent {agent.agent_id}: {label} has no tool {name!r}. {suggest_name(name, offered[label])}")
-            total += len(offered[label] if allowed.allowed_mcp_tools is None else set(allowed.allowed_mcp_tools) & set(offered[label]))
+                click.echo(
+                    f"warning: agent {agent.agent_id}: {label} has no tool {name!r}."
+                    f" {suggest_name(name, offered[label])}"
+                )
+            total += len(
+                offered[label]
+                if allowed.allowed_mcp_tools is None
+                else set(allowed.allowed_mcp_tools) & set(offered[label])
+            )
         if total > MAX_OPENAI_TOOLS:
             remedy = "Name those that it needs in allowed_mcp_tools"
-            click.echo(f"warning: agent {agent.agent_id}: it has {total} tools, and OpenAI takes {MAX_OPENAI_TOOLS}. {remedy}")
+            click.echo(
+                f"warning: agent {agent.agent_id}: it has {total} tools, and OpenAI takes"
+                f" {MAX_OPENAI_TOOLS}. {remedy}"
+            )

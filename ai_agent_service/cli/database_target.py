@@ -1,4 +1,5 @@
-"""What the commands on the database share: what the settings name, the opened database or one message why it cannot be used, its copy."""
+"""What the commands on the database share: what the settings name, the opened database or one
+message why it cannot be used, its copy."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -34,8 +35,18 @@ def read_target(*checks: Callable[[Settings], list[Fault]]) -> DatabaseTarget:
     """What the settings name; raises ConfigError, for faults that `checks` find too."""
     settings, faults = read_settings()
     faults += [fault for check in checks for fault in check(settings)]
-    address = _read_setting(lambda: build_database_url(settings), "DATABASE_URL", "Correct it, or unset it for an SQLite file", faults)
-    cipher = _read_setting(lambda: build_cipher(settings), "MEMORY_ENCRYPTION_KEYS", "Make a key with: openssl rand -base64 32", faults)
+    address = _read_setting(
+        lambda: build_database_url(settings),
+        "DATABASE_URL",
+        "Correct it, or unset it for an SQLite file",
+        faults,
+    )
+    cipher = _read_setting(
+        lambda: build_cipher(settings),
+        "MEMORY_ENCRYPTION_KEYS",
+        "Make a key with: openssl rand -base64 32",
+        faults,
+    )
     if address is None or cipher is None or faults:
         raise ConfigError(faults)
     return DatabaseTarget(settings, address, cipher, address.redacted)
@@ -45,7 +56,8 @@ def require_existing(target: DatabaseTarget) -> DatabaseTarget:
     """The target, if it is not an SQLite file that is not there: to look at that would make it."""
     if target.address.kind == "sqlite" and not target.address.path.exists():
         raise click.ClickException(
-            f"there is no database {target.shown}; the service makes it at its start, as does: ai-agent-service db upgrade"
+            f"there is no database {target.shown}; the service makes it at its start, as does:"
+            " ai-agent-service db upgrade"
         )
     return target
 
@@ -75,7 +87,9 @@ async def open_target(
         try:
             yield database
         except MemoryUnavailableError as error:
-            raise build_unusable_error(target, database.problem or "all its connections are in use") from error
+            raise build_unusable_error(
+                target, database.problem or "all its connections are in use"
+            ) from error
     finally:
         await database.close()
 
@@ -89,5 +103,7 @@ def _read_setting(read: Callable[[], T], field: str, remedy: str, faults: list[F
     try:
         return read()
     except ValueError as error:
-        faults.append(Fault(file="environment", field=field, problem=str(error).rstrip("."), remedy=remedy))
+        faults.append(
+            Fault(file="environment", field=field, problem=str(error).rstrip("."), remedy=remedy)
+        )
         return None

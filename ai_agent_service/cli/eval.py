@@ -1,4 +1,5 @@
-"""ai-agent-service eval: runs datasets through the agents, shows what came of it, and tells whether that got better or worse."""
+"""ai-agent-service eval: runs datasets through the agents, shows what came of it, and tells whether
+that got better or worse."""
 
 import asyncio
 import statistics
@@ -21,7 +22,13 @@ from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.evaluation.dataset import Case, assign_agents, read_dataset
-from ai_agent_service.evaluation.deepeval_extra import DEEPEVAL_FIELDS, JUDGED_FIELDS, find_judging_faults, has_expectation, open_judging
+from ai_agent_service.evaluation.deepeval_extra import (
+    DEEPEVAL_FIELDS,
+    JUDGED_FIELDS,
+    find_judging_faults,
+    has_expectation,
+    open_judging,
+)
 from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.junit import write_junit
 from ai_agent_service.evaluation.metrics import METRICS
@@ -29,7 +36,12 @@ from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.evaluation.replay import Replays, ReplayToolset
 from ai_agent_service.evaluation.report.page import Baseline, render_report
 from ai_agent_service.evaluation.results import EPSILON, Options, Result, RunAgent, Summary
-from ai_agent_service.evaluation.run_folder import EvaluationRun, build_recorded_case, find_run, write_lines
+from ai_agent_service.evaluation.run_folder import (
+    EvaluationRun,
+    build_recorded_case,
+    find_run,
+    write_lines,
+)
 from ai_agent_service.evaluation.runner import Runner, summarize_results
 from ai_agent_service.evaluation.scoring import MIN_CASES, Comparison, compare_runs
 from ai_agent_service.observability.logging import configure_logging
@@ -50,7 +62,8 @@ EXIT_INTERRUPTED = 130
 
 @click.group("eval")
 def evaluate() -> None:
-    """Find out whether agents got better or worse. RUN is the name of a run's folder, how it begins, or its path."""
+    """Find out whether agents got better or worse. RUN is the name of a run's folder, how it
+    begins, or its path."""
     configure_logging("ERROR")
 
 
@@ -61,14 +74,44 @@ evaluate.add_command(generate)
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--agent", help="The agent of the cases that name none.")
 @click.option("--model", help="Another model than the agents' own.")
-@click.option("--judge", metavar="PROVIDER:MODEL", help="The model that judges what no rule can tell.")
-@click.option("--repeat", type=click.IntRange(1, 1000), default=1, show_default=True, help="Attempts at each case.")
-@click.option("--parallel", type=click.IntRange(1, 256), default=4, show_default=True, help="Cases that are under way at once.")
-@click.option("--record", is_flag=True, help="Run tools really, and write what they answer into NAME.recorded.jsonl beside FILE.")
-@click.option("--resume", metavar="RUN", help="Go on with a run that was stopped, in place of FILE.")
-@click.option("--baseline", metavar="RUN", help="End with code 1 if this is worse than that run, beyond noise.")
-@click.option("--fail-under", type=click.FloatRange(0, 1), help="End with code 1 if the score is lower, such as 0.8.")
-@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML too.")
+@click.option(
+    "--judge", metavar="PROVIDER:MODEL", help="The model that judges what no rule can tell."
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Attempts at each case.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 256),
+    default=4,
+    show_default=True,
+    help="Cases that are under way at once.",
+)
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Run tools really, and write what they answer into NAME.recorded.jsonl beside FILE.",
+)
+@click.option(
+    "--resume", metavar="RUN", help="Go on with a run that was stopped, in place of FILE."
+)
+@click.option(
+    "--baseline",
+    metavar="RUN",
+    help="End with code 1 if this is worse than that run, beyond noise.",
+)
+@click.option(
+    "--fail-under",
+    type=click.FloatRange(0, 1),
+    help="End with code 1 if the score is lower, such as 0.8.",
+)
+@click.option(
+    "--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML too."
+)
 def run_command(
     file: Path | None,
     agent: str | None,
@@ -86,22 +129,32 @@ def run_command(
     if (file is None) == (resume is None):
         raise click.UsageError("Give either FILE or --resume RUN.")
     if resume is not None and (agent or model or judge or repeat > 1 or record):
-        raise click.UsageError("A run that is resumed keeps its --agent, --model, --judge, --repeat and --record.")
+        raise click.UsageError(
+            "A run that is resumed keeps its --agent, --model, --judge, --repeat and --record."
+        )
     if junit is not None and not junit.resolve().parent.is_dir():
         raise click.UsageError(f"There is no folder {junit.parent}.")
     output = load_settings().evaluation_output_dir
     before = _require_run(output, baseline) if baseline is not None else None
     resumed = _require_run(output, resume) if resume is not None else None
-    options = resumed.read_summary().options if resumed is not None else Options(agent, model, repeat, record, judge)
+    options = (
+        resumed.read_summary().options
+        if resumed is not None
+        else Options(agent, model, repeat, record, judge)
+    )
     dataset = file if file is not None and resumed is None else _locate_dataset(resumed)
     cases = read_dataset(resumed.dataset if resumed is not None else dataset)
     configuration = load()
-    cases = assign_agents(cases, options.agent, [each.agent_id for each in configuration.agents], str(dataset))
+    cases = assign_agents(
+        cases, options.agent, [each.agent_id for each in configuration.agents], str(dataset)
+    )
     if faults := find_judging_faults(cases, str(dataset), options.judge):
         raise ConfigError(faults)
     configure_logging("ERROR", find_secrets(configuration.environment))
     try:
-        run = asyncio.run(_evaluate_cases(configuration, cases, dataset, options, resumed, parallel))
+        run = asyncio.run(
+            _evaluate_cases(configuration, cases, dataset, options, resumed, parallel)
+        )
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     summary, results = run.read_summary(), run.read_results()
@@ -149,28 +202,42 @@ def compare_command(before: str, after: str) -> None:
     if is_stopped:
         click.echo(f"{new.name} was stopped, so that this is no pass.")
     # The summary of a run that was stopped does not count them yet.
-    if found.verdict == "worse" or is_stopped or any(result.not_judged for result in new.read_results()):
+    if (
+        found.verdict == "worse"
+        or is_stopped
+        or any(result.not_judged for result in new.read_results())
+    ):
         sys.exit(EXIT_WORSE)
 
 
 @evaluate.command("report")
 @click.argument("run", required=False, metavar="RUN")
 @click.option("--baseline", metavar="RUN", help="Show the differences from that run too.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The file, by default report.html in the run's folder.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file, by default report.html in the run's folder.",
+)
 def report_command(run: str | None, baseline: str | None, output: Path | None) -> None:
-    """Write the report on RUN, by default the latest, anew: one page of HTML that needs nothing else."""
+    """Write the report on RUN, by default the latest, anew: one page of HTML that needs nothing
+    else."""
     folder = load_settings().evaluation_output_dir
     found = _require_run(folder, run)
     before = _require_run(folder, baseline) if baseline is not None else None
     path = output or found.report
-    _write_report(found, path, Baseline(before, compare_runs(before, found)) if before is not None else None)
+    _write_report(
+        found, path, Baseline(before, compare_runs(before, found)) if before is not None else None
+    )
     click.echo(f"{path}")
 
 
 def _require_run(output: Path, name: str | None) -> EvaluationRun:
     found = find_run(output, name)
     if found is None:
-        known = ", ".join(sorted(path.parent.name for path in output.glob("*/summary.json"))[-5:]) or "none"
+        known = (
+            ", ".join(sorted(path.parent.name for path in output.glob("*/summary.json"))[-5:])
+            or "none"
+        )
         what = f"There is no one run {name!r}" if name is not None else "There is no run"
         raise click.UsageError(f"{what} in {output}. The latest there: {known}.")
     return found
@@ -182,42 +249,83 @@ def _locate_dataset(run: EvaluationRun | None) -> Path:
 
 
 async def _evaluate_cases(
-    configuration: Configuration, cases: list[Case], dataset: Path, options: Options, resumed: EvaluationRun | None, parallel: int
+    configuration: Configuration,
+    cases: list[Case],
+    dataset: Path,
+    options: Options,
+    resumed: EvaluationRun | None,
+    parallel: int,
 ) -> EvaluationRun:
     """The run of what is not done yet of `cases`, once it has come to its end."""
     agent_ids = {case.agent for case in cases if case.agent is not None}
     replays = Replays()
-    with tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="ai-agent-service-eval-", ignore_cleanup_errors=True
+    ) as folder:
         apart = configuration.restrict_servers(agent_ids).isolate(Path(folder))
         async with AsyncExitStack() as opened:
-            service = await opened.enter_async_context(open_service(apart, partial(ReplayToolset, replays)))
+            service = await opened.enter_async_context(
+                open_service(apart, partial(ReplayToolset, replays))
+            )
             metrics = METRICS
             if has_expectation(cases, DEEPEVAL_FIELDS):
-                judge = await _build_judge(service, options.judge, parallel) if has_expectation(cases, JUDGED_FIELDS) else None
-                options = msgspec.structs.replace(options, judge=judge.model.label if judge is not None else None)
-                judging = open_judging(judge, configuration.settings, configuration.environment, Path(folder))
+                judge = (
+                    await _build_judge(service, options.judge, parallel)
+                    if has_expectation(cases, JUDGED_FIELDS)
+                    else None
+                )
+                options = msgspec.structs.replace(
+                    options, judge=judge.model.label if judge is not None else None
+                )
+                judging = open_judging(
+                    judge, configuration.settings, configuration.environment, Path(folder)
+                )
                 metrics = (*metrics, await opened.enter_async_context(judging))
             await service.servers.wait_for_start(CONNECT_SECONDS)
             for status in service.servers.statuses:
                 if status.state != "ready":
-                    click.echo(f"without the tools of {status.label}: {status.error or 'it is still starting'}", err=True)
-            agents = {agent_id: await _describe_agent(service, agent_id, options.model) for agent_id in sorted(agent_ids)}
+                    click.echo(
+                        f"without the tools of {status.label}:"
+                        f" {status.error or 'it is still starting'}",
+                        err=True,
+                    )
+            agents = {
+                agent_id: await _describe_agent(service, agent_id, options.model)
+                for agent_id in sorted(agent_ids)
+            }
             if resumed is not None:
                 _refuse_changed_agents(resumed, agents)
                 run, done = resumed, resumed.restore()
             else:
                 started = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-                summary = Summary(dataset=str(dataset), started=started, service_version=__version__, options=options, agents=agents)
-                run, done = EvaluationRun.begin(configuration.settings.evaluation_output_dir, dataset, cases, summary), []
+                summary = Summary(
+                    dataset=str(dataset),
+                    started=started,
+                    service_version=__version__,
+                    options=options,
+                    agents=agents,
+                )
+                run, done = (
+                    EvaluationRun.begin(
+                        configuration.settings.evaluation_output_dir, dataset, cases, summary
+                    ),
+                    [],
+                )
             seen = {(result.id, result.attempt) for result in done}
             every = [(case, attempt) for attempt in range(1, options.repeat + 1) for case in cases]
             wanted = [(case, attempt) for case, attempt in every if (case.id, attempt) not in seen]
-            run.write_summary(msgspec.structs.replace(run.read_summary(), finished=None))  # until it has, once more
+            run.write_summary(
+                msgspec.structs.replace(run.read_summary(), finished=None)
+            )  # until it has, once more
             try:
                 with ProgressReporter("cases", len(every), len(done)) as steps:
-                    await Runner(service, replays, options, metrics).run(wanted, parallel, partial(_save_result, run, steps))
+                    await Runner(service, replays, options, metrics).run(
+                        wanted, parallel, partial(_save_result, run, steps)
+                    )
             except asyncio.CancelledError:
-                click.echo(f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True)
+                click.echo(
+                    f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True
+                )
                 raise
     run.write_summary(summarize_results(run.read_summary(), run.read_results()))
     return run
@@ -225,7 +333,9 @@ async def _evaluate_cases(
 
 async def _build_judge(service: Service, written: str | None, parallel: int) -> Judge:
     assert written is not None
-    return Judge(await find_model(service, written, "--judge"), service.settings.request_timeout, parallel)
+    return Judge(
+        await find_model(service, written, "--judge"), service.settings.request_timeout, parallel
+    )
 
 
 async def _describe_agent(service: Service, agent_id: str, model: str | None) -> RunAgent:
@@ -240,8 +350,14 @@ def _refuse_changed_agents(run: EvaluationRun, agents: dict[str, RunAgent]) -> N
     """Half of a run by one agent and half by another would tell of neither."""
     for agent_id, before in run.read_summary().agents.items():
         if agents[agent_id] != before:
-            was, now = (f"{each.version} by {each.provider} {each.model}" for each in (before, agents[agent_id]))
-            raise click.UsageError(f"{agent_id} is not what it was when {run.name} began ({was}; now {now}). Start a new run.")
+            was, now = (
+                f"{each.version} by {each.provider} {each.model}"
+                for each in (before, agents[agent_id])
+            )
+            raise click.UsageError(
+                f"{agent_id} is not what it was when {run.name} began ({was}; now {now}). Start a"
+                " new run."
+            )
 
 
 def _save_result(run: EvaluationRun, steps: ProgressReporter, result: Result) -> None:
@@ -258,28 +374,48 @@ def _echo_run(run: EvaluationRun, summary: Summary, results: Sequence[Result]) -
     rows += (_format_row(name, attempts) for name, attempts in by_case.items())
     click.echo(format_table(rows))
     for name, attempts in by_case.items():
-        notes = dict.fromkeys(note for attempt in attempts for answer in attempt.answers for note in answer.notes)
+        notes = dict.fromkeys(
+            note for attempt in attempts for answer in attempt.answers for note in answer.notes
+        )
         for note in notes:
             click.echo(f"note: {name}: {note}")
     if summary.finished is None:
-        click.echo(f"\n{run.name} was stopped. To go on: ai-agent-service eval run --resume {run.name}")
+        click.echo(
+            f"\n{run.name} was stopped. To go on: ai-agent-service eval run --resume {run.name}"
+        )
         return
-    agents = ", ".join(f"{name}@{each.version} ({each.provider} {each.model})" for name, each in summary.agents.items())
+    agents = ", ".join(
+        f"{name}@{each.version} ({each.provider} {each.model})"
+        for name, each in summary.agents.items()
+    )
     click.echo(f"\n{agents}")
     if summary.metrics:
         click.echo(", ".join(f"{name} {score:.2f}" for name, score in summary.metrics.items()))
     if len(summary.attempts) > 1:
-        spread = f"standard deviation {summary.deviation:.3f}, {summary.minimum:.3f} to {summary.maximum:.3f}"
-        click.echo(f"{len(summary.attempts)} attempts: mean {statistics.fmean(summary.attempts):.3f}, {spread}")
+        spread = (
+            f"standard deviation {summary.deviation:.3f}, {summary.minimum:.3f} to"
+            f" {summary.maximum:.3f}"
+        )
+        click.echo(
+            f"{len(summary.attempts)} attempts: mean {statistics.fmean(summary.attempts):.3f},"
+            f" {spread}"
+        )
     cost = f", ${summary.cost:.4f}" if summary.cost else ""
     took = f"{summary.steps} steps, {summary.seconds:.1f} s, {summary.tokens} tokens{cost}"
-    click.echo(f"score {summary.score:.3f} of {summary.cases} cases, {summary.errors} broken by an error; {took}")
+    click.echo(
+        f"score {summary.score:.3f} of {summary.cases} cases, {summary.errors} broken by an error;"
+        f" {took}"
+    )
     if summary.options.judge is not None:
         cost = f", ${summary.judge_cost:.4f}" if summary.judge_cost else ""
         click.echo(f"judged by {summary.options.judge}: {summary.judge_tokens} tokens{cost}")
     if summary.not_judged:
-        what = f"{summary.not_judged} of {summary.cases} cases not judged, whose expectations count 0"
-        click.echo(f"{what}. To have them judged again: ai-agent-service eval run --resume {run.name}")
+        what = (
+            f"{summary.not_judged} of {summary.cases} cases not judged, whose expectations count 0"
+        )
+        click.echo(
+            f"{what}. To have them judged again: ai-agent-service eval run --resume {run.name}"
+        )
     if run.report.exists():
         click.echo(f"report: {run.report}")
     click.echo(f"{run.folder}")
@@ -287,10 +423,24 @@ def _echo_run(run: EvaluationRun, summary: Summary, results: Sequence[Result]) -
 
 def _format_row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
     scores = [attempt.score for attempt in attempts]
-    spread = f" (±{statistics.stdev(scores):.2f}, {min(scores):.2f} to {max(scores):.2f})" if len(scores) > 1 else ""
-    errors = [f"error {answer.error}: {answer.problem}" for attempt in attempts if (answer := attempt.error) is not None]
-    not_judged = [f"not judged: {check.metric}: {check.not_judged}" for attempt in attempts for check in attempt.not_judged]
-    failed = [f"{check.metric}: {check.expected}" for attempt in attempts for check in attempt.failed]
+    spread = (
+        f" (±{statistics.stdev(scores):.2f}, {min(scores):.2f} to {max(scores):.2f})"
+        if len(scores) > 1
+        else ""
+    )
+    errors = [
+        f"error {answer.error}: {answer.problem}"
+        for attempt in attempts
+        if (answer := attempt.error) is not None
+    ]
+    not_judged = [
+        f"not judged: {check.metric}: {check.not_judged}"
+        for attempt in attempts
+        for check in attempt.not_judged
+    ]
+    failed = [
+        f"{check.metric}: {check.expected}" for attempt in attempts for check in attempt.failed
+    ]
     said = " ".join("; ".join(dict.fromkeys([*errors, *not_judged, *failed])).split())
     return (
         name,
@@ -317,23 +467,38 @@ def _echo_comparison(before: EvaluationRun, after: EvaluationRun, found: Compari
             click.echo(f"  left out, {why}: {', '.join(names)}")
     judges = [run.read_summary().options.judge for run in (before, after)]
     if None not in judges and judges[0] != judges[1]:
-        click.echo(f"  judged by {judges[0]} first and by {judges[1]} then, which makes a difference of its own")
+        click.echo(
+            f"  judged by {judges[0]} first and by {judges[1]} then, which makes a difference of"
+            " its own"
+        )
     over = f"{found.before:.3f} -> {found.after:.3f} over {found.cases} cases"
     if found.cases < MIN_CASES:
-        click.echo(f"{found.verdict}: {over}; fewer than {MIN_CASES} cases tell nothing for certain")
+        click.echo(
+            f"{found.verdict}: {over}; fewer than {MIN_CASES} cases tell nothing for certain"
+        )
     else:
         doubt = f"; {found.doubt}" if found.doubt else ""
         between = f"95 % between {found.low:+.3f} and {found.high:+.3f}"
-        click.echo(f"{found.verdict}: {over}, difference {found.difference:+.3f} ({between}){doubt}")
+        click.echo(
+            f"{found.verdict}: {over}, difference {found.difference:+.3f} ({between}){doubt}"
+        )
 
 
 def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Result]) -> None:
     first = {result.id: result for result in results if result.attempt == 1}
-    path = dataset.with_name(f"{dataset.name.removesuffix('.jsonl').removesuffix('.recorded')}.recorded.jsonl")
+    path = dataset.with_name(
+        f"{dataset.name.removesuffix('.jsonl').removesuffix('.recorded')}.recorded.jsonl"
+    )
     broken = [case.id for case in cases if first[case.id].error is not None]
-    lines = [case.written if case.id in broken else build_recorded_case(case, first[case.id]) for case in cases]
+    lines = [
+        case.written if case.id in broken else build_recorded_case(case, first[case.id])
+        for case in cases
+    ]
     _write(path, partial(write_lines, values=lines))
-    click.echo(f"Recorded: {path}" + (f", without {', '.join(broken)}, which an error broke" if broken else ""))
+    click.echo(
+        f"Recorded: {path}"
+        + (f", without {', '.join(broken)}, which an error broke" if broken else "")
+    )
 
 
 def _write_report(run: EvaluationRun, path: Path, baseline: Baseline | None) -> None:
@@ -346,4 +511,12 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         write(path)
     except OSError as error:
         problem = f"it cannot be written ({error.strerror})"
-        raise ConfigError([Fault(file=str(path), problem=problem, remedy="Name another file, or give the right to write it")]) from None
+        raise ConfigError(
+            [
+                Fault(
+                    file=str(path),
+                    problem=problem,
+                    remedy="Name another file, or give the right to write it",
+                )
+            ]
+        ) from None

@@ -1,4 +1,5 @@
-"""ai-agent-service eval generate: has a model write cases about documents, or about what is described."""
+"""ai-agent-service eval generate: has a model write cases about documents, or about what is
+described."""
 
 import asyncio
 import json
@@ -36,34 +37,70 @@ EXIT_INTERRUPTED = 130
 
 
 @click.command()
-@click.option("--from", "sources", multiple=True, type=click.Path(path_type=Path), metavar="PATH", help="A document, or a folder of them.")
-@click.option("--description", help="What is to be tested, in place of documents.")
-@click.option("--model", required=True, metavar="PROVIDER:MODEL", help="The model that writes the cases, such as ollama:qwen3.")
-@click.option("--agent", help="The agent that they are for; its prompt and tools are told to the model.")
-@click.option("--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many cases.")
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file, by default in datasets/ of EVALUATION_OUTPUT_DIR."
+    "--from",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A document, or a folder of them.",
+)
+@click.option("--description", help="What is to be tested, in place of documents.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="PROVIDER:MODEL",
+    help="The model that writes the cases, such as ollama:qwen3.",
+)
+@click.option(
+    "--agent", help="The agent that they are for; its prompt and tools are told to the model."
+)
+@click.option(
+    "--count", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many cases."
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file, by default in datasets/ of EVALUATION_OUTPUT_DIR.",
 )
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 def generate(
-    sources: tuple[Path, ...], description: str | None, model: str, agent: str | None, count: int, output: Path | None, force: bool
+    sources: tuple[Path, ...],
+    description: str | None,
+    model: str,
+    agent: str | None,
+    count: int,
+    output: Path | None,
+    force: bool,
 ) -> None:
-    """Have a model write cases about documents (Markdown or text), or about a description. Read them before you trust them."""
+    """Have a model write cases about documents (Markdown or text), or about a description. Read
+    them before you trust them."""
     if bool(sources) == (description is not None):
         raise click.UsageError("Give either --from or --description.")
     if description is not None and not description.strip():
         raise click.BadParameter("it says nothing.", param_hint="--description")
-    pieces, left_out = read_documents(sources) if description is None else ([Piece("", description)], [])
+    pieces, left_out = (
+        read_documents(sources) if description is None else ([Piece("", description)], [])
+    )
     configuration = load()
     configure_logging("ERROR", find_secrets(configuration.environment))
     known = [each.agent_id for each in configuration.agents]
     if agent is not None and agent not in known:
-        raise click.BadParameter(f"{agent!r} is not an agent. {suggest_name(agent, known)}", param_hint="--agent")
+        raise click.BadParameter(
+            f"{agent!r} is not an agent. {suggest_name(agent, known)}", param_hint="--agent"
+        )
     named = sources[0].resolve().stem if sources else agent or description or ""
-    path = output or configuration.settings.evaluation_output_dir / "datasets" / f"{_to_file_name(named)}.jsonl"
+    path = (
+        output
+        or configuration.settings.evaluation_output_dir
+        / "datasets"
+        / f"{_to_file_name(named)}.jsonl"
+    )
     with _DatasetFile(path, replaces=force) as dataset, ProgressReporter("cases", count) as steps:
         try:
-            generator = asyncio.run(_generate_cases(configuration, pieces, model, agent, count, dataset, steps))
+            generator = asyncio.run(
+                _generate_cases(configuration, pieces, model, agent, count, dataset, steps)
+            )
         except ConfigError:
             raise
         except ServiceError as error:
@@ -88,12 +125,24 @@ async def _generate_cases(
 ) -> Generator:
     agent_ids = [agent] if agent is not None else []
     async with AsyncExitStack() as opened:
-        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True))
-        service = await opened.enter_async_context(open_service(configuration.restrict_servers(agent_ids).isolate(Path(folder))))
+        folder = opened.enter_context(
+            tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True)
+        )
+        service = await opened.enter_async_context(
+            open_service(configuration.restrict_servers(agent_ids).isolate(Path(folder)))
+        )
         writer = await find_model(service, model, "--model")
         if isinstance(writer.provider, Demo):
             problem = "demo is no language model and cannot write cases"
-            raise ConfigError([Fault(file="--model", problem=problem, remedy="Name a real one, such as ollama:qwen3")])
+            raise ConfigError(
+                [
+                    Fault(
+                        file="--model",
+                        problem=problem,
+                        remedy="Name a real one, such as ollama:qwen3",
+                    )
+                ]
+            )
         tested = await _describe_target(service, agent) if agent is not None else None
         generator = Generator(writer, seconds=configuration.settings.request_timeout, agent=tested)
         async with aclosing(generator.generate_cases(allocate_cases(pieces, count))) as cases:
@@ -148,7 +197,9 @@ class _DatasetFile:
         """Writes a case at once, so that nothing is lost when the command is stopped."""
         try:
             if self._file is None:
-                self._file = self._path.open("w" if self._replaces else "x", encoding="utf-8", newline="\n")
+                self._file = self._path.open(
+                    "w" if self._replaces else "x", encoding="utf-8", newline="\n"
+                )
             self._file.write(json.dumps(case, ensure_ascii=False) + "\n")
             self._file.flush()
         except OSError as error:
@@ -159,8 +210,13 @@ class _DatasetFile:
         return click.BadParameter(f"{self._path}: {why}.", param_hint="--output")
 
 
-def _echo_summary(generator: Generator, dataset: _DatasetFile, left_out: list[Path], wanted: int) -> None:
-    for what, names in (("left out", [str(path) for path in left_out]), ("dropped", generator.dropped)):
+def _echo_summary(
+    generator: Generator, dataset: _DatasetFile, left_out: list[Path], wanted: int
+) -> None:
+    for what, names in (
+        ("left out", [str(path) for path in left_out]),
+        ("dropped", generator.dropped),
+    ):
         for name in names[:MAX_LISTED]:
             click.echo(f"{what}: {name}")
         if len(names) > MAX_LISTED:
@@ -170,7 +226,10 @@ def _echo_summary(generator: Generator, dataset: _DatasetFile, left_out: list[Pa
     usage = generator.usage
     tokens = f"{usage.total_tokens} tokens" if usage is not None else "the provider told no tokens"
     cost = f", ${usage.cost:.4f}" if usage is not None and usage.cost else ""
-    click.echo(f"{generator.questions} question{'' if generator.questions == 1 else 's'} to the model, {tokens}{cost}")
+    click.echo(
+        f"{generator.questions} question{'' if generator.questions == 1 else 's'} to the model,"
+        f" {tokens}{cost}"
+    )
     if 0 < dataset.count < wanted:
         click.echo(f"{wanted} were asked for; the model had no more of use.")
     if dataset.count:

@@ -24,9 +24,14 @@ class _WriteError(click.ClickException):
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path())
-@click.option("--force", is_flag=True, help="Overwrite files that are there already, .env with the keys in it too.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Overwrite files that are there already, .env with the keys in it too.",
+)
 def init(folder: Path, force: bool) -> None:
-    """Write a starter set of agents, prompts, MCP servers and settings, with comments, into FOLDER (by default this one)."""
+    """Write a starter set of agents, prompts, MCP servers and settings, with comments, into FOLDER
+    (by default this one)."""
     written = kept = 0
     for name, text in _read_starter_files().items():
         if _write(folder, name, text, force=force):
@@ -44,19 +49,26 @@ def init(folder: Path, force: bool) -> None:
 
 def _read_starter_files() -> dict[str, str]:
     """The texts of the files by their names."""
-    names = ("agent_config.json", "mcp.json", *(f"prompts/{path.name}" for path in sorted((STARTER_FOLDER / "prompts").iterdir())))
+    names = (
+        "agent_config.json",
+        "mcp.json",
+        *(f"prompts/{path.name}" for path in sorted((STARTER_FOLDER / "prompts").iterdir())),
+    )
     texts = {name: (STARTER_FOLDER / name).read_text(encoding="utf-8") for name in names}
     return {**texts, ".env": render_env_file(), ".gitignore": GITIGNORE}
 
 
 def _write(folder: Path, name: str, text: str, *, force: bool) -> bool:
-    """Whether the file was written, which it is not where it is there and `force` is not. What cannot be written ends the command."""
+    """Whether the file was written, which it is not where it is there and `force` is not. What
+    cannot be written ends the command."""
     path = folder / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if force:
             path.unlink(missing_ok=True)  # a link is replaced, and what it leads to stays
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if name == ".env" else 0o666)
+        descriptor = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if name == ".env" else 0o666
+        )
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
@@ -69,4 +81,7 @@ def _write(folder: Path, name: str, text: str, *, force: bool) -> bool:
 
 
 def _build_write_error(path: Path, problem: str) -> click.ClickException:
-    return _WriteError(f"{path} cannot be written: {problem}. Name a folder that can be: ai-agent-service init FOLDER")
+    return _WriteError(
+        f"{path} cannot be written: {problem}. Name a folder that can be: ai-agent-service init"
+        " FOLDER"
+    )

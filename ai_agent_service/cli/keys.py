@@ -10,9 +10,20 @@ import click
 import msgspec
 
 from ai_agent_service.auth.keys.ring import find_key_faults
-from ai_agent_service.auth.keys.store import ROTATION_GRACE, KeyStore, KeyStoreError, NewSecret, StoredKey
+from ai_agent_service.auth.keys.store import (
+    ROTATION_GRACE,
+    KeyStore,
+    KeyStoreError,
+    NewSecret,
+    StoredKey,
+)
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, Client, Limits, Scope
-from ai_agent_service.cli.database_target import build_unusable_error, open_target, read_target, require_existing
+from ai_agent_service.cli.database_target import (
+    build_unusable_error,
+    open_target,
+    read_target,
+    require_existing,
+)
 from ai_agent_service.cli.output import format_table
 from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.core.errors import ConfigError
@@ -39,7 +50,9 @@ class Duration(click.ParamType):
     def __init__(self, *, zero: bool = False) -> None:
         self._zero = zero
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
         """The time that `value` is."""
         if isinstance(value, timedelta):
             return value
@@ -57,16 +70,34 @@ class Duration(click.ParamType):
 
 @click.group()
 def keys() -> None:
-    """Make, list, rotate and revoke the keys that callers need. KEY is a key's id, or the name of a live key."""
+    """Make, list, rotate and revoke the keys that callers need. KEY is a key's id, or the name of a
+    live key."""
     configure_logging("CRITICAL")
 
 
 @keys.command()
-@click.option("--name", required=True, help="What the key is called; no two live keys have one name.")
-@click.option("--agents", help="The agents that it is for, separated by commas; by default all of them.")
-@click.option("--scopes", help=f"What it may do, separated by commas, of {', '.join(sorted(SCOPES))}; by default all but admin.")
-@click.option("--expires", type=Duration(), help="How long it is accepted, such as 90d; by default until it is revoked.")
-@click.option("--tenant", help="Whose conversations it reaches: the id of a key that it replaces; by default its own.")
+@click.option(
+    "--name", required=True, help="What the key is called; no two live keys have one name."
+)
+@click.option(
+    "--agents", help="The agents that it is for, separated by commas; by default all of them."
+)
+@click.option(
+    "--scopes",
+    help=(
+        f"What it may do, separated by commas, of {', '.join(sorted(SCOPES))}; by default all but"
+        " admin."
+    ),
+)
+@click.option(
+    "--expires",
+    type=Duration(),
+    help="How long it is accepted, such as 90d; by default until it is revoked.",
+)
+@click.option(
+    "--tenant",
+    help="Whose conversations it reaches: the id of a key that it replaces; by default its own.",
+)
 @click.option("--client", type=click.Choice(get_args(Client)), help="The client that uses it.")
 @click.option("--rpm", type=LIMIT, help="Requests that it may ask in a minute.")
 @click.option("--tpm", type=LIMIT, help="Tokens that it may use in a minute.")
@@ -117,9 +148,25 @@ def list_keys(as_json: bool) -> None:
 
     found, problem = _run_with_store(read_keys)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode([_to_json(each) for each in found], order="sorted"), indent=2))
+        click.echo(
+            msgspec.json.format(
+                msgspec.json.encode([_to_json(each) for each in found], order="sorted"), indent=2
+            )
+        )
     elif found:
-        columns = ("ID", "NAME", "STATE", "TENANT", "SCOPES", "AGENTS", "CLIENT", "LIMITS", "CREATED", "EXPIRES", "LAST USED")
+        columns = (
+            "ID",
+            "NAME",
+            "STATE",
+            "TENANT",
+            "SCOPES",
+            "AGENTS",
+            "CLIENT",
+            "LIMITS",
+            "CREATED",
+            "EXPIRES",
+            "LAST USED",
+        )
         click.echo(format_table([columns, *map(_format_row, found)]))
     else:
         click.echo("There are no keys. To make one: ai-agent-service keys create --name NAME")
@@ -148,7 +195,11 @@ def rotate(key: str, grace: timedelta) -> None:
     """Make a new secret for a key and print the key with it. It is shown this once."""
     made = _run_with_store(lambda store: store.rotate(key, grace=grace))
     until = made.stored.previous_until
-    _echo_secret(made, f"was rotated; the old secret works {f'until {_format_time(until)}' if until else 'no longer'}")
+    _echo_secret(
+        made,
+        "was rotated; the old secret works"
+        f" {f'until {_format_time(until)}' if until else 'no longer'}",
+    )
 
 
 def _run_with_store(work: Callable[[KeyStore], Awaitable[T]], *, makes_tables: bool = False) -> T:
@@ -162,8 +213,14 @@ def _run_with_store(work: Callable[[KeyStore], Awaitable[T]], *, makes_tables: b
     pepper = settings.api_key_pepper
 
     async def run() -> T:
-        async with open_target(target, lambda engine: prepare_tables(engine, migrate=settings.database_migrate)) as database:
-            store = KeyStore(database, pepper=pepper.get_secret_value() if pepper is not None else None, cipher=target.cipher)
+        async with open_target(
+            target, lambda engine: prepare_tables(engine, migrate=settings.database_migrate)
+        ) as database:
+            store = KeyStore(
+                database,
+                pepper=pepper.get_secret_value() if pepper is not None else None,
+                cipher=target.cipher,
+            )
             return await work(store)
 
     try:
@@ -181,7 +238,9 @@ def _parse_scopes(text: str | None) -> frozenset[Scope]:
     named = _parse_names(text, "--scopes")
     for name in named:
         if name not in known:
-            raise click.BadParameter(f"{name!r} is no scope. {suggest_name(name, known)}", param_hint="--scopes")
+            raise click.BadParameter(
+                f"{name!r} is no scope. {suggest_name(name, known)}", param_hint="--scopes"
+            )
     return frozenset(known[name] for name in named)
 
 
@@ -193,11 +252,17 @@ def _parse_agents(text: str | None) -> frozenset[str] | None:
     try:
         known = [agent.agent_id for agent in load().agents]
     except ConfigError:
-        click.echo("note: the configuration has faults, so it is not known whether these agents are there.", err=True)
+        click.echo(
+            "note: the configuration has faults, so it is not known whether these agents are"
+            " there.",
+            err=True,
+        )
         return frozenset(named)
     for name in named:
         if name not in known:
-            raise click.BadParameter(f"{name!r} is no agent. {suggest_name(name, known)}", param_hint="--agents")
+            raise click.BadParameter(
+                f"{name!r} is no agent. {suggest_name(name, known)}", param_hint="--agents"
+            )
     return frozenset(named)
 
 
@@ -212,9 +277,15 @@ def _echo_secret(made: NewSecret, what: str) -> None:
     """The key alone on standard output, so that a script can take it, and what it is for beside."""
     key = made.stored.key
     agents = "all agents" if key.agents is None else f"the agents {', '.join(sorted(key.agents))}"
-    expires = f"until {_format_time(made.stored.expires_at)}" if made.stored.expires_at else "until it is revoked"
+    expires = (
+        f"until {_format_time(made.stored.expires_at)}"
+        if made.stored.expires_at
+        else "until it is revoked"
+    )
     click.echo(
-        f"{_describe_key(made.stored)} {what}. It is for {agents}, with the scopes {', '.join(sorted(key.scopes))}, {expires}.", err=True
+        f"{_describe_key(made.stored)} {what}. It is for {agents}, with the scopes"
+        f" {', '.join(sorted(key.scopes))}, {expires}.",
+        err=True,
     )
     click.echo("It is shown this once; keep it where its user reads it:", err=True)
     click.echo(made.text)
@@ -236,7 +307,11 @@ def _format_row(stored: StoredKey) -> tuple[str, ...]:
     return (
         key.key_id,
         key.name,
-        f"rotating until {_format_time(stored.previous_until)}" if stored.state == "rotating" else stored.state,
+        (
+            f"rotating until {_format_time(stored.previous_until)}"
+            if stored.state == "rotating"
+            else stored.state
+        ),
         key.tenant,
         ",".join(sorted(key.scopes)),
         "all" if key.agents is None else ",".join(sorted(key.agents)),

@@ -1,4 +1,5 @@
-"""ai-agent-service serve | backup | chat | check | db | eval | init | keys | reload: the commands of the terminal."""
+"""ai-agent-service serve | backup | chat | check | db | eval | init | keys | reload: the commands
+of the terminal."""
 
 import importlib
 import sys
@@ -13,7 +14,8 @@ EXIT_CONFIGURATION = 2
 
 
 class LazyGroup(click.Group):
-    """A group some of whose commands are imported only when they are called, for what they need takes time to load."""
+    """A group some of whose commands are imported only when they are called, for what they need
+    takes time to load."""
 
     LAZY: ClassVar = {
         "backup": "ai_agent_service.cli.backup:backup",
@@ -46,7 +48,8 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line; a configuration with faults ends it with code 2 and one readable message."""
+    """Runs the command line; a configuration with faults ends it with code 2 and one readable
+    message."""
     try:
         cli.main(arguments, prog_name="ai-agent-service", standalone_mode=True)
     except ConfigError as error:

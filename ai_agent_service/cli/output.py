@@ -1,4 +1,5 @@
-"""How far a command is: a bar on a terminal, a line for each thing done elsewhere, both on standard error."""
+"""How far a command is: a bar on a terminal, a line for each thing done elsewhere, both on standard
+error."""
 
 from typing import Self
 
@@ -7,8 +8,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 STARTER_NOTE = (
-    "this folder has no agent_config.json, so the agents that come with the program are served. To have them as files to edit:"
-    " ai-agent-service init"
+    "this folder has no agent_config.json, so the agents that come with the program are served. To"
+    " have them as files to edit: ai-agent-service init"
 )
 
 
@@ -43,4 +44,7 @@ class ProgressReporter:
 def format_table(rows: list[tuple[str, ...]]) -> str:
     """`rows`, the first of which are the columns' names, as lines of columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

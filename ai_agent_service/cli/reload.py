@@ -42,9 +42,16 @@ class _NoRedirectHandler(urllib.request.HTTPRedirectHandler):
 
 
 @click.command()
-@click.option("--url", help="Where the service is, such as https://agents.example.org; by default where HOST and PORT say.")
+@click.option(
+    "--url",
+    help=(
+        "Where the service is, such as https://agents.example.org; by default where HOST and PORT"
+        " say."
+    ),
+)
 def reload(url: str | None) -> None:
-    """Have the running service read agents, prompts and MCP servers anew. Of several workers it reaches one: send those SIGHUP.
+    """Have the running service read agents, prompts and MCP servers anew. Of several workers it
+    reaches one: send those SIGHUP.
 
     AAS_API_KEY, in the environment or in .env, is the key, which needs the scope admin.
     """
@@ -56,30 +63,46 @@ def reload(url: str | None) -> None:
         changes = _decode_body(body, Changes, url)
         for field, words in _CHANGE_LABELS.items():
             for name in getattr(changes, field):
-                click.echo(f"{words} {name}" + (f" ({changes.agents[name]})" if name in changes.agents else ""))
+                click.echo(
+                    f"{words} {name}"
+                    + (f" ({changes.agents[name]})" if name in changes.agents else "")
+                )
         if not changes:
             click.echo("Nothing has changed.")
         return
     error = _decode_body(body, _ErrorResponse, url).error
     if error.code != "configuration_error":
-        hint = f" The key is taken from {API_KEY_VARIABLE}; it needs the scope admin." if status in (401, 403) else ""
+        hint = (
+            f" The key is taken from {API_KEY_VARIABLE}; it needs the scope admin."
+            if status in (401, 403)
+            else ""
+        )
         raise click.ClickException(f"{url} answered {status}: {error.message}{hint}")
     faults = error.message.splitlines()
-    click.echo(f"The configuration has {len(faults)} fault{'s' if len(faults) > 1 else ''}, and the service goes on as it was:", err=True)
+    click.echo(
+        f"The configuration has {len(faults)} fault{'s' if len(faults) > 1 else ''}, and the"
+        " service goes on as it was:",
+        err=True,
+    )
     for fault in faults:
         click.echo(f"  - {fault}", err=True)
     sys.exit(EXIT_CONFIGURATION)
 
 
 def _build_url(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - asked, not bound
-    return f"{'https' if settings.tls_cert_file else 'http'}://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    # asked, not bound
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    scheme = "https" if settings.tls_cert_file else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 def _post_reload(url: str, key: str | None) -> tuple[int, bytes]:
     """The status and the body of the service's answer."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(f"{url}/admin/reload", data=b"", headers=headers, method="POST")  # noqa: S310 - checked above
+    # checked above
+    request = urllib.request.Request(  # noqa: S310
+        f"{url}/admin/reload", data=b"", headers=headers, method="POST"
+    )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirectHandler)
     try:
         with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
@@ -90,7 +113,8 @@ def _post_reload(url: str, key: str | None) -> tuple[int, bytes]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise click.ClickException(
-            f"{url} cannot be reached: {reason}. Is the service running there? --url names another address."
+            f"{url} cannot be reached: {reason}. Is the service running there? --url names another"
+            " address."
         ) from None
 
 

@@ -24,7 +24,12 @@ from ai_agent_service.providers.demo import Demo
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import check_database_keys
 from ai_agent_service.runtime.service import Service
-from ai_agent_service.server.application import METRICS_FOLDER, configure_logs, create_app, tune_garbage_collector
+from ai_agent_service.server.application import (
+    METRICS_FOLDER,
+    configure_logs,
+    create_app,
+    tune_garbage_collector,
+)
 from ai_agent_service.server.http1 import BoundedProtocol
 from ai_agent_service.server.process import CANCEL_GRACE_SECONDS, GracefulServer, ShutdownTimeouts
 from ai_agent_service.server.workers import WorkerPool
@@ -33,8 +38,18 @@ from ai_agent_service.server.workers import WorkerPool
 @click.command()
 @click.option("--host", help="The address to listen on (HOST).")
 @click.option("--port", type=click.IntRange(0, 65_535), help="The port to listen on (PORT).")
-@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port.")
-@click.option("--debug", is_flag=True, help="Log all that is said to models, by them and by tools (LOG_LEVEL=DEBUG).")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes that share the port.",
+)
+@click.option(
+    "--debug",
+    is_flag=True,
+    help="Log all that is said to models, by them and by tools (LOG_LEVEL=DEBUG).",
+)
 def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None:
     """Start the service."""
     given: dict[str, Any] = {"host": host, "port": port, "log_level": "DEBUG" if debug else None}
@@ -45,7 +60,11 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     _refuse_without_keys(settings)
     listening = _open_listener(settings)
     config = uvicorn.Config(
-        "ai_agent_service.server.application:create_worker_app" if workers > 1 else create_app(configuration),
+        (
+            "ai_agent_service.server.application:create_worker_app"
+            if workers > 1
+            else create_app(configuration)
+        ),
         factory=workers > 1,
         workers=workers,
         lifespan="on",
@@ -63,13 +82,29 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     )
     patience = ShutdownTimeouts(settings.drain_seconds, settings.shutdown_timeout)
     if workers > 1:
-        os.environ.update({name.upper(): str(value) for name, value in overrides.items()})  # for the workers, which read it anew
+        os.environ.update(
+            {name.upper(): str(value) for name, value in overrides.items()}
+        )  # for the workers, which read it anew
         if not configuration.files.is_starter:
-            os.environ["AGENT_CONFIG_FILE"] = str(configuration.files.agents)  # a worker of later takes none in its place
-        is_open = settings.is_local and settings.api_keys is None and asyncio.run(check_database_keys(settings)) == "none"
+            os.environ["AGENT_CONFIG_FILE"] = str(
+                configuration.files.agents
+            )  # a worker of later takes none in its place
+        is_open = (
+            settings.is_local
+            and settings.api_keys is None
+            and asyncio.run(check_database_keys(settings)) == "none"
+        )
         is_open = is_open or settings.allow_unauthenticated
-        welcome = partial(_announce_ready, configuration, listening, _collect_file_notes(configuration), is_open=is_open)
-        with tempfile.TemporaryDirectory(prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True) as folder:
+        welcome = partial(
+            _announce_ready,
+            configuration,
+            listening,
+            _collect_file_notes(configuration),
+            is_open=is_open,
+        )
+        with tempfile.TemporaryDirectory(
+            prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True
+        ) as folder:
             os.environ[METRICS_FOLDER] = folder
             code = WorkerPool(config, listening, patience).run(welcome)
         sys.exit(code)
@@ -79,7 +114,9 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         sys.exit(3)
 
 
-async def _handle_ready(configuration: Configuration, listening: socket.socket, server: GracefulServer) -> None:
+async def _handle_ready(
+    configuration: Configuration, listening: socket.socket, server: GracefulServer
+) -> None:
     """Says where to go once `server` is ready."""
     tune_garbage_collector()
     is_open = server.state.access.is_open
@@ -92,25 +129,37 @@ def _collect_file_notes(configuration: Configuration) -> list[str]:
     return [STARTER_NOTE] if configuration.files.is_starter else []
 
 
-async def _collect_notes(configuration: Configuration, service: Service, access: Access) -> list[str]:
+async def _collect_notes(
+    configuration: Configuration, service: Service, access: Access
+) -> list[str]:
     """What the operator should know at the start."""
     problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
     notes = _collect_file_notes(configuration)
-    notes += [f"{agent.agent_id} cannot answer: {problem}" for agent, problem in zip(service.catalog, problems, strict=True) if problem]
+    notes += [
+        f"{agent.agent_id} cannot answer: {problem}"
+        for agent, problem in zip(service.catalog, problems, strict=True)
+        if problem
+    ]
     idle = [status for status in service.servers.statuses if status.state == "off" and status.error]
     off = [f"{status.label} ({(status.error or '').rstrip('.')})" for status in idle]
     if off:
         notes.append(f"MCP servers that are off: {', '.join(off)}")
     if not access.is_open and not access.has_live_keys:
-        notes.append("there is no API key that works, so nobody can use the service. To make one: ai-agent-service keys create --name NAME")
+        notes.append(
+            "there is no API key that works, so nobody can use the service. To make one:"
+            " ai-agent-service keys create --name NAME"
+        )
     if any(agent.parts.provider.name == Demo.name for agent in service.catalog):
         notes.append(
-            "no provider is configured: agents answer by the demo provider. To connect one, put its key into .env, such as OPENAI_API_KEY"
+            "no provider is configured: agents answer by the demo provider. To connect one, put its"
+            " key into .env, such as OPENAI_API_KEY"
         )
     return notes
 
 
-def _create_tls_context(config: uvicorn.Config, made: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+def _create_tls_context(
+    config: uvicorn.Config, made: Callable[[], ssl.SSLContext]
+) -> ssl.SSLContext:
     """As uvicorn makes it, whatever the machine's OpenSSL would still take."""
     context = made()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -128,7 +177,8 @@ def _open_listener(settings: Settings) -> socket.socket:
     except OSError as error:
         listening.close()
         print(
-            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set HOST or PORT, or stop what listens there.",
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set HOST or PORT,"
+            " or stop what listens there.",
             file=sys.stderr,
         )
         sys.exit(1)
@@ -137,13 +187,15 @@ def _open_listener(settings: Settings) -> socket.socket:
 
 
 def _refuse_without_keys(settings: Settings) -> None:
-    """Ends the process if it were to listen beyond this machine, where each caller needs a key, and no key works.
+    """Ends the process if it were to listen beyond this machine, where each caller needs a key, and
+    no key works.
 
     A database that cannot be asked now may have one, so that is no reason to.
     """
     if settings.allow_unauthenticated:
         logging.getLogger("ai_agent_service.access").warning(
-            "ALLOW_UNAUTHENTICATED is set: WHOEVER REACHES %s:%s MAY USE EVERY AGENT AND READ AND DELETE WHAT IS REMEMBERED.",
+            "ALLOW_UNAUTHENTICATED is set: WHOEVER REACHES %s:%s MAY USE EVERY AGENT AND READ AND"
+            " DELETE WHAT IS REMEMBERED.",
             settings.host,
             settings.port,
         )
@@ -152,16 +204,27 @@ def _refuse_without_keys(settings: Settings) -> None:
         return
     if asyncio.run(check_database_keys(settings)) in ("live", None):
         return
-    problem = f"the service would listen on {settings.host}, beyond this machine, and there is no API key that works"
-    remedy = "Set API_KEYS (or run: ai-agent-service keys create --name NAME), or set HOST=127.0.0.1, or set ALLOW_UNAUTHENTICATED=true"
+    problem = (
+        f"the service would listen on {settings.host}, beyond this machine, and there is no API key"
+        " that works"
+    )
+    remedy = (
+        "Set API_KEYS (or run: ai-agent-service keys create --name NAME), or set HOST=127.0.0.1, or"
+        " set ALLOW_UNAUTHENTICATED=true"
+    )
     raise ConfigError([Fault(file="environment", field="HOST", problem=problem, remedy=remedy)])
 
 
-def _announce_ready(configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool) -> None:
-    """Says where the service is and what it offers, in words or, among lines of JSON, as one of them."""
+def _announce_ready(
+    configuration: Configuration, listening: socket.socket, notes: list[str], *, is_open: bool
+) -> None:
+    """Says where the service is and what it offers, in words or, among lines of JSON, as one of
+    them."""
     settings, url = configuration.settings, _build_url(configuration, listening)
     if not is_json_format(settings.log_format):
-        print(_format_welcome(configuration, url, notes, is_open=is_open), file=sys.stderr, flush=True)
+        print(
+            _format_welcome(configuration, url, notes, is_open=is_open), file=sys.stderr, flush=True
+        )
         return
     ready: dict[str, Any] = {
         "service": settings.service_name,
@@ -177,24 +240,37 @@ def _announce_ready(configuration: Configuration, listening: socket.socket, note
 
 def _build_url(configuration: Configuration, listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - shown, not bound
+    # shown, not bound
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
     return f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
 
 
 def _find_own_command() -> str:
     """How this program is called from here."""
-    return ".venv/bin/ai-agent-service" if Path(".venv/bin/ai-agent-service").is_file() else "ai-agent-service"
+    return (
+        ".venv/bin/ai-agent-service"
+        if Path(".venv/bin/ai-agent-service").is_file()
+        else "ai-agent-service"
+    )
 
 
-def _format_welcome(configuration: Configuration, url: str, notes: list[str], *, is_open: bool) -> str:
+def _format_welcome(
+    configuration: Configuration, url: str, notes: list[str], *, is_open: bool
+) -> str:
     agents = [agent.agent_id for agent in configuration.agents]
     access = "an API key is needed"
     if is_open and configuration.settings.allow_unauthenticated:
         access = "OPEN TO EVERYBODY who reaches it (ALLOW_UNAUTHENTICATED)"
     elif is_open:
-        access = "no API key is needed, as only this machine can reach it; clients that insist on one may send anything"
+        access = (
+            "no API key is needed, as only this machine can reach it; clients that insist on one"
+            " may send anything"
+        )
     lines = [
-        f"\n{configuration.settings.service_name} {configuration.settings.service_version} is ready: {url}",
+        (
+            f"\n{configuration.settings.service_name} {configuration.settings.service_version} is"
+            f" ready: {url}"
+        ),
         f"  agents   {', '.join(agents)}",
         f"  clients  {url}/v1   (base URL for Open WebUI and every OpenAI client)",
         f"  access   {access}",
@@ -204,6 +280,8 @@ def _format_welcome(configuration: Configuration, url: str, notes: list[str], *,
     ]
     if Path("scripts/webui.py").is_file():
         where = "" if url == "http://127.0.0.1:8000" else f" SERVICE_URL={url}"
-        lines.append(f"  web      make webui{where}   (Open WebUI with these agents, in another terminal)")
+        lines.append(
+            f"  web      make webui{where}   (Open WebUI with these agents, in another terminal)"
+        )
     lines += (f"  note     {note}" for note in notes)
     return "\n".join(lines) + "\n"

@@ -1,1 +1,2 @@
-"""What the operator writes: the environment, agent_config.json, mcp.json and prompts, checked whole before anything starts."""
+"""What the operator writes: the environment, agent_config.json, mcp.json and prompts, checked whole
+before anything starts."""

@@ -11,21 +11,33 @@ DEFAULT_MAX_STEPS = 12
 DEFAULT_CACHE_SECONDS = 300.0
 RESERVED_MODEL_SETTINGS = frozenset(
     {
-        *("messages", "model", "stream", "stream_options", "tools", "tool_choice", "functions", "function_call"),
+        *(
+            "messages",
+            "model",
+            "stream",
+            "stream_options",
+            "tools",
+            "tool_choice",
+            "functions",
+            "function_call",
+        ),
         *("n", "logprobs", "top_logprobs", "modalities", "audio"),
     }
 )
-"""Fields of a request that are the service's own, and those that ask for what agents do not give."""
+"""Fields of a request that are the service's own, and those that ask for what agents do not
+give."""
 AUTO = "auto"
 PROVIDER_ALIASES = {"azure_openai_cc": "azure_openai"}
-_NO_EFFECT = "Has no effect, and is warned of; it is read so that files of ScottRBK/ai-agent-service load."
+_NO_EFFECT = (
+    "Has no effect, and is warned of; it is read so that files of ScottRBK/ai-agent-service load."
+)
 
 
 class AllowedTools(BaseModel):
     """What an agent may use of one MCP server: the named tools, or all of them (None).
 
-    `cached_mcp_tools` maps tools to the seconds that a result of theirs is used again for the same arguments; a list means
-    DEFAULT_CACHE_SECONDS for each.
+    `cached_mcp_tools` maps tools to the seconds that a result of theirs is used again for the same
+    arguments; a list means DEFAULT_CACHE_SECONDS for each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,8 +47,10 @@ class AllowedTools(BaseModel):
     )
     cached_mcp_tools: dict[str, Annotated[float, Field(gt=0, le=86_400)]] = Field(
         default={},
-        description="Tools, and the seconds for which a result of theirs is used again for the same arguments; a list of names means"
-        f" {DEFAULT_CACHE_SECONDS:g} for each.",
+        description=(
+            "Tools, and the seconds for which a result of theirs is used again for the same"
+            f" arguments; a list of names means {DEFAULT_CACHE_SECONDS:g} for each."
+        ),
     )
 
     @field_validator("cached_mcp_tools", mode="before")
@@ -48,12 +62,15 @@ class AllowedTools(BaseModel):
 
 
 class FallbackDefinition(BaseModel):
-    """Another provider to ask when the agent's own fails, and its model: None is that provider's default."""
+    """Another provider to ask when the agent's own fails, and its model: None is that provider's
+    default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     provider: str = Field(description="A provider, as in the agent's own `provider`.")
-    model: str | None = Field(default=None, description="Its model; unset means the provider's default.")
+    model: str | None = Field(
+        default=None, description="Its model; unset means the provider's default."
+    )
 
     @field_validator("provider")
     @classmethod
@@ -62,12 +79,19 @@ class FallbackDefinition(BaseModel):
 
 
 class AccessDefinition(BaseModel):
-    """Who may use an agent: verified users that are in one of the groups and have one of the roles; an empty list asks for nothing."""
+    """Who may use an agent: verified users that are in one of the groups and have one of the roles;
+    an empty list asks for nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    groups: tuple[str, ...] = Field(default=(), description="The user has to be in one of these groups; an empty list asks for none.")
-    roles: tuple[str, ...] = Field(default=(), description="The user has to have one of these roles; an empty list asks for none.")
+    groups: tuple[str, ...] = Field(
+        default=(),
+        description="The user has to be in one of these groups; an empty list asks for none.",
+    )
+    roles: tuple[str, ...] = Field(
+        default=(),
+        description="The user has to have one of these roles; an empty list asks for none.",
+    )
 
 
 class AgentDefinition(BaseModel):
@@ -77,46 +101,86 @@ class AgentDefinition(BaseModel):
 
     agent_id: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$",
-        description="The model's name to clients: 1 to 128 letters, digits and `. _ : @ -`, of which the first is a letter or a digit.",
+        description=(
+            "The model's name to clients: 1 to 128 letters, digits and `. _ : @ -`, of which the"
+            " first is a letter or a digit."
+        ),
     )
     description: str = Field(default="", description="What the agent is for, in `/agents`.")
     type: str = Field(default="agent", description="The agent class: `agent`, or one of a plug-in.")
-    system_prompt: str = Field(default="", description="The prompt itself; it or `system_prompt_file` is needed.")
+    system_prompt: str = Field(
+        default="", description="The prompt itself; it or `system_prompt_file` is needed."
+    )
     system_prompt_file: str | None = Field(
-        default=None, description="The prompt's file, within `PROMPTS_DIR`; in place of `system_prompt`."
+        default=None,
+        description="The prompt's file, within `PROMPTS_DIR`; in place of `system_prompt`.",
     )
     provider: str = Field(
         default=AUTO,
-        description="Who is asked: `azure_openai` (also `azure_openai_cc`), `openrouter`, `openai`, `ollama`, `demo`, `auto`,"
-        " or one of a plug-in.",
+        description=(
+            "Who is asked: `azure_openai` (also `azure_openai_cc`), `openrouter`, `openai`,"
+            " `ollama`, `demo`, `auto`, or one of a plug-in."
+        ),
     )
-    model: str | None = Field(default=None, description="The model, or Azure's deployment; unset means the provider's default.")
+    model: str | None = Field(
+        default=None,
+        description="The model, or Azure's deployment; unset means the provider's default.",
+    )
     fallback: tuple[FallbackDefinition, ...] = Field(
         default=(),
         max_length=8,
-        description="Other providers that are asked, in this order, when the agent's own fails before its answer has begun.",
+        description=(
+            "Other providers that are asked, in this order, when the agent's own fails before its"
+            " answer has begun."
+        ),
     )
     model_settings: dict[str, Any] = Field(
         default={},
-        description="Fields of the request to the provider, such as `temperature`, `max_tokens` or Ollama's `num_ctx`; those of the service"
-        " itself, such as `messages`, `tools`, `stream` and `n`, are faults.",
+        description=(
+            "Fields of the request to the provider, such as `temperature`, `max_tokens` or Ollama's"
+            " `num_ctx`; those of the service itself, such as `messages`, `tools`, `stream` and"
+            " `n`, are faults."
+        ),
     )
-    allowed_regular_tools: tuple[str, ...] = Field(default=(), description="The tools that the agent may use, built in or of plug-ins.")
+    allowed_regular_tools: tuple[str, ...] = Field(
+        default=(), description="The tools that the agent may use, built in or of plug-ins."
+    )
     allowed_mcp_servers: dict[str, AllowedTools] = Field(
-        default={}, description="The MCP servers that the agent may use, by their labels, and which of their tools."
+        default={},
+        description=(
+            "The MCP servers that the agent may use, by their labels, and which of their tools."
+        ),
     )
     client_tools: Literal["accept", "ignore"] | tuple[str, ...] = Field(
-        default="accept", description="What becomes of the tools that a client sends: `accept`, `ignore`, or a list of the names to accept."
+        default="accept",
+        description=(
+            "What becomes of the tools that a client sends: `accept`, `ignore`, or a list of the"
+            " names to accept."
+        ),
     )
-    resources: tuple[str, ...] = Field(default=(), description='`["memory"]` has the agent remember; a knowledge base is not offered.')
-    resource_config: ResourceConfig = Field(default=ResourceConfig(), description="How it remembers.")
+    resources: tuple[str, ...] = Field(
+        default=(),
+        description='`["memory"]` has the agent remember; a knowledge base is not offered.',
+    )
+    resource_config: ResourceConfig = Field(
+        default=ResourceConfig(), description="How it remembers."
+    )
     access: AccessDefinition = Field(
-        default=AccessDefinition(), description="Which verified users may use the agent; by default all callers."
+        default=AccessDefinition(),
+        description="Which verified users may use the agent; by default all callers.",
     )
-    display: DisplayDefinition = Field(default=DisplayDefinition(), description="How clients show the agent.")
-    max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000, description="How often the model may be asked in one run.")
+    display: DisplayDefinition = Field(
+        default=DisplayDefinition(), description="How clients show the agent."
+    )
+    max_steps: int = Field(
+        default=DEFAULT_MAX_STEPS,
+        ge=1,
+        le=1000,
+        description="How often the model may be asked in one run.",
+    )
 
-    # Fields of ScottRBK/ai-agent-service that ask for what this service does not do; read so that its files load, and warned of.
+    # Fields of ScottRBK/ai-agent-service that ask for what this service does not do; read so that
+    # its files load, and warned of.
     embedding_provider: str | None = Field(default=None, description=_NO_EFFECT)
     embedding_model: str | None = Field(default=None, description=_NO_EFFECT)
     rerank_provider: str | None = Field(default=None, description=_NO_EFFECT)
@@ -130,15 +194,21 @@ class AgentDefinition(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _convert_list_form(cls, value: object) -> object:
-        """The older form of that project: a list of servers, and their tools in `allowed_mcp_tools` beside it."""
+        """The older form of that project: a list of servers, and their tools in `allowed_mcp_tools`
+        beside it."""
         if not isinstance(value, dict) or not isinstance(value.get("allowed_mcp_servers"), list):
             return value
         value = dict(value)
         tools = value.pop("allowed_mcp_tools", None) or {}
         servers = value["allowed_mcp_servers"]
         if not isinstance(tools, dict) or not all(isinstance(label, str) for label in servers):
-            raise ValueError("allowed_mcp_servers lists labels, and allowed_mcp_tools maps them to lists of tools")
-        value["allowed_mcp_servers"] = {label: {"allowed_mcp_tools": tools.get(label)} for label in servers}
+            raise ValueError(
+                "allowed_mcp_servers lists labels, and allowed_mcp_tools maps them to lists of"
+                " tools"
+            )
+        value["allowed_mcp_servers"] = {
+            label: {"allowed_mcp_tools": tools.get(label)} for label in servers
+        }
         return value
 
     @field_validator(
@@ -163,7 +233,9 @@ class AgentDefinition(BaseModel):
     def _reject_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = sorted(RESERVED_MODEL_SETTINGS & value.keys())
         if taken:
-            raise ValueError(f"{', '.join(taken)} cannot be set here: the service decides on it for each request")
+            raise ValueError(
+                f"{', '.join(taken)} cannot be set here: the service decides on it for each request"
+            )
         return value
 
     @field_validator("provider")
@@ -174,6 +246,8 @@ class AgentDefinition(BaseModel):
     @field_validator("client_tools", mode="before")
     @classmethod
     def _check_client_tools(cls, value: object) -> object:
-        if value in ("accept", "ignore") or (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)):
+        if value in ("accept", "ignore") or (
+            isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+        ):
             return value
         raise ValueError("this is neither 'accept' nor 'ignore' nor a list of names of tools")

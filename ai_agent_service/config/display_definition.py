@@ -9,8 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ai_agent_service.core.errors import Fault
 
 MAX_AVATAR_BYTES = 256 * 1024
-_SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
-_URL_PREFIXES = ("https://", "http://", *(f"data:{kind};base64," for kind in ("image/png", "image/jpeg", "image/gif", "image/webp")))
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+)
+_URL_PREFIXES = (
+    "https://",
+    "http://",
+    *(f"data:{kind};base64," for kind in ("image/png", "image/jpeg", "image/gif", "image/webp")),
+)
 
 Line = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -31,29 +39,44 @@ class SuggestionPrompt(BaseModel):
 
 
 class DisplayDefinition(BaseModel):
-    """How clients show an agent. `capabilities` are Open WebUI's, by its names; what is not named is as Open WebUI has it.
+    """How clients show an agent. `capabilities` are Open WebUI's, by its names; what is not named
+    is as Open WebUI has it.
 
-    `avatar` is an http(s) or `data:` address, or a file beside agent_config.json that `load_avatar` reads.
+    `avatar` is an http(s) or `data:` address, or a file beside agent_config.json that `load_avatar`
+    reads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(max_length=200)] | None = Field(default=None, description="The agent's name; unset means its id.")
+    name: Annotated[str, Field(max_length=200)] | None = Field(
+        default=None, description="The agent's name; unset means its id."
+    )
     description: Annotated[str, Field(max_length=4000)] | None = Field(
         default=None, description="What is said of the agent; unset means its `description`."
     )
     capabilities: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")], bool] = Field(
         default={},
-        description="Open WebUI's switches by its names, such as `vision`; unless said otherwise `builtin_tools` is off and `usage` on.",
+        description=(
+            "Open WebUI's switches by its names, such as `vision`; unless said otherwise"
+            " `builtin_tools` is off and `usage` on."
+        ),
     )
     suggestion_prompts: tuple[SuggestionPrompt, ...] = Field(
-        default=(), max_length=20, description="Questions that a new chat offers; a text stands for an object with this `content`."
+        default=(),
+        max_length=20,
+        description=(
+            "Questions that a new chat offers; a text stands for an object with this `content`."
+        ),
     )
-    tags: tuple[Line, ...] = Field(default=(), max_length=20, description="Words to find the agent by.")
+    tags: tuple[Line, ...] = Field(
+        default=(), max_length=20, description="Words to find the agent by."
+    )
     avatar: str | None = Field(
         default=None,
-        description="An `https://`, `http://` or `data:` address, or a PNG, JPEG, GIF or WebP file beside the agents' file, of"
-        f" {MAX_AVATAR_BYTES // 1024} KiB at most.",
+        description=(
+            "An `https://`, `http://` or `data:` address, or a PNG, JPEG, GIF or WebP file beside"
+            f" the agents' file, of {MAX_AVATAR_BYTES // 1024} KiB at most."
+        ),
     )
 
     @field_validator("capabilities", "suggestion_prompts", "tags", mode="before")
@@ -72,13 +95,16 @@ class DisplayDefinition(BaseModel):
 
 
 def load_avatar(display: DisplayDefinition, folder: Path) -> DisplayDefinition | Fault:
-    """`display` with the file that its avatar names, within `folder`, as a `data:` address; or what is wrong with it."""
+    """`display` with the file that its avatar names, within `folder`, as a `data:` address; or what
+    is wrong with it."""
     name = display.avatar
     if name is None or name.startswith(_URL_PREFIXES):
         return display
     inside = f"Name a PNG, JPEG, GIF or WebP file within {folder.resolve()}, or an https:// address"
     if "\x00" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        return _build_fault("a file is named relative to the folder of the agents' file and without '..'", inside)
+        return _build_fault(
+            "a file is named relative to the folder of the agents' file and without '..'", inside
+        )
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -86,7 +112,10 @@ def load_avatar(display: DisplayDefinition, folder: Path) -> DisplayDefinition |
         if not path.is_file():
             return _build_fault(f"{name!r} is not a file", inside)
         if path.stat().st_size > MAX_AVATAR_BYTES:
-            return _build_fault(f"the file has more than {MAX_AVATAR_BYTES} bytes", "Make the image smaller: 256 pixels are enough")
+            return _build_fault(
+                f"the file has more than {MAX_AVATAR_BYTES} bytes",
+                "Make the image smaller: 256 pixels are enough",
+            )
         data = path.read_bytes()
     except (OSError, RuntimeError) as error:
         return _build_fault(f"the file cannot be read ({error.__class__.__name__})", inside)
@@ -95,7 +124,9 @@ def load_avatar(display: DisplayDefinition, folder: Path) -> DisplayDefinition |
         kind = "image/webp"
     if kind is None:
         return _build_fault("the file is not a PNG, JPEG, GIF or WebP image", inside)
-    return display.model_copy(update={"avatar": f"data:{kind};base64,{base64.b64encode(data).decode()}"})
+    return display.model_copy(
+        update={"avatar": f"data:{kind};base64,{base64.b64encode(data).decode()}"}
+    )
 
 
 def _build_fault(problem: str, remedy: str) -> Fault:

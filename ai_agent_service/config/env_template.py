@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from ai_agent_service.config.settings import Settings
 
 HEADER = """\
-# Settings: uncomment what you change. They are read from .env in the folder that the service is started in; the environment wins over it.
+# Settings: uncomment what you change. They are read from .env in the folder that the service is
+# started in; the environment wins over it.
 # Any further variable may stand there too: ${NAME} in agent_config.json and mcp.json takes it.
 """
 
@@ -27,7 +28,10 @@ OTHER_VARIABLES = {
     },
     "What else is read": {
         "AAS_API_KEY": "The key that ai-agent-service reload sends, with the scope admin.",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": "Where traces go, such as http://127.0.0.1:4318; needs the extra otel. Unset, there are none.",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": (
+            "Where traces go, such as http://127.0.0.1:4318; needs the extra otel. Unset, there are"
+            " none."
+        ),
     },
 }
 """Variables that are no settings of ours, and what they are for."""
@@ -43,7 +47,9 @@ def _render_lines() -> Iterator[str]:
         if name in GROUPS:
             yield _format_title(GROUPS[name])
         is_unset = field.default in (None, ()) or name == "service_version"
-        yield _format_entry(name.upper(), str(field.description), "" if is_unset else str(field.default))
+        yield _format_entry(
+            name.upper(), str(field.description), "" if is_unset else str(field.default)
+        )
     for title, variables in OTHER_VARIABLES.items():
         yield _format_title(title)
         for name, description in variables.items():

@@ -15,40 +15,61 @@ from ai_agent_service.core.errors import Fault
 _STRING = r'"(?:[^"\\\n]++|\\.)*+"?'
 _COMMENT = re.compile(rf"({_STRING}|/\*(?!.*?\*/).*)|//[^\n]*|/\*.*?\*/", re.DOTALL)
 _TRAILING_COMMA = re.compile(rf"({_STRING})|,(?=\s*[\]}}])", re.DOTALL)
-"""Both find what stays as it is too: strings, whatever stands in them, and a comment that never ends, so that it is looked at once."""
+"""Both find what stays as it is too: strings, whatever stands in them, and a comment that never
+ends, so that it is looked at once."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def load_environment(env_file: Path = Path(".env")) -> Mapping[str, str]:
-    """The variables that `${NAME}` may name: those of `env_file`, overridden by the process's own; an empty one counts as unset."""
-    found = {**dotenv_values(env_file), **{name: value for name, value in os.environ.items() if value}}
+    """The variables that `${NAME}` may name: those of `env_file`, overridden by the process's own;
+    an empty one counts as unset."""
+    found = {
+        **dotenv_values(env_file),
+        **{name: value for name, value in os.environ.items() if value},
+    }
     return {name: value for name, value in found.items() if value}
 
 
 def read_text(path: Path) -> str | Fault:
-    """The text of `path` (UTF-8, with or without a byte order mark), or the fault that keeps it from being read."""
+    """The text of `path` (UTF-8, with or without a byte order mark), or the fault that keeps it
+    from being read."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        return Fault(file=str(path), problem="the file does not exist", remedy=f"Create it, or start where it lies (here: {Path.cwd()})")
+        return Fault(
+            file=str(path),
+            problem="the file does not exist",
+            remedy=f"Create it, or start where it lies (here: {Path.cwd()})",
+        )
     except IsADirectoryError:
         return Fault(file=str(path), problem="this is a folder", remedy="Name a file")
     except OSError as error:
-        return Fault(file=str(path), problem=f"it cannot be read ({error.strerror})", remedy="Give the service the right to read it")
+        return Fault(
+            file=str(path),
+            problem=f"it cannot be read ({error.strerror})",
+            remedy="Give the service the right to read it",
+        )
     except UnicodeDecodeError as error:
-        return Fault(file=str(path), problem=f"it is not UTF-8 text (byte {error.start})", remedy="Save it as UTF-8")
+        return Fault(
+            file=str(path),
+            problem=f"it is not UTF-8 text (byte {error.start})",
+            remedy="Save it as UTF-8",
+        )
 
 
 def read_json(path: Path) -> tuple[object, list[Fault]]:
-    """The JSON value in `path` and what is wrong with the file; the value is None when there is a fault. Comments are passed over."""
+    """The JSON value in `path` and what is wrong with the file; the value is None when there is a
+    fault. Comments are passed over."""
     text = read_text(path)
-    return (None, [text]) if isinstance(text, Fault) else parse_json(strip_comments(text), str(path))
+    return (
+        (None, [text]) if isinstance(text, Fault) else parse_json(strip_comments(text), str(path))
+    )
 
 
 def strip_comments(text: str) -> str:
-    """JSON with comments, as Visual Studio Code reads it, as plain JSON: `//` and `/* */` and commas after last entries become spaces,
-    so that all else keeps its line and its column.
+    """JSON with comments, as Visual Studio Code reads it, as plain JSON: `//` and `/* */` and
+    commas after last entries become spaces, so that all else keeps its line and its column.
     """
     return _TRAILING_COMMA.sub(_replace_with_spaces, _COMMENT.sub(_replace_with_spaces, text))
 
@@ -58,7 +79,8 @@ def _replace_with_spaces(match: re.Match[str]) -> str:
 
 
 def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
-    """The JSON value that `text` of `file` is and what is wrong with it; the value is None when there is a fault."""
+    """The JSON value that `text` of `file` is and what is wrong with it; the value is None when
+    there is a fault."""
     twice: list[str] = []
 
     def build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -81,14 +103,34 @@ def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
             )
         ]
     except RecursionError:
-        return None, [Fault(file=file, problem="it is nested too deeply", remedy="Write it flatter")]
+        return None, [
+            Fault(file=file, problem="it is nested too deeply", remedy="Write it flatter")
+        ]
     except UnicodeEncodeError:
-        return None, [Fault(file=file, problem="a text in it has half of a surrogate pair", remedy="Write the whole character")]
+        return None, [
+            Fault(
+                file=file,
+                problem="a text in it has half of a surrogate pair",
+                remedy="Write the whole character",
+            )
+        ]
     except ValueError:
-        return None, [Fault(file=file, problem="a number in it is none, or has too many digits", remedy="Correct it; JSON has no NaN")]
+        return None, [
+            Fault(
+                file=file,
+                problem="a number in it is none, or has too many digits",
+                remedy="Correct it; JSON has no NaN",
+            )
+        ]
     if twice:
         return None, [
-            Fault(file=file, field=name, problem="this field stands twice in one object", remedy="Keep one of them") for name in twice
+            Fault(
+                file=file,
+                field=name,
+                problem="this field stands twice in one object",
+                remedy="Keep one of them",
+            )
+            for name in twice
         ]
     return value, []
 
@@ -98,7 +140,8 @@ def _reject_constant(name: str) -> object:
 
 
 def expand_variables(value: object, environment: Mapping[str, str], missing: set[str]) -> object:
-    """`value` with each `${NAME}` in its strings replaced once; names that are unset are added to `missing`."""
+    """`value` with each `${NAME}` in its strings replaced once; names that are unset are added to
+    `missing`."""
     if isinstance(value, str):
 
         def replace_variable(match: re.Match[str]) -> str:
@@ -126,5 +169,8 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
 
 
 def hash_json(value: object) -> str:
-    """A digest of a JSON value, whatever the order of its fields: the same on every machine. Source: SHA-256, in hexadecimal."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """A digest of a JSON value, whatever the order of its fields: the same on every machine.
+    Source: SHA-256, in hexadecimal."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()

@@ -13,15 +13,24 @@ from ai_agent_service.config.json_files import expand_variables, hash_json, read
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.errors import Fault
 
-_FIELDS = frozenset(ServerDefinition.model_fields) - {"missing", "secrets", "credentials", "written", "transport"}
+_FIELDS = frozenset(ServerDefinition.model_fields) - {
+    "missing",
+    "secrets",
+    "credentials",
+    "written",
+    "transport",
+}
 
 MIN_SECRET_LENGTH = 6
-"""Characters from which on the value of a variable is kept out of every message; shorter ones would black out ordinary words."""
+"""Characters from which on the value of a variable is kept out of every message; shorter ones would
+black out ordinary words."""
 
 _ALIASES = {"url": "server_url", "headers": "header"}
 """Names that other MCP hosts give to our fields."""
 
-_IGNORED_FIELDS = frozenset({"type", "transport", "server_description", "description", "alwaysAllow", "autoApprove", "icon"})
+_IGNORED_FIELDS = frozenset(
+    {"type", "transport", "server_description", "description", "alwaysAllow", "autoApprove", "icon"}
+)
 """Fields that other MCP hosts write and that ask nothing of us."""
 
 _TRANSPORTS: dict[object, Transport] = {
@@ -41,7 +50,8 @@ _UNEXPANDED_FIELDS = frozenset({"server_label", "require_approval"})
 
 
 class ServerDefinitions(msgspec.Struct, frozen=True):
-    """What mcp.json says: its servers, and what an operator should know about them though it is no fault."""
+    """What mcp.json says: its servers, and what an operator should know about them though it is no
+    fault."""
 
     definitions: tuple[ServerDefinition, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -52,11 +62,14 @@ class ServerDefinitions(msgspec.Struct, frozen=True):
         return frozenset(definition.server_label for definition in self.definitions)
 
 
-def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[ServerDefinitions, list[Fault]]:
-    """The MCP servers that `path` defines, in either form that MCP hosts write, and everything wrong with it; an absent file has none.
+def read_servers(
+    path: Path, environment: Mapping[str, str]
+) -> tuple[ServerDefinitions, list[Fault]]:
+    """The MCP servers that `path` defines, in either form that MCP hosts write, and everything
+    wrong with it; an absent file has none.
 
-    The forms are a list of objects with `server_label`, and an object whose `mcpServers` maps labels to objects. `${NAME}` is expanded
-    once in every string but a label.
+    The forms are a list of objects with `server_label`, and an object whose `mcpServers` maps
+    labels to objects. `${NAME}` is expanded once in every string but a label.
     """
     if not path.exists():
         return ServerDefinitions(), []
@@ -76,7 +89,14 @@ def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[ServerDefi
     seen: set[str] = set()
     for where, entry in _list_entries(value):
         if not isinstance(entry, dict):
-            faults.append(Fault(file=str(path), where=where, problem="this is not an object", remedy="Write {...}"))
+            faults.append(
+                Fault(
+                    file=str(path),
+                    where=where,
+                    problem="this is not an object",
+                    remedy="Write {...}",
+                )
+            )
             continue
         strict = isinstance(value, list)
         entry, found = _normalize_fields(entry, warnings if not strict else None, where)
@@ -85,7 +105,14 @@ def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[ServerDefi
         label = entry.get("server_label")
         if isinstance(label, str):
             if label in seen:
-                found.append(Fault(file="", field="server_label", problem="another server has this label", remedy="Rename one of them"))
+                found.append(
+                    Fault(
+                        file="",
+                        field="server_label",
+                        problem="another server has this label",
+                        remedy="Rename one of them",
+                    )
+                )
             seen.add(label)
         faults += (msgspec.structs.replace(fault, file=str(path), where=where) for fault in found)
         if definition is not None:
@@ -95,11 +122,14 @@ def read_servers(path: Path, environment: Mapping[str, str]) -> tuple[ServerDefi
 
 
 def _is_known_form(value: object) -> bool:
-    return isinstance(value, list) or (isinstance(value, dict) and isinstance(_select_servers(value), dict))
+    return isinstance(value, list) or (
+        isinstance(value, dict) and isinstance(_select_servers(value), dict)
+    )
 
 
 def _select_servers(value: dict[str, Any]) -> Any:
-    """The servers by their labels, under the name that most hosts use, or that of Visual Studio Code."""
+    """The servers by their labels, under the name that most hosts use, or that of Visual Studio
+    Code."""
     return value.get("mcpServers", value.get("servers"))
 
 
@@ -108,77 +138,143 @@ def _list_entries(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, list):
         for number, entry in enumerate(value, 1):
             label = entry.get("server_label") if isinstance(entry, dict) else None
-            yield f"server {label!r}" if isinstance(label, str) else f"server number {number}", entry
+            yield (
+                f"server {label!r}" if isinstance(label, str) else f"server number {number}",
+                entry,
+            )
         return
     for label, entry in _select_servers(value).items():
-        yield f"server {label!r}", {"server_label": label, **entry} if isinstance(entry, dict) else entry
+        yield (
+            f"server {label!r}",
+            {"server_label": label, **entry} if isinstance(entry, dict) else entry,
+        )
 
 
-def _normalize_fields(entry: dict[str, Any], lenient: list[str] | None, where: str) -> tuple[dict[str, Any], list[Fault]]:
+def _normalize_fields(
+    entry: dict[str, Any], lenient: list[str] | None, where: str
+) -> tuple[dict[str, Any], list[Fault]]:
     """`entry` with our field names and without what only other hosts understand.
 
-    A file that is shared with other hosts may have fields of theirs, which are told of in `lenient`; in our own form (None) an unknown
-    field is a fault.
+    A file that is shared with other hosts may have fields of theirs, which are told of in
+    `lenient`; in our own form (None) an unknown field is a fault.
     """
     found: dict[str, Any] = {}
     faults: list[Fault] = []
     for name, value in entry.items():
         field = _ALIASES.get(name, name)
         if field in found:
-            problem = (
-                f"{name} and {field if name != field else next(alias for alias, of in _ALIASES.items() if of == field)} are both given"
-            )
+            other = field
+            if name == field:
+                other = next(alias for alias, target in _ALIASES.items() if target == field)
+            problem = f"{name} and {other} are both given"
             faults.append(Fault(file="", field=name, problem=problem, remedy="Keep one of them"))
         elif field in ("type", "transport"):
             # OpenAI's own list form says {"type": "mcp"}.
             if value in _TRANSPORTS:
                 found["transport"] = _TRANSPORTS[value]
             elif value != "mcp":
-                problem = f"{value!r} is not a transport" if isinstance(value, str) else "this is not the name of a transport"
-                faults.append(Fault(file="", field=name, problem=problem, remedy="Write stdio, http or sse, or leave it out"))
+                problem = (
+                    f"{value!r} is not a transport"
+                    if isinstance(value, str)
+                    else "this is not the name of a transport"
+                )
+                faults.append(
+                    Fault(
+                        file="",
+                        field=name,
+                        problem=problem,
+                        remedy="Write stdio, http or sse, or leave it out",
+                    )
+                )
         elif field in _FIELDS:
             found[field] = value
         elif field not in _IGNORED_FIELDS:
             remedy = suggest_name(name, {*_FIELDS, *_ALIASES, "transport"})
             if lenient is None:
-                faults.append(Fault(file="", field=name, problem="this field is not known", remedy=remedy))
+                faults.append(
+                    Fault(file="", field=name, problem="this field is not known", remedy=remedy)
+                )
             else:
-                lenient.append(f"MCP {where}: the field {name} is not known and has no effect. {remedy}")
+                lenient.append(
+                    f"MCP {where}: the field {name} is not known and has no effect. {remedy}"
+                )
     return found, faults
 
 
-def _read_server(entry: dict[str, Any], environment: Mapping[str, str]) -> tuple[ServerDefinition | None, list[Fault]]:
+def _read_server(
+    entry: dict[str, Any], environment: Mapping[str, str]
+) -> tuple[ServerDefinition | None, list[Fault]]:
     """The server of `entry` and its faults, their file and place left open."""
     missing: set[str] = set()
     used: dict[str, str] = {}
     written = hash_json(_strip_credentials(entry))
     watched = _TrackedEnvironment(environment, used)
-    expanded = {key: item if key in _UNEXPANDED_FIELDS else expand_variables(item, watched, missing) for key, item in entry.items()}
+    expanded = {
+        key: item if key in _UNEXPANDED_FIELDS else expand_variables(item, watched, missing)
+        for key, item in entry.items()
+    }
     faults = []
     for field in ("server_url", "header", "env"):
-        for place in _find_placeholders(entry.get(field)) - {f"${{{name}}}" for name in {*used, *missing}}:
+        for place in _find_placeholders(entry.get(field)) - {
+            f"${{{name}}}" for name in {*used, *missing}
+        }:
             problem = f"{place} is not a variable that is filled in here"
-            faults.append(Fault(file="", field=field, problem=problem, remedy="Write ${NAME}, with the name of an environment variable"))
-    plain = {value for value in (*used.values(), *_find_literal_secrets(expanded)) if len(value) >= MIN_SECRET_LENGTH}
+            faults.append(
+                Fault(
+                    file="",
+                    field=field,
+                    problem=problem,
+                    remedy="Write ${NAME}, with the name of an environment variable",
+                )
+            )
+    plain = {
+        value
+        for value in (*used.values(), *_find_literal_secrets(expanded))
+        if len(value) >= MIN_SECRET_LENGTH
+    }
     headers = str(expanded.get("header", ""))
-    keys = {value for name, value in used.items() if _SECRET_NAME.search(name) or value in headers} | set(_find_literal_secrets(expanded))
+    keys = {
+        value for name, value in used.items() if _SECRET_NAME.search(name) or value in headers
+    } | set(_find_literal_secrets(expanded))
     credentials = sorted(keys & plain, key=len, reverse=True)
     # An address has them percent-encoded, and whoever repeats it does so too.
     secrets = sorted(
-        {form for value in plain for form in (value, quote(value), quote(value, safe=""), quote_plus(value))}, key=len, reverse=True
+        {
+            form
+            for value in plain
+            for form in (value, quote(value), quote(value, safe=""), quote_plus(value))
+        },
+        key=len,
+        reverse=True,
     )
     try:
         if not missing:
-            ours = {"secrets": tuple(secrets), "credentials": tuple(credentials), "written": written}
+            ours = {
+                "secrets": tuple(secrets),
+                "credentials": tuple(credentials),
+                "written": written,
+            }
             return ServerDefinition.model_validate({**expanded, **ours}), faults
-        # What else is wrong with it is told all the same; then nothing of it is kept, for its literals must not be sent.
+        # What else is wrong with it is told all the same; then nothing of it is kept, for its
+        # literals must not be sent.
         checked = ServerDefinition.model_validate(_fill_placeholders(expanded))
         transport = checked.transport or ("stdio" if checked.command is not None else "http")
         kept = {"server_label", "require_approval", "pin_tools", "disabled"}
         names = tuple(sorted(missing))
-        return ServerDefinition(**checked.model_dump(include=kept), transport=transport, missing=names, written=written), faults
+        return (
+            ServerDefinition(
+                **checked.model_dump(include=kept),
+                transport=transport,
+                missing=names,
+                written=written,
+            ),
+            faults,
+        )
     except ValidationError as error:
-        return None, [*faults, *(_build_fault(part) for part in error.errors(include_input=False, include_url=False))]
+        return None, [
+            *faults,
+            *(_build_fault(part) for part in error.errors(include_input=False, include_url=False)),
+        ]
 
 
 def _fill_placeholders(value: Any) -> Any:
@@ -193,7 +289,8 @@ def _fill_placeholders(value: Any) -> Any:
 
 
 def _find_literal_secrets(entry: Mapping[str, object]) -> Iterator[str]:
-    """Credentials that stand in the file itself, by the names of their headers and variables; of `Bearer KEY` the key."""
+    """Credentials that stand in the file itself, by the names of their headers and variables; of
+    `Bearer KEY` the key."""
     for field in ("header", "env"):
         values = entry.get(field)
         for name, value in values.items() if isinstance(values, dict) else ():
@@ -202,13 +299,18 @@ def _find_literal_secrets(entry: Mapping[str, object]) -> Iterator[str]:
 
 
 def _strip_credentials(entry: Mapping[str, object]) -> dict[str, object]:
-    """`entry` with the names alone of headers and variables whose values are credentials that stand in the file."""
+    """`entry` with the names alone of headers and variables whose values are credentials that stand
+    in the file."""
     found = dict(entry)
     for field in ("header", "env"):
         values = found.get(field)
         if isinstance(values, dict):
             found[field] = {
-                name: "" if _SECRET_NAME.search(str(name)) and not _PLACEHOLDER.search(str(value)) else value
+                name: (
+                    ""
+                    if _SECRET_NAME.search(str(name)) and not _PLACEHOLDER.search(str(value))
+                    else value
+                )
                 for name, value in values.items()
             }
     return found
@@ -243,20 +345,26 @@ def _find_placeholders(value: object) -> set[str]:
 def _collect_warnings(definition: ServerDefinition) -> list[str]:
     if definition.require_approval not in (None, "never"):
         return [
-            f"MCP server {definition.server_label!r}: require_approval is kept, but there is nobody to ask here: agents call the "
-            "tools that they are allowed without approval"
+            f"MCP server {definition.server_label!r}: require_approval is kept, but there is nobody"
+            " to ask here: agents call the tools that they are allowed without approval"
         ]
     return []
 
 
 def _build_fault(part: Any) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
-    problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/reference.md describes every field"
+    problem, remedy = (
+        part["msg"].removeprefix("Value error, "),
+        "Correct it; docs/reference.md describes every field",
+    )
     match part["type"]:
         case "missing":
             problem, remedy = "this field is missing", "Add it"
         case "string_pattern_mismatch":
-            problem, remedy = "a label has letters, digits, spaces and . _ - only, 64 at most", "Rename the server"
+            problem, remedy = (
+                "a label has letters, digits, spaces and . _ - only, 64 at most",
+                "Rename the server",
+            )
         case _:
             pass
     return Fault(file="", field=field, problem=problem, remedy=remedy)

@@ -16,40 +16,65 @@ _HEADER_NAME = re.compile(r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 class ServerDefinition(BaseModel):
     """One MCP server of mcp.json, with its variables expanded.
 
-    It has either a `server_url` or a `command`. `transport` is None where a server at a `server_url` is asked what it speaks. `missing`
-    are the variables that it names and that are not set: such a server is off, and its fields hold nothing of it. `secrets` are the
-    values that its variables took and the credentials that it names itself, to be kept out of every message; `credentials` are
-    those among them that are keys by their names or by their place in a header, to be kept out of what tools return too. `written` is a
-    digest of the entry as it stands in the file, without the credentials in it.
+    It has either a `server_url` or a `command`. `transport` is None where a server at a
+    `server_url` is asked what it speaks. `missing` are the variables that it names and that are not
+    set: such a server is off, and its fields hold nothing of it. `secrets` are the values that its
+    variables took and the credentials that it names itself, to be kept out of every message;
+    `credentials` are those among them that are keys by their names or by their place in a header,
+    to be kept out of what tools return too. `written` is a digest of the entry as it stands in the
+    file, without the credentials in it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     server_label: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$",
-        description="What agents call it by: 1 to 64 letters, digits, spaces and `. _ -`; in the form with `mcpServers`, its key there.",
+        description=(
+            "What agents call it by: 1 to 64 letters, digits, spaces and `. _ -`; in the form with"
+            " `mcpServers`, its key there."
+        ),
     )
     server_url: str | None = Field(
-        default=None, description="The address of a server that is reached over HTTP; also `url`. It or `command` is needed."
+        default=None,
+        description=(
+            "The address of a server that is reached over HTTP; also `url`. It or `command` is"
+            " needed."
+        ),
     )
-    header: dict[str, str] = Field(default={}, description="Headers that are sent to the address; also `headers`.")
+    header: dict[str, str] = Field(
+        default={}, description="Headers that are sent to the address; also `headers`."
+    )
     command: str | None = Field(default=None, description="The command that runs the server.")
     args: tuple[str, ...] = Field(default=(), description="The command's arguments.")
     env: dict[str, str] = Field(
         default={},
-        description="Variables of the command, which gets `HOME`, `LOGNAME`, `PATH`, `SHELL`, `TERM` and `USER` of ours and no others.",
+        description=(
+            "Variables of the command, which gets `HOME`, `LOGNAME`, `PATH`, `SHELL`, `TERM` and"
+            " `USER` of ours and no others."
+        ),
     )
     cwd: str | None = Field(default=None, description="The folder that the command runs in.")
     require_approval: str | dict[str, Any] | None = Field(
-        default=None, description="Read and kept; there is nobody to ask for approval here, and what is not `never` is warned of."
+        default=None,
+        description=(
+            "Read and kept; there is nobody to ask for approval here, and what is not `never` is"
+            " warned of."
+        ),
     )
     pin_tools: bool = Field(
         default=False,
-        description="Withhold a tool whose description or parameters change after they were first seen, until the service is restarted.",
+        description=(
+            "Withhold a tool whose description or parameters change after they were first seen,"
+            " until the service is restarted."
+        ),
     )
     disabled: bool = Field(default=False, description="Leave the server out.")
     transport: Transport | None = Field(
-        default=None, description="What it speaks, where that is not to be found out; also `type`, and `streamable-http` for `http`."
+        default=None,
+        description=(
+            "What it speaks, where that is not to be found out; also `type`, and `streamable-http`"
+            " for `http`."
+        ),
     )
     missing: tuple[str, ...] = ()
     secrets: tuple[str, ...] = Field(default=(), repr=False)
@@ -67,15 +92,22 @@ class ServerDefinition(BaseModel):
         return None
 
     def find_command_problem(self, environment: Mapping[str, str]) -> str | None:
-        """What is wrong with its command if it is not there, looked up by its own PATH or that of `environment`, or by its path in its
-        `cwd`; None if it is."""
+        """What is wrong with its command if it is not there, looked up by its own PATH or that of
+        `environment`, or by its path in its `cwd`; None if it is."""
         if self.command is None:
             return None
         by_path = self.command != Path(self.command).name
         path = self.env.get("PATH") or environment.get("PATH")
-        if shutil.which(Path(self.cwd or "") / self.command if by_path else self.command, path=path) is not None:
+        if (
+            shutil.which(
+                Path(self.cwd or "") / self.command if by_path else self.command, path=path
+            )
+            is not None
+        ):
             return None
-        return f"The command {self.command!r} is not found; install it, or name it with its full path."
+        return (
+            f"The command {self.command!r} is not found; install it, or name it with its full path."
+        )
 
     @field_validator("header", "env", "args", "disabled", "pin_tools", mode="before")
     @classmethod
@@ -89,7 +121,13 @@ class ServerDefinition(BaseModel):
         if not isinstance(value, dict):
             return value
         return {
-            name: str(item).lower() if isinstance(item, bool) else str(item) if isinstance(item, int | float) else item
+            name: (
+                str(item).lower()
+                if isinstance(item, bool)
+                else str(item)
+                if isinstance(item, int | float)
+                else item
+            )
             for name, item in value.items()
         }
 
@@ -109,13 +147,21 @@ class ServerDefinition(BaseModel):
             if not _HEADER_NAME.match(name):
                 raise ValueError("a header's name has letters, digits and - only")
             if not text.isascii() or not text.isprintable():
-                raise ValueError(f"the value of {name} has a line break or a character that no header may have")
+                raise ValueError(
+                    f"the value of {name} has a line break or a character that no header may have"
+                )
         return value
 
     @field_validator("args", "env", "command", "cwd")
     @classmethod
     def _reject_nul(cls, value: Any) -> Any:
-        texts = [value] if isinstance(value, str) else [*value, *value.values()] if isinstance(value, dict) else value or ()
+        texts = (
+            [value]
+            if isinstance(value, str)
+            else [*value, *value.values()]
+            if isinstance(value, dict)
+            else value or ()
+        )
         if any("\0" in text for text in texts):
             raise ValueError("a text in it has the character NUL")
         return value
@@ -127,11 +173,16 @@ class ServerDefinition(BaseModel):
         if self.missing:
             return self
         if (self.server_url is None) == (self.command is None):
-            raise ValueError("it needs either a server_url or a command" + (", not both" if self.command else ""))
+            raise ValueError(
+                "it needs either a server_url or a command" + (", not both" if self.command else "")
+            )
         if self.command is None and (self.args or self.env or self.cwd):
             raise ValueError("args, env and cwd belong to a command")
         if self.command is not None and self.header:
             raise ValueError("header belongs to a server_url")
         if self.transport is not None and (self.transport == "stdio") != (self.command is not None):
-            raise ValueError(f"the transport {self.transport} does not go with {'a command' if self.command else 'a server_url'}")
+            raise ValueError(
+                f"the transport {self.transport} does not go with"
+                f" {'a command' if self.command else 'a server_url'}"
+            )
         return self

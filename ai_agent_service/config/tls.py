@@ -17,35 +17,57 @@ def check_tls(settings: Settings) -> list[Fault]:
         return []
     if cert is None or key is None:
         given, missing = (_KEY, _CERT) if cert is None else (_CERT, _KEY)
-        return [_build_fault(missing, f"it has to be set where {given} is", f"Set it, or unset {given} for HTTP")]
+        return [
+            _build_fault(
+                missing, f"it has to be set where {given} is", f"Set it, or unset {given} for HTTP"
+            )
+        ]
     found = []
     for field, path in ((_CERT, cert), (_KEY, key)):
-        problem = _check_readable(path) or (_check_certificate(path) if field == _CERT else _check_key(path))
+        problem = _check_readable(path) or (
+            _check_certificate(path) if field == _CERT else _check_key(path)
+        )
         if problem:
-            remedy = "Store it without: openssl pkey -in FILE -out NEW" if "its password" in problem else "Name a file in PEM"
+            remedy = (
+                "Store it without: openssl pkey -in FILE -out NEW"
+                if "its password" in problem
+                else "Name a file in PEM"
+            )
             found.append(_build_fault(field, problem, remedy))
     if not found:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
         except ssl.SSLError as error:
             fits = "MISMATCH" not in (error.reason or "")
-            problem = f"OpenSSL does not take it ({error.reason})" if fits else f"it is not the key of the first certificate in {cert}"
+            problem = (
+                f"OpenSSL does not take it ({error.reason})"
+                if fits
+                else f"it is not the key of the first certificate in {cert}"
+            )
             found.append(_build_fault(_KEY, problem, f"Name the key that {_CERT} was made with"))
     return found
 
 
 def collect_tls_warnings(settings: Settings) -> list[str]:
-    """What callers will find wrong with a certificate that can be served with; to be asked where there are no faults."""
+    """What callers will find wrong with a certificate that can be served with; to be asked where
+    there are no faults."""
     if settings.tls_cert_file is None:
         return []
-    from cryptography import x509  # noqa: PLC0415 - loaded only where there is a certificate, for it takes time
+    # loaded only where there is a certificate, for it takes time
+    from cryptography import x509  # noqa: PLC0415
 
     certificate = x509.load_pem_x509_certificates(settings.tls_cert_file.read_bytes())[0]
     now = datetime.now(UTC)
     if certificate.not_valid_after_utc < now:
-        return [f"{_CERT}: the certificate expired at {certificate.not_valid_after_utc.isoformat()}; callers will refuse it."]
+        return [
+            f"{_CERT}: the certificate expired at {certificate.not_valid_after_utc.isoformat()};"
+            " callers will refuse it."
+        ]
     if certificate.not_valid_before_utc > now:
-        return [f"{_CERT}: the certificate is valid from {certificate.not_valid_before_utc.isoformat()} only; callers will refuse it."]
+        return [
+            f"{_CERT}: the certificate is valid from {certificate.not_valid_before_utc.isoformat()}"
+            " only; callers will refuse it."
+        ]
     return []
 
 

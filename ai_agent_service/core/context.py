@@ -12,9 +12,10 @@ OnProgress = Callable[[float, float | None, str], None]
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     """One run's circumstances; a tool gets it by naming a parameter of this type.
 
-    `key_id` says who asked, `tenant` and `user` whose run it is, `session` which conversation (None: none was named), `agent_version` what
-    the agent is at the time. `deadline` is a reading of `time.monotonic()` in seconds. `task` names what is asked for beside a chat, such
-    as its title. `on_progress` is set for the time of a tool call.
+    `key_id` says who asked, `tenant` and `user` whose run it is, `session` which conversation
+    (None: none was named), `agent_version` what the agent is at the time. `deadline` is a reading
+    of `time.monotonic()` in seconds. `task` names what is asked for beside a chat, such as its
+    title. `on_progress` is set for the time of a tool call.
     """
 
     run_id: str
@@ -29,7 +30,9 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     agent_version: str = ""
     on_progress: OnProgress | None = None
 
-    def report_progress(self, progress: float, total: float | None = None, message: str = "") -> None:
+    def report_progress(
+        self, progress: float, total: float | None = None, message: str = ""
+    ) -> None:
         """Tells those who watch the run how far the tool is that was given this context."""
         if self.on_progress is not None:
             self.on_progress(progress, total, message)

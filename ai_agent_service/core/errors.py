@@ -1,7 +1,9 @@
-"""All errors of the service, in one tree; each class carries the HTTP status and OpenAI's type and code.
+"""All errors of the service, in one tree; each class carries the HTTP status and OpenAI's type and
+code.
 
     ServiceError
-    |-- ConfigError               the operator: every fault found in what they wrote; 409 to one who had the service reload it
+    |-- ConfigError               the operator: every fault found in what they wrote; 409 to one who
+    had the service reload it
     |-- RequestError              the caller
     |   |-- InvalidRequestError            400
     |   |   `-- ContextTooLongError        400  the conversation does not fit the model
@@ -12,7 +14,8 @@
     |   |-- HostNotAllowedError            403  asked under a name that is not this service's
     |   |-- NotFoundError                  404
     |   |-- SessionBusyError               409  another turn of this session is under way
-    |   |-- IdempotencyInFlightError       409  the request with this Idempotency-Key is being answered
+    |   |-- IdempotencyInFlightError       409  the request with this Idempotency-Key is being
+    answered
     |   |-- IdempotencyNotStoredError        409  it was answered, and the answer was not kept
     |   |-- BodyTooLargeError              413
     |   |-- IdempotencyMismatchError       422  this Idempotency-Key was used for another request
@@ -28,7 +31,8 @@
     |   |-- ProviderRefusedError           502  it does not accept our key, model or account
     |   |-- ProviderRateLimitError       429
     |   |-- ProviderUnavailableError       502  no connection, or an error of its own
-    |   |   `-- ProviderCircuitOpenError       503  it failed so often that it is not asked for a time
+    |   |   `-- ProviderCircuitOpenError       503  it failed so often that it is not asked for a
+    time
     |   |-- ProviderTimeoutError           504
     |   `-- ProviderProtocolError     502  an answer that breaks its own protocol
     `-- InternalError             500  a fault of ours
@@ -51,7 +55,14 @@ class ServiceError(Exception):
     headers: Mapping[str, str] = {}
     """What its answer tells besides, by the names of headers."""
 
-    def __init__(self, message: str, *, code: str | None = None, param: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
@@ -79,7 +90,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class ConfigError(ServiceError):
-    """All faults found in the configuration; a process that starts ends with code 2, one that runs goes on as it was."""
+    """All faults found in the configuration; a process that starts ends with code 2, one that runs
+    goes on as it was."""
 
     status = 409
     type = "invalid_request_error"
@@ -109,18 +121,25 @@ class ContextTooLongError(InvalidRequestError):
 
 
 class UnauthorizedError(RequestError):
-    """The request brings no key, or one that is malformed, unknown, expired or revoked; nothing tells which."""
+    """The request brings no key, or one that is malformed, unknown, expired or revoked; nothing
+    tells which."""
 
     status = 401
     default_code = "invalid_api_key"
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
-    def __init__(self, message: str = "A valid API key is needed: send it as 'Authorization: Bearer KEY' or as 'x-api-key'.") -> None:
+    def __init__(
+        self,
+        message: str = (
+            "A valid API key is needed: send it as 'Authorization: Bearer KEY' or as 'x-api-key'."
+        ),
+    ) -> None:
         super().__init__(message)
 
 
 class InvalidTokenError(UnauthorizedError):
-    """The request does not tell its user in the way that IDENTITY_MODE asks for, or not in a way that can be verified."""
+    """The request does not tell its user in the way that IDENTITY_MODE asks for, or not in a way
+    that can be verified."""
 
     default_code = "invalid_token"
 
@@ -134,7 +153,8 @@ class InsufficientScopeError(RequestError):
 
 
 class HostNotAllowedError(RequestError):
-    """The request names a host that is not this service, as a web page does that made its own name lead here."""
+    """The request names a host that is not this service, as a web page does that made its own name
+    lead here."""
 
     status = 403
     default_code = "host_not_allowed"
@@ -148,7 +168,8 @@ class NotFoundError(RequestError):
 
 
 class CrossSiteRequestError(RequestError):
-    """A browser says that a page of another site sends this, which may be against its user's will."""
+    """A browser says that a page of another site sends this, which may be against its user's
+    will."""
 
     status = 403
     default_code = "cross_site_request"
@@ -176,7 +197,8 @@ class IdempotencyInFlightError(RequestError):
 
 
 class IdempotencyNotStoredError(RequestError):
-    """The request with this Idempotency-Key was answered, and its answer is too large to be told again."""
+    """The request with this Idempotency-Key was answered, and its answer is too large to be told
+    again."""
 
     status = 409
     default_code = "idempotency_not_kept"
@@ -205,7 +227,8 @@ class ServerBusyError(RequestError):
 
 
 class RateLimitError(RequestError):
-    """The key, or the user behind it, has used up its requests or tokens of the minute, or has as many runs under way as it may have."""
+    """The key, or the user behind it, has used up its requests or tokens of the minute, or has as
+    many runs under way as it may have."""
 
     status = 429
     type = "rate_limit_error"
@@ -261,7 +284,8 @@ class ProviderNotConfiguredError(UpstreamError):
 
 
 class ProviderRefusedError(UpstreamError):
-    """The provider does not accept our key, our account or the model's name: the operator has to act."""
+    """The provider does not accept our key, our account or the model's name: the operator has to
+    act."""
 
     default_code = "provider_refused"
 
@@ -281,7 +305,8 @@ class ProviderUnavailableError(UpstreamError):
 
 
 class ProviderCircuitOpenError(ProviderUnavailableError):
-    """The provider failed PROVIDER_BREAKER_FAILURES times in a row, so it is not asked for PROVIDER_BREAKER_SECONDS."""
+    """The provider failed PROVIDER_BREAKER_FAILURES times in a row, so it is not asked for
+    PROVIDER_BREAKER_SECONDS."""
 
     status = 503
     default_code = "provider_circuit_open"

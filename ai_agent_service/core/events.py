@@ -30,7 +30,8 @@ class RefusalDelta(msgspec.Struct, frozen=True, gc=False):
 
 
 class ToolStarted(msgspec.Struct, frozen=True):
-    """One of our tools begins; always followed by a ToolFinished with the same call id, unless the run fails.
+    """One of our tools begins; always followed by a ToolFinished with the same call id, unless the
+    run fails.
 
     `step` counts the run's steps from 1; calls of one step were asked for together.
     """
@@ -40,7 +41,8 @@ class ToolStarted(msgspec.Struct, frozen=True):
 
 
 class ToolProgress(msgspec.Struct, frozen=True):
-    """How far one of our tools says that it is, between its start and its end; `total` is None where it is not known."""
+    """How far one of our tools says that it is, between its start and its end; `total` is None
+    where it is not known."""
 
     call: ToolCall
     progress: float
@@ -55,22 +57,25 @@ class ToolFinished(msgspec.Struct, frozen=True):
 
 
 class ToolsMissing(msgspec.Struct, frozen=True):
-    """Told before the first step of a run that has to do without some of the agent's tools; `reasons` names them, each with why."""
+    """Told before the first step of a run that has to do without some of the agent's tools;
+    `reasons` names them, each with why."""
 
     reasons: tuple[str, ...]
 
 
 class MemorySkipped(msgspec.Struct, frozen=True):
-    """The first event of a run that goes on without the agent's memory, which cannot be used now; `reason` is a sentence."""
+    """The first event of a run that goes on without the agent's memory, which cannot be used now;
+    `reason` is a sentence."""
 
     reason: str
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """One step of a run: what the model asked for and what it took; `usage` is None where the provider reports none.
+    """One step of a run: what the model asked for and what it took; `usage` is None where the
+    provider reports none.
 
-    `model` and `provider` name what answered. `seconds` is from the question to the answer's end, with the time that whoever reads the
-    events took for them.
+    `model` and `provider` name what answered. `seconds` is from the question to the answer's end,
+    with the time that whoever reads the events took for them.
     """
 
     tool_calls: tuple[ToolCall, ...]
@@ -83,8 +88,8 @@ class StepRecord(msgspec.Struct, frozen=True):
 class RunFinished(msgspec.Struct, frozen=True):
     """The last event of a run that came to its end.
 
-    `tool_calls` are the client's own, named only with the reason `tool_calls`. `usage` is the sum over `steps`. `is_repeated` says that
-    this is told of a run that was another request's.
+    `tool_calls` are the client's own, named only with the reason `tool_calls`. `usage` is the sum
+    over `steps`. `is_repeated` says that this is told of a run that was another request's.
     """
 
     reason: FinishReason

@@ -7,7 +7,8 @@ import msgspec
 Role = Literal["system", "user", "assistant", "tool"]
 
 ToolOutcome = Literal["success", "error", "timeout", "refused"]
-"""What a tool call came to; `refused` are calls of tools that are not there, and repeated ones that were not carried out."""
+"""What a tool call came to; `refused` are calls of tools that are not there, and repeated ones that
+were not carried out."""
 
 
 class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
@@ -17,7 +18,8 @@ class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
 
 
 class ImagePart(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="image"):
-    """An image: `url` is an http(s) address or a `data:` URL; `detail` is OpenAI's `auto | low | high`."""
+    """An image: `url` is an http(s) address or a `data:` URL; `detail` is OpenAI's `auto | low |
+    high`."""
 
     url: str
     detail: str | None = None
@@ -43,7 +45,8 @@ Content = str | tuple[ContentPart, ...]
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    """One call that the model asked for; `arguments` is the JSON text exactly as the model wrote it."""
+    """One call that the model asked for; `arguments` is the JSON text exactly as the model wrote
+    it."""
 
     id: str
     name: str
@@ -51,8 +54,8 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class Link(msgspec.Struct, frozen=True):
-    """Something that a tool's result comes from or points to: `url`, and what is known of it, each of which may be empty: its title,
-    `text` of it, and its `media_type` if it is a file."""
+    """Something that a tool's result comes from or points to: `url`, and what is known of it, each
+    of which may be empty: its title, `text` of it, and its `media_type` if it is a file."""
 
     url: str
     title: str = ""
@@ -61,7 +64,8 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class ToolResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one call came to: `content` for the model, `images` beside it, `links` for the person who asked, `seconds` of wall time.
+    """What one call came to: `content` for the model, `images` beside it, `links` for the person
+    who asked, `seconds` of wall time.
 
     `outcome` is what metrics tell of it.
     """
@@ -79,9 +83,10 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Message(msgspec.Struct, frozen=True):
     """One message of a conversation.
 
-    `tool_calls` stand only on an assistant message, `tool_call_id` only on a tool message. `images` of a tool message are what the
-    tool returned beside its text; a wire puts them where its provider takes them. `reasoning` is what the model thought before its
-    `tool_calls`, where its provider wants that back with their results.
+    `tool_calls` stand only on an assistant message, `tool_call_id` only on a tool message. `images`
+    of a tool message are what the tool returned beside its text; a wire puts them where its
+    provider takes them. `reasoning` is what the model thought before its `tool_calls`, where its
+    provider wants that back with their results.
     """
 
     role: Role
@@ -119,4 +124,6 @@ ToolChoice = Literal["auto", "none", "required"] | NamedTool
 
 def build_tool_message(result: ToolResult) -> Message:
     """`result` as the message that tells the model of it."""
-    return Message(role="tool", content=result.content, tool_call_id=result.call_id, images=result.images)
+    return Message(
+        role="tool", content=result.content, tool_call_id=result.call_id, images=result.images
+    )

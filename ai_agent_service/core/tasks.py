@@ -1,4 +1,5 @@
-"""Work, and what is kept open, that outlives the request that asked for it, owned by the service."""
+"""Work, and what is kept open, that outlives the request that asked for it, owned by the
+service."""
 
 import asyncio
 import logging
@@ -15,7 +16,8 @@ CANCEL_GRACE_SECONDS = 5.0
 
 
 class Tasks:
-    """Tasks that run until the end of the service, which waits `grace` seconds for them and cancels the rest."""
+    """Tasks that run until the end of the service, which waits `grace` seconds for them and cancels
+    the rest."""
 
     def __init__(self, *, grace: float = 5.0) -> None:
         self._grace = grace
@@ -27,7 +29,12 @@ class Tasks:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.finish()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -63,7 +70,8 @@ class Tasks:
 
 
 class ContextHolder(Generic[T]):
-    """A context that a task of its own keeps open, so that any task may close it: some libraries bear no other than the one that opened."""
+    """A context that a task of its own keeps open, so that any task may close it: some libraries
+    bear no other than the one that opened."""
 
     def __init__(self, context: AbstractAsyncContextManager[T]) -> None:
         self._closing = asyncio.Event()
@@ -96,6 +104,10 @@ class ContextHolder(Generic[T]):
             else:
                 logger.exception("background.not_closed")
         finally:
-            if not self._opened.done():  # a library may let a cancellation out that nobody asked for
-                self._opened.set_exception(RuntimeError("what was to be opened was cancelled by itself"))
+            if (
+                not self._opened.done()
+            ):  # a library may let a cancellation out that nobody asked for
+                self._opened.set_exception(
+                    RuntimeError("what was to be opened was cancelled by itself")
+                )
                 self._opened.exception()  # whoever asked for it may be gone

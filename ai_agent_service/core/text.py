@@ -6,7 +6,8 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def replace_unstorable(text: str) -> str:
-    """`text` with NUL and lone surrogates, which neither JSON nor PostgreSQL bears, replaced by U+FFFD."""
+    """`text` with NUL and lone surrogates, which neither JSON nor PostgreSQL bears, replaced by
+    U+FFFD."""
     return _UNSTORABLE.sub("\ufffd", text)
 
 

@@ -1,1 +1,2 @@
-"""Tells whether an agent got better or worse: datasets, runs of them, scores, and what may be said of a difference."""
+"""Tells whether an agent got better or worse: datasets, runs of them, scores, and what may be said
+of a difference."""

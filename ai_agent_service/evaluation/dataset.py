@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from jsonschema import Draft202012Validator, SchemaError
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from ai_agent_service.config.json_files import parse_json, read_text, suggest_name
 from ai_agent_service.core.errors import ConfigError, Fault
@@ -51,14 +59,16 @@ class _DatasetModel(BaseModel):
 
 
 class ExpectedTool(_DatasetModel):
-    """A call that is expected; of its arguments those that are named, each by a value or a matcher."""
+    """A call that is expected; of its arguments those that are named, each by a value or a
+    matcher."""
 
     name: str
     arguments: Annotated[dict[str, Any], AfterValidator(_validate_matchers)] = {}
 
 
 class _ScoredMetric(_DatasetModel):
-    """A metric of DeepEval's, by its names there. Its score is from 0 to 1, more being better; from `threshold` on it is met."""
+    """A metric of DeepEval's, by its names there. Its score is from 0 to 1, more being better; from
+    `threshold` on it is met."""
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
 
@@ -67,7 +77,8 @@ GEvalParam = Literal["input", "actual_output", "expected_output", "context", "to
 
 
 class GEval(_ScoredMetric):
-    """A metric in words of your own: `criteria`, from which the judge makes steps, or the `evaluation_steps` themselves."""
+    """A metric in words of your own: `criteria`, from which the judge makes steps, or the
+    `evaluation_steps` themselves."""
 
     name: Annotated[str, Field(min_length=1, max_length=60)] | None = None
     criteria: Annotated[str, Field(min_length=1)] | None = None
@@ -78,10 +89,14 @@ class GEval(_ScoredMetric):
 
     @property
     def params(self) -> tuple[GEvalParam, ...]:
-        """What the judge is shown: `evaluation_params`, else question and answer and what else is given here."""
+        """What the judge is shown: `evaluation_params`, else question and answer and what else is
+        given here."""
         if self.evaluation_params is not None:
             return self.evaluation_params
-        given: dict[GEvalParam, bool] = {"expected_output": self.expected_output is not None, "context": bool(self.context)}
+        given: dict[GEvalParam, bool] = {
+            "expected_output": self.expected_output is not None,
+            "context": bool(self.context),
+        }
         return ("input", "actual_output", *(name for name, is_given in given.items() if is_given))
 
     @model_validator(mode="after")
@@ -89,7 +104,9 @@ class GEval(_ScoredMetric):
         if self.criteria is None and not self.evaluation_steps:
             raise ValueError("criteria or evaluation_steps is needed")
         if self.evaluation_params == ():
-            raise ValueError("evaluation_params names what the judge is shown; leave it out for what is usual")
+            raise ValueError(
+                "evaluation_params names what the judge is shown; leave it out for what is usual"
+            )
         for name, value in (("expected_output", self.expected_output), ("context", self.context)):
             if (name in self.params) != bool(value):
                 raise ValueError(f"{name} is given and named in evaluation_params, or neither")
@@ -101,14 +118,16 @@ class AnswerRelevancy(_ScoredMetric):
 
 
 class Faithfulness(_ScoredMetric):
-    """How much of the answer does not contradict `retrieval_context`, by default the results of the turn's tools."""
+    """How much of the answer does not contradict `retrieval_context`, by default the results of the
+    turn's tools."""
 
     retrieval_context: Texts = ()
     penalize_ambiguous_claims: bool = False
 
 
 class Hallucination(_ScoredMetric):
-    """How many of the texts of `context`, by default the results of the turn's tools, the answer agrees with."""
+    """How many of the texts of `context`, by default the results of the turn's tools, the answer
+    agrees with."""
 
     context: Texts = ()
 
@@ -138,7 +157,9 @@ class ToolCorrectness(_ScoredMetric):
         if len({call.arguments is None for call in self.expected_tools}) > 1:
             raise ValueError("either all of expected_tools have arguments or none")
         if self.should_exact_match and self.should_consider_ordering:
-            raise ValueError("should_exact_match asks for the order too; leave should_consider_ordering out")
+            raise ValueError(
+                "should_exact_match asks for the order too; leave should_consider_ordering out"
+            )
         return self
 
 
@@ -175,7 +196,8 @@ class CaseTurn(_DatasetModel):
 
 
 class RecordedResult(_DatasetModel):
-    """What a tool once answered, for calls with these `arguments`; without them, for the next call of the tool."""
+    """What a tool once answered, for calls with these `arguments`; without them, for the next call
+    of the tool."""
 
     name: str
     arguments: dict[str, Any] | None = None
@@ -216,12 +238,15 @@ class Case(_DatasetModel):
         if self.turns is not None and self.expect is not None:
             raise ValueError("with turns, expect stands in each of them")
         if self.session_turns[0].expect.recalls:
-            raise ValueError("recalls is for a turn that follows another; there is none before this one")
+            raise ValueError(
+                "recalls is for a turn that follows another; there is none before this one"
+            )
         return self
 
 
 def read_dataset(path: Path) -> list[Case]:
-    """The cases of `path`; raises ConfigError with every fault in it, each with its line and its field."""
+    """The cases of `path`; raises ConfigError with every fault in it, each with its line and its
+    field."""
     text = read_text(path)
     if isinstance(text, Fault):
         raise ConfigError([text])
@@ -237,54 +262,109 @@ def read_dataset(path: Path) -> list[Case]:
             cases.append(case)
             if (first := lines.setdefault(case.id, number)) != number:
                 problem = f"the case of line {first} has this id too"
-                faults.append(Fault(file=str(path), where=f"line {number}", field="id", problem=problem, remedy="Rename one of them"))
+                faults.append(
+                    Fault(
+                        file=str(path),
+                        where=f"line {number}",
+                        field="id",
+                        problem=problem,
+                        remedy="Rename one of them",
+                    )
+                )
     if not cases and not faults:
-        faults.append(Fault(file=str(path), problem="there is no case in it", remedy='Write one a line: {"id": ..., "input": ...}'))
+        faults.append(
+            Fault(
+                file=str(path),
+                problem="there is no case in it",
+                remedy='Write one a line: {"id": ..., "input": ...}',
+            )
+        )
     if faults:
         raise ConfigError(faults)
     return cases
 
 
-def assign_agents(cases: list[Case], agent: str | None, known: Collection[str], file: str) -> list[Case]:
-    """`cases` with `agent` for those that name none; raises ConfigError for each that is not one of `known`, or is none."""
-    named = [case if case.agent is not None else case.model_copy(update={"agent": agent}) for case in cases]
+def assign_agents(
+    cases: list[Case], agent: str | None, known: Collection[str], file: str
+) -> list[Case]:
+    """`cases` with `agent` for those that name none; raises ConfigError for each that is not one of
+    `known`, or is none."""
+    named = [
+        case if case.agent is not None else case.model_copy(update={"agent": agent})
+        for case in cases
+    ]
     faults = []
     for case in named:
         place = {"file": file, "where": f"line {case.line}", "field": "agent"}
         if case.agent is None:
-            faults.append(Fault(**place, problem="the case names no agent", remedy="Add it, or give --agent for all that name none"))
+            faults.append(
+                Fault(
+                    **place,
+                    problem="the case names no agent",
+                    remedy="Add it, or give --agent for all that name none",
+                )
+            )
         elif case.agent not in known:
-            faults.append(Fault(**place, problem=f"{case.agent!r} is not an agent", remedy=suggest_name(case.agent, known)))
+            faults.append(
+                Fault(
+                    **place,
+                    problem=f"{case.agent!r} is not an agent",
+                    remedy=suggest_name(case.agent, known),
+                )
+            )
     if faults:
         raise ConfigError(faults)
     return named
 
 
 def read_case(line: str, number: int, file: str) -> tuple[Case | None, list[Fault]]:
-    """The case that `line` of `file` is, and what is wrong with it; the case is None when there is a fault."""
+    """The case that `line` of `file` is, and what is wrong with it; the case is None when there is
+    a fault."""
     value, faults = parse_json(line, file)
     if faults:
         return None, [
-            msgspec.structs.replace(fault, where=fault.where.replace("line 1", f"line {number}") or f"line {number}") for fault in faults
+            msgspec.structs.replace(
+                fault, where=fault.where.replace("line 1", f"line {number}") or f"line {number}"
+            )
+            for fault in faults
         ]
     place = f"line {number}"
     if not isinstance(value, dict):
-        return None, [Fault(file=file, where=place, problem="this is not an object", remedy='Write {"id": ..., "input": ...}')]
+        return None, [
+            Fault(
+                file=file,
+                where=place,
+                problem="this is not an object",
+                remedy='Write {"id": ..., "input": ...}',
+            )
+        ]
     own = [name for name in ("line", "written") if name in value]
     try:
         case = Case.model_validate({name: item for name, item in value.items() if name not in own})
     except ValidationError as error:
-        faults = [_build_fault(part, file, place) for part in error.errors(include_input=False, include_url=False)]
+        faults = [
+            _build_fault(part, file, place)
+            for part in error.errors(include_input=False, include_url=False)
+        ]
     else:
         return (
-            (case.model_copy(update={"line": number, "written": value}), []) if not own else (None, _build_unknown_faults(own, file, place))
+            (case.model_copy(update={"line": number, "written": value}), [])
+            if not own
+            else (None, _build_unknown_faults(own, file, place))
         )
     return None, [*faults, *_build_unknown_faults(own, file, place)]
 
 
 def _build_unknown_faults(names: list[str], file: str, place: str) -> list[Fault]:
     return [
-        Fault(file=file, where=place, field=name, problem="this field is not known", remedy=suggest_name(name, _CASE)) for name in names
+        Fault(
+            file=file,
+            where=place,
+            field=name,
+            problem="this field is not known",
+            remedy=suggest_name(name, _CASE),
+        )
+        for name in names
     ]
 
 
@@ -293,9 +373,15 @@ _CASE = Case.model_fields.keys() - {"line", "written"}
 
 def _build_fault(part: Any, file: str, place: str) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
-    problem, remedy = part["msg"].removeprefix("Value error, "), "Correct it; docs/evaluation.md describes every field"
+    problem, remedy = (
+        part["msg"].removeprefix("Value error, "),
+        "Correct it; docs/evaluation.md describes every field",
+    )
     if part["type"] == "extra_forbidden":
-        problem, remedy = "this field is not known", suggest_name(str(part["loc"][-1]), _find_fields(part["loc"][:-1]))
+        problem, remedy = (
+            "this field is not known",
+            suggest_name(str(part["loc"][-1]), _find_fields(part["loc"][:-1])),
+        )
     elif part["type"] == "missing":
         problem, remedy = "this field is missing", "Add it"
     return Fault(file=file, where=place, field=field, problem=problem, remedy=remedy)

@@ -1,4 +1,5 @@
-"""Opens the metrics of DeepEval, an extra, for a dataset that asks for them; nothing of it is imported for others."""
+"""Opens the metrics of DeepEval, an extra, for a dataset that asks for them; nothing of it is
+imported for others."""
 
 import os
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
@@ -13,7 +14,9 @@ from ai_agent_service.evaluation.dataset import Case
 from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.metrics import Metric
 
-INSTALL_COMMAND = "make deepeval  (or: pip install --no-deps --require-hashes -r requirements-eval.lock)"
+INSTALL_COMMAND = (
+    "make deepeval  (or: pip install --no-deps --require-hashes -r requirements-eval.lock)"
+)
 
 JUDGED_FIELDS = ("g_eval", "answer_relevancy", "faithfulness", "hallucination", "task_completion")
 DEEPEVAL_FIELDS = (*JUDGED_FIELDS, "tool_correctness")
@@ -25,15 +28,32 @@ def has_expectation(cases: Iterable[Case], fields: Collection[str]) -> bool:
 
 
 def find_judging_faults(cases: Iterable[Case], dataset: str, judge: str | None) -> list[Fault]:
-    """What is missing to judge `cases`, at the first of them that needs it: DeepEval itself, or a judge."""
+    """What is missing to judge `cases`, at the first of them that needs it: DeepEval itself, or a
+    judge."""
     cases = list(cases)
     found = []
     if (needed := _find_first(cases, DEEPEVAL_FIELDS)) is not None and not is_installed():
         problem = "this is measured by DeepEval, which is not installed"
-        found.append(Fault(file=dataset, where=needed[0], field=needed[1], problem=problem, remedy=f"Install it: {INSTALL_COMMAND}"))
+        found.append(
+            Fault(
+                file=dataset,
+                where=needed[0],
+                field=needed[1],
+                problem=problem,
+                remedy=f"Install it: {INSTALL_COMMAND}",
+            )
+        )
     if judge is None and (needed := _find_first(cases, JUDGED_FIELDS)) is not None:
         remedy = "Give one, such as --judge openai:gpt-4.1 or --judge ollama:qwen3"
-        found.append(Fault(file=dataset, where=needed[0], field=needed[1], problem="this takes a judge, and none is given", remedy=remedy))
+        found.append(
+            Fault(
+                file=dataset,
+                where=needed[0],
+                field=needed[1],
+                problem="this takes a judge, and none is given",
+                remedy=remedy,
+            )
+        )
     return found
 
 
@@ -46,17 +66,29 @@ def is_installed() -> bool:
 async def open_judging(
     judge: Judge | None, settings: Settings, environment: Mapping[str, str], folder: Path
 ) -> AsyncGenerator[Metric, None]:
-    """DeepEval's metrics, judged by `judge`; what DeepEval keeps while it runs goes to `folder`. Raises ConfigError.
+    """DeepEval's metrics, judged by `judge`; what DeepEval keeps while it runs goes to `folder`.
+    Raises ConfigError.
 
-    It reads the process's variables whenever it is asked for something, so that they are set for good here.
+    It reads the process's variables whenever it is asked for something, so that they are set for
+    good here.
     """
     is_traced = _prepare(settings, environment, folder)
     try:
-        from ai_agent_service.evaluation.deepeval_metrics import DeepEval, flush_traces  # noqa: PLC0415 - the extra
-    except Exception as error:  # noqa: BLE001 - a variable that DeepEval reads is the likeliest reason
+        # the extra
+        from ai_agent_service.evaluation.deepeval_metrics import DeepEval, flush_traces  # noqa: PLC0415
+    # a variable that DeepEval reads is the likeliest reason
+    except Exception as error:  # noqa: BLE001
         problem = f"DeepEval cannot be loaded ({type(error).__name__}: {error})".replace("\n", " ")
         problem = redact_secrets(problem, find_secrets(environment))
-        raise ConfigError([Fault(file="environment", problem=problem, remedy=f"Correct the variable, or {INSTALL_COMMAND}")]) from None
+        raise ConfigError(
+            [
+                Fault(
+                    file="environment",
+                    problem=problem,
+                    remedy=f"Correct the variable, or {INSTALL_COMMAND}",
+                )
+            ]
+        ) from None
     try:
         yield DeepEval(judge, is_traced=is_traced)
     finally:
@@ -65,16 +97,24 @@ async def open_judging(
 
 
 def _prepare(settings: Settings, environment: Mapping[str, str], folder: Path) -> bool:
-    """Sets the variables by which DeepEval keeps to itself; gives whether traces go to Confident AI.
+    """Sets the variables by which DeepEval keeps to itself; gives whether traces go to Confident
+    AI.
 
-    Source: deepeval/config/settings.py, and tracing/utils.py for the one value that switches its tracing on.
+    Source: deepeval/config/settings.py, and tracing/utils.py for the one value that switches its
+    tracing on.
     """
     key = settings.confident_api_key if settings.confident_tracing_enabled else None
     os.environ.pop("CONFIDENT_API_KEY", None)
     if key is not None:
-        where = {name: environment[name] for name in ("CONFIDENT_BASE_URL", "CONFIDENT_REGION") if name in environment}
+        where = {
+            name: environment[name]
+            for name in ("CONFIDENT_BASE_URL", "CONFIDENT_REGION")
+            if name in environment
+        }
         os.environ.update(where, CONFIDENT_API_KEY=key.get_secret_value())
-    os.environ.pop("DEEPEVAL_TELEMETRY_ENABLED", None)  # an older name of the next one, which would count beside it
+    os.environ.pop(
+        "DEEPEVAL_TELEMETRY_ENABLED", None
+    )  # an older name of the next one, which would count beside it
     os.environ.update(
         DEEPEVAL_TELEMETRY_OPT_OUT="NO" if settings.deepeval_telemetry_opt_out == "NO" else "YES",
         CONFIDENT_TRACING_ENABLED="NO" if key is None else "YES",
@@ -95,5 +135,8 @@ def _find_first(cases: Iterable[Case], fields: Collection[str]) -> tuple[str, st
         for number, turn in enumerate(case.session_turns):
             for name in fields:
                 if getattr(turn.expect, name):
-                    return f"line {case.line}", f"expect.{name}" if case.turns is None else f"turns.{number}.expect.{name}"
+                    return (
+                        f"line {case.line}",
+                        f"expect.{name}" if case.turns is None else f"turns.{number}.expect.{name}",
+                    )
     return None

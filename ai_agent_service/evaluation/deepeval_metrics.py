@@ -1,4 +1,5 @@
-"""The metrics of DeepEval, with a model of ours as the judge. To be imported by `open_judging` alone, which keeps DeepEval to itself."""
+"""The metrics of DeepEval, with a model of ours as the judge. To be imported by `open_judging`
+alone, which keeps DeepEval to itself."""
 
 import logging
 import warnings
@@ -36,7 +37,8 @@ _MAX_GEVAL_SCORE = 10.0
 
 
 class DeepEval:
-    """All that DeepEval measures of an answer. Where `is_traced`, each answer measured is a trace for Confident AI, with its scores."""
+    """All that DeepEval measures of an answer. Where `is_traced`, each answer measured is a trace
+    for Confident AI, with its scores."""
 
     name = "deepeval"
 
@@ -50,12 +52,18 @@ class DeepEval:
         if not measures or not self._is_traced:
             return [await each.check(self._judge) for each in measures]
 
-        @observe(type="agent", name="evaluated answer")  # type: ignore[untyped-decorator]  # it has no types
+        # it has no types
+        @observe(type="agent", name="evaluated answer")  # type: ignore[untyped-decorator]
         async def evaluate_traced() -> list[Check]:
             found = [await each.check(self._judge) for each in measures]
             told = {check.metric: check.score for check in found if not check.not_judged}
             metadata = {**told, "seconds": answer.seconds, "tokens": answer.tokens}
-            update_current_trace(input=answer.input, output=answer.text, metadata=metadata, tools_called=_collect_calls(answer))
+            update_current_trace(
+                input=answer.input,
+                output=answer.text,
+                metadata=metadata,
+                tools_called=_collect_calls(answer),
+            )
             return found
 
         return list(await evaluate_traced())
@@ -64,11 +72,14 @@ class DeepEval:
 async def flush_traces() -> None:
     """Waits until what was traced is sent, FLUSH_SECONDS at most, and tells if it is not."""
     if not await a_flush_traces(FLUSH_SECONDS):
-        logger.error("evaluation.traces_not_sent", extra={"reason": "Confident AI did not take them in time"})
+        logger.error(
+            "evaluation.traces_not_sent", extra={"reason": "Confident AI did not take them in time"}
+        )
 
 
 class _JudgeModel(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has this
-    """The judge as DeepEval asks it for one score, which is not higher than `highest`; `items` is how many verdicts it owes.
+    """The judge as DeepEval asks it for one score, which is not higher than `highest`; `items` is
+    how many verdicts it owes.
 
     DeepEval takes an empty list for a full score, so that a judge may not give one.
     """
@@ -93,8 +104,10 @@ class _JudgeModel(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has 
         """Is for metrics that are measured without an event loop, which none is here."""
         raise NotImplementedError("This judge is asked by a_generate.")
 
-    async def a_generate(self, prompt: str, schema: type[BaseModel]) -> BaseModel:  # type: ignore[override]  # it may be the schema's too
-        """What the judge says, in the form of `schema`; raises JudgementError, which stays in `problem`, for DeepEval may raise another."""
+    # it may be the schema's too
+    async def a_generate(self, prompt: str, schema: type[BaseModel]) -> BaseModel:  # type: ignore[override]
+        """What the judge says, in the form of `schema`; raises JudgementError, which stays in
+        `problem`, for DeepEval may raise another."""
         try:
             if self._judge is None:
                 raise JudgementError("there is no judge")
@@ -121,7 +134,8 @@ class _JudgeModel(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has 
 class _Measure(msgspec.Struct, frozen=True):
     """One score to be found: of `case`, by the metric that `make` makes for a judge.
 
-    `missing` says why there is nothing to measure, so that the score is 0; `highest` and `items` are as for a judge.
+    `missing` says why there is nothing to measure, so that the score is 0; `highest` and `items`
+    are as for a judge.
     """
 
     name: str
@@ -134,7 +148,8 @@ class _Measure(msgspec.Struct, frozen=True):
     items: int | None = None
 
     async def check(self, judge: Judge | None) -> Check:
-        """The score; 0 where there is nothing to measure, and where the judge gave none, which then is told."""
+        """The score; 0 where there is nothing to measure, and where the judge gave none, which then
+        is told."""
         expected = f"{self.expected}, {self.threshold:g} at least"
         if self.missing:
             return Check(self.name, 0.0, expected, self.missing, threshold=self.threshold)
@@ -142,7 +157,9 @@ class _Measure(msgspec.Struct, frozen=True):
         score, came, problem = 0.0, "", ""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # that of 4.x on which end of a score is the good one
+                warnings.simplefilter(
+                    "ignore", DeprecationWarning
+                )  # that of 4.x on which end of a score is the good one
                 metric = self.make(asked)
             score = float(await metric.a_measure(self.case, _show_indicator=False))
             came = f"{score:.2f}: {metric.reason}"
@@ -176,7 +193,9 @@ def _build_measures(expect: Expect, answer: TurnAnswer) -> Iterator[_Measure]:
             "an answer to the question",
             relevancy.threshold,
             _build_test_case(answer),
-            lambda judge: AnswerRelevancyMetric(threshold=relevancy.threshold, model=judge, eval_mode="llm"),
+            lambda judge: AnswerRelevancyMetric(
+                threshold=relevancy.threshold, model=judge, eval_mode="llm"
+            ),
             missing=without_text,
         )
     if (faithfulness := expect.faithfulness) is not None:
@@ -192,7 +211,8 @@ def _build_measures(expect: Expect, answer: TurnAnswer) -> Iterator[_Measure]:
                 eval_mode="llm",
                 penalize_ambiguous_claims=faithfulness.penalize_ambiguous_claims,
             ),
-            missing=without_text or ("" if texts else "no tool told anything that could bear it out"),
+            missing=without_text
+            or ("" if texts else "no tool told anything that could bear it out"),
         )
     if (hallucination := expect.hallucination) is not None:
         texts = hallucination.context or _collect_tool_results(answer)
@@ -201,9 +221,12 @@ def _build_measures(expect: Expect, answer: TurnAnswer) -> Iterator[_Measure]:
             "nothing made up beside the context",
             hallucination.threshold,
             _build_test_case(answer, context=texts),
-            lambda judge: HallucinationMetric(threshold=hallucination.threshold, model=judge, eval_mode="llm"),
+            lambda judge: HallucinationMetric(
+                threshold=hallucination.threshold, model=judge, eval_mode="llm"
+            ),
             items=len(texts),
-            missing=without_text or ("" if texts else "no tool told anything that could bear it out"),
+            missing=without_text
+            or ("" if texts else "no tool told anything that could bear it out"),
         )
     if (completion := expect.task_completion) is not None:
         yield _Measure(
@@ -211,7 +234,9 @@ def _build_measures(expect: Expect, answer: TurnAnswer) -> Iterator[_Measure]:
             f"done: {completion.task}" if completion.task else "what was asked for done",
             completion.threshold,
             _build_test_case(answer, tools_called=True),
-            lambda judge: TaskCompletionMetric(threshold=completion.threshold, task=completion.task, model=judge, eval_mode="llm"),
+            lambda judge: TaskCompletionMetric(
+                threshold=completion.threshold, task=completion.task, model=judge, eval_mode="llm"
+            ),
             missing=without_text,
         )
     if (correctness := expect.tool_correctness) is not None:
@@ -221,7 +246,10 @@ def _build_measures(expect: Expect, answer: TurnAnswer) -> Iterator[_Measure]:
 def _build_g_eval(wanted: dataset.GEval, answer: TurnAnswer, without_text: str) -> _Measure:
     params = [SingleTurnParams(name) for name in wanted.params]
     case = _build_test_case(
-        answer, expected_output=wanted.expected_output, context=wanted.context, tools_called="tools_called" in wanted.params
+        answer,
+        expected_output=wanted.expected_output,
+        context=wanted.context,
+        tools_called="tools_called" in wanted.params,
     )
     return _Measure(
         f"g_eval:{wanted.name}" if wanted.name else "g_eval",
@@ -244,11 +272,15 @@ def _build_g_eval(wanted: dataset.GEval, answer: TurnAnswer, without_text: str) 
 def _build_tool_correctness(wanted: dataset.ToolCorrectness, answer: TurnAnswer) -> _Measure:
     with_arguments = any(call.arguments is not None for call in wanted.expected_tools)
     case = _build_test_case(answer, tools_called=True)
-    case.expected_tools = [ToolCall(name=call.name, input_parameters=call.arguments or {}) for call in wanted.expected_tools]
+    case.expected_tools = [
+        ToolCall(name=call.name, input_parameters=call.arguments or {})
+        for call in wanted.expected_tools
+    ]
     names = ", ".join(call.name for call in wanted.expected_tools) or "no tool"
     return _Measure(
         "tool_correctness",
-        f"{names}{' in this order' if wanted.should_consider_ordering else ''}{' and no other' if wanted.should_exact_match else ''}",
+        f"{names}{' in this order' if wanted.should_consider_ordering else ''}"
+        f"{' and no other' if wanted.should_exact_match else ''}",
         wanted.threshold,
         case,
         lambda judge: ToolCorrectnessMetric(
@@ -283,11 +315,17 @@ def _build_test_case(
 def _collect_calls(answer: TurnAnswer) -> list[ToolCall]:
     """The calls of the turn, each with its number: DeepEval takes two that are the same for one."""
     return [
-        ToolCall(name=tool.name, input_parameters=tool.arguments or {}, output={"call": number, "result": tool.content})
+        ToolCall(
+            name=tool.name,
+            input_parameters=tool.arguments or {},
+            output={"call": number, "result": tool.content},
+        )
         for number, tool in enumerate(answer.tools, 1)
     ]
 
 
 def _collect_tool_results(answer: TurnAnswer) -> tuple[str, ...]:
     """What tools told in the turn."""
-    return tuple(tool.content for tool in answer.tools if tool.outcome != "refused" and tool.content)
+    return tuple(
+        tool.content for tool in answer.tools if tool.outcome != "refused" and tool.content
+    )

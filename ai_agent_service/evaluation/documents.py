@@ -26,7 +26,8 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 def read_documents(paths: Iterable[Path]) -> tuple[list[Piece], list[Path]]:
-    """What is in the files of `paths` and of the folders among them, and which files of folders are left out.
+    """What is in the files of `paths` and of the folders among them, and which files of folders are
+    left out.
 
     Raises ConfigError with all files that cannot be used, and folders without one that can.
     """
@@ -42,7 +43,11 @@ def read_documents(paths: Iterable[Path]) -> tuple[list[Piece], list[Path]]:
         left_out += [file for file in inside if file.suffix.lower() not in SUFFIXES]
         if not usable:
             faults.append(
-                Fault(file=str(path), problem=f"there is no file in it whose name ends with {_format_suffixes()}", remedy="Name another")
+                Fault(
+                    file=str(path),
+                    problem=f"there is no file in it whose name ends with {_format_suffixes()}",
+                    remedy="Name another",
+                )
             )
         for file in usable:
             files.setdefault(file, False)
@@ -59,18 +64,27 @@ def read_documents(paths: Iterable[Path]) -> tuple[list[Piece], list[Path]]:
         elif text.strip():
             pieces += (Piece(str(file), part) for part in split_text(text))
         elif is_named:
-            faults.append(Fault(file=str(file), problem="there is nothing in it", remedy="Name another"))
+            faults.append(
+                Fault(file=str(file), problem="there is nothing in it", remedy="Name another")
+            )
         else:
             left_out.append(file)
     if not pieces and not faults:
-        faults.append(Fault(file=", ".join(map(str, left_out)), problem="there is nothing in any of them", remedy="Name others"))
+        faults.append(
+            Fault(
+                file=", ".join(map(str, left_out)),
+                problem="there is nothing in any of them",
+                remedy="Name others",
+            )
+        )
     if faults:
         raise ConfigError(faults)
     return pieces, left_out
 
 
 def split_text(text: str, limit: int = MAX_PIECE_CHARACTERS) -> list[str]:
-    """`text` in parts of at most `limit` characters, cut before headings and between paragraphs where that is possible."""
+    """`text` in parts of at most `limit` characters, cut before headings and between paragraphs
+    where that is possible."""
     parts: list[str] = []
     for block in _BREAK.split(text.replace("\r\n", "\n")):
         for start in range(0, len(block), limit):
@@ -83,7 +97,8 @@ def split_text(text: str, limit: int = MAX_PIECE_CHARACTERS) -> list[str]:
 
 
 def allocate_cases(pieces: Sequence[Piece], count: int) -> list[tuple[Piece, int]]:
-    """How many of `count` cases are to come from each piece, by their lengths; of too many pieces those at even distances."""
+    """How many of `count` cases are to come from each piece, by their lengths; of too many pieces
+    those at even distances."""
     if len(pieces) >= count:
         return [(pieces[number * len(pieces) // count], 1) for number in range(count)]
     total = sum(len(piece.text) for piece in pieces)

@@ -36,10 +36,11 @@ class JudgementError(Exception):
 
 
 class Judge:
-    """A model that judges; each of its answers takes `timeout` seconds at most, and no more than `parallel` are awaited at once.
+    """A model that judges; each of its answers takes `timeout` seconds at most, and no more than
+    `parallel` are awaited at once.
 
-    It is asked for the form as OpenAI's `response_format`, and at temperature 0. A model that refuses either is asked without from then
-    on, and so is told of the form in words alone.
+    It is asked for the form as OpenAI's `response_format`, and at temperature 0. A model that
+    refuses either is asked without from then on, and so is told of the form in words alone.
     """
 
     def __init__(self, model: Model, timeout: float, parallel: int) -> None:
@@ -48,8 +49,15 @@ class Judge:
         self._free = asyncio.Semaphore(parallel)
         self._refused = 0
 
-    async def ask(self, prompt: str, form: type[Form], fault: Callable[[Form], str | None], usages: list[Usage | None]) -> Form:
-        """What it says to `prompt`, which has `form` and no `fault`; what each answer took is added to `usages`. Raises JudgementError."""
+    async def ask(
+        self,
+        prompt: str,
+        form: type[Form],
+        fault: Callable[[Form], str | None],
+        usages: list[Usage | None],
+    ) -> Form:
+        """What it says to `prompt`, which has `form` and no `fault`; what each answer took is added
+        to `usages`. Raises JudgementError."""
         messages = [Message(role="user", content=prompt)]
         problem = ""
         for _ in range(ATTEMPTS):
@@ -61,41 +69,66 @@ class Judge:
                     return found
                 problem = told
             again = (
-                f"That cannot be used: {problem}. Answer with one JSON object by this JSON Schema, and nothing else:\n"
-                f"{_format_schema(form)}"
+                f"That cannot be used: {problem}. Answer with one JSON object by this JSON Schema,"
+                f" and nothing else:\n{_format_schema(form)}"
             )
             messages = [
                 Message(role="user", content=prompt),
                 Message(role="assistant", content=text[:MAX_REPEATED] or "{}"),
                 Message(role="user", content=again),
             ]
-        raise JudgementError(f"the judge gave no answer that can be used, {ATTEMPTS} times; the last time {problem}")
+        raise JudgementError(
+            f"the judge gave no answer that can be used, {ATTEMPTS} times; the last time {problem}"
+        )
 
-    async def _request_answer(self, messages: list[Message], form: type[BaseModel], usages: list[Usage | None]) -> str:
-        schema = {"name": form.__name__, "strict": True, "schema": to_strict_schema(form.model_json_schema())}
+    async def _request_answer(
+        self, messages: list[Message], form: type[BaseModel], usages: list[Usage | None]
+    ) -> str:
+        schema = {
+            "name": form.__name__,
+            "strict": True,
+            "schema": to_strict_schema(form.model_json_schema()),
+        }
         asked = {"type": "json_schema", "json_schema": schema}
-        choices: tuple[Mapping[str, Any], ...] = ({"temperature": 0, "response_format": asked}, {"response_format": asked}, {})
+        choices: tuple[Mapping[str, Any], ...] = (
+            {"temperature": 0, "response_format": asked},
+            {"response_format": asked},
+            {},
+        )
         for number in range(self._refused, len(choices)):
             try:
                 async with self._free:
                     text = await self._stream_answer(messages, choices[number], usages)
             except ServiceError as error:
-                may_be_settings = isinstance(error, InvalidRequestError) and not isinstance(error, ContextTooLongError)
+                may_be_settings = isinstance(error, InvalidRequestError) and not isinstance(
+                    error, ContextTooLongError
+                )
                 if not may_be_settings or number == len(choices) - 1:
-                    raise JudgementError(f"the judge cannot be asked ({error.code}): {error.message}") from None
+                    raise JudgementError(
+                        f"the judge cannot be asked ({error.code}): {error.message}"
+                    ) from None
             except TimeoutError:
-                raise JudgementError(f"the judge cannot be asked: it took longer than {self._timeout:g} s") from None
+                raise JudgementError(
+                    f"the judge cannot be asked: it took longer than {self._timeout:g} s"
+                ) from None
             else:
                 self._refused = max(self._refused, number)
                 return text
         raise AssertionError("the last of the choices ends this")
 
-    async def _stream_answer(self, messages: list[Message], settings: Mapping[str, Any], usages: list[Usage | None]) -> str:
+    async def _stream_answer(
+        self, messages: list[Message], settings: Mapping[str, Any], usages: list[Usage | None]
+    ) -> str:
         deadline = time.monotonic() + self._timeout
-        request = ModelRequest(model=self.model.name, messages=tuple(messages), settings=settings, deadline=deadline)
+        request = ModelRequest(
+            model=self.model.name, messages=tuple(messages), settings=settings, deadline=deadline
+        )
         pieces: list[str] = []
         left = MAX_ANSWER
-        async with asyncio.timeout(self._timeout + TIMEOUT_GRACE_SECONDS), aclosing(self.model.provider.stream(request)) as events:
+        async with (
+            asyncio.timeout(self._timeout + TIMEOUT_GRACE_SECONDS),
+            aclosing(self.model.provider.stream(request)) as events,
+        ):
             async for event in events:
                 match event:
                     case TextDelta(text=text) | RefusalDelta(text=text):
@@ -111,7 +144,8 @@ class Judge:
 
 
 def to_strict_schema(schema: Any) -> Any:
-    """`schema` as OpenAI's structured outputs take one: every property is required, and there are no others.
+    """`schema` as OpenAI's structured outputs take one: every property is required, and there are
+    no others.
 
     Source: https://platform.openai.com/docs/guides/structured-outputs, "Supported schemas".
     """
@@ -122,7 +156,9 @@ def to_strict_schema(schema: Any) -> Any:
     found = {name: to_strict_schema(value) for name, value in schema.items() if name != "default"}
     properties = schema.get("properties")
     if schema.get("type") == "object" and isinstance(properties, dict):
-        kept = {name: to_strict_schema(value) for name, value in properties.items()}  # one may be called `default`
+        kept = {
+            name: to_strict_schema(value) for name, value in properties.items()
+        }  # one may be called `default`
         found |= {"properties": kept, "required": list(properties), "additionalProperties": False}
     return found
 
@@ -135,8 +171,17 @@ def _read(text: str, form: type[Form]) -> tuple[Form | None, str]:
     if len(text) > MAX_ANSWER:
         return None, f"it is longer than {MAX_ANSWER:,} characters"
     lines = text.split("\n")
-    start = next((number for number, line in enumerate(lines) if line.lstrip().startswith("{")), None)
-    end = next((number for number in range(len(lines) - 1, -1, -1) if lines[number].rstrip().endswith("}")), None)
+    start = next(
+        (number for number, line in enumerate(lines) if line.lstrip().startswith("{")), None
+    )
+    end = next(
+        (
+            number
+            for number in range(len(lines) - 1, -1, -1)
+            if lines[number].rstrip().endswith("}")
+        ),
+        None,
+    )
     if start is None or end is None or end < start:
         return None, "it has no JSON object on lines of its own"
     try:

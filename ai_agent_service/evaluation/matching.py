@@ -1,4 +1,5 @@
-"""Compares arguments of a call with what is expected of them: exact values, or objects that are matchers."""
+"""Compares arguments of a call with what is expected of them: exact values, or objects that are
+matchers."""
 
 import re
 from typing import Any
@@ -9,7 +10,8 @@ _MATCHERS = ({"regex"}, {"contains"}, {"any"}, {"equals"}, {"number", "tolerance
 
 
 def is_matcher(expected: object) -> bool:
-    """Whether `expected` says how to compare; `{"equals": ...}` has an object that looks like that taken as it is."""
+    """Whether `expected` says how to compare; `{"equals": ...}` has an object that looks like that
+    taken as it is."""
     return isinstance(expected, dict) and expected.keys() in _MATCHERS
 
 
@@ -20,7 +22,9 @@ def find_matcher_fault(expected: object) -> str | None:
     if not isinstance(expected, dict):
         return None
     if not is_matcher(expected):
-        return next((problem for item in expected.values() if (problem := find_matcher_fault(item))), None)
+        return next(
+            (problem for item in expected.values() if (problem := find_matcher_fault(item))), None
+        )
     match expected:
         case {"regex": str(pattern)}:
             try:
@@ -31,7 +35,9 @@ def find_matcher_fault(expected: object) -> str | None:
             return "regex and contains take a text"
         case {"any": value} if value is not True:
             return "any takes true"
-        case {"number": number, "tolerance": tolerance} if not (_is_number(number) and _is_number(tolerance) and tolerance >= 0):
+        case {"number": number, "tolerance": tolerance} if not (
+            _is_number(number) and _is_number(tolerance) and tolerance >= 0
+        ):
             return "number and tolerance take numbers, tolerance one from 0"
         case _:
             pass
@@ -39,7 +45,8 @@ def find_matcher_fault(expected: object) -> str | None:
 
 
 def matches(expected: Any, value: Any) -> bool:
-    """Whether `value` is as expected. Of objects within, every field counts; what is no text is searched as JSON shows it."""
+    """Whether `value` is as expected. Of objects within, every field counts; what is no text is
+    searched as JSON shows it."""
     if is_matcher(expected):
         match expected:
             case {"regex": pattern}:
@@ -55,7 +62,9 @@ def matches(expected: Any, value: Any) -> bool:
             case _:
                 pass
     if isinstance(expected, dict) and isinstance(value, dict):
-        return expected.keys() == value.keys() and all(matches(expected[name], value[name]) for name in expected)
+        return expected.keys() == value.keys() and all(
+            matches(expected[name], value[name]) for name in expected
+        )
     if isinstance(expected, list) and isinstance(value, list):
         return len(expected) == len(value) and all(map(matches, expected, value))
     return _is_equal(expected, value)

@@ -17,13 +17,15 @@ MAX_TEXT_CHARACTERS = 300
 _FENCE = re.compile(r"^```\w*\n(.*)\n```$", re.DOTALL)
 _REFUSAL = re.compile(
     r"\b(?:I(?:'m| am)? (?:sorry|afraid)\b.{0,40}\b(?:can't|cannot|can not|unable|won't)"
-    r"|I (?:can't|cannot|can not|won't|will not|must decline)|I(?:'m| am) (?:unable|not able|not allowed))\b",
+    r"|I (?:can't|cannot|can not|won't|will not|must decline)|I(?:'m| am) (?:unable|not able|not"
+    r" allowed))\b",
     re.IGNORECASE | re.DOTALL,
 )
 
 
 class Metric(Protocol):
-    """Something that judges one answer by what is expected of it. A metric that nothing is expected of gives no checks."""
+    """Something that judges one answer by what is expected of it. A metric that nothing is expected
+    of gives no checks."""
 
     @property
     def name(self) -> str: ...
@@ -34,14 +36,18 @@ class Metric(Protocol):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """A metric that needs nobody's judgement: a function of the expectation and the answer gives (is met, expected, came) for each."""
+    """A metric that needs nobody's judgement: a function of the expectation and the answer gives
+    (is met, expected, came) for each."""
 
     name: str
     judge: Callable[[Expect, TurnAnswer], Iterable[tuple[bool, str, str]]]
 
     async def evaluate(self, expect: Expect, answer: TurnAnswer) -> list[Check]:
         """See Metric."""
-        return [Check(self.name, float(met), expected, truncate_text(came)) for met, expected, came in self.judge(expect, answer)]
+        return [
+            Check(self.name, float(met), expected, truncate_text(came))
+            for met, expected, came in self.judge(expect, answer)
+        ]
 
 
 def truncate_text(text: str) -> str:
@@ -69,7 +75,11 @@ def _judge_not_contains(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
 
 def _judge_regex(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     if expect.regex is not None:
-        yield re.search(expect.regex, answer.text) is not None, f"matching {expect.regex!r}", repr(answer.text)
+        yield (
+            re.search(expect.regex, answer.text) is not None,
+            f"matching {expect.regex!r}",
+            repr(answer.text),
+        )
 
 
 def _judge_json_schema(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
@@ -97,7 +107,15 @@ def _judge_tools(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
         found = next((tool for tool in left if _is_call(wanted, tool)), None)
         if found is not None:
             left.remove(found)
-        yield found is not None, f"{wanted.name} with {_format_arguments(wanted.arguments)}" if wanted.arguments else wanted.name, used
+        yield (
+            found is not None,
+            (
+                f"{wanted.name} with {_format_arguments(wanted.arguments)}"
+                if wanted.arguments
+                else wanted.name
+            ),
+            used,
+        )
     if expect.tools_in_order and len(expect.tools) > 1:
         rest = iter(answer.tools)
         in_order = all(any(_is_call(wanted, tool) for tool in rest) for wanted in expect.tools)
@@ -110,12 +128,21 @@ def _judge_forbidden_tools(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
         yield not came, f"no {name}", ", ".join(came) or "none"
 
 
-def _build_limit_rule(name: str, unit: str, limit: Callable[[Expect], float | None], took: Callable[[TurnAnswer], float | None]) -> Rule:
+def _build_limit_rule(
+    name: str,
+    unit: str,
+    limit: Callable[[Expect], float | None],
+    took: Callable[[TurnAnswer], float | None],
+) -> Rule:
     def judge(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
         most, came = limit(expect), took(answer)
         if most is not None:
             is_met = came is not None and came <= most
-            yield is_met, f"{most:g} {unit} at most", "not told by the provider" if came is None else f"{came:.6g} {unit}"
+            yield (
+                is_met,
+                f"{most:g} {unit} at most",
+                "not told by the provider" if came is None else f"{came:.6g} {unit}",
+            )
 
     return Rule(name, judge)
 
@@ -123,7 +150,11 @@ def _build_limit_rule(name: str, unit: str, limit: Callable[[Expect], float | No
 def _judge_refusal(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
     if expect.refusal is not None:
         refused = answer.refused or _REFUSAL.search(answer.text) is not None
-        yield refused == expect.refusal, "a refusal" if expect.refusal else "no refusal", repr(answer.text)
+        yield (
+            refused == expect.refusal,
+            "a refusal" if expect.refusal else "no refusal",
+            repr(answer.text),
+        )
 
 
 def _judge_recalls(expect: Expect, answer: TurnAnswer) -> RuleOutcomes:
@@ -139,10 +170,18 @@ METRICS: tuple[Metric, ...] = (
     Rule("json_schema", _judge_json_schema),
     Rule("tools", _judge_tools),
     Rule("forbidden_tools", _judge_forbidden_tools),
-    _build_limit_rule("max_steps", "steps", lambda expect: expect.max_steps, lambda answer: answer.steps),
-    _build_limit_rule("max_seconds", "seconds", lambda expect: expect.max_seconds, lambda answer: answer.seconds),
-    _build_limit_rule("max_tokens", "tokens", lambda expect: expect.max_tokens, lambda answer: answer.tokens),
-    _build_limit_rule("max_cost", "dollars", lambda expect: expect.max_cost, lambda answer: answer.cost),
+    _build_limit_rule(
+        "max_steps", "steps", lambda expect: expect.max_steps, lambda answer: answer.steps
+    ),
+    _build_limit_rule(
+        "max_seconds", "seconds", lambda expect: expect.max_seconds, lambda answer: answer.seconds
+    ),
+    _build_limit_rule(
+        "max_tokens", "tokens", lambda expect: expect.max_tokens, lambda answer: answer.tokens
+    ),
+    _build_limit_rule(
+        "max_cost", "dollars", lambda expect: expect.max_cost, lambda answer: answer.cost
+    ),
     Rule("refusal", _judge_refusal),
     Rule("recalls", _judge_recalls),
 )
@@ -150,7 +189,10 @@ METRICS: tuple[Metric, ...] = (
 
 def _is_call(wanted: ExpectedTool, tool: UsedTool) -> bool:
     given = tool.arguments or {}
-    return tool.name == wanted.name and all(name in given and matches(matcher, given[name]) for name, matcher in wanted.arguments.items())
+    return tool.name == wanted.name and all(
+        name in given and matches(matcher, given[name])
+        for name, matcher in wanted.arguments.items()
+    )
 
 
 def _describe_call(tool: UsedTool) -> str:

@@ -10,7 +10,8 @@ from ai_agent_service.runtime.service import Service
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A model, and the provider that answers for it, with nothing around it: it has retries of its own and no breaker."""
+    """A model, and the provider that answers for it, with nothing around it: it has retries of its
+    own and no breaker."""
 
     provider: Provider
     name: str
@@ -22,21 +23,30 @@ class Model(msgspec.Struct, frozen=True):
 
 
 async def find_model(service: Service, written: str, option: str) -> Model:
-    """What `written` names, `PROVIDER:MODEL` or `PROVIDER` for its default model; raises ConfigError, which names the `option`."""
+    """What `written` names, `PROVIDER:MODEL` or `PROVIDER` for its default model; raises
+    ConfigError, which names the `option`."""
     given, _, model = written.partition(":")
     name = service.auto_provider if given == AUTO else PROVIDER_ALIASES.get(given, given)
     provider = service.all_providers.get(name)
     if provider is None:
-        raise _build_error(option, f"{given!r} is not a provider", suggest_name(given, [*service.all_providers, *PROVIDER_ALIASES, AUTO]))
+        raise _build_error(
+            option,
+            f"{given!r} is not a provider",
+            suggest_name(given, [*service.all_providers, *PROVIDER_ALIASES, AUTO]),
+        )
     if provider.missing:
         raise _build_error(
-            option, f"{name} cannot be asked without {' and '.join(provider.missing)}", "Set it in the environment or in .env"
+            option,
+            f"{name} cannot be asked without {' and '.join(provider.missing)}",
+            "Set it in the environment or in .env",
         )
     if not model:
         try:
             model = await provider.default_model()
         except UpstreamError as error:
-            raise _build_error(option, error.message.rstrip("."), f"Name a model: {given}:MODEL") from None
+            raise _build_error(
+                option, error.message.rstrip("."), f"Name a model: {given}:MODEL"
+            ) from None
     return Model(provider, model)
 
 

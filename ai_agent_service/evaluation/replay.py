@@ -11,7 +11,8 @@ from ai_agent_service.tools.toolset import Toolset, parse_arguments
 
 
 class Replay:
-    """The recorded results of one attempt at a case, and `notes` of the calls for which there was none."""
+    """The recorded results of one attempt at a case, and `notes` of the calls for which there was
+    none."""
 
     def __init__(self, results: tuple[RecordedResult, ...]) -> None:
         self._results = results
@@ -19,7 +20,8 @@ class Replay:
         self.notes: list[str] = []
 
     def take(self, call: ToolCall) -> RecordedResult | None:
-        """The next result for the call's arguments, else the next that is for any; one for the same arguments stands when all are used."""
+        """The next result for the call's arguments, else the next that is for any; one for the same
+        arguments stands when all are used."""
         try:
             arguments = {"equals": parse_arguments(call.arguments)}
         except ToolError:
@@ -28,10 +30,14 @@ class Replay:
         same = [
             number
             for number in named
-            if self._results[number].arguments is not None and matches(arguments, self._results[number].arguments)
+            if self._results[number].arguments is not None
+            and matches(arguments, self._results[number].arguments)
         ]
         any_ = [number for number in named if self._results[number].arguments is None]
-        chosen = next((number for number in (*same, *any_) if number not in self._used), same[-1] if same else None)
+        chosen = next(
+            (number for number in (*same, *any_) if number not in self._used),
+            same[-1] if same else None,
+        )
         if chosen is None:
             return None
         self._used.add(chosen)
@@ -39,11 +45,13 @@ class Replay:
 
 
 class Replays(dict[str, Replay]):
-    """The replays under way, by the user whose run it is: each attempt at a case has a user of its own."""
+    """The replays under way, by the user whose run it is: each attempt at a case has a user of its
+    own."""
 
 
 class ReplayToolset(Toolset):
-    """A Toolset that answers from the replay of the run, if there is one, and runs the tool if there is none."""
+    """A Toolset that answers from the replay of the run, if there is one, and runs the tool if
+    there is none."""
 
     def __init__(self, replays: Replays, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,7 +65,18 @@ class ReplayToolset(Toolset):
         found = replay.take(call)
         if found is not None:
             outcome: ToolOutcome = "error" if found.is_error else "success"
-            return ToolResult(call_id=call.id, name=call.name, content=found.content, is_error=found.is_error, outcome=outcome)
+            return ToolResult(
+                call_id=call.id,
+                name=call.name,
+                content=found.content,
+                is_error=found.is_error,
+                outcome=outcome,
+            )
         replay.notes.append(f"no recorded result for {call.name} with {call.arguments or '{}'}")
-        content = f"Error: this is a replay, and there is no recorded result of {call.name!r} for these arguments."
-        return ToolResult(call_id=call.id, name=call.name, content=content, is_error=True, outcome="refused")
+        content = (
+            f"Error: this is a replay, and there is no recorded result of {call.name!r} for these"
+            " arguments."
+        )
+        return ToolResult(
+            call_id=call.id, name=call.name, content=content, is_error=True, outcome="refused"
+        )

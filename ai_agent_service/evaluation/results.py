@@ -10,7 +10,8 @@ EPSILON = 1e-9
 
 
 class UsedTool(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A call that was made, and what the model was told of it; `arguments` is None where the model wrote no JSON object.
+    """A call that was made, and what the model was told of it; `arguments` is None where the model
+    wrote no JSON object.
 
     `seconds` is its wall time, 0 where it was replayed.
     """
@@ -24,7 +25,8 @@ class UsedTool(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TurnAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What came of one turn. `error` is the code of what broke it, `problem` its message; `tokens` and `cost` are None where untold."""
+    """What came of one turn. `error` is the code of what broke it, `problem` its message; `tokens`
+    and `cost` are None where untold."""
 
     input: str
     text: str = ""
@@ -40,9 +42,11 @@ class TurnAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Check(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One expectation: how far it was met, from 0 to 1; what was expected, and what came. `turn` counts from 1.
+    """One expectation: how far it was met, from 0 to 1; what was expected, and what came. `turn`
+    counts from 1.
 
-    `not_judged` says why a judge gave no score, which then is 0; `tokens` and `cost`, in US dollars, are what the judge took.
+    `not_judged` says why a judge gave no score, which then is 0; `tokens` and `cost`, in US
+    dollars, are what the judge took.
     """
 
     metric: str
@@ -118,7 +122,8 @@ class RunAgent(msgspec.Struct, frozen=True):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """How a dataset is run. `agent` is that of cases that name none, `model` replaces the agents' own, `judge` is `PROVIDER:MODEL`."""
+    """How a dataset is run. `agent` is that of cases that name none, `model` replaces the agents'
+    own, `judge` is `PROVIDER:MODEL`."""
 
     agent: str | None = None
     model: str | None = None
@@ -128,7 +133,8 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a run as a whole; `finished` and what follows it once it has come to its end. Times are ISO 8601 in UTC."""
+    """What is known of a run as a whole; `finished` and what follows it once it has come to its
+    end. Times are ISO 8601 in UTC."""
 
     dataset: str
     started: str

@@ -17,7 +17,8 @@ MAX_NAME = 60
 
 
 class EvaluationRun:
-    """The folder of one run: `dataset.jsonl`, `results.jsonl`, to which each result is added as it comes, `summary.json`, `report.html`."""
+    """The folder of one run: `dataset.jsonl`, `results.jsonl`, to which each result is added as it
+    comes, `summary.json`, `report.html`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,9 +31,16 @@ class EvaluationRun:
         return self.folder.name
 
     @classmethod
-    def begin(cls, output: Path, dataset: Path, cases: Iterable[Case], summary: Summary) -> "EvaluationRun":
+    def begin(
+        cls, output: Path, dataset: Path, cases: Iterable[Case], summary: Summary
+    ) -> "EvaluationRun":
         """A new run below `output`; raises ConfigError if nothing can be written there."""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.name.removesuffix(".jsonl"))[:MAX_NAME].strip("-.") or "run"
+        name = (
+            re.sub(r"[^A-Za-z0-9._-]+", "-", dataset.name.removesuffix(".jsonl"))[:MAX_NAME].strip(
+                "-."
+            )
+            or "run"
+        )
         stem = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{name}"
         number = 1
         while True:
@@ -59,7 +67,9 @@ class EvaluationRun:
             return msgspec.json.decode(path.read_bytes(), type=Summary)
         except (OSError, msgspec.DecodeError) as error:
             problem = f"it is no summary of a run ({error})"
-            raise ConfigError([Fault(file=str(path), problem=problem, remedy="Name a folder that eval run made")]) from None
+            raise ConfigError(
+                [Fault(file=str(path), problem=problem, remedy="Name a folder that eval run made")]
+            ) from None
 
     def write_summary(self, summary: Summary) -> None:
         """Replaces summary.json."""
@@ -72,7 +82,8 @@ class EvaluationRun:
         return {case["id"]: case for case in map(json.loads, lines)}
 
     def read_results(self) -> list[Result]:
-        """The results that there are, in the dataset's order; one that was cut off as the process was killed is left out.
+        """The results that there are, in the dataset's order; one that was cut off as the process
+        was killed is left out.
 
         Raises ConfigError for what is no result.
         """
@@ -83,10 +94,17 @@ class EvaluationRun:
             try:
                 found.append(msgspec.json.decode(line, type=Result))
             except msgspec.DecodeError as error:
-                fault = Fault(file=str(path), where=f"line {number}", problem=f"this is no result ({error})", remedy="Take the line out")
+                fault = Fault(
+                    file=str(path),
+                    where=f"line {number}",
+                    problem=f"this is no result ({error})",
+                    remedy="Take the line out",
+                )
                 raise ConfigError([fault]) from None
         places = {name: place for place, name in enumerate(self.read_cases())}
-        return sorted(found, key=lambda result: (places.get(result.id, len(places)), result.attempt))
+        return sorted(
+            found, key=lambda result: (places.get(result.id, len(places)), result.attempt)
+        )
 
     def add(self, result: Result) -> None:
         """Writes `result` at once, so that nothing is lost when the run is stopped."""
@@ -94,16 +112,20 @@ class EvaluationRun:
             file.write(msgspec.json.encode(result) + b"\n")
 
     def restore(self) -> list[Result]:
-        """As `results`, and takes out of the file what is to be done again: a result that was cut off, and those not judged."""
+        """As `results`, and takes out of the file what is to be done again: a result that was cut
+        off, and those not judged."""
         found = [result for result in self.read_results() if not result.not_judged]
-        kept = self.folder / "results.jsonl.kept"  # so that nothing is lost if the process is killed here
+        kept = (
+            self.folder / "results.jsonl.kept"
+        )  # so that nothing is lost if the process is killed here
         kept.write_bytes(b"".join(msgspec.json.encode(result) + b"\n" for result in found))
         kept.replace(self.folder / "results.jsonl")
         return found
 
 
 def find_run(output: Path, name: str | None) -> EvaluationRun | None:
-    """The run called `name` - a folder of `output`, how its name begins if no other does so, or a path -, or the newest one."""
+    """The run called `name` - a folder of `output`, how its name begins if no other does so, or a
+    path -, or the newest one."""
     if name and (Path(name) / "summary.json").exists():
         return EvaluationRun(Path(name).resolve())
     folders = sorted(path.parent for path in output.glob("*/summary.json"))
@@ -116,14 +138,27 @@ def find_run(output: Path, name: str | None) -> EvaluationRun | None:
 
 def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
     """Writes `values` as JSON Lines."""
-    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8"
+    )
 
 
 def build_recorded_case(case: Case, result: Result) -> dict[str, Any]:
-    """`case` as written, with the results that its tools gave in `result`; calls that were not carried out are left out."""
-    used = (tool for answer in result.answers for tool in answer.tools if tool.outcome != "refused" and tool.arguments is not None)
+    """`case` as written, with the results that its tools gave in `result`; calls that were not
+    carried out are left out."""
+    used = (
+        tool
+        for answer in result.answers
+        for tool in answer.tools
+        if tool.outcome != "refused" and tool.arguments is not None
+    )
     results = [
-        {"name": tool.name, "arguments": tool.arguments, "content": tool.content, **({"is_error": True} if tool.is_error else {})}
+        {
+            "name": tool.name,
+            "arguments": tool.arguments,
+            "content": tool.content,
+            **({"is_error": True} if tool.is_error else {}),
+        }
         for tool in used
     ]
     return {**case.written, "tool_results": results}
@@ -131,4 +166,13 @@ def build_recorded_case(case: Case, result: Result) -> dict[str, Any]:
 
 def _build_unwritable_error(output: Path, why: str) -> ConfigError:
     problem = f"{output} cannot be written ({why})"
-    return ConfigError([Fault(file="environment", field="EVALUATION_OUTPUT_DIR", problem=problem, remedy="Name a folder that can be made")])
+    return ConfigError(
+        [
+            Fault(
+                file="environment",
+                field="EVALUATION_OUTPUT_DIR",
+                problem=problem,
+                remedy="Name a folder that can be made",
+            )
+        ]
+    )

@@ -29,7 +29,14 @@ from ai_agent_service.core.messages import Message, ToolCall, ToolResult
 from ai_agent_service.evaluation.dataset import Case
 from ai_agent_service.evaluation.metrics import METRICS, Metric
 from ai_agent_service.evaluation.replay import Replay, Replays
-from ai_agent_service.evaluation.results import Check, Options, Result, Summary, TurnAnswer, UsedTool
+from ai_agent_service.evaluation.results import (
+    Check,
+    Options,
+    Result,
+    Summary,
+    TurnAnswer,
+    UsedTool,
+)
 from ai_agent_service.evaluation.scoring import compute_score, score_attempts, score_metrics
 from ai_agent_service.runtime.service import Service
 
@@ -40,16 +47,26 @@ TIMEOUT_GRACE_SECONDS = 1.0
 
 
 class Runner:
-    """Gives each attempt at a case a user and a session of its own, so that none remembers what another was told."""
+    """Gives each attempt at a case a user and a session of its own, so that none remembers what
+    another was told."""
 
-    def __init__(self, service: Service, replays: Replays, options: Options, metrics: Sequence[Metric] = METRICS) -> None:
+    def __init__(
+        self,
+        service: Service,
+        replays: Replays,
+        options: Options,
+        metrics: Sequence[Metric] = METRICS,
+    ) -> None:
         self._service = service
         self._replays = replays
         self._options = options
         self._metrics = metrics
 
-    async def run(self, wanted: Iterable[tuple[Case, int]], parallel: int, done: Callable[[Result], None]) -> None:
-        """Makes each attempt of `wanted`, `parallel` at once, and gives its result to `done` as soon as it is there."""
+    async def run(
+        self, wanted: Iterable[tuple[Case, int]], parallel: int, done: Callable[[Result], None]
+    ) -> None:
+        """Makes each attempt of `wanted`, `parallel` at once, and gives its result to `done` as
+        soon as it is there."""
         waiting = iter(wanted)
 
         async def work() -> None:
@@ -61,11 +78,14 @@ class Runner:
                 group.create_task(work())
 
     async def run_attempt(self, case: Case, attempt: int) -> Result:
-        """Holds the case's conversation and judges each answer; the first turn that breaks ends it, and the case has failed."""
+        """Holds the case's conversation and judges each answer; the first turn that breaks ends it,
+        and the case has failed."""
         assert case.agent is not None
         agent = self._service.catalog.get(case.agent)
         user = session = generate_id("evaluation_")
-        replay = None if case.tool_results is None or self._options.record else Replay(case.tool_results)
+        replay = (
+            None if case.tool_results is None or self._options.record else Replay(case.tool_results)
+        )
         if replay is not None:
             self._replays[user] = replay
         answers: list[TurnAnswer] = []
@@ -88,7 +108,9 @@ class Runner:
         finally:
             self._replays.pop(user, None)
         broken = answers[-1].error is not None
-        score = 0.0 if broken else statistics.fmean(check.score for check in checks) if checks else 1.0
+        score = (
+            0.0 if broken else statistics.fmean(check.score for check in checks) if checks else 1.0
+        )
         return Result(
             id=case.id,
             agent=case.agent,
@@ -100,12 +122,24 @@ class Runner:
             answers=tuple(answers),
         )
 
-    async def _run_turn(self, agent: BaseAgent, user: str, session: str, asked: str, said: tuple[Message, ...]) -> TurnAnswer:
+    async def _run_turn(
+        self, agent: BaseAgent, user: str, session: str, asked: str, said: tuple[Message, ...]
+    ) -> TurnAnswer:
         """What comes of one turn, whatever it is."""
-        context = self._service.create_context(agent.agent_id, Principal(LOCAL), user=user, session=session, agent_version=agent.version)
+        context = self._service.create_context(
+            agent.agent_id,
+            Principal(LOCAL),
+            user=user,
+            session=session,
+            agent_version=agent.version,
+        )
         remembers = agent.definition.memory is not None
         messages = said[-1:] if remembers else said
-        turn = Turn(messages=messages, model=self._options.model, history="server" if remembers else "client")
+        turn = Turn(
+            messages=messages,
+            model=self._options.model,
+            history="server" if remembers else "client",
+        )
         record = _RunRecorder(asked)
         started = time.monotonic()
         error: ServiceError | None = None
@@ -113,12 +147,17 @@ class Runner:
             async with asyncio.timeout(max(0.0, context.seconds_left) + TIMEOUT_GRACE_SECONDS):
                 await record.follow(agent, turn, context)
         except TimeoutError:
-            error = RunTimeoutError("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+            error = RunTimeoutError(
+                "The run took longer than REQUEST_TIMEOUT allows and was stopped."
+            )
         except ServiceError as raised:
             error = raised
         except Exception:
-            # An agent type may be a plug-in and raise anything: that is a failed case, and not the end of the others.
-            logger.exception("evaluation.failed", extra={"agent_id": agent.agent_id, "run_id": context.run_id})
+            # An agent type may be a plug-in and raise anything: that is a failed case, and not the
+            # end of the others.
+            logger.exception(
+                "evaluation.failed", extra={"agent_id": agent.agent_id, "run_id": context.run_id}
+            )
             error = InternalError("The agent failed unexpectedly; the log says more.")
         return record.build_answer(error, time.monotonic() - started)
 
@@ -169,8 +208,13 @@ class _RunRecorder:
         return TurnAnswer(
             input=self._asked,
             text="".join(self._text),
-            tools=tuple(_to_used_tool(call, self._results[call.id]) for call in self._calls.values() if call.id in self._results),
-            refused=self._refused or (isinstance(end, RunFinished) and end.reason == "content_filter"),
+            tools=tuple(
+                _to_used_tool(call, self._results[call.id])
+                for call in self._calls.values()
+                if call.id in self._results
+            ),
+            refused=self._refused
+            or (isinstance(end, RunFinished) and end.reason == "content_filter"),
             steps=len(end.steps) if end is not None else 0,
             seconds=round(seconds, 4),
             tokens=usage.total_tokens if usage is not None else None,
@@ -186,7 +230,14 @@ def _to_used_tool(call: ToolCall, result: ToolResult) -> UsedTool:
         arguments = msgspec.json.decode(call.arguments or "{}", type=dict)
     except (msgspec.DecodeError, RecursionError):
         arguments = None
-    return UsedTool(call.name, arguments, result.content, result.is_error, result.outcome, round(result.seconds, 4))
+    return UsedTool(
+        call.name,
+        arguments,
+        result.content,
+        result.is_error,
+        result.outcome,
+        round(result.seconds, 4),
+    )
 
 
 def summarize_results(summary: Summary, results: Sequence[Result]) -> Summary:

@@ -13,7 +13,8 @@ from ai_agent_service.evaluation.results import EPSILON, Result
 from ai_agent_service.evaluation.run_folder import EvaluationRun
 
 MIN_CASES = 6
-"""With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than 0.05."""
+"""With fewer cases, even if all went the same way, that could be chance: 2 * 0.5 ** 5 is more than
+0.05."""
 
 MAX_EXACT = 12
 """Cases that changed up to which every combination of signs is tried."""
@@ -34,10 +35,11 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """How one run differs from another, over the cases that both have: with 95 % confidence by `low` to `high`.
+    """How one run differs from another, over the cases that both have: with 95 % confidence by
+    `low` to `high`.
 
-    `chance` is the share of runs that would differ as much if nothing had changed. `only_before`, `only_after`, `rewritten` and
-    `not_judged` are cases that were left out of it.
+    `chance` is the share of runs that would differ as much if nothing had changed. `only_before`,
+    `only_after`, `rewritten` and `not_judged` are cases that were left out of it.
     """
 
     cases: int
@@ -59,7 +61,8 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said: a percentile interval alone is too sure of itself where few cases changed."""
+        """What may be said: a percentile interval alone is too sure of itself where few cases
+        changed."""
         if self.cases < MIN_CASES or self._may_be_chance:
             return "within noise"
         if self.low > EPSILON:
@@ -68,8 +71,13 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def doubt(self) -> str:
-        """Why the difference is within noise though 0 is not in its interval; empty where that is not so."""
-        if self.cases < MIN_CASES or not self._may_be_chance or (self.low <= EPSILON and self.high >= -EPSILON):
+        """Why the difference is within noise though 0 is not in its interval; empty where that is
+        not so."""
+        if (
+            self.cases < MIN_CASES
+            or not self._may_be_chance
+            or (self.low <= EPSILON and self.high >= -EPSILON)
+        ):
             return ""
         return f"so few cases changed that chance alone does as much in {self.chance:.0%} of runs"
 
@@ -89,7 +97,11 @@ def score_cases(results: Iterable[Result]) -> dict[str, float]:
 def compute_score(results: Iterable[Result]) -> float:
     """The mean of the results' scores by their weights; 0 for none."""
     found = list(results)
-    return statistics.fmean([each.score for each in found], [each.weight for each in found]) if found else 0.0
+    return (
+        statistics.fmean([each.score for each in found], [each.weight for each in found])
+        if found
+        else 0.0
+    )
 
 
 def score_attempts(results: Iterable[Result]) -> tuple[float, ...]:
@@ -106,13 +118,17 @@ def score_metrics(results: Iterable[Result]) -> dict[str, float]:
     for result in results:
         for check in result.checks:
             found[check.metric].append((check.score, result.weight))
-    return {name: statistics.fmean(*zip(*pairs, strict=True)) for name, pairs in sorted(found.items())}
+    return {
+        name: statistics.fmean(*zip(*pairs, strict=True)) for name, pairs in sorted(found.items())
+    }
 
 
 def compute_confidence(results: Sequence[Result]) -> tuple[float, float] | None:
-    """Where the overall score lies with 95 % confidence, had the cases been drawn from many such; None where they cannot tell.
+    """Where the overall score lies with 95 % confidence, had the cases been drawn from many such;
+    None where they cannot tell.
 
-    That is with fewer than MIN_CASES, or if all have one score: then nothing is known of how far others would be from it.
+    That is with fewer than MIN_CASES, or if all have one score: then nothing is known of how far
+    others would be from it.
     """
     scores = score_cases(results)
     weights = {result.id: result.weight for result in results}
@@ -124,12 +140,19 @@ def compute_confidence(results: Sequence[Result]) -> tuple[float, float] | None:
 def compare_runs(before: EvaluationRun, after: EvaluationRun) -> Comparison:
     """`after` against `before`, without the cases that were rewritten in between."""
     old, new = before.read_cases(), after.read_cases()
-    rewritten = [name for name in old if name in new and _select_compared(old[name]) != _select_compared(new[name])]
+    rewritten = [
+        name
+        for name in old
+        if name in new and _select_compared(old[name]) != _select_compared(new[name])
+    ]
     return compare(before.read_results(), after.read_results(), rewritten)
 
 
-def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterable[str] = ()) -> Comparison:
-    """`after` against `before`, paired by case; those that are `rewritten`, or were not judged, cannot be compared.
+def compare(
+    before: Sequence[Result], after: Sequence[Result], rewritten: Iterable[str] = ()
+) -> Comparison:
+    """`after` against `before`, paired by case; those that are `rewritten`, or were not judged,
+    cannot be compared.
 
     The same runs always give the same.
     """
@@ -146,7 +169,11 @@ def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterab
         after=_compute_mean(right, both, weights),
         low=low,
         high=high,
-        changed=tuple(Change(name, left[name], right[name]) for name in both if abs(left[name] - right[name]) > EPSILON),
+        changed=tuple(
+            Change(name, left[name], right[name])
+            for name in both
+            if abs(left[name] - right[name]) > EPSILON
+        ),
         only_before=tuple(name for name in left if name not in right),
         only_after=tuple(name for name in right if name not in left),
         rewritten=tuple(name for name in left if name in right and name in other),
@@ -156,43 +183,63 @@ def compare(before: Sequence[Result], after: Sequence[Result], rewritten: Iterab
 
 
 def compute_interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Where the weighted mean of differences lies with 95 % confidence: the percentiles of its bootstrap, which draws cases anew.
+    """Where the weighted mean of differences lies with 95 % confidence: the percentiles of its
+    bootstrap, which draws cases anew.
 
-    `pairs` are a difference and its weight each. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
+    `pairs` are a difference and its weight each. Source: Efron and Tibshirani, An Introduction to
+    the Bootstrap, chapter 13.
     """
     if not any(abs(difference) > EPSILON for difference, _ in pairs):
         return 0.0, 0.0
     drawing = random.Random(SEED)  # noqa: S311 - no secret is made of it
     resamples = max(1_000, min(RESAMPLES, 2_000_000 // len(pairs)))
-    means = sorted(_compute_weighted_mean(drawing.choices(pairs, k=len(pairs))) for _ in range(resamples))
+    means = sorted(
+        _compute_weighted_mean(drawing.choices(pairs, k=len(pairs))) for _ in range(resamples)
+    )
     cut = int(resamples * (1 - CONFIDENCE) / 2)
     return means[cut], means[-1 - cut]
 
 
 def compute_chance(pairs: Sequence[tuple[float, float]]) -> float:
-    """How often the weighted mean is as far from 0, either way, if each case may as well have changed the other way.
+    """How often the weighted mean is as far from 0, either way, if each case may as well have
+    changed the other way.
 
-    `pairs` are as for `interval`. Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 15, permutation tests.
+    `pairs` are as for `interval`. Source: Efron and Tibshirani, An Introduction to the Bootstrap,
+    chapter 15, permutation tests.
     """
     changes = [difference * weight for difference, weight in pairs if abs(difference) > EPSILON]
     least = abs(sum(changes)) * (1 - EPSILON)
     if len(changes) <= MAX_EXACT:
-        sums = [sum(change * sign for change, sign in zip(changes, signs, strict=True)) for signs in product((1, -1), repeat=len(changes))]
+        sums = [
+            sum(change * sign for change, sign in zip(changes, signs, strict=True))
+            for signs in product((1, -1), repeat=len(changes))
+        ]
         return sum(abs(each) >= least for each in sums) / len(sums)
     drawing = random.Random(SEED)  # noqa: S311 - no secret is made of it
     resamples = max(1_000, min(RESAMPLES, 2_000_000 // len(changes)))
-    reached = sum(abs(sum(each if drawing.random() < 0.5 else -each for each in changes)) >= least for _ in range(resamples))
+    reached = sum(
+        abs(sum(each if drawing.random() < 0.5 else -each for each in changes)) >= least
+        for _ in range(resamples)
+    )
     return (reached + 1) / (resamples + 1)
 
 
 def _select_compared(case: Mapping[str, object]) -> dict[str, object]:
     """What has to be the same for two results of a case to be compared."""
-    return {name: value for name, value in case.items() if name not in ("tags", "source", "tool_results", "agent")}
+    return {
+        name: value
+        for name, value in case.items()
+        if name not in ("tags", "source", "tool_results", "agent")
+    }
 
 
 def _compute_weighted_mean(pairs: Sequence[tuple[float, float]]) -> float:
     return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
 
 
-def _compute_mean(scores: Mapping[str, float], names: Sequence[str], weights: Mapping[str, float]) -> float:
-    return _compute_weighted_mean([(scores[name], weights[name]) for name in names]) if names else 0.0
+def _compute_mean(
+    scores: Mapping[str, float], names: Sequence[str], weights: Mapping[str, float]
+) -> float:
+    return (
+        _compute_weighted_mean([(scores[name], weights[name]) for name in names]) if names else 0.0
+    )

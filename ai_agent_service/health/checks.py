@@ -1,4 +1,5 @@
-"""Asks the parts of the service whether they can be used, each within a deadline and once for all who want to know."""
+"""Asks the parts of the service whether they can be used, each within a deadline and once for all
+who want to know."""
 
 import logging
 import time
@@ -27,7 +28,8 @@ PING_SECONDS = 1.5
 """What a part may take to answer; then it is reported as `timeout`."""
 
 READY_SECONDS = 0.5
-"""As much where it is asked whether requests should be sent here, which Kubernetes gives a second by default."""
+"""As much where it is asked whether requests should be sent here, which Kubernetes gives a second
+by default."""
 
 CACHE_SECONDS = 2.0
 AGENTS_CACHE_SECONDS = 1.0
@@ -39,7 +41,8 @@ MAX_LAG_SECONDS = 60.0
 
 
 class DatabaseAnswer(msgspec.Struct, frozen=True):
-    """What the database says, and its replica; `error` and `replica_error` are why they say nothing."""
+    """What the database says, and its replica; `error` and `replica_error` are why they say
+    nothing."""
 
     round_trip_ms: float | None = None
     revision: str | None = None
@@ -65,7 +68,8 @@ class AgentAnswer(msgspec.Struct, frozen=True):
 
 
 class HealthChecks:
-    """The parts of `service` and `access`; questions are put by `tasks`. The service's secrets are taken out of what parts say."""
+    """The parts of `service` and `access`; questions are put by `tasks`. The service's secrets are
+    taken out of what parts say."""
 
     def __init__(self, service: Service, access: Access, tasks: Tasks) -> None:
         self._service = service
@@ -81,12 +85,14 @@ class HealthChecks:
 
     @property
     def target_database(self) -> Database | None:
-        """The database of conversations, which may have been opened since the start, or that of keys; None where there is none."""
+        """The database of conversations, which may have been opened since the start, or that of
+        keys; None where there is none."""
         memories = self._service.memories
         return self._access.database if memories is None else memories.database
 
     async def find_problem(self) -> str | None:
-        """Why nothing can be served, in a sentence; None where something can, or that cannot be told in a moment."""
+        """Why nothing can be served, in a sentence; None where something can, or that cannot be
+        told in a moment."""
         if (problem := self._access.problem) is not None:
             return problem
         answers = (await self.check_agents(READY_SECONDS)).values()
@@ -99,30 +105,49 @@ class HealthChecks:
         for agent in self._service.catalog:
             if agent.agent_id not in self._agents:
                 self._agents[agent.agent_id] = Probe(
-                    self._build_agent_check(agent.agent_id), self._tasks, kept_seconds=AGENTS_CACHE_SECONDS
+                    self._build_agent_check(agent.agent_id),
+                    self._tasks,
+                    kept_seconds=AGENTS_CACHE_SECONDS,
                 )
-        return await _collect_answers({agent.agent_id: self._agents[agent.agent_id] for agent in self._service.catalog}, within)
+        return await _collect_answers(
+            {agent.agent_id: self._agents[agent.agent_id] for agent in self._service.catalog},
+            within,
+        )
 
     async def check_providers(self) -> dict[str, ProviderAnswer]:
         """Each provider that is used, by its name."""
         used = self._service.providers
         for name in used:
             if name not in self._providers:
-                self._providers[name] = Probe(self._build_provider_check(name), self._tasks, kept_seconds=PROVIDERS_CACHE_SECONDS)
-        answers = await _collect_answers({name: self._providers[name] for name in sorted(used)}, PING_SECONDS)
-        return {name: answer or ProviderAnswer("timeout", _describe_timeout()) for name, answer in answers.items()}
+                self._providers[name] = Probe(
+                    self._build_provider_check(name),
+                    self._tasks,
+                    kept_seconds=PROVIDERS_CACHE_SECONDS,
+                )
+        answers = await _collect_answers(
+            {name: self._providers[name] for name in sorted(used)}, PING_SECONDS
+        )
+        return {
+            name: answer or ProviderAnswer("timeout", _describe_timeout())
+            for name, answer in answers.items()
+        }
 
     async def check_database(self) -> DatabaseAnswer:
         """What the database says; only where there is one."""
-        return await self._database.wait_for_answer(PING_SECONDS) or DatabaseAnswer(error=_describe_timeout(), is_late=True)
+        return await self._database.wait_for_answer(PING_SECONDS) or DatabaseAnswer(
+            error=_describe_timeout(), is_late=True
+        )
 
     async def check_disks(self) -> dict[Path, DiskAnswer | None]:
-        """How much room there is, by the folders that are written to; None for one that did not tell in time."""
+        """How much room there is, by the folders that are written to; None for one that did not
+        tell in time."""
         return await _collect_answers(self._disks, PING_SECONDS)
 
     def _build_agent_check(self, agent_id: str) -> Callable[[], Awaitable[AgentAnswer]]:
         async def ask() -> AgentAnswer:
-            agent = next((agent for agent in self._service.catalog if agent.agent_id == agent_id), None)
+            agent = next(
+                (agent for agent in self._service.catalog if agent.agent_id == agent_id), None
+            )
             return AgentAnswer(None if agent is None else self._redact(await _find_problem(agent)))
 
         return ask
@@ -130,7 +155,9 @@ class HealthChecks:
     def _build_provider_check(self, name: str) -> Callable[[], Awaitable[ProviderAnswer]]:
         async def ask() -> ProviderAnswer:
             provider = self._service.providers.get(name)
-            answer = ProviderAnswer("unknown") if provider is None else await _ping_provider(provider)
+            answer = (
+                ProviderAnswer("unknown") if provider is None else await _ping_provider(provider)
+            )
             return msgspec.structs.replace(answer, error=self._redact(answer.error))
 
         return ask
@@ -140,18 +167,27 @@ class HealthChecks:
         assert database is not None
         began = time.monotonic()
         try:
-            found = await database.ping(build_state_query(with_position=database.replica is not None), timeout=PING_SECONDS)
+            found = await database.ping(
+                build_state_query(with_position=database.replica is not None), timeout=PING_SECONDS
+            )
         except DatabaseError as error:
-            return DatabaseAnswer(error=self._redact(str(error)), is_late=isinstance(error, DatabaseTimeoutError))
-        except Exception as error:  # noqa: BLE001 - a server that is not quite PostgreSQL may know no such function
+            return DatabaseAnswer(
+                error=self._redact(str(error)), is_late=isinstance(error, DatabaseTimeoutError)
+            )
+        # a server that is not quite PostgreSQL may know no such function
+        except Exception as error:  # noqa: BLE001
             return DatabaseAnswer(error=_report_failure("database", error))
         taken = _measure_milliseconds(began)
         try:
             behind = await _measure_lag(database, found)
         except MemoryUnavailableError:
-            return DatabaseAnswer(taken, found.revision, replica_error=self._redact(database.replica_problem))
+            return DatabaseAnswer(
+                taken, found.revision, replica_error=self._redact(database.replica_problem)
+            )
         except Exception as error:  # noqa: BLE001 - as above
-            return DatabaseAnswer(taken, found.revision, replica_error=_report_failure("replica", error))
+            return DatabaseAnswer(
+                taken, found.revision, replica_error=_report_failure("replica", error)
+            )
         return DatabaseAnswer(taken, found.revision, replica_lag_seconds=behind)
 
     def _redact(self, said: str | None) -> str | None:
@@ -177,7 +213,9 @@ async def _ping_provider(provider: Provider) -> ProviderAnswer:
         # A server may well answer questions to models and list none.
         if isinstance(error, ProviderTimeoutError):
             return ProviderAnswer("timeout", error.message)
-        return ProviderAnswer("unknown" if error.code == "provider_model_not_found" else "down", error.message)
+        return ProviderAnswer(
+            "unknown" if error.code == "provider_model_not_found" else "down", error.message
+        )
     except Exception as error:  # noqa: BLE001 - a provider may be a plug-in and raise anything
         return ProviderAnswer("down", _report_failure(provider.name, error))
     return ProviderAnswer("ready", None, _measure_milliseconds(began))
@@ -200,7 +238,11 @@ async def _measure_lag(database: Database, found: DatabaseState) -> float | None
 def _find_written_folders(service: Service, access: Access) -> list[Path]:
     """The folders that the service writes to."""
     settings, database = service.settings, access.database
-    paths = [build_database_url(settings).path] if database is not None and database.kind == "sqlite" else []
+    paths = (
+        [build_database_url(settings).path]
+        if database is not None and database.kind == "sqlite"
+        else []
+    )
     if settings.audit_log_file is not None:
         paths.append(settings.audit_log_file)
     return list(dict.fromkeys(path.absolute().parent for path in paths))

@@ -29,23 +29,41 @@ def _collect_provider_values(service: Service) -> dict[str, Values]:
     counts = service.http.counts.get_all()
     breakers = service.breakers.list_statuses()
     return {
-        "aas_provider_requests_total": {(name,): float(found.requests) for name, found in counts.items()},
-        "aas_provider_retries_total": {(name,): float(found.retries) for name, found in counts.items()},
-        "aas_provider_errors_total": {(name, code): float(count) for name, found in counts.items() for code, count in found.errors.items()},
-        "aas_provider_breaker_state": {(each.provider, each.model): BREAKER_STATES[each.state] for each in breakers},
-        "aas_provider_breaker_openings_total": {(each.provider, each.model): float(each.openings) for each in breakers},
+        "aas_provider_requests_total": {
+            (name,): float(found.requests) for name, found in counts.items()
+        },
+        "aas_provider_retries_total": {
+            (name,): float(found.retries) for name, found in counts.items()
+        },
+        "aas_provider_errors_total": {
+            (name, code): float(count)
+            for name, found in counts.items()
+            for code, count in found.errors.items()
+        },
+        "aas_provider_breaker_state": {
+            (each.provider, each.model): BREAKER_STATES[each.state] for each in breakers
+        },
+        "aas_provider_breaker_openings_total": {
+            (each.provider, each.model): float(each.openings) for each in breakers
+        },
     }
 
 
 def _collect_server_values(service: Service) -> dict[str, Values]:
     statuses = [status for status in service.servers.statuses if status.state != "off"]
     return {
-        "aas_mcp_server_up": {(status.label,): float(status.state == "ready") for status in statuses},
+        "aas_mcp_server_up": {
+            (status.label,): float(status.state == "ready") for status in statuses
+        },
         "aas_mcp_server_state": {
-            (status.label, state): float(status.state == state) for status in statuses for state in ("starting", "ready", "down")
+            (status.label, state): float(status.state == state)
+            for status in statuses
+            for state in ("starting", "ready", "down")
         },
         "aas_mcp_server_tools": {(status.label,): float(len(status.tools)) for status in statuses},
-        "aas_mcp_server_restarts_total": {(status.label,): float(status.restarts) for status in statuses},
+        "aas_mcp_server_restarts_total": {
+            (status.label,): float(status.restarts) for status in statuses
+        },
     }
 
 
@@ -57,7 +75,10 @@ def _collect_memory_values(memories: Memories) -> dict[str, Values]:
     return {
         "aas_memory_messages_stored_total": {(): float(counts.messages)},
         "aas_memory_conversations_begun_total": {(): float(counts.conversations)},
-        "aas_memory_summaries_total": {("made",): float(counts.summaries), ("failed",): float(counts.failed_summaries)},
+        "aas_memory_summaries_total": {
+            ("made",): float(counts.summaries),
+            ("failed",): float(counts.failed_summaries),
+        },
         "aas_memory_tokens_saved_total": {(): float(counts.tokens_saved)},
         "aas_memory_summary_tokens_total": {
             ("prompt",): float(counts.summary_prompt_tokens),

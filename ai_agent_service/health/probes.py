@@ -32,10 +32,13 @@ class DiskAnswer(msgspec.Struct, frozen=True):
 class Probe(Generic[T]):
     """What `ask` comes to: asked by one task of `tasks` at a time, and kept for `kept_seconds`.
 
-    A question that hangs is not put again before it is given up, so that a part which hangs is not asked ever more.
+    A question that hangs is not put again before it is given up, so that a part which hangs is not
+    asked ever more.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], tasks: Tasks, *, kept_seconds: float) -> None:
+    def __init__(
+        self, ask: Callable[[], Awaitable[T]], tasks: Tasks, *, kept_seconds: float
+    ) -> None:
         self._ask = ask
         self._tasks = tasks
         self._kept_seconds = kept_seconds
@@ -45,7 +48,9 @@ class Probe(Generic[T]):
     async def wait_for_answer(self, within: float) -> T | None:
         """The answer; None if there is none within that many seconds."""
         task = self._task
-        if task is None or (task.done() and time.monotonic() - self._answered_at >= self._kept_seconds):
+        if task is None or (
+            task.done() and time.monotonic() - self._answered_at >= self._kept_seconds
+        ):
             task = self._task = self._tasks.start(self._run())
         await asyncio.wait((task,), timeout=within)
         return task.result() if task.done() and not task.cancelled() else None
@@ -66,7 +71,8 @@ async def _collect_answers(probes: dict[K, Probe[T]], within: float) -> dict[K, 
 
 
 class _DiskProbe:
-    """A folder whose room is looked up in a thread of its own, as a network drive may hang: then nothing else should."""
+    """A folder whose room is looked up in a thread of its own, as a network drive may hang: then
+    nothing else should."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -76,10 +82,17 @@ class _DiskProbe:
         """How much is free."""
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_future()
-            threading.Thread(target=self._read_usage, args=(asyncio.get_running_loop(), self._looking), name="disk", daemon=True).start()
+            threading.Thread(
+                target=self._read_usage,
+                args=(asyncio.get_running_loop(), self._looking),
+                name="disk",
+                daemon=True,
+            ).start()
         return await asyncio.shield(self._looking)
 
-    def _read_usage(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[DiskAnswer]") -> None:
+    def _read_usage(
+        self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[DiskAnswer]"
+    ) -> None:
         try:
             usage = shutil.disk_usage(self._path)
             answer = DiskAnswer(usage.free, usage.total)

@@ -11,7 +11,14 @@ from msgspec import UNSET, UnsetType
 
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.redaction import redact_secrets
-from ai_agent_service.health.checks import LOW_DISK_BYTES, MAX_LAG_SECONDS, AgentAnswer, DatabaseAnswer, HealthChecks, ProviderAnswer
+from ai_agent_service.health.checks import (
+    LOW_DISK_BYTES,
+    MAX_LAG_SECONDS,
+    AgentAnswer,
+    DatabaseAnswer,
+    HealthChecks,
+    ProviderAnswer,
+)
 from ai_agent_service.health.probes import DiskAnswer
 from ai_agent_service.mcp.connection import ServerStatus, State
 from ai_agent_service.memory.housekeeping import Housekeeping
@@ -24,7 +31,8 @@ from ai_agent_service.storage.migrate import HEAD_REVISION
 
 
 class McpServerHealth(msgspec.Struct):
-    """An MCP server: whether its tools can be used, else why not; `since` is when it came to that."""
+    """An MCP server: whether its tools can be used, else why not; `since` is when it came to
+    that."""
 
     state: State
     transport: str
@@ -37,10 +45,11 @@ class McpServerHealth(msgspec.Struct):
 
 
 class DatabaseHealth(msgspec.Struct):
-    """The database of conversations and keys: whether it can be used, else why not; what was done in it since the start.
+    """The database of conversations and keys: whether it can be used, else why not; what was done
+    in it since the start.
 
-    `revision` is that of its tables, `expected_revision` what this version works with; `replica_lag_seconds` is how far the replica is
-    behind, where that can be told.
+    `revision` is that of its tables, `expected_revision` what this version works with;
+    `replica_lag_seconds` is how far the replica is behind, where that can be told.
     """
 
     state: Literal["ready", "down", "timeout"]
@@ -67,7 +76,8 @@ class AgentHealth(msgspec.Struct):
 
 
 class IdentityHealth(msgspec.Struct):
-    """What tells users by IDENTITY_MODE; `keys` and what follows are those of an OpenID Connect provider."""
+    """What tells users by IDENTITY_MODE; `keys` and what follows are those of an OpenID Connect
+    provider."""
 
     mode: str
     state: Literal["ready", "down"]
@@ -86,7 +96,8 @@ class DiskHealth(msgspec.Struct):
 
 
 class BreakerHealth(msgspec.Struct):
-    """How a model of a provider does: `open` is one that is not asked for another `seconds_left`; `last_error` is a code."""
+    """How a model of a provider does: `open` is one that is not asked for another `seconds_left`;
+    `last_error` is a code."""
 
     model: str
     state: BreakerState
@@ -97,8 +108,8 @@ class BreakerHealth(msgspec.Struct):
 
 
 class ProviderHealth(msgspec.Struct):
-    """A provider: whether it can be used, else why not; `unknown` where that cannot be asked without cost. `breakers` are of the models
-    that were asked since the start."""
+    """A provider: whether it can be used, else why not; `unknown` where that cannot be asked
+    without cost. `breakers` are of the models that were asked since the start."""
 
     state: Literal["ready", "down", "timeout", "not_configured", "unknown"]
     error: str | None
@@ -107,8 +118,9 @@ class ProviderHealth(msgspec.Struct):
 
 
 class Health(msgspec.Struct):
-    """That the service is up. The parts, and a `status` that counts them, stand only in the detailed form: `degraded` when a part cannot be
-    used, `unavailable` when nothing can be served; `reasons` say why.
+    """That the service is up. The parts, and a `status` that counts them, stand only in the
+    detailed form: `degraded` when a part cannot be used, `unavailable` when nothing can be served;
+    `reasons` say why.
 
     `access` is `open` where callers need no key.
     """
@@ -131,7 +143,9 @@ async def _find_readiness_problem(stopping: ShutdownState, checks: HealthChecks)
     return "The service is being stopped." if stopping.has_begun else await checks.find_problem()
 
 
-async def _add_details(body: Health, service: Service, access: Access, checks: HealthChecks, stopping: ShutdownState) -> None:
+async def _add_details(
+    body: Health, service: Service, access: Access, checks: HealthChecks, stopping: ShutdownState
+) -> None:
     """Adds the parts and what is to be said of them; all are asked at once."""
     database = checks.target_database
     not_ready, agents, providers, disks, answer = await asyncio.gather(
@@ -142,10 +156,17 @@ async def _add_details(body: Health, service: Service, access: Access, checks: H
         _return_none() if database is None else checks.check_database(),
     )
     body.agents = {agent_id: _describe_agent(agent) for agent_id, agent in agents.items()}
-    body.providers = {name: _describe_provider(name, provider, service.breakers) for name, provider in providers.items()}
-    body.mcp_servers = {status.label: _describe_server(status) for status in service.servers.statuses}
+    body.providers = {
+        name: _describe_provider(name, provider, service.breakers)
+        for name, provider in providers.items()
+    }
+    body.mcp_servers = {
+        status.label: _describe_server(status) for status in service.servers.statuses
+    }
     if database is not None and answer is not None:
-        body.database = _describe_database(database, answer, None if service.memories is None else service.memories.housekeeping)
+        body.database = _describe_database(
+            database, answer, None if service.memories is None else service.memories.housekeeping
+        )
     body.identity = _describe_identity(service.settings.identity_mode, access)
     body.disk = _describe_disks(disks)
     body.reasons = [not_ready] if not_ready else []
@@ -164,17 +185,25 @@ def _collect_reasons(body: Health) -> list[str]:
             found.append(f"The provider {name} cannot be used: {provider.error}")
         for breaker in provider.breakers:
             if breaker.state != "closed":
-                found.append(f"The model {breaker.model} of {name} failed {breaker.failures} times in a row and is not asked for a time.")
+                found.append(
+                    f"The model {breaker.model} of {name} failed {breaker.failures} times in a row"
+                    " and is not asked for a time."
+                )
     for label, server in (body.mcp_servers or {}).items():
         if server.state in ("starting", "down"):
-            found.append(f"The MCP server {label} cannot be used: {server.error or 'it is being connected to.'}")
+            found.append(
+                f"The MCP server {label} cannot be used:"
+                f" {server.error or 'it is being connected to.'}"
+            )
     if body.database:
         found += _collect_database_reasons(body.database)
     if body.identity and body.identity.error is not None:
         found.append(f"The keys of the identity provider cannot be fetched: {body.identity.error}")
     for path, disk in (body.disk or {}).items():
         if disk.state == "low":
-            found.append(f"There is little room at {path}: {(disk.free_bytes or 0) // 1024**2} MiB.")
+            found.append(
+                f"There is little room at {path}: {(disk.free_bytes or 0) // 1024**2} MiB."
+            )
         elif disk.state != "ready":
             found.append(f"How much room there is at {path} cannot be told: {disk.error}")
     return found
@@ -185,10 +214,15 @@ def _collect_database_reasons(database: DatabaseHealth) -> list[str]:
         return [f"The database cannot be used: {database.error}"]
     found = []
     if database.revision not in (None, HEAD_REVISION):
-        found.append(f"The tables have the revision {database.revision}, and this version works with {HEAD_REVISION}.")
+        found.append(
+            f"The tables have the revision {database.revision}, and this version works with"
+            f" {HEAD_REVISION}."
+        )
     if database.replica == "down":
         found.append(f"The replica cannot be used: {database.replica_error}")
-    elif database.replica_lag_seconds is not None and database.replica_lag_seconds > MAX_LAG_SECONDS:
+    elif (
+        database.replica_lag_seconds is not None and database.replica_lag_seconds > MAX_LAG_SECONDS
+    ):
         found.append(f"The replica is {database.replica_lag_seconds:.0f} seconds behind.")
     return found
 
@@ -203,21 +237,33 @@ def _describe_agent(answer: AgentAnswer | None) -> AgentHealth:
     return AgentHealth("ready" if answer.problem is None else "not_ready", answer.problem)
 
 
-def _describe_provider(name: str, answer: ProviderAnswer, breakers: CircuitBreakers) -> ProviderHealth:
+def _describe_provider(
+    name: str, answer: ProviderAnswer, breakers: CircuitBreakers
+) -> ProviderHealth:
     states = [
-        BreakerHealth(each.model, each.state, each.failures, each.last_error, each.seconds_left, each.openings)
+        BreakerHealth(
+            each.model, each.state, each.failures, each.last_error, each.seconds_left, each.openings
+        )
         for each in breakers.list_statuses()
         if each.provider == name
     ]
     return ProviderHealth(answer.state, answer.error, answer.round_trip_ms, states)
 
 
-def _describe_database(database: Database, answer: DatabaseAnswer, keeper: Housekeeping | None) -> DatabaseHealth:
+def _describe_database(
+    database: Database, answer: DatabaseAnswer, keeper: Housekeeping | None
+) -> DatabaseHealth:
     replica_error = database.replica_problem or answer.replica_error
     replica: Literal["ready", "down"] = "ready" if replica_error is None else "down"
     error = database.problem or answer.error
     return DatabaseHealth(
-        "ready" if error is None else "timeout" if database.problem is None and answer.is_late else "down",
+        (
+            "ready"
+            if error is None
+            else "timeout"
+            if database.problem is None and answer.is_late
+            else "down"
+        ),
         database.kind,
         error and redact_secrets(error),
         answer.round_trip_ms,
@@ -238,7 +284,9 @@ def _describe_identity(mode: str, access: Access) -> IdentityHealth:
     if source is None:
         return IdentityHealth(mode, "ready", None, None, None)
     error = source.error and redact_secrets(source.error)
-    return IdentityHealth(mode, "ready" if source.is_usable else "down", source.keys, source.age_seconds, error)
+    return IdentityHealth(
+        mode, "ready" if source.is_usable else "down", source.keys, source.age_seconds, error
+    )
 
 
 def _describe_disks(answers: Mapping[Path, DiskAnswer | None]) -> dict[str, DiskHealth]:

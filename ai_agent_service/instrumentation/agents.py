@@ -8,8 +8,17 @@ from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, TextDelta
 from ai_agent_service.core.text import replace_unstorable
-from ai_agent_service.instrumentation.genai_content import build_input_messages, build_output_messages
-from ai_agent_service.observability.tracing import AttributeValue, Span, Tracing, attach_context, build_context
+from ai_agent_service.instrumentation.genai_content import (
+    build_input_messages,
+    build_output_messages,
+)
+from ai_agent_service.observability.tracing import (
+    AttributeValue,
+    Span,
+    Tracing,
+    attach_context,
+    build_context,
+)
 
 
 class TracedAgent(BaseAgent):
@@ -34,10 +43,14 @@ class TracedAgent(BaseAgent):
         """Takes the turn; see BaseAgent."""
         tracing = self._tracing
         session = None if context.session is None else replace_unstorable(context.session)
-        span = tracing.start(f"invoke_agent {self.agent_id}", self._build_attributes(turn, context, session))
+        span = tracing.start(
+            f"invoke_agent {self.agent_id}", self._build_attributes(turn, context, session)
+        )
         said: list[str] | None = [] if tracing.content and span.is_recording() else None
         if said is not None:
-            span.set_attribute("gen_ai.input.messages", tracing.encode_json(build_input_messages(turn.messages)))
+            span.set_attribute(
+                "gen_ai.input.messages", tracing.encode_json(build_input_messages(turn.messages))
+            )
         undo = attach_context(build_context(span, conversation=session))
         try:
             with tracing.end_on_exit(span):
@@ -51,7 +64,9 @@ class TracedAgent(BaseAgent):
         finally:
             undo()
 
-    def _build_attributes(self, turn: Turn, context: RunContext, session: str | None) -> dict[str, AttributeValue]:
+    def _build_attributes(
+        self, turn: Turn, context: RunContext, session: str | None
+    ) -> dict[str, AttributeValue]:
         attributes: dict[str, AttributeValue] = {
             "gen_ai.operation.name": "invoke_agent",
             "gen_ai.agent.id": self.agent_id,

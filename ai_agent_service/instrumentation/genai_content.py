@@ -9,7 +9,16 @@ from typing import Any
 import msgspec
 
 from ai_agent_service.core.events import FinishReason
-from ai_agent_service.core.messages import AudioPart, ContentPart, FilePart, ImagePart, Message, TextPart, ToolCall, ToolSpec
+from ai_agent_service.core.messages import (
+    AudioPart,
+    ContentPart,
+    FilePart,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolCall,
+    ToolSpec,
+)
 
 
 def build_input_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
@@ -17,26 +26,49 @@ def build_input_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
     return [{"role": message.role, "parts": _build_parts(message)} for message in messages]
 
 
-def build_output_messages(text: str, calls: Iterable[ToolCall], reason: FinishReason) -> list[dict[str, Any]]:
+def build_output_messages(
+    text: str, calls: Iterable[ToolCall], reason: FinishReason
+) -> list[dict[str, Any]]:
     """`gen_ai.output.messages`."""
     parts = _build_parts(Message(role="assistant", content=text, tool_calls=tuple(calls)))
-    return [{"role": "assistant", "parts": parts, "finish_reason": "tool_call" if reason == "tool_calls" else reason}]
+    return [
+        {
+            "role": "assistant",
+            "parts": parts,
+            "finish_reason": "tool_call" if reason == "tool_calls" else reason,
+        }
+    ]
 
 
 def build_tool_definitions(tools: Iterable[ToolSpec]) -> list[dict[str, Any]]:
     """`gen_ai.tool.definitions`."""
-    return [{"type": "function", "name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in tools]
+    return [
+        {
+            "type": "function",
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": tool.parameters,
+        }
+        for tool in tools
+    ]
 
 
 def _build_parts(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
-        return [{"type": "tool_call_response", "id": message.tool_call_id, "response": message.text}]
+        return [
+            {"type": "tool_call_response", "id": message.tool_call_id, "response": message.text}
+        ]
     content = (TextPart(message.content),) if isinstance(message.content, str) else message.content
     parts = [_build_part(part) for part in content if not isinstance(part, TextPart) or part.text]
     if message.reasoning:
         parts.insert(0, {"type": "reasoning", "content": message.reasoning})
     calls = (
-        {"type": "tool_call", "id": call.id, "name": call.name, "arguments": _decode_arguments(call.arguments)}
+        {
+            "type": "tool_call",
+            "id": call.id,
+            "name": call.name,
+            "arguments": _decode_arguments(call.arguments),
+        }
         for call in message.tool_calls
     )
     return [*parts, *calls]

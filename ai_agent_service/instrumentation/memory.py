@@ -4,7 +4,14 @@ from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.memory.base import Memory, RememberedTurn, TurnAnswer, TurnQuestion
-from ai_agent_service.observability.tracing import AttributeValue, Context, Tracing, build_context, get_context, use_context
+from ai_agent_service.observability.tracing import (
+    AttributeValue,
+    Context,
+    Tracing,
+    build_context,
+    get_context,
+    use_context,
+)
 
 
 class TracedMemory:
@@ -32,9 +39,12 @@ class TracedMemory:
 
 
 class _TracedTurn:
-    """A turn whose later operations are told to belong to `run`, for an answer is kept by tasks that outlive it."""
+    """A turn whose later operations are told to belong to `run`, for an answer is kept by tasks
+    that outlive it."""
 
-    def __init__(self, turn: RememberedTurn, tracing: Tracing, run: Context, session: str | None) -> None:
+    def __init__(
+        self, turn: RememberedTurn, tracing: Tracing, run: Context, session: str | None
+    ) -> None:
         self._turn = turn
         self._tracing = tracing
         self._run = run
@@ -62,7 +72,9 @@ class _TracedTurn:
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Stores the answer; see RememberedTurn."""
-        span = self._tracing.start("upsert_memory", _build_attributes("upsert_memory", self._session), parent=self._run)
+        span = self._tracing.start(
+            "upsert_memory", _build_attributes("upsert_memory", self._session), parent=self._run
+        )
         with self._tracing.end_on_exit(span), use_context(build_context(span)):
             await self._turn.keep(answer, wait=wait)
 

@@ -6,8 +6,20 @@ from contextlib import aclosing
 
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.text import replace_unstorable
-from ai_agent_service.instrumentation.genai_content import build_input_messages, build_output_messages, build_tool_definitions
-from ai_agent_service.observability.tracing import AttributeValue, Span, SpanKind, Tracing, build_context, read_conversation, use_context
+from ai_agent_service.instrumentation.genai_content import (
+    build_input_messages,
+    build_output_messages,
+    build_tool_definitions,
+)
+from ai_agent_service.observability.tracing import (
+    AttributeValue,
+    Span,
+    SpanKind,
+    Tracing,
+    build_context,
+    read_conversation,
+    use_context,
+)
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 from ai_agent_service.providers.wrapper import WrappedProvider
 
@@ -28,7 +40,8 @@ _SETTINGS = {
 
 
 class TracedProvider(WrappedProvider):
-    """`provider`, with a span for each answer, from the question to the answer's end; the provider's server is told of it."""
+    """`provider`, with a span for each answer, from the question to the answer's end; the
+    provider's server is told of it."""
 
     def __init__(self, provider: Provider, tracing: Tracing) -> None:
         super().__init__(provider)
@@ -37,15 +50,25 @@ class TracedProvider(WrappedProvider):
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it comes; see Provider."""
         tracing = self._tracing
-        span = tracing.start(f"chat {replace_unstorable(request.model)}", _build_attributes(self.name, request), kind=SpanKind.CLIENT)
+        span = tracing.start(
+            f"chat {replace_unstorable(request.model)}",
+            _build_attributes(self.name, request),
+            kind=SpanKind.CLIENT,
+        )
         said: list[str] | None = [] if tracing.content and span.is_recording() else None
         if said is not None:
-            span.set_attribute("gen_ai.input.messages", tracing.encode_json(build_input_messages(request.messages)))
+            span.set_attribute(
+                "gen_ai.input.messages", tracing.encode_json(build_input_messages(request.messages))
+            )
             if request.tools:
-                span.set_attribute("gen_ai.tool.definitions", tracing.encode_json(build_tool_definitions(request.tools)))
+                span.set_attribute(
+                    "gen_ai.tool.definitions",
+                    tracing.encode_json(build_tool_definitions(request.tools)),
+                )
         began = time.monotonic()
         with tracing.end_on_exit(span):
-            # A provider asks before its first event; beyond that nothing of the span is current, as a consumer may go on in another task.
+            # A provider asks before its first event; beyond that nothing of the span is current, as
+            # a consumer may go on in another task.
             with use_context(build_context(span)):
                 events = self._provider.stream(request)
             async with aclosing(events):
@@ -71,9 +94,13 @@ class TracedProvider(WrappedProvider):
             span.set_attribute("gen_ai.usage.input_tokens", event.usage.prompt_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", event.usage.completion_tokens)
             if event.usage.cached_tokens:
-                span.set_attribute("gen_ai.usage.cache_read.input_tokens", event.usage.cached_tokens)
+                span.set_attribute(
+                    "gen_ai.usage.cache_read.input_tokens", event.usage.cached_tokens
+                )
             if event.usage.reasoning_tokens:
-                span.set_attribute("gen_ai.usage.reasoning.output_tokens", event.usage.reasoning_tokens)
+                span.set_attribute(
+                    "gen_ai.usage.reasoning.output_tokens", event.usage.reasoning_tokens
+                )
         if said is not None:
             answer = build_output_messages("".join(said), event.tool_calls, event.reason)
             span.set_attribute("gen_ai.output.messages", self._tracing.encode_json(answer))

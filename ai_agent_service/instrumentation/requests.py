@@ -1,20 +1,31 @@
-"""The outermost layer where traces are switched on: a span for each request, by the conventions for HTTP."""
+"""The outermost layer where traces are switched on: a span for each request, by the conventions for
+HTTP."""
 
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ai_agent_service.core.text import replace_unstorable
-from ai_agent_service.observability.tracing import AttributeValue, SpanKind, Tracing, build_context, extract_context, use_context
+from ai_agent_service.observability.tracing import (
+    AttributeValue,
+    SpanKind,
+    Tracing,
+    build_context,
+    extract_context,
+    use_context,
+)
 
 UNTRACED_PATHS = ("/health", "/metrics")
 """What probes and scrapers ask all the time."""
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
+)
 MAX_TEXT = 256
 
 
 class TracingMiddleware:
-    """ASGI middleware: a span from each request's head to the end of its answer, the child of the caller's if they tell of one."""
+    """ASGI middleware: a span from each request's head to the end of its answer, the child of the
+    caller's if they tell of one."""
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
         self.app = app
@@ -28,7 +39,9 @@ class TracingMiddleware:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         method = scope["method"] if scope["method"] in METHODS else "HTTP"
         parent = extract_context(headers.get(b"traceparent", ""), headers.get(b"tracestate", ""))
-        span = self._tracing.start(method, _build_attributes(scope, headers), kind=SpanKind.SERVER, parent=parent)
+        span = self._tracing.start(
+            method, _build_attributes(scope, headers), kind=SpanKind.SERVER, parent=parent
+        )
 
         async def send_and_trace(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -38,7 +51,9 @@ class TracingMiddleware:
                     self._tracing.record_error(span, str(status))
                 for name, value in message.get("headers", ()):
                     if name == b"x-request-id":
-                        span.set_attribute("http.response.header.x-request-id", (value.decode("latin-1"),))
+                        span.set_attribute(
+                            "http.response.header.x-request-id", (value.decode("latin-1"),)
+                        )
             await send(message)
 
         with self._tracing.end_on_exit(span), use_context(build_context(span)):
@@ -52,7 +67,8 @@ class TracingMiddleware:
 
 
 def _build_attributes(scope: Scope, headers: dict[bytes, str]) -> dict[str, AttributeValue]:
-    """What a span says of a request from its start; neither who asks nor the query, in which users may stand."""
+    """What a span says of a request from its start; neither who asks nor the query, in which users
+    may stand."""
     known = scope["method"] in METHODS
     attributes: dict[str, AttributeValue] = {
         "http.request.method": scope["method"] if known else "_OTHER",

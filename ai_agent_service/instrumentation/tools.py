@@ -5,7 +5,12 @@ from typing import Any
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.core.text import replace_unstorable
-from ai_agent_service.observability.tracing import AttributeValue, Tracing, build_context, use_context
+from ai_agent_service.observability.tracing import (
+    AttributeValue,
+    Tracing,
+    build_context,
+    use_context,
+)
 from ai_agent_service.tools.toolset import Toolset
 
 MAX_NAME_CHARACTERS = 100
@@ -29,10 +34,14 @@ class TracedToolset(Toolset):
             "gen_ai.tool.type": "function",
             "gen_ai.tool.call.id": replace_unstorable(call.id[:MAX_NAME_CHARACTERS]),
         }
-        span = tracing.start(f"execute_tool {name}" if call.name in self else "execute_tool", attributes)
+        span = tracing.start(
+            f"execute_tool {name}" if call.name in self else "execute_tool", attributes
+        )
         with tracing.end_on_exit(span), use_context(build_context(span)):
             if tracing.content and span.is_recording():
-                span.set_attribute("gen_ai.tool.call.arguments", tracing.redact_text(call.arguments))
+                span.set_attribute(
+                    "gen_ai.tool.call.arguments", tracing.redact_text(call.arguments)
+                )
             result = await super().execute(call, context)
             if result.is_error:
                 tracing.record_error(span, "tool_error", result.content)

@@ -9,7 +9,14 @@ from typing import Self
 import msgspec
 
 from ai_agent_service.auth.principal import Principal
-from ai_agent_service.limits.rate_limit import AdmissionRequest, Level, build_headers, decide, list_subjects, settle_level
+from ai_agent_service.limits.rate_limit import (
+    AdmissionRequest,
+    Level,
+    build_headers,
+    decide,
+    list_subjects,
+    settle_level,
+)
 
 RUN_GRACE = 30.0
 """Seconds past its deadline after which a run that nobody ended does not count any more."""
@@ -25,10 +32,12 @@ class Admission:
     """What is left, in OpenAI's headers, for those limits that there are."""
 
     async def settle(self, tokens: int | None) -> None:
-        """Tells that the run has ended, whatever ended it, and how many tokens it used in all; None: nobody knows.
+        """Tells that the run has ended, whatever ended it, and how many tokens it used in all;
+        None: nobody knows.
 
-        What was reserved for it is replaced by what it used: fewer are given back, more are charged, be it past the limit. The first
-        call counts. It raises nothing; a caller that is cancelled meanwhile need not care, for what is begun goes on.
+        What was reserved for it is replaced by what it used: fewer are given back, more are
+        charged, be it past the limit. The first call counts. It raises nothing; a caller that is
+        cancelled meanwhile need not care, for what is begun goes on.
         """
 
 
@@ -38,10 +47,14 @@ NOT_LIMITED = Admission()
 class Limiter(ABC):
     """Counts what keys and their users ask. It is open within its `async with`."""
 
-    async def admit(self, principal: Principal, user: str, *, run_id: str, tokens: int, seconds: float) -> Admission:
-        """Admits a run that may take `tokens` - its prompt and its answer - and `seconds`, within all limits of the key and of `user`.
+    async def admit(
+        self, principal: Principal, user: str, *, run_id: str, tokens: int, seconds: float
+    ) -> Admission:
+        """Admits a run that may take `tokens` - its prompt and its answer - and `seconds`, within
+        all limits of the key and of `user`.
 
-        Raises RateLimitError, in which case nothing is charged. The admission must be settled when the run has ended.
+        Raises RateLimitError, in which case nothing is charged. The admission must be settled when
+        the run has ended.
         """
         subjects = list_subjects(principal, user)
         if not subjects:
@@ -56,19 +69,30 @@ class Limiter(ABC):
         return self
 
     @abstractmethod
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Ends what was begun."""
 
 
 class InProcessLimiter(Limiter):
-    """Limits of this process alone, which begin anew when it does. `clock` gives seconds that never go back."""
+    """Limits of this process alone, which begin anew when it does. `clock` gives seconds that never
+    go back."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._counts: dict[str, _SubjectUsage] = {}
         self._sweep_at = SWEEP_THRESHOLD
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Nothing is open."""
 
     def __len__(self) -> int:
@@ -80,7 +104,9 @@ class InProcessLimiter(Limiter):
         now = self._clock()
         if len(self._counts) >= self._sweep_at:
             self._sweep(now)
-        levels = [self._read_level(subject.name, subject.limits.parallel, now) for subject in ask.subjects]
+        levels = [
+            self._read_level(subject.name, subject.limits.parallel, now) for subject in ask.subjects
+        ]
         after = decide(ask, levels, now)
         for subject, level in zip(ask.subjects, after, strict=True):
             count = self._counts.get(subject.name)
@@ -101,7 +127,9 @@ class InProcessLimiter(Limiter):
             if tokens is None or subject.limits.tokens is None:
                 continue
             level = Level(0.0, count.tokens_until if count is not None else now, 0)
-            after = settle_level(level, subject, reserved=subject.count_reserved(ask.tokens), used=tokens, now=now)
+            after = settle_level(
+                level, subject, reserved=subject.count_reserved(ask.tokens), used=tokens, now=now
+            )
             if count is None and after.tokens_until > now:
                 count = self._counts[subject.name] = _SubjectUsage(requests_until=now)
             if count is not None:
@@ -116,7 +144,8 @@ class InProcessLimiter(Limiter):
         return Level(count.requests_until, count.tokens_until, len(count.runs))
 
     def _sweep(self, now: float) -> None:
-        """Drops what is as if it had never been asked; so seldom that each ask pays little for it."""
+        """Drops what is as if it had never been asked; so seldom that each ask pays little for
+        it."""
         for name, count in list(self._counts.items()):
             count.forget_runs(now)
             if not count.runs and count.requests_until <= now and count.tokens_until <= now:
@@ -125,7 +154,8 @@ class InProcessLimiter(Limiter):
 
 
 class _SubjectUsage(msgspec.Struct):
-    """What a subject has used; `runs` are those under way, with the time at which they do not count any more."""
+    """What a subject has used; `runs` are those under way, with the time at which they do not count
+    any more."""
 
     requests_until: float = 0.0
     tokens_until: float = 0.0
@@ -138,7 +168,9 @@ class _SubjectUsage(msgspec.Struct):
 
 
 class _LocalAdmission(Admission):
-    def __init__(self, limits: InProcessLimiter, ask: AdmissionRequest, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, limits: InProcessLimiter, ask: AdmissionRequest, headers: Mapping[str, str]
+    ) -> None:
         self._limits = limits
         self._ask = ask
         self._ended = False

@@ -1,7 +1,9 @@
-"""Admits runs within the limits of their key and of the user behind it, counted in PostgreSQL for all replicas together.
+"""Admits runs within the limits of their key and of the user behind it, counted in PostgreSQL for
+all replicas together.
 
-An admission is one transaction and its end another. Each locks the levels of its subjects, in one order for all, so that none waits for
-one that waits for it. What it reads it reads after that, in a statement of its own: only that one sees what those did that it waited for.
+An admission is one transaction and its end another. Each locks the levels of its subjects, in one
+order for all, so that none waits for one that waits for it. What it reads it reads after that, in a
+statement of its own: only that one sees what those did that it waited for.
 """
 
 import asyncio
@@ -19,14 +21,21 @@ from sqlalchemy import Connection
 from ai_agent_service.core.errors import MemoryUnavailableError, RateLimitError
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.limits.limiter import RUN_GRACE, Admission, InProcessLimiter, Limiter
-from ai_agent_service.limits.rate_limit import AdmissionRequest, Level, build_headers, decide, settle_level
+from ai_agent_service.limits.rate_limit import (
+    AdmissionRequest,
+    Level,
+    build_headers,
+    decide,
+    settle_level,
+)
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engine import Work
 
 logger = logging.getLogger(__name__)
 
 MAX_TRANSACTIONS = 4
-"""Transactions at once: those of one busy key wait for each other, and must not take all connections for that."""
+"""Transactions at once: those of one busy key wait for each other, and must not take all
+connections for that."""
 
 RETRY_SECONDS = 1.0
 """How long the database is left alone after it failed."""
@@ -38,42 +47,55 @@ CLEANUP_BATCH = 500
 MAX_RESERVED_TOKENS = 2**31 - 1
 """What the column of tokens holds."""
 
-# It does not wait for the disk: the runs of one key take turns under this lock, and a level that is lost with the server does no harm.
+# It does not wait for the disk: the runs of one key take turns under this lock, and a level that is
+# lost with the server does no harm.
 _LOCK = """
 INSERT INTO limit_levels (subject, requests_until, tokens_until)
 SELECT subject, 0, 0 FROM unnest($1::text[]) AS subject ORDER BY subject
 ON CONFLICT (subject) DO UPDATE SET requests_until = limit_levels.requests_until
-RETURNING subject, requests_until, tokens_until, extract(epoch FROM clock_timestamp())::float8 AS now,
+RETURNING subject, requests_until, tokens_until,
+    extract(epoch FROM clock_timestamp())::float8 AS now,
     set_config('synchronous_commit', 'off', true)
 """
 _RUNS = """
-SELECT subject, count(*) FILTER (WHERE until > $2 AND run_id <> $3) AS others, bool_or(run_id = $3) AS admitted
+SELECT subject, count(*) FILTER (WHERE until > $2 AND run_id <> $3) AS others,
+    bool_or(run_id = $3) AS admitted
 FROM limit_runs WHERE subject = ANY($1::text[]) GROUP BY subject
 """
 _BEGIN_RUN = """
 WITH asked AS (
-    SELECT * FROM unnest($1::text[], $2::float8[], $3::float8[], $4::int[]) AS asked (subject, requests_until, tokens_until, tokens)
+    SELECT * FROM unnest($1::text[], $2::float8[], $3::float8[], $4::int[])
+        AS asked (subject, requests_until, tokens_until, tokens)
 ), begun AS (
-    INSERT INTO limit_runs (subject, run_id, until, tokens) SELECT subject, $5, $6, tokens FROM asked
+    INSERT INTO limit_runs (subject, run_id, until, tokens)
+    SELECT subject, $5, $6, tokens FROM asked
 )
 UPDATE limit_levels SET requests_until = asked.requests_until, tokens_until = asked.tokens_until
 FROM asked WHERE limit_levels.subject = asked.subject
 """
-_END_RUN = "DELETE FROM limit_runs WHERE run_id = $1 AND subject = ANY($2::text[]) RETURNING subject, tokens"
+_END_RUN = (
+    "DELETE FROM limit_runs WHERE run_id = $1 AND subject = ANY($2::text[]) RETURNING subject,"
+    " tokens"
+)
 _SETTLE = """
 UPDATE limit_levels SET tokens_until = after.tokens_until
-FROM unnest($1::text[], $2::float8[]) AS after (subject, tokens_until) WHERE limit_levels.subject = after.subject
+FROM unnest($1::text[], $2::float8[]) AS after (subject, tokens_until)
+WHERE limit_levels.subject = after.subject
 """
 # A row that is locked is in use, and what waits for nobody is part of no deadlock.
 _FORGET_RUNS = """
 WITH stale AS (
-    SELECT subject, run_id FROM limit_runs WHERE until < extract(epoch FROM clock_timestamp())::float8 LIMIT $1 FOR UPDATE SKIP LOCKED
+    SELECT subject, run_id FROM limit_runs
+    WHERE until < extract(epoch FROM clock_timestamp())::float8
+    LIMIT $1 FOR UPDATE SKIP LOCKED
 )
-DELETE FROM limit_runs USING stale WHERE limit_runs.subject = stale.subject AND limit_runs.run_id = stale.run_id
+DELETE FROM limit_runs USING stale
+WHERE limit_runs.subject = stale.subject AND limit_runs.run_id = stale.run_id
 """
 _FORGET_LEVELS = """
 WITH stale AS (
-    SELECT subject FROM limit_levels WHERE greatest(requests_until, tokens_until) < extract(epoch FROM clock_timestamp())::float8
+    SELECT subject FROM limit_levels
+    WHERE greatest(requests_until, tokens_until) < extract(epoch FROM clock_timestamp())::float8
     LIMIT $1 FOR UPDATE SKIP LOCKED
 )
 DELETE FROM limit_levels USING stale WHERE limit_levels.subject = stale.subject
@@ -81,7 +103,8 @@ DELETE FROM limit_levels USING stale WHERE limit_levels.subject = stale.subject
 
 
 class SharedLimiter(Limiter):
-    """Limits of all replicas on one PostgreSQL, by its clock. While it is away each process counts by itself, from nothing."""
+    """Limits of all replicas on one PostgreSQL, by its clock. While it is away each process counts
+    by itself, from nothing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -96,7 +119,12 @@ class SharedLimiter(Limiter):
         self._cleaning = asyncio.create_task(self._run_cleanup())
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Waits for what is being counted, for a moment."""
         if self._cleaning is not None:
             self._cleaning.cancel()
@@ -105,7 +133,8 @@ class SharedLimiter(Limiter):
 
     async def admit_request(self, ask: AdmissionRequest) -> Admission:
         """Decides by what is counted in the database, or here while it is away."""
-        # In a task of its own, as it would not be known of a transaction that is broken off whether the run was admitted.
+        # In a task of its own, as it would not be known of a transaction that is broken off whether
+        # the run was admitted.
         deciding = self._tasks.start(self._decide(ask))
         try:
             decided = await asyncio.shield(deciding)
@@ -117,11 +146,13 @@ class SharedLimiter(Limiter):
         return decided
 
     def end(self, ask: AdmissionRequest, tokens: int | None, until: float) -> asyncio.Task[None]:
-        """Counts a run as ended, once the database is there; `until` is the reading of `time.monotonic()` at which it does not matter."""
+        """Counts a run as ended, once the database is there; `until` is the reading of
+        `time.monotonic()` at which it does not matter."""
         return self._tasks.start(self._settle(ask, tokens, until))
 
     async def clean_up(self) -> int:
-        """Deletes what is as if it had never been asked; gives how many rows. Several replicas may do so at once."""
+        """Deletes what is as if it had never been asked; gives how many rows. Several replicas may
+        do so at once."""
         total = 0
         while True:
             counts = await self._database.write(_delete_stale)
@@ -165,14 +196,18 @@ class SharedLimiter(Limiter):
 
     def _set_alone(self, *, alone: bool) -> None:
         if alone and not self._alone:
-            logger.warning("limits.not_shared", extra={"reason": self._database.problem or "the database did not answer in time"})
+            logger.warning(
+                "limits.not_shared",
+                extra={"reason": self._database.problem or "the database did not answer in time"},
+            )
         elif self._alone and not alone:
             logger.info("limits.shared_again")
         self._alone = alone
 
     async def _run_cleanup(self) -> None:
         while True:
-            await asyncio.sleep(CLEANUP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            # no secret
+            await asyncio.sleep(CLEANUP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311
             try:
                 await self.clean_up()
             except MemoryUnavailableError:
@@ -182,12 +217,19 @@ class SharedLimiter(Limiter):
 
 
 def open_limiter(database: Database | None) -> Limiter:
-    """Limits that all replicas on a PostgreSQL share; those of this process on SQLite and without a database."""
-    return SharedLimiter(database) if database is not None and database.kind == "postgresql" else InProcessLimiter()
+    """Limits that all replicas on a PostgreSQL share; those of this process on SQLite and without a
+    database."""
+    return (
+        SharedLimiter(database)
+        if database is not None and database.kind == "postgresql"
+        else InProcessLimiter()
+    )
 
 
 class _SharedAdmission(Admission):
-    def __init__(self, limits: SharedLimiter, ask: AdmissionRequest, headers: Mapping[str, str], until: float) -> None:
+    def __init__(
+        self, limits: SharedLimiter, ask: AdmissionRequest, headers: Mapping[str, str], until: float
+    ) -> None:
         self._limits = limits
         self._ask = ask
         self._until = until
@@ -211,11 +253,21 @@ async def _undo_admission(deciding: "asyncio.Task[Admission | RateLimitError]") 
 
 
 def _begin_run(ask: AdmissionRequest, connection: Connection) -> Mapping[str, str]:
-    """Admits a run; gives its headers. Done again after it was committed it changes nothing. Raises RateLimitError."""
+    """Admits a run; gives its headers. Done again after it was committed it changes nothing. Raises
+    RateLimitError."""
     names = [subject.name for subject in ask.subjects]
     levels, now = _lock_levels(connection, names)
-    under_way = {row.subject: row for row in connection.exec_driver_sql(_RUNS, (names, now, ask.run_id))}
-    found = [msgspec.structs.replace(levels[name], running=under_way[name].others) if name in under_way else levels[name] for name in names]
+    under_way = {
+        row.subject: row for row in connection.exec_driver_sql(_RUNS, (names, now, ask.run_id))
+    }
+    found = [
+        (
+            msgspec.structs.replace(levels[name], running=under_way[name].others)
+            if name in under_way
+            else levels[name]
+        )
+        for name in names
+    ]
     if any(row.admitted for row in under_way.values()):
         return build_headers(ask.subjects, found, now)
     after = decide(ask, found, now)
@@ -225,21 +277,30 @@ def _begin_run(ask: AdmissionRequest, connection: Connection) -> Mapping[str, st
         [level.tokens_until for level in after],
         [min(subject.count_reserved(ask.tokens), MAX_RESERVED_TOKENS) for subject in ask.subjects],
     )
-    connection.exec_driver_sql(_BEGIN_RUN, (*values, ask.run_id, now + ask.seconds + RUN_GRACE)).close()
+    connection.exec_driver_sql(
+        _BEGIN_RUN, (*values, ask.run_id, now + ask.seconds + RUN_GRACE)
+    ).close()
     return build_headers(ask.subjects, after, now)
 
 
 def _end_run(ask: AdmissionRequest, tokens: int | None, connection: Connection) -> None:
-    """Ends a run and replaces what was reserved for it, where it is there; what is not was ended before."""
+    """Ends a run and replaces what was reserved for it, where it is there; what is not was ended
+    before."""
     names = [subject.name for subject in ask.subjects]
-    limited = {subject.name: subject for subject in ask.subjects if subject.limits.tokens is not None}
+    limited = {
+        subject.name: subject for subject in ask.subjects if subject.limits.tokens is not None
+    }
     if tokens is None or not limited:
         connection.exec_driver_sql(_END_RUN, (ask.run_id, names)).close()
         return
     levels, now = _lock_levels(connection, list(limited))
     rows = connection.exec_driver_sql(_END_RUN, (ask.run_id, names)).all()
     after = {
-        row.subject: settle_level(levels[row.subject], limited[row.subject], reserved=row.tokens, used=tokens, now=now).tokens_until
+        row.subject: (
+            settle_level(
+                levels[row.subject], limited[row.subject], reserved=row.tokens, used=tokens, now=now
+            ).tokens_until
+        )
         for row in rows
         if row.subject in limited
     }
@@ -248,9 +309,12 @@ def _end_run(ask: AdmissionRequest, tokens: int | None, connection: Connection) 
 
 
 def _lock_levels(connection: Connection, names: list[str]) -> tuple[dict[str, Level], float]:
-    """The levels of these subjects, which nobody else changes until the transaction ends, and the time once that is so."""
+    """The levels of these subjects, which nobody else changes until the transaction ends, and the
+    time once that is so."""
     rows = connection.exec_driver_sql(_LOCK, (names,)).all()
-    return {row.subject: Level(row.requests_until, row.tokens_until, 0) for row in rows}, max(row.now for row in rows)
+    return {row.subject: Level(row.requests_until, row.tokens_until, 0) for row in rows}, max(
+        row.now for row in rows
+    )
 
 
 def _delete_stale(connection: Connection) -> tuple[int, int]:

@@ -1,8 +1,11 @@
-"""The rule of limits: whether a run fits within what its key and the user behind it may ask, and what is left then.
+"""The rule of limits: whether a run fits within what its key and the user behind it may ask, and
+what is left then.
 
-What may be asked a minute is a bucket that is kept as one number, `until`: the time at which all that was asked will have been earned
-again. What costs `c` of `n` a minute moves it by `60 * c / n` seconds and fits if it is a minute away then at most. So `n` fit at once
-into a bucket that is full, and one more each `60 / n` seconds after that. Source: the virtual scheduling algorithm (GCRA), ITU-T I.371.
+What may be asked a minute is a bucket that is kept as one number, `until`: the time at which all
+that was asked will have been earned again. What costs `c` of `n` a minute moves it by `60 * c / n`
+seconds and fits if it is a minute away then at most. So `n` fit at once into a bucket that is full,
+and one more each `60 / n` seconds after that. Source: the virtual scheduling algorithm (GCRA),
+ITU-T I.371.
 """
 
 import hashlib
@@ -18,7 +21,8 @@ from ai_agent_service.core.text import replace_unstorable
 
 MINUTE = 60.0
 TOLERANCE = 0.01
-"""The part of one request or token by which a bucket may be too full: sums of times since 1970 are not exact."""
+"""The part of one request or token by which a bucket may be too full: sums of times since 1970 are
+not exact."""
 
 MAX_USER_ID_LENGTH = 255
 """Characters of a user's id that name a subject; of a longer one its digest does."""
@@ -35,7 +39,8 @@ class Subject(msgspec.Struct, frozen=True):
     limits: Limits
 
     def count_reserved(self, tokens: int) -> int:
-        """What of `tokens` is charged before the run: a run that may take more than a minute's waits for a full bucket."""
+        """What of `tokens` is charged before the run: a run that may take more than a minute's
+        waits for a full bucket."""
         return 0 if self.limits.tokens is None else min(tokens, self.limits.tokens)
 
 
@@ -49,7 +54,8 @@ class AdmissionRequest(msgspec.Struct, frozen=True):
 
 
 class Level(msgspec.Struct, frozen=True):
-    """How much a subject has used: until when its requests and tokens will have been earned again, and its runs under way."""
+    """How much a subject has used: until when its requests and tokens will have been earned again,
+    and its runs under way."""
 
     requests_until: float
     tokens_until: float
@@ -63,12 +69,16 @@ def list_subjects(principal: Principal, user: str) -> tuple[Subject, ...]:
     if key.limits:
         found = (Subject(f"key:{key.key_id}", "key", key.limits),)
     if key.user_limits:
-        found = (*found, Subject(f"key:{key.key_id}|user:{_shorten_user_id(user)}", "user", key.user_limits))
+        found = (
+            *found,
+            Subject(f"key:{key.key_id}|user:{_shorten_user_id(user)}", "user", key.user_limits),
+        )
     return found
 
 
 def decide(ask: AdmissionRequest, levels: Sequence[Level], now: float) -> list[Level]:
-    """The levels of the ask's subjects once it is admitted. Raises RateLimitError if one of them refuses, with the longest wait."""
+    """The levels of the ask's subjects once it is admitted. Raises RateLimitError if one of them
+    refuses, with the longest wait."""
     after: list[Level] = []
     refusals: list[tuple[float, str]] = []
     for subject, level in zip(ask.subjects, levels, strict=True):
@@ -77,15 +87,34 @@ def decide(ask: AdmissionRequest, levels: Sequence[Level], now: float) -> list[L
         if limits.requests is not None:
             requests = _charge(requests, 1, limits.requests, now)
             if wait := _compute_wait(requests, limits.requests, now):
-                refusals.append((wait, f"This {whose} has used up its limit of {limits.requests} requests a minute."))
+                refusals.append(
+                    (
+                        wait,
+                        (
+                            f"This {whose} has used up its limit of {limits.requests} requests a"
+                            " minute."
+                        ),
+                    )
+                )
         if limits.tokens is not None:
             tokens = _charge(tokens, ask.tokens, limits.tokens, now)
             if wait := _compute_wait(tokens, limits.tokens, now):
                 left = _count_remaining(level.tokens_until, limits.tokens, now)
-                problem = f"This request may take {ask.tokens} tokens, and this {whose} has {left} left of its {limits.tokens} a minute."
+                problem = (
+                    f"This request may take {ask.tokens} tokens, and this {whose} has {left} left"
+                    f" of its {limits.tokens} a minute."
+                )
                 refusals.append((wait, problem))
         if limits.parallel is not None and level.running >= limits.parallel:
-            refusals.append((0.0, f"This {whose} has {level.running} parallel runs under way and may have {limits.parallel}."))
+            refusals.append(
+                (
+                    0.0,
+                    (
+                        f"This {whose} has {level.running} parallel runs under way and may have"
+                        f" {limits.parallel}."
+                    ),
+                )
+            )
         after.append(Level(requests, tokens, level.running + 1))
     if refusals:
         wait, problem = max(refusals)
@@ -102,8 +131,9 @@ def decide(ask: AdmissionRequest, levels: Sequence[Level], now: float) -> list[L
 def settle_level(level: Level, subject: Subject, *, reserved: int, used: int, now: float) -> Level:
     """The level once a run has ended that used so many of the tokens reserved for it.
 
-    What is given back may be asked for at once, though a part of it was earned again while the run went on. So within one minute more
-    than a minute's tokens may be used, by what was reserved before it and was not used; in the long run never more than are earned.
+    What is given back may be asked for at once, though a part of it was earned again while the run
+    went on. So within one minute more than a minute's tokens may be used, by what was reserved
+    before it and was not used; in the long run never more than are earned.
     """
     rate = subject.limits.tokens
     if rate is None or rate < 1:
@@ -113,8 +143,11 @@ def settle_level(level: Level, subject: Subject, *, reserved: int, used: int, no
     return msgspec.structs.replace(level, tokens_until=until + change)
 
 
-def build_headers(subjects: Sequence[Subject], levels: Sequence[Level], now: float) -> Mapping[str, str]:
-    """What is left of requests and tokens, in OpenAI's headers; of each what the tightest subject has."""
+def build_headers(
+    subjects: Sequence[Subject], levels: Sequence[Level], now: float
+) -> Mapping[str, str]:
+    """What is left of requests and tokens, in OpenAI's headers; of each what the tightest subject
+    has."""
     requests = [
         (_count_remaining(level.requests_until, limit, now), limit, level.requests_until)
         for subject, level in zip(subjects, levels, strict=True)
@@ -136,7 +169,8 @@ def build_headers(subjects: Sequence[Subject], levels: Sequence[Level], now: flo
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as OpenAI writes them: `0s`, `120ms`, `1.2s`, `6m0s`, `1h0m0s`; rounded up to milliseconds."""
+    """Seconds as OpenAI writes them: `0s`, `120ms`, `1.2s`, `6m0s`, `1h0m0s`; rounded up to
+    milliseconds."""
     milliseconds = math.ceil(round(seconds * 1000, 3))
     if milliseconds <= 0:
         return "0s"

@@ -14,9 +14,10 @@ from ai_agent_service.config.settings import Settings
 def pack(settings: Settings, file: IO[bytes], *, without: Iterable[Path] = ()) -> tuple[str, ...]:
     """Writes the files and folders that the settings name to a `tar.gz`; gives their names in it.
 
-    In the working folder they are named from there, elsewhere from the root; where the starter set is served, its files are packed by the
-    names that they would have. Links are followed; hidden files, the data folder and those of `without` are left out. Raises OSError, also
-    for one that has to be there and is not.
+    In the working folder they are named from there, elsewhere from the root; where the starter set
+    is served, its files are packed by the names that they would have. Links are followed; hidden
+    files, the data folder and those of `without` are left out. Raises OSError, also for one that
+    has to be there and is not.
     """
     left_out = {_normalize_path(path) for path in (settings.data_dir, *without)}
     names = []
@@ -25,7 +26,11 @@ def pack(settings: Settings, file: IO[bytes], *, without: Iterable[Path] = ()) -
             full = _normalize_path(named)
             base = Path.cwd() if full.is_relative_to(Path.cwd()) else Path(full.anchor)
             names.append(full.relative_to(base).as_posix())
-            archive.add(path, names[-1], filter=partial(_filter_member, names[-1], _normalize_path(path), left_out))
+            archive.add(
+                path,
+                names[-1],
+                filter=partial(_filter_member, names[-1], _normalize_path(path), left_out),
+            )
     return tuple(names)
 
 
@@ -34,14 +39,20 @@ def _list_files(settings: Settings) -> list[tuple[Path, Path]]:
     files = locate_files(settings)
     optional = [(settings.mcp_config_file, files.servers), (settings.prompts_dir, files.prompts)]
     plugins = [] if settings.plugins_dir is None else [(settings.plugins_dir, settings.plugins_dir)]
-    return [(settings.agent_config_file, files.agents), *plugins, *(pair for pair in optional if pair[1].exists())]
+    return [
+        (settings.agent_config_file, files.agents),
+        *plugins,
+        *(pair for pair in optional if pair[1].exists()),
+    ]
 
 
 def _normalize_path(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
 
 
-def _filter_member(name: str, top: Path, left_out: set[Path], member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def _filter_member(
+    name: str, top: Path, left_out: set[Path], member: tarfile.TarInfo
+) -> tarfile.TarInfo | None:
     """`member` of what is packed from `top` as `name`, unless it is left out."""
     path = top / Path(member.name).relative_to(name)
     is_ours = path == top or not (path.name.startswith(".") or path.name == "__pycache__")

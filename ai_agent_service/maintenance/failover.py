@@ -41,55 +41,80 @@ class PromotionResult(msgspec.Struct, frozen=True):
     server: FailoverCandidate
     away: tuple[FailoverCandidate, ...]
     waits_for: str
-    """The replicas that each commit waits for (synchronous_standby_names), though none follows; empty if it waits for none."""
+    """The replicas that each commit waits for (synchronous_standby_names), though none follows;
+    empty if it waits for none."""
 
 
 _STATE = """SELECT pg_is_in_recovery(), coalesce(pg_wal_lsn_diff(
     greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), '0/0'), 0)::bigint"""
-_SYNCHRONOUS_STANDBYS = (
-    """SELECT CASE WHEN EXISTS (SELECT FROM pg_stat_replication) THEN '' ELSE current_setting('synchronous_standby_names') END"""
-)
+_SYNCHRONOUS_STANDBYS = """SELECT CASE WHEN EXISTS (SELECT FROM pg_stat_replication) THEN ''
+ELSE current_setting('synchronous_standby_names') END"""
 
 
-async def promote(addresses: Iterable[DatabaseUrl], *, timeout: float, force: bool = False) -> PromotionResult:
+async def promote(
+    addresses: Iterable[DatabaseUrl], *, timeout: float, force: bool = False
+) -> PromotionResult:
     """Promotes the replica that has most of what was written, and waits until it takes writes.
 
-    Raises PromotionError, also while one of the servers takes writes, or may, unless `force`. A server has `timeout` seconds to answer.
+    Raises PromotionError, also while one of the servers takes writes, or may, unless `force`. A
+    server has `timeout` seconds to answer.
     """
     servers = await probe_servers(addresses, timeout=timeout)
     living = [server for server in servers if server.role in ("primary", "unknown")]
     if living and not force:
-        told = "; ".join(f"{each.name} {'takes writes' if each.role == 'primary' else f'answers: {each.problem}'}" for each in living)
+        told = "; ".join(
+            f"{each.name}"
+            f" {'takes writes' if each.role == 'primary' else f'answers: {each.problem}'}"
+            for each in living
+        )
         raise PromotionError(
-            f"{told}. With two servers that take writes conversations part for good: stop it first, or promote all the same with --force"
+            f"{told}. With two servers that take writes conversations part for good: stop it first,"
+            " or promote all the same with --force"
         )
     replicas = [server for server in servers if server.role == "replica"]
     if not replicas:
         told = "; ".join(f"{each.name}: {each.problem or each.role}" for each in servers)
-        raise PromotionError(f"there is no replica to promote ({told}); DATABASE_REPLICA_URL names one, or DATABASE_URL with its others")
+        raise PromotionError(
+            f"there is no replica to promote ({told}); DATABASE_REPLICA_URL names one, or"
+            " DATABASE_URL with its others"
+        )
     chosen = max(replicas, key=lambda server: server.position)
     try:
         connection = await _connect(chosen.address, timeout)
         try:
             seconds = PROMOTE_SECONDS + timeout
-            if not await connection.fetchval("SELECT pg_promote(true, $1)", PROMOTE_SECONDS, timeout=seconds):
-                raise PromotionError(f"{chosen.name} did not become the primary within {PROMOTE_SECONDS} seconds; its log says why")
+            if not await connection.fetchval(
+                "SELECT pg_promote(true, $1)", PROMOTE_SECONDS, timeout=seconds
+            ):
+                raise PromotionError(
+                    f"{chosen.name} did not become the primary within {PROMOTE_SECONDS} seconds;"
+                    " its log says why"
+                )
             waits_for = await connection.fetchval(_SYNCHRONOUS_STANDBYS, timeout=timeout)
         finally:
             connection.terminate()
     except asyncpg.InsufficientPrivilegeError as error:
         raise PromotionError(
-            f"{chosen.name}: {error}. Name in DATABASE_URL a user that may, or run on that machine: pg_ctl promote -D FOLDER"
+            f"{chosen.name}: {error}. Name in DATABASE_URL a user that may, or run on that machine:"
+            " pg_ctl promote -D FOLDER"
         ) from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise PromotionError(f"{chosen.name} was not promoted: {error or type(error).__name__}") from error
-    return PromotionResult(chosen, tuple(server for server in servers if server.role == "away"), waits_for)
+        raise PromotionError(
+            f"{chosen.name} was not promoted: {error or type(error).__name__}"
+        ) from error
+    return PromotionResult(
+        chosen, tuple(server for server in servers if server.role == "away"), waits_for
+    )
 
 
-async def probe_servers(addresses: Iterable[DatabaseUrl], *, timeout: float) -> list[FailoverCandidate]:
+async def probe_servers(
+    addresses: Iterable[DatabaseUrl], *, timeout: float
+) -> list[FailoverCandidate]:
     """What each server is now, all asked at once; each is named once."""
     named = {server.hosts: server for address in addresses for server in address.servers}
-    return list(await asyncio.gather(*(_probe_server(address, timeout) for address in named.values())))
+    return list(
+        await asyncio.gather(*(_probe_server(address, timeout) for address in named.values()))
+    )
 
 
 async def _probe_server(address: DatabaseUrl, timeout: float) -> FailoverCandidate:
@@ -101,9 +126,12 @@ async def _probe_server(address: DatabaseUrl, timeout: float) -> FailoverCandida
             connection.terminate()
     except OSError as error:
         if isinstance(error, ssl.SSLError) or "SSL" in str(error):
-            # Its certificate does not do, or it has none: those who do not look at that may write to it.
+            # Its certificate does not do, or it has none: those who do not look at that may write
+            # to it.
             return FailoverCandidate(address, "unknown", problem=str(error))
-        return FailoverCandidate(address, "away", problem=str(error) or f"it did not answer within {timeout:g} seconds")
+        return FailoverCandidate(
+            address, "away", problem=str(error) or f"it did not answer within {timeout:g} seconds"
+        )
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         return FailoverCandidate(address, "unknown", problem=str(error))
     return FailoverCandidate(address, "replica" if is_replica else "primary", position)

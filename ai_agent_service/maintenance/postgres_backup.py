@@ -12,7 +12,12 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
-from ai_agent_service.maintenance.sqlite_backup import Backup, BackupError, wrap_errors, write_atomically
+from ai_agent_service.maintenance.sqlite_backup import (
+    Backup,
+    BackupError,
+    wrap_errors,
+    write_atomically,
+)
 from ai_agent_service.storage.tables import metadata
 from ai_agent_service.storage.url import DatabaseUrl
 
@@ -39,13 +44,21 @@ class Dump(msgspec.Struct, frozen=True):
 
 
 def dump(address: DatabaseUrl, file: Path, *, timeout: float, force: bool = False) -> Backup:
-    """Backs up our tables in the PostgreSQL database to `file`, as they are at the moment of the call, while others read and write them.
+    """Backs up our tables in the PostgreSQL database to `file`, as they are at the moment of the
+    call, while others read and write them.
 
-    `file` appears once it was read back and found complete; only its owner may read it. A connection may take `timeout` seconds. Raises
-    BackupError, also if there is such a file and not `force`.
+    `file` appears once it was read back and found complete; only its owner may read it. A
+    connection may take `timeout` seconds. Raises BackupError, also if there is such a file and not
+    `force`.
     """
     with write_atomically(file, force=force) as partial:
-        wanted = ("--clean", "--if-exists", "--no-owner", "--no-privileges", f"--lock-wait-timeout={LOCK_SECONDS}s")
+        wanted = (
+            "--clean",
+            "--if-exists",
+            "--no-owner",
+            "--no-privileges",
+            f"--lock-wait-timeout={LOCK_SECONDS}s",
+        )
         # What else is in the database would be set back with ours by a restore.
         ours = [f"--table={name}" for name in _TABLES]
         _run("pg_dump", address, (*wanted, *ours, f"--file={partial}"), timeout)
@@ -53,24 +66,37 @@ def dump(address: DatabaseUrl, file: Path, *, timeout: float, force: bool = Fals
 
 
 def restore_dump(address: DatabaseUrl, file: Path, *, timeout: float) -> None:
-    """Puts what the dump `file` holds in the place of our tables, all of it or nothing; raises BackupError."""
+    """Puts what the dump `file` holds in the place of our tables, all of it or nothing; raises
+    BackupError."""
     with wrap_errors(f"{file} was not restored, and nothing was changed"):
-        wanted = ("--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1", "--output=/dev/null")
+        wanted = (
+            "--no-psqlrc",
+            "--quiet",
+            "--single-transaction",
+            "--set=ON_ERROR_STOP=1",
+            "--output=/dev/null",
+        )
         steps = (
             "--command=SET LOCAL client_min_messages = warning",
-            f"--command=SET LOCAL lock_timeout = '{LOCK_SECONDS}s'; DROP TABLE IF EXISTS {', '.join(_TABLES)}",
+            (
+                f"--command=SET LOCAL lock_timeout = '{LOCK_SECONDS}s'; DROP TABLE IF EXISTS"
+                f" {', '.join(_TABLES)}"
+            ),
             f"--file={file}",
-            # The dump left no search path. Those processes that were there when it was made are not there now.
+            # The dump left no search path. Those processes that were there when it was made are not
+            # there now.
             "--command=RESET search_path",
             "--command=DELETE FROM processes",
-            # Else plans are made without knowing how much there is, until the server gets round to counting.
+            # Else plans are made without knowing how much there is, until the server gets round to
+            # counting.
             "--command=ANALYZE",
         )
         _run("psql", address, (*wanted, *steps), timeout)
 
 
 def read_dump(file: Path) -> Dump:
-    """What a dump holds, once it was read to its end; raises BackupError if it was cut off or is none of ours."""
+    """What a dump holds, once it was read to its end; raises BackupError if it was cut off or is
+    none of ours."""
     counts: Counter[str] = Counter()
     small: dict[str, list[bytes]] = {name: [] for name in _SMALL}
     table: str | None = None
@@ -96,29 +122,48 @@ def read_dump(file: Path) -> Dump:
         if len(revisions) != 1 or not {"sessions", "nodes"} <= counts.keys():
             raise BackupError("it does not have the tables of this service")
         secrets = dict(line.decode().rstrip("\n").split("\t", 1) for line in small["secrets"])
-        return Dump(Backup(counts["sessions"], counts["nodes"], file.stat().st_size), revisions[0], secrets)
+        return Dump(
+            Backup(counts["sessions"], counts["nodes"], file.stat().st_size), revisions[0], secrets
+        )
 
 
 def strip_password(address: DatabaseUrl, hosts: str = "") -> str:
-    """A PostgreSQL address as its programs take it, its password left out; `hosts` stand in its servers' place."""
+    """A PostgreSQL address as its programs take it, its password left out; `hosts` stand in its
+    servers' place."""
     parts = urlsplit(address.location)
     user, at, own = parts.netloc.rpartition("@")
-    query = urlencode([each for each in parse_qsl(parts.query) if each[0].lower() != "password"], quote_via=quote)
+    query = urlencode(
+        [each for each in parse_qsl(parts.query) if each[0].lower() != "password"], quote_via=quote
+    )
     # Not by urlunsplit, which leaves the slashes out where no host is named.
-    return f"postgresql://{user.partition(':')[0]}{at}{hosts or own}{parts.path}{'?' if query else ''}{query}"
+    name = user.partition(":")[0]
+    return f"postgresql://{name}{at}{hosts or own}{parts.path}{'?' if query else ''}{query}"
 
 
 def _run(program: str, address: DatabaseUrl, arguments: Sequence[str], timeout: float) -> None:
-    """Runs a program of PostgreSQL, which is given the password by its environment and never asks for one; raises BackupError."""
+    """Runs a program of PostgreSQL, which is given the password by its environment and never asks
+    for one; raises BackupError."""
     found = shutil.which(program)
     if found is None:
-        raise BackupError(f"{program} is not installed here; on Debian or Ubuntu: apt-get install postgresql-client")
+        raise BackupError(
+            f"{program} is not installed here; on Debian or Ubuntu: apt-get install"
+            " postgresql-client"
+        )
     command = [found, "--no-password", *arguments, f"--dbname={strip_password(address)}"]
     # arguments are a list
-    done = subprocess.run(command, env=_build_environment(address, timeout), stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        command,
+        env=_build_environment(address, timeout),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").splitlines()
-        raise BackupError(" ".join(line.strip() for line in lines[:3]) or f"{program} ended with {done.returncode}")
+        raise BackupError(
+            " ".join(line.strip() for line in lines[:3])
+            or f"{program} ended with {done.returncode}"
+        )
 
 
 def _build_environment(address: DatabaseUrl, timeout: float) -> dict[str, str]:

@@ -15,7 +15,8 @@ BUSY_TIMEOUT_SECONDS = 30.0
 """How long a copy waits for a database that somebody else has for themselves."""
 
 _SIDECAR_SUFFIXES = ("-wal", "-shm", "-journal")
-"""What SQLite keeps beside a file, and would take for the new file's own if that came in the old one's place."""
+"""What SQLite keeps beside a file, and would take for the new file's own if that came in the old
+one's place."""
 
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -33,14 +34,18 @@ class Backup(msgspec.Struct, frozen=True):
     """In bytes."""
 
     def __str__(self) -> str:
-        return f"{self.sessions:,} conversations, {self.messages:,} messages, {self.size / 1_000_000:,.1f} MB"
+        return (
+            f"{self.sessions:,} conversations, {self.messages:,} messages,"
+            f" {self.size / 1_000_000:,.1f} MB"
+        )
 
 
 def back_up(database: Path, file: Path, *, force: bool = False) -> Backup:
-    """Copies the SQLite database to `file`, whole and as it is at one moment, while others read and write it.
+    """Copies the SQLite database to `file`, whole and as it is at one moment, while others read and
+    write it.
 
-    `file` appears once its copy was checked; it is a single file that only its owner may read. Raises BackupError, also if there is
-    such a file and not `force`.
+    `file` appears once its copy was checked; it is a single file that only its owner may read.
+    Raises BackupError, also if there is such a file and not `force`.
     """
     if file.exists() and file.samefile(database):
         raise BackupError(f"{file} is the database itself")
@@ -51,9 +56,11 @@ def back_up(database: Path, file: Path, *, force: bool = False) -> Backup:
 
 @contextmanager
 def write_atomically(file: Path, *, force: bool = False) -> Generator[Path, None, None]:
-    """An empty file to write, which only its owner may read, and which becomes `file` at the end if nothing fails.
+    """An empty file to write, which only its owner may read, and which becomes `file` at the end if
+    nothing fails.
 
-    Raises BackupError, also for errors of SQLite and of files within, and if there is a `file` already and not `force`.
+    Raises BackupError, also for errors of SQLite and of files within, and if there is a `file`
+    already and not `force`.
     """
     _check_target(file, force=force)
     partial = file.with_name(file.name + PARTIAL_SUFFIX)
@@ -69,7 +76,8 @@ def write_atomically(file: Path, *, force: bool = False) -> Generator[Path, None
 
 @contextmanager
 def stage_copy(file: Path, database: Path) -> Generator[Path, None, None]:
-    """A copy of the backup `file`, checked, in the folder of `database`; it is deleted at the end. Raises BackupError."""
+    """A copy of the backup `file`, checked, in the folder of `database`; it is deleted at the end.
+    Raises BackupError."""
     if not file.is_file():
         raise BackupError(f"there is no file {file}")
     if database.exists() and file.samefile(database):
@@ -89,7 +97,8 @@ def stage_copy(file: Path, database: Path) -> Generator[Path, None, None]:
 
 
 def replace_database(copy: Path, database: Path) -> Path | None:
-    """Writes the content of `copy` into the database, in one transaction; gives the file that keeps what was there before, if anything.
+    """Writes the content of `copy` into the database, in one transaction; gives the file that keeps
+    what was there before, if anything.
 
     Raises BackupError.
     """
@@ -98,7 +107,9 @@ def replace_database(copy: Path, database: Path) -> Path | None:
             with _create_file(database, keep=True):
                 _copy(copy, database)
             return None
-        kept = database.with_name(f"{database.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        kept = database.with_name(
+            f"{database.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        )
         try:
             with _create_file(kept, keep=True):
                 _copy(database, kept)
@@ -141,7 +152,9 @@ def _check_target(file: Path, *, force: bool) -> None:
         raise BackupError(f"{file} is a folder; name a file")
     there = next((each for each in (file, *_list_sidecars(file)) if each.exists()), None)
     if there is not None and not force:
-        raise BackupError(f"{there} is there already; name another file, or write over it with --force")
+        raise BackupError(
+            f"{there} is there already; name another file, or write over it with --force"
+        )
 
 
 def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
@@ -149,8 +162,12 @@ def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
 
 
 def _copy(source: Path, target: Path, *, read_only: bool = False) -> None:
-    with closing(_connect(source, "ro" if read_only else "rw")) as connection, closing(_connect(target)) as copy:
-        # All pages in one step: a copy in several begins anew whenever somebody writes between them.
+    with (
+        closing(_connect(source, "ro" if read_only else "rw")) as connection,
+        closing(_connect(target)) as copy,
+    ):
+        # All pages in one step: a copy in several begins anew whenever somebody writes between
+        # them.
         connection.backup(copy, pages=-1, progress=_build_copy_timeout(), sleep=0.05)
 
 
@@ -174,7 +191,9 @@ def _verify_copy(path: Path) -> Backup:
             raise BackupError(f"the copy is damaged: {verdict.splitlines()[-1]}")
         try:
             connection.execute("SELECT version_num FROM alembic_version").close()
-            sessions, messages = connection.execute("SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM nodes)").fetchone()
+            sessions, messages = connection.execute(
+                "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM nodes)"
+            ).fetchone()
         except sqlite3.OperationalError:
             raise BackupError("it does not have the tables of this service") from None
     return Backup(sessions, messages, path.stat().st_size)
@@ -182,7 +201,8 @@ def _verify_copy(path: Path) -> Backup:
 
 @contextmanager
 def _create_file(path: Path, *, keep: bool = False) -> Generator[int, None, None]:
-    """An empty file that only its owner may read; gives its number. It is deleted at the end, unless `keep` and what is done succeeds.
+    """An empty file that only its owner may read; gives its number. It is deleted at the end,
+    unless `keep` and what is done succeeds.
 
     What is not to be kept may be left over from an earlier time, and is written over.
     """

@@ -12,7 +12,8 @@ from ai_agent_service.tools.base import ToolOutput
 
 
 class ServerConnectionError(Exception):
-    """The server cannot be reached, or not any more; the message says why, in words for the operator and without secrets.
+    """The server cannot be reached, or not any more; the message says why, in words for the
+    operator and without secrets.
 
     `not_sent` is set where it is certain that the server did nothing of what was asked.
     """
@@ -43,7 +44,9 @@ class McpSession(Protocol):
         """All tools of the server; raises ServerConnectionError."""
         ...
 
-    async def call(self, name: str, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+    async def call(
+        self, name: str, arguments: dict[str, object], context: RunContext
+    ) -> ToolOutput:
         """Runs a tool; raises ToolError with the server's words, or ServerConnectionError."""
         ...
 
@@ -53,7 +56,8 @@ class McpSession(Protocol):
 
 
 class SessionListener(Protocol):
-    """Whoever wants to know what happens to a session beside the calls; its methods are called in the session's event loop."""
+    """Whoever wants to know what happens to a session beside the calls; its methods are called in
+    the session's event loop."""
 
     def handle_tools_changed(self) -> None:
         """The server says that its list of tools is another one now."""
@@ -68,11 +72,18 @@ class SessionOpener(Protocol):
     """Opens sessions with one server."""
 
     def __call__(self, listener: SessionListener) -> AbstractAsyncContextManager[McpSession]:
-        """A new session, which is closed with all that belongs to it at the end; raises ServerConnectionError."""
+        """A new session, which is closed with all that belongs to it at the end; raises
+        ServerConnectionError."""
         ...
 
 
 class OpenerFactory(Protocol):
     """Makes the opener of a server; what it takes to connect is loaded with it."""
 
-    def __call__(self, definition: ServerDefinition, environment: Mapping[str, str], *, connect_seconds: float) -> SessionOpener: ...
+    def __call__(
+        self,
+        definition: ServerDefinition,
+        environment: Mapping[str, str],
+        *,
+        connect_seconds: float,
+    ) -> SessionOpener: ...

@@ -20,8 +20,8 @@ from ai_agent_service.tools.base import ToolOutput
 logger = logging.getLogger(__name__)
 
 State = Literal["off", "starting", "ready", "down"]
-"""`off`: it is not to be connected to. `starting`: it is being connected to, for the first time or after it was lost. `down`: that failed,
-and is tried again from time to time."""
+"""`off`: it is not to be connected to. `starting`: it is being connected to, for the first time or
+after it was lost. `down`: that failed, and is tried again from time to time."""
 
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
@@ -35,14 +35,16 @@ CHECK_SECONDS = 30.0
 """Between two looks at whether a server that nobody calls still answers."""
 
 MAX_FAILED_CHECKS = 3
-"""After so many in a row a server is given up even while calls of it are under way; until then it may just be at work for one of them."""
+"""After so many in a row a server is given up even while calls of it are under way; until then it
+may just be at work for one of them."""
 
 REFRESH_PAUSE = 1.0
 """At least this long between two listings of the tools, whatever the server says."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
-    """What is known of a server; `since` is when it came to its state, in Unix seconds, `connect_seconds` what its last start took."""
+    """What is known of a server; `since` is when it came to its state, in Unix seconds,
+    `connect_seconds` what its last start took."""
 
     label: str
     transport: str
@@ -57,20 +59,26 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
 
 class Connection:
-    """The connection to the server of `definition`, which `supervise` keeps up until it is cancelled.
+    """The connection to the server of `definition`, which `supervise` keeps up until it is
+    cancelled.
 
-    `tools_seconds` is how long a list of tools is used; `off` is why nothing is to connect to the server. It is a ToolSource: `tools` are
-    those that the server listed last, also while it is down, for it may be back before a model calls them.
+    `tools_seconds` is how long a list of tools is used; `off` is why nothing is to connect to the
+    server. It is a ToolSource: `tools` are those that the server listed last, also while it is
+    down, for it may be back before a model calls them.
     """
 
-    def __init__(self, definition: ServerDefinition, *, tools_seconds: float, off: str | None = None) -> None:
+    def __init__(
+        self, definition: ServerDefinition, *, tools_seconds: float, off: str | None = None
+    ) -> None:
         self.label = definition.server_label
         self.tools: tuple[McpTool, ...] = ()
         self.state: State = "off" if off else "starting"
         self.error = off
         self.definition = definition
         self._tools_seconds = tools_seconds
-        self._transport = definition.transport or ("stdio" if definition.command is not None else "http")
+        self._transport = definition.transport or (
+            "stdio" if definition.command is not None else "http"
+        )
         self._session: McpSession | None = None
         self._since = time.time()
         self._restarts = 0
@@ -91,10 +99,13 @@ class Connection:
 
     @property
     def unavailable(self) -> str:
-        """What of it cannot be used now, in words for the model; one that is off is no part of this installation."""
+        """What of it cannot be used now, in words for the model; one that is off is no part of this
+        installation."""
         if self.state in ("ready", "off"):
             return ""
-        return f"the tools of {self.label}" + (" (it is just starting)" if self.state == "starting" else "")
+        return f"the tools of {self.label}" + (
+            " (it is just starting)" if self.state == "starting" else ""
+        )
 
     @property
     def status(self) -> ServerStatus:
@@ -117,7 +128,8 @@ class Connection:
         await self._settled.wait()
 
     async def supervise(self, opener: SessionOpener) -> None:
-        """Keeps the connection up until cancelled; then it is closed with all that belongs to it."""
+        """Keeps the connection up until cancelled; then it is closed with all that belongs to
+        it."""
         failures, told = 0, ""
         while True:
             began = time.monotonic()
@@ -133,20 +145,34 @@ class Connection:
                 pause = FIRST_PAUSE / 5 * random.random()  # noqa: S311 - jitter, no secret
             else:
                 self._set_state("down", reason)
-                pause = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10)) * (1 + random.random()) / 2  # noqa: S311
+                pause = (
+                    min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10))
+                    * (1 + random.random())  # noqa: S311
+                    / 2
+                )
             level = logging.WARNING if was_ready or reason != told else logging.DEBUG
             told = reason
             if was_ready and not logger.isEnabledFor(logging.DEBUG):
-                reason = reason.partition(": ")[0]  # after it come a command's last words, which may repeat what it was called with
-            logger.log(level, "mcp.down", extra={"server": self.label, "reason": reason, "again_in_seconds": round(pause, 1)})
+                reason = reason.partition(": ")[
+                    0
+                ]  # after it come a command's last words, which may repeat what it was called with
+            logger.log(
+                level,
+                "mcp.down",
+                extra={"server": self.label, "reason": reason, "again_in_seconds": round(pause, 1)},
+            )
             self._was_ready = False
             await asyncio.sleep(pause)
 
-    async def call(self, tool: McpTool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Runs `tool`; raises ToolError. A call is made again only if it is certain that the server did nothing of the first."""
+    async def call(
+        self, tool: McpTool, arguments: dict[str, object], context: RunContext
+    ) -> ToolOutput:
+        """Runs `tool`; raises ToolError. A call is made again only if it is certain that the server
+        did nothing of the first."""
         if tool.remote.name in self._quarantined:
             raise ToolError(
-                "this tool was changed by its server after it was first seen and is withheld until the operator has looked at it"
+                "this tool was changed by its server after it was first seen and is withheld until"
+                " the operator has looked at it"
             )
         for is_last in (False, True):
             session = self._session or await self._wait_for_session(context)
@@ -157,7 +183,8 @@ class Connection:
                 self._drop_session(session, lost.reason)
                 if not lost.not_sent:
                     raise ToolError(
-                        f"the connection to {self.label} broke during the call, and it is not known whether it was carried out"
+                        f"the connection to {self.label} broke during the call, and it is not known"
+                        " whether it was carried out"
                     ) from None
                 if is_last:
                     raise self._build_unavailable_error() from None
@@ -190,14 +217,23 @@ class Connection:
                 try:
                     listed = await session.list_tools()
                 except ServerConnectionError as lost:
-                    return self._select_reason(lost)  # now, for leaving ends a command, and that would be told instead
+                    return self._select_reason(
+                        lost
+                    )  # now, for leaving ends a command, and that would be told instead
                 self._update_tools(listed)
                 self._connect_seconds = time.monotonic() - began
                 self._transport = session.transport
                 self._session = session
                 self._was_ready = True
                 self._set_state("ready", None)
-                logger.info("mcp.ready", extra={"server": self.label, "tools": len(self.tools), "seconds": round(self._connect_seconds, 2)})
+                logger.info(
+                    "mcp.ready",
+                    extra={
+                        "server": self.label,
+                        "tools": len(self.tools),
+                        "seconds": round(self._connect_seconds, 2),
+                    },
+                )
                 try:
                     reason = await self._watch_session(session)
                 finally:
@@ -213,7 +249,8 @@ class Connection:
                 raise
             return self._log_unexpected(error)
         except Exception as error:  # noqa: BLE001 - it is logged with its traceback
-            # Whatever a library or a server makes of it, it is one server that is down, and no chat.
+            # Whatever a library or a server makes of it, it is one server that is down, and no
+            # chat.
             return self._log_unexpected(error)
 
     def _log_unexpected(self, error: BaseException) -> str:
@@ -234,7 +271,8 @@ class Connection:
             await asyncio.gather(care, lost, return_exceptions=True)
 
     async def _poll_session(self, session: McpSession) -> str:
-        """Keeps the list of tools fresh, and asks a server that is not heard of whether it is there; returns why it is not."""
+        """Keeps the list of tools fresh, and asks a server that is not heard of whether it is
+        there; returns why it is not."""
         listed = time.monotonic()
         failed = 0
         while True:
@@ -259,7 +297,8 @@ class Connection:
                     return lost.reason
 
     def _select_reason(self, lost: ServerConnectionError) -> str:
-        """The reason that is known best: of a session that was open the listener may have been told more than whoever used it."""
+        """The reason that is known best: of a session that was open the listener may have been told
+        more than whoever used it."""
         return self._lost_reason or lost.reason
 
     def _update_tools(self, listed: Iterable[RemoteTool]) -> None:
@@ -278,12 +317,19 @@ class Connection:
             if remote != last:
                 self._schema_changes += 1
                 changed = "parameters" if remote.parameters != last.parameters else "description"
-                logger.warning("mcp.tool_changed", extra={"server": self.label, "tool": remote.name, "changed": changed})
+                logger.warning(
+                    "mcp.tool_changed",
+                    extra={"server": self.label, "tool": remote.name, "changed": changed},
+                )
             if remote != first and self.definition.pin_tools:
                 quarantined.add(remote.name)
                 continue
             old = before.get(remote.name)
-            offered[remote.name] = old if old is not None and old.remote == remote else McpTool(self.label, remote, self.call)
+            offered[remote.name] = (
+                old
+                if old is not None and old.remote == remote
+                else McpTool(self.label, remote, self.call)
+            )
         # One that is not listed any more may still be known to a run.
         self._quarantined = frozenset(quarantined | (self._quarantined - names))
         tools = tuple(offered.values())
@@ -291,7 +337,8 @@ class Connection:
             self.tools = tools
 
     async def _wait_for_session(self, context: RunContext) -> McpSession:
-        """The session of a server that is being connected to again; raises ToolError for one that is down."""
+        """The session of a server that is being connected to again; raises ToolError for one that
+        is down."""
         if self.state == "starting":
             context.report_progress(0, None, f"{self.label} is being started again")
             with suppress(TimeoutError):
@@ -309,7 +356,10 @@ class Connection:
             self.handle_session_end(reason)
 
     def _build_unavailable_error(self) -> ToolError:
-        return ToolError(f"{self.label} is not available at the moment, so this tool cannot be used. Answer without it, and say so.")
+        return ToolError(
+            f"{self.label} is not available at the moment, so this tool cannot be used. Answer"
+            " without it, and say so."
+        )
 
     def _set_state(self, state: State, error: str | None) -> None:
         if state != self.state:

@@ -35,8 +35,8 @@ _WRAPPERS = frozenset({"result", "content"})
 def to_tool_output(result: CallToolResult) -> ToolOutput:
     """The text and the images of `result`; raises ToolError with its text if it is an error.
 
-    Structured content is added as JSON unless the text says the same already. What a model cannot be shown is named with its type and
-    size, and resources with their addresses.
+    Structured content is added as JSON unless the text says the same already. What a model cannot
+    be shown is named with its type and size, and resources with their addresses.
     """
     texts: list[str] = []
     images: list[ImagePart] = []
@@ -66,13 +66,24 @@ def _to_image(block: ContentBlock) -> ImagePart | None:
             pass
         case _:
             return None
-    return ImagePart(f"data:{mime_type};base64,{data}") if mime_type in _SUPPORTED_IMAGES and _BASE64.fullmatch(data) else None
+    return (
+        ImagePart(f"data:{mime_type};base64,{data}")
+        if mime_type in _SUPPORTED_IMAGES and _BASE64.fullmatch(data)
+        else None
+    )
 
 
 def _to_link(block: ContentBlock) -> Link | None:
     match block:
-        case ResourceLink(uri=uri, name=name, title=title, description=description, mime_type=mime_type):
-            return Link(str(uri), replace_unstorable(title or name), replace_unstorable(description or ""), mime_type or "")
+        case ResourceLink(
+            uri=uri, name=name, title=title, description=description, mime_type=mime_type
+        ):
+            return Link(
+                str(uri),
+                replace_unstorable(title or name),
+                replace_unstorable(description or ""),
+                mime_type or "",
+            )
         case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
             return Link(str(uri), text=replace_unstorable(text))
         case _:
@@ -91,8 +102,13 @@ def _to_text(block: ContentBlock) -> str:
             return f"[{title or name}]({uri})" + (f": {description}" if description else "")
         case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
             return f"{uri}:\n{text}"
-        case EmbeddedResource(resource=BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)):
-            return f"[{uri}: a file ({mime_type or 'of unknown type'}, {_count_bytes(blob)} bytes), which cannot be shown]"
+        case EmbeddedResource(
+            resource=BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
+        ):
+            return (
+                f"[{uri}: a file ({mime_type or 'of unknown type'}, {_count_bytes(blob)} bytes),"
+                " which cannot be shown]"
+            )
         case _:
             return f"[{block.type}, which cannot be shown]"
 
@@ -102,18 +118,28 @@ def _count_bytes(base64: str) -> int:
 
 
 def _is_in_text(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> bool:
-    """Whether the rest of the result holds what `structured` holds, which servers send for hosts that read nothing else.
+    """Whether the rest of the result holds what `structured` holds, which servers send for hosts
+    that read nothing else.
 
-    A value that is no object is wrapped in one by servers, as `result` or `content`, and a list is sent as one text for each entry.
+    A value that is no object is wrapped in one by servers, as `result` or `content`, and a list is
+    sent as one text for each entry.
     """
     if not blocks:
         return False
     whole = [structured]
-    if isinstance(structured, dict) and len(structured) == 1 and (name := next(iter(structured))) in _WRAPPERS:
+    if (
+        isinstance(structured, dict)
+        and len(structured) == 1
+        and (name := next(iter(structured))) in _WRAPPERS
+    ):
         whole.append(structured[name])
     values = [_parse_json(text) for text in texts]
     dumped = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in blocks]
-    return any(_is_same(candidate, said) for candidate in whole for said in (*values, *texts, values, texts, dumped))
+    return any(
+        _is_same(candidate, said)
+        for candidate in whole
+        for said in (*values, *texts, values, texts, dumped)
+    )
 
 
 def _is_same(one: object, other: object) -> bool:

@@ -25,9 +25,11 @@ IDLE_SECONDS = 86_400.0
 
 
 class RequestOutcome:
-    """What became of the HTTP requests of one call: the last error status, and whether one of them found nobody to take it.
+    """What became of the HTTP requests of one call: the last error status, and whether one of them
+    found nobody to take it.
 
-    Once one `was_taken`, nothing that comes later - the library asks again for an answer that broke off - means that it was not.
+    Once one `was_taken`, nothing that comes later - the library asks again for an answer that broke
+    off - means that it was not.
     """
 
     def __init__(self) -> None:
@@ -48,10 +50,16 @@ def build_http_transport(definition: ServerDefinition, transport: Transport) -> 
     assert definition.server_url is not None
     if transport == "sse":
         return _SseTransport(
-            definition.server_url, headers=definition.header, sse_read_timeout=IDLE_SECONDS, httpx_client_factory=_create_http_client
+            definition.server_url,
+            headers=definition.header,
+            sse_read_timeout=IDLE_SECONDS,
+            httpx_client_factory=_create_http_client,
         )
     return _HttpTransport(
-        definition.server_url, headers=definition.header, httpx_client_factory=_create_http_client, max_sse_event_size=MAX_EVENT_BYTES
+        definition.server_url,
+        headers=definition.header,
+        httpx_client_factory=_create_http_client,
+        max_sse_event_size=MAX_EVENT_BYTES,
     )
 
 
@@ -60,7 +68,10 @@ class _UncheckedTransport(ClientTransport):
 
     @asynccontextmanager
     async def connect_session(
-        self, *, transport_options: TransportOptions | None = None, **session_kwargs: Unpack[SessionKwargs]
+        self,
+        *,
+        transport_options: TransportOptions | None = None,
+        **session_kwargs: Unpack[SessionKwargs],
     ) -> AsyncGenerator[ClientSession, None]:
         """A session; see fastmcp."""
         async with super().connect_session(transport_options=_OPTIONS, **session_kwargs) as session:
@@ -76,14 +87,16 @@ class _SseTransport(_UncheckedTransport, SSETransport):
 
 
 class _HttpClient(httpx2.AsyncClient):
-    """Sends each call's request id and trace along, and notes what became of its own requests, for the library tells all calls of a session
-    of the failure of any. Within the message, where a server of MCP looks for the trace, the library puts it."""
+    """Sends each call's request id and trace along, and notes what became of its own requests, for
+    the library tells all calls of a session of the failure of any. Within the message, where a
+    server of MCP looks for the trace, the library puts it."""
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Sends it; see httpx2."""
         request.headers.update(build_trace_headers())
         asked = current_outcome.get()
-        # The session is shared; what is sent for a call is sent in the context of whoever makes the call.
+        # The session is shared; what is sent for a call is sent in the context of whoever makes the
+        # call.
         if request_id := current_request_id.get():
             request.headers["X-Request-Id"] = request_id
         try:
@@ -96,17 +109,27 @@ class _HttpClient(httpx2.AsyncClient):
             asked.status = response.status_code
         elif asked is not None:
             asked.was_accepted = True
-        if isinstance(response.stream, httpx2.AsyncByteStream) and "content-encoding" not in response.headers:
+        if (
+            isinstance(response.stream, httpx2.AsyncByteStream)
+            and "content-encoding" not in response.headers
+        ):
             response.stream = _RepairedBody(response.stream)
         return response
 
 
 def _create_http_client(
-    headers: dict[str, str] | None = None, timeout: httpx2.Timeout | None = None, auth: httpx2.Auth | None = None, **_: Any
+    headers: dict[str, str] | None = None,
+    timeout: httpx2.Timeout | None = None,
+    auth: httpx2.Auth | None = None,
+    **_: Any,
 ) -> httpx2.AsyncClient:
-    """A client without a limit on how long an answer takes: each call has its own, and a stream of notifications has none."""
+    """A client without a limit on how long an answer takes: each call has its own, and a stream of
+    notifications has none."""
     return _HttpClient(
-        headers={"accept-encoding": "identity", **(headers or {})},  # so that a body can be repaired
+        headers={
+            "accept-encoding": "identity",
+            **(headers or {}),
+        },  # so that a body can be repaired
         auth=auth,
         timeout=httpx2.Timeout(CONNECT_SECONDS, read=None),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),

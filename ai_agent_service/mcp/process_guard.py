@@ -1,8 +1,11 @@
-"""Runs a command and sees to it that nothing of it stays behind: `python guard.py COMMAND [ARGUMENT ...]`.
+"""Runs a command and sees to it that nothing of it stays behind: `python guard.py COMMAND [ARGUMENT
+...]`.
 
-The guard leads a process group of its own, which the command belongs to. When whoever started the guard closes its standard input, or
-dies in whatever way, the command has some time to end by itself; then the group is ended. When the command ends, so does the group.
-The last line on standard error says how the command ended. Needs nothing but Python's standard library, and starts with little of it.
+The guard leads a process group of its own, which the command belongs to. When whoever started the
+guard closes its standard input, or dies in whatever way, the command has some time to end by
+itself; then the group is ended. When the command ends, so does the group. The last line on standard
+error says how the command ended. Needs nothing but Python's standard library, and starts with
+little of it.
 """
 
 import contextlib
@@ -26,18 +29,24 @@ def main(command: list[str]) -> None:
         os.set_blocking(end, False)
     signal.set_wakeup_fd(ending, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # it is meant for the command, which this process waits for
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # it is meant for the command, which this process waits for
     signal.signal(signal.SIGINT, lambda *_: None)
     child = os.fork()
     if child == 0:
         _exec_command(command)
     watched = select.poll()
     watched.register(ended, select.POLLIN)
-    watched.register(0, 0)  # tells of the other side's end alone, and takes nothing of what is sent to the command
+    watched.register(
+        0, 0
+    )  # tells of the other side's end alone, and takes nothing of what is sent to the command
     deadline: float | None = None
     signals = [signal.SIGTERM, signal.SIGKILL]
     while True:
-        events = watched.poll(None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000)))
+        events = watched.poll(
+            None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
+        )
         if _has_exited(child):
             break
         for file, _ in events:
@@ -57,7 +66,8 @@ def _exec_command(command: list[str]) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     try:
-        os.execvp(command[0], command)  # noqa: S606 - a command line from the operator's configuration, without a shell
+        # a command line from the operator's configuration, without a shell
+        os.execvp(command[0], command)  # noqa: S606
     except OSError as error:
         _report(f"cannot be run ({error.strerror})")
         os._exit(127)
@@ -72,7 +82,9 @@ def _has_exited(child: int) -> bool:
     if pid == 0:
         return False
     code = os.waitstatus_to_exitcode(status)
-    _report(f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}")
+    _report(
+        f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    )
     return True
 
 

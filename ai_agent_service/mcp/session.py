@@ -1,4 +1,5 @@
-"""Sessions with MCP servers by way of the fastmcp client; imported only where there is a server to connect to, for it takes a second."""
+"""Sessions with MCP servers by way of the fastmcp client; imported only where there is a server to
+connect to, for it takes a second."""
 
 import asyncio
 import logging
@@ -29,7 +30,13 @@ from ai_agent_service import __version__
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolError
-from ai_agent_service.mcp.base import McpSession, RemoteTool, ServerConnectionError, SessionListener, SessionOpener
+from ai_agent_service.mcp.base import (
+    McpSession,
+    RemoteTool,
+    ServerConnectionError,
+    SessionListener,
+    SessionOpener,
+)
 from ai_agent_service.mcp.content import to_tool_output
 from ai_agent_service.mcp.http import RequestOutcome, build_http_transport, current_outcome
 from ai_agent_service.mcp.stdio import Stderr, StdioTransport, build_stdio_transport, open_stderr
@@ -39,7 +46,8 @@ from ai_agent_service.tools.base import ToolOutput
 logger = logging.getLogger(__name__)
 
 MAX_INVALID_LINES = 1_000
-"""Lines on standard output that are no messages, after which a server is given up; each costs our time."""
+"""Lines on standard output that are no messages, after which a server is given up; each costs our
+time."""
 
 MAX_TOOL_MESSAGE_LENGTH = 4_000
 """Characters of a server's refusal that the model is told."""
@@ -53,13 +61,17 @@ _WRONG_TRANSPORT_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
 """HTTP statuses by which a server tells that it does not speak streamable HTTP at this address."""
 
 
-def build_opener(definition: ServerDefinition, environment: Mapping[str, str], *, connect_seconds: float) -> SessionOpener:
-    """Opens sessions with the server of `definition`; a command is looked up by the PATH of `environment`."""
+def build_opener(
+    definition: ServerDefinition, environment: Mapping[str, str], *, connect_seconds: float
+) -> SessionOpener:
+    """Opens sessions with the server of `definition`; a command is looked up by the PATH of
+    `environment`."""
     return _FastMcpOpener(definition, environment, connect_seconds)
 
 
 def quieten_libraries() -> None:
-    """Keeps the libraries' own lines out of the log: what matters of them is told by us, once, and without addresses or secrets."""
+    """Keeps the libraries' own lines out of the log: what matters of them is told by us, once, and
+    without addresses or secrets."""
     fastmcp_logger = logging.getLogger("fastmcp")
     for handler in list(fastmcp_logger.handlers):
         fastmcp_logger.removeHandler(handler)
@@ -71,11 +83,15 @@ def quieten_libraries() -> None:
 class _FastMcpOpener:
     """Opens sessions with one server, and remembers which transport it speaks."""
 
-    def __init__(self, definition: ServerDefinition, environment: Mapping[str, str], connect_seconds: float) -> None:
+    def __init__(
+        self, definition: ServerDefinition, environment: Mapping[str, str], connect_seconds: float
+    ) -> None:
         self._definition = definition
         self._environment = environment
         self._connect_seconds = connect_seconds
-        self._transport: Transport | None = "stdio" if definition.command is not None else definition.transport
+        self._transport: Transport | None = (
+            "stdio" if definition.command is not None else definition.transport
+        )
 
     @asynccontextmanager
     async def __call__(self, listener: SessionListener) -> AsyncGenerator[McpSession, None]:
@@ -97,7 +113,9 @@ class _FastMcpOpener:
         return session
 
     @asynccontextmanager
-    async def _open(self, transport: Transport, listener: SessionListener) -> AsyncGenerator["_FastMcpSession", None]:
+    async def _open(
+        self, transport: Transport, listener: SessionListener
+    ) -> AsyncGenerator["_FastMcpSession", None]:
         """A session over `transport`, closed in the order that leaves nothing behind."""
         handler = _NotificationHandler(self._definition, listener)
         asked = RequestOutcome()
@@ -107,7 +125,9 @@ class _FastMcpOpener:
             if transport == "stdio":
                 stderr = await stack.enter_async_context(open_stderr(self._definition, listener))
                 stdio = build_stdio_transport(self._definition, self._environment, stderr)
-                stack.push_async_callback(stdio.wait_closed)  # the client does not wait for a server that hangs at its start to be gone
+                stack.push_async_callback(
+                    stdio.wait_closed
+                )  # the client does not wait for a server that hangs at its start to be gone
             client: Client[Any] = Client(
                 stdio or build_http_transport(self._definition, transport),
                 name=self._definition.server_label,
@@ -133,10 +153,13 @@ class _FastMcpOpener:
             stack.push_async_callback(_cancel_task, asyncio.create_task(_listen(client, listener)))
             yield session
 
-    def _build_error(self, error: Exception, asked: RequestOutcome, stderr: Stderr | None) -> ServerConnectionError:
+    def _build_error(
+        self, error: Exception, asked: RequestOutcome, stderr: Stderr | None
+    ) -> ServerConnectionError:
         """Why no session came about."""
         root = _find_root_cause(error)
-        # Through a task group the client's error loses its cause, and only its words tell that time ran out.
+        # Through a task group the client's error loses its cause, and only its words tell that time
+        # ran out.
         if isinstance(root, TimeoutError) or "Failed to initialize server session" in str(root):
             reason = f"it did not answer within {self._connect_seconds:g} seconds"
         elif stderr is not None and stderr.exit_reason:
@@ -187,28 +210,47 @@ class _FastMcpSession:
             async with asyncio.timeout(PING_SECONDS):
                 tools = await self._client.list_tools()
         except (MCPError, ValidationError, TimeoutError, *_CONNECTION_ERRORS) as error:
-            raise ServerConnectionError(f"it does not tell its tools ({self._describe_error(error)})", not_sent=True) from None
-        return [RemoteTool(tool.name, tool.description or tool.title or "", tool.input_schema) for tool in tools]
+            raise ServerConnectionError(
+                f"it does not tell its tools ({self._describe_error(error)})", not_sent=True
+            ) from None
+        return [
+            RemoteTool(tool.name, tool.description or tool.title or "", tool.input_schema)
+            for tool in tools
+        ]
 
-    async def call(self, name: str, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+    async def call(
+        self, name: str, arguments: dict[str, object], context: RunContext
+    ) -> ToolOutput:
         """Runs a tool; cancelling the call cancels it at the server."""
         asked = RequestOutcome()
         token = current_outcome.set(asked)
 
-        async def forward_progress(progress: float, total: float | None, message: str | None) -> None:
-            context.report_progress(progress, total, redact_credentials(message or "", self._definition))
+        async def forward_progress(
+            progress: float, total: float | None, message: str | None
+        ) -> None:
+            context.report_progress(
+                progress, total, redact_credentials(message or "", self._definition)
+            )
 
         try:
-            result = await self._client.call_tool_mcp(name, _convert_decimals(arguments), progress_handler=forward_progress)
+            result = await self._client.call_tool_mcp(
+                name, _convert_decimals(arguments), progress_handler=forward_progress
+            )
         except MCPError as error:
             raise await self._build_call_error(error, asked) from None
         except ValidationError:
-            raise ToolError("the tool's answer is not what the Model Context Protocol prescribes") from None
+            raise ToolError(
+                "the tool's answer is not what the Model Context Protocol prescribes"
+            ) from None
         except InputRequiredRoundsExceededError:
-            raise ToolError("the tool asks for more and more input, which nobody here can give") from None
+            raise ToolError(
+                "the tool asks for more and more input, which nobody here can give"
+            ) from None
         except _CONNECTION_ERRORS as error:
             how = "it cannot be reached" if asked.was_not_sent else "the connection broke"
-            raise ServerConnectionError(f"{how} ({self._describe_error(error)})", not_sent=asked.was_not_sent) from None
+            raise ServerConnectionError(
+                f"{how} ({self._describe_error(error)})", not_sent=asked.was_not_sent
+            ) from None
         finally:
             current_outcome.reset(token)
         self._handler.invalid_lines = 0
@@ -216,7 +258,9 @@ class _FastMcpSession:
             output = to_tool_output(result)
         except ToolError as failed:
             raise ToolError(redact_credentials(str(failed), self._definition)) from None
-        return msgspec.structs.replace(output, content=redact_credentials(output.content, self._definition))
+        return msgspec.structs.replace(
+            output, content=redact_credentials(output.content, self._definition)
+        )
 
     async def ping(self) -> None:
         """Returns if the server answers."""
@@ -231,20 +275,31 @@ class _FastMcpSession:
         except MCPError as error:
             if _is_closed(error) or _is_cut_off(error) or asked.was_not_sent:
                 raise ServerConnectionError("the connection broke") from None
-            if asked.status is not None and error.error.code != METHOD_NOT_FOUND:  # which is said by a server that has no ping
+            if (
+                asked.status is not None and error.error.code != METHOD_NOT_FOUND
+            ):  # which is said by a server that has no ping
                 raise ServerConnectionError(describe_status(asked.status)) from None
         except TimeoutError:
-            raise ServerConnectionError(f"it did not answer within {PING_SECONDS:g} seconds") from None
+            raise ServerConnectionError(
+                f"it did not answer within {PING_SECONDS:g} seconds"
+            ) from None
         except _CONNECTION_ERRORS as error:
-            raise ServerConnectionError(f"it cannot be reached ({self._describe_error(error)})") from None
+            raise ServerConnectionError(
+                f"it cannot be reached ({self._describe_error(error)})"
+            ) from None
         finally:
             current_outcome.reset(token)
 
-    async def _build_call_error(self, error: MCPError, asked: RequestOutcome) -> ToolError | ServerConnectionError:
+    async def _build_call_error(
+        self, error: MCPError, asked: RequestOutcome
+    ) -> ToolError | ServerConnectionError:
         if asked.was_not_sent:
             return ServerConnectionError("it cannot be reached", not_sent=True)
         if _is_cut_off(error):
-            return ToolError("the server's answer broke off, and it is not known whether the call was carried out")
+            return ToolError(
+                "the server's answer broke off, and it is not known whether the call was"
+                " carried out"
+            )
         if _is_closed(error):
             if self._stderr is None:
                 return ServerConnectionError("the connection broke")
@@ -261,9 +316,11 @@ class _FastMcpSession:
         return ToolError(words or "the tool's server refused the call and did not say why")
 
     async def _is_forgotten(self, status: int) -> bool:
-        """Whether a call that was refused with this HTTP status was so because the server does not know the session.
+        """Whether a call that was refused with this HTTP status was so because the server does not
+        know the session.
 
-        The status for that is 404. Some servers say 400, and then they refuse whatever else is asked in the session.
+        The status for that is 404. Some servers say 400, and then they refuse whatever else is
+        asked in the session.
         """
         if self.transport != "http" or self._client.transport.get_session_id() is None:
             return False
@@ -305,21 +362,36 @@ class _NotificationHandler:
         elif isinstance(message, Exception) and self._definition.command is not None:
             self.invalid_lines += 1
             if self.invalid_lines == 1:
-                logger.debug("mcp.junk", extra={"server": self._definition.server_label, "problem": "a line on stdout is not a message"})
+                logger.debug(
+                    "mcp.junk",
+                    extra={
+                        "server": self._definition.server_label,
+                        "problem": "a line on stdout is not a message",
+                    },
+                )
             if self.invalid_lines == MAX_INVALID_LINES:
                 self._listener.handle_session_end(
-                    f"it wrote {MAX_INVALID_LINES} lines to standard output that are not messages of the protocol"
+                    f"it wrote {MAX_INVALID_LINES} lines to standard output that are not messages"
+                    " of the protocol"
                 )
 
     async def handle_log(self, params: LoggingMessageNotificationParams) -> None:
         """A line of the server's log."""
         if logger.isEnabledFor(logging.DEBUG):
             line = sanitize_message(str(params.data), self._definition)
-            logger.debug("mcp.log", extra={"server": self._definition.server_label, "severity": params.level, "line": line})
+            logger.debug(
+                "mcp.log",
+                extra={
+                    "server": self._definition.server_label,
+                    "severity": params.level,
+                    "line": line,
+                },
+            )
 
 
 async def _listen(client: Client[Any], listener: SessionListener) -> None:
-    """Asks a server of the 2026 protocol to tell of changed tools, which it does only when asked; older ones tell by themselves."""
+    """Asks a server of the 2026 protocol to tell of changed tools, which it does only when asked;
+    older ones tell by themselves."""
     capabilities = client.server_capabilities
     if client.protocol_version not in MODERN_PROTOCOL_VERSIONS or not (
         capabilities and capabilities.tools and capabilities.tools.list_changed
@@ -361,12 +433,14 @@ def _find_root_cause(error: Exception) -> Exception:
 
 
 def _is_closed(error: MCPError) -> bool:
-    """Whether the library says that the connection is gone; a server may use the same code for errors of its own."""
+    """Whether the library says that the connection is gone; a server may use the same code for
+    errors of its own."""
     return error.error.code == CONNECTION_CLOSED and error.error.message == "Connection closed"
 
 
 def _is_cut_off(error: MCPError) -> bool:
-    """Whether the library says that the stream which was to have the answer ended without it; the session may be well."""
+    """Whether the library says that the stream which was to have the answer ended without it; the
+    session may be well."""
     return error.error.code == CONNECTION_CLOSED and error.error.message.startswith("SSE stream ")
 
 

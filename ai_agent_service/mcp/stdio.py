@@ -39,18 +39,27 @@ MAX_STDERR_LINE = 2_000
 END_WAIT_SECONDS = 0.5
 
 
-def build_stdio_transport(definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr") -> "StdioTransport":
-    """How to run the command of `definition`, which is looked up by its own PATH or that of `environment`; raises ServerConnectionError."""
+def build_stdio_transport(
+    definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr"
+) -> "StdioTransport":
+    """How to run the command of `definition`, which is looked up by its own PATH or that of
+    `environment`; raises ServerConnectionError."""
     assert definition.command is not None
     if definition.find_command_problem(environment):
-        raise ServerConnectionError(f"the command {definition.command!r} is not found any more", not_sent=True)
+        raise ServerConnectionError(
+            f"the command {definition.command!r} is not found any more", not_sent=True
+        )
     if definition.cwd is not None and not Path(definition.cwd).is_dir():
         raise ServerConnectionError(f"its cwd {definition.cwd!r} is no folder", not_sent=True)
     command, *arguments = definition.command, *definition.args
     if os.name == "posix":
         command, arguments = sys.executable, ["-I", "-S", guard.__file__, command, *arguments]
     parameters = StdioServerParameters(
-        command=command, args=arguments, env=definition.env, cwd=definition.cwd, encoding_error_handler="replace"
+        command=command,
+        args=arguments,
+        env=definition.env,
+        cwd=definition.cwd,
+        encoding_error_handler="replace",
     )
     return StdioTransport(parameters, stderr.write_end)
 
@@ -58,8 +67,9 @@ def build_stdio_transport(definition: ServerDefinition, environment: Mapping[str
 class StdioTransport(ClientTransport):
     """A command.
 
-    Not the client's own: it ends its wait for a server that will not end before that has ended, and a line with half a surrogate pair
-    in it, which JSON allows, would leave the call waiting that it answers.
+    Not the client's own: it ends its wait for a server that will not end before that has ended, and
+    a line with half a surrogate pair in it, which JSON allows, would leave the call waiting that it
+    answers.
     """
 
     def __init__(self, parameters: StdioServerParameters, stderr: TextIO) -> None:
@@ -70,7 +80,10 @@ class StdioTransport(ClientTransport):
 
     @asynccontextmanager
     async def connect_session(
-        self, *, transport_options: TransportOptions | None = None, **session_kwargs: Unpack[SessionKwargs]
+        self,
+        *,
+        transport_options: TransportOptions | None = None,
+        **session_kwargs: Unpack[SessionKwargs],
     ) -> AsyncGenerator[ClientSession, None]:
         """Starts the command, and ends it at the end."""
         self._closed.clear()
@@ -89,7 +102,8 @@ class StdioTransport(ClientTransport):
 
 
 class _RepairedLines:
-    """What a command writes, with lines that could not be read made readable where that is possible."""
+    """What a command writes, with lines that could not be read made readable where that is
+    possible."""
 
     def __init__(self, lines: "ReadStream[SessionMessage | Exception]") -> None:
         self._lines = lines
@@ -112,7 +126,12 @@ class _RepairedLines:
         await self._lines.__aenter__()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
         return await self._lines.__aexit__(kind, error, trace)
 
 
@@ -120,16 +139,21 @@ def _repair_message(item: SessionMessage | Exception) -> SessionMessage | Except
     if not isinstance(item, ValidationError):
         return item
     line = item.errors(include_url=False, include_context=False)[0]["input"]
-    if not isinstance(line, str) or not has_lone_surrogate(encoded := line.encode(errors="replace")):
+    if not isinstance(line, str) or not has_lone_surrogate(
+        encoded := line.encode(errors="replace")
+    ):
         return item
     try:
-        return SessionMessage(jsonrpc_message_adapter.validate_json(replace_lone_surrogates(encoded), by_name=False))
+        return SessionMessage(
+            jsonrpc_message_adapter.validate_json(replace_lone_surrogates(encoded), by_name=False)
+        )
     except ValidationError:
         return item
 
 
 class Stderr:
-    """A server's standard error: read to its end, logged at debug level, its last lines remembered."""
+    """A server's standard error: read to its end, logged at debug level, its last lines
+    remembered."""
 
     def __init__(self, definition: ServerDefinition, listener: SessionListener) -> None:
         read, write = os.pipe()
@@ -167,7 +191,9 @@ class Stderr:
             for line in lines:
                 self._handle_line(line)
             now = time.monotonic()
-            allowance = min(STDERR_BYTES_PER_SECOND, allowance + (now - before) * STDERR_BYTES_PER_SECOND) - len(piece)
+            allowance = min(
+                STDERR_BYTES_PER_SECOND, allowance + (now - before) * STDERR_BYTES_PER_SECOND
+            ) - len(piece)
             before = now
             if allowance < 0:
                 await asyncio.sleep(-allowance / STDERR_BYTES_PER_SECOND)
@@ -184,7 +210,11 @@ class Stderr:
             self._lines.append(text)
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug(
-                    "mcp.stderr", extra={"server": self._definition.server_label, "line": sanitize_message(text, self._definition)}
+                    "mcp.stderr",
+                    extra={
+                        "server": self._definition.server_label,
+                        "line": sanitize_message(text, self._definition),
+                    },
                 )
         if mark:
             self.exit_reason = how[:MAX_STDERR_LINE].decode(errors="replace")
@@ -195,15 +225,21 @@ class Stderr:
     def reason(self) -> str:
         """How the server ended, and its last words."""
         words = f": {self.last_lines}" if self.last_lines else ""
-        return sanitize_message(f"it {self.exit_reason or 'closed its output'}{words}", self._definition)
+        return sanitize_message(
+            f"it {self.exit_reason or 'closed its output'}{words}", self._definition
+        )
 
 
 @asynccontextmanager
-async def open_stderr(definition: ServerDefinition, listener: SessionListener) -> AsyncGenerator[Stderr, None]:
+async def open_stderr(
+    definition: ServerDefinition, listener: SessionListener
+) -> AsyncGenerator[Stderr, None]:
     stderr = Stderr(definition, listener)
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stderr.read_end)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), stderr.read_end
+    )
     task = asyncio.create_task(stderr.read(reader))
     try:
         yield stderr

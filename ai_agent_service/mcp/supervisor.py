@@ -1,4 +1,5 @@
-"""All MCP servers: connected in the background, taken over by the next configuration where they did not change, closed together."""
+"""All MCP servers: connected in the background, taken over by the next configuration where they did
+not change, closed together."""
 
 import asyncio
 import importlib
@@ -44,9 +45,11 @@ class McpServers:
 
 
 class McpSupervisor:
-    """Keeps connections up, each by a task of its own, until they are ended; at its end, all that belongs to them is closed.
+    """Keeps connections up, each by a task of its own, until they are ended; at its end, all that
+    belongs to them is closed.
 
-    `connect_seconds` is what a server may take to start and to answer, `tools_seconds` how long a list of its tools is used.
+    `connect_seconds` is what a server may take to start and to answer, `tools_seconds` how long a
+    list of its tools is used.
     """
 
     def __init__(self, *, connect_seconds: float, tools_seconds: float) -> None:
@@ -59,7 +62,12 @@ class McpSupervisor:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.stop(list(self._tasks))
 
     def build_servers(
@@ -70,21 +78,31 @@ class McpSupervisor:
         wanted: Collection[str],
         before: McpServers | None = None,
     ) -> McpServers:
-        """The servers of `definitions`, of which those whose labels are `wanted` are to be connected to; `begin` does so.
+        """The servers of `definitions`, of which those whose labels are `wanted` are to be
+        connected to; `begin` does so.
 
         One of `before` whose definition is the same stays the connection that it is.
         """
-        return McpServers([self._build_connection(each, environment, wanted, before) for each in definitions])
+        return McpServers(
+            [self._build_connection(each, environment, wanted, before) for each in definitions]
+        )
 
     def start(self, servers: McpServers, environment: Mapping[str, str]) -> None:
         """Connects in the background to those of `servers` that are on and are not kept up yet."""
         for connection in servers:
             if connection.state != "off" and connection not in self._tasks:
-                self._tasks[connection] = asyncio.create_task(self._supervise(connection, environment))
+                self._tasks[connection] = asyncio.create_task(
+                    self._supervise(connection, environment)
+                )
 
     async def stop(self, connections: Collection[Connection]) -> None:
-        """Closes the connections, those that are kept up, and all that belongs to them. It may be called again if it was cancelled."""
-        ending = {connection: task for connection in connections if (task := self._tasks.get(connection)) is not None}
+        """Closes the connections, those that are kept up, and all that belongs to them. It may be
+        called again if it was cancelled."""
+        ending = {
+            connection: task
+            for connection in connections
+            if (task := self._tasks.get(connection)) is not None
+        }
         for task in ending.values():
             if not task.cancelling():  # a second time would break off the closing
                 task.cancel()
@@ -95,13 +113,23 @@ class McpSupervisor:
             connection.fail("it is not in use any more")
 
     def _build_connection(
-        self, definition: ServerDefinition, environment: Mapping[str, str], wanted: Collection[str], before: McpServers | None
+        self,
+        definition: ServerDefinition,
+        environment: Mapping[str, str],
+        wanted: Collection[str],
+        before: McpServers | None,
     ) -> Connection:
         label = definition.server_label
-        old = before[label] if before is not None and label in before and before[label].definition == definition else None
+        old = (
+            before[label]
+            if before is not None and label in before and before[label].definition == definition
+            else None
+        )
         if old is not None and label in wanted and self._is_supervised(old):
             return old
-        off = definition.off_reason or (definition.find_command_problem(environment) if label in wanted else "No agent uses it.")
+        off = definition.off_reason or (
+            definition.find_command_problem(environment) if label in wanted else "No agent uses it."
+        )
         if old is not None and old.state == "off" and old.error == off:
             return old
         if off is not None and label in wanted:
@@ -118,9 +146,14 @@ class McpSupervisor:
                 if self._opener_factory is None:
                     self._opener_factory = await asyncio.to_thread(_load)
                 build_opener = self._opener_factory
-            await connection.supervise(build_opener(connection.definition, environment, connect_seconds=self._connect_seconds))
+            await connection.supervise(
+                build_opener(
+                    connection.definition, environment, connect_seconds=self._connect_seconds
+                )
+            )
         except Exception:
-            # Nobody waits for this task: what breaks it is a fault of ours, and agents go on without these tools.
+            # Nobody waits for this task: what breaks it is a fault of ours, and agents go on
+            # without these tools.
             logger.exception("mcp.broken", extra={"server": connection.label})
             connection.fail("the MCP client failed; the log of the service says how")
 
@@ -134,15 +167,19 @@ async def open_servers(
     connect_seconds: float,
     tools_seconds: float,
 ) -> AsyncGenerator[McpServers, None]:
-    """The servers of `definitions`, those whose labels are `wanted` being connected to in the background; see Supervision."""
-    async with McpSupervisor(connect_seconds=connect_seconds, tools_seconds=tools_seconds) as supervision:
+    """The servers of `definitions`, those whose labels are `wanted` being connected to in the
+    background; see Supervision."""
+    async with McpSupervisor(
+        connect_seconds=connect_seconds, tools_seconds=tools_seconds
+    ) as supervision:
         servers = supervision.build_servers(definitions, environment, wanted=wanted)
         supervision.start(servers, environment)
         yield servers
 
 
 def _load() -> OpenerFactory:
-    """What it takes to connect, which is imported only now: it takes a second, and nobody waits for it."""
+    """What it takes to connect, which is imported only now: it takes a second, and nobody waits for
+    it."""
     session: Any = importlib.import_module("ai_agent_service.mcp.session")
     session.quieten_libraries()
     return cast(OpenerFactory, session.build_opener)

@@ -4,7 +4,8 @@ import re
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ESCAPE = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
 )
 
 
@@ -14,8 +15,8 @@ def has_lone_surrogate(json: bytes) -> bool:
 
 
 def replace_lone_surrogates(json: bytes) -> bytes:
-    """`json` with each escape that is half of a surrogate pair replaced by that of U+FFFD; some servers write them, and no strict reader
-    takes them."""
+    """`json` with each escape that is half of a surrogate pair replaced by that of U+FFFD; some
+    servers write them, and no strict reader takes them."""
     if not has_lone_surrogate(json):
         return json
     return _ESCAPE.sub(lambda match: b"\\ufffd" if match["half"] else match[0], json)

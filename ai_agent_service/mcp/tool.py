@@ -31,23 +31,32 @@ class McpTool:
         self.label = label
         self.remote = remote
         self.spec = ToolSpec(
-            build_model_name(label, remote.name), replace_unstorable(remote.description), _to_object_schema(remote.parameters)
+            build_model_name(label, remote.name),
+            replace_unstorable(remote.description),
+            _to_object_schema(remote.parameters),
         )
         self._call = call
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Runs the tool on its server; raises ToolError with the server's words, or with ours where the server is not there."""
+        """Runs the tool on its server; raises ToolError with the server's words, or with ours where
+        the server is not there."""
         return await self._call(self, arguments, context)
 
 
 def build_model_name(label: str, tool: str) -> str:
-    """The name by which models know the tool `tool` of the server `label`: `label__tool`, in at most 64 letters, digits, `_` and
-    `-`.
+    """The name by which models know the tool `tool` of the server `label`: `label__tool`, in at
+    most 64 letters, digits, `_` and `-`.
 
-    What does not fit that, or could be read in two ways, ends in a digest of both, so that no two tools are alike.
+    What does not fit that, or could be read in two ways, ends in a digest of both, so that no two
+    tools are alike.
     """
     name = f"{label}__{tool}"
-    if len(name) <= MAX_NAME and _PLAIN_LABEL.fullmatch(label) and _PLAIN_TOOL.fullmatch(tool) and not _DIGEST_SUFFIX.fullmatch(tool):
+    if (
+        len(name) <= MAX_NAME
+        and _PLAIN_LABEL.fullmatch(label)
+        and _PLAIN_TOOL.fullmatch(tool)
+        and not _DIGEST_SUFFIX.fullmatch(tool)
+    ):
         return name
     digest = hashlib.sha256(f"{label}\0{tool}".encode(errors="surrogatepass")).hexdigest()[:_DIGEST]
     return f"{_INVALID_CHARACTER.sub('_', name)[: MAX_NAME - _DIGEST - 1]}_{digest}"
@@ -59,9 +68,22 @@ def build_model_names(label: str, tools: Iterable[str]) -> frozenset[str]:
 
 
 def _to_object_schema(schema: dict[str, object]) -> dict[str, object]:
-    """`schema` as it is, if it says that it is of an object and of which properties: providers refuse a request with one that does not."""
-    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) and isinstance(schema.get("required", []), list):
+    """`schema` as it is, if it says that it is of an object and of which properties: providers
+    refuse a request with one that does not."""
+    if (
+        schema.get("type") == "object"
+        and isinstance(schema.get("properties"), dict)
+        and isinstance(schema.get("required", []), list)
+    ):
         return schema
     properties, required = schema.get("properties"), schema.get("required")
-    kept = {name: value for name, value in schema.items() if name != "required" or isinstance(required, list)}
-    return {**kept, "type": "object", "properties": properties if isinstance(properties, dict) else {}}
+    kept = {
+        name: value
+        for name, value in schema.items()
+        if name != "required" or isinstance(required, list)
+    }
+    return {
+        **kept,
+        "type": "object",
+        "properties": properties if isinstance(properties, dict) else {},
+    }

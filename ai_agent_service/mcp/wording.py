@@ -9,13 +9,17 @@ from ai_agent_service.core.text import replace_unstorable
 MAX_MESSAGE_LENGTH = 400
 
 
-def sanitize_message(text: str, definition: ServerDefinition, limit: int = MAX_MESSAGE_LENGTH) -> str:
-    """`text` on one line, at most `limit` characters of it, and without the values of the server's variables."""
+def sanitize_message(
+    text: str, definition: ServerDefinition, limit: int = MAX_MESSAGE_LENGTH
+) -> str:
+    """`text` on one line, at most `limit` characters of it, and without the values of the server's
+    variables."""
     return replace_unstorable(" ".join(redact_secrets(text, definition.secrets).split()))[:limit]
 
 
 def redact_credentials(text: str, definition: ServerDefinition) -> str:
-    """`text` without the server's credentials, and otherwise as it is: a path that a variable holds is of use to the model."""
+    """`text` without the server's credentials, and otherwise as it is: a path that a variable holds
+    is of use to the model."""
     for secret in definition.credentials:
         text = text.replace(secret, "[redacted]")
     return text

@@ -1,1 +1,2 @@
-"""Conversation memory: what the client sent against what is stored, and what the model is to see of it."""
+"""Conversation memory: what the client sent against what is stored, and what the model is to see of
+it."""

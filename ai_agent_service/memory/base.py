@@ -1,4 +1,5 @@
-"""What a memory is to the agents: it knows a turn's conversation at its start, and keeps its answer at its end."""
+"""What a memory is to the agents: it knows a turn's conversation at its start, and keeps its answer
+at its end."""
 
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -11,7 +12,13 @@ from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import FinishReason
-from ai_agent_service.core.messages import Content, Message, ToolCall, ToolResult, build_tool_message
+from ai_agent_service.core.messages import (
+    Content,
+    Message,
+    ToolCall,
+    ToolResult,
+    build_tool_message,
+)
 from ai_agent_service.core.usage import Usage
 
 History = Literal["client", "server"]
@@ -36,13 +43,17 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     def messages(self) -> tuple[Message, ...]:
         """The step as a model is told of it."""
         given = {result.call_id: result for result in self.results}
-        unknown = (ToolResult(call_id=call.id, name=call.name, content=UNKNOWN_RESULT, is_error=True) for call in self.calls)
+        unknown = (
+            ToolResult(call_id=call.id, name=call.name, content=UNKNOWN_RESULT, is_error=True)
+            for call in self.calls
+        )
         results = (build_tool_message(given.get(result.call_id, result)) for result in unknown)
         return (Message(role="assistant", content=self.text, tool_calls=self.calls), *results)
 
 
 class TurnAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a turn: `text` is all that was said, `steps` those with tool calls; `last` is what was said after them."""
+    """What came of a turn: `text` is all that was said, `steps` those with tool calls; `last` is
+    what was said after them."""
 
     text: str
     steps: tuple[Step, ...] = ()
@@ -55,10 +66,11 @@ class TurnAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnQuestion(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller's turn brings: `messages`, the whole conversation or, with the server's history, only what is new.
+    """What a caller's turn brings: `messages`, the whole conversation or, with the server's
+    history, only what is new.
 
-    `is_retry` says that the caller may have asked this before without getting the answer; `message_id` is the caller's own id of the
-    turn, the same if it is asked again.
+    `is_retry` says that the caller may have asked this before without getting the answer;
+    `message_id` is the caller's own id of the turn, the same if it is asked again.
     """
 
     messages: tuple[Message, ...]
@@ -72,25 +84,30 @@ class RememberedTurn(Protocol):
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """What the model is to see: the caller's system messages, a summary as another one, then the conversation."""
+        """What the model is to see: the caller's system messages, a summary as another one, then
+        the conversation."""
         ...
 
     @property
     def answer(self) -> TurnAnswer | None:
-        """The complete answer that an earlier, equal turn was given; it is told again and nothing is run."""
+        """The complete answer that an earlier, equal turn was given; it is told again and nothing
+        is run."""
         ...
 
     @property
     def under_way(self) -> str | None:
-        """The run id of an equal turn that this process is taking now; it is joined and nothing is run."""
+        """The run id of an equal turn that this process is taking now; it is joined and nothing is
+        run."""
         ...
 
     async def shorter(self) -> tuple[Message, ...] | None:
-        """As `messages`, the older ones summarised, for a model that found them too long; None if that cannot be done."""
+        """As `messages`, the older ones summarised, for a model that found them too long; None if
+        that cannot be done."""
         ...
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
-        """Stores the answer; a database that is away is waited for `wait` seconds. Raises MemoryUnavailableError."""
+        """Stores the answer; a database that is away is waited for `wait` seconds. Raises
+        MemoryUnavailableError."""
         ...
 
 
@@ -105,7 +122,8 @@ class ConversationInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message as it is stored; `id` and `parent` are hexadecimal, `parent` is None for the first message of a session."""
+    """A message as it is stored; `id` and `parent` are hexadecimal, `parent` is None for the first
+    message of a session."""
 
     id: str
     parent: str | None
@@ -120,7 +138,8 @@ class StoredMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
-    """A session with its messages: those of the newest branch, oldest first, or of all branches, parents first."""
+    """A session with its messages: those of the newest branch, oldest first, or of all branches,
+    parents first."""
 
     agent_id: str
     session_id: str
@@ -154,20 +173,23 @@ class Memory(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """What keeps it from being used now, in a sentence for callers; None if nothing is known to."""
+        """What keeps it from being used now, in a sentence for callers; None if nothing is known
+        to."""
         ...
 
     async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """Stores the question of a turn of `context.session` and finds what belongs to it.
 
-        Raises MemoryUnavailableError, SessionBusyError where another turn of the session has to end first, and IdempotencyMismatchError
-        where something else was asked in the session under a `message_id` that begins with IDEMPOTENCY_PREFIX.
+        Raises MemoryUnavailableError, SessionBusyError where another turn of the session has to end
+        first, and IdempotencyMismatchError where something else was asked in the session under a
+        `message_id` that begins with IDEMPOTENCY_PREFIX.
         """
         ...
 
 
 class MemorySetup(msgspec.Struct, frozen=True):
-    """What a memory backend is opened with: the settings, all environment variables (`.env` included), and the agent it is for."""
+    """What a memory backend is opened with: the settings, all environment variables (`.env`
+    included), and the agent it is for."""
 
     settings: Settings
     environment: Mapping[str, str]
@@ -175,12 +197,14 @@ class MemorySetup(msgspec.Struct, frozen=True):
 
 
 class MemoryFactory(Protocol):
-    """A class of memories, as plug-ins name them; `name` is what `resource_config.memory.backend` calls it."""
+    """A class of memories, as plug-ins name them; `name` is what `resource_config.memory.backend`
+    calls it."""
 
     name: str
 
     def open(self, setup: MemorySetup) -> AbstractAsyncContextManager[Memory]:
-        """The memory of one agent, which is closed when the service ends. A class gives it as a class method."""
+        """The memory of one agent, which is closed when the service ends. A class gives it as a
+        class method."""
         ...
 
 
@@ -190,24 +214,34 @@ class Conversations(Protocol):
     async def list(
         self, tenant: str, user: str, agent_id: str, *, limit: int, after: str | None = None
     ) -> tuple[tuple[ConversationInfo, ...], str | None]:
-        """At most `limit` sessions, the one used last first, and the `after` that goes on from there; None at the end.
+        """At most `limit` sessions, the one used last first, and the `after` that goes on from
+        there; None at the end.
 
         Raises InvalidRequestError for an `after` that is none, and MemoryUnavailableError.
         """
         ...
 
-    async def get(self, tenant: str, user: str, agent_id: str, session_id: str, *, branches: bool = False) -> Conversation:
-        """The session with the messages of its newest branch, or of all; raises NotFoundError and MemoryUnavailableError."""
+    async def get(
+        self, tenant: str, user: str, agent_id: str, session_id: str, *, branches: bool = False
+    ) -> Conversation:
+        """The session with the messages of its newest branch, or of all; raises NotFoundError and
+        MemoryUnavailableError."""
         ...
 
     async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> ErasureCounts:
         """Deletes the session for good; raises NotFoundError and MemoryUnavailableError."""
         ...
 
-    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> ErasureCounts:
-        """Deletes everything of the user, with all agents or with those named, in one transaction; raises MemoryUnavailableError."""
+    async def erase(
+        self, tenant: str, user: str, *, agents: Collection[str] | None = None
+    ) -> ErasureCounts:
+        """Deletes everything of the user, with all agents or with those named, in one transaction;
+        raises MemoryUnavailableError."""
         ...
 
-    def export(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> AsyncGenerator[Conversation, None]:
-        """Everything of the user, with all agents or with those named, session by session, all branches; raises MemoryUnavailableError."""
+    def export(
+        self, tenant: str, user: str, *, agents: Collection[str] | None = None
+    ) -> AsyncGenerator[Conversation, None]:
+        """Everything of the user, with all agents or with those named, session by session, all
+        branches; raises MemoryUnavailableError."""
         ...

@@ -12,7 +12,14 @@ from sqlalchemy import Connection, RowMapping, Select, and_, delete, func, selec
 
 from ai_agent_service.core.errors import InvalidRequestError, MemoryUnavailableError, NotFoundError
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.memory.base import Conversation, ConversationInfo, ErasureCounts, Origin, Status, StoredMessage
+from ai_agent_service.memory.base import (
+    Conversation,
+    ConversationInfo,
+    ErasureCounts,
+    Origin,
+    Status,
+    StoredMessage,
+)
 from ai_agent_service.memory.statements import NODE_COLUMNS
 from ai_agent_service.memory.store import Session, Store
 from ai_agent_service.storage.tables import nodes, runs, sessions, summaries
@@ -43,17 +50,29 @@ class SqlConversations:
         self, tenant: str, user: str, agent_id: str, *, limit: int, after: str | None = None
     ) -> tuple[tuple[ConversationInfo, ...], str | None]:
         """See Conversations."""
-        mine = and_(sessions.c.tenant == tenant, sessions.c.user_id == user, sessions.c.agent_id == agent_id)
-        wanted = select(sessions.c.key, sessions.c.session_id, sessions.c.created_at, sessions.c.updated_at).where(mine)
+        mine = and_(
+            sessions.c.tenant == tenant, sessions.c.user_id == user, sessions.c.agent_id == agent_id
+        )
+        wanted = select(
+            sessions.c.key, sessions.c.session_id, sessions.c.created_at, sessions.c.updated_at
+        ).where(mine)
         if after is not None:
-            wanted = wanted.where(tuple_(sessions.c.updated_at, sessions.c.key) < _decode_cursor(after))
-        wanted = wanted.order_by(sessions.c.updated_at.desc(), sessions.c.key.desc()).limit(limit + 1)
+            wanted = wanted.where(
+                tuple_(sessions.c.updated_at, sessions.c.key) < _decode_cursor(after)
+            )
+        wanted = wanted.order_by(sessions.c.updated_at.desc(), sessions.c.key.desc()).limit(
+            limit + 1
+        )
 
         def read_page(connection: Connection) -> tuple[list[RowMapping], dict[bytes, int]]:
             found = list(connection.execute(wanted).mappings())
             counted = (
                 select(nodes.c.session_key, func.count())
-                .where(nodes.c.tenant == tenant, nodes.c.user_id == user, nodes.c.session_key.in_([row["key"] for row in found]))
+                .where(
+                    nodes.c.tenant == tenant,
+                    nodes.c.user_id == user,
+                    nodes.c.session_key.in_([row["key"] for row in found]),
+                )
                 .group_by(nodes.c.session_key)
             )
             return found, {row[0]: row[1] for row in connection.execute(counted)}
@@ -70,26 +89,40 @@ class SqlConversations:
         )
         return infos, _encode_cursor(rows[limit - 1]) if len(rows) > limit else None
 
-    async def get(self, tenant: str, user: str, agent_id: str, session_id: str, *, branches: bool = False) -> Conversation:
-        """See Conversations. The messages come from the replica if that has the session as the primary has it."""
+    async def get(
+        self, tenant: str, user: str, agent_id: str, session_id: str, *, branches: bool = False
+    ) -> Conversation:
+        """See Conversations. The messages come from the replica if that has the session as the
+        primary has it."""
         session = self._store.build_session(tenant, user, agent_id, session_id)
         database = self._store.database
 
         def read_conversation(connection: Connection) -> tuple[RowMapping, Sequence[RowMapping]]:
             row = self._read_session(connection, session)
-            return row, connection.execute(_select_messages(session, row, branches=branches)).mappings().all()
+            return row, connection.execute(
+                _select_messages(session, row, branches=branches)
+            ).mappings().all()
 
         if database.replica is None:
-            return await self._build_in_thread(session, *await database.read(read_conversation, timeout=READ_SECONDS))
+            return await self._build_in_thread(
+                session, *await database.read(read_conversation, timeout=READ_SECONDS)
+            )
         try:
-            current: RowMapping | None = await database.read(lambda connection: self._read_session(connection, session))
+            current: RowMapping | None = await database.read(
+                lambda connection: self._read_session(connection, session)
+            )
         except MemoryUnavailableError:
             current = None  # what the replica has is better than nothing
         try:
             row, found = await database.read_replica(read_conversation, timeout=READ_SECONDS)
         except (MemoryUnavailableError, NotFoundError):
-            return await self._build_in_thread(session, *await database.read(read_conversation, timeout=READ_SECONDS))
-        if current is not None and (current["updated_at"], current["head"]) != (row["updated_at"], row["head"]):
+            return await self._build_in_thread(
+                session, *await database.read(read_conversation, timeout=READ_SECONDS)
+            )
+        if current is not None and (current["updated_at"], current["head"]) != (
+            row["updated_at"],
+            row["head"],
+        ):
             row, found = await database.read(read_conversation, timeout=READ_SECONDS)
         return await self._build_in_thread(session, row, found)
 
@@ -99,18 +132,25 @@ class SqlConversations:
 
         def delete_session(connection: Connection) -> ErasureCounts:
             self._read_session(connection, session)
-            return _delete_sessions(connection, tenant, user, select(sessions.c.key).where(_match_session(session)))
+            return _delete_sessions(
+                connection, tenant, user, select(sessions.c.key).where(_match_session(session))
+            )
 
         return await self._store.database.write(delete_session, timeout=ERASURE_SECONDS)
 
-    async def erase(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> ErasureCounts:
+    async def erase(
+        self, tenant: str, user: str, *, agents: Collection[str] | None = None
+    ) -> ErasureCounts:
         """See Conversations."""
         mine = select(sessions.c.key).where(_match_owner(tenant, user, agents))
         return await self._store.database.write(
-            lambda connection: _delete_sessions(connection, tenant, user, mine), timeout=ERASURE_SECONDS
+            lambda connection: _delete_sessions(connection, tenant, user, mine),
+            timeout=ERASURE_SECONDS,
         )
 
-    async def export(self, tenant: str, user: str, *, agents: Collection[str] | None = None) -> AsyncGenerator[Conversation, None]:
+    async def export(
+        self, tenant: str, user: str, *, agents: Collection[str] | None = None
+    ) -> AsyncGenerator[Conversation, None]:
         """See Conversations."""
         mine = _match_owner(tenant, user, agents)
         last: bytes = b""
@@ -121,7 +161,9 @@ class SqlConversations:
                 .order_by(sessions.c.key)
                 .limit(EXPORT_PAGE)
             )
-            rows = await self._store.database.read(lambda connection, page=page: connection.execute(page).all())  # type: ignore[misc]
+            rows = await self._store.database.read(
+                lambda connection, page=page: connection.execute(page).all()  # type: ignore[misc]
+            )
             for row in rows:
                 try:
                     yield await self.get(tenant, user, row.agent_id, row.session_id, branches=True)
@@ -132,18 +174,24 @@ class SqlConversations:
             last = rows[-1].key
 
     def _read_session(self, connection: Connection, session: Session) -> RowMapping:
-        wanted = select(sessions.c.key, sessions.c.created_at, sessions.c.updated_at, sessions.c.head).where(_match_session(session))
+        wanted = select(
+            sessions.c.key, sessions.c.created_at, sessions.c.updated_at, sessions.c.head
+        ).where(_match_session(session))
         row = connection.execute(wanted).mappings().first()
         if row is None:
             raise NotFoundError("There is no such conversation.", code="conversation_not_found")
         return row
 
-    async def _build_in_thread(self, session: Session, row: RowMapping, found: Sequence[RowMapping]) -> Conversation:
+    async def _build_in_thread(
+        self, session: Session, row: RowMapping, found: Sequence[RowMapping]
+    ) -> Conversation:
         if len(found) <= INLINE_MESSAGES:
             return self._build_conversation(session, row, found)
         return await asyncio.to_thread(self._build_conversation, session, row, found)
 
-    def _build_conversation(self, session: Session, row: RowMapping, found: Sequence[RowMapping]) -> Conversation:
+    def _build_conversation(
+        self, session: Session, row: RowMapping, found: Sequence[RowMapping]
+    ) -> Conversation:
         return Conversation(
             agent_id=session.agent_id,
             session_id=session.session_id,
@@ -174,7 +222,11 @@ def _match_owner(tenant: str, user: str, agents: Collection[str] | None) -> Any:
 
 
 def _match_session(session: Session) -> Any:
-    return and_(sessions.c.key == session.key, sessions.c.tenant == session.tenant, sessions.c.user_id == session.user)
+    return and_(
+        sessions.c.key == session.key,
+        sessions.c.tenant == session.tenant,
+        sessions.c.user_id == session.user,
+    )
 
 
 def _select_messages(session: Session, row: RowMapping, *, branches: bool) -> Select[Any]:
@@ -186,20 +238,36 @@ def _select_messages(session: Session, row: RowMapping, *, branches: bool) -> Se
             .where(nodes.c.session_key == session.key, owned)
             .order_by(nodes.c.depth, nodes.c.created_at, nodes.c.path)
         )
-    newest = select(*_MESSAGE_COLUMNS).where(nodes.c.path == row["head"], owned).cte("newest", recursive=True)
-    newest = newest.union_all(select(*_MESSAGE_COLUMNS).where(nodes.c.path == newest.c.parent, owned))
+    newest = (
+        select(*_MESSAGE_COLUMNS)
+        .where(nodes.c.path == row["head"], owned)
+        .cte("newest", recursive=True)
+    )
+    newest = newest.union_all(
+        select(*_MESSAGE_COLUMNS).where(nodes.c.path == newest.c.parent, owned)
+    )
     return select(newest).order_by(newest.c.depth).limit(MAX_DEPTH)
 
 
-def _delete_sessions(connection: Connection, tenant: str, user: str, keys: Select[Any]) -> ErasureCounts:
-    """Deletes the sessions of these `keys` and all that belongs to them. Turns take the session's row first too, so none waits for
-    another in a circle."""
+def _delete_sessions(
+    connection: Connection, tenant: str, user: str, keys: Select[Any]
+) -> ErasureCounts:
+    """Deletes the sessions of these `keys` and all that belongs to them. Turns take the session's
+    row first too, so none waits for another in a circle."""
     connection.execute(keys.with_for_update()).close()
     counts = [
-        connection.execute(delete(table).where(table.c.tenant == tenant, table.c.user_id == user, table.c.session_key.in_(keys))).rowcount
+        connection.execute(
+            delete(table).where(
+                table.c.tenant == tenant, table.c.user_id == user, table.c.session_key.in_(keys)
+            )
+        ).rowcount
         for table in (nodes, runs, summaries)
     ]
-    gone = connection.execute(delete(sessions).where(sessions.c.tenant == tenant, sessions.c.user_id == user, sessions.c.key.in_(keys)))
+    gone = connection.execute(
+        delete(sessions).where(
+            sessions.c.tenant == tenant, sessions.c.user_id == user, sessions.c.key.in_(keys)
+        )
+    )
     return ErasureCounts(gone.rowcount, *counts)
 
 
@@ -216,4 +284,6 @@ def _decode_cursor(after: str) -> tuple[datetime, bytes]:
             raise ValueError("a time without its zone")
         return moment.astimezone(UTC), bytes.fromhex(key)
     except (binascii.Error, ValueError, OverflowError, msgspec.MsgspecError):
-        raise InvalidRequestError("This is not a position that a list gave.", param="after") from None
+        raise InvalidRequestError(
+            "This is not a position that a list gave.", param="after"
+        ) from None

@@ -6,8 +6,9 @@ import msgspec
 class MemoryCounts(msgspec.Struct):
     """The numbers of one database since the start of this process.
 
-    `messages` are those stored; `conversations` the questions among them that nothing comes before. `tokens_saved` is by how much
-    summaries are shorter than what they stand for, estimated; the tokens of `summary_...` are what making them took, as reported.
+    `messages` are those stored; `conversations` the questions among them that nothing comes before.
+    `tokens_saved` is by how much summaries are shorter than what they stand for, estimated; the
+    tokens of `summary_...` are what making them took, as reported.
     """
 
     messages: int = 0

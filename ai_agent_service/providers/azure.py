@@ -1,4 +1,5 @@
-"""Azure OpenAI: a deployment's name as the model, its own header for the key, and two forms of address."""
+"""Azure OpenAI: a deployment's name as the model, its own header for the key, and two forms of
+address."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Self
@@ -22,8 +23,16 @@ class AzureOpenAI(OpenAICompatible):
     def from_setup(cls, setup: ProviderSetup) -> Self:
         """The resource at AZURE_OPENAI_ENDPOINT."""
         settings = setup.settings
-        needed = {"AZURE_OPENAI_API_KEY": settings.azure_openai_api_key, "AZURE_OPENAI_ENDPOINT": settings.azure_openai_endpoint}
-        endpoint = (settings.azure_openai_endpoint or "").rstrip("/").removesuffix("/openai/v1").removesuffix("/openai")
+        needed = {
+            "AZURE_OPENAI_API_KEY": settings.azure_openai_api_key,
+            "AZURE_OPENAI_ENDPOINT": settings.azure_openai_endpoint,
+        }
+        endpoint = (
+            (settings.azure_openai_endpoint or "")
+            .rstrip("/")
+            .removesuffix("/openai/v1")
+            .removesuffix("/openai")
+        )
         provider = cls(
             setup.http,
             base_url=endpoint,
@@ -40,7 +49,8 @@ class AzureOpenAI(OpenAICompatible):
         """Where the requests for the deployment `model` go."""
         version = self.api_version
         if version and version[0].isdigit():
-            return f"{self.base_url}/openai/deployments/{quote(model, safe='')}/chat/completions?api-version={quote(version)}"
+            deployment = f"{self.base_url}/openai/deployments/{quote(model, safe='')}"
+            return f"{deployment}/chat/completions?api-version={quote(version)}"
         return f"{self.base_url}/openai/v1/chat/completions{self._query}"
 
     def ping_url(self) -> str:
@@ -52,7 +62,11 @@ class AzureOpenAI(OpenAICompatible):
 
     @property
     def _query(self) -> str:
-        return f"?api-version={quote(self.api_version)}" if self.api_version and self.api_version != "v1" else ""
+        return (
+            f"?api-version={quote(self.api_version)}"
+            if self.api_version and self.api_version != "v1"
+            else ""
+        )
 
     def headers(self) -> Mapping[str, str]:
         """Azure's own header."""

@@ -15,8 +15,9 @@ from ai_agent_service.providers.http import HttpClient
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One question to a model.
 
-    `settings` are OpenAI's request fields by their names (`temperature`, `max_tokens`, `response_format`, ...); a provider drops what
-    its vendor cannot do. `deadline` is a reading of `time.monotonic()` in seconds.
+    `settings` are OpenAI's request fields by their names (`temperature`, `max_tokens`,
+    `response_format`, ...); a provider drops what its vendor cannot do. `deadline` is a reading of
+    `time.monotonic()` in seconds.
     """
 
     model: str
@@ -29,10 +30,12 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFinished(msgspec.Struct, frozen=True):
-    """The last event of an answer: why it ended, the calls it asks for, what it took (None: not reported).
+    """The last event of an answer: why it ended, the calls it asks for, what it took (None: not
+    reported).
 
-    `reasoning` is what the provider wants back as `Message.reasoning`, for some refuse the results of a thinking model's calls without.
-    `model` and `provider` name what answered where it is another than was asked.
+    `reasoning` is what the provider wants back as `Message.reasoning`, for some refuse the results
+    of a thinking model's calls without. `model` and `provider` name what answered where it is
+    another than was asked.
     """
 
     reason: FinishReason
@@ -47,7 +50,8 @@ ModelEvent = TextDelta | ReasoningDelta | RefusalDelta | ModelFinished
 
 
 class Provider(Protocol):
-    """Answers model requests. Holds no connection of its own: those belong to the HttpClient it is given."""
+    """Answers model requests. Holds no connection of its own: those belong to the HttpClient it is
+    given."""
 
     @property
     def name(self) -> str:
@@ -65,11 +69,13 @@ class Provider(Protocol):
         ...
 
     async def default_model(self) -> str:
-        """The model of agents that name none; raises ProviderNotConfiguredError when there is none."""
+        """The model of agents that name none; raises ProviderNotConfiguredError when there is
+        none."""
         ...
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer as it comes, ending with exactly one ModelFinished; raises UpstreamError or ContextTooLongError.
+        """The answer as it comes, ending with exactly one ModelFinished; raises UpstreamError or
+        ContextTooLongError.
 
         Closing the generator ends the upstream request.
         """
@@ -78,16 +84,18 @@ class Provider(Protocol):
 
 @runtime_checkable
 class Pingable(Protocol):
-    """A provider that can be asked whether it is there; health says `unknown` of one that cannot."""
+    """A provider that can be asked whether it is there; health says `unknown` of one that
+    cannot."""
 
     async def ping(self, *, timeout: float) -> None:
-        """Returns when it answers, within `timeout` seconds and without cost; raises UpstreamError, `provider_model_not_found` where it
-        is there and does not know the question."""
+        """Returns when it answers, within `timeout` seconds and without cost; raises UpstreamError,
+        `provider_model_not_found` where it is there and does not know the question."""
         ...
 
 
 class ProviderSetup(msgspec.Struct, frozen=True):
-    """What a provider is made from: the settings, all environment variables (`.env` included), and the shared HTTP client."""
+    """What a provider is made from: the settings, all environment variables (`.env` included), and
+    the shared HTTP client."""
 
     settings: Settings
     environment: Mapping[str, str]

@@ -27,13 +27,16 @@ logger = logging.getLogger(__name__)
 BreakerState = Literal["closed", "open", "half_open"]
 
 PROBE_SECONDS = 1.0
-"""What callers are told to wait while another one's request finds out whether the provider answers again."""
+"""What callers are told to wait while another one's request finds out whether the provider answers
+again."""
 
 STATUS_EXPIRY_SECONDS = 300.0
-"""How long after it might be asked again a model that nobody asks is told as one that fails; the next request still finds out."""
+"""How long after it might be asked again a model that nobody asks is told as one that fails; the
+next request still finds out."""
 
 MAX_BREAKERS = 1000
-"""Models whose state is kept; a configuration names far fewer, but an agent type of a plug-in may ask for any."""
+"""Models whose state is kept; a configuration names far fewer, but an agent type of a plug-in may
+ask for any."""
 
 REJECTED_CODE = "provider_rejected_request"
 
@@ -41,8 +44,9 @@ REJECTED_CODE = "provider_rejected_request"
 class BreakerStatus(msgspec.Struct, frozen=True):
     """How a provider does with a model.
 
-    `closed` is the state in which it is asked; `open` says that it is not, for another `seconds_left`, and `half_open` that one request
-    is finding out. `failures` came one after the other; `last_error` is the code of the latest, ever; `openings` counts since the start.
+    `closed` is the state in which it is asked; `open` says that it is not, for another
+    `seconds_left`, and `half_open` that one request is finding out. `failures` came one after the
+    other; `last_error` is the code of the latest, ever; `openings` counts since the start.
     """
 
     provider: str
@@ -57,11 +61,17 @@ class BreakerStatus(msgspec.Struct, frozen=True):
 class CircuitBreakers:
     """All breakers, one for each model of each provider.
 
-    `limit` failures in a row open one (0: never), for `seconds`; `clock` gives seconds that only grow.
+    `limit` failures in a row open one (0: never), for `seconds`; `clock` gives seconds that only
+    grow.
     """
 
     def __init__(
-        self, limit: int, seconds: float, *, counts: ProviderCountsRegistry | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        limit: int,
+        seconds: float,
+        *,
+        counts: ProviderCountsRegistry | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = limit
         self.seconds = seconds
@@ -123,8 +133,9 @@ class _GuardedProvider(WrappedProvider):
 class _CircuitBreaker:
     """The state of one model.
 
-    Each request notes the `era` in which it began, and what becomes of it counts in that era alone: of 200 that fail together one opens
-    the breaker, and those that were under way before tell nothing of how the provider does since.
+    Each request notes the `era` in which it began, and what becomes of it counts in that era alone:
+    of 200 that fail together one opens the breaker, and those that were under way before tell
+    nothing of how the provider does since.
     """
 
     def __init__(self, provider: str, model: str, breakers: CircuitBreakers) -> None:
@@ -145,7 +156,8 @@ class _CircuitBreaker:
         return self._era
 
     def record_start(self, era: int) -> None:
-        """The answer has begun: a probe lets the others in, but one more failure opens again until an answer comes to its end."""
+        """The answer has begun: a probe lets the others in, but one more failure opens again until
+        an answer comes to its end."""
         if era == self._era and self._state == "half_open":
             self._close(self._breakers.limit - 1)
 
@@ -177,18 +189,32 @@ class _CircuitBreaker:
             self._state = "open"
 
     def build_status(self) -> BreakerStatus:
-        """How the model does now; one that nobody has asked for long counts as closed, for it may be well again."""
+        """How the model does now; one that nobody has asked for long counts as closed, for it may
+        be well again."""
         now = self._breakers.clock()
-        state: BreakerState = "closed" if self._state == "open" and now >= self._until + STATUS_EXPIRY_SECONDS else self._state
+        state: BreakerState = (
+            "closed"
+            if self._state == "open" and now >= self._until + STATUS_EXPIRY_SECONDS
+            else self._state
+        )
         left = max(0.0, self._until - now) if state == "open" else None
-        return BreakerStatus(self._provider, self._model, state, self.failures, self._last_error, left, self._openings)
+        return BreakerStatus(
+            self._provider,
+            self._model,
+            state,
+            self.failures,
+            self._last_error,
+            left,
+            self._openings,
+        )
 
     def _probe(self) -> None:
         """Lets one request find out, once it is time."""
         left = PROBE_SECONDS if self._state == "half_open" else self._until - self._breakers.clock()
         if left > 0:
             raise ProviderCircuitOpenError(
-                f"{self._provider} is not asked at the moment, as its last {self.failures} answers failed. Try again later.",
+                f"{self._provider} is not asked at the moment, as its last {self.failures} answers"
+                " failed. Try again later.",
                 retry_after=left,
             )
         self._state = "half_open"
@@ -201,7 +227,13 @@ class _CircuitBreaker:
         self._until = self._breakers.clock() + self._breakers.seconds
         seconds = self._breakers.seconds
         logger.warning(
-            "provider.breaker_opened", extra={**self._log_fields, "failures": self.failures, "code": self._last_error, "seconds": seconds}
+            "provider.breaker_opened",
+            extra={
+                **self._log_fields,
+                "failures": self.failures,
+                "code": self._last_error,
+                "seconds": seconds,
+            },
         )
 
     def _close(self, failures: int) -> None:
@@ -215,10 +247,12 @@ class _CircuitBreaker:
 
 
 def is_unhealthy(error: ServiceError) -> bool | None:
-    """Whether `error` says that the provider cannot answer (True), that it can (False), or neither (None).
+    """Whether `error` says that the provider cannot answer (True), that it can (False), or neither
+    (None).
 
-    Unwell are: no connection, no answer in time, errors of its own (5xx), answers that break off. A provider that refuses a key, a model
-    or a request, or asks for patience (429), answers. The run's deadline and what was never sent say nothing of it.
+    Unwell are: no connection, no answer in time, errors of its own (5xx), answers that break off. A
+    provider that refuses a key, a model or a request, or asks for patience (429), answers. The
+    run's deadline and what was never sent say nothing of it.
     """
     match error:
         case ProviderUnavailableError() | ProviderTimeoutError() | ProviderProtocolError():

@@ -1,4 +1,5 @@
-"""OpenAI's chat completions over server-sent events: a model request out, model events back. Written once for all who speak it."""
+"""OpenAI's chat completions over server-sent events: a model request out, model events back.
+Written once for all who speak it."""
 
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -49,9 +50,10 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
 class Profile(msgspec.Struct, frozen=True):
     """How a vendor departs from the wire format.
 
-    `extra_body` is added to each request; `renamed` maps OpenAI's setting names to the vendor's; `dropped` are settings it refuses;
-    `reasoning_field` is where the reasoning before tool calls comes from and goes back to;
-    `usage_option` says whether it knows `stream_options.include_usage`; `images` whether it takes images at all.
+    `extra_body` is added to each request; `renamed` maps OpenAI's setting names to the vendor's;
+    `dropped` are settings it refuses; `reasoning_field` is where the reasoning before tool calls
+    comes from and goes back to; `usage_option` says whether it knows
+    `stream_options.include_usage`; `images` whether it takes images at all.
     """
 
     extra_body: Mapping[str, Any] = {}
@@ -121,11 +123,15 @@ class _Chunk(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
-async def stream(http: HttpClient, target: HttpTarget, request: ModelRequest, profile: Profile) -> AsyncGenerator[ModelEvent, None]:
+async def stream(
+    http: HttpClient, target: HttpTarget, request: ModelRequest, profile: Profile
+) -> AsyncGenerator[ModelEvent, None]:
     """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
     reader = EventReader()
     answer = _AnswerAssembler(target, profile)
-    async with http.post(target, encode_request(request, profile), deadline=request.deadline) as pieces:
+    async with http.post(
+        target, encode_request(request, profile), deadline=request.deadline
+    ) as pieces:
         async for piece in pieces:
             for data in reader.feed(piece):
                 if data == b"[DONE]":
@@ -144,16 +150,25 @@ async def stream(http: HttpClient, target: HttpTarget, request: ModelRequest, pr
 
 def encode_request(request: ModelRequest, profile: Profile) -> bytes:
     """`request` as the JSON body of a streamed chat completion."""
-    body: dict[str, Any] = {"model": request.model, "messages": to_wire_messages(request.messages, profile), "stream": True}
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": to_wire_messages(request.messages, profile),
+        "stream": True,
+    }
     if profile.usage_option:
         body["stream_options"] = {"include_usage": True}
     for name, value in request.settings.items():
         if name not in profile.dropped and value is not None:
             body[profile.renamed.get(name, name)] = value
     if request.tools:
-        body["tools"] = [{"type": "function", "function": _build_function(spec)} for spec in request.tools]
+        body["tools"] = [
+            {"type": "function", "function": _build_function(spec)} for spec in request.tools
+        ]
         if isinstance(request.tool_choice, NamedTool):
-            body["tool_choice"] = {"type": "function", "function": {"name": request.tool_choice.name}}
+            body["tool_choice"] = {
+                "type": "function",
+                "function": {"name": request.tool_choice.name},
+            }
         elif request.tool_choice is not None:
             body["tool_choice"] = request.tool_choice
     else:
@@ -162,27 +177,42 @@ def encode_request(request: ModelRequest, profile: Profile) -> bytes:
     return _encode(body)
 
 
-def to_wire_messages(messages: Iterable[Message], profile: Profile = _DEFAULT_PROFILE) -> list[dict[str, Any]]:
-    """`messages` in OpenAI's form; images that tools returned follow their results in a user message, as tool messages take text only."""
+def to_wire_messages(
+    messages: Iterable[Message], profile: Profile = _DEFAULT_PROFILE
+) -> list[dict[str, Any]]:
+    """`messages` in OpenAI's form; images that tools returned follow their results in a user
+    message, as tool messages take text only."""
     found: list[dict[str, Any]] = []
     from_tools: list[dict[str, Any]] = []
     for message in messages:
         if message.role != "tool" and from_tools:
             found.append({"role": "user", "content": from_tools})
             from_tools = []
-        wire: dict[str, Any] = {"role": message.role, "content": _build_content(message.content, images=profile.images)}
+        wire: dict[str, Any] = {
+            "role": message.role,
+            "content": _build_content(message.content, images=profile.images),
+        }
         if message.tool_calls:
             wire["content"] = wire["content"] or None
             if message.reasoning:
                 wire[profile.reasoning_field] = message.reasoning
             wire["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments or "{}"},
+                }
                 for call in message.tool_calls
             ]
         if message.role == "tool":
             wire["tool_call_id"] = message.tool_call_id
             if message.images and profile.images:
-                from_tools.append({"type": "text", "text": f"The images that the call {message.tool_call_id} returned:"})
+                from_tools.append(
+                    {
+                        "type": "text",
+                        "text": f"The images that the call {message.tool_call_id} returned:",
+                    }
+                )
                 from_tools.extend(_build_part(image) for image in message.images)
         found.append(wire)
     if from_tools:
@@ -191,7 +221,8 @@ def to_wire_messages(messages: Iterable[Message], profile: Profile = _DEFAULT_PR
 
 
 def to_finish_reason(said: str) -> FinishReason:
-    """A vendor's finish reason in OpenAI's words; an unknown one still says that the answer came to its end."""
+    """A vendor's finish reason in OpenAI's words; an unknown one still says that the answer came to
+    its end."""
     reason = FINISH_REASONS.get(said.lower())
     if reason is None:
         logger.warning("provider.unknown_finish_reason", extra={"reason": said[:40]})
@@ -200,7 +231,11 @@ def to_finish_reason(said: str) -> FinishReason:
 
 
 def _build_function(spec: ToolSpec) -> dict[str, Any]:
-    function: dict[str, Any] = {"name": spec.name, "description": spec.description, "parameters": spec.parameters}
+    function: dict[str, Any] = {
+        "name": spec.name,
+        "description": spec.description,
+        "parameters": spec.parameters,
+    }
     if spec.strict is not None:
         function["strict"] = spec.strict
     return function
@@ -218,11 +253,21 @@ def _build_part(part: ContentPart) -> dict[str, Any]:
         case TextPart(text=text):
             return {"type": "text", "text": text}
         case ImagePart(url=url, detail=detail):
-            return {"type": "image_url", "image_url": {"url": url} if detail is None else {"url": url, "detail": detail}}
+            return {
+                "type": "image_url",
+                "image_url": {"url": url} if detail is None else {"url": url, "detail": detail},
+            }
         case AudioPart(data=data, format=form):
             return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
         case FilePart():
-            return {"type": "file", "file": {key: value for key, value in msgspec.structs.asdict(part).items() if value is not None}}
+            return {
+                "type": "file",
+                "file": {
+                    key: value
+                    for key, value in msgspec.structs.asdict(part).items()
+                    if value is not None
+                },
+            }
 
 
 def _to_usage(usage: _Usage) -> Usage:
@@ -237,14 +282,20 @@ def _to_usage(usage: _Usage) -> Usage:
 
 
 def _parse_content(content: str | list[_Part]) -> list[ModelEvent]:
-    """The content of a delta: text, or (Mistral's thinking models) parts of text and of thoughts."""
+    """The content of a delta: text, or (Mistral's thinking models) parts of text and of
+    thoughts."""
     if isinstance(content, str):
         return [TextDelta(content)]
     events: list[ModelEvent] = []
     for part in content:
         if part.thinking:
             thoughts = part.thinking if isinstance(part.thinking, list) else [part.thinking]
-            events += [ReasoningDelta(str(thought.get("text", "")) if isinstance(thought, dict) else str(thought)) for thought in thoughts]
+            events += [
+                ReasoningDelta(
+                    str(thought.get("text", "")) if isinstance(thought, dict) else str(thought)
+                )
+                for thought in thoughts
+            ]
         elif part.text:
             events.append(TextDelta(part.text))
     return events
@@ -267,7 +318,9 @@ class _AnswerAssembler:
         try:
             chunk = _decode_chunk(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ProviderProtocolError(f"{self._target.provider} sent a chunk that is not a chat completion chunk.") from error
+            raise ProviderProtocolError(
+                f"{self._target.provider} sent a chunk that is not a chat completion chunk."
+            ) from error
         if chunk.error:
             raise parse_stream_error(chunk.error, self._target)
         if chunk.usage is not None:
@@ -292,15 +345,23 @@ class _AnswerAssembler:
     def finish(self) -> ModelFinished:
         """The last event; raises ProviderProtocolError when the answer did not come to its end."""
         if self._reason is None:
-            raise ProviderProtocolError(f"The answer of {self._target.provider} ended without a finish reason.")
+            raise ProviderProtocolError(
+                f"The answer of {self._target.provider} ended without a finish reason."
+            )
         if self._reason == "error":
             raise ProviderProtocolError(f"{self._target.provider} ended its answer with an error.")
         calls = self._calls.build_calls()
-        return ModelFinished(to_finish_reason(self._reason), calls, self._usage, "".join(self._reasoning) if calls else "")
+        return ModelFinished(
+            to_finish_reason(self._reason),
+            calls,
+            self._usage,
+            "".join(self._reasoning) if calls else "",
+        )
 
 
 class _ToolCallAssembler:
-    """Puts tool calls together from their pieces; bears servers that leave out the index or the id, or repeat them or the name."""
+    """Puts tool calls together from their pieces; bears servers that leave out the index or the id,
+    or repeat them or the name."""
 
     def __init__(self) -> None:
         self._calls: list[_PartialToolCall] = []
@@ -348,10 +409,16 @@ class _PartialToolCall(msgspec.Struct):
 
 
 def _is_new_call(delta: _ToolCallDelta, call: _PartialToolCall) -> bool:
-    """Whether `delta` is no piece of `call` though it has its place: another id, or a name after whole arguments (Gemini has no ids)."""
+    """Whether `delta` is no piece of `call` though it has its place: another id, or a name after
+    whole arguments (Gemini has no ids)."""
     if delta.id and call.id:
         return delta.id != call.id and bool(delta.function and delta.function.name)
-    return bool(delta.function and delta.function.name and call.arguments and _is_json("".join(call.arguments)))
+    return bool(
+        delta.function
+        and delta.function.name
+        and call.arguments
+        and _is_json("".join(call.arguments))
+    )
 
 
 def _is_json(text: str) -> bool:

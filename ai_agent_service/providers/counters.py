@@ -8,8 +8,8 @@ import msgspec
 class ProviderCounts(msgspec.Struct):
     """One provider's numbers since the start.
 
-    `requests` are questions to a model, those that an open breaker refuses included; `retries` are further attempts at one; `errors` are
-    the ends of questions by the code of their ServiceError.
+    `requests` are questions to a model, those that an open breaker refuses included; `retries` are
+    further attempts at one; `errors` are the ends of questions by the code of their ServiceError.
     """
 
     requests: int = 0

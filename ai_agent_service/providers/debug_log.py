@@ -14,16 +14,24 @@ from ai_agent_service.observability.debug_log import debug_log, drop_empty, is_d
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 
 
-def stream_logged(provider: Provider, request: ModelRequest, *, told: int = 0, **named: Any) -> AsyncGenerator[ModelEvent, None]:
-    """`provider.stream(request)`, with two debug lines: `model.asked`, without the first `told` messages, which are known, and what
-    came.
+def stream_logged(
+    provider: Provider, request: ModelRequest, *, told: int = 0, **named: Any
+) -> AsyncGenerator[ModelEvent, None]:
+    """`provider.stream(request)`, with two debug lines: `model.asked`, without the first `told`
+    messages, which are known, and what came.
 
     `named` are further fields of the lines. Where no debug lines are written this costs nothing.
     """
-    return _stream_logged(provider, request, told, named) if is_debug_enabled() else provider.stream(request)
+    return (
+        _stream_logged(provider, request, told, named)
+        if is_debug_enabled()
+        else provider.stream(request)
+    )
 
 
-async def _stream_logged(provider: Provider, request: ModelRequest, told: int, named: dict[str, Any]) -> AsyncGenerator[ModelEvent, None]:
+async def _stream_logged(
+    provider: Provider, request: ModelRequest, told: int, named: dict[str, Any]
+) -> AsyncGenerator[ModelEvent, None]:
     named = {**named, "provider": provider.name, "model": request.model}
     asked = drop_empty(
         messages_before=told or None,

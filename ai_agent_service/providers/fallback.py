@@ -33,17 +33,21 @@ class FailoverCandidate(msgspec.Struct, frozen=True):
     async def resolve_model(self) -> str:
         """The model to ask for; raises UpstreamError, ProviderNotConfiguredError among them."""
         if self.provider.missing:
-            raise ProviderNotConfiguredError(f"{' and '.join(self.provider.missing)} must be set for {self.provider.name}.")
+            raise ProviderNotConfiguredError(
+                f"{' and '.join(self.provider.missing)} must be set for {self.provider.name}."
+            )
         return self.model or await self.provider.default_model()
 
 
 class FallbackProvider:
     """The provider `own` of an agent, and `others` that are asked in their order when it fails.
 
-    They are asked the same, within the same deadline, before the first event of an answer only, and for errors of the provider only: what
-    the request is wrong in, a conversation that is too long (the loop shortens it) and the run's deadline go to the caller. A fallback
-    that does not take a request that the agent's own would is passed over. If all fail, the error of the first that could be asked is
-    raised, for that is the provider which the caller's agent is meant to have; the log has the others.
+    They are asked the same, within the same deadline, before the first event of an answer only, and
+    for errors of the provider only: what the request is wrong in, a conversation that is too long
+    (the loop shortens it) and the run's deadline go to the caller. A fallback that does not take a
+    request that the agent's own would is passed over. If all fail, the error of the first that
+    could be asked is raised, for that is the provider which the caller's agent is meant to have;
+    the log has the others.
     """
 
     def __init__(self, agent_id: str, own: Provider, others: tuple[FailoverCandidate, ...]) -> None:
@@ -67,7 +71,8 @@ class FallbackProvider:
         return self.own.model_list
 
     async def default_model(self) -> str:
-        """That of the agent's own; empty where it cannot tell one and another can, as it is asked for again when it is needed."""
+        """That of the agent's own; empty where it cannot tell one and another can, as it is asked
+        for again when it is needed."""
         try:
             return await self.own.default_model()
         except UpstreamError:
@@ -80,7 +85,8 @@ class FallbackProvider:
             raise
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer of the first that begins one; see Provider. Its last event names who answered if it is not the agent's own."""
+        """The answer of the first that begins one; see Provider. Its last event names who answered
+        if it is not the agent's own."""
         errors: list[UpstreamError] = []
         failed: list[str] = []
         candidates = (FailoverCandidate(self.own, request.model), *self.others)
@@ -92,13 +98,21 @@ class FallbackProvider:
                     async for event in events:
                         begun = True
                         if place and isinstance(event, ModelFinished):
-                            event = msgspec.structs.replace(event, model=question.model, provider=candidate.provider.name)
+                            event = msgspec.structs.replace(
+                                event, model=question.model, provider=candidate.provider.name
+                            )
                         yield event
                 if begun:
                     return
-                raise ProviderProtocolError(f"The answer of {candidate.provider.name} has nothing in it.")
+                raise ProviderProtocolError(
+                    f"The answer of {candidate.provider.name} has nothing in it."
+                )
             except (UpstreamError, InvalidRequestError) as error:
-                if begun or isinstance(error, ContextTooLongError) or (isinstance(error, InvalidRequestError) and not place):
+                if (
+                    begun
+                    or isinstance(error, ContextTooLongError)
+                    or (isinstance(error, InvalidRequestError) and not place)
+                ):
                     raise
                 if isinstance(error, UpstreamError):
                     errors.append(error)
@@ -106,17 +120,35 @@ class FallbackProvider:
                 if time.monotonic() >= request.deadline:
                     break
                 if place + 1 < len(candidates):
-                    cause = error.message if isinstance(error, UpstreamError) else ""  # the other may repeat what the user said
-                    extra = {"from": candidate.label, "to": candidates[place + 1].label, "code": error.code, "cause": cause}
+                    cause = (
+                        error.message if isinstance(error, UpstreamError) else ""
+                    )  # the other may repeat what the user said
+                    extra = {
+                        "from": candidate.label,
+                        "to": candidates[place + 1].label,
+                        "code": error.code,
+                        "cause": cause,
+                    }
                     logger.warning("provider.fallback", extra={"agent_id": self._agent_id, **extra})
-        logger.warning("provider.fallbacks_failed", extra={"agent_id": self._agent_id, "failed": failed})
-        raise next((error for error in errors if not isinstance(error, ProviderNotConfiguredError)), errors[0])
+        logger.warning(
+            "provider.fallbacks_failed", extra={"agent_id": self._agent_id, "failed": failed}
+        )
+        raise next(
+            (error for error in errors if not isinstance(error, ProviderNotConfiguredError)),
+            errors[0],
+        )
 
 
-async def _build_request(candidate: FailoverCandidate, request: ModelRequest, own: Provider) -> ModelRequest:
-    """`request` as it is put to `candidate`: what another provider's model thought is not for it."""
+async def _build_request(
+    candidate: FailoverCandidate, request: ModelRequest, own: Provider
+) -> ModelRequest:
+    """`request` as it is put to `candidate`: what another provider's model thought is not for
+    it."""
     model = await candidate.resolve_model()
     if candidate.provider.name == own.name:
         return request if model == request.model else msgspec.structs.replace(request, model=model)
-    messages = tuple(msgspec.structs.replace(message, reasoning="") if message.reasoning else message for message in request.messages)
+    messages = tuple(
+        msgspec.structs.replace(message, reasoning="") if message.reasoning else message
+        for message in request.messages
+    )
     return msgspec.structs.replace(request, model=model, messages=messages)

@@ -1,4 +1,5 @@
-"""Asks providers over HTTP: one pooled session, deadlines, retries before the first byte, errors in our own terms."""
+"""Asks providers over HTTP: one pooled session, deadlines, retries before the first byte, errors in
+our own terms."""
 
 import asyncio
 import functools
@@ -55,13 +56,16 @@ class Timeouts(msgspec.Struct, frozen=True):
 class HttpClient:
     """The one HTTP session that all providers share; opened by `async with`.
 
-    Retries are jittered, obey Retry-After, and are rationed per provider: a tenth of its requests and a few more, so that an overloaded
-    provider is not asked ever more.
+    Retries are jittered, obey Retry-After, and are rationed per provider: a tenth of its requests
+    and a few more, so that an overloaded provider is not asked ever more.
     """
 
-    def __init__(self, timeouts: Timeouts | None = None, *, max_retries: int = 2, first_delay: float = 0.5) -> None:
+    def __init__(
+        self, timeouts: Timeouts | None = None, *, max_retries: int = 2, first_delay: float = 0.5
+    ) -> None:
         self._timeouts = timeouts or Timeouts()
-        # aiohttp's own time limits set a timer for each piece; `_send` and `_Pieces` keep the others.
+        # aiohttp's own time limits set a timer for each piece; `_send` and `_Pieces` keep the
+        # others.
         self._only_connect = aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect)
         self._max_retries = max_retries
         self._first_delay = first_delay
@@ -72,27 +76,39 @@ class HttpClient:
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True)
+        self._session = aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
+        )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     @asynccontextmanager
-    async def post(self, target: HttpTarget, body: bytes, *, deadline: float) -> AsyncGenerator[AsyncIterator[bytes], None]:
+    async def post(
+        self, target: HttpTarget, body: bytes, *, deadline: float
+    ) -> AsyncGenerator[AsyncIterator[bytes], None]:
         """Sends `body`, JSON, and gives the pieces of a successful answer as they arrive.
 
-        Raises the UpstreamError, ContextTooLongError or InvalidRequestError that the provider's answer means, and RunTimeoutError when
-        `deadline` (of `time.monotonic()`) passes first. An answer read to its end gives its connection back; any other is closed.
+        Raises the UpstreamError, ContextTooLongError or InvalidRequestError that the provider's
+        answer means, and RunTimeoutError when `deadline` (of `time.monotonic()`) passes first. An
+        answer read to its end gives its connection back; any other is closed.
         """
         response = await self._send_with_retries(target, body, deadline)
         pieces = _ResponseChunks(response, self._timeouts, deadline)
         try:
             yield pieces
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translate_error(error, target, deadline, begun=pieces.begun or not isinstance(error, TimeoutError)) from error
+            raise self._translate_error(
+                error, target, deadline, begun=pieces.begun or not isinstance(error, TimeoutError)
+            ) from error
         finally:
             pieces.close()
             response.close()
@@ -103,7 +119,10 @@ class HttpClient:
             async with (
                 asyncio.timeout(timeout),
                 self._active_session.get(
-                    target.url, headers=target.headers, allow_redirects=False, proxy=find_proxy(target.url)
+                    target.url,
+                    headers=target.headers,
+                    allow_redirects=False,
+                    proxy=find_proxy(target.url),
                 ) as response,
             ):
                 text = await _read_limited(response.content, MAX_JSON_BYTES)
@@ -111,34 +130,54 @@ class HttpClient:
                     raise _parse_error(response.status, response.headers, text, target)
                 return msgspec.json.decode(text)
         except TimeoutError as error:
-            raise ProviderTimeoutError(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+            raise ProviderTimeoutError(
+                f"{target.provider} did not answer within {timeout:g} seconds."
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._translate_error(error, target, math.inf, begun=False) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ProviderProtocolError(f"{target.provider} answered with something that is not JSON") from error
+            raise ProviderProtocolError(
+                f"{target.provider} answered with something that is not JSON"
+            ) from error
 
     async def probe(self, target: HttpTarget, *, timeout: float) -> None:
-        """Returns once a GET is answered with 200 within `timeout` seconds, whatever the answer is; raises UpstreamError."""
+        """Returns once a GET is answered with 200 within `timeout` seconds, whatever the answer is;
+        raises UpstreamError."""
         try:
             async with (
                 asyncio.timeout(timeout),
                 self._active_session.get(
-                    target.url, headers=target.headers, allow_redirects=False, proxy=find_proxy(target.url)
+                    target.url,
+                    headers=target.headers,
+                    allow_redirects=False,
+                    proxy=find_proxy(target.url),
                 ) as response,
             ):
                 if response.status != 200:
-                    error = _parse_error(response.status, response.headers, await _read_limited(response.content, MAX_ERROR_BYTES), target)
+                    error = _parse_error(
+                        response.status,
+                        response.headers,
+                        await _read_limited(response.content, MAX_ERROR_BYTES),
+                        target,
+                    )
                     # A request that has nothing in it cannot be what is wrong.
-                    raise error if isinstance(error, UpstreamError) else ProviderUnavailableError(error.message)
+                    raise (
+                        error
+                        if isinstance(error, UpstreamError)
+                        else ProviderUnavailableError(error.message)
+                    )
         except TimeoutError as error:
-            raise ProviderTimeoutError(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+            raise ProviderTimeoutError(
+                f"{target.provider} did not answer within {timeout:g} seconds."
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._translate_error(error, target, math.inf, begun=False) from error
 
     async def fetch(self, url: str, *, limit_bytes: int, timeout: float) -> bytes:
         """The body of a GET within `timeout` seconds, 5 redirects within the same server included.
 
-        Raises UpstreamError, for any status but 200 and for more than `limit_bytes` as well. What the answer says is not repeated.
+        Raises UpstreamError, for any status but 200 and for more than `limit_bytes` as well. What
+        the answer says is not repeated.
         """
         try:
             target = HttpTarget(URL(url).origin().authority, url)
@@ -148,22 +187,30 @@ class HttpClient:
             async with asyncio.timeout(timeout):
                 return await self._fetch(target, limit_bytes)
         except TimeoutError as error:
-            raise ProviderTimeoutError(f"{target.provider} did not answer within {timeout:g} seconds.") from error
+            raise ProviderTimeoutError(
+                f"{target.provider} did not answer within {timeout:g} seconds."
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._translate_error(error, target, math.inf, begun=False) from error
 
     async def _fetch(self, target: HttpTarget, limit: int) -> bytes:
         url = URL(target.url)
         for _ in range(1 + MAX_REDIRECTS):
-            async with self._active_session.get(url, allow_redirects=False, proxy=find_proxy(str(url))) as response:
+            async with self._active_session.get(
+                url, allow_redirects=False, proxy=find_proxy(str(url))
+            ) as response:
                 if response.status in REDIRECT_STATUSES:
                     url = _resolve_redirect(url, response.headers.get("Location", ""), target)
                     continue
                 if response.status != 200:
-                    raise ProviderUnavailableError(f"{target.provider} answered with the status {response.status}.")
+                    raise ProviderUnavailableError(
+                        f"{target.provider} answered with the status {response.status}."
+                    )
                 body = await _read_limited(response.content, limit)
                 if len(body) > limit:
-                    raise ProviderProtocolError(f"{target.provider} answered with more than {limit} bytes.")
+                    raise ProviderProtocolError(
+                        f"{target.provider} answered with more than {limit} bytes."
+                    )
                 return body
         raise ProviderProtocolError(f"{target.provider} redirects too often.")
 
@@ -173,7 +220,9 @@ class HttpClient:
             raise RuntimeError("the HttpClient is used outside of its 'async with'")
         return self._session
 
-    async def _send_with_retries(self, target: HttpTarget, body: bytes, deadline: float) -> aiohttp.ClientResponse:
+    async def _send_with_retries(
+        self, target: HttpTarget, body: bytes, deadline: float
+    ) -> aiohttp.ClientResponse:
         budget = self._budgets.get(target.provider, RETRY_BUDGET)
         self._budgets[target.provider] = min(RETRY_BUDGET, budget + RETRY_BUDGET_PER_REQUEST)
         attempt = 0
@@ -184,16 +233,30 @@ class HttpClient:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failure = self._translate_error(error, target, deadline, begun=False)
                 failure.__cause__ = error
-                logger.info("provider.failed", extra={"provider": target.provider, "code": failure.code, "cause": _describe_cause(error)})
+                logger.info(
+                    "provider.failed",
+                    extra={
+                        "provider": target.provider,
+                        "code": failure.code,
+                        "cause": _describe_cause(error),
+                    },
+                )
                 lasting = isinstance(error, TimeoutError | aiohttp.InvalidURL)
                 retried = not lasting or isinstance(error, aiohttp.ConnectionTimeoutError)
             else:
                 if response.status == 200:
                     return response
                 failure = await self._read_failure(response, target)
-                retried = response.status in RETRYABLE_STATUSES and not isinstance(failure, ContextTooLongError)
+                retried = response.status in RETRYABLE_STATUSES and not isinstance(
+                    failure, ContextTooLongError
+                )
             delay = self._compute_delay(attempt, failure.retry_after)
-            if not retried or attempt >= self._max_retries or delay is None or time.monotonic() + delay >= deadline:
+            if (
+                not retried
+                or attempt >= self._max_retries
+                or delay is None
+                or time.monotonic() + delay >= deadline
+            ):
                 raise failure
             if self._budgets[target.provider] < 1:
                 logger.warning("provider.retry_budget_spent", extra={"provider": target.provider})
@@ -202,11 +265,19 @@ class HttpClient:
             attempt += 1
             self.counts.get_counts(target.provider).retries += 1
             logger.info(
-                "provider.retry", extra={"provider": target.provider, "attempt": attempt, "code": failure.code, "delay": round(delay, 2)}
+                "provider.retry",
+                extra={
+                    "provider": target.provider,
+                    "attempt": attempt,
+                    "code": failure.code,
+                    "delay": round(delay, 2),
+                },
             )
             await asyncio.sleep(delay)
 
-    async def _send(self, target: HttpTarget, body: bytes, deadline: float) -> aiohttp.ClientResponse:
+    async def _send(
+        self, target: HttpTarget, body: bytes, deadline: float
+    ) -> aiohttp.ClientResponse:
         async with asyncio.timeout(min(deadline - time.monotonic(), self._timeouts.first_byte)):
             return await self._active_session.post(
                 target.url,
@@ -217,53 +288,83 @@ class HttpClient:
                 timeout=self._only_connect,
             )
 
-    async def _read_failure(self, response: aiohttp.ClientResponse, target: HttpTarget) -> ServiceError:
+    async def _read_failure(
+        self, response: aiohttp.ClientResponse, target: HttpTarget
+    ) -> ServiceError:
         text = b""
         try:
             async with asyncio.timeout(5):
                 text = await _read_limited(response.content, MAX_ERROR_BYTES)
         except (aiohttp.ClientError, TimeoutError, OSError):
-            logger.info("provider.error_without_body", extra={"provider": target.provider, "status": response.status})
+            logger.info(
+                "provider.error_without_body",
+                extra={"provider": target.provider, "status": response.status},
+            )
         finally:
             response.close()
         return _parse_error(response.status, response.headers, text, target)
 
     def _compute_delay(self, attempt: int, retry_after: float | None) -> float | None:
-        """Seconds to wait before the next attempt; None when the provider asks for more than is waited out."""
-        own: float = self._first_delay * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter needs no cryptography
+        """Seconds to wait before the next attempt; None when the provider asks for more than is
+        waited out."""
+        # jitter needs no cryptography
+        own: float = self._first_delay * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311
         if retry_after is None:
             return min(own, 8.0)
         return None if retry_after > MAX_RETRY_AFTER else retry_after + own * 0.2
 
-    def _translate_error(self, error: Exception, target: HttpTarget, deadline: float, *, begun: bool) -> ServiceError:
+    def _translate_error(
+        self, error: Exception, target: HttpTarget, deadline: float, *, begun: bool
+    ) -> ServiceError:
         if isinstance(error, TimeoutError):
             if time.monotonic() >= deadline - 0.01:
-                return RunTimeoutError("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+                return RunTimeoutError(
+                    "The run took longer than REQUEST_TIMEOUT allows and was stopped."
+                )
             if isinstance(error, aiohttp.ConnectionTimeoutError):
-                return ProviderTimeoutError(f"{target.provider} did not accept a connection within {self._timeouts.connect:g} seconds.")
+                return ProviderTimeoutError(
+                    f"{target.provider} did not accept a connection within"
+                    f" {self._timeouts.connect:g} seconds."
+                )
             if begun:
-                return ProviderTimeoutError(f"{target.provider} paused for too long within its answer.")
-            return ProviderTimeoutError(f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g} seconds.")
+                return ProviderTimeoutError(
+                    f"{target.provider} paused for too long within its answer."
+                )
+            return ProviderTimeoutError(
+                f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g}"
+                " seconds."
+            )
         if begun:
-            return ProviderProtocolError(f"The connection to {target.provider} broke off within its answer.")
+            return ProviderProtocolError(
+                f"The connection to {target.provider} broke off within its answer."
+            )
         if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return ProviderUnavailableError(f"The host name of {target.provider} cannot be resolved.")
+            return ProviderUnavailableError(
+                f"The host name of {target.provider} cannot be resolved."
+            )
         if isinstance(error, aiohttp.InvalidURL):
             return ProviderUnavailableError(f"The address of {target.provider} is not a valid URL.")
         if isinstance(error, aiohttp.ClientSSLError):
-            return ProviderUnavailableError(f"{target.provider} cannot be reached: its TLS certificate or protocol is not accepted.")
-        reason = f": {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else ""  # its own text has the address
+            return ProviderUnavailableError(
+                f"{target.provider} cannot be reached: its TLS certificate or protocol is not"
+                " accepted."
+            )
+        reason = (
+            f": {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else ""
+        )  # its own text has the address
         return ProviderUnavailableError(f"{target.provider} cannot be reached{reason}.")
 
 
 class _ResponseChunks:
     """The body of an answer as it arrives, each wait for a piece limited in time.
 
-    A plain iterator, as a generator would cost every piece another frame; and one timer that looks again when it is due, as a timer
-    for each piece would cost more than reading it.
+    A plain iterator, as a generator would cost every piece another frame; and one timer that looks
+    again when it is due, as a timer for each piece would cost more than reading it.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, timeouts: Timeouts, deadline: float) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, timeouts: Timeouts, deadline: float
+    ) -> None:
         self.begun = False
         self._content = response.content
         self._limit = timeouts.first_byte
@@ -281,7 +382,9 @@ class _ResponseChunks:
         self._waiting_since = None
         if not piece:
             raise StopAsyncIteration
-        if time.monotonic() >= self._deadline:  # the timer does not fire within a flood that never makes us wait
+        if (
+            time.monotonic() >= self._deadline
+        ):  # the timer does not fire within a flood that never makes us wait
             raise TimeoutError
         if not self.begun:
             self.begun = True
@@ -295,7 +398,9 @@ class _ResponseChunks:
         self._timer.cancel()
 
     def _set_timer(self, due: float) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(max(0.0, min(due, self._deadline) - time.monotonic()), self._check_idle)
+        return asyncio.get_running_loop().call_later(
+            max(0.0, min(due, self._deadline) - time.monotonic()), self._check_idle
+        )
 
     def _check_idle(self) -> None:
         now = time.monotonic()
@@ -309,11 +414,16 @@ class _ResponseChunks:
 def _describe_cause(error: Exception) -> str:
     """`error` for the log; what aiohttp says of an answer that is no HTTP repeats a part of it."""
     is_of_connecting = isinstance(error, OSError | aiohttp.InvalidURL)
-    return repr(error) if is_of_connecting or logger.isEnabledFor(logging.DEBUG) else type(error).__name__
+    return (
+        repr(error)
+        if is_of_connecting or logger.isEnabledFor(logging.DEBUG)
+        else type(error).__name__
+    )
 
 
 async def drain(pieces: AsyncIterator[bytes]) -> None:
-    """Reads what follows the end of a whole answer, usually nothing, so that its connection can be used again."""
+    """Reads what follows the end of a whole answer, usually nothing, so that its connection can be
+    used again."""
     left = 64 * 1024
     try:
         async with asyncio.timeout(1):
@@ -326,7 +436,8 @@ async def drain(pieces: AsyncIterator[bytes]) -> None:
 
 
 def _resolve_redirect(url: URL, location: str, target: HttpTarget) -> URL:
-    """Where `location` leads from `url`; raises ProviderProtocolError where that is not the same server by the same scheme."""
+    """Where `location` leads from `url`; raises ProviderProtocolError where that is not the same
+    server by the same scheme."""
     try:
         found = url.join(URL(location))
     except ValueError:
@@ -337,7 +448,8 @@ def _resolve_redirect(url: URL, location: str, target: HttpTarget) -> URL:
 
 
 async def _read_limited(content: aiohttp.StreamReader, limit: int) -> bytes:
-    """All of `content`, or what came until it was more than `limit` bytes; a single read gives what has arrived."""
+    """All of `content`, or what came until it was more than `limit` bytes; a single read gives what
+    has arrived."""
     found = bytearray()
     while len(found) <= limit and (piece := await content.readany()):
         found += piece
@@ -346,7 +458,8 @@ async def _read_limited(content: aiohttp.StreamReader, limit: int) -> bytes:
 
 @functools.lru_cache(maxsize=256)
 def find_proxy(url: str) -> str | None:
-    """The proxy that the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) names for `url`; raises aiohttp.InvalidURL."""
+    """The proxy that the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) names for `url`; raises
+    aiohttp.InvalidURL."""
     try:
         address = URL(url)
     except ValueError as error:

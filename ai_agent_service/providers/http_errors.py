@@ -21,12 +21,21 @@ from ai_agent_service.core.redaction import redact_secrets
 
 MAX_ERROR_CHARACTERS = 500
 
-CONTEXT_LENGTH_PHRASES = ("context length", "context_length", "context size", "context window", "maximum context", "prompt is too long")
-"""What the providers' messages about a conversation that does not fit have in common; 502 is an error within a stream."""
+CONTEXT_LENGTH_PHRASES = (
+    "context length",
+    "context_length",
+    "context size",
+    "context window",
+    "maximum context",
+    "prompt is too long",
+)
+"""What the providers' messages about a conversation that does not fit have in common; 502 is an
+error within a stream."""
 
 
 class HttpTarget(msgspec.Struct, frozen=True):
-    """Where to send: the provider's name for messages, its headers, and the secrets to keep out of messages."""
+    """Where to send: the provider's name for messages, its headers, and the secrets to keep out of
+    messages."""
 
     provider: str
     url: str
@@ -35,12 +44,15 @@ class HttpTarget(msgspec.Struct, frozen=True):
 
 
 def format_error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
-    """The human part of a provider's error, in whichever of the usual forms it comes, without secrets and at most 500 characters."""
+    """The human part of a provider's error, in whichever of the usual forms it comes, without
+    secrets and at most 500 characters."""
     while isinstance(value, dict | list):
         if isinstance(value, list):
             value = value[0] if value else ""
         else:
-            value = next((value[key] for key in ("error", "message", "detail", "msg") if value.get(key)), "")
+            value = next(
+                (value[key] for key in ("error", "message", "detail", "msg") if value.get(key)), ""
+            )
     text = value if isinstance(value, str) else (str(value) if value else "")
     text = redact_secrets(" ".join(text.split()), secrets)
     return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[:MAX_ERROR_CHARACTERS]}..."
@@ -56,23 +68,43 @@ def parse_stream_error(value: Any, target: HttpTarget) -> ServiceError:
             status = int(code)
         case _:
             status = 429 if code == "rate_limit_exceeded" else 502
-    return _build_error(status, None, format_error_message(value, target.secrets), str(code), target)
+    return _build_error(
+        status, None, format_error_message(value, target.secrets), str(code), target
+    )
 
 
-def _parse_error(status: int, headers: Mapping[str, str], text: bytes, target: HttpTarget) -> ServiceError:
+def _parse_error(
+    status: int, headers: Mapping[str, str], text: bytes, target: HttpTarget
+) -> ServiceError:
     value: Any
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        value = "" if text.lstrip().startswith(b"<") else text.decode(errors="replace")  # pages of proxies tell of the inside
+        value = (
+            "" if text.lstrip().startswith(b"<") else text.decode(errors="replace")
+        )  # pages of proxies tell of the inside
     inner = value.get("error") if isinstance(value, dict) else None
     code = str(inner.get("code")) if isinstance(inner, dict) else ""
-    return _build_error(status, _parse_retry_after(headers), format_error_message(value, target.secrets), code, target)
+    return _build_error(
+        status,
+        _parse_retry_after(headers),
+        format_error_message(value, target.secrets),
+        code,
+        target,
+    )
 
 
-def _build_error(status: int, retry_after: float | None, message: str, code: str, target: HttpTarget) -> ServiceError:
-    said = f"{target.provider}: {message}" if message else f"{target.provider} answered with the status {status} and no explanation."
-    too_long = code == "context_length_exceeded" or any(sign in message.lower() for sign in CONTEXT_LENGTH_PHRASES)
+def _build_error(
+    status: int, retry_after: float | None, message: str, code: str, target: HttpTarget
+) -> ServiceError:
+    said = (
+        f"{target.provider}: {message}"
+        if message
+        else f"{target.provider} answered with the status {status} and no explanation."
+    )
+    too_long = code == "context_length_exceeded" or any(
+        sign in message.lower() for sign in CONTEXT_LENGTH_PHRASES
+    )
     match status:
         case 400 | 413 | 422 | 500 | 502 if too_long:
             return ContextTooLongError(said, param="messages")
@@ -93,7 +125,8 @@ def _build_error(status: int, retry_after: float | None, message: str, code: str
 
 
 def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds in `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date), None without a usable one."""
+    """Seconds in `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date), None without a
+    usable one."""
     try:
         value = headers.get("Retry-After", "")
         if milliseconds := headers.get("retry-after-ms"):

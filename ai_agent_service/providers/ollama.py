@@ -18,7 +18,14 @@ class Ollama:
     name: ClassVar[str] = "ollama"
     missing: tuple[str, ...] = ()
 
-    def __init__(self, http: HttpClient, *, base_url: str, default_model: str | None = None, model_list: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        http: HttpClient,
+        *,
+        base_url: str,
+        default_model: str | None = None,
+        model_list: tuple[str, ...] = (),
+    ) -> None:
         self.http = http
         self.base_url = base_url.rstrip("/").removesuffix("/v1").removesuffix("/api")
         self.model_list = model_list
@@ -36,13 +43,24 @@ class Ollama:
         )
 
     async def list_installed_models(self, *, timeout: float = 2.0) -> tuple[str, ...]:
-        """The names of the chat models installed there; raises UpstreamError when the server cannot be asked."""
-        answer = await self.http.get_json(HttpTarget(self.name, f"{self.base_url}/api/tags"), timeout=timeout)
+        """The names of the chat models installed there; raises UpstreamError when the server cannot
+        be asked."""
+        answer = await self.http.get_json(
+            HttpTarget(self.name, f"{self.base_url}/api/tags"), timeout=timeout
+        )
         models = answer.get("models") if isinstance(answer, dict) else None
         if not isinstance(models, list):
-            raise ProviderProtocolError("ollama answered /api/tags with something that is not a list of models")
-        names = [model["name"] for model in models if isinstance(model, dict) and isinstance(model.get("name"), str)]
-        return tuple(name for name in names if not any(sign in name.lower() for sign in _EMBEDDING_MODELS))
+            raise ProviderProtocolError(
+                "ollama answered /api/tags with something that is not a list of models"
+            )
+        names = [
+            model["name"]
+            for model in models
+            if isinstance(model, dict) and isinstance(model.get("name"), str)
+        ]
+        return tuple(
+            name for name in names if not any(sign in name.lower() for sign in _EMBEDDING_MODELS)
+        )
 
     async def ping(self, *, timeout: float) -> None:
         """See Pingable."""
@@ -53,7 +71,10 @@ class Ollama:
         if not self._default_model:
             installed = await self.list_installed_models()
             if not installed:
-                raise ProviderNotConfiguredError("No model is installed in Ollama: run `ollama pull qwen3`, or set OLLAMA_DEFAULT_MODEL.")
+                raise ProviderNotConfiguredError(
+                    "No model is installed in Ollama: run `ollama pull qwen3`, or set"
+                    " OLLAMA_DEFAULT_MODEL."
+                )
             self._default_model = installed[0]
         return self._default_model
 
@@ -62,4 +83,6 @@ class Ollama:
         headers = {"Content-Type": "application/json"}
         if request.request_id:
             headers["X-Request-Id"] = request.request_id
-        return ollama_wire.stream(self.http, HttpTarget(self.name, f"{self.base_url}/api/chat", headers), request)
+        return ollama_wire.stream(
+            self.http, HttpTarget(self.name, f"{self.base_url}/api/chat", headers), request
+        )

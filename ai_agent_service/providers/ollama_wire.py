@@ -66,12 +66,17 @@ class _Line(msgspec.Struct):
 _decode_line = msgspec.json.Decoder(_Line).decode
 
 
-async def stream(http: HttpClient, target: HttpTarget, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+async def stream(
+    http: HttpClient, target: HttpTarget, request: ModelRequest
+) -> AsyncGenerator[ModelEvent, None]:
     """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
     calls: list[ToolCall] = []
     thoughts: list[str] = []
     last: _Line | None = None
-    async with http.post(target, encode_request(request), deadline=request.deadline) as pieces, aclosing(_read_lines(pieces)) as lines:
+    async with (
+        http.post(target, encode_request(request), deadline=request.deadline) as pieces,
+        aclosing(_read_lines(pieces)) as lines,
+    ):
         async for text in lines:
             line = _parse_line(text, target)
             if line.message is not None:
@@ -86,18 +91,27 @@ async def stream(http: HttpClient, target: HttpTarget, request: ModelRequest) ->
                 await drain(pieces)
                 break
     if last is None:
-        raise ProviderProtocolError(f"The answer of {target.provider} ended without a finish reason.")
+        raise ProviderProtocolError(
+            f"The answer of {target.provider} ended without a finish reason."
+        )
     usage = None
     if last.prompt_eval_count is not None or last.eval_count is not None:
         usage = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
     yield ModelFinished(
-        "tool_calls" if calls else to_finish_reason(last.done_reason or "stop"), tuple(calls), usage, "".join(thoughts) if calls else ""
+        "tool_calls" if calls else to_finish_reason(last.done_reason or "stop"),
+        tuple(calls),
+        usage,
+        "".join(thoughts) if calls else "",
     )
 
 
 def encode_request(request: ModelRequest) -> bytes:
     """`request` as the JSON body of a streamed `/api/chat`."""
-    body: dict[str, Any] = {"model": request.model, "messages": to_wire_messages(request.messages), "stream": True}
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": to_wire_messages(request.messages),
+        "stream": True,
+    }
     options: dict[str, Any] = {}
     for name, value in request.settings.items():
         if value is None or name in DROPPED:
@@ -107,7 +121,9 @@ def encode_request(request: ModelRequest) -> bytes:
         elif name == "options" and isinstance(value, dict):
             options.update(value)
         else:
-            options[RENAMED.get(name, name)] = [value] if name == "stop" and isinstance(value, str) else value
+            options[RENAMED.get(name, name)] = (
+                [value] if name == "stop" and isinstance(value, str) else value
+            )
     if options:
         body["options"] = options
     form = _build_format(request.settings.get("response_format"))
@@ -118,14 +134,22 @@ def encode_request(request: ModelRequest) -> bytes:
         body["think"] = False if effort in ("none", "minimal") else effort
     if request.tools and request.tool_choice != "none":
         body["tools"] = [
-            {"type": "function", "function": {"name": spec.name, "description": spec.description, "parameters": spec.parameters}}
+            {
+                "type": "function",
+                "function": {
+                    "name": spec.name,
+                    "description": spec.description,
+                    "parameters": spec.parameters,
+                },
+            }
             for spec in request.tools
         ]
     return _encode(body)
 
 
 def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
-    """`messages` in Ollama's form: text and base64 images apart, tool results by the tool's name."""
+    """`messages` in Ollama's form: text and base64 images apart, tool results by the tool's
+    name."""
     names: dict[str, str] = {}
     found: list[dict[str, Any]] = []
     for message in messages:
@@ -133,16 +157,24 @@ def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
         images = list(message.images)
         if not isinstance(message.content, str):
             images += [part for part in message.content if isinstance(part, ImagePart)]
-            other = next((part for part in message.content if not isinstance(part, TextPart | ImagePart)), None)
+            other = next(
+                (part for part in message.content if not isinstance(part, TextPart | ImagePart)),
+                None,
+            )
             if other is not None:
-                raise InvalidRequestError("Ollama takes text and images only.", param="messages", code="unsupported_content")
+                raise InvalidRequestError(
+                    "Ollama takes text and images only.",
+                    param="messages",
+                    code="unsupported_content",
+                )
         if images:
             wire["images"] = [_extract_base64(image) for image in images]
         if message.tool_calls:
             if message.reasoning:
                 wire["thinking"] = message.reasoning
             wire["tool_calls"] = [
-                {"function": {"name": call.name, "arguments": _parse_arguments(call.arguments)}} for call in message.tool_calls
+                {"function": {"name": call.name, "arguments": _parse_arguments(call.arguments)}}
+                for call in message.tool_calls
             ]
             names.update((call.id, call.name) for call in message.tool_calls)
         if message.role == "tool":
@@ -169,18 +201,25 @@ def _parse_line(text: bytes, target: HttpTarget) -> _Line:
     try:
         line = _decode_line(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProviderProtocolError(f"{target.provider} sent a line that is not a chat answer.") from error
+        raise ProviderProtocolError(
+            f"{target.provider} sent a line that is not a chat answer."
+        ) from error
     if line.error:
-        raise parse_stream_error({"message": line.error} if isinstance(line.error, str) else line.error, target)
+        raise parse_stream_error(
+            {"message": line.error} if isinstance(line.error, str) else line.error, target
+        )
     return line
 
 
 def _build_tool_call(call: _ToolCall) -> ToolCall:
-    return ToolCall(call.id or generate_id("call_"), call.function.name, bytes(call.function.arguments).decode())
+    return ToolCall(
+        call.id or generate_id("call_"), call.function.name, bytes(call.function.arguments).decode()
+    )
 
 
 def _parse_arguments(text: str) -> msgspec.Raw | dict[str, Any]:
-    """Arguments as the object Ollama expects; what the model once wrote wrongly becomes an empty one."""
+    """Arguments as the object Ollama expects; what the model once wrote wrongly becomes an empty
+    one."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
@@ -191,7 +230,11 @@ def _parse_arguments(text: str) -> msgspec.Raw | dict[str, Any]:
 def _extract_base64(image: ImagePart) -> str:
     match = _DATA_URL.match(image.url)
     if match is None:
-        raise InvalidRequestError("Ollama takes images as base64 data URLs only.", param="messages", code="unsupported_image_url")
+        raise InvalidRequestError(
+            "Ollama takes images as base64 data URLs only.",
+            param="messages",
+            code="unsupported_image_url",
+        )
     return match.group(1)
 
 

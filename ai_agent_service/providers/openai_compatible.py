@@ -35,7 +35,9 @@ class OpenAICompatible:
         self.http = http
         self.base_url = base_url.rstrip("/")
         secret = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key or ""
-        self.api_key = secret.strip()  # a key read from a file ends with a newline, which no header bears
+        self.api_key = (
+            secret.strip()
+        )  # a key read from a file ends with a newline, which no header bears
         self.model_list = model_list
         self.missing = missing
         self._default_model = default_model
@@ -52,14 +54,21 @@ class OpenAICompatible:
             default_model=settings.openai_default_model,
             default_model_variable="OPENAI_DEFAULT_MODEL",
             model_list=settings.openai_model_list,
-            missing=() if settings.openai_api_key or settings.openai_base_url else ("OPENAI_API_KEY",),
+            missing=()
+            if settings.openai_api_key or settings.openai_base_url
+            else ("OPENAI_API_KEY",),
         )
 
     async def default_model(self) -> str:
-        """The configured default; raises ProviderNotConfiguredError naming the variable without one."""
+        """The configured default; raises ProviderNotConfiguredError naming the variable without
+        one."""
         if not self._default_model:
-            variable = f", or set {self._default_model_variable}" if self._default_model_variable else ""
-            raise ProviderNotConfiguredError(f'The agent names no model for {self.name}: give it a "model"{variable}.')
+            variable = (
+                f", or set {self._default_model_variable}" if self._default_model_variable else ""
+            )
+            raise ProviderNotConfiguredError(
+                f'The agent names no model for {self.name}: give it a "model"{variable}.'
+            )
         return self._default_model
 
     def url(self, model: str) -> str:
@@ -71,17 +80,27 @@ class OpenAICompatible:
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     def ping_url(self) -> str:
-        """What is asked to see that the server is there and takes the key: the list of models, which costs nothing."""
+        """What is asked to see that the server is there and takes the key: the list of models,
+        which costs nothing."""
         return f"{self.base_url}/models"
 
     async def ping(self, *, timeout: float) -> None:
         """See Pingable."""
-        target = HttpTarget(self.name, self.ping_url(), {"Accept": "application/json", **self.headers()}, (self.api_key,))
+        target = HttpTarget(
+            self.name,
+            self.ping_url(),
+            {"Accept": "application/json", **self.headers()},
+            (self.api_key,),
+        )
         await self.http.probe(target, timeout=timeout)
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it comes; see Provider."""
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream", **self.headers()}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            **self.headers(),
+        }
         if request.request_id:
             headers["X-Request-Id"] = request.request_id
         target = HttpTarget(self.name, self.url(request.model), headers, (self.api_key,))

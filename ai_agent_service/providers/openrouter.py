@@ -12,7 +12,9 @@ class OpenRouter(OpenAICompatible):
     """OpenRouter's API, which is asked to report usage with its cost in US dollars."""
 
     name: ClassVar[str] = "openrouter"
-    profile: ClassVar[Profile] = Profile(extra_body={"usage": {"include": True}}, usage_option=False, reasoning_field="reasoning")
+    profile: ClassVar[Profile] = Profile(
+        extra_body={"usage": {"include": True}}, usage_option=False, reasoning_field="reasoning"
+    )
     title: str = ""
 
     @classmethod

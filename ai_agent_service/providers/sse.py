@@ -6,7 +6,8 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
 class EventReader:
-    """Turns pieces of a stream into the data of its events; comments and all fields but `data` are passed over."""
+    """Turns pieces of a stream into the data of its events; comments and all fields but `data` are
+    passed over."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -16,7 +17,8 @@ class EventReader:
         self._after_cr = False
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The data of each event that `piece` completes; raises ProviderProtocolError for an event over 16 MiB."""
+        """The data of each event that `piece` completes; raises ProviderProtocolError for an event
+        over 16 MiB."""
         if not self._begun:
             piece = self._rest + piece
             self._rest = b""
@@ -48,7 +50,8 @@ class EventReader:
         return events
 
     def close(self) -> list[bytes]:
-        """The data of an event that the stream's end left without its blank line; some servers end so."""
+        """The data of an event that the stream's end left without its blank line; some servers end
+        so."""
         if self._rest.startswith(b"data"):
             self._take(self._rest)
         self._rest = b""

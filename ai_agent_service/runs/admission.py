@@ -1,4 +1,5 @@
-"""A run with what belongs to its caller: it counts against what they may ask, stands in the audit log, and is reported."""
+"""A run with what belongs to its caller: it counts against what they may ask, stands in the audit
+log, and is reported."""
 
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -34,10 +35,19 @@ _TOKEN_LIMIT_SETTINGS = ("max_completion_tokens", "max_tokens", "num_predict")
 
 
 class CountedRun:
-    """A run as its caller asked for it: `begin` counts it against what the caller may ask, and `ended` has to be called once it is over,
-    whatever came of it. `events` are those of the run once `begin` has returned; `noticed` is to be told each of them but texts."""
+    """A run as its caller asked for it: `begin` counts it against what the caller may ask, and
+    `ended` has to be called once it is over, whatever came of it. `events` are those of the run
+    once `begin` has returned; `noticed` is to be told each of them but texts."""
 
-    def __init__(self, service: Service, limiter: Limiter, agent: BaseAgent, turn: Turn, context: RunContext, caller: Principal) -> None:
+    def __init__(
+        self,
+        service: Service,
+        limiter: Limiter,
+        agent: BaseAgent,
+        turn: Turn,
+        context: RunContext,
+        caller: Principal,
+    ) -> None:
         self._service = service
         self._limiter = limiter
         self._agent = agent
@@ -57,7 +67,8 @@ class CountedRun:
         self.events = agent.run(turn, context)
 
     async def begin(self) -> None:
-        """Counts the run; raises RateLimitError where the caller, or their key, has used up what they may ask."""
+        """Counts the run; raises RateLimitError where the caller, or their key, has used up what
+        they may ask."""
         key, context = self._caller.key, self.context
         if not (key.limits or key.user_limits):
             return
@@ -65,7 +76,11 @@ class CountedRun:
         tokens = self._prompt_tokens + _estimate_answer_tokens(self._agent, self.turn)
         try:
             self._admission = await self._limiter.admit(
-                self._caller, context.user, run_id=context.run_id, tokens=tokens, seconds=context.seconds_left
+                self._caller,
+                context.user,
+                run_id=context.run_id,
+                tokens=tokens,
+                seconds=context.seconds_left,
             )
         except RateLimitError as error:
             audit.info("agent.refused", extra={**context.audit_fields, "outcome": error.code})
@@ -97,12 +112,19 @@ class CountedRun:
             self._is_without_memory = True
 
     async def finish(self, outcome: str) -> None:
-        """Counts what was used, and tells the audit log. The usage of a run that is not whole lacks the step that broke off: what it read
-        and said is estimated, so that nobody gets answers for nothing by leaving before their end."""
+        """Counts what was used, and tells the audit log. The usage of a run that is not whole lacks
+        the step that broke off: what it read and said is estimated, so that nobody gets answers for
+        nothing by leaving before their end."""
         audit.info("agent.called", extra={**self.context.audit_fields, "outcome": outcome})
-        told = self._last.usage.total_tokens if self._last is not None and self._last.usage is not None else None
+        told = (
+            self._last.usage.total_tokens
+            if self._last is not None and self._last.usage is not None
+            else None
+        )
         if not isinstance(self._last, RunFinished):
-            told = max(told or 0, self._steps * self._prompt_tokens + self._said // CHARACTERS_PER_TOKEN)
+            told = max(
+                told or 0, self._steps * self._prompt_tokens + self._said // CHARACTERS_PER_TOKEN
+            )
         await self._admission.settle(told)
 
     def report(self, outcome: str, *, is_streamed: bool) -> RunReport:
@@ -130,7 +152,9 @@ class CountedRun:
             seconds=time.monotonic() - self._began_at,
         )
 
-    async def _count_output(self, events: AsyncGenerator[RunEvent, None]) -> AsyncGenerator[RunEvent, None]:
+    async def _count_output(
+        self, events: AsyncGenerator[RunEvent, None]
+    ) -> AsyncGenerator[RunEvent, None]:
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, TextDelta | ReasoningDelta | RefusalDelta):
@@ -141,7 +165,11 @@ class CountedRun:
 def _estimate_answer_tokens(agent: BaseAgent, turn: Turn) -> int:
     """How many tokens the model may answer with, as far as that is said."""
     for settings in (turn.settings, agent.definition.model_settings):
-        given = [value for name in _TOKEN_LIMIT_SETTINGS if isinstance(value := settings.get(name), int) and value > 0]
+        given = [
+            value
+            for name in _TOKEN_LIMIT_SETTINGS
+            if isinstance(value := settings.get(name), int) and value > 0
+        ]
         if given:
             return max(given)
     return ASSUMED_ANSWER_TOKENS

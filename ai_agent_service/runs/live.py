@@ -7,7 +7,8 @@ from ai_agent_service.core.events import RunEvent
 
 
 class LiveRuns:
-    """The runs that are under way in this process, for requests that repeat one of them to join it."""
+    """The runs that are under way in this process, for requests that repeat one of them to join
+    it."""
 
     def __init__(self) -> None:
         self._runs: dict[str, _LiveRun] = {}
@@ -45,7 +46,8 @@ class _LiveRun:
         self._wake()
 
     async def follow(self) -> AsyncGenerator[RunEvent, None]:
-        """All its events, those that were told already first; they end early if the run is stopped."""
+        """All its events, those that were told already first; they end early if the run is
+        stopped."""
         told = 0
         while True:
             while told < len(self._events):

@@ -2,7 +2,15 @@
 
 import msgspec
 
-from ai_agent_service.core.events import RefusalDelta, RunEvent, RunFailed, RunFinished, TextDelta, ToolFinished, ToolStarted
+from ai_agent_service.core.events import (
+    RefusalDelta,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+)
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.memory.base import Step, TurnAnswer
 
@@ -31,9 +39,12 @@ class AnswerRecorder:
                 pass
 
     def build_final_answer(self, event: RunFinished | RunFailed) -> TurnAnswer:
-        """The answer of a run that ended with `event`. One that waits for the client's tools is not complete."""
+        """The answer of a run that ended with `event`. One that waits for the client's tools is not
+        complete."""
         if isinstance(event, RunFailed):
-            return msgspec.structs.replace(self.build_partial_answer(), usage=event.usage, error=event.error.code)
+            return msgspec.structs.replace(
+                self.build_partial_answer(), usage=event.usage, error=event.error.code
+            )
         if event.tool_calls:
             if not self._steps or self._steps[-1][0] != len(event.steps):
                 self._begin_step(len(event.steps))
@@ -51,5 +62,7 @@ class AnswerRecorder:
         self._said.clear()
 
     def _build_answer(self) -> TurnAnswer:
-        steps = tuple(Step(text, tuple(calls), tuple(results)) for _, text, calls, results in self._steps)
+        steps = tuple(
+            Step(text, tuple(calls), tuple(results)) for _, text, calls, results in self._steps
+        )
         return TurnAnswer(text="".join(self._text), steps=steps, last="".join(self._said))

@@ -1,4 +1,5 @@
-"""An agent with a memory: gives any agent the conversation that its memory knows, and has the memory keep what it answers."""
+"""An agent with a memory: gives any agent the conversation that its memory knows, and has the
+memory keep what it answers."""
 
 import asyncio
 import logging
@@ -29,11 +30,13 @@ from ai_agent_service.runs.record import AnswerRecorder
 logger = logging.getLogger(__name__)
 
 INTERRUPTED_WAIT_SECONDS = 10.0
-"""How long a database that is away is waited for to store what there is of an interrupted answer."""
+"""How long a database that is away is waited for to store what there is of an interrupted
+answer."""
 
 
 class MemoryAgent(BaseAgent):
-    """`agent`, with the turns of its sessions kept by `memory`. A run without a session is the agent's own."""
+    """`agent`, with the turns of its sessions kept by `memory`. A run without a session is the
+    agent's own."""
 
     type: ClassVar[str] = ""
 
@@ -55,10 +58,15 @@ class MemoryAgent(BaseAgent):
 
     def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         """Takes the turn; see BaseAgent. The last event comes when the answer is stored."""
-        return self._agent.run(turn, context) if context.session is None else self._run_live(turn, context)
+        return (
+            self._agent.run(turn, context)
+            if context.session is None
+            else self._run_live(turn, context)
+        )
 
     async def _run_live(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
-        # Known to be under way before its question is stored, so that a request that repeats it joins it at once.
+        # Known to be under way before its question is stored, so that a request that repeats it
+        # joins it at once.
         live = self._live.begin(context.run_id)
         try:
             async with aclosing(await self._start_turn(turn, context, live)) as events:
@@ -67,14 +75,25 @@ class MemoryAgent(BaseAgent):
         finally:
             self._live.end(context.run_id)
 
-    async def _start_turn(self, turn: Turn, context: RunContext, live: "_LiveRun") -> AsyncGenerator[RunEvent, None]:
+    async def _start_turn(
+        self, turn: Turn, context: RunContext, live: "_LiveRun"
+    ) -> AsyncGenerator[RunEvent, None]:
         """The events of the turn, whose question is stored now unless it cannot be."""
         try:
             messages = self.parts.pending.restore(turn.messages, context)
-            asked = TurnQuestion(messages=messages, history=turn.history, is_retry=turn.is_retry, message_id=turn.message_id)
+            asked = TurnQuestion(
+                messages=messages,
+                history=turn.history,
+                is_retry=turn.is_retry,
+                message_id=turn.message_id,
+            )
             remembered = await self._memory.begin(context, asked)
         except MemoryUnavailableError as error:
-            return _emit_events((RunFailed(error),)) if self._memory.required else self._run_without_memory(turn, context, error)
+            return (
+                _emit_events((RunFailed(error),))
+                if self._memory.required
+                else self._run_without_memory(turn, context, error)
+            )
         except ServiceError as error:
             return _emit_events((RunFailed(error),))
         if is_debug_enabled():
@@ -87,7 +106,9 @@ class MemoryAgent(BaseAgent):
             return self._follow_run(remembered.under_way)
         return self._run_with_memory(turn, context, remembered, live)
 
-    async def _run_without_memory(self, turn: Turn, context: RunContext, error: MemoryUnavailableError) -> AsyncGenerator[RunEvent, None]:
+    async def _run_without_memory(
+        self, turn: Turn, context: RunContext, error: MemoryUnavailableError
+    ) -> AsyncGenerator[RunEvent, None]:
         yield MemorySkipped(error.message)
         async with aclosing(self._agent.run(turn, context)) as events:
             async for event in events:
@@ -99,39 +120,60 @@ class MemoryAgent(BaseAgent):
         record = AnswerRecorder()
         kept = False
         try:
-            whole = msgspec.structs.replace(turn, messages=remembered.messages, shorter=remembered.shorter)
+            whole = msgspec.structs.replace(
+                turn, messages=remembered.messages, shorter=remembered.shorter
+            )
             async with aclosing(self._agent.run(whole, context)) as events:
                 async for event in events:
                     if isinstance(event, RunFinished | RunFailed):
                         kept = True
-                        event = await self._store_final_answer(remembered, record.build_final_answer(event), event, context)
+                        event = await self._store_final_answer(
+                            remembered, record.build_final_answer(event), event, context
+                        )
                     else:
                         record.add(event)
                     live.publish(event)
                     yield event
         finally:
             if not kept:
-                keeping = self._tasks.start(self._store_answer(remembered, record.build_partial_answer(), INTERRUPTED_WAIT_SECONDS))
+                keeping = self._tasks.start(
+                    self._store_answer(
+                        remembered, record.build_partial_answer(), INTERRUPTED_WAIT_SECONDS
+                    )
+                )
                 await asyncio.shield(keeping)
 
     async def _store_final_answer(
-        self, remembered: RememberedTurn, answer: TurnAnswer, event: RunFinished | RunFailed, context: RunContext
+        self,
+        remembered: RememberedTurn,
+        answer: TurnAnswer,
+        event: RunFinished | RunFailed,
+        context: RunContext,
     ) -> RunFinished | RunFailed:
-        """`event` once the answer is stored, which goes on if the caller leaves; an error if it cannot be and has to be."""
-        keeping = self._tasks.start(self._store_answer(remembered, answer, max(1.0, context.seconds_left)))
+        """`event` once the answer is stored, which goes on if the caller leaves; an error if it
+        cannot be and has to be."""
+        keeping = self._tasks.start(
+            self._store_answer(remembered, answer, max(1.0, context.seconds_left))
+        )
         error = await asyncio.shield(keeping)
         if error is None or isinstance(event, RunFailed) or not self._memory.required:
             return event
         return RunFailed(error, event.usage, event.steps)
 
-    async def _store_answer(self, remembered: RememberedTurn, answer: TurnAnswer, wait: float) -> ServiceError | None:
+    async def _store_answer(
+        self, remembered: RememberedTurn, answer: TurnAnswer, wait: float
+    ) -> ServiceError | None:
         try:
             await remembered.keep(answer, wait=wait)
         except ServiceError as error:
-            logger.warning("memory.not_stored", extra={"agent_id": self.agent_id, "code": error.code})
+            logger.warning(
+                "memory.not_stored", extra={"agent_id": self.agent_id, "code": error.code}
+            )
             return error
         if is_debug_enabled():
-            kept = drop_empty(status=answer.status, steps=len(answer.steps), error=answer.error, text=answer.text)
+            kept = drop_empty(
+                status=answer.status, steps=len(answer.steps), error=answer.error, text=answer.text
+            )
             debug_log.debug("memory.kept", extra={"agent_id": self.agent_id, **kept})
         return None
 
@@ -141,13 +183,23 @@ class MemoryAgent(BaseAgent):
         last: RunEvent | None = None
         if live is not None:
             async for event in live.follow():
-                last = msgspec.structs.replace(event, is_repeated=True) if isinstance(event, RunFinished) else event
+                last = (
+                    msgspec.structs.replace(event, is_repeated=True)
+                    if isinstance(event, RunFinished)
+                    else event
+                )
                 yield last
         if not isinstance(last, RunFinished | RunFailed):
-            yield RunFailed(SessionBusyError("The request that this one repeats was interrupted. Try again.", retry_after=1))
+            yield RunFailed(
+                SessionBusyError(
+                    "The request that this one repeats was interrupted. Try again.", retry_after=1
+                )
+            )
 
 
-def _describe_turn_start(asked: TurnQuestion, remembered: RememberedTurn, context: RunContext) -> dict[str, object]:
+def _describe_turn_start(
+    asked: TurnQuestion, remembered: RememberedTurn, context: RunContext
+) -> dict[str, object]:
     if remembered.answer is not None:
         what = "answered before"
     else:

@@ -25,7 +25,8 @@ from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """All that the operator wrote, read and found without fault; `warnings` are sentences that name what they are about."""
+    """All that the operator wrote, read and found without fault; `warnings` are sentences that name
+    what they are about."""
 
     settings: Settings
     files: ConfigFiles
@@ -45,14 +46,34 @@ class Configuration(msgspec.Struct, frozen=True):
 
     def restrict_servers(self, agent_ids: Collection[str]) -> Self:
         """The same with no other agents' MCP servers, which need not be started for these."""
-        labels = {label for agent in self.agents if agent.agent_id in agent_ids for label in agent.allowed_mcp_servers}
-        kept = tuple(definition for definition in self.servers.definitions if definition.server_label in labels)
-        return msgspec.structs.replace(self, servers=msgspec.structs.replace(self.servers, definitions=kept))
+        labels = {
+            label
+            for agent in self.agents
+            if agent.agent_id in agent_ids
+            for label in agent.allowed_mcp_servers
+        }
+        kept = tuple(
+            definition
+            for definition in self.servers.definitions
+            if definition.server_label in labels
+        )
+        return msgspec.structs.replace(
+            self, servers=msgspec.structs.replace(self.servers, definitions=kept)
+        )
 
     def isolate(self, folder: Path) -> Self:
-        """The same with a database of its own in `folder`, and without traces: for what is asked here is nobody's traffic."""
-        own = {"data_dir": folder, "database_url": None, "database_replica_url": None, "postgres_user": None, "database_migrate": True}
-        return msgspec.structs.replace(self, settings=self.settings.model_copy(update=own), tracing=None, warnings=())
+        """The same with a database of its own in `folder`, and without traces: for what is asked
+        here is nobody's traffic."""
+        own = {
+            "data_dir": folder,
+            "database_url": None,
+            "database_replica_url": None,
+            "postgres_user": None,
+            "database_migrate": True,
+        }
+        return msgspec.structs.replace(
+            self, settings=self.settings.model_copy(update=own), tracing=None, warnings=()
+        )
 
     @property
     def database(self) -> str | None:
@@ -75,13 +96,23 @@ def load(**overrides: object) -> Configuration:
 
 
 def load_configuration(
-    settings: Settings, plugins: Plugins, faults: Iterable[Fault] = (), *, files: ConfigFiles | None = None
+    settings: Settings,
+    plugins: Plugins,
+    faults: Iterable[Fault] = (),
+    *,
+    files: ConfigFiles | None = None,
 ) -> Configuration:
-    """Reads and checks `files`, by default those of `settings`; raises ConfigError with `faults` and all those found."""
+    """Reads and checks `files`, by default those of `settings`; raises ConfigError with `faults`
+    and all those found."""
     found = list(faults)
     files = files or locate_files(settings)
     environment = load_environment()
-    known = KnownNames(plugins.agents.keys(), plugins.providers.keys(), plugins.tools.keys(), (BUILT_IN, *plugins.memories))
+    known = KnownNames(
+        plugins.agents.keys(),
+        plugins.providers.keys(),
+        plugins.tools.keys(),
+        (BUILT_IN, *plugins.memories),
+    )
     agents, more = read_agents(files.agents, files.prompts, environment, known)
     found += more
     servers, more = read_servers(files.servers, environment)
@@ -92,9 +123,19 @@ def load_configuration(
     ):
         if name is not None and PROVIDER_ALIASES.get(name, name) not in known_names:
             found.append(
-                Fault(file="environment", field=field, problem=f"{name!r} is not a provider", remedy=suggest_name(name, known_names))
+                Fault(
+                    file="environment",
+                    field=field,
+                    problem=f"{name!r} is not a provider",
+                    remedy=suggest_name(name, known_names),
+                )
             )
-    found += [*find_key_faults(settings), *find_identity_faults(settings), *check_tls(settings), *_check_memory(settings, agents)]
+    found += [
+        *find_key_faults(settings),
+        *find_identity_faults(settings),
+        *check_tls(settings),
+        *_check_memory(settings, agents),
+    ]
     found += check_tracing(environment)
     if found:
         raise ConfigError(found)
@@ -110,10 +151,19 @@ def load_configuration(
             *collect_tls_warnings(settings),
             *find_identity_warnings(settings),
             *_check_access(settings, agents),
-            *(f"agent {agent.agent_id}: {warning}" for agent in agents for warning in collect_agent_warnings(agent, servers.labels)),
+            *(
+                f"agent {agent.agent_id}: {warning}"
+                for agent in agents
+                for warning in collect_agent_warnings(agent, servers.labels)
+            ),
         ),
         int(files.agents.stat().st_mtime),
-        build_tracing(environment, name=settings.service_name, version=settings.service_version, flush_seconds=settings.shutdown_timeout),
+        build_tracing(
+            environment,
+            name=settings.service_name,
+            version=settings.service_version,
+            flush_seconds=settings.shutdown_timeout,
+        ),
     )
 
 
@@ -122,7 +172,11 @@ def _check_access(settings: Settings, agents: Iterable[AgentDefinition]) -> list
     if settings.identity_mode != "none":
         return []
     limited = [agent.agent_id for agent in agents if agent.access.groups or agent.access.roles]
-    return [f"agent {agent_id}: access is for groups or roles, which nobody has, as IDENTITY_MODE is none" for agent_id in limited]
+    return [
+        f"agent {agent_id}: access is for groups or roles, which nobody has, as IDENTITY_MODE is"
+        " none"
+        for agent_id in limited
+    ]
 
 
 def _check_memory(settings: Settings, agents: Iterable[AgentDefinition]) -> list[Fault]:
@@ -130,15 +184,31 @@ def _check_memory(settings: Settings, agents: Iterable[AgentDefinition]) -> list
     found = []
     replica = settings.database_replica_url
     checks: tuple[tuple[str, Callable[[], object], str], ...] = (
-        ("DATABASE_URL", lambda: build_database_url(settings), "Correct it, or unset it for an SQLite file"),
-        ("DATABASE_REPLICA_URL", lambda: replica and _parse_replica_url(replica.get_secret_value()), "Correct it, or unset it"),
-        ("MEMORY_ENCRYPTION_KEYS", lambda: build_cipher(settings), "Make a key with: openssl rand -base64 32"),
+        (
+            "DATABASE_URL",
+            lambda: build_database_url(settings),
+            "Correct it, or unset it for an SQLite file",
+        ),
+        (
+            "DATABASE_REPLICA_URL",
+            lambda: replica and _parse_replica_url(replica.get_secret_value()),
+            "Correct it, or unset it",
+        ),
+        (
+            "MEMORY_ENCRYPTION_KEYS",
+            lambda: build_cipher(settings),
+            "Make a key with: openssl rand -base64 32",
+        ),
     )
     for field, check, remedy in checks:
         try:
             check()
         except ValueError as error:
-            found.append(Fault(file="environment", field=field, problem=str(error).rstrip("."), remedy=remedy))
+            found.append(
+                Fault(
+                    file="environment", field=field, problem=str(error).rstrip("."), remedy=remedy
+                )
+            )
     names = {agent.agent_id for agent in agents}
     for agent in agents:
         helper = agent.memory.compression.agent if agent.memory else None

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 
 class DrainTracker:
-    """A stretch of time; what begins in it is counted by `begin` and `end`. `before` are earlier ones, which `over` waits for too."""
+    """A stretch of time; what begins in it is counted by `begin` and `end`. `before` are earlier
+    ones, which `over` waits for too."""
 
     def __init__(self, before: "Iterable[DrainTracker]" = ()) -> None:
         self.in_progress = 0
@@ -27,7 +28,8 @@ class DrainTracker:
         return DrainTracker((*self._before, self))
 
     async def wait_until_drained(self) -> None:
-        """Returns once all has ended that began in this period, which has been followed by another, or before it."""
+        """Returns once all has ended that began in this period, which has been followed by another,
+        or before it."""
         for period in (*self._before, self):
             if period.in_progress:
                 period._ended = period._ended or asyncio.Event()

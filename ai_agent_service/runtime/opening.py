@@ -35,30 +35,61 @@ OLLAMA_PROBE_SECONDS = 0.5
 
 
 @asynccontextmanager
-async def open_service(configuration: Configuration, toolset: Callable[..., Toolset] | None = None) -> AsyncGenerator[Service, None]:
-    """The service of `configuration`, with everything it holds open closed at the end; `toolset` is as for a Maker."""
+async def open_service(
+    configuration: Configuration, toolset: Callable[..., Toolset] | None = None
+) -> AsyncGenerator[Service, None]:
+    """The service of `configuration`, with everything it holds open closed at the end; `toolset` is
+    as for a Maker."""
     settings = configuration.settings
-    timeouts = Timeouts(settings.provider_connect_timeout, settings.provider_first_byte_timeout, settings.provider_idle_timeout)
+    timeouts = Timeouts(
+        settings.provider_connect_timeout,
+        settings.provider_first_byte_timeout,
+        settings.provider_idle_timeout,
+    )
     tracing = configuration.tracing
-    async with tracing or nullcontext(), HttpClient(timeouts, max_retries=settings.provider_max_retries) as http:
+    async with (
+        tracing or nullcontext(),
+        HttpClient(timeouts, max_retries=settings.provider_max_retries) as http,
+    ):
         setup = ProviderSetup(settings, configuration.environment, http)
-        providers = {name: factory.from_setup(setup) for name, factory in configuration.plugins.providers.items()}
+        providers = {
+            name: factory.from_setup(setup)
+            for name, factory in configuration.plugins.providers.items()
+        }
         auto = await _select_auto_provider(settings, providers)
         plain = providers
         if tracing is not None:
-            providers = {name: TracedProvider(provider, tracing) for name, provider in providers.items()}
-        breakers = CircuitBreakers(settings.provider_breaker_failures, settings.provider_breaker_seconds, counts=http.counts)
+            providers = {
+                name: TracedProvider(provider, tracing) for name, provider in providers.items()
+            }
+        breakers = CircuitBreakers(
+            settings.provider_breaker_failures,
+            settings.provider_breaker_seconds,
+            counts=http.counts,
+        )
         guarded = {name: breakers.guard(provider) for name, provider in providers.items()}
         guarded[AUTO] = guarded[auto]
         pending = PendingSteps()
-        task_name = settings.task_provider and PROVIDER_ALIASES.get(settings.task_provider, settings.task_provider)
+        task_name = settings.task_provider and PROVIDER_ALIASES.get(
+            settings.task_provider, settings.task_provider
+        )
         tasks = guarded[task_name] if task_name else None
-        async with Builder(settings, configuration.plugins, configuration.environment, guarded, pending, tracing, toolset) as maker:
+        async with Builder(
+            settings,
+            configuration.plugins,
+            configuration.environment,
+            guarded,
+            pending,
+            tracing,
+            toolset,
+        ) as maker:
             edition = await maker.build(configuration.snapshot)
             maker.activate(edition)
             for warning in configuration.warnings:
                 logger.warning(warning)
-            service = Service(configuration, maker, edition, pending, http, auto, breakers, plain, tasks)
+            service = Service(
+                configuration, maker, edition, pending, http, auto, breakers, plain, tasks
+            )
             try:
                 yield service
             finally:
@@ -66,7 +97,9 @@ async def open_service(configuration: Configuration, toolset: Callable[..., Tool
 
 
 @asynccontextmanager
-async def open_access(configuration: Configuration, service: Service) -> AsyncGenerator[Access, None]:
+async def open_access(
+    configuration: Configuration, service: Service
+) -> AsyncGenerator[Access, None]:
     """What tells who calls `service`, and how much they may ask."""
     settings = configuration.settings
     async with AsyncExitStack() as opened:
@@ -101,7 +134,8 @@ def _has_database(settings: Settings) -> bool:
 
 
 async def check_database_keys(settings: Settings) -> Literal["none", "ended", "live"] | None:
-    """Whether there is a key in the database, and one that is neither revoked nor expired; None if it cannot be asked."""
+    """Whether there is a key in the database, and one that is neither revoked nor expired; None if
+    it cannot be asked."""
     if not _has_database(settings):
         return "none"
     async with (
@@ -114,7 +148,8 @@ async def check_database_keys(settings: Settings) -> Literal["none", "ended", "l
 
 
 async def _select_auto_provider(settings: Settings, providers: Mapping[str, Provider]) -> str:
-    """DEFAULT_PROVIDER, else the first that is configured, else an Ollama that answers and has a model, else demo."""
+    """DEFAULT_PROVIDER, else the first that is configured, else an Ollama that answers and has a
+    model, else demo."""
     if settings.default_provider is not None:
         return PROVIDER_ALIASES.get(settings.default_provider, settings.default_provider)
     for name in AUTO_PROVIDER_ORDER:

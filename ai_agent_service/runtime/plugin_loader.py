@@ -1,4 +1,5 @@
-"""Finds tools, providers, agent types and memories: the built-in ones, entry points of installed packages, and the plugins folder."""
+"""Finds tools, providers, agent types and memories: the built-in ones, entry points of installed
+packages, and the plugins folder."""
 
 import importlib.util
 import inspect
@@ -49,10 +50,12 @@ class Plugins(msgspec.Struct, frozen=True):
 
 
 def load_plugins(folder: Path | None = None) -> tuple[Plugins, list[Fault]]:
-    """All that is built in, installed and in `folder`, and what of it cannot be loaded or has a taken name.
+    """All that is built in, installed and in `folder`, and what of it cannot be loaded or has a
+    taken name.
 
-    Entry points stand in the groups `ai_agent_service.tools`, `.providers`, `.agents` and `.memories`. In `folder`, each .py file whose
-    name does not begin with an underscore is imported, and the tools, and the classes of providers, agents and memories, that it defines
+    Entry points stand in the groups `ai_agent_service.tools`, `.providers`, `.agents` and
+    `.memories`. In `folder`, each .py file whose name does not begin with an underscore is
+    imported, and the tools, and the classes of providers, agents and memories, that it defines
     under a name without an underscore are taken.
     """
     plugins = Plugins({}, {}, {}, {})
@@ -61,10 +64,14 @@ def load_plugins(folder: Path | None = None) -> tuple[Plugins, list[Fault]]:
         _add(plugins, item, "built in", faults)
     for kind in ("tools", "providers", "agents", "memories"):
         for point in entry_points(group=f"{GROUP}.{kind}"):
-            source = f"entry point {point.name!r} of {point.dist.name if point.dist else 'an installed package'}"
+            source = (
+                f"entry point {point.name!r} of"
+                f" {point.dist.name if point.dist else 'an installed package'}"
+            )
             try:
                 item = point.load()
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
+            # a plug-in is foreign code and may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001
                 faults.append(_build_load_fault(source, error))
                 continue
             _add(plugins, item, source, faults)
@@ -77,7 +84,11 @@ def load_plugins(folder: Path | None = None) -> tuple[Plugins, list[Fault]]:
 
 def _add(plugins: Plugins, item: Any, source: str, faults: list[Fault]) -> None:
     if inspect.isclass(item) and issubclass(item, BaseAgent):
-        kind, registry, name = "agent type", cast(dict[str, Any], plugins.agents), getattr(item, "type", "")
+        kind, registry, name = (
+            "agent type",
+            cast(dict[str, Any], plugins.agents),
+            getattr(item, "type", ""),
+        )
     elif _is_provider(item):
         kind, registry, name = "provider", cast(dict[str, Any], plugins.providers), item.name
     elif _is_memory(item):
@@ -88,39 +99,72 @@ def _add(plugins: Plugins, item: Any, source: str, faults: list[Fault]) -> None:
         faults.append(
             Fault(
                 file=source,
-                problem="this is neither a tool, nor a provider class, nor an agent class, nor a memory class",
+                problem=(
+                    "this is neither a tool, nor a provider class, nor an agent class, nor a memory"
+                    " class"
+                ),
                 remedy="docs/extending.md shows what each looks like",
             )
         )
         return
     if not name:
-        faults.append(Fault(file=source, problem=f"the {kind} {item.__name__} has no name", remedy="Set its class attribute: type or name"))
+        faults.append(
+            Fault(
+                file=source,
+                problem=f"the {kind} {item.__name__} has no name",
+                remedy="Set its class attribute: type or name",
+            )
+        )
     elif registry.get(name) is item:
         return  # another module's, imported by this one
     elif inspect.isabstract(item):
         lacking = ", ".join(sorted(item.__abstractmethods__))
-        faults.append(Fault(file=source, problem=f"the {kind} {item.__name__} does not define {lacking}", remedy="Define it"))
+        faults.append(
+            Fault(
+                file=source,
+                problem=f"the {kind} {item.__name__} does not define {lacking}",
+                remedy="Define it",
+            )
+        )
     elif name in registry or (kind == "memory backend" and name == SQL):
-        faults.append(Fault(file=source, problem=f"there is another {kind} of the name {name!r}", remedy="Rename this one"))
+        faults.append(
+            Fault(
+                file=source,
+                problem=f"there is another {kind} of the name {name!r}",
+                remedy="Rename this one",
+            )
+        )
     else:
         registry[name] = item
 
 
 def _is_provider(item: Any) -> bool:
     return (
-        inspect.isclass(item) and hasattr(item, "from_setup") and hasattr(item, "stream") and isinstance(getattr(item, "name", None), str)
+        inspect.isclass(item)
+        and hasattr(item, "from_setup")
+        and hasattr(item, "stream")
+        and isinstance(getattr(item, "name", None), str)
     )
 
 
 def _is_memory(item: Any) -> bool:
-    return inspect.isclass(item) and hasattr(item, "open") and hasattr(item, "begin") and isinstance(getattr(item, "name", None), str)
+    return (
+        inspect.isclass(item)
+        and hasattr(item, "open")
+        and hasattr(item, "begin")
+        and isinstance(getattr(item, "name", None), str)
+    )
 
 
 def _find_plugins(module: ModuleType) -> Iterator[Any]:
-    named = {id(item): item for name, item in vars(module).items() if not name.startswith("_")}  # each once, whatever its names
+    named = {
+        id(item): item for name, item in vars(module).items() if not name.startswith("_")
+    }  # each once, whatever its names
     for item in named.values():
         if inspect.isclass(item):
-            if item.__module__ == module.__name__ and (issubclass(item, BaseAgent) or _is_provider(item) or _is_memory(item)):
+            if item.__module__ == module.__name__ and (
+                issubclass(item, BaseAgent) or _is_provider(item) or _is_memory(item)
+            ):
                 yield item
         elif isinstance(item, Tool):
             yield item
@@ -129,7 +173,12 @@ def _find_plugins(module: ModuleType) -> Iterator[Any]:
 def _import_modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, ModuleType]]:
     if not folder.is_dir():
         faults.append(
-            Fault(file=str(folder), field="PLUGINS_DIR", problem="this is not a folder", remedy="Create it, or unset PLUGINS_DIR")
+            Fault(
+                file=str(folder),
+                field="PLUGINS_DIR",
+                problem="this is not a folder",
+                remedy="Create it, or unset PLUGINS_DIR",
+            )
         )
         return
     for path in sorted(folder.glob("[!_]*.py")):
@@ -141,7 +190,8 @@ def _import_modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, M
         sys.modules[name] = module
         try:
             spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in is foreign code and may raise anything
+        # a plug-in is foreign code and may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             del sys.modules[name]
             faults.append(_build_load_fault(str(path), error))
             continue
@@ -151,10 +201,22 @@ def _import_modules(folder: Path, faults: list[Fault]) -> Iterator[tuple[Path, M
 def _build_load_fault(source: str, error: BaseException) -> Fault:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "app":
         problem = "it imports from 'app', the package's former name"
-        return Fault(file=source, problem=problem, remedy="Import from ai_agent_service.plugins instead")
+        return Fault(
+            file=source, problem=problem, remedy="Import from ai_agent_service.plugins instead"
+        )
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    number = error.lineno if isinstance(error, SyntaxError) else trace.tb_lineno if trace is not None else None
+    number = (
+        error.lineno
+        if isinstance(error, SyntaxError)
+        else trace.tb_lineno
+        if trace is not None
+        else None
+    )
     line = f", line {number}" if number is not None and not isinstance(error, SyntaxError) else ""
-    return Fault(file=source, problem=f"it cannot be loaded ({type(error).__name__}: {error}{line})", remedy="Correct it, or take it away")
+    return Fault(
+        file=source,
+        problem=f"it cannot be loaded ({type(error).__name__}: {error}{line})",
+        remedy="Correct it, or take it away",
+    )

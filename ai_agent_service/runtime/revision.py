@@ -23,7 +23,8 @@ class ConfigSnapshot(msgspec.Struct, frozen=True):
 
 
 class _BuiltAgent(msgspec.Struct, frozen=True):
-    """An agent with what it was made of; another agent is to be made where that is not the same. `held` is what it keeps open."""
+    """An agent with what it was made of; another agent is to be made where that is not the same.
+    `held` is what it keeps open."""
 
     plain: BaseAgent
     plain_key: tuple[object, ...]
@@ -33,7 +34,8 @@ class _BuiltAgent(msgspec.Struct, frozen=True):
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """The agents and the servers of one reading of the files. Whoever took an agent from it may run it until it is ended."""
+    """The agents and the servers of one reading of the files. Whoever took an agent from it may run
+    it until it is ended."""
 
     catalog: Catalog
     servers: McpServers
@@ -42,7 +44,8 @@ class Revision(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """How one edition differs from the one before: ids of agents and labels of servers. `agents` are the versions of all agents now."""
+    """How one edition differs from the one before: ids of agents and labels of servers. `agents`
+    are the versions of all agents now."""
 
     agents: dict[str, str]
     added_agents: list[str]
@@ -59,14 +62,23 @@ class Changes(msgspec.Struct, frozen=True):
     def lists(self) -> dict[str, list[str]]:
         """The lists by their names, an agent that there is as `id@version`."""
         found = {name: getattr(self, name) for name in self.__struct_fields__ if name != "agents"}
-        return {name: [f"{each}@{self.agents[each]}" if each in self.agents else each for each in ids] for name, ids in found.items()}
+        return {
+            name: [f"{each}@{self.agents[each]}" if each in self.agents else each for each in ids]
+            for name, ids in found.items()
+        }
 
 
 def compare_revisions(before: Revision, after: Revision) -> Changes:
     """How `after` differs from `before`."""
     agents = {agent.agent_id: agent.version for agent in after.catalog}
     added, changed, removed = _find_differences(_index_agents(before), _index_agents(after))
-    return Changes(agents, added, changed, removed, *_find_differences(_index_servers(before), _index_servers(after)))
+    return Changes(
+        agents,
+        added,
+        changed,
+        removed,
+        *_find_differences(_index_servers(before), _index_servers(after)),
+    )
 
 
 def _index_agents(edition: Revision) -> dict[str, object]:
@@ -77,7 +89,9 @@ def _index_servers(edition: Revision) -> dict[str, object]:
     return {each.server_label: each for each in edition.snapshot.servers.definitions}
 
 
-def _find_differences(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[list[str], list[str], list[str]]:
+def _find_differences(
+    before: Mapping[str, object], after: Mapping[str, object]
+) -> tuple[list[str], list[str], list[str]]:
     """The names that were added, whose values changed, and that were removed."""
     changed = [name for name, value in after.items() if name in before and before[name] != value]
     return _exclude_names(after, before), changed, _exclude_names(before, after)

@@ -1,4 +1,5 @@
-"""The composition root: settings and configuration in, a running service out; the only file that knows all concrete classes."""
+"""The composition root: settings and configuration in, a running service out; the only file that
+knows all concrete classes."""
 
 import asyncio
 import logging
@@ -15,7 +16,13 @@ from ai_agent_service.auth.principal import ANONYMOUS, Principal, User
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
 from ai_agent_service.config.locations import locate_files
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ConfigError, Fault, NotFoundError, ServerBusyError, ShuttingDownError
+from ai_agent_service.core.errors import (
+    ConfigError,
+    Fault,
+    NotFoundError,
+    ServerBusyError,
+    ShuttingDownError,
+)
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.core.tasks import Tasks
@@ -35,11 +42,13 @@ from ai_agent_service.runtime.revision import Changes, Revision, compare_revisio
 logger = logging.getLogger(__name__)
 
 REVISION_GRACE_SECONDS = 5.0
-"""How much longer than REQUEST_TIMEOUT what an edition keeps open stays so: a run is told that its time is up, and then ends."""
+"""How much longer than REQUEST_TIMEOUT what an edition keeps open stays so: a run is told that its
+time is up, and then ends."""
 
 
 class Service:
-    """The running service: its agents, which another edition may follow, and the count of the runs under way."""
+    """The running service: its agents, which another edition may follow, and the count of the runs
+    under way."""
 
     def __init__(
         self,
@@ -63,7 +72,8 @@ class Service:
         self._tracing = configuration.tracing
         self.revision = edition
         self.drain_tracker = DrainTracker()
-        """The requests under way, for an edition is kept open for those that began before the next one."""
+        """The requests under way, for an edition is kept open for those that began before the next
+        one."""
 
         self.runs = 0
         self.is_stopping = False
@@ -91,12 +101,15 @@ class Service:
         return self._builder.memories
 
     def find_agent(self, agent_id: str, caller: Principal) -> BaseAgent:
-        """The agent of this id, for `caller` to use; raises NotFoundError, the same if there is none as if it is not for them."""
+        """The agent of this id, for `caller` to use; raises NotFoundError, the same if there is
+        none as if it is not for them."""
         agent = self.find_visible_agent(agent_id, caller)
         access = agent.definition.access
         if access.groups or access.roles:
             user = caller.user or User("")
-            if (access.groups and user.groups.isdisjoint(access.groups)) or (access.roles and user.roles.isdisjoint(access.roles)):
+            if (access.groups and user.groups.isdisjoint(access.groups)) or (
+                access.roles and user.roles.isdisjoint(access.roles)
+            ):
                 raise build_unknown_agent_error()
         return agent
 
@@ -107,17 +120,20 @@ class Service:
         return self.catalog.get(agent_id)
 
     def list_agents(self, caller: Principal) -> list[BaseAgent]:
-        """The agents that the caller's key is for. Who may use them is asked when they are called: clients share this among users."""
+        """The agents that the caller's key is for. Who may use them is asked when they are called:
+        clients share this among users."""
         return [agent for agent in self.catalog if caller.key.can_use(agent.agent_id)]
 
     @property
     def all_providers(self) -> Mapping[str, Provider]:
-        """All that there are, by their names and with nothing around them, whether an agent uses them or not."""
+        """All that there are, by their names and with nothing around them, whether an agent uses
+        them or not."""
         return self._providers
 
     @property
     def providers(self) -> Mapping[str, Provider]:
-        """Those that an agent uses or falls back to, or TASK_PROVIDER names, by their names and with nothing around them."""
+        """Those that an agent uses or falls back to, or TASK_PROVIDER names, by their names and
+        with nothing around them."""
         definitions = [agent.definition for agent in self.catalog]
         named = {definition.provider for definition in definitions}
         named |= {other.provider for definition in definitions for other in definition.fallback}
@@ -127,8 +143,11 @@ class Service:
         return {provider.name: provider for provider in used}
 
     def build_task_agent(self, agent: BaseAgent, task: Task) -> BaseAgent:
-        """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else the agent's own."""
-        answering = ChatTaskAgent(agent, task, self._task_provider or agent.parts.provider, self.settings.task_model)
+        """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else
+        the agent's own."""
+        answering = ChatTaskAgent(
+            agent, task, self._task_provider or agent.parts.provider, self.settings.task_model
+        )
         return answering if self._tracing is None else TracedAgent(answering, self._tracing)
 
     @property
@@ -139,12 +158,15 @@ class Service:
         return self.memories.conversations
 
     async def reload(self) -> Changes:
-        """Reads agents, prompts and MCP servers anew, with the plug-ins and the settings that there are, and has them take effect at once.
+        """Reads agents, prompts and MCP servers anew, with the plug-ins and the settings that there
+        are, and has them take effect at once.
 
-        Whoever has begun goes on with what they began with; it is closed once they have ended. Raises ConfigError, and ShuttingDownError
-        for a service that is told to stop; then nothing has changed.
+        Whoever has begun goes on with what they began with; it is closed once they have ended.
+        Raises ConfigError, and ShuttingDownError for a service that is told to stop; then nothing
+        has changed.
         """
-        # In a task of its own, which a caller that leaves does not stop, and without the caller's request id in all that is begun.
+        # In a task of its own, which a caller that leaves does not stop, and without the caller's
+        # request id in all that is begun.
         found = await asyncio.shield(Context().run(self._work.start, self._load_revision()))
         if isinstance(found, ConfigError):
             for fault in found.faults:
@@ -160,8 +182,12 @@ class Service:
         async with self._reloading:
             try:
                 # Files that vanish are a fault of the reload; none are taken in their place.
-                files = locate_files(self.settings, may_be_starter=self._configuration.files.is_starter)
-                configuration = await asyncio.to_thread(load_configuration, self.settings, self._configuration.plugins, files=files)
+                files = locate_files(
+                    self.settings, may_be_starter=self._configuration.files.is_starter
+                )
+                configuration = await asyncio.to_thread(
+                    load_configuration, self.settings, self._configuration.plugins, files=files
+                )
                 add_secrets(secrets := find_secrets(configuration.environment))
                 self.secrets = tuple(sorted({*self.secrets, *secrets}, key=len, reverse=True))
                 if self._tracing is not None:
@@ -174,7 +200,15 @@ class Service:
             except OSError as error:
                 problem = f"it cannot be used ({error.strerror})"
                 file = str(error.filename or self.settings.agent_config_file)
-                return ConfigError([Fault(file=file, problem=problem, remedy="Give the service the right to use it")])
+                return ConfigError(
+                    [
+                        Fault(
+                            file=file,
+                            problem=problem,
+                            remedy="Give the service the right to use it",
+                        )
+                    ]
+                )
             before, over = self.revision, self.drain_tracker
             self.revision, self.drain_tracker = edition, over.start_next()
             self._builder.activate(edition)
@@ -185,8 +219,11 @@ class Service:
             self._work.run(self._retire_revision(before, edition, over))
             return compare_revisions(before, edition)
 
-    async def _retire_revision(self, edition: Revision, after: Revision, period: DrainTracker) -> None:
-        """Closes what `edition` alone used, once the requests of `period` and before have ended, or must have."""
+    async def _retire_revision(
+        self, edition: Revision, after: Revision, period: DrainTracker
+    ) -> None:
+        """Closes what `edition` alone used, once the requests of `period` and before have ended, or
+        must have."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.request_timeout + REVISION_GRACE_SECONDS):
                 await period.wait_until_drained()
@@ -208,7 +245,8 @@ class Service:
         task: Task | None = None,
         agent_version: str = "",
     ) -> RunContext:
-        """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT; `user` counts where users are not verified."""
+        """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT; `user`
+        counts where users are not verified."""
         return RunContext(
             run_id=generate_id("run_"),
             agent_id=agent_id,
@@ -224,9 +262,12 @@ class Service:
 
     @contextmanager
     def acquire_run_slot(self) -> Generator[None, None, None]:
-        """Counts a run while it goes on; raises ServerBusyError when MAX_CONCURRENT_REQUESTS are under way."""
+        """Counts a run while it goes on; raises ServerBusyError when MAX_CONCURRENT_REQUESTS are
+        under way."""
         if self.runs >= self.settings.max_concurrent_requests:
-            raise ServerBusyError("Too many requests are under way. Try again in a moment.", retry_after=1)
+            raise ServerBusyError(
+                "Too many requests are under way. Try again in a moment.", retry_after=1
+            )
         self.runs += 1
         try:
             yield

@@ -7,7 +7,8 @@ ALWAYS_SERVED_PATHS = ("/health", "/metrics")
 
 
 class ShutdownState:
-    """Set by the server, as it is told to stop; an application that is not served by ours never stops."""
+    """Set by the server, as it is told to stop; an application that is not served by ours never
+    stops."""
 
     def __init__(self) -> None:
         self.has_begun = False

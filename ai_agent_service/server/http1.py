@@ -1,4 +1,5 @@
-"""HTTP/1.1 as uvicorn reads it, within bounds: how large a request's head may be, and how long a caller may take to send a request."""
+"""HTTP/1.1 as uvicorn reads it, within bounds: how large a request's head may be, and how long a
+caller may take to send a request."""
 
 import asyncio
 import logging
@@ -7,7 +8,11 @@ from typing import Any
 
 import httptools
 from uvicorn._types import ASGI3Application
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from ai_agent_service.api.http.errors import encode_error
 from ai_agent_service.core.errors import HeadersTooLargeError, InvalidRequestError, ServiceError
@@ -16,14 +21,17 @@ from ai_agent_service.core.ids import generate_id
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
-"""What the request line and the headers may be together; as much may come, beside the body, in what else a request is framed with."""
+"""What the request line and the headers may be together; as much may come, beside the body, in what
+else a request is framed with."""
 
 MAX_HEADERS = 100
 MAX_PIPELINED = 8
-"""How many requests may wait for the answers of those before them; uvicorn itself would queue all that one read brings."""
+"""How many requests may wait for the answers of those before them; uvicorn itself would queue all
+that one read brings."""
 
 LINGER_SECONDS = 5.0
-"""How long a caller whose answer came early may go on sending: to close the connection under it would cost it the answer."""
+"""How long a caller whose answer came early may go on sending: to close the connection under it
+would cost it the answer."""
 
 
 CONNECTION_CLOSE = (b"connection", b"close")
@@ -31,17 +39,20 @@ CONNECTION_CLOSE = (b"connection", b"close")
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself takes heads of any size, waits for them without end, and takes trailers for headers.
+    """uvicorn's protocol, which by itself takes heads of any size, waits for them without end, and
+    takes trailers for headers.
 
-    One timer for each connection looks after the times; a chunk of an answer costs nothing here. It builds on uvicorn's inner names, so
-    tests/server/test_http1.py must be run with a new uvicorn.
+    One timer for each connection looks after the times; a chunk of an answer costs nothing here. It
+    builds on uvicorn's inner names, so tests/server/test_http1.py must be run with a new uvicorn.
     """
 
     HEAD_SECONDS = 30.0
-    """How long a request's head may take, the wait for the first byte of a new connection included."""
+    """How long a request's head may take, the wait for the first byte of a new connection
+    included."""
 
     BODY_SECONDS = 30.0
-    """In each such span a body has to bring `BODY_BYTES`, so that no pause of twice as long remains unseen."""
+    """In each such span a body has to bring `BODY_BYTES`, so that no pause of twice as long remains
+    unseen."""
 
     BODY_BYTES = 1024
 
@@ -71,14 +82,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._was_idle = False
         self._unsent = -1
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it
+    # as uvicorn declares it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to watch the connection."""
         super().connection_made(transport)
         self._head_since = self.loop.time()
         self._timer = self.loop.call_later(self.HEAD_SECONDS, self._watch)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the watch, and tells the request that is being answered, where uvicorn tells the one that came last."""
+        """Ends the watch, and tells the request that is being answered, where uvicorn tells the one
+        that came last."""
         if self._timer is not None:
             self._timer.cancel()
         self._mark_disconnected(self._running)
@@ -112,7 +125,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header. What comes after the body is passed over: it would be added to the headers while the request is answered."""
+        """A header. What comes after the body is passed over: it would be added to the headers
+        while the request is answered."""
         if self._head_since is None or self._is_replaying:
             return
         self._measure(len(name) + len(value))
@@ -139,20 +153,27 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole, unless it asks for an upgrade and has a body, which the parser takes for another protocol's."""
+        """The request is whole, unless it asks for an upgrade and has a body, which the parser
+        takes for another protocol's."""
         if self._is_replaying or (self.parser.should_upgrade() and self._find_framing_headers()):
             return
         self._unread = 0
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Goes on in HTTP/1.1 where a caller offers another protocol, as Java's client offers h2c with each first request.
+        """Goes on in HTTP/1.1 where a caller offers another protocol, as Java's client offers h2c
+        with each first request.
 
-        The parser ends such a request at its head, and uvicorn drops what comes behind. A new parser that is told how the body is framed
-        reads it as what it is; without, the body would be read as the next request.
+        The parser ends such a request at its head, and uvicorn drops what comes behind. A new
+        parser that is told how the body is framed reads it as what it is; without, the body would
+        be read as the next request.
         """
         stopped = sys.exc_info()[1]
-        rest = self._data[stopped.args[0] :] if isinstance(stopped, httptools.HttpParserUpgrade) else b""
+        rest = (
+            self._data[stopped.args[0] :]
+            if isinstance(stopped, httptools.HttpParserUpgrade)
+            else b""
+        )
         if framing := self._find_framing_headers():
             lines = [b"%b: %b\r\n" % header for header in framing]
             if not self.cycle.keep_alive:
@@ -178,7 +199,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answers what cannot be read, in OpenAI's shape, and ends the connection."""
         self._is_deaf = True
-        refusal = self._refusal or InvalidRequestError("This is not HTTP that can be read.", code="invalid_http")
+        refusal = self._refusal or InvalidRequestError(
+            "This is not HTTP that can be read.", code="invalid_http"
+        )
         busy = self._running is not None and not self._running.response_complete
         is_answered = busy and (self._running is not self.cycle or self.cycle.response_started)
         self._mark_disconnected(self._running)
@@ -217,7 +240,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def _refuse_head(self) -> None:
-        """Ends the reading of a head, as only an error does; `send_400_response` is called for it."""
+        """Ends the reading of a head, as only an error does; `send_400_response` is called for
+        it."""
         self._refusal = _build_too_large_error()
         raise self._refusal
 
@@ -246,8 +270,8 @@ class BoundedProtocol(HttpToolsProtocol):
             if not again:
                 self._close("the head of a request did not come")
         elif self.cycle.response_complete:
-            # uvicorn's own timer watches a connection at rest. What stops that timer is a request, the rest of a body that was not
-            # waited for, or bytes that mean nothing.
+            # uvicorn's own timer watches a connection at rest. What stops that timer is a request,
+            # the rest of a body that was not waited for, or bytes that mean nothing.
             is_idle = self.timeout_keep_alive_task is None
             if is_idle and self._was_idle:
                 self._close("what came after an answer was no request")
@@ -273,13 +297,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _LingeringTransport(asyncio.Transport):
-    """What the answer to the last request of a connection is written to: closed only when nothing more comes, or after a while."""
+    """What the answer to the last request of a connection is written to: closed only when nothing
+    more comes, or after a while."""
 
     def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
         super().__init__()
         self._protocol = protocol
         self._cycle = cycle
-        self.write = protocol.transport.write  # type: ignore[method-assign]  # without a call in between
+        # without a call in between
+        self.write = protocol.transport.write  # type: ignore[method-assign]
         self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]  # as above
 
     def close(self) -> None:
@@ -292,5 +318,6 @@ class _LingeringTransport(asyncio.Transport):
 
 def _build_too_large_error() -> HeadersTooLargeError:
     return HeadersTooLargeError(
-        f"The request line and the headers may have {MAX_HEAD_BYTES} bytes together, in {MAX_HEADERS} headers at most."
+        f"The request line and the headers may have {MAX_HEAD_BYTES} bytes together, in"
+        f" {MAX_HEADERS} headers at most."
     )

@@ -1,4 +1,5 @@
-"""The outermost layer: gives each request its id, makes an answer of what nobody else caught, and tells of the request once it is over."""
+"""The outermost layer: gives each request its id, makes an answer of what nobody else caught, and
+tells of the request once it is over."""
 
 import asyncio
 import logging
@@ -25,11 +26,14 @@ UNKNOWN_ROUTE = "unknown"
 
 
 class RequestMiddleware:
-    """ASGI middleware: `x-request-id` in and out, HEAD as GET without a body, no POST from other sites' pages, a 500 in OpenAI's shape for
-    a fault of ours, a 503 for what cannot be answered any more; each request in `metrics` and in `access_log`, once. Each counts as under
-    way, so that what it may use stays open."""
+    """ASGI middleware: `x-request-id` in and out, HEAD as GET without a body, no POST from other
+    sites' pages, a 500 in OpenAI's shape for a fault of ours, a 503 for what cannot be answered any
+    more; each request in `metrics` and in `access_log`, once. Each counts as under way, so that
+    what it may use stays open."""
 
-    def __init__(self, app: ASGIApp, stopping: ShutdownState, metrics: Metrics, access_log: AccessLog) -> None:
+    def __init__(
+        self, app: ASGIApp, stopping: ShutdownState, metrics: Metrics, access_log: AccessLog
+    ) -> None:
         self.app = app
         self._stopping = stopping
         self._metrics = metrics
@@ -69,7 +73,9 @@ class RequestMiddleware:
         self._metrics.in_flight += 1
         try:
             if method == "POST" and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
-                refused = CrossSiteRequestError("Requests from web pages of other sites are not taken.")
+                refused = CrossSiteRequestError(
+                    "Requests from web pages of other sites are not taken."
+                )
                 state["error"] = refused.code
                 await build_error_response(refused)(scope, receive, send_with_id)
             elif self._stopping.is_refused(scope["path"]):
@@ -97,7 +103,14 @@ class RequestMiddleware:
             first_byte = answered_at - began_at if status else None
             self._report(scope, method, status, time.perf_counter() - began_at, first_byte)
 
-    def _report(self, scope: Scope, method: str, status: int, seconds: float, first_byte_seconds: float | None) -> None:
+    def _report(
+        self,
+        scope: Scope,
+        method: str,
+        status: int,
+        seconds: float,
+        first_byte_seconds: float | None,
+    ) -> None:
         """Tells of a request that is over."""
         state, route, client = scope["state"], scope.get("route"), scope.get("client")
         run = state.get("run")

@@ -1,4 +1,5 @@
-"""The processes that serve, and how they end: not ready at once, open requests in peace, the rest told, everything closed, code 0."""
+"""The processes that serve, and how they end: not ready at once, open requests in peace, the rest
+told, everything closed, code 0."""
 
 import asyncio
 import faulthandler
@@ -20,7 +21,8 @@ CANCEL_GRACE_SECONDS = 3
 """How long requests that are cancelled at the end have to tell their callers."""
 
 CLOSE_TIMEOUT_SECONDS = 30.0
-"""How long it may take after that to close what the service holds open; it takes far less unless something hangs."""
+"""How long it may take after that to close what the service holds open; it takes far less unless
+something hangs."""
 
 FORCED_SHUTDOWN_SECONDS = 10.0
 """How long the end may take once it was asked for twice."""
@@ -32,7 +34,8 @@ POLL_SECONDS = 0.05
 
 
 class ShutdownTimeouts:
-    """How long the end may take: `drain` seconds in which all is served as before, `shutdown` seconds for what is open then."""
+    """How long the end may take: `drain` seconds in which all is served as before, `shutdown`
+    seconds for what is open then."""
 
     def __init__(self, drain: float, shutdown: float) -> None:
         self.drain = drain
@@ -47,13 +50,17 @@ class ShutdownTimeouts:
 class GracefulServer(uvicorn.Server):
     """uvicorn with our end; `when_ready` is called with it once it serves.
 
-    Told to stop (SIGTERM, SIGINT), it is not ready any more and serves on for DRAIN_SECONDS, in which load balancers notice. Then it takes
-    no new requests, and those that are open have SHUTDOWN_TIMEOUT. Told once more, it ends at once. That it was told is no failure, so the
-    signal is not raised again as uvicorn would.
+    Told to stop (SIGTERM, SIGINT), it is not ready any more and serves on for DRAIN_SECONDS, in
+    which load balancers notice. Then it takes no new requests, and those that are open have
+    SHUTDOWN_TIMEOUT. Told once more, it ends at once. That it was told is no failure, so the signal
+    is not raised again as uvicorn would.
     """
 
     def __init__(
-        self, config: uvicorn.Config, patience: ShutdownTimeouts, when_ready: Callable[["GracefulServer"], Awaitable[None]] | None = None
+        self,
+        config: uvicorn.Config,
+        patience: ShutdownTimeouts,
+        when_ready: Callable[["GracefulServer"], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(config)
         self._timeouts = patience
@@ -110,37 +117,47 @@ class GracefulServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _announce_stop(self) -> ShutdownState:
-        """Has health say that the service stops, and callers open another connection for their next request."""
+        """Has health say that the service stops, and callers open another connection for their next
+        request."""
         stopping = cast(ShutdownState, self.state.stopping)
         stopping.has_begun = True
         self.state.service.is_stopping = True
         if CONNECTION_CLOSE not in self.server_state.default_headers:
-            self.server_state.default_headers = [*self.server_state.default_headers, CONNECTION_CLOSE]
+            self.server_state.default_headers = [
+                *self.server_state.default_headers,
+                CONNECTION_CLOSE,
+            ]
         return stopping
 
     async def _wait_while(self, goes_on: Callable[[], bool], seconds: float) -> None:
         """Waits while `goes_on`, `seconds` at most."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while goes_on() and loop.time() < end and not self._is_forced:  # noqa: ASYNC110 - uvicorn tells of no end of a task
+        # uvicorn tells of no end of a task
+        while goes_on() and loop.time() < end and not self._is_forced:  # noqa: ASYNC110
             await asyncio.sleep(min(POLL_SECONDS, end - loop.time()))
 
 
 def notify_systemd(state: str) -> None:
-    """Tells systemd, where it is what started the service and waits for it (`Type=notify`). Source: sd_notify(3).
+    """Tells systemd, where it is what started the service and waits for it (`Type=notify`). Source:
+    sd_notify(3).
 
-    Each of several workers tells it; the first has it know that the service is up, and the others change nothing.
+    Each of several workers tells it; the first has it know that the service is up, and the others
+    change nothing.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+            manager.sendto(
+                state.encode(), "\0" + address[1:] if address.startswith("@") else address
+            )
     except OSError as error:
         logger.warning("manager.not_told", extra={"error": str(error)})
 
 
 def _exit_within(seconds: float) -> None:
-    """Ends the process with CUT_OFF if it is still there then, and writes where it hangs; this works whatever hangs."""
+    """Ends the process with CUT_OFF if it is still there then, and writes where it hangs; this
+    works whatever hangs."""
     faulthandler.dump_traceback_later(seconds, exit=True)

@@ -1,4 +1,5 @@
-"""What has the service read its files anew while it runs: the signal SIGHUP, and a change of the files where RELOAD_CONFIG says so."""
+"""What has the service read its files anew while it runs: the signal SIGHUP, and a change of the
+files where RELOAD_CONFIG says so."""
 
 import asyncio
 import logging
@@ -18,7 +19,8 @@ POLL_SECONDS = 1.0
 """Between two looks at the files."""
 
 QUIET_SECONDS = 0.25
-"""For so long files have to stay as they are before they are read, so that what is half written is not."""
+"""For so long files have to stay as they are before they are read, so that what is half written is
+not."""
 
 MAX_POLLS = 20
 """Looks after which files are read that change all the time."""
@@ -28,13 +30,16 @@ HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 
 
 class ControllingTerminal:
-    """The terminal that the process was started in; it tells of its end by SIGHUP too, which means to stop then, as ever.
+    """The terminal that the process was started in; it tells of its end by SIGHUP too, which means
+    to stop then, as ever.
 
     Processes that are to outlive it ignore the signal from their start (`nohup`).
     """
 
     def __init__(self) -> None:
-        self._is_controlling = HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_DFL and _has_terminal()
+        self._is_controlling = (
+            HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_DFL and _has_terminal()
+        )
 
     def is_gone(self) -> bool:
         """Whether it was closed, and the process is to end with it."""
@@ -43,7 +48,8 @@ class ControllingTerminal:
 
 @contextmanager
 def watch_hangups() -> Generator[asyncio.Event, None, None]:
-    """An event that is set whenever SIGHUP comes; in another thread than the main one no signal does."""
+    """An event that is set whenever SIGHUP comes; in another thread than the main one no signal
+    does."""
     told = asyncio.Event()
     if HANGUP is None or threading.current_thread() is not threading.main_thread():
         yield told
@@ -67,8 +73,11 @@ def watch_hangups() -> Generator[asyncio.Event, None, None]:
 
 
 @asynccontextmanager
-async def watch_reload_triggers(service: Service, told: asyncio.Event) -> AsyncGenerator[None, None]:
-    """Has `service` reload whenever `told` is set, and when its files change where RELOAD_CONFIG says so."""
+async def watch_reload_triggers(
+    service: Service, told: asyncio.Event
+) -> AsyncGenerator[None, None]:
+    """Has `service` reload whenever `told` is set, and when its files change where RELOAD_CONFIG
+    says so."""
     tasks = [asyncio.create_task(_reload_on_signal(service, told))]
     if service.settings.reload_config:
         tasks.append(asyncio.create_task(_reload_on_change(service)))
@@ -91,9 +100,13 @@ async def _reload_on_change(service: Service) -> None:
     settings = service.settings
 
     async def read_current() -> bytes:
-        return await asyncio.to_thread(hash_files, settings.agent_config_file, settings.mcp_config_file, settings.prompts_dir)
+        return await asyncio.to_thread(
+            hash_files, settings.agent_config_file, settings.mcp_config_file, settings.prompts_dir
+        )
 
-    tried: bytes | None = None  # what the service was started with may be older than what is there now
+    tried: bytes | None = (
+        None  # what the service was started with may be older than what is there now
+    )
     while True:
         found = await read_current()
         if found != tried:

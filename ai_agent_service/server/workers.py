@@ -16,7 +16,13 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from ai_agent_service.core.errors import ConfigError
-from ai_agent_service.server.process import EXIT_FORCED, FORCED_SHUTDOWN_SECONDS, POLL_SECONDS, GracefulServer, ShutdownTimeouts
+from ai_agent_service.server.process import (
+    EXIT_FORCED,
+    FORCED_SHUTDOWN_SECONDS,
+    POLL_SECONDS,
+    GracefulServer,
+    ShutdownTimeouts,
+)
 from ai_agent_service.server.reload_triggers import HANGUP, ControllingTerminal
 
 logger = logging.getLogger(__name__)
@@ -29,14 +35,17 @@ WORKER_RETRY_SECONDS = 5.0
 
 
 class _WorkerServer(GracefulServer):
-    """A worker's server. The supervisor, a terminal and a service manager may all tell it to stop, so that only SIGQUIT has it hurry."""
+    """A worker's server. The supervisor, a terminal and a service manager may all tell it to stop,
+    so that only SIGQUIT has it hurry."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins the end."""
         self.stop()
 
 
-def _run_worker(config: uvicorn.Config, listening: socket.socket, patience: ShutdownTimeouts) -> None:
+def _run_worker(
+    config: uvicorn.Config, listening: socket.socket, patience: ShutdownTimeouts
+) -> None:
     """What a worker process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server takes it
     server = _WorkerServer(config, patience)
@@ -47,12 +56,15 @@ def _run_worker(config: uvicorn.Config, listening: socket.socket, patience: Shut
         server.run([listening])
     except ConfigError as error:  # the files were changed since the start
         for fault in error.faults:
-            sys.stderr.write(f"{fault}\n")  # how its log is to be written stands in what it could not read
+            sys.stderr.write(
+                f"{fault}\n"
+            )  # how its log is to be written stands in what it could not read
         sys.exit(STARTUP_FAILURE)
 
 
 def _exit_with_parent() -> None:
-    """Ends this process in order once its parent is gone: nobody else would, and it would keep the port."""
+    """Ends this process in order once its parent is gone: nobody else would, and it would keep the
+    port."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -60,14 +72,16 @@ def _exit_with_parent() -> None:
 
 
 class WorkerPool:
-    """Processes that share the port, each replaced when it dies. Told to stop, all end as the only process does; told once more, at once.
-    SIGHUP has each of them read its files anew.
+    """Processes that share the port, each replaced when it dies. Told to stop, all end as the only
+    process does; told once more, at once. SIGHUP has each of them read its files anew.
 
-    uvicorn's own supervisor does not hear a second signal, waits without end, ends with 0 where no worker can start, and kills workers
-    that take more than five seconds to start.
+    uvicorn's own supervisor does not hear a second signal, waits without end, ends with 0 where no
+    worker can start, and kills workers that take more than five seconds to start.
     """
 
-    def __init__(self, config: uvicorn.Config, listening: socket.socket, patience: ShutdownTimeouts) -> None:
+    def __init__(
+        self, config: uvicorn.Config, listening: socket.socket, patience: ShutdownTimeouts
+    ) -> None:
         self._config = config
         self._listening = listening
         self._timeouts = patience
@@ -80,7 +94,8 @@ class WorkerPool:
         self.workers: list[SpawnProcess] = []
 
     def run(self, welcome: Callable[[], None]) -> int:
-        """Serves until it is told to stop; gives the exit code. `welcome` is called once it can be told."""
+        """Serves until it is told to stop; gives the exit code. `welcome` is called once it can be
+        told."""
         for told in (signal.SIGTERM, signal.SIGINT):
             signal.signal(told, self._handle_stop)
         if HANGUP is not None:
@@ -92,7 +107,8 @@ class WorkerPool:
         while not self._stop_requests and not code:
             time.sleep(POLL_SECONDS)
             if HANGUP is not None and self._hangups:
-                # One that is just starting ends by it and is started again, with the files that there are then.
+                # One that is just starting ends by it and is started again, with the files that
+                # there are then.
                 self._hangups = 0
                 self.send_signal(HANGUP)
             if time.monotonic() - looked >= WORKER_CHECK_SECONDS:
@@ -116,12 +132,15 @@ class WorkerPool:
         self._stop_requests += 1
 
     def _start_worker(self) -> SpawnProcess:
-        worker = multiprocessing.get_context("spawn").Process(target=_run_worker, args=(self._config, self._listening, self._timeouts))
+        worker = multiprocessing.get_context("spawn").Process(
+            target=_run_worker, args=(self._config, self._listening, self._timeouts)
+        )
         worker.start()
         return worker
 
     def _replace_dead_workers(self) -> int:
-        """Has each worker that died followed by another; gives an exit code where none can start."""
+        """Has each worker that died followed by another; gives an exit code where none can
+        start."""
         now = time.monotonic()
         for place, worker in enumerate(self.workers):
             if self._stop_requests or worker.is_alive():

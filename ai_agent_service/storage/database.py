@@ -1,4 +1,5 @@
-"""The database as the service sees it: transactions with deadlines, a replica to read from, and whether it can be used now."""
+"""The database as the service sees it: transactions with deadlines, a replica to read from, and
+whether it can be used now."""
 
 import asyncio
 import logging
@@ -22,7 +23,8 @@ PING_SECONDS = 0.5
 """How often a database that went away is asked whether it is back."""
 
 MAX_ATTEMPTS = 3
-"""How often a transaction is tried that lost against another one, or whose pooled connection turned out to be closed."""
+"""How often a transaction is tried that lost against another one, or whose pooled connection turned
+out to be closed."""
 
 BUSY_PAUSE = 0.05
 OPEN_SECONDS = 60.0
@@ -34,8 +36,9 @@ _LOST_RACE = ("40001", "40P01", "55P03")
 _READ_ONLY = "25006"
 _NOT_MIGRATED = ("42P01", "42703")
 _UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57", "58", "XX")
-"""SQLSTATE classes that say that the server cannot be used now: connections, credentials, no such database, resources, an operator's
-intervention, the system, an internal error. Source: PostgreSQL, appendix A."""
+"""SQLSTATE classes that say that the server cannot be used now: connections, credentials, no such
+database, resources, an operator's intervention, the system, an internal error. Source: PostgreSQL,
+appendix A."""
 
 
 class DatabaseError(Exception):
@@ -43,7 +46,8 @@ class DatabaseError(Exception):
 
 
 class _DatabaseBusyError(DatabaseError):
-    """There is no free connection, or others' transactions won again and again; the server itself is well."""
+    """There is no free connection, or others' transactions won again and again; the server itself
+    is well."""
 
 
 class DatabaseTimeoutError(DatabaseError):
@@ -53,10 +57,11 @@ class DatabaseTimeoutError(DatabaseError):
 class Database:
     """A primary, and perhaps a replica.
 
-    `timeout` bounds each transaction, in seconds. One that is past it is left behind to be undone: a server that hangs may hang there
-    too. Once the primary is known to be away, callers are told so at once, and it is asked twice a second whether it is back.
-    `name` is what logs call it. `prepare` is run when it answers first, and again after it was away, before anything else uses it: what
-    comes back may be another one.
+    `timeout` bounds each transaction, in seconds. One that is past it is left behind to be undone:
+    a server that hangs may hang there too. Once the primary is known to be away, callers are told
+    so at once, and it is asked twice a second whether it is back. `name` is what logs call it.
+    `prepare` is run when it answers first, and again after it was away, before anything else uses
+    it: what comes back may be another one.
     """
 
     def __init__(
@@ -74,7 +79,8 @@ class Database:
         self._name = name or primary.name
         self._prepare = prepare
         self.problem: str | None = "it was not connected to yet"
-        """What keeps the primary from being used, in words for the operator; None if nothing is known to."""
+        """What keeps the primary from being used, in words for the operator; None if nothing is
+        known to."""
         self.replica_problem: str | None = None
         self._up = asyncio.Event()
         self._abandoned = Tasks(grace=timeout)
@@ -88,7 +94,8 @@ class Database:
         return self.primary.name
 
     async def open(self) -> None:
-        """Connects to the primary; if it cannot be used, it is watched from now on and this returns all the same."""
+        """Connects to the primary; if it cannot be used, it is watched from now on and this returns
+        all the same."""
         try:
             async with asyncio.timeout(OPEN_SECONDS):
                 await self._make_ready()
@@ -97,22 +104,25 @@ class Database:
             self.mark_lost(str(error) or f"it was not ready within {OPEN_SECONDS:g} seconds")
 
     async def write(self, work: Work[T], *, wait: float = 0.0, timeout: float | None = None) -> T:
-        """The result of `work`, committed. If the database is away it is waited for, `wait` seconds at most; the transaction itself may
-        take `timeout` seconds instead of the usual.
+        """The result of `work`, committed. If the database is away it is waited for, `wait` seconds
+        at most; the transaction itself may take `timeout` seconds instead of the usual.
 
-        `work` may be run several times, so it must come to the same if an earlier time was committed after all. Raises
-        MemoryUnavailableError.
+        `work` may be run several times, so it must come to the same if an earlier time was
+        committed after all. Raises MemoryUnavailableError.
         """
         return await self._run(work, write=True, wait=wait, timeout=timeout)
 
     async def read(self, work: Work[T], *, timeout: float | None = None) -> T:
-        """The result of `work`, which only reads, on the primary, within `timeout` seconds or the usual; raises MemoryUnavailableError."""
+        """The result of `work`, which only reads, on the primary, within `timeout` seconds or the
+        usual; raises MemoryUnavailableError."""
         return await self._run(work, write=False, wait=0.0, timeout=timeout)
 
     async def read_replica(self, work: Work[T], *, timeout: float | None = None) -> T:
-        """The result of `work`, which only reads, on the replica, which may lag behind; raises MemoryUnavailableError if it cannot be
-        used."""
-        if self.replica is None or (self.replica_problem and time.monotonic() < self._replica_asked_again):
+        """The result of `work`, which only reads, on the replica, which may lag behind; raises
+        MemoryUnavailableError if it cannot be used."""
+        if self.replica is None or (
+            self.replica_problem and time.monotonic() < self._replica_asked_again
+        ):
             raise self._build_unavailable_error()
         try:
             found = await self._run_bounded(self.replica, work, write=False, timeout=timeout)
@@ -128,9 +138,11 @@ class Database:
         return found
 
     async def ping(self, work: Work[T], *, timeout: float) -> T:
-        """The result of `work`, which only reads, on the primary within `timeout` seconds; raises DatabaseError, which says why not.
+        """The result of `work`, which only reads, on the primary within `timeout` seconds; raises
+        DatabaseError, which says why not.
 
-        An answer that does not come has the primary asked once more in the background, as one that is late elsewhere.
+        An answer that does not come has the primary asked once more in the background, as one that
+        is late elsewhere.
         """
         if self.problem is not None:
             raise DatabaseError(self.problem)
@@ -176,7 +188,9 @@ class Database:
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch())
 
-    async def _run(self, work: Work[T], *, write: bool, wait: float, timeout: float | None = None) -> T:
+    async def _run(
+        self, work: Work[T], *, write: bool, wait: float, timeout: float | None = None
+    ) -> T:
         deadline = time.monotonic() + wait
         while True:
             if self.problem is not None:
@@ -187,7 +201,9 @@ class Database:
                 if isinstance(error, DatabaseTimeoutError):
                     self._recheck_primary(str(error))
                 elif isinstance(error, _DatabaseBusyError):
-                    logger.warning("database.busy", extra={"database": self._name, "reason": str(error)})
+                    logger.warning(
+                        "database.busy", extra={"database": self._name, "reason": str(error)}
+                    )
                 else:
                     self.mark_lost(str(error))
                 if time.monotonic() >= deadline:
@@ -195,7 +211,8 @@ class Database:
                 await asyncio.sleep(BUSY_PAUSE)
 
     def _recheck_primary(self, reason: str) -> None:
-        """Asks the primary whether it is there, as one transaction may be late alone; takes it for lost if it does not say so."""
+        """Asks the primary whether it is there, as one transaction may be late alone; takes it for
+        lost if it does not say so."""
 
         async def ask() -> None:
             try:
@@ -216,7 +233,9 @@ class Database:
         except TimeoutError:
             raise self._build_unavailable_error() from None
 
-    async def _run_bounded(self, engine: DatabaseEngine, work: Work[T], *, write: bool, timeout: float | None = None) -> T:
+    async def _run_bounded(
+        self, engine: DatabaseEngine, work: Work[T], *, write: bool, timeout: float | None = None
+    ) -> T:
         """The result of `work` within the timeout; raises DatabaseError."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             transaction = engine.run(work, write=write, timeout=timeout)
@@ -227,7 +246,9 @@ class Database:
                 raise
             if not done:
                 self._abandon(transaction)
-                raise DatabaseTimeoutError(f"it did not answer within {timeout or self.timeout:g} seconds")
+                raise DatabaseTimeoutError(
+                    f"it did not answer within {timeout or self.timeout:g} seconds"
+                )
             try:
                 return transaction.result()
             except exc.TimeoutError as error:
@@ -249,20 +270,33 @@ class Database:
         raise AssertionError("each attempt returns or raises")
 
     async def _can_retry(self, engine: DatabaseEngine, error: Exception) -> bool:
-        """Whether the transaction that failed with `error` may be tried again at once; raises it if it is a fault of ours."""
+        """Whether the transaction that failed with `error` may be tried again at once; raises it if
+        it is a fault of ours."""
         state = _get_sqlstate(error)
         if state == _READ_ONLY:
             await engine.forget_connections()
             return True
-        if state in _LOST_RACE or (isinstance(error, exc.DBAPIError) and error.connection_invalidated):
+        if state in _LOST_RACE or (
+            isinstance(error, exc.DBAPIError) and error.connection_invalidated
+        ):
             return True
-        if not isinstance(error, exc.SQLAlchemyError) or (isinstance(error, exc.DBAPIError) and error.statement is None):
+        if not isinstance(error, exc.SQLAlchemyError) or (
+            isinstance(error, exc.DBAPIError) and error.statement is None
+        ):
             return False  # raised while connecting
-        if state is not None and not state.startswith(_UNAVAILABLE_CLASSES) and state not in _NOT_MIGRATED:
+        if (
+            state is not None
+            and not state.startswith(_UNAVAILABLE_CLASSES)
+            and state not in _NOT_MIGRATED
+        ):
             raise error
-        if isinstance(error, exc.IntegrityError) or (isinstance(error, exc.StatementError) and not isinstance(error, exc.DBAPIError)):
+        if isinstance(error, exc.IntegrityError) or (
+            isinstance(error, exc.StatementError) and not isinstance(error, exc.DBAPIError)
+        ):
             raise error
-        if isinstance(error, exc.DBAPIError) and isinstance(error.orig, sqlite3.ProgrammingError | sqlite3.InterfaceError):
+        if isinstance(error, exc.DBAPIError) and isinstance(
+            error.orig, sqlite3.ProgrammingError | sqlite3.InterfaceError
+        ):
             raise error
         return False
 
@@ -279,7 +313,8 @@ class Database:
         """Asks the primary until it answers."""
         while True:
             await asyncio.sleep(PING_SECONDS)
-            # Those that there are lead to a server that may be gone for good, and each would be waited for.
+            # Those that there are lead to a server that may be gone for good, and each would be
+            # waited for.
             await self.primary.forget_connections()
             try:
                 await self._make_ready()
@@ -306,12 +341,18 @@ class Database:
         self._up.set()
 
     def _build_unavailable_error(self) -> MemoryUnavailableError:
-        return MemoryUnavailableError("The memory of conversations cannot be reached now. Try again in a moment.", retry_after=RETRY_AFTER)
+        return MemoryUnavailableError(
+            "The memory of conversations cannot be reached now. Try again in a moment.",
+            retry_after=RETRY_AFTER,
+        )
 
 
 def _is_database_error(error: Exception) -> bool:
-    """Whether the database or the way there raised it: while connecting, SQLAlchemy does not wrap what asyncpg raises."""
-    return isinstance(error, exc.SQLAlchemyError | OSError | TimeoutError | sqlite3.Error) or type(error).__module__.startswith("asyncpg")
+    """Whether the database or the way there raised it: while connecting, SQLAlchemy does not wrap
+    what asyncpg raises."""
+    return isinstance(error, exc.SQLAlchemyError | OSError | TimeoutError | sqlite3.Error) or type(
+        error
+    ).__module__.startswith("asyncpg")
 
 
 def _get_sqlstate(error: BaseException) -> str | None:
@@ -326,7 +367,10 @@ def _describe_error(error: BaseException) -> str:
     if isinstance(error, NewerSchemaError):
         return str(error)
     if _get_sqlstate(error) in _NOT_MIGRATED:
-        return f"its tables are not those of this version ({_format_first_line(original)}); run: ai-agent-service db upgrade"
+        return (
+            f"its tables are not those of this version ({_format_first_line(original)}); run:"
+            " ai-agent-service db upgrade"
+        )
     return _format_first_line(original)
 
 

@@ -17,17 +17,19 @@ _KEY_ID = re.compile("[0-9a-f]{8}")
 
 
 class DecryptionError(Exception):
-    """A stored value cannot be read: its key is not among ours, or it was altered or moved to another row.
+    """A stored value cannot be read: its key is not among ours, or it was altered or moved to
+    another row.
 
     The message names the id of the lacking key; it never shows text or key.
     """
 
 
 def parse_keys(text: str) -> tuple[bytes, ...]:
-    """The keys in `text` (MEMORY_ENCRYPTION_KEYS): separated by commas, the newest first, each of 32 bytes; none in an empty text.
+    """The keys in `text` (MEMORY_ENCRYPTION_KEYS): separated by commas, the newest first, each of
+    32 bytes; none in an empty text.
 
-    A key is written in base64 (standard or URL-safe, with or without padding) or as 64 hex digits. Raises ValueError, which says by its
-    number which key is wrong and never shows it.
+    A key is written in base64 (standard or URL-safe, with or without padding) or as 64 hex digits.
+    Raises ValueError, which says by its number which key is wrong and never shows it.
     """
     keys: list[bytes] = []
     for number, item in enumerate(text.split(",") if text.strip() else (), start=1):
@@ -35,22 +37,33 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
         if _HEX_KEY.fullmatch(written):
             key = bytes.fromhex(written)
         elif _BASE64_KEY.fullmatch(written):
-            key = base64.urlsafe_b64decode(written.rstrip("=").replace("+", "-").replace("/", "_") + "=")
+            key = base64.urlsafe_b64decode(
+                written.rstrip("=").replace("+", "-").replace("/", "_") + "="
+            )
         else:
-            raise ValueError(f"Key {number} is not a key: 32 bytes in base64 (43 or 44 characters) or 64 hex digits are expected.")
+            raise ValueError(
+                f"Key {number} is not a key: 32 bytes in base64 (43 or 44 characters) or 64 hex"
+                " digits are expected."
+            )
         if key in keys:
-            raise ValueError(f"Keys {keys.index(key) + 1} and {number} are the same: each key may be listed once.")
+            raise ValueError(
+                f"Keys {keys.index(key) + 1} and {number} are the same: each key may be listed"
+                " once."
+            )
         keys.append(key)
     return tuple(keys)
 
 
 class Cipher:
-    """Encrypts with the first of `keys` and decrypts with any of them; without keys text is stored as it is.
+    """Encrypts with the first of `keys` and decrypts with any of them; without keys text is stored
+    as it is.
 
-    An encrypted value is `aesgcm:<key id>:<base64 of nonce, ciphertext and tag>`. Whatever begins with `aesgcm:` is read as encrypted,
-    anything else as plain text. That is unambiguous for what is stored here: JSON that begins with `{`, `[` or `"`.
+    An encrypted value is `aesgcm:<key id>:<base64 of nonce, ciphertext and tag>`. Whatever begins
+    with `aesgcm:` is read as encrypted, anything else as plain text. That is unambiguous for what
+    is stored here: JSON that begins with `{`, `[` or `"`.
 
-    The nonces are random, so a key is good for 2**32 values (NIST SP 800-38D, 8.3); then another key belongs in front of it.
+    The nonces are random, so a key is good for 2**32 values (NIST SP 800-38D, 8.3); then another
+    key belongs in front of it.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:
@@ -65,13 +78,17 @@ class Cipher:
         return self._newest is not None
 
     def encrypt(self, text: str, *, bound_to: bytes) -> str:
-        """`text` as it is to be stored at the address `bound_to`, without which it cannot be decrypted.
+        """`text` as it is to be stored at the address `bound_to`, without which it cannot be
+        decrypted.
 
-        Raises ValueError for a lone surrogate, and without keys for text that would be read back as encrypted.
+        Raises ValueError for a lone surrogate, and without keys for text that would be read back as
+        encrypted.
         """
         if self._newest is None:
             if text.startswith(_PREFIX):
-                raise ValueError(f"Text that begins with {_PREFIX!r} cannot be stored in the clear.")
+                raise ValueError(
+                    f"Text that begins with {_PREFIX!r} cannot be stored in the clear."
+                )
             return text
         try:
             encoded = text.encode()
@@ -82,7 +99,8 @@ class Cipher:
         return f"{_PREFIX}{self._newest}:{base64.b64encode(sealed).decode()}"
 
     def decrypt(self, text: str, *, bound_to: bytes) -> str:
-        """What `encrypt` was given for the stored `text`, whether it was stored with one of our keys or in the clear.
+        """What `encrypt` was given for the stored `text`, whether it was stored with one of our
+        keys or in the clear.
 
         Raises DecryptionError.
         """
@@ -93,16 +111,26 @@ class Cipher:
             raise DecryptionError("An encrypted value was altered: it has no key id.")
         key = self._keys.get(key_id)
         if key is None:
-            raise DecryptionError(f"An encrypted value needs the key with the id {key_id}, which MEMORY_ENCRYPTION_KEYS lacks.")
+            raise DecryptionError(
+                f"An encrypted value needs the key with the id {key_id}, which"
+                " MEMORY_ENCRYPTION_KEYS lacks."
+            )
         try:
             sealed = base64.b64decode(payload)
             return key.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to).decode()
         except (InvalidTag, ValueError):
-            raise DecryptionError(f"A value encrypted with the key {key_id} was altered, or belongs to another row.") from None
+            raise DecryptionError(
+                f"A value encrypted with the key {key_id} was altered, or belongs to another row."
+            ) from None
 
     def is_current(self, text: str) -> bool:
-        """Whether the stored `text` is as `encrypt` would store it now: under the newest key, or in the clear without keys."""
-        return text.startswith(f"{_PREFIX}{self._newest}:") if self.is_enabled else not text.startswith(_PREFIX)
+        """Whether the stored `text` is as `encrypt` would store it now: under the newest key, or in
+        the clear without keys."""
+        return (
+            text.startswith(f"{_PREFIX}{self._newest}:")
+            if self.is_enabled
+            else not text.startswith(_PREFIX)
+        )
 
 
 def _derive_key_id(key: bytes) -> str:

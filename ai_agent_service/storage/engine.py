@@ -10,7 +10,8 @@ from sqlalchemy import Connection, func, select, text
 T = TypeVar("T")
 
 Work = Callable[[Connection], T]
-"""What is done within one transaction; it blocks, so it runs in a thread or in a greenlet of its own."""
+"""What is done within one transaction; it blocks, so it runs in a thread or in a greenlet of its
+own."""
 
 
 class PoolUsage(NamedTuple):
@@ -31,10 +32,11 @@ class DatabaseEngine(Protocol):
         ...
 
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
-        """Begins to run `work` in a transaction that is committed when it returns and rolled back when it raises; gives what it comes to.
+        """Begins to run `work` in a transaction that is committed when it returns and rolled back
+        when it raises; gives what it comes to.
 
-        A statement may take `timeout` seconds, by default the engine's own. What is cancelled is not begun any more, or undone; once
-        begun on SQLite, it comes to its end.
+        A statement may take `timeout` seconds, by default the engine's own. What is cancelled is
+        not begun any more, or undone; once begun on SQLite, it comes to its end.
         """
         ...
 

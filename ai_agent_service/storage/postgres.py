@@ -17,14 +17,17 @@ RECYCLE_SECONDS = 1800
 
 
 class PostgresEngine:
-    """A PostgreSQL server, directly or through pgbouncer in transaction mode, which is noticed by itself.
+    """A PostgreSQL server, directly or through pgbouncer in transaction mode, which is noticed by
+    itself.
 
     `timeout` bounds a connection's opening, a wait for a free one and a statement, in seconds.
     """
 
     name = "postgresql"
 
-    def __init__(self, address: DatabaseUrl, *, pool_size: int, timeout: float, read_only: bool = False) -> None:
+    def __init__(
+        self, address: DatabaseUrl, *, pool_size: int, timeout: float, read_only: bool = False
+    ) -> None:
         self._servers = _list_servers(address)
         self._pool_size = pool_size
         self._timeout = timeout
@@ -37,7 +40,10 @@ class PostgresEngine:
     @property
     def pool(self) -> PoolUsage:
         """The connections to the server."""
-        return PoolUsage(self._pool_size, 0 if self._engine is None else cast(QueuePool, self._engine.pool).checkedout())
+        return PoolUsage(
+            self._pool_size,
+            0 if self._engine is None else cast(QueuePool, self._engine.pool).checkedout(),
+        )
 
     def run(self, work: Work[T], *, write: bool, timeout: float | None = None) -> asyncio.Future[T]:
         """Runs `work` on a connection of the pool."""
@@ -61,7 +67,8 @@ class PostgresEngine:
         engine, self._engine = self._engine, None
         if engine is not None:
             for connection in self._connections:
-                # One whose server hangs could not be closed in order; one within a transaction has a deadline of its own.
+                # One whose server hangs could not be closed in order; one within a transaction has
+                # a deadline of its own.
                 if not connection.is_closed() and not connection.is_in_transaction():
                     connection.terminate()
             await engine.dispose()
@@ -74,8 +81,12 @@ class PostgresEngine:
             return self._engine
 
     def _create_engine(self) -> AsyncEngine:
-        # Behind a pooler the next statement may reach another server process, which knows no statement that was prepared before.
-        unprepared: dict[str, Any] = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+        # Behind a pooler the next statement may reach another server process, which knows no
+        # statement that was prepared before.
+        unprepared: dict[str, Any] = {
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": str,
+        }
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=self._connect,
@@ -83,7 +94,8 @@ class PostgresEngine:
             connect_args=unprepared if self._pooled else {},
             pool_size=self._pool_size,
             max_overflow=0,
-            pool_timeout=self._timeout * 0.8,  # so that a full pool is told from a server that hangs
+            pool_timeout=self._timeout
+            * 0.8,  # so that a full pool is told from a server that hangs
             pool_recycle=RECYCLE_SECONDS,
             pool_use_lifo=True,
         )
@@ -99,8 +111,11 @@ class PostgresEngine:
         self._connections.add(found)
         return found
 
-    async def _connect_first_usable(self, settings: dict[str, str]) -> tuple[Any, list[DatabaseUrl]]:
-        """A connection to the first server that can be used, and the servers in the order to try next time, that one first.
+    async def _connect_first_usable(
+        self, settings: dict[str, str]
+    ) -> tuple[Any, list[DatabaseUrl]]:
+        """A connection to the first server that can be used, and the servers in the order to try
+        next time, that one first.
 
         asyncpg would try them too, but give all its time to one that does not answer.
         """
@@ -112,15 +127,27 @@ class PostgresEngine:
                     timeout=self._timeout / len(self._servers),
                     statement_cache_size=0,
                     server_settings=settings,
-                    target_session_attrs=None if self._read_only or "target_session_attrs" in server.location else "read-write",
+                    target_session_attrs=None
+                    if self._read_only or "target_session_attrs" in server.location
+                    else "read-write",
                 )
-            except (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+            except (
+                OSError,
+                TimeoutError,
+                asyncpg.CannotConnectNowError,
+                asyncpg.TargetServerAttributeNotMatched,
+            ) as error:
                 problems[server.hosts] = error
                 continue
             return found, [server, *(other for other in self._servers if other is not server)]
         if len(problems) == 1:
             raise next(iter(problems.values()))
-        raise ConnectionError("; ".join(f"{hosts}: {str(error) or type(error).__name__}" for hosts, error in problems.items()))
+        raise ConnectionError(
+            "; ".join(
+                f"{hosts}: {str(error) or type(error).__name__}"
+                for hosts, error in problems.items()
+            )
+        )
 
     async def _is_pooled(self) -> bool:
         """Whether a pooler stands between: it tells another process id than the server's own."""
@@ -138,8 +165,13 @@ class PostgresEngine:
 
 
 def _list_servers(address: DatabaseUrl) -> list[DatabaseUrl]:
-    """The servers to try one after the other; all of them at once where the address has asyncpg choose among them."""
-    return [address] if "target_session_attrs=prefer-standby" in address.location else list(address.servers)
+    """The servers to try one after the other; all of them at once where the address has asyncpg
+    choose among them."""
+    return (
+        [address]
+        if "target_session_attrs=prefer-standby" in address.location
+        else list(address.servers)
+    )
 
 
 def _reject_closed(connection: Any, _: ConnectionPoolEntry, __: object) -> None:

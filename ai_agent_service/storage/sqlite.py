@@ -22,17 +22,20 @@ READER_THREADS = 2
 
 
 class SqliteEngine:
-    """A file: one thread writes, others read beside it (WAL), so that no transaction blocks the event loop.
+    """A file: one thread writes, others read beside it (WAL), so that no transaction blocks the
+    event loop.
 
-    A commit is on disk (synchronous=FULL); transactions that wait for the writer together share one. Other processes may write too;
-    `timeout` is how many seconds one waits for them.
+    A commit is on disk (synchronous=FULL); transactions that wait for the writer together share
+    one. Other processes may write too; `timeout` is how many seconds one waits for them.
     """
 
     name = "sqlite"
 
     def __init__(self, address: DatabaseUrl, *, timeout: float) -> None:
         with contextlib.suppress(OSError):  # told when the file cannot be opened
-            address.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # what is said in it is for nobody else
+            address.path.parent.mkdir(
+                mode=0o700, parents=True, exist_ok=True
+            )  # what is said in it is for nobody else
         self._engine = _create_sqlite_engine(address.path.as_posix(), timeout)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
@@ -90,11 +93,13 @@ class SqliteEngine:
                 return
 
     def _commit_jobs(self, jobs: "list[_Job]") -> None:
-        """Does the jobs and commits; one of several that fails is undone alone, unless SQLite has undone the whole transaction."""
+        """Does the jobs and commits; one of several that fails is undone alone, unless SQLite has
+        undone the whole transaction."""
         with self._engine.connect() as connection, connection.begin():
             driver = connection.connection.driver_connection
             assert isinstance(driver, sqlite3.Connection)
-            # A transaction that begins by reading cannot wait for its turn to write: it would fail instead.
+            # A transaction that begins by reading cannot wait for its turn to write: it would fail
+            # instead.
             driver.execute("BEGIN IMMEDIATE").close()
             for job in jobs:
                 if job.future.cancelled():
@@ -116,7 +121,9 @@ class SqliteEngine:
 class _Job:
     """Work that waits for the writer."""
 
-    def __init__(self, work: Work[Any], loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, work: Work[Any], loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]
+    ) -> None:
         self.work = work
         self.loop = loop
         self.future = future
@@ -154,7 +161,14 @@ def _create_sqlite_engine(path: str, timeout: float) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON", "mmap_size=0", "cache_size=-16000"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "secure_delete=ON",
+            "mmap_size=0",
+            "cache_size=-16000",
+        ):
             connection.execute(f"PRAGMA {pragma}").close()
 
     return engine

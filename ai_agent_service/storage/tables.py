@@ -1,4 +1,5 @@
-"""The tables: sessions, their trees of messages, runs, summaries, and the processes that take turns."""
+"""The tables: sessions, their trees of messages, runs, summaries, and the processes that take
+turns."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -31,7 +32,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """What is stored."""
-        return value.astimezone(UTC).replace(tzinfo=None) if value is not None and dialect.name == "sqlite" else value
+        return (
+            value.astimezone(UTC).replace(tzinfo=None)
+            if value is not None and dialect.name == "sqlite"
+            else value
+        )
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """What was stored, with its zone."""
@@ -54,7 +59,12 @@ def _build_owner_columns() -> tuple[Column[Any], Column[Any]]:
 
 
 def _build_session_key() -> Column[Any]:
-    return Column("session_key", LargeBinary(HASH_BYTES), ForeignKey("sessions.key", ondelete="CASCADE"), nullable=False)
+    return Column(
+        "session_key",
+        LargeBinary(HASH_BYTES),
+        ForeignKey("sessions.key", ondelete="CASCADE"),
+        nullable=False,
+    )
 
 
 sessions = Table(
@@ -69,14 +79,16 @@ sessions = Table(
     # The path of the newest message, which a turn with the server's history goes on from.
     Column("head", LargeBinary(HASH_BYTES)),
     Column("summaries", Integer, nullable=False, server_default="0"),
-    # The process that takes a turn with the server's history, and until when at the latest it has the session for itself.
+    # The process that takes a turn with the server's history, and until when at the latest it has
+    # the session for itself.
     Column("lease_process", Text),
     Column("lease_until", UtcDateTime),
     Index("ix_sessions_newest", "tenant", "user_id", "agent_id", "updated_at"),
     Index("ix_sessions_activity", "agent_id", "updated_at"),
 )
-"""A conversation; `key` is a digest of tenant, user, agent and session id, and alone keeps them unique: with a second constraint, what
-inserts a session at once with another process could meet that one first, which `ON CONFLICT (key)` does not cover."""
+"""A conversation; `key` is a digest of tenant, user, agent and session id, and alone keeps them
+unique: with a second constraint, what inserts a session at once with another process could meet
+that one first, which `ON CONFLICT (key)` does not cover."""
 
 nodes = Table(
     "nodes",
@@ -97,9 +109,11 @@ nodes = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Index("ix_nodes_session", "session_key", "depth"),
 )
-"""A user's message or an assistant's answer, addressed by what it says and all that was said before it.
+"""A user's message or an assistant's answer, addressed by what it says and all that was said before
+it.
 
-`origin` is `ours | client`, `status` `complete | incomplete`; `body` and `steps` are JSON, encrypted where keys are set.
+`origin` is `ours | client`, `status` `complete | incomplete`; `body` and `steps` are JSON,
+encrypted where keys are set.
 """
 
 runs = Table(
@@ -125,13 +139,24 @@ Index(
     postgresql_where=sessions.c.lease_process.is_not(None),
     sqlite_where=sessions.c.lease_process.is_not(None),
 )
-Index("ix_runs_running", runs.c.process_id, postgresql_where=runs.c.status == "running", sqlite_where=runs.c.status == "running")
-"""A turn that was asked of an agent: `status` is `running | done | incomplete`; `message_id` is the client's own id of the turn."""
+Index(
+    "ix_runs_running",
+    runs.c.process_id,
+    postgresql_where=runs.c.status == "running",
+    sqlite_where=runs.c.status == "running",
+)
+"""A turn that was asked of an agent: `status` is `running | done | incomplete`; `message_id` is the
+client's own id of the turn."""
 
 summaries = Table(
     "summaries",
     metadata,
-    Column("session_key", LargeBinary(HASH_BYTES), ForeignKey("sessions.key", ondelete="CASCADE"), primary_key=True),
+    Column(
+        "session_key",
+        LargeBinary(HASH_BYTES),
+        ForeignKey("sessions.key", ondelete="CASCADE"),
+        primary_key=True,
+    ),
     Column("covers", LargeBinary(HASH_BYTES), primary_key=True),
     Column("settings", LargeBinary(HASH_BYTES), primary_key=True),
     *_build_owner_columns(),
@@ -139,7 +164,8 @@ summaries = Table(
     Column("body", Text, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
 )
-"""A summary of a path up to and with the message `covers`, made with the compression settings of that digest."""
+"""A summary of a path up to and with the message `covers`, made with the compression settings of
+that digest."""
 
 processes = Table(
     "processes",
@@ -175,7 +201,8 @@ api_keys = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
     Column("last_used_at", UtcDateTime),
-    # When the key was made, rotated or revoked, by the database's clock: what is newer than what a process knows, it reads.
+    # When the key was made, rotated or revoked, by the database's clock: what is newer than what a
+    # process knows, it reads.
     Column("changed_at", UtcDateTime, nullable=False),
     Index("ix_api_keys_changed_at", "changed_at"),
 )
@@ -185,11 +212,13 @@ limit_levels = Table(
     "limit_levels",
     metadata,
     Column("subject", Text, primary_key=True),
-    # Seconds since 1970 by the database's clock, at which all that was asked will have been earned again; see auth/allowance.py.
+    # Seconds since 1970 by the database's clock, at which all that was asked will have been earned
+    # again; see auth/allowance.py.
     Column("requests_until", Double, nullable=False),
     Column("tokens_until", Double, nullable=False),
 )
-"""How much a key, or a user behind it, has used of what it may ask in a minute; only where it is limited."""
+"""How much a key, or a user behind it, has used of what it may ask in a minute; only where it is
+limited."""
 
 limit_runs = Table(
     "limit_runs",
@@ -199,7 +228,8 @@ limit_runs = Table(
     Column("until", Double, nullable=False),
     Column("tokens", Integer, nullable=False),
 )
-"""The runs under way of what is limited, `until` when at the latest, and how many tokens were reserved for each."""
+"""The runs under way of what is limited, `until` when at the latest, and how many tokens were
+reserved for each."""
 
 USER_TABLES = (sessions, nodes, runs, summaries)
 """The tables that hold what users said; their rows say whose they are."""

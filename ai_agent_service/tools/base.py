@@ -25,8 +25,8 @@ class ToolOutput(msgspec.Struct, frozen=True):
 class Tool(Protocol):
     """Something a model may call.
 
-    `timeout` is in seconds (None: TOOL_EXECUTION_TIMEOUT), `max_output` in bytes of UTF-8. A tool that is not `parallel` never runs
-    beside another call of the same step.
+    `timeout` is in seconds (None: TOOL_EXECUTION_TIMEOUT), `max_output` in bytes of UTF-8. A tool
+    that is not `parallel` never runs beside another call of the same step.
     """
 
     @property

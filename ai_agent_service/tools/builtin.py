@@ -34,18 +34,27 @@ async def get_current_datetime(timezone: str = "UTC") -> dict[str, str]:
     if name is None:
         close = difflib.get_close_matches(timezone.lower(), zones, n=3)
         hint = (
-            f"Did you mean {' or '.join(sorted({zones[match] for match in close}))}?" if close else "Use an IANA name such as Europe/Paris."
+            f"Did you mean {' or '.join(sorted({zones[match] for match in close}))}?"
+            if close
+            else "Use an IANA name such as Europe/Paris."
         )
         raise ToolError(f"{timezone!r} is not a known time zone. {hint}")
     now = datetime.now(ZoneInfo(name))
-    return {"datetime": now.isoformat(timespec="seconds"), "weekday": now.strftime("%A"), "timezone": name}
+    return {
+        "datetime": now.isoformat(timespec="seconds"),
+        "weekday": now.strftime("%A"),
+        "timezone": name,
+    }
 
 
 @functools.cache
 def load_zones() -> dict[str, str]:
-    """The IANA time zones by their name in lower case, and by its last part: both `europe/paris` and `paris`."""
+    """The IANA time zones by their name in lower case, and by its last part: both `europe/paris`
+    and `paris`."""
     names = sorted(available_timezones(), reverse=True)
-    return {name.rsplit("/", 1)[-1].lower(): name for name in names} | {name.lower(): name for name in names}
+    return {name.rsplit("/", 1)[-1].lower(): name for name in names} | {
+        name.lower(): name for name in names
+    }
 
 
 @tool
@@ -63,15 +72,18 @@ async def add_two_numbers(a: float, b: float) -> float:
 async def calculate(expression: str) -> str:
     """Evaluate an arithmetic expression exactly, such as (2 + 3) * 4.5 or sqrt(2) * pi.
 
-    Knows + - * / // % ** (or ^), parentheses, the constants pi, e and tau, and abs, ceil, cos, exp, factorial, floor, gcd, ln, log, log10,
-    log2, max, min, round, sin, sqrt, tan. Angles are in radians.
+    Knows + - * / // % ** (or ^), parentheses, the constants pi, e and tau, and abs, ceil, cos, exp,
+    factorial, floor, gcd, ln, log, log10, log2, max, min, round, sin, sqrt, tan. Angles are in
+    radians.
 
     Args:
         expression: The expression to evaluate.
     """
     if len(expression) > MAX_EXPRESSION:
         raise ToolError(f"the expression is longer than {MAX_EXPRESSION} characters")
-    source = expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/").replace("−", "-")
+    source = (
+        expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/").replace("−", "-")
+    )
     try:
         tree = ast.parse(source, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -82,7 +94,11 @@ async def calculate(expression: str) -> str:
     except ZeroDivisionError:
         raise ToolError("this divides by zero") from None
     except DecimalException as error:
-        problem = "this divides by zero" if isinstance(error, ZeroDivisionError) else "this has no result that can be written out"
+        problem = (
+            "this divides by zero"
+            if isinstance(error, ZeroDivisionError)
+            else "this has no result that can be written out"
+        )
         raise ToolError(problem) from None
     except (OverflowError, ValueError, TypeError, RecursionError) as error:
         raise ToolError(f"this cannot be calculated ({error})") from None
@@ -110,7 +126,10 @@ def _evaluate(node: ast.expr) -> Number:
             return _check_size(_OPERATORS[type(op)](_evaluate(left), _evaluate(right)))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
             return _check_size(_FUNCTIONS[name](*(_evaluate(argument) for argument in arguments)))
-    raise ToolError(f"{ast.unparse(node)!r} is not something to calculate with; use numbers, + - * / ** and the functions named")
+    raise ToolError(
+        f"{ast.unparse(node)!r} is not something to calculate with; use numbers, + - * / ** and the"
+        " functions named"
+    )
 
 
 def _to_decimal(value: float) -> Decimal:
@@ -133,7 +152,12 @@ def _compute_power(base: Number, exponent: Number) -> Number:
 
 
 def _divide(dividend: Number, divisor: Number) -> Number:
-    if isinstance(dividend, int) and isinstance(divisor, int) and divisor and dividend % divisor == 0:
+    if (
+        isinstance(dividend, int)
+        and isinstance(divisor, int)
+        and divisor
+        and dividend % divisor == 0
+    ):
         return dividend // divisor
     return Decimal(dividend) / Decimal(divisor)
 
@@ -143,7 +167,9 @@ def _floor_divide(dividend: Number, divisor: Number) -> Number:
         return dividend // divisor
     if not divisor:
         raise ZeroDivisionError
-    quotient, rest = divmod(Decimal(dividend), Decimal(divisor))  # raises when the quotient has more digits than are kept
+    quotient, rest = divmod(
+        Decimal(dividend), Decimal(divisor)
+    )  # raises when the quotient has more digits than are kept
     return quotient - 1 if rest and (rest < 0) != (divisor < 0) else quotient
 
 

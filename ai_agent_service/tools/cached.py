@@ -20,7 +20,8 @@ _key = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 
 class CachedTool:
-    """`tool`, whose result for the same arguments is used again for `seconds`. What failed is not kept."""
+    """`tool`, whose result for the same arguments is used again for `seconds`. What failed is not
+    kept."""
 
     def __init__(self, tool: Tool, *, seconds: float) -> None:
         self._tool = tool
@@ -58,7 +59,11 @@ class CachedTool:
                 return output
             del self._results[key]
         output = await self._tool.run(arguments, context)
-        if len(output.content.encode(errors="replace")) + sum(len(image.url) for image in output.images) <= MAX_RESULT_BYTES:
+        if (
+            len(output.content.encode(errors="replace"))
+            + sum(len(image.url) for image in output.images)
+            <= MAX_RESULT_BYTES
+        ):
             self._results[key] = (time.monotonic() + self._seconds, output)
             while len(self._results) > MAX_RESULTS:
                 self._results.popitem(last=False)
@@ -66,7 +71,8 @@ class CachedTool:
 
 
 class CachedSource:
-    """The tools of `source`; those that `seconds` names have their results kept for so long, until the tool itself is replaced."""
+    """The tools of `source`; those that `seconds` names have their results kept for so long, until
+    the tool itself is replaced."""
 
     def __init__(self, source: ToolSource, seconds: Mapping[str, float]) -> None:
         self._source = source

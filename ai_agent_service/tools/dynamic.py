@@ -9,7 +9,8 @@ from ai_agent_service.tools.toolset import Toolset
 
 
 class AvailableTools:
-    """`tools`, which are always there, and those that each of `sources` has now, in a `toolset` made of them."""
+    """`tools`, which are always there, and those that each of `sources` has now, in a `toolset`
+    made of them."""
 
     def __init__(
         self,
@@ -28,15 +29,27 @@ class AvailableTools:
         self._toolset = self._build_toolset((), ())
 
     def get_toolset(self) -> Toolset:
-        """What there is now: the same object as long as nothing has changed, and one that does not change any more."""
+        """What there is now: the same object as long as nothing has changed, and one that does not
+        change any more."""
         if not self._sources:
             return self._toolset
         seen = tuple(source.tools for source in self._sources)
         unavailable = tuple(words for source in self._sources if (words := source.unavailable))
-        if len(seen) != len(self._seen) or any(map(operator.is_not, seen, self._seen)) or unavailable != self._toolset.unavailable:
+        if (
+            len(seen) != len(self._seen)
+            or any(map(operator.is_not, seen, self._seen))
+            or unavailable != self._toolset.unavailable
+        ):
             self._seen, self._toolset = seen, self._build_toolset(seen, unavailable)
         return self._toolset
 
-    def _build_toolset(self, seen: tuple[tuple[Tool, ...], ...], unavailable: tuple[str, ...]) -> Toolset:
+    def _build_toolset(
+        self, seen: tuple[tuple[Tool, ...], ...], unavailable: tuple[str, ...]
+    ) -> Toolset:
         tools = (*self._fixed, *(tool for tools in seen for tool in tools))
-        return self._toolset_factory(tools, default_timeout=self._default_timeout, unavailable=unavailable, abandoned=self._abandoned)
+        return self._toolset_factory(
+            tools,
+            default_timeout=self._default_timeout,
+            unavailable=unavailable,
+            abandoned=self._abandoned,
+        )

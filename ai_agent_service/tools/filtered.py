@@ -18,7 +18,10 @@ class FilteredSource:
     def tools(self) -> tuple[Tool, ...]:
         """The tools that there are now."""
         if (tools := self._source.tools) is not self._all:
-            self._all, self._kept = tools, tuple(tool for tool in tools if tool.spec.name in self._names)
+            self._all, self._kept = (
+                tools,
+                tuple(tool for tool in tools if tool.spec.name in self._names),
+            )
         return self._kept
 
     @property

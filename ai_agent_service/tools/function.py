@@ -27,7 +27,15 @@ _ANYTHING: TypeAdapter[object] = TypeAdapter(object)
 class FunctionTool:
     """A function as a tool; it is still called as the function it was."""
 
-    def __init__(self, function: Function, *, name: str | None, timeout: float | None, parallel: bool, max_output: int) -> None:
+    def __init__(
+        self,
+        function: Function,
+        *,
+        name: str | None,
+        timeout: float | None,
+        parallel: bool,
+        max_output: int,
+    ) -> None:
         self.function = function
         self.timeout = timeout
         self.parallel = parallel
@@ -35,27 +43,42 @@ class FunctionTool:
         self._is_async = inspect.iscoroutinefunction(function)
         name = name or function.__name__
         if not _NAME.match(name):
-            raise ValueError(f"a tool's name has letters, digits, _ and - only, 64 at most: {name!r}")
+            raise ValueError(
+                f"a tool's name has letters, digits, _ and - only, 64 at most: {name!r}"
+            )
         documented = docstring_parser.parse(inspect.getdoc(function) or "")
-        described = {parameter.arg_name: parameter.description or "" for parameter in documented.params}
+        described = {
+            parameter.arg_name: parameter.description or "" for parameter in documented.params
+        }
         fields: dict[str, Any] = {}
         self._context_parameter: str | None = None
         hints = get_type_hints(function, include_extras=True)
         self._parameters: dict[str, str] = {}
         for number, parameter in enumerate(inspect.signature(function).parameters.values()):
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                raise TypeError(f"the tool {name!r} takes {parameter}: only parameters that have a name can be filled by a model")
+                raise TypeError(
+                    f"the tool {name!r} takes {parameter}: only parameters that have a name can be"
+                    " filled by a model"
+                )
             annotation = hints.get(parameter.name, str)
             if annotation in (RunContext, RunContext | None):
                 self._context_parameter = parameter.name
                 continue
-            default = PydanticUndefined if parameter.default is parameter.empty else parameter.default
-            # Under a name of its own a parameter may be called `schema` or `_x`, which a model's field may not.
+            default = (
+                PydanticUndefined if parameter.default is parameter.empty else parameter.default
+            )
+            # Under a name of its own a parameter may be called `schema` or `_x`, which a model's
+            # field may not.
             self._parameters[f"parameter_{number}"] = parameter.name
             described_as = described.get(parameter.name)
-            fields[f"parameter_{number}"] = (annotation, Field(default, alias=parameter.name, description=described_as))
+            fields[f"parameter_{number}"] = (
+                annotation,
+                Field(default, alias=parameter.name, description=described_as),
+            )
         self._model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-        description = "\n\n".join(part for part in (documented.short_description, documented.long_description) if part)
+        description = "\n\n".join(
+            part for part in (documented.short_description, documented.long_description) if part
+        )
         parameters = _clean_schema(self._model.model_json_schema())
         self.spec = ToolSpec(name=name, description=description, parameters=parameters)
         self._expected = _to_json(parameters)
@@ -65,7 +88,8 @@ class FunctionTool:
         return self.function(*args, **kwargs)
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Checks `arguments` against the signature and calls the function, in a thread unless it is async."""
+        """Checks `arguments` against the signature and calls the function, in a thread unless it is
+        async."""
         try:
             model = self._model.model_validate(arguments)
         except ValidationError as error:
@@ -86,7 +110,11 @@ class FunctionTool:
 def tool(function: Function, /) -> FunctionTool: ...
 @overload
 def tool(
-    *, name: str | None = None, timeout: float | None = None, parallel: bool = True, max_output: int = DEFAULT_MAX_OUTPUT
+    *,
+    name: str | None = None,
+    timeout: float | None = None,
+    parallel: bool = True,
+    max_output: int = DEFAULT_MAX_OUTPUT,
 ) -> Callable[[Function], FunctionTool]: ...
 def tool(
     function: Function | None = None,
@@ -99,19 +127,24 @@ def tool(
 ) -> FunctionTool | Callable[[Function], FunctionTool]:
     """Makes a function a tool, as `@tool` or `@tool(timeout=5)`.
 
-    A parameter annotated `RunContext` is filled by the service and not shown to the model. Descriptions come from the docstring
-    (Google, NumPy or reST style). What the function returns reaches the model as text: a str as it is, a ToolOutput with its images,
-    anything else as JSON. It raises ToolError to tell the model what to do better. `timeout` is in seconds, `max_output` in bytes.
+    A parameter annotated `RunContext` is filled by the service and not shown to the model.
+    Descriptions come from the docstring (Google, NumPy or reST style). What the function returns
+    reaches the model as text: a str as it is, a ToolOutput with its images, anything else as JSON.
+    It raises ToolError to tell the model what to do better. `timeout` is in seconds, `max_output`
+    in bytes.
     """
 
     def decorate(function: Function) -> FunctionTool:
-        return FunctionTool(function, name=name, timeout=timeout, parallel=parallel, max_output=max_output)
+        return FunctionTool(
+            function, name=name, timeout=timeout, parallel=parallel, max_output=max_output
+        )
 
     return decorate(function) if function is not None else decorate
 
 
 async def _run_in_thread(function: Function, values: dict[str, Any]) -> Any:
-    """What `function` returns or raises, run in a thread of its own: one that hangs keeps no other waiting, nor the process's end."""
+    """What `function` returns or raises, run in a thread of its own: one that hangs keeps no other
+    waiting, nor the process's end."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
@@ -130,22 +163,32 @@ async def _run_in_thread(function: Function, values: dict[str, Any]) -> Any:
         try:
             value = context.run(function, **values)
         except StopIteration as stop:
-            error = RuntimeError(f"the function raised {stop!r}")  # a future bears any exception but this
-        except BaseException as raised:  # noqa: BLE001 - it is raised again where the tool is awaited
+            error = RuntimeError(
+                f"the function raised {stop!r}"
+            )  # a future bears any exception but this
+        # it is raised again where the tool is awaited
+        except BaseException as raised:  # noqa: BLE001
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended without waiting for this thread
+        with contextlib.suppress(
+            RuntimeError
+        ):  # the loop has ended without waiting for this thread
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=work, name=f"tool {getattr(function, '__name__', '')}", daemon=True).start()
+    threading.Thread(
+        target=work, name=f"tool {getattr(function, '__name__', '')}", daemon=True
+    ).start()
     return await done
 
 
 def _to_json(value: object) -> str:
-    return json.dumps(_ANYTHING.dump_python(value, mode="json"), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(
+        _ANYTHING.dump_python(value, mode="json"), ensure_ascii=False, separators=(",", ":")
+    )
 
 
 def _clean_schema(schema: dict[str, Any]) -> dict[str, object]:
-    """`schema` without the titles and the default descriptions that pydantic adds, which cost tokens and say nothing."""
+    """`schema` without the titles and the default descriptions that pydantic adds, which cost
+    tokens and say nothing."""
 
     def clean(value: Any, *, names: bool = False) -> Any:
         if isinstance(value, dict):

@@ -25,7 +25,8 @@ CANCEL_GRACE = 0.9
 class Toolset:
     """The tools that an agent may use now, by name; nothing outside of it can be run.
 
-    Where two tools have one name, the earlier one has it. `unavailable` says, in words for the model, what cannot be used now.
+    Where two tools have one name, the earlier one has it. `unavailable` says, in words for the
+    model, what cannot be used now.
     """
 
     def __init__(
@@ -53,30 +54,45 @@ class Toolset:
         return name not in self._tools or self._tools[name].parallel
 
     async def execute(self, call: ToolCall, context: RunContext) -> ToolResult:
-        """Carries out `call` and returns what came of it; only cancellation is raised, all else is told to the model.
+        """Carries out `call` and returns what came of it; only cancellation is raised, all else is
+        told to the model.
 
         The call ends at the tool's own timeout or the run's deadline, whichever comes first.
         """
         started = time.monotonic()
         if is_debug_enabled():
-            debug_log.debug("tool.started", extra={**_build_log_fields(call, context), "arguments": call.arguments})
+            debug_log.debug(
+                "tool.started",
+                extra={**_build_log_fields(call, context), "arguments": call.arguments},
+            )
         output = _NOTHING
         outcome: ToolOutcome = "success"
         tool = self._tools.get(call.name)
         limit = tool.max_output if tool is not None else DEFAULT_MAX_OUTPUT
         try:
             if tool is None:
-                audit.warning("tool.refused", extra={"tool": call.name[:100], **context.audit_fields})
+                audit.warning(
+                    "tool.refused", extra={"tool": call.name[:100], **context.audit_fields}
+                )
                 raise ToolError(f"There is no tool {call.name!r}. {self._describe_available()}")
             output = await self._run_with_timeout(tool, parse_arguments(call.arguments), context)
             content = truncate_utf8(replace_unstorable(output.content), limit)
         except ToolError as error:
             content = truncate_utf8(replace_unstorable(f"Error: {error}"), limit)
-            outcome = "refused" if tool is None else "timeout" if isinstance(error, ToolTimeoutError) else "error"
+            outcome = (
+                "refused"
+                if tool is None
+                else "timeout"
+                if isinstance(error, ToolTimeoutError)
+                else "error"
+            )
         except Exception:
             # A tool is foreign code: whatever it raises ends its call and not the chat.
             logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
-            content = f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other arguments."
+            content = (
+                f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other"
+                " arguments."
+            )
             outcome = "error"
         result = ToolResult(
             call_id=call.id,
@@ -89,11 +105,18 @@ class Toolset:
             outcome=outcome,
         )
         if is_debug_enabled():
-            ended = {"outcome": outcome, "is_error": result.is_error, "seconds": round(result.seconds, 3), "result": content}
+            ended = {
+                "outcome": outcome,
+                "is_error": result.is_error,
+                "seconds": round(result.seconds, 3),
+                "result": content,
+            }
             debug_log.debug("tool.ended", extra={**_build_log_fields(call, context), **ended})
         return result
 
-    async def _run_with_timeout(self, tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+    async def _run_with_timeout(
+        self, tool: Tool, arguments: dict[str, object], context: RunContext
+    ) -> ToolOutput:
         own = self._default_timeout if tool.timeout is None else tool.timeout
         limit = max(0.0, min(own, context.seconds_left))
         task = asyncio.ensure_future(_run(tool, arguments, context))
@@ -104,7 +127,9 @@ class Toolset:
             raise
         if not done:
             await self._cancel(task, tool)
-            raise ToolTimeoutError(f"the tool did not answer within {limit:.3g} seconds and was stopped")
+            raise ToolTimeoutError(
+                f"the tool did not answer within {limit:.3g} seconds and was stopped"
+            )
         if task.cancelled():
             raise ToolError("the tool stopped itself")
         return task.result()
@@ -130,11 +155,17 @@ class Toolset:
 
 
 def _build_log_fields(call: ToolCall, context: RunContext) -> dict[str, object]:
-    return {"tool": call.name, "call_id": call.id, "run_id": context.run_id, "agent_id": context.agent_id}
+    return {
+        "tool": call.name,
+        "call_id": call.id,
+        "run_id": context.run_id,
+        "agent_id": context.agent_id,
+    }
 
 
 async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-    """Runs `tool`; what would end the process is caught within the task, for asyncio lets it through at once."""
+    """Runs `tool`; what would end the process is caught within the task, for asyncio lets it
+    through at once."""
     try:
         return await tool.run(arguments, context)
     except (SystemExit, KeyboardInterrupt, BaseExceptionGroup) as error:
@@ -142,17 +173,20 @@ async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) ->
 
 
 def parse_arguments(text: str) -> dict[str, object]:
-    """The arguments in `text`, a JSON object; no text at all means none. Raises ToolError with what is wrong and what is
-    expected."""
+    """The arguments in `text`, a JSON object; no text at all means none. Raises ToolError with what
+    is wrong and what is expected."""
     if not text.strip():
         return {}
     try:
         value = _decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise ToolError(f"The arguments are not valid JSON ({error}). Call again with one JSON object.") from None
+        raise ToolError(
+            f"The arguments are not valid JSON ({error}). Call again with one JSON object."
+        ) from None
     if not isinstance(value, dict):
         raise ToolError(
-            f"The arguments are not a JSON object but {_KINDS.get(type(value), 'something else')}. Call again with one JSON object."
+            f"The arguments are not a JSON object but {_KINDS.get(type(value), 'something else')}."
+            " Call again with one JSON object."
         )
     return value
 
@@ -165,4 +199,11 @@ def _parse_number(text: str) -> float | Decimal:
 
 
 _decode = msgspec.json.Decoder(float_hook=_parse_number).decode
-_KINDS: dict[type, str] = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
+_KINDS: dict[type, str] = {
+    list: "an array",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}

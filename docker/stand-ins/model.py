@@ -1,4 +1,5 @@
-"""A model for scripts/docker_check.py: says twenty words by OpenAI's protocol, one every quarter of a second."""
+"""A model for scripts/docker_check.py: says twenty words by OpenAI's protocol, one every quarter of
+a second."""
 
 import json
 import time
@@ -21,8 +22,11 @@ class Model(BaseHTTPRequestHandler):
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _send(self, choice: dict[str, object]) -> None:
-        self.wfile.write(b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() + b"\n\n")
+        self.wfile.write(
+            b"data: " + json.dumps({"choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
+        )
         self.wfile.flush()
 
 
-ThreadingHTTPServer(("0.0.0.0", 9000), Model).serve_forever()  # noqa: S104 - within a network of containers
+# within a network of containers
+ThreadingHTTPServer(("0.0.0.0", 9000), Model).serve_forever()  # noqa: S104

@@ -13,7 +13,12 @@ from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InvalidRequestError, NotFoundError, ProviderNotConfiguredError, ServiceError
+from ai_agent_service.core.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    ProviderNotConfiguredError,
+    ServiceError,
+)
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, ToolFinished
 from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolSpec
 from ai_agent_service.providers.base import ModelRequest
@@ -26,12 +31,19 @@ QUESTION = Message(role="user", content="Go.")
 
 
 def agent(script: Script, *sources: Source, **definition: Any) -> Agent:
-    defined = AgentDefinition.model_validate({"agent_id": "helper", "system_prompt": "You help.", **definition})
-    return Agent(defined, AgentParts(script, AvailableTools([calculate], sources, default_timeout=5), PendingSteps()))
+    defined = AgentDefinition.model_validate(
+        {"agent_id": "helper", "system_prompt": "You help.", **definition}
+    )
+    return Agent(
+        defined,
+        AgentParts(script, AvailableTools([calculate], sources, default_timeout=5), PendingSteps()),
+    )
 
 
 def context() -> RunContext:
-    return RunContext(run_id="run_1", agent_id="helper", deadline=time.monotonic() + 10, request_id="req_1")
+    return RunContext(
+        run_id="run_1", agent_id="helper", deadline=time.monotonic() + 10, request_id="req_1"
+    )
 
 
 async def events_of(agent: Agent, turn: Turn) -> list[RunEvent]:
@@ -54,14 +66,25 @@ async def refused(turn: Turn, script: Script | None = None, **definition: Any) -
 
 
 async def test_the_clients_system_messages_are_added_to_the_agents_prompt() -> None:
-    turn = Turn(messages=(Message(role="system", content="Be brief."), QUESTION, Message(role="system", content="In French.")))
+    turn = Turn(
+        messages=(
+            Message(role="system", content="Be brief."),
+            QUESTION,
+            Message(role="system", content="In French."),
+        )
+    )
     request = await asked(turn)
-    assert request.messages == (Message(role="system", content="You help.\n\nBe brief.\n\nIn French."), QUESTION)
+    assert request.messages == (
+        Message(role="system", content="You help.\n\nBe brief.\n\nIn French."),
+        QUESTION,
+    )
 
 
 async def test_the_turns_settings_win_over_the_agents() -> None:
     turn = Turn(messages=(QUESTION,), settings={"temperature": 0.9, "max_completion_tokens": 5})
-    request = await asked(turn, model_settings={"temperature": 0.1, "top_p": 0.5, "max_tokens": 100})
+    request = await asked(
+        turn, model_settings={"temperature": 0.1, "top_p": 0.5, "max_tokens": 100}
+    )
     assert request.settings == {"temperature": 0.9, "top_p": 0.5, "max_completion_tokens": 5}
 
 
@@ -71,8 +94,12 @@ async def test_the_model_is_the_turns_else_the_agents_else_the_providers() -> No
     assert (await asked(Turn(messages=(QUESTION,)))).model == "scripted-model"
 
 
-@pytest.mark.parametrize(("policy", "admitted"), [("accept", ["a", "b"]), ("ignore", []), (["b", "calculate"], ["b"])])
-async def test_the_policy_says_which_tools_of_the_client_are_admitted(policy: object, admitted: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("policy", "admitted"), [("accept", ["a", "b"]), ("ignore", []), (["b", "calculate"], ["b"])]
+)
+async def test_the_policy_says_which_tools_of_the_client_are_admitted(
+    policy: object, admitted: list[str]
+) -> None:
     tools = tuple(ToolSpec(name, "", {}) for name in ("a", "b", "calculate"))
     request = await asked(Turn(messages=(QUESTION,), tools=tools), client_tools=policy)
     assert [spec.name for spec in request.tools] == ["calculate", *admitted]
@@ -104,7 +131,12 @@ async def test_a_provider_without_credentials_is_named_with_its_variables() -> N
 
 
 async def test_the_place_of_a_bad_message_counts_system_messages() -> None:
-    turn = Turn(messages=(Message(role="system", content="x"), Message(role="tool", content="y", tool_call_id="z")))
+    turn = Turn(
+        messages=(
+            Message(role="system", content="x"),
+            Message(role="tool", content="y", tool_call_id="z"),
+        )
+    )
     assert (await refused(turn)).param == "messages[1].tool_call_id"
 
 
@@ -118,7 +150,11 @@ async def test_a_mixed_step_is_resumed_with_our_result() -> None:
     answer = Message(role="assistant", tool_calls=events[-1].tool_calls)
     theirs = Message(role="tool", content="their result", tool_call_id="call_000000001")
     await events_of(helper, Turn(messages=(QUESTION, answer, theirs), tools=tools))
-    assert [message.content for message in script.requests[1].messages[2:]] == ["", "their result", "42"]
+    assert [message.content for message in script.requests[1].messages[2:]] == [
+        "",
+        "their result",
+        "42",
+    ]
 
 
 def test_the_catalog_finds_agents_and_says_what_openai_says_of_others() -> None:
@@ -130,15 +166,23 @@ def test_the_catalog_finds_agents_and_says_what_openai_says_of_others() -> None:
     assert (caught.value.code, caught.value.status) == ("model_not_found", 404)
 
 
-async def test_the_model_is_told_which_tools_cannot_be_used_after_all_that_it_was_told_before() -> None:
+async def test_the_model_is_told_which_tools_cannot_be_used_after_all_that_it_was_told_before() -> (
+    None
+):
     script = Script(says("ok"))
-    eyes, ears = Source(unavailable="the tools of eyes"), Source(unavailable="the tools of ears (it is just starting)")
-    await events_of(agent(script, eyes, Source(), ears), Turn(messages=(Message(role="system", content="Be brief."), QUESTION)))
-    assert script.requests[0].messages[0].content == (
-        "You help.\n\nBe brief.\n\n"
-        "Some of your tools cannot be used at the moment. Answer without them as well as you can, and say so where it matters:\n"
-        "- the tools of eyes\n"
-        "- the tools of ears (it is just starting)"
+    eyes, ears = (
+        Source(unavailable="the tools of eyes"),
+        Source(unavailable="the tools of ears (it is just starting)"),
+    )
+    await events_of(
+        agent(script, eyes, Source(), ears),
+        Turn(messages=(Message(role="system", content="Be brief."), QUESTION)),
+    )
+    assert (
+        script.requests[0].messages[0].content
+        == "You help.\n\nBe brief.\n\nSome of your tools cannot be used at the moment. Answer"
+        " without them as well as you can, and say so where it matters:\n- the tools of eyes\n-"
+        " the tools of ears (it is just starting)"
     )
 
 
@@ -164,5 +208,11 @@ async def test_a_run_keeps_to_the_tools_that_it_began_with_and_the_next_has_the_
     events = await asyncio.wait_for(run, 15)
     await events_of(helper, Turn(messages=(QUESTION,)))
     assert [event.result.content for event in events if isinstance(event, ToolFinished)] == ["1"]
-    assert [[spec.name for spec in request.tools] for request in script.requests] == [["calculate", "look"]] * 2 + [["calculate", "listen"]]
-    assert ["the tools of ears" in request.messages[0].text for request in script.requests] == [False, False, True]
+    assert [[spec.name for spec in request.tools] for request in script.requests] == [
+        ["calculate", "look"]
+    ] * 2 + [["calculate", "listen"]]
+    assert ["the tools of ears" in request.messages[0].text for request in script.requests] == [
+        False,
+        False,
+        True,
+    ]

@@ -8,7 +8,13 @@ import pytest
 
 from ai_agent_service.agents.agent import Agent
 from ai_agent_service.agents.base import AgentParts, Turn
-from ai_agent_service.agents.chat_tasks import TASK_SECONDS, TASKS, ChatTaskAgent, Task, answer_by_rule
+from ai_agent_service.agents.chat_tasks import (
+    TASK_SECONDS,
+    TASKS,
+    ChatTaskAgent,
+    Task,
+    answer_by_rule,
+)
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
@@ -19,20 +25,29 @@ from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.tools.dynamic import AvailableTools
 from tests.scripted import Action, Script, says
 
-ASKED = "<chat_history>\nUSER: What's new?\nASSISTANT: Much.\nUSER: **Tell** me more, please, about all of it!\nReally.\n</chat_history>"
+ASKED = (
+    "<chat_history>\nUSER: What's new?\nASSISTANT: Much.\nUSER: **Tell** me more, please, about all"
+    " of it!\nReally.\n</chat_history>"
+)
 
 
 def context() -> RunContext:
     return RunContext(run_id="r", agent_id="helper", deadline=time.monotonic() + 100)
 
 
-async def done(task: Task, *answer: Action, text: str = ASKED, settings: dict[str, Any] | None = None) -> tuple[list[RunEvent], Script]:
+async def done(
+    task: Task, *answer: Action, text: str = ASKED, settings: dict[str, Any] | None = None
+) -> tuple[list[RunEvent], Script]:
     """The events of a task for which the model answers so."""
     script = Script(answer)
     definition = AgentDefinition(agent_id="helper", system_prompt="You help.")
-    agent = Agent(definition, AgentParts(script, AvailableTools((), default_timeout=1), PendingSteps()))
+    agent = Agent(
+        definition, AgentParts(script, AvailableTools((), default_timeout=1), PendingSteps())
+    )
     turn = Turn(messages=(Message("user", text),), settings=settings or {})
-    return [event async for event in ChatTaskAgent(agent, task, script, None).run(turn, context())], script
+    return [
+        event async for event in ChatTaskAgent(agent, task, script, None).run(turn, context())
+    ], script
 
 
 def text_of(events: list[RunEvent]) -> str:
@@ -43,7 +58,13 @@ def text_of(events: list[RunEvent]) -> str:
     ("said", "title"),
     [
         ('{"title": "News"}', "News"),
-        ('<think>{"title": 1} or {}</think> Here: {"title": "News", "why": {"a": 1}} as you wished.', "News"),
+        (
+            (
+                '<think>{"title": 1} or {}</think> Here: {"title": "News", "why": {"a": 1}} as you'
+                " wished."
+            ),
+            "News",
+        ),
         ('{ "title": "your concise title here" }\n{ "title": "News" }', "News"),
         ("News", "Tell me more, please, about all"),
         ('{"title": ["News"]}', "Tell me more, please, about all"),
@@ -59,7 +80,11 @@ async def test_a_title_is_what_the_model_means_or_else_the_question(said: str, t
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
-    ("text", "title"), [("<chat_history>{}", "New chat"), ("<chat_history>USER: Hi{}there</chat_history>", "Hi there")]
+    ("text", "title"),
+    [
+        ("<chat_history>{}", "New chat"),
+        ("<chat_history>USER: Hi{}there</chat_history>", "Hi there"),
+    ],
 )
 def test_many_spaces_in_a_history_take_no_time(text: str, title: str) -> None:
     answer = answer_by_rule("title_generation", (Message("user", text.format(" " * 500_000)),))
@@ -94,7 +119,9 @@ async def test_what_has_no_answer_by_rule_fails_as_the_provider_did() -> None:
 
 
 async def test_free_text_that_breaks_off_is_not_taken_for_whole() -> None:
-    events, _ = await done("moa_response_generation", TextDelta("The "), ProviderUnavailableError("away"))
+    events, _ = await done(
+        "moa_response_generation", TextDelta("The "), ProviderUnavailableError("away")
+    )
     assert [type(event) for event in events] == [TextDelta, RunFailed]
 
 
@@ -132,5 +159,9 @@ def test_of_several_responses_the_first_is_taken() -> None:
 
 
 def test_suggestions_that_were_asked_already_are_not_made_again() -> None:
-    answer = answer_by_rule("follow_up_generation", (Message("user", ASKED),), ("What's new?", "Why?", "How?", "Where?", "When?"))
+    answer = answer_by_rule(
+        "follow_up_generation",
+        (Message("user", ASKED),),
+        ("What's new?", "Why?", "How?", "Where?", "When?"),
+    )
     assert json.loads(answer or "") == {"follow_ups": ["Why?", "How?", "Where?"]}

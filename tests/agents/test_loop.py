@@ -14,7 +14,12 @@ from ai_agent_service.agents import loop as module
 from ai_agent_service.agents.loop import REPEATED_CALL_RESULT, run_loop
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ProviderProtocolError, ProviderUnavailableError, RunTimeoutError, ToolError
+from ai_agent_service.core.errors import (
+    ProviderProtocolError,
+    ProviderUnavailableError,
+    RunTimeoutError,
+    ToolError,
+)
 from ai_agent_service.core.events import (
     FinishReason,
     ReasoningDelta,
@@ -28,7 +33,15 @@ from ai_agent_service.core.events import (
     ToolProgress,
     ToolStarted,
 )
-from ai_agent_service.core.messages import ImagePart, Message, NamedTool, ToolCall, ToolChoice, ToolResult, ToolSpec
+from ai_agent_service.core.messages import (
+    ImagePart,
+    Message,
+    NamedTool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+    ToolSpec,
+)
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished, ModelRequest
 from ai_agent_service.tools.base import Tool, ToolOutput
@@ -54,7 +67,9 @@ async def add(a: int, b: int) -> int:
 
 
 def context(seconds: float = 10.0, user: str = "ada") -> RunContext:
-    return RunContext(run_id="run_1", agent_id="helper", deadline=time.monotonic() + seconds, user=user)
+    return RunContext(
+        run_id="run_1", agent_id="helper", deadline=time.monotonic() + seconds, user=user
+    )
 
 
 async def run(
@@ -72,9 +87,21 @@ async def run(
     toolset = Toolset(tools, default_timeout=default_timeout)
     specs = (*toolset.specs, *(ToolSpec(name, "", {"type": "object"}) for name in client_tools))
     around = context(seconds)
-    request = ModelRequest(model="m", messages=tuple(messages), tools=specs, tool_choice=tool_choice, deadline=around.deadline)
+    request = ModelRequest(
+        model="m",
+        messages=tuple(messages),
+        tools=specs,
+        tool_choice=tool_choice,
+        deadline=around.deadline,
+    )
     loop = run_loop(
-        script, request, toolset, around, client_tools=frozenset(client_tools), max_steps=max_steps, pending=pending or PendingSteps()
+        script,
+        request,
+        toolset,
+        around,
+        client_tools=frozenset(client_tools),
+        max_steps=max_steps,
+        pending=pending or PendingSteps(),
     )
     async with asyncio.timeout(10), aclosing(loop) as events:
         return [event async for event in events]
@@ -98,7 +125,9 @@ async def test_an_answer_without_calls_ends_the_run() -> None:
 
 
 async def test_an_empty_answer_stays_empty() -> None:
-    assert await run(Script(says())) == [RunFinished("stop", Usage(10, 0), (step((), Usage(10, 0)),))]
+    assert await run(Script(says())) == [
+        RunFinished("stop", Usage(10, 0), (step((), Usage(10, 0)),))
+    ]
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
@@ -109,22 +138,33 @@ async def test_the_finish_reason_is_the_providers(reason: FinishReason) -> None:
 
 
 async def test_reasoning_and_refusal_are_passed_on_and_not_taken_for_text() -> None:
-    script = Script([ReasoningDelta("hm"), RefusalDelta("no"), *calls(("add", {"a": 1, "b": 2}))], says("3"))
+    script = Script(
+        [ReasoningDelta("hm"), RefusalDelta("no"), *calls(("add", {"a": 1, "b": 2}))], says("3")
+    )
     events = await run(script)
     assert events[:2] == [ReasoningDelta("hm"), RefusalDelta("no")]
     assert script.requests[1].messages[1].content == ""
 
 
 async def test_a_call_is_run_and_its_result_goes_back_to_the_model() -> None:
-    script = Script(calls(("add", {"a": 2, "b": 3}), text="Let me add.", usage=Usage(20, 5)), says("5", usage=Usage(30, 1, cost=0.5)))
+    script = Script(
+        calls(("add", {"a": 2, "b": 3}), text="Let me add.", usage=Usage(20, 5)),
+        says("5", usage=Usage(30, 1, cost=0.5)),
+    )
     events = await run(script)
     call = ToolCall("call_000000001", "add", '{"a":2,"b":3}')
     assert events == [
         TextDelta("Let me add."),
         ToolStarted(call),
-        ToolFinished(ToolResult(call_id="call_000000001", name="add", content="5", seconds=SOME_TIME)),
+        ToolFinished(
+            ToolResult(call_id="call_000000001", name="add", content="5", seconds=SOME_TIME)
+        ),
         TextDelta("5"),
-        RunFinished("stop", Usage(50, 6, cost=0.5), (step((call,), Usage(20, 5)), step((), Usage(30, 1, cost=0.5)))),
+        RunFinished(
+            "stop",
+            Usage(50, 6, cost=0.5),
+            (step((call,), Usage(20, 5)), step((), Usage(30, 1, cost=0.5))),
+        ),
     ]
     assert script.requests[1].messages == (
         QUESTION,
@@ -145,7 +185,12 @@ async def test_calls_of_one_step_run_in_parallel_and_their_results_keep_the_mode
 
     script = Script(calls(("meet", {"name": "first"}), ("meet", {"name": "second"})), says("met"))
     events = await run(script, [meet])
-    assert [type(event) for event in events[:4]] == [ToolStarted, ToolStarted, ToolFinished, ToolFinished]
+    assert [type(event) for event in events[:4]] == [
+        ToolStarted,
+        ToolStarted,
+        ToolFinished,
+        ToolFinished,
+    ]
     assert [result.content for result in results(events)] == ["second", "first"]
     assert [message.content for message in script.requests[1].messages[2:]] == ["first", "second"]
 
@@ -166,8 +211,13 @@ async def test_a_tool_that_is_not_parallel_runs_alone_and_in_order() -> None:
         assert not running
         return name
 
-    script = Script(calls(("alone", {"name": "1"}), ("alone", {"name": "2"}), ("beside", {"name": "3"})), says("done"))
-    assert [(result.content, result.is_error) for result in results(await run(script, [alone, beside]))] == [
+    script = Script(
+        calls(("alone", {"name": "1"}), ("alone", {"name": "2"}), ("beside", {"name": "3"})),
+        says("done"),
+    )
+    assert [
+        (result.content, result.is_error) for result in results(await run(script, [alone, beside]))
+    ] == [
         ("1", False),
         ("2", False),
         ("3", False),
@@ -186,7 +236,9 @@ async def test_a_tool_that_is_not_parallel_runs_alone_and_in_order() -> None:
         ('{"a": 1, "b": 2, "c": 3}', "c: Extra inputs are not permitted"),
     ],
 )
-async def test_bad_arguments_are_told_to_the_model_with_what_is_expected(arguments: str, told: str) -> None:
+async def test_bad_arguments_are_told_to_the_model_with_what_is_expected(
+    arguments: str, told: str
+) -> None:
     script = Script(calls(("add", arguments)), says("sorry"))
     events = await run(script)
     [result] = results(events)
@@ -206,11 +258,15 @@ async def test_numbers_keep_their_precision() -> None:
     async def same(number: int) -> str:
         return str(number)
 
-    events = await run(Script(calls(("same", '{"number": 123456789012345678901234567890}')), says("ok")), [same])
+    events = await run(
+        Script(calls(("same", '{"number": 123456789012345678901234567890}')), says("ok")), [same]
+    )
     assert results(events)[0].content == "123456789012345678901234567890"
 
 
-async def test_what_a_tool_raises_for_the_model_reaches_it_and_a_bug_shows_nothing_of_itself() -> None:
+async def test_what_a_tool_raises_for_the_model_reaches_it_and_a_bug_shows_nothing_of_itself() -> (
+    None
+):
     @tool
     async def picky() -> str:
         raise ToolError("ask for a smaller page")
@@ -220,7 +276,9 @@ async def test_what_a_tool_raises_for_the_model_reaches_it_and_a_bug_shows_nothi
         raise RuntimeError("secret internals")
 
     script = Script(calls(("picky", {}), ("buggy", {})), says("sorry"))
-    contents = {result.name: result.content for result in results(await run(script, [picky, buggy]))}
+    contents = {
+        result.name: result.content for result in results(await run(script, [picky, buggy]))
+    }
     assert contents["picky"] == "Error: ask for a smaller page"
     assert "secret" not in contents["buggy"]
     assert contents["buggy"].startswith("Error: the tool 'buggy' failed unexpectedly")
@@ -239,7 +297,10 @@ async def test_a_tool_that_takes_too_long_is_cancelled_and_the_model_told() -> N
 
     events = await run(Script(calls(("slow", {})), says("sorry")), [slow])
     assert cancelled.is_set()
-    assert results(events)[0].content == "Error: the tool did not answer within 0.02 seconds and was stopped"
+    assert (
+        results(events)[0].content
+        == "Error: the tool did not answer within 0.02 seconds and was stopped"
+    )
     assert isinstance(events[-1], RunFinished)
 
 
@@ -290,7 +351,9 @@ async def test_images_of_a_tool_go_on_with_its_message() -> None:
 
     script = Script(calls(("draw", {})), says("see"))
     await run(script, [draw])
-    assert script.requests[1].messages[-1] == Message(role="tool", content="drawn", tool_call_id="call_000000001", images=(image,))
+    assert script.requests[1].messages[-1] == Message(
+        role="tool", content="drawn", tool_call_id="call_000000001", images=(image,)
+    )
 
 
 async def test_the_step_limit_ends_the_run_with_an_explanation() -> None:
@@ -307,7 +370,11 @@ async def test_the_step_limit_ends_the_run_with_an_explanation() -> None:
     assert isinstance(events[-2], TextDelta)
     assert "more than the 3 steps" in events[-2].text
     assert isinstance(events[-1], RunFinished)
-    assert (events[-1].reason, len(events[-1].steps), events[-1].usage) == ("stop", 3, Usage(60, 15))
+    assert (events[-1].reason, len(events[-1].steps), events[-1].usage) == (
+        "stop",
+        3,
+        Usage(60, 15),
+    )
 
 
 async def test_the_same_call_is_not_run_a_third_time_in_a_row() -> None:
@@ -320,22 +387,42 @@ async def test_the_same_call_is_not_run_a_third_time_in_a_row() -> None:
 
     same = calls(("look", '{"place": "attic", "depth": 1}'))
     same_in_other_words = calls(("look", '{"depth":1,"place":"attic"}'))
-    script = Script(same, same_in_other_words, same, calls(("look", {"place": "cellar", "depth": 1})), same, says("gave up"))
+    script = Script(
+        same,
+        same_in_other_words,
+        same,
+        calls(("look", {"place": "cellar", "depth": 1})),
+        same,
+        says("gave up"),
+    )
     events = await run(script, [look])
     assert ran == ["attic", "attic", "cellar", "attic"]
-    assert [result.content for result in results(events)] == ["nothing", "nothing", REPEATED_CALL_RESULT, "nothing", "nothing"]
+    assert [result.content for result in results(events)] == [
+        "nothing",
+        "nothing",
+        REPEATED_CALL_RESULT,
+        "nothing",
+        "nothing",
+    ]
 
 
 async def test_a_call_that_one_step_repeats_is_not_run_a_third_time() -> None:
     events = await run(Script(calls(*[("add", {"a": 1, "b": 1})] * 4), says("2")))
-    assert sorted(result.content for result in results(events)) == ["2", "2", REPEATED_CALL_RESULT, REPEATED_CALL_RESULT]
+    assert sorted(result.content for result in results(events)) == [
+        "2",
+        "2",
+        REPEATED_CALL_RESULT,
+        REPEATED_CALL_RESULT,
+    ]
 
 
 async def test_a_call_of_the_client_goes_out_and_ends_the_run() -> None:
     script = Script(calls(("theirs", {"x": 1})))
     events = await run(script, client_tools=["theirs"])
     call = ToolCall("call_000000001", "theirs", '{"x":1}')
-    assert events == [RunFinished("tool_calls", Usage(20, 5), (step((call,), Usage(20, 5)),), (call,))]
+    assert events == [
+        RunFinished("tool_calls", Usage(20, 5), (step((call,), Usage(20, 5)),), (call,))
+    ]
 
 
 async def test_a_name_that_both_have_is_ours() -> None:
@@ -391,7 +478,9 @@ async def test_ids_that_a_provider_repeats_are_made_unique() -> None:
     events = await run(script)
     ids = [result.call_id for result in results(events)]
     assert ids == ["call_000000001", IsStr(regex=r"call_[0-9a-f]{24}")]
-    assert [call.id for message in script.requests[2].messages for call in message.tool_calls] == ids
+    assert [
+        call.id for message in script.requests[2].messages for call in message.tool_calls
+    ] == ids
 
 
 async def test_an_error_of_the_provider_ends_the_run_with_what_was_used() -> None:
@@ -399,7 +488,11 @@ async def test_an_error_of_the_provider_ends_the_run_with_what_was_used() -> Non
     events = await run(Script(calls(("add", {"a": 1, "b": 1})), [TextDelta("The "), error]))
     assert events[-2:] == [
         TextDelta("The "),
-        RunFailed(error, Usage(20, 5), (step((ToolCall("call_000000001", "add", '{"a":1,"b":1}'),), Usage(20, 5)),)),
+        RunFailed(
+            error,
+            Usage(20, 5),
+            (step((ToolCall("call_000000001", "add", '{"a":1,"b":1}'),), Usage(20, 5)),),
+        ),
     ]
 
 
@@ -429,7 +522,9 @@ async def test_closing_the_run_closes_the_provider() -> None:
     script = Script([TextDelta("a"), asyncio.Event()])
     around = context()
     request = ModelRequest(model="m", messages=(QUESTION,), deadline=around.deadline)
-    loop = run_loop(script, request, Toolset((), default_timeout=1), around, max_steps=3, pending=PendingSteps())
+    loop = run_loop(
+        script, request, Toolset((), default_timeout=1), around, max_steps=3, pending=PendingSteps()
+    )
     assert await anext(loop) == TextDelta("a")
     await loop.aclose()
     assert script.closed == 1
@@ -449,7 +544,9 @@ async def test_cancelling_the_run_cancels_its_tools_within_a_second(count: int) 
             cancelled.append(number)
         return ""
 
-    script = Script(calls(*[("slow", {"number": number}) for number in range(count)]), says("never"))
+    script = Script(
+        calls(*[("slow", {"number": number}) for number in range(count)]), says("never")
+    )
     task = asyncio.ensure_future(run(script, [slow]))
     async with asyncio.timeout(5):
         for _ in range(count):
@@ -464,24 +561,44 @@ async def test_cancelling_the_run_cancels_its_tools_within_a_second(count: int) 
 
 @pytest.mark.parametrize("guessable", ["call_0", "functions.theirs:0", "", "call_demo_2"])
 async def test_a_call_goes_out_under_an_id_that_no_other_is_given(guessable: str) -> None:
-    script = Script([ModelFinished("tool_calls", (ToolCall(guessable, "theirs", "{}"), ToolCall("call_ours", "add", '{"a":1,"b":1}')))])
-    first, second = [await run(script, client_tools=["theirs"], pending=pending) for pending in [PendingSteps()] * 2]
+    script = Script(
+        [
+            ModelFinished(
+                "tool_calls",
+                (
+                    ToolCall(guessable, "theirs", "{}"),
+                    ToolCall("call_ours", "add", '{"a":1,"b":1}'),
+                ),
+            )
+        ]
+    )
+    first, second = [
+        await run(script, client_tools=["theirs"], pending=pending)
+        for pending in [PendingSteps()] * 2
+    ]
     assert isinstance(first[-1], RunFinished)
     assert isinstance(second[-1], RunFinished)
     assert first[-1].tool_calls[0].id == IsStr(regex=r"call_[0-9a-f]{24}")
     assert first[-1].tool_calls[0].id != second[-1].tool_calls[0].id
 
 
-@pytest.mark.parametrize("kept", ["call_9pw2RrbMBYqYjqWzJfRZzVdq", "D681PevKs", "toolu_01A09q90qw90lq917835lq9"])
+@pytest.mark.parametrize(
+    "kept", ["call_9pw2RrbMBYqYjqWzJfRZzVdq", "D681PevKs", "toolu_01A09q90qw90lq917835lq9"]
+)
 async def test_an_id_that_is_random_is_the_providers(kept: str) -> None:
-    events = await run(Script([ModelFinished("tool_calls", (ToolCall(kept, "theirs", "{}"),))]), client_tools=["theirs"])
+    events = await run(
+        Script([ModelFinished("tool_calls", (ToolCall(kept, "theirs", "{}"),))]),
+        client_tools=["theirs"],
+    )
     assert isinstance(events[-1], RunFinished)
     assert events[-1].tool_calls[0].id == kept
 
 
 async def test_a_turn_whose_earlier_step_was_ours_is_restored_whole() -> None:
     pending = PendingSteps()
-    script = Script(calls(("add", {"a": 1, "b": 2}), text="First."), calls(("theirs", {}), text="Then."))
+    script = Script(
+        calls(("add", {"a": 1, "b": 2}), text="First."), calls(("theirs", {}), text="Then.")
+    )
     events = await run(script, client_tools=["theirs"], pending=pending)
     assert isinstance(events[-1], RunFinished)
     [call] = events[-1].tool_calls
@@ -490,7 +607,9 @@ async def test_a_turn_whose_earlier_step_was_ours_is_restored_whole() -> None:
         Message(role="assistant", content="First.Then.", tool_calls=(call,)),
         Message(role="tool", content="theirs", tool_call_id=call.id),
     )
-    assert [(message.role, message.content) for message in pending.restore(follow_up, context())] == [
+    assert [
+        (message.role, message.content) for message in pending.restore(follow_up, context())
+    ] == [
         ("user", "Go."),
         ("assistant", "First."),
         ("tool", "3"),
@@ -501,14 +620,18 @@ async def test_a_turn_whose_earlier_step_was_ours_is_restored_whole() -> None:
 
 async def test_what_was_thought_before_a_call_goes_back_with_its_result() -> None:
     call = ToolCall("call_000000001", "add", '{"a":1,"b":1}')
-    script = Script([ReasoningDelta("hm"), ModelFinished("tool_calls", (call,), None, "hm")], says("2"))
+    script = Script(
+        [ReasoningDelta("hm"), ModelFinished("tool_calls", (call,), None, "hm")], says("2")
+    )
     await run(script)
     assert script.requests[1].messages[1].reasoning == "hm"
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
 @pytest.mark.parametrize("threaded", [True, False])
-async def test_a_tool_that_ends_itself_ends_nothing_else(error: BaseException, threaded: bool) -> None:
+async def test_a_tool_that_ends_itself_ends_nothing_else(
+    error: BaseException, threaded: bool
+) -> None:
     async def leave() -> str:
         raise error
 
@@ -542,17 +665,28 @@ async def test_tools_that_hang_in_threads_keep_no_other_waiting() -> None:
         return "done"
 
     events = await run(
-        Script(calls(*[("hang", {})] * 2, *[("hang", f'{{"n": {n}}}') for n in range(2)], ("quick", {})), says("ok")), [hang, quick]
+        Script(
+            calls(
+                *[("hang", {})] * 2, *[("hang", f'{{"n": {n}}}') for n in range(2)], ("quick", {})
+            ),
+            says("ok"),
+        ),
+        [hang, quick],
     )
     for _ in range(20):
         more = await run(Script(calls(("hang", {})), says("ok")), [hang])
         assert results(more)[0].is_error
     last = await run(Script(calls(("quick", {})), says("ok")), [quick])
     release.set()
-    assert [result.content for result in results([*events, *last]) if result.name == "quick"] == ["done", "done"]
+    assert [result.content for result in results([*events, *last]) if result.name == "quick"] == [
+        "done",
+        "done",
+    ]
 
 
-async def test_a_tool_that_was_refused_is_logged_with_whose_run_it_was(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_tool_that_was_refused_is_logged_with_whose_run_it_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     await run(Script(calls(("github__delete_repository", {})), says("sorry")))
     assert [
         (vars(record)["tool"], vars(record)["agent_id"], vars(record)["run_id"])
@@ -562,7 +696,9 @@ async def test_a_tool_that_was_refused_is_logged_with_whose_run_it_was(caplog: p
 
 
 @pytest.mark.parametrize("threaded", [True, False])
-async def test_progress_is_told_in_order_between_the_start_and_the_end_of_its_call(monkeypatch: pytest.MonkeyPatch, threaded: bool) -> None:
+async def test_progress_is_told_in_order_between_the_start_and_the_end_of_its_call(
+    monkeypatch: pytest.MonkeyPatch, threaded: bool
+) -> None:
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.0)
 
     def count_in_a_thread(context: RunContext) -> str:
@@ -579,7 +715,9 @@ async def test_progress_is_told_in_order_between_the_start_and_the_end_of_its_ca
     assert events[:5] == [
         ToolStarted(call),
         *(ToolProgress(call, number, 3, f"at {number}") for number in range(3)),
-        ToolFinished(ToolResult(call_id="call_000000001", name="count", content="counted", seconds=SOME_TIME)),
+        ToolFinished(
+            ToolResult(call_id="call_000000001", name="count", content="counted", seconds=SOME_TIME)
+        ),
     ]
 
 
@@ -597,7 +735,9 @@ async def test_progress_is_told_while_the_tool_is_still_at_work() -> None:
     request = ModelRequest(model="m", messages=(QUESTION,), deadline=around.deadline)
     script = Script(calls(("work", {})), says("done"))
     finished = []
-    async with aclosing(run_loop(script, request, toolset, around, max_steps=3, pending=PendingSteps())) as events:
+    async with aclosing(
+        run_loop(script, request, toolset, around, max_steps=3, pending=PendingSteps())
+    ) as events:
         async for event in events:
             if isinstance(event, ToolProgress):
                 seen.set()
@@ -606,7 +746,9 @@ async def test_progress_is_told_while_the_tool_is_still_at_work() -> None:
     assert finished == ["seen"]
 
 
-async def test_progress_of_one_call_is_told_no_more_often_than_anyone_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_progress_of_one_call_is_told_no_more_often_than_anyone_can_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 60.0)
 
     @tool
@@ -616,7 +758,9 @@ async def test_progress_of_one_call_is_told_no_more_often_than_anyone_can_read(m
             await asyncio.sleep(0)
         return "counted"
 
-    events = await run(Script(calls(("count", {"first": 0}), ("count", {"first": 500})), says("done")), [count])
+    events = await run(
+        Script(calls(("count", {"first": 0}), ("count", {"first": 500})), says("done")), [count]
+    )
     assert [event.progress for event in events if isinstance(event, ToolProgress)] == [0, 500]
 
 
@@ -628,7 +772,10 @@ async def test_a_message_of_progress_is_cut_and_unstorable_characters_are_replac
 
     events = await run(Script(calls(("work", {})), says("ok")), [work])
     (progress,) = [event for event in events if isinstance(event, ToolProgress)]
-    assert (progress.total, progress.message) == (None, "\ufffd\ufffd" + "a" * (module.MAX_PROGRESS_MESSAGE - 2))
+    assert (progress.total, progress.message) == (
+        None,
+        "\ufffd\ufffd" + "a" * (module.MAX_PROGRESS_MESSAGE - 2),
+    )
 
 
 async def test_a_tool_that_was_stopped_tells_no_progress_any_more() -> None:
@@ -652,7 +799,9 @@ async def test_a_tool_that_was_stopped_tells_no_progress_any_more() -> None:
     script = Script(calls(("hang", {}), ("wait", {})), says("done"))
     told: list[str] = []
     toolset = Toolset([hang, wait], default_timeout=5)
-    async with aclosing(run_loop(script, request, toolset, around, max_steps=3, pending=PendingSteps())) as events:
+    async with aclosing(
+        run_loop(script, request, toolset, around, max_steps=3, pending=PendingSteps())
+    ) as events:
         async for event in events:
             if isinstance(event, ToolProgress):
                 told.append("progress")

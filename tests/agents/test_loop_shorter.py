@@ -1,4 +1,5 @@
-"""The loop and a model that finds the conversation too long: it is asked once more, with less of it."""
+"""The loop and a model that finds the conversation too long: it is asked once more, with less of
+it."""
 
 import asyncio
 import time
@@ -12,7 +13,16 @@ from ai_agent_service.agents.loop import CompactMessages, run_loop
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ContextTooLongError, ProviderUnavailableError
-from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFailed, RunFinished, StepRecord, TextDelta, ToolFinished
+from ai_agent_service.core.events import (
+    ReasoningDelta,
+    RefusalDelta,
+    RunEvent,
+    RunFailed,
+    RunFinished,
+    StepRecord,
+    TextDelta,
+    ToolFinished,
+)
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelRequest
@@ -40,7 +50,9 @@ class Shortening:
         return self.messages
 
 
-async def run(script: Script, shorter: CompactMessages | None, ran: list[int] | None = None) -> list[RunEvent]:
+async def run(
+    script: Script, shorter: CompactMessages | None, ran: list[int] | None = None
+) -> list[RunEvent]:
     @tool
     async def note(number: int) -> str:
         (ran if ran is not None else []).append(number)
@@ -48,8 +60,12 @@ async def run(script: Script, shorter: CompactMessages | None, ran: list[int] | 
 
     toolset = Toolset([note], default_timeout=5)
     context = RunContext(run_id="run_1", agent_id="helper", deadline=time.monotonic() + 20)
-    request = ModelRequest(model="m", messages=(SYSTEM, *OLD, QUESTION), tools=toolset.specs, deadline=context.deadline)
-    loop = run_loop(script, request, toolset, context, max_steps=5, pending=PendingSteps(), shorter=shorter)
+    request = ModelRequest(
+        model="m", messages=(SYSTEM, *OLD, QUESTION), tools=toolset.specs, deadline=context.deadline
+    )
+    loop = run_loop(
+        script, request, toolset, context, max_steps=5, pending=PendingSteps(), shorter=shorter
+    )
     async with asyncio.timeout(20), aclosing(loop) as events:
         return [event async for event in events]
 
@@ -57,7 +73,12 @@ async def run(script: Script, shorter: CompactMessages | None, ran: list[int] | 
 async def test_the_model_is_asked_once_more_with_less_and_the_run_shows_nothing_of_it() -> None:
     script, shorter = Script(TOO_LONG, says("Hello")), Shortening()
     events = await run(script, shorter)
-    assert events == [TextDelta("Hello"), RunFinished("stop", Usage(10, 1), (StepRecord((), Usage(10, 1), "m", "scripted", SOME_TIME),))]
+    assert events == [
+        TextDelta("Hello"),
+        RunFinished(
+            "stop", Usage(10, 1), (StepRecord((), Usage(10, 1), "m", "scripted", SOME_TIME),)
+        ),
+    ]
     assert [request.messages for request in script.requests] == [(SYSTEM, *OLD, QUESTION), FEWER]
     assert (shorter.asked, script.closed) == (1, 2)
 
@@ -79,7 +100,9 @@ async def test_the_error_stands_where_nothing_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize("told", [TextDelta("Hel"), ReasoningDelta("Hm"), RefusalDelta("No")])
-async def test_nothing_is_asked_again_once_something_of_the_answer_was_told(told: ModelEvent) -> None:
+async def test_nothing_is_asked_again_once_something_of_the_answer_was_told(
+    told: ModelEvent,
+) -> None:
     script, shorter = Script([told, *TOO_LONG], says("Hello")), Shortening()
     events = await run(script, shorter)
     assert events[0] == told
@@ -93,9 +116,14 @@ async def test_steps_that_were_taken_stay_and_no_tool_runs_twice() -> None:
     script = Script(calls(("note", {"number": 7}), text="Noting."), TOO_LONG, says("Done"))
     events = await run(script, Shortening(), ran)
     assert ran == [7]
-    assert [event.result.content for event in events if isinstance(event, ToolFinished)] == ["noted 7"]
+    assert [event.result.content for event in events if isinstance(event, ToolFinished)] == [
+        "noted 7"
+    ]
     step = script.requests[1].messages[4:]
-    assert [(message.role, message.text) for message in step] == [("assistant", "Noting."), ("tool", "noted 7")]
+    assert [(message.role, message.text) for message in step] == [
+        ("assistant", "Noting."),
+        ("tool", "noted 7"),
+    ]
     assert script.requests[2].messages == (*FEWER, *step)
     assert isinstance(events[-1], RunFinished)
     assert len(events[-1].steps) == 2
@@ -112,11 +140,19 @@ async def test_a_later_step_that_is_too_long_again_ends_the_run() -> None:
     script, shorter = Script(TOO_LONG, calls(("note", {"number": 7})), TOO_LONG), Shortening()
     events = await run(script, shorter)
     assert isinstance(events[-1], RunFailed)
-    assert (events[-1].error.code, len(events[-1].steps), shorter.asked) == ("context_length_exceeded", 1, 1)
+    assert (events[-1].error.code, len(events[-1].steps), shorter.asked) == (
+        "context_length_exceeded",
+        1,
+        1,
+    )
 
 
 async def test_other_errors_of_the_provider_leave_the_messages_alone() -> None:
     script, shorter = Script([ProviderUnavailableError("It is down.")]), Shortening()
     events = await run(script, shorter)
     assert isinstance(events[-1], RunFailed)
-    assert (events[-1].error.code, shorter.asked, len(script.requests)) == ("provider_unavailable", 0, 1)
+    assert (events[-1].error.code, shorter.asked, len(script.requests)) == (
+        "provider_unavailable",
+        0,
+        1,
+    )

@@ -20,7 +20,9 @@ FOLLOW_UP = (
 
 
 def context(*, user: str = "ada", tenant: str = "local", agent: str = "helper") -> RunContext:
-    return RunContext(run_id="r", agent_id=agent, deadline=time.monotonic() + 10, user=user, tenant=tenant)
+    return RunContext(
+        run_id="r", agent_id=agent, deadline=time.monotonic() + 10, user=user, tenant=tenant
+    )
 
 
 def kept(pending: PendingSteps) -> PendingSteps:
@@ -41,7 +43,13 @@ def test_a_kept_step_is_restored_in_the_models_order() -> None:
 def test_a_client_that_tells_our_calls_itself_is_left_to_its_word() -> None:
     first = Message(role="assistant", content="First.", tool_calls=(ToolCall("o0", "ours", "{}"),))
     pending = PendingSteps()
-    pending.keep(context(), STEP, [OUR_RESULT], ["t1"], earlier=(first, Message(role="tool", content="0", tool_call_id="o0")))
+    pending.keep(
+        context(),
+        STEP,
+        [OUR_RESULT],
+        ["t1"],
+        earlier=(first, Message(role="tool", content="0", tool_call_id="o0")),
+    )
     shown = (
         Message(role="user", content="Go."),
         first,
@@ -59,7 +67,9 @@ def test_a_step_is_restored_each_time_the_client_sends_it_again() -> None:
     assert pending.restore(FOLLOW_UP, context()) == pending.restore(FOLLOW_UP, context())
 
 
-@pytest.mark.parametrize("other", [context(user="eve"), context(tenant="other"), context(agent="other")])
+@pytest.mark.parametrize(
+    "other", [context(user="eve"), context(tenant="other"), context(agent="other")]
+)
 def test_a_step_is_restored_only_to_the_one_who_made_it(other: RunContext) -> None:
     assert kept(PendingSteps()).restore(FOLLOW_UP, other) == FOLLOW_UP
 
@@ -85,8 +95,15 @@ def test_a_call_without_a_result_gets_one_that_says_so() -> None:
 
 
 def test_results_are_put_into_the_order_of_their_calls() -> None:
-    results = [Message(role="tool", content="b", tool_call_id="t1"), Message(role="tool", content="a", tool_call_id="o1")]
-    assert [message.content for message in PendingSteps().restore((STEP, *results), context())] == ["Both.", "a", "b"]
+    results = [
+        Message(role="tool", content="b", tool_call_id="t1"),
+        Message(role="tool", content="a", tool_call_id="o1"),
+    ]
+    assert [message.content for message in PendingSteps().restore((STEP, *results), context())] == [
+        "Both.",
+        "a",
+        "b",
+    ]
 
 
 def test_a_result_of_no_call_is_refused_with_its_place() -> None:
@@ -94,5 +111,7 @@ def test_a_result_of_no_call_is_refused_with_its_place() -> None:
         PendingSteps().restore((FOLLOW_UP[0], FOLLOW_UP[2]), context())
     assert caught.value.param == "messages[1].tool_call_id"
     with pytest.raises(InvalidRequestError) as caught:
-        PendingSteps().restore((*FOLLOW_UP, Message(role="tool", content="x", tool_call_id="zz")), context())
+        PendingSteps().restore(
+            (*FOLLOW_UP, Message(role="tool", content="x", tool_call_id="zz")), context()
+        )
     assert caught.value.param == "messages[3].tool_call_id"

@@ -19,7 +19,11 @@ WEATHER: dict[str, Any] = {
     "function": {
         "name": "weather",
         "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
     },
 }
 """A tool of the client's."""
@@ -27,7 +31,10 @@ WEATHER: dict[str, Any] = {
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 IMAGE_MESSAGE: dict[str, Any] = {
     "role": "user",
-    "content": [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}}],
+    "content": [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}},
+    ],
 }
 
 
@@ -81,7 +88,9 @@ def stream_of(response: httpx2.Response) -> tuple[list[dict[str, Any]], dict[str
 
 def told(chunks: list[dict[str, Any]], field: str = "content") -> str:
     """What the chunks add up to in `field` of their deltas."""
-    return "".join(choice["delta"].get(field) or "" for chunk in chunks for choice in chunk["choices"])
+    return "".join(
+        choice["delta"].get(field) or "" for chunk in chunks for choice in chunk["choices"]
+    )
 
 
 def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
@@ -97,14 +106,21 @@ def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
     return error
 
 
-async def connected(address: str, body: dict[str, Any], path: str = CHAT) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connected(
+    address: str, body: dict[str, Any], path: str = CHAT
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection over which `body` was posted; closing the writer is a client that leaves."""
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: service\r\ncontent-type:"
+        f" application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
     return await connected_raw(address, head.encode() + content)
 
 
-async def connected_raw(address: str, sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connected_raw(
+    address: str, sent: bytes
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection over which the bytes `sent` were sent."""
     parts = urlsplit(address)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)

@@ -1,4 +1,5 @@
-"""The access log: one line for each request, whatever comes of it, and nothing in it that is nobody's business."""
+"""The access log: one line for each request, whatever comes of it, and nothing in it that is
+nobody's business."""
 
 import asyncio
 import json
@@ -27,7 +28,10 @@ from tests.service import AGENT, client_of, configuration, serving
 
 HASH = IsStr(regex=r"[0-9a-f]{12}")
 SECONDS = IsFloat(ge=0, lt=20)
-TITLE = '### Task:\nGive a title, as JSON: {"title": "..."}\n<chat_history>\nUSER: Hello\n</chat_history>'
+TITLE = (
+    '### Task:\nGive a title, as JSON: {"title": "..."}\n<chat_history>\nUSER:'
+    " Hello\n</chat_history>"
+)
 
 
 class Lines(logging.Handler):
@@ -71,11 +75,20 @@ PEPPER = "a pepper that is thirty-two characters long"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-async def test_a_run_is_told_with_all_that_is_known_of_it(tmp_path: Path, lines: Lines, stream: bool) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), ("absent", {})), says("42", usage=Usage(30, 1, 8, 1, cost=0.5)))
+async def test_a_run_is_told_with_all_that_is_known_of_it(
+    tmp_path: Path, lines: Lines, stream: bool
+) -> None:
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), ("absent", {})),
+        says("42", usage=Usage(30, 1, 8, 1, cost=0.5)),
+    )
     agent = {**AGENT, "resources": ["memory"]}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent], api_key_pepper=PEPPER))) as client:
-        response = await client.post(CHAT, json=asking(stream=stream, user="Ada"), headers={"X-Session-Id": "s"})
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[agent], api_key_pepper=PEPPER))
+    ) as client:
+        response = await client.post(
+            CHAT, json=asking(stream=stream, user="Ada"), headers={"X-Session-Id": "s"}
+        )
     assert lines.all == [
         {
             "method": "POST",
@@ -109,18 +122,28 @@ async def test_a_run_is_told_with_all_that_is_known_of_it(tmp_path: Path, lines:
     assert response.status_code == 200
 
 
-async def test_an_answer_that_is_told_again_is_told_as_repeated(tmp_path: Path, lines: Lines) -> None:
+async def test_an_answer_that_is_told_again_is_told_as_repeated(
+    tmp_path: Path, lines: Lines
+) -> None:
     agent = {**AGENT, "resources": ["memory"]}
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi")), agents=[agent]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Hi")), agents=[agent]))
+    ) as client:
         for _ in range(2):
-            await client.post(CHAT, json=asking(), headers={"X-Session-Id": "s", "X-AAS-Message": "m"})
+            await client.post(
+                CHAT, json=asking(), headers={"X-Session-Id": "s", "X-AAS-Message": "m"}
+            )
     assert [line.get("repeated", False) for line in lines.all] == [False, True]
 
 
 async def test_a_task_is_told_by_its_name(tmp_path: Path, lines: Lines) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says('{"title": "Hi"}'))))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says('{"title": "Hi"}'))))
+    ) as client:
         await client.post(CHAT, json=asking(TITLE), headers={"X-AAS-Task": "title_generation"})
-    assert [(line["task"], line["outcome"], line["steps"]) for line in lines.all] == [("title_generation", "answered", 1)]
+    assert [(line["task"], line["outcome"], line["steps"]) for line in lines.all] == [
+        ("title_generation", "answered", 1)
+    ]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -129,7 +152,11 @@ async def test_an_error_of_the_provider_is_told(tmp_path: Path, lines: Lines, st
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         await client.post(CHAT, json=asking(stream=stream))
     [line] = lines.all
-    assert (line["status"], line["error"], line["outcome"]) == (200 if stream else 502, "provider_unavailable", "provider_unavailable")
+    assert (line["status"], line["error"], line["outcome"]) == (
+        200 if stream else 502,
+        "provider_unavailable",
+        "provider_unavailable",
+    )
 
 
 async def test_a_caller_who_leaves_is_told_once(tmp_path: Path, lines: Lines) -> None:
@@ -142,15 +169,24 @@ async def test_a_caller_who_leaves_is_told_once(tmp_path: Path, lines: Lines) ->
             await script.waiting.wait()
             writer.close()
             line = await lines.queue.get()
-            assert (line["status"], line["outcome"], line["steps"]) == (200 if stream else 499, "left", 1)
+            assert (line["status"], line["outcome"], line["steps"]) == (
+                200 if stream else 499,
+                "left",
+                1,
+            )
             assert ("first_byte_seconds" in line) == stream
             assert "error" not in line
     assert len(lines.records) == 2
 
 
-async def test_a_caller_who_leaves_before_their_request_is_whole_is_told(tmp_path: Path, lines: Lines) -> None:
+async def test_a_caller_who_leaves_before_their_request_is_whole_is_told(
+    tmp_path: Path, lines: Lines
+) -> None:
     async with asyncio.timeout(30), serving(create_app(configuration(tmp_path))) as address:
-        _, writer = await connected_raw(address, f"POST {CHAT} HTTP/1.1\r\nhost: service\r\ncontent-length: 100\r\n\r\n{{".encode())
+        _, writer = await connected_raw(
+            address,
+            f"POST {CHAT} HTTP/1.1\r\nhost: service\r\ncontent-length: 100\r\n\r\n{{".encode(),
+        )
         writer.close()
         line = await lines.queue.get()
     assert (line["route"], line["method"]) == (CHAT, "POST")
@@ -185,7 +221,11 @@ async def test_what_is_refused_is_told_with_its_code(tmp_path: Path, lines: Line
         ("unknown", 403, "cross_site_request"),
         ("/agents/{agent_id}/conversations/{session_id}", 404, "conversation_not_found"),
     ]
-    assert [line.get("outcome") for line in lines.all[:3]] == ["answered", "rate_limit_exceeded", None]
+    assert [line.get("outcome") for line in lines.all[:3]] == [
+        "answered",
+        "rate_limit_exceeded",
+        None,
+    ]
     assert "secret" not in str(lines.all)
 
 
@@ -208,15 +248,21 @@ async def test_a_crash_is_told_once(tmp_path: Path, lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-async def test_an_agent_that_cancels_its_own_run_is_told_as_a_crash(tmp_path: Path, lines: Lines, stream: bool) -> None:
-    found = configuration(tmp_path, agents=[{**AGENT, "type": "cancels_itself"}], agent_types=[CancelsItself])
+async def test_an_agent_that_cancels_its_own_run_is_told_as_a_crash(
+    tmp_path: Path, lines: Lines, stream: bool
+) -> None:
+    found = configuration(
+        tmp_path, agents=[{**AGENT, "type": "cancels_itself"}], agent_types=[CancelsItself]
+    )
     async with client_of(create_app(found)) as client:
         await client.post(CHAT, json=asking(stream=stream))
     [line] = lines.all
     assert (line["error"], line["outcome"]) == ("internal_error", "internal_error")
 
 
-async def test_what_watches_the_service_is_told_at_debug_alone(tmp_path: Path, lines: Lines) -> None:
+async def test_what_watches_the_service_is_told_at_debug_alone(
+    tmp_path: Path, lines: Lines
+) -> None:
     async with client_of(create_app(configuration(tmp_path))) as client:
         for path in ("/health", "/health/ready", "/metrics", "/v1/models"):
             assert (await client.get(path)).status_code == 200
@@ -226,19 +272,32 @@ async def test_what_watches_the_service_is_told_at_debug_alone(tmp_path: Path, l
     assert [(line["method"], line["route"]) for line in lines.all[1:]] == [("HEAD", "/health")]
 
 
-async def test_names_are_hashed_the_same_with_one_pepper_and_differently_with_another(tmp_path: Path) -> None:
+async def test_names_are_hashed_the_same_with_one_pepper_and_differently_with_another(
+    tmp_path: Path,
+) -> None:
     assert hashed("t", "Ada") == hashed("t", "Ada") == HASH
-    others = {hashed("t", "Bob"), hashed("t2", "Ada"), hashed("tA", "da"), AccessLog("another").hash_names("t", "Ada")}
+    others = {
+        hashed("t", "Bob"),
+        hashed("t2", "Ada"),
+        hashed("tA", "da"),
+        AccessLog("another").hash_names("t", "Ada"),
+    }
     assert len(others | {hashed("t", "Ada")}) == 5
     assert hashed("t", "\ud800") == HASH
 
 
-async def test_nothing_of_what_is_said_and_of_who_says_it_is_told(tmp_path: Path, lines: Lines) -> None:
-    script = Script(calls(("calculate", {"expression": "1 + canary"}), ("canary", {})), says("canary"))
+async def test_nothing_of_what_is_said_and_of_who_says_it_is_told(
+    tmp_path: Path, lines: Lines
+) -> None:
+    script = Script(
+        calls(("calculate", {"expression": "1 + canary"}), ("canary", {})), says("canary")
+    )
     agent = {**AGENT, "resources": ["memory"]}
     async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
         headers = {"X-Session-Id": "canary", "User-Agent": "canary", "Referer": "canary"}
-        await client.post(CHAT, json=asking("canary", user="canary"), headers=headers, params={"canary": "canary"})
+        await client.post(
+            CHAT, json=asking("canary", user="canary"), headers=headers, params={"canary": "canary"}
+        )
         await client.post(CHAT, json={**asking("canary"), "model": "canary"}, headers=headers)
         await client.get("/canary/canary", params={"key": "canary"})
     assert len(lines.all) == 3

@@ -1,4 +1,5 @@
-"""Requests that must not hurt, at every route and over a real socket: each is refused in OpenAI's shape, at once, and echoes nothing."""
+"""Requests that must not hurt, at every route and over a real socket: each is refused in OpenAI's
+shape, at once, and echoes nothing."""
 
 import asyncio
 import json
@@ -33,7 +34,10 @@ async def served(folder: Path, **settings: Any) -> AsyncGenerator[tuple[str, Scr
     """The address of the service, and its provider, which must not have been asked in the end."""
     script = Script(says("Hi"))
     agents = [{**AGENT, "resources": ["memory"]}]
-    async with serving(create_app(configuration(folder, script, agents=agents, **settings))) as address, asyncio.timeout(50):
+    async with (
+        serving(create_app(configuration(folder, script, agents=agents, **settings))) as address,
+        asyncio.timeout(50),
+    ):
         yield address, script
     assert script.requests == []
 
@@ -55,10 +59,16 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
 
 def filled(path: str, **names: str) -> str:
     """`path` with its parameters filled in."""
-    return re.sub(r"\{(\w+)(?::path)?\}", lambda match: quote({**NAMES, **names}.get(match[1], match[1]), safe=""), path)
+    return re.sub(
+        r"\{(\w+)(?::path)?\}",
+        lambda match: quote({**NAMES, **names}.get(match[1], match[1]), safe=""),
+        path,
+    )
 
 
-def request(method: str, path: str, body: bytes = b"", *headers: bytes, length: int | None = None) -> bytes:
+def request(
+    method: str, path: str, body: bytes = b"", *headers: bytes, length: int | None = None
+) -> bytes:
     """A request as it goes over the wire; the connection ends with its answer."""
     lines = [
         f"{method} {path} HTTP/1.1".encode(),
@@ -75,7 +85,11 @@ def request(method: str, path: str, body: bytes = b"", *headers: bytes, length: 
 def test_every_route_is_walked(tmp_path: Path) -> None:
     app = create_app(configuration(tmp_path))
     routes = routes_of(app)
-    described = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
+    described = {
+        (method.upper(), path)
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+    }
     assert described <= {(method, path.replace(":path", "")) for method, path in routes}
     assert ("POST", CHAT) in routes
 
@@ -84,7 +98,8 @@ def test_every_route_is_walked(tmp_path: Path) -> None:
 
 
 def bodies(valid: dict[str, Any]) -> dict[str, tuple[bytes, set[str | None]]]:
-    """Bodies that no route may take, each with the codes or the params that it may be refused with."""
+    """Bodies that no route may take, each with the codes or the params that it may be refused
+    with."""
     text = json.dumps(valid)
     begun = text[:-1].encode()
     said = text.replace("Hello", f"{CANARY} %s")
@@ -116,15 +131,24 @@ def bodies(valid: dict[str, Any]) -> dict[str, tuple[bytes, set[str | None]]]:
         "a lone surrogate": ((said % "\\ud800").encode(), unreadable),
         "a low surrogate": ((said % "\\udc00").encode(), unreadable),
         "an encoded surrogate": ((said % "\xed\xa0\x80").encode("latin-1"), unreadable),
-        "a long integer": (held(b"9" * 5_000), {"response_format[...]", "model_settings.response_format[...]"}),
+        "a long integer": (
+            held(b"9" * 5_000),
+            {"response_format[...]", "model_settings.response_format[...]"},
+        ),
         "1e999": (held(b"1e999"), {"response_format[...]", "model_settings.response_format[...]"}),
         "NaN": (held(b"NaN"), unreadable),
         "Infinity": (held(b"-Infinity"), unreadable),
         "deep arrays": (held(b"[" * 5_000 + b"]" * 5_000), unreadable),
         "deep objects": (held(b'{"a":' * 5_000 + b"1" + b"}" * 5_000), unreadable),
-        "rather deep": (held(b"[" * 400 + b"]" * 400), {"response_format", "model_settings.response_format"}),
+        "rather deep": (
+            held(b"[" * 400 + b"]" * 400),
+            {"response_format", "model_settings.response_format"},
+        ),
         "unended arrays": (b"[" * 1_000_000, {"invalid_request", "invalid_json"}),
-        "a duplicate that is wrong": (begun + b', "stream": "' + CANARY.encode() + b'", "stream": true}', {"stream"}),
+        "a duplicate that is wrong": (
+            begun + b', "stream": "' + CANARY.encode() + b'", "stream": true}',
+            {"stream"},
+        ),
     }
 
 
@@ -141,15 +165,24 @@ async def test_bodies_that_no_route_takes(tmp_path: Path, path: str) -> None:
 
 @pytest.mark.parametrize("path", CHAT_ROUTES)
 @pytest.mark.parametrize("way", ["announced", "sent all the same", "chunked", "endless"])
-async def test_large_bodies_are_refused_early_and_not_held(tmp_path: Path, path: str, way: str) -> None:
+async def test_large_bodies_are_refused_early_and_not_held(
+    tmp_path: Path, path: str, way: str
+) -> None:
     piece = CANARY.encode() * 6_000
     chunk = b"%x\r\n%b\r\n" % (len(piece), piece)
     if way == "endless":
         pieces = [request("POST", path, b"", b"transfer-encoding: chunked"), *[chunk] * 5_000]
     elif way == "chunked":
-        pieces = [request("POST", path, b"", b"transfer-encoding: chunked"), *[chunk] * 910, b"0\r\n\r\n"]
+        pieces = [
+            request("POST", path, b"", b"transfer-encoding: chunked"),
+            *[chunk] * 910,
+            b"0\r\n\r\n",
+        ]
     else:
-        pieces = [request("POST", path, length=60_000_000), *([piece] * 910 if way == "sent all the same" else [])]
+        pieces = [
+            request("POST", path, length=60_000_000),
+            *([piece] * 910 if way == "sent all the same" else []),
+        ]
     async with served(tmp_path, max_request_bytes=1_000_000) as (address, _):
         tracemalloc.start()
         answer = await sent(address, *pieces)
@@ -164,7 +197,11 @@ async def test_a_length_that_is_none_is_refused(tmp_path: Path) -> None:
     async with served(tmp_path) as (address, _):
         for length in (b"-1", b"1e3", b"9" * 400, b"0x10", b"1, 1", b"\xd9\xa3"):
             head = (
-                b"POST " + CHAT.encode() + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: " + length + b"\r\n\r\n{}"
+                b"POST "
+                + CHAT.encode()
+                + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: "
+                + length
+                + b"\r\n\r\n{}"
             )
             assert refusal_of(await sent(address, head), 400)["code"] == "invalid_http"
 
@@ -204,13 +241,19 @@ def encoded(name: str) -> str:
 
 
 async def test_names_in_paths_are_not_found_and_not_repeated(tmp_path: Path) -> None:
-    routes = sorted((method, path) for method, path in routes_of(create_app(configuration(tmp_path))) if "{" in path)
+    routes = sorted(
+        (method, path)
+        for method, path in routes_of(create_app(configuration(tmp_path)))
+        if "{" in path
+    )
     assert routes
     async with served(tmp_path) as (address, _):
         for method, path in routes:
             for parameter in re.findall(r"\{(\w+)", path):
                 for name in HOSTILE_NAMES:
-                    known = filled(re.sub(rf"\{{{parameter}(:path)?\}}", "HOSTILE", path)).replace("HOSTILE", encoded(name))
+                    known = filled(re.sub(rf"\{{{parameter}(:path)?\}}", "HOSTILE", path)).replace(
+                        "HOSTILE", encoded(name)
+                    )
                     answer = await sent(address, request(method, known, b'{"message": "Hello"}'))
                     status, headers, _ = parsed(answer)
                     assert 400 <= status < 500, (method, path, name, answer)
@@ -221,12 +264,35 @@ async def test_names_in_paths_are_not_found_and_not_repeated(tmp_path: Path) -> 
 
 
 async def test_queries_are_refused_or_passed_over_and_not_repeated(tmp_path: Path) -> None:
-    routes = [(method, path) for method, path in routes_of(create_app(configuration(tmp_path))) if method in ("GET", "DELETE")]
+    routes = [
+        (method, path)
+        for method, path in routes_of(create_app(configuration(tmp_path)))
+        if method in ("GET", "DELETE")
+    ]
     async with served(tmp_path) as (address, _):
         for method, path in sorted(routes):
-            for parameter in ("user_id", "limit", "after", "branches", "detailed", "api_key", CANARY):
-                for value in (*(encoded(name) for name in HOSTILE_NAMES[:2]), CANARY, "-1", "9" * 400, "%", "%ff", ""):
-                    answer = await sent(address, request(method, f"{filled(path)}?{parameter}={value}&{parameter}=2"))
+            for parameter in (
+                "user_id",
+                "limit",
+                "after",
+                "branches",
+                "detailed",
+                "api_key",
+                CANARY,
+            ):
+                for value in (
+                    *(encoded(name) for name in HOSTILE_NAMES[:2]),
+                    CANARY,
+                    "-1",
+                    "9" * 400,
+                    "%",
+                    "%ff",
+                    "",
+                ):
+                    answer = await sent(
+                        address,
+                        request(method, f"{filled(path)}?{parameter}={value}&{parameter}=2"),
+                    )
                     status, _, body = parsed(answer)
                     assert status in (200, 400, 404), (method, path, parameter, value, answer)
                     assert CANARY.encode() not in body
@@ -234,7 +300,9 @@ async def test_queries_are_refused_or_passed_over_and_not_repeated(tmp_path: Pat
                         refusal_of(answer, status)
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+@pytest.mark.parametrize(
+    "method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
+)
 async def test_methods_that_a_route_does_not_take(tmp_path: Path, method: str) -> None:
     routes = routes_of(create_app(configuration(tmp_path)))
     async with served(tmp_path) as (address, _):
@@ -266,7 +334,11 @@ async def test_addresses_that_are_none(tmp_path: Path) -> None:
 
 
 async def test_a_crowd_of_hostile_requests_leaves_a_service_that_answers(tmp_path: Path) -> None:
-    cases = [request("POST", path, body) for path, valid in CHAT_ROUTES.items() for body, _ in bodies(valid).values()]
+    cases = [
+        request("POST", path, body)
+        for path, valid in CHAT_ROUTES.items()
+        for body, _ in bodies(valid).values()
+    ]
     async with served(tmp_path) as (address, _):
         leaving = [await connected_raw(address, case[: len(case) // 2]) for case in cases]
         answers = await asyncio.gather(*(sent(address, case) for case in cases))
@@ -279,7 +351,12 @@ async def test_a_crowd_of_hostile_requests_leaves_a_service_that_answers(tmp_pat
 async def test_a_key_of_requests_that_is_hostile(tmp_path: Path) -> None:
     """Headers that are read: each is refused, or taken as it is."""
     async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
-        for header in ("Idempotency-Key", "X-Session-Id", "X-OpenWebUI-Chat-Id", "X-Session-History"):
+        for header in (
+            "Idempotency-Key",
+            "X-Session-Id",
+            "X-OpenWebUI-Chat-Id",
+            "X-Session-History",
+        ):
             for value in (b"\x01" + CANARY.encode(), b"\xff" * 300, CANARY.encode() * 100):
                 response = await client.post(CHAT, json=asking(), headers={header.encode(): value})
                 assert CANARY not in error_of(response, 400)["message"]

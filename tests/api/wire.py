@@ -10,7 +10,8 @@ from tests.openai_schema import validate
 
 
 async def sent(address: str, *pieces: bytes) -> bytes:
-    """All that the server answers to `pieces`, until it ends the connection; how it takes them shows in the answer alone."""
+    """All that the server answers to `pieces`, until it ends the connection; how it takes them
+    shows in the answer alone."""
     reader, writer = await connected_raw(address, b"")
 
     async def send() -> None:
@@ -36,13 +37,16 @@ def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of one answer."""
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    headers = {
+        name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+    }
     length = int(headers.get("content-length", len(body)))
     return int(first.split(" ")[1]), headers, body[:length]
 
 
 def refusal_of(answer: bytes, status: int) -> dict[str, Any]:
-    """The error that `answer` is, which has to have this status, OpenAI's shape and a request id."""
+    """The error that `answer` is, which has to have this status, OpenAI's shape and a request
+    id."""
     found, headers, body = parsed(answer)
     assert found == status, answer[:1000]
     assert headers["content-type"] == "application/json"

@@ -10,7 +10,11 @@ ALLOWED = frozenset({"Agents.Example.com", "box", "nas.lan.", "proxy.example:844
 
 
 def headers(*hosts: bytes) -> list[tuple[bytes, bytes]]:
-    return [(b"accept", b"*/*"), *((b"host", host) for host in hosts), (b"x-forwarded-host", b"localhost")]
+    return [
+        (b"accept", b"*/*"),
+        *((b"host", host) for host in hosts),
+        (b"x-forwarded-host", b"localhost"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -97,13 +101,23 @@ def test_every_other_name_and_what_is_no_name_is_refused(host: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", [b"agents.example.com", b"AGENTS.example.COM:443", b"agents.example.com.", b"box:1", b"nas.lan", b"proxy.example"]
+    "host",
+    [
+        b"agents.example.com",
+        b"AGENTS.example.COM:443",
+        b"agents.example.com.",
+        b"box:1",
+        b"nas.lan",
+        b"proxy.example",
+    ],
 )
 def test_names_that_are_allowed_are_known(host: bytes) -> None:
     assert not has_invalid_host(headers(host), ALLOWED)
 
 
-@pytest.mark.parametrize("host", [b"sub.agents.example.com", b"example.com", b"agents.example.com.evil.example", b"boxx"])
+@pytest.mark.parametrize(
+    "host", [b"sub.agents.example.com", b"example.com", b"agents.example.com.evil.example", b"boxx"]
+)
 def test_only_the_exact_names_are_allowed(host: bytes) -> None:
     assert has_invalid_host(headers(host), ALLOWED)
 
@@ -115,6 +129,8 @@ def test_a_star_allows_every_name_and_nothing_malformed() -> None:
     assert has_invalid_host(headers(b"a..b"), every)
 
 
-@pytest.mark.parametrize("hosts", [(), (b"localhost", b"localhost"), (b"localhost", b"evil.example")])
+@pytest.mark.parametrize(
+    "hosts", [(), (b"localhost", b"localhost"), (b"localhost", b"evil.example")]
+)
 def test_there_has_to_be_one_host(hosts: tuple[bytes, ...]) -> None:
     assert has_invalid_host(headers(*hosts), NONE)

@@ -39,13 +39,17 @@ class _Any(jws.JWSRegistry):
 
 def encoded(part: object) -> str:
     """A part of a token: JSON, or bytes as they are."""
-    return urlsafe_b64encode(part if isinstance(part, bytes) else json.dumps(part).encode()).decode()
+    return urlsafe_b64encode(
+        part if isinstance(part, bytes) else json.dumps(part).encode()
+    ).decode()
 
 
 def signed(claims: object, key: Key, algorithm: str, **header: Any) -> str:
     """A token whose claims may be anything, and its header too."""
     payload = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
-    return jws.serialize_compact({"typ": "JWT", "alg": algorithm, **header}, payload, key, registry=_Any())
+    return jws.serialize_compact(
+        {"typ": "JWT", "alg": algorithm, **header}, payload, key, registry=_Any()
+    )
 
 
 def without(claims: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -69,7 +73,8 @@ class Time:
 
 
 class Provider:
-    """Documents by their addresses, in place of a network; what is not there cannot be had. Counts what is asked for."""
+    """Documents by their addresses, in place of a network; what is not there cannot be had. Counts
+    what is asked for."""
 
     def __init__(self, *keys: Key) -> None:
         self.documents: dict[str, bytes] = {

@@ -34,9 +34,15 @@ async def test_a_whole_answer_is_timed() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(HEAD + chunked(b"data: a word word\n\ndata: [DONE]\n\n"), id="a piece is missing"),
+        pytest.param(
+            HEAD + chunked(b"data: a word word\n\ndata: [DONE]\n\n"), id="a piece is missing"
+        ),
         pytest.param(HEAD + chunked(b"data: a word word word\n\n"), id="[DONE] is missing"),
-        pytest.param(HEAD + chunked(b"data: a word word word\n\ndata: [DONE]\n\n").removesuffix(b"0\r\n\r\n"), id="the end is missing"),
+        pytest.param(
+            HEAD
+            + chunked(b"data: a word word word\n\ndata: [DONE]\n\n").removesuffix(b"0\r\n\r\n"),
+            id="the end is missing",
+        ),
         pytest.param(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n", id="an error"),
     ],
 )

@@ -38,12 +38,16 @@ ROUND = Inputs(
 def benchmarks(*arguments: str, timeout: float = 150) -> subprocess.CompletedProcess[str]:
     """`python -m benchmarks`."""
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def test_the_plan_is_what_a_turn_costs_times_the_rate() -> None:
     found = needs(ROUND, 1000)
-    assert found.replicas == 13  # 1,000 x 6 ms are 6 cores, at half their use 12, and one to be away
+    assert (
+        found.replicas == 13
+    )  # 1,000 x 6 ms are 6 cores, at half their use 12, and one to be away
     assert found.streams == 10_000
     assert found.memory_mb == 139  # 770 streams of 0.05 MB
     assert found.postgres_cores == 6
@@ -75,9 +79,18 @@ def test_the_plan_takes_the_dearest_of_what_was_measured_without_a_pooler() -> N
 
 
 def test_the_command_plans_with_inputs_of_ones_own() -> None:
-    done = benchmarks("plan", "--rate", "1000", "--set", *(f"{name}={getattr(ROUND, name)}" for name in ROUND.__struct_fields__))
+    done = benchmarks(
+        "plan",
+        "--rate",
+        "1000",
+        "--set",
+        *(f"{name}={getattr(ROUND, name)}" for name in ROUND.__struct_fields__),
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "| 1,000 | 13 | 10,000 | 770 | 139 | 6 | 130 | 5.0 | 2,000 | 10 | 494 |"
+    assert (
+        done.stdout.splitlines()[-1]
+        == "| 1,000 | 13 | 10,000 | 770 | 139 | 6 | 130 | 5.0 | 2,000 | 10 | 494 |"
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +115,9 @@ def test_a_quick_measurement_prints_a_whole_table() -> None:
     assert done.returncode == 0, done.stderr
     head, rule, *rows = done.stdout.splitlines()
     assert [head, rule] == table(scaling.recorded()).splitlines()[:2]
-    names, figures = zip(*(re.split(r" \| ", row.strip("| "), maxsplit=1) for row in rows), strict=True)
+    names, figures = zip(
+        *(re.split(r" \| ", row.strip("| "), maxsplit=1) for row in rows), strict=True
+    )
     assert names in (("2",), ("2", "2 + pgbouncer"))
     for row in figures:
         throughput, *_, wal, _, _ = numbers = [float(cell) for cell in row.split(" | ")]

@@ -1,4 +1,5 @@
-"""The terminal chat: where Markdown that still grows may be cut, and what it does with the agent's MCP servers."""
+"""The terminal chat: where Markdown that still grows may be cut, and what it does with the agent's
+MCP servers."""
 
 import json
 from pathlib import Path
@@ -19,10 +20,16 @@ LIST = "1. Step:\n\n   ```bash\n   cmd\n   ```\n\n2. More\n\n   of step two\n3. 
         (f"{LIST}", "", LIST),
         (f"Do this:\n\n{LIST}\nDone.", f"Do this:\n\n{LIST.rstrip()}", "Done."),
         ("```\na\n\nb\n", "", "```\na\n\nb\n"),
-        ("# Title\n\n| a | b |\n|---|---|\n| 1 | 2 |\n", "# Title", "| a | b |\n|---|---|\n| 1 | 2 |\n"),
+        (
+            "# Title\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+            "# Title",
+            "| a | b |\n|---|---|\n| 1 | 2 |\n",
+        ),
     ],
 )
-def test_only_blocks_that_cannot_grow_any_more_are_cut_off(text: str, whole: str, rest: str) -> None:
+def test_only_blocks_that_cannot_grow_any_more_are_cut_off(
+    text: str, whole: str, rest: str
+) -> None:
     assert _split_last_block(text) == (whole, rest)
 
 
@@ -34,7 +41,8 @@ class AsksTheTime(Demo):
     name = "asks_the_time"
 
     def _tool_call(self, request):
-        asked = request.messages[-1].role == "user" and any(spec.name == "time__get_current_time" for spec in request.tools)
+        has_clock = any(spec.name == "time__get_current_time" for spec in request.tools)
+        asked = request.messages[-1].role == "user" and has_clock
         return ToolCall("c1", "time__get_current_time", '{"timezone": "UTC"}') if asked else None
 """
 
@@ -42,7 +50,16 @@ class AsksTheTime(Demo):
 def chat_with(folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
     """One question to the agent `a`, whose provider calls `time__get_current_time` when it can."""
     (folder / "plugin.py").write_text(ASKS_THE_TIME, encoding="utf-8")
-    done = run(folder, "chat", "a", "-m", "Hm?", **environment, PLUGINS_DIR=str(folder), DEFAULT_PROVIDER="asks_the_time")
+    done = run(
+        folder,
+        "chat",
+        "a",
+        "-m",
+        "Hm?",
+        **environment,
+        PLUGINS_DIR=str(folder),
+        DEFAULT_PROVIDER="asks_the_time",
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -56,7 +73,9 @@ def test_a_chat_waits_for_the_agents_server_and_uses_its_tool(tmp_path: Path) ->
 
 def test_a_chat_says_which_servers_it_goes_without(tmp_path: Path) -> None:
     with dead_server() as dead:
-        code, answer, told = chat_with(tmp_path, configure(tmp_path, TIME, dead, KEYLESS, dead={}, wiki={}))
+        code, answer, told = chat_with(
+            tmp_path, configure(tmp_path, TIME, dead, KEYLESS, dead={}, wiki={})
+        )
     lines = told.replace("\n", " ").split("without the tools of ")[1:]
     assert (code, "> time__" in answer) == (0, False)
     assert [line.split(":")[0] for line in lines] == ["dead", "wiki"]
@@ -65,7 +84,11 @@ def test_a_chat_says_which_servers_it_goes_without(tmp_path: Path) -> None:
 
 
 def test_a_chat_starts_no_server_of_another_agent(tmp_path: Path) -> None:
-    starting = {"server_label": "starting", "command": TIME["command"], "args": ["-c", "open('started', 'w')"]}
+    starting = {
+        "server_label": "starting",
+        "command": TIME["command"],
+        "args": ["-c", "open('started', 'w')"],
+    }
     environment = configure(tmp_path, starting)
     other = {"agent_id": "b", "system_prompt": "x", "allowed_mcp_servers": {"starting": {}}}
     agents = json.loads((tmp_path / "agents.json").read_text(encoding="utf-8"))

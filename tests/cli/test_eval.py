@@ -1,4 +1,5 @@
-"""`ai-agent-service eval` as an operator runs it: its exit codes, what it shows and keeps, and a prompt made worse that is caught."""
+"""`ai-agent-service eval` as an operator runs it: its exit codes, what it shows and keeps, and a
+prompt made worse that is caught."""
 
 import json
 import re
@@ -51,7 +52,10 @@ QUESTIONS = (
     "Can I come by?",
     "Is it red?",
 )
-CASES = [{"id": f"question{n}", "input": text, "expect": {"contains": text}} for n, text in enumerate(QUESTIONS, 1)]
+CASES = [
+    {"id": f"question{n}", "input": text, "expect": {"contains": text}}
+    for n, text in enumerate(QUESTIONS, 1)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +64,22 @@ def _logging() -> Any:
         yield
 
 
-def prepared(folder: Path, *, prompt: str = "Repeat the question, then answer.", cases: Any = CASES) -> dict[str, str]:
+def prepared(
+    folder: Path, *, prompt: str = "Repeat the question, then answer.", cases: Any = CASES
+) -> dict[str, str]:
     """An agent `a` with `prompt`, whose model does what that says, and `cases.jsonl`."""
     (folder / "plugins").mkdir(exist_ok=True)
     (folder / "plugins" / "model.py").write_text(READS_ITS_PROMPT, encoding="utf-8")
-    agent = {"agent_id": "a", "system_prompt": prompt, "provider": "reads_its_prompt", "resources": ["memory"]}
+    agent = {
+        "agent_id": "a",
+        "system_prompt": prompt,
+        "provider": "reads_its_prompt",
+        "resources": ["memory"],
+    }
     (folder / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
-    (folder / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
+    (folder / "cases.jsonl").write_text(
+        "".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8"
+    )
     return {
         "AGENT_CONFIG_FILE": str(folder / "agents.json"),
         "PLUGINS_DIR": str(folder / "plugins"),
@@ -84,9 +97,21 @@ def runs(folder: Path) -> list[str]:
 
 
 async def test_a_run_is_shown_and_kept_and_leaves_the_database_alone(tmp_path: Path) -> None:
-    settings = prepared(tmp_path, cases=[*CASES, {"id": "other", "input": "Hm?", "expect": {"exact": "No.", "max_steps": 1}}])
+    settings = prepared(
+        tmp_path,
+        cases=[*CASES, {"id": "other", "input": "Hm?", "expect": {"exact": "No.", "max_steps": 1}}],
+    )
     settings["DATABASE_URL"] = "postgresql://nobody:none@127.0.0.1:1/none"
-    done = await evaluated(tmp_path, settings, "run", str(tmp_path / "cases.jsonl"), "--agent", "a", "--junit", str(tmp_path / "j.xml"))
+    done = await evaluated(
+        tmp_path,
+        settings,
+        "run",
+        str(tmp_path / "cases.jsonl"),
+        "--agent",
+        "a",
+        "--junit",
+        str(tmp_path / "j.xml"),
+    )
     assert done.code == 0
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}
     assert lines["question1"].split()[:3] == ["question1", "1.00", "1"]
@@ -99,7 +124,12 @@ async def test_a_run_is_shown_and_kept_and_leaves_the_database_alone(tmp_path: P
     [name] = runs(tmp_path)
     assert name.endswith("-cases")
     folder = tmp_path / "output" / name
-    assert sorted(path.name for path in folder.iterdir()) == ["dataset.jsonl", "report.html", "results.jsonl", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "dataset.jsonl",
+        "report.html",
+        "results.jsonl",
+        "summary.json",
+    ]
     assert f"report: {folder / 'report.html'}\n{folder}\n" in done.stdout
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["cases"], summary["tokens"], summary["options"]["agent"]) == (7, 84, "a")
@@ -113,12 +143,17 @@ async def test_a_run_is_shown_and_kept_and_leaves_the_database_alone(tmp_path: P
 
 async def test_a_prompt_made_worse_is_caught(tmp_path: Path) -> None:
     file = str(tmp_path / "cases.jsonl")
-    good = await evaluated(tmp_path, prepared(tmp_path), "run", file, "--agent", "a", "--fail-under", "1")
+    good = await evaluated(
+        tmp_path, prepared(tmp_path), "run", file, "--agent", "a", "--fail-under", "1"
+    )
     [before] = runs(tmp_path)
     worse = prepared(tmp_path, prompt="Answer.")
     bad = await evaluated(tmp_path, worse, "run", file, "--agent", "a", "--baseline", before)
     assert (good.code, bad.code) == (0, 1)
-    assert "worse: 1.000 -> 0.000 over 6 cases, difference -1.000 (95 % between -1.000 and -1.000)" in bad.stdout
+    assert (
+        "worse: 1.000 -> 0.000 over 6 cases, difference -1.000 (95 % between -1.000 and -1.000)"
+        in bad.stdout
+    )
     assert "question3: 1.00 -> 0.00" in bad.stdout
     [after] = set(runs(tmp_path)) - {before}
     back = await evaluated(tmp_path, worse, "compare", after, before)
@@ -128,35 +163,59 @@ async def test_a_prompt_made_worse_is_caught(tmp_path: Path) -> None:
     assert (back.code, same.code, again.code) == (0, 0, 1)
 
 
-async def test_the_report_is_written_with_each_run_and_anew_when_it_is_asked_for(tmp_path: Path) -> None:
+async def test_the_report_is_written_with_each_run_and_anew_when_it_is_asked_for(
+    tmp_path: Path,
+) -> None:
     file = str(tmp_path / "cases.jsonl")
-    settings = prepared(tmp_path, cases=[*CASES, {"id": "secret", "input": "Is it hunter2hunter2<?", "expect": {"exact": "No."}}])
+    settings = prepared(
+        tmp_path,
+        cases=[
+            *CASES,
+            {"id": "secret", "input": "Is it hunter2hunter2<?", "expect": {"exact": "No."}},
+        ],
+    )
     settings["OPENAI_API_KEY"] = "hunter2hunter2<"
     await evaluated(tmp_path, settings, "run", file, "--agent", "a")
     [before] = runs(tmp_path)
-    worse = {**prepared(tmp_path, prompt="Answer.", cases=CASES), "OPENAI_API_KEY": "hunter2hunter2<"}
+    worse = {
+        **prepared(tmp_path, prompt="Answer.", cases=CASES),
+        "OPENAI_API_KEY": "hunter2hunter2<",
+    }
     await evaluated(tmp_path, worse, "run", file, "--agent", "a", "--baseline", before)
     [after] = set(runs(tmp_path)) - {before}
     first, second = (tmp_path / "output" / name / "report.html" for name in (before, after))
     verdict = "1.000 → 0.000 over 6 cases, difference -1.000 (95 % between -1.000 and -1.000)."
     written = second.read_text(encoding="utf-8")
-    assert ("is it [redacted]?" in first.read_text(encoding="utf-8").lower(), verdict in written) == (True, True)
+    assert (
+        "is it [redacted]?" in first.read_text(encoding="utf-8").lower(),
+        verdict in written,
+    ) == (True, True)
     assert "hunter2" not in first.read_text(encoding="utf-8")
     second.unlink()
     other = tmp_path / "other.html"
-    done = await evaluated(tmp_path, worse, "report", after, "--baseline", before, "--output", str(other))
+    done = await evaluated(
+        tmp_path, worse, "report", after, "--baseline", before, "--output", str(other)
+    )
     assert (done.code, done.stdout, other.read_text(encoding="utf-8")) == (0, f"{other}\n", written)
     again = await evaluated(tmp_path, worse, "report")
     assert (again.stdout, verdict in second.read_text(encoding="utf-8")) == (f"{second}\n", False)
     missing = run(tmp_path, "eval", "report", "--output", "nowhere/r.html", **worse)
-    assert (missing.returncode, "nowhere/r.html: it cannot be written" in missing.stderr) == (2, True)
+    assert (missing.returncode, "nowhere/r.html: it cannot be written" in missing.stderr) == (
+        2,
+        True,
+    )
 
 
-async def test_the_walk_through_of_the_page_catches_the_prompt_that_was_made_worse(tmp_path: Path) -> None:
+async def test_the_walk_through_of_the_page_catches_the_prompt_that_was_made_worse(
+    tmp_path: Path,
+) -> None:
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split("\n## Commands")[0]
     good, worse, told = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
     definition, cases = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
-    settings = prepared(tmp_path) | {"PROMPTS_DIR": str(tmp_path), "DEFAULT_PROVIDER": "knows_its_prompt"}
+    settings = prepared(tmp_path) | {
+        "PROMPTS_DIR": str(tmp_path),
+        "DEFAULT_PROVIDER": "knows_its_prompt",
+    }
     (tmp_path / "agents.json").write_text(definition, encoding="utf-8")
     file = tmp_path / "shop.jsonl"
     file.write_text(cases, encoding="utf-8")
@@ -170,30 +229,54 @@ async def test_the_walk_through_of_the_page_catches_the_prompt_that_was_made_wor
 
 async def test_a_score_that_is_too_low_ends_with_code_1(tmp_path: Path) -> None:
     settings = prepared(tmp_path, prompt="Answer.")
-    done = await evaluated(tmp_path, settings, "run", str(tmp_path / "cases.jsonl"), "--agent", "a", "--fail-under", "0.8")
+    done = await evaluated(
+        tmp_path,
+        settings,
+        "run",
+        str(tmp_path / "cases.jsonl"),
+        "--agent",
+        "a",
+        "--fail-under",
+        "0.8",
+    )
     assert (done.code, "The score 0.000 is under 0.8." in done.stdout) == (1, True)
 
 
 async def test_attempts_are_repeated_and_told_with_their_spread(tmp_path: Path) -> None:
     settings = prepared(tmp_path)
-    done = await evaluated(tmp_path, settings, "run", str(tmp_path / "cases.jsonl"), "--agent", "a", "--repeat", "3")
+    done = await evaluated(
+        tmp_path, settings, "run", str(tmp_path / "cases.jsonl"), "--agent", "a", "--repeat", "3"
+    )
     assert "3 attempts: mean 1.000, standard deviation 0.000, 1.000 to 1.000" in done.stdout
     assert "question1  1.00 (±0.00, 1.00 to 1.00)  3" in done.stdout
-    summary = json.loads((tmp_path / "output" / runs(tmp_path)[0] / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads(
+        (tmp_path / "output" / runs(tmp_path)[0] / "summary.json").read_text(encoding="utf-8")
+    )
     assert (summary["attempts"], summary["cases"], summary["steps"]) == ([1.0, 1.0, 1.0], 6, 18)
 
 
 def test_faults_end_with_code_2_and_all_of_them(tmp_path: Path) -> None:
-    settings = prepared(tmp_path, cases=[{"id": "x", "inpt": "?"}, {"id": "y", "input": "?", "expect": {"exakt": 1}}])
+    settings = prepared(
+        tmp_path,
+        cases=[{"id": "x", "inpt": "?"}, {"id": "y", "input": "?", "expect": {"exakt": 1}}],
+    )
     done = run(tmp_path, "eval", "run", "cases.jsonl", "--agent", "a", **settings)
     assert done.returncode == 2
-    assert "cases.jsonl: line 1: inpt: this field is not known. Did you mean 'input'?" in done.stderr
-    assert "cases.jsonl: line 2: expect.exakt: this field is not known. Did you mean 'exact'?" in done.stderr
+    assert (
+        "cases.jsonl: line 1: inpt: this field is not known. Did you mean 'input'?" in done.stderr
+    )
+    assert (
+        "cases.jsonl: line 2: expect.exakt: this field is not known. Did you mean 'exact'?"
+        in done.stderr
+    )
 
 
 def test_an_agent_that_there_is_not_ends_with_code_2(tmp_path: Path) -> None:
     done = run(tmp_path, "eval", "run", "cases.jsonl", "--agent", "b", **prepared(tmp_path))
-    assert (done.returncode, "cases.jsonl: line 1: agent: 'b' is not an agent" in done.stderr) == (2, True)
+    assert (done.returncode, "cases.jsonl: line 1: agent: 'b' is not an agent" in done.stderr) == (
+        2,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,17 +293,41 @@ def test_an_agent_that_there_is_not_ends_with_code_2(tmp_path: Path) -> None:
         (("compare", "a", "b"), "There is no one run 'a'"),
     ],
 )
-async def test_what_cannot_be_done_as_asked_ends_with_code_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+async def test_what_cannot_be_done_as_asked_ends_with_code_2(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
     done = await evaluated(tmp_path, prepared(tmp_path), *arguments)
     assert (done.code, told in done.stderr) == (2, True)
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
-    cases = [*CASES[:2], {"id": "long", "input": "stop here", "expect": {"contains": "stop here"}}, *CASES[2:4]]
+    cases = [
+        *CASES[:2],
+        {"id": "long", "input": "stop here", "expect": {"contains": "stop here"}},
+        *CASES[2:4],
+    ]
     settings = prepared(tmp_path, cases=cases)
-    arguments = [sys.executable, "-m", "app.main", "eval", "run", "cases.jsonl", "--agent", "a", "--parallel", "1"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "app.main",
+        "eval",
+        "run",
+        "cases.jsonl",
+        "--agent",
+        "a",
+        "--parallel",
+        "1",
+    ]
     stopping = environment(**settings, STOP_HERE="yes")
-    with subprocess.Popen(arguments, cwd=tmp_path, env=stopping, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments,
+        cwd=tmp_path,
+        env=stopping,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stderr is not None
         told = [process.stderr.readline() for _ in range(2)]
         process.send_signal(signal.SIGINT)
@@ -233,13 +340,21 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert f"{name} was stopped" in shown.stdout
     done = run(tmp_path, "eval", "run", "--resume", name, "--fail-under", "1", **settings)
     assert (done.returncode, runs(tmp_path)) == (0, [name])
-    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["[3/5] long", "[4/5] question3", "[5/5] question4"]
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        "[3/5] long",
+        "[4/5] question3",
+        "[5/5] question4",
+    ]
     assert "score 1.000 of 5 cases" in done.stdout
 
 
 async def test_a_run_of_an_agent_that_was_changed_is_not_gone_on_with(tmp_path: Path) -> None:
-    await evaluated(tmp_path, prepared(tmp_path), "run", str(tmp_path / "cases.jsonl"), "--agent", "a")
-    done = await evaluated(tmp_path, prepared(tmp_path, prompt="Another."), "run", "--resume", runs(tmp_path)[0])
+    await evaluated(
+        tmp_path, prepared(tmp_path), "run", str(tmp_path / "cases.jsonl"), "--agent", "a"
+    )
+    done = await evaluated(
+        tmp_path, prepared(tmp_path, prompt="Another."), "run", "--resume", runs(tmp_path)[0]
+    )
     assert (done.code, "a is not what it was when" in done.stderr) == (2, True)
 
 
@@ -248,19 +363,30 @@ async def test_a_dataset_is_recorded_and_then_replayed(tmp_path: Path) -> None:
     settings = {**prepared(tmp_path, cases=[case]), "DEFAULT_PROVIDER": "demo"}
     agent = {"agent_id": "a", "system_prompt": "x", "allowed_regular_tools": ["calculate"]}
     (tmp_path / "agents.json").write_text(json.dumps(agent), encoding="utf-8")
-    done = await evaluated(tmp_path, settings, "run", str(tmp_path / "cases.jsonl"), "--agent", "a", "--record")
+    done = await evaluated(
+        tmp_path, settings, "run", str(tmp_path / "cases.jsonl"), "--agent", "a", "--record"
+    )
     path = tmp_path / "cases.recorded.jsonl"
     assert (done.code, f"Recorded: {path}" in done.stdout) == (0, True)
     written = json.loads(path.read_text(encoding="utf-8"))
-    assert written == {**case, "tool_results": [{"name": "calculate", "arguments": {"expression": "3 * 7"}, "content": "21"}]}
+    assert written == {
+        **case,
+        "tool_results": [
+            {"name": "calculate", "arguments": {"expression": "3 * 7"}, "content": "21"}
+        ],
+    }
     written["tool_results"][0]["content"] = "22"
     path.write_text(json.dumps(written), encoding="utf-8")
-    replayed = await evaluated(tmp_path, settings, "run", str(path), "--agent", "a", "--fail-under", "1")
+    replayed = await evaluated(
+        tmp_path, settings, "run", str(path), "--agent", "a", "--fail-under", "1"
+    )
     assert (replayed.code, "contains: with '21'" in replayed.stdout) == (1, True)
 
 
 @pytest.mark.parametrize("agent", ["research_agent", "cli_agent"])
-async def test_the_shipped_evaluations_pass_with_the_demo_provider(tmp_path: Path, agent: str) -> None:
+async def test_the_shipped_evaluations_pass_with_the_demo_provider(
+    tmp_path: Path, agent: str
+) -> None:
     settings = {
         "AGENT_CONFIG_FILE": str(ROOT / "agent_config.json"),
         "PROMPTS_DIR": str(ROOT / "prompts"),
@@ -269,5 +395,7 @@ async def test_the_shipped_evaluations_pass_with_the_demo_provider(tmp_path: Pat
         "EVALUATION_OUTPUT_DIR": str(tmp_path / "output"),
     }
     file = str(ROOT / "evaluations" / f"{agent}.jsonl")
-    done = await evaluated(tmp_path, settings, "run", file, "--agent", agent, "--fail-under", "1", "--parallel", "8")
+    done = await evaluated(
+        tmp_path, settings, "run", file, "--agent", agent, "--fail-under", "1", "--parallel", "8"
+    )
     assert (done.code, ", 0 broken by an error" in done.stdout) == (0, True), done.stdout

@@ -1,4 +1,5 @@
-"""Reading the configuration anew while the service runs: what changes, what goes on, and what a faulty file does."""
+"""Reading the configuration anew while the service runs: what changes, what goes on, and what a
+faulty file does."""
 
 import asyncio
 import gc
@@ -36,7 +37,12 @@ from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving
 
 ROGUE = str(Path(__file__).parent / "mcp" / "rogue.py")
-PROMPTED = {"agent_id": "helper", "system_prompt_file": "helper.txt", "provider": "scripted", "allowed_regular_tools": ["calculate"]}
+PROMPTED = {
+    "agent_id": "helper",
+    "system_prompt_file": "helper.txt",
+    "provider": "scripted",
+    "allowed_regular_tools": ["calculate"],
+}
 OTHER = {**AGENT, "agent_id": "other"}
 REMEMBERING = {**AGENT, "resources": ["memory"]}
 
@@ -75,12 +81,16 @@ class Opened(msgspec.Struct, frozen=True):
 
     async def fingerprint(self, agent: str = "helper") -> str:
         """What an answer of the agent says of its version."""
-        fingerprint: str = completion_of(await self.client.post(CHAT, json={**asking(), "model": agent}))["system_fingerprint"]
+        fingerprint: str = completion_of(
+            await self.client.post(CHAT, json={**asking(), "model": agent})
+        )["system_fingerprint"]
         return fingerprint
 
 
 @asynccontextmanager
-async def opened(folder: Path, script: Script | None = None, *, servers: Any = None, **given: Any) -> AsyncGenerator[Opened, None]:
+async def opened(
+    folder: Path, script: Script | None = None, *, servers: Any = None, **given: Any
+) -> AsyncGenerator[Opened, None]:
     """The service over files in `folder`."""
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "prompts" / "helper.txt").write_text("You help.", encoding="utf-8")
@@ -94,7 +104,11 @@ async def opened(folder: Path, script: Script | None = None, *, servers: Any = N
 def rogue(folder: Path, label: str, *more: str) -> dict[str, Any]:
     """A server that leaves its process's number in a folder of its own."""
     (folder / label).mkdir(exist_ok=True)
-    return {"server_label": label, "command": sys.executable, "args": [ROGUE, "well", str(folder / label), *more]}
+    return {
+        "server_label": label,
+        "command": sys.executable,
+        "args": [ROGUE, "well", str(folder / label), *more],
+    }
 
 
 def nothing_but(agents: dict[str, str]) -> dict[str, Any]:
@@ -107,7 +121,9 @@ def lines_of(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any
     return [vars(record) for record in caplog.records if record.getMessage() == event]
 
 
-async def test_agents_are_added_changed_and_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_agents_are_added_changed_and_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     async with opened(tmp_path, agents=[PROMPTED, OTHER]) as service:
         first, same = await service.fingerprint(), await service.fingerprint("other")
@@ -115,23 +131,40 @@ async def test_agents_are_added_changed_and_removed(tmp_path: Path, caplog: pyte
         os.utime(tmp_path / "agent_config.json", (1_700_000_000, 1_700_000_000))
         changes = await service.reload()
         assert await service.models() == ["other", "new", "helper"]
-        assert {model["created"] for model in (await service.client.get("/v1/models")).json()["data"]} == {1_700_000_000}
-        versions = {view["agent_id"]: view["version"] for view in (await service.client.get("/agents")).json()}
+        assert {
+            model["created"] for model in (await service.client.get("/v1/models")).json()["data"]
+        } == {1_700_000_000}
+        versions = {
+            view["agent_id"]: view["version"]
+            for view in (await service.client.get("/agents")).json()
+        }
         assert changes["agents"] == versions
-        assert (changes["added_agents"], changes["changed_agents"], changes["removed_agents"]) == (["new"], ["helper"], [])
+        assert (changes["added_agents"], changes["changed_agents"], changes["removed_agents"]) == (
+            ["new"],
+            ["helper"],
+            [],
+        )
         assert await service.fingerprint("other") == same
         assert await service.fingerprint() == f"fp_{versions['helper']}" != first
         service.write(OTHER)
         assert (await service.reload())["removed_agents"] == ["new", "helper"]
-        assert error_of(await service.client.post(CHAT, json=asking()), 404)["code"] == "model_not_found"
+        assert (
+            error_of(await service.client.post(CHAT, json=asking()), 404)["code"]
+            == "model_not_found"
+        )
         assert await service.reload() == nothing_but({"other": versions["other"]})
     one, two = lines_of(caplog, "config.reloaded")
-    assert (one["added_agents"], one["changed_agents"]) == (f"new@{versions['new']}", f"helper@{versions['helper']}")
+    assert (one["added_agents"], one["changed_agents"]) == (
+        f"new@{versions['new']}",
+        f"helper@{versions['helper']}",
+    )
     assert two["removed_agents"] == "new,helper"
     assert len(lines_of(caplog, "config.unchanged")) == 1
 
 
-async def test_a_running_turn_keeps_the_prompt_and_the_tools_that_it_began_with(tmp_path: Path) -> None:
+async def test_a_running_turn_keeps_the_prompt_and_the_tools_that_it_began_with(
+    tmp_path: Path,
+) -> None:
     go = asyncio.Event()
     script = Script([go, *calls(("calculate", {"expression": "6*7"}))], says("42"), says("new"))
     async with opened(tmp_path, script, agents=[PROMPTED]) as service:
@@ -144,14 +177,26 @@ async def test_a_running_turn_keeps_the_prompt_and_the_tools_that_it_began_with(
             go.set()
             old = completion_of(await running)
             new = completion_of(await service.client.post(CHAT, json=asking()))
-    assert (old["choices"][0]["message"]["content"], new["choices"][0]["message"]["content"]) == ("42", "new")
-    assert (old["system_fingerprint"], new["system_fingerprint"] != old["system_fingerprint"]) == (f"fp_{before}", True)
-    assert [request.messages[0].text for request in script.requests] == ["You help.", "You help.", "You refuse."]
+    assert (old["choices"][0]["message"]["content"], new["choices"][0]["message"]["content"]) == (
+        "42",
+        "new",
+    )
+    assert (old["system_fingerprint"], new["system_fingerprint"] != old["system_fingerprint"]) == (
+        f"fp_{before}",
+        True,
+    )
+    assert [request.messages[0].text for request in script.requests] == [
+        "You help.",
+        "You help.",
+        "You refuse.",
+    ]
     assert [len(request.tools) for request in script.requests] == [1, 1, 0]
     assert script.requests[1].messages[-1].text == "42"
 
 
-async def test_the_running_turn_of_an_agent_that_is_removed_comes_to_its_end(tmp_path: Path) -> None:
+async def test_the_running_turn_of_an_agent_that_is_removed_comes_to_its_end(
+    tmp_path: Path,
+) -> None:
     go = asyncio.Event()
     script = Script([go, *says("Done.")])
     async with opened(tmp_path, script, agents=[AGENT, OTHER]) as service, asyncio.timeout(20):
@@ -159,7 +204,10 @@ async def test_the_running_turn_of_an_agent_that_is_removed_comes_to_its_end(tmp
         await script.waiting.wait()
         service.write(OTHER)
         await service.reload()
-        assert error_of(await service.client.post(CHAT, json=asking()), 404)["code"] == "model_not_found"
+        assert (
+            error_of(await service.client.post(CHAT, json=asking()), 404)["code"]
+            == "model_not_found"
+        )
         go.set()
         assert told(chunks_of(await running)) == "Done."
 
@@ -169,26 +217,39 @@ async def test_an_agent_that_did_not_change_stays_the_object_that_it_is(tmp_path
         before = list(service.service.catalog)
         service.write(REMEMBERING, OTHER, {**AGENT, "agent_id": "new"})
         await service.reload()
-        assert [new is old for new, old in zip(service.service.catalog, before, strict=False)] == [True, True]
+        assert [new is old for new, old in zip(service.service.catalog, before, strict=False)] == [
+            True,
+            True,
+        ]
 
 
-async def test_a_faulty_file_changes_nothing_and_every_fault_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_faulty_file_changes_nothing_and_every_fault_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(tmp_path, agents=[PROMPTED], servers=[rogue(tmp_path, "one")]) as service:
         edition = service.service.revision
         (tmp_path / "prompts" / "helper.txt").unlink()
         wrong = {**AGENT, "agent_id": "b", "sytem_prompt": "x", "provider": "scriptd"}
-        service.write(PROMPTED, wrong, {**AGENT, "agent_id": "good"}, servers=[{"server_label": "two"}])
+        service.write(
+            PROMPTED, wrong, {**AGENT, "agent_id": "good"}, servers=[{"server_label": "two"}]
+        )
         error = error_of(await service.client.post("/admin/reload"), 409)
         assert error["code"] == "configuration_error"
         assert service.service.revision is edition
-        assert (await service.models(), await service.fingerprint()) == (["helper"], f"fp_{edition.catalog.get('helper').version}")
+        assert (await service.models(), await service.fingerprint()) == (
+            ["helper"],
+            f"fp_{edition.catalog.get('helper').version}",
+        )
         faults = error["message"].splitlines()
         with pytest.raises(ConfigError) as caught:
             await service.service.reload()
         assert faults == [str(fault) for fault in caught.value.faults]
         told = [line["fault"] for line in lines_of(caplog, "config.rejected")]
         assert told == [*faults, *faults]
-        assert [fault.partition(": ")[0].rpartition("/")[2] for fault in faults] == [*["agent_config.json"] * 3, "mcp.json"]
+        assert [fault.partition(": ")[0].rpartition("/")[2] for fault in faults] == [
+            *["agent_config.json"] * 3,
+            "mcp.json",
+        ]
         service.write(PROMPTED, servers=[rogue(tmp_path, "one")], helper="You help.")
         changes = await service.reload()
         assert changes == nothing_but(changes["agents"])
@@ -198,10 +259,17 @@ async def test_a_faulty_file_changes_nothing_and_every_fault_is_told(tmp_path: P
 async def test_what_is_no_configuration_is_a_fault_and_no_crash(tmp_path: Path, text: str) -> None:
     async with opened(tmp_path) as service:
         for file in ("agent_config.json", "mcp.json"):
-            before = (tmp_path / file).read_text(encoding="utf-8") if (tmp_path / file).exists() else None
+            before = (
+                (tmp_path / file).read_text(encoding="utf-8")
+                if (tmp_path / file).exists()
+                else None
+            )
             (tmp_path / file).write_text(text, encoding="utf-8")
             if (file, text) != ("mcp.json", "[]"):
-                assert error_of(await service.client.post("/admin/reload"), 409)["message"], (file, text)
+                assert error_of(await service.client.post("/admin/reload"), 409)["message"], (
+                    file,
+                    text,
+                )
             if before is not None:
                 (tmp_path / file).write_text(before, encoding="utf-8")
         assert await service.models() == ["helper"]
@@ -210,7 +278,10 @@ async def test_what_is_no_configuration_is_a_fault_and_no_crash(tmp_path: Path, 
 async def test_a_file_that_is_gone_is_a_fault(tmp_path: Path) -> None:
     async with opened(tmp_path) as service:
         (tmp_path / "agent_config.json").unlink()
-        assert "the file does not exist" in error_of(await service.client.post("/admin/reload"), 409)["message"]
+        assert (
+            "the file does not exist"
+            in error_of(await service.client.post("/admin/reload"), 409)["message"]
+        )
         assert await service.models() == ["helper"]
 
 
@@ -219,9 +290,17 @@ def with_servers(*labels: str) -> dict[str, Any]:
     return {**AGENT, "allowed_mcp_servers": {label: {} for label in labels}}
 
 
-async def test_servers_are_added_changed_and_removed_and_one_that_did_not_change_keeps_its_process(tmp_path: Path) -> None:
-    kept, changed, removed, added = (rogue(tmp_path, label) for label in ("kept", "changed", "removed", "added"))
-    async with opened(tmp_path, agents=[with_servers("kept", "changed", "removed")], servers=[kept, changed, removed]) as service:
+async def test_servers_are_added_changed_and_removed_and_one_that_did_not_change_keeps_its_process(
+    tmp_path: Path,
+) -> None:
+    kept, changed, removed, added = (
+        rogue(tmp_path, label) for label in ("kept", "changed", "removed", "added")
+    )
+    async with opened(
+        tmp_path,
+        agents=[with_servers("kept", "changed", "removed")],
+        servers=[kept, changed, removed],
+    ) as service:
         await service.service.servers.wait_for_start(30)
         before = {label: alive(tmp_path / label) for label in ("kept", "changed", "removed")}
         assert [len(found) for found in before.values()] == [1, 1, 1]
@@ -229,22 +308,33 @@ async def test_servers_are_added_changed_and_removed_and_one_that_did_not_change
         service.write(with_servers("kept", "changed", "added"), servers=[added, kept, changed])
         changes = await service.reload()
         lists = [changes[f"{kind}_servers"] for kind in ("added", "changed", "removed")]
-        assert (lists, changes["changed_agents"]) == ([["added"], ["changed"], ["removed"]], ["helper"])
+        assert (lists, changes["changed_agents"]) == (
+            [["added"], ["changed"], ["removed"]],
+            ["helper"],
+        )
         await service.service.servers.wait_for_start(30)
-        await until(lambda: not alive(tmp_path / "removed") and len(alive(tmp_path / "changed")) == 1)
+        await until(
+            lambda: not alive(tmp_path / "removed") and len(alive(tmp_path / "changed")) == 1
+        )
         assert alive(tmp_path / "kept") == pids(tmp_path / "kept") == before["kept"]
         assert alive(tmp_path / "changed") != before["changed"]
         health = (await service.client.get("/health?detailed=true")).json()
-        assert {label: server["state"] for label, server in health["mcp_servers"].items()} == dict.fromkeys(
-            ("added", "kept", "changed"), "ready"
+        assert {
+            label: server["state"] for label, server in health["mcp_servers"].items()
+        } == dict.fromkeys(("added", "kept", "changed"), "ready")
+    await until(
+        lambda: (
+            not any(alive(tmp_path / label) for label in ("kept", "changed", "removed", "added"))
         )
-    await until(lambda: not any(alive(tmp_path / label) for label in ("kept", "changed", "removed", "added")))
+    )
 
 
 async def test_a_running_turn_keeps_its_server_which_is_closed_after_it(tmp_path: Path) -> None:
     go = asyncio.Event()
     script = Script([go, *calls(("one__echo", {"text": "still here"}))], says("Done."), says("new"))
-    async with opened(tmp_path, script, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")]) as service:
+    async with opened(
+        tmp_path, script, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")]
+    ) as service:
         await service.service.servers.wait_for_start(30)
         [process] = alive(tmp_path / "one")
         async with asyncio.timeout(30):
@@ -255,7 +345,9 @@ async def test_a_running_turn_keeps_its_server_which_is_closed_after_it(tmp_path
             service.write(with_servers("one"), servers=[])
             await service.reload()
             assert alive(tmp_path / "one") == [process]
-            completion_of(await service.client.post(CHAT, json=asking()))  # one that began later does not close it
+            completion_of(
+                await service.client.post(CHAT, json=asking())
+            )  # one that began later does not close it
             assert alive(tmp_path / "one") == [process]
             go.set()
             completion_of(await running)
@@ -267,7 +359,12 @@ async def test_an_old_server_is_closed_at_the_time_limit_of_runs_even_if_a_reque
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ai_agent_service.runtime.service.REVISION_GRACE_SECONDS", 0.1)
-    async with opened(tmp_path, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")], request_timeout=0.5) as service:
+    async with opened(
+        tmp_path,
+        agents=[with_servers("one")],
+        servers=[rogue(tmp_path, "one")],
+        request_timeout=0.5,
+    ) as service:
         await service.service.servers.wait_for_start(30)
         service.service.drain_tracker.begin()  # a request that never ends
         service.write(AGENT)
@@ -277,7 +374,11 @@ async def test_an_old_server_is_closed_at_the_time_limit_of_runs_even_if_a_reque
 
 
 async def test_a_new_server_that_hangs_holds_nothing_up(tmp_path: Path) -> None:
-    hanging = {"server_label": "slow", "command": sys.executable, "args": [ROGUE, "hangs-in-initialize"]}
+    hanging = {
+        "server_label": "slow",
+        "command": sys.executable,
+        "args": [ROGUE, "hangs-in-initialize"],
+    }
     async with opened(tmp_path) as service:
         service.write(with_servers("slow"), servers=[hanging])
         async with asyncio.timeout(10):
@@ -310,7 +411,9 @@ async def test_a_variable_of_mcp_json_is_read_anew_and_kept_out_of_the_log(
         assert "canary" not in caplog.text
 
 
-async def test_an_agent_that_remembers_may_come_later_and_the_conversations_outlive_reloads(tmp_path: Path) -> None:
+async def test_an_agent_that_remembers_may_come_later_and_the_conversations_outlive_reloads(
+    tmp_path: Path,
+) -> None:
     script = Script(says("Hello, Ada."), says("Ada."))
     async with opened(tmp_path, script) as service:
         assert service.service.memories is None
@@ -324,12 +427,19 @@ async def test_an_agent_that_remembers_may_come_later_and_the_conversations_outl
         await service.reload()
         assert service.service.memories.housekeeping.agent_retention_days == {"helper": 7}
         body = {"message": "Who am I?", "session_id": "s"}
-        assert (await service.client.post("/agents/helper/chat", json=body)).json()["response"] == "Ada."
+        assert (await service.client.post("/agents/helper/chat", json=body)).json()[
+            "response"
+        ] == "Ada."
         service.write(AGENT)
         await service.reload()
         assert service.service.memories.housekeeping.agent_retention_days == {}
         assert (await service.client.get("/agents/helper/conversations")).status_code == 200
-    assert [message.text for message in script.requests[1].messages] == ["You remember.", "I am Ada.", "Hello, Ada.", "Who am I?"]
+    assert [message.text for message in script.requests[1].messages] == [
+        "You remember.",
+        "I am Ada.",
+        "Hello, Ada.",
+        "Who am I?",
+    ]
 
 
 async def test_a_request_that_repeats_a_running_one_joins_it_over_a_reload(tmp_path: Path) -> None:
@@ -345,7 +455,10 @@ async def test_a_request_that_repeats_a_running_one_joins_it_over_a_reload(tmp_p
         second = asyncio.create_task(service.client.post(CHAT, **asked))
         await until(lambda: service.service.runs == 2)
         go.set()
-        answers = [completion_of(await each)["choices"][0]["message"]["content"] for each in (first, second)]
+        answers = [
+            completion_of(await each)["choices"][0]["message"]["content"]
+            for each in (first, second)
+        ]
     assert answers == ["Once.", "Once."]
     assert len(script.requests) == 1
 
@@ -381,9 +494,13 @@ async def test_a_service_that_stops_does_not_reload(tmp_path: Path) -> None:
         assert await service.models() == ["helper"]
 
 
-async def test_the_end_of_the_service_does_not_wait_for_what_an_old_edition_waits_for(tmp_path: Path) -> None:
+async def test_the_end_of_the_service_does_not_wait_for_what_an_old_edition_waits_for(
+    tmp_path: Path,
+) -> None:
     async with asyncio.timeout(30):
-        async with opened(tmp_path, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")]) as service:
+        async with opened(
+            tmp_path, agents=[with_servers("one")], servers=[rogue(tmp_path, "one")]
+        ) as service:
             await service.service.servers.wait_for_start(20)
             service.service.drain_tracker.begin()  # a request that never ends
             service.write(AGENT)
@@ -392,12 +509,18 @@ async def test_the_end_of_the_service_does_not_wait_for_what_an_old_edition_wait
         assert not alive(tmp_path / "one")
 
 
-async def test_to_reload_is_for_administrators_and_is_audited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_to_reload_is_for_administrators_and_is_audited(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     key = "a-key-of-20-characters"
     async with opened(tmp_path, api_keys=key) as service:
-        assert error_of(await service.client.post("/admin/reload"), 401)["code"] == "invalid_api_key"
+        assert (
+            error_of(await service.client.post("/admin/reload"), 401)["code"] == "invalid_api_key"
+        )
         caplog.set_level(logging.INFO, audit.name)
-        assert (await service.client.post("/admin/reload", headers={"x-api-key": key})).status_code == 200
+        assert (
+            await service.client.post("/admin/reload", headers={"x-api-key": key})
+        ).status_code == 200
         [line] = lines_of(caplog, "config.reload")
         assert line["key_id"].startswith("env")
 
@@ -439,7 +562,9 @@ class Notebook:
 
 
 async def test_an_agent_type_of_a_plug_in_that_refuses_is_a_fault(tmp_path: Path) -> None:
-    async with opened(tmp_path, agents=[{**AGENT, "type": "picky"}], agent_types=[Picky]) as service:
+    async with opened(
+        tmp_path, agents=[{**AGENT, "type": "picky"}], agent_types=[Picky]
+    ) as service:
         service.write({**AGENT, "type": "picky", "system_prompt": "bad"}, OTHER)
         error = error_of(await service.client.post("/admin/reload"), 409)
         assert "agent 'helper': type: it cannot be opened (RuntimeError)" in error["message"]
@@ -447,18 +572,31 @@ async def test_an_agent_type_of_a_plug_in_that_refuses_is_a_fault(tmp_path: Path
 
 
 async def test_memories_of_plug_ins_are_opened_and_closed_with_their_agents(tmp_path: Path) -> None:
-    agent = {**AGENT, "resources": ["memory"], "resource_config": {"memory": {"backend": "notebook"}}}
+    agent = {
+        **AGENT,
+        "resources": ["memory"],
+        "resource_config": {"memory": {"backend": "notebook"}},
+    }
     found = configuration(tmp_path)
     found.plugins.memories["notebook"] = Notebook
     Notebook.open_now.clear()
-    async with opened(tmp_path, agents=[{**agent, "system_prompt": "1"}], plugins=found.plugins) as service:
+    async with opened(
+        tmp_path, agents=[{**agent, "system_prompt": "1"}], plugins=found.plugins
+    ) as service:
         assert Notebook.open_now == ["1"]
-        service.write({**agent, "system_prompt": "1"}, {**agent, "agent_id": "b", "system_prompt": "2"})
+        service.write(
+            {**agent, "system_prompt": "1"}, {**agent, "agent_id": "b", "system_prompt": "2"}
+        )
         await service.reload()
         assert Notebook.open_now == ["1", "2"]
-        service.write({**agent, "system_prompt": "3"}, {**agent, "agent_id": "b", "system_prompt": "bad"})
+        service.write(
+            {**agent, "system_prompt": "3"}, {**agent, "agent_id": "b", "system_prompt": "bad"}
+        )
         error = error_of(await service.client.post("/admin/reload"), 409)
-        assert "agent 'b': resource_config.memory.backend: it cannot be opened (RuntimeError)" in error["message"]
+        assert (
+            "agent 'b': resource_config.memory.backend: it cannot be opened (RuntimeError)"
+            in error["message"]
+        )
         assert Notebook.open_now == ["1", "2"]
         service.write({**agent, "agent_id": "b", "system_prompt": "2"})
         await service.reload()
@@ -497,7 +635,9 @@ class SlowTurn(msgspec.Struct):
         Slow.was_open.append("1" in Notebook.open_now)
 
 
-async def test_a_memory_is_not_closed_while_it_stores_an_answer_whose_caller_has_left(tmp_path: Path) -> None:
+async def test_a_memory_is_not_closed_while_it_stores_an_answer_whose_caller_has_left(
+    tmp_path: Path,
+) -> None:
     agent = {**AGENT, "resources": ["memory"], "resource_config": {"memory": {"backend": "slow"}}}
     found = configuration(tmp_path)
     found.plugins.memories["slow"] = Slow
@@ -506,9 +646,16 @@ async def test_a_memory_is_not_closed_while_it_stores_an_answer_whose_caller_has
     Slow.storing, Slow.let = asyncio.Event(), asyncio.Event()
     async with (
         asyncio.timeout(30),
-        opened(tmp_path, Script(says("Yes")), agents=[{**agent, "system_prompt": "1"}], plugins=found.plugins) as service,
+        opened(
+            tmp_path,
+            Script(says("Yes")),
+            agents=[{**agent, "system_prompt": "1"}],
+            plugins=found.plugins,
+        ) as service,
     ):
-        running = asyncio.create_task(service.client.post(CHAT, json=asking(stream=True), headers={"X-Session-Id": "s"}))
+        running = asyncio.create_task(
+            service.client.post(CHAT, json=asking(stream=True), headers={"X-Session-Id": "s"})
+        )
         await Slow.storing.wait()
         running.cancel()
         await asyncio.wait((running,))
@@ -522,7 +669,9 @@ async def test_a_memory_is_not_closed_while_it_stores_an_answer_whose_caller_has
     assert Slow.was_open == [True]
 
 
-async def test_chunks_and_audit_lines_tell_the_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_chunks_and_audit_lines_tell_the_version(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(tmp_path, Script(says("a", "b", "c"))) as service:
         version = service.service.catalog.get("helper").version
         caplog.set_level(logging.INFO, audit.name)
@@ -547,7 +696,9 @@ async def test_no_request_fails_while_the_service_reloads(tmp_path: Path) -> Non
 
         async def ask(number: int) -> None:
             is_stream = number % 2 == 0
-            response = await client.post(CHAT, json=asking(stream=is_stream), headers={"X-Session-Id": f"s{number}"})
+            response = await client.post(
+                CHAT, json=asking(stream=is_stream), headers={"X-Session-Id": f"s{number}"}
+            )
             if is_stream:
                 chunks = chunks_of(response)
                 assert told(chunks) == "Hi there."
@@ -561,7 +712,11 @@ async def test_no_request_fails_while_the_service_reloads(tmp_path: Path) -> Non
 
         asking_all = asyncio.gather(*(ask_often(worker) for worker in range(20)))
         for number in range(10):
-            files.write(agent, servers=[rogue(tmp_path, "one", str(number // 3))], helper=f"Prompt {number}.")
+            files.write(
+                agent,
+                servers=[rogue(tmp_path, "one", str(number // 3))],
+                helper=f"Prompt {number}.",
+            )
             await files.reload()
         await asking_all
         assert len(script.requests) == 200
@@ -572,7 +727,9 @@ async def test_no_request_fails_while_the_service_reloads(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("is_on", [True, False])
-async def test_files_are_looked_at_where_the_setting_says_so_and_nowhere_else(tmp_path: Path, is_on: bool) -> None:
+async def test_files_are_looked_at_where_the_setting_says_so_and_nowhere_else(
+    tmp_path: Path, is_on: bool
+) -> None:
     async with opened(tmp_path, reload_config=is_on) as service:
         looking = [task for task in asyncio.all_tasks() if "_when_changed" in repr(task.get_coro())]
         assert len(looking) == is_on
@@ -581,11 +738,15 @@ async def test_files_are_looked_at_where_the_setting_says_so_and_nowhere_else(tm
             await until(lambda: [agent.agent_id for agent in service.service.catalog] == ["other"])
 
 
-async def test_files_that_change_all_the_time_are_read_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_files_that_change_all_the_time_are_read_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ai_agent_service.server.reload_triggers.QUIET_SECONDS", 0.02)
     monkeypatch.setattr("ai_agent_service.server.reload_triggers.POLL_SECONDS", 0.02)
     contents = iter(range(1_000_000))
-    monkeypatch.setattr("ai_agent_service.server.reload_triggers.hash_files", lambda *_: b"%d" % next(contents))
+    monkeypatch.setattr(
+        "ai_agent_service.server.reload_triggers.hash_files", lambda *_: b"%d" % next(contents)
+    )
     async with opened(tmp_path, reload_config=True) as service:
         service.write(OTHER)
         await until(lambda: [agent.agent_id for agent in service.service.catalog] == ["other"])

@@ -34,7 +34,9 @@ def node() -> str:
     installed = FOLDER / "node_modules" / ".installed"
     locked = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
     if not installed.exists() or installed.read_text(encoding="ascii") != locked:
-        done = subprocess.run([npm, *INSTALL], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            [npm, *INSTALL], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         installed.write_text(locked, encoding="ascii")
     return node
@@ -53,7 +55,9 @@ def test_the_javascript_client_is_served(tmp_path: Path, node: str) -> None:
     recorded = Recorded(create_app(configuration(tmp_path, script)))
     with running(recorded) as address:
         command = [node, "client.mjs", f"{address}/v1"]
-        done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60
+        )
     assert done.returncode == 0, done.stderr
     learnt: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     assert learnt == [
@@ -61,8 +65,19 @@ def test_the_javascript_client_is_served(tmp_path: Path, node: str) -> None:
         {"step": "stream", "pieces": ["Good ", "day."], "total_tokens": 12},
         {"step": "tools", "text": "42, and sunny.", "called": [["weather", '{"city":"Oslo"}']]},
         {"step": "structured", "person": {"name": "Ada", "age": 36}},
-        {"step": "error", "kind": "NotFoundError", "status": 404, "code": "model_not_found", "has_request_id": True},
-        {"step": "broken stream", "half": ["Half"], "kind": "APIError", "code": "provider_unavailable"},
+        {
+            "step": "error",
+            "kind": "NotFoundError",
+            "status": 404,
+            "code": "model_not_found",
+            "has_request_id": True,
+        },
+        {
+            "step": "broken stream",
+            "half": ["Half"],
+            "kind": "APIError",
+            "code": "provider_unavailable",
+        },
     ]
     assert [message.text for message in script.requests[2].messages[-2:]] == ["42", "sunny in Oslo"]
     recorded.check()

@@ -19,7 +19,11 @@ from openai import (
     OpenAI,
     RateLimitError,
 )
-from openai.types.chat import ChatCompletionMessageParam, ChatCompletionStreamOptionsParam, ChatCompletionToolUnionParam
+from openai.types.chat import (
+    ChatCompletionMessageParam,
+    ChatCompletionStreamOptionsParam,
+    ChatCompletionToolUnionParam,
+)
 from pydantic import BaseModel
 
 from ai_agent_service.core.errors import ProviderRateLimitError, ProviderUnavailableError
@@ -36,7 +40,12 @@ WEATHER: ChatCompletionToolUnionParam = {
     "function": {
         "name": "weather",
         "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
         "strict": True,
     },
 }
@@ -55,14 +64,18 @@ async def in_process(folder: Path, script: Script) -> AsyncGenerator[AsyncOpenAI
     app = create_app(configuration(folder, script))
     recorded = Recorded(app)
     http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=recorded))
-    client = AsyncOpenAI(base_url="http://service/v1", api_key="any", max_retries=0, http_client=http)
+    client = AsyncOpenAI(
+        base_url="http://service/v1", api_key="any", max_retries=0, http_client=http
+    )
     async with asyncio.timeout(30), app.router.lifespan_context(app), client:
         yield client
     recorded.check()
 
 
 @asynccontextmanager
-async def live(folder: Path, script: Script, *, max_retries: int = 0, **settings: Any) -> AsyncGenerator[AsyncOpenAI, None]:
+async def live(
+    folder: Path, script: Script, *, max_retries: int = 0, **settings: Any
+) -> AsyncGenerator[AsyncOpenAI, None]:
     """A client of a real server; what it was answered is checked at the end."""
     recorded = Recorded(create_app(configuration(folder, script, **settings)))
     async with (
@@ -112,8 +125,12 @@ async def test_a_bad_request_raises_and_names_the_field(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-async def test_a_rate_limit_of_the_provider_raises_with_the_time_to_wait(tmp_path: Path, stream: bool) -> None:
-    async with in_process(tmp_path, Script([ProviderRateLimitError("Slow down.", retry_after=7)])) as client:
+async def test_a_rate_limit_of_the_provider_raises_with_the_time_to_wait(
+    tmp_path: Path, stream: bool
+) -> None:
+    async with in_process(
+        tmp_path, Script([ProviderRateLimitError("Slow down.", retry_after=7)])
+    ) as client:
         with pytest.raises(RateLimitError) as caught:
             await client.chat.completions.create(model="helper", messages=HELLO, stream=stream)
     assert caught.value.response.headers["retry-after"] == "7"
@@ -131,7 +148,9 @@ async def test_a_provider_that_is_down_raises_a_server_error(tmp_path: Path) -> 
 async def test_structured_output_is_parsed(tmp_path: Path) -> None:
     script = Script(says('{"name": "Ada', '", "age": 36}'))
     async with in_process(tmp_path, script) as client:
-        completion = await client.chat.completions.parse(model="helper", messages=HELLO, response_format=Person)
+        completion = await client.chat.completions.parse(
+            model="helper", messages=HELLO, response_format=Person
+        )
     assert completion.choices[0].message.parsed == Person(name="Ada", age=36)
     asked = script.requests[0].settings["response_format"]
     assert (asked["type"], asked["json_schema"]["name"]) == ("json_schema", "Person")
@@ -144,7 +163,9 @@ async def test_a_stream_is_read_piece_by_piece_while_it_goes_on(tmp_path: Path) 
     gate = asyncio.Event()
     script = Script([TextDelta("Good "), gate, *says("day.")])
     async with live(tmp_path, script) as client:
-        stream = await client.chat.completions.create(model="helper", messages=HELLO, stream=True, stream_options={"include_usage": True})
+        stream = await client.chat.completions.create(
+            model="helper", messages=HELLO, stream=True, stream_options={"include_usage": True}
+        )
         pieces = []
         usage = None
         async for chunk in stream:
@@ -157,9 +178,14 @@ async def test_a_stream_is_read_piece_by_piece_while_it_goes_on(tmp_path: Path) 
 
 
 async def test_a_round_trip_with_a_tool_of_the_clients_beside_one_of_ours(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"})), says("42, and sunny."))
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"})),
+        says("42, and sunny."),
+    )
     async with live(tmp_path, script) as client:
-        first = await client.chat.completions.create(model="helper", messages=HELLO, tools=[WEATHER])
+        first = await client.chat.completions.create(
+            model="helper", messages=HELLO, tools=[WEATHER]
+        )
         assert first.choices[0].finish_reason == "tool_calls"
         message = first.choices[0].message
         assert message.tool_calls is not None
@@ -168,20 +194,30 @@ async def test_a_round_trip_with_a_tool_of_the_clients_beside_one_of_ours(tmp_pa
         assert (call.function.name, call.function.arguments) == ("weather", '{"city":"Oslo"}')
         follow_up: list[ChatCompletionMessageParam] = [
             *HELLO,
-            message.to_dict(),  # type: ignore[list-item]  # what their documentation tells to send back
+            # what their documentation tells to send back
+            message.to_dict(),  # type: ignore[list-item]
             {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
         ]
-        second = await client.chat.completions.create(model="helper", messages=follow_up, tools=[WEATHER])
+        second = await client.chat.completions.create(
+            model="helper", messages=follow_up, tools=[WEATHER]
+        )
     assert second.choices[0].message.content == "42, and sunny."
-    assert [(message.role, message.text) for message in script.requests[1].messages[-2:]] == [("tool", "42"), ("tool", "sunny")]
+    assert [(message.role, message.text) for message in script.requests[1].messages[-2:]] == [
+        ("tool", "42"),
+        ("tool", "sunny"),
+    ]
 
 
 async def test_the_stream_helper_puts_text_and_calls_together(tmp_path: Path) -> None:
-    script = Script(calls(("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"}), text="Let me look."))
+    script = Script(
+        calls(("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"}), text="Let me look.")
+    )
     options: ChatCompletionStreamOptionsParam = {"include_usage": True}
     async with (
         live(tmp_path, script) as client,
-        client.chat.completions.stream(model="helper", messages=HELLO, tools=[WEATHER], stream_options=options) as stream,
+        client.chat.completions.stream(
+            model="helper", messages=HELLO, tools=[WEATHER], stream_options=options
+        ) as stream,
     ):
         kinds = [event.type async for event in stream]
         completion = await stream.get_final_completion()
@@ -189,7 +225,10 @@ async def test_the_stream_helper_puts_text_and_calls_together(tmp_path: Path) ->
     assert "content.delta" in kinds
     message = completion.choices[0].message
     assert message.content == "Let me look."
-    assert [call.function.parsed_arguments for call in message.tool_calls or ()] == [{"city": "Oslo"}, {"city": "Rome"}]
+    assert [call.function.parsed_arguments for call in message.tool_calls or ()] == [
+        {"city": "Oslo"},
+        {"city": "Rome"},
+    ]
     assert completion.usage is not None
     assert completion.usage.total_tokens == 25
 
@@ -197,7 +236,9 @@ async def test_the_stream_helper_puts_text_and_calls_together(tmp_path: Path) ->
 async def test_the_stream_helper_parses_structured_output(tmp_path: Path) -> None:
     async with (
         live(tmp_path, Script(says('{"name": "Ada', '", "age": 36}'))) as client,
-        client.chat.completions.stream(model="helper", messages=HELLO, response_format=Person) as stream,
+        client.chat.completions.stream(
+            model="helper", messages=HELLO, response_format=Person
+        ) as stream,
     ):
         completion = await stream.get_final_completion()
     assert completion.choices[0].message.parsed == Person(name="Ada", age=36)
@@ -205,14 +246,21 @@ async def test_the_stream_helper_parses_structured_output(tmp_path: Path) -> Non
 
 async def test_the_stream_helper_reads_a_refusal(tmp_path: Path) -> None:
     answer: list[Action] = [RefusalDelta("I will "), RefusalDelta("not."), ModelFinished("stop")]
-    async with live(tmp_path, Script(answer)) as client, client.chat.completions.stream(model="helper", messages=HELLO) as stream:
+    async with (
+        live(tmp_path, Script(answer)) as client,
+        client.chat.completions.stream(model="helper", messages=HELLO) as stream,
+    ):
         message = (await stream.get_final_completion()).choices[0].message
     assert (message.content, message.refusal) == (None, "I will not.")
 
 
 async def test_an_error_within_the_stream_raises_after_what_was_said(tmp_path: Path) -> None:
-    async with live(tmp_path, Script([TextDelta("Half"), ProviderUnavailableError("It is down.")])) as client:
-        chunks = aiter(await client.chat.completions.create(model="helper", messages=HELLO, stream=True))
+    async with live(
+        tmp_path, Script([TextDelta("Half"), ProviderUnavailableError("It is down.")])
+    ) as client:
+        chunks = aiter(
+            await client.chat.completions.create(model="helper", messages=HELLO, stream=True)
+        )
         first = await anext(chunks)
         with pytest.raises(APIError, match=r"It is down\.") as caught:
             await anext(chunks)
@@ -221,14 +269,18 @@ async def test_an_error_within_the_stream_raises_after_what_was_said(tmp_path: P
     assert caught.value.code == "provider_unavailable"
 
 
-async def test_a_request_that_is_shed_is_retried_by_the_client_and_then_answered(tmp_path: Path) -> None:
+async def test_a_request_that_is_shed_is_retried_by_the_client_and_then_answered(
+    tmp_path: Path,
+) -> None:
     gate = asyncio.Event()
     script = Script([TextDelta("Slow"), gate, *says("ly")], says("Hi"))
     async with live(tmp_path, script, max_retries=2, max_concurrent_requests=1) as client:
         first = asyncio.create_task(client.chat.completions.create(model="helper", messages=HELLO))
         await script.waiting.wait()
         with pytest.raises(RateLimitError, match="Too many requests"):
-            await client.with_options(max_retries=0).chat.completions.create(model="helper", messages=HELLO)
+            await client.with_options(max_retries=0).chat.completions.create(
+                model="helper", messages=HELLO
+            )
         second = asyncio.create_task(client.chat.completions.create(model="helper", messages=HELLO))
         gate.set()
         answers = [(await task).choices[0].message.content for task in (first, second)]
@@ -238,7 +290,9 @@ async def test_a_request_that_is_shed_is_retried_by_the_client_and_then_answered
 async def test_a_call_that_the_caller_cancels_stops_the_provider(tmp_path: Path) -> None:
     script = Script([asyncio.Event()], says("Hi"))
     async with live(tmp_path, script, max_retries=5, max_concurrent_requests=1) as client:
-        given_up = asyncio.create_task(client.chat.completions.create(model="helper", messages=HELLO))
+        given_up = asyncio.create_task(
+            client.chat.completions.create(model="helper", messages=HELLO)
+        )
         await script.waiting.wait()
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -250,8 +304,15 @@ async def test_a_call_that_the_caller_cancels_stops_the_provider(tmp_path: Path)
 
 def test_the_client_that_blocks_reads_a_stream_too(tmp_path: Path) -> None:
     app = create_app(configuration(tmp_path, Script(says("Good ", "day."))))
-    with running(app) as address, OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client:
+    with (
+        running(app) as address,
+        OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client,
+    ):
         stream = client.chat.completions.create(model="helper", messages=HELLO, stream=True)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-        whole = client.chat.completions.create(model="helper", messages=HELLO).choices[0].message.content
+        whole = (
+            client.chat.completions.create(model="helper", messages=HELLO)
+            .choices[0]
+            .message.content
+        )
     assert text == whole == "Good day."

@@ -12,7 +12,9 @@ from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.read_agents import KnownNames, collect_agent_warnings, read_agents
 from ai_agent_service.core.errors import Fault
 
-KNOWN = KnownNames(["agent"], ["azure_openai", "ollama", "demo"], ["get_current_datetime", "add_two_numbers"])
+KNOWN = KnownNames(
+    ["agent"], ["azure_openai", "ollama", "demo"], ["get_current_datetime", "add_two_numbers"]
+)
 GOOD: dict[str, Any] = {"agent_id": "a", "system_prompt": "You help.", "provider": "demo"}
 
 
@@ -23,13 +25,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, content: object, environment: dict[str, str] | None = None) -> tuple[list[AgentDefinition], list[Fault]]:
+def read(
+    folder: Path, content: object, environment: dict[str, str] | None = None
+) -> tuple[list[AgentDefinition], list[Fault]]:
     path = folder / "agent_config.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return read_agents(path, folder / "prompts", environment or {}, KNOWN)
 
 
-def faults_of(folder: Path, *entries: object, environment: dict[str, str] | None = None) -> list[tuple[str, str, str, str]]:
+def faults_of(
+    folder: Path, *entries: object, environment: dict[str, str] | None = None
+) -> list[tuple[str, str, str, str]]:
     _, faults = read(folder, list(entries), environment)
     assert all(fault.file == str(folder / "agent_config.json") for fault in faults)
     return [(fault.where, fault.field, fault.problem, fault.remedy) for fault in faults]
@@ -43,7 +49,12 @@ def agent_of(folder: Path, **fields: Any) -> AgentDefinition:
 
 def test_absent_fields_have_safe_defaults(folder: Path) -> None:
     agent = agent_of(folder)
-    assert (agent.allowed_regular_tools, agent.allowed_mcp_servers, agent.model, agent.type) == ((), {}, None, "agent")
+    assert (agent.allowed_regular_tools, agent.allowed_mcp_servers, agent.model, agent.type) == (
+        (),
+        {},
+        None,
+        "agent",
+    )
     assert (agent.client_tools, agent.max_steps, agent.resources) == ("accept", 12, ())
 
 
@@ -54,8 +65,19 @@ def test_a_prompt_comes_from_its_file(folder: Path) -> None:
 
 
 def test_null_means_absent(folder: Path) -> None:
-    agent = agent_of(folder, model=None, model_settings=None, allowed_regular_tools=None, allowed_mcp_servers=None, resources=None)
-    assert (agent.model_settings, agent.allowed_regular_tools, agent.allowed_mcp_servers) == ({}, (), {})
+    agent = agent_of(
+        folder,
+        model=None,
+        model_settings=None,
+        allowed_regular_tools=None,
+        allowed_mcp_servers=None,
+        resources=None,
+    )
+    assert (agent.model_settings, agent.allowed_regular_tools, agent.allowed_mcp_servers) == (
+        {},
+        (),
+        {},
+    )
 
 
 def test_azure_openai_cc_is_an_alias(folder: Path) -> None:
@@ -71,10 +93,21 @@ def test_a_byte_order_mark_is_borne(folder: Path) -> None:
 
 
 def test_mcp_servers_are_read_in_both_forms(folder: Path) -> None:
-    new = agent_of(folder, allowed_mcp_servers={"wiki": {"allowed_mcp_tools": ["read"]}, "fetch": {"allowed_mcp_tools": None}, "x": {}})
-    old = agent_of(folder, allowed_mcp_servers=["wiki", "fetch", "x"], allowed_mcp_tools={"wiki": ["read"]})
+    new = agent_of(
+        folder,
+        allowed_mcp_servers={
+            "wiki": {"allowed_mcp_tools": ["read"]},
+            "fetch": {"allowed_mcp_tools": None},
+            "x": {},
+        },
+    )
+    old = agent_of(
+        folder, allowed_mcp_servers=["wiki", "fetch", "x"], allowed_mcp_tools={"wiki": ["read"]}
+    )
     assert new.allowed_mcp_servers == old.allowed_mcp_servers
-    assert {label: allowed.allowed_mcp_tools for label, allowed in old.allowed_mcp_servers.items()} == {
+    assert {
+        label: allowed.allowed_mcp_tools for label, allowed in old.allowed_mcp_servers.items()
+    } == {
         "wiki": ("read",),
         "fetch": None,
         "x": None,
@@ -93,12 +126,27 @@ def test_all_faults_of_all_agents_are_found_at_once(folder: Path) -> None:
         {"system_prompt": "x"},
     )
     assert found == [
-        ("agent 'first'", "allowed_tools", "this field is not known", IsStr(regex=r"Did you mean '.*tools.*'\?")),
+        (
+            "agent 'first'",
+            "allowed_tools",
+            "this field is not known",
+            IsStr(regex=r"Did you mean '.*tools.*'\?"),
+        ),
         ("agent 'second'", "provider", "Input should be a valid string", IsStr()),
-        ("agent 'second'", "system_prompt_file", IsStr(regex=".*absent.txt: the file does not exist"), IsStr()),
+        (
+            "agent 'second'",
+            "system_prompt_file",
+            IsStr(regex=".*absent.txt: the file does not exist"),
+            IsStr(),
+        ),
         ("agent 'no spaces'", "agent_id", IsStr(regex="an id has letters.*"), "Rename the agent"),
         ("agent 'a'", "model_settings", IsStr(regex="messages cannot be set here.*"), IsStr()),
-        ("agent 'a'", "client_tools", IsStr(regex="this is neither 'accept' nor 'ignore'.*"), IsStr()),
+        (
+            "agent 'a'",
+            "client_tools",
+            IsStr(regex="this is neither 'accept' nor 'ignore'.*"),
+            IsStr(),
+        ),
         ("agent 'a'", "max_steps", IsStr(), IsStr()),
         ("agent number 5", "", "this is not an object", IsStr()),
         ("agent number 6", "agent_id", "this field is missing", "Add it"),
@@ -107,37 +155,65 @@ def test_all_faults_of_all_agents_are_found_at_once(folder: Path) -> None:
 
 def test_an_unknown_field_of_a_server_is_told_with_the_nearest_name(folder: Path) -> None:
     [fault] = faults_of(folder, {**GOOD, "allowed_mcp_servers": {"wiki": {"allowed_tools": []}}})
-    assert fault[1:] == ("allowed_mcp_servers.wiki.allowed_tools", "this field is not known", "Did you mean 'allowed_mcp_tools'?")
+    assert fault[1:] == (
+        "allowed_mcp_servers.wiki.allowed_tools",
+        "this field is not known",
+        "Did you mean 'allowed_mcp_tools'?",
+    )
 
 
 def test_two_agents_cannot_have_one_id(folder: Path) -> None:
-    assert faults_of(folder, GOOD, GOOD) == [("agent 'a'", "agent_id", "another agent has this id", "Rename one of them")]
+    assert faults_of(folder, GOOD, GOOD) == [
+        ("agent 'a'", "agent_id", "another agent has this id", "Rename one of them")
+    ]
 
 
 def test_fallbacks_are_read_with_the_aliases_of_providers(folder: Path) -> None:
-    agent = agent_of(folder, fallback=[{"provider": "azure_openai_cc", "model": "mini"}, {"provider": "auto"}])
-    assert [(other.provider, other.model) for other in agent.fallback] == [("azure_openai", "mini"), ("auto", None)]
+    agent = agent_of(
+        folder, fallback=[{"provider": "azure_openai_cc", "model": "mini"}, {"provider": "auto"}]
+    )
+    assert [(other.provider, other.model) for other in agent.fallback] == [
+        ("azure_openai", "mini"),
+        ("auto", None),
+    ]
     assert agent_of(folder, fallback=None).fallback == agent_of(folder).fallback == ()
 
 
 @pytest.mark.parametrize(
     ("fallback", "field", "problem"),
     [
-        ([{"provider": "demo"}, {"provider": "olama"}], "fallback.1.provider", "'olama' is not a provider"),
+        (
+            [{"provider": "demo"}, {"provider": "olama"}],
+            "fallback.1.provider",
+            "'olama' is not a provider",
+        ),
         ([{"model": "mini"}], "fallback.0.provider", "this field is missing"),
         ([{"provider": "demo", "modle": "mini"}], "fallback.0.modle", "this field is not known"),
         ([{"provider": 3}], "fallback.0.provider", IsStr()),
         (["demo"], "fallback.0", IsStr()),
         ({"provider": "demo"}, "fallback", IsStr()),
-        ([{"provider": "demo", "model": str(number)} for number in range(9)], "fallback", IsStr(regex=".*at most 8 items.*")),
+        (
+            [{"provider": "demo", "model": str(number)} for number in range(9)],
+            "fallback",
+            IsStr(regex=".*at most 8 items.*"),
+        ),
     ],
 )
-def test_what_is_wrong_in_a_fallback_is_a_fault_with_its_place(folder: Path, fallback: object, field: str, problem: str) -> None:
-    assert [fault[1:3] for fault in faults_of(folder, {**GOOD, "fallback": fallback})] == [(field, problem)]
+def test_what_is_wrong_in_a_fallback_is_a_fault_with_its_place(
+    folder: Path, fallback: object, field: str, problem: str
+) -> None:
+    assert [fault[1:3] for fault in faults_of(folder, {**GOOD, "fallback": fallback})] == [
+        (field, problem)
+    ]
 
 
 def test_the_remedy_for_a_fallback_is_the_nearest_name(folder: Path) -> None:
-    remedies = [fault[3] for fault in faults_of(folder, {**GOOD, "fallback": [{"provider": "olama", "modle": "mini"}]})]
+    remedies = [
+        fault[3]
+        for fault in faults_of(
+            folder, {**GOOD, "fallback": [{"provider": "olama", "modle": "mini"}]}
+        )
+    ]
     assert remedies == ["Did you mean 'model'?", "Did you mean 'ollama'?"]
 
 
@@ -155,7 +231,12 @@ def test_a_fallback_to_the_same_is_warned_of(folder: Path, fallback: object) -> 
 
 
 def test_a_fallback_to_another_model_is_not_warned_of(folder: Path) -> None:
-    assert collect_agent_warnings(agent_of(folder, fallback=[{"provider": "demo", "model": "other"}]), frozenset()) == []
+    assert (
+        collect_agent_warnings(
+            agent_of(folder, fallback=[{"provider": "demo", "model": "other"}]), frozenset()
+        )
+        == []
+    )
 
 
 def test_an_unknown_resource_is_a_fault(folder: Path) -> None:
@@ -166,7 +247,10 @@ def test_an_unknown_resource_is_a_fault(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ({"system_prompt": "x", "system_prompt_file": "a.txt"}, "system_prompt and system_prompt_file are both given"),
+        (
+            {"system_prompt": "x", "system_prompt_file": "a.txt"},
+            "system_prompt and system_prompt_file are both given",
+        ),
         ({}, "the agent has no prompt"),
         ({"system_prompt": "  "}, "the agent has no prompt"),
         ({"system_prompt_file": "../a.txt"}, "without '..'"),
@@ -181,7 +265,9 @@ def test_an_unknown_resource_is_a_fault(folder: Path) -> None:
         ({"system_prompt_file": "pipe.txt"}, "this is not a file"),
     ],
 )
-def test_a_prompt_that_cannot_be_used_is_a_fault(folder: Path, entry: dict[str, str], problem: str) -> None:
+def test_a_prompt_that_cannot_be_used_is_a_fault(
+    folder: Path, entry: dict[str, str], problem: str
+) -> None:
     (folder / "secret.txt").write_text("secret", encoding="utf-8")
     (folder / "prompts" / "outside.txt").symlink_to(folder / "secret.txt")
     (folder / "prompts" / "loop.txt").symlink_to(folder / "prompts" / "loop.txt")
@@ -206,7 +292,9 @@ def test_a_prompt_that_cannot_be_used_is_a_fault(folder: Path, entry: dict[str, 
         ('[{"system_prompt": "\\ud800"}]', "half of a surrogate pair"),
     ],
 )
-def test_a_file_that_is_not_a_list_of_agents_is_a_fault(folder: Path, content: str, problem: str) -> None:
+def test_a_file_that_is_not_a_list_of_agents_is_a_fault(
+    folder: Path, content: str, problem: str
+) -> None:
     agents, [fault] = read(folder, content)
     assert agents == []
     assert problem in fault.problem
@@ -222,14 +310,25 @@ def test_an_absent_file_is_a_fault(folder: Path) -> None:
 
 
 def test_variables_are_expanded_once_but_not_in_prompts(folder: Path) -> None:
-    entry = {**GOOD, "model": "${MODEL}", "system_prompt": "Say ${MODEL}.", "model_settings": {"stop": ["${STOP}"]}}
+    entry = {
+        **GOOD,
+        "model": "${MODEL}",
+        "system_prompt": "Say ${MODEL}.",
+        "model_settings": {"stop": ["${STOP}"]},
+    }
     agents, faults = read(folder, [entry], {"MODEL": "gpt-${STOP}", "STOP": "end"})
     assert faults == []
-    assert (agents[0].model, agents[0].system_prompt, agents[0].model_settings) == ("gpt-${STOP}", "Say ${MODEL}.", {"stop": ["end"]})
+    assert (agents[0].model, agents[0].system_prompt, agents[0].model_settings) == (
+        "gpt-${STOP}",
+        "Say ${MODEL}.",
+        {"stop": ["end"]},
+    )
 
 
 def test_an_unset_variable_is_a_fault(folder: Path) -> None:
-    assert faults_of(folder, {**GOOD, "model": "${ABSENT}"})[0][2] == "the variable ABSENT is not set"
+    assert (
+        faults_of(folder, {**GOOD, "model": "${ABSENT}"})[0][2] == "the variable ABSENT is not set"
+    )
 
 
 def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
@@ -240,7 +339,10 @@ def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
         resource_config={"memory": {"required": False}},
         embedding_model="x",
         allowed_regular_tools=["search_knowledge_base"],
-        allowed_mcp_servers={"wiki": {"allowed_mcp_tools": ["read"], "cached_mcp_tools": ["read", "raed"]}, "absent": {}},
+        allowed_mcp_servers={
+            "wiki": {"allowed_mcp_tools": ["read"], "cached_mcp_tools": ["read", "raed"]},
+            "absent": {},
+        },
     )
     warnings = collect_agent_warnings(agent, frozenset({"wiki"}))
     assert len(warnings) == 7
@@ -263,7 +365,10 @@ LEGACY: list[dict[str, Any]] = [
         "system_prompt_file": "a.txt",
         "allowed_regular_tools": ["get_current_datetime"],
         "allowed_mcp_servers": ["deepwiki", "fetch"],
-        "allowed_mcp_tools": {"deepwiki": ["read_wiki_structure", "search_wiki"], "fetch": ["fetch_url"]},
+        "allowed_mcp_tools": {
+            "deepwiki": ["read_wiki_structure", "search_wiki"],
+            "fetch": ["fetch_url"],
+        },
         "provider": "azure_openai_cc",
     },
     {
@@ -300,8 +405,18 @@ LEGACY: list[dict[str, Any]] = [
         "allowed_regular_tools": ["search_knowledge_base", "list_documents"],
         "allowed_mcp_servers": {},
         "resource_config": {
-            "memory": {"compression": {"enabled": True, "threshold_tokens": 8000, "archive_conversations": True}},
-            "knowledge_base": {"vector_provider": "pgvector", "chunk_size": 800, "search_triggers": ["last time"]},
+            "memory": {
+                "compression": {
+                    "enabled": True,
+                    "threshold_tokens": 8000,
+                    "archive_conversations": True,
+                }
+            },
+            "knowledge_base": {
+                "vector_provider": "pgvector",
+                "chunk_size": 800,
+                "search_triggers": ["last time"],
+            },
         },
     },
 ]
@@ -314,7 +429,14 @@ def test_files_of_scottrbk_ai_agent_service_load_as_they_are(folder: Path) -> No
 
 
 def test_a_wrong_field_hides_no_other_fault_of_its_agent(folder: Path) -> None:
-    wrong = {**GOOD, "maxsteps": 1, "provider": "dmo", "allowed_regular_tools": ["calculator"], "resources": ["memry"], "type": "agnt"}
+    wrong = {
+        **GOOD,
+        "maxsteps": 1,
+        "provider": "dmo",
+        "allowed_regular_tools": ["calculator"],
+        "resources": ["memry"],
+        "type": "agnt",
+    }
     found = faults_of(folder, GOOD, wrong)
     assert [(field, problem) for _, field, problem, _ in found] == [
         ("maxsteps", "this field is not known"),
@@ -327,5 +449,7 @@ def test_a_wrong_field_hides_no_other_fault_of_its_agent(folder: Path) -> None:
 
 
 def test_the_name_of_a_prompt_file_is_expanded(folder: Path) -> None:
-    agents, faults = read(folder, [{"agent_id": "a", "system_prompt_file": "${WHICH}.txt"}], {"WHICH": "a"})
+    agents, faults = read(
+        folder, [{"agent_id": "a", "system_prompt_file": "${WHICH}.txt"}], {"WHICH": "a"}
+    )
     assert (faults, agents[0].system_prompt) == ([], "From a file.")

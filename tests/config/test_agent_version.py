@@ -38,11 +38,15 @@ class Files:
 
     def version(self) -> str:
         """The agent's version."""
-        (self.folder / "agents.json").write_text(json.dumps([self.agent], indent=3), encoding="utf-8")
+        (self.folder / "agents.json").write_text(
+            json.dumps([self.agent], indent=3), encoding="utf-8"
+        )
         (self.folder / "mcp.json").write_text(json.dumps(self.servers), encoding="utf-8")
         for name, text in self.prompts.items():
             (self.folder / name).write_text(text, encoding="utf-8")
-        [agent], faults = read_agents(self.folder / "agents.json", self.folder, self.environment, KNOWN)
+        [agent], faults = read_agents(
+            self.folder / "agents.json", self.folder, self.environment, KNOWN
+        )
         servers, more = read_servers(self.folder / "mcp.json", self.environment)
         assert faults == more == []
         return compute_version(agent, servers)
@@ -58,7 +62,9 @@ def test_it_is_the_same_on_every_machine(files: Files) -> None:
     assert files.version() == "7b8b5f7134f2"
 
 
-def test_the_order_of_fields_defaults_that_are_written_out_and_names_of_prompt_files_do_not_matter(files: Files) -> None:
+def test_the_order_of_fields_defaults_that_are_written_out_and_names_of_prompt_files_do_not_matter(
+    files: Files,
+) -> None:
     before = files.version()
     files.agent = {"max_steps": 12, **dict(reversed(AGENT.items())), "system_prompt_file": "b.txt"}
     files.servers = [dict(reversed(SERVER.items())), {"server_label": "unused", "command": "x"}]
@@ -102,8 +108,18 @@ def test_another_prompt_is_another_version(files: Files, name: str) -> None:
     assert files.version() != before
 
 
-@pytest.mark.parametrize("change", [{"server_url": "https://b/mcp"}, {"pin_tools": True}, {"header": {"X-A": "2"}}, {"disabled": True}])
-def test_another_entry_of_a_server_that_is_used_is_another_version(files: Files, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"server_url": "https://b/mcp"},
+        {"pin_tools": True},
+        {"header": {"X-A": "2"}},
+        {"disabled": True},
+    ],
+)
+def test_another_entry_of_a_server_that_is_used_is_another_version(
+    files: Files, change: dict[str, Any]
+) -> None:
     before = files.version()
     files.servers[0] |= change
     assert files.version() != before

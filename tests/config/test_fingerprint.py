@@ -13,7 +13,12 @@ def content(folder: Path) -> bytes:
 
 def written(folder: Path) -> bytes:
     (folder / "prompts" / "deep").mkdir(parents=True)
-    agents = [{"system_prompt_file": "a.txt", "resource_config": {"memory": {"compression": {"prompt_file": "deep/s.txt"}}}}]
+    agents = [
+        {
+            "system_prompt_file": "a.txt",
+            "resource_config": {"memory": {"compression": {"prompt_file": "deep/s.txt"}}},
+        }
+    ]
     (folder / "agent_config.json").write_text(json.dumps(agents), encoding="utf-8")
     for name in ("mcp.json", "prompts/a.txt", "prompts/deep/s.txt"):
         (folder / name).write_text("x", encoding="utf-8")
@@ -55,13 +60,17 @@ def test_a_link_that_is_switched_counts(tmp_path: Path) -> None:
 
 
 def test_names_that_no_file_can_have_do_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "agent_config.json").write_text(json.dumps({"system_prompt_file": "a\0b", "prompt_file": 7}), encoding="utf-8")
+    (tmp_path / "agent_config.json").write_text(
+        json.dumps({"system_prompt_file": "a\0b", "prompt_file": 7}), encoding="utf-8"
+    )
     assert content(tmp_path)
 
 
 def test_prompts_count_that_a_file_with_comments_names(tmp_path: Path) -> None:
     written(tmp_path)
-    (tmp_path / "agent_config.json").write_text('\ufeff// agents\n{"system_prompt_file": "a.txt",}', encoding="utf-8")
+    (tmp_path / "agent_config.json").write_text(
+        '\ufeff// agents\n{"system_prompt_file": "a.txt",}', encoding="utf-8"
+    )
     before = content(tmp_path)
     (tmp_path / "prompts" / "a.txt").write_text("y", encoding="utf-8")
     assert content(tmp_path) != before

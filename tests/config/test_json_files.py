@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from ai_agent_service.config.json_files import read_json, strip_comments
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from(["//", "/*", "*/", '"//', "\\", "a\\", ",]", ', }"']),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.sampled_from(["//", "/*", "*/", '"//', "\\", "a\\", ",]", ', }"']),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 
@@ -34,7 +38,10 @@ def test_plain_json_stays_as_it_is(value: object, indent: int | None, ascii: boo
 
 def test_comments_and_last_commas_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(COMMENTED, encoding="utf-8")
-    assert read_json(tmp_path / "x.json") == ({"url": "https://host//path", "list": [1, 2], "text": "// no, /* no */ ,]"}, [])
+    assert read_json(tmp_path / "x.json") == (
+        {"url": "https://host//path", "list": [1, 2], "text": "// no, /* no */ ,]"},
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,6 +60,15 @@ def test_a_fault_is_told_where_it_stands_in_the_file(tmp_path: Path, text: str, 
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("text", ["/* " * 100_000, '["' + "a\\n" * 1_000_000 + '"]', '"' * 1_000_000, "/" * 1_000_000, ", " * 500_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/* " * 100_000,
+        '["' + "a\\n" * 1_000_000 + '"]',
+        '"' * 1_000_000,
+        "/" * 1_000_000,
+        ", " * 500_000,
+    ],
+)
 def test_what_is_long_or_never_ends_is_looked_through_once(text: str) -> None:
     assert len(strip_comments(text)) == len(text)

@@ -36,15 +36,27 @@ def loaded() -> Configuration:
 
 def test_the_starter_set_is_what_the_project_itself_runs_with() -> None:
     for name in ("agent_config.json", "mcp.json"):
-        assert read_json(STARTER_FOLDER / name) == (json.loads((ROOT / name).read_text(encoding="utf-8")), [])
+        assert read_json(STARTER_FOLDER / name) == (
+            json.loads((ROOT / name).read_text(encoding="utf-8")),
+            [],
+        )
         assert "// " in (STARTER_FOLDER / name).read_text(encoding="utf-8")
-    prompts = {path.name: path.read_text(encoding="utf-8") for path in (STARTER_FOLDER / "prompts").iterdir()}
-    assert prompts == {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "prompts").iterdir()}
+    prompts = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in (STARTER_FOLDER / "prompts").iterdir()
+    }
+    assert prompts == {
+        path.name: path.read_text(encoding="utf-8") for path in (ROOT / "prompts").iterdir()
+    }
 
 
 def test_an_empty_folder_has_the_starter_set() -> None:
     found = locate_files(load_settings())
-    assert (found.is_starter, found.agents.is_relative_to(STARTER_FOLDER), found.agents.exists()) == (True, True, True)
+    assert (
+        found.is_starter,
+        found.agents.is_relative_to(STARTER_FOLDER),
+        found.agents.exists(),
+    ) == (True, True, True)
     assert [agent.agent_id for agent in loaded().agents] == ["research_agent", "cli_agent"]
 
 
@@ -57,7 +69,9 @@ def test_a_folder_with_any_of_the_files_has_no_other(folder: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["AGENT_CONFIG_FILE", "MCP_CONFIG_FILE", "PROMPTS_DIR"])
-def test_files_that_are_named_on_purpose_have_to_be_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_named_on_purpose_have_to_be_there(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, "agent_config.json")
     with pytest.raises(ConfigError, match=r"agent_config\.json: the file does not exist"):
         loaded()
@@ -80,7 +94,9 @@ async def test_files_that_come_are_taken_by_a_reload(folder: Path) -> None:
 
 
 def test_the_variables_of_others_are_those_that_the_starter_set_names() -> None:
-    named = set(re.findall(r"\$\{(\w+)\}", json.dumps(read_json(STARTER_FOLDER / "mcp.json"), default=str)))
+    named = set(
+        re.findall(r"\$\{(\w+)\}", json.dumps(read_json(STARTER_FOLDER / "mcp.json"), default=str))
+    )
     assert named == OTHER_VARIABLES["What the MCP servers of mcp.json need"].keys()
 
 

@@ -17,7 +17,12 @@ EXAMPLE = Path(__file__).parents[2] / ".env.example"
 
 def test_the_defaults_are_safe() -> None:
     settings = load_settings()
-    assert (settings.host, settings.port, settings.log_level, settings.default_provider) == ("127.0.0.1", 8000, "INFO", None)
+    assert (settings.host, settings.port, settings.log_level, settings.default_provider) == (
+        "127.0.0.1",
+        8000,
+        "INFO",
+        None,
+    )
 
 
 def test_the_environment_sets_them_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,13 +37,19 @@ def test_the_environment_sets_them_and_arguments_win(monkeypatch: pytest.MonkeyP
     assert settings.azure_openai_model_list == ("gpt-4o-mini", "gpt-4.1-nano")
 
 
-def test_all_wrong_variables_are_named_without_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_variables_are_named_without_their_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PORT", "canary-one")
     monkeypatch.setenv("OPENAI_BASE_URL", "canary-two")
     monkeypatch.setenv("REQUEST_TIMEOUT", "-3")
     with pytest.raises(ConfigError) as caught:
         load_settings()
-    assert [fault.field for fault in caught.value.faults] == ["OPENAI_BASE_URL", "PORT", "REQUEST_TIMEOUT"]
+    assert [fault.field for fault in caught.value.faults] == [
+        "OPENAI_BASE_URL",
+        "PORT",
+        "REQUEST_TIMEOUT",
+    ]
     assert "canary" not in str(caught.value)
 
 
@@ -53,27 +64,44 @@ def test_the_example_tells_of_every_setting_with_its_default_and_of_no_other() -
     expected = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default in (None, ()) else str(field.default)
-        expected.append((field.description, name.upper(), default if name != "service_version" else ""))
+        expected.append(
+            (field.description, name.upper(), default if name != "service_version" else "")
+        )
     assert entries == expected
 
 
-def test_the_example_itself_is_a_valid_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    uncommented = re.sub(r"^# ([A-Z_]+=)", r"\1", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def test_the_example_itself_is_a_valid_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    uncommented = re.sub(
+        r"^# ([A-Z_]+=)", r"\1", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     (tmp_path / ".env").write_text(uncommented, encoding="utf-8")
     monkeypatch.setitem(Settings.model_config, "env_file", str(tmp_path / ".env"))
-    assert load_settings() == Settings.model_construct(**{name: field.default for name, field in Settings.model_fields.items()})
+    assert load_settings() == Settings.model_construct(
+        **{name: field.default for name, field in Settings.model_fields.items()}
+    )
 
 
-def test_the_process_wins_over_the_env_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_process_wins_over_the_env_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / ".env").write_text("ONE=file\nTWO=file\nTHREE=${ONE}\n", encoding="utf-8")
     monkeypatch.setenv("TWO", "process")
     monkeypatch.setenv("ONE", "")
     environment = load_environment(tmp_path / ".env")
-    assert (environment["ONE"], environment["TWO"], environment["THREE"]) == ("file", "process", "file")
+    assert (environment["ONE"], environment["TWO"], environment["THREE"]) == (
+        "file",
+        "process",
+        "file",
+    )
     assert environment["PATH"] == os.environ["PATH"]
 
 
-@pytest.mark.parametrize(("make", "problem"), [(Path.mkdir, "this is a folder"), (lambda path: path.write_bytes(b"A=\xff"), "not UTF-8")])
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [(Path.mkdir, "this is a folder"), (lambda path: path.write_bytes(b"A=\xff"), "not UTF-8")],
+)
 def test_an_env_file_that_cannot_be_read_is_a_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object], problem: str
 ) -> None:

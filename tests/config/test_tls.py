@@ -42,7 +42,10 @@ def test_files_that_cannot_be_read_are_told_both(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\x30\x82", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text", b"\x30\x82", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"],
+)
 def test_what_is_not_pem_is_told(tmp_path: Path, content: bytes) -> None:
     cert, key = certified(tmp_path)
     other = tmp_path / "other"
@@ -55,16 +58,24 @@ def test_what_is_not_pem_is_told(tmp_path: Path, content: bytes) -> None:
 def test_a_key_of_another_certificate_is_told(tmp_path: Path) -> None:
     cert, _ = certified(tmp_path)
     _, other = certified(tmp_path, "other")
-    assert faults(cert, other) == [("TLS_KEY_FILE", f"it is not the key of the first certificate in {cert}")]
+    assert faults(cert, other) == [
+        ("TLS_KEY_FILE", f"it is not the key of the first certificate in {cert}")
+    ]
 
 
 def test_an_encrypted_key_is_told(tmp_path: Path) -> None:
     cert, key = certified(tmp_path, password=b"secret")
-    assert faults(cert, key) == [("TLS_KEY_FILE", f"{key} is encrypted, and nobody is there to type its password")]
+    assert faults(cert, key) == [
+        ("TLS_KEY_FILE", f"{key} is encrypted, and nobody is there to type its password")
+    ]
 
 
-@pytest.mark.parametrize(("begins", "ends", "told"), [(-10, -1, "expired at"), (1, 10, "is valid from")])
-def test_a_certificate_out_of_its_time_is_a_warning(tmp_path: Path, begins: float, ends: float, told: str) -> None:
+@pytest.mark.parametrize(
+    ("begins", "ends", "told"), [(-10, -1, "expired at"), (1, 10, "is valid from")]
+)
+def test_a_certificate_out_of_its_time_is_a_warning(
+    tmp_path: Path, begins: float, ends: float, told: str
+) -> None:
     cert, key = certified(tmp_path, begins=begins, ends=ends)
     assert faults(cert, key) == []
     [warning] = configuration(tmp_path, tls_cert_file=cert, tls_key_file=key).warnings

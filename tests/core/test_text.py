@@ -9,7 +9,10 @@ from ai_agent_service.core.text import replace_unstorable, truncate_utf8
 
 
 def test_nul_and_lone_surrogates_are_replaced_and_all_else_is_kept() -> None:
-    assert replace_unstorable("a\x00b\ud800c\udfffd\U0001f600é\n") == "a\ufffdb\ufffdc\ufffdd\U0001f600é\n"
+    assert (
+        replace_unstorable("a\x00b\ud800c\udfffd\U0001f600é\n")
+        == "a\ufffdb\ufffdc\ufffdd\U0001f600é\n"
+    )
 
 
 @given(st.text(), st.integers(min_value=1, max_value=50))
@@ -43,7 +46,10 @@ def test_what_looks_like_a_key_is_taken_out(secret: str) -> None:
 
 
 def test_known_secrets_are_taken_out_wherever_they_stand() -> None:
-    assert redact_secrets("xhunter2y and task-oriented text", ("hunter2", "")) == "x[redacted]y and task-oriented text"
+    assert (
+        redact_secrets("xhunter2y and task-oriented text", ("hunter2", ""))
+        == "x[redacted]y and task-oriented text"
+    )
 
 
 def test_secrets_are_known_by_the_names_of_their_variables() -> None:

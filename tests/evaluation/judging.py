@@ -1,4 +1,5 @@
-"""A judge that follows a script by the form that it is asked for: as a provider, and as a server of chat completions."""
+"""A judge that follows a script by the form that it is asked for: as a provider, and as a server of
+chat completions."""
 
 import asyncio
 import contextlib
@@ -49,7 +50,8 @@ def environment_restored() -> Generator[None, None, None]:
 
 
 class ScriptedJudge:
-    """A provider whose answer to the form `name` is `answers[name]`, or the next of them if there are several; the last is repeated."""
+    """A provider whose answer to the form `name` is `answers[name]`, or the next of them if there
+    are several; the last is repeated."""
 
     name = "scripted_judge"
     missing: tuple[str, ...] = ()
@@ -77,7 +79,11 @@ class ScriptedJudge:
         form = request.settings.get("response_format")
         name = form["json_schema"]["name"] if form is not None else self.asked[-1]
         answers = self.answers[name]
-        said = answers if not isinstance(answers, list) else answers[min(self.asked.count(name), len(answers) - 1)]
+        said = (
+            answers
+            if not isinstance(answers, list)
+            else answers[min(self.asked.count(name), len(answers) - 1)]
+        )
         self.asked.append(name)
         if isinstance(said, Exception):
             raise said
@@ -94,8 +100,11 @@ class ScriptedJudge:
         return Judge(Model(self, "strict"), timeout, parallel)
 
 
-def judging_server(answer: Callable[[str, str], dict[str, Any] | str | int], asked: list[str]) -> FastAPI:
-    """A server whose answer to a form and a prompt is `answer(form, prompt)`, a number being the status of a refusal.
+def judging_server(
+    answer: Callable[[str, str], dict[str, Any] | str | int], asked: list[str]
+) -> FastAPI:
+    """A server whose answer to a form and a prompt is `answer(form, prompt)`, a number being the
+    status of a refusal.
 
     The forms that were asked for are added to `asked`.
     """
@@ -110,7 +119,10 @@ def judging_server(answer: Callable[[str, str], dict[str, Any] | str | int], ask
         said = answer(form, body["messages"][0]["content"])
         if isinstance(said, int):
             return JSONResponse({"error": {"message": "Not now.", "code": "out_of_order"}}, said)
-        return StreamingResponse(_chunks(said if isinstance(said, str) else json.dumps(said)), media_type="text/event-stream")
+        return StreamingResponse(
+            _chunks(said if isinstance(said, str) else json.dumps(said)),
+            media_type="text/event-stream",
+        )
 
     return app
 
@@ -121,7 +133,9 @@ def _chunks(text: str) -> Iterator[str]:
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
         {"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 10}},
     )
-    yield from (f"data: {json.dumps({'object': 'chat.completion.chunk', **chunk})}\n\n" for chunk in chunks)
+    yield from (
+        f"data: {json.dumps({'object': 'chat.completion.chunk', **chunk})}\n\n" for chunk in chunks
+    )
     yield "data: [DONE]\n\n"
 
 
@@ -133,8 +147,11 @@ def good(form: str, prompt: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def judged_by(answer: Callable[[str, str], dict[str, Any] | str | int]) -> Generator[tuple[dict[str, str], list[str]], None, None]:
-    """The settings by which `openai` is a judge that gives `answer`, and the forms that it is asked for."""
+def judged_by(
+    answer: Callable[[str, str], dict[str, Any] | str | int],
+) -> Generator[tuple[dict[str, str], list[str]], None, None]:
+    """The settings by which `openai` is a judge that gives `answer`, and the forms that it is asked
+    for."""
     asked: list[str] = []
     with running(judging_server(answer, asked)) as address:
         yield {"OPENAI_BASE_URL": f"{address}/v1", "PROVIDER_MAX_RETRIES": "0"}, asked

@@ -20,7 +20,10 @@ from tests.service import AGENT, configuration
 def dataset(folder: Path, *cases: dict[str, Any] | str) -> Path:
     """A file with `cases`, each an object or a line as it is."""
     path = folder / f"{generate_id('cases_')}.jsonl"
-    path.write_text("\n".join(case if isinstance(case, str) else json.dumps(case) for case in cases) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join(case if isinstance(case, str) else json.dumps(case) for case in cases) + "\n",
+        encoding="utf-8",
+    )
     return path
 
 
@@ -34,11 +37,18 @@ async def results_of(
     parallel: int = 1,
     **others: Any,
 ) -> list[Result]:
-    """What comes of `written`, one attempt at each, by an agent that `script` answers for; `others` are for `configuration`."""
-    cases: list[Case] = read_dataset(dataset(folder, *({"agent": "helper", **case} for case in written)))
+    """What comes of `written`, one attempt at each, by an agent that `script` answers for; `others`
+    are for `configuration`."""
+    cases: list[Case] = read_dataset(
+        dataset(folder, *({"agent": "helper", **case} for case in written))
+    )
     replays = Replays()
     found: list[Result] = []
-    async with open_service(configuration(folder, script, agents=[agent], **others), partial(ReplayToolset, replays)) as service:
-        await Runner(service, replays, options or Options(), metrics).run([(case, 1) for case in cases], parallel, found.append)
+    async with open_service(
+        configuration(folder, script, agents=[agent], **others), partial(ReplayToolset, replays)
+    ) as service:
+        await Runner(service, replays, options or Options(), metrics).run(
+            [(case, 1) for case in cases], parallel, found.append
+        )
     assert replays == {}
     return found

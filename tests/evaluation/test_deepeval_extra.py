@@ -1,4 +1,5 @@
-"""DeepEval in a process of its own keeps to itself: it is loaded only where it is needed, and tells nobody anything by default."""
+"""DeepEval in a process of its own keeps to itself: it is loaded only where it is needed, and tells
+nobody anything by default."""
 
 import subprocess
 import sys
@@ -15,7 +16,11 @@ from tests.service import running
 
 pytestmark = pytest.mark.timeout(180)  # to import it takes seconds
 
-RELEVANT = {"id": "open", "input": "Is it open?", "expect": {"contains": "open", "answer_relevancy": {}}}
+RELEVANT = {
+    "id": "open",
+    "input": "Is it open?",
+    "expect": {"contains": "open", "answer_relevancy": {}},
+}
 KIND = {"id": "kind", "input": "Is it red?", "expect": {"g_eval": {"criteria": "It is kind."}}}
 ASIDE = {"id": "aside", "input": "Hm?", "expect": {"contains": "Hm"}}
 
@@ -38,21 +43,42 @@ finally:
 """
 
 
-def alone(folder: Path, settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, which tells where it went and what it loaded, in a folder with an `.env`."""
+def alone(
+    folder: Path, settings: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which tells where it went and what it loaded, in a
+    folder with an `.env`."""
     (folder / ".env").write_text("CANARY=seen\n", encoding="utf-8")
     (folder / "home").mkdir(exist_ok=True)
     variables = environment(**settings, HOME=str(folder / "home"))
-    variables = {name: value for name, value in variables.items() if not name.startswith(("DEEPEVAL_", "GRPC_"))} | {
-        name: value for name, value in settings.items() if name.startswith("DEEPEVAL_")
-    }
-    command = [sys.executable, "-c", ALONE, "eval", "run", "cases.jsonl", "--agent", "a", *arguments]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    variables = {
+        name: value
+        for name, value in variables.items()
+        if not name.startswith(("DEEPEVAL_", "GRPC_"))
+    } | {name: value for name, value in settings.items() if name.startswith("DEEPEVAL_")}
+    command = [
+        sys.executable,
+        "-c",
+        ALONE,
+        "eval",
+        "run",
+        "cases.jsonl",
+        "--agent",
+        "a",
+        *arguments,
+    ]
+    return subprocess.run(
+        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_a_run_without_judged_metrics_loads_nothing_of_deepeval(tmp_path: Path) -> None:
     done = alone(tmp_path, prepared(tmp_path, cases=[ASIDE]))
-    assert (done.returncode, "LOADED False" in done.stderr, "LEFT" in done.stderr) == (0, True, False), done.stderr
+    assert (done.returncode, "LOADED False" in done.stderr, "LEFT" in done.stderr) == (
+        0,
+        True,
+        False,
+    ), done.stderr
 
 
 def confident_ai(received: list[dict[str, Any]]) -> FastAPI:
@@ -61,7 +87,9 @@ def confident_ai(received: list[dict[str, Any]]) -> FastAPI:
 
     @app.post("/{path:path}")
     async def take(path: str, request: Request) -> dict[str, Any]:
-        received.append({"path": path, "key": request.headers.get("confident-api-key"), **await request.json()})
+        received.append(
+            {"path": path, "key": request.headers.get("confident-api-key"), **await request.json()}
+        )
         return {"success": True, "data": {"id": "1"}, "link": None}
 
     return app
@@ -73,8 +101,14 @@ def test_by_default_nothing_leaves_the_machine_and_nothing_is_left_on_it(tmp_pat
     before = {path.name for path in tmp_path.iterdir()} | {".env", "home", "output"}
     with judged_by(good) as (judge, _), running(confident_ai(received)) as address:
         keys = {"CONFIDENT_API_KEY": "confident_us_key", "CONFIDENT_BASE_URL": address}
-        done = alone(tmp_path, settings | judge | keys, "--judge", "openai:strict", "--fail-under", "0.9")
-    assert (done.returncode, "LOADED True CANARY None" in done.stderr, "LEFT" in done.stderr) == (0, True, False), done.stderr
+        done = alone(
+            tmp_path, settings | judge | keys, "--judge", "openai:strict", "--fail-under", "0.9"
+        )
+    assert (done.returncode, "LOADED True CANARY None" in done.stderr, "LEFT" in done.stderr) == (
+        0,
+        True,
+        False,
+    ), done.stderr
     assert [line for line in done.stderr.splitlines() if not line.startswith(("[", "LOADED"))] == []
     assert received == []
     assert list((tmp_path / "home").iterdir()) == []
@@ -85,7 +119,11 @@ def test_traces_go_to_confident_ai_where_they_are_switched_on(tmp_path: Path) ->
     received: list[dict[str, Any]] = []
     settings = prepared(tmp_path, cases=[RELEVANT, KIND, ASIDE])
     with judged_by(good) as (judge, _), running(confident_ai(received)) as address:
-        switched_on = {"CONFIDENT_API_KEY": "confident_us_key", "CONFIDENT_BASE_URL": address, "CONFIDENT_TRACING_ENABLED": "true"}
+        switched_on = {
+            "CONFIDENT_API_KEY": "confident_us_key",
+            "CONFIDENT_BASE_URL": address,
+            "CONFIDENT_TRACING_ENABLED": "true",
+        }
         done = alone(tmp_path, settings | judge | switched_on, "--judge", "openai:strict")
     assert (done.returncode, "LEFT" in done.stderr) == (0, False), done.stderr
     first, second = sorted(received, key=lambda trace: str(trace["input"]))

@@ -19,9 +19,19 @@ def written(folder: Path, **texts: str) -> Path:
 
 
 def test_a_folder_is_read_with_what_is_in_its_folders_and_the_rest_is_told(tmp_path: Path) -> None:
-    folder = written(tmp_path, a_md="# A\n\nOne.", sub__b_TXT="Two.", sub__c_pdf="%PDF", _git__d_md="hidden", e_markdown=" \n")
+    folder = written(
+        tmp_path,
+        a_md="# A\n\nOne.",
+        sub__b_TXT="Two.",
+        sub__c_pdf="%PDF",
+        _git__d_md="hidden",
+        e_markdown=" \n",
+    )
     pieces, left_out = read_documents([folder, folder / "a.md"])
-    assert [(Path(piece.source).name, piece.text) for piece in pieces] == [("a.md", "# A\n\nOne."), ("b.TXT", "Two.")]
+    assert [(Path(piece.source).name, piece.text) for piece in pieces] == [
+        ("a.md", "# A\n\nOne."),
+        ("b.TXT", "Two."),
+    ]
     assert sorted(path.name for path in left_out) == ["c.pdf", "e.markdown"]
 
 
@@ -29,7 +39,15 @@ def test_what_cannot_be_used_is_told_all_at_once(tmp_path: Path) -> None:
     folder = written(tmp_path, x_pdf="%PDF", y_md=" ", only__z_png="png")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ConfigError) as caught:
-        read_documents([folder / "x.pdf", folder / "y.md", folder / "latin.txt", folder / "none.md", folder / "only"])
+        read_documents(
+            [
+                folder / "x.pdf",
+                folder / "y.md",
+                folder / "latin.txt",
+                folder / "none.md",
+                folder / "only",
+            ]
+        )
     told = {Path(fault.file).name: fault.problem for fault in caught.value.faults}
     assert told == {
         "x.pdf": "cases are written from .md, .markdown or .txt and not from .pdf files",
@@ -54,7 +72,9 @@ def test_nothing_is_lost_by_cutting(text: str, limit: int) -> None:
 
 @given(lengths=st.lists(st.integers(1, 6_000), min_size=1, max_size=30), count=st.integers(1, 60))
 def test_as_many_cases_are_shared_out_as_are_wanted(lengths: list[int], count: int) -> None:
-    shares = allocate_cases([Piece(str(number), "x" * length) for number, length in enumerate(lengths)], count)
+    shares = allocate_cases(
+        [Piece(str(number), "x" * length) for number, length in enumerate(lengths)], count
+    )
     assert sum(share for _, share in shares) == count
     assert all(share > 0 for _, share in shares)
     assert len(shares) == min(len(lengths), count)

@@ -8,7 +8,10 @@ from ai_agent_service.evaluation.results import Check, Result, TurnAnswer
 
 
 def test_each_case_is_a_test_with_what_was_expected_and_what_came(tmp_path: Path) -> None:
-    failing = (Check("contains", 0.0, "with '<b>'", "'a\x00b'", turn=2), Check("exact", 1.0, "", ""))
+    failing = (
+        Check("contains", 0.0, "with '<b>'", "'a\x00b'", turn=2),
+        Check("exact", 1.0, "", ""),
+    )
     broken = TurnAnswer(input="?", error="run_timeout", problem="Too slow.", seconds=2.0)
     results = [
         Result(id="good", agent="x", score=1.0, answers=(TurnAnswer(input="?", seconds=0.5),)),
@@ -26,4 +29,7 @@ def test_each_case_is_a_test_with_what_was_expected_and_what_came(tmp_path: Path
     assert failure.attrib == {"message": "not met: contains"}
     assert failure.text == "attempt 2: turn 2, contains: expected with '<b>'; came 'a\ufffdb'"
     assert error is not None
-    assert (last.get("classname"), error.attrib) == ("y", {"type": "run_timeout", "message": "Too slow."})
+    assert (last.get("classname"), error.attrib) == (
+        "y",
+        {"type": "run_timeout", "message": "Too slow."},
+    )

@@ -11,7 +11,15 @@ from ai_agent_service.evaluation.results import Check, TurnAnswer, UsedTool
 
 SUM = UsedTool("calculate", {"expression": "1 + 1"}, "2")
 CLOCK = UsedTool("clock", {"zone": "Asia/Tokyo", "at": {"hour": 9.5}}, "9")
-ANSWER = TurnAnswer(input="?", text="It is 42, Ada.", tools=(SUM, CLOCK), steps=3, seconds=1.5, tokens=100, cost=0.25)
+ANSWER = TurnAnswer(
+    input="?",
+    text="It is 42, Ada.",
+    tools=(SUM, CLOCK),
+    steps=3,
+    seconds=1.5,
+    tokens=100,
+    cost=0.25,
+)
 SCHEMA = {"type": "object", "required": ["a"]}
 
 
@@ -41,9 +49,16 @@ async def checks_of(expect: dict[str, Any], answer: TurnAnswer = ANSWER) -> list
         ({"recalls": "ada"}, {"recalls": "Grace"}),
     ],
 )
-async def test_each_kind_can_be_met_and_not_met(met: dict[str, Any], failing: dict[str, Any]) -> None:
+async def test_each_kind_can_be_met_and_not_met(
+    met: dict[str, Any], failing: dict[str, Any]
+) -> None:
     [good], [bad] = await checks_of(met), await checks_of(failing)
-    assert (good.metric, good.score, bad.metric, bad.score) == (next(iter(met)), 1.0, next(iter(met)), 0.0)
+    assert (good.metric, good.score, bad.metric, bad.score) == (
+        next(iter(met)),
+        1.0,
+        next(iter(met)),
+        0.0,
+    )
     assert bad.expected
     assert bad.came
 
@@ -58,24 +73,35 @@ async def test_each_kind_can_be_met_and_not_met(met: dict[str, Any], failing: di
         ("1", {"$ref": "https://schemas.invalid/other.json"}, 0.0),
     ],
 )
-async def test_an_answer_may_have_to_be_json_by_a_schema(text: str, schema: dict[str, Any], score: float) -> None:
+async def test_an_answer_may_have_to_be_json_by_a_schema(
+    text: str, schema: dict[str, Any], score: float
+) -> None:
     [check] = await checks_of({"json_schema": schema}, TurnAnswer(input="?", text=text))
     assert (check.metric, check.score) == ("json_schema", score)
 
 
-@pytest.mark.parametrize(("names", "score"), [(["calculate", "clock"], 1.0), (["clock", "calculate"], 0.0)])
+@pytest.mark.parametrize(
+    ("names", "score"), [(["calculate", "clock"], 1.0), (["clock", "calculate"], 0.0)]
+)
 async def test_tools_may_have_to_come_in_an_order(names: list[str], score: float) -> None:
     expected = [{"name": name} for name in names]
     assert [check.score for check in await checks_of({"tools": expected})] == [1.0, 1.0]
-    assert [check.score for check in await checks_of({"tools": expected, "tools_in_order": True})] == [1.0, 1.0, score]
+    assert [
+        check.score for check in await checks_of({"tools": expected, "tools_in_order": True})
+    ] == [1.0, 1.0, score]
 
 
 async def test_a_call_counts_for_one_expectation_alone() -> None:
-    assert [check.score for check in await checks_of({"tools": [{"name": "clock"}, {"name": "clock"}]})] == [1.0, 0.0]
+    assert [
+        check.score for check in await checks_of({"tools": [{"name": "clock"}, {"name": "clock"}]})
+    ] == [1.0, 0.0]
 
 
 async def test_each_text_is_an_expectation_of_its_own() -> None:
-    assert [check.score for check in await checks_of({"contains": ["42", "43"], "not_contains": ["Ada"]})] == [1.0, 0.0, 0.0]
+    assert [
+        check.score
+        for check in await checks_of({"contains": ["42", "43"], "not_contains": ["Ada"]})
+    ] == [1.0, 0.0, 0.0]
 
 
 async def test_a_limit_of_what_nobody_tells_is_not_met() -> None:
@@ -92,7 +118,9 @@ async def test_a_limit_of_what_nobody_tells_is_not_met() -> None:
         (TurnAnswer(input="?", text="You cannot divide by zero."), False),
     ],
 )
-async def test_a_refusal_is_told_by_the_provider_or_by_its_words(answer: TurnAnswer, refused: bool) -> None:
+async def test_a_refusal_is_told_by_the_provider_or_by_its_words(
+    answer: TurnAnswer, refused: bool
+) -> None:
     [check] = await checks_of({"refusal": refused}, answer)
     assert check.score == 1.0
 
@@ -117,11 +145,22 @@ async def test_a_refusal_is_told_by_the_provider_or_by_its_words(answer: TurnAns
         (1, True, False),
     ],
 )
-def test_arguments_are_compared_by_values_and_matchers(expected: object, value: object, same: bool) -> None:
+def test_arguments_are_compared_by_values_and_matchers(
+    expected: object, value: object, same: bool
+) -> None:
     assert matches(expected, value) is same
 
 
-@pytest.mark.parametrize("wrong", [{"regex": "("}, {"contains": 1}, {"any": False}, {"number": "1", "tolerance": 1}, [{"a": {"regex": 1}}]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"regex": "("},
+        {"contains": 1},
+        {"any": False},
+        {"number": "1", "tolerance": 1},
+        [{"a": {"regex": 1}}],
+    ],
+)
 def test_a_matcher_that_cannot_match_is_a_fault(wrong: object) -> None:
     assert find_matcher_fault(wrong)
     assert find_matcher_fault({"equals": wrong}) is None

@@ -22,7 +22,9 @@ from tests.service import configuration
         ("openai:local/model", "openai:local/model"),
     ],
 )
-async def test_a_model_is_named_by_its_provider_and_its_own_name(tmp_path: Path, written: str, shown: str) -> None:
+async def test_a_model_is_named_by_its_provider_and_its_own_name(
+    tmp_path: Path, written: str, shown: str
+) -> None:
     settings: dict[str, Any] = {
         "azure_openai_api_key": "k",
         "azure_openai_endpoint": "http://127.0.0.1:1",
@@ -30,7 +32,10 @@ async def test_a_model_is_named_by_its_provider_and_its_own_name(tmp_path: Path,
     }
     async with open_service(configuration(tmp_path, **settings)) as service:
         found = await find_model(service, written, "--judge")
-        assert (found.label, (await find_model(service, found.label, "--judge")).label) == (shown, shown)
+        assert (found.label, (await find_model(service, found.label, "--judge")).label) == (
+            shown,
+            shown,
+        )
 
 
 @pytest.mark.parametrize(
@@ -43,8 +48,12 @@ async def test_a_model_is_named_by_its_provider_and_its_own_name(tmp_path: Path,
         ("ollama", "--judge: ollama"),
     ],
 )
-async def test_a_model_that_cannot_be_asked_is_a_fault(tmp_path: Path, written: str, told: str) -> None:
-    async with open_service(configuration(tmp_path, ollama_base_url="http://127.0.0.1:1")) as service:
+async def test_a_model_that_cannot_be_asked_is_a_fault(
+    tmp_path: Path, written: str, told: str
+) -> None:
+    async with open_service(
+        configuration(tmp_path, ollama_base_url="http://127.0.0.1:1")
+    ) as service:
         with pytest.raises(ConfigError) as caught:
             await find_model(service, written, "--judge")
     assert str(caught.value).startswith(told)

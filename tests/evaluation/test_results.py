@@ -22,7 +22,11 @@ def test_results_are_kept_as_they_come_and_read_in_the_datasets_order(tmp_path: 
     run = begun(tmp_path)
     for name, attempt in (("b", 1), ("a", 2), ("a", 1)):
         run.add(Result(id=name, agent="x", attempt=attempt, score=1.0))
-    assert [(result.id, result.attempt) for result in run.read_results()] == [("a", 1), ("a", 2), ("b", 1)]
+    assert [(result.id, result.attempt) for result in run.read_results()] == [
+        ("a", 1),
+        ("a", 2),
+        ("b", 1),
+    ]
     assert (run.read_summary(), run.read_cases()["a"]) == (SUMMARY, {"id": "a", "input": "é"})
 
 
@@ -45,7 +49,9 @@ def test_what_is_no_result_is_a_fault_of_its_line(tmp_path: Path) -> None:
         run.read_results()
 
 
-def test_a_run_is_found_by_its_name_its_beginning_its_path_and_as_the_latest(tmp_path: Path) -> None:
+def test_a_run_is_found_by_its_name_its_beginning_its_path_and_as_the_latest(
+    tmp_path: Path,
+) -> None:
     output = tmp_path / "output"
     assert find_run(output, None) is None
     first, second = begun(tmp_path), begun(tmp_path)

@@ -1,4 +1,5 @@
-"""How cases are run: in sessions of their own, whatever comes of them, and with recorded results in place of tools."""
+"""How cases are run: in sessions of their own, whatever comes of them, and with recorded results in
+place of tools."""
 
 import asyncio
 from pathlib import Path
@@ -19,16 +20,30 @@ from tests.scripted import Script, calls, says
 from tests.service import AGENT
 
 MEMORY = {**AGENT, "resources": ["memory"]}
-TURNS = [{"input": "I am Ada.", "expect": {"contains": "hello"}}, {"input": "Who am I?", "expect": {"recalls": "Ada"}}]
+TURNS = [
+    {"input": "I am Ada.", "expect": {"contains": "hello"}},
+    {"input": "Who am I?", "expect": {"recalls": "Ada"}},
+]
 
 
 @pytest.mark.parametrize("agent", [AGENT, MEMORY], ids=["without memory", "with memory"])
-async def test_the_turns_of_a_case_are_one_conversation_that_no_other_case_knows(tmp_path: Path, agent: dict[str, object]) -> None:
+async def test_the_turns_of_a_case_are_one_conversation_that_no_other_case_knows(
+    tmp_path: Path, agent: dict[str, object]
+) -> None:
     script = Script(says("Hello."), says("You are Ada."), says("Who knows?"))
-    first, second = await results_of(tmp_path, script, {"id": "a", "turns": TURNS}, {"id": "b", "input": "Who am I?"}, agent=agent)
+    first, second = await results_of(
+        tmp_path,
+        script,
+        {"id": "a", "turns": TURNS},
+        {"id": "b", "input": "Who am I?"},
+        agent=agent,
+    )
     told = [[message.text for message in request.messages[1:]] for request in script.requests]
     assert told == [["I am Ada."], ["I am Ada.", "Hello.", "Who am I?"], ["Who am I?"]]
-    assert [(check.metric, check.turn, check.score) for check in first.checks] == [("contains", 1, 1.0), ("recalls", 2, 1.0)]
+    assert [(check.metric, check.turn, check.score) for check in first.checks] == [
+        ("contains", 1, 1.0),
+        ("recalls", 2, 1.0),
+    ]
     assert (first.score, second.score, second.checks) == (1.0, 1.0, ())
 
 
@@ -40,7 +55,10 @@ async def test_the_score_is_the_share_of_expectations_met(tmp_path: Path) -> Non
 
 
 async def test_steps_tokens_and_cost_are_summed(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "1 + 1"}), usage=Usage(5, 1, cost=0.5)), says("2", usage=Usage(7, 2, cost=0.25)))
+    script = Script(
+        calls(("calculate", {"expression": "1 + 1"}), usage=Usage(5, 1, cost=0.5)),
+        says("2", usage=Usage(7, 2, cost=0.25)),
+    )
     [result] = await results_of(tmp_path, script, {"id": "a", "input": "Hi"})
     assert (result.steps, result.tokens, result.cost) == (2, 15, 0.75)
     [used] = result.answers[0].tools
@@ -49,9 +67,20 @@ async def test_steps_tokens_and_cost_are_summed(tmp_path: Path) -> None:
 
 async def test_an_error_fails_its_case_with_its_code_and_no_other(tmp_path: Path) -> None:
     script = Script([ProviderUnavailableError("It is down.")], says("fine"))
-    broken, fine = await results_of(tmp_path, script, {"id": "a", "turns": TURNS}, {"id": "b", "input": "Hi"}, provider_max_retries=0)
+    broken, fine = await results_of(
+        tmp_path,
+        script,
+        {"id": "a", "turns": TURNS},
+        {"id": "b", "input": "Hi"},
+        provider_max_retries=0,
+    )
     assert broken.error is not None
-    assert (broken.score, broken.error.error, broken.error.problem, len(broken.answers)) == (0.0, "provider_unavailable", "It is down.", 1)
+    assert (broken.score, broken.error.error, broken.error.problem, len(broken.answers)) == (
+        0.0,
+        "provider_unavailable",
+        "It is down.",
+        1,
+    )
     assert (fine.score, fine.error) == (1.0, None)
 
 
@@ -63,14 +92,20 @@ async def test_an_agent_that_raises_anything_fails_its_case(tmp_path: Path) -> N
             raise ZeroDivisionError
 
     [result] = await results_of(
-        tmp_path, Script(says("x")), {"id": "a", "input": "Hi"}, agent={**AGENT, "type": "raising"}, agent_types=[Raising]
+        tmp_path,
+        Script(says("x")),
+        {"id": "a", "input": "Hi"},
+        agent={**AGENT, "type": "raising"},
+        agent_types=[Raising],
     )
     assert result.error is not None
     assert (result.score, result.error.error) == (0.0, "internal_error")
 
 
 async def test_a_run_ends_at_its_deadline(tmp_path: Path) -> None:
-    [result] = await results_of(tmp_path, Script([asyncio.Event()]), {"id": "a", "input": "Hi"}, request_timeout=0.05)
+    [result] = await results_of(
+        tmp_path, Script([asyncio.Event()]), {"id": "a", "input": "Hi"}, request_timeout=0.05
+    )
     assert result.error is not None
     assert (result.score, result.error.error) == (0.0, "run_timeout")
 
@@ -91,14 +126,22 @@ async def test_cases_run_beside_each_other_up_to_the_limit(tmp_path: Path) -> No
     agent = {**AGENT, "allowed_regular_tools": ["meet"]}
     script = Script(calls(("meet", {})), calls(("meet", {})), says("done"))
     results = await results_of(
-        tmp_path, script, {"id": "a", "input": "1"}, {"id": "b", "input": "2"}, agent=agent, tools=[meet], parallel=2
+        tmp_path,
+        script,
+        {"id": "a", "input": "1"},
+        {"id": "b", "input": "2"},
+        agent=agent,
+        tools=[meet],
+        parallel=2,
     )
     assert [result.answers[0].text for result in results] == ["done", "done"]
 
 
 async def test_a_refusal_that_the_provider_tells_is_one(tmp_path: Path) -> None:
     script = Script([RefusalDelta("No."), ModelFinished("stop", (), Usage(1, 1))])
-    [result] = await results_of(tmp_path, script, {"id": "a", "input": "Hi", "expect": {"refusal": True}})
+    [result] = await results_of(
+        tmp_path, script, {"id": "a", "input": "Hi", "expect": {"refusal": True}}
+    )
     assert (result.score, result.answers[0].text) == (1.0, "No.")
 
 
@@ -116,29 +159,57 @@ async def test_a_metric_of_ones_own_may_find_an_answer_half_right(tmp_path: Path
             return [Check(self.name, 1 / len(answer.text.split()), "one word", answer.text)]
 
     case = {"id": "a", "input": "Hi", "expect": {"contains": "two"}}
-    [result] = await results_of(tmp_path, Script(says("two words")), case, metrics=[*METRICS, Brevity()])
-    assert [(check.metric, check.score) for check in result.checks] == [("contains", 1.0), ("brevity", 0.5)]
+    [result] = await results_of(
+        tmp_path, Script(says("two words")), case, metrics=[*METRICS, Brevity()]
+    )
+    assert [(check.metric, check.score) for check in result.checks] == [
+        ("contains", 1.0),
+        ("brevity", 0.5),
+    ]
     assert result.score == 0.75
 
 
 def recorded(expression: str | None, content: str, **more: object) -> dict[str, object]:
-    return {"name": "calculate", "content": content, **({} if expression is None else {"arguments": {"expression": expression}}), **more}
+    return {
+        "name": "calculate",
+        "content": content,
+        **({} if expression is None else {"arguments": {"expression": expression}}),
+        **more,
+    }
 
 
 async def test_a_replay_tells_what_was_recorded_and_runs_no_tool(tmp_path: Path) -> None:
-    wanted = calls(("calculate", {"expression": "1 + 1"}), ("calculate", '{"expression":  "2 + 2"}'), ("calculate", {"expression": "9"}))
+    wanted = calls(
+        ("calculate", {"expression": "1 + 1"}),
+        ("calculate", '{"expression":  "2 + 2"}'),
+        ("calculate", {"expression": "9"}),
+    )
     script = Script(wanted, says("done"))
-    results = [recorded("2 + 2", "five"), recorded("1 + 1", "Error: no", is_error=True), recorded(None, "anything")]
-    [result] = await results_of(tmp_path, script, {"id": "a", "input": "Hi", "tool_results": results})
-    assert [message.text for message in script.requests[1].messages if message.role == "tool"] == ["Error: no", "five", "anything"]
+    results = [
+        recorded("2 + 2", "five"),
+        recorded("1 + 1", "Error: no", is_error=True),
+        recorded(None, "anything"),
+    ]
+    [result] = await results_of(
+        tmp_path, script, {"id": "a", "input": "Hi", "tool_results": results}
+    )
+    assert [message.text for message in script.requests[1].messages if message.role == "tool"] == [
+        "Error: no",
+        "five",
+        "anything",
+    ]
     assert [used.is_error for used in result.answers[0].tools] == [True, False, False]
     assert result.answers[0].notes == ()
 
 
-async def test_a_call_without_a_recorded_result_is_told_to_the_model_and_noted(tmp_path: Path) -> None:
+async def test_a_call_without_a_recorded_result_is_told_to_the_model_and_noted(
+    tmp_path: Path,
+) -> None:
     script = Script(calls(("calculate", {"expression": "1 + 1"}), ("calculate", "{")), says("done"))
     [result] = await results_of(tmp_path, script, {"id": "a", "input": "Hi", "tool_results": []})
-    first, second = (message.text for message in script.requests[1].messages if message.role == "tool")
+    first, second = (
+        message.text for message in script.requests[1].messages if message.role == "tool"
+    )
     assert "no recorded result of 'calculate'" in first
     assert "no recorded result of 'calculate'" in second
     assert result.answers[0].notes == (
@@ -147,12 +218,25 @@ async def test_a_call_without_a_recorded_result_is_told_to_the_model_and_noted(t
     )
 
 
-async def test_a_recorded_result_stands_for_the_same_call_again_and_results_are_used_in_order(tmp_path: Path) -> None:
+async def test_a_recorded_result_stands_for_the_same_call_again_and_results_are_used_in_order(
+    tmp_path: Path,
+) -> None:
     same = ("calculate", {"expression": "1"})
-    script = Script(calls(same), calls(same), calls(("calculate", {"expression": "2"})), calls(same), says("done"))
+    script = Script(
+        calls(same),
+        calls(same),
+        calls(("calculate", {"expression": "2"})),
+        calls(same),
+        says("done"),
+    )
     results = [recorded("1", "first"), recorded("1", "second"), recorded(None, "third")]
     await results_of(tmp_path, script, {"id": "a", "input": "Hi", "tool_results": results})
-    assert [message.text for message in script.requests[4].messages if message.role == "tool"] == ["first", "second", "third", "second"]
+    assert [message.text for message in script.requests[4].messages if message.role == "tool"] == [
+        "first",
+        "second",
+        "third",
+        "second",
+    ]
 
 
 async def test_recording_runs_the_tools_though_there_are_results(tmp_path: Path) -> None:

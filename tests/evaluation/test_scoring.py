@@ -26,7 +26,10 @@ from tests.evaluation.running import dataset
 
 
 def scored(*scores: float, attempt: int = 1) -> list[Result]:
-    return [Result(id=f"case{number}", agent="a", attempt=attempt, score=score) for number, score in enumerate(scores)]
+    return [
+        Result(id=f"case{number}", agent="a", attempt=attempt, score=score)
+        for number, score in enumerate(scores)
+    ]
 
 
 def test_weights_and_attempts_count() -> None:
@@ -38,18 +41,26 @@ def test_weights_and_attempts_count() -> None:
 
 def test_metrics_are_the_means_of_their_checks() -> None:
     checks = (Check("contains", 1, "", ""), Check("contains", 0, "", ""), Check("exact", 1, "", ""))
-    assert score_metrics([Result(id="a", agent="x", score=0.5, checks=checks)]) == {"contains": 0.5, "exact": 1.0}
+    assert score_metrics([Result(id="a", agent="x", score=0.5, checks=checks)]) == {
+        "contains": 0.5,
+        "exact": 1.0,
+    }
 
 
 def test_a_difference_in_one_case_of_many_is_noise() -> None:
     found = compare(scored(*[1.0] * 10), scored(*[1.0] * 9, 0.0))
     assert (found.verdict, found.high) == ("within noise", 0.0)
     assert found.low < found.difference < 0
-    assert [(change.id, change.before, change.after) for change in found.changed] == [("case9", 1.0, 0.0)]
+    assert [(change.id, change.before, change.after) for change in found.changed] == [
+        ("case9", 1.0, 0.0)
+    ]
 
 
 def test_changes_that_point_both_ways_are_noise() -> None:
-    assert compare(scored(1, 0, 1, 0, 1, 0, 1, 0), scored(0, 1, 0, 1, 0, 1, 1, 1)).verdict == "within noise"
+    assert (
+        compare(scored(1, 0, 1, 0, 1, 0, 1, 0), scored(0, 1, 0, 1, 0, 1, 1, 1)).verdict
+        == "within noise"
+    )
 
 
 def test_most_cases_worse_is_worse_and_the_other_way_round_better() -> None:
@@ -70,18 +81,28 @@ def test_a_few_cases_that_changed_may_be_chance_though_the_interval_leaves_out_0
     found = compare(scored(*[1.0] * 6), scored(0, 0, 0, 1, 1, 1))
     assert (found.verdict, found.high < 0, found.chance) == ("within noise", True, 0.25)
     assert found.doubt == "so few cases changed that chance alone does as much in 25% of runs"
-    assert (compare(scored(*[1.0] * 8), scored(*[0.0] * 6, 1, 1)).chance, compare(scored(1), scored(1)).doubt) == (2 / 64, "")
+    assert (
+        compare(scored(*[1.0] * 8), scored(*[0.0] * 6, 1, 1)).chance,
+        compare(scored(1), scored(1)).doubt,
+    ) == (2 / 64, "")
 
 
 def test_what_did_not_change_seldom_looks_as_if_it_had() -> None:
     drawing = random.Random(7)
-    found = [compute_chance([((drawing.randint(0, 3) - drawing.randint(0, 3)) / 3, 1.0) for _ in range(8)]) for _ in range(400)]
+    found = [
+        compute_chance(
+            [((drawing.randint(0, 3) - drawing.randint(0, 3)) / 3, 1.0) for _ in range(8)]
+        )
+        for _ in range(400)
+    ]
     assert 0 < sum(each <= 0.05 for each in found) <= 0.05 * len(found)
 
 
 def test_chance_is_as_exact_with_many_cases_as_with_few() -> None:
     weighted = [(1.0, 2.0), (-0.5, 1.0), (1.0, 1.0)]
-    assert compute_chance(weighted) == 4 / 8  # of 2.5: with these signs, with the second one turned, and both the other way
+    assert (
+        compute_chance(weighted) == 4 / 8
+    )  # of 2.5: with these signs, with the second one turned, and both the other way
     many = [(1.0, 1.0)] * 10 + [(-1.0, 1.0)] * 4
     assert compute_chance(many) == pytest.approx(0.1796, abs=0.01)  # 2 P(X >= 10) of 14 tosses
     assert compute_chance(many) == compute_chance(many)
@@ -100,8 +121,15 @@ def test_the_same_runs_always_give_the_same_interval() -> None:
 
 
 def test_cases_that_only_one_has_or_that_were_rewritten_are_left_out() -> None:
-    found = compare(scored(1, 1, 1), [*scored(0, 1), Result(id="new", agent="a", score=0.0)], ["case0"])
-    assert (found.cases, found.only_before, found.only_after, found.rewritten) == (1, ("case2",), ("new",), ("case0",))
+    found = compare(
+        scored(1, 1, 1), [*scored(0, 1), Result(id="new", agent="a", score=0.0)], ["case0"]
+    )
+    assert (found.cases, found.only_before, found.only_after, found.rewritten) == (
+        1,
+        ("case2",),
+        ("new",),
+        ("case0",),
+    )
     assert found.difference == 0.0
 
 
@@ -124,7 +152,10 @@ def test_runs_are_compared_without_the_cases_that_were_rewritten(tmp_path: Path)
         return made
 
     before = run({"id": "a", "input": "?", "tags": ["x"]}, {"id": "b", "input": "?"})
-    after = run({"id": "a", "input": "?", "source": "a.md", "agent": "other", "tool_results": []}, {"id": "b", "input": "?!"})
+    after = run(
+        {"id": "a", "input": "?", "source": "a.md", "agent": "other", "tool_results": []},
+        {"id": "b", "input": "?!"},
+    )
     found = compare_runs(before, after)
     assert (found.cases, found.rewritten) == (1, ("b",))
 

@@ -1,4 +1,5 @@
-"""What detailed health says of the parts, within its deadline whatever hangs; and when the service is ready."""
+"""What detailed health says of the parts, within its deadline whatever hangs; and when the service
+is ready."""
 
 import asyncio
 import threading
@@ -32,10 +33,16 @@ MOST_SECONDS = 2.0
 
 @asynccontextmanager
 async def served(
-    folder: Path, *, script: Script | None = None, agents: Sequence[dict[str, Any]] = (AGENT,), **settings: Any
+    folder: Path,
+    *,
+    script: Script | None = None,
+    agents: Sequence[dict[str, Any]] = (AGENT,),
+    **settings: Any,
 ) -> AsyncGenerator[httpx2.AsyncClient, None]:
     """A client of the service."""
-    async with client_of(create_app(configuration(folder, script, agents=agents, **settings))) as client:
+    async with client_of(
+        create_app(configuration(folder, script, agents=agents, **settings))
+    ) as client:
         yield client
 
 
@@ -97,12 +104,16 @@ async def test_a_part_that_hangs_is_not_asked_ever_more() -> None:
 
 
 async def test_a_service_that_is_well_says_so_of_each_part(tmp_path: Path) -> None:
-    async with served(tmp_path, agents=[{**AGENT, "provider": "demo", "resources": ["memory"]}]) as client:
+    async with served(
+        tmp_path, agents=[{**AGENT, "provider": "demo", "resources": ["memory"]}]
+    ) as client:
         health = await detailed(client)
         assert await ready(client) == (200, [])
     assert (health["status"], health["reasons"]) == ("healthy", [])
     assert health["agents"] == {"helper": {"state": "ready", "problem": None}}
-    assert health["providers"] == {"demo": {"state": "ready", "error": None, "round_trip_ms": IsFloat(), "breakers": []}}
+    assert health["providers"] == {
+        "demo": {"state": "ready", "error": None, "round_trip_ms": IsFloat(), "breakers": []}
+    }
     assert health["database"] == {
         "state": "ready",
         "kind": "sqlite",
@@ -119,9 +130,20 @@ async def test_a_service_that_is_well_says_so_of_each_part(tmp_path: Path) -> No
         "cleaned_up_messages": 0,
         "ended_runs": 0,
     }
-    assert health["identity"] == {"mode": "none", "state": "ready", "keys": None, "keys_age_seconds": None, "error": None}
+    assert health["identity"] == {
+        "mode": "none",
+        "state": "ready",
+        "keys": None,
+        "keys_age_seconds": None,
+        "error": None,
+    }
     assert health["disk"] == {
-        str(tmp_path / "data"): {"state": "ready", "free_bytes": IsPositive(), "total_bytes": IsPositive(), "error": None}
+        str(tmp_path / "data"): {
+            "state": "ready",
+            "free_bytes": IsPositive(),
+            "total_bytes": IsPositive(),
+            "error": None,
+        }
     }
 
 
@@ -131,7 +153,11 @@ async def test_a_provider_is_asked_at_no_cost_and_not_by_each_who_looks(tmp_path
         async with served(tmp_path, agents=[OPENAI], **settings) as client:
             found = await asyncio.gather(*(detailed(client) for _ in range(10)))
         [request] = upstream.requests
-    assert (request.method, request.path, request.headers["authorization"]) == ("GET", "/v1/models", f"Bearer {KEY}")
+    assert (request.method, request.path, request.headers["authorization"]) == (
+        "GET",
+        "/v1/models",
+        f"Bearer {KEY}",
+    )
     assert [each["providers"]["openai"]["state"] for each in found] == ["ready"] * 10
 
 
@@ -144,22 +170,37 @@ async def test_a_provider_is_asked_at_no_cost_and_not_by_each_who_looks(tmp_path
         (404, "unknown", f"openai: Incorrect API key provided: {'[redacted]'}"),
     ],
 )
-async def test_a_provider_that_refuses_is_told_of_without_the_key(tmp_path: Path, status: int, state: str, says: str) -> None:
-    async with Upstream(reply(status, {"error": {"message": f"Incorrect API key provided: {KEY}"}})) as upstream:
+async def test_a_provider_that_refuses_is_told_of_without_the_key(
+    tmp_path: Path, status: int, state: str, says: str
+) -> None:
+    async with Upstream(
+        reply(status, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
+    ) as upstream:
         settings: dict[str, Any] = {"openai_base_url": f"{upstream.url}/v1", "openai_api_key": KEY}
         async with served(tmp_path, agents=[OPENAI], **settings) as client:
             health = await detailed(client)
-            assert await ready(client) == (200, []), "others' outages are no reason to send requests elsewhere"
+            assert await ready(client) == (200, []), (
+                "others' outages are no reason to send requests elsewhere"
+            )
     openai = health["providers"]["openai"]
     assert (openai["state"], openai["error"], openai["round_trip_ms"]) == (state, says, None)
     assert (health["status"], health["reasons"]) == (
-        ("healthy", []) if state == "unknown" else ("degraded", [f"The provider openai cannot be used: {says}"])
+        ("healthy", [])
+        if state == "unknown"
+        else ("degraded", [f"The provider openai cannot be used: {says}"])
     )
 
 
 async def test_a_provider_that_stalls_holds_nobody_up(tmp_path: Path) -> None:
-    async with Upstream([head(), asyncio.Event()], [asyncio.Event()]) as upstream, Upstream([asyncio.Event()]) as silent:
-        settings: dict[str, Any] = {"openai_base_url": upstream.url, "ollama_base_url": silent.url, "openai_api_key": KEY}
+    async with (
+        Upstream([head(), asyncio.Event()], [asyncio.Event()]) as upstream,
+        Upstream([asyncio.Event()]) as silent,
+    ):
+        settings: dict[str, Any] = {
+            "openai_base_url": upstream.url,
+            "ollama_base_url": silent.url,
+            "openai_api_key": KEY,
+        }
         agents = [OPENAI, {**AGENT, "agent_id": "local", "provider": "ollama"}]
         async with served(tmp_path, agents=agents, **settings) as client:
             health = await detailed(client)
@@ -175,8 +216,14 @@ async def test_what_is_not_configured_is_told_without_a_call(tmp_path: Path) -> 
         assert await ready(client) == (200, []), "one of the agents can answer"
     assert health["providers"]["scripted"]["state"] == "unknown"
     needed = "AZURE_OPENAI_API_KEY and AZURE_OPENAI_ENDPOINT must be set"
-    assert (health["providers"]["azure_openai"]["state"], health["providers"]["azure_openai"]["error"]) == ("not_configured", f"{needed}.")
-    assert health["agents"]["other"] == {"state": "not_ready", "problem": f"{needed} for azure_openai."}
+    assert (
+        health["providers"]["azure_openai"]["state"],
+        health["providers"]["azure_openai"]["error"],
+    ) == ("not_configured", f"{needed}.")
+    assert health["agents"]["other"] == {
+        "state": "not_ready",
+        "problem": f"{needed} for azure_openai.",
+    }
     assert health["status"] == "degraded"
     assert len(health["reasons"]) == 2
 
@@ -198,7 +245,10 @@ async def test_a_ping_of_a_plug_in_that_breaks_is_told_of(tmp_path: Path) -> Non
 
     async with served(tmp_path, script=Broken([])) as client:
         health = await detailed(client)
-    assert health["providers"]["scripted"]["error"] == "The check failed with KeyError; the log says more."
+    assert (
+        health["providers"]["scripted"]["error"]
+        == "The check failed with KeyError; the log says more."
+    )
 
 
 async def test_a_ping_that_hangs_is_told_of_in_time(tmp_path: Path) -> None:
@@ -208,17 +258,32 @@ async def test_a_ping_that_hangs_is_told_of_in_time(tmp_path: Path) -> None:
 
     async with served(tmp_path, script=Hanging([])) as client:
         health = await detailed(client)
-    assert health["providers"]["scripted"] == {"state": "timeout", "error": IsStr(), "round_trip_ms": None, "breakers": []}
+    assert health["providers"]["scripted"] == {
+        "state": "timeout",
+        "error": IsStr(),
+        "round_trip_ms": None,
+        "breakers": [],
+    }
 
 
 async def test_the_breaker_of_a_model_is_shown(tmp_path: Path) -> None:
     script = Script([ProviderUnavailableError("away")])
-    async with served(tmp_path, script=script, provider_breaker_failures=1, provider_max_retries=0) as client:
+    async with served(
+        tmp_path, script=script, provider_breaker_failures=1, provider_max_retries=0
+    ) as client:
         await client.post("/v1/chat/completions", json=asking())
         health = await detailed(client)
     [breaker] = health["providers"]["scripted"]["breakers"]
-    assert (breaker["model"], breaker["state"], breaker["failures"], breaker["openings"]) == ("scripted-model", "open", 1, 1)
-    assert "The model scripted-model of scripted failed 1 times in a row and is not asked for a time." in health["reasons"]
+    assert (breaker["model"], breaker["state"], breaker["failures"], breaker["openings"]) == (
+        "scripted-model",
+        "open",
+        1,
+        1,
+    )
+    assert (
+        "The model scripted-model of scripted failed 1 times in a row and is not asked for a time."
+        in health["reasons"]
+    )
 
 
 async def test_threads_that_are_all_busy_hold_nobody_up(tmp_path: Path) -> None:
@@ -238,7 +303,11 @@ async def test_tables_of_another_version_are_told_of(tmp_path: Path) -> None:
     app = create_app(configuration(tmp_path, agents=[{**AGENT, "resources": ["memory"]}]))
     async with client_of(app) as client:
         database = app.state.checks.target_database
-        await database.write(lambda connection: connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'").close())
+        await database.write(
+            lambda connection: connection.exec_driver_sql(
+                "UPDATE alembic_version SET version_num = '9999'"
+            ).close()
+        )
         health = await detailed(client)
     assert (health["status"], health["reasons"]) == (
         "degraded",
@@ -254,7 +323,11 @@ async def test_a_frozen_database_holds_nobody_up(tmp_path: Path) -> None:
     server = await asyncio.to_thread(lambda: PostgresServer(binaries_18()).make().start())
     try:
         agents = [{**AGENT, "resources": ["memory"]}]
-        settings = {"database_url": server.url(), "allow_unauthenticated": True, "database_timeout": 3}
+        settings = {
+            "database_url": server.url(),
+            "allow_unauthenticated": True,
+            "database_timeout": 3,
+        }
         async with served(tmp_path, script=Script(says("Hi")), agents=agents, **settings) as client:
             assert (await detailed(client))["database"]["state"] == "ready"
             server.freeze()
@@ -287,11 +360,18 @@ async def test_a_replica_is_told_of_with_how_far_it_is_behind(tmp_path: Path) ->
     replica = await asyncio.to_thread(primary.replica)
     try:
         agents = [{**AGENT, "resources": ["memory"]}]
-        urls: dict[str, Any] = {"database_url": primary.url(), "database_replica_url": replica.url(), "allow_unauthenticated": True}
+        urls: dict[str, Any] = {
+            "database_url": primary.url(),
+            "database_replica_url": replica.url(),
+            "allow_unauthenticated": True,
+        }
         async with served(tmp_path, agents=agents, **urls) as client:
             await asyncio.to_thread(replica.caught_up_with, primary)
             health = await detailed(client)
-            assert (health["database"]["replica"], health["database"]["replica_lag_seconds"]) == ("ready", IsFloat(ge=0, lt=60))
+            assert (health["database"]["replica"], health["database"]["replica_lag_seconds"]) == (
+                "ready",
+                IsFloat(ge=0, lt=60),
+            )
             await asyncio.to_thread(replica.sql, "SELECT pg_wal_replay_pause()")
             await asyncio.to_thread(primary.sql, "CREATE TABLE more (x int)")
 
@@ -312,7 +392,9 @@ async def test_a_replica_is_told_of_with_how_far_it_is_behind(tmp_path: Path) ->
         await asyncio.to_thread(primary.remove)
 
 
-async def test_a_secret_that_a_reload_brings_is_taken_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_secret_that_a_reload_brings_is_taken_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Telling(Script):
         async def ping(self, *, timeout: float) -> None:
             raise ProviderUnavailableError("It says brand-new-value-1234.")

@@ -1,7 +1,19 @@
 """What is said, as the conventions for GenAI write it."""
 
-from ai_agent_service.core.messages import AudioPart, FilePart, ImagePart, Message, TextPart, ToolCall, ToolSpec
-from ai_agent_service.instrumentation.genai_content import build_input_messages, build_output_messages, build_tool_definitions
+from ai_agent_service.core.messages import (
+    AudioPart,
+    FilePart,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolCall,
+    ToolSpec,
+)
+from ai_agent_service.instrumentation.genai_content import (
+    build_input_messages,
+    build_output_messages,
+    build_tool_definitions,
+)
 
 
 def test_each_part_of_a_message_has_its_form_and_data_is_left_out() -> None:
@@ -34,12 +46,19 @@ def test_calls_have_their_arguments_as_an_object_where_they_are_one() -> None:
         {"type": "tool_call", "id": "call_2", "name": "add", "arguments": "{broken"},
     ]
     [result] = build_input_messages([Message("tool", "2", tool_call_id="call_1")])
-    assert result == {"role": "tool", "parts": [{"type": "tool_call_response", "id": "call_1", "response": "2"}]}
+    assert result == {
+        "role": "tool",
+        "parts": [{"type": "tool_call_response", "id": "call_1", "response": "2"}],
+    }
 
 
 def test_an_answer_says_why_it_ended() -> None:
     assert build_output_messages("Hi.", (), "length") == [
-        {"role": "assistant", "parts": [{"type": "text", "content": "Hi."}], "finish_reason": "length"}
+        {
+            "role": "assistant",
+            "parts": [{"type": "text", "content": "Hi."}],
+            "finish_reason": "length",
+        }
     ]
     [asking] = build_output_messages("", (ToolCall("call_1", "add", "{}"),), "tool_calls")
     assert asking["finish_reason"] == "tool_call"

@@ -16,7 +16,14 @@ from sqlalchemy import Connection, exc, text
 
 from ai_agent_service.auth.principal import UNLIMITED, Key, Limits, Principal
 from ai_agent_service.core.errors import RateLimitError
-from ai_agent_service.limits.limiter import NOT_LIMITED, RUN_GRACE, SWEEP_THRESHOLD, Admission, InProcessLimiter, Limiter
+from ai_agent_service.limits.limiter import (
+    NOT_LIMITED,
+    RUN_GRACE,
+    SWEEP_THRESHOLD,
+    Admission,
+    InProcessLimiter,
+    Limiter,
+)
 from ai_agent_service.limits.postgres import SharedLimiter, open_limiter
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engine import Work
@@ -38,12 +45,23 @@ def caller(limits: Limits = UNLIMITED, of_users: Limits = UNLIMITED) -> Principa
     return Principal(Key(key_id="k", name="a key", tenant="t", limits=limits, user_limits=of_users))
 
 
-async def ask(limiter: Limiter, principal: Principal, user: str = "ada", *, tokens: int = 0, seconds: float = 100) -> Admission:
+async def ask(
+    limiter: Limiter,
+    principal: Principal,
+    user: str = "ada",
+    *,
+    tokens: int = 0,
+    seconds: float = 100,
+) -> Admission:
     """The admission of one more run."""
-    return await limiter.admit(principal, user, run_id=f"run_{next(_numbers)}", tokens=tokens, seconds=seconds)
+    return await limiter.admit(
+        principal, user, run_id=f"run_{next(_numbers)}", tokens=tokens, seconds=seconds
+    )
 
 
-async def is_admitted(limiter: Limiter, principal: Principal, user: str = "ada", *, tokens: int = 0) -> bool:
+async def is_admitted(
+    limiter: Limiter, principal: Principal, user: str = "ada", *, tokens: int = 0
+) -> bool:
     """Whether one more run is."""
     try:
         await ask(limiter, principal, user, tokens=tokens)
@@ -88,20 +106,30 @@ class Forgetful(PostgresEngine):
         done = await super().run(work, write=write, timeout=timeout)
         if write and self.times:
             self.times -= 1
-            raise exc.DBAPIError("COMMIT", None, ConnectionError("lost"), connection_invalidated=True)
+            raise exc.DBAPIError(
+                "COMMIT", None, ConnectionError("lost"), connection_invalidated=True
+            )
         return done
 
 
 @asynccontextmanager
 async def opened(
-    url: str, *, pool_size: int = 4, timeout: float = 10, engine: type[PostgresEngine] = PostgresEngine
+    url: str,
+    *,
+    pool_size: int = 4,
+    timeout: float = 10,
+    engine: type[PostgresEngine] = PostgresEngine,
 ) -> AsyncGenerator[Database, None]:
     """The database at an address as one process sees it."""
 
     async def prepare(engine: Any) -> None:
         await upgrade(engine)
 
-    database = Database(engine(parse_database_url(url), pool_size=pool_size, timeout=timeout), timeout=timeout, prepare=prepare)
+    database = Database(
+        engine(parse_database_url(url), pool_size=pool_size, timeout=timeout),
+        timeout=timeout,
+        prepare=prepare,
+    )
     await database.open()
     try:
         yield database
@@ -113,7 +141,12 @@ async def opened(
 @asynccontextmanager
 async def replicas(url: str) -> AsyncGenerator[tuple[SharedLimiter, SharedLimiter], None]:
     """The limiters of two processes on one database."""
-    async with opened(url) as one, opened(url) as two, SharedLimiter(one) as first, SharedLimiter(two) as second:
+    async with (
+        opened(url) as one,
+        opened(url) as two,
+        SharedLimiter(one) as first,
+        SharedLimiter(two) as second,
+    ):
         yield first, second
 
 
@@ -121,7 +154,10 @@ async def shift(database: Database, seconds: float) -> None:
     """Has what is stored be older by so many seconds."""
 
     def work(connection: Connection) -> None:
-        levels = "UPDATE limit_levels SET requests_until = requests_until - :s, tokens_until = tokens_until - :s"
+        levels = (
+            "UPDATE limit_levels SET requests_until = requests_until - :s, tokens_until ="
+            " tokens_until - :s"
+        )
         for statement in (levels, "UPDATE limit_runs SET until = until - :s"):
             connection.execute(text(statement), {"s": seconds}).close()
 
@@ -135,7 +171,9 @@ def empty(connection: Connection) -> None:
 
 async def count(database: Database, table: str) -> int:
     """How many rows a table has."""
-    found: int = await database.read(lambda connection: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
+    found: int = await database.read(
+        lambda connection: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+    )
     return found
 
 
@@ -164,7 +202,10 @@ async def kept(request: pytest.FixtureRequest) -> AsyncGenerator[Kept, None]:
 
         yield Kept(InProcessLimiter(clock=clock), passes)
         return
-    async with opened(request.getfixturevalue("migrated")) as database, SharedLimiter(database) as limiter:
+    async with (
+        opened(request.getfixturevalue("migrated")) as database,
+        SharedLimiter(database) as limiter,
+    ):
         await database.write(empty)
         yield Kept(limiter, lambda seconds: shift(database, seconds))
 
@@ -172,9 +213,13 @@ async def kept(request: pytest.FixtureRequest) -> AsyncGenerator[Kept, None]:
 # What fits.
 
 
-async def test_as_many_requests_as_a_minute_has_fit_at_once_and_then_one_each_time_that_one_is_earned(kept: Kept) -> None:
+async def test_a_minutes_requests_fit_at_once_and_then_one_each_time_one_is_earned(
+    kept: Kept,
+) -> None:
     principal = caller(Limits(requests=6))
-    assert [await is_admitted(kept.limiter, principal) for _ in range(8)] == [True] * 6 + [False] * 2
+    assert [await is_admitted(kept.limiter, principal) for _ in range(8)] == [True] * 6 + [
+        False
+    ] * 2
     for _ in range(3):
         await kept.passes(10)
         assert [await is_admitted(kept.limiter, principal) for _ in range(2)] == [True, False]
@@ -184,12 +229,19 @@ async def test_as_many_requests_as_a_minute_has_fit_at_once_and_then_one_each_ti
 
 async def test_as_many_tokens_as_a_minute_has_fit_at_once(kept: Kept) -> None:
     principal = caller(Limits(tokens=60))
-    assert [await is_admitted(kept.limiter, principal, tokens=tokens) for tokens in (50, 20, 10, 10)] == [True, False, True, False]
+    assert [
+        await is_admitted(kept.limiter, principal, tokens=tokens) for tokens in (50, 20, 10, 10)
+    ] == [True, False, True, False]
     await kept.passes(20)
-    assert [await is_admitted(kept.limiter, principal, tokens=tokens) for tokens in (30, 20)] == [False, True]
+    assert [await is_admitted(kept.limiter, principal, tokens=tokens) for tokens in (30, 20)] == [
+        False,
+        True,
+    ]
 
 
-async def test_a_run_that_may_take_more_tokens_than_a_minute_has_waits_until_all_are_there(kept: Kept) -> None:
+async def test_a_run_that_may_take_more_tokens_than_a_minute_has_waits_until_all_are_there(
+    kept: Kept,
+) -> None:
     principal = caller(Limits(tokens=60))
     assert await is_admitted(kept.limiter, principal, tokens=5000)
     await kept.passes(50)
@@ -203,7 +255,9 @@ async def test_a_run_that_may_take_more_tokens_than_a_minute_has_waits_until_all
 async def test_so_many_runs_may_be_under_way(kept: Kept) -> None:
     principal = caller(Limits(parallel=2))
     first, _ = await ask(kept.limiter, principal), await ask(kept.limiter, principal)
-    with pytest.raises(RateLimitError, match="This key has 2 parallel runs under way and may have 2") as refusal:
+    with pytest.raises(
+        RateLimitError, match="This key has 2 parallel runs under way and may have 2"
+    ) as refusal:
         await ask(kept.limiter, principal)
     assert (refusal.value.retry_after, refusal.value.headers) == (1, {})
     await first.settle(None)
@@ -221,7 +275,10 @@ async def test_a_run_of_a_process_that_died_does_not_count_for_ever(kept: Kept) 
 
 async def test_each_user_has_limits_of_their_own(kept: Kept) -> None:
     principal = caller(of_users=Limits(requests=1))
-    assert [await is_admitted(kept.limiter, principal, user) for user in ("ada", "ben", "ada", "ben\0", "eve\ud800")] == [
+    assert [
+        await is_admitted(kept.limiter, principal, user)
+        for user in ("ada", "ben", "ada", "ben\0", "eve\ud800")
+    ] == [
         True,
         True,
         False,
@@ -242,7 +299,9 @@ async def test_nothing_is_charged_where_one_limit_refuses(kept: Kept) -> None:
     for _ in range(2):
         await (await ask(kept.limiter, principal, tokens=50)).settle(None)
     for _ in range(5):
-        with pytest.raises(RateLimitError, match="This user has used up its limit of 2 requests a minute"):
+        with pytest.raises(
+            RateLimitError, match="This user has used up its limit of 2 requests a minute"
+        ):
             await ask(kept.limiter, principal)
     admission = await ask(kept.limiter, caller(Limits(requests=10, tokens=100, parallel=1)))
     assert admission.headers["x-ratelimit-remaining-requests"] == "7"
@@ -253,13 +312,17 @@ async def test_a_refusal_says_which_limit_and_when_to_try_again(kept: Kept) -> N
     principal = caller(Limits(requests=1))
     await ask(kept.limiter, principal)
     with pytest.raises(
-        RateLimitError, match=r"This key has used up its limit of 1 requests a minute. Try again in \d\d seconds."
+        RateLimitError,
+        match=r"This key has used up its limit of 1 requests a minute. Try again in \d\d seconds.",
     ) as refusal:
         await ask(kept.limiter, principal)
     assert refusal.value.retry_after == pytest.approx(60, abs=2)
     principal = caller(of_users=Limits(tokens=100))
     await ask(kept.limiter, principal, tokens=70)
-    asked = r"This request may take 70 tokens, and this user has \d\d left of its 100 a minute. Try again in \d\d seconds."
+    asked = (
+        r"This request may take 70 tokens, and this user has \d\d left of its 100 a minute. Try"
+        r" again in \d\d seconds."
+    )
     with pytest.raises(RateLimitError, match=asked) as refusal:
         await ask(kept.limiter, principal, tokens=70)
     assert refusal.value.retry_after == pytest.approx(24, abs=2)
@@ -344,7 +407,9 @@ async def test_the_order_in_which_runs_are_settled_does_not_matter(kept: Kept) -
         runs = [await ask(kept.limiter, principal, user, tokens=1000) for _ in used]
         for number in order:
             await runs[number].settle(used[number])
-        assert await remaining(kept.limiter, principal, "tokens", user) == pytest.approx(2100, abs=100)
+        assert await remaining(kept.limiter, principal, "tokens", user) == pytest.approx(
+            2100, abs=100
+        )
 
 
 # The rule itself.
@@ -368,15 +433,25 @@ def test_never_more_is_admitted_than_was_earned_nor_less(rate: int, pauses: list
             else:
                 assert earned < 1
         for first, last in itertools.combinations_with_replacement(range(len(admitted)), 2):
-            assert last - first + 1 <= rate + Fraction((admitted[last] - admitted[first]) * rate, 60_000) + Fraction(2, 100)
+            assert last - first + 1 <= rate + Fraction(
+                (admitted[last] - admitted[first]) * rate, 60_000
+            ) + Fraction(2, 100)
 
     asyncio.run(asked())
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 5000), st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 6000), st.integers(0, 9000)), max_size=60))
-def test_no_more_tokens_are_used_in_the_long_run_than_were_earned(rate: int, runs: list[tuple[int, int, int]]) -> None:
-    """Runs that use at most what was reserved for them, each settled at some time after others have begun."""
+@given(
+    st.integers(1, 5000),
+    st.lists(
+        st.tuples(st.integers(0, 3000), st.integers(0, 6000), st.integers(0, 9000)), max_size=60
+    ),
+)
+def test_no_more_tokens_are_used_in_the_long_run_than_were_earned(
+    rate: int, runs: list[tuple[int, int, int]]
+) -> None:
+    """Runs that use at most what was reserved for them, each settled at some time after others have
+    begun."""
 
     async def asked() -> None:
         clock = Clock()
@@ -403,18 +478,25 @@ def test_no_more_tokens_are_used_in_the_long_run_than_were_earned(rate: int, run
 @pytest.mark.parametrize("rate", [7, 60, 333, 1000, 9999])
 async def test_a_burst_is_admitted_to_the_last_request_whatever_the_rate(rate: int) -> None:
     limiter, principal = InProcessLimiter(clock=Clock()), caller(Limits(requests=rate))
-    assert [await is_admitted(limiter, principal) for _ in range(rate + 1)] == [True] * rate + [False]
+    assert [await is_admitted(limiter, principal) for _ in range(rate + 1)] == [True] * rate + [
+        False
+    ]
 
 
 async def test_users_who_are_gone_are_not_kept() -> None:
     clock = Clock()
-    limiter, principal = InProcessLimiter(clock=clock), caller(of_users=Limits(requests=10, parallel=5))
+    limiter, principal = (
+        InProcessLimiter(clock=clock),
+        caller(of_users=Limits(requests=10, parallel=5)),
+    )
     await ask(limiter, principal, "still at it", seconds=10_000)
     for number in range(5 * SWEEP_THRESHOLD):
         clock.now += 0.1
         await (await ask(limiter, principal, f"user-{number}")).settle(None)
         assert len(limiter) <= SWEEP_THRESHOLD
-    assert [await is_admitted(limiter, principal, "still at it") for _ in range(5)] == [True] * 4 + [False]
+    assert [await is_admitted(limiter, principal, "still at it") for _ in range(5)] == [
+        True
+    ] * 4 + [False]
 
 
 async def test_a_debt_outlives_that_its_subject_was_not_kept() -> None:
@@ -436,12 +518,16 @@ async def test_replicas_together_admit_what_one_would(database: DatabaseUnderTes
     principal = caller(Limits(requests=20))
     async with replicas(database.url) as limiters:
         began = time.monotonic()
-        admitted = await asyncio.gather(*(is_admitted(limiters[number % 2], principal) for number in range(60)))
+        admitted = await asyncio.gather(
+            *(is_admitted(limiters[number % 2], principal) for number in range(60))
+        )
         assert 20 <= sum(admitted) <= 20 + (time.monotonic() - began) / 3
 
 
 @BOTH_POSTGRES
-async def test_replicas_together_have_no_more_runs_under_way_than_one_may(database: DatabaseUnderTest) -> None:
+async def test_replicas_together_have_no_more_runs_under_way_than_one_may(
+    database: DatabaseUnderTest,
+) -> None:
     principal = caller(Limits(parallel=3), Limits(tokens=1_000_000))
     running, most = 0, 0
 
@@ -457,14 +543,26 @@ async def test_replicas_together_have_no_more_runs_under_way_than_one_may(databa
                 await admission.settle(5)
 
     async with replicas(database.url) as limiters, asyncio.timeout(30):
-        await asyncio.gather(*(run(limiters[number % 2], f"user-{number % 5}") for number in range(16)))
+        await asyncio.gather(
+            *(run(limiters[number % 2], f"user-{number % 5}") for number in range(16))
+        )
         assert 1 <= most <= 3
-        at_once = await asyncio.gather(*(is_admitted(limiters[number % 2], principal, f"user-{number}") for number in range(20)))
+        at_once = await asyncio.gather(
+            *(
+                is_admitted(limiters[number % 2], principal, f"user-{number}")
+                for number in range(20)
+            )
+        )
         assert sum(at_once) == 3
 
 
-async def test_many_users_of_one_key_do_not_block_each_other(address: str, caplog: pytest.LogCaptureFixture) -> None:
-    principal = caller(Limits(requests=10_000, tokens=1_000_000, parallel=1000), Limits(requests=1000, tokens=100_000, parallel=100))
+async def test_many_users_of_one_key_do_not_block_each_other(
+    address: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    principal = caller(
+        Limits(requests=10_000, tokens=1_000_000, parallel=1000),
+        Limits(requests=1000, tokens=100_000, parallel=100),
+    )
 
     async def run(limiter: SharedLimiter, user: str) -> None:
         for _ in range(3):
@@ -473,7 +571,9 @@ async def test_many_users_of_one_key_do_not_block_each_other(address: str, caplo
 
     async with replicas(address) as limiters:
         async with asyncio.timeout(20):
-            await asyncio.gather(*(run(limiters[number % 2], f"user-{number % 7}") for number in range(30)))
+            await asyncio.gather(
+                *(run(limiters[number % 2], f"user-{number % 7}") for number in range(30))
+            )
         admission = await ask(limiters[0], principal)
     assert caplog.records == []
     assert int(admission.headers["x-ratelimit-remaining-requests"]) >= 984
@@ -490,7 +590,9 @@ async def test_a_commit_that_was_not_heard_of_counts_once(address: str) -> None:
         await admission.settle(3000)
         admission = await ask(limiter, principal)
         assert admission.headers["x-ratelimit-remaining-requests"] == "4"
-        assert int(admission.headers["x-ratelimit-remaining-tokens"]) == pytest.approx(3000, abs=100)
+        assert int(admission.headers["x-ratelimit-remaining-tokens"]) == pytest.approx(
+            3000, abs=100
+        )
 
 
 async def test_a_caller_who_leaves_before_the_run_begins_takes_no_place(address: str) -> None:
@@ -542,7 +644,9 @@ async def test_it_works_through_a_pooler(postgres_18: PostgresServer) -> None:
     try:
         async with replicas(pooler.url(postgres_18.new_database())) as limiters:
             began = time.monotonic()
-            admitted = await asyncio.gather(*(is_admitted(limiters[number % 2], principal, tokens=10) for number in range(40)))
+            admitted = await asyncio.gather(
+                *(is_admitted(limiters[number % 2], principal, tokens=10) for number in range(40))
+            )
             assert 20 <= sum(admitted) <= 20 + (time.monotonic() - began) / 3
     finally:
         pooler.remove()
@@ -559,11 +663,15 @@ def server() -> Generator[PostgresServer, None, None]:
     server.remove()
 
 
-async def test_a_database_that_is_away_refuses_nobody(server: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_database_that_is_away_refuses_nobody(
+    server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
     principal = caller(Limits(requests=3, parallel=2))
     async with opened(server.url(), timeout=2) as seen, SharedLimiter(seen) as limiter:
         before = [await ask(limiter, principal), await ask(limiter, principal)]
-        await shift(seen, 0)  # a commit that waits for the disk, which those of limits before it then are on too
+        await shift(
+            seen, 0
+        )  # a commit that waits for the disk, which those of limits before it then are on too
         await asyncio.to_thread(server.kill)
         async with asyncio.timeout(10):
             away = await ask(limiter, principal)
@@ -572,25 +680,35 @@ async def test_a_database_that_is_away_refuses_nobody(server: PostgresServer, ca
             await away.settle(None)
             assert [await is_admitted(limiter, principal) for _ in range(2)] == [True, False]
         messages = [record.getMessage() for record in caplog.records]
-        assert (messages.count("limits.not_shared"), messages.count("limits.settled_later")) == (1, 1)
+        assert (messages.count("limits.not_shared"), messages.count("limits.settled_later")) == (
+            1,
+            1,
+        )
         await asyncio.to_thread(server.start)
 
         async def settled_later() -> bool:
             return seen.problem is None and await count(seen, "limit_runs") == 1
 
         await until(settled_later)
-        await until(lambda: is_admitted(limiter, principal))  # which is the shared limits' third request, though not here
+        await until(
+            lambda: is_admitted(limiter, principal)
+        )  # which is the shared limits' third request, though not here
         assert await count(seen, "limit_runs") == 2
         with pytest.raises(RateLimitError, match="requests"):
             await ask(limiter, principal)
 
 
-async def test_limits_are_those_of_the_process_on_sqlite_and_without_a_database(tmp_path: Any) -> None:
+async def test_limits_are_those_of_the_process_on_sqlite_and_without_a_database(
+    tmp_path: Any,
+) -> None:
     sqlite = Database(SqliteEngine(DatabaseUrl("sqlite", f"{tmp_path}/c.db"), timeout=5), timeout=5)
     for database in (None, sqlite):
         async with open_limiter(database) as limiter:
             assert isinstance(limiter, InProcessLimiter)
-            assert [await is_admitted(limiter, caller(Limits(requests=1))) for _ in range(2)] == [True, False]
+            assert [await is_admitted(limiter, caller(Limits(requests=1))) for _ in range(2)] == [
+                True,
+                False,
+            ]
     await sqlite.close()
 
 

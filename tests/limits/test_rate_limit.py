@@ -31,9 +31,17 @@ def test_a_cost_fits_if_it_is_earned_again_within_a_minute() -> None:
 
 def test_what_a_run_used_takes_the_place_of_what_was_reserved() -> None:
     subject = Subject("key:k", "key", Limits(tokens=60))
-    assert settle_level(Level(0, 1050, 1), subject, reserved=30, used=10, now=1000).tokens_until == 1030
-    assert settle_level(Level(0, 1050, 1), subject, reserved=30, used=130, now=1000).tokens_until == 1150
-    assert settle_level(Level(0, 900, 1), subject, reserved=30, used=40, now=1000).tokens_until == 1010
+    assert (
+        settle_level(Level(0, 1050, 1), subject, reserved=30, used=10, now=1000).tokens_until
+        == 1030
+    )
+    assert (
+        settle_level(Level(0, 1050, 1), subject, reserved=30, used=130, now=1000).tokens_until
+        == 1150
+    )
+    assert (
+        settle_level(Level(0, 900, 1), subject, reserved=30, used=40, now=1000).tokens_until == 1010
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,6 +65,9 @@ def test_durations_are_written_as_openai_writes_them(seconds: float, written: st
 
 def test_a_long_name_of_a_user_takes_little_room() -> None:
     principal = Principal(Key(key_id="k", name="a key", tenant="t", user_limits=Limits(requests=1)))
-    names = {list_subjects(principal, user)[0].name for user in ("u" * MAX_USER_ID_LENGTH, "u" * 100_000, "u" * 99_999 + "\ud800")}
+    names = {
+        list_subjects(principal, user)[0].name
+        for user in ("u" * MAX_USER_ID_LENGTH, "u" * 100_000, "u" * 99_999 + "\ud800")
+    }
     assert len(names) == 3
     assert max(map(len, names)) < MAX_USER_ID_LENGTH + 20

@@ -27,18 +27,33 @@ async def test_the_replica_that_has_most_is_promoted_once_the_primary_is_gone() 
         primary.sql("CREATE TABLE written AS SELECT 1")
         second.caught_up_with(primary)
 
-        with pytest.raises(PromotionError, match=rf"^127\.0\.0\.1:{primary.port} takes writes\. With two servers"):
+        with pytest.raises(
+            PromotionError, match=rf"^127\.0\.0\.1:{primary.port} takes writes\. With two servers"
+        ):
             await promote([every], timeout=5)
         with pytest.raises(PromotionError, match="there is no replica to promote"):
             await promote([parse_database_url(primary.url())], timeout=5, force=True)
-        options = [f"postgresql://{USER}:{QUOTED}@/postgres?host=127.0.0.1&port={server.port}" for server in (primary, second)]
+        options = [
+            f"postgresql://{USER}:{QUOTED}@/postgres?host=127.0.0.1&port={server.port}"
+            for server in (primary, second)
+        ]
         with pytest.raises(PromotionError, match=rf"^127\.0\.0\.1:{primary.port} takes writes\."):
             await promote(map(parse_database_url, options), timeout=5)
         primary.kill()
-        with pytest.raises(PromotionError, match=r"permission denied for function pg_promote.* pg_ctl promote"):
-            await promote([parse_database_url(second.url().replace(f"{USER}:{QUOTED}", "plain:plain"))], timeout=5)
-        with pytest.raises(PromotionError, match=r"answers: database .absent. does not exist\. With two servers"):
-            await promote([every, parse_database_url(second.url("absent").replace("127.0.0.1", "localhost"))], timeout=5)
+        with pytest.raises(
+            PromotionError, match=r"permission denied for function pg_promote.* pg_ctl promote"
+        ):
+            await promote(
+                [parse_database_url(second.url().replace(f"{USER}:{QUOTED}", "plain:plain"))],
+                timeout=5,
+            )
+        with pytest.raises(
+            PromotionError, match=r"answers: database .absent. does not exist\. With two servers"
+        ):
+            await promote(
+                [every, parse_database_url(second.url("absent").replace("127.0.0.1", "localhost"))],
+                timeout=5,
+            )
 
         done = await promote([every, parse_database_url(second.url())], timeout=5)
         assert done.server.name == f"127.0.0.1:{second.port}"
@@ -50,14 +65,21 @@ async def test_the_replica_that_has_most_is_promoted_once_the_primary_is_gone() 
             server.remove()
 
 
-async def test_a_server_whose_certificate_does_not_do_is_not_taken_for_away(postgres_18: PostgresServer, tmp_path: Path) -> None:
+async def test_a_server_whose_certificate_does_not_do_is_not_taken_for_away(
+    postgres_18: PostgresServer, tmp_path: Path
+) -> None:
     own, other = certified(tmp_path), certified(tmp_path, "other")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*own)
-    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context) as with_tls:
+    async with await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context
+    ) as with_tls:
         port = with_tls.sockets[0].getsockname()[1]
         options = f"sslmode=verify-full&sslnegotiation=direct&sslrootcert={other[0]}"
-        urls = (f"postgresql://{USER}@127.0.0.1:{port}/postgres?{options}", f"{postgres_18.url()}?sslmode=require")
+        urls = (
+            f"postgresql://{USER}@127.0.0.1:{port}/postgres?{options}",
+            f"{postgres_18.url()}?sslmode=require",
+        )
         found = await probe_servers(map(parse_database_url, urls), timeout=10)
     assert [server.role for server in found] == ["unknown", "unknown"]
     assert "certificate verify failed" in found[0].problem

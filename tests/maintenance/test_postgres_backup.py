@@ -61,8 +61,14 @@ def test_what_is_no_dump_of_ours_is_told(tmp_path: Path, content: bytes, told: s
     [
         ("postgresql+asyncpg://ann:p%40ss@db:5432/chats", "postgresql://ann@db:5432/chats"),
         ("postgresql://ann@one:1,two:2/chats", "postgresql://ann@one:1,two:2/chats"),
-        ("postgresql:///chats?user=ann&password=p&options=-c%20a%3Db", "postgresql:///chats?user=ann&options=-c%20a%3Db"),
-        ("postgresql://ann:p@[::1]/chats?ssl=require", "postgresql://ann@[::1]/chats?sslmode=require"),
+        (
+            "postgresql:///chats?user=ann&password=p&options=-c%20a%3Db",
+            "postgresql:///chats?user=ann&options=-c%20a%3Db",
+        ),
+        (
+            "postgresql://ann:p@[::1]/chats?ssl=require",
+            "postgresql://ann@[::1]/chats?sslmode=require",
+        ),
     ],
 )
 def test_an_address_for_other_programs_has_no_password(url: str, shown: str) -> None:
@@ -71,4 +77,6 @@ def test_an_address_for_other_programs_has_no_password(url: str, shown: str) -> 
 
 def test_an_address_for_other_programs_may_name_other_servers() -> None:
     address = parse_database_url("postgresql://postgres:p@postgres/postgres")
-    assert strip_password(address, "postgres,one:1") == "postgresql://postgres@postgres,one:1/postgres"
+    assert (
+        strip_password(address, "postgres,one:1") == "postgresql://postgres@postgres,one:1/postgres"
+    )

@@ -1,4 +1,5 @@
-"""Encrypting anew what is stored: all of it, beside a service that runs, and without losing what cannot be read."""
+"""Encrypting anew what is stored: all of it, beside a service that runs, and without losing what
+cannot be read."""
 
 import asyncio
 import secrets
@@ -13,7 +14,13 @@ from sqlalchemy import Connection
 
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.messages import Message, ToolCall, ToolResult
-from ai_agent_service.maintenance.reencryption import check_hash_key, count_rows, list_live_processes, read_hash_key, reencrypt
+from ai_agent_service.maintenance.reencryption import (
+    check_hash_key,
+    count_rows,
+    list_live_processes,
+    read_hash_key,
+    reencrypt,
+)
 from ai_agent_service.memory.base import Step, TurnAnswer
 from ai_agent_service.memory.conversations import SqlConversations
 from ai_agent_service.memory.housekeeping import Housekeeping
@@ -28,9 +35,15 @@ from tests.postgres import DatabaseUnderTest, PostgresServer, until
 
 OLD, NEW, LOST = (secrets.token_bytes(32) for _ in range(3))
 SETTINGS = b"settings-of-16-b"
-QUESTION, RESULT, ANSWER, SUMMARY = "what is secret?", "secret of a tool", "the secret is out", "all about secrets"
+QUESTION, RESULT, ANSWER, SUMMARY = (
+    "what is secret?",
+    "secret of a tool",
+    "the secret is out",
+    "all about secrets",
+)
 VALUES = 5
-"""Values of one turn: a question, an answer and its steps, a summary; and the key of the addresses."""
+"""Values of one turn: a question, an answer and its steps, a summary; and the key of the
+addresses."""
 
 
 @asynccontextmanager
@@ -42,7 +55,11 @@ async def opened(url: str, *keys: bytes) -> AsyncGenerator[Store, None]:
         await upgrade(database.primary)
         await store.prepare(database.primary)
 
-    database = Database(build_engine(parse_database_url(url), load_settings(database_timeout=30)), timeout=30, prepare=prepare)
+    database = Database(
+        build_engine(parse_database_url(url), load_settings(database_timeout=30)),
+        timeout=30,
+        prepare=prepare,
+    )
     store = Store(database, Cipher(keys), "a process")
     await database.open()
     assert database.problem is None
@@ -56,12 +73,25 @@ async def tell(store: Store, session_id: str, question: str = QUESTION) -> None:
     """A turn with a tool call, and a summary of it."""
     session = store.build_session("local", "ann", "helper", session_id)
     [entry] = store.hasher.build_entries([Message(role="user", content=question)], session.key)
-    step = Step(calls=(ToolCall("c1", "look", "{}"),), results=(ToolResult(call_id="c1", name="look", content=RESULT),))
+    step = Step(
+        calls=(ToolCall("c1", "look", "{}"),),
+        results=(ToolResult(call_id="c1", name="look", content=RESULT),),
+    )
     run_id = f"run_{session_id}"
 
     def work(connection: Connection) -> None:
-        store.begin(connection, session, [entry], run_id, is_retry=False, message_id=None, answered=True)
-        store.finish(connection, session, entry, run_id, TurnAnswer(text=ANSWER, steps=(step,), last=ANSWER), prefix="", leased=False)
+        store.begin(
+            connection, session, [entry], run_id, is_retry=False, message_id=None, answered=True
+        )
+        store.finish(
+            connection,
+            session,
+            entry,
+            run_id,
+            TurnAnswer(text=ANSWER, steps=(step,), last=ANSWER),
+            prefix="",
+            leased=False,
+        )
         store.store_summary(connection, session, Summary(entry.path, 1, SUMMARY), SETTINGS)
 
     await store.database.write(work)
@@ -72,8 +102,15 @@ async def told(store: Store, session_id: str) -> tuple[list[object], list[str], 
     found = await SqlConversations(store).get("local", "ann", "helper", session_id)
     session = store.build_session("local", "ann", "helper", session_id)
     paths = [bytes.fromhex(message.id) for message in found.messages]
-    summary = await store.database.read(lambda connection: store.find_summary(connection, session, paths, SETTINGS))
-    results = [result.content for message in found.messages for step in message.steps for result in step.results]
+    summary = await store.database.read(
+        lambda connection: store.find_summary(connection, session, paths, SETTINGS)
+    )
+    results = [
+        result.content
+        for message in found.messages
+        for step in message.steps
+        for result in step.results
+    ]
     assert summary is not None
     return [message.content for message in found.messages], results, summary.text
 
@@ -84,12 +121,15 @@ WHOLE = ([QUESTION, ANSWER], [RESULT], SUMMARY)
 async def again(
     store: Store, new: Cipher, progress: Callable[[int], object] = lambda _: None, **limits: int
 ) -> tuple[int, int, dict[str, int]]:
-    """Encrypts anew; how many values were changed, how many not, and what kept how many from being read."""
+    """Encrypts anew; how many values were changed, how many not, and what kept how many from being
+    read."""
     found = await reencrypt(store.database, store.cipher, new, progress, **limits)
     return found.changed, found.unchanged, dict(found.unreadable)
 
 
-async def test_after_a_rotation_the_new_key_is_all_that_is_needed(database: DatabaseUnderTest) -> None:
+async def test_after_a_rotation_the_new_key_is_all_that_is_needed(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url, OLD) as store:
         await tell(store, "first")
     async with opened(database.url, NEW, OLD) as store:
@@ -105,13 +145,19 @@ async def test_after_a_rotation_the_new_key_is_all_that_is_needed(database: Data
             check_hash_key(key, Cipher([OLD]))
 
 
-async def test_what_was_stored_in_the_clear_is_encrypted(database: DatabaseUnderTest, stored: Stored) -> None:
+async def test_what_was_stored_in_the_clear_is_encrypted(
+    database: DatabaseUnderTest, stored: Stored
+) -> None:
     async with opened(database.url) as store:
         await tell(store, "first")
     async with opened(database.url, NEW) as store:
         assert await again(store, store.cipher) == (VALUES, 0, {})
         assert await told(store, "first") == WHOLE
-    for statement in ("SELECT body FROM nodes", "SELECT steps FROM nodes WHERE steps IS NOT NULL", "SELECT body FROM summaries"):
+    for statement in (
+        "SELECT body FROM nodes",
+        "SELECT steps FROM nodes WHERE steps IS NOT NULL",
+        "SELECT body FROM summaries",
+    ):
         assert all(value.startswith("aesgcm:") for (value,) in await stored.rows(statement))
     assert (await stored.value("SELECT value FROM secrets")).startswith("aesgcm:")
 
@@ -128,43 +174,67 @@ async def test_no_clear_text_stays_in_an_sqlite_file(tmp_path: Path) -> None:
     assert [text for text in (QUESTION, RESULT, ANSWER, SUMMARY) if text.encode() in written] == []
 
 
-async def test_what_was_decrypted_for_good_needs_no_key(database: DatabaseUnderTest, stored: Stored) -> None:
+async def test_what_was_decrypted_for_good_needs_no_key(
+    database: DatabaseUnderTest, stored: Stored
+) -> None:
     async with opened(database.url, OLD) as store:
         await tell(store, "first")
         assert await again(store, Cipher(())) == (VALUES, 0, {})
     async with opened(database.url) as store:
         assert await told(store, "first") == WHOLE
-    assert await stored.value(f"SELECT count(*) FROM nodes WHERE body = '{msgspec.json.encode(QUESTION).decode()}'") == 1
+    assert (
+        await stored.value(
+            f"SELECT count(*) FROM nodes WHERE body = '{msgspec.json.encode(QUESTION).decode()}'"
+        )
+        == 1
+    )
 
 
-async def test_what_cannot_be_read_stays_as_it_is_and_the_rest_is_done(database: DatabaseUnderTest, stored: Stored) -> None:
+async def test_what_cannot_be_read_stays_as_it_is_and_the_rest_is_done(
+    database: DatabaseUnderTest, stored: Stored
+) -> None:
     async with opened(database.url, OLD) as store:
         await tell(store, "first")
     async with opened(database.url, LOST, OLD) as store:
         await tell(store, "second")
-    lost = await stored.value("SELECT body FROM summaries WHERE covers NOT IN (SELECT question FROM runs WHERE run_id = 'run_first')")
+    lost = await stored.value(
+        "SELECT body FROM summaries WHERE covers NOT IN (SELECT question FROM runs WHERE run_id ="
+        " 'run_first')"
+    )
     key_id = lost.split(":")[1]
     async with opened(database.url, NEW, OLD) as store:
         changed, unchanged, unreadable = await again(store, store.cipher)
         assert await told(store, "first") == WHOLE
-    reason = f"An encrypted value needs the key with the id {key_id}, which MEMORY_ENCRYPTION_KEYS lacks."
+    reason = (
+        f"An encrypted value needs the key with the id {key_id}, which MEMORY_ENCRYPTION_KEYS"
+        " lacks."
+    )
     assert (changed, unchanged, unreadable) == (VALUES, 0, {reason: VALUES - 1})
     async with opened(database.url, NEW, LOST) as store:
         assert await told(store, "second") == WHOLE
 
 
-async def test_a_value_that_was_moved_to_another_row_is_told_and_left(database: DatabaseUnderTest, stored: Stored) -> None:
+async def test_a_value_that_was_moved_to_another_row_is_told_and_left(
+    database: DatabaseUnderTest, stored: Stored
+) -> None:
     async with opened(database.url, OLD) as store:
         await tell(store, "first")
-    await stored.rows("UPDATE nodes SET body = (SELECT body FROM nodes WHERE role = 'user') WHERE role = 'assistant'")
+    await stored.rows(
+        "UPDATE nodes SET body = (SELECT body FROM nodes WHERE role = 'user') WHERE role ="
+        " 'assistant'"
+    )
     async with opened(database.url, NEW, OLD) as store:
         changed, unchanged, unreadable = await again(store, store.cipher)
     assert (changed, unchanged, list(unreadable.values())) == (VALUES - 1, 0, [1])
     assert "belongs to another row" in next(iter(unreadable))
 
 
-@pytest.mark.parametrize(("limits", "batches"), [({"rows": 4}, [4, 4, 2, 4, 1, 1]), ({"characters": 1}, [1] * 16)])
-async def test_rows_are_taken_in_batches_that_are_bounded(database: DatabaseUnderTest, limits: dict[str, int], batches: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("limits", "batches"), [({"rows": 4}, [4, 4, 2, 4, 1, 1]), ({"characters": 1}, [1] * 16)]
+)
+async def test_rows_are_taken_in_batches_that_are_bounded(
+    database: DatabaseUnderTest, limits: dict[str, int], batches: list[int]
+) -> None:
     done: list[int] = []
     async with opened(database.url) as store:
         for number in range(5):
@@ -210,7 +280,9 @@ async def test_turns_that_are_taken_meanwhile_are_kept(database: DatabaseUnderTe
         assert [await told(store, name) for name in names] == [WHOLE] * 20
 
 
-async def test_what_another_process_writes_between_reading_and_writing_stays(postgres_18: PostgresServer) -> None:
+async def test_what_another_process_writes_between_reading_and_writing_stays(
+    postgres_18: PostgresServer,
+) -> None:
     name = postgres_18.new_database()
     async with opened(postgres_18.url(name)) as store:
         await tell(store, "first")
@@ -224,18 +296,29 @@ async def test_what_another_process_writes_between_reading_and_writing_stays(pos
         await writing.commit()
         await asyncio.wait_for(rotation, 20)
         await other.close()
-        assert postgres_18.sql("SELECT steps FROM nodes WHERE steps IS NOT NULL", name) == '{"steps":[]}'
+        assert (
+            postgres_18.sql("SELECT steps FROM nodes WHERE steps IS NOT NULL", name)
+            == '{"steps":[]}'
+        )
 
 
-async def test_a_process_lives_until_it_leaves_or_was_not_seen_for_a_while(database: DatabaseUnderTest, stored: Stored) -> None:
+async def test_a_process_lives_until_it_leaves_or_was_not_seen_for_a_while(
+    database: DatabaseUnderTest, stored: Stored
+) -> None:
     async with opened(database.url) as store:
-        keeper = Housekeeping(store, retention_days=None, agent_retention_days={}, interval_hours=24, run_seconds=60)
+        keeper = Housekeeping(
+            store, retention_days=None, agent_retention_days={}, interval_hours=24, run_seconds=60
+        )
 
         async def living() -> list[str]:
             return list(await store.database.read(list_live_processes))
 
         assert await living() == ["a process"]
-        earlier = "datetime(seen_at, '-21 seconds')" if database.kind == "sqlite" else "seen_at - interval '21 seconds'"
+        earlier = (
+            "datetime(seen_at, '-21 seconds')"
+            if database.kind == "sqlite"
+            else "seen_at - interval '21 seconds'"
+        )
         await stored.rows(f"UPDATE processes SET seen_at = {earlier}")
         assert await living() == []
         await keeper.send_heartbeat()

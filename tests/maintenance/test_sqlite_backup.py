@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.maintenance.sqlite_backup import BackupError, back_up, replace_database, stage_copy
+from ai_agent_service.maintenance.sqlite_backup import (
+    BackupError,
+    back_up,
+    replace_database,
+    stage_copy,
+)
 from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import parse_database_url
@@ -35,13 +40,24 @@ def say(connection: sqlite3.Connection, session: int, texts: int = 1) -> None:
     key = session.to_bytes(16, "big")
     with connection:
         connection.execute(
-            "INSERT INTO sessions (key, tenant, user_id, agent_id, session_id, created_at, updated_at) VALUES (?, 't', 'u', 'a', ?, ?, ?)",
+            "INSERT INTO sessions (key, tenant, user_id, agent_id, session_id, created_at,"
+            " updated_at) VALUES (?, 't', 'u', 'a', ?, ?, ?)",
             (key, str(session), NOW, NOW),
         )
         connection.executemany(
-            "INSERT INTO nodes (path, session_key, tenant, user_id, parent, depth, role, origin, status, body, created_at)"
-            " VALUES (?, ?, 't', 'u', ?, 1, 'user', 'client', 'complete', ?, ?)",
-            [((session * 1000 + number).to_bytes(16, "big"), key, key, f'"text {session} {number}"', NOW) for number in range(texts)],
+            "INSERT INTO nodes (path, session_key, tenant, user_id, parent, depth, role, origin,"
+            " status, body, created_at) VALUES (?, ?, 't', 'u', ?, 1, 'user', 'client', 'complete',"
+            " ?, ?)",
+            [
+                (
+                    (session * 1000 + number).to_bytes(16, "big"),
+                    key,
+                    key,
+                    f'"text {session} {number}"',
+                    NOW,
+                )
+                for number in range(texts)
+            ],
         )
 
 
@@ -52,7 +68,10 @@ def add(path: Path, session: int, texts: int = 1) -> None:
 
 def sessions_in(path: Path) -> list[str]:
     with closing(sqlite3.connect(path)) as connection:
-        return [row[0] for row in connection.execute("SELECT session_id FROM sessions ORDER BY session_id")]
+        return [
+            row[0]
+            for row in connection.execute("SELECT session_id FROM sessions ORDER BY session_id")
+        ]
 
 
 def names_in(folder: Path) -> list[str]:
@@ -74,7 +93,9 @@ async def test_a_copy_is_one_file_for_its_owner_alone(database: Path, tmp_path: 
     add(database, 1, texts=3)
     folder = tmp_path / "copies"
     folder.mkdir()
-    with closing(sqlite3.connect(database)) as reader:  # so that the log is not merged into the file
+    with closing(
+        sqlite3.connect(database)
+    ) as reader:  # so that the log is not merged into the file
         reader.execute("SELECT count(*) FROM nodes").close()
         add(database, 2)
         made = back_up(database, folder / "copy.db")
@@ -115,7 +136,9 @@ async def test_a_copy_shows_one_moment_though_others_write(database: Path, tmp_p
     assert found[0].sessions < found[-1].sessions
 
 
-async def test_a_file_that_is_there_is_written_over_only_by_force(database: Path, tmp_path: Path) -> None:
+async def test_a_file_that_is_there_is_written_over_only_by_force(
+    database: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "copy.db"
     add(database, 1)
     back_up(database, file)
@@ -130,7 +153,9 @@ async def test_a_file_that_is_there_is_written_over_only_by_force(database: Path
     assert not stale.exists()
 
 
-async def test_a_database_that_is_damaged_does_not_replace_a_good_copy(database: Path, tmp_path: Path) -> None:
+async def test_a_database_that_is_damaged_does_not_replace_a_good_copy(
+    database: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "copy.db"
     add(database, 1)
     back_up(database, file)
@@ -141,7 +166,9 @@ async def test_a_database_that_is_damaged_does_not_replace_a_good_copy(database:
     assert names_in(tmp_path) == ["copy.db", "data"]
 
 
-async def test_a_copy_that_was_cut_off_earlier_is_in_nobodys_way(database: Path, tmp_path: Path) -> None:
+async def test_a_copy_that_was_cut_off_earlier_is_in_nobodys_way(
+    database: Path, tmp_path: Path
+) -> None:
     (tmp_path / "copy.db.partial").write_bytes(b"half a co")
     (tmp_path / "copy.db.partial-journal").write_bytes(b"py")
     add(database, 1)
@@ -150,7 +177,9 @@ async def test_a_copy_that_was_cut_off_earlier_is_in_nobodys_way(database: Path,
     assert names_in(tmp_path) == ["copy.db", "data"]
 
 
-async def test_the_database_itself_is_never_taken_for_its_copy(database: Path, tmp_path: Path) -> None:
+async def test_the_database_itself_is_never_taken_for_its_copy(
+    database: Path, tmp_path: Path
+) -> None:
     add(database, 1)
     link = tmp_path / "link.db"
     link.symlink_to(database)
@@ -163,7 +192,9 @@ async def test_the_database_itself_is_never_taken_for_its_copy(database: Path, t
 
 
 @pytest.mark.parametrize("place", ["absent/copy.db", "data"])
-async def test_a_place_that_cannot_be_written_to_is_told(database: Path, tmp_path: Path, place: str) -> None:
+async def test_a_place_that_cannot_be_written_to_is_told(
+    database: Path, tmp_path: Path, place: str
+) -> None:
     with pytest.raises(BackupError, match=r"there is no folder .*absent|data is a folder"):
         back_up(database, tmp_path / place)
 
@@ -181,7 +212,9 @@ async def test_what_was_there_before_is_kept(database: Path, tmp_path: Path) -> 
     assert names_in(database.parent) == ["conversations.db", kept.name]
 
 
-async def test_a_connection_that_is_open_meanwhile_goes_on_with_what_was_restored(database: Path, tmp_path: Path) -> None:
+async def test_a_connection_that_is_open_meanwhile_goes_on_with_what_was_restored(
+    database: Path, tmp_path: Path
+) -> None:
     back_up(database, tmp_path / "copy.db")
     with closing(sqlite3.connect(database)) as connection:
         say(connection, 1)
@@ -205,7 +238,9 @@ def _write_junk(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [damage, _write_junk])
-async def test_a_damaged_database_is_kept_as_it_is(database: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+async def test_a_damaged_database_is_kept_as_it_is(
+    database: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
     add(database, 1)
     back_up(database, tmp_path / "copy.db")
     spoil(database)
@@ -246,12 +281,17 @@ def _of_another_program(path: Path) -> None:
     [
         (_not_there, r"there is no file .*copy\.db"),
         (_empty, r"copy\.db cannot be restored: it does not have the tables of this service"),
-        (_of_another_program, r"copy\.db cannot be restored: it does not have the tables of this service"),
+        (
+            _of_another_program,
+            r"copy\.db cannot be restored: it does not have the tables of this service",
+        ),
         (_write_junk, r"copy\.db cannot be restored: file is not a database"),
         (damage, r"copy\.db cannot be restored: "),
     ],
 )
-async def test_what_is_no_good_backup_changes_nothing(database: Path, tmp_path: Path, spoil: Callable[[Path], None], told: str) -> None:
+async def test_what_is_no_good_backup_changes_nothing(
+    database: Path, tmp_path: Path, spoil: Callable[[Path], None], told: str
+) -> None:
     back_up(database, tmp_path / "copy.db")
     spoil(tmp_path / "copy.db")
     add(database, 1)
@@ -261,7 +301,9 @@ async def test_what_is_no_good_backup_changes_nothing(database: Path, tmp_path: 
     assert names_in(database.parent) == ["conversations.db"]
 
 
-async def test_processes_that_were_there_when_a_backup_was_made_are_not_there_when_it_is_restored(database: Path, tmp_path: Path) -> None:
+async def test_processes_that_were_there_when_a_backup_was_made_are_not_there_when_it_is_restored(
+    database: Path, tmp_path: Path
+) -> None:
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("INSERT INTO processes VALUES ('p', 'h', ?, ?)", (NOW, NOW)).close()
     back_up(database, tmp_path / "copy.db")

@@ -22,12 +22,19 @@ def node_servers() -> Path:
             pytest.fail(problem)
         pytest.skip(problem)
     modules = FOLDER / "node_modules"
-    installed, locked = modules / ".installed", hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
+    installed, locked = (
+        modules / ".installed",
+        hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest(),
+    )
     with (FOLDER / "package.json").open(encoding="utf-8") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # another process of the same run may be about to do the same
+        fcntl.flock(
+            held, fcntl.LOCK_EX
+        )  # another process of the same run may be about to do the same
         if not installed.exists() or installed.read_text(encoding="ascii") != locked:
             command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-            done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=150)
+            done = subprocess.run(
+                command, cwd=FOLDER, capture_output=True, text=True, check=False, timeout=150
+            )
             assert done.returncode == 0, done.stderr
             installed.write_text(locked, encoding="ascii")
     return modules / "@modelcontextprotocol"

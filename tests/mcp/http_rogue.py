@@ -1,4 +1,5 @@
-"""An MCP server over streamable HTTP that speaks the protocol by itself, so that it can break it."""
+"""An MCP server over streamable HTTP that speaks the protocol by itself, so that it can break
+it."""
 
 import asyncio
 import json
@@ -13,11 +14,13 @@ from ai_agent_service.config.server_definition import ServerDefinition
 
 
 class HttpRogue:
-    """A server at one port, that can be stopped and started again; it knows the sessions that it gave out since it was started.
+    """A server at one port, that can be stopped and started again; it knows the sessions that it
+    gave out since it was started.
 
-    A call's answer has the text of the call, or is `result`, JSON as it stands, or `error`; `as_event` sends answers as server-sent
-    events. `refuses` is a status for every request, `redirects_to` an address, `cuts_off` the
-    event after which the answer to a call breaks off, `forgotten` what unknown sessions are refused with.
+    A call's answer has the text of the call, or is `result`, JSON as it stands, or `error`;
+    `as_event` sends answers as server-sent events. `refuses` is a status for every request,
+    `redirects_to` an address, `cuts_off` the event after which the answer to a call breaks off,
+    `forgotten` what unknown sessions are refused with.
     """
 
     def __init__(self) -> None:
@@ -37,7 +40,8 @@ class HttpRogue:
         self.forgotten = ("404 Not Found", "")
         self.on_call: Callable[[str], Awaitable[None]] | None = None
         self.tools: list[dict[str, Any]] = [
-            {"name": name, "inputSchema": {"type": "object", "properties": {}}} for name in ("echo", "later")
+            {"name": name, "inputSchema": {"type": "object", "properties": {}}}
+            for name in ("echo", "later")
         ]
         self._server: asyncio.Server | None = None
         self._sessions: set[str] = set()
@@ -46,7 +50,9 @@ class HttpRogue:
     @property
     def definition(self) -> ServerDefinition:
         """It, as a server of mcp.json."""
-        return ServerDefinition(server_label="rogue", server_url=f"http://127.0.0.1:{self.port}/mcp")
+        return ServerDefinition(
+            server_label="rogue", server_url=f"http://127.0.0.1:{self.port}/mcp"
+        )
 
     async def start(self) -> None:
         """Listens, with no memory of earlier sessions."""
@@ -84,13 +90,23 @@ class HttpRogue:
                     await asyncio.sleep(600)
                 if self.cuts_off and '"tools/call"' in body.decode():
                     self.calls.append(self.cuts_off)
-                    writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n{self.cuts_off}".encode())
+                    writer.write(
+                        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+                        + self.cuts_off.encode()
+                    )
                     await writer.drain()
                     break
                 status, headers, answer = await self._answered(head, body.decode())
                 kind = "text/event-stream" if self.as_event and answer else "application/json"
-                text = (f"event: message\ndata: {answer}\n\n" if self.as_event and answer else answer).encode()
-                lines = [f"HTTP/1.1 {status}", f"content-type: {kind}", f"content-length: {len(text)}", *headers]
+                text = (
+                    f"event: message\ndata: {answer}\n\n" if self.as_event and answer else answer
+                ).encode()
+                lines = [
+                    f"HTTP/1.1 {status}",
+                    f"content-type: {kind}",
+                    f"content-length: {len(text)}",
+                    *headers,
+                ]
                 writer.write("\r\n".join((*lines, "", "")).encode() + text)
         self.connections.discard(writer)
         writer.close()
@@ -107,12 +123,20 @@ class HttpRogue:
         if not head.startswith("POST"):
             return "405 Method Not Allowed", [], ""
         if method == "server/discover":
-            return "200 OK", [], self._json(request, error={"code": -32601, "message": "Method not found"})
+            return (
+                "200 OK",
+                [],
+                self._json(request, error={"code": -32601, "message": "Method not found"}),
+            )
         if method == "initialize":
             name = f"session{time.monotonic_ns()}"
             self._sessions.add(name)
             info = {"name": "rogue", "version": "1"}
-            result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": info}
+            result = {
+                "protocolVersion": "2025-06-18",
+                "capabilities": {"tools": {}},
+                "serverInfo": info,
+            }
             return "200 OK", [f"mcp-session-id: {name}"], self._json(request, result=result)
         if session is None or session[1] not in self._sessions:
             return self.forgotten[0], [], self.forgotten[1]

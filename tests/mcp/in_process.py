@@ -16,7 +16,8 @@ from tests.service import serving
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A request over HTTP: its method, its headers by their names in lower case, and the JSON-RPC message in it."""
+    """A request over HTTP: its method, its headers by their names in lower case, and the JSON-RPC
+    message in it."""
 
     method: str
     headers: dict[str, str]
@@ -24,7 +25,8 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class HandshakeOnly:
-    """`app`, an MCP server at `/mcp`, without what it knows of the protocol of 2026; `requests` are those that came."""
+    """`app`, an MCP server at `/mcp`, without what it knows of the protocol of 2026; `requests` are
+    those that came."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,7 +39,10 @@ class HandshakeOnly:
             return
         body = await _body(receive)
         message: dict[str, Any] = json.loads(body) if body else {}
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1")
+            for name, value in scope["headers"]
+        }
         self.requests.append(Request(scope["method"], headers, message))
         if message.get("method") == "server/discover":
             await Response(status_code=404)(scope, receive, send)
@@ -51,7 +56,9 @@ class HandshakeOnly:
 
     def asked(self, method: str) -> list[dict[str, Any]]:
         """The JSON-RPC messages of this method, in the order in which they came."""
-        return [request.message for request in self.requests if request.message.get("method") == method]
+        return [
+            request.message for request in self.requests if request.message.get("method") == method
+        ]
 
 
 async def _body(receive: Receive) -> bytes:
@@ -65,7 +72,8 @@ async def _body(receive: Receive) -> bytes:
 
 @asynccontextmanager
 async def connected_to(app: ASGIApp, **fields: Any) -> AsyncGenerator[Connection, None]:
-    """A connection to `app`, served over HTTP as the server `server`; `fields` are further ones of its definition."""
+    """A connection to `app`, served over HTTP as the server `server`; `fields` are further ones of
+    its definition."""
     async with serving(app) as address:
         definition = ServerDefinition(server_label="server", server_url=f"{address}/mcp", **fields)
         async with connected(definition) as connection:

@@ -19,10 +19,14 @@ def context(seconds: float = 30.0) -> RunContext:
 
 
 @asynccontextmanager
-async def opened(*definitions: ServerDefinition, connect_seconds: float = 20.0) -> AsyncGenerator[McpServers, None]:
+async def opened(
+    *definitions: ServerDefinition, connect_seconds: float = 20.0
+) -> AsyncGenerator[McpServers, None]:
     """The servers, being connected to."""
     wanted = {definition.server_label for definition in definitions}
-    async with open_servers(definitions, os.environ, wanted=wanted, connect_seconds=connect_seconds, tools_seconds=3600) as servers:
+    async with open_servers(
+        definitions, os.environ, wanted=wanted, connect_seconds=connect_seconds, tools_seconds=3600
+    ) as servers:
         yield servers
 
 
@@ -43,7 +47,9 @@ async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
             await asyncio.sleep(0.01)
 
 
-async def run(connection: Connection, name: str, around: RunContext | None = None, **arguments: object) -> ToolOutput:
+async def run(
+    connection: Connection, name: str, around: RunContext | None = None, **arguments: object
+) -> ToolOutput:
     """Runs the tool that its server calls `name`."""
     [tool] = [tool for tool in connection.tools if tool.remote.name == name]
     async with asyncio.timeout(30):

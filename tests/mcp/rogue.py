@@ -1,7 +1,8 @@
-"""An MCP server over standard input and output that misbehaves as its first argument says; needs nothing but Python.
+"""An MCP server over standard input and output that misbehaves as its first argument says; needs
+nothing but Python.
 
-`python rogue.py BEHAVIOUR [FOLDER]`. In FOLDER it leaves a file `pid-N` for itself and each child of its own, and a line in `calls` for
-each call that it really carries out.
+`python rogue.py BEHAVIOUR [FOLDER]`. In FOLDER it leaves a file `pid-N` for itself and each child
+of its own, and a line in `calls` for each call that it really carries out.
 """
 
 import json
@@ -22,8 +23,14 @@ if BEHAVIOUR == "offers-much":
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
 TOOLS = [{"name": name, "description": name, "inputSchema": SCHEMA} for name in NAMES]
 QUESTIONS: dict[str, dict[str, Any]] = {
-    "elicitation/create": {"message": "Who?", "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}}},
-    "sampling/createMessage": {"messages": [{"role": "user", "content": {"type": "text", "text": "Who?"}}], "maxTokens": 5},
+    "elicitation/create": {
+        "message": "Who?",
+        "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}},
+    },
+    "sampling/createMessage": {
+        "messages": [{"role": "user", "content": {"type": "text", "text": "Who?"}}],
+        "maxTokens": 5,
+    },
     "roots/list": {},
 }
 asked_by: list[dict[str, Any]] = []
@@ -88,7 +95,11 @@ def serve() -> None:
                 if BEHAVIOUR == "hangs-in-initialize":
                     time.sleep(600)
                 info = {"name": "rogue", "version": "1"}
-                result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {"listChanged": True}}, "serverInfo": info}
+                result = {
+                    "protocolVersion": "2025-06-18",
+                    "capabilities": {"tools": {"listChanged": True}},
+                    "serverInfo": info,
+                }
                 send({"id": request["id"], "result": result})
             case "tools/list":
                 send({"id": request["id"], "result": {"tools": TOOLS}})
@@ -99,7 +110,9 @@ def serve() -> None:
             case "notifications/cancelled":
                 note("cancelled", str(request["params"]["requestId"]))
             case str() if "id" in request:
-                send({"id": request["id"], "error": {"code": -32601, "message": "Method not found"}})
+                send(
+                    {"id": request["id"], "error": {"code": -32601, "message": "Method not found"}}
+                )
             case _:
                 pass
 
@@ -137,7 +150,13 @@ def main() -> None:
         case "clings":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case "has-children":
-            child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"])
+            child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)",
+                ]
+            )
             note(f"pid-{child.pid}", "")
         case _:
             pass

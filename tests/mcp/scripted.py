@@ -18,9 +18,11 @@ LISTEN = RemoteTool("listen", "Listens.", {"type": "object", "properties": {}})
 
 
 class ScriptedSession:
-    """A session whose server has `tools` and answers each call with `answer()`; both may be replaced while it is open.
+    """A session whose server has `tools` and answers each call with `answer()`; both may be
+    replaced while it is open.
 
-    `listing` and `pinging` are awaited before the answer to each, and may raise. A call that is under way at the end breaks.
+    `listing` and `pinging` are awaited before the answer to each, and may raise. A call that is
+    under way at the end breaks.
     """
 
     transport: Transport = "stdio"
@@ -42,10 +44,15 @@ class ScriptedSession:
         await self.listing()
         return list(self.tools)
 
-    async def call(self, name: str, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+    async def call(
+        self, name: str, arguments: dict[str, object], context: RunContext
+    ) -> ToolOutput:
         """What `answer` says, unless the session is closed before it does."""
         self.calls.append(name)
-        answer, closed = asyncio.ensure_future(self.answer()), asyncio.ensure_future(self.closed.wait())
+        answer, closed = (
+            asyncio.ensure_future(self.answer()),
+            asyncio.ensure_future(self.closed.wait()),
+        )
         try:
             await asyncio.wait((answer, closed), return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
@@ -62,7 +69,8 @@ class ScriptedSession:
 
 
 class ScriptedOpener:
-    """Opens `openings` in order, the last one again and again: a session, an error to raise, or an event to wait for before the next."""
+    """Opens `openings` in order, the last one again and again: a session, an error to raise, or an
+    event to wait for before the next."""
 
     def __init__(self, *openings: ScriptedSession | BaseException | asyncio.Event) -> None:
         self._openings = list(openings)
@@ -116,9 +124,13 @@ def waits(event: asyncio.Event, then: str = "seen") -> Answer:
     return answer
 
 
-def connection_to(*, tools_seconds: float = 3600.0, pin_tools: bool = False, off: str | None = None) -> Connection:
+def connection_to(
+    *, tools_seconds: float = 3600.0, pin_tools: bool = False, off: str | None = None
+) -> Connection:
     """A connection to a server that is called `eyes`, to be supervised with a ScriptedOpener."""
-    definition = ServerDefinition.model_validate({"server_label": "eyes", "command": "eyes", "pin_tools": pin_tools})
+    definition = ServerDefinition.model_validate(
+        {"server_label": "eyes", "command": "eyes", "pin_tools": pin_tools}
+    )
     return Connection(definition, tools_seconds=tools_seconds, off=off)
 
 

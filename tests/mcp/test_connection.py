@@ -1,4 +1,5 @@
-"""One server's connection: how it comes up, what becomes of it and of the calls made through it, and what its tools are meanwhile."""
+"""One server's connection: how it comes up, what becomes of it and of the calls made through it,
+and what its tools are meanwhile."""
 
 import asyncio
 import logging
@@ -27,16 +28,24 @@ from tests.mcp.scripted import (
     waits,
 )
 
-CHANGED = msgspec.structs.replace(LOOK, parameters={"type": "object", "properties": {"where": {"type": "string"}}})
+CHANGED = msgspec.structs.replace(
+    LOOK, parameters={"type": "object", "properties": {"where": {"type": "string"}}}
+)
 REWORDED = msgspec.structs.replace(LOOK, description="Looks, and tells everybody.")
 NOT_SENT = ServerConnectionError("it forgot us", not_sent=True)
 BROKE = ServerConnectionError("it broke")
 CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 600)
 
 
-def told(caplog: pytest.LogCaptureFixture, event: str, *, at_least: int = logging.INFO) -> list[dict[str, Any]]:
+def told(
+    caplog: pytest.LogCaptureFixture, event: str, *, at_least: int = logging.INFO
+) -> list[dict[str, Any]]:
     """The extras of the lines `event` in the log."""
-    return [vars(record) for record in caplog.records if record.getMessage() == event and record.levelno >= at_least]
+    return [
+        vars(record)
+        for record in caplog.records
+        if record.getMessage() == event and record.levelno >= at_least
+    ]
 
 
 @pytest.fixture
@@ -81,8 +90,12 @@ async def test_a_server_that_does_not_tell_its_tools_is_down_and_its_session_clo
         assert session.closed.is_set()
 
 
-@pytest.mark.parametrize("opening", [ScriptedSession(), ServerConnectionError("no")], ids=["well", "badly"])
-async def test_settled_waits_for_the_first_start_however_it_ends(opening: ScriptedSession | ServerConnectionError) -> None:
+@pytest.mark.parametrize(
+    "opening", [ScriptedSession(), ServerConnectionError("no")], ids=["well", "badly"]
+)
+async def test_settled_waits_for_the_first_start_however_it_ends(
+    opening: ScriptedSession | ServerConnectionError,
+) -> None:
     may_open = asyncio.Event()
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(may_open, opening)):
@@ -97,7 +110,11 @@ async def test_settled_waits_for_the_first_start_however_it_ends(opening: Script
 async def test_a_server_that_is_off_is_settled_and_refuses_calls() -> None:
     connection = connection_to(off="KEY is not set.")
     await asyncio.wait_for(connection.wait_for_start(), 15)
-    assert (connection.state, connection.error, connection.unavailable) == ("off", "KEY is not set.", "")
+    assert (connection.state, connection.error, connection.unavailable) == (
+        "off",
+        "KEY is not set.",
+        "",
+    )
 
 
 # Trying again
@@ -108,7 +125,9 @@ async def test_pauses_double_while_a_server_is_down(monkeypatch: pytest.MonkeyPa
     opener = ScriptedOpener(ServerConnectionError("no"))
     async with supervised(connection_to(), opener):
         await until(lambda: len(opener.began) >= 6)
-    pauses = [later - earlier for earlier, later in zip(opener.began, opener.began[1:], strict=False)]
+    pauses = [
+        later - earlier for earlier, later in zip(opener.began, opener.began[1:], strict=False)
+    ]
     assert all(pause >= 0.02 * 2**number / 2 * 0.95 for number, pause in enumerate(pauses)), pauses
 
 
@@ -117,7 +136,9 @@ async def test_pauses_do_not_grow_beyond_the_longest(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "MAX_PAUSE", 0.02)
     opener = ScriptedOpener(ServerConnectionError("no"))
     async with supervised(connection_to(), opener):
-        await until(lambda: len(opener.began) >= 14)  # with the twelfth pause alone it would take 10 seconds more
+        await until(
+            lambda: len(opener.began) >= 14
+        )  # with the twelfth pause alone it would take 10 seconds more
 
 
 async def test_pauses_vary_so_that_servers_are_not_tried_all_at_once(
@@ -135,24 +156,40 @@ async def test_pauses_vary_so_that_servers_are_not_tried_all_at_once(
     assert all(50 <= pause <= 100 for pause in pauses)
 
 
-async def test_a_reason_that_stays_the_same_is_told_once(quick: None, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reason_that_stays_the_same_is_told_once(
+    quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
     opener = ScriptedOpener(
-        ServerConnectionError("no"), ServerConnectionError("no"), ServerConnectionError("no"), ServerConnectionError("no, really")
+        ServerConnectionError("no"),
+        ServerConnectionError("no"),
+        ServerConnectionError("no"),
+        ServerConnectionError("no, really"),
     )
     async with supervised(connection_to(), opener):
         await until(lambda: len(opener.began) >= 6)
-    assert [line["reason"] for line in told(caplog, "mcp.down", at_least=logging.WARNING)] == ["no", "no, really"]
+    assert [line["reason"] for line in told(caplog, "mcp.down", at_least=logging.WARNING)] == [
+        "no",
+        "no, really",
+    ]
 
 
 async def test_a_server_that_comes_back_is_ready_again(quick: None) -> None:
     connection = connection_to()
-    async with supervised(connection, ScriptedOpener(ServerConnectionError("no"), ServerConnectionError("no"), ScriptedSession())):
+    async with supervised(
+        connection,
+        ScriptedOpener(ServerConnectionError("no"), ServerConnectionError("no"), ScriptedSession()),
+    ):
         await until(lambda: connection.state == "ready")
         assert (connection.error, await called(connection)) == (None, "seen")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("what"), ExceptionGroup("many", [ValueError("what")]), asyncio.CancelledError()])
-async def test_what_nobody_expected_of_an_opener_leaves_the_server_down_and_not_dead(quick: None, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("what"), ExceptionGroup("many", [ValueError("what")]), asyncio.CancelledError()],
+)
+async def test_what_nobody_expected_of_an_opener_leaves_the_server_down_and_not_dead(
+    quick: None, error: BaseException
+) -> None:
     may_open = asyncio.Event()
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(error, may_open, ScriptedSession())):
@@ -162,7 +199,9 @@ async def test_what_nobody_expected_of_an_opener_leaves_the_server_down_and_not_
         await until(lambda: connection.state == "ready")
 
 
-async def test_what_nobody_expected_of_a_session_takes_it_out_of_use(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_nobody_expected_of_a_session_takes_it_out_of_use(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
     first = ScriptedSession()
     first.pinging = fails(ValueError("what"))
@@ -180,7 +219,9 @@ async def test_what_nobody_expected_of_a_session_takes_it_out_of_use(quick: None
 # A session that is lost
 
 
-async def test_a_lost_session_is_replaced_and_a_call_waits_for_that(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lost_session_is_replaced_and_a_call_waits_for_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     second = ScriptedSession(answer=says("seen by the second"))
     may_open = asyncio.Event()
     opener = ScriptedOpener(ScriptedSession(), may_open, second)
@@ -192,7 +233,11 @@ async def test_a_lost_session_is_replaced_and_a_call_waits_for_that(caplog: pyte
         await until(lambda: len(opener.began) == 2)
         call = asyncio.ensure_future(called(connection))
         await asyncio.sleep(0)
-        assert (connection.state, connection.error, [tool.remote.name for tool in connection.tools]) == (
+        assert (
+            connection.state,
+            connection.error,
+            [tool.remote.name for tool in connection.tools],
+        ) == (
             "starting",
             "it exited with code 1",
             ["look"],
@@ -200,11 +245,17 @@ async def test_a_lost_session_is_replaced_and_a_call_waits_for_that(caplog: pyte
         assert not call.done()
         may_open.set()
         assert await call == "seen by the second"
-    assert [line["reason"] for line in told(caplog, "mcp.down", at_least=logging.WARNING)] == ["it exited with code 1"]
+    assert [line["reason"] for line in told(caplog, "mcp.down", at_least=logging.WARNING)] == [
+        "it exited with code 1"
+    ]
 
 
 @pytest.mark.parametrize(
-    ("level", "reason"), [(logging.INFO, "it exited with code 1"), (logging.DEBUG, "it exited with code 1: canary of a call")]
+    ("level", "reason"),
+    [
+        (logging.INFO, "it exited with code 1"),
+        (logging.DEBUG, "it exited with code 1: canary of a call"),
+    ],
 )
 async def test_the_last_words_of_a_server_that_may_have_been_called_are_told_at_debug_level_only(
     caplog: pytest.LogCaptureFixture, level: int, reason: str
@@ -219,7 +270,9 @@ async def test_the_last_words_of_a_server_that_may_have_been_called_are_told_at_
     assert [line["reason"] for line in told(caplog, "mcp.down")] == [reason]
 
 
-async def test_a_call_does_not_wait_longer_than_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_does_not_wait_longer_than_its_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "RECONNECT_WAIT_SECONDS", 0.05)
     opener = ScriptedOpener(ScriptedSession(), asyncio.Event(), ScriptedSession())
     connection = connection_to()
@@ -235,7 +288,9 @@ async def test_a_call_does_not_wait_longer_than_its_patience(monkeypatch: pytest
 async def test_a_server_that_is_down_fails_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RECONNECT_WAIT_SECONDS", 60.0)
     connection = connection_to()
-    async with supervised(connection, ScriptedOpener(ScriptedSession(), ServerConnectionError("no"))):
+    async with supervised(
+        connection, ScriptedOpener(ScriptedSession(), ServerConnectionError("no"))
+    ):
         await until(lambda: connection.state == "ready")
         connection.handle_session_end("gone")
         await until(lambda: connection.state == "down")
@@ -243,9 +298,13 @@ async def test_a_server_that_is_down_fails_calls_at_once(monkeypatch: pytest.Mon
             await called(connection)
 
 
-async def test_a_server_that_is_down_fails_calls_at_once_while_it_is_tried_again(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_down_fails_calls_at_once_while_it_is_tried_again(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "RECONNECT_WAIT_SECONDS", 60.0)
-    opener = ScriptedOpener(ScriptedSession(), ServerConnectionError("no"), asyncio.Event(), ScriptedSession())
+    opener = ScriptedOpener(
+        ScriptedSession(), ServerConnectionError("no"), asyncio.Event(), ScriptedSession()
+    )
     connection = connection_to()
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
@@ -255,17 +314,23 @@ async def test_a_server_that_is_down_fails_calls_at_once_while_it_is_tried_again
             await called(connection)
 
 
-async def test_a_session_that_is_lost_during_a_check_is_replaced_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_that_is_lost_during_a_check_is_replaced_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
     first = ScriptedSession(answer=fails(NOT_SENT))
     first.pinging = waits(asyncio.Event())
     connection = connection_to()
-    async with supervised(connection, ScriptedOpener(first, ScriptedSession(answer=says("seen by the second")))):
+    async with supervised(
+        connection, ScriptedOpener(first, ScriptedSession(answer=says("seen by the second")))
+    ):
         await until(lambda: first.pings == 1)
         assert await called(connection) == "seen by the second"
 
 
-async def test_a_server_that_nobody_calls_is_looked_after(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_nobody_calls_is_looked_after(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
     first, second = ScriptedSession(), ScriptedSession()
     first.pinging = fails(ServerConnectionError("it does not answer"))
@@ -276,13 +341,17 @@ async def test_a_server_that_nobody_calls_is_looked_after(quick: None, monkeypat
         assert (connection.state, len(opener.began), first.closed.is_set()) == ("ready", 2, True)
 
 
-async def test_a_server_that_hangs_is_given_up_in_the_end_though_calls_of_it_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_hangs_is_given_up_in_the_end_though_calls_of_it_are_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
     first = ScriptedSession(answer=waits(asyncio.Event()))
     first.pinging = fails(ServerConnectionError("it does not answer"))
     first.listing = says("")
     connection = connection_to()
-    async with supervised(connection, ScriptedOpener(first, ScriptedSession(answer=says("seen by the second")))):
+    async with supervised(
+        connection, ScriptedOpener(first, ScriptedSession(answer=says("seen by the second")))
+    ):
         await until(lambda: connection.state == "ready")
         call = asyncio.ensure_future(called(connection))
         await until(lambda: first.calls == ["look"])
@@ -328,7 +397,9 @@ async def test_a_call_of_which_nothing_is_known_is_never_made_again() -> None:
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(first, second)):
         await until(lambda: connection.state == "ready")
-        with pytest.raises(ToolError, match="broke during the call, and it is not known whether it was carried out"):
+        with pytest.raises(
+            ToolError, match="broke during the call, and it is not known whether it was carried out"
+        ):
             await called(connection)
         await until(lambda: connection.state == "ready")
         assert await called(connection) == "seen"
@@ -355,7 +426,9 @@ async def test_calls_that_lose_one_session_together_share_the_next() -> None:
         await together.wait()
         raise NOT_SENT
 
-    opener = ScriptedOpener(ScriptedSession(answer=lose), ScriptedSession(), ServerConnectionError("a third session"))
+    opener = ScriptedOpener(
+        ScriptedSession(answer=lose), ScriptedSession(), ServerConnectionError("a third session")
+    )
     connection = connection_to()
     async with supervised(connection, opener):
         await until(lambda: connection.state == "ready")
@@ -367,7 +440,9 @@ async def test_a_call_that_breaks_late_does_not_harm_the_session_after_it() -> N
     late = asyncio.Event()
 
     class Slow(ScriptedSession):
-        async def call(self, name: str, arguments: dict[str, object], context: RunContext) -> ToolOutput:
+        async def call(
+            self, name: str, arguments: dict[str, object], context: RunContext
+        ) -> ToolOutput:
             self.calls.append(name)
             await late.wait()
             raise BROKE
@@ -384,7 +459,11 @@ async def test_a_call_that_breaks_late_does_not_harm_the_session_after_it() -> N
         late.set()
         with pytest.raises(ToolError, match="it is not known whether it was carried out"):
             await slow
-        assert (connection.state, await called(connection), len(opener.began)) == ("ready", "seen", 2)
+        assert (connection.state, await called(connection), len(opener.began)) == (
+            "ready",
+            "seen",
+            2,
+        )
 
 
 async def test_a_call_that_is_cancelled_leaves_the_session_to_the_others() -> None:
@@ -437,7 +516,9 @@ async def test_a_storm_of_changes_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
     async with supervised(connection, ScriptedOpener(session)):
         await until(after_another_change)
-    pauses = [later - earlier for earlier, later in zip(session.listed, session.listed[1:], strict=False)]
+    pauses = [
+        later - earlier for earlier, later in zip(session.listed, session.listed[1:], strict=False)
+    ]
     assert all(pause >= 0.05 * 0.95 for pause in pauses), pauses
 
 
@@ -504,7 +585,9 @@ async def test_a_server_that_is_too_busy_with_calls_to_answer_is_left_at_work(
         assert (await call, connection.state, len(opener.began)) == ("done", "ready", 1)
 
 
-async def test_a_change_whose_listing_failed_is_not_forgotten(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_whose_listing_failed_is_not_forgotten(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.01)
     session = ScriptedSession(LOOK, answer=waits(asyncio.Event()))
     connection = connection_to()
@@ -530,7 +613,9 @@ async def test_a_list_without_changes_stays_the_same_object(quick: None) -> None
         assert connection.tools is before
 
 
-async def test_a_tool_that_did_not_change_stays_the_same_object_beside_those_that_did(quick: None) -> None:
+async def test_a_tool_that_did_not_change_stays_the_same_object_beside_those_that_did(
+    quick: None,
+) -> None:
     session = ScriptedSession(LOOK, LISTEN)
     connection = connection_to()
     async with supervised(connection, ScriptedOpener(session, session)):
@@ -577,7 +662,9 @@ async def test_a_change_is_counted_and_told_once(
         for _ in range(3):
             await refreshed(connection, session)
         assert connection.status.schema_changes == 1
-    assert [(line["server"], line["tool"], line["changed"]) for line in told(caplog, "mcp.tool_changed")] == [("eyes", "look", what)]
+    assert [
+        (line["server"], line["tool"], line["changed"]) for line in told(caplog, "mcp.tool_changed")
+    ] == [("eyes", "look", what)]
 
 
 async def test_each_change_counts(quick: None) -> None:
@@ -593,7 +680,9 @@ async def test_each_change_counts(quick: None) -> None:
 
 async def test_a_change_over_a_restart_is_noticed(quick: None) -> None:
     connection = connection_to()
-    async with supervised(connection, ScriptedOpener(ScriptedSession(LOOK), ScriptedSession(CHANGED))):
+    async with supervised(
+        connection, ScriptedOpener(ScriptedSession(LOOK), ScriptedSession(CHANGED))
+    ):
         await until(lambda: connection.state == "ready")
         connection.handle_session_end("gone")
         await until(lambda: connection.status.restarts == 1 and connection.state == "ready")
@@ -607,7 +696,10 @@ async def test_without_pins_a_changed_tool_is_used_as_it_is(quick: None) -> None
         await until(lambda: connection.state == "ready")
         session.tools = [CHANGED]
         await refreshed(connection, session)
-        assert ([tool.remote for tool in connection.tools], await called(connection)) == ([CHANGED], "seen")
+        assert ([tool.remote for tool in connection.tools], await called(connection)) == (
+            [CHANGED],
+            "seen",
+        )
         assert connection.status.quarantined == ()
 
 
@@ -625,7 +717,9 @@ async def test_a_pinned_tool_that_changed_is_withheld_until_it_is_what_it_was(qu
         assert await called(connection) == "seen"
 
 
-async def test_a_pinned_tool_that_changed_is_withheld_from_a_run_that_still_has_it(quick: None) -> None:
+async def test_a_pinned_tool_that_changed_is_withheld_from_a_run_that_still_has_it(
+    quick: None,
+) -> None:
     session = ScriptedSession(LOOK)
     connection = connection_to(pin_tools=True)
     async with supervised(connection, ScriptedOpener(session)):
@@ -645,7 +739,10 @@ async def test_a_tool_that_is_new_is_not_taken_for_a_change(quick: None) -> None
         await until(lambda: connection.state == "ready")
         session.tools = [LOOK, LISTEN]
         await refreshed(connection, session)
-        assert (connection.status.tools, connection.status.schema_changes) == (("look", "listen"), 0)
+        assert (connection.status.tools, connection.status.schema_changes) == (
+            ("look", "listen"),
+            0,
+        )
 
 
 # What is told of it
@@ -654,7 +751,15 @@ async def test_a_tool_that_is_new_is_not_taken_for_a_change(quick: None) -> None
 async def test_the_status_tells_what_is_known(quick: None) -> None:
     connection = connection_to()
     new = connection.status
-    assert (new.label, new.transport, new.state, new.tools, new.error, new.restarts, new.connect_seconds) == (
+    assert (
+        new.label,
+        new.transport,
+        new.state,
+        new.tools,
+        new.error,
+        new.restarts,
+        new.connect_seconds,
+    ) == (
         *("eyes", "stdio", "starting", (), None, 0),
         None,
     )
@@ -663,7 +768,13 @@ async def test_the_status_tells_what_is_known(quick: None) -> None:
     async with supervised(connection, ScriptedOpener(ServerConnectionError("no"), session)):
         await until(lambda: connection.state == "ready")
         ready = connection.status
-    assert (ready.transport, ready.state, ready.tools, ready.error, ready.restarts) == ("sse", "ready", ("look", "listen"), None, 1)
+    assert (ready.transport, ready.state, ready.tools, ready.error, ready.restarts) == (
+        "sse",
+        "ready",
+        ("look", "listen"),
+        None,
+        1,
+    )
     assert ready.since > new.since
     assert ready.connect_seconds is not None
     assert 0 <= ready.connect_seconds < 15

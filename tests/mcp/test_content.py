@@ -27,7 +27,9 @@ def text(content: str) -> TextContent:
 
 def of(*blocks: Any, structured: Any = None, is_error: bool = False) -> str:
     """The text of a result with these parts."""
-    return to_tool_output(CallToolResult(content=list(blocks), structured_content=structured, is_error=is_error)).content
+    return to_tool_output(
+        CallToolResult(content=list(blocks), structured_content=structured, is_error=is_error)
+    ).content
 
 
 def test_texts_are_joined() -> None:
@@ -36,16 +38,29 @@ def test_texts_are_joined() -> None:
 
 
 def test_images_go_beside_the_text() -> None:
-    blob = EmbeddedResource(resource=BlobResourceContents(uri="file:///a.png", mime_type="image/png", blob=PNG))
-    output = to_tool_output(CallToolResult(content=[text("look"), ImageContent(data=PNG, mime_type="image/jpeg"), blob]))
+    blob = EmbeddedResource(
+        resource=BlobResourceContents(uri="file:///a.png", mime_type="image/png", blob=PNG)
+    )
+    output = to_tool_output(
+        CallToolResult(content=[text("look"), ImageContent(data=PNG, mime_type="image/jpeg"), blob])
+    )
     assert output.content == "look"
-    assert [image.url for image in output.images] == [f"data:image/jpeg;base64,{PNG}", f"data:image/png;base64,{PNG}"]
+    assert [image.url for image in output.images] == [
+        f"data:image/jpeg;base64,{PNG}",
+        f"data:image/png;base64,{PNG}",
+    ]
 
 
 def test_an_image_that_is_too_large_is_left_out_and_that_is_said() -> None:
     large = ImageContent(data="A" * MAX_IMAGE_BYTES, mime_type="image/png")
-    output = to_tool_output(CallToolResult(content=[large, ImageContent(data=PNG, mime_type="image/png")]))
-    assert output.content == f"[an image of {MAX_IMAGE_BYTES + len('data:image/png;base64,')} bytes, too large to be shown]"
+    output = to_tool_output(
+        CallToolResult(content=[large, ImageContent(data=PNG, mime_type="image/png")])
+    )
+    assert (
+        output.content
+        == f"[an image of {MAX_IMAGE_BYTES + len('data:image/png;base64,')} bytes, too large to be"
+        " shown]"
+    )
     assert [image.url for image in output.images] == [f"data:image/png;base64,{PNG}"]
 
 
@@ -54,7 +69,9 @@ def test_an_image_that_is_too_large_is_left_out_and_that_is_said() -> None:
     [
         ImageContent(data=PNG, mime_type="image/svg+xml"),
         ImageContent(data=PNG, mime_type="text/plain"),
-        EmbeddedResource(resource=BlobResourceContents(uri="file:///a.svg", mime_type="image/svg+xml", blob=PNG)),
+        EmbeddedResource(
+            resource=BlobResourceContents(uri="file:///a.svg", mime_type="image/svg+xml", blob=PNG)
+        ),
     ],
     ids=["drawing", "no image", "embedded drawing"],
 )
@@ -67,12 +84,25 @@ def test_an_image_that_a_provider_would_refuse_is_named(block: Any) -> None:
 @pytest.mark.parametrize(
     ("block", "shown"),
     [
-        (AudioContent(data="AAAA", mime_type="audio/wav"), "[a sound (audio/wav, 3 bytes), which cannot be shown]"),
-        (ResourceLink(name="a", uri="https://x/a"), "[a](https://x/a)"),
-        (ResourceLink(name="a", title="A", description="The first.", uri="https://x/a"), "[A](https://x/a): The first."),
-        (EmbeddedResource(resource=TextResourceContents(uri="file:///a.txt", text="hi")), "file:///a.txt:\nhi"),
         (
-            EmbeddedResource(resource=BlobResourceContents(uri="file:///a.zip", mime_type="application/zip", blob="AAAA")),
+            AudioContent(data="AAAA", mime_type="audio/wav"),
+            "[a sound (audio/wav, 3 bytes), which cannot be shown]",
+        ),
+        (ResourceLink(name="a", uri="https://x/a"), "[a](https://x/a)"),
+        (
+            ResourceLink(name="a", title="A", description="The first.", uri="https://x/a"),
+            "[A](https://x/a): The first.",
+        ),
+        (
+            EmbeddedResource(resource=TextResourceContents(uri="file:///a.txt", text="hi")),
+            "file:///a.txt:\nhi",
+        ),
+        (
+            EmbeddedResource(
+                resource=BlobResourceContents(
+                    uri="file:///a.zip", mime_type="application/zip", blob="AAAA"
+                )
+            ),
             "[file:///a.zip: a file (application/zip, 3 bytes), which cannot be shown]",
         ),
         (
@@ -98,13 +128,18 @@ def test_anything_else_is_named(block: Any, shown: str) -> None:
         ([text("note"), text('{"a": 1}')], {"a": 1}),
     ],
 )
-def test_structured_content_that_the_text_says_already_is_not_said_twice(blocks: list[TextContent], structured: Any) -> None:
+def test_structured_content_that_the_text_says_already_is_not_said_twice(
+    blocks: list[TextContent], structured: Any
+) -> None:
     assert of(*blocks, structured=structured) == "\n\n".join(block.text for block in blocks)
 
 
 def test_structured_content_that_says_more_is_added_as_json() -> None:
     assert of(structured={"städte": ["Köln"]}) == '{"städte": ["Köln"]}'
-    assert of(text("Found 1 city."), structured={"cities": ["Köln"]}) == 'Found 1 city.\n\n{"cities": ["Köln"]}'
+    assert (
+        of(text("Found 1 city."), structured={"cities": ["Köln"]})
+        == 'Found 1 city.\n\n{"cities": ["Köln"]}'
+    )
 
 
 @pytest.mark.parametrize("structured", [{"result": []}, {"cities": []}])

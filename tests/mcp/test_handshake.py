@@ -1,4 +1,5 @@
-"""Sessions with servers that begin with a handshake, lists on several pages, and what else may go wrong between servers or calls."""
+"""Sessions with servers that begin with a handshake, lists on several pages, and what else may go
+wrong between servers or calls."""
 
 import asyncio
 import json
@@ -33,7 +34,9 @@ async def rogue() -> AsyncGenerator[HttpRogue, None]:
 # Servers that know only the protocol of 2025, whose sessions begin with a handshake
 
 
-async def test_a_server_with_a_handshake_tells_of_changed_tools_in_the_stream_that_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_with_a_handshake_tells_of_changed_tools_in_the_stream_that_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "REFRESH_PAUSE", 0.01)
     server: MCPServer[Any] = MCPServer("server")
 
@@ -60,7 +63,9 @@ async def test_questions_of_a_server_with_a_handshake_are_refused_and_the_call_e
 
     @server.tool()
     async def sampling(ctx: Context[Any, Any]) -> str:
-        message = mcp_types.SamplingMessage(role="user", content=mcp_types.TextContent(text="Who are you?"))
+        message = mcp_types.SamplingMessage(
+            role="user", content=mcp_types.TextContent(text="Who are you?")
+        )
         with warnings.catch_warnings(action="ignore"):
             return str(await ctx.session.create_message([message], max_tokens=5))
 
@@ -75,7 +80,9 @@ async def test_questions_of_a_server_with_a_handshake_are_refused_and_the_call_e
             with pytest.raises(ToolError, match="not supported"):
                 await run(connection, name)
         assert connection.status.restarts == 0
-    refusals = [request.message["error"]["code"] for request in app.requests if "error" in request.message]
+    refusals = [
+        request.message["error"]["code"] for request in app.requests if "error" in request.message
+    ]
     assert refusals == [mcp_types.INVALID_REQUEST] * 3
 
 
@@ -116,7 +123,9 @@ async def test_the_header_goes_with_the_stream_and_the_goodbye_too() -> None:
 def paged(*pages: tuple[list[str], str | None]) -> Server[Any]:
     """A server whose pages of tools each name the number of the next, or none."""
 
-    async def page(_: Any, params: mcp_types.PaginatedRequestParams | None) -> mcp_types.ListToolsResult:
+    async def page(
+        _: Any, params: mcp_types.PaginatedRequestParams | None
+    ) -> mcp_types.ListToolsResult:
         names, following = pages[int((params and params.cursor) or 0)]
         tools = [mcp_types.Tool(name=name, input_schema={"type": "object"}) for name in names]
         return mcp_types.ListToolsResult(tools=tools, next_cursor=following)
@@ -174,8 +183,13 @@ async def test_a_call_in_flight_is_not_made_again_while_others_find_nobody() -> 
         async with asyncio.timeout(10):
             await arrived.wait()
         server.take_no_more()
-        others = await asyncio.gather(*(call(connection, "echo", str(number)) for number in range(5)), return_exceptions=True)
-        assert not any(isinstance(other, BaseException) and not isinstance(other, ToolError) for other in others)
+        others = await asyncio.gather(
+            *(call(connection, "echo", str(number)) for number in range(5)), return_exceptions=True
+        )
+        assert not any(
+            isinstance(other, BaseException) and not isinstance(other, ToolError)
+            for other in others
+        )
         assert any(isinstance(other, ToolError) for other in others), "somebody was found after all"
         server.stop_listening()
         dropped.set()
@@ -188,12 +202,18 @@ async def test_a_call_in_flight_is_not_made_again_while_others_find_nobody() -> 
     assert server.calls.count("sent") == 1
 
 
-@pytest.mark.parametrize("secret", [SECRET, "canary  77", "canary/77 %x"], ids=["plain", "with two spaces", "with signs"])
+@pytest.mark.parametrize(
+    "secret", [SECRET, "canary  77", "canary/77 %x"], ids=["plain", "with two spaces", "with signs"]
+)
 @pytest.mark.parametrize("how", ["as an error", "as a result that is an error"])
 async def test_a_server_that_repeats_the_key_in_a_refusal_does_not_tell_it_to_the_model(
     tmp_path: Path, rogue: HttpRogue, secret: str, how: str
 ) -> None:
-    entry = {"server_label": "rogue", "server_url": f"http://127.0.0.1:{rogue.port}/mcp", "header": {"X-Key": "${KEY}"}}
+    entry = {
+        "server_label": "rogue",
+        "server_url": f"http://127.0.0.1:{rogue.port}/mcp",
+        "header": {"X-Key": "${KEY}"},
+    }
     (tmp_path / "mcp.json").write_text(json.dumps([entry]), encoding="utf-8")
     servers, faults = read_servers(tmp_path / "mcp.json", {"KEY": secret})
     assert faults == []

@@ -15,7 +15,10 @@ SLEEPS = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True)
 CLINGS = [
     sys.executable,
     "-c",
-    "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(600)",
+    (
+        "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid(),"
+        " flush=True); time.sleep(600)"
+    ),
 ]
 LEAVES = ["sh", "-c", "sleep 600 & echo $!"]
 
@@ -24,7 +27,9 @@ def guarded(command: list[str]) -> "subprocess.Popen[str]":
     """`command` under its guard, as servers are started."""
     pipe = subprocess.PIPE
     whole = [sys.executable, "-I", "-S", guard.__file__, *command]
-    return subprocess.Popen(whole, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        whole, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
 
 
 def is_gone(pid: int, seconds: float = 10.0) -> bool:
@@ -89,7 +94,8 @@ def test_a_signal_to_the_group_reaches_the_command_and_its_end_is_told() -> None
 
 def test_the_command_has_the_signals_that_any_has() -> None:
     ignored = (
-        "import signal; print([n for n in ('SIGTERM', 'SIGINT', 'SIGPIPE') if signal.getsignal(getattr(signal, n)) == signal.SIG_IGN])"
+        "import signal; print([n for n in ('SIGTERM', 'SIGINT', 'SIGPIPE') if"
+        " signal.getsignal(getattr(signal, n)) == signal.SIG_IGN])"
     )
     with guarded([sys.executable, "-c", ignored]) as process:
         out, _ = process.communicate(timeout=20)
@@ -100,6 +106,8 @@ def test_a_guard_is_small() -> None:
     with guarded(SLEEPS) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        resident = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))
+        resident = re.findall(
+            r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        )
         assert int(resident[0]) < 14 * 1024
         process.communicate(timeout=20)

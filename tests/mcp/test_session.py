@@ -1,4 +1,5 @@
-"""Sessions with servers: what is passed on, what is refused, what is repaired, and what never comes out."""
+"""Sessions with servers: what is passed on, what is refused, what is repaired, and what never comes
+out."""
 
 import asyncio
 import json
@@ -44,20 +45,28 @@ async def served(server: MCPServer[Any] | Server[Any]) -> AsyncGenerator[Connect
     """A server of the library, connected to; it speaks the protocol of 2026."""
     async with (
         serving(server.streamable_http_app()) as address,
-        connected(ServerDefinition(server_label="server", server_url=f"{address}/mcp")) as connection,
+        connected(
+            ServerDefinition(server_label="server", server_url=f"{address}/mcp")
+        ) as connection,
     ):
         yield connection
 
 
-async def executed(connection: Connection, name: str, arguments: str, timeout: float = 20) -> ToolResult:
+async def executed(
+    connection: Connection, name: str, arguments: str, timeout: float = 20
+) -> ToolResult:
     """What the loop gets of a call of the tool that models know by `name`."""
-    return await Toolset(connection.tools, default_timeout=timeout).execute(ToolCall("c", name, arguments), context())
+    return await Toolset(connection.tools, default_timeout=timeout).execute(
+        ToolCall("c", name, arguments), context()
+    )
 
 
 # Tools
 
 
-async def test_tools_that_appear_later_are_offered_once_the_server_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tools_that_appear_later_are_offered_once_the_server_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "REFRESH_PAUSE", 0.01)
     server: MCPServer[Any] = MCPServer("server")
 
@@ -73,7 +82,9 @@ async def test_tools_that_appear_later_are_offered_once_the_server_tells(monkeyp
         assert (await run(connection, "sing")).content == "sung"
 
 
-async def test_a_change_before_the_subscription_is_acknowledged_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_before_the_subscription_is_acknowledged_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "REFRESH_PAUSE", 0.01)
     names = ["one"]
     listed = asyncio.Event()
@@ -90,7 +101,9 @@ async def test_a_change_before_the_subscription_is_acknowledged_is_not_missed(mo
             names.append("two")  # nobody is subscribed yet, so nobody is told
         return await handler(ctx, params)
 
-    server: Server[Any] = Server("server", on_list_tools=list_tools, on_subscriptions_listen=subscribed)
+    server: Server[Any] = Server(
+        "server", on_list_tools=list_tools, on_subscriptions_listen=subscribed
+    )
     async with served(server) as connection:
         await until(lambda: [tool.remote.name for tool in connection.tools] == ["one", "two"])
 
@@ -98,12 +111,18 @@ async def test_a_change_before_the_subscription_is_acknowledged_is_not_missed(mo
 async def test_schemas_are_passed_on_as_they_are(rogue: HttpRogue) -> None:
     schema = {
         "type": "object",
-        "properties": {"a": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}]}, "b": {"enum": [1, "x", None]}},
+        "properties": {
+            "a": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}]},
+            "b": {"enum": [1, "x", None]},
+        },
         "$defs": {"A": {"type": "object", "additionalProperties": False}},
         "required": ["a"],
         "x-own": {"deep": [1.5]},
     }
-    rogue.tools = [{"name": "a", "title": "T", "inputSchema": schema}, {"name": "b", "description": "B", "inputSchema": {"type": "object"}}]
+    rogue.tools = [
+        {"name": "a", "title": "T", "inputSchema": schema},
+        {"name": "b", "description": "B", "inputSchema": {"type": "object"}},
+    ]
     async with connected(rogue.definition) as connection:
         a, b = (tool.spec for tool in connection.tools)
     assert (a.name, a.description, a.parameters) == ("rogue__a", "T", schema)
@@ -111,16 +130,24 @@ async def test_schemas_are_passed_on_as_they_are(rogue: HttpRogue) -> None:
 
 
 async def test_a_list_that_breaks_the_protocol_is_told_with_its_place(rogue: HttpRogue) -> None:
-    rogue.tools = [{"name": "a", "inputSchema": {"type": "object"}}, {"name": "b", "inputSchema": {}}]
+    rogue.tools = [
+        {"name": "a", "inputSchema": {"type": "object"}},
+        {"name": "b", "inputSchema": {}},
+    ]
     async with opened(rogue.definition) as servers:
         await until(lambda: servers["rogue"].state == "down")
-        assert servers["rogue"].error == "it does not tell its tools (tools.1.inputSchema.type: Field required)"
+        assert (
+            servers["rogue"].error
+            == "it does not tell its tools (tools.1.inputSchema.type: Field required)"
+        )
 
 
 async def test_a_tool_that_breaks_its_own_schema_still_gives_its_result(rogue: HttpRogue) -> None:
     output = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     rogue.tools = [{"name": "echo", "inputSchema": {"type": "object"}, "outputSchema": output}]
-    rogue.result = '{"content": [{"type": "text", "text": "hi"}], "structuredContent": {"n": "none"}}'
+    rogue.result = (
+        '{"content": [{"type": "text", "text": "hi"}], "structuredContent": {"n": "none"}}'
+    )
     async with connected(rogue.definition) as connection:
         assert await call(connection, "echo") == 'hi\n\n{"n": "none"}'
 
@@ -137,10 +164,18 @@ async def test_a_result_that_is_none_fails_the_call_and_not_the_session(rogue: H
 
 async def test_numbers_reach_the_server_as_numbers(rogue: HttpRogue) -> None:
     async with connected(rogue.definition) as connection:
-        arguments = '{"a": 0.1, "b": 12345678901234567890123, "c": [0.1234567890123456789012], "d": {"e": 1e22}}'
+        arguments = (
+            '{"a": 0.1, "b": 12345678901234567890123, "c": [0.1234567890123456789012], "d": {"e":'
+            " 1e22}}"
+        )
         await executed(connection, "rogue__echo", arguments)
         sent = json.loads(rogue.arguments[-1])["params"]["arguments"]
-        assert sent == {"a": 0.1, "b": 12345678901234567890123, "c": [0.12345678901234568], "d": {"e": 1e22}}
+        assert sent == {
+            "a": 0.1,
+            "b": 12345678901234567890123,
+            "c": [0.12345678901234568],
+            "d": {"e": 1e22},
+        }
         assert isinstance(sent["b"], int)
         too_large = await executed(connection, "rogue__echo", '{"a": 1e400}')
     assert (too_large.is_error, len(rogue.calls)) == (True, 1)
@@ -161,7 +196,9 @@ async def test_a_result_of_megabytes_in_one_event_arrives(rogue: HttpRogue) -> N
 
 
 @pytest.mark.parametrize("as_event", [True, False], ids=["as an event", "as a body"])
-async def test_nul_and_halves_of_surrogate_pairs_are_replaced(rogue: HttpRogue, as_event: bool) -> None:
+async def test_nul_and_halves_of_surrogate_pairs_are_replaced(
+    rogue: HttpRogue, as_event: bool
+) -> None:
     rogue.as_event = as_event
     rogue.result = r'{"content": [{"type": "text", "text": "a\u0000b\ud800c\udc00d\ud83d\ude00"}]}'
     async with connected(rogue.definition) as connection:
@@ -172,7 +209,11 @@ async def test_nul_and_halves_of_surrogate_pairs_are_replaced(rogue: HttpRogue, 
 async def test_halves_of_surrogate_pairs_that_a_command_writes_are_replaced(tmp_path: Path) -> None:
     script = Path(__file__).with_name("rogue.py")
     definition = ServerDefinition.model_validate(
-        {"server_label": "rogue", "command": sys.executable, "args": [str(script), "well", str(tmp_path)]}
+        {
+            "server_label": "rogue",
+            "command": sys.executable,
+            "args": [str(script), "well", str(tmp_path)],
+        }
     )
     async with connected(definition) as connection:
         result = await executed(connection, "rogue__echo", r'{"text": "a\u0000"}')
@@ -185,9 +226,18 @@ async def test_halves_of_surrogate_pairs_that_a_command_writes_are_replaced(tmp_
 
 
 @pytest.mark.parametrize(
-    "forgotten", [("404 Not Found", ""), ("400 Bad Request", '{"jsonrpc": "2.0", "error": {"code": -32000, "message": "Bad Request"}}')]
+    "forgotten",
+    [
+        ("404 Not Found", ""),
+        (
+            "400 Bad Request",
+            '{"jsonrpc": "2.0", "error": {"code": -32000, "message": "Bad Request"}}',
+        ),
+    ],
 )
-async def test_a_session_that_the_server_forgot_is_renewed_and_the_call_made_once(rogue: HttpRogue, forgotten: tuple[str, str]) -> None:
+async def test_a_session_that_the_server_forgot_is_renewed_and_the_call_made_once(
+    rogue: HttpRogue, forgotten: tuple[str, str]
+) -> None:
     rogue.forgotten = forgotten
     async with connected(rogue.definition) as connection:
         await call(connection, "echo", "one")
@@ -197,7 +247,9 @@ async def test_a_session_that_the_server_forgot_is_renewed_and_the_call_made_onc
     assert rogue.calls == ["one", "two"]
 
 
-async def test_a_session_that_was_forgotten_is_renewed_before_anyone_needs_it(rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_that_was_forgotten_is_renewed_before_anyone_needs_it(
+    rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
     async with connected(rogue.definition) as connection:
         rogue.forget_sessions()
@@ -205,7 +257,9 @@ async def test_a_session_that_was_forgotten_is_renewed_before_anyone_needs_it(ro
     assert rogue.calls == []
 
 
-async def test_a_call_that_was_sent_is_not_made_again_because_another_found_nobody(rogue: HttpRogue) -> None:
+async def test_a_call_that_was_sent_is_not_made_again_because_another_found_nobody(
+    rogue: HttpRogue,
+) -> None:
     async with connected(rogue.definition) as connection:
         arrived = asyncio.Event()
 
@@ -218,7 +272,11 @@ async def test_a_call_that_was_sent_is_not_made_again_because_another_found_nobo
         sent = asyncio.ensure_future(call(connection, "echo", "sent"))
         await arrived.wait()
         rogue.stop_listening()
-        results = await asyncio.gather(sent, *(call(connection, "echo", str(number)) for number in range(5)), return_exceptions=True)
+        results = await asyncio.gather(
+            sent,
+            *(call(connection, "echo", str(number)) for number in range(5)),
+            return_exceptions=True,
+        )
         await rogue.start()
         rogue.on_call = None
         await until(lambda: connection.state == "ready", 30)
@@ -228,8 +286,14 @@ async def test_a_call_that_was_sent_is_not_made_again_because_another_found_nobo
 
 
 @pytest.mark.parametrize("stays", [True, False], ids=["the server stays", "the server is gone"])
-@pytest.mark.parametrize("event", ["event: message\nid: 7\ndata: \n\n", ": nothing yet\n\n"], ids=["to be resumed", "not to be resumed"])
-async def test_an_answer_that_breaks_off_fails_the_call_which_is_not_made_again(rogue: HttpRogue, event: str, stays: bool) -> None:
+@pytest.mark.parametrize(
+    "event",
+    ["event: message\nid: 7\ndata: \n\n", ": nothing yet\n\n"],
+    ids=["to be resumed", "not to be resumed"],
+)
+async def test_an_answer_that_breaks_off_fails_the_call_which_is_not_made_again(
+    rogue: HttpRogue, event: str, stays: bool
+) -> None:
     async with connected(rogue.definition) as connection:
         rogue.cuts_off = event
         failed = asyncio.ensure_future(call(connection, "echo"))
@@ -260,7 +324,9 @@ async def test_a_call_that_is_forbidden_leaves_the_server_to_others(rogue: HttpR
 # Secrets
 
 
-def with_secret(folder: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch) -> ServerDefinition:
+def with_secret(
+    folder: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch
+) -> ServerDefinition:
     """The server, asked with a key in its address and one in a header."""
     entry = {
         "server_label": "rogue",
@@ -274,17 +340,26 @@ def with_secret(folder: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_the_header_goes_with_every_request_and_into_no_message(
-    tmp_path: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    rogue: HttpRogue,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with connected(with_secret(tmp_path, rogue, monkeypatch)) as connection:
         assert await call(connection, "echo", "hi") == "hi"
-        assert all(f"authorization: bearer {SECRET}" in head.lower() and f"key={SECRET}" in head for head in rogue.heads)
+        assert all(
+            f"authorization: bearer {SECRET}" in head.lower() and f"key={SECRET}" in head
+            for head in rogue.heads
+        )
         rogue.refuses = "401 Unauthorized"  # and its body has all that it was sent
         with pytest.raises(ToolError) as refused:
             await call(connection, "echo", "hi")
         await until(lambda: connection.state == "down")
-        assert connection.error == "HTTP 401 Unauthorized; check the header and the variables in its definition"
+        assert (
+            connection.error
+            == "HTTP 401 Unauthorized; check the header and the variables in its definition"
+        )
         assert SECRET not in f"{refused.value} {connection.status}"
         rogue.refuses = "500 Internal Server Error"
         await until(lambda: connection.error == "HTTP 500 Internal Server Error")
@@ -302,7 +377,9 @@ async def test_a_refusal_in_the_servers_own_words_is_told_without_secrets(
             await call(connection, "echo")
 
 
-async def test_a_redirect_elsewhere_takes_no_key_along(tmp_path: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_redirect_elsewhere_takes_no_key_along(
+    tmp_path: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = HttpRogue()
     await elsewhere.start()
     rogue.redirects_to = f"http://127.0.0.1:{elsewhere.port}/mcp"
@@ -331,7 +408,9 @@ async def test_questions_of_a_server_are_refused_and_the_call_ends() -> None:
 
     @server.tool()
     async def ask_the_model(ctx: Context[Any, Any]) -> str:
-        message = mcp_types.SamplingMessage(role="user", content=mcp_types.TextContent(text="Who are you?"))
+        message = mcp_types.SamplingMessage(
+            role="user", content=mcp_types.TextContent(text="Who are you?")
+        )
         return str(await ctx.session.create_message([message], max_tokens=5))
 
     @server.tool()
@@ -350,26 +429,38 @@ async def test_questions_of_a_server_are_refused_and_the_call_ends() -> None:
 @pytest.mark.parametrize("endless", [False, True], ids=["a question", "only a state, for ever"])
 async def test_a_tool_that_answers_with_a_question_ends_with_a_refusal(endless: bool) -> None:
     async def list_tools(_: Any, params: Any) -> mcp_types.ListToolsResult:
-        return mcp_types.ListToolsResult(tools=[mcp_types.Tool(name="ask", input_schema={"type": "object"})])
+        return mcp_types.ListToolsResult(
+            tools=[mcp_types.Tool(name="ask", input_schema={"type": "object"})]
+        )
 
     async def call_tool(_: Any, params: Any) -> mcp_types.InputRequiredResult:
         if endless:
             return mcp_types.InputRequiredResult(request_state="again")
         schema: Any = {"type": "object", "properties": {"name": {"type": "string"}}}
-        form = mcp_types.ElicitRequest(params=mcp_types.ElicitRequestFormParams(message="Who?", requested_schema=schema))
+        form = mcp_types.ElicitRequest(
+            params=mcp_types.ElicitRequestFormParams(message="Who?", requested_schema=schema)
+        )
         return mcp_types.InputRequiredResult(input_requests={"q": form})
 
-    async with served(Server("server", on_list_tools=list_tools, on_call_tool=call_tool)) as connection:
+    async with served(
+        Server("server", on_list_tools=list_tools, on_call_tool=call_tool)
+    ) as connection:
         with pytest.raises(ToolError, match="more and more input" if endless else "not supported"):
             await run(connection, "ask")
         assert connection.status.restarts == 0
 
 
 @pytest.mark.parametrize("method", ["elicitation/create", "sampling/createMessage", "roots/list"])
-async def test_questions_of_a_command_are_refused_as_the_protocol_says(tmp_path: Path, method: str) -> None:
+async def test_questions_of_a_command_are_refused_as_the_protocol_says(
+    tmp_path: Path, method: str
+) -> None:
     script = Path(__file__).with_name("rogue.py")
     definition = ServerDefinition.model_validate(
-        {"server_label": "rogue", "command": sys.executable, "args": [str(script), "well", str(tmp_path)]}
+        {
+            "server_label": "rogue",
+            "command": sys.executable,
+            "args": [str(script), "well", str(tmp_path)],
+        }
     )
     async with connected(definition) as connection:
         answer = json.loads(await call(connection, "ask", method))

@@ -1,4 +1,5 @@
-"""All servers together: which are connected to, what that costs when none is, and what is told of those that are off."""
+"""All servers together: which are connected to, what that costs when none is, and what is told of
+those that are off."""
 
 import json
 import os
@@ -26,9 +27,15 @@ async def main():
 states = asyncio.run(main())
 print(json.dumps([states, sorted({"fastmcp", "mcp", "mcp_types", "httpx2"} & sys.modules.keys())]))
 """
-"""Prints the servers' states and which libraries were loaded in all the time that the service was open."""
+"""Prints the servers' states and which libraries were loaded in all the time that the service was
+open."""
 
-AGENT = {"agent_id": "a", "system_prompt": "x", "provider": "demo", "allowed_mcp_servers": {"used": {}, "other": {}}}
+AGENT = {
+    "agent_id": "a",
+    "system_prompt": "x",
+    "provider": "demo",
+    "allowed_mcp_servers": {"used": {}, "other": {}},
+}
 ABSENT = {"command": "no-such-command-anywhere"}
 HANGING = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -38,7 +45,8 @@ def definition(label: str, **fields: Any) -> ServerDefinition:
 
 
 def loaded(folder: Path, servers: Any) -> Any:
-    """The states of `servers` (None: there is no mcp.json), and the libraries that opening the service with them loads."""
+    """The states of `servers` (None: there is no mcp.json), and the libraries that opening the
+    service with them loads."""
     (folder / "agent_config.json").write_text(json.dumps([AGENT]), encoding="utf-8")
     (folder / "prompts").mkdir()
     if servers is not None:
@@ -71,24 +79,38 @@ def loaded(folder: Path, servers: Any) -> Any:
     ],
     ids=["no mcp.json", "no server", "all are off"],
 )
-def test_without_a_server_to_connect_to_no_library_is_loaded(tmp_path: Path, servers: Any, states: list[str]) -> None:
+def test_without_a_server_to_connect_to_no_library_is_loaded(
+    tmp_path: Path, servers: Any, states: list[str]
+) -> None:
     assert loaded(tmp_path, servers) == [states, []]
 
 
 def test_a_server_to_connect_to_loads_the_libraries(tmp_path: Path) -> None:
     ends = {"command": HANGING[0], "args": ["-c", "raise SystemExit(3)"]}
-    assert loaded(tmp_path, [{"server_label": "used", **ends}]) == [["down"], ["fastmcp", "httpx2", "mcp", "mcp_types"]]
+    assert loaded(tmp_path, [{"server_label": "used", **ends}]) == [
+        ["down"],
+        ["fastmcp", "httpx2", "mcp", "mcp_types"],
+    ]
 
 
 async def test_a_server_that_no_agent_uses_is_off() -> None:
-    async with open_servers([definition("idle", **ABSENT)], {}, wanted=(), connect_seconds=5, tools_seconds=60) as servers:
+    async with open_servers(
+        [definition("idle", **ABSENT)], {}, wanted=(), connect_seconds=5, tools_seconds=60
+    ) as servers:
         (status,) = servers.statuses
     assert (status.label, status.state, status.error) == ("idle", "off", "No agent uses it.")
 
 
-async def test_a_variable_that_is_missing_is_named_in_the_log_and_in_the_status(caplog: pytest.LogCaptureFixture) -> None:
-    off = [definition("wiki", transport="http", missing=("WIKI_KEY",)), definition("unused", transport="http", missing=("OTHER_KEY",))]
-    async with open_servers(off, {}, wanted={"wiki"}, connect_seconds=5, tools_seconds=60) as servers:
+async def test_a_variable_that_is_missing_is_named_in_the_log_and_in_the_status(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    off = [
+        definition("wiki", transport="http", missing=("WIKI_KEY",)),
+        definition("unused", transport="http", missing=("OTHER_KEY",)),
+    ]
+    async with open_servers(
+        off, {}, wanted={"wiki"}, connect_seconds=5, tools_seconds=60
+    ) as servers:
         assert [(status.state, status.error) for status in servers.statuses] == [
             ("off", "WIKI_KEY is not set."),
             ("off", "OTHER_KEY is not set."),
@@ -115,18 +137,25 @@ async def test_a_command_that_is_not_installed_turns_its_server_off(
     (tmp_path / "there" / "bin" / "not-executable").write_text("", encoding="utf-8")
     (tmp_path / "there" / "serve").symlink_to("/bin/false")
     defined = definition("one", command=command, cwd=cwd and str(tmp_path / cwd))
-    async with open_servers([defined], os.environ, wanted={"one"}, connect_seconds=20, tools_seconds=60) as servers:
+    async with open_servers(
+        [defined], os.environ, wanted={"one"}, connect_seconds=20, tools_seconds=60
+    ) as servers:
         await servers.wait_for_start(40)
         (status,) = servers.statuses
     assert status.state == state
     if state == "off":
-        assert status.error == f"The command {command!r} is not found; install it, or name it with its full path."
+        assert (
+            status.error
+            == f"The command {command!r} is not found; install it, or name it with its full path."
+        )
 
 
 async def test_opening_does_not_wait_for_a_server_that_never_answers() -> None:
     hanging = definition("slow", command=HANGING[0], args=HANGING[1:])
     began = time.monotonic()
-    async with open_servers([hanging], os.environ, wanted={"slow"}, connect_seconds=50, tools_seconds=60) as servers:
+    async with open_servers(
+        [hanging], os.environ, wanted={"slow"}, connect_seconds=50, tools_seconds=60
+    ) as servers:
         assert time.monotonic() - began < 10
         await servers.wait_for_start(0.5)
         assert servers["slow"].state == "starting"
@@ -137,7 +166,9 @@ async def test_one_server_that_fails_does_not_keep_the_others_from_settling() ->
         definition("one", server_url="http://127.0.0.1:1/mcp"),
         definition("two", command=HANGING[0], args=["-c", "raise SystemExit(3)"]),
     ]
-    async with open_servers(definitions, os.environ, wanted={"one", "two"}, connect_seconds=20, tools_seconds=60) as servers:
+    async with open_servers(
+        definitions, os.environ, wanted={"one", "two"}, connect_seconds=20, tools_seconds=60
+    ) as servers:
         await servers.wait_for_start(40)
         one, two = servers.statuses
     assert (one.state, two.state) == ("down", "down")
@@ -147,6 +178,8 @@ async def test_one_server_that_fails_does_not_keep_the_others_from_settling() ->
 
 async def test_the_servers_are_found_by_their_labels_and_told_of_in_the_order_of_the_file() -> None:
     definitions = [definition(label, **ABSENT) for label in ("b", "a")]
-    async with open_servers(definitions, {}, wanted=(), connect_seconds=5, tools_seconds=60) as servers:
+    async with open_servers(
+        definitions, {}, wanted=(), connect_seconds=5, tools_seconds=60
+    ) as servers:
         assert [status.label for status in servers.statuses] == ["b", "a"]
         assert (servers["a"].label, "a" in servers, "c" in servers) == ("a", True, False)

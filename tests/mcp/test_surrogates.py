@@ -19,8 +19,12 @@ ANY_TEXT = st.text(st.characters(exclude_categories=()))
 @given(ANY_TEXT)
 def test_what_any_server_writes_becomes_readable(text: str) -> None:
     read = msgspec.json.decode(replace_lone_surrogates(json.dumps(text).encode()))
-    paired = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # halves that stand together are one letter
-    assert read == "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in paired)
+    paired = text.encode("utf-16", "surrogatepass").decode(
+        "utf-16", "surrogatepass"
+    )  # halves that stand together are one letter
+    assert read == "".join(
+        "\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in paired
+    )
 
 
 @given(st.text())
@@ -29,7 +33,9 @@ def test_what_is_readable_stays_as_it_is(text: str) -> None:
     assert replace_lone_surrogates(written) == written
 
 
-@pytest.mark.parametrize("escaped", [rb'"\\ud800"', rb'"\ud83d\ude00"', rb'"\\\ud83d\ude00"', rb'"\uD83D\uDE00"'])
+@pytest.mark.parametrize(
+    "escaped", [rb'"\\ud800"', rb'"\ud83d\ude00"', rb'"\\\ud83d\ude00"', rb'"\uD83D\uDE00"']
+)
 def test_an_escaped_backslash_and_whole_pairs_are_left_alone(escaped: bytes) -> None:
     assert replace_lone_surrogates(escaped) == escaped
 
@@ -44,9 +50,17 @@ class _Pieces(httpx2.AsyncByteStream):
 
 
 async def test_a_body_is_repaired_wherever_it_is_cut() -> None:
-    body = rb'data: {"a": "\ud800", "b": "\ud83d\ude00"}' + b"\n\n" + rb'data: "\udc00"' + b"\n\nrest"
+    body = (
+        rb'data: {"a": "\ud800", "b": "\ud83d\ude00"}' + b"\n\n" + rb'data: "\udc00"' + b"\n\nrest"
+    )
     whole = replace_lone_surrogates(body)
-    assert whole == rb'data: {"a": "\ufffd", "b": "\ud83d\ude00"}' + b"\n\n" + rb'data: "\ufffd"' + b"\n\nrest"
+    assert (
+        whole
+        == rb'data: {"a": "\ufffd", "b": "\ud83d\ude00"}'
+        + b"\n\n"
+        + rb'data: "\ufffd"'
+        + b"\n\nrest"
+    )
     cuts = [(body[:cut], body[cut:]) for cut in range(len(body) + 1)]
     for pieces in (*cuts, [bytes([byte]) for byte in body]):
         assert b"".join([piece async for piece in _RepairedBody(_Pieces(*pieces))]) == whole

@@ -28,14 +28,23 @@ def test_a_name_is_one_that_every_provider_takes(label: str, tool: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", build_model_name(label, tool))
 
 
-@given(st.one_of(st.tuples(LABELS, TOOLS, LABELS, TOOLS), st.tuples(AMBIGUOUS_LABELS, AMBIGUOUS_TOOLS, AMBIGUOUS_LABELS, AMBIGUOUS_TOOLS)))
+@given(
+    st.one_of(
+        st.tuples(LABELS, TOOLS, LABELS, TOOLS),
+        st.tuples(AMBIGUOUS_LABELS, AMBIGUOUS_TOOLS, AMBIGUOUS_LABELS, AMBIGUOUS_TOOLS),
+    )
+)
 def test_two_tools_never_have_one_name(four: tuple[str, str, str, str]) -> None:
     label, tool, other_label, other_tool = four
-    assert (build_model_name(label, tool) == build_model_name(other_label, other_tool)) == ((label, tool) == (other_label, other_tool))
+    assert (build_model_name(label, tool) == build_model_name(other_label, other_tool)) == (
+        (label, tool) == (other_label, other_tool)
+    )
 
 
 @pytest.mark.parametrize(("label", "tool"), [("a", "b.c"), ("a", "b" * 80), ("a b", "pay")])
-def test_no_server_can_call_a_tool_by_the_name_that_another_ones_digest_makes(label: str, tool: str) -> None:
+def test_no_server_can_call_a_tool_by_the_name_that_another_ones_digest_makes(
+    label: str, tool: str
+) -> None:
     name = build_model_name(label, tool)
     other_label, _, other_tool = name.partition("__")
     assert build_model_name(other_label, other_tool) != name
@@ -64,9 +73,18 @@ def test_a_plain_name_stays_readable(label: str, tool: str, name: str) -> None:
         ("a__b", "c", "a__b__c"),
         ("a", "", "a__"),
     ],
-    ids=["long", "dotted", "spaced", "label ends like the separator", "label holds the separator", "no name"],
+    ids=[
+        "long",
+        "dotted",
+        "spaced",
+        "label ends like the separator",
+        "label holds the separator",
+        "no name",
+    ],
 )
-def test_any_other_name_ends_in_a_digest_of_label_and_tool(label: str, tool: str, begins: str) -> None:
+def test_any_other_name_ends_in_a_digest_of_label_and_tool(
+    label: str, tool: str, begins: str
+) -> None:
     digest = hashlib.sha256(f"{label}\0{tool}".encode()).hexdigest()[:8]
     assert build_model_name(label, tool) == f"{begins}_{digest}"
 
@@ -89,7 +107,10 @@ def test_a_schema_of_an_object_is_passed_on_as_it_is() -> None:
     assert spec_of("Reads.", schema) == ToolSpec("files__read", "Reads.", schema)
 
 
-@pytest.mark.parametrize("schema", [{}, {"type": "object"}, {"type": ["object", "null"], "properties": {}}, {"properties": {}}])
+@pytest.mark.parametrize(
+    "schema",
+    [{}, {"type": "object"}, {"type": ["object", "null"], "properties": {}}, {"properties": {}}],
+)
 def test_a_schema_that_providers_would_refuse_is_completed(schema: dict[str, object]) -> None:
     assert spec_of("Reads.", schema).parameters == {"type": "object", "properties": {}}
 

@@ -38,7 +38,9 @@ class Database(msgspec.Struct, frozen=True):
         """What `statement` gives; what it changes is committed."""
         if self.under_test.kind == "sqlite":
             path = self.under_test.url.removeprefix("sqlite:///")
-            with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+            with contextlib.closing(
+                sqlite3.connect(path, timeout=10, isolation_level=None)
+            ) as connection:
                 return connection.execute(statement).fetchall()
         connected = await asyncpg.connect(self.under_test.url)
         try:
@@ -51,7 +53,9 @@ class Database(msgspec.Struct, frozen=True):
         """Has nobody write while the block goes on; who wants to, waits."""
         if self.under_test.kind == "sqlite":
             path = self.under_test.url.removeprefix("sqlite:///")
-            with contextlib.closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+            with contextlib.closing(
+                sqlite3.connect(path, timeout=10, isolation_level=None)
+            ) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 yield
                 connection.execute("ROLLBACK")
@@ -70,13 +74,24 @@ class Database(msgspec.Struct, frozen=True):
         return value
 
     async def nodes(self) -> list[tuple[str, str, str, str]]:
-        """Role, body, status and origin of every message, in the order of the tree and then of their storing."""
-        found = await self.rows("SELECT role, body, status, origin FROM nodes ORDER BY depth, created_at, body")
-        return [(role, msgspec.json.decode(body) if body.startswith('"') else body, status, origin) for role, body, status, origin in found]
+        """Role, body, status and origin of every message, in the order of the tree and then of
+        their storing."""
+        found = await self.rows(
+            "SELECT role, body, status, origin FROM nodes ORDER BY depth, created_at, body"
+        )
+        return [
+            (role, msgspec.json.decode(body) if body.startswith('"') else body, status, origin)
+            for role, body, status, origin in found
+        ]
 
     async def runs(self) -> list[tuple[str, str | None]]:
         """Status and error of every run, in the order of their beginning."""
-        return [(status, error) for status, error in await self.rows("SELECT status, error FROM runs ORDER BY started_at")]
+        return [
+            (status, error)
+            for status, error in await self.rows(
+                "SELECT status, error FROM runs ORDER BY started_at"
+            )
+        ]
 
 
 class Talking(msgspec.Struct, frozen=True):
@@ -98,13 +113,29 @@ class Talking(msgspec.Struct, frozen=True):
         assert self.service.memories is not None
         return self.service.memories
 
-    async def complete(self, *messages: Any, headers: dict[str, str] = SESSION, **fields: Any) -> httpx2.Response:
-        """The answer to a chat completion of `messages`, texts in turn the user's and the assistant's, or whole messages."""
-        return await self.client.post(CHAT, json={"model": "helper", "messages": in_turn(messages), **fields}, headers=headers)
+    async def complete(
+        self, *messages: Any, headers: dict[str, str] = SESSION, **fields: Any
+    ) -> httpx2.Response:
+        """The answer to a chat completion of `messages`, texts in turn the user's and the
+        assistant's, or whole messages."""
+        return await self.client.post(
+            CHAT, json={"model": "helper", "messages": in_turn(messages), **fields}, headers=headers
+        )
 
-    async def chat(self, message: str, *, agent: str = "helper", headers: dict[str, str] | None = None, **fields: Any) -> httpx2.Response:
+    async def chat(
+        self,
+        message: str,
+        *,
+        agent: str = "helper",
+        headers: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> httpx2.Response:
         """The answer to one message in the session `s`, with the server's history."""
-        return await self.client.post(f"/agents/{agent}/chat", json={"message": message, "session_id": "s", **fields}, headers=headers)
+        return await self.client.post(
+            f"/agents/{agent}/chat",
+            json={"message": message, "session_id": "s", **fields},
+            headers=headers,
+        )
 
     async def under_way(self, number: int) -> None:
         """Waits until so many requests are being answered."""
@@ -114,7 +145,9 @@ class Talking(msgspec.Struct, frozen=True):
         """Waits for what is done after answers, in the background."""
         await until(lambda: not len(self.memories.tasks))
 
-    async def conversation(self, session: str = "s", *, agent: str = "helper", **params: str) -> dict[str, Any]:
+    async def conversation(
+        self, session: str = "s", *, agent: str = "helper", **params: str
+    ) -> dict[str, Any]:
         """The conversation as it is shown."""
         response = await self.client.get(f"/agents/{agent}/conversations/{session}", params=params)
         assert response.status_code == 200, response.text
@@ -124,11 +157,18 @@ class Talking(msgspec.Struct, frozen=True):
     async def shown(self, session: str = "s", **params: str) -> list[tuple[str, Any, str]]:
         """Role, content and status of the messages that are shown of a session."""
         found = await self.conversation(session, **params)
-        return [(message["role"], message["content"], message["status"]) for message in found["messages"]]
+        return [
+            (message["role"], message["content"], message["status"])
+            for message in found["messages"]
+        ]
 
     def asked(self, number: int = -1) -> list[tuple[str, str]]:
         """Role and text of what the model was sent, without the system's message."""
-        return [(message.role, message.text) for message in self.script.requests[number].messages if message.role != "system"]
+        return [
+            (message.role, message.text)
+            for message in self.script.requests[number].messages
+            if message.role != "system"
+        ]
 
 
 async def until(met: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -148,20 +188,26 @@ Serve = Callable[..., AbstractAsyncContextManager[Talking]]
 
 
 def in_turn(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """`messages` as the API takes them: a text is the user's where its place is even, else the assistant's."""
+    """`messages` as the API takes them: a text is the user's where its place is even, else the
+    assistant's."""
     return [
-        message if isinstance(message, dict) else {"role": "assistant" if place % 2 else "user", "content": message}
+        message
+        if isinstance(message, dict)
+        else {"role": "assistant" if place % 2 else "user", "content": message}
         for place, message in enumerate(messages)
     ]
 
 
 @pytest.fixture
 def serve(tmp_path: Path, database: DatabaseUnderTest) -> Serve:
-    """Runs the service in this process over the database, with a script as its provider; several at once are as several replicas."""
+    """Runs the service in this process over the database, with a script as its provider; several at
+    once are as several replicas."""
 
     @asynccontextmanager
     async def serving(script: Script, **settings: Any) -> AsyncGenerator[Talking, None]:
-        app = create_app(configuration(tmp_path, script, **{"agents": AGENTS, **database.settings, **settings}))
+        app = create_app(
+            configuration(tmp_path, script, **{"agents": AGENTS, **database.settings, **settings})
+        )
         async with client_of(app) as client:
             yield Talking(app, client, script)
 

@@ -1,4 +1,5 @@
-"""Turns whose older messages became a summary: when it is made, what the model is shown, and for which conversations it stands."""
+"""Turns whose older messages became a summary: when it is made, what the model is shown, and for
+which conversations it stands."""
 
 import asyncio
 import json
@@ -39,10 +40,12 @@ def long(name: str) -> str:
 
 
 class Talker(Script):
-    """Answers the chat with `answer 1`, `answer 2` and so on, or a call of `calculate` where the question asks to; makes summaries.
+    """Answers the chat with `answer 1`, `answer 2` and so on, or a call of `calculate` where the
+    question asks to; makes summaries.
 
-    A summary is `summary 1` and so on, with all that looks like `mark12` in what it was given. `gate` has it wait, `failures` are raised
-    instead of the next ones (an empty text is said instead), and a chat of more than `characters` is too long.
+    A summary is `summary 1` and so on, with all that looks like `mark12` in what it was given.
+    `gate` has it wait, `failures` are raised instead of the next ones (an empty text is said
+    instead), and a chat of more than `characters` is too long.
     """
 
     def __init__(self, name: str = "scripted") -> None:
@@ -56,7 +59,11 @@ class Talker(Script):
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The next answer or the next summary."""
-        events = self._turn(request) if request.messages[0].text.startswith("You help.") else self._summary(request)
+        events = (
+            self._turn(request)
+            if request.messages[0].text.startswith("You help.")
+            else self._summary(request)
+        )
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -98,7 +105,9 @@ def window(request: ModelRequest) -> list[Message]:
     return [message for message in request.messages if message.role != "system"]
 
 
-def remembering(agent_id: str = "helper", *, memory: dict[str, Any] | None = None, **compression: Any) -> dict[str, Any]:
+def remembering(
+    agent_id: str = "helper", *, memory: dict[str, Any] | None = None, **compression: Any
+) -> dict[str, Any]:
     """An agent with a memory that is compressed early."""
     return {
         **AGENT,
@@ -116,11 +125,17 @@ class Client:
         self._app = app
 
     async def ask(
-        self, *messages: dict[str, Any] | str, session: str = "monday", user: str = "ada", model: str = "helper"
+        self,
+        *messages: dict[str, Any] | str,
+        session: str = "monday",
+        user: str = "ada",
+        model: str = "helper",
     ) -> tuple[dict[str, Any], ...]:
-        """The conversation of `messages` (texts are the user's and the assistant's in turn) with its answer.
+        """The conversation of `messages` (texts are the user's and the assistant's in turn) with
+        its answer.
 
-        What an earlier turn left to be done in the background is waited for, as no summary is made while another one is.
+        What an earlier turn left to be done in the background is waited for, as no summary is made
+        while another one is.
         """
         sent = conversation(*messages)
         await self.settled()
@@ -139,9 +154,13 @@ class Client:
         """The response to a whole conversation."""
         body = {"model": model, "messages": list(sent), "user": user, "stream": True}
         async with asyncio.timeout(30):
-            return await self.http.post(CHAT, json=body, headers={"X-Session-Id": session, **(headers or {})})
+            return await self.http.post(
+                CHAT, json=body, headers={"X-Session-Id": session, **(headers or {})}
+            )
 
-    async def say(self, text: str, session: str = "monday", *, headers: dict[str, str] | None = None) -> httpx2.Response:
+    async def say(
+        self, text: str, session: str = "monday", *, headers: dict[str, str] | None = None
+    ) -> httpx2.Response:
         """The response to one message, which goes on from the server's history."""
         body = {"message": text, "session_id": session, "user_id": "ada"}
         async with asyncio.timeout(30):
@@ -158,28 +177,49 @@ class Client:
 
     async def stored(self, session: str = "monday") -> list[tuple[str, str, str]]:
         """Role, content and status of each stored message of all branches."""
-        response = await self.http.get(f"/agents/helper/conversations/{session}", params={"user_id": "ada", "branches": "true"})
+        response = await self.http.get(
+            f"/agents/helper/conversations/{session}", params={"user_id": "ada", "branches": "true"}
+        )
         assert response.status_code == 200, response.text
-        return [(message["role"], message["content"], message["status"]) for message in response.json()["messages"]]
+        return [
+            (message["role"], message["content"], message["status"])
+            for message in response.json()["messages"]
+        ]
 
 
 def conversation(*messages: dict[str, Any] | str) -> tuple[dict[str, Any], ...]:
     return tuple(
-        {"role": "assistant" if place % 2 else "user", "content": message} if isinstance(message, str) else message
+        (
+            {"role": "assistant" if place % 2 else "user", "content": message}
+            if isinstance(message, str)
+            else message
+        )
         for place, message in enumerate(messages)
     )
 
 
 @asynccontextmanager
-async def service(folder: Path, talker: Talker, *agents: dict[str, Any], **settings: Any) -> AsyncGenerator[Client, None]:
+async def service(
+    folder: Path, talker: Talker, *agents: dict[str, Any], **settings: Any
+) -> AsyncGenerator[Client, None]:
     """The service with `talker` as its provider; its data stay in `folder`."""
-    app = create_app(configuration(folder, talker, agents=agents or (remembering(),), **{"database_timeout": 30, **settings}))
+    app = create_app(
+        configuration(
+            folder,
+            talker,
+            agents=agents or (remembering(),),
+            **{"database_timeout": 30, **settings},
+        )
+    )
     async with client_of(app) as http:
         yield Client(http, app)
 
 
-async def compressed(client: Client, session: str = "monday", **fields: str) -> tuple[dict[str, Any], ...]:
-    """A conversation of two long questions and their answers, the first of which are in a summary now."""
+async def compressed(
+    client: Client, session: str = "monday", **fields: str
+) -> tuple[dict[str, Any], ...]:
+    """A conversation of two long questions and their answers, the first of which are in a summary
+    now."""
     first = await client.ask(long("red"), session=session, **fields)
     whole = await client.ask(*first, long("green"), session=session, **fields)
     await client.settled()
@@ -195,7 +235,9 @@ def runs_in(folder: Path) -> list[tuple[str, str | None]]:
 # When it is made, and what the model is shown
 
 
-async def test_older_messages_become_a_summary_after_the_answer_and_not_in_its_way(tmp_path: Path) -> None:
+async def test_older_messages_become_a_summary_after_the_answer_and_not_in_its_way(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     talker.gate = asyncio.Event()
     async with service(tmp_path, talker) as client:
@@ -211,7 +253,9 @@ async def test_older_messages_become_a_summary_after_the_answer_and_not_in_its_w
         assert "summary 1" in shown(talker.turns[-1])
 
 
-async def test_the_next_turn_is_shown_the_summary_and_the_last_messages_and_nothing_of_the_older_text(tmp_path: Path) -> None:
+async def test_the_next_turn_sees_the_summary_and_the_last_messages_and_no_older_text(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker) as client:
         await client.ask(*await compressed(client), "blue")
@@ -233,7 +277,9 @@ async def test_the_next_turn_is_shown_the_summary_and_the_last_messages_and_noth
 async def test_originals_stay_in_the_database(tmp_path: Path) -> None:
     async with service(tmp_path, Talker()) as client:
         whole = await compressed(client)
-        assert [(role, content) for role, content, _ in await client.stored()] == [(each["role"], each["content"]) for each in whole]
+        assert [(role, content) for role, content, _ in await client.stored()] == [
+            (each["role"], each["content"]) for each in whole
+        ]
 
 
 async def test_below_the_threshold_no_summary_is_asked_for(tmp_path: Path) -> None:
@@ -256,7 +302,9 @@ async def test_without_compression_no_summary_is_asked_for(tmp_path: Path) -> No
         assert len(window(talker.turns[-1])) == 5
 
 
-async def test_the_setting_of_the_environment_is_the_threshold_of_agents_that_name_none(tmp_path: Path) -> None:
+async def test_the_setting_of_the_environment_is_the_threshold_of_agents_that_name_none(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     agents = (remembering(threshold_tokens=None), remembering("patient"))
     async with service(tmp_path, talker, *agents, memory_compression_token_threshold=100) as client:
@@ -267,16 +315,22 @@ async def test_the_setting_of_the_environment_is_the_threshold_of_agents_that_na
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 4])
-async def test_what_the_model_is_shown_begins_with_a_question_and_has_the_last_messages(tmp_path: Path, keep: int) -> None:
+async def test_what_the_model_is_shown_begins_with_a_question_and_has_the_last_messages(
+    tmp_path: Path, keep: int
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker, remembering(recent_messages_to_keep=keep)) as client:
-        whole = await client.ask("violet", "answer 0", *await client.ask(long("red")), long("green"))
+        whole = await client.ask(
+            "violet", "answer 0", *await client.ask(long("red")), long("green")
+        )
         await client.settled()
         await client.ask(*whole, "blue")
         seen = window(talker.turns[-1])
         assert seen[0].role == "user"
         assert len(seen) == 1 + (keep + 1) // 2 * 2
-        assert [message.text for message in seen[:-1]] == [message["content"] for message in whole[-len(seen) + 1 :]]
+        assert [message.text for message in seen[:-1]] == [
+            message["content"] for message in whole[-len(seen) + 1 :]
+        ]
 
 
 async def test_a_conversation_that_is_all_recent_is_not_summarised(tmp_path: Path) -> None:
@@ -287,7 +341,9 @@ async def test_a_conversation_that_is_all_recent_is_not_summarised(tmp_path: Pat
         assert talker.summaries == []
 
 
-async def test_calls_and_their_results_stay_together_on_either_side_of_the_cut(tmp_path: Path) -> None:
+async def test_calls_and_their_results_stay_together_on_either_side_of_the_cut(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker, remembering(recent_messages_to_keep=1)) as client:
         whole = await client.ask(*await client.ask(long("red")), "calculate " + long("green"))
@@ -295,20 +351,32 @@ async def test_calls_and_their_results_stay_together_on_either_side_of_the_cut(t
         assert len(talker.summaries) == 1
         whole = await client.ask(*whole, long("blue"))
         seen = window(talker.turns[-1])
-        assert [message.role for message in seen] == ["user", "assistant", "tool", "assistant", "user"]
+        assert [message.role for message in seen] == [
+            "user",
+            "assistant",
+            "tool",
+            "assistant",
+            "user",
+        ]
         assert [call.id for call in seen[1].tool_calls] == [seen[2].tool_call_id]
         await client.settled()
         given = talker.summaries[1].messages[1].text
         assert "calculate with" in given
         assert "Result of a tool: 42" in given
         await client.ask(*whole, "last")
-        assert [message.role for message in window(talker.turns[-1])] == ["user", "assistant", "user"]
+        assert [message.role for message in window(talker.turns[-1])] == [
+            "user",
+            "assistant",
+            "user",
+        ]
 
 
 # For which conversations it stands
 
 
-async def test_a_regenerated_answer_and_a_branch_below_the_cut_use_the_summary_without_another_one(tmp_path: Path) -> None:
+async def test_a_regenerated_answer_and_a_branch_below_the_cut_use_the_summary_without_another_one(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker) as client:
         whole = await compressed(client)
@@ -346,7 +414,9 @@ async def test_the_next_summary_is_made_of_the_last_one_and_what_came_since(tmp_
         assert not re.search("summary 1|red|green", shown(talker.turns[-1]))
 
 
-async def test_a_turn_that_goes_on_from_before_the_newest_summary_is_shown_the_one_before(tmp_path: Path) -> None:
+async def test_a_turn_that_goes_on_from_before_the_newest_summary_is_shown_the_one_before(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker) as client:
         whole = await client.ask(*await compressed(client), long("blue"))
@@ -357,7 +427,9 @@ async def test_a_turn_that_goes_on_from_before_the_newest_summary_is_shown_the_o
 
 
 @pytest.mark.parametrize("other", [{"user": "eve"}, {"session": "tuesday"}, {"model": "second"}])
-async def test_the_same_words_in_another_conversation_are_not_shown_the_summary(tmp_path: Path, other: dict[str, str]) -> None:
+async def test_the_same_words_in_another_conversation_are_not_shown_the_summary(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker, remembering(), remembering("second")) as client:
         whole = await compressed(client)
@@ -397,7 +469,9 @@ async def test_a_conversation_that_was_deleted_takes_its_summary_with_it(tmp_pat
     talker = Talker()
     async with service(tmp_path, talker) as client:
         whole = await compressed(client)
-        deleted = await client.http.delete("/agents/helper/conversations/monday", params={"user_id": "ada"})
+        deleted = await client.http.delete(
+            "/agents/helper/conversations/monday", params={"user_id": "ada"}
+        )
         assert deleted.json()["summaries"] == 1
         await client.ask(*whole, "blue")
         assert "summary" not in shown(talker.turns[-1])
@@ -406,27 +480,53 @@ async def test_a_conversation_that_was_deleted_takes_its_summary_with_it(tmp_pat
 # What makes it
 
 
-async def test_a_summary_is_asked_of_the_agents_own_model_with_the_built_in_prompt(tmp_path: Path) -> None:
+async def test_a_summary_is_asked_of_the_agents_own_model_with_the_built_in_prompt(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
-    async with service(tmp_path, talker, {**remembering(), "model": "large", "model_settings": {"temperature": 0.1}}) as client:
+    async with service(
+        tmp_path,
+        talker,
+        {**remembering(), "model": "large", "model_settings": {"temperature": 0.1}},
+    ) as client:
         await compressed(client)
         [asked] = talker.summaries
-        assert (asked.model, asked.messages[0].text, asked.settings) == ("large", DEFAULT_PROMPT, {"temperature": 0.1})
+        assert (asked.model, asked.messages[0].text, asked.settings) == (
+            "large",
+            DEFAULT_PROMPT,
+            {"temperature": 0.1},
+        )
 
 
 async def test_a_model_that_is_named_makes_the_summaries(tmp_path: Path) -> None:
     talker = Talker()
-    async with service(tmp_path, talker, {**remembering(model="small"), "model": "large"}) as client:
+    async with service(
+        tmp_path, talker, {**remembering(model="small"), "model": "large"}
+    ) as client:
         await compressed(client)
-        assert [request.model for request in (*talker.turns, *talker.summaries)] == ["large", "large", "small"]
+        assert [request.model for request in (*talker.turns, *talker.summaries)] == [
+            "large",
+            "large",
+            "small",
+        ]
 
 
-async def test_an_agent_that_is_named_makes_the_summaries_with_its_provider_model_and_settings(tmp_path: Path) -> None:
+async def test_an_agent_that_is_named_makes_the_summaries_with_its_provider_model_and_settings(
+    tmp_path: Path,
+) -> None:
     talker, other = Talker(), Talker("cheap")
     plugins = load_plugins()[0]
     plugins.providers["cheap"] = other
-    cheap = {**AGENT, "agent_id": "cheap", "provider": "cheap", "model": "tiny", "model_settings": {"top_p": 0.5}}
-    async with service(tmp_path, talker, remembering(agent="cheap"), cheap, plugins=plugins) as client:
+    cheap = {
+        **AGENT,
+        "agent_id": "cheap",
+        "provider": "cheap",
+        "model": "tiny",
+        "model_settings": {"top_p": 0.5},
+    }
+    async with service(
+        tmp_path, talker, remembering(agent="cheap"), cheap, plugins=plugins
+    ) as client:
         await compressed(client)
         [asked] = other.summaries
         assert (asked.model, asked.settings, asked.tools) == ("tiny", {"top_p": 0.5}, ())
@@ -437,7 +537,9 @@ async def test_an_agent_that_is_named_makes_the_summaries_with_its_provider_mode
 # What fails
 
 
-@pytest.mark.parametrize("failure", [ProviderUnavailableError("It is down."), ContextTooLongError("Too long."), ""])
+@pytest.mark.parametrize(
+    "failure", [ProviderUnavailableError("It is down."), ContextTooLongError("Too long."), ""]
+)
 async def test_a_summary_that_fails_leaves_the_chat_working_and_is_tried_again_after_the_next_turn(
     tmp_path: Path, failure: ServiceError | str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -445,7 +547,9 @@ async def test_a_summary_that_fails_leaves_the_chat_working_and_is_tried_again_a
     talker.failures = [failure]
     async with service(tmp_path, talker) as client:
         whole = await compressed(client)
-        [logged] = [record for record in caplog.records if record.message == "memory.compression_failed"]
+        [logged] = [
+            record for record in caplog.records if record.message == "memory.compression_failed"
+        ]
         assert (logged.levelname, logged.exc_info) == ("WARNING", None)
         whole = await client.ask(*whole, "blue")
         assert len(window(talker.turns[-1])) == 5
@@ -456,38 +560,61 @@ async def test_a_summary_that_fails_leaves_the_chat_working_and_is_tried_again_a
         assert "red" not in shown(talker.turns[-1])
 
 
-async def test_a_conversation_that_the_model_finds_too_long_is_summarised_and_asked_again_unseen(tmp_path: Path) -> None:
+async def test_a_conversation_that_the_model_finds_too_long_is_summarised_and_asked_again_unseen(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker, remembering(threshold_tokens=100_000)) as client:
         whole = await client.ask(*await client.ask(long("red")), long("green"))
         talker.characters = len(shown(talker.turns[-1]))
         response = await client.posted((*whole, *conversation("blue")))
         chunks = chunks_of(response)
-        assert [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]] == ["answer 4", None]
+        assert [
+            choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]
+        ] == ["answer 4", None]
         refused, answered = talker.turns[-2:]
-        assert [message.text for message in window(refused)] == [*(each["content"] for each in whole), "blue"]
+        assert [message.text for message in window(refused)] == [
+            *(each["content"] for each in whole),
+            "blue",
+        ]
         assert [message.text for message in window(answered)] == [long("green"), "answer 2", "blue"]
         assert "summary 1" in shown(answered)
         await client.settled()
         assert len(talker.summaries) == 1
-        assert [content for _, content, _ in await client.stored()] == [*(each["content"] for each in whole), "blue", "answer 4"]
-        await client.ask(*whole, *conversation("blue"), {"role": "assistant", "content": "answer 4"}, "violet")
+        assert [content for _, content, _ in await client.stored()] == [
+            *(each["content"] for each in whole),
+            "blue",
+            "answer 4",
+        ]
+        await client.ask(
+            *whole, *conversation("blue"), {"role": "assistant", "content": "answer 4"}, "violet"
+        )
         assert "summary 1" in shown(talker.turns[-1])
         assert len(talker.summaries) == 1
 
 
 @pytest.mark.parametrize(("threshold", "left"), [(100_000, 3), (200, 1)])
-async def test_recent_messages_that_are_too_long_by_themselves_are_summarised_too(tmp_path: Path, threshold: int, left: int) -> None:
+async def test_recent_messages_that_are_too_long_by_themselves_are_summarised_too(
+    tmp_path: Path, threshold: int, left: int
+) -> None:
     talker = Talker()
-    async with service(tmp_path, talker, remembering(threshold_tokens=threshold, recent_messages_to_keep=50)) as client:
+    async with service(
+        tmp_path, talker, remembering(threshold_tokens=threshold, recent_messages_to_keep=50)
+    ) as client:
         whole = await client.ask(*await client.ask(long("red")), long("green"))
         talker.characters = len(shown(talker.turns[-1]))
         await client.ask(*whole, "blue")
-        assert [message.text for message in window(talker.turns[-1])] == [long("green"), "answer 2", "blue"][-left:]
+        assert [message.text for message in window(talker.turns[-1])] == [
+            long("green"),
+            "answer 2",
+            "blue",
+        ][-left:]
         assert f"summary {len(talker.summaries)}" in shown(talker.turns[-1])
 
 
-async def test_a_conversation_that_stays_too_long_is_told_to_the_caller_and_its_turn_is_incomplete(tmp_path: Path) -> None:
+async def test_a_conversation_that_stays_too_long_is_told_to_the_caller_and_its_turn_is_incomplete(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker) as client:
         whole = await client.ask(long("red"))
@@ -499,7 +626,9 @@ async def test_a_conversation_that_stays_too_long_is_told_to_the_caller_and_its_
         assert runs_in(tmp_path) == [("done", None), ("incomplete", "context_length_exceeded")]
 
 
-async def test_a_conversation_that_is_too_long_for_summaries_too_is_told_to_the_caller(tmp_path: Path) -> None:
+async def test_a_conversation_that_is_too_long_for_summaries_too_is_told_to_the_caller(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker) as client:
         whole = await client.ask(long("red"))
@@ -512,12 +641,17 @@ async def test_a_conversation_that_is_too_long_for_summaries_too_is_told_to_the_
         await client.ask(*whole, "blue")
 
 
-async def test_without_compression_a_conversation_that_is_too_long_is_told_to_the_caller(tmp_path: Path) -> None:
+async def test_without_compression_a_conversation_that_is_too_long_is_told_to_the_caller(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker, remembering(enabled=False)) as client:
         whole = await client.ask(long("red"))
         talker.characters = 10
-        assert error_of(await client.posted((*whole, *conversation("blue"))), 400)["code"] == "context_length_exceeded"
+        assert (
+            error_of(await client.posted((*whole, *conversation("blue"))), 400)["code"]
+            == "context_length_exceeded"
+        )
         assert (len(talker.turns), talker.summaries) == (2, [])
 
 
@@ -525,7 +659,8 @@ async def test_without_compression_a_conversation_that_is_too_long_is_told_to_th
 
 
 def missing_in(talker: Talker, until: int) -> list[str]:
-    """Those of `mark0` to `mark<until - 1>` that the model was not shown last, in words or in a summary."""
+    """Those of `mark0` to `mark<until - 1>` that the model was not shown last, in words or in a
+    summary."""
     seen = set(MARK.findall(shown(talker.turns[-1])))
     return [mark for number in range(until) if (mark := f"mark{number}") not in seen]
 
@@ -537,23 +672,36 @@ async def said_all(client: Client, talker: Talker, turns: int) -> None:
         await client.settled()
 
 
-async def test_the_servers_history_is_shown_as_a_summary_and_the_last_messages(tmp_path: Path) -> None:
+async def test_the_servers_history_is_shown_as_a_summary_and_the_last_messages(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker) as client:
         for question in (long("red"), long("green"), "blue"):
             await client.say(question)
             await client.settled()
-        assert [message.text for message in window(talker.turns[-1])] == [long("green"), "answer 2", "blue"]
+        assert [message.text for message in window(talker.turns[-1])] == [
+            long("green"),
+            "answer 2",
+            "blue",
+        ]
         assert "summary 1" in shown(talker.turns[-1])
         assert "red" not in shown(talker.turns[-1])
 
 
-async def test_a_question_of_the_servers_history_is_known_again_though_a_summary_covers_it(tmp_path: Path) -> None:
+async def test_a_question_of_the_servers_history_is_known_again_though_a_summary_covers_it(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker) as client:
         await compressed(client)
-        await client.posted(conversation(long("red")), headers=AGAIN)  # and so the answer that the summary covers is the newest
-        assert json.loads((await client.say(long("red"), headers=AGAIN)).content)["response"] == "answer 1"
+        await client.posted(
+            conversation(long("red")), headers=AGAIN
+        )  # and so the answer that the summary covers is the newest
+        assert (
+            json.loads((await client.say(long("red"), headers=AGAIN)).content)["response"]
+            == "answer 1"
+        )
         assert len(talker.turns) == 2
         await client.say("blue")
         assert [message.text for message in window(talker.turns[-1])] == ["blue"]
@@ -561,13 +709,18 @@ async def test_a_question_of_the_servers_history_is_known_again_though_a_summary
 
 
 @pytest.mark.parametrize("question", ["blue", "green"])
-async def test_a_turn_of_the_servers_history_that_is_run_again_is_shown_what_was_before_it(tmp_path: Path, question: str) -> None:
+async def test_a_turn_of_the_servers_history_that_is_run_again_is_shown_what_was_before_it(
+    tmp_path: Path, question: str
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker) as client:
         for text in (long("red"), long("green"), *(("blue",) if question == "blue" else ())):
             await client.say(text)
             await client.settled()
-        with closing(sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")) as database, database:
+        with (
+            closing(sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")) as database,
+            database,
+        ):
             database.execute("UPDATE runs SET status = 'incomplete'")
         again = question if question == "blue" else long(question)
         await client.say(again, headers=AGAIN)
@@ -577,9 +730,13 @@ async def test_a_turn_of_the_servers_history_that_is_run_again_is_shown_what_was
 
 
 @pytest.mark.parametrize(("history", "keep"), [(8, 2), (20, 10)])
-async def test_a_long_session_of_short_messages_loses_none_of_them(tmp_path: Path, history: int, keep: int) -> None:
+async def test_a_long_session_of_short_messages_loses_none_of_them(
+    tmp_path: Path, history: int, keep: int
+) -> None:
     talker = Talker()
-    agent = remembering(memory={"history_messages": history}, threshold_tokens=8000, recent_messages_to_keep=keep)
+    agent = remembering(
+        memory={"history_messages": history}, threshold_tokens=8000, recent_messages_to_keep=keep
+    )
     async with service(tmp_path, talker, agent) as client:
         await said_all(client, talker, 30)
         assert 0 < len(talker.summaries) < 15
@@ -588,7 +745,9 @@ async def test_a_long_session_of_short_messages_loses_none_of_them(tmp_path: Pat
 
 async def test_as_many_recent_messages_as_the_history_has_lose_none(tmp_path: Path) -> None:
     talker = Talker()
-    agent = remembering(memory={"history_messages": 10}, threshold_tokens=8000, recent_messages_to_keep=10)
+    agent = remembering(
+        memory={"history_messages": 10}, threshold_tokens=8000, recent_messages_to_keep=10
+    )
     async with service(tmp_path, talker, agent) as client:
         await said_all(client, talker, 15)
 
@@ -604,7 +763,9 @@ async def test_a_long_session_loses_nothing_while_no_summary_can_be_made(tmp_pat
         assert missing_in(talker, 15) == []
 
 
-async def test_a_conversation_that_clients_led_loses_nothing_when_the_server_goes_on_with_it(tmp_path: Path) -> None:
+async def test_a_conversation_that_clients_led_loses_nothing_when_the_server_goes_on_with_it(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     agent = remembering(memory={"history_messages": 8}, threshold_tokens=8000)
     async with service(tmp_path, talker, agent) as client:
@@ -616,17 +777,27 @@ async def test_a_conversation_that_clients_led_loses_nothing_when_the_server_goe
         assert missing_in(talker, 11) == []
 
 
-async def test_without_compression_the_model_is_shown_the_newest_of_the_servers_history(tmp_path: Path) -> None:
+async def test_without_compression_the_model_is_shown_the_newest_of_the_servers_history(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     agent = remembering(memory={"history_messages": 4}, enabled=False)
     async with service(tmp_path, talker, agent) as client:
         for number in range(6):
             await client.say(f"mark{number}")
-        assert [message.text for message in window(talker.turns[-1])] == ["mark3", "answer 4", "mark4", "answer 5", "mark5"]
+        assert [message.text for message in window(talker.turns[-1])] == [
+            "mark3",
+            "answer 4",
+            "mark4",
+            "answer 5",
+            "mark5",
+        ]
         assert talker.summaries == []
 
 
-async def test_a_conversation_of_the_server_that_the_model_finds_too_long_is_summarised_and_asked_again(tmp_path: Path) -> None:
+async def test_a_server_conversation_that_is_too_long_for_the_model_is_summarised_and_asked_again(
+    tmp_path: Path,
+) -> None:
     talker = Talker()
     async with service(tmp_path, talker, remembering(threshold_tokens=100_000)) as client:
         await client.say(long("red"))

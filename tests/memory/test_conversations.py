@@ -56,7 +56,9 @@ async def test_the_session_used_last_is_listed_first(serve: Serve) -> None:
     assert datetime.fromisoformat(first["created_at"]) < datetime.fromisoformat(first["updated_at"])
 
 
-async def test_pages_follow_each_other_though_all_sessions_were_used_at_once(serve: Serve, stored: Database) -> None:
+async def test_pages_follow_each_other_though_all_sessions_were_used_at_once(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, *"abcdefg")
         await stored.rows("UPDATE sessions SET updated_at = '2026-01-02 03:04:05.678901'")
@@ -89,11 +91,22 @@ def position(*parts: object) -> str:
         position("9999-12-31T23:59:59-23:00", "00"),
         position("0001-01-01T00:00:00+23:00", "00"),
     ],
-    ids=["short", "not ASCII", "no key", "no hexadecimal", "no zone", "past the last year", "before the first year"],
+    ids=[
+        "short",
+        "not ASCII",
+        "no key",
+        "no hexadecimal",
+        "no zone",
+        "past the last year",
+        "before the first year",
+    ],
 )
 async def test_a_position_that_no_list_gave_is_refused(serve: Serve, after: str) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        assert error_of(await talking.client.get(LIST, params={"after": after}), 400)["param"] == "after"
+        assert (
+            error_of(await talking.client.get(LIST, params={"after": after}), 400)["param"]
+            == "after"
+        )
         assert (await talking.client.get("/health/ready")).status_code == 200
 
 
@@ -101,14 +114,19 @@ async def test_a_position_that_no_list_gave_is_refused(serve: Serve, after: str)
 async def test_a_limit_that_is_none_is_refused(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         for limit in ("0", "201", "-1", "ten", "1e2", "1000", "\u0661"):
-            assert error_of(await talking.client.get(LIST, params={"limit": limit}), 400)["param"] == "limit"
+            assert (
+                error_of(await talking.client.get(LIST, params={"limit": limit}), 400)["param"]
+                == "limit"
+            )
 
 
 # One conversation
 
 
 async def test_a_conversation_is_shown_with_all_that_belongs_to_it(serve: Serve) -> None:
-    async with serve(Script(calls(("calculate", {"expression": "6*7"}), text="Well. "), says("42."))) as talking:
+    async with serve(
+        Script(calls(("calculate", {"expression": "6*7"}), text="Well. "), says("42."))
+    ) as talking:
         completion_of(await talking.complete("6*7?"))
         shown = await talking.conversation()
     question, answer = shown["messages"]
@@ -121,7 +139,11 @@ async def test_a_conversation_is_shown_with_all_that_belongs_to_it(serve: Serve)
         "parent": None,
     }
     assert "tool_calls" not in question
-    assert (answer["role"], answer["content"], answer["origin"]) == ("assistant", "Well. 42.", "ours")
+    assert (answer["role"], answer["content"], answer["origin"]) == (
+        "assistant",
+        "Well. 42.",
+        "ours",
+    )
     assert answer["run_id"] == IsStr(regex="run_[0-9a-f]{24}")
     (run,) = answer["tool_calls"]
     assert (run["id"], run["name"], run["arguments"], run["result"], run["is_error"]) == (
@@ -141,7 +163,10 @@ async def test_a_call_whose_result_is_not_known_is_shown_as_that(serve: Serve) -
         completion_of(await talking.complete("?", tools=tools))
         answer = (await talking.conversation())["messages"][1]
     assert answer["status"] == "incomplete"
-    assert [(run["name"], run["is_error"]) for run in answer["tool_calls"]] == [("calculate", False), ("away", True)]
+    assert [(run["name"], run["is_error"]) for run in answer["tool_calls"]] == [
+        ("calculate", False),
+        ("away", True),
+    ]
     assert "No result of this call is known" in answer["tool_calls"][1]["result"]
 
 
@@ -150,7 +175,12 @@ async def test_only_the_newest_branch_is_shown_unless_all_are_asked_for(serve: S
         completion_of(await talking.complete("1"))
         completion_of(await talking.complete("1, edited"))
         assert [content for _, content, _ in await talking.shown()] == ["1, edited", "two"]
-        assert sorted(content for _, content, _ in await talking.shown(branches="true")) == ["1", "1, edited", "one", "two"]
+        assert sorted(content for _, content, _ in await talking.shown(branches="true")) == [
+            "1",
+            "1, edited",
+            "one",
+            "two",
+        ]
 
 
 async def test_a_session_id_may_have_any_form_that_headers_bear(serve: Serve) -> None:
@@ -168,14 +198,29 @@ async def test_a_session_id_may_have_any_form_that_headers_bear(serve: Serve) ->
 async def test_what_is_not_ones_own_looks_as_if_it_were_not_there(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "s", user="ada")
-        absent = error_of(await talking.client.get(f"{LIST}/absent", params={"user_id": "ada"}), 404)
+        absent = error_of(
+            await talking.client.get(f"{LIST}/absent", params={"user_id": "ada"}), 404
+        )
         for method in ("GET", "DELETE"):
-            for path, user in ((f"{LIST}/s", "bob"), (f"{LIST}/s", ""), ("/agents/other/conversations/s", "ada")):
-                assert error_of(await talking.client.request(method, path, params={"user_id": user}), 404) == absent
+            for path, user in (
+                (f"{LIST}/s", "bob"),
+                (f"{LIST}/s", ""),
+                ("/agents/other/conversations/s", "ada"),
+            ):
+                assert (
+                    error_of(
+                        await talking.client.request(method, path, params={"user_id": user}), 404
+                    )
+                    == absent
+                )
         assert (await listed(talking, user_id="bob"))["data"] == []
-        assert (await talking.client.get("/agents/other/conversations", params={"user_id": "ada"})).json()["data"] == []
+        assert (
+            await talking.client.get("/agents/other/conversations", params={"user_id": "ada"})
+        ).json()["data"] == []
         assert (await talking.client.get("/memory", params={"user_id": "bob"})).text == ""
-        assert (await talking.client.delete("/memory", params={"user_id": "bob"})).json()["sessions"] == 0
+        assert (await talking.client.delete("/memory", params={"user_id": "bob"})).json()[
+            "sessions"
+        ] == 0
         assert names(await listed(talking, user_id="ada")) == ["s"]
 
 
@@ -196,7 +241,10 @@ async def test_another_tenant_sees_and_deletes_nothing(serve: Serve) -> None:
 async def test_an_agent_without_memory_has_no_conversations(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         completion_of(await talking.complete("Hello", model="forgetful"))
-        assert (await talking.client.get("/agents/forgetful/conversations")).json() == {"data": [], "next": None}
+        assert (await talking.client.get("/agents/forgetful/conversations")).json() == {
+            "data": [],
+            "next": None,
+        }
         error_of(await talking.client.get("/agents/forgetful/conversations/s"), 404)
 
 
@@ -204,21 +252,35 @@ async def test_an_agent_without_memory_has_no_conversations(serve: Serve) -> Non
 async def test_an_unknown_agent_is_a_404(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         for method, path in (("GET", ""), ("GET", "/s"), ("DELETE", "/s")):
-            error = error_of(await talking.client.request(method, f"/agents/nobody/conversations{path}"), 404)
+            error = error_of(
+                await talking.client.request(method, f"/agents/nobody/conversations{path}"), 404
+            )
             assert error["code"] == "model_not_found"
 
 
 @SQLITE
 async def test_a_service_without_memory_says_so(serve: Serve) -> None:
     async with serve(Script(says("Hi")), agents=[{**HELPER, "resources": []}]) as talking:
-        for method, path in (("GET", LIST), ("GET", f"{LIST}/s"), ("DELETE", f"{LIST}/s"), ("GET", "/memory"), ("DELETE", "/memory")):
+        for method, path in (
+            ("GET", LIST),
+            ("GET", f"{LIST}/s"),
+            ("DELETE", f"{LIST}/s"),
+            ("GET", "/memory"),
+            ("DELETE", "/memory"),
+        ):
             assert error_of(await talking.client.request(method, path), 404)["code"] == "no_memory"
 
 
 @SQLITE
 async def test_nul_in_a_user_id_is_refused(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        for method, path in (("GET", LIST), ("GET", f"{LIST}/s"), ("DELETE", f"{LIST}/s"), ("GET", "/memory"), ("DELETE", "/memory")):
+        for method, path in (
+            ("GET", LIST),
+            ("GET", f"{LIST}/s"),
+            ("DELETE", f"{LIST}/s"),
+            ("GET", "/memory"),
+            ("DELETE", "/memory"),
+        ):
             response = await talking.client.request(method, path, params={"user_id": "a\x00b"})
             assert error_of(response, 400)["param"] == "user_id"
 
@@ -237,13 +299,21 @@ async def test_everything_is_exported_as_json_lines(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "a", "b", user="ada")
         await begin(talking, "a", user="bob")
-        completion_of(await talking.complete("Hello", headers={"X-Session-Id": "a"}, model="other", user="ada"))
-        completion_of(await talking.complete("Hello, edited", headers={"X-Session-Id": "a"}, user="ada"))
+        completion_of(
+            await talking.complete(
+                "Hello", headers={"X-Session-Id": "a"}, model="other", user="ada"
+            )
+        )
+        completion_of(
+            await talking.complete("Hello, edited", headers={"X-Session-Id": "a"}, user="ada")
+        )
         response = await talking.client.get("/memory", params={"user_id": "ada"})
         assert response.headers["content-type"] == "application/jsonl"
         exported = [json.loads(line) for line in response.text.splitlines()]
         shown = await talking.conversation("a", user_id="ada", branches="true")
-    assert sorted((each["agent_id"], each["session_id"], len(each["messages"])) for each in exported) == [
+    assert sorted(
+        (each["agent_id"], each["session_id"], len(each["messages"])) for each in exported
+    ) == [
         ("helper", "a", 4),
         ("helper", "b", 2),
         ("other", "a", 2),
@@ -254,15 +324,24 @@ async def test_everything_is_exported_as_json_lines(serve: Serve) -> None:
 async def test_an_export_goes_on_past_its_first_page(serve: Serve) -> None:
     async with serve(Script(says("Hi")), max_concurrent_requests=200) as talking:
         sessions = [f"session {number}" for number in range(105)]
-        await asyncio.gather(*(talking.complete("Hello", headers={"X-Session-Id": session}) for session in sessions))
-        exported = [json.loads(line) for line in (await talking.client.get("/memory")).text.splitlines()]
+        await asyncio.gather(
+            *(talking.complete("Hello", headers={"X-Session-Id": session}) for session in sessions)
+        )
+        exported = [
+            json.loads(line) for line in (await talking.client.get("/memory")).text.splitlines()
+        ]
     assert sorted(each["session_id"] for each in exported) == sorted(sessions)
 
 
 async def test_a_deleted_conversation_is_gone_for_good(serve: Serve, stored: Database) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "s", "kept")
-        assert (await talking.client.delete(f"{LIST}/s")).json() == {"sessions": 1, "messages": 2, "runs": 1, "summaries": 0}
+        assert (await talking.client.delete(f"{LIST}/s")).json() == {
+            "sessions": 1,
+            "messages": 2,
+            "runs": 1,
+            "summaries": 0,
+        }
         error_of(await talking.client.get(f"{LIST}/s"), 404)
         error_of(await talking.client.delete(f"{LIST}/s"), 404)
         assert names(await listed(talking)) == ["kept"]
@@ -278,7 +357,9 @@ async def test_a_deleted_session_may_be_begun_anew(serve: Serve) -> None:
         assert [content for _, content, _ in await talking.shown()] == ["New", "Hi"]
 
 
-async def test_everything_of_a_user_is_erased_with_all_agents_and_nothing_else(serve: Serve, stored: Database) -> None:
+async def test_everything_of_a_user_is_erased_with_all_agents_and_nothing_else(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "a", "b", user="ada")
         completion_of(await talking.complete("Hello", model="other", user="ada"))
@@ -292,10 +373,17 @@ async def test_everything_of_a_user_is_erased_with_all_agents_and_nothing_else(s
 
 
 async def test_a_conversation_that_is_interrupted_is_exported_as_such(serve: Serve) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")])) as talking:
+    async with serve(
+        Script([TextDelta("It is"), ProviderUnavailableError("It is down.")])
+    ) as talking:
         error_of(await talking.complete("?"), 502)
-        (exported,) = [json.loads(line) for line in (await talking.client.get("/memory")).text.splitlines()]
-    assert [(message["content"], message["status"]) for message in exported["messages"]] == [("?", "complete"), ("It is", "incomplete")]
+        (exported,) = [
+            json.loads(line) for line in (await talking.client.get("/memory")).text.splitlines()
+        ]
+    assert [(message["content"], message["status"]) for message in exported["messages"]] == [
+        ("?", "complete"),
+        ("It is", "incomplete"),
+    ]
 
 
 # A replica
@@ -323,7 +411,9 @@ CHANGED = "UPDATE nodes SET body = '\"changed\"' WHERE role = 'assistant'"
 
 
 @REPLICATED
-async def test_a_conversation_is_read_from_the_replica_that_has_it(serve: Serve, paused: Database) -> None:
+async def test_a_conversation_is_read_from_the_replica_that_has_it(
+    serve: Serve, paused: Database
+) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "s")
         pause(paused)
@@ -332,7 +422,9 @@ async def test_a_conversation_is_read_from_the_replica_that_has_it(serve: Serve,
 
 
 @REPLICATED
-async def test_the_servers_history_is_read_from_the_replica_that_has_it(serve: Serve, paused: Database) -> None:
+async def test_the_servers_history_is_read_from_the_replica_that_has_it(
+    serve: Serve, paused: Database
+) -> None:
     async with serve(Script(says("one"))) as talking:
         assert (await talking.chat("1")).status_code == 200
         pause(paused)
@@ -342,7 +434,9 @@ async def test_the_servers_history_is_read_from_the_replica_that_has_it(serve: S
 
 
 @REPLICATED
-async def test_a_user_reads_what_they_just_wrote_though_the_replica_lags(serve: Serve, paused: Database) -> None:
+async def test_a_user_reads_what_they_just_wrote_though_the_replica_lags(
+    serve: Serve, paused: Database
+) -> None:
     async with serve(Script(says("one"), says("two"), says("three"))) as talking:
         assert (await talking.chat("1")).status_code == 200
         pause(paused)
@@ -350,12 +444,23 @@ async def test_a_user_reads_what_they_just_wrote_though_the_replica_lags(serve: 
         assert [content for _, content, _ in await talking.shown()] == ["1", "one", "2", "two"]
         assert (await talking.chat("3")).status_code == 200
         assert [text for _, text in talking.asked()] == ["1", "one", "2", "two", "3"]
-        exported = [json.loads(line) for line in (await talking.client.get("/memory")).text.splitlines()]
-        assert [message["content"] for message in exported[0]["messages"]] == ["1", "one", "2", "two", "3", "three"]
+        exported = [
+            json.loads(line) for line in (await talking.client.get("/memory")).text.splitlines()
+        ]
+        assert [message["content"] for message in exported[0]["messages"]] == [
+            "1",
+            "one",
+            "2",
+            "two",
+            "3",
+            "three",
+        ]
 
 
 @REPLICATED
-async def test_a_session_that_the_replica_does_not_have_yet_is_shown(serve: Serve, paused: Database) -> None:
+async def test_a_session_that_the_replica_does_not_have_yet_is_shown(
+    serve: Serve, paused: Database
+) -> None:
     async with serve(Script(says("Hi"))) as talking:
         pause(paused)
         await begin(talking, "s")
@@ -363,7 +468,9 @@ async def test_a_session_that_the_replica_does_not_have_yet_is_shown(serve: Serv
 
 
 @REPLICATED
-async def test_what_was_deleted_is_gone_though_the_replica_still_has_it(serve: Serve, paused: Database) -> None:
+async def test_what_was_deleted_is_gone_though_the_replica_still_has_it(
+    serve: Serve, paused: Database
+) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "s")
         pause(paused)
@@ -375,7 +482,9 @@ async def test_what_was_deleted_is_gone_though_the_replica_still_has_it(serve: S
 
 
 @REPLICATED
-async def test_the_primary_is_read_where_the_replica_never_answers(serve: Serve, paused: Database) -> None:
+async def test_the_primary_is_read_where_the_replica_never_answers(
+    serve: Serve, paused: Database
+) -> None:
     url = paused.under_test.url.replace(f":{paused.under_test.server.port}/", f":{free_port()}/")
     async with serve(Script(says("one")), database_replica_url=url) as talking:
         assert (await talking.chat("1")).status_code == 200
@@ -383,7 +492,11 @@ async def test_the_primary_is_read_where_the_replica_never_answers(serve: Serve,
         assert (await talking.chat("2")).status_code == 200
         assert [text for _, text in talking.asked()] == ["1", "one", "2"]
         health = (await talking.client.get("/health?detailed=true")).json()
-        assert (health["status"], health["database"]["state"], health["database"]["replica"]) == ("degraded", "ready", "down")
+        assert (health["status"], health["database"]["state"], health["database"]["replica"]) == (
+            "degraded",
+            "ready",
+            "down",
+        )
         assert (await talking.client.get("/health/ready")).status_code == 200
 
 
@@ -393,13 +506,17 @@ async def test_a_replica_that_dies_is_done_without_until_it_is_back(serve: Serve
     primary = await asyncio.to_thread(PostgresServer(binaries_18()).make().start)
     replica = await asyncio.to_thread(primary.replica)
     try:
-        async with serve(Script(says("one")), database_url=primary.url(), database_replica_url=replica.url()) as talking:
+        async with serve(
+            Script(says("one")), database_url=primary.url(), database_replica_url=replica.url()
+        ) as talking:
             assert (await talking.chat("1")).status_code == 200
             replica.caught_up_with(primary)
 
             async def state() -> str:
                 assert [content for _, content, _ in await talking.shown()] == ["1", "one"]
-                found: str = (await talking.client.get("/health?detailed=true")).json()["database"]["replica"]
+                found: str = (await talking.client.get("/health?detailed=true")).json()["database"][
+                    "replica"
+                ]
                 return found
 
             async def is_back() -> bool:

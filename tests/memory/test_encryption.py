@@ -1,4 +1,5 @@
-"""Encryption at rest: what can be read of the database's file, with which keys the service reads it, and what it does without."""
+"""Encryption at rest: what can be read of the database's file, with which keys the service reads
+it, and what it does without."""
 
 import asyncio
 import base64
@@ -32,17 +33,41 @@ QUESTION: dict[str, Any] = {
     ],
 }
 COMPRESSION = {"threshold_tokens": 100, "recent_messages_to_keep": 2}
-REMEMBERING: dict[str, Any] = {**AGENT, "resources": ["memory"], "resource_config": {"memory": {"compression": COMPRESSION}}}
-LENIENT: dict[str, Any] = {**AGENT, "agent_id": "lenient", "resources": ["memory"], "resource_config": {"memory": {"required": False}}}
+REMEMBERING: dict[str, Any] = {
+    **AGENT,
+    "resources": ["memory"],
+    "resource_config": {"memory": {"compression": COMPRESSION}},
+}
+LENIENT: dict[str, Any] = {
+    **AGENT,
+    "agent_id": "lenient",
+    "resources": ["memory"],
+    "resource_config": {"memory": {"required": False}},
+}
 PLAIN: dict[str, Any] = {**AGENT, "agent_id": "plain"}
 
-SAID = (b"Reynard", PICTURE.encode(), b"den is at", b"40001*3", b"120003", b"vixen", b"nightingale", b"Summarised")
-"""Something of all that is said in `conversation`: in questions, answers, calls, results and the summary."""
+SAID = (
+    b"Reynard",
+    PICTURE.encode(),
+    b"den is at",
+    b"40001*3",
+    b"120003",
+    b"vixen",
+    b"nightingale",
+    b"Summarised",
+)
+"""Something of all that is said in `conversation`: in questions, answers, calls, results and the
+summary."""
 
 
 def script(animal: str = "vixen", sum_of: str = "40001*3", total: str = "120003") -> Script:
     first: list[Action] = calls(("calculate", {"expression": sum_of}), text="The den is at ")
-    return Script(first, says(f"{total}, I think."), says(f"The {animal} agrees."), says(f"Summarised: the user has a {animal}."))
+    return Script(
+        first,
+        says(f"{total}, I think."),
+        says(f"The {animal} agrees."),
+        says(f"Summarised: the user has a {animal}."),
+    )
 
 
 def written(*keys: bytes) -> str:
@@ -70,36 +95,59 @@ class Client:
     async def ask(self, *messages: Any, user: str = "ada") -> str:
         """The answer to a conversation; texts are the user's and the assistant's in turn."""
         sent = [
-            {"role": "assistant" if place % 2 else "user", "content": message} if isinstance(message, str) else message
+            (
+                {"role": "assistant" if place % 2 else "user", "content": message}
+                if isinstance(message, str)
+                else message
+            )
             for place, message in enumerate(messages)
         ]
-        response = await self.http.post(CHAT, json={"model": "helper", "messages": sent, "user": user}, headers={"X-Session-Id": "monday"})
+        response = await self.http.post(
+            CHAT,
+            json={"model": "helper", "messages": sent, "user": user},
+            headers={"X-Session-Id": "monday"},
+        )
         await self.settled()
         answer: str = completion_of(response)["choices"][0]["message"]["content"]
         return answer
 
-    async def converse(self, user: str = "ada", question: Any = QUESTION, bird: str = "nightingale") -> None:
+    async def converse(
+        self, user: str = "ada", question: Any = QUESTION, bird: str = "nightingale"
+    ) -> None:
         """Two turns, with a picture, a call of a tool and a summary."""
         first = await self.ask(question, user=user)
-        await self.ask(question, first, f"Sing as the {bird} " + "does again and again " * 40, user=user)
+        await self.ask(
+            question, first, f"Sing as the {bird} " + "does again and again " * 40, user=user
+        )
 
     async def stored(self, user: str = "ada") -> list[Any]:
         """What is told of each stored message."""
-        response = await self.http.get("/agents/helper/conversations/monday", params={"user_id": user})
+        response = await self.http.get(
+            "/agents/helper/conversations/monday", params={"user_id": user}
+        )
         assert response.status_code == 200, response.text
         messages: list[Any] = response.json()["messages"]
         return messages
 
 
 @asynccontextmanager
-async def service(folder: Path, *keys: bytes, provider: Script | None = None) -> AsyncGenerator[Client, None]:
+async def service(
+    folder: Path, *keys: bytes, provider: Script | None = None
+) -> AsyncGenerator[Client, None]:
     """A client of the service with these keys."""
     settings: dict[str, Any] = {
         "database_timeout": 30,
         "allow_unauthenticated": True,
         **({"memory_encryption_keys": written(*keys)} if keys else {}),
     }
-    app = create_app(configuration(folder, provider or Script(says("Well.")), agents=[REMEMBERING, LENIENT, PLAIN], **settings))
+    app = create_app(
+        configuration(
+            folder,
+            provider or Script(says("Well.")),
+            agents=[REMEMBERING, LENIENT, PLAIN],
+            **settings,
+        )
+    )
     async with client_of(app) as http:
         yield Client(app, http)
 
@@ -110,7 +158,10 @@ def file_of(folder: Path) -> Path:
 
 def bodies(folder: Path) -> list[str]:
     with closing(sqlite3.connect(file_of(folder))) as database:
-        return [body for (body,) in database.execute("SELECT body FROM nodes ORDER BY created_at, depth")]
+        return [
+            body
+            for (body,) in database.execute("SELECT body FROM nodes ORDER BY created_at, depth")
+        ]
 
 
 def found_in(folder: Path) -> list[bytes]:
@@ -126,7 +177,8 @@ def values_of(folder: Path, user: str) -> set[tuple[str, str, Any]]:
         database.row_factory = sqlite3.Row
         for table in ("sessions", "nodes", "runs", "summaries"):
             for row in database.execute(f"SELECT * FROM {table} WHERE user_id = ?", (user,)):
-                found |= {(table, column, row[column]) for column in row.keys()}  # noqa: SIM118 - a row is not a dict
+                # a row is not a dict
+                found |= {(table, column, row[column]) for column in row.keys()}  # noqa: SIM118
     return found
 
 
@@ -144,8 +196,13 @@ async def test_with_a_key_nothing_that_was_said_stands_in_the_databases_files(
         assert found_in(tmp_path) == list(found)
 
 
-@pytest.mark.parametrize(("keys", "equal"), [((), {("nodes", "body"), ("summaries", "body")}), ((NEW,), set[tuple[str, str]]())])
-async def test_equal_words_of_two_users_show_no_equal_values(tmp_path: Path, keys: tuple[bytes, ...], equal: set[tuple[str, str]]) -> None:
+@pytest.mark.parametrize(
+    ("keys", "equal"),
+    [((), {("nodes", "body"), ("summaries", "body")}), ((NEW,), set[tuple[str, str]]())],
+)
+async def test_equal_words_of_two_users_show_no_equal_values(
+    tmp_path: Path, keys: tuple[bytes, ...], equal: set[tuple[str, str]]
+) -> None:
     provider = Script(*script().answers, *script().answers, *script("badger", "1+1", "2").answers)
     async with service(tmp_path, *keys, provider=provider) as client:
         await client.converse("ada")
@@ -164,11 +221,15 @@ async def test_what_was_said_reads_back_in_the_history_and_the_export(tmp_path: 
         assert "My fox is called Reynard." in json.dumps(question["content"])
         assert PICTURE in json.dumps(question["content"])
         assert answer["content"] == "The den is at 120003, I think."
-        assert [(call["arguments"], call["result"]) for call in answer["tool_calls"]] == [('{"expression":"40001*3"}', "120003")]
+        assert [(call["arguments"], call["result"]) for call in answer["tool_calls"]] == [
+            ('{"expression":"40001*3"}', "120003")
+        ]
         assert longer["content"].startswith("Sing as the nightingale")
         assert last["content"] == "The vixen agrees."
         lines = (await client.http.get("/memory", params={"user_id": "ada"})).text.splitlines()
-        assert [json.loads(line)["messages"] for line in lines] == [[question, answer, longer, last]]
+        assert [json.loads(line)["messages"] for line in lines] == [
+            [question, answer, longer, last]
+        ]
 
 
 async def test_the_model_is_shown_what_is_encrypted(tmp_path: Path) -> None:
@@ -183,13 +244,22 @@ async def test_the_model_is_shown_what_is_encrypted(tmp_path: Path) -> None:
     assert [message.text for message in told[2:]] == ["The vixen agrees.", "And?"]
 
 
-async def test_with_a_second_key_before_the_first_what_is_old_stays_readable_and_what_is_new_has_the_second(tmp_path: Path) -> None:
+async def test_with_a_new_first_key_old_rows_stay_readable_and_new_rows_use_it(
+    tmp_path: Path,
+) -> None:
     async with service(tmp_path, OLD) as client:
         await client.ask("Before")
     async with service(tmp_path, NEW, OLD) as client:
         await client.ask("Before", "Well.", "After")
-        assert [message["content"] for message in await client.stored()] == ["Before", "Well.", "After", "Well."]
-    assert [body.split(":")[1] for body in bodies(tmp_path)] == [key_id(OLD)] * 2 + [key_id(NEW)] * 2
+        assert [message["content"] for message in await client.stored()] == [
+            "Before",
+            "Well.",
+            "After",
+            "Well.",
+        ]
+    assert [body.split(":")[1] for body in bodies(tmp_path)] == [key_id(OLD)] * 2 + [
+        key_id(NEW)
+    ] * 2
 
 
 async def test_what_was_stored_before_there_were_keys_stays_readable(tmp_path: Path) -> None:
@@ -214,7 +284,9 @@ async def test_without_its_key_the_memory_cannot_be_used_and_all_else_can(
         refused = [
             await client.http.post("/agents/helper/chat", json=asked),
             await client.http.post(
-                CHAT, json={"model": "helper", "messages": [QUESTION], "stream": True}, headers={"X-Session-Id": "monday"}
+                CHAT,
+                json={"model": "helper", "messages": [QUESTION], "stream": True},
+                headers={"X-Session-Id": "monday"},
             ),
             await client.http.get("/agents/helper/conversations/monday", params={"user_id": "ada"}),
             await client.http.get("/agents/helper/conversations", params={"user_id": "ada"}),
@@ -224,7 +296,9 @@ async def test_without_its_key_the_memory_cannot_be_used_and_all_else_can(
         for response in refused:
             error = error_of(response, 503)
             assert error["code"] == "memory_unavailable"
-            assert not any(words in response.text for words in (key_id(OLD), "key", "KEY", "decrypt"))
+            assert not any(
+                words in response.text for words in (key_id(OLD), "key", "KEY", "decrypt")
+            )
             assert int(response.headers["retry-after"]) >= 1
         health = (await client.http.get("/health", params={"detailed": "true"})).json()
         assert (health["status"], health["database"]["state"]) == ("degraded", "down")
@@ -241,7 +315,7 @@ async def test_without_its_key_the_memory_cannot_be_used_and_all_else_can(
         assert [message["content"] for message in await client.stored()] == ["Before", "Well."]
 
 
-async def test_rows_whose_key_is_lacking_are_refused_without_a_traceback_though_the_database_is_readable(
+async def test_rows_whose_key_is_missing_are_refused_without_a_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with service(tmp_path) as client:
@@ -257,17 +331,29 @@ async def test_rows_whose_key_is_lacking_are_refused_without_a_traceback_though_
         ):
             assert error_of(response, 503)["code"] == "memory_unavailable"
             assert key_id(OLD) not in response.text
-        assert [message["content"] for message in await client.stored("eve")] == ["In the clear", "Well."]
+        assert [message["content"] for message in await client.stored("eve")] == [
+            "In the clear",
+            "Well.",
+        ]
         lenient = await client.http.post("/agents/lenient/chat", json={**asked, "user_id": "eve"})
         assert (lenient.status_code, "x-memory" in lenient.headers) == (200, False)
     assert [record.message for record in caplog.records if record.exc_info] == []
-    reasons = [str(record.__dict__["reason"]) for record in caplog.records if record.message == "memory.undecryptable"]
+    reasons = [
+        str(record.__dict__["reason"])
+        for record in caplog.records
+        if record.message == "memory.undecryptable"
+    ]
     assert reasons
     assert all(key_id(OLD) in reason for reason in reasons)
 
 
-@pytest.mark.parametrize(("keys", "problem"), [("secret", "Key 1 is not a key"), (written(NEW, NEW), "Keys 1 and 2 are the same")])
-def test_keys_that_cannot_be_used_stop_the_start_and_are_not_repeated(tmp_path: Path, keys: str, problem: str) -> None:
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [("secret", "Key 1 is not a key"), (written(NEW, NEW), "Keys 1 and 2 are the same")],
+)
+def test_keys_that_cannot_be_used_stop_the_start_and_are_not_repeated(
+    tmp_path: Path, keys: str, problem: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         configuration(tmp_path, agents=[REMEMBERING], memory_encryption_keys=keys)
     [fault] = caught.value.faults

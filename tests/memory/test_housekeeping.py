@@ -1,4 +1,5 @@
-"""What looks after the database: old conversations go, and the runs of processes that are gone are ended."""
+"""What looks after the database: old conversations go, and the runs of processes that are gone are
+ended."""
 
 import asyncio
 import sqlite3
@@ -35,7 +36,11 @@ REMEMBERING: dict[str, Any] = {**AGENT, "resources": ["memory"]}
 RUN_SECONDS = 600.0
 LONG_AGO = timedelta(days=100)
 QUESTION = (Message(role="user", content="Hello"),)
-NEXT_QUESTION = (*QUESTION, Message(role="assistant", content="Hello Ada"), Message(role="user", content="Do you know me?"))
+NEXT_QUESTION = (
+    *QUESTION,
+    Message(role="assistant", content="Hello Ada"),
+    Message(role="user", content="Do you know me?"),
+)
 
 
 class Replica:
@@ -45,34 +50,62 @@ class Replica:
         self.database = database
         self.store = Store(database, Cipher(()), process_id)
 
-    def keeper(self, days: float | None = None, of_agents: Mapping[str, float] | None = None) -> Housekeeping:
+    def keeper(
+        self, days: float | None = None, of_agents: Mapping[str, float] | None = None
+    ) -> Housekeeping:
         """What looks after the database in this process."""
         return Housekeeping(
-            self.store, retention_days=days, agent_retention_days=of_agents or {}, interval_hours=24, run_seconds=RUN_SECONDS
+            self.store,
+            retention_days=days,
+            agent_retention_days=of_agents or {},
+            interval_hours=24,
+            run_seconds=RUN_SECONDS,
         )
 
     def session(self, session_id: str, agent_id: str = "helper") -> Session:
         return self.store.build_session("local", "ada", agent_id, session_id)
 
     async def begin(
-        self, session_id: str, agent_id: str = "helper", *, conversation: Sequence[Message] = QUESTION, run_id: str, is_retry: bool = False
+        self,
+        session_id: str,
+        agent_id: str = "helper",
+        *,
+        conversation: Sequence[Message] = QUESTION,
+        run_id: str,
+        is_retry: bool = False,
     ) -> TurnStart:
         """What is found when a turn begins."""
         session = self.session(session_id, agent_id)
         entries = self.store.hasher.build_entries(conversation, session.key)
 
         def work(connection: Connection) -> TurnStart:
-            return self.store.begin(connection, session, entries, run_id, is_retry=is_retry, message_id=None, answered=True)
+            return self.store.begin(
+                connection,
+                session,
+                entries,
+                run_id,
+                is_retry=is_retry,
+                message_id=None,
+                answered=True,
+            )
 
         return await self.database.write(work)
 
-    async def ask(self, session_id: str, agent_id: str = "helper", *, conversation: Sequence[Message] = QUESTION) -> str:
+    async def ask(
+        self,
+        session_id: str,
+        agent_id: str = "helper",
+        *,
+        conversation: Sequence[Message] = QUESTION,
+    ) -> str:
         """Begins a turn; gives its run id."""
         run_id = f"run {len(conversation)} of {session_id}"
         await self.begin(session_id, agent_id, conversation=conversation, run_id=run_id)
         return run_id
 
-    async def talk(self, session_id: str, agent_id: str = "helper", *, age: timedelta = timedelta()) -> None:
+    async def talk(
+        self, session_id: str, agent_id: str = "helper", *, age: timedelta = timedelta()
+    ) -> None:
         """Takes a whole turn, with a summary, `age` ago."""
         session = self.session(session_id, agent_id)
         run_id = await self.ask(session_id, agent_id)
@@ -80,9 +113,17 @@ class Replica:
 
         def work(connection: Connection) -> None:
             answer = TurnAnswer(text="Hello Ada")
-            self.store.finish(connection, session, question, run_id, answer, prefix="", leased=False)
-            self.store.store_summary(connection, session, Summary(question.path, 1, "Greetings"), b"settings")
-            connection.execute(update(sessions).where(sessions.c.key == session.key).values(updated_at=datetime.now(UTC) - age))
+            self.store.finish(
+                connection, session, question, run_id, answer, prefix="", leased=False
+            )
+            self.store.store_summary(
+                connection, session, Summary(question.path, 1, "Greetings"), b"settings"
+            )
+            connection.execute(
+                update(sessions)
+                .where(sessions.c.key == session.key)
+                .values(updated_at=datetime.now(UTC) - age)
+            )
 
         await self.database.write(work)
 
@@ -90,35 +131,53 @@ class Replica:
         """Takes the session for itself, if no other process has it."""
         until = datetime.now(UTC) + timedelta(seconds=300)
         session = self.session(session_id)
-        return await self.database.write(lambda connection: self.store.lease(connection, session, until)) is not None
+        return (
+            await self.database.write(
+                lambda connection: self.store.lease(connection, session, until)
+            )
+            is not None
+        )
 
     async def rows(self) -> dict[str, int]:
         """How many rows each table has."""
 
         def work(connection: Connection) -> dict[str, int]:
             tables = (sessions, nodes, runs, summaries)
-            return {table.name: connection.execute(select(func.count()).select_from(table)).scalar_one() for table in tables}
+            return {
+                table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+                for table in tables
+            }
 
         return await self.database.read(work)
 
     async def sessions(self) -> list[str]:
         """The ids of all sessions."""
-        return await self.database.read(lambda connection: sorted(connection.execute(select(sessions.c.session_id)).scalars()))
+        return await self.database.read(
+            lambda connection: sorted(connection.execute(select(sessions.c.session_id)).scalars())
+        )
 
     async def runs(self) -> dict[str, tuple[str, str | None]]:
         """Status and error of every run."""
         wanted = select(runs.c.run_id, runs.c.status, runs.c.error)
-        return await self.database.read(lambda connection: {row.run_id: (row.status, row.error) for row in connection.execute(wanted)})
+        return await self.database.read(
+            lambda connection: {
+                row.run_id: (row.status, row.error) for row in connection.execute(wanted)
+            }
+        )
 
     async def processes(self) -> list[str]:
         """The processes that are known."""
-        return await self.database.read(lambda connection: sorted(connection.execute(select(processes.c.process_id)).scalars()))
+        return await self.database.read(
+            lambda connection: sorted(connection.execute(select(processes.c.process_id)).scalars())
+        )
 
     async def unseen_for(self, seconds: float) -> None:
         """As if this process had not told for so long that it lives."""
         mine = update(processes).where(processes.c.process_id == self.store.process_id)
         await self.database.write(
-            lambda connection: connection.execute(mine.values(seen_at=datetime.now(UTC) - timedelta(seconds=seconds)))
+            lambda connection: connection.execute(
+                mine.values(seen_at=datetime.now(UTC) - timedelta(seconds=seconds))
+            )
         )
 
 
@@ -167,7 +226,9 @@ def two(replicas: tuple[Replica, Replica]) -> Replica:
 # Old conversations
 
 
-async def test_a_conversation_that_is_too_old_goes_with_all_its_rows_and_a_younger_one_stays(one: Replica) -> None:
+async def test_a_conversation_that_is_too_old_goes_with_all_its_rows_and_a_younger_one_stays(
+    one: Replica,
+) -> None:
     await one.talk("old", age=timedelta(days=30, minutes=1))
     await one.talk("young", age=timedelta(days=29, hours=23))
     keeper = one.keeper(30)
@@ -190,8 +251,12 @@ async def test_without_a_limit_all_are_kept(one: Replica) -> None:
     assert await one.sessions() == ["old"]
 
 
-@pytest.mark.parametrize(("days", "left"), [(30, ["patient"]), (None, ["former", "helper", "patient"])])
-async def test_an_agents_own_days_win_and_all_others_follow_the_default(one: Replica, days: float | None, left: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("days", "left"), [(30, ["patient"]), (None, ["former", "helper", "patient"])]
+)
+async def test_an_agents_own_days_win_and_all_others_follow_the_default(
+    one: Replica, days: float | None, left: list[str]
+) -> None:
     for agent_id in ("helper", "forgetful", "patient", "former"):
         age = timedelta(days=2) if agent_id == "forgetful" else LONG_AGO
         await one.talk(agent_id, agent_id, age=age)
@@ -203,7 +268,13 @@ async def test_more_than_a_batch_goes_in_several_transactions(one: Replica) -> N
     long_ago = datetime.now(UTC) - LONG_AGO
     many = [
         {
-            **{"key": number.to_bytes(16, "big"), "tenant": "local", "user_id": "ada", "agent_id": "helper", "session_id": f"{number}"},
+            **{
+                "key": number.to_bytes(16, "big"),
+                "tenant": "local",
+                "user_id": "ada",
+                "agent_id": "helper",
+                "session_id": f"{number}",
+            },
             **{"created_at": long_ago, "updated_at": long_ago},
         }
         for number in range(2 * BATCH + 1)
@@ -231,14 +302,18 @@ async def test_one_replica_at_a_time_deletes(postgres_18: PostgresServer) -> Non
         assert await one.sessions() == []
 
 
-async def test_a_turn_that_begins_while_its_old_conversation_is_deleted_is_not_lost(postgres_18: PostgresServer) -> None:
+async def test_a_turn_that_begins_while_its_old_conversation_is_deleted_is_not_lost(
+    postgres_18: PostgresServer,
+) -> None:
     url = postgres_18.url(postgres_18.new_database())
     async with opened(url) as (one, two):
         await one.talk("old", age=LONG_AGO)
         other = await asyncpg.connect(url)
         holding = other.transaction()
         await holding.start()
-        await other.execute("SELECT * FROM nodes FOR UPDATE")  # so that the deletion stops in its middle
+        await other.execute(
+            "SELECT * FROM nodes FOR UPDATE"
+        )  # so that the deletion stops in its middle
         deleting = asyncio.create_task(one.keeper(30).clean_up())
         await _waiting(url, 1)
         asking = asyncio.create_task(two.ask("old", conversation=NEXT_QUESTION))
@@ -253,9 +328,13 @@ async def test_a_turn_that_begins_while_its_old_conversation_is_deleted_is_not_l
 
 
 async def _waiting(url: str, transactions: int, *, unless: asyncio.Task[Any] | None = None) -> None:
-    """Returns once so many transactions wait for a lock, or a task is done that might wait for one."""
+    """Returns once so many transactions wait for a lock, or a task is done that might wait for
+    one."""
     watching = await asyncpg.connect(url)
-    wanted = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    wanted = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND"
+        " wait_event_type = 'Lock'"
+    )
 
     async def met() -> bool:
         return bool(unless and unless.done()) or await watching.fetchval(wanted) >= transactions
@@ -269,7 +348,9 @@ async def _waiting(url: str, transactions: int, *, unless: asyncio.Task[Any] | N
 # Processes
 
 
-async def test_the_runs_of_a_process_that_is_gone_become_incomplete_and_its_sessions_are_free(one: Replica, two: Replica) -> None:
+async def test_the_runs_of_a_process_that_is_gone_become_incomplete_and_its_sessions_are_free(
+    one: Replica, two: Replica
+) -> None:
     await two.keeper().send_heartbeat()
     await two.lease("monday")
     run_id = await two.ask("monday")
@@ -284,7 +365,9 @@ async def test_the_runs_of_a_process_that_is_gone_become_incomplete_and_its_sess
     assert keeper.ended_runs == 1
 
 
-async def test_a_session_that_a_process_took_before_it_was_gone_is_free_though_it_began_no_run(one: Replica, two: Replica) -> None:
+async def test_a_session_that_a_process_took_before_it_was_gone_is_free_though_it_began_no_run(
+    one: Replica, two: Replica
+) -> None:
     await two.keeper().send_heartbeat()
     await two.lease("monday")
     await two.unseen_for(PROCESS_STALE_SECONDS + 2)
@@ -292,7 +375,9 @@ async def test_a_session_that_a_process_took_before_it_was_gone_is_free_though_i
     assert await one.lease("monday")
 
 
-async def test_the_runs_and_the_sessions_of_a_living_process_stay_its_own(one: Replica, two: Replica) -> None:
+async def test_the_runs_and_the_sessions_of_a_living_process_stay_its_own(
+    one: Replica, two: Replica
+) -> None:
     await two.keeper().send_heartbeat()
     await two.unseen_for(PROCESS_STALE_SECONDS - 10)
     await two.lease("monday")
@@ -327,12 +412,18 @@ async def test_runs_that_were_ended_stay_as_they_are(one: Replica) -> None:
     assert await one.runs() == {"run 1 of monday": ("done", None)}
 
 
-async def test_a_run_that_takes_longer_than_any_may_is_ended_though_its_process_lives(one: Replica) -> None:
+async def test_a_run_that_takes_longer_than_any_may_is_ended_though_its_process_lives(
+    one: Replica,
+) -> None:
     keeper = one.keeper()
     await keeper.send_heartbeat()
     run_id = await one.ask("monday")
     await one.ask("tuesday")
-    late = update(runs).where(runs.c.run_id == run_id).values(started_at=datetime.now(UTC) - timedelta(seconds=RUN_SECONDS + 5))
+    late = (
+        update(runs)
+        .where(runs.c.run_id == run_id)
+        .values(started_at=datetime.now(UTC) - timedelta(seconds=RUN_SECONDS + 5))
+    )
     await one.database.write(lambda connection: connection.execute(late))
     await keeper.send_heartbeat()
     found = await one.runs()
@@ -350,14 +441,18 @@ async def test_a_process_that_leaves_is_gone_at_once(one: Replica, two: Replica)
     assert (await one.runs())[run_id][0] == "incomplete"
 
 
-async def test_a_process_that_was_not_seen_for_days_is_forgotten(one: Replica, two: Replica) -> None:
+async def test_a_process_that_was_not_seen_for_days_is_forgotten(
+    one: Replica, two: Replica
+) -> None:
     await two.keeper().send_heartbeat()
     await two.unseen_for(3 * 24 * 3600)
     await one.keeper().send_heartbeat()
     assert await one.processes() == ["one"]
 
 
-async def test_a_turn_is_repeated_once_the_process_that_took_it_is_gone(one: Replica, two: Replica) -> None:
+async def test_a_turn_is_repeated_once_the_process_that_took_it_is_gone(
+    one: Replica, two: Replica
+) -> None:
     await two.keeper().send_heartbeat()
     await two.ask("monday")
     with pytest.raises(SessionBusyError):
@@ -372,13 +467,17 @@ async def test_a_turn_is_repeated_once_the_process_that_took_it_is_gone(one: Rep
 
 
 async def talk(client: httpx2.AsyncClient, agent_id: str, session_id: str) -> None:
-    response = await client.post(f"/agents/{agent_id}/chat", json={"message": "Hello", "session_id": session_id})
+    response = await client.post(
+        f"/agents/{agent_id}/chat", json={"message": "Hello", "session_id": session_id}
+    )
     assert response.status_code == 200, response.text
 
 
 async def counted(client: httpx2.AsyncClient, name: str, number: int) -> bool:
     """Whether health says so of the database."""
-    database: dict[str, Any] = (await client.get("/health", params={"detailed": "true"})).json()["database"]
+    database: dict[str, Any] = (await client.get("/health", params={"detailed": "true"})).json()[
+        "database"
+    ]
     return bool(database[name] == number)
 
 
@@ -387,36 +486,56 @@ def aged(folder: Path, **days: float) -> None:
     with closing(sqlite3.connect(folder / "data" / "ai-agent-service.db")) as database:
         for agent_id, age in days.items():
             moment = (datetime.now(UTC) - timedelta(days=age)).strftime("%Y-%m-%d %H:%M:%S.%f")
-            assert database.execute("UPDATE sessions SET updated_at = ? WHERE agent_id = ?", (moment, agent_id)).rowcount
+            assert database.execute(
+                "UPDATE sessions SET updated_at = ? WHERE agent_id = ?", (moment, agent_id)
+            ).rowcount
         database.commit()
 
 
-async def test_the_service_deletes_by_itself_what_is_too_old_and_health_counts_it(tmp_path: Path) -> None:
-    brief = {**REMEMBERING, "agent_id": "brief", "resource_config": {"memory": {"retention_days": 1}}}
+async def test_the_service_deletes_by_itself_what_is_too_old_and_health_counts_it(
+    tmp_path: Path,
+) -> None:
+    brief = {
+        **REMEMBERING,
+        "agent_id": "brief",
+        "resource_config": {"memory": {"retention_days": 1}},
+    }
     former = {**REMEMBERING, "agent_id": "former"}
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING, brief, former]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING, brief, former]))
+    ) as client:
         for agent_id in ("helper", "brief", "former"):
             await talk(client, agent_id, "monday")
         assert await counted(client, "cleaned_up_sessions", 0)
     aged(tmp_path, helper=2, brief=2, former=31)
     settings: dict[str, Any] = {"memory_retention_days": 30, "memory_cleanup_interval_hours": 1e-9}
-    app = create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING, brief], **settings))
+    app = create_app(
+        configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING, brief], **settings)
+    )
     async with client_of(app) as client:
         await until(lambda: counted(client, "cleaned_up_sessions", 2))
         assert await counted(client, "cleaned_up_messages", 4)
-        kept = [await client.get(f"/agents/{agent_id}/conversations/monday") for agent_id in ("helper", "brief")]
+        kept = [
+            await client.get(f"/agents/{agent_id}/conversations/monday")
+            for agent_id in ("helper", "brief")
+        ]
         assert [response.status_code for response in kept] == [200, 404]
     with closing(sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")) as database:
         assert database.execute("SELECT agent_id FROM sessions").fetchall() == [("helper",)]
 
 
-async def test_the_service_ends_the_runs_of_processes_that_are_gone_and_health_counts_them(tmp_path: Path) -> None:
+async def test_the_service_ends_the_runs_of_processes_that_are_gone_and_health_counts_them(
+    tmp_path: Path,
+) -> None:
     app = create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING]))
     async with client_of(app) as client:
         await talk(client, "helper", "monday")
     with closing(sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")) as database:
         assert database.execute("SELECT count(*) FROM processes").fetchone() == (0,)
-        database.execute("UPDATE runs SET status = 'running', ended_at = NULL, answer = NULL, process_id = 'gone'")
+        database.execute(
+            "UPDATE runs SET status = 'running', ended_at = NULL, answer = NULL, process_id ="
+            " 'gone'"
+        )
         database.commit()
     app = create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING]))
     async with client_of(app) as client:

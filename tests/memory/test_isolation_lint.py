@@ -7,7 +7,19 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Dialect, Engine, and_, delete, event, insert, or_, select, true, update
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    Engine,
+    and_,
+    delete,
+    event,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from ai_agent_service.storage import migrate, tables
 from tests.api.asking import completion_of
@@ -17,20 +29,25 @@ from tests.scripted import Script, says
 OWNED = {table.name for table in tables.USER_TABLES}
 OWNER = ("tenant", "user_id")
 MAINTENANCE = "ai_agent_service/memory/housekeeping.py"
-"""Where statements are made that look after the rows of all users: ended processes, and conversations that are too old."""
+"""Where statements are made that look after the rows of all users: ended processes, and
+conversations that are too old."""
 
 Use = tuple[str, str]
 """A verb of SQL and the table that it is used on."""
 
 _INSERT = re.compile(r"INSERT INTO (\w+) \(([^()]*)\)")
-_WORKS_ON = re.compile(r"\b(?:(SELECT)\b.*? FROM|(UPDATE)|(DELETE) FROM) (.*?)(?: (?:SET|WHERE|GROUP BY|ORDER BY|LIMIT|RETURNING|FOR)\b|$)")
+_WORKS_ON = re.compile(
+    r"\b(?:(SELECT)\b.*? FROM|(UPDATE)|(DELETE) FROM) (.*?)(?: (?:SET|WHERE|GROUP BY|ORDER"
+    r" BY|LIMIT|RETURNING|FOR)\b|$)"
+)
 _WHERE = re.compile(r"\bWHERE (.*?)(?: (?:GROUP BY|ORDER BY|LIMIT|RETURNING|FOR UPDATE)\b|$)")
 _EQUALS = re.compile(r"(\w+)\.(\w+) = (?:\?|\$\d+(?:::\w+)?|:\w+)")
 """A condition on a column that compares it with what is given beside the statement."""
 
 
 class Statements:
-    """What was sent to a database: what each statement does to which table, and those that name no owner."""
+    """What was sent to a database: what each statement does to which table, and those that name no
+    owner."""
 
     def __init__(self) -> None:
         self.uses: set[Use] = set()
@@ -59,7 +76,8 @@ def _files() -> Iterator[str]:
 
 
 def _blocks(statement: str) -> Iterator[str]:
-    """The statement and each part of it in parentheses, what stands in parentheses within them left out."""
+    """The statement and each part of it in parentheses, what stands in parentheses within them left
+    out."""
     open_blocks = [""]
     for character in " ".join(statement.split()):
         if character == "(":
@@ -74,7 +92,8 @@ def _blocks(statement: str) -> Iterator[str]:
 
 
 def _parts(statement: str) -> Iterator[tuple[str, str, set[str]]]:
-    """Verb and table of each part of a statement that works on users' rows, and the columns that it sets or asks for."""
+    """Verb and table of each part of a statement that works on users' rows, and the columns that it
+    sets or asks for."""
     for table, columns in _INSERT.findall(" ".join(statement.split())):
         if table in OWNED:
             yield "INSERT", table, set(columns.replace('"', "").split(", "))
@@ -84,20 +103,37 @@ def _parts(statement: str) -> Iterator[tuple[str, str, set[str]]]:
                 continue
             where = _WHERE.search(part)
             # Of conditions of which one is enough, none has to hold.
-            conditions = where[1].split(" AND ") if where and not re.search(r"\bOR\b", where[1]) else []
-            asked = {match.groups() for condition in conditions if (match := _EQUALS.fullmatch(condition.strip()))}
+            conditions = (
+                where[1].split(" AND ") if where and not re.search(r"\bOR\b", where[1]) else []
+            )
+            asked = {
+                match.groups()
+                for condition in conditions
+                if (match := _EQUALS.fullmatch(condition.strip()))
+            }
             for table in set(re.findall(r"\w+", found[4])) & OWNED:
-                yield found[1] or found[2] or found[3], table, {column for of, column in asked if of == table}
+                yield (
+                    found[1] or found[2] or found[3],
+                    table,
+                    {column for of, column in asked if of == table},
+                )
 
 
 def faults(statement: str) -> list[str]:
-    """What is wrong with a statement, in words; nothing if each of its parts names tenant and user."""
-    return [f"{verb} on {table} names no {name}" for verb, table, named in _parts(statement) for name in OWNER if name not in named]
+    """What is wrong with a statement, in words; nothing if each of its parts names tenant and
+    user."""
+    return [
+        f"{verb} on {table} names no {name}"
+        for verb, table, named in _parts(statement)
+        for name in OWNER
+        if name not in named
+    ]
 
 
 @pytest.fixture
 def statements() -> Generator[Statements, None, None]:
-    """All statements that are sent to any database while the test runs, by SQLAlchemy or by SQLite's driver itself."""
+    """All statements that are sent to any database while the test runs, by SQLAlchemy or by
+    SQLite's driver itself."""
     found = Statements()
 
     class Seen(sqlite3.Connection):
@@ -109,7 +145,14 @@ def statements() -> Generator[Statements, None, None]:
             found.sent(statement)
             return super().executemany(statement, *parameters)
 
-    def sent(connection: Connection, cursor: object, statement: str, parameters: object, context: object, many: bool) -> None:
+    def sent(
+        connection: Connection,
+        cursor: object,
+        statement: str,
+        parameters: object,
+        context: object,
+        many: bool,
+    ) -> None:
         found.sent(statement)
 
     def connecting(dialect: Dialect, _: object, arguments: object, options: dict[str, Any]) -> None:
@@ -136,7 +179,9 @@ async def test_every_statement_names_its_owner(serve: Serve, statements: Stateme
         completion_of(await talking.complete(*(str(number) for number in range(41))))
         for message in ("3", "3", "4"):
             await talking.settled()
-            assert (await talking.chat(message, headers={"X-AAS-Message": message})).status_code == 200
+            assert (
+                await talking.chat(message, headers={"X-AAS-Message": message})
+            ).status_code == 200
         await talking.settled()
         assert (await talking.chat("5")).status_code == 200
         assert (await talking.chat("5", headers=again)).status_code == 200
@@ -144,12 +189,17 @@ async def test_every_statement_names_its_owner(serve: Serve, statements: Stateme
         for path in (f"{conversations}/s", f"{conversations}/s?branches=true", "/memory"):
             assert (await talking.client.get(path)).status_code == 200
         page = (await talking.client.get(conversations, params={"limit": 1})).json()
-        assert (await talking.client.get(conversations, params={"after": page["next"]})).status_code == 200
+        assert (
+            await talking.client.get(conversations, params={"after": page["next"]})
+        ).status_code == 200
         assert (await talking.client.delete(f"{conversations}/s")).json()["summaries"] > 0
         assert (await talking.client.delete("/memory")).json()["sessions"] == 1
         await talking.memories.housekeeping.clean_up()
     assert statements.faults == []
-    everything = {(verb, name) for verb in ("SELECT", "INSERT", "DELETE") for name in OWNED} | {("UPDATE", "sessions"), ("UPDATE", "runs")}
+    everything = {(verb, name) for verb in ("SELECT", "INSERT", "DELETE") for name in OWNED} | {
+        ("UPDATE", "sessions"),
+        ("UPDATE", "runs"),
+    }
     assert everything <= statements.uses
     assert {("UPDATE", "runs"), ("SELECT", "sessions")} <= statements.maintenance
 
@@ -173,7 +223,12 @@ MINE = and_(NODES.c.tenant == "t", NODES.c.user_id == "u")
         (select(NODES).where(MINE, NODES.c.session_key.in_(select(SESSIONS.c.key))), 2),
         (select(NODES).join(SESSIONS).where(MINE), 2),
         (select(select(NODES).cte("everything")), 2),
-        (select(select(NODES.c.path).where(MINE).union_all(select(NODES.c.path)).cte("everything")), 2),
+        (
+            select(
+                select(NODES.c.path).where(MINE).union_all(select(NODES.c.path)).cte("everything")
+            ),
+            2,
+        ),
         (update(NODES).where(MINE).values(body="x"), 0),
         (update(NODES).values(body="x"), 2),
         (delete(NODES).where(NODES.c.path == b"x"), 2),

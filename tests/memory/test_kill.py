@@ -1,4 +1,5 @@
-"""The service is killed at random moments: nothing that it acknowledged is lost, and nothing is stored twice or made up."""
+"""The service is killed at random moments: nothing that it acknowledged is lost, and nothing is
+stored twice or made up."""
 
 import asyncio
 import contextlib
@@ -19,7 +20,9 @@ SESSIONS = 6
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_nothing_is_lost_when_the_service_is_killed(tmp_path: Path, database: DatabaseUnderTest, seed: int) -> None:
+async def test_nothing_is_lost_when_the_service_is_killed(
+    tmp_path: Path, database: DatabaseUnderTest, seed: int
+) -> None:
     moments = random.Random(seed)
     ledger = Ledger(seed)
     async with ServiceProcess(tmp_path, **database.environment) as service:
@@ -33,7 +36,9 @@ async def test_nothing_is_lost_when_the_service_is_killed(tmp_path: Path, databa
                 assert time.monotonic() - began < 15  # 5 on a machine that does nothing else
             await asyncio.sleep(0.3)
 
-        await under_load(ledger, service.client, [f"{seed}-{number}" for number in range(SESSIONS)], kills)
+        await under_load(
+            ledger, service.client, [f"{seed}-{number}" for number in range(SESSIONS)], kills
+        )
         assert sum(sent.acknowledged for sent in ledger.turns) > SESSIONS
         assert any(sent.seen and not sent.acknowledged for sent in ledger.turns)
         assert await ledger.verify(service.client) == []
@@ -44,8 +49,14 @@ async def test_the_runs_of_a_killed_process_become_incomplete(tmp_path: Path) ->
     ledger = Ledger(0)
 
     async def is_running() -> bool:
-        with contextlib.closing(sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")) as connection:
-            return bool(connection.execute("SELECT count(*) FROM runs WHERE status = 'running'").fetchone()[0])
+        with contextlib.closing(
+            sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")
+        ) as connection:
+            return bool(
+                connection.execute("SELECT count(*) FROM runs WHERE status = 'running'").fetchone()[
+                    0
+                ]
+            )
 
     async def is_over() -> bool:
         return not await is_running()

@@ -4,7 +4,15 @@ import sys
 
 import pytest
 
-from ai_agent_service.core.messages import AudioPart, Content, FilePart, ImagePart, Message, TextPart, ToolCall
+from ai_agent_service.core.messages import (
+    AudioPart,
+    Content,
+    FilePart,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolCall,
+)
 from ai_agent_service.memory.message_tree import MessageHasher
 from ai_agent_service.storage.tables import HASH_BYTES
 from tests.memory.conftest import in_turn
@@ -50,7 +58,13 @@ def test_each_database_has_its_own_addresses() -> None:
 
 
 def test_names_that_join_to_the_same_text_are_different_sessions() -> None:
-    names = [("t", "u", "a", "s"), ("t", "u", "as", ""), ("t", "ua", "", "s"), ("t", "u", '","a', "s"), ("u", "t", "a", "s")]
+    names = [
+        ("t", "u", "a", "s"),
+        ("t", "u", "as", ""),
+        ("t", "ua", "", "s"),
+        ("t", "u", '","a', "s"),
+        ("u", "t", "a", "s"),
+    ]
     assert len({ADDRESSES.hash_session(*each) for each in names}) == len(names)
 
 
@@ -61,11 +75,22 @@ def test_names_that_join_to_the_same_text_are_different_sessions() -> None:
         ("a b", "  a \t\r\n b\n"),
         ("a b", (TextPart("a"), TextPart("b"))),
         ("a\u00a0b", "a b"),
-        ((ImagePart("data:image/png;base64,AA"),), (ImagePart("data:image/png;base64,AA", "high"),)),
+        (
+            (ImagePart("data:image/png;base64,AA"),),
+            (ImagePart("data:image/png;base64,AA", "high"),),
+        ),
         ((TextPart("a"), ImagePart("u")), (ImagePart("u"), TextPart("a"))),
         ((FilePart(file_id="f", filename="a.txt"),), (FilePart(file_id="f", filename="b.txt"),)),
     ],
-    ids=["unicode form", "white space", "parts", "no-break space", "detail", "order of text and image", "file name"],
+    ids=[
+        "unicode form",
+        "white space",
+        "parts",
+        "no-break space",
+        "detail",
+        "order of text and image",
+        "file name",
+    ],
 )
 def test_these_are_the_same_question(content: Content, same: Content) -> None:
     assert ADDRESSES.hash_question(ROOT, content) == ADDRESSES.hash_question(ROOT, same)
@@ -96,7 +121,9 @@ def test_an_image_is_not_the_text_that_would_stand_for_it() -> None:
 
 
 def test_white_space_does_not_tell_answers_apart() -> None:
-    assert ADDRESSES.hash_answer(ROOT, "Let me see.It is 42.") == ADDRESSES.hash_answer(ROOT, " Let me see.\n\nIt is 42. ")
+    assert ADDRESSES.hash_answer(ROOT, "Let me see.It is 42.") == ADDRESSES.hash_answer(
+        ROOT, " Let me see.\n\nIt is 42. "
+    )
     assert ADDRESSES.hash_answer(ROOT, "caf\u00e9") == ADDRESSES.hash_answer(ROOT, "cafe\u0301")
     assert ADDRESSES.hash_answer(ROOT, "42") != ADDRESSES.hash_answer(ROOT, "43")
 
@@ -105,13 +132,17 @@ def test_white_space_does_not_tell_answers_apart() -> None:
 def test_no_white_space_counts_in_an_answer(letter: str) -> None:
     spaces = [chr(code) for code in range(sys.maxunicode) if chr(code).isspace()]
     assert len(spaces) > 20
-    assert {ADDRESSES.hash_answer(ROOT, f"{space}a{space}{letter}") for space in spaces} == {ADDRESSES.hash_answer(ROOT, f"a{letter}")}
+    assert {ADDRESSES.hash_answer(ROOT, f"{space}a{space}{letter}") for space in spaces} == {
+        ADDRESSES.hash_answer(ROOT, f"a{letter}")
+    }
 
 
 def test_system_messages_have_no_address() -> None:
     system = Message(role="system", content="Be brief.")
     without = conversation("a", "b", "c")
-    assert ADDRESSES.build_entries([system, *without[:1], system, *without[1:]], ROOT) == ADDRESSES.build_entries(without, ROOT)
+    assert ADDRESSES.build_entries(
+        [system, *without[:1], system, *without[1:]], ROOT
+    ) == ADDRESSES.build_entries(without, ROOT)
 
 
 def test_all_between_two_questions_is_one_answer() -> None:
@@ -123,11 +154,15 @@ def test_all_between_two_questions_is_one_answer() -> None:
         Message(role="user", content="Thanks"),
     ]
     question, answer, thanks = ADDRESSES.build_entries(messages, ROOT)
-    assert [entry.path for entry in (question, answer, thanks)] == paths("?", "Well. It is 42.", "Thanks")
+    assert [entry.path for entry in (question, answer, thanks)] == paths(
+        "?", "Well. It is 42.", "Thanks"
+    )
     assert answer.content == "Well. It is 42."
     (step,) = answer.steps
     assert (step.text, step.calls) == ("Well. ", (CALL,))
-    assert [(result.call_id, result.name, result.content) for result in step.results] == [("c1", "calculate", "42")]
+    assert [(result.call_id, result.name, result.content) for result in step.results] == [
+        ("c1", "calculate", "42")
+    ]
     assert answer.last == "It is 42."
 
 
@@ -150,5 +185,9 @@ def test_an_answer_in_several_parts_is_told_as_one() -> None:
 
 
 def test_settings_that_differ_have_different_digests() -> None:
-    assert ADDRESSES.hash_settings("prompt", "p", None) == ADDRESSES.hash_settings("prompt", "p", None)
-    assert ADDRESSES.hash_settings("prompt", "p", None) != ADDRESSES.hash_settings("prompt", "p", "None")
+    assert ADDRESSES.hash_settings("prompt", "p", None) == ADDRESSES.hash_settings(
+        "prompt", "p", None
+    )
+    assert ADDRESSES.hash_settings("prompt", "p", None) != ADDRESSES.hash_settings(
+        "prompt", "p", "None"
+    )

@@ -24,19 +24,26 @@ pytestmark = pytest.mark.xdist_group("plans")  # the database is filled once
 
 SESSIONS = 2000
 TIMES = 7
-"""From the sixth time on PostgreSQL may carry a prepared statement out otherwise, without regard to its values."""
+"""From the sixth time on PostgreSQL may carry a prepared statement out otherwise, without regard to
+its values."""
 
-LONG = "A long question, asked at length, so that it will soon be time to summarise what was said before it. " * 3
+LONG = (
+    "A long question, asked at length, so that it will soon be time to summarise what was said"
+    " before it. " * 3
+)
 REMEMBERING = {
     **AGENT,
     "agent_id": "remembering",
     "resources": ["memory"],
-    "resource_config": {"memory": {"compression": {"threshold_tokens": 400, "recent_messages_to_keep": 2}}},
+    "resource_config": {
+        "memory": {"compression": {"threshold_tokens": 400, "recent_messages_to_keep": 2}}
+    },
 }
 
 
 class Explained(msgspec.Struct, frozen=True):
-    """A database of a hundred thousand messages whose server logs how it carries out each statement."""
+    """A database of a hundred thousand messages whose server logs how it carries out each
+    statement."""
 
     server: PostgresServer
     name: str
@@ -72,7 +79,11 @@ def explained(postgres_18: PostgresServer) -> Generator[Explained, None, None]:
 @pytest.fixture
 def app(tmp_path: Path, explained: Explained) -> FastAPI:
     """The service on that database."""
-    return create_app(configuration(tmp_path, Script(says("An answer.")), agents=[REMEMBERING], database_url=explained.url))
+    return create_app(
+        configuration(
+            tmp_path, Script(says("An answer.")), agents=[REMEMBERING], database_url=explained.url
+        )
+    )
 
 
 @pytest.fixture
@@ -82,7 +93,9 @@ async def client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
         yield client
 
 
-async def turns(client: httpx2.AsyncClient, session: str, *, history: str = "client", **headers: str) -> None:
+async def turns(
+    client: httpx2.AsyncClient, session: str, *, history: str = "client", **headers: str
+) -> None:
     """A conversation that grows."""
     said: list[dict[str, Any]] = []
     for number in range(TIMES):
@@ -94,7 +107,9 @@ async def turns(client: httpx2.AsyncClient, session: str, *, history: str = "cli
             headers={"X-Session-Id": session, "X-Session-History": history, **headers},
         )
         assert response.status_code == 200, response.text
-        said.append({"role": "assistant", "content": response.json()["choices"][0]["message"]["content"]})
+        said.append(
+            {"role": "assistant", "content": response.json()["choices"][0]["message"]["content"]}
+        )
 
 
 def read_through(plans: list[Plan]) -> list[Plan]:
@@ -103,7 +118,13 @@ def read_through(plans: list[Plan]) -> list[Plan]:
 
 def kinds(plans: list[Plan]) -> set[str]:
     """What is done to which table: `SELECT nodes`."""
-    words = {"INSERT": "INTO", "UPDATE": "UPDATE", "SELECT": "FROM", "WITH": "FROM", "DELETE": "FROM"}
+    words = {
+        "INSERT": "INTO",
+        "UPDATE": "UPDATE",
+        "SELECT": "FROM",
+        "WITH": "FROM",
+        "DELETE": "FROM",
+    }
     found = set()
     for plan in plans:
         parts = plan.statement.split()
@@ -112,18 +133,36 @@ def kinds(plans: list[Plan]) -> set[str]:
     return found
 
 
-async def test_no_statement_of_a_turn_reads_a_table_through(client: httpx2.AsyncClient, explained: Explained) -> None:
+async def test_no_statement_of_a_turn_reads_a_table_through(
+    client: httpx2.AsyncClient, explained: Explained
+) -> None:
     position = explained.position
     await turns(client, "sent")
     await turns(client, "kept", history="server")
     # The same again, as a client asks it that did not get the answers.
-    for again in ({"x-stainless-retry-count": "1"}, {"x-aas-message": "one"}, {"x-aas-message": "one"}):
+    for again in (
+        {"x-stainless-retry-count": "1"},
+        {"x-aas-message": "one"},
+        {"x-aas-message": "one"},
+    ):
         await turns(client, "sent", **again)
     plans = explained.plans_since(position)
     assert read_through(plans) == []
     assert kinds(plans) >= {
-        *("INSERT sessions", "UPDATE sessions", "INSERT nodes", "SELECT nodes", "INSERT runs", "SELECT runs", "UPDATE runs"),
-        *("INSERT summaries", "SELECT summaries", "WITH summaries"),  # the last message that a summary covers, and those after it
+        *(
+            "INSERT sessions",
+            "UPDATE sessions",
+            "INSERT nodes",
+            "SELECT nodes",
+            "INSERT runs",
+            "SELECT runs",
+            "UPDATE runs",
+        ),
+        *(
+            "INSERT summaries",
+            "SELECT summaries",
+            "WITH summaries",
+        ),  # the last message that a summary covers, and those after it
     }
 
 
@@ -139,11 +178,20 @@ async def test_no_statement_that_shows_or_deletes_a_conversation_reads_a_table_t
     assert (await client.delete("/agents/remembering/conversations/shown")).status_code == 200
     plans = explained.plans_since(position)
     assert read_through(plans) == []
-    assert kinds(plans) >= {"SELECT sessions", "SELECT nodes", "WITH nodes", "DELETE nodes", "DELETE runs", "DELETE sessions"}
+    assert kinds(plans) >= {
+        "SELECT sessions",
+        "SELECT nodes",
+        "WITH nodes",
+        "DELETE nodes",
+        "DELETE runs",
+        "DELETE sessions",
+    }
 
 
 @pytest.mark.usefixtures("client")
-async def test_what_looks_after_the_database_every_few_seconds_reads_no_table_through(app: FastAPI, explained: Explained) -> None:
+async def test_what_looks_after_the_database_every_few_seconds_reads_no_table_through(
+    app: FastAPI, explained: Explained
+) -> None:
     position = explained.position
     await app.state.service.memories.housekeeping.send_heartbeat()
     plans = explained.plans_since(position)
@@ -159,7 +207,9 @@ async def test_what_looks_after_the_database_every_few_seconds_reads_no_table_th
         "UPDATE sessions SET head = NULL WHERE head = ''",
     ],
 )
-def test_a_statement_that_reads_a_table_through_is_found(explained: Explained, statement: str) -> None:
+def test_a_statement_that_reads_a_table_through_is_found(
+    explained: Explained, statement: str
+) -> None:
     position = explained.position
     explained.server.sql(statement, explained.name)
     [plan] = explained.plans_since(position)

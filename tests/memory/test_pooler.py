@@ -1,4 +1,5 @@
-"""Through pgbouncer in transaction mode, where each transaction may reach another server process, all works as without."""
+"""Through pgbouncer in transaction mode, where each transaction may reach another server process,
+all works as without."""
 
 import asyncio
 from collections.abc import Generator
@@ -26,13 +27,20 @@ async def test_many_turns_at_once_are_kept_through_a_pooler(tmp_path: Path, pool
     ledger = Ledger(6)
     async with ServiceProcess(tmp_path, DATABASE_URL=pooled) as service:
         for _ in range(3):
-            turns = await asyncio.gather(*(ledger.turn(service.client, f"pooled-{number}", ()) for number in range(20)))
+            turns = await asyncio.gather(
+                *(ledger.turn(service.client, f"pooled-{number}", ()) for number in range(20))
+            )
             assert all(turn.acknowledged for turn in turns)
         asked = {"message": "and through the server's history 5", "session_id": "pooled-0"}
         answer = await service.client.post("/agents/helper/chat", json=asked)
         assert answer.status_code == 200
         conversation = (await service.client.get("/agents/helper/conversations/pooled-0")).json()
-        assert [message["role"] for message in conversation["messages"]] == ["user", "assistant", "user", "assistant"]
+        assert [message["role"] for message in conversation["messages"]] == [
+            "user",
+            "assistant",
+            "user",
+            "assistant",
+        ]
         assert await _without(ledger, "pooled-0").verify(service.client) == []
         assert (await service.client.delete("/memory")).json()["sessions"] == 20
 

@@ -1,4 +1,5 @@
-"""PostgreSQL is killed, frozen, absent, exhausted and replaced under load: what was acknowledged stays, and all recovers."""
+"""PostgreSQL is killed, frozen, absent, exhausted and replaced under load: what was acknowledged
+stays, and all recovers."""
 
 import asyncio
 import contextlib
@@ -28,7 +29,9 @@ def server() -> Generator[PostgresServer, None, None]:
 
 async def asked(client: httpx2.AsyncClient, agent: str, session: str = "one") -> httpx2.Response:
     """An answer of an agent."""
-    return await client.post(f"/agents/{agent}/chat", json={"message": "a question", "session_id": session})
+    return await client.post(
+        f"/agents/{agent}/chat", json={"message": "a question", "session_id": session}
+    )
 
 
 @asynccontextmanager
@@ -43,7 +46,9 @@ async def talking(ledger: Ledger, client: httpx2.AsyncClient) -> AsyncGenerator[
         await asyncio.gather(*talks)
 
 
-async def broken(ledger: Ledger, server: PostgresServer, service: ServiceProcess, times: int) -> None:
+async def broken(
+    ledger: Ledger, server: PostgresServer, service: ServiceProcess, times: int
+) -> None:
     """Talks while the server is killed and started again."""
 
     async def kills() -> None:
@@ -58,7 +63,9 @@ async def broken(ledger: Ledger, server: PostgresServer, service: ServiceProcess
     await under_load(ledger, service.client, SESSIONS, kills)
 
 
-async def test_nothing_is_lost_when_the_database_is_killed(tmp_path: Path, server: PostgresServer) -> None:
+async def test_nothing_is_lost_when_the_database_is_killed(
+    tmp_path: Path, server: PostgresServer
+) -> None:
     ledger = Ledger(1)
     async with ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2") as service:
         await broken(ledger, server, service, 4)
@@ -67,31 +74,51 @@ async def test_nothing_is_lost_when_the_database_is_killed(tmp_path: Path, serve
         assert await ledger.verify(service.client) == []
 
 
-async def test_the_ledger_shows_the_loss_of_a_database_that_does_not_wait_for_its_disk(tmp_path: Path) -> None:
-    late = {"synchronous_commit": "off", "wal_writer_delay": "10s", "wal_writer_flush_after": "1GB", "wal_buffers": "64MB"}
+async def test_the_ledger_shows_the_loss_of_a_database_that_does_not_wait_for_its_disk(
+    tmp_path: Path,
+) -> None:
+    late = {
+        "synchronous_commit": "off",
+        "wal_writer_delay": "10s",
+        "wal_writer_flush_after": "1GB",
+        "wal_buffers": "64MB",
+    }
     careless = PostgresServer(binaries_18(), **late).make().start()
     ledger = Ledger(2)
     try:
-        async with ServiceProcess(tmp_path, DATABASE_URL=careless.url(), DATABASE_TIMEOUT="2") as service:
+        async with ServiceProcess(
+            tmp_path, DATABASE_URL=careless.url(), DATABASE_TIMEOUT="2"
+        ) as service:
             careless.sql("CHECKPOINT")  # so that it loses turns and not the tables
             await broken(ledger, careless, service, 3)
-            assert any("acknowledged and lost" in problem for problem in await ledger.verify(service.client))
+            assert any(
+                "acknowledged and lost" in problem
+                for problem in await ledger.verify(service.client)
+            )
     finally:
         careless.remove()
 
 
 async def test_a_frozen_database_holds_nobody_up(tmp_path: Path, server: PostgresServer) -> None:
     ledger = Ledger(3)
-    async with ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="1") as service, talking(ledger, service.client):
+    async with (
+        ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="1") as service,
+        talking(ledger, service.client),
+    ):
         await asyncio.sleep(0.5)
         server.freeze()
         try:
             await service.until("/memory", lambda status: status == 503)
             began = time.monotonic()
             refused = await asked(service.client, "helper", "another")
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "memory_unavailable")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (
+                503,
+                "memory_unavailable",
+            )
             assert int(refused.headers["retry-after"]) >= 1
-            assert (await service.client.get("/health?detailed=true")).json()["database"]["state"] == "down"
+            assert (await service.client.get("/health?detailed=true")).json()["database"][
+                "state"
+            ] == "down"
             assert (await asked(service.client, "plain")).status_code == 200
             without = await asked(service.client, "lenient")
             assert (without.status_code, without.headers["x-memory"]) == (200, "unavailable")
@@ -104,15 +131,21 @@ async def test_a_frozen_database_holds_nobody_up(tmp_path: Path, server: Postgre
         assert await ledger.verify(service.client) == []
 
 
-async def test_a_database_that_is_absent_at_start_is_found_when_it_comes(tmp_path: Path, server: PostgresServer) -> None:
+async def test_a_database_that_is_absent_at_start_is_found_when_it_comes(
+    tmp_path: Path, server: PostgresServer
+) -> None:
     server.stop()
-    service = ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2", ALLOW_UNAUTHENTICATED="true")
+    service = ServiceProcess(
+        tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2", ALLOW_UNAUTHENTICATED="true"
+    )
     await service.start(path="/health")
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(service.client.aclose)
         try:
             assert await service.status("/memory") == 503
-            assert await service.status("/health/ready") == 200, "agents without a memory can be served"
+            assert await service.status("/health/ready") == 200, (
+                "agents without a memory can be served"
+            )
             assert (await asked(service.client, "helper")).status_code == 503
             assert (await asked(service.client, "plain")).status_code == 200
             assert (await service.client.get("/agents/helper")).json()["available"] is False
@@ -123,20 +156,33 @@ async def test_a_database_that_is_absent_at_start_is_found_when_it_comes(tmp_pat
             await service.kill()
 
 
-async def test_more_streams_than_connections_are_all_answered(tmp_path: Path, server: PostgresServer) -> None:
+async def test_more_streams_than_connections_are_all_answered(
+    tmp_path: Path, server: PostgresServer
+) -> None:
     ledger = Ledger(4)
-    async with ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_POOL_SIZE="2") as service:
-        turns = await asyncio.gather(*(ledger.turn(service.client, f"many-{number}", ()) for number in range(60)))
+    async with ServiceProcess(
+        tmp_path, DATABASE_URL=server.url(), DATABASE_POOL_SIZE="2"
+    ) as service:
+        turns = await asyncio.gather(
+            *(ledger.turn(service.client, f"many-{number}", ()) for number in range(60))
+        )
         assert all(turn.acknowledged for turn in turns)
-        held = server.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ai-agent-service'")
+        held = server.sql(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ai-agent-service'"
+        )
         assert int(held) <= 2
         assert await ledger.verify(service.client) == []
 
 
-async def test_a_server_without_a_free_connection_is_told_as_503(tmp_path: Path, server: PostgresServer) -> None:
+async def test_a_server_without_a_free_connection_is_told_as_503(
+    tmp_path: Path, server: PostgresServer
+) -> None:
     async with ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2") as service:
         assert (await asked(service.client, "helper")).status_code == 200
-        server.sql("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'ai-agent-service'")
+        server.sql(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name ="
+            " 'ai-agent-service'"
+        )
         others: list[asyncpg.Connection] = []
         with contextlib.suppress(asyncpg.TooManyConnectionsError):
             while len(others) <= 20:

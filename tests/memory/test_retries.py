@@ -1,4 +1,5 @@
-"""A request that is sent again because its answer did not arrive gets that answer; it is not asked twice."""
+"""A request that is sent again because its answer did not arrive gets that answer; it is not asked
+twice."""
 
 import asyncio
 from pathlib import Path
@@ -18,14 +19,25 @@ STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "strea
 
 
 @STREAMED
-async def test_a_complete_answer_is_told_again(serve: Serve, stored: Database, stream: bool) -> None:
-    async with serve(Script([TextDelta("It is "), TextDelta("42."), ModelFinished("length", (), Usage(10, 2))])) as talking:
+async def test_a_complete_answer_is_told_again(
+    serve: Serve, stored: Database, stream: bool
+) -> None:
+    async with serve(
+        Script([TextDelta("It is "), TextDelta("42."), ModelFinished("length", (), Usage(10, 2))])
+    ) as talking:
         completion_of(await talking.complete("6*7?"))
-        response = await talking.complete("6*7?", headers=AGAIN, stream=stream, stream_options={"include_usage": True} if stream else None)
+        response = await talking.complete(
+            "6*7?",
+            headers=AGAIN,
+            stream=stream,
+            stream_options={"include_usage": True} if stream else None,
+        )
         if stream:
             chunks = chunks_of(response)
             assert told(chunks) == "It is 42."
-            assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]][-1] == "length"
+            assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]][
+                -1
+            ] == "length"
             usage = chunks[-1]["usage"]
         else:
             completion = completion_of(response)
@@ -38,9 +50,14 @@ async def test_a_complete_answer_is_told_again(serve: Serve, stored: Database, s
 
 
 async def test_an_answer_is_told_again_with_its_tools(serve: Serve) -> None:
-    async with serve(Script(calls(("calculate", {"expression": "6*7"}), text="Well. "), says("42."))) as talking:
+    async with serve(
+        Script(calls(("calculate", {"expression": "6*7"}), text="Well. "), says("42."))
+    ) as talking:
         body = {"messages": [{"role": "user", "content": "6*7?"}], "session_id": "s"}
-        first, again = [(await talking.client.post("/agents/helper/chat", json=body, headers=headers)).json() for headers in ({}, AGAIN)]
+        first, again = [
+            (await talking.client.post("/agents/helper/chat", json=body, headers=headers)).json()
+            for headers in ({}, AGAIN)
+        ]
         assert len(talking.script.requests) == 2
     assert {name: first[name] for name in ("response", "tool_calls", "usage", "finish_reason")} == {
         name: again[name] for name in ("response", "tool_calls", "usage", "finish_reason")
@@ -49,9 +66,13 @@ async def test_an_answer_is_told_again_with_its_tools(serve: Serve) -> None:
 
 
 @STREAMED
-async def test_a_request_whose_run_is_under_way_joins_it(serve: Serve, stored: Database, stream: bool) -> None:
+async def test_a_request_whose_run_is_under_way_joins_it(
+    serve: Serve, stored: Database, stream: bool
+) -> None:
     gate = asyncio.Event()
-    async with serve(Script([TextDelta("It is "), gate, TextDelta("42."), ModelFinished("stop")])) as talking:
+    async with serve(
+        Script([TextDelta("It is "), gate, TextDelta("42."), ModelFinished("stop")])
+    ) as talking:
         first = asyncio.create_task(talking.complete("6*7?", stream=stream))
         async with asyncio.timeout(20):
             await talking.script.waiting.wait()
@@ -59,14 +80,23 @@ async def test_a_request_whose_run_is_under_way_joins_it(serve: Serve, stored: D
         await talking.under_way(2)
         gate.set()
         for response in (await first, await second):
-            said = told(chunks_of(response)) if stream else completion_of(response)["choices"][0]["message"]["content"]
+            said = (
+                told(chunks_of(response))
+                if stream
+                else completion_of(response)["choices"][0]["message"]["content"]
+            )
             assert said == "It is 42."
         assert len(talking.script.requests) == 1
-        assert await talking.shown(branches="true") == [("user", "6*7?", "complete"), ("assistant", "It is 42.", "complete")]
+        assert await talking.shown(branches="true") == [
+            ("user", "6*7?", "complete"),
+            ("assistant", "It is 42.", "complete"),
+        ]
     assert await stored.runs() == [("done", None)]
 
 
-async def test_a_request_whose_run_is_under_way_in_another_process_is_told_so(serve: Serve, stored: Database) -> None:
+async def test_a_request_whose_run_is_under_way_in_another_process_is_told_so(
+    serve: Serve, stored: Database
+) -> None:
     gate = asyncio.Event()
     async with serve(Script([gate, *says("Hi")])) as one, serve(Script(says("Other"))) as two:
         first = asyncio.create_task(one.complete("Hello"))
@@ -77,7 +107,12 @@ async def test_a_request_whose_run_is_under_way_in_another_process_is_told_so(se
         assert int(refused.headers["retry-after"]) >= 1
         gate.set()
         completion_of(await first)
-        assert completion_of(await two.complete("Hello", headers=AGAIN))["choices"][0]["message"]["content"] == "Hi"
+        assert (
+            completion_of(await two.complete("Hello", headers=AGAIN))["choices"][0]["message"][
+                "content"
+            ]
+            == "Hi"
+        )
         assert two.script.requests == []
     assert await stored.runs() == [("done", None)]
 
@@ -91,7 +126,9 @@ async def test_a_run_of_a_process_that_is_gone_is_run_again(serve: Serve, stored
 
 
 @SQLITE
-async def test_a_run_of_a_process_that_has_just_found_its_database_is_not_taken_for_one_of_the_dead(serve: Serve, stored: Database) -> None:
+async def test_a_run_of_a_process_that_has_just_found_its_database_is_not_taken_for_one_of_the_dead(
+    serve: Serve, stored: Database
+) -> None:
     gate = asyncio.Event()
     path = Path(stored.under_test.url.removeprefix("sqlite:///"))
     path.mkdir()
@@ -111,10 +148,15 @@ async def test_a_run_of_a_process_that_has_just_found_its_database_is_not_taken_
 
 
 async def test_a_turn_that_failed_is_run_again(serve: Serve, stored: Database) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("It is 42."))) as talking:
+    async with serve(
+        Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("It is 42."))
+    ) as talking:
         error_of(await talking.complete("6*7?"), 502)
         completion_of(await talking.complete("6*7?", headers=AGAIN))
-        assert await talking.shown() == [("user", "6*7?", "complete"), ("assistant", "It is 42.", "complete")]
+        assert await talking.shown() == [
+            ("user", "6*7?", "complete"),
+            ("assistant", "It is 42.", "complete"),
+        ]
     assert [status for status, _ in await stored.runs()] == ["incomplete", "done"]
 
 
@@ -127,7 +169,9 @@ async def test_a_retry_of_what_never_arrived_is_run(serve: Serve) -> None:
 async def test_a_first_attempt_is_a_regenerate(serve: Serve) -> None:
     async with serve(Script(says("Hi"), says("Hello yourself"))) as talking:
         completion_of(await talking.complete("Hello"))
-        completion_of(await talking.complete("Hello", headers={**SESSION, "x-stainless-retry-count": "0"}))
+        completion_of(
+            await talking.complete("Hello", headers={**SESSION, "x-stainless-retry-count": "0"})
+        )
         assert len(talking.script.requests) == 2
 
 
@@ -142,7 +186,9 @@ async def test_a_retry_gets_the_newest_of_regenerated_answers(serve: Serve) -> N
 async def test_a_repeated_message_id_gets_its_answer_again(serve: Serve) -> None:
     async with serve(Script(says("first"), says("second"))) as talking:
         said = [
-            completion_of(await talking.complete("Hello", headers={**SESSION, "X-AAS-Message": name}))["choices"][0]["message"]["content"]
+            completion_of(
+                await talking.complete("Hello", headers={**SESSION, "X-AAS-Message": name})
+            )["choices"][0]["message"]["content"]
             for name in ("m1", "m1", "m2", "m1", "m2")
         ]
         assert len(talking.script.requests) == 2
@@ -152,7 +198,9 @@ async def test_a_repeated_message_id_gets_its_answer_again(serve: Serve) -> None
 async def test_a_message_id_under_which_something_else_was_asked_is_run(serve: Serve) -> None:
     async with serve(Script(says("first"), says("second"), says("third"))) as talking:
         said = [
-            completion_of(await talking.complete(text, headers={**SESSION, "X-AAS-Message": name}))["choices"][0]["message"]["content"]
+            completion_of(await talking.complete(text, headers={**SESSION, "X-AAS-Message": name}))[
+                "choices"
+            ][0]["message"]["content"]
             for text, name in (("Hello", "m1"), ("Goodbye", "m2"), ("Goodbye", "m1"))
         ]
     assert said == ["first", "second", "third"]
@@ -161,7 +209,9 @@ async def test_a_message_id_under_which_something_else_was_asked_is_run(serve: S
 async def test_another_users_answer_is_not_told(serve: Serve) -> None:
     async with serve(Script(says("for ada"), says("for bob"))) as talking:
         said = [
-            completion_of(await talking.complete("Hello", headers=AGAIN, user=user))["choices"][0]["message"]["content"]
+            completion_of(await talking.complete("Hello", headers=AGAIN, user=user))["choices"][0][
+                "message"
+            ]["content"]
             for user in ("ada", "bob", "ada")
         ]
     assert said == ["for ada", "for bob", "for ada"]
@@ -183,14 +233,26 @@ async def test_a_request_that_joined_a_run_which_is_stopped_is_told_so(serve: Se
 async def test_a_turn_with_the_servers_history_is_not_asked_twice(serve: Serve) -> None:
     async with serve(Script(says("one"), says("two"))) as talking:
         turns: tuple[tuple[str, dict[str, str]], ...] = (("1", {}), ("2", {}), ("2", AGAIN))
-        said = [(await talking.chat(message, headers=headers)).json()["response"] for message, headers in turns]
+        said = [
+            (await talking.chat(message, headers=headers)).json()["response"]
+            for message, headers in turns
+        ]
         assert said == ["one", "two", "two"]
         assert len(talking.script.requests) == 2
-        assert [content for _, content, _ in await talking.shown(branches="true")] == ["1", "one", "2", "two"]
+        assert [content for _, content, _ in await talking.shown(branches="true")] == [
+            "1",
+            "one",
+            "2",
+            "two",
+        ]
 
 
-async def test_a_failed_turn_with_the_servers_history_is_run_again_in_its_place(serve: Serve) -> None:
-    async with serve(Script(says("one"), [TextDelta("tw"), ProviderUnavailableError("It is down.")], says("two"))) as talking:
+async def test_a_failed_turn_with_the_servers_history_is_run_again_in_its_place(
+    serve: Serve,
+) -> None:
+    async with serve(
+        Script(says("one"), [TextDelta("tw"), ProviderUnavailableError("It is down.")], says("two"))
+    ) as talking:
         assert (await talking.chat("1")).status_code == 200
         error_of(await talking.chat("2"), 502)
         assert (await talking.chat("2", headers=AGAIN)).json()["response"] == "two"
@@ -198,14 +260,21 @@ async def test_a_failed_turn_with_the_servers_history_is_run_again_in_its_place(
         assert [content for _, content, _ in await talking.shown()] == ["1", "one", "2", "two"]
 
 
-async def test_a_repeated_message_id_with_the_servers_history_gets_its_answer_again(serve: Serve) -> None:
+async def test_a_repeated_message_id_with_the_servers_history_gets_its_answer_again(
+    serve: Serve,
+) -> None:
     async with serve(Script(says("one"), says("two"))) as talking:
-        said = [(await talking.chat("1", headers={"X-AAS-Message": name})).json()["response"] for name in ("m1", "m1", "m2")]
+        said = [
+            (await talking.chat("1", headers={"X-AAS-Message": name})).json()["response"]
+            for name in ("m1", "m1", "m2")
+        ]
         assert said == ["one", "one", "two"]
         assert [content for _, content, _ in await talking.shown()] == ["1", "one", "1", "two"]
 
 
-async def test_an_answered_turn_with_the_servers_history_leaves_the_session_free(serve: Serve) -> None:
+async def test_an_answered_turn_with_the_servers_history_leaves_the_session_free(
+    serve: Serve,
+) -> None:
     async with serve(Script(says("one"))) as one, serve(Script(says("two"))) as two:
         for headers in ({}, AGAIN):
             assert (await one.chat("1", headers=headers)).json()["response"] == "one"
@@ -216,16 +285,24 @@ KEYED = {**SESSION, "Idempotency-Key": "k"}
 
 
 @STREAMED
-async def test_another_replica_tells_the_answer_to_an_idempotency_key_again(serve: Serve, stored: Database, stream: bool) -> None:
+async def test_another_replica_tells_the_answer_to_an_idempotency_key_again(
+    serve: Serve, stored: Database, stream: bool
+) -> None:
     async with serve(Script(says("Hi"))) as one, serve(Script(says("Other"))) as two:
         completion_of(await one.complete("Hello", headers=KEYED))
         response = await two.complete("Hello", headers=KEYED, stream=stream)
-        assert (told(chunks_of(response)) if stream else completion_of(response)["choices"][0]["message"]["content"]) == "Hi"
+        assert (
+            told(chunks_of(response))
+            if stream
+            else completion_of(response)["choices"][0]["message"]["content"]
+        ) == "Hi"
         assert two.script.requests == []
     assert await stored.runs() == [("done", None)]
 
 
-async def test_another_replica_refuses_an_idempotency_key_of_another_question(serve: Serve, stored: Database) -> None:
+async def test_another_replica_refuses_an_idempotency_key_of_another_question(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("Hi"))) as one, serve(Script(says("Other"))) as two:
         completion_of(await one.complete("Hello", headers=KEYED))
         for messages in (("Goodbye",), ("Hello", "Hi", "Hello")):
@@ -237,38 +314,83 @@ async def test_another_replica_refuses_an_idempotency_key_of_another_question(se
     assert await stored.runs() == [("done", None)]
 
 
-async def test_a_failed_turn_is_run_again_under_its_idempotency_key(serve: Serve, stored: Database) -> None:
-    async with serve(Script([TextDelta("H"), ProviderUnavailableError("It is down.")])) as one, serve(Script(says("Hi"))) as two:
+async def test_a_failed_turn_is_run_again_under_its_idempotency_key(
+    serve: Serve, stored: Database
+) -> None:
+    async with (
+        serve(Script([TextDelta("H"), ProviderUnavailableError("It is down.")])) as one,
+        serve(Script(says("Hi"))) as two,
+    ):
         error_of(await one.complete("Hello", headers=KEYED), 502)
         for _ in range(2):
-            assert completion_of(await two.complete("Hello", headers=KEYED))["choices"][0]["message"]["content"] == "Hi"
+            assert (
+                completion_of(await two.complete("Hello", headers=KEYED))["choices"][0]["message"][
+                    "content"
+                ]
+                == "Hi"
+            )
     assert [status for status, _ in await stored.runs()] == ["incomplete", "done"]
 
 
 async def test_the_same_question_under_another_idempotency_key_is_asked(serve: Serve) -> None:
     async with serve(Script(says("one"), says("two"))) as talking:
         said = [
-            completion_of(await talking.complete("Hello", headers={**SESSION, "Idempotency-Key": key}))["choices"][0]["message"]["content"]
+            completion_of(
+                await talking.complete("Hello", headers={**SESSION, "Idempotency-Key": key})
+            )["choices"][0]["message"]["content"]
             for key in ("k1", "k2", "k1", "k2")
         ]
     assert said == ["one", "two", "one", "two"]
 
 
-async def test_an_idempotency_key_with_the_servers_history_is_known_to_another_replica(serve: Serve) -> None:
-    async with serve(Script(says("one"), says("two"), says("three"))) as one, serve(Script(says("other"))) as two:
+async def test_an_idempotency_key_with_the_servers_history_is_known_to_another_replica(
+    serve: Serve,
+) -> None:
+    async with (
+        serve(Script(says("one"), says("two"), says("three"))) as one,
+        serve(Script(says("other"))) as two,
+    ):
         for message in ("1", "2", "1"):
-            assert (await one.chat(message, headers={"Idempotency-Key": f"k{message}{len(one.script.requests)}"})).status_code == 200
+            assert (
+                await one.chat(
+                    message, headers={"Idempotency-Key": f"k{message}{len(one.script.requests)}"}
+                )
+            ).status_code == 200
         for key, message, said in (("k10", "1", "one"), ("k21", "2", "two"), ("k12", "1", "three")):
-            assert (await two.chat(message, headers={"Idempotency-Key": key})).json()["response"] == said
-        assert error_of(await two.chat("3", headers={"Idempotency-Key": "k10"}), 422)["code"] == "idempotency_mismatch"
+            assert (await two.chat(message, headers={"Idempotency-Key": key})).json()[
+                "response"
+            ] == said
+        assert (
+            error_of(await two.chat("3", headers={"Idempotency-Key": "k10"}), 422)["code"]
+            == "idempotency_mismatch"
+        )
         assert two.script.requests == []
-        assert (await two.chat("3", headers={"Idempotency-Key": "k3"})).json()["response"] == "other"
-        assert [content for _, content, _ in await two.shown(branches="true")] == ["1", "one", "2", "two", "1", "three", "3", "other"]
+        assert (await two.chat("3", headers={"Idempotency-Key": "k3"})).json()[
+            "response"
+        ] == "other"
+        assert [content for _, content, _ in await two.shown(branches="true")] == [
+            "1",
+            "one",
+            "2",
+            "two",
+            "1",
+            "three",
+            "3",
+            "other",
+        ]
 
 
-async def test_a_failed_turn_with_the_servers_history_is_run_again_under_its_idempotency_key(serve: Serve) -> None:
-    async with serve(Script([TextDelta("o"), ProviderUnavailableError("It is down.")], says("two"), says("one"))) as talking:
+async def test_a_failed_turn_with_the_servers_history_is_run_again_under_its_idempotency_key(
+    serve: Serve,
+) -> None:
+    async with serve(
+        Script([TextDelta("o"), ProviderUnavailableError("It is down.")], says("two"), says("one"))
+    ) as talking:
         error_of(await talking.chat("1", headers={"Idempotency-Key": "k1"}), 502)
-        assert (await talking.chat("2", headers={"Idempotency-Key": "k2"})).json()["response"] == "two"
-        assert (await talking.chat("1", headers={"Idempotency-Key": "k1"})).json()["response"] == "one"
+        assert (await talking.chat("2", headers={"Idempotency-Key": "k2"})).json()[
+            "response"
+        ] == "two"
+        assert (await talking.chat("1", headers={"Idempotency-Key": "k1"})).json()[
+            "response"
+        ] == "one"
         assert talking.asked()[-1] == ("user", "1")

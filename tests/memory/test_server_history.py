@@ -1,4 +1,5 @@
-"""Turns that bring only what is new: the history comes from the server, and a session takes one of them at a time."""
+"""Turns that bring only what is new: the history comes from the server, and a session takes one of
+them at a time."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -18,8 +19,21 @@ async def test_the_model_sees_what_was_said_before(serve: Serve) -> None:
     async with serve(Script(says("one"), says("two"), says("three"))) as talking:
         for number in ("1", "2", "3"):
             assert (await talking.chat(number)).status_code == 200
-        assert talking.asked() == [("user", "1"), ("assistant", "one"), ("user", "2"), ("assistant", "two"), ("user", "3")]
-        assert [content for _, content, _ in await talking.shown()] == ["1", "one", "2", "two", "3", "three"]
+        assert talking.asked() == [
+            ("user", "1"),
+            ("assistant", "one"),
+            ("user", "2"),
+            ("assistant", "two"),
+            ("user", "3"),
+        ]
+        assert [content for _, content, _ in await talking.shown()] == [
+            "1",
+            "one",
+            "2",
+            "two",
+            "3",
+            "three",
+        ]
 
 
 async def test_a_chat_completion_may_ask_for_the_servers_history(serve: Serve) -> None:
@@ -36,18 +50,36 @@ async def test_both_kinds_of_history_go_on_from_each_other(serve: Serve) -> None
         completion_of(await talking.complete("1"))
         completion_of(await talking.complete("2", headers=SERVER))
         completion_of(await talking.complete("1", "one", "2", "two", "3"))
-        assert [content for _, content, _ in await talking.shown(branches="true")] == ["1", "one", "2", "two", "3", "three"]
+        assert [content for _, content, _ in await talking.shown(branches="true")] == [
+            "1",
+            "one",
+            "2",
+            "two",
+            "3",
+            "three",
+        ]
 
 
 async def test_the_history_has_the_tools_that_were_used(serve: Serve) -> None:
-    async with serve(Script(calls(("calculate", {"expression": "6*7"})), says("It is 42."), says("Welcome."))) as talking:
+    async with serve(
+        Script(calls(("calculate", {"expression": "6*7"})), says("It is 42."), says("Welcome."))
+    ) as talking:
         assert (await talking.chat("6*7?")).status_code == 200
         assert (await talking.chat("Thanks")).status_code == 200
-        assert talking.asked() == [("user", "6*7?"), ("assistant", ""), ("tool", "42"), ("assistant", "It is 42."), ("user", "Thanks")]
+        assert talking.asked() == [
+            ("user", "6*7?"),
+            ("assistant", ""),
+            ("tool", "42"),
+            ("assistant", "It is 42."),
+            ("user", "Thanks"),
+        ]
 
 
 async def test_only_the_newest_messages_are_loaded(serve: Serve) -> None:
-    agent = {**HELPER, "resource_config": {"memory": {"history_messages": 4, "compression": {"enabled": False}}}}
+    agent = {
+        **HELPER,
+        "resource_config": {"memory": {"history_messages": 4, "compression": {"enabled": False}}},
+    }
     async with serve(Script(says("a"), says("b"), says("c"), says("d")), agents=[agent]) as talking:
         for number in ("1", "2", "3", "4"):
             assert (await talking.chat(number)).status_code == 200
@@ -66,11 +98,20 @@ async def test_several_new_messages_are_taken_in_their_order(serve: Serve) -> No
     async with serve(Script(says("one"), says("three"))) as talking:
         completion_of(await talking.complete("1", headers=SERVER))
         completion_of(await talking.complete("2", "two, by the client", "3", headers=SERVER))
-        assert [content for _, content, _ in await talking.shown()] == ["1", "one", "2", "two, by the client", "3", "three"]
+        assert [content for _, content, _ in await talking.shown()] == [
+            "1",
+            "one",
+            "2",
+            "two, by the client",
+            "3",
+            "three",
+        ]
 
 
 async def test_what_a_failed_turn_said_is_gone_on_from(serve: Serve) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("42."))) as talking:
+    async with serve(
+        Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("42."))
+    ) as talking:
         error_of(await talking.chat("6*7?"), 502)
         assert (await talking.chat("Go on")).status_code == 200
         assert [text for _, text in talking.asked()] == ["6*7?", "It is", "Go on"]
@@ -106,12 +147,18 @@ async def test_many_turns_at_once_make_one_line(serve: Serve) -> None:
         assert {response.status_code for response in await asyncio.gather(*turns)} == {200}
         messages = (await one.conversation(branches="true"))["messages"]
     assert len(messages) == 16
-    assert [message["parent"] for message in messages] == [None, *(message["id"] for message in messages[:-1])]
+    assert [message["parent"] for message in messages] == [
+        None,
+        *(message["id"] for message in messages[:-1]),
+    ]
 
 
 async def test_a_turn_that_waited_long_enough_is_refused(serve: Serve) -> None:
     gate = asyncio.Event()
-    async with serve(Script([gate, *says("one")])) as one, serve(Script(says("two")), request_timeout=0.5) as two:
+    async with (
+        serve(Script([gate, *says("one")])) as one,
+        serve(Script(says("two")), request_timeout=0.5) as two,
+    ):
         first = asyncio.create_task(one.chat("1"))
         async with asyncio.timeout(20):
             await one.script.waiting.wait()
@@ -135,15 +182,26 @@ async def test_a_turn_in_another_session_does_not_wait(serve: Serve) -> None:
         assert (await first).status_code == 200
 
 
-@pytest.mark.parametrize("answer", [[ProviderUnavailableError("It is down.")], [TextDelta("It"), ProviderUnavailableError("It is down.")]])
-async def test_a_turn_that_failed_leaves_the_session_free(serve: Serve, answer: list[ProviderUnavailableError]) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [ProviderUnavailableError("It is down.")],
+        [TextDelta("It"), ProviderUnavailableError("It is down.")],
+    ],
+)
+async def test_a_turn_that_failed_leaves_the_session_free(
+    serve: Serve, answer: list[ProviderUnavailableError]
+) -> None:
     async with serve(Script(answer)) as one, serve(Script(says("two")), request_timeout=10) as two:
         error_of(await one.chat("1"), 502)
         assert (await two.chat("2")).json()["response"] == "two"
 
 
 async def test_a_turn_that_was_left_leaves_the_session_free(serve: Serve) -> None:
-    async with serve(Script([asyncio.Event()])) as one, serve(Script(says("two")), request_timeout=10) as two:
+    async with (
+        serve(Script([asyncio.Event()])) as one,
+        serve(Script(says("two")), request_timeout=10) as two,
+    ):
         first = asyncio.create_task(one.chat("1", stream=True))
         async with asyncio.timeout(20):
             await one.script.waiting.wait()
@@ -152,27 +210,39 @@ async def test_a_turn_that_was_left_leaves_the_session_free(serve: Serve) -> Non
         assert (await two.chat("2")).json()["response"] == "two"
 
 
-async def test_a_turn_that_waits_for_the_clients_tools_leaves_the_session_free(serve: Serve) -> None:
-    async with serve(Script(calls(("weather", {"city": "Rome"})))) as one, serve(Script(says("two")), request_timeout=10) as two:
+async def test_a_turn_that_waits_for_the_clients_tools_leaves_the_session_free(
+    serve: Serve,
+) -> None:
+    async with (
+        serve(Script(calls(("weather", {"city": "Rome"})))) as one,
+        serve(Script(says("two")), request_timeout=10) as two,
+    ):
         first = completion_of(await one.complete("1", headers=SERVER, tools=[WEATHER]))
         assert first["choices"][0]["finish_reason"] == "tool_calls"
         assert (await two.chat("2")).json()["response"] == "two"
 
 
 async def test_a_request_without_a_question_leaves_the_session_free(serve: Serve) -> None:
-    async with serve(Script(says("Hi"))) as one, serve(Script(says("two")), request_timeout=10) as two:
+    async with (
+        serve(Script(says("Hi"))) as one,
+        serve(Script(says("two")), request_timeout=10) as two,
+    ):
         body = {"model": "helper", "messages": [{"role": "assistant", "content": "Welcome!"}]}
         error_of(await one.client.post(CHAT, json=body, headers=SERVER), 400)
         for talking in (one, two):
             assert (await talking.chat("2")).status_code == 200
 
 
-async def test_what_a_dead_process_holds_is_free_once_its_time_is_over(serve: Serve, stored: Database) -> None:
+async def test_what_a_dead_process_holds_is_free_once_its_time_is_over(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("Hi")), request_timeout=10) as talking:
         assert (await talking.chat("1")).status_code == 200
         past = (datetime.now(UTC) - timedelta(seconds=1)).strftime("%Y-%m-%d %H:%M:%S.%f")
         zone = "" if stored.under_test.kind == "sqlite" else "+00"
-        await stored.rows(f"UPDATE sessions SET lease_process = 'gone', lease_until = '{past}{zone}'")
+        await stored.rows(
+            f"UPDATE sessions SET lease_process = 'gone', lease_until = '{past}{zone}'"
+        )
         assert (await talking.chat("2")).status_code == 200
 
 
@@ -180,10 +250,14 @@ async def hold_for_a_dead_process(stored: Database) -> None:
     """Makes it as if another process had taken the session for a turn, and died."""
     until_then = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%d %H:%M:%S.%f")
     zone = "" if stored.under_test.kind == "sqlite" else "+00"
-    await stored.rows(f"UPDATE sessions SET lease_process = 'gone', lease_until = '{until_then}{zone}'")
+    await stored.rows(
+        f"UPDATE sessions SET lease_process = 'gone', lease_until = '{until_then}{zone}'"
+    )
 
 
-async def test_a_session_that_a_dead_process_holds_with_a_run_is_given_back(serve: Serve, stored: Database) -> None:
+async def test_a_session_that_a_dead_process_holds_with_a_run_is_given_back(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("Hi")), request_timeout=10) as talking:
         assert (await talking.chat("1")).status_code == 200
         await hold_for_a_dead_process(stored)
@@ -194,7 +268,9 @@ async def test_a_session_that_a_dead_process_holds_with_a_run_is_given_back(serv
     assert await stored.runs() == [("incomplete", "process_gone"), ("done", None)]
 
 
-async def test_a_session_that_a_dead_process_holds_before_its_run_began_is_given_back(serve: Serve, stored: Database) -> None:
+async def test_a_session_that_a_dead_process_holds_before_its_run_began_is_given_back(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("Hi")), request_timeout=2) as talking:
         assert (await talking.chat("1")).status_code == 200
         await hold_for_a_dead_process(stored)
@@ -202,10 +278,16 @@ async def test_a_session_that_a_dead_process_holds_before_its_run_began_is_given
         assert (await talking.chat("2")).status_code == 200
 
 
-async def test_a_turn_that_could_not_begin_leaves_the_session_free(serve: Serve, stored: Database) -> None:
-    async with serve(Script(says("Hi"))) as one, serve(Script(says("two")), request_timeout=5) as two:
+async def test_a_turn_that_could_not_begin_leaves_the_session_free(
+    serve: Serve, stored: Database
+) -> None:
+    async with (
+        serve(Script(says("Hi"))) as one,
+        serve(Script(says("two")), request_timeout=5) as two,
+    ):
         assert (await one.chat("1")).status_code == 200
-        # What the database refuses stands for whatever may happen between taking the session and storing the question.
+        # What the database refuses stands for whatever may happen between taking the session and
+        # storing the question.
         await stored.rows("ALTER TABLE runs RENAME TO runs_away")
         assert (await one.chat("2")).status_code == 503
         await stored.rows("ALTER TABLE runs_away RENAME TO runs")
@@ -220,7 +302,9 @@ async def test_a_turn_that_could_not_begin_leaves_the_session_free(serve: Serve,
 # Erasing
 
 
-async def test_a_session_that_is_erased_under_way_stays_erased(serve: Serve, stored: Database) -> None:
+async def test_a_session_that_is_erased_under_way_stays_erased(
+    serve: Serve, stored: Database
+) -> None:
     gate = asyncio.Event()
     async with serve(Script([gate, *says("one")])) as talking:
         for turn in (talking.chat("1"), talking.complete("1")):
@@ -229,7 +313,9 @@ async def test_a_session_that_is_erased_under_way_stays_erased(serve: Serve, sto
             asking = asyncio.create_task(turn)
             async with asyncio.timeout(20):
                 await talking.script.waiting.wait()
-            assert (await talking.client.delete("/agents/helper/conversations/s")).status_code == 200
+            assert (
+                await talking.client.delete("/agents/helper/conversations/s")
+            ).status_code == 200
             gate.set()
             assert (await asking).status_code == 200
             error_of(await talking.client.get("/agents/helper/conversations/s"), 404)
@@ -237,7 +323,9 @@ async def test_a_session_that_is_erased_under_way_stays_erased(serve: Serve, sto
     assert await stored.runs() == []
 
 
-async def test_what_was_erased_stays_erased_where_the_session_was_begun_anew(serve: Serve, stored: Database) -> None:
+async def test_what_was_erased_stays_erased_where_the_session_was_begun_anew(
+    serve: Serve, stored: Database
+) -> None:
     gate = asyncio.Event()
     async with serve(Script([gate, *says("secret")], says("new"))) as talking:
         asking = asyncio.create_task(talking.complete("old"))

@@ -1,4 +1,5 @@
-"""Random conversations of several users: what is stored, shown and sent to the model is always what a ledger of the clients says."""
+"""Random conversations of several users: what is stored, shown and sent to the model is always what
+a ledger of the clients says."""
 
 import asyncio
 import itertools
@@ -66,9 +67,33 @@ FOREIGN_ANSWERS = ("", SAME, "Y es .", "caf\u00e9", "cafe\u0301", "Something\n\n
 
 
 def plan_kinds(*, deterministic: bool) -> list[str]:
-    """The ways in which the model may take a turn; the first are those whose texts nothing else says."""
-    own = ["says", "tool", "silent tools", "cut", "decomposed", "refuses", "breaks", "tool breaks", "crashes", "ends early"]
-    return own if deterministic else [*own, "same", "same, spaced", "same after tool", "same, broken", "tool refuses", "empty"]
+    """The ways in which the model may take a turn; the first are those whose texts nothing else
+    says."""
+    own = [
+        "says",
+        "tool",
+        "silent tools",
+        "cut",
+        "decomposed",
+        "refuses",
+        "breaks",
+        "tool breaks",
+        "crashes",
+        "ends early",
+    ]
+    return (
+        own
+        if deterministic
+        else [
+            *own,
+            "same",
+            "same, spaced",
+            "same after tool",
+            "same, broken",
+            "tool refuses",
+            "empty",
+        ]
+    )
 
 
 # What happens
@@ -114,7 +139,8 @@ class Used:
 
 @dataclass(frozen=True)
 class Said:
-    """A message as a client keeps it; an answer with the steps that led to it, and what was said after them."""
+    """A message as a client keeps it; an answer with the steps that led to it, and what was said
+    after them."""
 
     role: Literal["user", "assistant"]
     text: str
@@ -153,12 +179,15 @@ class Request:
     @property
     def shows_tools(self) -> bool:
         """Whether the stream tells of tools at work, and so begins with them."""
-        return self.path != CHAT or any(name.lower().startswith(("x-openwebui-", "x-aas-")) for name in self.headers)
+        return self.path != CHAT or any(
+            name.lower().startswith(("x-openwebui-", "x-aas-")) for name in self.headers
+        )
 
 
 @dataclass(frozen=True, repr=False)
 class Turn:
-    """A turn that was taken, and the conversation as its client had it before and has it afterwards."""
+    """A turn that was taken, and the conversation as its client had it before and has it
+    afterwards."""
 
     request: Request
     asked: tuple[Said, ...]
@@ -200,7 +229,9 @@ class Plan:
             if not end.tool_calls:
                 self.complete, self.reason = True, end.reason
                 return
-            self.steps += (Used(self.last, tuple((call, _result(call)) for call in end.tool_calls)),)
+            self.steps += (
+                Used(self.last, tuple((call, _result(call)) for call in end.tool_calls)),
+            )
             self.last = ""
 
 
@@ -243,7 +274,8 @@ class ClientLeft(Exception):
 
 
 class LeavingClients:
-    """The app, for clients of whom some leave when their event is set; they are told by ClientLeft once the service is done with them."""
+    """The app, for clients of whom some leave when their event is set; they are told by ClientLeft
+    once the service is done with them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -251,7 +283,11 @@ class LeavingClients:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on."""
-        leaves = self.leaving.get(next((value.decode() for name, value in scope["headers"] if name == b"x-request-id"), ""))
+        leaves = self.leaving.get(
+            next(
+                (value.decode() for name, value in scope["headers"] if name == b"x-request-id"), ""
+            )
+        )
         if leaves is None:
             await self._app(scope, receive, send)
             return
@@ -273,7 +309,8 @@ class LeavingClients:
 # What must be so
 
 Address = tuple[tuple[str, Any], ...]
-"""A message's place in the tree: what it says and all that was said before it, each as far as it counts."""
+"""A message's place in the tree: what it says and all that was said before it, each as far as it
+counts."""
 
 
 @dataclass
@@ -293,13 +330,20 @@ class Stored:
     def told(self) -> tuple[Message, ...]:
         """As the model is told of it where the service has the history."""
         if self.steps:
-            return (*(message for step in self.steps for message in step.messages), Message("assistant", self.last))
+            return (
+                *(message for step in self.steps for message in step.messages),
+                Message("assistant", self.last),
+            )
         return (Message("user" if self.role == "user" else "assistant", self.content),)
 
     @property
     def text(self) -> str:
         """An answer as it is told to a client."""
-        return "".join(step.text for step in self.steps) + self.last if self.steps else str(self.content)
+        return (
+            "".join(step.text for step in self.steps) + self.last
+            if self.steps
+            else str(self.content)
+        )
 
 
 @dataclass
@@ -336,12 +380,17 @@ class Entry:
         """As it is stored if it is new."""
         if self.messages[0].role == "user":
             return Stored("user", self.messages[0].content)
-        return Stored("assistant", "".join(message.text for message in self.messages if message.role == "assistant"), "client")
+        return Stored(
+            "assistant",
+            "".join(message.text for message in self.messages if message.role == "assistant"),
+            "client",
+        )
 
 
 @dataclass
 class Begun:
-    """What must come of a request: what the model is sent, or the run whose answer is told again."""
+    """What must come of a request: what the model is sent, or the run whose answer is told
+    again."""
 
     sent: tuple[Message, ...]
     again: Run | None = None
@@ -351,7 +400,8 @@ class Begun:
 
 
 def question_key(content: Any) -> Any:
-    """What counts of a question: white space is folded, composed and decomposed letters are the same."""
+    """What counts of a question: white space is folded, composed and decomposed letters are the
+    same."""
     if isinstance(content, str):
         return " ".join(unicodedata.normalize("NFC", content).split())
     text = question_key("\n".join(part.text for part in content if isinstance(part, TextPart)))
@@ -365,7 +415,8 @@ def answer_key(text: str) -> str:
 
 
 def entries_of(messages: Sequence[Message], address: Address) -> list[Entry]:
-    """A conversation that follows on `address`: all that is said between two questions is one answer."""
+    """A conversation that follows on `address`: all that is said between two questions is one
+    answer."""
     found: list[Entry] = []
     for message in messages:
         if message.role == "system":
@@ -382,10 +433,18 @@ def entries_of(messages: Sequence[Message], address: Address) -> list[Entry]:
         address = entry.address = (*entry.address[:-1], ("assistant", answer_key(said)))
         if message.role == "tool":
             step = entry.steps[-1]
-            calls = tuple((call, message.text if call.id == message.tool_call_id else result) for call, result in step.calls)
+            calls = tuple(
+                (call, message.text if call.id == message.tool_call_id else result)
+                for call, result in step.calls
+            )
             entry.steps = (*entry.steps[:-1], Used(step.text, calls))
         elif message.tool_calls:
-            entry.steps += (Used(entry.last + message.text, tuple((call, UNKNOWN_RESULT) for call in message.tool_calls)),)
+            entry.steps += (
+                Used(
+                    entry.last + message.text,
+                    tuple((call, UNKNOWN_RESULT) for call in message.tool_calls),
+                ),
+            )
             entry.last = ""
         else:
             entry.last += message.text
@@ -400,7 +459,10 @@ class Ledger:
 
     def begin(self, request: Request) -> Begun:
         """Takes a turn's beginning down."""
-        system = [PROMPTS[request.owner.agent], *(message.text for message in request.messages if message.role == "system")]
+        system = [
+            PROMPTS[request.owner.agent],
+            *(message.text for message in request.messages if message.role == "system"),
+        ]
         prompt = Message("system", "\n\n".join(system))
         asked = tuple(message for message in request.messages if message.role != "system")
         if not request.owner.is_stored:
@@ -420,7 +482,11 @@ class Ledger:
         for entry in entries[-TAIL_MESSAGES:]:
             known = tree.nodes.get(entry.address)
             brings_calls = any(message.tool_calls for message in entry.messages)
-            sent += known.told if known is not None and known.steps and not brings_calls else entry.messages
+            sent += (
+                known.told
+                if known is not None and known.steps and not brings_calls
+                else entry.messages
+            )
         return Begun((*sent, *begun), run=self._asked(request, tree, entries), begun=begun)
 
     def end(self, request: Request, begun: Begun, plan: Plan) -> None:
@@ -438,16 +504,29 @@ class Ledger:
             return
         run.answer = tree.head = answer.address
         status = "complete" if plan.complete else "incomplete"
-        new = Stored("assistant", text, "ours", status, answer.steps, answer.last if answer.steps else "")
+        new = Stored(
+            "assistant", text, "ours", status, answer.steps, answer.last if answer.steps else ""
+        )
         old = tree.nodes.get(run.answer)
-        if old is None or (plan.complete and (old.status == "incomplete" or old.origin == "client")):
+        if old is None or (
+            plan.complete and (old.status == "incomplete" or old.origin == "client")
+        ):
             tree.nodes[run.answer] = new
 
-    def _begin_server(self, request: Request, tree: Tree, prompt: Message, asked: tuple[Message, ...]) -> Begun:
+    def _begin_server(
+        self, request: Request, tree: Tree, prompt: Message, asked: tuple[Message, ...]
+    ) -> Begun:
         before = tree.head
         repeats = request.is_retry or request.message_id is not None
-        last = next((before[:end] for end in range(len(before), 0, -1) if before[end - 1][0] == "user"), None)
-        if repeats and last is not None and [entry.address for entry in entries_of(asked, last[:-1])] == [last]:
+        last = next(
+            (before[:end] for end in range(len(before), 0, -1) if before[end - 1][0] == "user"),
+            None,
+        )
+        if (
+            repeats
+            and last is not None
+            and [entry.address for entry in entries_of(asked, last[:-1])] == [last]
+        ):
             if (again := self._again(request, tree, last)) is not None:
                 return Begun((), again)
             if request.is_retry or self._named_alike(request, tree, last) is not None:
@@ -456,7 +535,11 @@ class Ledger:
         if request.owner.agent == "other":
             shown = [tree.head[:end] for end in range(1, len(tree.head) + 1)][-WINDOW:]
             window = [address for address in window if address in shown]
-        sent = [prompt, *(message for address in window for message in tree.nodes[address].told), *asked]
+        sent = [
+            prompt,
+            *(message for address in window for message in tree.nodes[address].told),
+            *asked,
+        ]
         return Begun(tuple(sent), run=self._asked(request, tree, entries_of(asked, before)))
 
     @staticmethod
@@ -479,12 +562,18 @@ class Ledger:
         run = node.run if request.is_retry and node is not None else None
         if request.message_id is not None:
             run = Ledger._named_alike(request, tree, question)
-        return run if run is not None and run.question == question and run.status == "done" else None
+        return (
+            run if run is not None and run.question == question and run.status == "done" else None
+        )
 
     @staticmethod
     def _named_alike(request: Request, tree: Tree, question: Address) -> Run | None:
         """The newest run of the same message id, if it was of the same question."""
-        named = (run for run in reversed(tree.runs) if run.message_id is not None and run.message_id == request.message_id)
+        named = (
+            run
+            for run in reversed(tree.runs)
+            if run.message_id is not None and run.message_id == request.message_id
+        )
         run = next(named, None)
         return run if run is not None and run.question == question else None
 
@@ -498,17 +587,27 @@ def comparable(content: Any) -> Any:
 
 # The machine
 
-owners = st.builds(Owner, st.sampled_from(USERS), st.sampled_from(sorted(PROMPTS)), st.sampled_from(SESSIONS))
-any_owners = owners | st.builds(Owner, st.sampled_from(USERS), st.sampled_from(sorted(PROMPTS)), st.sampled_from(UNSTORED))
+owners = st.builds(
+    Owner, st.sampled_from(USERS), st.sampled_from(sorted(PROMPTS)), st.sampled_from(SESSIONS)
+)
+any_owners = owners | st.builds(
+    Owner, st.sampled_from(USERS), st.sampled_from(sorted(PROMPTS)), st.sampled_from(UNSTORED)
+)
 questions = st.sampled_from(QUESTIONS)
 doors = st.sampled_from(["session id", "chat id", "metadata", "agents"])
 forms = st.sampled_from(["text", "text", "parts", "image"])
 flags = st.booleans()
-hows = st.builds(How, st.sampled_from(plan_kinds(deterministic=False)), doors, flags, forms, flags, flags, flags)
+hows = st.builds(
+    How, st.sampled_from(plan_kinds(deterministic=False)), doors, flags, forms, flags, flags, flags
+)
 foreign = st.lists(
     st.builds(lambda text: Said("user", text), questions)
     | st.builds(lambda text: Said("assistant", text), st.sampled_from(FOREIGN_ANSWERS))
-    | st.builds(lambda text, after: ("tool", text, after), st.sampled_from(["", "Well. "]), st.sampled_from(FOREIGN_ANSWERS)),
+    | st.builds(
+        lambda text, after: ("tool", text, after),
+        st.sampled_from(["", "Well. "]),
+        st.sampled_from(FOREIGN_ANSWERS),
+    ),
     max_size=5,
 )
 
@@ -546,14 +645,21 @@ class Conversations(RuleBasedStateMachine):
             await asyncio.sleep(SECONDS)
             return "It came to an end."
 
-        base = {**HELPER, "allowed_regular_tools": ["calculate", "wait_for_ever"], "client_tools": "ignore"}
+        base = {
+            **HELPER,
+            "allowed_regular_tools": ["calculate", "wait_for_ever"],
+            "client_tools": "ignore",
+        }
         agents = [
             {
                 **base,
                 "agent_id": agent,
                 "system_prompt": prompt,
                 "resource_config": {
-                    "memory": {"compression": {"enabled": False}, **({"history_messages": WINDOW} if agent == "other" else {})}
+                    "memory": {
+                        "compression": {"enabled": False},
+                        **({"history_messages": WINDOW} if agent == "other" else {}),
+                    }
                 },
             }
             for agent, prompt in PROMPTS.items()
@@ -562,9 +668,15 @@ class Conversations(RuleBasedStateMachine):
         await self.opened.enter_async_context(app.router.lifespan_context(app))
         self.app = LeavingClients(app)
         transport = httpx2.ASGITransport(app=self.app)
-        self.client = await self.opened.enter_async_context(httpx2.AsyncClient(transport=transport, base_url="http://service"))
+        self.client = await self.opened.enter_async_context(
+            httpx2.AsyncClient(transport=transport, base_url="http://service")
+        )
         self.database = self.opened.enter_context(
-            closing(sqlite3.connect(folder / "data" / "ai-agent-service.db", timeout=10, isolation_level=None))
+            closing(
+                sqlite3.connect(
+                    folder / "data" / "ai-agent-service.db", timeout=10, isolation_level=None
+                )
+            )
         )
 
     def teardown(self) -> None:
@@ -590,10 +702,20 @@ class Conversations(RuleBasedStateMachine):
         """A new chat."""
         return self.ask(owner, (), question, how)
 
-    @rule(target=turns, owner=any_owners, history=foreign, times=st.sampled_from([1, 1, 1, 5]), question=questions, how=hows)
+    @rule(
+        target=turns,
+        owner=any_owners,
+        history=foreign,
+        times=st.sampled_from([1, 1, 1, 5]),
+        question=questions,
+        how=hows,
+    )
     def brings(self, owner: Owner, history: list[Any], times: int, question: str, how: How) -> Turn:
         """A history that the service never saw, perhaps a long one."""
-        told = [self._foreign(each) if isinstance(each, tuple) else self._worded(each) for each in history * times]
+        told = [
+            self._foreign(each) if isinstance(each, tuple) else self._worded(each)
+            for each in history * times
+        ]
         return self.ask(owner, tuple(told), question, replace(how, with_tools=True))
 
     @rule(target=turns, turn=turns, question=questions, how=hows)
@@ -611,7 +733,9 @@ class Conversations(RuleBasedStateMachine):
     @rule(target=turns, turn=turns, how=hows)
     def has_the_answer_continued(self, turn: Turn, how: How) -> Turn:
         """The answer is sent back to be gone on with."""
-        return self.take(self.client_request(turn.request.owner, turn.chat, how), how.plan, turn.chat)
+        return self.take(
+            self.client_request(turn.request.owner, turn.chat, how), how.plan, turn.chat
+        )
 
     @rule(target=turns, turn=turns, place=st.integers(0, 5), question=questions, how=hows)
     def edits_a_question(self, turn: Turn, place: int, question: str, how: How) -> Turn:
@@ -619,7 +743,13 @@ class Conversations(RuleBasedStateMachine):
         asked = [position for position, said in enumerate(turn.chat) if said.role == "user"]
         return self.ask(turn.request.owner, turn.chat[: asked[place % len(asked)]], question, how)
 
-    @rule(target=turns, turn=turns, answer=st.sampled_from(["Edited {}.", *FOREIGN_ANSWERS]), question=questions, how=hows)
+    @rule(
+        target=turns,
+        turn=turns,
+        answer=st.sampled_from(["Edited {}.", *FOREIGN_ANSWERS]),
+        question=questions,
+        how=hows,
+    )
     def edits_an_answer(self, turn: Turn, answer: str, question: str, how: How) -> Turn:
         """The client changes the last answer and goes on."""
         if turn.chat[-1].role == "user":
@@ -632,23 +762,41 @@ class Conversations(RuleBasedStateMachine):
         """A chat goes on under another user, agent or session."""
         return self.ask(owner, turn.chat, question, how)
 
-    @rule(target=turns, owner=owners, question=questions, also=st.sampled_from([None, None, SAME]), how=hows)
-    def asks_with_the_servers_history(self, owner: Owner, question: str, also: str | None, how: How) -> Turn:
+    @rule(
+        target=turns,
+        owner=owners,
+        question=questions,
+        also=st.sampled_from([None, None, SAME]),
+        how=hows,
+    )
+    def asks_with_the_servers_history(
+        self, owner: Owner, question: str, also: str | None, how: How
+    ) -> Turn:
         """Only what is new is sent."""
         new: tuple[Said, ...] = (Said("user", self._numbered(question), form=how.form),)
         if also is not None:
             new = (Said("user", self._numbered("First {}.")), Said("assistant", also), *new)
         return self.take(self.server_request(owner, new, how), how.plan)
 
-    @rule(target=turns, turn=turns, plan=st.sampled_from(plan_kinds(deterministic=False)), is_retry=flags)
+    @rule(
+        target=turns,
+        turn=turns,
+        plan=st.sampled_from(plan_kinds(deterministic=False)),
+        is_retry=flags,
+    )
     def repeats(self, turn: Turn, plan: str, is_retry: bool) -> Turn | MultipleResults[Turn]:
         """Exactly the same request, as a client's library sends it again, or somebody else.
 
-        What was sent with the server's history can be told from a new message only while it is the last.
+        What was sent with the server's history can be told from a new message only while it is the
+        last.
         """
         request = turn.request
         is_retry = is_retry or request.is_retry
-        if request.server and self.newest[request.owner] is not request and (is_retry or request.message_id):
+        if (
+            request.server
+            and self.newest[request.owner] is not request
+            and (is_retry or request.message_id)
+        ):
             return multiple()
         retry = {"x-stainless-retry-count": "1"} if is_retry else {}
         again = replace(request, headers={**request.headers, **retry}, is_retry=is_retry)
@@ -661,14 +809,20 @@ class Conversations(RuleBasedStateMachine):
         turn=turns,
         first=questions,
         second=questions,
-        plans=st.tuples(*[st.sampled_from(plan_kinds(deterministic=True))] * 2) | st.just(("same", "same")),
+        plans=st.tuples(*[st.sampled_from(plan_kinds(deterministic=True))] * 2)
+        | st.just(("same", "same")),
         how=hows,
     )
-    def asks_twice_at_once(self, turn: Turn, first: str, second: str, plans: tuple[str, str], how: How) -> MultipleResults[Turn]:
+    def asks_twice_at_once(
+        self, turn: Turn, first: str, second: str, plans: tuple[str, str], how: How
+    ) -> MultipleResults[Turn]:
         """Two turns that follow on the same conversation become two branches."""
         how = replace(how, named=False)
         both = asyncio.Barrier(2)
-        asked = [(*turn.chat, Said("user", self._numbered(question), form=how.form)) for question in (first, second)]
+        asked = [
+            (*turn.chat, Said("user", self._numbered(question), form=how.form))
+            for question in (first, second)
+        ]
         requests = [self.client_request(turn.request.owner, chat, how) for chat in asked]
         planned = [self._plan(kind, both) for kind in plans]
         found = self.run(self._at_once(requests, planned))
@@ -686,20 +840,38 @@ class Conversations(RuleBasedStateMachine):
                 heads.append(tree.head)
         if heads:
             newest = self._newest_branch(turn.request.owner)
-            assert newest in heads, "the newest branch is neither of two turns that were taken at once"
+            assert newest in heads, (
+                "the newest branch is neither of two turns that were taken at once"
+            )
             self.ledger.trees[turn.request.owner].head = newest
         self.newest[turn.request.owner] = requests[0]
         return multiple(
-            *(Turn(requests[each], asked[each], self._told(asked[each], found[each][1], planned[each], begun[each])) for each in range(2))
+            *(
+                Turn(
+                    requests[each],
+                    asked[each],
+                    self._told(asked[each], found[each][1], planned[each], begun[each]),
+                )
+                for each in range(2)
+            )
         )
 
     @rule(
-        owner=owners, first=questions, second=questions, plans=st.tuples(*[st.sampled_from(plan_kinds(deterministic=False))] * 2), how=hows
+        owner=owners,
+        first=questions,
+        second=questions,
+        plans=st.tuples(*[st.sampled_from(plan_kinds(deterministic=False))] * 2),
+        how=hows,
     )
-    def asks_the_server_twice_at_once(self, owner: Owner, first: str, second: str, plans: tuple[str, str], how: How) -> None:
+    def asks_the_server_twice_at_once(
+        self, owner: Owner, first: str, second: str, plans: tuple[str, str], how: How
+    ) -> None:
         """Two turns with the server's history are taken one after the other."""
         how = replace(how, named=False)
-        requests = [self.server_request(owner, (Said("user", self._numbered(question)),), how) for question in (first, second)]
+        requests = [
+            self.server_request(owner, (Said("user", self._numbered(question)),), how)
+            for question in (first, second)
+        ]
         planned = [self._plan(kind) for kind in plans]
         found = self.run(self._at_once(requests, planned))
         for each in sorted((0, 1), key=lambda each: list(self.model.sent).index(found[each][0])):
@@ -710,13 +882,18 @@ class Conversations(RuleBasedStateMachine):
             self.newest[owner] = requests[each]
 
     @rule(target=turns, turn=turns, question=questions, how=hows)
-    def repeats_while_it_is_answered(self, turn: Turn, question: str, how: How) -> Turn | MultipleResults[Turn]:
-        """A client's library gives up too early and sends the request again: both are told the one answer."""
+    def repeats_while_it_is_answered(
+        self, turn: Turn, question: str, how: How
+    ) -> Turn | MultipleResults[Turn]:
+        """A client's library gives up too early and sends the request again: both are told the one
+        answer."""
         if not turn.request.owner.is_stored:
             return multiple()
         asked = (*turn.chat, Said("user", self._numbered(question + " {}")))
         request = self.client_request(turn.request.owner, asked, replace(how, named=False))
-        again = replace(request, headers={**request.headers, "x-stainless-retry-count": "1"}, is_retry=True)
+        again = replace(
+            request, headers={**request.headers, "x-stainless-retry-count": "1"}, is_retry=True
+        )
         gate = asyncio.Event()
         plan = self._plan("tool", gate)
 
@@ -736,16 +913,24 @@ class Conversations(RuleBasedStateMachine):
     # Turns that do not come to their end
 
     @rule(owner=any_owners, turn=turns, question=questions, how=hows, server=flags, in_tool=flags)
-    def leaves(self, owner: Owner, turn: Turn, question: str, how: How, server: bool, in_tool: bool) -> None:
+    def leaves(
+        self, owner: Owner, turn: Turn, question: str, how: How, server: bool, in_tool: bool
+    ) -> None:
         """The client leaves in the middle of its answer, or while a tool is at work."""
         server = server and owner.is_stored
         said = Said("user", self._numbered(question), form=how.form)
-        request = self.server_request(owner, (said,), how) if server else self.client_request(owner, (*turn.chat, said), how)
+        request = (
+            self.server_request(owner, (said,), how)
+            if server
+            else self.client_request(owner, (*turn.chat, said), how)
+        )
         number = next(self.numbers)
         self.tool_runs.clear()
         call = ToolCall(f"call_{number:024}", "wait_for_ever", "{}")
         reached = self.tool_runs if in_tool else asyncio.Event()
-        end: list[Any] = [ModelFinished("tool_calls", (call,))] if in_tool else [reached.set, asyncio.Event()]
+        end: list[Any] = (
+            [ModelFinished("tool_calls", (call,))] if in_tool else [reached.set, asyncio.Event()]
+        )
         plan = Plan([[TextDelta(f"Answer {number}, be"), *end]])
         left = asyncio.Event()
 
@@ -779,13 +964,21 @@ class Conversations(RuleBasedStateMachine):
         params = self._user(Owner(user, "", None))
         mine = [owner for owner in self.ledger.trees if owner.name == (user or "anonymous")]
         exported = self.run(self.client.get("/memory", params=params)).text.splitlines()
-        found = {(line["agent_id"], line["session_id"]): len(line["messages"]) for line in map(json.loads, exported)}
-        assert found == {(owner.agent, owner.session): len(self.ledger.trees[owner].nodes) for owner in mine}
+        found = {
+            (line["agent_id"], line["session_id"]): len(line["messages"])
+            for line in map(json.loads, exported)
+        }
+        assert found == {
+            (owner.agent, owner.session): len(self.ledger.trees[owner].nodes) for owner in mine
+        }
         self._check_erased(self.run(self.client.delete("/memory", params=params)), mine)
 
     @rule(owner=owners, question=questions, how=hows, server=flags, begins_anew=flags)
-    def deletes_while_it_is_answered(self, owner: Owner, question: str, how: How, server: bool, begins_anew: bool) -> None:
-        """What was deleted stays deleted, though an answer to it comes later, and though the session is used again meanwhile."""
+    def deletes_while_it_is_answered(
+        self, owner: Owner, question: str, how: How, server: bool, begins_anew: bool
+    ) -> None:
+        """What was deleted stays deleted, though an answer to it comes later, and though the
+        session is used again meanwhile."""
         gate = asyncio.Event()
         plan = self._plan("tool", gate)
         asked = (Said("user", self._numbered(question + " {}")),)
@@ -820,7 +1013,8 @@ class Conversations(RuleBasedStateMachine):
         return self.take(self.client_request(owner, asked, how), how.plan, asked)
 
     def take(self, request: Request, kind: str, chat: tuple[Said, ...] | None = None) -> Turn:
-        """Sends the request and compares all that came of it with the ledger; `chat` None is what the ledger says that the client has."""
+        """Sends the request and compares all that came of it with the ledger; `chat` None is what
+        the ledger says that the client has."""
         plan = self._plan(kind)
 
         async def taking() -> tuple[str, Reply]:
@@ -851,7 +1045,9 @@ class Conversations(RuleBasedStateMachine):
             return
         told = begun.sent
         for number, messages in enumerate(sent):
-            assert list(messages) == list(told), f"the model was sent something else in step {number + 1}"
+            assert list(messages) == list(told), (
+                f"the model was sent something else in step {number + 1}"
+            )
             if number < len(plan.steps):
                 told = (*told, *plan.steps[number].messages)
         assert len(sent) == len(plan.actions)
@@ -868,10 +1064,14 @@ class Conversations(RuleBasedStateMachine):
         if complete:
             assert (reply.status, reply.text, reply.reason) == (200, text, reason)
             if reply.tools is not None:
-                assert reply.tools == [(call.id, result) for step in steps for call, result in step.calls]
+                assert reply.tools == [
+                    (call.id, result) for step in steps for call, result in step.calls
+                ]
         else:
             assert reply.text == (text if request.stream else "")
-            assert (reply.status == 200) is bool(request.stream and (text or (steps and request.shows_tools)))
+            assert (reply.status == 200) is bool(
+                request.stream and (text or (steps and request.shows_tools))
+            )
 
     def _check_erased(self, response: httpx2.Response, gone: list[Owner] | None) -> None:
         if gone is None:
@@ -880,11 +1080,18 @@ class Conversations(RuleBasedStateMachine):
         trees = [self.ledger.trees.pop(owner) for owner in gone]
         self.touched.update(gone)
         assert response.status_code == 200
-        counts = {"sessions": len(trees), "messages": sum(len(tree.nodes) for tree in trees), "runs": sum(len(tree.runs) for tree in trees)}
+        counts = {
+            "sessions": len(trees),
+            "messages": sum(len(tree.nodes) for tree in trees),
+            "runs": sum(len(tree.runs) for tree in trees),
+        }
         assert response.json() == {**counts, "summaries": 0}
 
-    def _told(self, chat: tuple[Said, ...], reply: Reply, plan: Plan, begun: Begun) -> tuple[Said, ...]:
-        """The client's conversation with what it was told; where that was nothing, the question is its last."""
+    def _told(
+        self, chat: tuple[Said, ...], reply: Reply, plan: Plan, begun: Begun
+    ) -> tuple[Said, ...]:
+        """The client's conversation with what it was told; where that was nothing, the question is
+        its last."""
         if not reply.complete and not reply.text:
             return chat
         if chat[-1].role == "assistant":
@@ -906,25 +1113,41 @@ class Conversations(RuleBasedStateMachine):
 
     def client_request(self, owner: Owner, chat: Sequence[Said], how: How) -> Request:
         """The whole conversation."""
-        messages = [message for said in chat for message in _rendered(said, with_tools=how.with_tools)]
+        messages = [
+            message for said in chat for message in _rendered(said, with_tools=how.with_tools)
+        ]
         if how.system:
-            messages.insert(len(messages) // 2 if not how.with_tools else 0, Message("system", "Be brief."))
+            messages.insert(
+                len(messages) // 2 if not how.with_tools else 0, Message("system", "Be brief.")
+            )
         return self._request(owner, messages, how, server=False)
 
     def server_request(self, owner: Owner, new: Sequence[Said], how: How) -> Request:
         """Only what is new."""
-        return self._request(owner, [message for said in new for message in _rendered(said, with_tools=False)], how, server=True)
+        return self._request(
+            owner,
+            [message for said in new for message in _rendered(said, with_tools=False)],
+            how,
+            server=True,
+        )
 
     def _request(self, owner: Owner, messages: list[Message], how: How, *, server: bool) -> Request:
         headers: dict[str, str] = {}
-        body: dict[str, Any] = {"messages": [_wire(message) for message in messages], "stream": how.stream}
+        body: dict[str, Any] = {
+            "messages": [_wire(message) for message in messages],
+            "stream": how.stream,
+        }
         message_id = f"m{next(self.numbers)}" if how.named else None
         if message_id is not None:
             headers["X-AAS-Message"] = message_id
         path = CHAT
         if how.door == "agents":
             path = f"/agents/{owner.agent}/chat"
-            body |= {name: value for name, value in (("user_id", owner.user), ("session_id", owner.session)) if value is not None}
+            body |= {
+                name: value
+                for name, value in (("user_id", owner.user), ("session_id", owner.session))
+                if value is not None
+            }
             if server and len(messages) == 1 and isinstance(messages[0].content, str):
                 body["message"] = body.pop("messages")[0]["content"]
             elif server:
@@ -933,16 +1156,32 @@ class Conversations(RuleBasedStateMachine):
             body["model"] = owner.agent
             if owner.user is not None:
                 body["user"] = owner.user
-            metadata = {"session_id": owner.session, "session_history": "server" if server else "client"}
+            metadata = {
+                "session_id": owner.session,
+                "session_history": "server" if server else "client",
+            }
             if how.door == "metadata" and owner.session is not None:
                 body["metadata"] = metadata
             elif owner.session is not None:
-                headers["X-OpenWebUI-Chat-Id" if how.door == "chat id" else "X-Session-Id"] = owner.session
+                headers["X-OpenWebUI-Chat-Id" if how.door == "chat id" else "X-Session-Id"] = (
+                    owner.session
+                )
                 if server:
                     headers["X-Session-History"] = "server"
-        return Request(owner, path, body, headers, tuple(messages), server, how.stream, message_id if owner.is_stored else None)
+        return Request(
+            owner,
+            path,
+            body,
+            headers,
+            tuple(messages),
+            server,
+            how.stream,
+            message_id if owner.is_stored else None,
+        )
 
-    def _start(self, request: Request, plan: Plan | None, left: asyncio.Event | None = None) -> tuple[str, asyncio.Task[Reply]]:
+    def _start(
+        self, request: Request, plan: Plan | None, left: asyncio.Event | None = None
+    ) -> tuple[str, asyncio.Task[Reply]]:
         """The request's id, and the task that gets its answer."""
         request_id = f"request-{next(self.numbers)}"
         self.touched.add(request.owner)
@@ -953,17 +1192,26 @@ class Conversations(RuleBasedStateMachine):
         headers = {**request.headers, "x-request-id": request_id}
 
         async def answering() -> Reply:
-            return _reply(request, await self.client.post(request.path, json=request.body, headers=headers))
+            return _reply(
+                request, await self.client.post(request.path, json=request.body, headers=headers)
+            )
 
         return request_id, asyncio.create_task(answering())
 
-    async def _at_once(self, requests: Sequence[Request], plans: Sequence[Plan]) -> list[tuple[str, Reply]]:
-        started = [self._start(request, plan) for request, plan in zip(requests, plans, strict=True)]
+    async def _at_once(
+        self, requests: Sequence[Request], plans: Sequence[Plan]
+    ) -> list[tuple[str, Reply]]:
+        started = [
+            self._start(request, plan) for request, plan in zip(requests, plans, strict=True)
+        ]
         replies = await asyncio.gather(*(task for _, task in started))
-        return [(request_id, reply) for (request_id, _), reply in zip(started, replies, strict=True)]
+        return [
+            (request_id, reply) for (request_id, _), reply in zip(started, replies, strict=True)
+        ]
 
     async def _written(self) -> None:
-        """Waits until what other requests have to write by now is written: a deletion of nothing has to wait for its turn."""
+        """Waits until what other requests have to write by now is written: a deletion of nothing
+        has to wait for its turn."""
         response = await self.client.delete("/agents/helper/conversations/none")
         assert response.status_code == 404
 
@@ -983,7 +1231,11 @@ class Conversations(RuleBasedStateMachine):
 
         def calls(*places: int) -> ModelFinished:
             wanted = [
-                ToolCall(f"call_{number:012}{place:012}", "calculate", json.dumps({"expression": f"{place + number} + 1"}))
+                ToolCall(
+                    f"call_{number:012}{place:012}",
+                    "calculate",
+                    json.dumps({"expression": f"{place + number} + 1"}),
+                )
                 for place in places
             ]
             return ModelFinished("tool_calls", tuple(wanted))
@@ -997,7 +1249,10 @@ class Conversations(RuleBasedStateMachine):
             "same, spaced": [[*says("Yes", "\n."), stop]],
             "same after tool": [[calls(1)], [*says(SAME), stop]],
             "same, broken": [[*says(SAME), broken]],
-            "tool": [[*says(f"Let me see {number}. "), calls(1)], [*says("It is ", f"{number}."), stop]],
+            "tool": [
+                [*says(f"Let me see {number}. "), calls(1)],
+                [*says("It is ", f"{number}."), stop],
+            ],
             "silent tools": [[calls(1, 2)], [calls(3)], [*says(f"All of {number}."), stop]],
             "refuses": [[broken]],
             "breaks": [[*says(f"Answer {number}, be"), broken]],
@@ -1037,31 +1292,44 @@ class Conversations(RuleBasedStateMachine):
         self._check_database()
 
     def _check_api(self) -> None:
-        """Of each session that was used: all branches, the newest one, the list; and nothing of it to others."""
+        """Of each session that was used: all branches, the newest one, the list; and nothing of it
+        to others."""
         self.checks += 1
-        touched = sorted((owner for owner in self.touched if owner.session is not None), key=lambda owner: owner.key)
+        touched = sorted(
+            (owner for owner in self.touched if owner.session is not None),
+            key=lambda owner: owner.key,
+        )
         self.touched.clear()
         for owner in touched:
             self.run(self._check_shown(owner))
 
     async def _check_shown(self, owner: Owner) -> None:
         tree = self.ledger.trees.get(owner)
-        response = await self.client.get(self._place(owner), params={**self._user(owner), "branches": "true"})
+        response = await self.client.get(
+            self._place(owner), params={**self._user(owner), "branches": "true"}
+        )
         if tree is None:
             assert response.status_code == 404
             return
         assert response.status_code == 200, response.text
         addresses = _addresses(response.json()["messages"])
         shown = [(address, _view(message)) for message, address in addresses]
-        twice = [address for address, count in Counter(address for address, _ in shown).items() if count > 1]
+        twice = [
+            address
+            for address, count in Counter(address for address, _ in shown).items()
+            if count > 1
+        ]
         assert not twice, "stored twice"
         wanted = {address: _wanted(node) for address, node in tree.nodes.items()}
         assert dict(shown) == wanted
         by_path = {bytes.fromhex(message["id"]): address for message, address in addresses}
         heads = self.database.execute(
-            "SELECT head FROM sessions WHERE user_id = ? AND agent_id = ? AND session_id = ?", owner.key
+            "SELECT head FROM sessions WHERE user_id = ? AND agent_id = ? AND session_id = ?",
+            owner.key,
         ).fetchall()
-        assert [by_path[head] for (head,) in heads] == [tree.head], "the newest message is another one"
+        assert [by_path[head] for (head,) in heads] == [tree.head], (
+            "the newest message is another one"
+        )
         if self.checks % 4 == 0:
             await self._check_lists(owner, tree)
 
@@ -1069,10 +1337,20 @@ class Conversations(RuleBasedStateMachine):
         """The newest branch, the list of the owner's sessions, and that others find nothing."""
         newest = await self.client.get(self._place(owner), params=self._user(owner))
         branch = _addresses(newest.json()["messages"])
-        assert [address for _, address in branch] == [tree.head[:end] for end in range(1, len(tree.head) + 1)]
-        listed = (await self.client.get(f"/agents/{owner.agent}/conversations", params=self._user(owner))).json()["data"]
-        mine = {each.session: kept for each, kept in self.ledger.trees.items() if (each.user, each.agent) == (owner.user, owner.agent)}
-        assert {info["session_id"]: info["messages"] for info in listed} == {session: len(kept.nodes) for session, kept in mine.items()}
+        assert [address for _, address in branch] == [
+            tree.head[:end] for end in range(1, len(tree.head) + 1)
+        ]
+        listed = (
+            await self.client.get(f"/agents/{owner.agent}/conversations", params=self._user(owner))
+        ).json()["data"]
+        mine = {
+            each.session: kept
+            for each, kept in self.ledger.trees.items()
+            if (each.user, each.agent) == (owner.user, owner.agent)
+        }
+        assert {info["session_id"]: info["messages"] for info in listed} == {
+            session: len(kept.nodes) for session, kept in mine.items()
+        }
         for stranger in (replace(owner, user=user) for user in USERS):
             if stranger not in self.ledger.trees:
                 response = await self.client.get(self._place(stranger), params=self._user(stranger))
@@ -1083,39 +1361,66 @@ class Conversations(RuleBasedStateMachine):
         return _addresses(response.json()["messages"])[-1][1]
 
     def _check_database(self) -> None:
-        """No session, message or run that is not in the ledger; none that is still under way; what was not touched is as it was."""
-        sessions = self.database.execute("SELECT key, tenant, user_id, agent_id, session_id, lease_process FROM sessions").fetchall()
+        """No session, message or run that is not in the ledger; none that is still under way; what
+        was not touched is as it was."""
+        sessions = self.database.execute(
+            "SELECT key, tenant, user_id, agent_id, session_id, lease_process FROM sessions"
+        ).fetchall()
         keys = {row[0]: row[1:5] for row in sessions}
-        assert Counter(keys.values()) == Counter(("local", *owner.key) for owner in self.ledger.trees)
-        assert [row for row in sessions if row[5] is not None] == [], "a session is held though no turn is under way"
+        assert Counter(keys.values()) == Counter(
+            ("local", *owner.key) for owner in self.ledger.trees
+        )
+        assert [row for row in sessions if row[5] is not None] == [], (
+            "a session is held though no turn is under way"
+        )
         nodes = self.database.execute(
-            "SELECT n.session_key, n.path, n.parent, n.depth, n.role, n.status, n.body, n.steps, n.run_id, n.tenant, n.user_id, p.depth,"
-            " p.session_key"
-            " FROM nodes n LEFT JOIN nodes p ON p.path = n.parent"
+            "SELECT n.session_key, n.path, n.parent, n.depth, n.role, n.status, n.body, n.steps,"
+            " n.run_id, n.tenant, n.user_id, p.depth, p.session_key FROM nodes n LEFT JOIN nodes p"
+            " ON p.path = n.parent"
         ).fetchall()
         for row in nodes:
             key, _, parent, depth, *_ = row
             assert row[9:11] == keys[key][:2], "a message belongs to somebody else than its session"
-            assert (depth, key) == (1, parent) if row[11] is None else (depth, key) == (row[11] + 1, row[12]), "a message hangs nowhere"
+            assert (
+                (depth, key) == (1, parent)
+                if row[11] is None
+                else (depth, key) == (row[11] + 1, row[12])
+            ), "a message hangs nowhere"
         by_address = {row[1]: row for row in nodes}
-        runs = self.database.execute("SELECT session_key, status, question, answer, tenant, user_id FROM runs").fetchall()
+        runs = self.database.execute(
+            "SELECT session_key, status, question, answer, tenant, user_id FROM runs"
+        ).fetchall()
         for key, status, question, answer, *owner in runs:
             assert tuple(owner) == keys[key][:2]
             assert by_address[question][4] == "user"
-            assert status == "incomplete" or (status == "done" and by_address[answer][5] == "complete"), status
+            assert status == "incomplete" or (
+                status == "done" and by_address[answer][5] == "complete"
+            ), status
         found = Counter((keys[row[0]], row[1]) for row in runs)
-        assert found == Counter((("local", *owner.key), run.status) for owner, tree in self.ledger.trees.items() for run in tree.runs)
+        assert found == Counter(
+            (("local", *owner.key), run.status)
+            for owner, tree in self.ledger.trees.items()
+            for run in tree.runs
+        )
         counted = Counter(keys[row[0]] for row in nodes)
-        assert counted == Counter({("local", *owner.key): len(tree.nodes) for owner, tree in self.ledger.trees.items()})
+        assert counted == Counter(
+            {("local", *owner.key): len(tree.nodes) for owner, tree in self.ledger.trees.items()}
+        )
 
 
 def _rendered(said: Said, *, with_tools: bool) -> list[Message]:
     """A client's message as it is sent, the tools of an answer with it or left out."""
     if said.role == "assistant":
         if said.steps and with_tools:
-            return [*(message for step in said.steps for message in step.messages), Message("assistant", said.last)]
+            return [
+                *(message for step in said.steps for message in step.messages),
+                Message("assistant", said.last),
+            ]
         return [Message("assistant", said.text)]
-    parts: tuple[ContentPart, ...] = (TextPart(said.text), *((ImagePart(IMAGE),) if said.form == "image" else ()))
+    parts: tuple[ContentPart, ...] = (
+        TextPart(said.text),
+        *((ImagePart(IMAGE),) if said.form == "image" else ()),
+    )
     return [Message("user", said.text if said.form == "text" else parts)]
 
 
@@ -1124,13 +1429,23 @@ def _wire(message: Message) -> dict[str, Any]:
     content: Any = message.content
     if not isinstance(content, str):
         content = [
-            {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image_url", "image_url": {"url": IMAGE}}
+            (
+                {"type": "text", "text": part.text}
+                if isinstance(part, TextPart)
+                else {"type": "image_url", "image_url": {"url": IMAGE}}
+            )
             for part in content
         ]
     found: dict[str, Any] = {"role": message.role, "content": content}
     if message.tool_calls:
-        functions = [(call.id, {"name": call.name, "arguments": call.arguments}) for call in message.tool_calls]
-        found["tool_calls"] = [{"id": call_id, "type": "function", "function": function} for call_id, function in functions]
+        functions = [
+            (call.id, {"name": call.name, "arguments": call.arguments})
+            for call in message.tool_calls
+        ]
+        found["tool_calls"] = [
+            {"id": call_id, "type": "function", "function": function}
+            for call_id, function in functions
+        ]
     if message.tool_call_id is not None:
         found["tool_call_id"] = message.tool_call_id
     return found
@@ -1148,7 +1463,11 @@ def _reply(request: Request, response: httpx2.Response) -> Reply:
             return Reply(200, choice["message"]["content"], True, choice["finish_reason"])
         tools = [(call["id"], call["result"]) for call in body["tool_calls"]]
         return Reply(200, body["response"], True, body["finish_reason"], tools)
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n") if line.startswith("data: ")]
+    lines = [
+        line.removeprefix("data: ")
+        for line in response.text.split("\n")
+        if line.startswith("data: ")
+    ]
     assert lines.pop() == "[DONE]"
     reply = Reply(response.status_code)
     failed = False
@@ -1176,7 +1495,14 @@ def _addresses(messages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Add
             key = question_key(content)
         else:
             key = question_key(
-                [TextPart(part["text"]) if part["type"] == "text" else ImagePart(part["image_url"]["url"]) for part in content]
+                [
+                    (
+                        TextPart(part["text"])
+                        if part["type"] == "text"
+                        else ImagePart(part["image_url"]["url"])
+                    )
+                    for part in content
+                ]
             )
         found[message["id"]] = (*found[message["parent"]], (message["role"], key))
     return [(message, found[message["id"]]) for message in messages]
@@ -1184,20 +1510,36 @@ def _addresses(messages: list[dict[str, Any]]) -> list[tuple[dict[str, Any], Add
 
 def _view(message: dict[str, Any]) -> tuple[Any, ...]:
     """What of a message of the API is compared."""
-    tools = [(call["id"], call["name"], call["arguments"], call["result"]) for call in message.get("tool_calls", ())]
+    tools = [
+        (call["id"], call["name"], call["arguments"], call["result"])
+        for call in message.get("tool_calls", ())
+    ]
     content = message["content"]
     if not isinstance(content, str):
-        content = [part if part["type"] == "text" else {**part, "image_url": {"url": part["image_url"]["url"]}} for part in content]
+        content = [
+            (
+                part
+                if part["type"] == "text"
+                else {**part, "image_url": {"url": part["image_url"]["url"]}}
+            )
+            for part in content
+        ]
     return (message["role"], content, message["status"], message["origin"], tools)
 
 
 def _wanted(node: Stored) -> tuple[Any, ...]:
     """As `_build_view`, of what the ledger says."""
-    tools = [(call.id, call.name, call.arguments, result) for step in node.steps for call, result in step.calls]
+    tools = [
+        (call.id, call.name, call.arguments, result)
+        for step in node.steps
+        for call, result in step.calls
+    ]
     return (node.role, comparable(node.content), node.status, node.origin, tools)
 
 
-@pytest.mark.timeout(400)  # only a failure takes so long, for it is made as short as can be before it is told
+@pytest.mark.timeout(
+    400
+)  # only a failure takes so long, for it is made as short as can be before it is told
 def test_random_conversations_are_stored_once_and_shown_to_nobody_else() -> None:
     run_state_machine_as_test(
         Conversations,

@@ -1,4 +1,5 @@
-"""The compressor: when a conversation is too long, and what the model is asked that summarises it."""
+"""The compressor: when a conversation is too long, and what the model is asked that summarises
+it."""
 
 import asyncio
 import re
@@ -8,15 +9,28 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.core.errors import ContextTooLongError, ProviderProtocolError, ProviderUnavailableError
+from ai_agent_service.core.errors import (
+    ContextTooLongError,
+    ProviderProtocolError,
+    ProviderUnavailableError,
+)
 from ai_agent_service.core.events import ReasoningDelta, TextDelta
 from ai_agent_service.core.messages import Content, ImagePart, Message, Role, TextPart, ToolCall
-from ai_agent_service.memory.summaries import DEFAULT_PROMPT, MIN_PIECE_TOKENS, Compressor, _estimate_upper_bound, _render_message
+from ai_agent_service.memory.summaries import (
+    DEFAULT_PROMPT,
+    MIN_PIECE_TOKENS,
+    Compressor,
+    _estimate_upper_bound,
+    _render_message,
+)
 from ai_agent_service.memory.tokens import TokenCounter, estimate
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from tests.scripted import Action, Script, says
 
-SHORT = (Message(role="user", content="My name is Ada."), Message(role="assistant", content="Hello Ada."))
+SHORT = (
+    Message(role="user", content="My name is Ada."),
+    Message(role="assistant", content="Hello Ada."),
+)
 WORDS = [f"word{number}" for number in range(3000)]
 
 
@@ -82,7 +96,9 @@ def words_in(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("words", "due"), [(300, False), (1500, True)])
-async def test_a_conversation_is_due_when_it_is_more_than_the_threshold(words: int, due: bool) -> None:
+async def test_a_conversation_is_due_when_it_is_more_than_the_threshold(
+    words: int, due: bool
+) -> None:
     message = Message(role="user", content="apple " * words)
     assert await compressor(Script()).is_due([message], "") is due
 
@@ -94,7 +110,9 @@ async def test_the_summary_that_is_sent_counts_too() -> None:
 
 
 async def test_calls_and_results_of_tools_count_too() -> None:
-    call = Message(role="assistant", tool_calls=(ToolCall("c", "look", '{"for": "' + "apple " * 600 + '"}'),))
+    call = Message(
+        role="assistant", tool_calls=(ToolCall("c", "look", '{"for": "' + "apple " * 600 + '"}'),)
+    )
     result = Message(role="tool", content="apple " * 600, tool_call_id="c")
     assert await compressor(Script()).is_due([call, result], "")
     assert not await compressor(Script()).is_due([call], "")
@@ -114,7 +132,11 @@ async def test_the_model_is_given_the_conversation_with_who_said_what() -> None:
     assert [message.role for message in request.messages] == ["system", "user"]
     assert request.messages[0].text == DEFAULT_PROMPT
     assert "User: My name is Ada.\n\nAssistant: Hello Ada." in request.messages[1].text
-    assert (request.model, request.tools, request.settings) == ("default-model", (), {"temperature": 0.1})
+    assert (request.model, request.tools, request.settings) == (
+        "default-model",
+        (),
+        {"temperature": 0.1},
+    )
     assert 0 < request.deadline - time.monotonic() <= 20
 
 
@@ -128,8 +150,14 @@ async def test_a_prompt_and_a_model_of_ones_own_are_used() -> None:
     assert (request.messages[0].text, request.model) == ("Shorten this.", "small")
 
 
-async def test_calls_and_results_of_tools_are_summarised_and_long_results_by_both_their_ends() -> None:
-    call = Message(role="assistant", content="Let me look.", tool_calls=(ToolCall("c", "look", '{"in": "attic"}'),))
+async def test_calls_and_results_of_tools_are_summarised_and_long_results_by_both_their_ends() -> (
+    None
+):
+    call = Message(
+        role="assistant",
+        content="Let me look.",
+        tool_calls=(ToolCall("c", "look", '{"in": "attic"}'),),
+    )
     result = Message(role="tool", content="BEGIN" + "x" * 50_000 + "END", tool_call_id="c")
     text = (await asked(call, result, threshold=8000)).messages[1].text
     assert "Assistant: Let me look." in text
@@ -139,7 +167,10 @@ async def test_calls_and_results_of_tools_are_summarised_and_long_results_by_bot
 
 
 async def test_images_are_mentioned_and_not_sent() -> None:
-    image = Message(role="user", content=(TextPart("What is this?"), ImagePart("data:image/png;base64,iVBORw0KGgo=")))
+    image = Message(
+        role="user",
+        content=(TextPart("What is this?"), ImagePart("data:image/png;base64,iVBORw0KGgo=")),
+    )
     request = await asked(image)
     assert "User: What is this?\nUser also sent images or files." in request.messages[1].text
     assert isinstance(request.messages[1].content, str)
@@ -149,7 +180,9 @@ async def test_images_are_mentioned_and_not_sent() -> None:
 # What comes of it
 
 
-@pytest.mark.parametrize("answer", [says(), says(" \n"), [ReasoningDelta("Hm"), ModelFinished("stop")]])
+@pytest.mark.parametrize(
+    "answer", [says(), says(" \n"), [ReasoningDelta("Hm"), ModelFinished("stop")]]
+)
 async def test_an_empty_summary_is_an_error(answer: list[Action]) -> None:
     with pytest.raises(ProviderProtocolError, match="empty summary"):
         await compressor(Script(answer)).summarize(None, SHORT)
@@ -173,9 +206,14 @@ async def test_a_model_that_repeats_without_end_does_not_make_the_conversation_l
     assert len(found) == 1000
 
 
-async def test_what_is_longer_than_the_threshold_is_summarised_in_pieces_each_with_the_summary_so_far() -> None:
+async def test_text_over_the_threshold_is_summarised_in_pieces_each_with_the_summary_so_far() -> (
+    None
+):
     provider = Narrow(1_000_000)
-    messages = [Message(role="user", content=" ".join(WORDS[start : start + 100])) for start in range(0, 3000, 100)]
+    messages = [
+        Message(role="user", content=" ".join(WORDS[start : start + 100]))
+        for start in range(0, 3000, 100)
+    ]
     found = await compressor(provider, threshold=1000).summarize("summary 0", messages)
     assert found == f"summary {len(provider.taken)}"
     assert len(provider.taken) > 3
@@ -185,14 +223,24 @@ async def test_what_is_longer_than_the_threshold_is_summarised_in_pieces_each_wi
 
 async def test_one_message_that_is_too_long_is_summarised_in_pieces_too() -> None:
     provider = Narrow(1_000_000)
-    await compressor(provider, threshold=1000).summarize(None, [Message(role="user", content=" ".join(WORDS))])
+    await compressor(provider, threshold=1000).summarize(
+        None, [Message(role="user", content=" ".join(WORDS))]
+    )
     assert len(provider.taken) > 3
-    assert "".join(piece.rpartition("The conversation:\n\n")[2] for piece in provider.taken) == f"User: {' '.join(WORDS)}"
+    assert (
+        "".join(piece.rpartition("The conversation:\n\n")[2] for piece in provider.taken)
+        == f"User: {' '.join(WORDS)}"
+    )
 
 
-async def test_pieces_get_smaller_where_the_model_finds_them_too_long_and_nothing_is_left_out() -> None:
+async def test_pieces_get_smaller_where_the_model_finds_them_too_long_and_nothing_is_left_out() -> (
+    None
+):
     provider = Narrow(3000)
-    messages = [Message(role="user", content=" ".join(WORDS[start : start + 100])) for start in range(0, 3000, 100)]
+    messages = [
+        Message(role="user", content=" ".join(WORDS[start : start + 100]))
+        for start in range(0, 3000, 100)
+    ]
     async with asyncio.timeout(20):
         found = await compressor(provider, threshold=8000).summarize(None, messages)
     assert found == f"summary {len(provider.taken)}"
@@ -203,7 +251,9 @@ async def test_pieces_get_smaller_where_the_model_finds_them_too_long_and_nothin
 async def test_a_model_that_takes_no_piece_at_all_is_given_up_after_a_few_attempts() -> None:
     provider = Narrow(0)
     with pytest.raises(ContextTooLongError):
-        await compressor(provider, threshold=8000).summarize(None, [Message(role="user", content=" ".join(WORDS))])
+        await compressor(provider, threshold=8000).summarize(
+            None, [Message(role="user", content=" ".join(WORDS))]
+        )
     sizes = [len(request.messages[1].text) for request in provider.requests]
     assert sizes == sorted(set(sizes), reverse=True)
     assert (len(sizes) <= 8, sizes[-1] <= 4 * MIN_PIECE_TOKENS + 100) == (True, True)

@@ -11,7 +11,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from tests.api.asking import CHAT, IMAGE_MESSAGE, WEATHER, chunks_of, completion_of, error_of, stream_of, told
+from tests.api.asking import (
+    CHAT,
+    IMAGE_MESSAGE,
+    WEATHER,
+    chunks_of,
+    completion_of,
+    error_of,
+    stream_of,
+    told,
+)
 from tests.memory.conftest import SESSION, Database, Serve, in_turn, until
 from tests.scripted import Script, calls, says
 from tests.service import serving
@@ -56,7 +65,9 @@ class LastSent:
 # When
 
 
-async def test_a_question_is_stored_before_the_provider_is_asked(serve: Serve, stored: Database) -> None:
+async def test_a_question_is_stored_before_the_provider_is_asked(
+    serve: Serve, stored: Database
+) -> None:
     script = Looking(stored)
     async with serve(script) as talking:
         completion_of(await talking.complete("Hello"))
@@ -64,13 +75,19 @@ async def test_a_question_is_stored_before_the_provider_is_asked(serve: Serve, s
 
 
 @STREAMED
-async def test_an_answer_is_stored_before_its_end_is_sent(serve: Serve, stored: Database, stream: bool) -> None:
+async def test_an_answer_is_stored_before_its_end_is_sent(
+    serve: Serve, stored: Database, stream: bool
+) -> None:
     async with serve(Script(says("Hi", " you"))) as talking:
         watched = LastSent(talking.app, stored)
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=watched), base_url="http://service") as client:
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=watched), base_url="http://service"
+        ) as client:
             body = {"model": "helper", "messages": in_turn(["Hello"]), "stream": stream}
             assert (await client.post(CHAT, json=body, headers=SESSION)).status_code == 200
-    assert watched.seen == [[("user", "Hello", "complete", "client"), ("assistant", "Hi you", "complete", "ours")]]
+    assert watched.seen == [
+        [("user", "Hello", "complete", "client"), ("assistant", "Hi you", "complete", "ours")]
+    ]
 
 
 async def test_a_run_that_came_to_its_end_is_done(serve: Serve, stored: Database) -> None:
@@ -108,7 +125,10 @@ async def test_the_same_request_twice_leaves_no_duplicate(serve: Serve, stored: 
     async with serve(Script(says("Hi"))) as talking:
         for _ in range(2):
             completion_of(await talking.complete("Hello"))
-    assert await stored.nodes() == [("user", "Hello", "complete", "client"), ("assistant", "Hi", "complete", "ours")]
+    assert await stored.nodes() == [
+        ("user", "Hello", "complete", "client"),
+        ("assistant", "Hi", "complete", "ours"),
+    ]
     assert await stored.runs() == [("done", None)] * 2
 
 
@@ -119,7 +139,10 @@ async def test_a_regenerated_answer_stands_beside_the_first(serve: Serve) -> Non
         everything = (await talking.conversation(branches="true"))["messages"]
         newest = await talking.shown()
     question, *answers = everything
-    assert [(answer["content"], answer["parent"]) for answer in answers] == [("first", question["id"]), ("second", question["id"])]
+    assert [(answer["content"], answer["parent"]) for answer in answers] == [
+        ("first", question["id"]),
+        ("second", question["id"]),
+    ]
     assert newest == [("user", "Hello", "complete"), ("assistant", "second", "complete")]
 
 
@@ -135,19 +158,27 @@ async def test_an_edited_question_begins_a_branch(serve: Serve) -> None:
     assert [content for _, content, _ in newest] == ["1", "one", "2, but better", "three"]
 
 
-async def test_an_edited_first_question_begins_another_conversation_in_the_session(serve: Serve) -> None:
+async def test_an_edited_first_question_begins_another_conversation_in_the_session(
+    serve: Serve,
+) -> None:
     async with serve(Script(says("one"))) as talking:
         completion_of(await talking.complete("1"))
         completion_of(await talking.complete("2"))
         everything = (await talking.conversation(branches="true"))["messages"]
-    assert [(message["content"], message["parent"] is None) for message in everything if message["role"] == "user"] == [
+    assert [
+        (message["content"], message["parent"] is None)
+        for message in everything
+        if message["role"] == "user"
+    ] == [
         ("1", True),
         ("2", True),
     ]
     assert len({message["id"] for message in everything}) == 4
 
 
-async def test_a_foreign_history_is_stored_once_as_the_clients(serve: Serve, stored: Database) -> None:
+async def test_a_foreign_history_is_stored_once_as_the_clients(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("two"), says("three"))) as talking:
         completion_of(await talking.complete("1", "one, elsewhere", "2"))
         completion_of(await talking.complete("1", "one, elsewhere", "2", "two", "3"))
@@ -161,41 +192,69 @@ async def test_a_foreign_history_is_stored_once_as_the_clients(serve: Serve, sto
     ]
 
 
-async def test_a_long_foreign_history_is_stored_in_its_order(serve: Serve, stored: Database) -> None:
+async def test_a_long_foreign_history_is_stored_in_its_order(
+    serve: Serve, stored: Database
+) -> None:
     history = [str(number) for number in range(1200)]
     async with serve(Script(says("answer"))) as talking:
         completion_of(await talking.complete(*history, "last"))
         assert [content for _, content, _ in await talking.shown()] == [*history, "last", "answer"]
         completion_of(await talking.complete(*history, "last", "answer", "one more"))
-        assert [content for _, content, _ in await talking.shown()] == [*history, "last", "answer", "one more", "answer"]
+        assert [content for _, content, _ in await talking.shown()] == [
+            *history,
+            "last",
+            "answer",
+            "one more",
+            "answer",
+        ]
     assert await stored.value("SELECT count(*) FROM nodes") == 1204
 
 
 @pytest.mark.parametrize("edited", [0, 4, 37, 38])
-async def test_what_follows_on_an_edited_message_is_stored_anew_and_nothing_else(serve: Serve, stored: Database, edited: int) -> None:
+async def test_what_follows_on_an_edited_message_is_stored_anew_and_nothing_else(
+    serve: Serve, stored: Database, edited: int
+) -> None:
     history = [str(number) for number in range(41)]
     async with serve(Script(says("An answer"))) as talking:
         completion_of(await talking.complete(*history))
         completion_of(await talking.complete(*history[:edited], "edited", *history[edited + 1 :]))
     bodies = [body for _, body, _, _ in await stored.nodes()]
-    assert sorted(bodies) == sorted([*history, "An answer", "edited", *history[edited + 1 :], "An answer"])
+    assert sorted(bodies) == sorted(
+        [*history, "An answer", "edited", *history[edited + 1 :], "An answer"]
+    )
 
 
-async def test_what_was_said_elsewhere_since_is_stored_after_what_is_known(serve: Serve, stored: Database) -> None:
-    known, since = [str(number) for number in range(600)], [f"since {number}" for number in range(40)]
+async def test_what_was_said_elsewhere_since_is_stored_after_what_is_known(
+    serve: Serve, stored: Database
+) -> None:
+    known, since = (
+        [str(number) for number in range(600)],
+        [f"since {number}" for number in range(40)],
+    )
     async with serve(Script(says("answer"))) as talking:
         completion_of(await talking.complete(*known, "a question"))
         completion_of(await talking.complete(*known, *since, "a question"))
-        assert [content for _, content, _ in await talking.shown()] == [*known, *since, "a question", "answer"]
+        assert [content for _, content, _ in await talking.shown()] == [
+            *known,
+            *since,
+            "a question",
+            "answer",
+        ]
     assert await stored.value("SELECT count(*) FROM nodes") == 600 + 2 + 40 + 2
 
 
 @pytest.mark.parametrize(
     "changed",
-    ["Caf\u00e9 au lait\n\n- one\n- two", " Cafe\u0301 au lait - one - two\n", "Caf\u00e9 au lait\r\n\r\n- one\r\n- two"],
+    [
+        "Caf\u00e9 au lait\n\n- one\n- two",
+        " Cafe\u0301 au lait - one - two\n",
+        "Caf\u00e9 au lait\r\n\r\n- one\r\n- two",
+    ],
     ids=["same", "decomposed and trimmed", "other line ends"],
 )
-async def test_an_answer_that_came_back_in_another_form_is_found(serve: Serve, stored: Database, changed: str) -> None:
+async def test_an_answer_that_came_back_in_another_form_is_found(
+    serve: Serve, stored: Database, changed: str
+) -> None:
     async with serve(Script(says("Caf\u00e9 au lait\n\n", "- one\n- two"), says("ok"))) as talking:
         completion_of(await talking.complete("?"))
         completion_of(await talking.complete("?", changed, "Thanks"))
@@ -207,11 +266,18 @@ async def test_an_answer_that_came_back_in_another_form_is_found(serve: Serve, s
     ]
 
 
-async def test_an_answer_that_the_client_changed_is_another_one(serve: Serve, stored: Database) -> None:
+async def test_an_answer_that_the_client_changed_is_another_one(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("It is 41."), says("ok"))) as talking:
         completion_of(await talking.complete("?"))
         completion_of(await talking.complete("?", "It is 42.", "Thanks"))
-        assert [content for _, content, _ in await talking.shown()] == ["?", "It is 42.", "Thanks", "ok"]
+        assert [content for _, content, _ in await talking.shown()] == [
+            "?",
+            "It is 42.",
+            "Thanks",
+            "ok",
+        ]
     assert ("assistant", "It is 41.", "complete", "ours") in await stored.nodes()
     assert ("assistant", "It is 42.", "complete", "client") in await stored.nodes()
 
@@ -220,15 +286,28 @@ async def test_system_messages_are_sent_on_and_not_stored(serve: Serve, stored: 
     async with serve(Script(says("Hi"))) as talking:
         brief = {"role": "system", "content": "Be brief."}
         completion_of(await talking.complete(brief, {"role": "user", "content": "Hello"}))
-        completion_of(await talking.complete({"role": "user", "content": "Hello"}, {"role": "developer", "content": "Be long."}))
-        assert [request.messages[0].text for request in talking.script.requests] == ["You help.\n\nBe brief.", "You help.\n\nBe long."]
-    assert await stored.nodes() == [("user", "Hello", "complete", "client"), ("assistant", "Hi", "complete", "ours")]
+        completion_of(
+            await talking.complete(
+                {"role": "user", "content": "Hello"}, {"role": "developer", "content": "Be long."}
+            )
+        )
+        assert [request.messages[0].text for request in talking.script.requests] == [
+            "You help.\n\nBe brief.",
+            "You help.\n\nBe long.",
+        ]
+    assert await stored.nodes() == [
+        ("user", "Hello", "complete", "client"),
+        ("assistant", "Hi", "complete", "ours"),
+    ]
 
 
 async def test_an_image_belongs_to_what_a_message_says(serve: Serve) -> None:
     another = {
         **IMAGE_MESSAGE,
-        "content": [IMAGE_MESSAGE["content"][0], {"type": "image_url", "image_url": {"url": "https://example.com/i"}}],
+        "content": [
+            IMAGE_MESSAGE["content"][0],
+            {"type": "image_url", "image_url": {"url": "https://example.com/i"}},
+        ],
     }
     async with serve(Script(says("A dot."))) as talking:
         for message in (IMAGE_MESSAGE, another, IMAGE_MESSAGE):
@@ -244,13 +323,19 @@ async def test_an_image_belongs_to_what_a_message_says(serve: Serve) -> None:
 async def test_two_turns_at_once_are_two_branches(serve: Serve) -> None:
     gate = asyncio.Event()
     async with serve(Script([gate, *says("Hi")])) as talking:
-        one, two = (asyncio.create_task(talking.complete(f"question {number}")) for number in (1, 2))
+        one, two = (
+            asyncio.create_task(talking.complete(f"question {number}")) for number in (1, 2)
+        )
         await until(lambda: len(talking.script.requests) == 2)
         gate.set()
         for response in (await one, await two):
             completion_of(response)
         everything = (await talking.conversation(branches="true"))["messages"]
-    answers = {message["parent"]: message["content"] for message in everything if message["role"] == "assistant"}
+    answers = {
+        message["parent"]: message["content"]
+        for message in everything
+        if message["role"] == "assistant"
+    }
     assert answers == {message["id"]: "Hi" for message in everything if message["role"] == "user"}
     assert len(answers) == 2
 
@@ -258,27 +343,43 @@ async def test_two_turns_at_once_are_two_branches(serve: Serve) -> None:
 async def test_a_refusal_is_an_answer(serve: Serve) -> None:
     async with serve(Script([RefusalDelta("I will not."), ModelFinished("stop")])) as talking:
         completion_of(await talking.complete("Do it"))
-        assert await talking.shown() == [("user", "Do it", "complete"), ("assistant", "I will not.", "complete")]
+        assert await talking.shown() == [
+            ("user", "Do it", "complete"),
+            ("assistant", "I will not.", "complete"),
+        ]
 
 
 async def test_an_answer_is_shown_with_its_run_and_its_usage(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        told_run = (await talking.client.post("/agents/helper/chat", json={"message": "Hello", "session_id": "s"})).json()
+        told_run = (
+            await talking.client.post(
+                "/agents/helper/chat", json={"message": "Hello", "session_id": "s"}
+            )
+        ).json()
         answer = (await talking.conversation())["messages"][1]
     assert (answer["run_id"], answer["usage"]) == (told_run["run_id"], told_run["usage"])
 
 
 async def test_nul_in_an_answer_does_not_keep_it_from_being_stored(serve: Serve) -> None:
-    async with serve(Script(calls(("calculate", {"expression": "1"}), text="a\x00"), says("b\x00c"))) as talking:
+    async with serve(
+        Script(calls(("calculate", {"expression": "1"}), text="a\x00"), says("b\x00c"))
+    ) as talking:
         completion_of(await talking.complete("?"))
-        assert await talking.shown() == [("user", "?", "complete"), ("assistant", "a\ufffdb\ufffdc", "complete")]
+        assert await talking.shown() == [
+            ("user", "?", "complete"),
+            ("assistant", "a\ufffdb\ufffdc", "complete"),
+        ]
 
 
 # Tools
 
 
 async def test_tool_steps_are_restored_where_the_client_leaves_them_out(serve: Serve) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), text="Let me see. "), says("It is 42."), says("Welcome."))
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), text="Let me see. "),
+        says("It is 42."),
+        says("Welcome."),
+    )
     async with serve(script) as talking:
         completion_of(await talking.complete("6*7?"))
         completion_of(await talking.complete("6*7?", "Let me see. It is 42.", "Thanks"))
@@ -295,12 +396,27 @@ async def test_tool_steps_are_restored_where_the_client_leaves_them_out(serve: S
             '{"expression":"6*7"}',
             call.id,
         )
-        assert [content for _, content, _ in await talking.shown()] == ["6*7?", "Let me see. It is 42.", "Thanks", "Welcome."]
+        assert [content for _, content, _ in await talking.shown()] == [
+            "6*7?",
+            "Let me see. It is 42.",
+            "Thanks",
+            "Welcome.",
+        ]
 
 
-async def test_tool_steps_that_the_client_brings_are_left_as_they_are(serve: Serve, stored: Database) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), text="Let me see. "), says("It is 42."), says("Welcome."))
-    call = {"id": "call_theirs_1234", "type": "function", "function": {"name": "calculate", "arguments": "{}"}}
+async def test_tool_steps_that_the_client_brings_are_left_as_they_are(
+    serve: Serve, stored: Database
+) -> None:
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), text="Let me see. "),
+        says("It is 42."),
+        says("Welcome."),
+    )
+    call = {
+        "id": "call_theirs_1234",
+        "type": "function",
+        "function": {"name": "calculate", "arguments": "{}"},
+    }
     replayed = (
         {"role": "user", "content": "6*7?"},
         {"role": "assistant", "content": "Let me see. ", "tool_calls": [call]},
@@ -322,7 +438,11 @@ async def test_tool_steps_that_the_client_brings_are_left_as_they_are(serve: Ser
 
 
 async def test_the_tools_of_a_foreign_answer_are_kept_with_it(serve: Serve) -> None:
-    call = {"id": "call_theirs_1234", "type": "function", "function": {"name": "calculate", "arguments": '{"expression": "6*7"}'}}
+    call = {
+        "id": "call_theirs_1234",
+        "type": "function",
+        "function": {"name": "calculate", "arguments": '{"expression": "6*7"}'},
+    }
     brought = (
         {"role": "user", "content": "6*7?"},
         {"role": "assistant", "content": "Well: ", "tool_calls": [call]},
@@ -334,20 +454,41 @@ async def test_the_tools_of_a_foreign_answer_are_kept_with_it(serve: Serve) -> N
         completion_of(await talking.complete(*brought))
         answer = (await talking.conversation())["messages"][1]
     assert answer["content"] == "Well: 42."
-    assert [(run["id"], run["name"], run["result"]) for run in answer["tool_calls"]] == [("call_theirs_1234", "calculate", "42")]
+    assert [(run["id"], run["name"], run["result"]) for run in answer["tool_calls"]] == [
+        ("call_theirs_1234", "calculate", "42")
+    ]
 
 
-async def test_the_beginning_of_an_answer_that_the_client_brings_is_kept_with_its_steps(serve: Serve) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), text="see. "), says("It is 42"), says("Welcome."))
+async def test_the_beginning_of_an_answer_that_the_client_brings_is_kept_with_its_steps(
+    serve: Serve,
+) -> None:
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), text="see. "),
+        says("It is 42"),
+        says("Welcome."),
+    )
     async with serve(script) as talking:
         completion_of(await talking.complete("6*7?", "Let me "))
         completion_of(await talking.complete("6*7?", "Let me see. It is 42", "Thanks"))
-        assert talking.asked()[1:-1] == [("assistant", "Let me see. "), ("tool", "42"), ("assistant", "It is 42")]
-        assert [content for _, content, _ in await talking.shown()] == ["6*7?", "Let me see. It is 42", "Thanks", "Welcome."]
+        assert talking.asked()[1:-1] == [
+            ("assistant", "Let me see. "),
+            ("tool", "42"),
+            ("assistant", "It is 42"),
+        ]
+        assert [content for _, content, _ in await talking.shown()] == [
+            "6*7?",
+            "Let me see. It is 42",
+            "Thanks",
+            "Welcome.",
+        ]
 
 
 async def test_a_turn_that_goes_on_with_the_clients_tool_makes_one_answer(serve: Serve) -> None:
-    script = Script(calls(("weather", {"city": "Rome"}), text="I look. "), says("It is sunny."), says("Welcome."))
+    script = Script(
+        calls(("weather", {"city": "Rome"}), text="I look. "),
+        says("It is sunny."),
+        says("Welcome."),
+    )
     async with serve(script) as talking:
         first = completion_of(await talking.complete("Rome?", tools=[WEATHER]))["choices"][0]
         assert first["finish_reason"] == "tool_calls"
@@ -355,10 +496,17 @@ async def test_a_turn_that_goes_on_with_the_clients_tool_makes_one_answer(serve:
         assert [status for _, _, status in await talking.shown()] == ["complete", "incomplete"]
         result = {"role": "tool", "tool_call_id": call_id, "content": "sunny"}
         completion_of(await talking.complete("Rome?", first["message"], result, tools=[WEATHER]))
-        assert await talking.shown() == [("user", "Rome?", "complete"), ("assistant", "I look. It is sunny.", "complete")]
+        assert await talking.shown() == [
+            ("user", "Rome?", "complete"),
+            ("assistant", "I look. It is sunny.", "complete"),
+        ]
         answer = (await talking.conversation())["messages"][1]
-        assert [(run["name"], run["result"]) for run in answer["tool_calls"]] == [("weather", "sunny")]
-        completion_of(await talking.complete("Rome?", "I look. It is sunny.", "Thanks", tools=[WEATHER]))
+        assert [(run["name"], run["result"]) for run in answer["tool_calls"]] == [
+            ("weather", "sunny")
+        ]
+        completion_of(
+            await talking.complete("Rome?", "I look. It is sunny.", "Thanks", tools=[WEATHER])
+        )
         assert talking.asked() == [
             ("user", "Rome?"),
             ("assistant", "I look. "),
@@ -372,8 +520,12 @@ async def test_a_turn_that_goes_on_with_the_clients_tool_makes_one_answer(serve:
 
 
 @STREAMED
-async def test_what_a_failed_run_said_is_stored_as_incomplete(serve: Serve, stored: Database, stream: bool) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")])) as talking:
+async def test_what_a_failed_run_said_is_stored_as_incomplete(
+    serve: Serve, stored: Database, stream: bool
+) -> None:
+    async with serve(
+        Script([TextDelta("It is"), ProviderUnavailableError("It is down.")])
+    ) as talking:
         response = await talking.complete("?", stream=stream)
         if stream:
             chunks, error = stream_of(response)
@@ -381,11 +533,16 @@ async def test_what_a_failed_run_said_is_stored_as_incomplete(serve: Serve, stor
             assert error is not None
         else:
             error_of(response, 502)
-        assert await talking.shown() == [("user", "?", "complete"), ("assistant", "It is", "incomplete")]
+        assert await talking.shown() == [
+            ("user", "?", "complete"),
+            ("assistant", "It is", "incomplete"),
+        ]
     assert await stored.runs() == [("incomplete", "provider_unavailable")]
 
 
-async def test_a_failure_without_a_word_leaves_the_question_and_an_incomplete_run(serve: Serve, stored: Database) -> None:
+async def test_a_failure_without_a_word_leaves_the_question_and_an_incomplete_run(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script([ProviderUnavailableError("It is down.")])) as talking:
         error_of(await talking.complete("?"), 502)
         assert await talking.shown() == [("user", "?", "complete")]
@@ -393,26 +550,43 @@ async def test_a_failure_without_a_word_leaves_the_question_and_an_incomplete_ru
 
 
 async def test_the_tools_of_a_failed_run_are_kept(serve: Serve) -> None:
-    async with serve(Script(calls(("calculate", {"expression": "6*7"})), [ProviderUnavailableError("It is down.")])) as talking:
+    async with serve(
+        Script(
+            calls(("calculate", {"expression": "6*7"})), [ProviderUnavailableError("It is down.")]
+        )
+    ) as talking:
         error_of(await talking.complete("?"), 502)
         answer = (await talking.conversation())["messages"][1]
     assert (answer["status"], answer["tool_calls"][0]["result"]) == ("incomplete", "42")
 
 
-async def test_an_answer_past_the_deadline_is_stored_as_incomplete(serve: Serve, stored: Database) -> None:
+async def test_an_answer_past_the_deadline_is_stored_as_incomplete(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script([TextDelta("It is"), asyncio.Event()]), request_timeout=0.5) as talking:
         chunks, error = stream_of(await talking.complete("?", stream=True))
         assert told(chunks) == "It is"
         assert error is not None
         assert error["code"] == "run_timeout"
-        assert await talking.shown() == [("user", "?", "complete"), ("assistant", "It is", "incomplete")]
+        assert await talking.shown() == [
+            ("user", "?", "complete"),
+            ("assistant", "It is", "incomplete"),
+        ]
     assert [status for status, _ in await stored.runs()] == ["incomplete"]
 
 
-async def test_what_a_client_that_left_was_told_is_stored_as_incomplete(serve: Serve, stored: Database) -> None:
-    async with serve(Script([TextDelta("It is"), asyncio.Event()])) as talking, serving(talking.app) as address:
+async def test_what_a_client_that_left_was_told_is_stored_as_incomplete(
+    serve: Serve, stored: Database
+) -> None:
+    async with (
+        serve(Script([TextDelta("It is"), asyncio.Event()])) as talking,
+        serving(talking.app) as address,
+    ):
         body = {"model": "helper", "messages": in_turn(["?"]), "stream": True}
-        async with httpx2.AsyncClient(base_url=address) as client, client.stream("POST", CHAT, json=body, headers=SESSION) as response:
+        async with (
+            httpx2.AsyncClient(base_url=address) as client,
+            client.stream("POST", CHAT, json=body, headers=SESSION) as response,
+        ):
             async for line in response.aiter_lines():
                 if "It is" in line:
                     break
@@ -421,12 +595,19 @@ async def test_what_a_client_that_left_was_told_is_stored_as_incomplete(serve: S
             return await stored.runs() != [("running", None)]
 
         await until(is_over)
-        assert await talking.shown() == [("user", "?", "complete"), ("assistant", "It is", "incomplete")]
+        assert await talking.shown() == [
+            ("user", "?", "complete"),
+            ("assistant", "It is", "incomplete"),
+        ]
     assert await stored.runs() == [("incomplete", None)]
 
 
-async def test_an_incomplete_answer_that_the_client_goes_on_from_stays_incomplete(serve: Serve) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("42."))) as talking:
+async def test_an_incomplete_answer_that_the_client_goes_on_from_stays_incomplete(
+    serve: Serve,
+) -> None:
+    async with serve(
+        Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("42."))
+    ) as talking:
         stream_of(await talking.complete("?", stream=True))
         completion_of(await talking.complete("?", "It is", "Go on"))
         assert [(content, status) for _, content, status in await talking.shown()] == [
@@ -438,41 +619,65 @@ async def test_an_incomplete_answer_that_the_client_goes_on_from_stays_incomplet
 
 
 async def test_an_equal_answer_that_is_complete_replaces_an_incomplete_one(serve: Serve) -> None:
-    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("It is"))) as talking:
+    async with serve(
+        Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("It is"))
+    ) as talking:
         stream_of(await talking.complete("?", stream=True))
         completion_of(await talking.complete("?"))
-        assert await talking.shown(branches="true") == [("user", "?", "complete"), ("assistant", "It is", "complete")]
+        assert await talking.shown(branches="true") == [
+            ("user", "?", "complete"),
+            ("assistant", "It is", "complete"),
+        ]
 
 
 async def test_what_a_complete_answer_says_is_kept_as_it_was_said(serve: Serve) -> None:
     tool = calls(("calculate", {"expression": "6*7"}), text="It ")
-    async with serve(Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], tool, says("\nis"))) as talking:
+    async with serve(
+        Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], tool, says("\nis"))
+    ) as talking:
         stream_of(await talking.complete("?", stream=True))
         completion_of(await talking.complete("?"))
-        assert await talking.shown(branches="true") == [("user", "?", "complete"), ("assistant", "It \nis", "complete")]
-        again = completion_of(await talking.complete("?", headers={**SESSION, "x-stainless-retry-count": "1"}))
+        assert await talking.shown(branches="true") == [
+            ("user", "?", "complete"),
+            ("assistant", "It \nis", "complete"),
+        ]
+        again = completion_of(
+            await talking.complete("?", headers={**SESSION, "x-stainless-retry-count": "1"})
+        )
         assert again["choices"][0]["message"]["content"] == "It \nis"
 
 
 async def test_an_equal_answer_that_is_incomplete_leaves_a_complete_one(serve: Serve) -> None:
-    async with serve(Script(says("It is"), [TextDelta("It is"), ProviderUnavailableError("It is down.")])) as talking:
+    async with serve(
+        Script(says("It is"), [TextDelta("It is"), ProviderUnavailableError("It is down.")])
+    ) as talking:
         completion_of(await talking.complete("?"))
         stream_of(await talking.complete("?", stream=True))
-        assert await talking.shown(branches="true") == [("user", "?", "complete"), ("assistant", "It is", "complete")]
+        assert await talking.shown(branches="true") == [
+            ("user", "?", "complete"),
+            ("assistant", "It is", "complete"),
+        ]
 
 
-async def test_a_run_that_is_cut_at_the_end_of_the_service_is_incomplete(serve: Serve, stored: Database) -> None:
+async def test_a_run_that_is_cut_at_the_end_of_the_service_is_incomplete(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script([TextDelta("It is"), asyncio.Event()])) as talking:
         asking = asyncio.create_task(talking.complete("?", stream=True))
         async with asyncio.timeout(20):
             await talking.script.waiting.wait()
         asking.cancel()
         await asyncio.wait((asking,), timeout=20)
-    assert await stored.nodes() == [("user", "?", "complete", "client"), ("assistant", "It is", "incomplete", "ours")]
+    assert await stored.nodes() == [
+        ("user", "?", "complete", "client"),
+        ("assistant", "It is", "incomplete", "ours"),
+    ]
     assert [status for status, _ in await stored.runs()] == ["incomplete"]
 
 
-async def test_a_client_that_left_before_its_question_was_stored_leaves_no_run_under_way(serve: Serve, stored: Database) -> None:
+async def test_a_client_that_left_before_its_question_was_stored_leaves_no_run_under_way(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("Hi"))) as talking:
         completion_of(await talking.complete("Hello"))
         async with stored.locked():
@@ -489,7 +694,9 @@ async def test_a_client_that_left_before_its_question_was_stored_leaves_no_run_u
 # A conversation that has no question to store
 
 
-async def test_a_conversation_without_a_question_is_answered_and_not_stored(serve: Serve, stored: Database) -> None:
+async def test_a_conversation_without_a_question_is_answered_and_not_stored(
+    serve: Serve, stored: Database
+) -> None:
     async with serve(Script(says("Hi"))) as talking:
         completion_of(await talking.complete({"role": "assistant", "content": "Welcome!"}))
     assert await stored.nodes() == []
@@ -498,10 +705,16 @@ async def test_a_conversation_without_a_question_is_answered_and_not_stored(serv
 async def test_an_answer_that_the_client_begins_is_kept_whole(serve: Serve) -> None:
     async with serve(Script(says(" upon a time."))) as talking:
         completion_of(await talking.complete("A tale", "Once"))
-        assert await talking.shown() == [("user", "A tale", "complete"), ("assistant", "Once upon a time.", "complete")]
+        assert await talking.shown() == [
+            ("user", "A tale", "complete"),
+            ("assistant", "Once upon a time.", "complete"),
+        ]
 
 
 async def test_a_stream_tells_the_whole_answer_that_is_stored(serve: Serve) -> None:
     async with serve(Script(says("a", "b", "c"))) as talking:
         assert told(chunks_of(await talking.complete("?", stream=True))) == "abc"
-        assert await talking.shown() == [("user", "?", "complete"), ("assistant", "abc", "complete")]
+        assert await talking.shown() == [
+            ("user", "?", "complete"),
+            ("assistant", "abc", "complete"),
+        ]

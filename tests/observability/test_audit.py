@@ -26,7 +26,15 @@ def file(tmp_path: Path) -> Generator[Path, None, None]:
 
 def test_a_line_is_one_json_object_with_the_requests_id(file: Path) -> None:
     token = current_request_id.set("req_1")
-    audit.info("agent.called", extra={"agent_id": "helper", "user": 'a "quoted"\nname', "scopes": ["chat"], "odd": Path("x")})
+    audit.info(
+        "agent.called",
+        extra={
+            "agent_id": "helper",
+            "user": 'a "quoted"\nname',
+            "scopes": ["chat"],
+            "odd": Path("x"),
+        },
+    )
     current_request_id.reset(token)
     [text] = file.read_text(encoding="utf-8").splitlines()
     line = json.loads(text)
@@ -47,14 +55,18 @@ def test_secrets_are_taken_out(file: Path) -> None:
     assert (line["user"], line["tool"]) == ("[redacted]", "[redacted]")
 
 
-@pytest.mark.parametrize("user", ['bearer x"', "sk-aaaaaaaaaaaa", "Bearer \\", "pk-fire-brigade-7", 'a"b\\c\nd'])
+@pytest.mark.parametrize(
+    "user", ['bearer x"', "sk-aaaaaaaaaaaa", "Bearer \\", "pk-fire-brigade-7", 'a"b\\c\nd']
+)
 def test_no_name_breaks_its_line_or_blanks_itself(file: Path, user: str) -> None:
     audit.info("agent.called", extra={"user": user, "run_id": "run_1"})
     [text] = file.read_text(encoding="utf-8").splitlines()
     assert (json.loads(text)["user"], json.loads(text)["run_id"]) == (user, "run_1")
 
 
-def test_audit_lines_are_told_whatever_the_log_level_is_and_there_alone(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_audit_lines_are_told_whatever_the_log_level_is_and_there_alone(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = logging.getLogger()
     before = root.level, root.handlers
     configure_logging("CRITICAL")

@@ -12,7 +12,14 @@ import pytest
 from ai_agent_service.core.events import StepRecord
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.observability.loop_lag import measure_loop_lag
-from ai_agent_service.observability.metrics import FAMILIES, HISTOGRAMS, MAX_SERIES, Metrics, Snapshot, Values
+from ai_agent_service.observability.metrics import (
+    FAMILIES,
+    HISTOGRAMS,
+    MAX_SERIES,
+    Metrics,
+    Snapshot,
+    Values,
+)
 from ai_agent_service.observability.prometheus import collect_process_values, render_metrics
 from ai_agent_service.observability.records import RequestReport, RunReport, ToolUse
 from ai_agent_service.observability.shared_metrics import SharedMetrics, merge_snapshots
@@ -44,7 +51,12 @@ def run_report(**fields: object) -> RunReport:
 
 
 def request_report(
-    run: RunReport | None = None, *, route: str = "/r", status: int = 200, error: str = "", method: str = "POST"
+    run: RunReport | None = None,
+    *,
+    route: str = "/r",
+    status: int = 200,
+    error: str = "",
+    method: str = "POST",
 ) -> RequestReport:
     """A request that began to be answered after 0.1 seconds and took 0.3."""
     return RequestReport(method, route, status, 0.3, 0.1, "127.0.0.1", error, run)
@@ -65,11 +77,19 @@ def test_a_request_and_its_run_are_counted() -> None:
     assert found.value("aas_runs_total", agent="a", task="chat", outcome="answered") == 1
     assert found.value("aas_run_first_byte_seconds_count", agent="a") == 1
     assert found.value("aas_run_steps_total", agent="a") == 1
-    tokens = {kind: found.value("aas_tokens_total", agent="a", provider="p", model="m", type=kind) for kind in ("prompt", "completion")}
+    tokens = {
+        kind: found.value("aas_tokens_total", agent="a", provider="p", model="m", type=kind)
+        for kind in ("prompt", "completion")
+    }
     assert tokens == {"prompt": 10, "completion": 4}
-    assert (found.value("aas_tokens_total", type="cached"), found.value("aas_tokens_total", type="reasoning")) == (3, 2)
+    assert (
+        found.value("aas_tokens_total", type="cached"),
+        found.value("aas_tokens_total", type="reasoning"),
+    ) == (3, 2)
     assert found.value("aas_cost_dollars_total", agent="a", provider="p", model="m") == 0.5
-    assert found.value("aas_provider_answer_seconds_total", agent="a", provider="p", model="m") == 0.2
+    assert (
+        found.value("aas_provider_answer_seconds_total", agent="a", provider="p", model="m") == 0.2
+    )
     assert found.value("aas_tool_calls_total", tool="add", outcome="success") == 1
     assert found.value("aas_tool_calls_total", tool="add", outcome="error") == 1
     assert found.value("aas_tool_call_duration_seconds_sum", tool="add") == pytest.approx(0.06)
@@ -81,7 +101,9 @@ def test_a_histogram_has_each_value_in_its_bucket_and_in_all_above() -> None:
         metrics.observe_lag(seconds)
     found = told(metrics)
     name = "aas_event_loop_lag_seconds"
-    buckets = {labels["le"]: value for sample, labels, value in found.samples if sample == f"{name}_bucket"}
+    buckets = {
+        labels["le"]: value for sample, labels, value in found.samples if sample == f"{name}_bucket"
+    }
     assert [buckets[bound] for bound in ("0.001", "0.25", "0.5", "5.0", "+Inf")] == [2, 2, 3, 3, 4]
     assert found.value(f"{name}_count") == 4
     assert found.value(f"{name}_sum") == pytest.approx(60.3015)
@@ -89,10 +111,15 @@ def test_a_histogram_has_each_value_in_its_bucket_and_in_all_above() -> None:
 
 def test_a_repeated_answer_counts_as_a_run_that_took_no_tokens() -> None:
     metrics = Metrics()
-    metrics.count_request(request_report(run_report(is_repeated=True, tools=(ToolUse("add", "success", 1.0),))))
+    metrics.count_request(
+        request_report(run_report(is_repeated=True, tools=(ToolUse("add", "success", 1.0),)))
+    )
     found = told(metrics)
     assert found.value("aas_runs_total") == 1
-    assert [found.value(f"aas_{name}_total") for name in ("tokens", "cost_dollars", "tool_calls", "run_steps")] == [0, 0, 0, 0]
+    assert [
+        found.value(f"aas_{name}_total")
+        for name in ("tokens", "cost_dollars", "tool_calls", "run_steps")
+    ] == [0, 0, 0, 0]
 
 
 def test_what_is_shed_is_counted_by_its_reason() -> None:
@@ -107,7 +134,13 @@ def test_what_is_shed_is_counted_by_its_reason() -> None:
 def test_labels_are_bounded() -> None:
     metrics = Metrics()
     for number in range(MAX_SERIES + 50):
-        metrics.count_request(request_report(run_report(agent_id=f"a{number}", tools=(ToolUse(f"made up {number}", "refused", 0.0),))))
+        metrics.count_request(
+            request_report(
+                run_report(
+                    agent_id=f"a{number}", tools=(ToolUse(f"made up {number}", "refused", 0.0),)
+                )
+            )
+        )
     metrics.count_request(request_report(method="BREW"))
     found = told(metrics)
     assert len(found.labels("aas_runs_total")) == MAX_SERIES + 1
@@ -121,8 +154,14 @@ def test_labels_are_bounded() -> None:
 def test_names_follow_the_conventions_and_stand_in_the_documentation() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     section = text.split("## Metrics")[1].split("\n## ")[0]
-    documented = {row[0]: (row[1], row[2]) for row in re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \|", section, re.MULTILINE)}
-    assert documented == {family.name: (family.kind, ", ".join(f"`{label}`" for label in family.labels)) for family in FAMILIES}
+    documented = {
+        row[0]: (row[1], row[2])
+        for row in re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \|", section, re.MULTILINE)
+    }
+    assert documented == {
+        family.name: (family.kind, ", ".join(f"`{label}`" for label in family.labels))
+        for family in FAMILIES
+    }
     for family in FAMILIES:
         assert family.name.startswith(("aas_", "process_"))
         assert family.name.endswith("_total") == (family.kind == "counter")
@@ -137,7 +176,9 @@ def test_what_the_system_tells_of_the_process_is_among_the_metrics() -> None:
 
 def test_the_form_is_the_one_that_is_asked_for() -> None:
     snapshot = Metrics().take_snapshot({})
-    text, kind = render_metrics(snapshot, "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")
+    text, kind = render_metrics(
+        snapshot, "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    )
     assert kind.startswith("application/openmetrics-text")
     assert text.endswith(b"# EOF\n")
     assert render_metrics(snapshot, "")[1].startswith("text/plain")
@@ -179,9 +220,22 @@ def workers_in(folder: Path, pid: int, monkeypatch: pytest.MonkeyPatch) -> Share
 
 def test_the_metrics_of_processes_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, parent = os.getpid(), os.getppid()
-    first, second = workers_in(tmp_path, own, monkeypatch), workers_in(tmp_path, parent, monkeypatch)
-    first.save(counted(2, 1).take_snapshot({"aas_database_up": {("primary",): 1.0}, "aas_provider_breaker_state": {("p", "m"): 0.0}}))
-    others: dict[str, Values] = {"aas_database_up": {("primary",): 0.0}, "aas_provider_breaker_state": {("p", "m"): 2.0}}
+    first, second = (
+        workers_in(tmp_path, own, monkeypatch),
+        workers_in(tmp_path, parent, monkeypatch),
+    )
+    first.save(
+        counted(2, 1).take_snapshot(
+            {
+                "aas_database_up": {("primary",): 1.0},
+                "aas_provider_breaker_state": {("p", "m"): 0.0},
+            }
+        )
+    )
+    others: dict[str, Values] = {
+        "aas_database_up": {("primary",): 0.0},
+        "aas_provider_breaker_state": {("p", "m"): 2.0},
+    }
     found = Told(render_metrics(second.merge(counted(3, 4).take_snapshot(others)), "")[0].decode())
     assert found.value("aas_runs_total", agent="a") == 5
     assert found.value("aas_request_duration_seconds_count") == 5
@@ -191,7 +245,9 @@ def test_the_metrics_of_processes_add_up(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.value("aas_provider_breaker_state", provider="p", model="m") == 2
 
 
-def test_the_counters_of_a_process_that_is_gone_are_kept_and_its_gauges_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_counters_of_a_process_that_is_gone_are_kept_and_its_gauges_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gone = workers_in(tmp_path, dead_process(), monkeypatch)
     monkeypatch.undo()
     living = SharedMetrics(tmp_path)
@@ -200,10 +256,14 @@ def test_the_counters_of_a_process_that_is_gone_are_kept_and_its_gauges_are_not(
         snapshot = living.merge(counted(3, 1).take_snapshot({}))
         assert snapshot.values["aas_runs_total"] == {("a", "chat", "answered"): 5}
         assert snapshot.values["aas_requests_in_flight"] == {(): 1}
-        assert sorted(file.name for file in tmp_path.iterdir()) == sorted((str(os.getpid()), "ended", "lock"))
+        assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+            (str(os.getpid()), "ended", "lock")
+        )
 
 
-def test_what_was_told_once_is_known_to_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_told_once_is_known_to_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = SharedMetrics(tmp_path)
     second = workers_in(tmp_path, os.getppid(), monkeypatch)
     before = first.merge(counted(9, 0).take_snapshot({})).values["aas_runs_total"]

@@ -67,24 +67,48 @@ def ids(caplog: pytest.LogCaptureFixture) -> Any:
 
 async def test_every_line_of_a_request_has_its_id(tmp_path: Path, ids: Ids) -> None:
     script = Script(calls(("asynchronous", {}), ("in_a_thread", {})), says("Done."))
-    agent = {**AGENT, "allowed_regular_tools": ["asynchronous", "in_a_thread"], "resources": ["memory"]}
-    app = create_app(configuration(tmp_path, script, agents=[agent], tools=[asynchronous, in_a_thread]))
+    agent = {
+        **AGENT,
+        "allowed_regular_tools": ["asynchronous", "in_a_thread"],
+        "resources": ["memory"],
+    }
+    app = create_app(
+        configuration(tmp_path, script, agents=[agent], tools=[asynchronous, in_a_thread])
+    )
     async with client_of(app) as client:
         ids.found.clear()
-        response = await client.post(CHAT, json=asking(), headers={"x-request-id": "req-a", "x-session-id": "s"})
+        response = await client.post(
+            CHAT, json=asking(), headers={"x-request-id": "req-a", "x-session-id": "s"}
+        )
         assert response.status_code == 200
         found = list(ids.found)
     events = [event for event, _ in found if event != "said"]
     assert sum(event == "said" for event, _ in found) == 2
-    assert {"memory.begun", "model.asked", "model.answered", "tool.started", "tool.ended", "memory.kept"} <= set(events)
+    assert {
+        "memory.begun",
+        "model.asked",
+        "model.answered",
+        "tool.started",
+        "tool.ended",
+        "memory.kept",
+    } <= set(events)
     assert {request_id for _, request_id in found} == {"req-a"}
 
 
-@pytest.mark.parametrize(("provider", "setting", "path"), [("openai", "openai_base_url", "/v1"), ("ollama", "ollama_base_url", "")])
-async def test_a_provider_is_told_the_id(tmp_path: Path, provider: str, setting: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("provider", "setting", "path"),
+    [("openai", "openai_base_url", "/v1"), ("ollama", "ollama_base_url", "")],
+)
+async def test_a_provider_is_told_the_id(
+    tmp_path: Path, provider: str, setting: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("no_proxy", "*")
     settings: dict[str, Any] = {}
-    answer = upstream_says("Hi") if provider == "openai" else upstream_lines({"message": {"content": "Hi"}, "done": True})
+    answer = (
+        upstream_says("Hi")
+        if provider == "openai"
+        else upstream_lines({"message": {"content": "Hi"}, "done": True})
+    )
     async with Upstream(answer) as upstream:
         agent = {**AGENT, "provider": provider, "model": "m"}
         settings[setting] = upstream.url + path
@@ -105,7 +129,12 @@ class Headers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Notes and passes on."""
         if scope["type"] == "http" and scope["method"] == "POST":
-            self.ids.append(next((value.decode() for name, value in scope["headers"] if name == b"x-request-id"), None))
+            self.ids.append(
+                next(
+                    (value.decode() for name, value in scope["headers"] if name == b"x-request-id"),
+                    None,
+                )
+            )
         await self._app(scope, receive, send)
 
 
@@ -126,7 +155,9 @@ APPS: dict[str, tuple[Callable[[MCPServer[Any]], ASGIApp], str]] = {
 
 
 @pytest.mark.parametrize("kind", APPS)
-async def test_an_mcp_server_is_told_the_id_of_the_call_and_of_no_other_that_shares_the_session(kind: str) -> None:
+async def test_an_mcp_server_is_told_the_id_of_the_call_and_of_no_other_that_shares_the_session(
+    kind: str,
+) -> None:
     server: MCPServer[Any] = MCPServer("server")
     both = asyncio.Event()
     under_way = 0
@@ -149,7 +180,9 @@ async def test_an_mcp_server_is_told_the_id_of_the_call_and_of_no_other_that_sha
 
     async with connection_to(app, path) as connection:
         app.ids.clear()
-        results = await asyncio.gather(asyncio.create_task(called("req-a")), asyncio.create_task(called("req-b")))
+        results = await asyncio.gather(
+            asyncio.create_task(called("req-a")), asyncio.create_task(called("req-b"))
+        )
         assert set(results) == {"x"}
         asked = [request_id for request_id in app.ids if request_id is not None]
         assert sorted(asked) == ["req-a", "req-b"]

@@ -1,4 +1,5 @@
-"""Traces: the spans of a run, what they say and what they do not, and how they leave the process."""
+"""Traces: the spans of a run, what they say and what they do not, and how they leave the
+process."""
 
 import asyncio
 import gzip
@@ -28,7 +29,13 @@ from ai_agent_service.agents.base import Turn
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderUnavailableError, ToolError
 from ai_agent_service.core.messages import Message
-from ai_agent_service.observability.tracing import INSTALL, Tracing, add_trace_headers, build_tracing, check_tracing
+from ai_agent_service.observability.tracing import (
+    INSTALL,
+    Tracing,
+    add_trace_headers,
+    build_tracing,
+    check_tracing,
+)
 from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
@@ -75,8 +82,16 @@ class Spans:
         ids = {id_of(span) for span in begun}
 
         def under(parent: int | None) -> list[Any]:
-            children = [span for span in begun if (span.parent.span_id if span.parent and span.parent.span_id in ids else None) == parent]
-            return [{span.name: below} if (below := under(id_of(span))) else span.name for span in children]
+            children = [
+                span
+                for span in begun
+                if (span.parent.span_id if span.parent and span.parent.span_id in ids else None)
+                == parent
+            ]
+            return [
+                {span.name: below} if (below := under(id_of(span))) else span.name
+                for span in children
+            ]
 
         [root] = under(None)
         return root if isinstance(root, dict) else {root: []}
@@ -113,13 +128,18 @@ async def rogue() -> AsyncGenerator[HttpRogue, None]:
 
 
 async def test_a_run_is_a_tree_of_spans_under_the_callers_own(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), ("get_current_datetime", {})), says("It", " is 42."))
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), ("get_current_datetime", {})),
+        says("It", " is 42."),
+    )
     spans = Spans()
     app = create_app(traced(configuration(tmp_path, script, agents=[REMEMBERING]), spans))
     async with client_of(app) as client:
         version = app.state.service.catalog.get("helper").version
         sent = {**HEADERS, "X-Session-Id": "s1"}
-        answer = await client.post(CHAT, json=asking(temperature=0.5, max_tokens=50, stream=True), headers=sent)
+        answer = await client.post(
+            CHAT, json=asking(temperature=0.5, max_tokens=50, stream=True), headers=sent
+        )
         assert answer.status_code == 200
     assert spans.tree == {
         "POST /v1/chat/completions": [
@@ -198,17 +218,23 @@ async def test_a_request_without_a_trace_begins_one_and_probes_are_left_out(tmp_
         await client.get("/agents/helper")
         await client.get("/nothing/here", headers={"traceparent": "no trace"})
         await client.request("BREW", "/agents/helper")
-    assert [(span.name, span.parent, about(span)["http.response.status_code"]) for span in spans.all] == [
+    assert [
+        (span.name, span.parent, about(span)["http.response.status_code"]) for span in spans.all
+    ] == [
         ("GET /agents/{agent_id}", None, 200),
         ("GET", None, 404),
         ("HTTP /agents/{agent_id}", None, 405),
     ]
-    assert all(span.status.status_code is StatusCode.UNSET for span in spans.all), "what the caller did wrong is no error of ours"
+    assert all(span.status.status_code is StatusCode.UNSET for span in spans.all), (
+        "what the caller did wrong is no error of ours"
+    )
 
 
 async def test_a_background_task_is_a_run_of_its_own_name(tmp_path: Path) -> None:
     spans = Spans()
-    async with client_of(create_app(traced(configuration(tmp_path, Script(says('{"title": "T"}'))), spans))) as client:
+    async with client_of(
+        create_app(traced(configuration(tmp_path, Script(says('{"title": "T"}'))), spans))
+    ) as client:
         await client.post(CHAT, json=asking(), headers={"X-AAS-Task": "title_generation"})
     run_span = spans.named("invoke_agent helper")
     assert about(run_span)["ai_agent_service.task"] == "title_generation"
@@ -219,10 +245,16 @@ async def test_each_provider_that_is_asked_is_a_span_of_its_own(tmp_path: Path) 
     spans = Spans()
     agents = [{**AGENT, "fallback": [{"provider": "demo"}]}]
     script = Script([ProviderUnavailableError("It is down.")])
-    async with client_of(create_app(traced(configuration(tmp_path, script, agents=agents), spans))) as client:
+    async with client_of(
+        create_app(traced(configuration(tmp_path, script, agents=agents), spans))
+    ) as client:
         assert (await client.post(CHAT, json=asking("My name is Ada."))).status_code == 200
-    assert spans.tree == {"POST /v1/chat/completions": [{"invoke_agent helper": ["chat scripted-model", "chat demo"]}]}
-    assert [span.name for span in spans.all if span.status.status_code is StatusCode.ERROR] == ["chat scripted-model"]
+    assert spans.tree == {
+        "POST /v1/chat/completions": [{"invoke_agent helper": ["chat scripted-model", "chat demo"]}]
+    }
+    assert [span.name for span in spans.all if span.status.status_code is StatusCode.ERROR] == [
+        "chat scripted-model"
+    ]
 
 
 async def test_errors_are_marked_on_each_span_that_ends_in_one(tmp_path: Path) -> None:
@@ -231,12 +263,21 @@ async def test_errors_are_marked_on_each_span_that_ends_in_one(tmp_path: Path) -
         """Fails."""
         raise ToolError(f"no {SECRET}")
 
-    script = Script(calls(("broken", {}), ("unknown\ud800 tool", {})), [ProviderUnavailableError(f"it is down, {SECRET}")])
+    script = Script(
+        calls(("broken", {}), ("unknown\ud800 tool", {})),
+        [ProviderUnavailableError(f"it is down, {SECRET}")],
+    )
     spans = Spans()
     agents = [{**AGENT, "allowed_regular_tools": ["broken"]}]
-    async with client_of(create_app(traced(configuration(tmp_path, script, agents=agents, tools=[broken]), spans))) as client:
+    async with client_of(
+        create_app(traced(configuration(tmp_path, script, agents=agents, tools=[broken]), spans))
+    ) as client:
         assert (await client.post(CHAT, json=asking())).status_code == 502
-    failed = {span.name: about(span)["error.type"] for span in spans.all if span.status.status_code is StatusCode.ERROR}
+    failed = {
+        span.name: about(span)["error.type"]
+        for span in spans.all
+        if span.status.status_code is StatusCode.ERROR
+    }
     assert failed == {
         "execute_tool broken": "tool_error",
         "execute_tool": "tool_error",
@@ -252,17 +293,26 @@ async def test_a_caller_that_leaves_ends_all_spans(tmp_path: Path) -> None:
     never = asyncio.Event()
     script = Script([*says("One")[:1], never])
     spans = Spans()
-    async with serving(create_app(traced(configuration(tmp_path, script, agents=[REMEMBERING]), spans))) as url:
+    async with serving(
+        create_app(traced(configuration(tmp_path, script, agents=[REMEMBERING]), spans))
+    ) as url:
         async with (
             httpx2.AsyncClient(base_url=url, timeout=10) as client,
-            client.stream("POST", CHAT, json=asking(stream=True), headers={"X-Session-Id": "s"}) as answer,
+            client.stream(
+                "POST", CHAT, json=asking(stream=True), headers={"X-Session-Id": "s"}
+            ) as answer,
         ):
             async for _ in answer.aiter_lines():
                 break
         async with asyncio.timeout(10):
-            while not any(span.name.startswith("POST") for span in spans.all):  # noqa: ASYNC110 - the exporter has no event
+            # the exporter has no event
+            while not any(span.name.startswith("POST") for span in spans.all):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-    assert spans.tree == {"POST /v1/chat/completions": [{"invoke_agent helper": ["search_memory", "chat scripted-model", "upsert_memory"]}]}
+    assert spans.tree == {
+        "POST /v1/chat/completions": [
+            {"invoke_agent helper": ["search_memory", "chat scripted-model", "upsert_memory"]}
+        ]
+    }
     for name in ("invoke_agent helper", "chat scripted-model"):
         assert [event.name for event in spans.named(name).events] == ["cancelled"]
         assert spans.named(name).status.status_code is StatusCode.UNSET
@@ -287,16 +337,41 @@ async def test_a_run_that_is_closed_by_another_task_ends_its_span_and_says_nothi
 
 
 @pytest.mark.parametrize("is_traced", [True, False])
-async def test_providers_and_mcp_servers_are_told_of_the_trace(tmp_path: Path, is_traced: bool) -> None:
-    called = {"id": "call_123456789", "index": 0, "function": {"name": "rogue__echo", "arguments": '{"text": "hello"}'}}
-    asks = [{"choices": [{"index": 0, "delta": {"tool_calls": [called]}, "finish_reason": "tool_calls"}]}]
-    body = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in asks) + b"data: [DONE]\n\n"
+async def test_providers_and_mcp_servers_are_told_of_the_trace(
+    tmp_path: Path, is_traced: bool
+) -> None:
+    called = {
+        "id": "call_123456789",
+        "index": 0,
+        "function": {"name": "rogue__echo", "arguments": '{"text": "hello"}'},
+    }
+    asks = [
+        {
+            "choices": [
+                {"index": 0, "delta": {"tool_calls": [called]}, "finish_reason": "tool_calls"}
+            ]
+        }
+    ]
+    body = (
+        b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in asks)
+        + b"data: [DONE]\n\n"
+    )
     spans = Spans()
-    async with rogue() as server, Upstream(reply(body=body, content_type="text/event-stream"), chunks_that_say("Done.")) as upstream:
+    async with (
+        rogue() as server,
+        Upstream(
+            reply(body=body, content_type="text/event-stream"), chunks_that_say("Done.")
+        ) as upstream,
+    ):
         (tmp_path / "mcp.json").write_text(
-            json.dumps([{"server_label": "rogue", "server_url": f"http://127.0.0.1:{server.port}/mcp"}]), encoding="utf-8"
+            json.dumps(
+                [{"server_label": "rogue", "server_url": f"http://127.0.0.1:{server.port}/mcp"}]
+            ),
+            encoding="utf-8",
         )
-        agents = [{**AGENT, "provider": "openai", "model": "m", "allowed_mcp_servers": {"rogue": {}}}]
+        agents = [
+            {**AGENT, "provider": "openai", "model": "m", "allowed_mcp_servers": {"rogue": {}}}
+        ]
         found = configuration(tmp_path, agents=agents, openai_base_url=f"{upstream.url}/v1")
         app = create_app(traced(found, spans) if is_traced else found)
         async with client_of(app) as client:
@@ -320,7 +395,9 @@ async def test_providers_and_mcp_servers_are_told_of_the_trace(tmp_path: Path, i
 
 
 async def test_what_is_said_stands_in_no_span_unless_it_is_asked_for(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "1234+1"}), text="Wait"), says("Your answer is 1235"))
+    script = Script(
+        calls(("calculate", {"expression": "1234+1"}), text="Wait"), says("Your answer is 1235")
+    )
     spans = Spans()
     async with client_of(create_app(traced(configuration(tmp_path, script), spans))) as client:
         await client.post(CHAT, json=asking("My question"))
@@ -329,26 +406,62 @@ async def test_what_is_said_stands_in_no_span_unless_it_is_asked_for(tmp_path: P
 
 
 async def test_what_is_said_stands_in_the_spans_without_secrets(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": f"1+1 {SECRET}"}), ("calculate", {"expression": "2+2"})), says(f"Two, {SECRET}"))
+    script = Script(
+        calls(("calculate", {"expression": f"1+1 {SECRET}"}), ("calculate", {"expression": "2+2"})),
+        says(f"Two, {SECRET}"),
+    )
     spans = Spans()
-    async with client_of(create_app(traced(configuration(tmp_path, script), spans, content=True, secrets=(SECRET,)))) as client:
+    async with client_of(
+        create_app(traced(configuration(tmp_path, script), spans, content=True, secrets=(SECRET,)))
+    ) as client:
         image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
-        messages = [{"role": "user", "content": [{"type": "text", "text": f"Add up, {SECRET} and sk-abcdefgh12345678"}, image]}]
-        assert (await client.post(CHAT, json={"model": "helper", "messages": messages})).status_code == 200
+        messages = [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": f"Add up, {SECRET} and sk-abcdefgh12345678"},
+                    image,
+                ],
+            }
+        ]
+        assert (
+            await client.post(CHAT, json={"model": "helper", "messages": messages})
+        ).status_code == 200
     last = about([span for span in spans.all if span.name == "chat scripted-model"][-1])
     asked = json.loads(last["gen_ai.input.messages"])
     assert [message["role"] for message in asked] == ["system", "user", "assistant", "tool", "tool"]
     assert asked[0]["parts"] == [{"type": "text", "content": "You help."}]
-    assert asked[1]["parts"] == [{"type": "text", "content": "Add up, [redacted] and [redacted]"}, {"type": "image"}]
-    call = {"type": "tool_call", "id": "call_000000002", "name": "calculate", "arguments": {"expression": "2+2"}}
+    assert asked[1]["parts"] == [
+        {"type": "text", "content": "Add up, [redacted] and [redacted]"},
+        {"type": "image"},
+    ]
+    call = {
+        "type": "tool_call",
+        "id": "call_000000002",
+        "name": "calculate",
+        "arguments": {"expression": "2+2"},
+    }
     assert asked[2]["parts"][1] == call
-    assert asked[4]["parts"] == [{"type": "tool_call_response", "id": "call_000000002", "response": "4"}]
-    answer = [{"role": "assistant", "parts": [{"type": "text", "content": "Two, [redacted]"}], "finish_reason": "stop"}]
+    assert asked[4]["parts"] == [
+        {"type": "tool_call_response", "id": "call_000000002", "response": "4"}
+    ]
+    answer = [
+        {
+            "role": "assistant",
+            "parts": [{"type": "text", "content": "Two, [redacted]"}],
+            "finish_reason": "stop",
+        }
+    ]
     assert json.loads(last["gen_ai.output.messages"]) == answer
     assert json.loads(about(spans.named("invoke_agent helper"))["gen_ai.output.messages"]) == answer
-    assert {definition["name"] for definition in json.loads(last["gen_ai.tool.definitions"])} == {"calculate", "get_current_datetime"}
+    assert {definition["name"] for definition in json.loads(last["gen_ai.tool.definitions"])} == {
+        "calculate",
+        "get_current_datetime",
+    }
     tools = [span for span in spans.all if span.name == "execute_tool calculate"]
-    assert [about(span)["gen_ai.tool.call.arguments"] for span in tools][1] == '{"expression":"2+2"}'
+    assert [about(span)["gen_ai.tool.call.arguments"] for span in tools][
+        1
+    ] == '{"expression":"2+2"}'
     assert [about(span).get("gen_ai.tool.call.result") for span in tools] == [None, "4"]
     assert (tools[0].status.description or "").startswith("Error: ")
     assert SECRET not in spans.said
@@ -367,15 +480,25 @@ provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(others.exporter))
 trace.set_tracer_provider(provider)
 async def main():
-    async with client_of(create_app(traced(configuration(pathlib.Path({str(tmp_path)!r}), Script(says("Hi."))), spans))) as client:
+    plain = configuration(pathlib.Path({str(tmp_path)!r}), Script(says("Hi.")))
+    async with client_of(create_app(traced(plain, spans))) as client:
         await client.post(CHAT, json=asking())
 asyncio.run(main())
 print(sorted(span.name for span in spans.all), [span.name for span in others.all])
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    assert done.stdout.strip() == "['POST /v1/chat/completions', 'chat scripted-model', 'invoke_agent helper'] []", done.stderr
+    assert (
+        done.stdout.strip()
+        == "['POST /v1/chat/completions', 'chat scripted-model', 'invoke_agent helper'] []"
+    ), done.stderr
 
 
 def test_nothing_of_the_sdk_is_loaded_unless_traces_are_switched_on(tmp_path: Path) -> None:
@@ -389,14 +512,23 @@ from tests.service import AGENT, client_of, configuration
 async def main():
     script = Script(calls(("calculate", {{"expression": "1+1"}})), says("Hi."))
     agents = [{{**AGENT, "resources": ["memory"]}}]
-    async with client_of(create_app(configuration(pathlib.Path({str(tmp_path)!r}), script, agents=agents))) as client:
-        assert (await client.post(CHAT, json=asking(), headers={{"X-Session-Id": "s"}})).status_code == 200
+    plain = configuration(pathlib.Path({str(tmp_path)!r}), script, agents=agents)
+    async with client_of(create_app(plain)) as client:
+        headers = {{"X-Session-Id": "s"}}
+        assert (await client.post(CHAT, json=asking(), headers=headers)).status_code == 200
 asyncio.run(main())
-parts = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto", "opentelemetry.semconv", "google.protobuf")
+sdk = ("sdk", "exporter", "proto", "semconv")
+parts = (*("opentelemetry." + part for part in sdk), "google.protobuf")
 print([name for name in sys.modules if name.startswith(parts)])
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -405,27 +537,34 @@ print([name for name in sys.modules if name.startswith(parts)])
 def without_the_extra(folder: Path) -> Generator[str, None, None]:
     """A PYTHONPATH under which the extra is not there."""
     (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter', 'opentelemetry.proto', 'opentelemetry.semconv')):\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n",
+        "import sys\nclass Absent:\n    def find_spec(self, name, path=None, target=None):\n       "
+        " if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter', 'opentelemetry.proto',"
+        " 'opentelemetry.semconv')):\n            raise"
+        " ModuleNotFoundError(name)\nsys.meta_path.insert(0, Absent())\n",
         encoding="utf-8",
     )
     yield f"{folder}{os.pathsep}{ROOT}"
 
 
-def test_without_the_extra_the_service_runs_and_says_how_to_get_it_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_without_the_extra_the_service_runs_and_says_how_to_get_it_where_it_is_asked_for(
+    tmp_path: Path,
+) -> None:
     with without_the_extra(tmp_path) as path:
         assert run(tmp_path, "check", PYTHONPATH=path).returncode == 0
         for command in ((), ("check",)):
-            done = run(tmp_path, *command, PYTHONPATH=path, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:4318")
+            done = run(
+                tmp_path,
+                *command,
+                PYTHONPATH=path,
+                OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:4318",
+            )
             assert done.returncode == 2
             assert done.stderr.splitlines() == [
                 "The configuration has 1 fault:",
-                "  - environment: OTEL_EXPORTER_OTLP_ENDPOINT: this switches traces on, and OpenTelemetry is not installed."
-                f" Install it: {INSTALL}; or unset the variable",
+                (
+                    "  - environment: OTEL_EXPORTER_OTLP_ENDPOINT: this switches traces on, and"
+                    f" OpenTelemetry is not installed. Install it: {INSTALL}; or unset the variable"
+                ),
             ]
 
 
@@ -451,7 +590,14 @@ def test_the_standard_variables_switch_traces_on(variables: dict[str, str], is_o
 
 @pytest.mark.parametrize(
     ("value", "is_on"),
-    [("", False), ("true", True), ("False", False), ("SPAN_ONLY", True), ("event_only", False), ("span_and_event", True)],
+    [
+        ("", False),
+        ("true", True),
+        ("False", False),
+        ("SPAN_ONLY", True),
+        ("event_only", False),
+        ("span_and_event", True),
+    ],
 )
 def test_the_conventions_variable_switches_content_on(value: str, is_on: bool) -> None:
     variables = {**COLLECTOR, "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": value}
@@ -494,7 +640,9 @@ class Collector:
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                collector.requests.append((self.path, headers, ExportTraceServiceRequest.FromString(body)))
+                collector.requests.append(
+                    (self.path, headers, ExportTraceServiceRequest.FromString(body))
+                )
                 collector.came.set()
                 self.send_response(200)
                 self.send_header("content-length", "0")
@@ -518,7 +666,11 @@ class Collector:
     def spans(self) -> list[str]:
         """The names of all spans that came."""
         return [
-            span.name for _, _, sent in self.requests for each in sent.resource_spans for scope in each.scope_spans for span in scope.spans
+            span.name
+            for _, _, sent in self.requests
+            for each in sent.resource_spans
+            for scope in each.scope_spans
+            for span in scope.spans
         ]
 
 
@@ -529,7 +681,9 @@ def ask(url: str, text: str = "What is 6 * 7?") -> str:
     return said
 
 
-def test_a_service_with_the_standard_variables_sends_its_spans_before_it_ends(tmp_path: Path) -> None:
+def test_a_service_with_the_standard_variables_sends_its_spans_before_it_ends(
+    tmp_path: Path,
+) -> None:
     with Collector() as collector:
         variables = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
@@ -555,18 +709,33 @@ def test_a_service_with_the_standard_variables_sends_its_spans_before_it_ends(tm
     [(path, headers, sent)] = collector.requests
     assert path == "/v1/traces"
     assert headers["authorization"] == f"Basic {SECRET}"
-    about_it = {each.key: each.value.string_value for each in sent.resource_spans[0].resource.attributes}
-    assert about_it.items() >= {"service.name": "agents-of-test", "service.version": "7", "deployment.environment.name": "test"}.items()
+    about_it = {
+        each.key: each.value.string_value for each in sent.resource_spans[0].resource.attributes
+    }
+    assert (
+        about_it.items()
+        >= {
+            "service.name": "agents-of-test",
+            "service.version": "7",
+            "deployment.environment.name": "test",
+        }.items()
+    )
 
 
 def test_variables_of_the_env_file_count_and_samplers_are_heeded(tmp_path: Path) -> None:
     with Collector() as collector:
-        written = f"OTEL_EXPORTER_OTLP_ENDPOINT={collector.url}\nOTEL_SERVICE_NAME=from-the-file\nOTEL_BSP_SCHEDULE_DELAY=50\n"
+        written = (
+            f"OTEL_EXPORTER_OTLP_ENDPOINT={collector.url}\nOTEL_SERVICE_NAME=from-the-file\n"
+            "OTEL_BSP_SCHEDULE_DELAY=50\n"
+        )
         (tmp_path / ".env").write_text(written, encoding="utf-8")
         with process_serving(tmp_path) as (url, _):
             ask(url)
             assert collector.came.wait(10)
-        about_it = {each.key: each.value.string_value for each in collector.requests[0][2].resource_spans[0].resource.attributes}
+        about_it = {
+            each.key: each.value.string_value
+            for each in collector.requests[0][2].resource_spans[0].resource.attributes
+        }
         assert about_it["service.name"] == "from-the-file"
         collector.requests.clear()
         with process_serving(tmp_path, OTEL_TRACES_SAMPLER="always_off") as (url, _):
@@ -577,7 +746,11 @@ def test_variables_of_the_env_file_count_and_samplers_are_heeded(tmp_path: Path)
 def test_a_collector_that_is_away_slows_nothing_and_is_told_of_once(tmp_path: Path) -> None:
     with Collector() as gone:
         url = gone.url
-    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_BSP_SCHEDULE_DELAY": "20", "OTEL_EXPORTER_OTLP_TIMEOUT": "3"}
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
+        "OTEL_BSP_SCHEDULE_DELAY": "20",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "3",
+    }
     with process_serving(tmp_path, **variables) as (service, process):
         began = time.monotonic()
         for _ in range(20):
@@ -614,7 +787,9 @@ async def test_a_collector_that_hangs_does_not_hold_up_the_end() -> None:
     held.set()
 
 
-async def test_lines_of_opentelemetry_become_one_of_ours_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+async def test_lines_of_opentelemetry_become_one_of_ours_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     spans = Spans()
     async with spans.tracing():
         for number in range(1000):
@@ -623,15 +798,21 @@ async def test_lines_of_opentelemetry_become_one_of_ours_a_minute(caplog: pytest
         assert vars(caplog.records[0])["problem"] == "Queue full, dropping 0."
 
 
-async def test_runs_are_traced_after_a_reload_and_new_secrets_are_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_runs_are_traced_after_a_reload_and_new_secrets_are_kept_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spans = Spans()
     found = traced(configuration(tmp_path, Script(says(f"It is {SECRET}."))), spans, content=True)
     app = create_app(found)
     async with client_of(app) as client:
-        (tmp_path / "agent_config.json").write_text(json.dumps([{**AGENT, "system_prompt": "You help more."}]), encoding="utf-8")
+        (tmp_path / "agent_config.json").write_text(
+            json.dumps([{**AGENT, "system_prompt": "You help more."}]), encoding="utf-8"
+        )
         monkeypatch.setenv("SOME_TOKEN", SECRET)
         assert (await app.state.service.reload()).changed_agents == ["helper"]
         assert (await client.post(CHAT, json=asking())).status_code == 200
-    assert spans.tree == {"POST /v1/chat/completions": [{"invoke_agent helper": ["chat scripted-model"]}]}
+    assert spans.tree == {
+        "POST /v1/chat/completions": [{"invoke_agent helper": ["chat scripted-model"]}]
+    }
     assert "You help more." in spans.said
     assert SECRET not in spans.said

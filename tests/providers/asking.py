@@ -7,10 +7,20 @@ from typing import Any
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.messages import Message, ToolChoice, ToolSpec
-from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider, ProviderSetup
+from ai_agent_service.providers.base import (
+    ModelEvent,
+    ModelFinished,
+    ModelRequest,
+    Provider,
+    ProviderSetup,
+)
 from ai_agent_service.providers.http import HttpClient
 
-WEATHER = ToolSpec("weather", "The weather in a city.", {"type": "object", "properties": {"city": {"type": "string"}}})
+WEATHER = ToolSpec(
+    "weather",
+    "The weather in a city.",
+    {"type": "object", "properties": {"city": {"type": "string"}}},
+)
 
 
 def question(
@@ -35,13 +45,17 @@ def question(
 
 def setup(http: HttpClient | None = None, **settings: object) -> ProviderSetup:
     """What providers are made from, where only `settings` are set."""
-    return ProviderSetup(settings=Settings.model_validate(settings), environment={}, http=http or HttpClient())
+    return ProviderSetup(
+        settings=Settings.model_validate(settings), environment={}, http=http or HttpClient()
+    )
 
 
 async def told(events: AsyncGenerator[ModelEvent, None]) -> list[ModelEvent]:
     """All events of an answer, whose last and no other is a ModelFinished."""
     found = [event async for event in events]
-    assert [isinstance(event, ModelFinished) for event in found] == [False] * (len(found) - 1) + [True]
+    assert [isinstance(event, ModelFinished) for event in found] == [False] * (len(found) - 1) + [
+        True
+    ]
     return found
 
 
@@ -54,4 +68,8 @@ async def finish(events: AsyncGenerator[ModelEvent, None]) -> ModelFinished:
 
 async def text(provider: Provider, request: ModelRequest | None = None) -> str:
     """The text that `provider` answers."""
-    return "".join(event.text for event in await told(provider.stream(request or question())) if isinstance(event, TextDelta))
+    return "".join(
+        event.text
+        for event in await told(provider.stream(request or question()))
+        if isinstance(event, TextDelta)
+    )

@@ -9,7 +9,12 @@ from tests.providers.asking import question, setup, text
 from tests.upstream import Upstream, reply, says
 
 
-def azure(endpoint: str | None, version: str | None = None, http: HttpClient | None = None, key: str | None = "0a1b2c3d") -> AzureOpenAI:
+def azure(
+    endpoint: str | None,
+    version: str | None = None,
+    http: HttpClient | None = None,
+    key: str | None = "0a1b2c3d",
+) -> AzureOpenAI:
     return AzureOpenAI.from_setup(
         setup(
             http,
@@ -28,11 +33,16 @@ def azure(endpoint: str | None, version: str | None = None, http: HttpClient | N
         ("v1", "/openai/v1/chat/completions"),
         ("preview", "/openai/v1/chat/completions?api-version=preview"),
         ("2024-10-21", "/openai/deployments/some-model/chat/completions?api-version=2024-10-21"),
-        ("2025-01-01-preview", "/openai/deployments/some-model/chat/completions?api-version=2025-01-01-preview"),
+        (
+            "2025-01-01-preview",
+            "/openai/deployments/some-model/chat/completions?api-version=2025-01-01-preview",
+        ),
     ],
 )
 @pytest.mark.parametrize("ending", ["", "/", "/openai", "/openai/v1/"])
-async def test_a_question_goes_to_the_address_of_its_api_version(version: str | None, path: str, ending: str) -> None:
+async def test_a_question_goes_to_the_address_of_its_api_version(
+    version: str | None, path: str, ending: str
+) -> None:
     async with Upstream(says("Hi")) as upstream, HttpClient() as http:
         assert await text(azure(upstream.url + ending, version, http)) == "Hi"
     request = upstream.requests[0]
@@ -45,12 +55,22 @@ async def test_a_question_goes_to_the_address_of_its_api_version(version: str | 
 async def test_the_name_of_a_deployment_cannot_leave_its_place_in_the_address() -> None:
     async with Upstream(says("Hi")) as upstream, HttpClient() as http:
         await text(azure(upstream.url, "2024-10-21", http), question(model="../a b?c#d/é"))
-    assert upstream.requests[0].path == "/openai/deployments/..%2Fa%20b%3Fc%23d%2F%C3%A9/chat/completions?api-version=2024-10-21"
+    assert (
+        upstream.requests[0].path
+        == "/openai/deployments/..%2Fa%20b%3Fc%23d%2F%C3%A9/chat/completions?api-version=2024-10-21"
+    )
 
 
 async def test_the_key_is_cut_from_azures_errors() -> None:
-    async with Upstream(reply(401, {"error": {"code": "401", "message": "Invalid key 0a1b2c3d."}})) as upstream, HttpClient() as http:
-        with pytest.raises(ProviderRefusedError, match=r"^azure_openai: Invalid key \[redacted\]\.$"):
+    async with (
+        Upstream(
+            reply(401, {"error": {"code": "401", "message": "Invalid key 0a1b2c3d."}})
+        ) as upstream,
+        HttpClient() as http,
+    ):
+        with pytest.raises(
+            ProviderRefusedError, match=r"^azure_openai: Invalid key \[redacted\]\.$"
+        ):
             await text(azure(upstream.url, None, http))
 
 
@@ -63,7 +83,9 @@ async def test_the_key_is_cut_from_azures_errors() -> None:
         (None, None, ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT")),
     ],
 )
-def test_what_is_missing_is_named(endpoint: str | None, key: str | None, missing: tuple[str, ...]) -> None:
+def test_what_is_missing_is_named(
+    endpoint: str | None, key: str | None, missing: tuple[str, ...]
+) -> None:
     assert azure(endpoint, key=key).missing == missing
 
 
@@ -82,7 +104,9 @@ async def test_the_models_are_those_of_the_settings() -> None:
         ("2024-10-21", "/openai/models?api-version=2024-10-21"),
     ],
 )
-async def test_whether_it_is_there_is_asked_by_its_list_of_models(version: str | None, path: str) -> None:
+async def test_whether_it_is_there_is_asked_by_its_list_of_models(
+    version: str | None, path: str
+) -> None:
     async with Upstream(reply(200, {"data": []})) as upstream, HttpClient() as http:
         await azure(upstream.url, version, http).ping(timeout=5)
     request = upstream.requests[0]

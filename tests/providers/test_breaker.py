@@ -22,7 +22,12 @@ from ai_agent_service.core.errors import (
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.observability.logging import read_extra
 from ai_agent_service.providers.base import Provider
-from ai_agent_service.providers.breaker import MAX_BREAKERS, STATUS_EXPIRY_SECONDS, BreakerStatus, CircuitBreakers
+from ai_agent_service.providers.breaker import (
+    MAX_BREAKERS,
+    STATUS_EXPIRY_SECONDS,
+    BreakerStatus,
+    CircuitBreakers,
+)
 from ai_agent_service.providers.counters import ProviderCounts
 from ai_agent_service.providers.http import HttpClient, Timeouts
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
@@ -85,22 +90,34 @@ async def test_callers_are_told_until_when() -> None:
     with pytest.raises(ProviderCircuitOpenError) as caught:
         await text(asked.provider)
     assert (caught.value.status, caught.value.retry_after) == (503, 18.0)
-    assert caught.value.message == "scripted is not asked at the moment, as its last 3 answers failed. Try again later."
+    assert (
+        caught.value.message
+        == "scripted is not asked at the moment, as its last 3 answers failed. Try again later."
+    )
 
 
 async def test_an_answer_that_comes_to_its_end_ends_the_row() -> None:
     asked = Asked([DOWN], [DOWN], says("x"), [DOWN], [DOWN], says("x"))
     assert "provider_circuit_open" not in await asked.asks(6)
-    assert asked.status == BreakerStatus("scripted", "some-model", "closed", 0, "provider_unavailable", None, 0)
+    assert asked.status == BreakerStatus(
+        "scripted", "some-model", "closed", 0, "provider_unavailable", None, 0
+    )
 
 
 @pytest.mark.parametrize(
     "error",
-    [DOWN, ProviderUnavailableError("Overloaded.", retry_after=5), ProviderTimeoutError("Late."), ProviderProtocolError("Broken.")],
+    [
+        DOWN,
+        ProviderUnavailableError("Overloaded.", retry_after=5),
+        ProviderTimeoutError("Late."),
+        ProviderProtocolError("Broken."),
+    ],
     ids=lambda error: error.message,
 )
 @pytest.mark.parametrize("lead", [[], [TextDelta("It")]], ids=["before", "within"])
-async def test_failures_of_the_provider_count_before_its_answer_and_within(error: ServiceError, lead: list[Action]) -> None:
+async def test_failures_of_the_provider_count_before_its_answer_and_within(
+    error: ServiceError, lead: list[Action]
+) -> None:
     asked = Asked([*lead, error])
     assert (await asked.asks(4))[3] == "provider_circuit_open"
 
@@ -134,7 +151,9 @@ async def test_what_is_not_the_providers_failure_never_opens(error: ServiceError
         (RunTimeoutError("Late."), 2),
     ],
 )
-async def test_a_provider_that_refuses_answers_and_a_deadline_tells_nothing(error: ServiceError, failures: int) -> None:
+async def test_a_provider_that_refuses_answers_and_a_deadline_tells_nothing(
+    error: ServiceError, failures: int
+) -> None:
     asked = Asked([DOWN], [DOWN], [error])
     await asked.asks(3)
     assert asked.status.failures == failures
@@ -167,7 +186,9 @@ async def test_models_and_providers_have_breakers_of_their_own() -> None:
     other = Script(says("fine"))
     other.name = "another"
     assert await text(asked.breakers.guard(other), question(model="one")) == "fine"
-    assert [(status.provider, status.model, status.state) for status in asked.breakers.list_statuses()] == [
+    assert [
+        (status.provider, status.model, status.state) for status in asked.breakers.list_statuses()
+    ] == [
         ("another", "one", "closed"),
         ("scripted", "one", "open"),
         ("scripted", "two", "closed"),
@@ -210,7 +231,9 @@ async def test_one_request_finds_out_and_the_others_are_still_refused() -> None:
     assert caught.value.retry_after == 1.0
     released.set()
     assert await probing == "ok"
-    assert asked.status == BreakerStatus("scripted", "some-model", "closed", 0, "provider_unavailable", None, 1)
+    assert asked.status == BreakerStatus(
+        "scripted", "some-model", "closed", 0, "provider_unavailable", None, 1
+    )
     assert await asked.ask() == "ok"
 
 
@@ -237,12 +260,21 @@ async def test_a_probe_that_fails_opens_again_for_the_whole_time() -> None:
     asked = await opened([ProviderTimeoutError("Late.")], says("back"))
     asked.now += 31
     assert await asked.asks(2) == ["provider_timeout", "provider_circuit_open"]
-    assert asked.status == BreakerStatus("scripted", "some-model", "open", 4, "provider_timeout", 30.0, 2)
+    assert asked.status == BreakerStatus(
+        "scripted", "some-model", "open", 4, "provider_timeout", 30.0, 2
+    )
     asked.now += 30
     assert await asked.ask() == "ok"
 
 
-@pytest.mark.parametrize("error", [ProviderRefusedError("No key."), ProviderRateLimitError("Slow down."), ContextTooLongError("Long.")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProviderRefusedError("No key."),
+        ProviderRateLimitError("Slow down."),
+        ContextTooLongError("Long."),
+    ],
+)
 async def test_a_probe_that_is_refused_shows_that_the_provider_answers(error: ServiceError) -> None:
     asked = await opened([error], says("back"))
     asked.now += 30
@@ -250,14 +282,18 @@ async def test_a_probe_that_is_refused_shows_that_the_provider_answers(error: Se
     assert asked.status.state == "closed"
 
 
-@pytest.mark.parametrize("error", [RunTimeoutError("Late."), InvalidRequestError("Images?", code="unsupported_content")])
+@pytest.mark.parametrize(
+    "error", [RunTimeoutError("Late."), InvalidRequestError("Images?", code="unsupported_content")]
+)
 async def test_a_probe_that_finds_nothing_out_makes_room_for_the_next(error: ServiceError) -> None:
     asked = await opened([error], says("back"))
     asked.now += 30
     assert await asked.asks(2) == [error.code, "ok"]
 
 
-@pytest.mark.parametrize("lead", [[], [TextDelta("It")]], ids=["before the first event", "after it"])
+@pytest.mark.parametrize(
+    "lead", [[], [TextDelta("It")]], ids=["before the first event", "after it"]
+)
 async def test_a_probe_whose_client_leaves_makes_room_for_the_next(lead: list[Action]) -> None:
     asked = await opened([*lead, asyncio.Event()], says("back"))
     asked.now += 30
@@ -294,7 +330,9 @@ async def test_clients_that_leave_count_for_nothing() -> None:
 
 async def test_what_began_before_tells_nothing_of_later() -> None:
     failing, ending = asyncio.Event(), asyncio.Event()
-    asked = Asked([failing, DOWN], [ending, *says("x")], [DOWN], [DOWN], [DOWN], says("back"), [DOWN])
+    asked = Asked(
+        [failing, DOWN], [ending, *says("x")], [DOWN], [DOWN], [DOWN], says("back"), [DOWN]
+    )
     early = []
     for _ in range(2):
         asked.script.waiting.clear()
@@ -318,8 +356,14 @@ async def test_each_change_is_told_in_the_log(caplog: pytest.LogCaptureFixture) 
     asked.now += 30
     await asked.asks(2)
     named = {"provider": "scripted", "model": "some-model"}
-    assert [(record.getMessage(), record.levelno, read_extra(record)) for record in caplog.records] == [
-        ("provider.breaker_opened", logging.WARNING, {**named, "failures": 3, "code": "provider_unavailable", "seconds": 30}),
+    assert [
+        (record.getMessage(), record.levelno, read_extra(record)) for record in caplog.records
+    ] == [
+        (
+            "provider.breaker_opened",
+            logging.WARNING,
+            {**named, "failures": 3, "code": "provider_unavailable", "seconds": 30},
+        ),
         ("provider.breaker_closed", logging.INFO, named),
     ]
 
@@ -340,7 +384,17 @@ async def test_each_change_is_told_in_the_log(caplog: pytest.LogCaptureFixture) 
         [head(), event({"error": {"message": "Overloaded.", "code": 502}})],
         [head(), chunk(b"data: nonsense\n\n")],
     ],
-    ids=["500", "503", "stall", "close", "reset", "stall within", "cut within", "error within", "nonsense"],
+    ids=[
+        "500",
+        "503",
+        "stall",
+        "close",
+        "reset",
+        "stall within",
+        "cut within",
+        "error within",
+        "nonsense",
+    ],
 )
 async def test_faults_of_a_real_server_open_the_breaker(answer: list[Bytes]) -> None:
     timeouts = Timeouts(first_byte=0.05, idle=0.05)
@@ -348,7 +402,9 @@ async def test_faults_of_a_real_server_open_the_breaker(answer: list[Bytes]) -> 
         breakers = CircuitBreakers(2, 30)
         provider = breakers.guard(OpenAICompatible(http, base_url=upstream.url))
         for _ in range(2):
-            with pytest.raises((ProviderUnavailableError, ProviderTimeoutError, ProviderProtocolError)):
+            with pytest.raises(
+                (ProviderUnavailableError, ProviderTimeoutError, ProviderProtocolError)
+            ):
                 await text(provider)
         with pytest.raises(ProviderCircuitOpenError):
             await text(provider)
@@ -357,7 +413,9 @@ async def test_faults_of_a_real_server_open_the_breaker(answer: list[Bytes]) -> 
 
 async def test_a_refused_connection_opens_the_breaker() -> None:
     async with HttpClient(max_retries=0) as http:
-        provider = CircuitBreakers(1, 30).guard(OpenAICompatible(http, base_url="http://127.0.0.1:1"))
+        provider = CircuitBreakers(1, 30).guard(
+            OpenAICompatible(http, base_url="http://127.0.0.1:1")
+        )
         with pytest.raises(ProviderUnavailableError, match="cannot be reached"):
             await text(provider)
         with pytest.raises(ProviderCircuitOpenError):
@@ -366,7 +424,14 @@ async def test_a_refused_connection_opens_the_breaker() -> None:
 
 async def test_requests_retries_and_errors_are_counted() -> None:
     down = reply(503, {"error": {"message": "Later."}})
-    answers = (sent("fine"), down, sent("fine"), down, down, reply(401, {"error": {"message": "No."}}))
+    answers = (
+        sent("fine"),
+        down,
+        sent("fine"),
+        down,
+        down,
+        reply(401, {"error": {"message": "No."}}),
+    )
     async with Upstream(*answers) as upstream, HttpClient(max_retries=1, first_delay=0.001) as http:
         breakers = CircuitBreakers(1, 30, counts=http.counts)
         provider = breakers.guard(OpenAICompatible(http, base_url=upstream.url))
@@ -375,13 +440,23 @@ async def test_requests_retries_and_errors_are_counted() -> None:
                 await text(provider, question(model=model))
             except ServiceError:
                 continue
-        errors = {"provider_unavailable": 1, "provider_circuit_open": 1, "provider_authentication_failed": 1}
-        assert http.counts.get_all() == {"openai": ProviderCounts(requests=5, retries=2, errors=errors)}
+        errors = {
+            "provider_unavailable": 1,
+            "provider_circuit_open": 1,
+            "provider_authentication_failed": 1,
+        }
+        assert http.counts.get_all() == {
+            "openai": ProviderCounts(requests=5, retries=2, errors=errors)
+        }
 
 
 async def test_a_guarded_provider_is_as_the_provider_itself() -> None:
     asked = Asked(says("x"))
-    assert (asked.provider.name, asked.provider.missing, asked.provider.model_list) == ("scripted", (), ("other-model",))
+    assert (asked.provider.name, asked.provider.missing, asked.provider.model_list) == (
+        "scripted",
+        (),
+        ("other-model",),
+    )
     assert await asked.provider.default_model() == "scripted-model"
 
 
@@ -393,4 +468,6 @@ async def test_one_that_nobody_asks_is_not_told_as_failing_for_ever() -> None:
     asked.now += 1
     assert (asked.status.state, asked.status.seconds_left) == ("closed", None)
     assert await asked.ask() == "provider_unavailable"
-    assert (asked.status.state, asked.status.openings) == ("open", 2), "the first who asks finds out, and one failure is enough"
+    assert (asked.status.state, asked.status.openings) == ("open", 2), (
+        "the first who asks finds out, and one failure is enough"
+    )

@@ -10,7 +10,16 @@ from dirty_equals import IsStr
 
 from ai_agent_service.core.errors import ProviderProtocolError
 from ai_agent_service.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
-from ai_agent_service.core.messages import AudioPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall, ToolSpec
+from ai_agent_service.core.messages import (
+    AudioPart,
+    FilePart,
+    ImagePart,
+    Message,
+    NamedTool,
+    TextPart,
+    ToolCall,
+    ToolSpec,
+)
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelFinished
@@ -25,20 +34,33 @@ NEW_ID: Any = IsStr(regex=r"call_[0-9a-f]{24}")
 
 async def answered(answer: Iterable[Action]) -> list[ModelEvent]:
     async with Upstream(answer) as upstream, HttpClient(max_retries=0) as http:
-        return await told(chat_wire.stream(http, HttpTarget("wire", upstream.url), question(), Profile()))
+        return await told(
+            chat_wire.stream(http, HttpTarget("wire", upstream.url), question(), Profile())
+        )
 
 
 async def calls_of(*pieces: list[dict[str, Any]]) -> list[ToolCall]:
     """The tool calls of an answer with one delta for each of `pieces`."""
-    *_, last = await answered(events(*(delta(tool_calls=piece) for piece in pieces), delta("tool_calls")))
+    *_, last = await answered(
+        events(*(delta(tool_calls=piece) for piece in pieces), delta("tool_calls"))
+    )
     assert isinstance(last, ModelFinished)
     assert last.reason == "tool_calls"
     return list(last.tool_calls)
 
 
-def piece(index: int | None = None, id: str | None = None, name: str | None = None, arguments: str | None = None) -> dict[str, Any]:
+def piece(
+    index: int | None = None,
+    id: str | None = None,
+    name: str | None = None,
+    arguments: str | None = None,
+) -> dict[str, Any]:
     """A piece of a tool call, without what is None."""
-    function = {key: value for key, value in {"name": name, "arguments": arguments}.items() if value is not None}
+    function = {
+        key: value
+        for key, value in {"name": name, "arguments": arguments}.items()
+        if value is not None
+    }
     whole = {"index": index, "id": id, "type": "function", "function": function}
     return {key: value for key, value in whole.items() if value is not None}
 
@@ -52,22 +74,40 @@ def sent(**settings: Any) -> dict[str, Any]:
 
 
 async def test_text_is_told_as_it_comes() -> None:
-    usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}}
-    found = await answered(events(delta(role="assistant", content=""), delta(content="Hel"), delta(content="lo"), delta("stop"), usage))
+    usage = {
+        "choices": [],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+    }
+    found = await answered(
+        events(
+            delta(role="assistant", content=""),
+            delta(content="Hel"),
+            delta(content="lo"),
+            delta("stop"),
+            usage,
+        )
+    )
     assert found == [TextDelta("Hel"), TextDelta("lo"), ModelFinished("stop", (), Usage(7, 2))]
 
 
 async def test_a_finish_reason_may_come_with_the_last_text() -> None:
-    assert await answered(events(delta("length", content="Hi"))) == [TextDelta("Hi"), ModelFinished("length")]
+    assert await answered(events(delta("length", content="Hi"))) == [
+        TextDelta("Hi"),
+        ModelFinished("length"),
+    ]
 
 
 async def test_an_empty_answer_stays_empty() -> None:
-    assert await answered(events(delta(content=None), delta("stop", content=""))) == [ModelFinished("stop")]
+    assert await answered(events(delta(content=None), delta("stop", content=""))) == [
+        ModelFinished("stop")
+    ]
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 async def test_reasoning_is_kept_apart_under_either_name(field: str) -> None:
-    found = await answered(events(delta(**{field: "Hmm"}), delta(**{field: None}, content="Hi"), delta("stop")))
+    found = await answered(
+        events(delta(**{field: "Hmm"}), delta(**{field: None}, content="Hi"), delta("stop"))
+    )
     assert found == [ReasoningDelta("Hmm"), TextDelta("Hi"), ModelFinished("stop")]
 
 
@@ -98,22 +138,51 @@ async def test_the_parts_of_usage_and_its_cost_are_read() -> None:
     [
         (None, None),
         ({}, Usage()),
-        ({"prompt_tokens": 3, "completion_tokens": None, "prompt_tokens_details": None, "completion_tokens_details": {}}, Usage(3)),
+        (
+            {
+                "prompt_tokens": 3,
+                "completion_tokens": None,
+                "prompt_tokens_details": None,
+                "completion_tokens_details": {},
+            },
+            Usage(3),
+        ),
     ],
 )
 async def test_usage_may_lack_parts_or_all(usage: object, expected: Usage | None) -> None:
-    assert await answered(events({**delta("stop"), "usage": usage})) == [ModelFinished("stop", (), expected)]
+    assert await answered(events({**delta("stop"), "usage": usage})) == [
+        ModelFinished("stop", (), expected)
+    ]
 
 
 async def test_usage_that_is_told_with_each_chunk_is_not_summed() -> None:
-    counts = [{**delta(content="x"), "usage": {"prompt_tokens": 5, "completion_tokens": number}} for number in (1, 2, 3)]
-    assert (await answered(events(*counts, delta("stop"))))[-1] == ModelFinished("stop", (), Usage(5, 3))
+    counts = [
+        {**delta(content="x"), "usage": {"prompt_tokens": 5, "completion_tokens": number}}
+        for number in (1, 2, 3)
+    ]
+    assert (await answered(events(*counts, delta("stop"))))[-1] == ModelFinished(
+        "stop", (), Usage(5, 3)
+    )
 
 
 async def test_chunks_that_say_nothing_are_passed_over() -> None:
-    nothing: list[object] = [{}, {"choices": None}, {"choices": []}, {"choices": [{}]}, {"choices": [{"delta": None}]}, {"error": None}]
-    azure = {"choices": [], "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}], "unknown": {"a": [1]}}
-    assert await answered(events(*nothing, azure, delta("stop", content="Hi"))) == [TextDelta("Hi"), ModelFinished("stop")]
+    nothing: list[object] = [
+        {},
+        {"choices": None},
+        {"choices": []},
+        {"choices": [{}]},
+        {"choices": [{"delta": None}]},
+        {"error": None},
+    ]
+    azure = {
+        "choices": [],
+        "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}],
+        "unknown": {"a": [1]},
+    }
+    assert await answered(events(*nothing, azure, delta("stop", content="Hi"))) == [
+        TextDelta("Hi"),
+        ModelFinished("stop"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,17 +225,24 @@ async def test_the_finish_reason_error_is_an_error() -> None:
     ],
 )
 async def test_a_chunk_that_is_none_is_an_error(data: bytes) -> None:
-    with pytest.raises(ProviderProtocolError, match=r"^wire sent a chunk that is not a chat completion chunk\.$"):
+    with pytest.raises(
+        ProviderProtocolError, match=r"^wire sent a chunk that is not a chat completion chunk\.$"
+    ):
         await answered([head(), chunk(b"data: " + data + b"\n\n"), event(delta("stop")), DONE, END])
 
 
 async def test_nothing_is_read_after_the_end() -> None:
-    found = await answered([head(), event(delta("stop", content="Hi")), DONE, event(delta(content=" there")), END])
+    found = await answered(
+        [head(), event(delta("stop", content="Hi")), DONE, event(delta(content=" there")), END]
+    )
     assert found == [TextDelta("Hi"), ModelFinished("stop")]
 
 
 async def test_an_answer_that_was_never_streamed_is_an_error() -> None:
-    whole = b'{"object": "chat.completion", "choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}'
+    whole = (
+        b'{"object": "chat.completion", "choices": [{"message": {"content": "Hi"}, "finish_reason":'
+        b' "stop"}]}'
+    )
     with pytest.raises(ProviderProtocolError, match="without a finish reason"):
         await answered([head(content_type="application/json"), chunk(whole), END])
 
@@ -174,24 +250,44 @@ async def test_an_answer_that_was_never_streamed_is_an_error() -> None:
 @pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
 async def test_an_answer_is_understood_however_it_is_cut(size: int, ending: bytes) -> None:
-    values = [delta(content="é😀"), delta(tool_calls=[piece(0, "call_a", "weather", "{}")]), delta("tool_calls")]
-    stream = "".join(f": hi\n\ndata: {json.dumps(value, ensure_ascii=False)}\n\n" for value in values).encode() + b"data: [DONE]\n\n"
+    values = [
+        delta(content="é😀"),
+        delta(tool_calls=[piece(0, "call_a", "weather", "{}")]),
+        delta("tool_calls"),
+    ]
+    stream = (
+        "".join(
+            f": hi\n\ndata: {json.dumps(value, ensure_ascii=False)}\n\n" for value in values
+        ).encode()
+        + b"data: [DONE]\n\n"
+    )
     stream = stream.replace(b"\n", ending)
-    found = await answered([head(), *(chunk(stream[at : at + size]) for at in range(0, len(stream), size)), END])
-    assert found == [TextDelta("é😀"), ModelFinished("tool_calls", (ToolCall("call_a", "weather", "{}"),))]
+    found = await answered(
+        [head(), *(chunk(stream[at : at + size]) for at in range(0, len(stream), size)), END]
+    )
+    assert found == [
+        TextDelta("é😀"),
+        ModelFinished("tool_calls", (ToolCall("call_a", "weather", "{}"),)),
+    ]
 
 
 # Tool calls
 
 
 async def test_split_arguments_are_put_together() -> None:
-    found = await calls_of([piece(0, "call_a", "weather", "")], [piece(0, arguments='{"ci')], [piece(0, arguments='ty": "Rome"}')])
+    found = await calls_of(
+        [piece(0, "call_a", "weather", "")],
+        [piece(0, arguments='{"ci')],
+        [piece(0, arguments='ty": "Rome"}')],
+    )
     assert found == [ToolCall("call_a", "weather", '{"city": "Rome"}')]
 
 
 async def test_arguments_are_kept_exactly_as_the_model_wrote_them() -> None:
     written = '{"n": 1.10, "big": 12345678901234567890, "broken": '
-    assert await calls_of([piece(0, "call_a", "weather", written)]) == [ToolCall("call_a", "weather", written)]
+    assert await calls_of([piece(0, "call_a", "weather", written)]) == [
+        ToolCall("call_a", "weather", written)
+    ]
 
 
 async def test_a_call_without_arguments_has_none() -> None:
@@ -204,11 +300,16 @@ async def test_parallel_calls_may_be_told_in_turns() -> None:
         [piece(1, arguments=": 2}")],
         [piece(0, arguments=": 1}")],
     )
-    assert found == [ToolCall("call_a", "weather", '{"a": 1}'), ToolCall("call_b", "time", '{"b": 2}')]
+    assert found == [
+        ToolCall("call_a", "weather", '{"a": 1}'),
+        ToolCall("call_b", "time", '{"b": 2}'),
+    ]
 
 
 async def test_indexes_need_not_begin_at_0() -> None:
-    found = await calls_of([piece(1, "call_a", "weather", "{}")], [piece(7, "call_b", "time", "{}")])
+    found = await calls_of(
+        [piece(1, "call_a", "weather", "{}")], [piece(7, "call_b", "time", "{}")]
+    )
     assert [call.id for call in found] == ["call_a", "call_b"]
 
 
@@ -219,32 +320,46 @@ async def test_calls_without_an_index_are_told_apart_by_their_ids() -> None:
         [piece(None, None, None, ": 2}")],
         [piece(None, "call_a", None, ": 1}")],
     )
-    assert found == [ToolCall("call_a", "weather", '{"a": 1}'), ToolCall("call_b", "time", '{"b": 2}')]
+    assert found == [
+        ToolCall("call_a", "weather", '{"a": 1}'),
+        ToolCall("call_b", "time", '{"b": 2}'),
+    ]
 
 
 async def test_an_id_and_a_name_that_each_piece_repeats_begin_no_other_call() -> None:
     for index in (0, None):
-        found = await calls_of([piece(index, "call_a", "weather", '{"a"')], [piece(index, "call_a", "weather", ": 1}")])
+        found = await calls_of(
+            [piece(index, "call_a", "weather", '{"a"')], [piece(index, "call_a", "weather", ": 1}")]
+        )
         assert found == [ToolCall("call_a", "weather", '{"a": 1}')]
 
 
 async def test_a_name_that_each_piece_repeats_begins_no_other_call_without_ids_either() -> None:
     for index in (0, None):
-        found = await calls_of([piece(index, None, "weather", '{"a"')], [piece(index, None, "weather", ": 1}")])
+        found = await calls_of(
+            [piece(index, None, "weather", '{"a"')], [piece(index, None, "weather", ": 1}")]
+        )
         assert found == [ToolCall(NEW_ID, "weather", '{"a": 1}')]
 
 
 async def test_an_index_that_each_call_repeats_does_not_merge_them() -> None:
     found = await calls_of(
-        [piece(0, "call_a", "weather", '{"a": 1}')], [piece(0, "call_b", "weather", '{"b"')], [piece(0, arguments=": 2}")]
+        [piece(0, "call_a", "weather", '{"a": 1}')],
+        [piece(0, "call_b", "weather", '{"b"')],
+        [piece(0, arguments=": 2}")],
     )
-    assert found == [ToolCall("call_a", "weather", '{"a": 1}'), ToolCall("call_b", "weather", '{"b": 2}')]
+    assert found == [
+        ToolCall("call_a", "weather", '{"a": 1}'),
+        ToolCall("call_b", "weather", '{"b": 2}'),
+    ]
 
 
 @pytest.mark.parametrize("index", [0, None])
 @pytest.mark.parametrize("no_id", ["", None])
 @pytest.mark.parametrize("together", [True, False])
-async def test_whole_calls_without_ids_are_told_apart_by_their_names(index: int | None, no_id: str | None, together: bool) -> None:
+async def test_whole_calls_without_ids_are_told_apart_by_their_names(
+    index: int | None, no_id: str | None, together: bool
+) -> None:
     pieces = [
         piece(index, no_id, "weather", '{"city": "Rome"}'),
         piece(index, no_id, "weather", '{"city": "Oslo"}'),
@@ -260,7 +375,10 @@ async def test_whole_calls_without_ids_are_told_apart_by_their_names(index: int 
 
 
 async def test_calls_without_ids_are_given_some() -> None:
-    found = await calls_of([piece(0, None, "weather", '{"a"'), piece(1, "", "time", "{}")], [piece(0, None, None, ": 1}")])
+    found = await calls_of(
+        [piece(0, None, "weather", '{"a"'), piece(1, "", "time", "{}")],
+        [piece(0, None, None, ": 1}")],
+    )
     assert found == [ToolCall(NEW_ID, "weather", '{"a": 1}'), ToolCall(NEW_ID, "time", "{}")]
     assert found[0].id != found[1].id
 
@@ -271,17 +389,31 @@ async def test_one_id_for_two_calls_is_used_once() -> None:
 
 
 async def test_an_id_may_come_late() -> None:
-    found = await calls_of([piece(0, None, "weather", '{"a"')], [piece(0, "call_a", None, ": 1}")], [piece(0, "call_a")])
+    found = await calls_of(
+        [piece(0, None, "weather", '{"a"')],
+        [piece(0, "call_a", None, ": 1}")],
+        [piece(0, "call_a")],
+    )
     assert found == [ToolCall("call_a", "weather", '{"a": 1}')]
 
 
 async def test_a_name_may_come_in_pieces() -> None:
-    assert await calls_of([piece(0, "call_a", "wea")], [piece(0, None, "ther", "{}")]) == [ToolCall("call_a", "weather", "{}")]
+    assert await calls_of([piece(0, "call_a", "wea")], [piece(0, None, "ther", "{}")]) == [
+        ToolCall("call_a", "weather", "{}")
+    ]
 
 
 async def test_text_and_tool_calls_may_stand_in_one_answer() -> None:
-    found = await answered(events(delta(content="Let me see."), delta("stop", tool_calls=[piece(0, "call_a", "weather", "{}")])))
-    assert found == [TextDelta("Let me see."), ModelFinished("stop", (ToolCall("call_a", "weather", "{}"),))]
+    found = await answered(
+        events(
+            delta(content="Let me see."),
+            delta("stop", tool_calls=[piece(0, "call_a", "weather", "{}")]),
+        )
+    )
+    assert found == [
+        TextDelta("Let me see."),
+        ModelFinished("stop", (ToolCall("call_a", "weather", "{}"),)),
+    ]
 
 
 async def test_a_null_function_adds_nothing() -> None:
@@ -306,8 +438,15 @@ def test_a_request_is_streamed_with_usage() -> None:
 
 
 def test_settings_go_by_their_names_and_unset_ones_not_at_all() -> None:
-    body = sent(temperature=0, max_tokens=5, stop=["a"], response_format={"type": "json_object"}, seed=None)
-    assert {"temperature": 0, "max_tokens": 5, "stop": ["a"], "response_format": {"type": "json_object"}}.items() <= body.items()
+    body = sent(
+        temperature=0, max_tokens=5, stop=["a"], response_format={"type": "json_object"}, seed=None
+    )
+    assert {
+        "temperature": 0,
+        "max_tokens": 5,
+        "stop": ["a"],
+        "response_format": {"type": "json_object"},
+    }.items() <= body.items()
     assert "seed" not in body
 
 
@@ -333,8 +472,23 @@ def test_tools_go_as_functions_and_strict_where_it_is_said() -> None:
     strict = ToolSpec("time", "The time.", {"type": "object"}, strict=True)
     body = sent(tools=(WEATHER, strict), parallel_tool_calls=False)
     assert body["tools"] == [
-        {"type": "function", "function": {"name": "weather", "description": "The weather in a city.", "parameters": WEATHER.parameters}},
-        {"type": "function", "function": {"name": "time", "description": "The time.", "parameters": {"type": "object"}, "strict": True}},
+        {
+            "type": "function",
+            "function": {
+                "name": "weather",
+                "description": "The weather in a city.",
+                "parameters": WEATHER.parameters,
+            },
+        },
+        {
+            "type": "function",
+            "function": {
+                "name": "time",
+                "description": "The time.",
+                "parameters": {"type": "object"},
+                "strict": True,
+            },
+        },
     ]
     assert body["parallel_tool_calls"] is False
     assert "tool_choice" not in body
@@ -342,7 +496,10 @@ def test_tools_go_as_functions_and_strict_where_it_is_said() -> None:
 
 def test_a_tool_choice_goes_with_tools_only() -> None:
     assert sent(tools=(WEATHER,), tool_choice="required")["tool_choice"] == "required"
-    assert sent(tools=(WEATHER,), tool_choice=NamedTool("weather"))["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert sent(tools=(WEATHER,), tool_choice=NamedTool("weather"))["tool_choice"] == {
+        "type": "function",
+        "function": {"name": "weather"},
+    }
     body = sent(tool_choice="auto", parallel_tool_calls=True)
     assert not {"tools", "tool_choice", "parallel_tool_calls"} & body.keys()
 
@@ -362,9 +519,15 @@ def test_content_parts_are_told_in_openais_form() -> None:
             "content": [
                 {"type": "text", "text": "Look:"},
                 {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
-                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}},
+                {
+                    "type": "image_url",
+                    "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"},
+                },
                 {"type": "input_audio", "input_audio": {"data": "UklG", "format": "wav"}},
-                {"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA", "filename": "a.pdf"}},
+                {
+                    "type": "file",
+                    "file": {"file_data": "data:application/pdf;base64,AAAA", "filename": "a.pdf"},
+                },
                 {"type": "file", "file": {"file_id": "file-1"}},
             ],
         }
@@ -386,15 +549,29 @@ def test_a_vendor_without_images_is_sent_none() -> None:
 
 
 @pytest.mark.parametrize(("content", "expected"), [("", None), ("Let me see.", "Let me see.")])
-def test_an_assistant_that_only_calls_has_null_as_content(content: str, expected: str | None) -> None:
-    message = Message("assistant", content, (ToolCall("call_a", "weather", '{"city": "Rome"}'), ToolCall("call_b", "time", "")))
+def test_an_assistant_that_only_calls_has_null_as_content(
+    content: str, expected: str | None
+) -> None:
+    message = Message(
+        "assistant",
+        content,
+        (ToolCall("call_a", "weather", '{"city": "Rome"}'), ToolCall("call_b", "time", "")),
+    )
     assert to_wire_messages([message]) == [
         {
             "role": "assistant",
             "content": expected,
             "tool_calls": [
-                {"id": "call_a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}},
-                {"id": "call_b", "type": "function", "function": {"name": "time", "arguments": "{}"}},
+                {
+                    "id": "call_a",
+                    "type": "function",
+                    "function": {"name": "weather", "arguments": '{"city": "Rome"}'},
+                },
+                {
+                    "id": "call_b",
+                    "type": "function",
+                    "function": {"name": "time", "arguments": "{}"},
+                },
             ],
         }
     ]
@@ -406,15 +583,26 @@ def test_an_assistant_that_said_nothing_has_empty_content() -> None:
 
 @pytest.mark.parametrize("followed", [True, False])
 def test_images_of_tools_follow_all_results_in_one_user_message(followed: bool) -> None:
-    one, two = ImagePart("data:image/png;base64,AAAA"), ImagePart("data:image/png;base64,BBBB", "high")
+    one, two = (
+        ImagePart("data:image/png;base64,AAAA"),
+        ImagePart("data:image/png;base64,BBBB", "high"),
+    )
     messages = [
-        Message("assistant", "", (ToolCall("call_a", "draw", "{}"), ToolCall("call_b", "draw", "{}"))),
+        Message(
+            "assistant", "", (ToolCall("call_a", "draw", "{}"), ToolCall("call_b", "draw", "{}"))
+        ),
         Message("tool", "first", tool_call_id="call_a", images=(one,)),
         Message("tool", "second", tool_call_id="call_b", images=(one, two)),
         *([Message("user", "Thanks")] if followed else []),
     ]
     found = to_wire_messages(messages)
-    assert [message["role"] for message in found] == ["assistant", "tool", "tool", "user", *(["user"] if followed else [])]
+    assert [message["role"] for message in found] == [
+        "assistant",
+        "tool",
+        "tool",
+        "user",
+        *(["user"] if followed else []),
+    ]
     assert found[1:3] == [
         {"role": "tool", "content": "first", "tool_call_id": "call_a"},
         {"role": "tool", "content": "second", "tool_call_id": "call_b"},
@@ -436,8 +624,13 @@ async def test_a_long_answer_of_many_chunks_is_whole_and_quick() -> None:
     assert time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize(("field", "profile"), [("reasoning_content", Profile()), ("reasoning", Profile(reasoning_field="reasoning"))])
-def test_what_was_thought_before_calls_goes_back_where_it_came_from(field: str, profile: Profile) -> None:
+@pytest.mark.parametrize(
+    ("field", "profile"),
+    [("reasoning_content", Profile()), ("reasoning", Profile(reasoning_field="reasoning"))],
+)
+def test_what_was_thought_before_calls_goes_back_where_it_came_from(
+    field: str, profile: Profile
+) -> None:
     answer = Message("assistant", "", (ToolCall("c", "weather", "{}"),), reasoning="hm")
     assert to_wire_messages([answer], profile)[0][field] == "hm"
     assert field not in to_wire_messages([Message("assistant", "x", reasoning="hm")], profile)[0]

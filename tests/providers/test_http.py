@@ -29,7 +29,19 @@ from ai_agent_service.providers.http import MAX_RETRY_AFTER, RETRY_BUDGET, HttpC
 from ai_agent_service.providers.http_errors import HttpTarget
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.providers.asking import finish, question, text, told
-from tests.upstream import DONE, END, Action, Upstream, chunk, deaf_port, delta, event, head, reply, says
+from tests.upstream import (
+    DONE,
+    END,
+    Action,
+    Upstream,
+    chunk,
+    deaf_port,
+    delta,
+    event,
+    head,
+    reply,
+    says,
+)
 
 KEY = "sk-Zx81QqLm0042canary"
 HTML = b"<html><body><h1>502 Bad Gateway</h1>nginx at 10.1.2.3</body></html>"
@@ -37,10 +49,16 @@ HTML = b"<html><body><h1>502 Bad Gateway</h1>nginx at 10.1.2.3</body></html>"
 
 @asynccontextmanager
 async def served(
-    *answers: Iterable[Action], timeouts: Timeouts | None = None, max_retries: int = 2, first_delay: float = 0.001
+    *answers: Iterable[Action],
+    timeouts: Timeouts | None = None,
+    max_retries: int = 2,
+    first_delay: float = 0.001,
 ) -> AsyncGenerator[tuple[Upstream, OpenAICompatible], None]:
     """A scripted server and a provider that asks it."""
-    async with Upstream(*answers) as upstream, HttpClient(timeouts, max_retries=max_retries, first_delay=first_delay) as http:
+    async with (
+        Upstream(*answers) as upstream,
+        HttpClient(timeouts, max_retries=max_retries, first_delay=first_delay) as http,
+    ):
         yield upstream, OpenAICompatible(http, base_url=f"{upstream.url}/v1", api_key=KEY)
 
 
@@ -77,11 +95,15 @@ async def test_a_connection_is_used_again_though_the_end_of_the_body_comes_late(
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
-async def test_a_connection_is_used_again_after_an_error_however_its_body_is_cut(pieces: int) -> None:
+async def test_a_connection_is_used_again_after_an_error_however_its_body_is_cut(
+    pieces: int,
+) -> None:
     whole = refusal(400, "x" * 300)[0]
     assert isinstance(whole, bytes)
     size = len(whole) // pieces + 1
-    cut: list[Action] = [action for at in range(0, len(whole), size) for action in (whole[at : at + size], 0.02)]
+    cut: list[Action] = [
+        action for at in range(0, len(whole), size) for action in (whole[at : at + size], 0.02)
+    ]
     async with served(cut, says("fine")) as (upstream, provider):
         assert (await failure(provider)).message == f"openai: {'x' * 300}"
         assert await text(provider) == "fine"
@@ -114,7 +136,10 @@ async def test_what_follows_the_end_is_not_read_for_ever() -> None:
 
 
 async def test_leaving_an_answer_closes_its_connection_within_a_second() -> None:
-    async with served([head(), event(delta(content="one")), asyncio.Event()]) as (upstream, provider):
+    async with served([head(), event(delta(content="one")), asyncio.Event()]) as (
+        upstream,
+        provider,
+    ):
         events = provider.stream(question())
         await anext(events)
         await events.aclose()
@@ -133,19 +158,25 @@ async def test_leaving_before_the_first_byte_closes_the_connection_within_a_seco
 
 
 async def test_leaving_an_answer_leaves_nothing_behind() -> None:
-    async with served([head(), event(delta(content="one")) + event(delta(content="two")), asyncio.Event()]) as (upstream, provider):
+    async with served(
+        [head(), event(delta(content="one")) + event(delta(content="two")), asyncio.Event()]
+    ) as (upstream, provider):
         before = asyncio.all_tasks()
         async with aclosing(provider.stream(question())) as events:
             await anext(events)
         await asyncio.sleep(0)
-        assert asyncio.all_tasks() - before == set(upstream.tasks), "a generator was left to the garbage collector"
+        assert asyncio.all_tasks() - before == set(upstream.tasks), (
+            "a generator was left to the garbage collector"
+        )
 
 
 async def test_cookies_are_not_kept() -> None:
     first = says("one")
     first[0] = head(set_cookie="session=abc; Path=/")
     async with Upstream(first, says("two")) as upstream, HttpClient() as http:
-        provider = OpenAICompatible(http, base_url=upstream.url.replace("127.0.0.1", "localhost"))  # an address never has cookies
+        provider = OpenAICompatible(
+            http, base_url=upstream.url.replace("127.0.0.1", "localhost")
+        )  # an address never has cookies
         assert [await text(provider) for _ in range(2)] == ["one", "two"]
         assert "cookie" not in upstream.requests[1].headers
 
@@ -154,7 +185,9 @@ async def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPa
     async with Upstream(says("by proxy")) as upstream, HttpClient() as http:
         monkeypatch.setenv("no_proxy", "")
         monkeypatch.setenv("http_proxy", upstream.url)
-        assert await text(OpenAICompatible(http, base_url="http://provider.invalid/v1")) == "by proxy"
+        assert (
+            await text(OpenAICompatible(http, base_url="http://provider.invalid/v1")) == "by proxy"
+        )
         assert upstream.requests[0].path == "http://provider.invalid/v1/chat/completions"
 
 
@@ -186,8 +219,13 @@ async def test_a_server_that_does_not_accept_is_given_the_connect_timeout() -> N
 
 
 @pytest.mark.parametrize("lead", [[], [head()]], ids=["silent", "headers alone"])
-async def test_a_server_that_accepts_and_says_nothing_is_given_the_first_byte_timeout(lead: list[Action]) -> None:
-    async with served([*lead, asyncio.Event()], timeouts=Timeouts(first_byte=0.15, idle=30)) as (upstream, provider):
+async def test_a_server_that_accepts_and_says_nothing_is_given_the_first_byte_timeout(
+    lead: list[Action],
+) -> None:
+    async with served([*lead, asyncio.Event()], timeouts=Timeouts(first_byte=0.15, idle=30)) as (
+        upstream,
+        provider,
+    ):
         began = time.monotonic()
         error = await failure(provider)
         assert isinstance(error, ProviderTimeoutError)
@@ -216,7 +254,9 @@ async def test_a_pause_shorter_than_the_idle_timeout_is_borne() -> None:
         assert await text(provider) == "abcd"
 
 
-@pytest.mark.parametrize("dripped", [chunk(b":"), event(delta(content="x"))], ids=["comment bytes", "text"])
+@pytest.mark.parametrize(
+    "dripped", [chunk(b":"), event(delta(content="x"))], ids=["comment bytes", "text"]
+)
 async def test_a_stream_that_drips_for_ever_ends_at_the_run_deadline(dripped: bytes) -> None:
     drip = endless([head()], dripped, 0.02)
     async with served(drip, timeouts=Timeouts(first_byte=0.4, idle=0.4)) as (upstream, provider):
@@ -226,8 +266,12 @@ async def test_a_stream_that_drips_for_ever_ends_at_the_run_deadline(dripped: by
         await upstream.until(lambda: upstream.disconnects == 1)
 
 
-@pytest.mark.parametrize(("seconds", "error"), [(5.0, ProviderTimeoutError), (0.2, RunTimeoutError)])
-async def test_headers_that_drip_for_ever_end_at_the_first_limit_that_is_met(seconds: float, error: type[ServiceError]) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "error"), [(5.0, ProviderTimeoutError), (0.2, RunTimeoutError)]
+)
+async def test_headers_that_drip_for_ever_end_at_the_first_limit_that_is_met(
+    seconds: float, error: type[ServiceError]
+) -> None:
     drip = endless([b"HTTP/1.1 200 OK\r\nx-slow: "], b"x", 0.02)
     async with served(drip, timeouts=Timeouts(first_byte=0.4, idle=0.4)) as (upstream, provider):
         assert isinstance(await failure(provider, seconds=seconds), error)
@@ -236,7 +280,8 @@ async def test_headers_that_drip_for_ever_end_at_the_first_limit_that_is_met(sec
 
 async def test_a_reader_that_is_busy_is_no_pause_of_the_provider() -> None:
     async with served(
-        [head(), event(delta(content="Hel")), event(delta("stop", content="lo")), DONE, END], timeouts=Timeouts(idle=0.1)
+        [head(), event(delta(content="Hel")), event(delta("stop", content="lo")), DONE, END],
+        timeouts=Timeouts(idle=0.1),
     ) as (_, provider):
         pieces = []
         async with aclosing(provider.stream(question())) as events:
@@ -248,7 +293,10 @@ async def test_a_reader_that_is_busy_is_no_pause_of_the_provider() -> None:
 
 
 async def test_headers_without_a_body_are_told_as_no_beginning() -> None:
-    async with served([head(), asyncio.Event()], timeouts=Timeouts(first_byte=0.1)) as (_, provider):
+    async with served([head(), asyncio.Event()], timeouts=Timeouts(first_byte=0.1)) as (
+        _,
+        provider,
+    ):
         error = await failure(provider)
     assert isinstance(error, ProviderTimeoutError)
     assert "did not begin to answer within 0.1 seconds" in error.message
@@ -281,7 +329,10 @@ async def test_a_run_whose_deadline_has_passed_asks_nothing() -> None:
 
 
 async def test_an_error_whose_body_stalls_keeps_its_status() -> None:
-    stalled: list[Action] = [head(429, "application/json", content_length="99", chunked=False) + b'{"error": ', asyncio.Event()]
+    stalled: list[Action] = [
+        head(429, "application/json", content_length="99", chunked=False) + b'{"error": ',
+        asyncio.Event(),
+    ]
     async with served(stalled, timeouts=Timeouts(first_byte=0.1), max_retries=0) as (_, provider):
         error = await failure(provider)
         assert isinstance(error, ProviderRateLimitError)
@@ -324,8 +375,14 @@ async def test_a_lasting_failure_is_not_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])
-@pytest.mark.parametrize("sent", [event(delta(content="x")), event(delta(content="x"))[:-9], b"5\r\n"], ids=["event", "half", "bare"])
-async def test_an_answer_that_breaks_off_is_an_error_and_not_tried_again(sent: bytes, end: Action) -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [event(delta(content="x")), event(delta(content="x"))[:-9], b"5\r\n"],
+    ids=["event", "half", "bare"],
+)
+async def test_an_answer_that_breaks_off_is_an_error_and_not_tried_again(
+    sent: bytes, end: Action
+) -> None:
     async with served([head(), sent, 0.02, end], says("fine")) as (upstream, provider):
         error = await failure(provider)
         assert isinstance(error, ProviderProtocolError)
@@ -362,7 +419,11 @@ async def test_the_waits_grow_and_differ() -> None:
         await asyncio.gather(*(give_up(f"model-{number}") for number in range(5)))
     waits = []
     for number in range(5):
-        first, second, third = [request.at for request in upstream.requests if request.json["model"] == f"model-{number}"]
+        first, second, third = [
+            request.at
+            for request in upstream.requests
+            if request.json["model"] == f"model-{number}"
+        ]
         waits.append(second - first)
         assert second - first >= 0.049
         assert third - second >= 0.099
@@ -370,7 +431,10 @@ async def test_the_waits_grow_and_differ() -> None:
 
 
 async def test_clients_told_to_wait_alike_do_not_come_back_at_one_moment() -> None:
-    async with served(refusal(429, retry_after="0.2"), max_retries=1, first_delay=0.5) as (upstream, provider):
+    async with served(refusal(429, retry_after="0.2"), max_retries=1, first_delay=0.5) as (
+        upstream,
+        provider,
+    ):
         await asyncio.gather(*(failure(provider) for _ in range(5)))
     again = [request.at for request in upstream.requests[5:]]
     assert len(again) == 5
@@ -389,12 +453,19 @@ async def test_retry_after_is_obeyed(header: str) -> None:
     async with served(refusal(429, **headers), says("fine")) as (upstream, provider):
         assert await text(provider) == "fine"
     first, second = upstream.requests
-    assert second.at + ahead >= int(wall + 1) - 0.01 if header == "date" else 0.3 <= second.at - first.at < 0.9
+    assert (
+        second.at + ahead >= int(wall + 1) - 0.01
+        if header == "date"
+        else 0.3 <= second.at - first.at < 0.9
+    )
 
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_longer_wait_than_ours_is_passed_on_instead(status: int) -> None:
-    async with served(refusal(status, retry_after=str(int(MAX_RETRY_AFTER) + 1))) as (upstream, provider):
+    async with served(refusal(status, retry_after=str(int(MAX_RETRY_AFTER) + 1))) as (
+        upstream,
+        provider,
+    ):
         began = time.monotonic()
         error = await failure(provider, seconds=60)
         assert error.retry_after == MAX_RETRY_AFTER + 1
@@ -438,7 +509,10 @@ async def test_an_unusable_retry_after_counts_as_none(headers: dict[str, str]) -
 
 
 async def test_a_retry_after_in_the_past_means_now() -> None:
-    async with served(refusal(429, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"), says("fine")) as (_, provider):
+    async with served(refusal(429, retry_after="Wed, 21 Oct 2015 07:28:00 GMT"), says("fine")) as (
+        _,
+        provider,
+    ):
         assert await text(provider) == "fine"
 
 
@@ -452,7 +526,10 @@ async def test_a_storm_of_refusals_is_not_made_worse_by_retries() -> None:
 async def test_the_retry_budget_fills_again_with_requests_that_need_none() -> None:
     async with served(*([refusal(429)] * 60), says("fine")) as (upstream, provider):
         while len(upstream.requests) < 60:
-            await asyncio.gather(*(failure(provider) for _ in range(min(10, 60 - len(upstream.requests)))), return_exceptions=True)
+            await asyncio.gather(
+                *(failure(provider) for _ in range(min(10, 60 - len(upstream.requests)))),
+                return_exceptions=True,
+            )
         before = len(upstream.requests)
         await asyncio.gather(*(text(provider) for _ in range(30)))
         upstream.answers = (*([refusal(429)] * (len(upstream.requests) + 1)), says("fine"))
@@ -466,7 +543,9 @@ async def test_each_provider_has_a_retry_budget_of_its_own() -> None:
             before = len(upstream.requests)
             for _ in range(40):
                 with pytest.raises(ProviderUnavailableError):
-                    async with http.post(HttpTarget(name, upstream.url), b"{}", deadline=time.monotonic() + 5):
+                    async with http.post(
+                        HttpTarget(name, upstream.url), b"{}", deadline=time.monotonic() + 5
+                    ):
                         pass
             assert RETRY_BUDGET - 1 <= len(upstream.requests) - before - 40 <= RETRY_BUDGET + 5
 
@@ -492,10 +571,16 @@ async def test_each_provider_has_a_retry_budget_of_its_own() -> None:
         (418, ProviderUnavailableError, "provider_unavailable"),
     ],
 )
-async def test_each_status_has_its_error_and_keeps_the_message(status: int, kind: type[ServiceError], code: str) -> None:
+async def test_each_status_has_its_error_and_keeps_the_message(
+    status: int, kind: type[ServiceError], code: str
+) -> None:
     async with served(refusal(status, "The moon is in the way."), max_retries=0) as (_, provider):
         error = await failure(provider)
-        assert (type(error), error.code, error.message) == (kind, code, "openai: The moon is in the way.")
+        assert (type(error), error.code, error.message) == (
+            kind,
+            code,
+            "openai: The moon is in the way.",
+        )
 
 
 @pytest.mark.parametrize(
@@ -524,7 +609,13 @@ async def test_the_message_is_found_in_every_usual_form(body: object, message: s
 @pytest.mark.parametrize(
     "body",
     [
-        {"error": {"message": f"Incorrect API key provided: {KEY}. Header was 'Authorization: Bearer xyz'."}},
+        {
+            "error": {
+                "message": (
+                    f"Incorrect API key provided: {KEY}. Header was 'Authorization: Bearer xyz'."
+                )
+            }
+        },
         f"Incorrect API key provided: {KEY}; Bearer xyz".encode(),
         {"error": {"message": "x" * 490 + KEY + " Bearer xyz"}},
     ],
@@ -539,7 +630,10 @@ async def test_secrets_are_cut_from_the_message(body: object) -> None:
 
 
 async def test_a_secret_of_any_shape_is_cut_from_the_message() -> None:
-    async with Upstream(refusal(401, "The key 0123abcd is wrong.")) as upstream, HttpClient() as http:
+    async with (
+        Upstream(refusal(401, "The key 0123abcd is wrong.")) as upstream,
+        HttpClient() as http,
+    ):
         error = await failure(OpenAICompatible(http, base_url=upstream.url, api_key="0123abcd"))
         assert error.message == "openai: The key [redacted] is wrong."
 
@@ -552,7 +646,14 @@ async def test_a_secret_that_arrives_in_two_pieces_is_cut_too(cut: int) -> None:
         assert (await failure(provider)).message == "openai: Wrong key: [redacted]"
 
 
-@pytest.mark.parametrize("page", [HTML, b"<!DOCTYPE html>\n<head><title>10.1.2.3</title></head>", b"\n<!-- " + b"x" * 600 + b"-->" + HTML])
+@pytest.mark.parametrize(
+    "page",
+    [
+        HTML,
+        b"<!DOCTYPE html>\n<head><title>10.1.2.3</title></head>",
+        b"\n<!-- " + b"x" * 600 + b"-->" + HTML,
+    ],
+)
 async def test_a_page_of_html_is_not_echoed(page: bytes) -> None:
     async with served(reply(502, page, content_type="text/html"), max_retries=0) as (_, provider):
         error = await failure(provider)
@@ -571,14 +672,39 @@ async def test_a_long_message_is_cut_at_500_characters() -> None:
     ("status", "said"),
     [
         (400, {"message": "Too much.", "code": "context_length_exceeded"}),
-        (400, {"message": "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens."}),
+        (
+            400,
+            {
+                "message": (
+                    "This model's maximum context length is 8192 tokens. However, your messages"
+                    " resulted in 9000 tokens."
+                )
+            },
+        ),
         (400, {"message": "prompt is too long: 208310 tokens > 200000 maximum"}),
         (413, {"message": "The request does not fit the context window."}),
-        (400, {"message": "request (4390 tokens) exceeds the available context size (4096 tokens), try increasing it"}),
-        (500, {"code": 500, "message": "the request exceeds the available context size.", "type": "exceed_context_size_error"}),
+        (
+            400,
+            {
+                "message": (
+                    "request (4390 tokens) exceeds the available context size (4096 tokens), try"
+                    " increasing it"
+                )
+            },
+        ),
+        (
+            500,
+            {
+                "code": 500,
+                "message": "the request exceeds the available context size.",
+                "type": "exceed_context_size_error",
+            },
+        ),
     ],
 )
-async def test_a_conversation_that_does_not_fit_is_told_apart(status: int, said: dict[str, Any]) -> None:
+async def test_a_conversation_that_does_not_fit_is_told_apart(
+    status: int, said: dict[str, Any]
+) -> None:
     async with served(reply(status, {"error": said})) as (upstream, provider):
         error = await failure(provider)
         assert isinstance(error, ContextTooLongError)
@@ -603,7 +729,9 @@ async def test_a_conversation_that_does_not_fit_is_told_apart(status: int, said:
         ({"code": 502, "metadata": {}}, ProviderUnavailableError),
     ],
 )
-async def test_an_error_within_a_good_answer_is_an_error(said: object, kind: type[ServiceError], lead: list[Action]) -> None:
+async def test_an_error_within_a_good_answer_is_an_error(
+    said: object, kind: type[ServiceError], lead: list[Action]
+) -> None:
     broken = {"error": said, "choices": [{"delta": {"content": ""}, "finish_reason": "error"}]}
     async with served([head(), *lead, event(broken), DONE, END]) as (upstream, provider):
         error = await failure(provider)
@@ -615,7 +743,10 @@ async def test_an_error_within_a_good_answer_is_an_error(said: object, kind: typ
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 async def test_a_redirect_is_not_followed(status: int) -> None:
-    async with Upstream(says("stolen")) as elsewhere, served(reply(status, b"", location=f"{elsewhere.url}/v1")) as (upstream, provider):
+    async with (
+        Upstream(says("stolen")) as elsewhere,
+        served(reply(status, b"", location=f"{elsewhere.url}/v1")) as (upstream, provider),
+    ):
         error = await failure(provider)
         assert isinstance(error, ProviderUnavailableError)
         assert elsewhere.url not in error.message
@@ -632,19 +763,25 @@ async def test_a_name_that_does_not_resolve_is_told() -> None:
 @pytest.mark.parametrize("address", ["http://127.0.0.1:99999/v1", "http://[bad/v1", "http:///v1"])
 async def test_an_address_that_is_none_is_told_at_once(address: str) -> None:
     async with HttpClient(first_delay=30) as http:
-        error = await asyncio.wait_for(failure(OpenAICompatible(http, base_url=address), seconds=100), 1)
+        error = await asyncio.wait_for(
+            failure(OpenAICompatible(http, base_url=address), seconds=100), 1
+        )
         assert isinstance(error, ProviderUnavailableError)
         assert error.message == "The address of openai is not a valid URL."
 
 
-@pytest.mark.parametrize("junk", [b"SSH-2.0-OpenSSH_9.6\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n"])
+@pytest.mark.parametrize(
+    "junk", [b"SSH-2.0-OpenSSH_9.6\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n"]
+)
 async def test_an_answer_that_is_not_http_is_an_error(junk: bytes) -> None:
     async with served([junk, "close"], max_retries=0) as (_, provider):
         assert isinstance(await failure(provider), UpstreamError)
 
 
 async def test_a_chunk_of_impossible_size_is_an_error_within_the_limits() -> None:
-    async with served([head(), 0.02, b"zz\r\n", asyncio.Event()], timeouts=Timeouts(first_byte=0.3)) as (_, provider):
+    async with served(
+        [head(), 0.02, b"zz\r\n", asyncio.Event()], timeouts=Timeouts(first_byte=0.3)
+    ) as (_, provider):
         assert isinstance(await failure(provider), ProviderProtocolError | ProviderTimeoutError)
 
 
@@ -655,7 +792,11 @@ async def test_a_body_without_length_ends_with_its_connection() -> None:
 
 
 async def test_a_clean_end_without_a_finish_reason_is_an_error() -> None:
-    for actions in ([event(delta(content="x")), DONE, END], [event(delta(content="x")), END], [END]):
+    for actions in (
+        [event(delta(content="x")), DONE, END],
+        [event(delta(content="x")), END],
+        [END],
+    ):
         async with served([head(), *actions], says("fine")) as (upstream, provider):
             error = await failure(provider)
             assert isinstance(error, ProviderProtocolError)
@@ -675,20 +816,26 @@ async def test_json_is_got_however_it_is_cut() -> None:
     whole = reply(200, {"models": ["m" * 100_000]})[0]
     assert isinstance(whole, bytes)
     async with Upstream([whole[:1000], 0.02, whole[1000:]]) as upstream, HttpClient() as http:
-        assert await http.get_json(HttpTarget("ollama", upstream.url), timeout=2) == {"models": ["m" * 100_000]}
+        assert await http.get_json(HttpTarget("ollama", upstream.url), timeout=2) == {
+            "models": ["m" * 100_000]
+        }
 
 
 @pytest.mark.parametrize("body", [b"", b"no", HTML, b'"\xff"', b"[" * 10_000])
 async def test_what_is_got_has_to_be_json(body: bytes) -> None:
     async with Upstream(reply(200, body)) as upstream, HttpClient() as http:
-        with pytest.raises(ProviderProtocolError, match="ollama answered with something that is not JSON"):
+        with pytest.raises(
+            ProviderProtocolError, match="ollama answered with something that is not JSON"
+        ):
             await http.get_json(HttpTarget("ollama", upstream.url), timeout=2)
 
 
 @pytest.mark.parametrize("lead", [[], [head(content_type="application/json")]])
 async def test_getting_has_its_own_deadline(lead: list[Action]) -> None:
     async with Upstream([*lead, asyncio.Event()]) as upstream, HttpClient() as http:
-        with pytest.raises(ProviderTimeoutError, match=r"^ollama did not answer within 0\.1 seconds\.$"):
+        with pytest.raises(
+            ProviderTimeoutError, match=r"^ollama did not answer within 0\.1 seconds\.$"
+        ):
             await http.get_json(HttpTarget("ollama", upstream.url), timeout=0.1)
 
 
@@ -700,11 +847,15 @@ async def test_what_is_refused_is_an_error_when_getting_too() -> None:
             await http.get_json(HttpTarget("ollama", "http://127.0.0.1:1"), timeout=2)
 
 
-async def test_getting_uses_the_proxy_of_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_getting_uses_the_proxy_of_the_environment_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with Upstream(reply(200, [1])) as upstream, HttpClient() as http:
         monkeypatch.setenv("no_proxy", "")
         monkeypatch.setenv("http_proxy", upstream.url)
-        assert await http.get_json(HttpTarget("ollama", "http://got.invalid/api/tags"), timeout=2) == [1]
+        assert await http.get_json(
+            HttpTarget("ollama", "http://got.invalid/api/tags"), timeout=2
+        ) == [1]
         assert upstream.requests[0].path == "http://got.invalid/api/tags"
 
 
@@ -724,14 +875,18 @@ async def test_a_body_is_fetched_however_it_is_cut_up_to_its_limit() -> None:
 @pytest.mark.parametrize("answer", [reply(200, b"x" * 1001), endless([head()], chunk(b"x" * 100))])
 async def test_no_more_than_the_limit_is_fetched(answer: Iterable[Action]) -> None:
     async with Upstream(answer) as upstream:
-        with pytest.raises(ProviderProtocolError, match=r"^127\.0\.0\.1:\d+ answered with more than 1000 bytes\.$"):
+        with pytest.raises(
+            ProviderProtocolError, match=r"^127\.0\.0\.1:\d+ answered with more than 1000 bytes\.$"
+        ):
             await fetched(upstream.url)
 
 
 @pytest.mark.parametrize("status", [201, 204, 304, 400, 401, 404, 429, 500])
 async def test_nothing_but_200_is_fetched_and_its_words_are_not_repeated(status: int) -> None:
     async with Upstream(reply(status, b"" if status in (204, 304) else HTML)) as upstream:
-        with pytest.raises(UpstreamError, match=rf"^127\.0\.0\.1:\d+ answered with the status {status}\.$"):
+        with pytest.raises(
+            UpstreamError, match=rf"^127\.0\.0\.1:\d+ answered with the status {status}\.$"
+        ):
             await fetched(upstream.url)
 
 
@@ -744,7 +899,15 @@ async def test_a_redirect_within_the_server_is_followed(status: int) -> None:
 
 @pytest.mark.parametrize(
     "location",
-    ["http://127.0.0.2/", "//127.0.0.2/", "https://127.0.0.1/", "http://127.0.0.1:1/", "file:///etc/passwd", "http://[", "mailto:x"],
+    [
+        "http://127.0.0.2/",
+        "//127.0.0.2/",
+        "https://127.0.0.1/",
+        "http://127.0.0.1:1/",
+        "file:///etc/passwd",
+        "http://[",
+        "mailto:x",
+    ],
 )
 async def test_a_redirect_to_another_server_is_not_followed(location: str) -> None:
     async with Upstream(reply(302, location=location)) as upstream:
@@ -767,7 +930,16 @@ async def test_fetching_has_its_own_deadline(lead: list[Action]) -> None:
             await fetched(upstream.url, timeout=0.1)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "http://[", "nowhere", "http://user:secret@127.0.0.1:1/", "ftp://127.0.0.1/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/",
+        "http://[",
+        "nowhere",
+        "http://user:secret@127.0.0.1:1/",
+        "ftp://127.0.0.1/x",
+    ],
+)
 async def test_what_cannot_be_fetched_is_an_error_of_the_upstream(url: str) -> None:
     with pytest.raises(ProviderUnavailableError) as caught:
         await fetched(url)

@@ -2,7 +2,11 @@
 
 import pytest
 
-from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderProtocolError, ProviderUnavailableError
+from ai_agent_service.core.errors import (
+    ProviderNotConfiguredError,
+    ProviderProtocolError,
+    ProviderUnavailableError,
+)
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.ollama import Ollama
 from tests.providers.asking import question, setup, text
@@ -10,7 +14,13 @@ from tests.upstream import Upstream, lines, reply
 
 SAYS_HI = lines({"message": {"content": "Hi"}, "done": True, "done_reason": "stop"})
 TAGS = {
-    "models": [{"name": "nomic-embed-text:latest"}, {"name": "all-minilm:22m"}, {"name": "qwen3:4b"}, {"name": "llama3.2:1b"}, {"size": 1}]
+    "models": [
+        {"name": "nomic-embed-text:latest"},
+        {"name": "all-minilm:22m"},
+        {"name": "qwen3:4b"},
+        {"name": "llama3.2:1b"},
+        {"size": 1},
+    ]
 }
 
 
@@ -28,7 +38,10 @@ async def test_a_question_goes_to_the_native_api(ending: str) -> None:
 
 async def test_the_installed_models_are_those_that_can_chat() -> None:
     async with Upstream(reply(200, TAGS)) as upstream, HttpClient() as http:
-        assert await Ollama(http, base_url=upstream.url).list_installed_models() == ("qwen3:4b", "llama3.2:1b")
+        assert await Ollama(http, base_url=upstream.url).list_installed_models() == (
+            "qwen3:4b",
+            "llama3.2:1b",
+        )
     assert (upstream.requests[0].method, upstream.requests[0].path) == ("GET", "/api/tags")
 
 
@@ -62,5 +75,7 @@ async def test_a_server_that_is_not_there_is_told() -> None:
     async with Upstream() as upstream:
         url = upstream.url
     async with HttpClient() as http:
-        with pytest.raises(ProviderUnavailableError, match=r"^ollama cannot be reached: Connection refused\.$"):
+        with pytest.raises(
+            ProviderUnavailableError, match=r"^ollama cannot be reached: Connection refused\.$"
+        ):
             await Ollama(http, base_url=url).default_model()

@@ -13,7 +13,9 @@ from tests.upstream import Upstream, reply, says
 
 async def test_a_question_goes_to_chat_completions_with_the_key() -> None:
     async with Upstream(says("Hi")) as upstream, HttpClient() as http:
-        provider = OpenAICompatible.from_setup(setup(http, openai_base_url=f"{upstream.url}/v1/", openai_api_key="sk-key"))
+        provider = OpenAICompatible.from_setup(
+            setup(http, openai_base_url=f"{upstream.url}/v1/", openai_api_key="sk-key")
+        )
         assert await text(provider) == "Hi"
     request = upstream.requests[0]
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
@@ -26,13 +28,18 @@ async def test_a_question_goes_to_chat_completions_with_the_key() -> None:
 
 async def test_a_server_without_keys_is_sent_none() -> None:
     async with Upstream(says("Hi")) as upstream, HttpClient() as http:
-        assert await text(OpenAICompatible.from_setup(setup(http, openai_base_url=upstream.url))) == "Hi"
+        assert (
+            await text(OpenAICompatible.from_setup(setup(http, openai_base_url=upstream.url)))
+            == "Hi"
+        )
     assert "authorization" not in upstream.requests[0].headers
 
 
 async def test_a_key_that_ends_with_a_newline_is_sent_without_it() -> None:
     async with Upstream(says("Hi")) as upstream, HttpClient() as http:
-        provider = OpenAICompatible.from_setup(setup(http, openai_base_url=upstream.url, openai_api_key=" sk-key\n"))
+        provider = OpenAICompatible.from_setup(
+            setup(http, openai_base_url=upstream.url, openai_api_key=" sk-key\n")
+        )
         assert await text(provider) == "Hi"
     assert upstream.requests[0].headers["authorization"] == "Bearer sk-key"
 
@@ -52,7 +59,10 @@ async def test_nothing_is_asked_until_an_event_is_wanted() -> None:
 
 
 def test_openai_itself_is_asked_unless_another_server_is_named() -> None:
-    assert OpenAICompatible.from_setup(setup(openai_api_key="k")).url("m") == f"{OPENAI_URL}/chat/completions"
+    assert (
+        OpenAICompatible.from_setup(setup(openai_api_key="k")).url("m")
+        == f"{OPENAI_URL}/chat/completions"
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,12 +73,16 @@ def test_openai_itself_is_asked_unless_another_server_is_named() -> None:
         ({"openai_base_url": "http://127.0.0.1:1"}, ()),
     ],
 )
-def test_a_key_is_missing_where_openai_itself_is_meant(settings: dict[str, Any], missing: tuple[str, ...]) -> None:
+def test_a_key_is_missing_where_openai_itself_is_meant(
+    settings: dict[str, Any], missing: tuple[str, ...]
+) -> None:
     assert OpenAICompatible.from_setup(setup(**settings)).missing == missing
 
 
 async def test_the_default_model_and_the_list_are_those_of_the_settings() -> None:
-    provider = OpenAICompatible.from_setup(setup(openai_default_model="gpt-x", openai_model_list=("a", "b")))
+    provider = OpenAICompatible.from_setup(
+        setup(openai_default_model="gpt-x", openai_model_list=("a", "b"))
+    )
     assert await provider.default_model() == "gpt-x"
     assert provider.model_list == ("a", "b")
 
@@ -85,6 +99,9 @@ class Vendor(OpenAICompatible):
 
 
 async def test_a_subclass_is_named_in_its_errors() -> None:
-    async with Upstream(reply(503, {"error": "busy"})) as upstream, HttpClient(max_retries=0) as http:
+    async with (
+        Upstream(reply(503, {"error": "busy"})) as upstream,
+        HttpClient(max_retries=0) as http,
+    ):
         with pytest.raises(ProviderUnavailableError, match=r"^vendor: busy$"):
             await text(Vendor(http, base_url=upstream.url))

@@ -16,7 +16,9 @@ async def test_the_cost_is_asked_for_and_read_between_signs_of_life() -> None:
     answer = [head(), waiting, waiting, event(delta("stop", content="Hi")), event(usage), DONE, END]
     async with Upstream(answer) as upstream, HttpClient() as http:
         url = f"{upstream.url}/api/v1"
-        provider = OpenRouter.from_setup(setup(http, openrouter_base_url=url, openrouter_api_key="sk-or-1", service_name="Desk"))
+        provider = OpenRouter.from_setup(
+            setup(http, openrouter_base_url=url, openrouter_api_key="sk-or-1", service_name="Desk")
+        )
         assert (await finish(provider.stream(question()))).usage == Usage(4, 2, cost=0.00014)
     request = upstream.requests[0]
     assert request.path == "/api/v1/chat/completions"
@@ -28,7 +30,9 @@ async def test_the_cost_is_asked_for_and_read_between_signs_of_life() -> None:
 
 async def test_a_key_is_needed_and_a_model_is_not() -> None:
     assert OpenRouter.from_setup(setup()).missing == ("OPENROUTER_API_KEY",)
-    provider = OpenRouter.from_setup(setup(openrouter_api_key="k", openrouter_model_list="a/b, c/d"))
+    provider = OpenRouter.from_setup(
+        setup(openrouter_api_key="k", openrouter_model_list="a/b, c/d")
+    )
     assert provider.missing == ()
     assert provider.model_list == ("a/b", "c/d")
     assert provider.url("m") == "https://openrouter.ai/api/v1/chat/completions"
@@ -38,9 +42,15 @@ async def test_a_key_is_needed_and_a_model_is_not() -> None:
 async def test_whether_it_is_there_and_takes_the_key_is_asked_by_what_it_knows_of_the_key() -> None:
     refuses = reply(401, {"error": {"message": "No cookie auth credentials found", "code": 401}})
     async with Upstream(reply(200, {"data": {}}), refuses) as upstream, HttpClient() as http:
-        provider = OpenRouter.from_setup(setup(http, openrouter_base_url=f"{upstream.url}/api/v1", openrouter_api_key="sk-or-1"))
+        provider = OpenRouter.from_setup(
+            setup(http, openrouter_base_url=f"{upstream.url}/api/v1", openrouter_api_key="sk-or-1")
+        )
         await provider.ping(timeout=5)
         with pytest.raises(ProviderRefusedError):
             await provider.ping(timeout=5)
     request = upstream.requests[0]
-    assert (request.method, request.path, request.headers["authorization"]) == ("GET", "/api/v1/key", "Bearer sk-or-1")
+    assert (request.method, request.path, request.headers["authorization"]) == (
+        "GET",
+        "/api/v1/key",
+        "Bearer sk-or-1",
+    )

@@ -31,7 +31,8 @@ OH = reply(500, {"error": {"message": "Oh."}})
 
 
 class Opened(msgspec.Struct):
-    """A service whose agent has the provider `first` (openai) and falls back to `second` (openrouter)."""
+    """A service whose agent has the provider `first` (openai) and falls back to `second`
+    (openrouter)."""
 
     client: httpx2.AsyncClient
     first: Upstream
@@ -48,7 +49,10 @@ class Opened(msgspec.Struct):
 
     @property
     def states(self) -> dict[str, str]:
-        return {f"{status.provider}/{status.model}": status.state for status in self.service.breakers.list_statuses()}
+        return {
+            f"{status.provider}/{status.model}": status.state
+            for status in self.service.breakers.list_statuses()
+        }
 
 
 @asynccontextmanager
@@ -89,17 +93,27 @@ FAILURES: dict[str, Any] = {
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("fault", FAILURES)
-async def test_the_fallback_answers_when_the_agents_own_provider_does_not_begin(tmp_path: Path, fault: str, stream: bool) -> None:
+async def test_the_fallback_answers_when_the_agents_own_provider_does_not_begin(
+    tmp_path: Path, fault: str, stream: bool
+) -> None:
     found = FAILURES[fault]
     settings = found if isinstance(found, dict) else {}
     answer: list[Action] = OH if settings else found
     async with opened(tmp_path, answer, says("I am ", "here."), **settings) as service:
         response = await service.ask(stream=stream)
         if stream:
-            assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks_of(response)) == "I am here."
+            assert (
+                "".join(
+                    chunk["choices"][0]["delta"].get("content", "") for chunk in chunks_of(response)
+                )
+                == "I am here."
+            )
         else:
             completion = completion_of(response)
-            assert (completion["choices"][0]["message"]["content"], completion["model"]) == ("I am here.", "helper")
+            assert (completion["choices"][0]["message"]["content"], completion["model"]) == (
+                "I am here.",
+                "helper",
+            )
         [request] = service.second.requests
         assert (request.json["model"], request.headers["authorization"]) == ("small", "Bearer k")
 
@@ -112,7 +126,10 @@ async def test_nobody_begins_an_answer_again(tmp_path: Path) -> None:
         assert '"code":"provider_protocol_error"' in body
         assert "Again." not in body
         response = await service.ask()
-        assert (response.status_code, response.json()["error"]["code"]) == (502, "provider_protocol_error")
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            502,
+            "provider_protocol_error",
+        )
         assert service.second.requests == []
 
 
@@ -125,37 +142,65 @@ async def test_if_all_fail_the_caller_is_told_why_the_agents_own_does(tmp_path: 
 
 
 async def test_each_step_of_a_run_may_be_answered_by_another(tmp_path: Path) -> None:
-    call = {"index": 0, "id": "call_abcdefghi", "type": "function", "function": {"name": "calculate", "arguments": '{"expression": "6*7"}'}}
+    call = {
+        "index": 0,
+        "id": "call_abcdefghi",
+        "type": "function",
+        "function": {"name": "calculate", "arguments": '{"expression": "6*7"}'},
+    }
     asks = events(delta(tool_calls=[call]), delta("tool_calls"))
     async with opened(tmp_path, asks, says("It is 42."), OH) as service:
-        answer = (await service.client.post("/agents/helper/chat", json={"message": "What is 6*7?"})).json()
-        assert (answer["response"], answer["steps"], answer["model_used"]) == ("It is 42.", 2, "small")
+        answer = (
+            await service.client.post("/agents/helper/chat", json={"message": "What is 6*7?"})
+        ).json()
+        assert (answer["response"], answer["steps"], answer["model_used"]) == (
+            "It is 42.",
+            2,
+            "small",
+        )
         assert service.second.requests[0].json["messages"][-1]["content"] == "42"
 
 
 async def test_a_caller_is_told_which_model_answered(tmp_path: Path) -> None:
     async with opened(tmp_path, says("Own."), says("Other."), OH) as service:
-        used = [(await service.client.post("/agents/helper/chat", json={"message": "Hi"})).json()["model_used"] for _ in range(2)]
+        used = [
+            (await service.client.post("/agents/helper/chat", json={"message": "Hi"})).json()[
+                "model_used"
+            ]
+            for _ in range(2)
+        ]
         assert used == ["big", "small"]
 
 
 async def test_an_agent_whose_fallback_is_configured_can_answer(tmp_path: Path) -> None:
     async with opened(tmp_path, OH, says("Other."), openai_base_url=None) as service:
         [shown] = (await service.client.get("/agents")).json()
-        assert (shown["available"], shown["problem"], shown["provider"], shown["model"]) == (True, None, "openai", "big")
+        assert (shown["available"], shown["problem"], shown["provider"], shown["model"]) == (
+            True,
+            None,
+            "openai",
+            "big",
+        )
 
 
 async def test_an_agent_without_a_configured_provider_cannot(tmp_path: Path) -> None:
-    async with opened(tmp_path, OH, says("Other."), openai_base_url=None, openrouter_api_key=None) as service:
+    async with opened(
+        tmp_path, OH, says("Other."), openai_base_url=None, openrouter_api_key=None
+    ) as service:
         [shown] = (await service.client.get("/agents")).json()
-        assert (shown["available"], shown["problem"]) == (False, "OPENAI_API_KEY must be set for openai.")
+        assert (shown["available"], shown["problem"]) == (
+            False,
+            "OPENAI_API_KEY must be set for openai.",
+        )
         assert (await service.ask()).json()["error"]["code"] == "provider_not_configured"
 
 
 async def test_a_provider_that_is_down_is_not_asked_until_it_may_be_back(tmp_path: Path) -> None:
     alone = {**AGENTS, "fallback": []}
     settings = {"provider_breaker_failures": 3, "provider_breaker_seconds": 20}
-    async with opened(tmp_path, OH, says("x"), OH, OH, says("Back."), agent=alone, **settings) as service:
+    async with opened(
+        tmp_path, OH, says("x"), OH, OH, says("Back."), agent=alone, **settings
+    ) as service:
         now = time.monotonic()
         service.service.breakers.clock = lambda: now
         assert [(await service.ask()).status_code for _ in range(3)] == [502] * 3
@@ -167,14 +212,20 @@ async def test_a_provider_that_is_down_is_not_asked_until_it_may_be_back(tmp_pat
             assert response.json()["error"]["type"] == "upstream_error"
             assert response.json()["error"]["code"] == "provider_circuit_open"
         assert len(service.first.requests) == 3
-        assert service.service.breakers.list_statuses() == [BreakerStatus("openai", "big", "open", 3, "provider_unavailable", 20.0, 1)]
+        assert service.service.breakers.list_statuses() == [
+            BreakerStatus("openai", "big", "open", 3, "provider_unavailable", 20.0, 1)
+        ]
         now += 20
         assert completion_of(await service.ask())["choices"][0]["message"]["content"] == "Back."
         assert service.states == {"openai/big": "closed"}
 
 
-async def test_a_provider_that_is_down_costs_callers_no_wait_where_there_is_a_fallback(tmp_path: Path) -> None:
-    async with opened(tmp_path, [asyncio.Event()], says("Other."), provider_breaker_failures=2) as service:
+async def test_a_provider_that_is_down_costs_callers_no_wait_where_there_is_a_fallback(
+    tmp_path: Path,
+) -> None:
+    async with opened(
+        tmp_path, [asyncio.Event()], says("Other."), provider_breaker_failures=2
+    ) as service:
         for _ in range(4):
             completion_of(await service.ask())
         assert (len(service.first.requests), len(service.second.requests)) == (2, 4)
@@ -186,7 +237,11 @@ async def test_a_provider_that_is_down_costs_callers_no_wait_where_there_is_a_fa
 
 async def test_a_storm_of_refusals_is_no_outage(tmp_path: Path) -> None:
     slow = reply(429, {"error": {"message": "Slow down."}})
-    patient: dict[str, Any] = {"provider_max_retries": 2, "provider_first_byte_timeout": 20, "max_concurrent_requests": 200}
+    patient: dict[str, Any] = {
+        "provider_max_retries": 2,
+        "provider_first_byte_timeout": 20,
+        "max_concurrent_requests": 200,
+    }
     async with opened(tmp_path, slow, slow, **patient) as service:
         responses = await asyncio.gather(*(service.ask() for _ in range(200)))
         assert {response.status_code for response in responses} == {429}
@@ -196,7 +251,9 @@ async def test_a_storm_of_refusals_is_no_outage(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_does_not_reach_the_fallback(tmp_path: Path) -> None:
-    async with opened(tmp_path, [asyncio.Event()], says("Other."), provider_first_byte_timeout=5) as service:
+    async with opened(
+        tmp_path, [asyncio.Event()], says("Other."), provider_first_byte_timeout=5
+    ) as service:
         leaving = asyncio.create_task(service.ask())
         await service.first.until(lambda: len(service.first.requests) == 1)
         leaving.cancel()
@@ -207,9 +264,17 @@ async def test_a_client_that_leaves_does_not_reach_the_fallback(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("default", ["openai", "openrouter"])
-async def test_auto_may_be_a_fallback_and_what_comes_twice_is_left_out(tmp_path: Path, default: str) -> None:
-    agent = {**AGENT, "provider": "openai", "fallback": [{"provider": "auto"}, {"provider": "openrouter"}, {"provider": "demo"}]}
-    found = configuration(tmp_path, agents=[agent], default_provider=default, openai_default_model="m")
+async def test_auto_may_be_a_fallback_and_what_comes_twice_is_left_out(
+    tmp_path: Path, default: str
+) -> None:
+    agent = {
+        **AGENT,
+        "provider": "openai",
+        "fallback": [{"provider": "auto"}, {"provider": "openrouter"}, {"provider": "demo"}],
+    }
+    found = configuration(
+        tmp_path, agents=[agent], default_provider=default, openai_default_model="m"
+    )
     async with open_service(found) as service:
         provider = service.catalog.get("helper").parts.provider
         assert isinstance(provider, FallbackProvider)

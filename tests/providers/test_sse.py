@@ -21,7 +21,8 @@ def read(pieces: Iterable[bytes]) -> list[bytes]:
 
 
 def specified(stream: bytes) -> list[bytes]:
-    """What WHATWG's algorithm makes of the whole stream, except that the last event needs no blank line."""
+    """What WHATWG's algorithm makes of the whole stream, except that the last event needs no blank
+    line."""
     found: list[bytes] = []
     data: list[bytes] = []
     for line in [*re.split(rb"\r\n|\r|\n", stream.removeprefix(BOM)), b""]:
@@ -82,7 +83,9 @@ streams = st.builds(
         ([b"", b"", b"data: one", b"", b"", b""], [b"one"]),
     ],
 )
-def test_an_event_is_its_data_lines_whatever_ends_them(ending: bytes, lines: list[bytes], expected: list[bytes]) -> None:
+def test_an_event_is_its_data_lines_whatever_ends_them(
+    ending: bytes, lines: list[bytes], expected: list[bytes]
+) -> None:
     stream = b"".join(line + ending for line in lines)
     assert read([stream]) == expected
     assert read(stream[at : at + 1] for at in range(len(stream))) == expected
@@ -107,18 +110,27 @@ def test_the_last_event_needs_no_blank_line() -> None:
 
 
 @given(streams, st.lists(st.integers(0, 1000), max_size=12))
-def test_any_split_of_a_stream_gives_the_events_of_the_whole(stream: bytes, places: list[int]) -> None:
+def test_any_split_of_a_stream_gives_the_events_of_the_whole(
+    stream: bytes, places: list[int]
+) -> None:
     assert read(cut(stream, places)) == read([stream]) == specified(stream)
 
 
 @given(
-    st.lists(st.lists(st.from_regex(rb"[ -~\xc3\xa9]{0,8}", fullmatch=True), min_size=1, max_size=3), max_size=4),
+    st.lists(
+        st.lists(st.from_regex(rb"[ -~\xc3\xa9]{0,8}", fullmatch=True), min_size=1, max_size=3),
+        max_size=4,
+    ),
     st.lists(st.sampled_from([b"\n", b"\r\n", b"\r"]), min_size=1, max_size=8),
     st.lists(st.integers(0, 1000), max_size=12),
 )
-def test_any_mix_of_line_endings_gives_the_same_events(events: list[list[bytes]], endings: list[bytes], places: list[int]) -> None:
+def test_any_mix_of_line_endings_gives_the_same_events(
+    events: list[list[bytes]], endings: list[bytes], places: list[int]
+) -> None:
     stream = b""
-    for number, line in enumerate(part for event in events for part in [*(b"data: " + data for data in event), b""]):
+    for number, line in enumerate(
+        part for event in events for part in [*(b"data: " + data for data in event), b""]
+    ):
         ending = endings[number % len(endings)]
         if stream.endswith(b"\r") and not line and ending == b"\n":
             ending = b"\r"  # a blank line's own LF would make one CRLF with the CR before it

@@ -121,8 +121,15 @@ class Telling(BaseAgent):
     type: ClassVar[str] = "telling"
 
     def __init__(self, *events: RunEvent | asyncio.Event | Exception) -> None:
-        definition = AgentDefinition.model_validate({"agent_id": "helper", "system_prompt": "You help."})
-        super().__init__(definition, AgentParts(Script(says("-")), AvailableTools([], [], default_timeout=5), PendingSteps()))
+        definition = AgentDefinition.model_validate(
+            {"agent_id": "helper", "system_prompt": "You help."}
+        )
+        super().__init__(
+            definition,
+            AgentParts(
+                Script(says("-")), AvailableTools([], [], default_timeout=5), PendingSteps()
+            ),
+        )
         self.events = events
         self.turns: list[Turn] = []
         self.waiting = asyncio.Event()
@@ -152,16 +159,25 @@ ANSWERED = (TextDelta("It is "), TextDelta("42."), finished(StepRecord((), Usage
 
 
 def context(session: str | None = "s", run_id: str = "run_1", seconds: float = 20) -> RunContext:
-    return RunContext(run_id=run_id, agent_id="helper", deadline=time.monotonic() + seconds, session=session)
+    return RunContext(
+        run_id=run_id, agent_id="helper", deadline=time.monotonic() + seconds, session=session
+    )
 
 
-async def told(agent: BaseAgent, turn: Turn | None = None, within: RunContext | None = None) -> list[RunEvent]:
+async def told(
+    agent: BaseAgent, turn: Turn | None = None, within: RunContext | None = None
+) -> list[RunEvent]:
     """All events of a run."""
-    async with asyncio.timeout(20), aclosing(agent.run(turn or Turn(messages=(QUESTION,)), within or context())) as events:
+    async with (
+        asyncio.timeout(20),
+        aclosing(agent.run(turn or Turn(messages=(QUESTION,)), within or context())) as events,
+    ):
         return [event async for event in events]
 
 
-async def remembered(agent: BaseAgent, memory: Memory, turn: Turn | None = None, within: RunContext | None = None) -> list[RunEvent]:
+async def remembered(
+    agent: BaseAgent, memory: Memory, turn: Turn | None = None, within: RunContext | None = None
+) -> list[RunEvent]:
     """All events of a run with a memory."""
     async with Tasks() as tasks:
         return await told(MemoryAgent(agent, memory, LiveRuns(), tasks), turn, within)
@@ -177,10 +193,26 @@ async def test_the_events_are_the_agents_and_the_answer_is_kept() -> None:
 
 
 async def test_the_agent_is_told_what_the_memory_knows() -> None:
-    known = (Message(role="user", content="Hello"), Message(role="assistant", content="Hi"), QUESTION)
+    known = (
+        Message(role="user", content="Hello"),
+        Message(role="assistant", content="Hi"),
+        QUESTION,
+    )
     agent, memory = Telling(*ANSWERED), Kept(messages=known)
-    await remembered(agent, memory, Turn(messages=(QUESTION,), history="server", is_retry=True, message_id="m", settings={"seed": 1}))
-    assert memory.asked == [TurnQuestion(messages=(QUESTION,), history="server", is_retry=True, message_id="m")]
+    await remembered(
+        agent,
+        memory,
+        Turn(
+            messages=(QUESTION,),
+            history="server",
+            is_retry=True,
+            message_id="m",
+            settings={"seed": 1},
+        ),
+    )
+    assert memory.asked == [
+        TurnQuestion(messages=(QUESTION,), history="server", is_retry=True, message_id="m")
+    ]
     (turn,) = agent.turns
     assert (turn.messages, turn.settings) == (known, {"seed": 1})
     assert turn.shorter is not None
@@ -198,7 +230,9 @@ async def test_the_last_event_comes_once_the_answer_is_kept() -> None:
                 events.append(event)
 
     async with asyncio.timeout(20), Tasks() as tasks:
-        listening = asyncio.create_task(listen(MemoryAgent(Telling(*ANSWERED), memory, LiveRuns(), tasks)))
+        listening = asyncio.create_task(
+            listen(MemoryAgent(Telling(*ANSWERED), memory, LiveRuns(), tasks))
+        )
         await memory.keeping.wait()
         assert events == list(ANSWERED[:-1])
         gate.set()
@@ -208,16 +242,27 @@ async def test_the_last_event_comes_once_the_answer_is_kept() -> None:
 
 async def test_a_run_without_a_session_is_the_agents_own() -> None:
     memory = Kept()
-    assert await remembered(Telling(*ANSWERED), memory, within=context(session=None)) == list(ANSWERED)
+    assert await remembered(Telling(*ANSWERED), memory, within=context(session=None)) == list(
+        ANSWERED
+    )
     assert (memory.asked, memory.answers) == ([], [])
 
 
 async def test_a_failed_run_is_kept_as_incomplete_with_its_error() -> None:
     memory = Kept()
     failed = RunFailed(ProviderUnavailableError("It is down."), Usage(5, 1))
-    assert await remembered(Telling(TextDelta("It is"), failed), memory) == [TextDelta("It is"), failed]
+    assert await remembered(Telling(TextDelta("It is"), failed), memory) == [
+        TextDelta("It is"),
+        failed,
+    ]
     assert memory.answers == [
-        TurnAnswer(text="It is", last="It is", status="incomplete", usage=Usage(5, 1), error="provider_unavailable"),
+        TurnAnswer(
+            text="It is",
+            last="It is",
+            status="incomplete",
+            usage=Usage(5, 1),
+            error="provider_unavailable",
+        ),
     ]
 
 
@@ -245,23 +290,33 @@ async def test_a_memory_that_is_needed_and_away_fails_the_run() -> None:
 
 async def test_a_memory_that_is_not_needed_and_away_is_done_without() -> None:
     agent = Telling(*ANSWERED)
-    assert await remembered(agent, Kept(begin_error=AWAY, required=False)) == [MemorySkipped("It is away."), *ANSWERED]
+    assert await remembered(agent, Kept(begin_error=AWAY, required=False)) == [
+        MemorySkipped("It is away."),
+        *ANSWERED,
+    ]
     assert agent.turns == [Turn(messages=(QUESTION,))]
 
 
 @pytest.mark.parametrize("required", [True, False])
 async def test_a_session_that_is_busy_fails_the_run(required: bool) -> None:
     busy = SessionBusyError("Wait.")
-    assert await remembered(Telling(*ANSWERED), Kept(begin_error=busy, required=required)) == [RunFailed(busy)]
+    assert await remembered(Telling(*ANSWERED), Kept(begin_error=busy, required=required)) == [
+        RunFailed(busy)
+    ]
 
 
 async def test_an_answer_that_cannot_be_kept_is_not_told_as_finished() -> None:
     events = await remembered(Telling(*ANSWERED), Kept(keep_error=AWAY))
-    assert events == [*ANSWERED[:-1], RunFailed(AWAY, Usage(10, 2), (StepRecord((), Usage(10, 2)),))]
+    assert events == [
+        *ANSWERED[:-1],
+        RunFailed(AWAY, Usage(10, 2), (StepRecord((), Usage(10, 2)),)),
+    ]
 
 
 async def test_an_answer_that_cannot_be_kept_is_finished_where_memory_is_not_needed() -> None:
-    assert await remembered(Telling(*ANSWERED), Kept(keep_error=AWAY, required=False)) == list(ANSWERED)
+    assert await remembered(Telling(*ANSWERED), Kept(keep_error=AWAY, required=False)) == list(
+        ANSWERED
+    )
 
 
 async def test_the_error_of_a_failed_run_wins_over_one_of_the_memory() -> None:
@@ -303,14 +358,20 @@ async def test_a_result_of_no_call_is_refused_before_anything_is_kept() -> None:
 async def test_what_was_told_before_the_caller_left_is_kept() -> None:
     agent, memory = Telling(TextDelta("It is"), asyncio.Event()), Kept()
     async with asyncio.timeout(20), Tasks() as tasks:
-        run = MemoryAgent(agent, memory, LiveRuns(), tasks).run(Turn(messages=(QUESTION,)), context())
+        run = MemoryAgent(agent, memory, LiveRuns(), tasks).run(
+            Turn(messages=(QUESTION,)), context()
+        )
         assert await anext(run) == TextDelta("It is")
         await run.aclose()
     assert agent.closed
     assert [(answer.text, answer.status) for answer in memory.answers] == [("It is", "incomplete")]
 
 
-@pytest.mark.parametrize("last", [ANSWERED[-1], RunFailed(ProviderUnavailableError("It is down."))], ids=["finished", "failed"])
+@pytest.mark.parametrize(
+    "last",
+    [ANSWERED[-1], RunFailed(ProviderUnavailableError("It is down."))],
+    ids=["finished", "failed"],
+)
 async def test_an_answer_is_kept_though_the_caller_leaves_meanwhile(last: RunEvent) -> None:
     gate = asyncio.Event()
     memory = Kept(gate=gate)
@@ -345,7 +406,11 @@ async def test_what_is_interrupted_is_kept_though_the_caller_is_cancelled_again(
 
 async def test_an_earlier_answer_is_told_again_and_the_agent_is_not_asked() -> None:
     answer = TurnAnswer(
-        text="Well. It is 42.", steps=(Step("Well. ", (CALL,), (RESULT,)),), last="It is 42.", reason="length", usage=Usage(1, 2)
+        text="Well. It is 42.",
+        steps=(Step("Well. ", (CALL,), (RESULT,)),),
+        last="It is 42.",
+        reason="length",
+        usage=Usage(1, 2),
     )
     agent, memory = Telling(*ANSWERED), Kept(answer=answer)
     assert await remembered(agent, memory) == [
@@ -370,9 +435,13 @@ async def test_a_run_that_is_under_way_is_joined_from_its_beginning() -> None:
     first_agent, second_agent = Telling(ANSWERED[0], gate, *ANSWERED[1:]), Telling()
     live = LiveRuns()
     async with asyncio.timeout(20), Tasks() as tasks:
-        first = asyncio.create_task(told(MemoryAgent(first_agent, Kept(), live, tasks), within=context(run_id="run_1")))
+        first = asyncio.create_task(
+            told(MemoryAgent(first_agent, Kept(), live, tasks), within=context(run_id="run_1"))
+        )
         await first_agent.waiting.wait()
-        joining = MemoryAgent(second_agent, Kept(under_way="run_1"), live, tasks).run(Turn(messages=(QUESTION,)), context(run_id="run_2"))
+        joining = MemoryAgent(second_agent, Kept(under_way="run_1"), live, tasks).run(
+            Turn(messages=(QUESTION,)), context(run_id="run_2")
+        )
         async with aclosing(joining):
             assert await anext(joining) == ANSWERED[0]
             gate.set()
@@ -445,8 +514,15 @@ def test_an_answer_has_its_steps_with_what_was_said_before_each() -> None:
         TextDelta("It is 42."),
     )
     answer = made.build_final_answer(finished())
-    assert (answer.text, answer.last, answer.status) == ("Let me see. It is 42.", "It is 42.", "complete")
-    assert [(step.text, [call.id for call in step.calls], [result.call_id for result in step.results]) for step in answer.steps] == [
+    assert (answer.text, answer.last, answer.status) == (
+        "Let me see. It is 42.",
+        "It is 42.",
+        "complete",
+    )
+    assert [
+        (step.text, [call.id for call in step.calls], [result.call_id for result in step.results])
+        for step in answer.steps
+    ] == [
         ("Let me see. ", ["c1", "c2"], ["c1", "c2"]),
         ("", ["c9"], ["c9"]),
     ]
@@ -457,7 +533,10 @@ def test_a_call_that_was_cut_has_an_unknown_result() -> None:
     assert answer.status == "incomplete"
     assistant, result = answer.steps[0].messages
     assert assistant.tool_calls == (CALL,)
-    assert (result.tool_call_id, result.text) == ("c1", "No result of this call is known; it may or may not have been carried out.")
+    assert (result.tool_call_id, result.text) == (
+        "c1",
+        "No result of this call is known; it may or may not have been carried out.",
+    )
 
 
 def test_a_refusal_is_what_was_said() -> None:
@@ -467,7 +546,12 @@ def test_a_refusal_is_what_was_said() -> None:
 def test_an_answer_that_waits_for_the_clients_tools_is_incomplete() -> None:
     steps = StepRecord((OTHER,), None)
     answer = record(TextDelta("I look. ")).build_final_answer(finished(steps, calls=(OTHER,)))
-    assert (answer.status, answer.reason, answer.text, answer.last) == ("incomplete", "tool_calls", "I look. ", "")
+    assert (answer.status, answer.reason, answer.text, answer.last) == (
+        "incomplete",
+        "tool_calls",
+        "I look. ",
+        "",
+    )
     assert answer.steps == (Step("I look. ", (OTHER,)),)
 
 
@@ -479,13 +563,19 @@ def test_a_step_with_calls_of_both_kinds_has_them_in_the_models_order() -> None:
 
 def test_the_clients_tools_in_a_later_step_stand_in_a_step_of_their_own() -> None:
     made = record(ToolStarted(CALL, 1), ToolFinished(RESULT), TextDelta("And now: "))
-    answer = made.build_final_answer(finished(StepRecord((CALL,), None), StepRecord((OTHER,), None), calls=(OTHER,)))
+    answer = made.build_final_answer(
+        finished(StepRecord((CALL,), None), StepRecord((OTHER,), None), calls=(OTHER,))
+    )
     assert answer.steps == (Step("", (CALL,), (RESULT,)), Step("And now: ", (OTHER,)))
 
 
 @pytest.mark.parametrize(
-    "of", [lambda made: made.build_partial_answer(), lambda made: made.build_final_answer(finished())], ids=["interrupted", "finished"]
+    "of",
+    [lambda made: made.build_partial_answer(), lambda made: made.build_final_answer(finished())],
+    ids=["interrupted", "finished"],
 )
-def test_a_run_that_said_nothing_has_an_empty_answer(of: Callable[[AnswerRecorder], TurnAnswer]) -> None:
+def test_a_run_that_said_nothing_has_an_empty_answer(
+    of: Callable[[AnswerRecorder], TurnAnswer],
+) -> None:
     answer = of(AnswerRecorder())
     assert (answer.text, answer.steps, answer.last) == ("", (), "")

@@ -38,7 +38,12 @@ async def served(
     folder: Path, script: Script | None = None, *, protocol: type[BoundedProtocol] = BoundedProtocol
 ) -> AsyncGenerator[str, None]:
     """The service over a socket; gives its address."""
-    async with serving(create_app(configuration(folder, script or Script(says("Hi")))), protocol) as address, asyncio.timeout(20):
+    async with (
+        serving(
+            create_app(configuration(folder, script or Script(says("Hi")))), protocol
+        ) as address,
+        asyncio.timeout(20),
+    ):
         yield address
 
 
@@ -62,7 +67,15 @@ BODY = json.dumps(asking()).encode()
         (GET, *[b"a: b\r\n"] * MAX_HEADERS, b"\r\n"),
         (GET, *[b"a:\r\n"] * 100_000),
     ],
-    ids=["one value", "an endless value", "an endless name", "the address", "in all", "too many", "endlessly many"],
+    ids=[
+        "one value",
+        "an endless value",
+        "an endless name",
+        "the address",
+        "in all",
+        "too many",
+        "endlessly many",
+    ],
 )
 async def test_a_head_without_measure_is_a_431(tmp_path: Path, pieces: tuple[bytes, ...]) -> None:
     began = time.perf_counter()
@@ -111,15 +124,23 @@ async def test_what_is_not_http_is_a_400_in_openais_shape(tmp_path: Path, garbag
     assert CANARY.decode() not in str(error)
 
 
-UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+UPGRADE = (
+    b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+)
 """What Java's client offers with its first request."""
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 @pytest.mark.parametrize("split", [False, True], ids=["one piece", "split"])
-async def test_the_body_of_a_request_that_offers_an_upgrade_is_its_body(tmp_path: Path, framing: str, split: bool) -> None:
+async def test_the_body_of_a_request_that_offers_an_upgrade_is_its_body(
+    tmp_path: Path, framing: str, split: bool
+) -> None:
     chunks = b"transfer-encoding: chunked\r\n\r\n%b0\r\n\r\n" % chunked(BODY)
-    request = POST + UPGRADE + (chunks if framing == "chunks" else b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+    request = (
+        POST
+        + UPGRADE
+        + (chunks if framing == "chunks" else b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY))
+    )
     following = GET + b"connection: close\r\n\r\n"
     pieces = (request[:-60], request[-60:], following) if split else (request + following,)
     async with served(tmp_path) as address:
@@ -132,7 +153,9 @@ async def test_the_body_of_a_request_that_offers_an_upgrade_is_its_body(tmp_path
 
 async def test_nothing_is_smuggled_behind_an_upgrade(tmp_path: Path) -> None:
     inner = GET + b"\r\n"
-    head = b"POST /nothing HTTP/1.1\r\nhost: service\r\nconnection: upgrade, close\r\nupgrade: x\r\n"
+    head = (
+        b"POST /nothing HTTP/1.1\r\nhost: service\r\nconnection: upgrade, close\r\nupgrade: x\r\n"
+    )
     head += b"content-length: %d\r\n\r\n" % len(inner)
     async with served(tmp_path) as address:
         for pieces in ((head + inner,), (head, inner)):
@@ -142,9 +165,13 @@ async def test_nothing_is_smuggled_behind_an_upgrade(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [b"", b"content-length: 0\r\n", b"content-length: 00\r\n"])
-async def test_a_request_behind_an_upgrade_without_a_body_is_answered(tmp_path: Path, length: bytes) -> None:
+async def test_a_request_behind_an_upgrade_without_a_body_is_answered(
+    tmp_path: Path, length: bytes
+) -> None:
     async with served(tmp_path) as address:
-        answer = await sent(address, GET + UPGRADE + length + b"\r\n" + GET + b"connection: close\r\n\r\n")
+        answer = await sent(
+            address, GET + UPGRADE + length + b"\r\n" + GET + b"connection: close\r\n\r\n"
+        )
     assert answer.count(b"HTTP/1.1 200") == 2
 
 
@@ -158,17 +185,26 @@ async def test_requests_that_wait_for_others_are_few(tmp_path: Path) -> None:
     assert few.count(b"HTTP/1.1 200") == 9
 
 
-async def test_the_watch_over_a_connection_that_was_refused_fails_at_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_watch_over_a_connection_that_was_refused_fails_at_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with served(tmp_path, protocol=Hasty) as address:
-        reader, writer = await connected_raw(address, b"GET http://x HTTP/1.1\r\nhost: service\r\n\r\n")
+        reader, writer = await connected_raw(
+            address, b"GET http://x HTTP/1.1\r\nhost: service\r\n\r\n"
+        )
         await asyncio.sleep(2 * Hasty.HEAD_SECONDS)
         writer.close()
         assert parsed(await reader.read())[0] == 400
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_an_upgrade_that_is_not_offered_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    head = GET + b"connection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n\r\n"
+async def test_an_upgrade_that_is_not_offered_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = (
+        GET + b"connection: upgrade, close\r\nupgrade: websocket\r\nsec-websocket-version:"
+        b" 13\r\nsec-websocket-key: x\r\n\r\n"
+    )
     async with served(tmp_path) as address:
         reader, writer = await connected_raw(address, head)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
@@ -189,7 +225,9 @@ async def test_an_upgrade_that_is_not_offered_is_passed_over(tmp_path: Path, cap
     ],
     ids=["one trailer", "many trailers", "an extension", "an extension's value"],
 )
-async def test_trailers_and_extensions_without_measure_are_refused(tmp_path: Path, pieces: tuple[bytes, ...]) -> None:
+async def test_trailers_and_extensions_without_measure_are_refused(
+    tmp_path: Path, pieces: tuple[bytes, ...]
+) -> None:
     script = Script(says("Hi"))
     async with served(tmp_path, script) as address:
         assert (await refused(address, CHUNKED, *pieces))["code"] == "invalid_http"
@@ -199,7 +237,10 @@ async def test_trailers_and_extensions_without_measure_are_refused(tmp_path: Pat
 async def test_chunks_with_extensions_and_trailers_are_taken(tmp_path: Path) -> None:
     pieces = [chunked(BODY[place : place + 1], b";a=b") for place in range(len(BODY))]
     async with served(tmp_path) as address:
-        assert parsed(await sent(address, CHUNKED, b"".join(pieces), b"0\r\na: b\r\nc: d\r\n\r\n"))[0] == 200
+        assert (
+            parsed(await sent(address, CHUNKED, b"".join(pieces), b"0\r\na: b\r\nc: d\r\n\r\n"))[0]
+            == 200
+        )
 
 
 async def test_trailers_are_no_headers(tmp_path: Path) -> None:
@@ -218,21 +259,35 @@ async def test_trailers_are_no_headers(tmp_path: Path) -> None:
         await send({"type": "http.response.body"})
 
     async with serving(app) as address:
-        await sent(address, CHUNKED + chunked(BODY) + b"0\r\nauthorization: Bearer x\r\nhost: other\r\n\r\n")
-    assert [name for name, _ in seen] == [b"host", b"content-type", b"transfer-encoding", b"connection"]
+        await sent(
+            address,
+            CHUNKED + chunked(BODY) + b"0\r\nauthorization: Bearer x\r\nhost: other\r\n\r\n",
+        )
+    assert [name for name, _ in seen] == [
+        b"host",
+        b"content-type",
+        b"transfer-encoding",
+        b"connection",
+    ]
     assert (b"host", b"service") in seen
 
 
 # Waits
 
 
-@pytest.mark.parametrize("head", [b"", b"GET", GET, b"\r\n" * 3], ids=["nothing", "a method", "half a head", "empty lines"])
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"GET", GET, b"\r\n" * 3],
+    ids=["nothing", "a method", "half a head", "empty lines"],
+)
 async def test_a_head_that_does_not_come_ends_the_connection(tmp_path: Path, head: bytes) -> None:
     async with served(tmp_path, protocol=Hasty) as address:
         assert await sent(address, head) == b""
 
 
-async def test_the_first_request_of_a_connection_may_be_refused_in_peace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_first_request_of_a_connection_may_be_refused_in_peace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with served(tmp_path, protocol=Hasty) as address:
         reader, writer = await connected_raw(address, b"CONNECT nowhere:443 HTTP/1.1\r\n\r\n")
         refusal_of(await reader.read(), 400)
@@ -297,7 +352,9 @@ async def test_a_body_that_does_not_come_ends_the_connection(tmp_path: Path, dri
 
 async def test_a_slow_answer_is_waited_for_though_the_next_head_has_begun(tmp_path: Path) -> None:
     gate = asyncio.Event()
-    async with served(tmp_path, Script([TextDelta("a"), gate, ModelFinished("stop")]), protocol=Hasty) as address:
+    async with served(
+        tmp_path, Script([TextDelta("a"), gate, ModelFinished("stop")]), protocol=Hasty
+    ) as address:
         reader, writer = await connected(address, asking(stream=True))
         await reader.readuntil(b"\n\n")
         writer.write(b"\r\nGET")
@@ -324,7 +381,10 @@ async def test_a_body_that_nobody_waits_for_ends_the_connection(tmp_path: Path) 
 
 async def test_requests_that_are_sent_at_once_are_answered_in_order(tmp_path: Path) -> None:
     async with served(tmp_path) as address:
-        answer = await sent(address, GET + b"\r\n" + b"GET /nothing HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n")
+        answer = await sent(
+            address,
+            GET + b"\r\n" + b"GET /nothing HTTP/1.1\r\nhost: s\r\nconnection: close\r\n\r\n",
+        )
     assert [part.split(b" ")[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404"]
 
 
@@ -351,5 +411,9 @@ async def test_callers_cannot_say_where_they_are(tmp_path: Path) -> None:
         await inner(scope, receive, send)
 
     async with serving(app) as address:
-        await sent(address, GET + b"x-forwarded-for: 6.6.6.6\r\nx-forwarded-proto: https\r\nconnection: close\r\n\r\n")
+        await sent(
+            address,
+            GET
+            + b"x-forwarded-for: 6.6.6.6\r\nx-forwarded-proto: https\r\nconnection: close\r\n\r\n",
+        )
     assert clients[-1][0] == "127.0.0.1"

@@ -1,4 +1,5 @@
-"""How the service ends: what those see who watch it, who are being answered, and who come too late."""
+"""How the service ends: what those see who watch it, who are being answered, and who come too
+late."""
 
 import asyncio
 import contextlib
@@ -43,14 +44,30 @@ class Talker(Demo):
 
 
 def configured(folder: Path, **variables: str) -> dict[str, str]:
-    """The environment of a service in `folder` with an agent `a` that talks until it is told to end, remembers, and has an MCP server."""
+    """The environment of a service in `folder` with an agent `a` that talks until it is told to
+    end, remembers, and has an MCP server."""
     (folder / "talker.py").write_text(TALKER, encoding="utf-8")
-    agent = {"agent_id": "a", "system_prompt": "x", "provider": "talker", "resources": ["memory"], "allowed_mcp_servers": {"rogue": {}}}
+    agent = {
+        "agent_id": "a",
+        "system_prompt": "x",
+        "provider": "talker",
+        "resources": ["memory"],
+        "allowed_mcp_servers": {"rogue": {}},
+    }
     (folder / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
     rogue = str(Path(__file__).parent / "mcp" / "rogue.py")
-    server = {"server_label": "rogue", "command": sys.executable, "args": [rogue, "behaves", str(folder)]}
+    server = {
+        "server_label": "rogue",
+        "command": sys.executable,
+        "args": [rogue, "behaves", str(folder)],
+    }
     (folder / "mcp.json").write_text(json.dumps([server]), encoding="utf-8")
-    return {"AGENT_CONFIG_FILE": "agents.json", "PLUGINS_DIR": str(folder), "ALLOW_UNAUTHENTICATED": "true", **variables}
+    return {
+        "AGENT_CONFIG_FILE": "agents.json",
+        "PLUGINS_DIR": str(folder),
+        "ALLOW_UNAUTHENTICATED": "true",
+        **variables,
+    }
 
 
 async def until(met: Callable[[], Awaitable[bool]], *, seconds: float = 30) -> None:
@@ -64,7 +81,9 @@ async def talk(client: httpx2.AsyncClient, question: str, begun: asyncio.Event) 
     """All that a stream brings, to its end."""
     body = {"model": "a", "messages": [{"role": "user", "content": question}], "stream": True}
     said = ""
-    async with client.stream("POST", "/v1/chat/completions", json=body, headers={"X-Session-Id": question}) as response:
+    async with client.stream(
+        "POST", "/v1/chat/completions", json=body, headers={"X-Session-Id": question}
+    ) as response:
         assert response.status_code == 200
         async for piece in response.aiter_text():
             said += piece
@@ -74,12 +93,16 @@ async def talk(client: httpx2.AsyncClient, question: str, begun: asyncio.Event) 
 
 
 @contextlib.asynccontextmanager
-async def talking(url: str, *questions: str) -> AsyncGenerator[tuple[httpx2.AsyncClient, list[asyncio.Task[str]]], None]:
+async def talking(
+    url: str, *questions: str
+) -> AsyncGenerator[tuple[httpx2.AsyncClient, list[asyncio.Task[str]]], None]:
     """A client, and streams that have begun."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         begun = [asyncio.Event() for _ in questions]
-        streams = [asyncio.create_task(talk(client, *each)) for each in zip(questions, begun, strict=True)]
+        streams = [
+            asyncio.create_task(talk(client, *each)) for each in zip(questions, begun, strict=True)
+        ]
         async with asyncio.timeout(60):
             await asyncio.gather(*(event.wait() for event in begun))
         yield client, streams
@@ -102,27 +125,43 @@ def stored(folder: Path) -> dict[str, int]:
     """How many answers there are of each status, of those that say something."""
     with contextlib.closing(sqlite3.connect(folder / "data" / "ai-agent-service.db")) as database:
         found = database.execute(
-            "SELECT status, count(*) FROM nodes WHERE role = 'assistant' AND body LIKE '%word%' GROUP BY status"
+            "SELECT status, count(*) FROM nodes WHERE role = 'assistant' AND body LIKE '%word%'"
+            " GROUP BY status"
         ).fetchall()
     return dict(found)
 
 
 def alive(folder: Path) -> list[int]:
     """The MCP servers that run."""
-    return [pid for path in folder.glob("pid-*") if Path(f"/proc/{(pid := int(path.name[4:]))}").exists()]
+    return [
+        pid
+        for path in folder.glob("pid-*")
+        if Path(f"/proc/{(pid := int(path.name[4:]))}").exists()
+    ]
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
     """The worker processes of a service."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")]
+    children = (
+        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+    )
+    return [
+        int(pid)
+        for pid in children
+        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+    ]
 
 
 @WORKERS
-async def test_told_to_stop_the_service_lets_streams_end_and_tells_the_rest(tmp_path: Path, workers: tuple[str, ...]) -> None:
+async def test_told_to_stop_the_service_lets_streams_end_and_tells_the_rest(
+    tmp_path: Path, workers: tuple[str, ...]
+) -> None:
     short = [f"ends {number}" for number in range(STREAMS // 2)]
     long = [f"stays {number}" for number in range(STREAMS // 2)]
-    with serving(tmp_path, *workers, **configured(tmp_path, SHUTDOWN_TIMEOUT="8")) as (url, process):
+    with serving(tmp_path, *workers, **configured(tmp_path, SHUTDOWN_TIMEOUT="8")) as (
+        url,
+        process,
+    ):
         async with talking(url, *short, *long) as (client, streams):
 
             async def has_servers() -> bool:
@@ -141,9 +180,15 @@ async def test_told_to_stop_the_service_lets_streams_end_and_tells_the_rest(tmp_
             assert (await client.get("/health")).json()["status"] == "healthy"
 
             async def refuses() -> bool:
-                late = await client.post("/v1/chat/completions", json={"model": "a", "messages": [{"role": "user", "content": "quick"}]})
+                late = await client.post(
+                    "/v1/chat/completions",
+                    json={"model": "a", "messages": [{"role": "user", "content": "quick"}]},
+                )
                 if late.status_code == 503 and late.json()["error"]["code"] == "shutting_down":
-                    assert (int(late.headers["retry-after"]), late.headers["connection"]) == (1, "close")
+                    assert (int(late.headers["retry-after"]), late.headers["connection"]) == (
+                        1,
+                        "close",
+                    )
                     return True
                 return False
 
@@ -160,7 +205,9 @@ async def test_told_to_stop_the_service_lets_streams_end_and_tells_the_rest(tmp_
 
 
 @WORKERS
-async def test_while_load_balancers_take_notice_all_is_served_as_before(tmp_path: Path, workers: tuple[str, ...]) -> None:
+async def test_while_load_balancers_take_notice_all_is_served_as_before(
+    tmp_path: Path, workers: tuple[str, ...]
+) -> None:
     (tmp_path / "end").touch()
     with serving(tmp_path, *workers, **configured(tmp_path, DRAIN_SECONDS="10")) as (url, process):
         async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
@@ -171,13 +218,18 @@ async def test_while_load_balancers_take_notice_all_is_served_as_before(tmp_path
                 return (await client.get("/health/ready")).status_code == 503
 
             await until(not_ready, seconds=10)
-            answer = await client.post("/v1/chat/completions", json={"model": "a", "messages": [{"role": "user", "content": "ends"}]})
+            answer = await client.post(
+                "/v1/chat/completions",
+                json={"model": "a", "messages": [{"role": "user", "content": "ends"}]},
+            )
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert await ended(process, within=40) == 0
 
 
 @WORKERS
-async def test_told_twice_the_service_ends_at_once(tmp_path: Path, workers: tuple[str, ...]) -> None:
+async def test_told_twice_the_service_ends_at_once(
+    tmp_path: Path, workers: tuple[str, ...]
+) -> None:
     patience = {"DRAIN_SECONDS": "50", "SHUTDOWN_TIMEOUT": "100"}
     with serving(tmp_path, *workers, **configured(tmp_path, **patience)) as (url, process):
         async with talking(url, "stays 1", "stays 2") as (client, streams):
@@ -196,7 +248,10 @@ async def test_told_twice_the_service_ends_at_once(tmp_path: Path, workers: tupl
 
 
 async def test_a_service_manager_that_tells_each_process_hurries_none(tmp_path: Path) -> None:
-    with serving(tmp_path, "--workers", "2", **configured(tmp_path, SHUTDOWN_TIMEOUT="100")) as (url, process):
+    with serving(tmp_path, "--workers", "2", **configured(tmp_path, SHUTDOWN_TIMEOUT="100")) as (
+        url,
+        process,
+    ):
         async with talking(url, "ends 1", "ends 2", "ends 3") as (client, streams):
             for pid in (process.pid, *workers_of(process)):
                 os.kill(pid, signal.SIGTERM)
@@ -213,16 +268,24 @@ async def test_a_service_manager_that_tells_each_process_hurries_none(tmp_path: 
 
 def test_workers_that_cannot_start_end_the_service(tmp_path: Path) -> None:
     broken = (
-        "from ai_agent_service.providers.demo import Demo\nclass Broken(Demo):\n    name = 'broken'\n"
-        "    @classmethod\n    def from_setup(cls, setup):\n"
+        "from ai_agent_service.providers.demo import Demo\nclass Broken(Demo):\n    name ="
+        " 'broken'\n    @classmethod\n    def from_setup(cls, setup):\n"
     )
-    (tmp_path / "broken.py").write_text(broken + "        raise RuntimeError('no')\n", encoding="utf-8")
-    (tmp_path / "agents.json").write_text('[{"agent_id": "a", "system_prompt": "x", "provider": "broken"}]', encoding="utf-8")
-    with serving(tmp_path, "--workers", "2", AGENT_CONFIG_FILE="agents.json", PLUGINS_DIR=str(tmp_path)) as (_, process):
+    (tmp_path / "broken.py").write_text(
+        broken + "        raise RuntimeError('no')\n", encoding="utf-8"
+    )
+    (tmp_path / "agents.json").write_text(
+        '[{"agent_id": "a", "system_prompt": "x", "provider": "broken"}]', encoding="utf-8"
+    )
+    with serving(
+        tmp_path, "--workers", "2", AGENT_CONFIG_FILE="agents.json", PLUGINS_DIR=str(tmp_path)
+    ) as (_, process):
         assert process.wait(60) == 3
 
 
-async def test_a_worker_that_cannot_be_started_again_leaves_the_others_and_the_service_ends_with_the_last(tmp_path: Path) -> None:
+async def test_a_worker_that_cannot_restart_leaves_the_others_and_the_service_ends_with_the_last(
+    tmp_path: Path,
+) -> None:
     with serving(tmp_path, "--workers", "2", **configured(tmp_path)) as (url, process):
         async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
 

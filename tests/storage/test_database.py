@@ -18,13 +18,23 @@ from ai_agent_service.storage.engine import DatabaseEngine, ping, read_database_
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import parse_database_url
-from tests.postgres import PASSWORD, QUOTED, DatabaseUnderTest, PostgresServer, binaries_18, free_port, until
+from tests.postgres import (
+    PASSWORD,
+    QUOTED,
+    DatabaseUnderTest,
+    PostgresServer,
+    binaries_18,
+    free_port,
+    until,
+)
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres18"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
-def engine_of(url: str, *, timeout: float = 5, pool_size: int = 2, read_only: bool = False) -> DatabaseEngine:
+def engine_of(
+    url: str, *, timeout: float = 5, pool_size: int = 2, read_only: bool = False
+) -> DatabaseEngine:
     """An engine of the database at an address."""
     address = parse_database_url(url)
     if address.kind == "sqlite":
@@ -33,11 +43,18 @@ def engine_of(url: str, *, timeout: float = 5, pool_size: int = 2, read_only: bo
 
 
 @asynccontextmanager
-async def opened(url: str, *, replica: str | None = None, timeout: float = 5, pool_size: int = 2) -> AsyncGenerator[Database, None]:
+async def opened(
+    url: str, *, replica: str | None = None, timeout: float = 5, pool_size: int = 2
+) -> AsyncGenerator[Database, None]:
     """The database at an address, with one table, `kept`."""
 
     async def prepare(engine: DatabaseEngine) -> None:
-        await engine.run(lambda connection: connection.execute(text("CREATE TABLE IF NOT EXISTS kept (value INTEGER UNIQUE)")), write=True)
+        await engine.run(
+            lambda connection: connection.execute(
+                text("CREATE TABLE IF NOT EXISTS kept (value INTEGER UNIQUE)")
+            ),
+            write=True,
+        )
 
     database = Database(
         engine_of(url, timeout=timeout, pool_size=pool_size),
@@ -66,7 +83,9 @@ def put(value: int) -> Callable[[Connection], None]:
     """As `add`, and it may be done again."""
 
     def work(connection: Connection) -> None:
-        connection.execute(text("INSERT INTO kept VALUES (:value) ON CONFLICT DO NOTHING"), {"value": value})
+        connection.execute(
+            text("INSERT INTO kept VALUES (:value) ON CONFLICT DO NOTHING"), {"value": value}
+        )
 
     return work
 
@@ -116,7 +135,9 @@ async def test_a_transaction_that_raises_is_undone(database: DatabaseUnderTest) 
         assert found.problem is None
 
 
-async def test_a_fault_of_ours_is_raised_and_the_database_is_not_blamed(database: DatabaseUnderTest) -> None:
+async def test_a_fault_of_ours_is_raised_and_the_database_is_not_blamed(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as found:
         await found.write(add(1))
         with pytest.raises(exc.IntegrityError):
@@ -126,18 +147,28 @@ async def test_a_fault_of_ours_is_raised_and_the_database_is_not_blamed(database
         assert await found.read(values) == [1, 2]
 
 
-async def test_values_that_the_driver_does_not_take_are_our_fault_too(database: DatabaseUnderTest) -> None:
+async def test_values_that_the_driver_does_not_take_are_our_fault_too(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as found:
         with pytest.raises(exc.StatementError):
-            await found.write(lambda connection: connection.execute(text("INSERT INTO kept VALUES (:value)"), {"value": object()}))
+            await found.write(
+                lambda connection: connection.execute(
+                    text("INSERT INTO kept VALUES (:value)"), {"value": object()}
+                )
+            )
         assert found.problem is None
         assert await found.read(values) == []
 
 
-async def test_one_of_many_transactions_at_once_that_fails_is_undone_alone(database: DatabaseUnderTest) -> None:
+async def test_one_of_many_transactions_at_once_that_fails_is_undone_alone(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as found:
         await found.write(add(7))
-        results = await asyncio.gather(*(found.write(add(value)) for value in range(20)), return_exceptions=True)
+        results = await asyncio.gather(
+            *(found.write(add(value)) for value in range(20)), return_exceptions=True
+        )
         assert [place for place, result in enumerate(results) if result is not None] == [7]
         assert isinstance(results[7], exc.IntegrityError)
         assert await found.read(values) == list(range(20))
@@ -153,7 +184,9 @@ async def test_the_clock_is_the_databases_with_its_zone(database: DatabaseUnderT
 # Deadlines
 
 
-async def test_a_transaction_past_its_time_is_left_and_the_next_one_works(database: DatabaseUnderTest) -> None:
+async def test_a_transaction_past_its_time_is_left_and_the_next_one_works(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url, timeout=0.5) as found:
         began = time.monotonic()
         with pytest.raises(MemoryUnavailableError) as raised:
@@ -172,15 +205,22 @@ async def test_a_transaction_may_have_more_time_than_others(database: DatabaseUn
 
 
 @POSTGRES
-async def test_what_is_left_behind_does_not_go_on_in_the_server(database: DatabaseUnderTest) -> None:
+async def test_what_is_left_behind_does_not_go_on_in_the_server(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url, timeout=0.5) as found:
         with pytest.raises(MemoryUnavailableError):
             await found.write(sleeping(30))
-        query = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(%' AND state = 'active' AND pid <> pg_backend_pid()"
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(%' AND state ="
+            " 'active' AND pid <> pg_backend_pid()"
+        )
         await asyncio.to_thread(until, lambda: database.server.sql(query) == "0")
 
 
-async def test_a_caller_that_leaves_does_not_hold_its_connection(database: DatabaseUnderTest) -> None:
+async def test_a_caller_that_leaves_does_not_hold_its_connection(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url, pool_size=1) as found:
         leaving = asyncio.create_task(found.write(sleeping(0.5)))
         await asyncio.sleep(0.1)
@@ -193,7 +233,9 @@ async def test_a_caller_that_leaves_does_not_hold_its_connection(database: Datab
 
 @SQLITE
 @pytest.mark.parametrize("others", [[], [2, 3]], ids=["alone", "together"])
-async def test_what_was_left_before_it_began_is_not_done(database: DatabaseUnderTest, others: list[int]) -> None:
+async def test_what_was_left_before_it_began_is_not_done(
+    database: DatabaseUnderTest, others: list[int]
+) -> None:
     async with opened(database.url) as found:
         busy = asyncio.create_task(found.write(sleeping(0.5)))
         await asyncio.sleep(0.1)
@@ -205,7 +247,9 @@ async def test_what_was_left_before_it_began_is_not_done(database: DatabaseUnder
 
 
 @POSTGRES
-async def test_a_full_pool_is_told_quickly_and_the_database_is_not_taken_for_lost(database: DatabaseUnderTest) -> None:
+async def test_a_full_pool_is_told_quickly_and_the_database_is_not_taken_for_lost(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url, timeout=1, pool_size=1) as found:
         holding = asyncio.create_task(found.write(sleeping(4), timeout=20))
         await asyncio.sleep(0.2)
@@ -219,14 +263,18 @@ async def test_a_full_pool_is_told_quickly_and_the_database_is_not_taken_for_los
 
 
 @POSTGRES
-async def test_a_transaction_that_lost_against_another_is_tried_again(database: DatabaseUnderTest) -> None:
+async def test_a_transaction_that_lost_against_another_is_tried_again(
+    database: DatabaseUnderTest,
+) -> None:
     tried: list[int] = []
 
     def crosswise(first: int, second: int) -> Callable[[Connection], None]:
         def work(connection: Connection) -> None:
             tried.append(first)
             for value in (first, second):
-                connection.execute(text("UPDATE kept SET value = value WHERE value = :value"), {"value": value})
+                connection.execute(
+                    text("UPDATE kept SET value = value WHERE value = :value"), {"value": value}
+                )
                 connection.execute(text("SELECT pg_sleep(0.3)"))
 
         return work
@@ -239,9 +287,13 @@ async def test_a_transaction_that_lost_against_another_is_tried_again(database: 
 
 
 @SQLITE
-async def test_a_file_that_another_process_writes_is_waited_for(database: DatabaseUnderTest) -> None:
+async def test_a_file_that_another_process_writes_is_waited_for(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url, timeout=1) as found:
-        with contextlib.closing(sqlite3.connect(database.url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        with contextlib.closing(
+            sqlite3.connect(database.url.removeprefix("sqlite:///"), isolation_level=None)
+        ) as other:
             other.execute("BEGIN IMMEDIATE")
             assert await found.read(values) == []
             with pytest.raises(MemoryUnavailableError):
@@ -273,7 +325,9 @@ def server() -> Generator[PostgresServer, None, None]:
     server.remove()
 
 
-async def test_a_server_that_is_absent_at_start_is_found_when_it_comes(server: PostgresServer) -> None:
+async def test_a_server_that_is_absent_at_start_is_found_when_it_comes(
+    server: PostgresServer,
+) -> None:
     async with opened(server.url(), timeout=2) as found:
         assert found.problem is not None
         began = time.monotonic()
@@ -313,7 +367,9 @@ async def test_a_restart_that_nobody_noticed_fails_no_transaction(server: Postgr
 
 
 @SQLITE
-async def test_a_file_that_cannot_be_opened_is_used_once_it_can(database: DatabaseUnderTest) -> None:
+async def test_a_file_that_cannot_be_opened_is_used_once_it_can(
+    database: DatabaseUnderTest,
+) -> None:
     path = Path(database.url.removeprefix("sqlite:///"))
     path.mkdir()
     async with opened(database.url) as found:
@@ -346,7 +402,9 @@ async def test_what_is_wrong_with_an_address_is_told_without_its_password(
             assert secret not in found.problem
 
 
-async def test_a_fault_in_preparing_keeps_the_database_from_being_used(database: DatabaseUnderTest) -> None:
+async def test_a_fault_in_preparing_keeps_the_database_from_being_used(
+    database: DatabaseUnderTest,
+) -> None:
     broken = ["its key is missing"]
 
     async def prepare(_: DatabaseEngine) -> None:
@@ -399,7 +457,9 @@ async def test_the_replica_is_read_and_told_of_when_it_is_lost(database: Databas
 
 
 @REPLICATED
-async def test_a_primary_that_takes_no_writes_is_not_taken_for_one(database: DatabaseUnderTest) -> None:
+async def test_a_primary_that_takes_no_writes_is_not_taken_for_one(
+    database: DatabaseUnderTest,
+) -> None:
     assert database.replica_url is not None
     connection = await asyncpg.connect(database.url)
     await connection.execute("CREATE TABLE kept (value INTEGER UNIQUE)")
@@ -410,7 +470,9 @@ async def test_a_primary_that_takes_no_writes_is_not_taken_for_one(database: Dat
             await found.write(add(1))
 
 
-async def test_a_primary_that_hangs_does_not_keep_its_promoted_replica_from_being_found(server: PostgresServer) -> None:
+async def test_a_primary_that_hangs_does_not_keep_its_promoted_replica_from_being_found(
+    server: PostgresServer,
+) -> None:
     await asyncio.to_thread(server.start)
     replica = await asyncio.to_thread(server.replica)
     both = server.url().replace(f":{server.port}/", f":{server.port},127.0.0.1:{replica.port}/")

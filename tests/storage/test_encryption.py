@@ -69,7 +69,10 @@ def test_an_empty_setting_has_no_keys(text: str) -> None:
     ],
 )
 def test_a_wrong_key_is_named_by_its_number_and_not_shown(wrong: str) -> None:
-    with pytest.raises(ValueError, match=r"^Key 2 is not a key: 32 bytes in base64 .* or 64 hex digits are expected") as caught:
+    with pytest.raises(
+        ValueError,
+        match=r"^Key 2 is not a key: 32 bytes in base64 .* or 64 hex digits are expected",
+    ) as caught:
         parse_keys(f"{OLD.hex()},{wrong}")
     assert OLD.hex() not in str(caught.value)
     assert not wrong or wrong not in str(caught.value)
@@ -146,7 +149,9 @@ def test_a_lacking_key_is_named_by_its_id(keys: list[bytes]) -> None:
         ([], [OLD], False),
     ],
 )
-def test_a_value_is_current_if_it_would_be_stored_so_now(keys: list[bytes], written_with: list[bytes], current: bool) -> None:
+def test_a_value_is_current_if_it_would_be_stored_so_now(
+    keys: list[bytes], written_with: list[bytes], current: bool
+) -> None:
     assert Cipher(keys).is_current(Cipher(written_with).encrypt(PLAIN, bound_to=ROW)) is current
 
 

@@ -16,7 +16,12 @@ from sqlalchemy import Connection, inspect, text
 import ai_agent_service.storage.migrate
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.engine import DatabaseEngine
-from ai_agent_service.storage.migrate import HEAD_REVISION, NewerSchemaError, fetch_revision, upgrade
+from ai_agent_service.storage.migrate import (
+    HEAD_REVISION,
+    NewerSchemaError,
+    fetch_revision,
+    upgrade,
+)
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.tables import metadata
@@ -35,7 +40,11 @@ async def opened(database: DatabaseUnderTest) -> AsyncGenerator[DatabaseEngine, 
     """An engine of the database."""
     address = parse_database_url(database.url)
     engine: DatabaseEngine
-    engine = SqliteEngine(address, timeout=10) if address.kind == "sqlite" else PostgresEngine(address, pool_size=2, timeout=10)
+    engine = (
+        SqliteEngine(address, timeout=10)
+        if address.kind == "sqlite"
+        else PostgresEngine(address, pool_size=2, timeout=10)
+    )
     try:
         yield engine
     finally:
@@ -62,9 +71,13 @@ async def test_the_tables_are_made_from_nothing(database: DatabaseUnderTest) -> 
         assert await engine.run(tables, write=False) == {*metadata.tables, "alembic_version"}
 
 
-async def test_the_migrations_make_the_tables_that_the_service_takes_them_for(database: DatabaseUnderTest) -> None:
+async def test_the_migrations_make_the_tables_that_the_service_takes_them_for(
+    database: DatabaseUnderTest,
+) -> None:
     def differences(connection: Connection) -> list[object]:
-        found: list[object] = compare_metadata(MigrationContext.configure(connection, opts={"compare_server_default": True}), metadata)
+        found: list[object] = compare_metadata(
+            MigrationContext.configure(connection, opts={"compare_server_default": True}), metadata
+        )
         return found
 
     async with opened(database) as engine:
@@ -72,16 +85,26 @@ async def test_the_migrations_make_the_tables_that_the_service_takes_them_for(da
         assert await engine.run(differences, write=False) == []
 
 
-async def test_an_upgrade_of_what_is_up_to_date_changes_nothing(database: DatabaseUnderTest) -> None:
+async def test_an_upgrade_of_what_is_up_to_date_changes_nothing(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database) as engine:
         await upgrade(engine)
-        await engine.run(lambda connection: connection.execute(text("INSERT INTO secrets VALUES ('kept', 'x')")), write=True)
+        await engine.run(
+            lambda connection: connection.execute(text("INSERT INTO secrets VALUES ('kept', 'x')")),
+            write=True,
+        )
         assert await upgrade(engine) == HEAD_REVISION
-        kept = await engine.run(lambda connection: connection.execute(text("SELECT value FROM secrets")).scalar(), write=False)
+        kept = await engine.run(
+            lambda connection: connection.execute(text("SELECT value FROM secrets")).scalar(),
+            write=False,
+        )
     assert kept == "x"
 
 
-async def test_processes_that_start_together_make_the_tables_once(database: DatabaseUnderTest) -> None:
+async def test_processes_that_start_together_make_the_tables_once(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database) as one, opened(database) as two, opened(database) as three:
         before = await asyncio.gather(*(upgrade(engine) for engine in (one, two, three)))
         assert sorted(before, key=str) == [HEAD_REVISION, HEAD_REVISION, None]
@@ -91,7 +114,12 @@ async def test_processes_that_start_together_make_the_tables_once(database: Data
 async def test_tables_of_a_newer_version_are_left_alone(database: DatabaseUnderTest) -> None:
     async with opened(database) as engine:
         await upgrade(engine)
-        await engine.run(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'")), write=True)
+        await engine.run(
+            lambda connection: connection.execute(
+                text("UPDATE alembic_version SET version_num = '9999'")
+            ),
+            write=True,
+        )
         with pytest.raises(NewerSchemaError, match=r"'9999'.*does not know; use a newer one"):
             await upgrade(engine)
         assert await fetch_revision(engine) == "9999"
@@ -100,7 +128,10 @@ async def test_tables_of_a_newer_version_are_left_alone(database: DatabaseUnderT
 async def test_a_migration_that_fails_leaves_nothing_behind(database: DatabaseUnderTest) -> None:
     async with opened(database) as engine:
         # A table of the same name, which the migration comes to after others.
-        await engine.run(lambda connection: connection.execute(text("CREATE TABLE summaries (mine INTEGER)")), write=True)
+        await engine.run(
+            lambda connection: connection.execute(text("CREATE TABLE summaries (mine INTEGER)")),
+            write=True,
+        )
         with pytest.raises(Exception, match="already exists"):
             await upgrade(engine)
         assert await engine.run(tables, write=False) == {"summaries"}
@@ -114,32 +145,58 @@ HELPER = {**AGENT, "resources": ["memory"]}
 async def test_a_service_that_may_not_migrate_says_what_to_run(
     tmp_path: Path, database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings: dict[str, Any] = {**database.settings, "database_migrate": False, "allow_unauthenticated": True}
+    settings: dict[str, Any] = {
+        **database.settings,
+        "database_migrate": False,
+        "allow_unauthenticated": True,
+    }
     configured = configuration(tmp_path, Script(says("Hi")), agents=[HELPER], **settings)
     async with client_of(create_app(configured)) as client, opened(database) as engine:
         assert (await client.get("/health")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 503
         health = (await client.get("/health?detailed=true")).json()
         assert health["status"] == "unavailable"
-        assert health["database"]["error"] == f"its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db upgrade"
-        refused = error_of(await client.post("/v1/chat/completions", json=asking(metadata={"session_id": "s"})), 503)
+        assert (
+            health["database"]["error"]
+            == f"its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db"
+            " upgrade"
+        )
+        refused = error_of(
+            await client.post("/v1/chat/completions", json=asking(metadata={"session_id": "s"})),
+            503,
+        )
         assert refused["code"] == "memory_unavailable"
-        assert "run: ai-agent-service db upgrade" in str([record.__dict__ for record in caplog.records])
+        assert "run: ai-agent-service db upgrade" in str(
+            [record.__dict__ for record in caplog.records]
+        )
         await upgrade(engine)
 
         async def is_ready() -> bool:
             return (await client.get("/health/ready")).status_code == 200
 
         await until(is_ready)
-        assert (await client.post("/v1/chat/completions", json=asking(metadata={"session_id": "s"}))).status_code == 200
+        assert (
+            await client.post("/v1/chat/completions", json=asking(metadata={"session_id": "s"}))
+        ).status_code == 200
 
 
 @pytest.mark.parametrize("migrate", [True, False])
-async def test_a_service_that_is_older_than_its_tables_says_so(tmp_path: Path, database: DatabaseUnderTest, migrate: bool) -> None:
+async def test_a_service_that_is_older_than_its_tables_says_so(
+    tmp_path: Path, database: DatabaseUnderTest, migrate: bool
+) -> None:
     async with opened(database) as engine:
         await upgrade(engine)
-        await engine.run(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num = '9999'")), write=True)
-    settings: dict[str, Any] = {**database.settings, "database_migrate": migrate, "allow_unauthenticated": True}
+        await engine.run(
+            lambda connection: connection.execute(
+                text("UPDATE alembic_version SET version_num = '9999'")
+            ),
+            write=True,
+        )
+    settings: dict[str, Any] = {
+        **database.settings,
+        "database_migrate": migrate,
+        "allow_unauthenticated": True,
+    }
     configured = configuration(tmp_path, Script(says("Hi")), agents=[HELPER], **settings)
     async with client_of(create_app(configured)) as client:
         assert (await client.get("/health/ready")).status_code == 503

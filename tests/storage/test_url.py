@@ -47,14 +47,18 @@ def test_a_postgresql_address_is_taken_whatever_driver_it_names(url: str) -> Non
     ],
 )
 def test_what_postgresql_itself_understands_stays_as_it_is(url: str) -> None:
-    kept = parse_database_url(url).location.replace("%2F", "/") if "host=" in url else parse_database_url(url).location
+    kept = (
+        parse_database_url(url).location.replace("%2F", "/")
+        if "host=" in url
+        else parse_database_url(url).location
+    )
     assert kept == url
 
 
 def test_the_option_ssl_is_postgresqls_sslmode() -> None:
-    assert parse_database_url("postgresql+asyncpg://u@h/d?ssl=require&connect_timeout=5").location == (
-        "postgresql://u@h/d?sslmode=require&connect_timeout=5"
-    )
+    assert parse_database_url(
+        "postgresql+asyncpg://u@h/d?ssl=require&connect_timeout=5"
+    ).location == ("postgresql://u@h/d?sslmode=require&connect_timeout=5")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,10 @@ def test_what_names_no_database_is_refused_without_being_repeated(url: str, word
     [
         ("postgresql://ada:secret@h:5432/d", "postgresql://ada:***@h:5432/d"),
         ("postgresql://ada:se%40cret@h1,h2/d", "postgresql://ada:***@h1,h2/d"),
-        ("postgresql://h/d?user=ada&password=secret&sslmode=require", "postgresql://h/d?user=ada&password=***&sslmode=require"),
+        (
+            "postgresql://h/d?user=ada&password=secret&sslmode=require",
+            "postgresql://h/d?user=ada&password=***&sslmode=require",
+        ),
         ("postgresql://h/d?PASSWORD=secret", "postgresql://h/d?PASSWORD=***"),
         ("postgresql://ada@h/d", "postgresql://ada@h/d"),
         ("postgresql://ada:sec@ret@h/d", "postgresql://ada:***@h/d"),
@@ -102,7 +109,10 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
         ),
         ("postgresql://[::1]:5432,h", {"[::1]:5432": "[::1]:5432", "h": "h"}),
         ("postgresql://h?user=a/b", {"h": "h?user=a%2Fb"}),
-        ("postgresql:///d?host=/run/postgresql", {"/run/postgresql": "/d?host=%2Frun%2Fpostgresql"}),
+        (
+            "postgresql:///d?host=/run/postgresql",
+            {"/run/postgresql": "/d?host=%2Frun%2Fpostgresql"},
+        ),
         (
             "postgresql://u:p@/d?host=one,::1&port=1,2&sslmode=require",
             {
@@ -110,14 +120,21 @@ def test_an_address_is_shown_without_its_password(url: str, shown: str) -> None:
                 "[::1]:2": "u:p@[::1]:2/d?sslmode=require",
             },
         ),
-        ("postgresql:///d?host=one,two&port=5433", {"one:5433": "one:5433/d", "two:5433": "two:5433/d"}),
+        (
+            "postgresql:///d?host=one,two&port=5433",
+            {"one:5433": "one:5433/d", "two:5433": "two:5433/d"},
+        ),
     ],
 )
 def test_an_address_of_several_servers_has_one_for_each(url: str, servers: dict[str, str]) -> None:
     found = parse_database_url(url).servers
-    assert {server.hosts: server.location for server in found} == {name: f"postgresql://{rest}" for name, rest in servers.items()}
+    assert {server.hosts: server.location for server in found} == {
+        name: f"postgresql://{rest}" for name, rest in servers.items()
+    }
 
 
 def test_options_that_name_servers_must_fit_together() -> None:
-    with pytest.raises(ValueError, match="the options host and port name different numbers of servers"):
+    with pytest.raises(
+        ValueError, match="the options host and port name different numbers of servers"
+    ):
         parse_database_url("postgresql:///d?host=one,two,three&port=1,2")

@@ -20,7 +20,13 @@ async def ask(tool: Tool, **arguments: Any) -> str:
 
 async def test_a_result_is_used_again_for_the_same_arguments_alone() -> None:
     tool = CachedTool(Counting("look"), seconds=60)
-    assert [await ask(tool, at="a"), await ask(tool, at="a"), await ask(tool, at="b"), await ask(tool), await ask(tool, at="a")] == [
+    assert [
+        await ask(tool, at="a"),
+        await ask(tool, at="a"),
+        await ask(tool, at="b"),
+        await ask(tool),
+        await ask(tool, at="a"),
+    ] == [
         *("1", "1", "2", "3"),
         "1",
     ]
@@ -28,7 +34,9 @@ async def test_a_result_is_used_again_for_the_same_arguments_alone() -> None:
 
 async def test_the_order_of_arguments_does_not_matter_at_any_depth() -> None:
     tool = CachedTool(Counting("look"), seconds=60)
-    assert await ask(tool, a=1, b={"c": 1, "d": [{"e": 1, "f": 2}]}) == await ask(tool, b={"d": [{"f": 2, "e": 1}], "c": 1}, a=1)
+    assert await ask(tool, a=1, b={"c": 1, "d": [{"e": 1, "f": 2}]}) == await ask(
+        tool, b={"d": [{"f": 2, "e": 1}], "c": 1}, a=1
+    )
     assert await ask(tool, b={"d": [1, 2]}) != await ask(tool, b={"d": [2, 1]})
 
 
@@ -81,7 +89,9 @@ async def test_images_are_kept_with_their_text() -> None:
     [ToolOutput("a" * 11), ToolOutput("ä" * 6), ToolOutput("a" * 6, (ImagePart("data:"),))],
     ids=["letters", "letters of two bytes", "with an image"],
 )
-async def test_a_large_result_is_not_kept(monkeypatch: pytest.MonkeyPatch, output: ToolOutput) -> None:
+async def test_a_large_result_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, output: ToolOutput
+) -> None:
     monkeypatch.setattr(module, "MAX_RESULT_BYTES", 10)
     inner = Counting("look")
     inner.output = output
@@ -90,16 +100,30 @@ async def test_a_large_result_is_not_kept(monkeypatch: pytest.MonkeyPatch, outpu
     assert inner.runs == 2
 
 
-async def test_the_results_that_were_unused_for_longest_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_results_that_were_unused_for_longest_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "MAX_RESULTS", 2)
     tool = CachedTool(Counting("look"), seconds=60)
-    assert [await ask(tool, at=place) for place in ("a", "b", "a", "c", "a", "b")] == ["1", "2", "1", "3", "1", "4"]
+    assert [await ask(tool, at=place) for place in ("a", "b", "a", "c", "a", "b")] == [
+        "1",
+        "2",
+        "1",
+        "3",
+        "1",
+        "4",
+    ]
 
 
 def test_it_is_the_same_tool_to_those_who_look_at_it() -> None:
     inner = Counting("look")
     tool = CachedTool(inner, seconds=60)
-    assert (tool.spec, tool.timeout, tool.parallel, tool.max_output) == (inner.spec, inner.timeout, inner.parallel, inner.max_output)
+    assert (tool.spec, tool.timeout, tool.parallel, tool.max_output) == (
+        inner.spec,
+        inner.timeout,
+        inner.parallel,
+        inner.max_output,
+    )
 
 
 async def test_only_the_named_tools_of_a_source_keep_their_results() -> None:
@@ -112,7 +136,11 @@ async def test_only_the_named_tools_of_a_source_keep_their_results() -> None:
 async def test_two_agents_do_not_share_results() -> None:
     source = Source(Counting("look"))
     one, other = CachedSource(source, {"look": 60}), CachedSource(source, {"look": 60})
-    assert [await ask(one.tools[0]), await ask(other.tools[0]), await ask(one.tools[0])] == ["1", "2", "1"]
+    assert [await ask(one.tools[0]), await ask(other.tools[0]), await ask(one.tools[0])] == [
+        "1",
+        "2",
+        "1",
+    ]
 
 
 async def test_results_outlive_a_change_of_other_tools_and_go_with_their_own() -> None:
@@ -135,4 +163,6 @@ def test_the_tools_are_the_same_object_until_the_source_has_others() -> None:
 
 
 def test_what_the_source_cannot_do_now_is_passed_on() -> None:
-    assert CachedSource(Source(unavailable="the tools of eyes"), {}).unavailable == "the tools of eyes"
+    assert (
+        CachedSource(Source(unavailable="the tools of eyes"), {}).unavailable == "the tools of eyes"
+    )

@@ -23,7 +23,13 @@ class Place(BaseModel):
 
 
 @tool
-async def weather(place: Place, days: Annotated[int, Field(ge=1, le=7)] = 1, unit: Literal["C", "F"] = "C", *, context: RunContext) -> str:
+async def weather(
+    place: Place,
+    days: Annotated[int, Field(ge=1, le=7)] = 1,
+    unit: Literal["C", "F"] = "C",
+    *,
+    context: RunContext,
+) -> str:
     """Tell the weather.
 
     Knows the next week.
@@ -42,7 +48,10 @@ def test_the_schema_comes_from_the_signature_and_the_docstring() -> None:
         {
             "$defs": {
                 "Place": {
-                    "properties": {"city": {"type": "string"}, "country": {"default": "FR", "type": "string"}},
+                    "properties": {
+                        "city": {"type": "string"},
+                        "country": {"default": "FR", "type": "string"},
+                    },
                     "required": ["city"],
                     "type": "object",
                 }
@@ -50,7 +59,13 @@ def test_the_schema_comes_from_the_signature_and_the_docstring() -> None:
             "additionalProperties": False,
             "properties": {
                 "place": {"$ref": "#/$defs/Place", "description": "Where."},
-                "days": {"default": 1, "description": "How many days.", "maximum": 7, "minimum": 1, "type": "integer"},
+                "days": {
+                    "default": 1,
+                    "description": "How many days.",
+                    "maximum": 7,
+                    "minimum": 1,
+                    "type": "integer",
+                },
                 "unit": {"default": "C", "enum": ["C", "F"], "type": "string"},
             },
             "required": ["place"],
@@ -65,7 +80,12 @@ def test_a_decorated_function_is_a_tool_and_still_a_function() -> None:
         return number * 2
 
     assert isinstance(double, Tool)
-    assert (double.spec.name, double.timeout, double.parallel, double.max_output) == ("other_name", 3, False, 10)
+    assert (double.spec.name, double.timeout, double.parallel, double.max_output) == (
+        "other_name",
+        3,
+        False,
+        10,
+    )
     assert double(4) == 8
 
 
@@ -102,14 +122,26 @@ async def test_a_function_that_is_not_async_runs_in_a_thread() -> None:
 
 async def test_what_a_function_returns_reaches_the_model_as_text() -> None:
     image = ImagePart("data:image/png;base64,AA==")
-    returned: list[object] = ["text", {"a": [1, 2.5, None]}, None, Place(city="Rome"), ToolOutput("seen", (image,))]
+    returned: list[object] = [
+        "text",
+        {"a": [1, 2.5, None]},
+        None,
+        Place(city="Rome"),
+        ToolOutput("seen", (image,)),
+    ]
 
     @tool
     async def give(number: int) -> object:
         return returned[number]
 
     outputs = [await give.run({"number": number}, CONTEXT) for number in range(len(returned))]
-    assert [output.content for output in outputs] == ["text", '{"a":[1,2.5,null]}', "null", '{"city":"Rome","country":"FR"}', "seen"]
+    assert [output.content for output in outputs] == [
+        "text",
+        '{"a":[1,2.5,null]}',
+        "null",
+        '{"city":"Rome","country":"FR"}',
+        "seen",
+    ]
     assert outputs[-1].images == (image,)
 
 
@@ -132,14 +164,18 @@ def test_what_a_model_cannot_fill_is_refused_at_once() -> None:
 
 async def test_parameters_may_have_names_that_a_model_would_not_bear() -> None:
     @tool
-    async def odd(schema: str, _x: int, model_config: str, copy: bool, context: RunContext | None = None) -> str:
+    async def odd(
+        schema: str, _x: int, model_config: str, copy: bool, context: RunContext | None = None
+    ) -> str:
         assert context is not None
         return f"{schema} {_x} {model_config} {copy} {context.user}"
 
     properties = odd.spec.parameters["properties"]
     assert isinstance(properties, dict)
     assert list(properties) == ["schema", "_x", "model_config", "copy"]
-    assert (await odd.run({"schema": "s", "_x": 1, "model_config": "m", "copy": True}, CONTEXT)).content == "s 1 m True ada"
+    assert (
+        await odd.run({"schema": "s", "_x": 1, "model_config": "m", "copy": True}, CONTEXT)
+    ).content == "s 1 m True ada"
 
 
 async def test_text_within_json_that_cannot_be_stored_is_kept_for_replacement() -> None:

@@ -35,7 +35,9 @@ async def test_a_number_becomes_what_the_parameter_says() -> None:
     async def both(exact: Decimal, rounded: float) -> str:
         return f"{exact} {rounded}"
 
-    call = ToolCall("1", "both", '{"exact": 0.12345678901234567890123, "rounded": 0.12345678901234567890123}')
+    call = ToolCall(
+        "1", "both", '{"exact": 0.12345678901234567890123, "rounded": 0.12345678901234567890123}'
+    )
     result = await Toolset([both], default_timeout=5).execute(call, CONTEXT)
     assert result.content == "0.12345678901234567890123 0.12345678901234568"
 
@@ -45,6 +47,8 @@ async def test_words_of_a_failure_are_cut_as_results_are() -> None:
     async def fails() -> str:
         raise ToolError("x" * 1000)
 
-    result = await Toolset([fails], default_timeout=5).execute(ToolCall("c", "fails", "{}"), CONTEXT)
+    result = await Toolset([fails], default_timeout=5).execute(
+        ToolCall("c", "fails", "{}"), CONTEXT
+    )
     assert result.is_error
     assert result.content.endswith("[cut here: 100 of 1007 bytes are shown]")

@@ -32,14 +32,24 @@ from ai_agent_service.api.openai.chat_schema import (
 from ai_agent_service.api.openai.chat_stream import to_completion_usage
 from ai_agent_service.auth.principal import ANONYMOUS, Principal
 from ai_agent_service.core.errors import InvalidRequestError
-from ai_agent_service.core.messages import AudioPart, Content, ContentPart, FilePart, ImagePart, TextPart
+from ai_agent_service.core.messages import (
+    AudioPart,
+    Content,
+    ContentPart,
+    FilePart,
+    ImagePart,
+    TextPart,
+)
 from ai_agent_service.memory.base import Conversation, ConversationInfo, Step, StoredMessage
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.runtime.service import Service
 
 _USER_QUERY: dict[str, tuple[str, dict[str, Any]]] = {
     "user_id": (
-        "The user whose conversations are meant; by default the one who asks, or those of callers who name none.",
+        (
+            "The user whose conversations are meant; by default the one who asks, or those of"
+            " callers who name none."
+        ),
         {"type": "string", "maxLength": MAX_NAME},
     )
 }
@@ -55,20 +65,25 @@ MAX_INLINE_MESSAGES = 100
 _encoder = msgspec.json.Encoder()
 
 _PAGE_QUERY: dict[str, tuple[str, dict[str, Any]]] = {
-    "limit": ("How many at most.", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}),
+    "limit": (
+        "How many at most.",
+        {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+    ),
     "after": ("The `next` of the page before.", {"type": "string"}),
 }
 
 
 class ConversationPage(msgspec.Struct):
-    """Sessions of the user with an agent, the one used last first; `next` goes on after them, as `after`."""
+    """Sessions of the user with an agent, the one used last first; `next` goes on after them, as
+    `after`."""
 
     data: list[ConversationInfo]
     next: str | None
 
 
 class MessageView(msgspec.Struct):
-    """A stored message; `parent` is the one before it, `status` `incomplete` for an answer that was interrupted."""
+    """A stored message; `parent` is the one before it, `status` `incomplete` for an answer that was
+    interrupted."""
 
     id: str
     parent: str | None
@@ -83,7 +98,8 @@ class MessageView(msgspec.Struct):
 
 
 class ConversationView(msgspec.Struct):
-    """A session: the messages of its newest branch, or of all branches, those before others first."""
+    """A session: the messages of its newest branch, or of all branches, those before others
+    first."""
 
     agent_id: str
     session_id: str
@@ -110,27 +126,47 @@ class Deleted(msgspec.Struct):
         query={**_USER_QUERY, **_PAGE_QUERY},
     ),
 )
-async def list_conversations(agent_id: str, request: Request, service: ServiceDependency, caller: MemoryReader) -> Response:
+async def list_conversations(
+    agent_id: str, request: Request, service: ServiceDependency, caller: MemoryReader
+) -> Response:
     """The user's sessions with the agent, page by page, the one used last first."""
     service.find_agent(agent_id, caller)
     infos, after = await service.conversations.list(
-        caller.key.tenant, _resolve_user(request, caller), agent_id, limit=_parse_limit(request), after=request.query_params.get("after")
+        caller.key.tenant,
+        _resolve_user(request, caller),
+        agent_id,
+        limit=_parse_limit(request),
+        after=request.query_params.get("after"),
     )
-    return Response(_encoder.encode(ConversationPage(list(infos), after)), media_type="application/json")
+    return Response(
+        _encoder.encode(ConversationPage(list(infos), after)), media_type="application/json"
+    )
 
 
 @router.get(
     "/agents/{agent_id}/conversations/{session_id:path}",
     summary="Show a conversation",
     openapi_extra=describe_route(
-        None, ConversationView, query=_USER_QUERY, flag="branches", flag_help="Show the messages of all branches."
+        None,
+        ConversationView,
+        query=_USER_QUERY,
+        flag="branches",
+        flag_help="Show the messages of all branches.",
     ),
 )
-async def show_conversation(agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: MemoryReader) -> Response:
+async def show_conversation(
+    agent_id: str,
+    session_id: str,
+    request: Request,
+    service: ServiceDependency,
+    caller: MemoryReader,
+) -> Response:
     """The session's messages with the tools that were used."""
     service.find_agent(agent_id, caller)
     branches = request.query_params.get("branches", "false").lower() in ("true", "1")
-    found = await service.conversations.get(caller.key.tenant, _resolve_user(request, caller), agent_id, session_id, branches=branches)
+    found = await service.conversations.get(
+        caller.key.tenant, _resolve_user(request, caller), agent_id, session_id, branches=branches
+    )
     return Response(await _encode_conversation(found), media_type="application/json")
 
 
@@ -140,14 +176,21 @@ async def show_conversation(agent_id: str, session_id: str, request: Request, se
     openapi_extra=describe_route(None, Deleted, query=_USER_QUERY),
 )
 async def delete_conversation(
-    agent_id: str, session_id: str, request: Request, service: ServiceDependency, caller: MemoryDeleter
+    agent_id: str,
+    session_id: str,
+    request: Request,
+    service: ServiceDependency,
+    caller: MemoryDeleter,
 ) -> Response:
     """Deletes the session for good."""
     service.find_agent(agent_id, caller)
     tenant, user = caller.key.tenant, _resolve_user(request, caller)
     erased = await service.conversations.delete(tenant, user, agent_id, session_id)
     _forget(request, service, tenant, user)
-    audit.info("conversation.deleted", extra={**_build_audit_fields(caller, user), "agent_id": agent_id, "session": session_id})
+    audit.info(
+        "conversation.deleted",
+        extra={**_build_audit_fields(caller, user), "agent_id": agent_id, "session": session_id},
+    )
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
@@ -155,24 +198,38 @@ async def delete_conversation(
     "/memory",
     summary="Export everything of a user",
     response_class=StreamingResponse,
-    openapi_extra=describe_route(None, ConversationView, query=_USER_QUERY, lines="one conversation a line, all branches"),
+    openapi_extra=describe_route(
+        None, ConversationView, query=_USER_QUERY, lines="one conversation a line, all branches"
+    ),
 )
-async def export_memory(request: Request, service: ServiceDependency, caller: MemoryReader) -> Response:
+async def export_memory(
+    request: Request, service: ServiceDependency, caller: MemoryReader
+) -> Response:
     """Every conversation of the user with all agents, as JSON Lines."""
     user = _resolve_user(request, caller)
-    lines = _stream_lines(service.conversations.export(caller.key.tenant, user, agents=caller.key.agents))
+    lines = _stream_lines(
+        service.conversations.export(caller.key.tenant, user, agents=caller.key.agents)
+    )
     first = await anext(lines, b"")  # so that an error has its status
     audit.info("memory.exported", extra=_build_audit_fields(caller, user))
     return StreamingResponse(_prepend_line(first, lines), media_type="application/jsonl")
 
 
-@router.delete("/memory", summary="Delete everything of a user", openapi_extra=describe_route(None, Deleted, query=_USER_QUERY))
-async def erase_memory(request: Request, service: ServiceDependency, caller: MemoryDeleter) -> Response:
+@router.delete(
+    "/memory",
+    summary="Delete everything of a user",
+    openapi_extra=describe_route(None, Deleted, query=_USER_QUERY),
+)
+async def erase_memory(
+    request: Request, service: ServiceDependency, caller: MemoryDeleter
+) -> Response:
     """Deletes every conversation of the user with all agents for good."""
     tenant, user = caller.key.tenant, _resolve_user(request, caller)
     erased = await service.conversations.erase(tenant, user, agents=caller.key.agents)
     _forget(request, service, tenant, user)
-    audit.info("memory.erased", extra={**_build_audit_fields(caller, user), "sessions": erased.sessions})
+    audit.info(
+        "memory.erased", extra={**_build_audit_fields(caller, user), "sessions": erased.sessions}
+    )
     return Response(_encoder.encode(erased), media_type="application/json")
 
 
@@ -182,10 +239,16 @@ async def _encode_conversation(conversation: Conversation) -> bytes:
     def encode() -> bytes:
         return _encoder.encode(_build_view(conversation))
 
-    return encode() if len(conversation.messages) <= MAX_INLINE_MESSAGES else await asyncio.to_thread(encode)
+    return (
+        encode()
+        if len(conversation.messages) <= MAX_INLINE_MESSAGES
+        else await asyncio.to_thread(encode)
+    )
 
 
-async def _stream_lines(conversations: AsyncGenerator[Conversation, None]) -> AsyncGenerator[bytes, None]:
+async def _stream_lines(
+    conversations: AsyncGenerator[Conversation, None],
+) -> AsyncGenerator[bytes, None]:
     async with aclosing(conversations):
         async for conversation in conversations:
             yield await _encode_conversation(conversation) + b"\n"
@@ -216,7 +279,12 @@ def _resolve_user(request: Request, caller: Principal) -> str:
 
 def _parse_limit(request: Request) -> int:
     value = request.query_params.get("limit", str(DEFAULT_LIMIT))
-    if not value.isascii() or not value.isdigit() or len(value) > 3 or not 1 <= int(value) <= MAX_LIMIT:
+    if (
+        not value.isascii()
+        or not value.isdigit()
+        or len(value) > 3
+        or not 1 <= int(value) <= MAX_LIMIT
+    ):
         raise InvalidRequestError(f"The limit is a number from 1 to {MAX_LIMIT}.", param="limit")
     return int(value)
 

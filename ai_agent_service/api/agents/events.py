@@ -73,8 +73,9 @@ class _RunFailed(msgspec.Struct, tag_field="type", tag="run_failed"):
 
 
 class EventFrames(Frames):
-    """A run's events as JSON objects: `text_delta`, `reasoning_delta`, `refusal_delta`, `tool_started`, `tool_progress`, `tool_finished`,
-    `tools_missing`, `memory_skipped`, and last `run_finished` or `run_failed`."""
+    """A run's events as JSON objects: `text_delta`, `reasoning_delta`, `refusal_delta`,
+    `tool_started`, `tool_progress`, `tool_finished`, `tools_missing`, `memory_skipped`, and last
+    `run_finished` or `run_failed`."""
 
     def __init__(self, context: RunContext) -> None:
         self._run_id = context.run_id
@@ -91,9 +92,19 @@ class EventFrames(Frames):
             case ToolStarted(call=call):
                 return _encode_frame(_ToolStarted(call.id, call.name, call.arguments))
             case ToolProgress(call=call):
-                return _encode_frame(_ToolProgress(call.id, call.name, event.progress, event.total, event.message))
+                return _encode_frame(
+                    _ToolProgress(call.id, call.name, event.progress, event.total, event.message)
+                )
             case ToolFinished(result=result):
-                return _encode_frame(_ToolFinished(result.call_id, result.name, result.content, result.is_error, round(result.seconds, 3)))
+                return _encode_frame(
+                    _ToolFinished(
+                        result.call_id,
+                        result.name,
+                        result.content,
+                        result.is_error,
+                        round(result.seconds, 3),
+                    )
+                )
             case ToolsMissing(reasons=reasons):
                 return _encode_frame(_ToolsMissing(reasons))
             case MemorySkipped(reason=reason):
@@ -110,7 +121,9 @@ class EventFrames(Frames):
 
     def render_error(self, error: ServiceError) -> bytes:
         """What broke the run."""
-        return _encode_frame(_RunFailed(self._run_id, ErrorBody(error.message, error.type, error.param, error.code)))
+        return _encode_frame(
+            _RunFailed(self._run_id, ErrorBody(error.message, error.type, error.param, error.code))
+        )
 
 
 def _encode_frame(event: msgspec.Struct) -> bytes:

@@ -10,15 +10,38 @@ from starlette.responses import Response
 
 from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.api.agents.events import EventFrames
-from ai_agent_service.api.agents.schema import AgentChatRequest, AgentChatResponse, AgentView, ToolRun
+from ai_agent_service.api.agents.schema import (
+    AgentChatRequest,
+    AgentChatResponse,
+    AgentView,
+    ToolRun,
+)
 from ai_agent_service.api.http.access import Caller, ChatCaller, resolve_user
-from ai_agent_service.api.http.body import ServiceDependency, decode_body, get_access, get_request_id, get_service, read_body
+from ai_agent_service.api.http.body import (
+    ServiceDependency,
+    decode_body,
+    get_access,
+    get_request_id,
+    get_service,
+    read_body,
+)
 from ai_agent_service.api.http.idempotency import IDEMPOTENCY_HEADER, make_idempotent
 from ai_agent_service.api.http.json_limits import validate_values
 from ai_agent_service.api.http.openapi import describe_route
-from ai_agent_service.api.http.run_response import CollectedEvents, CollectedRun, RunResponse, StreamedRun
+from ai_agent_service.api.http.run_response import (
+    CollectedEvents,
+    CollectedRun,
+    RunResponse,
+    StreamedRun,
+)
 from ai_agent_service.api.http.session import parse_session_request
-from ai_agent_service.api.openai.chat_request import FREE_FORM, apply_session, collect_settings, parse_messages, validate_name
+from ai_agent_service.api.openai.chat_request import (
+    FREE_FORM,
+    apply_session,
+    collect_settings,
+    parse_messages,
+    validate_name,
+)
 from ai_agent_service.api.openai.chat_schema import CallersSettings
 from ai_agent_service.api.openai.chat_stream import to_completion_usage
 from ai_agent_service.core.context import RunContext
@@ -36,17 +59,24 @@ router = APIRouter(tags=["Agents"])
 _encoder = msgspec.json.Encoder()
 
 
-@router.get("/agents", summary="List the agents", openapi_extra=describe_route(None, list[AgentView]))
+@router.get(
+    "/agents", summary="List the agents", openapi_extra=describe_route(None, list[AgentView])
+)
 async def list_agents(service: ServiceDependency, caller: Caller) -> Response:
     """The agents that the key is for, in the order of agent_config.json."""
     views = await asyncio.gather(*(_build_view(agent) for agent in service.list_agents(caller)))
     return Response(_encoder.encode(views), media_type="application/json")
 
 
-@router.get("/agents/{agent_id}", summary="Show an agent", openapi_extra=describe_route(None, AgentView))
+@router.get(
+    "/agents/{agent_id}", summary="Show an agent", openapi_extra=describe_route(None, AgentView)
+)
 async def show_agent(agent_id: str, service: ServiceDependency, caller: Caller) -> Response:
     """The agent with this id."""
-    return Response(_encoder.encode(await _build_view(service.find_visible_agent(agent_id, caller))), media_type="application/json")
+    return Response(
+        _encoder.encode(await _build_view(service.find_visible_agent(agent_id, caller))),
+        media_type="application/json",
+    )
 
 
 @router.post(
@@ -61,16 +91,27 @@ async def show_agent(agent_id: str, service: ServiceDependency, caller: Caller) 
     ),
 )
 async def chat(agent_id: str, request: Request, caller: ChatCaller) -> Response:
-    """Runs the agent on the message and answers with its text and the tools it used; with `stream`, event by event."""
+    """Runs the agent on the message and answers with its text and the tools it used; with `stream`,
+    event by event."""
     service = get_service(request)
     agent = service.find_agent(agent_id, caller)
     body = await read_body(request, service.settings.max_request_bytes)
     asked = decode_body(body, _decoder)
     asking = parse_session_request(request, session_id=asked.session_id)
-    turn = apply_session(_parse_turn(asked, agent), asking, agent, default="server" if asked.message is not None else "client")
+    turn = apply_session(
+        _parse_turn(asked, agent),
+        asking,
+        agent,
+        default="server" if asked.message is not None else "client",
+    )
     user = resolve_user(caller, asked.user_id)
     context = service.create_context(
-        agent_id, caller, user=user, session=asking.session, request_id=get_request_id(request), agent_version=agent.version
+        agent_id,
+        caller,
+        user=user,
+        session=asking.session,
+        request_id=get_request_id(request),
+        agent_version=agent.version,
     )
     run = CountedRun(service, get_access(request).limiter, agent, turn, context, caller)
     if asked.stream:
@@ -78,21 +119,28 @@ async def chat(agent_id: str, request: Request, caller: ChatCaller) -> Response:
     else:
         model = turn.model or await _find_model(agent) or ""
         tools = len(agent.parts.toolset.specs)
-        response = CollectedRun(run, lambda collected, finished: _render_answer(context, model, tools, collected, finished))
+        response = CollectedRun(
+            run,
+            lambda collected, finished: _render_answer(context, model, tools, collected, finished),
+        )
     return make_idempotent(request, asking.idempotency_key, context, body, response)
 
 
 def _parse_turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
     validate_name(asked.user_id or "", "user_id")
     if (asked.message is None) == (asked.messages is None):
-        raise InvalidRequestError("Send either message, a text, or messages, a conversation.", param="message")
+        raise InvalidRequestError(
+            "Send either message, a text, or messages, a conversation.", param="message"
+        )
     settings = collect_settings(asked.model_settings or CallersSettings())
     for name in FREE_FORM & settings.keys():
         validate_values(settings[name], f"model_settings.{name}")
     allowed = agent.parts.provider.model_list
     if asked.model is not None and asked.model not in (*allowed, agent.definition.model):
         names = f": it may be one of {', '.join(allowed)}" if allowed else " for this agent"
-        raise InvalidRequestError(f"The model cannot be chosen freely{names}.", param="model", code="model_not_allowed")
+        raise InvalidRequestError(
+            f"The model cannot be chosen freely{names}.", param="model", code="model_not_allowed"
+        )
     if asked.message is not None:
         messages: tuple[Message, ...] = (Message("user", asked.message),)
     else:
@@ -100,10 +148,19 @@ def _parse_turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
     return Turn(messages=messages, settings=settings, model=asked.model)
 
 
-def _render_answer(context: RunContext, model: str, tools: int, collected: CollectedEvents, finished: RunFinished) -> bytes:
+def _render_answer(
+    context: RunContext, model: str, tools: int, collected: CollectedEvents, finished: RunFinished
+) -> bytes:
     results = {result.call_id: result for result in collected.results}
     runs = [
-        ToolRun(call.id, call.name, call.arguments, results[call.id].content, results[call.id].is_error, round(results[call.id].seconds, 3))
+        ToolRun(
+            call.id,
+            call.name,
+            call.arguments,
+            results[call.id].content,
+            results[call.id].is_error,
+            round(results[call.id].seconds, 3),
+        )
         for call in collected.calls
     ]
     answer = AgentChatResponse(

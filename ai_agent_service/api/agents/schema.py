@@ -10,8 +10,8 @@ from ai_agent_service.api.openai.chat_schema import CallersSettings, ChatMessage
 
 
 class AgentView(msgspec.Struct):
-    """An agent; `problem` is what keeps it from answering, `unavailable` what it answers without for now. `version` is another one whenever
-    its definition is."""
+    """An agent; `problem` is what keeps it from answering, `unavailable` what it answers without
+    for now. `version` is another one whenever its definition is."""
 
     agent_id: str
     description: str

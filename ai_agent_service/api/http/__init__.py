@@ -1,1 +1,2 @@
-"""What all HTTP surfaces share: access, request bodies, errors, idempotency, and how a run is sent."""
+"""What all HTTP surfaces share: access, request bodies, errors, idempotency, and how a run is
+sent."""

@@ -14,24 +14,28 @@ from ai_agent_service.core.errors import InsufficientScopeError, NotFoundError
 
 
 class ScopeRequirement:
-    """A dependency that lets callers in whose key has `scope` (None: whatever it is for); with `identified`, as a verified user where
-    users are verified."""
+    """A dependency that lets callers in whose key has `scope` (None: whatever it is for); with
+    `identified`, as a verified user where users are verified."""
 
     def __init__(self, scope: Scope | None, *, identified: bool) -> None:
         self.scope = scope
         self._identified = identified
 
     async def __call__(self, request: Request) -> Principal:
-        """Who calls; raises UnauthorizedError, InvalidTokenError, InsufficientScopeError, HostNotAllowedError and
-        AccessUnavailableError."""
+        """Who calls; raises UnauthorizedError, InvalidTokenError, InsufficientScopeError,
+        HostNotAllowedError and AccessUnavailableError."""
         return await authorize(request, self.scope, identified=self._identified)
 
 
-async def authorize(request: Request, scope: Scope | None, *, identified: bool = False) -> Principal:
+async def authorize(
+    request: Request, scope: Scope | None, *, identified: bool = False
+) -> Principal:
     """Who calls, as a key that has `scope`."""
     access = get_access(request)
     client = request.scope.get("client")
-    principal = await access.authenticate(request.scope["headers"], client[0] if client else None, identified=identified)
+    principal = await access.authenticate(
+        request.scope["headers"], client[0] if client else None, identified=identified
+    )
     if scope is not None and scope not in principal.key.scopes:
         raise InsufficientScopeError(f"This key is not for this: it lacks the scope {scope}.")
     return principal
@@ -54,7 +58,8 @@ PublicAccess = Depends(allow_anyone)
 class RunRoute(APIRoute):
     """A route that takes the request and its caller alone, as `endpoint(request, caller)`.
 
-    It finds out the caller by itself: FastAPI's own way of solving dependencies takes longer than all else that is done for a run here.
+    It finds out the caller by itself: FastAPI's own way of solving dependencies takes longer than
+    all else that is done for a run here.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -71,7 +76,8 @@ class RunRoute(APIRoute):
 
 
 def resolve_user(caller: Principal, given: str | None) -> str | None:
-    """The user that is meant by `given`, which a request names; raises NotFoundError where users are verified and it is another one."""
+    """The user that is meant by `given`, which a request names; raises NotFoundError where users
+    are verified and it is another one."""
     if caller.user is None:
         return given
     if given not in (None, "", caller.user.user_id):
@@ -80,12 +86,16 @@ def resolve_user(caller: Principal, given: str | None) -> str | None:
 
 
 def check_access_rules(router: APIRouter) -> APIRouter:
-    """`router`; raises RuntimeError if one of its routes neither says what it asks of callers nor that it asks nothing."""
+    """`router`; raises RuntimeError if one of its routes neither says what it asks of callers nor
+    that it asks nothing."""
     for route in router.routes:
         if not isinstance(route, APIRoute) or not (
-            is_public(route) or any(isinstance(call, ScopeRequirement) for call in _list_dependencies(route))
+            is_public(route)
+            or any(isinstance(call, ScopeRequirement) for call in _list_dependencies(route))
         ):
-            raise RuntimeError(f"the route {getattr(route, 'path', route)} does not say who may call it")
+            raise RuntimeError(
+                f"the route {getattr(route, 'path', route)} does not say who may call it"
+            )
     return router
 
 

@@ -48,7 +48,8 @@ def get_request_id(request: Request) -> str:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body; raises BodyTooLargeError before more than `max_bytes` are held, and InvalidRequestError."""
+    """The body; raises BodyTooLargeError before more than `max_bytes` are held, and
+    InvalidRequestError."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
         raise _build_too_large_error(max_bytes)
@@ -66,7 +67,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """`body` as what `decoder` decodes; raises InvalidRequestError, which names the field in `param` and never repeats what was sent."""
+    """`body` as what `decoder` decodes; raises InvalidRequestError, which names the field in
+    `param` and never repeats what was sent."""
     try:
         with _pause_garbage_collection() if len(body) > LARGE_BODY else nullcontext():
             value = decoder.decode(body)
@@ -75,7 +77,11 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         message, path = _split_path(str(error))
         raise InvalidRequestError(message, param=path) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        problem = "The body is not valid JSON." if body else "The body is empty; a JSON object is expected."
+        problem = (
+            "The body is not valid JSON."
+            if body
+            else "The body is empty; a JSON object is expected."
+        )
         raise InvalidRequestError(problem, code="invalid_json") from None
     except RecursionError:
         raise InvalidRequestError("The body is nested too deeply.", code="invalid_json") from None
@@ -84,7 +90,8 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 @contextmanager
 def _pause_garbage_collection() -> Generator[None, None, None]:
-    """Keeps the garbage collector, which looks at all that a large body becomes again and again, from taking most of the time."""
+    """Keeps the garbage collector, which looks at all that a large body becomes again and again,
+    from taking most of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,5 @@
-"""Turns every error into OpenAI's error shape: one handler for ours, one for what the framework raises."""
+"""Turns every error into OpenAI's error shape: one handler for ours, one for what the framework
+raises."""
 
 import logging
 import math
@@ -53,7 +54,10 @@ def build_error_response(error: ServiceError) -> Response:
 
 def build_internal_error(request_id: str) -> InternalError:
     """What a caller is told of a fault of ours; the log has the rest."""
-    return InternalError(f"Something went wrong in the service. Its log tells more under the request id {request_id}.")
+    return InternalError(
+        "Something went wrong in the service. Its log tells more under the request id"
+        f" {request_id}."
+    )
 
 
 async def handle_service_error(request: Request, error: Exception) -> Response:
@@ -64,9 +68,12 @@ async def handle_service_error(request: Request, error: Exception) -> Response:
 
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:
-    """Answers with an error that the framework raised, its headers kept; `Allow` names the methods of all routes of the address."""
+    """Answers with an error that the framework raised, its headers kept; `Allow` names the methods
+    of all routes of the address."""
     assert isinstance(error, HTTPException)
-    code, message = FRAMEWORK_ERRORS.get(error.status_code, ("http_error", "The request cannot be answered."))
+    code, message = FRAMEWORK_ERRORS.get(
+        error.status_code, ("http_error", "The request cannot be answered.")
+    )
     request.scope["state"]["error"] = code
     body = _encode(ErrorResponse(ErrorBody(message, "invalid_request_error", None, code)))
     headers = dict(error.headers or {})

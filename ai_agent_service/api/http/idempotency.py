@@ -1,4 +1,5 @@
-"""Answers a request that brings an Idempotency-Key once: whoever sends it again is told the recorded answer, and nothing is run."""
+"""Answers a request that brings an Idempotency-Key once: whoever sends it again is told the
+recorded answer, and nothing is run."""
 
 import hashlib
 import time
@@ -12,7 +13,12 @@ from starlette.types import Message, Receive, Scope, Send
 from ai_agent_service.api.http.errors import build_error_response
 from ai_agent_service.api.http.run_response import RunResponse
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import IdempotencyInFlightError, IdempotencyMismatchError, IdempotencyNotStoredError, InvalidRequestError
+from ai_agent_service.core.errors import (
+    IdempotencyInFlightError,
+    IdempotencyMismatchError,
+    IdempotencyNotStoredError,
+    InvalidRequestError,
+)
 
 MAX_ANSWERS = 1000
 MAX_BYTES = 64 * 1024 * 1024
@@ -21,7 +27,10 @@ RETENTION_SECONDS = 24 * 3600.0
 
 IDEMPOTENCY_HEADER: dict[str, tuple[str, dict[str, Any]]] = {
     "Idempotency-Key": (
-        "A key of the caller's own: sent again with it, the same request gets the same answer and is not run again.",
+        (
+            "A key of the caller's own: sent again with it, the same request gets the same answer"
+            " and is not run again."
+        ),
         {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
     )
 }
@@ -44,7 +53,8 @@ class RecordedResponse:
 
 
 class IdempotencyCache:
-    """The answers of this process to requests with a key: 1,000 at most, 1 MB each, 64 MB together, for 24 hours; the oldest go first."""
+    """The answers of this process to requests with a key: 1,000 at most, 1 MB each, 64 MB together,
+    for 24 hours; the oldest go first."""
 
     def __init__(
         self,
@@ -71,19 +81,26 @@ class IdempotencyCache:
     def find(self, name: CacheKey, digest: bytes) -> RecordedResponse | None:
         """The recorded answer to this request; None if it was not asked.
 
-        Raises IdempotencyMismatchError, IdempotencyInFlightError, and IdempotencyNotStoredError for an answer that was too large.
+        Raises IdempotencyMismatchError, IdempotencyInFlightError, and IdempotencyNotStoredError for
+        an answer that was too large.
         """
         self._expire()
         answer = self._begun.get(name) or self._ended.get(name)
         if answer is None:
             return None
         if answer.digest != digest:
-            raise IdempotencyMismatchError("This Idempotency-Key was used for another request.", param="Idempotency-Key")
+            raise IdempotencyMismatchError(
+                "This Idempotency-Key was used for another request.", param="Idempotency-Key"
+            )
         if name in self._begun:
-            raise IdempotencyInFlightError("The request with this Idempotency-Key is being answered. Try again in a moment.", retry_after=1)
+            raise IdempotencyInFlightError(
+                "The request with this Idempotency-Key is being answered. Try again in a moment.",
+                retry_after=1,
+            )
         if not answer.is_kept:
             raise IdempotencyNotStoredError(
-                "The request with this Idempotency-Key was answered, and the answer was too large to be kept. Another key runs it again.",
+                "The request with this Idempotency-Key was answered, and the answer was too large"
+                " to be kept. Another key runs it again.",
                 param="Idempotency-Key",
             )
         return answer
@@ -146,11 +163,13 @@ class IdempotencyCache:
 class IdempotentResponse(Response):
     """The answer to a request with a key: `run`, unless the request was answered before.
 
-    What failed is not recorded, so that a retry runs: errors of the server, of limits and of busy sessions, answers that broke off, and
-    those whose callers left.
+    What failed is not recorded, so that a retry runs: errors of the server, of limits and of busy
+    sessions, answers that broke off, and those whose callers left.
     """
 
-    def __init__(self, answers: IdempotencyCache, name: CacheKey, digest: bytes, run: RunResponse) -> None:
+    def __init__(
+        self, answers: IdempotencyCache, name: CacheKey, digest: bytes, run: RunResponse
+    ) -> None:
         self._answers = answers
         self._name = name
         self._digest = digest
@@ -162,7 +181,9 @@ class IdempotentResponse(Response):
         recorded = self._answers.find(self._name, self._digest)
         if recorded is not None:
             headers = [*recorded.headers, (b"idempotent-replayed", b"true")]
-            await send({"type": "http.response.start", "status": recorded.status, "headers": headers})
+            await send(
+                {"type": "http.response.start", "status": recorded.status, "headers": headers}
+            )
             await send({"type": "http.response.body", "body": bytes(recorded.body)})
             return
         answer = self._answers.begin(self._name, self._digest)
@@ -181,15 +202,23 @@ class IdempotentResponse(Response):
             self._answers.end(self._name, keep=refused or self._run.is_finished)
 
 
-def make_idempotent(request: Request, key: str | None, context: RunContext, body: bytes, run: RunResponse) -> Response:
-    """`run`, or where the request has a `key`, what it was answered before; `body` and the session tell one request from another."""
+def make_idempotent(
+    request: Request, key: str | None, context: RunContext, body: bytes, run: RunResponse
+) -> Response:
+    """`run`, or where the request has a `key`, what it was answered before; `body` and the session
+    tell one request from another."""
     if key is None:
         return run
     turn = run.turn
     circumstances = "\x00".join((context.session or "", turn.history, turn.message_id or ""))
-    digest = hashlib.blake2b(body, digest_size=32, key=hashlib.blake2b(circumstances.encode(), digest_size=32).digest())
+    digest = hashlib.blake2b(
+        body, digest_size=32, key=hashlib.blake2b(circumstances.encode(), digest_size=32).digest()
+    )
     return IdempotentResponse(
-        get_idempotency_cache(request), (context.tenant, context.user, request.scope["path"], key), digest.digest(), run
+        get_idempotency_cache(request),
+        (context.tenant, context.user, request.scope["path"], key),
+        digest.digest(),
+        run,
     )
 
 

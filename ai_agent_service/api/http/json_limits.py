@@ -1,4 +1,5 @@
-"""Checks what JSON cannot rule out: the character NUL, and values of free form that are nested too deeply or too many."""
+"""Checks what JSON cannot rule out: the character NUL, and values of free form that are nested too
+deeply or too many."""
 
 import re
 from typing import Any
@@ -8,7 +9,8 @@ import msgspec
 from ai_agent_service.core.errors import InvalidRequestError
 
 MAX_DEPTH = 100
-"""How deep a value of free form, such as a tool's schema, may be nested: what is encoded again later must not exhaust the stack."""
+"""How deep a value of free form, such as a tool's schema, may be nested: what is encoded again
+later must not exhaust the stack."""
 
 MAX_VALUES = 100_000
 MAX_SEARCHED = 300_000
@@ -18,9 +20,11 @@ _Trail = tuple["_Trail | None", str]
 
 
 def check_no_nul(body: bytes, decoded: object) -> None:
-    """Raises InvalidRequestError, with the place as `param`, if `decoded` has a NUL, which databases and providers do not bear.
+    """Raises InvalidRequestError, with the place as `param`, if `decoded` has a NUL, which
+    databases and providers do not bear.
 
-    `body` is what it was decoded from: one that has no escaped NUL, as nearly all, is not searched further.
+    `body` is what it was decoded from: one that has no escaped NUL, as nearly all, is not searched
+    further.
     """
     if b"\\u0000" in body and _NUL.search(body):
         found, place = _find_nul(decoded)
@@ -29,7 +33,8 @@ def check_no_nul(body: bytes, decoded: object) -> None:
 
 
 def validate_values(value: Any, place: str) -> Any:
-    """`value`, JSON of free form, if it is neither nested too deeply nor too large; `place` names it in the InvalidRequestError."""
+    """`value`, JSON of free form, if it is neither nested too deeply nor too large; `place` names
+    it in the InvalidRequestError."""
     level = [value]
     count = 0
     for _ in range(MAX_DEPTH):
@@ -62,9 +67,13 @@ def _find_nul(decoded: object) -> tuple[bool, str | None]:
         elif isinstance(value, list):
             waiting += [(each, (trail, f"[{number}]")) for number, each in enumerate(value)]
         elif isinstance(value, dict):
-            waiting += [(each, (trail, "[...]")) for pair in value.items() for each in pair]  # a key is the caller's words
+            waiting += [
+                (each, (trail, "[...]")) for pair in value.items() for each in pair
+            ]  # a key is the caller's words
         elif isinstance(value, msgspec.Struct):
-            waiting += [(getattr(value, name), (trail, f".{name}")) for name in value.__struct_fields__]
+            waiting += [
+                (getattr(value, name), (trail, f".{name}")) for name in value.__struct_fields__
+            ]
     return False, None
 
 

@@ -1,4 +1,5 @@
-"""Describes the routes that read and write msgspec structs, so that /docs shows them as it shows all others."""
+"""Describes the routes that read and write msgspec structs, so that /docs shows them as it shows
+all others."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +13,17 @@ from ai_agent_service.api.http.errors import ErrorResponse
 
 _REFERENCE = "#/components/schemas/{name}"
 _KEYS = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key; without one where the service needs none."},
-    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, in a header of its own."},
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key; without one where the service needs none.",
+    },
+    "x-api-key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "The same, in a header of its own.",
+    },
 }
 _components: dict[str, Any] = {}
 
@@ -30,14 +40,20 @@ def describe_route(
     header: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
     one_of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams, `lines` as what its JSON Lines are, its
-    errors, a `flag` that its query may set, and what else its `query` and its `header` may say: a description and a schema by name.
-    `one_of` are fields of the request of which one has to be given, and no more. A `response` that is a str says what text is answered."""
+    """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams,
+    `lines` as what its JSON Lines are, its errors, a `flag` that its query may set, and what else
+    its `query` and its `header` may say: a description and a schema by name. `one_of` are fields of
+    the request of which one has to be given, and no more. A `response` that is a str says what text
+    is answered."""
     if isinstance(response, str):
         content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
         about = f"The answer: {response}"
     else:
-        content = {"application/jsonl" if lines else "application/json": {"schema": _register_schema(response)}}
+        content = {
+            "application/jsonl" if lines else "application/json": {
+                "schema": _register_schema(response)
+            }
+        }
         about = f"The answer: {lines}" if lines else "The answer"
     if stream:
         content["text/event-stream"] = {}
@@ -45,7 +61,10 @@ def describe_route(
     extra: dict[str, Any] = {
         "responses": {
             "200": {"description": about, "content": content},
-            "default": {"description": "An error", "content": {"application/json": {"schema": _register_schema(ErrorResponse)}}},
+            "default": {
+                "description": "An error",
+                "content": {"application/json": {"schema": _register_schema(ErrorResponse)}},
+            },
         }
     }
     parameters: list[dict[str, Any]] = [
@@ -54,16 +73,35 @@ def describe_route(
         for name, (text, schema) in (told or {}).items()
     ]
     if flag:
-        parameters.append({"name": flag, "in": "query", "description": flag_help, "schema": {"type": "boolean", "default": False}})
+        parameters.append(
+            {
+                "name": flag,
+                "in": "query",
+                "description": flag_help,
+                "schema": {"type": "boolean", "default": False},
+            }
+        )
     if parameters:
         extra["parameters"] = parameters
     if request is not None:
         schema = _register_schema(request)
         if one_of:
-            ways = ({other: {"not": {"type": "null"}} if other == field else {"type": "null"} for other in one_of} for field in one_of)
-            alternatives = [{"required": [field], "properties": properties} for field, properties in zip(one_of, ways, strict=True)]
+            ways = (
+                {
+                    other: {"not": {"type": "null"}} if other == field else {"type": "null"}
+                    for other in one_of
+                }
+                for field in one_of
+            )
+            alternatives = [
+                {"required": [field], "properties": properties}
+                for field, properties in zip(one_of, ways, strict=True)
+            ]
             schema = {"allOf": [schema, {"oneOf": alternatives}]}
-        extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        extra["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schema}},
+        }
     return extra
 
 
@@ -83,7 +121,8 @@ def install_openapi(app: FastAPI) -> None:
             app.openapi_schema = description
         return app.openapi_schema
 
-    app.openapi = build_openapi  # type: ignore[method-assign]  # the way that FastAPI documents for extending the description
+    # the way that FastAPI documents for extending the description
+    app.openapi = build_openapi  # type: ignore[method-assign]
 
 
 def _list_public_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
@@ -91,7 +130,11 @@ def _list_public_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
     for context in iter_route_contexts(app.routes):
         route = context.original_route
         if isinstance(route, APIRoute) and route.include_in_schema and is_public(route):
-            yield from ((route.path_format, method.lower()) for method in route.methods or () if method != "HEAD")
+            yield from (
+                (route.path_format, method.lower())
+                for method in route.methods or ()
+                if method != "HEAD"
+            )
 
 
 def _register_schema(kind: type[Any]) -> dict[str, Any]:

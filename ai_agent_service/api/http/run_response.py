@@ -1,4 +1,5 @@
-"""Sends a run to its caller: drives the events, stops them when the caller leaves or time is up, frames them for the wire."""
+"""Sends a run to its caller: drives the events, stops them when the caller leaves or time is up,
+frames them for the wire."""
 
 import asyncio
 import contextlib
@@ -44,7 +45,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Frames(ABC):
-    """How one surface writes a run as server-sent events; each method gives whole events, or nothing."""
+    """How one surface writes a run as server-sent events; each method gives whole events, or
+    nothing."""
 
     @abstractmethod
     def render_event(self, event: RunEvent) -> bytes:
@@ -87,7 +89,8 @@ class CollectedEvents:
 
 
 class RunResponse(Response, ABC):
-    """Drives a run while the caller stays; `respond` says what is sent. What came of it is left in the request's state as `run`."""
+    """Drives a run while the caller stays; `respond` says what is sent. What came of it is left in
+    the request's state as `run`."""
 
     is_streamed: ClassVar[bool]
 
@@ -114,7 +117,8 @@ class RunResponse(Response, ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response; raises a ServiceError only before anything is sent.
 
-        The run has a task of its own, which a piece of the provider's answer wakes without going through the framework's frames.
+        The run has a task of its own, which a piece of the provider's answer wakes without going
+        through the framework's frames.
         """
         try:
             await self._counted.begin()
@@ -127,15 +131,22 @@ class RunResponse(Response, ABC):
         try:
             await self._watch(receive, send, run)
         except asyncio.CancelledError:
-            stopping = True  # only the end of the service cancels a request from outside; its caller is told so
+            # only the end of the service cancels a request from outside; its caller is told so
+            stopping = True
         finally:
             run.cancel()
             try:
                 await asyncio.wait((run,), timeout=DEADLINE_GRACE if stopping else None)
-                run.cancel()  # at the end of the service its caller is told also while a database that hangs keeps it from its own
+                # at the end of the service its caller is told also while a database that hangs
+                # keeps it from its own
+                run.cancel()
             finally:
                 is_cancelled_by_itself = run.cancelled() and not (stopping or self._client_left)
-                outcome = InternalError.default_code if is_cancelled_by_itself else self._describe_outcome()
+                outcome = (
+                    InternalError.default_code
+                    if is_cancelled_by_itself
+                    else self._describe_outcome()
+                )
                 self._report(scope, outcome)
                 await self._counted.finish(outcome)
         if stopping:
@@ -145,7 +156,10 @@ class RunResponse(Response, ABC):
         elif not run.cancelled():
             run.result()
         elif self._client_left:
-            logger.info("run.client_left", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id})
+            logger.info(
+                "run.client_left",
+                extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id},
+            )
         else:
             await self._fail(asyncio.CancelledError("the agent cancelled its own run"), send)
 
@@ -157,11 +171,16 @@ class RunResponse(Response, ABC):
                 async with limit, aclosing(self._events):
                     await self.respond(send)
                     if not self._complete:
-                        raise RuntimeError("the agent's events ended without RunFinished or RunFailed")
+                        raise RuntimeError(
+                            "the agent's events ended without RunFinished or RunFailed"
+                        )
         except TimeoutError as error:
-            late = RunTimeoutError("The run took longer than REQUEST_TIMEOUT allows and was stopped.")
+            late = RunTimeoutError(
+                "The run took longer than REQUEST_TIMEOUT allows and was stopped."
+            )
             await self._fail(late if limit.expired() else error, send)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything; `_fail` logs it
+        # an agent type may be a plug-in and raise anything; `_fail` logs it
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             await self._fail(error, send)
 
     def _report(self, scope: Scope, outcome: str) -> None:
@@ -199,9 +218,14 @@ class RunResponse(Response, ABC):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _fail(self, error: BaseException, send: Send) -> None:
-        """Tells the caller of `error`: by the answer's last event if it has begun, else by raising what has a status."""
+        """Tells the caller of `error`: by the answer's last event if it has begun, else by raising
+        what has a status."""
         if not isinstance(error, ServiceError):
-            logger.exception("run.crashed", extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id}, exc_info=error)
+            logger.exception(
+                "run.crashed",
+                extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id},
+                exc_info=error,
+            )
             error = build_internal_error(self._context.request_id)
         self._error = error
         if not self._started:
@@ -212,7 +236,8 @@ class RunResponse(Response, ABC):
                 await self.end_with(error, send)
 
     async def _watch(self, receive: Receive, send: Send, run: asyncio.Task[None]) -> None:
-        """Waits until `run` has ended or the caller has left, and keeps the answer alive meanwhile."""
+        """Waits until `run` has ended or the caller has left, and keeps the answer alive
+        meanwhile."""
         waiting: asyncio.Timeout | None = None
 
         def wake(_: object) -> None:
@@ -238,11 +263,14 @@ class RunResponse(Response, ABC):
 
 
 class StreamedRun(RunResponse):
-    """A run as server-sent events. An error before the first event is answered with its status; a later one is the last event."""
+    """A run as server-sent events. An error before the first event is answered with its status; a
+    later one is the last event."""
 
     is_streamed = True
 
-    def __init__(self, run: CountedRun, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
+    def __init__(
+        self, run: CountedRun, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+    ) -> None:
         super().__init__(run, keep_alive_seconds=keep_alive_seconds)
         self._frames = frames
         self._sent_since_check = False
@@ -265,7 +293,8 @@ class StreamedRun(RunResponse):
                 await self._send(send, frame)
 
     async def keep_alive(self, send: Send) -> None:
-        """Sends a comment when nothing else was sent, so that no proxy takes the stream for dead."""
+        """Sends a comment when nothing else was sent, so that no proxy takes the stream for
+        dead."""
         if not self._sent_since_check and not self._complete:
             await self._send(send, b": keep-alive\n\n")
         self._sent_since_check = False
@@ -287,7 +316,9 @@ class CollectedRun(RunResponse):
 
     is_streamed = False
 
-    def __init__(self, run: CountedRun, render: Callable[[CollectedEvents, RunFinished], bytes]) -> None:
+    def __init__(
+        self, run: CountedRun, render: Callable[[CollectedEvents, RunFinished], bytes]
+    ) -> None:
         super().__init__(run)
         self._render = render
 

@@ -1,4 +1,5 @@
-"""Finds out which session a request belongs to, and what its client says about turns that it asks again."""
+"""Finds out which session a request belongs to, and what its client says about turns that it asks
+again."""
 
 import re
 from collections.abc import Mapping
@@ -31,7 +32,8 @@ _HEADERS = {
 
 
 class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request says of its session: `session` None where nothing is to be stored, `history` None where it does not say."""
+    """What a request says of its session: `session` None where nothing is to be stored, `history`
+    None where it does not say."""
 
     session: str | None = None
     is_chat: bool = False
@@ -49,10 +51,17 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
 
 
-def parse_session_request(request: Request, metadata: Mapping[str, Any] | None = None, session_id: str | None = None) -> SessionRequest:
-    """Reads `X-OpenWebUI-Chat-Id`, `X-Session-Id`, the body's `session_id` and `metadata.session_id`, the first that is given, and what
-    else tells of the turn. Raises InvalidRequestError."""
-    found = {_HEADERS[name]: _decode_header(value) for name, value in request.scope["headers"] if name in _HEADERS}
+def parse_session_request(
+    request: Request, metadata: Mapping[str, Any] | None = None, session_id: str | None = None
+) -> SessionRequest:
+    """Reads `X-OpenWebUI-Chat-Id`, `X-Session-Id`, the body's `session_id` and
+    `metadata.session_id`, the first that is given, and what else tells of the turn. Raises
+    InvalidRequestError."""
+    found = {
+        _HEADERS[name]: _decode_header(value)
+        for name, value in request.scope["headers"]
+        if name in _HEADERS
+    }
     given = metadata or {}
     session = _select_session(
         (found.get("chat"), "X-OpenWebUI-Chat-Id"),
@@ -65,18 +74,26 @@ def parse_session_request(request: Request, metadata: Mapping[str, Any] | None =
     else:
         history = _parse_history(given.get("session_history"), "metadata.session_history")
     if session is None and history == "server":
-        raise InvalidRequestError("The server's history is that of a session: name one.", param="metadata.session_id")
+        raise InvalidRequestError(
+            "The server's history is that of a session: name one.", param="metadata.session_id"
+        )
     if session is not None and (session.startswith(TEMPORARY_PREFIXES) or found.get("task")):
         session = None
     key = found.get("key")
     if key is not None and not _KEY.fullmatch(key):
-        raise InvalidRequestError("An Idempotency-Key has 1 to 255 visible ASCII characters.", param="Idempotency-Key")
-    message = found.get("message", "")[:255].removeprefix(IDEMPOTENCY_PREFIX) or (IDEMPOTENCY_PREFIX + key if key else None)
+        raise InvalidRequestError(
+            "An Idempotency-Key has 1 to 255 visible ASCII characters.", param="Idempotency-Key"
+        )
+    message = found.get("message", "")[:255].removeprefix(IDEMPOTENCY_PREFIX) or (
+        IDEMPOTENCY_PREFIX + key if key else None
+    )
     return SessionRequest(
         session=session,
         is_chat=bool(found.get("chat")),
         history=history,
-        is_open_webui=any(name.startswith(_OPEN_WEBUI_HEADERS) for name, _ in request.scope["headers"]),
+        is_open_webui=any(
+            name.startswith(_OPEN_WEBUI_HEADERS) for name, _ in request.scope["headers"]
+        ),
         task=parse_task(found["task"]) if found.get("task") else None,
         is_retry=found.get("retries", "0") not in ("", "0"),
         message_id=message,
@@ -97,7 +114,10 @@ def _select_session(*sources: tuple[object, str]) -> str | None:
         if value is None or value == "":
             continue
         if not isinstance(value, str) or not _SESSION_ID.fullmatch(value):
-            raise InvalidRequestError("A session id is a text of 1 to 255 characters, none of them a control character.", param=place)
+            raise InvalidRequestError(
+                "A session id is a text of 1 to 255 characters, none of them a control character.",
+                param=place,
+            )
         return value
     return None
 

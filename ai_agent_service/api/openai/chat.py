@@ -9,14 +9,35 @@ from starlette.responses import Response
 
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.api.http.access import ChatCaller, RunRoute
-from ai_agent_service.api.http.body import decode_body, get_access, get_request_id, get_service, read_body
+from ai_agent_service.api.http.body import (
+    decode_body,
+    get_access,
+    get_request_id,
+    get_service,
+    read_body,
+)
 from ai_agent_service.api.http.idempotency import IDEMPOTENCY_HEADER, make_idempotent
 from ai_agent_service.api.http.openapi import describe_route
-from ai_agent_service.api.http.run_response import CollectedEvents, CollectedRun, RunResponse, StreamedRun
+from ai_agent_service.api.http.run_response import (
+    CollectedEvents,
+    CollectedRun,
+    RunResponse,
+    StreamedRun,
+)
 from ai_agent_service.api.http.session import SessionRequest, parse_session_request
 from ai_agent_service.api.openai.chat_request import apply_session, parse_turn
-from ai_agent_service.api.openai.chat_schema import ChatCompletion, ChatCompletionRequest, Choice, ResponseMessage, ResponseToolCall
-from ai_agent_service.api.openai.chat_stream import ChunkFrames, to_called_function, to_completion_usage
+from ai_agent_service.api.openai.chat_schema import (
+    ChatCompletion,
+    ChatCompletionRequest,
+    Choice,
+    ResponseMessage,
+    ResponseToolCall,
+)
+from ai_agent_service.api.openai.chat_stream import (
+    ChunkFrames,
+    to_called_function,
+    to_completion_usage,
+)
 from ai_agent_service.api.openai.open_webui_stream import OpenWebUIFrames
 from ai_agent_service.api.openai.open_webui_tasks import detect_task
 from ai_agent_service.core.events import RunFinished
@@ -33,11 +54,15 @@ _encoder = msgspec.json.Encoder()
     "/v1/chat/completions",
     summary="Ask an agent",
     openapi_extra=describe_route(
-        ChatCompletionRequest, ChatCompletion, stream="chunks of chat completions, ended by `[DONE]`", header=IDEMPOTENCY_HEADER
+        ChatCompletionRequest,
+        ChatCompletion,
+        stream="chunks of chat completions, ended by `[DONE]`",
+        header=IDEMPOTENCY_HEADER,
     ),
 )
 async def create_chat_completion(request: Request, caller: ChatCaller) -> Response:
-    """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by chunk."""
+    """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by
+    chunk."""
     service = get_service(request)
     body = await read_body(request, service.settings.max_request_bytes)
     asked = decode_body(body, _decoder)
@@ -45,7 +70,9 @@ async def create_chat_completion(request: Request, caller: ChatCaller) -> Respon
     turn = parse_turn(asked)
     asking = parse_session_request(request, asked.metadata)
     is_open_webui = asking.is_open_webui or caller.key.client == "open_webui"
-    task = asking.task or (None if asking.history else detect_task(turn.messages, is_open_webui=is_open_webui))
+    task = asking.task or (
+        None if asking.history else detect_task(turn.messages, is_open_webui=is_open_webui)
+    )
     if task is not None:
         agent = service.build_task_agent(agent, task)
         asking = SessionRequest(idempotency_key=asking.idempotency_key)
@@ -64,12 +91,17 @@ async def create_chat_completion(request: Request, caller: ChatCaller) -> Respon
     if asked.stream:
         options = asked.stream_options
         frames = (OpenWebUIFrames if is_open_webui else ChunkFrames)(
-            agent.agent_id, include_usage=bool(options and options.include_usage), fingerprint=build_fingerprint(agent)
+            agent.agent_id,
+            include_usage=bool(options and options.include_usage),
+            fingerprint=build_fingerprint(agent),
         )
         response: RunResponse = StreamedRun(run, frames)
     else:
         response = CollectedRun(
-            run, lambda collected, finished: render_completion(agent.agent_id, collected, finished, build_fingerprint(agent))
+            run,
+            lambda collected, finished: render_completion(
+                agent.agent_id, collected, finished, build_fingerprint(agent)
+            ),
         )
     return make_idempotent(request, asking.idempotency_key, context, body, response)
 
@@ -80,16 +112,31 @@ def build_fingerprint(agent: BaseAgent) -> str | msgspec.UnsetType:
 
 
 def render_completion(
-    model: str, collected: CollectedEvents, finished: RunFinished, fingerprint: str | msgspec.UnsetType = msgspec.UNSET
+    model: str,
+    collected: CollectedEvents,
+    finished: RunFinished,
+    fingerprint: str | msgspec.UnsetType = msgspec.UNSET,
 ) -> bytes:
     """A collected run as a chat completion."""
-    text, reasoning, refusal = ("".join(pieces) for pieces in (collected.text, collected.reasoning, collected.refusal))
-    message = ResponseMessage(text or (None if finished.tool_calls or refusal else ""), refusal=refusal or None)
+    text, reasoning, refusal = (
+        "".join(pieces) for pieces in (collected.text, collected.reasoning, collected.refusal)
+    )
+    message = ResponseMessage(
+        text or (None if finished.tool_calls or refusal else ""), refusal=refusal or None
+    )
     if reasoning:
         message.reasoning_content = reasoning
     if finished.tool_calls:
-        message.tool_calls = [ResponseToolCall(call.id, to_called_function(call)) for call in finished.tool_calls]
-    answer = ChatCompletion(generate_id("chatcmpl-"), int(time.time()), model, [Choice(message, finished.reason)], fingerprint)
+        message.tool_calls = [
+            ResponseToolCall(call.id, to_called_function(call)) for call in finished.tool_calls
+        ]
+    answer = ChatCompletion(
+        generate_id("chatcmpl-"),
+        int(time.time()),
+        model,
+        [Choice(message, finished.reason)],
+        fingerprint,
+    )
     if finished.usage is not None:
         answer.usage = to_completion_usage(finished.usage)
     return _encoder.encode(answer)

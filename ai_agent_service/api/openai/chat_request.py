@@ -42,7 +42,13 @@ from ai_agent_service.memory.base import History
 FREE_FORM = frozenset({"response_format", "prediction", "metadata"})
 """Fields of a request whose values may be of any form."""
 
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 
 MAX_NAME = 255
 
@@ -51,39 +57,71 @@ MAX_PARTS = 20_000
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def apply_session(turn: Turn, asking: SessionRequest, agent: BaseAgent, *, default: History = "client") -> Turn:
-    """`turn` with what the request says of its session; the history is the client's for an agent that has no memory."""
+def apply_session(
+    turn: Turn, asking: SessionRequest, agent: BaseAgent, *, default: History = "client"
+) -> Turn:
+    """`turn` with what the request says of its session; the history is the client's for an agent
+    that has no memory."""
     if agent.definition.memory is None:
         if asking.history == "server":
-            raise InvalidRequestError("This agent has no memory: send the whole conversation.", param="metadata.session_history")
+            raise InvalidRequestError(
+                "This agent has no memory: send the whole conversation.",
+                param="metadata.session_history",
+            )
         return turn
     history = (asking.history or default) if asking.session is not None else "client"
-    return msgspec.structs.replace(turn, history=history, is_retry=asking.is_retry, message_id=asking.message_id)
+    return msgspec.structs.replace(
+        turn, history=history, is_retry=asking.is_retry, message_id=asking.message_id
+    )
 
 
 def parse_turn(asked: ChatCompletionRequest) -> Turn:
-    """The request in the words of the agents; raises InvalidRequestError for what agents cannot do."""
+    """The request in the words of the agents; raises InvalidRequestError for what agents cannot
+    do."""
     if asked.n not in (None, 1):
-        raise InvalidRequestError("Agents give one choice: n must be 1.", param="n", code="unsupported_value")
+        raise InvalidRequestError(
+            "Agents give one choice: n must be 1.", param="n", code="unsupported_value"
+        )
     if asked.logprobs:
-        raise InvalidRequestError("Agents do not give log probabilities.", param="logprobs", code="unsupported_parameter")
+        raise InvalidRequestError(
+            "Agents do not give log probabilities.", param="logprobs", code="unsupported_parameter"
+        )
     if asked.modalities and asked.modalities != ["text"]:
-        raise InvalidRequestError("Agents answer with text only.", param="modalities", code="unsupported_value")
+        raise InvalidRequestError(
+            "Agents answer with text only.", param="modalities", code="unsupported_value"
+        )
     if asked.functions:
-        raise InvalidRequestError("functions is no longer supported: send tools.", param="functions", code="unsupported_parameter")
+        raise InvalidRequestError(
+            "functions is no longer supported: send tools.",
+            param="functions",
+            code="unsupported_parameter",
+        )
     validate_name(asked.user or "", "user")
     for name in FREE_FORM:
         validate_values(getattr(asked, name), name)
     settings = collect_settings(asked)
-    tools = tuple(_parse_tool(tool.function, number) for number, tool in enumerate(asked.tools or ()))
-    choice = NamedTool(asked.tool_choice.function.name) if isinstance(asked.tool_choice, ChosenTool) else asked.tool_choice
-    return Turn(messages=parse_messages(asked.messages), tools=tools, tool_choice=choice, settings=settings)
+    tools = tuple(
+        _parse_tool(tool.function, number) for number, tool in enumerate(asked.tools or ())
+    )
+    choice = (
+        NamedTool(asked.tool_choice.function.name)
+        if isinstance(asked.tool_choice, ChosenTool)
+        else asked.tool_choice
+    )
+    return Turn(
+        messages=parse_messages(asked.messages), tools=tools, tool_choice=choice, settings=settings
+    )
 
 
 def parse_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """A request's messages; raises InvalidRequestError."""
-    if sum(len(message.content) for message in messages if isinstance(message.content, list)) > MAX_PARTS:
-        raise InvalidRequestError(f"The messages have more than {MAX_PARTS} parts together.", param="messages")
+    if (
+        sum(len(message.content) for message in messages if isinstance(message.content, list))
+        > MAX_PARTS
+    ):
+        raise InvalidRequestError(
+            f"The messages have more than {MAX_PARTS} parts together.", param="messages"
+        )
     return tuple([_parse_message(message, number) for number, message in enumerate(messages)])
 
 
@@ -91,27 +129,42 @@ def _parse_message(message: ChatMessage, place: int) -> Message:
     """The message at this place of a request."""
     role = _ROLES.get(message.role)
     if role is None:
-        raise InvalidRequestError("The role is one of system, developer, user, assistant and tool.", param=f"messages[{place}].role")
+        raise InvalidRequestError(
+            "The role is one of system, developer, user, assistant and tool.",
+            param=f"messages[{place}].role",
+        )
     if role == "tool" and not message.tool_call_id:
         problem = "A message with the role 'tool' needs the tool_call_id it answers."
         raise InvalidRequestError(problem, param=f"messages[{place}].tool_call_id")
     given = message.content
     content: str | tuple[ContentPart, ...]
     if isinstance(given, list):
-        content = tuple(_parse_part(part, f"messages[{place}].content[{number}]") for number, part in enumerate(given))
+        content = tuple(
+            _parse_part(part, f"messages[{place}].content[{number}]")
+            for number, part in enumerate(given)
+        )
     else:
         content = given or message.refusal or ""
     if not message.tool_calls and role != "tool":
         return Message(role, content)
-    calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ())
+    calls = tuple(
+        ToolCall(call.id, call.function.name, call.function.arguments)
+        for call in message.tool_calls or ()
+    )
     answered = message.tool_call_id if role == "tool" else None
     return Message(role, content, calls if role == "assistant" else (), answered)
 
 
 def _parse_tool(function: OfferedFunction, number: int) -> ToolSpec:
     if not _TOOL_NAME.fullmatch(function.name):
-        raise InvalidRequestError("A tool's name has letters, digits, _ and - only, 64 at most.", param=f"tools[{number}].function.name")
-    parameters = validate_values(function.parameters, f"tools[{number}].function.parameters") or {"type": "object", "properties": {}}
+        raise InvalidRequestError(
+            "A tool's name has letters, digits, _ and - only, 64 at most.",
+            param=f"tools[{number}].function.name",
+        )
+    parameters = validate_values(function.parameters, f"tools[{number}].function.parameters") or {
+        "type": "object",
+        "properties": {},
+    }
     return ToolSpec(function.name, function.description or "", parameters, function.strict)
 
 
@@ -124,7 +177,9 @@ def _parse_part(part: Part, place: str) -> ContentPart:
         case ImageContent(image_url=image):
             return ImagePart(validate_image_url(image.url, f"{place}.image_url.url"), image.detail)
         case AudioContent(input_audio=audio):
-            return AudioPart(validate_file_data(audio.data, f"{place}.input_audio.data"), audio.format)
+            return AudioPart(
+                validate_file_data(audio.data, f"{place}.input_audio.data"), audio.format
+            )
         case FileContent(file=file):
             for name, value in (("file_id", file.file_id), ("file_data", file.file_data)):
                 validate_file_data(value or "", f"{place}.file.{name}")
@@ -132,8 +187,8 @@ def _parse_part(part: Part, place: str) -> ContentPart:
 
 
 def validate_name(text: str, place: str) -> str:
-    """`text`, if it may be the name of a user: 255 characters at most, none of them NUL; `place` names it in the
-    InvalidRequestError."""
+    """`text`, if it may be the name of a user: 255 characters at most, none of them NUL; `place`
+    names it in the InvalidRequestError."""
     if len(text) > MAX_NAME:
         raise InvalidRequestError(f"This is longer than {MAX_NAME} characters.", param=place)
     if "\x00" in text:
@@ -143,5 +198,7 @@ def validate_name(text: str, place: str) -> str:
 
 def collect_settings(given: ModelSettings) -> dict[str, Any]:
     """What is set, for the provider."""
-    names = (CallersSettings if isinstance(given, CallersSettings) else ModelSettings).__struct_fields__
+    names = (
+        CallersSettings if isinstance(given, CallersSettings) else ModelSettings
+    ).__struct_fields__
     return {name: value for name in names if (value := getattr(given, name)) is not None}

@@ -1,7 +1,8 @@
 """OpenAI's chat completions as structs: what is read of a request, and all that is answered.
 
-Source: the OpenAI OpenAPI description, CreateChatCompletionRequest, CreateChatCompletionResponse and CreateChatCompletionStreamResponse.
-Fields of a request that are not named here are passed over, as clients send many.
+Source: the OpenAI OpenAPI description, CreateChatCompletionRequest, CreateChatCompletionResponse
+and CreateChatCompletionStreamResponse. Fields of a request that are not named here are passed over,
+as clients send many.
 """
 
 from typing import Annotated, Any, Literal
@@ -168,7 +169,8 @@ class ChatCompletionRequest(ModelSettings, kw_only=True):
 
 
 class CallersSettings(ModelSettings, kw_only=True, forbid_unknown_fields=True):
-    """As ModelSettings, with what some providers know besides. No more: others take models, addresses and plug-ins in the same place."""
+    """As ModelSettings, with what some providers know besides. No more: others take models,
+    addresses and plug-ins in the same place."""
 
     num_predict: Tokens | None = None
     top_k: Annotated[int, Meta(ge=0, le=100_000)] | None = None
@@ -199,7 +201,8 @@ class StepUsage(msgspec.Struct):
 
 
 class CompletionUsage(msgspec.Struct):
-    """Tokens of all steps of the run; `cost` in US dollars where the provider states it, `steps` for Open WebUI only."""
+    """Tokens of all steps of the run; `cost` in US dollars where the provider states it, `steps`
+    for Open WebUI only."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -17,7 +17,13 @@ from ai_agent_service.api.openai.chat_schema import (
     ToolCallDelta,
 )
 from ai_agent_service.core.errors import ServiceError
-from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, RunEvent, RunFinished, TextDelta
+from ai_agent_service.core.events import (
+    ReasoningDelta,
+    RefusalDelta,
+    RunEvent,
+    RunFinished,
+    TextDelta,
+)
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.core.usage import Usage
@@ -26,16 +32,24 @@ _encoder = msgspec.json.Encoder()
 
 
 class ChunkFrames(Frames):
-    """A run as OpenAI's chunks; our own tools do not show, for a client would take them for calls of its own."""
+    """A run as OpenAI's chunks; our own tools do not show, for a client would take them for calls
+    of its own."""
 
-    def __init__(self, model: str, *, include_usage: bool, fingerprint: str | msgspec.UnsetType = msgspec.UNSET) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        include_usage: bool,
+        fingerprint: str | msgspec.UnsetType = msgspec.UNSET,
+    ) -> None:
         self._fingerprint = fingerprint
         self._id = generate_id("chatcmpl-")
         self._created = int(time.time())
         self._model = model
         self._include_usage = include_usage
         self._role_is_told = False
-        # One text chunk differs from the next in its text alone, so that everything around it is encoded once.
+        # One text chunk differs from the next in its text alone, so that everything around it is
+        # encoded once.
         self._before, self._after = self._encode_frame(Delta(content="")).split(b'""')
 
     def render_event(self, event: RunEvent) -> bytes:
@@ -54,11 +68,16 @@ class ChunkFrames(Frames):
         """The client's calls, the finish reason, and the usage if it was asked for."""
         frames = [] if self._role_is_told else [self._encode_chunk(Delta(content=""))]
         if event.tool_calls:
-            calls = [ToolCallDelta(number, call.id, to_called_function(call)) for number, call in enumerate(event.tool_calls)]
+            calls = [
+                ToolCallDelta(number, call.id, to_called_function(call))
+                for number, call in enumerate(event.tool_calls)
+            ]
             frames.append(self._encode_chunk(Delta(tool_calls=calls)))
         frames.append(self._encode_chunk(Delta(), event.reason))
         if self._include_usage and (usage := self.build_usage(event)) is not None:
-            frames.append(b'data: %b,"usage":%b}\n\n' % (self.encode_envelope(), _encoder.encode(usage)))
+            frames.append(
+                b'data: %b,"usage":%b}\n\n' % (self.encode_envelope(), _encoder.encode(usage))
+            )
         return b"".join(frames)
 
     def build_usage(self, event: RunFinished) -> CompletionUsage | None:
@@ -71,14 +90,18 @@ class ChunkFrames(Frames):
 
     def encode_envelope(self) -> bytes:
         """A chunk without choices, its closing brace left out for what is to stand in it."""
-        return _encoder.encode(ChatCompletionChunk(self._id, self._created, self._model, [], self._fingerprint)).removesuffix(b"}")
+        return _encoder.encode(
+            ChatCompletionChunk(self._id, self._created, self._model, [], self._fingerprint)
+        ).removesuffix(b"}")
 
     def encode_custom_chunk(self, delta: dict[str, object]) -> bytes:
         """A chunk whose delta has what OpenAI's does not know."""
         if not self._role_is_told:
             self._role_is_told = True
             delta = {"role": "assistant", **delta}
-        choice = _encoder.encode({"index": 0, "delta": delta, "finish_reason": None, "logprobs": None})
+        choice = _encoder.encode(
+            {"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}
+        )
         envelope = self.encode_envelope().replace(b'"choices":[]', b'"choices":[%b]' % choice)
         return b"data: %b}\n\n" % envelope
 
@@ -89,7 +112,13 @@ class ChunkFrames(Frames):
         return self._encode_frame(delta, finish_reason)
 
     def _encode_frame(self, delta: Delta, finish_reason: str | None = None) -> bytes:
-        chunk = ChatCompletionChunk(self._id, self._created, self._model, [ChunkChoice(delta, finish_reason)], self._fingerprint)
+        chunk = ChatCompletionChunk(
+            self._id,
+            self._created,
+            self._model,
+            [ChunkChoice(delta, finish_reason)],
+            self._fingerprint,
+        )
         return b"data: %b\n\n" % _encoder.encode(chunk)
 
 

@@ -17,7 +17,8 @@ from ai_agent_service.runtime.service import Service
 router = APIRouter(tags=["OpenAI"])
 
 CAPABILITIES = {"builtin_tools": False, "usage": True}
-"""What Open WebUI is told of each agent that does not say otherwise: it is not to add tools of its own, and may ask for usage."""
+"""What Open WebUI is told of each agent that does not say otherwise: it is not to add tools of its
+own, and may ask for usage."""
 
 
 class Suggestion(msgspec.Struct):
@@ -50,7 +51,8 @@ class Info(msgspec.Struct):
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """An agent as a model; `created` in Unix seconds. `name` and `info` are for Open WebUI, and passed over by others."""
+    """An agent as a model; `created` in Unix seconds. `name` and `info` are for Open WebUI, and
+    passed over by others."""
 
     id: str
     created: int
@@ -67,14 +69,20 @@ class ModelList(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-@router.get("/v1/models", summary="List the agents as models", openapi_extra=describe_route(None, ModelList))
+@router.get(
+    "/v1/models", summary="List the agents as models", openapi_extra=describe_route(None, ModelList)
+)
 async def list_models(service: ServiceDependency, caller: Caller) -> Response:
     """The agents that the key is for, in the order of agent_config.json."""
     models = [_build_model(agent.definition, service) for agent in service.list_agents(caller)]
     return Response(msgspec.json.encode(ModelList(models)), media_type="application/json")
 
 
-@router.get("/v1/models/{model}", summary="Show one agent as a model", openapi_extra=describe_route(None, Model))
+@router.get(
+    "/v1/models/{model}",
+    summary="Show one agent as a model",
+    openapi_extra=describe_route(None, Model),
+)
 async def retrieve_model(model: str, service: ServiceDependency, caller: Caller) -> Response:
     """The agent with this id."""
     found = _build_model(service.find_visible_agent(model, caller).definition, service)
@@ -86,7 +94,9 @@ def _build_model(agent: AgentDefinition, service: Service) -> Model:
     meta = Meta(
         capabilities=CAPABILITIES | display.capabilities,
         description=_replace_empty(display.description or agent.description),
-        suggestion_prompts=_replace_empty([_build_suggestion(prompt) for prompt in display.suggestion_prompts]),
+        suggestion_prompts=_replace_empty(
+            [_build_suggestion(prompt) for prompt in display.suggestion_prompts]
+        ),
         tags=_replace_empty([Tag(tag) for tag in display.tags]),
         profile_image_url=_replace_empty(display.avatar),
     )

@@ -1,8 +1,11 @@
-"""A run as Open WebUI shows it: OpenAI's chunks, with cards for tools, status lines, sources, images and files between them.
+"""A run as Open WebUI shows it: OpenAI's chunks, with cards for tools, status lines, sources,
+images and files between them.
 
-What Open WebUI reads of a stream besides OpenAI's chunks, from its source (0.12, `utils/middleware.py` and `structuredOutput.ts`): events
-of the Responses API (`response.output_item.added` with an item) that become cards, and `event` objects. Here each of them stands in a
-chunk without choices, so that it is still a chunk to whoever reads the stream by OpenAI's description.
+What Open WebUI reads of a stream besides OpenAI's chunks, from its source (0.12,
+`utils/middleware.py` and `structuredOutput.ts`): events of the Responses API
+(`response.output_item.added` with an item) that become cards, and `event` objects. Here each of
+them stands in a chunk without choices, so that it is still a chunk to whoever reads the stream by
+OpenAI's description.
 """
 
 import json
@@ -29,14 +32,16 @@ from ai_agent_service.core.events import (
 from ai_agent_service.core.messages import Link, ToolCall, ToolResult
 
 EventType = Literal["status", "source", "files"]
-"""The events that are sent. Open WebUI knows one, `execute`, that runs JavaScript in the browser: what tools say never names the type."""
+"""The events that are sent. Open WebUI knows one, `execute`, that runs JavaScript in the browser:
+what tools say never names the type."""
 
 LAST_OUTPUT_INDEX = 1_000_000
-"""An `output_index` past every item. Open WebUI counts texts and thoughts too, and splits them by rules of its own; where there is no item
-at the index, it appends."""
+"""An `output_index` past every item. Open WebUI counts texts and thoughts too, and splits them by
+rules of its own; where there is no item at the index, it appends."""
 
 PROGRESS_SECONDS = 1.0
-"""At least so long between two status lines of tools' progress: Open WebUI writes each of them to its database."""
+"""At least so long between two status lines of tools' progress: Open WebUI writes each of them to
+its database."""
 
 MAX_SOURCES = 10
 """Of one call."""
@@ -71,7 +76,8 @@ class OpenWebUIFrames(ChunkFrames):
         self._open: dict[str, ToolCall] = {}
         self._notices: list[str] = []
         self._held = b""
-        """What is to be sent with the first of the rest: whoever fails before it is answered with an error's status still."""
+        """What is to be sent with the first of the rest: whoever fails before it is answered with
+        an error's status still."""
 
         self._cited: set[str] = set()
         self._now = now
@@ -85,7 +91,8 @@ class OpenWebUIFrames(ChunkFrames):
         return frame
 
     def render_finish(self, event: RunFinished) -> bytes:
-        """As it is for others, after what is held and after calls that an agent type of a plug-in left without a result."""
+        """As it is for others, after what is held and after calls that an agent type of a plug-in
+        left without a result."""
         return b"".join((self._held, *self._end_open_calls(), super().render_finish(event)))
 
     def render_error(self, error: ServiceError) -> bytes:
@@ -97,8 +104,16 @@ class OpenWebUIFrames(ChunkFrames):
         broken = []
         # Open WebUI runs a call that has no output itself, which fails, and asks the model again.
         for call in self._open.values():
-            lost = ToolResult(call_id=call.id, name=call.name, content="The run ended before this call did.", is_error=True)
-            broken += [self._encode_item(_build_call_item(call, "incomplete")), self._encode_item(_build_output_item(lost, "incomplete"))]
+            lost = ToolResult(
+                call_id=call.id,
+                name=call.name,
+                content="The run ended before this call did.",
+                is_error=True,
+            )
+            broken += [
+                self._encode_item(_build_call_item(call, "incomplete")),
+                self._encode_item(_build_output_item(lost, "incomplete")),
+            ]
         if broken:
             self._open.clear()
             broken.append(self._clear_status())
@@ -115,7 +130,9 @@ class OpenWebUIFrames(ChunkFrames):
         match event:
             case ToolStarted(call=call):
                 self._open[call.id] = call
-                return self._encode_item(_build_call_item(call, "completed")) + self._encode_status(self._describe_open_calls())
+                return self._encode_item(_build_call_item(call, "completed")) + self._encode_status(
+                    self._describe_open_calls()
+                )
             case ToolProgress(call=call) if self._now() - self._told >= PROGRESS_SECONDS:
                 self._told = self._now()
                 return self._encode_status(f"{call.name}: {_format_progress(event)}")
@@ -134,26 +151,46 @@ class OpenWebUIFrames(ChunkFrames):
         frames = []
         if result.is_error and call is not None:
             frames.append(self._encode_item(_build_call_item(call, "failed")))
-        frames.append(self._encode_item(_build_output_item(result, "failed" if result.is_error else "completed")))
+        frames.append(
+            self._encode_item(
+                _build_output_item(result, "failed" if result.is_error else "completed")
+            )
+        )
         for link in find_links(call, result):
             if link.url not in self._cited:
                 self._cited.add(link.url)
                 frames.append(self._render_link(link))
         if result.images:
-            images = [{"type": "image_url", "image_url": {"url": image.url}} for image in result.images]
+            images = [
+                {"type": "image_url", "image_url": {"url": image.url}} for image in result.images
+            ]
             frames.append(self.encode_custom_chunk({"images": images}))
-        frames.append(self._encode_status(self._describe_open_calls()) if self._open else self._clear_status())
+        frames.append(
+            self._encode_status(self._describe_open_calls()) if self._open else self._clear_status()
+        )
         return b"".join(frames)
 
     def _render_link(self, link: Link) -> bytes:
         if link.media_type and link.media_type != "text/html" and _URL.fullmatch(link.url):
             kind = "image" if link.media_type.startswith("image/") else "file"
-            file = {"type": kind, "name": link.title or link.url, "url": link.url, "content_type": link.media_type}
+            file = {
+                "type": kind,
+                "name": link.title or link.url,
+                "url": link.url,
+                "content_type": link.media_type,
+            }
             return self._encode_event("files", {"files": [file]})
         name = link.title or link.url
         source = {"name": name} | ({"url": link.url} if _URL.fullmatch(link.url) else {})
         about = {"source": link.url, "name": name, "external": True}
-        return self._encode_event("source", {"source": source, "document": [link.text[:MAX_SOURCE_TEXT] or name], "metadata": [about]})
+        return self._encode_event(
+            "source",
+            {
+                "source": source,
+                "document": [link.text[:MAX_SOURCE_TEXT] or name],
+                "metadata": [about],
+            },
+        )
 
     def _add_notice(self, text: str) -> None:
         self._notices.append(text)
@@ -163,20 +200,31 @@ class OpenWebUIFrames(ChunkFrames):
         return f"Using {_join_names([call.name for call in self._open.values()])}"
 
     def _clear_status(self) -> bytes:
-        """Takes the status line away, for the cards tell the rest, or leaves what was noticed of the whole run."""
+        """Takes the status line away, for the cards tell the rest, or leaves what was noticed of
+        the whole run."""
         text = ". ".join(self._notices)
         return self._encode_status(text or "Done", is_hidden=not text)
 
     def _encode_status(self, description: str, *, is_hidden: bool = False) -> bytes:
-        # Each is `done`, for the person may stop the answer now: nobody would then end a line that shimmers. The cards show what runs.
-        return self._encode_event("status", {"action": "tools", "description": description, "done": True, "hidden": is_hidden})
+        # Each is `done`, for the person may stop the answer now: nobody would then end a line that
+        # shimmers. The cards show what runs.
+        return self._encode_event(
+            "status",
+            {"action": "tools", "description": description, "done": True, "hidden": is_hidden},
+        )
 
     def _encode_event(self, kind: EventType, value: dict[str, object]) -> bytes:
-        return b'data: %b,"event":%b}\n\n' % (self._envelope, _encode({"type": kind, "data": value}))
+        return b'data: %b,"event":%b}\n\n' % (
+            self._envelope,
+            _encode({"type": kind, "data": value}),
+        )
 
     def _encode_item(self, item: dict[str, object]) -> bytes:
-        # Only `added` finds an item again by its id, here and in the browser: `done` goes by the index, which only Open WebUI knows.
-        event = _encode({"type": "response.output_item.added", "output_index": LAST_OUTPUT_INDEX, "item": item})
+        # Only `added` finds an item again by its id, here and in the browser: `done` goes by the
+        # index, which only Open WebUI knows.
+        event = _encode(
+            {"type": "response.output_item.added", "output_index": LAST_OUTPUT_INDEX, "item": item}
+        )
         return b"data: %b,%b\n\n" % (self._envelope, event[1:])
 
 
@@ -184,12 +232,17 @@ def _build_step_usage(step: StepRecord) -> StepUsage:
     names = [call.name for call in step.tool_calls]
     if step.usage is None:
         return StepUsage(names)
-    return StepUsage(names, step.usage.prompt_tokens, step.usage.completion_tokens, to_completion_usage(step.usage).cost)
+    return StepUsage(
+        names,
+        step.usage.prompt_tokens,
+        step.usage.completion_tokens,
+        to_completion_usage(step.usage).cost,
+    )
 
 
 def find_links(call: ToolCall | None, result: ToolResult) -> list[Link]:
-    """Where the result of `call` comes from: the links that the tool gave, else the address that it was called with, else what its result
-    names as JSON or in Markdown; MAX_SOURCES at most."""
+    """Where the result of `call` comes from: the links that the tool gave, else the address that it
+    was called with, else what its result names as JSON or in Markdown; MAX_SOURCES at most."""
     if result.links:
         return list(result.links[:MAX_SOURCES])
     if result.is_error:
@@ -210,7 +263,8 @@ def _find_call_url(call: ToolCall | None) -> str | None:
 
 
 def _scan_text(text: str) -> Iterator[Link]:
-    """The links in a result: objects that have an address where it is JSON, those of Markdown where it is not."""
+    """The links in a result: objects that have an address where it is JSON, those of Markdown where
+    it is not."""
     if "http" not in text:
         return
     value = _parse_json(text)
@@ -224,7 +278,9 @@ def _scan_text(text: str) -> Iterator[Link]:
 def _scan_json(value: object, depth: int) -> Iterator[Link]:
     if isinstance(value, dict):
         if (url := _find_url(value)) is not None:
-            yield Link(url, _find_first_text(value, _TITLE_NAMES), _find_first_text(value, _TEXT_NAMES))
+            yield Link(
+                url, _find_first_text(value, _TITLE_NAMES), _find_first_text(value, _TEXT_NAMES)
+            )
         value = list(value.values())
     if isinstance(value, list) and depth:
         for item in value:
@@ -251,8 +307,16 @@ def _parse_json(text: str) -> object:
 
 
 def _build_call_item(call: ToolCall, status: str) -> dict[str, object]:
-    """The card of `call`. To Open WebUI `completed` says that the arguments are complete; it shows the call as running until its output."""
-    return {"type": "function_call", "id": call.id, "call_id": call.id, "name": call.name, "arguments": call.arguments, "status": status}
+    """The card of `call`. To Open WebUI `completed` says that the arguments are complete; it shows
+    the call as running until its output."""
+    return {
+        "type": "function_call",
+        "id": call.id,
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": status,
+    }
 
 
 def _build_output_item(result: ToolResult, status: str) -> dict[str, object]:
@@ -266,7 +330,13 @@ def _build_output_item(result: ToolResult, status: str) -> dict[str, object]:
 
 
 def _format_progress(event: ToolProgress) -> str:
-    done = f"{event.progress / event.total:.0%}" if event.total else f"{event.progress:g}" if event.progress else ""
+    done = (
+        f"{event.progress / event.total:.0%}"
+        if event.total
+        else f"{event.progress:g}"
+        if event.progress
+        else ""
+    )
     return ", ".join(part for part in (event.message, done) if part) or "at work"
 
 

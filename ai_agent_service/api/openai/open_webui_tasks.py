@@ -1,4 +1,5 @@
-"""Tells the tasks that Open WebUI asks of a chat's model beside the chat: by the header that names them, else by their shape."""
+"""Tells the tasks that Open WebUI asks of a chat's model beside the chat: by the header that names
+them, else by their shape."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +11,17 @@ MAX_HEAD = 8000
 """Characters of a task in which its instructions stand."""
 
 _OPENINGS: tuple[tuple[str, Task], ...] = (
-    ("Your task is to reflect the speaker's likely facial expression through a fitting emoji", "emoji_generation"),
-    ("You have been provided with a set of responses from various models to the latest user query", "moa_response_generation"),
+    (
+        "Your task is to reflect the speaker's likely facial expression through a fitting emoji",
+        "emoji_generation",
+    ),
+    (
+        (
+            "You have been provided with a set of responses from various models to the latest user"
+            " query"
+        ),
+        "moa_response_generation",
+    ),
 )
 """How those tasks of Open WebUI (0.12) begin that do not begin with `### Task:`."""
 
@@ -35,7 +45,8 @@ _CONTENT = re.compile(r"<chat_history>|<context>|<source\b")
 def detect_task(messages: Sequence[Message], *, is_open_webui: bool) -> Task | None:
     """The task that `messages` have the shape of; None if they are a chat.
 
-    Of a client that is not known to be Open WebUI only what cannot be anything else is taken for a task.
+    Of a client that is not known to be Open WebUI only what cannot be anything else is taken for a
+    task.
     """
     if not 1 <= len(messages) <= 2 or messages[-1].role != "user":
         return None
@@ -44,11 +55,17 @@ def detect_task(messages: Sequence[Message], *, is_open_webui: bool) -> Task | N
         if not is_open_webui or messages[0].role != "system":
             return None
         for opening, task in _SYSTEM_OPENINGS:
-            if messages[0].text.startswith(opening) and (task != "function_calling" or _FUNCTION_CALLING_MARKER in messages[0].text):
+            if messages[0].text.startswith(opening) and (
+                task != "function_calling" or _FUNCTION_CALLING_MARKER in messages[0].text
+            ):
                 return task
         return None
     if not text.startswith("### Task:"):
-        return next((task for opening, task in _OPENINGS if text.startswith(opening)), None) if is_open_webui else None
+        return (
+            next((task for opening, task in _OPENINGS if text.startswith(opening)), None)
+            if is_open_webui
+            else None
+        )
     content = _CONTENT.search(text)
     # Documents for a question (`<context>`) come under the same heading: those belong to the chat.
     if content is not None and content.group() != "<chat_history>":

@@ -1,4 +1,5 @@
-"""GET /health, /health/live, /health/ready and GET /: how the service is, and where to go from here."""
+"""GET /health, /health/live, /health/ready and GET /: how the service is, and where to go from
+here."""
 
 import html
 from datetime import UTC, datetime
@@ -59,32 +60,56 @@ class Welcome(msgspec.Struct):
     "/health",
     summary="Is the service up?",
     dependencies=[PublicAccess],
-    openapi_extra=describe_route(None, Health, flag="detailed", flag_help="Tell of each part whether it can be used."),
+    openapi_extra=describe_route(
+        None, Health, flag="detailed", flag_help="Tell of each part whether it can be used."
+    ),
 )
 async def health(request: Request, service: ServiceDependency) -> Response:
-    """Answers when the service does; with `detailed=true`, tells those who may know of its parts."""
+    """Answers when the service does; with `detailed=true`, tells those who may know of its
+    parts."""
     settings, access = service.settings, get_access(request)
-    body = Health("healthy", datetime.now(UTC), settings.service_name, settings.service_version, "open" if access.is_open else "keys")
+    body = Health(
+        "healthy",
+        datetime.now(UTC),
+        settings.service_name,
+        settings.service_version,
+        "open" if access.is_open else "keys",
+    )
     if _parse_flag(request, "detailed"):
         await authorize(request, "admin")
-        await _add_details(body, service, access, _get_checks(request), _get_shutdown_state(request))
+        await _add_details(
+            body, service, access, _get_checks(request), _get_shutdown_state(request)
+        )
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
-@router.get("/health/live", summary="Is the process alive?", dependencies=[PublicAccess], openapi_extra=describe_route(None, Liveness))
+@router.get(
+    "/health/live",
+    summary="Is the process alive?",
+    dependencies=[PublicAccess],
+    openapi_extra=describe_route(None, Liveness),
+)
 async def live() -> Response:
     """200 as long as the process answers at all, also while it stops."""
     return Response(msgspec.json.encode(Liveness()), media_type="application/json")
 
 
 @router.get(
-    "/health/ready", summary="Should requests be sent here?", dependencies=[PublicAccess], openapi_extra=describe_route(None, Readiness)
+    "/health/ready",
+    summary="Should requests be sent here?",
+    dependencies=[PublicAccess],
+    openapi_extra=describe_route(None, Readiness),
 )
 async def ready(request: Request) -> Response:
-    """200 if so. 503 while the service stops, while nobody can be let in, and while no agent can answer."""
+    """200 if so. 503 while the service stops, while nobody can be let in, and while no agent can
+    answer."""
     problem = await _find_readiness_problem(_get_shutdown_state(request), _get_checks(request))
-    body = msgspec.json.encode(Readiness("not_ready" if problem else "ready", [problem] if problem else []))
-    return Response(body, 503 if problem else 200, {"Retry-After": "2"} if problem else None, "application/json")
+    body = msgspec.json.encode(
+        Readiness("not_ready" if problem else "ready", [problem] if problem else [])
+    )
+    return Response(
+        body, 503 if problem else 200, {"Retry-After": "2"} if problem else None, "application/json"
+    )
 
 
 def _get_checks(request: Request) -> HealthChecks:
@@ -102,26 +127,45 @@ def _parse_flag(request: Request, name: str) -> bool:
     return value in ("true", "1")
 
 
-@router.get("/", summary="What is this?", dependencies=[PublicAccess], openapi_extra=describe_route(None, Welcome))
+@router.get(
+    "/",
+    summary="What is this?",
+    dependencies=[PublicAccess],
+    openapi_extra=describe_route(None, Welcome),
+)
 async def welcome(request: Request, service: ServiceDependency) -> Response:
     """What this is and where to go: as a page to a browser, else as JSON."""
     settings = service.settings
-    agents = [agent.agent_id for agent in service.catalog] if get_access(request).can_skip_key(request.scope["headers"]) else []
+    agents = (
+        [agent.agent_id for agent in service.catalog]
+        if get_access(request).can_skip_key(request.scope["headers"])
+        else []
+    )
     about = "Agents that appear as models: point any OpenAI client at /v1."
     if "text/html" in request.headers.get("accept", ""):
         base = str(request.base_url)
-        return Response(_render_page(settings.service_name, settings.service_version, about, agents, base), media_type="text/html")
+        return Response(
+            _render_page(settings.service_name, settings.service_version, about, agents, base),
+            media_type="text/html",
+        )
     body = Welcome(settings.service_name, settings.service_version, about, agents, _LINKS)
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
 def _render_page(name: str, version: str, about: str, agents: list[str], base: str) -> str:
-    links = "".join(f'<li><a href="{path}">{path}</a> &mdash; {html.escape(text)}</li>' for path, text in _LINKS.items())
-    names = "".join(f"<li><code>{html.escape(agent)}</code></li>" for agent in agents) or "<li>those that your API key is for</li>"
+    links = "".join(
+        f'<li><a href="{path}">{path}</a> &mdash; {html.escape(text)}</li>'
+        for path, text in _LINKS.items()
+    )
+    names = (
+        "".join(f"<li><code>{html.escape(agent)}</code></li>" for agent in agents)
+        or "<li>those that your API key is for</li>"
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(name)}</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:42rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}}
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:42rem;margin:3rem auto;padding:0 1rem;
+color-scheme:light dark}}
 code{{background:#8883;padding:.1em .3em;border-radius:.3em}}</style></head>
 <body><h1>{html.escape(name)} <small>{html.escape(version)}</small></h1><p>{html.escape(about)}</p>
 <p>Base URL for OpenAI clients: <code>{html.escape(base)}v1</code></p>

@@ -28,7 +28,8 @@ PUBLISH_SECONDS = 1.0
 
 
 class MetricsExporter:
-    """What there is to tell of `service`: the counts in `metrics` and those that its parts keep; with `workers`, of all processes."""
+    """What there is to tell of `service`: the counts in `metrics` and those that its parts keep;
+    with `workers`, of all processes."""
 
     def __init__(self, service: Service, metrics: Metrics, workers: SharedMetrics | None) -> None:
         self._service = service
@@ -44,7 +45,9 @@ class MetricsExporter:
         assert self._workers is not None
         while True:
             try:
-                await asyncio.to_thread(self._workers.save, _add_process_values(self._take_snapshot()))
+                await asyncio.to_thread(
+                    self._workers.save, _add_process_values(self._take_snapshot())
+                )
             except OSError:
                 logger.exception("metrics.not_kept")
             await asyncio.sleep(PUBLISH_SECONDS)
@@ -54,11 +57,15 @@ class MetricsExporter:
 
     def _render(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
         snapshot = _add_process_values(snapshot)
-        return render_metrics(snapshot if self._workers is None else self._workers.merge(snapshot), accept)
+        return render_metrics(
+            snapshot if self._workers is None else self._workers.merge(snapshot), accept
+        )
 
 
 @asynccontextmanager
-async def open_exporter(service: Service, metrics: Metrics, workers: SharedMetrics | None) -> AsyncGenerator[MetricsExporter, None]:
+async def open_exporter(
+    service: Service, metrics: Metrics, workers: SharedMetrics | None
+) -> AsyncGenerator[MetricsExporter, None]:
     """The exposition of a service, and what has to go on beside it."""
     opened = MetricsExporter(service, metrics, workers)
     keeping = None if workers is None else asyncio.create_task(opened.publish())

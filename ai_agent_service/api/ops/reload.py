@@ -13,8 +13,13 @@ from ai_agent_service.runtime.revision import Changes
 router = APIRouter(tags=["Service"])
 
 
-@router.post("/admin/reload", summary="Read agents, prompts and MCP servers anew", openapi_extra=describe_route(None, Changes))
+@router.post(
+    "/admin/reload",
+    summary="Read agents, prompts and MCP servers anew",
+    openapi_extra=describe_route(None, Changes),
+)
 async def reload(service: ServiceDependency, caller: AdminCaller) -> Response:
-    """Reads the files that the operator wrote, in this process; what changed, or every fault in them, after which nothing has changed."""
+    """Reads the files that the operator wrote, in this process; what changed, or every fault in
+    them, after which nothing has changed."""
     audit.info("config.reload", extra={"key_id": caller.key.key_id})
     return Response(msgspec.json.encode(await service.reload()), media_type="application/json")

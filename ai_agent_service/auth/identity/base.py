@@ -29,11 +29,13 @@ class Identity(Protocol):
     async def identify_user(self, headers: Headers, peer: str | None) -> User | None:
         """The user, who is verified; None where users are not.
 
-        `peer` is the address of who connected. Raises InvalidTokenError, whose message does not tell why, and AccessUnavailableError.
+        `peer` is the address of who connected. Raises InvalidTokenError, whose message does not
+        tell why, and AccessUnavailableError.
         """
 
     def is_user_token(self, token: str) -> bool:
-        """Whether `token`, of an `Authorization: Bearer` header, tells the user and is no API key."""
+        """Whether `token`, of an `Authorization: Bearer` header, tells the user and is no API
+        key."""
 
 
 class UnverifiedIdentity:
@@ -52,7 +54,8 @@ class UnverifiedIdentity:
 
 @asynccontextmanager
 async def open_identity(settings: Settings, fetch: Fetch) -> AsyncGenerator[Identity, None]:
-    """The identity of the mode that is set; `fetch` gets an identity provider's keys, in tasks that end with this.
+    """The identity of the mode that is set; `fetch` gets an identity provider's keys, in tasks that
+    end with this.
 
     Raises ConfigError for what `find_identity_faults` finds.
     """
@@ -79,7 +82,9 @@ async def open_identity(settings: Settings, fetch: Fetch) -> AsyncGenerator[Iden
             )
         case "oidc":
             from ai_agent_service.auth.identity.jwks import Jwks  # noqa: PLC0415 - as above
-            from ai_agent_service.auth.identity.jwt import PinnedAlgorithms  # noqa: PLC0415 - as above
+
+            # as above
+            from ai_agent_service.auth.identity.jwt import PinnedAlgorithms  # noqa: PLC0415
             from ai_agent_service.auth.identity.oidc import Oidc  # noqa: PLC0415 - as above
 
             assert settings.oidc_issuer is not None

@@ -14,7 +14,8 @@ _UNSAFE_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class IdentityError(Exception):
-    """Why a request's user is not believed: words for the log, which never have what the request said."""
+    """Why a request's user is not believed: words for the log, which never have what the request
+    said."""
 
 
 def build_invalid_token(mode: str, message: str, why: IdentityError) -> InvalidTokenError:
@@ -24,8 +25,8 @@ def build_invalid_token(mode: str, message: str, why: IdentityError) -> InvalidT
 
 
 def validate_text(value: object, what: str) -> str:
-    """`value`, as it is, if it is a text of 1 to 255 characters that are not all blank and none of them control; else raises
-    IdentityError."""
+    """`value`, as it is, if it is a text of 1 to 255 characters that are not all blank and none of
+    them control; else raises IdentityError."""
     if not isinstance(value, str) or not value or value.isspace():
         raise IdentityError(f"{what} is no text or an empty one")
     if len(value) > MAX_CHARACTERS:

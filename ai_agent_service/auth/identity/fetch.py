@@ -1,4 +1,5 @@
-"""How an identity provider is asked for its documents: at which addresses, how much, for how long."""
+"""How an identity provider is asked for its documents: at which addresses, how much, for how
+long."""
 
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
@@ -7,14 +8,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 Fetch = Callable[[str], Awaitable[bytes]]
-"""Gets the body of an address, of at most MAX_DOCUMENT_BYTES, within FETCH_SECONDS; raises UpstreamError."""
+"""Gets the body of an address, of at most MAX_DOCUMENT_BYTES, within FETCH_SECONDS; raises
+UpstreamError."""
 
 MAX_DOCUMENT_BYTES = 1_000_000
 FETCH_SECONDS = 10.0
 
 
 class KeySetStatus(msgspec.Struct, frozen=True):
-    """How the keys of an identity provider stand: how many there are, how many seconds old, and why the last fetch failed, if it did."""
+    """How the keys of an identity provider stand: how many there are, how many seconds old, and why
+    the last fetch failed, if it did."""
 
     is_usable: bool
     keys: int
@@ -23,7 +26,8 @@ class KeySetStatus(msgspec.Struct, frozen=True):
 
 
 def find_url_problem(url: object) -> str | None:
-    """What is wrong with `url`, for a message, without repeating it; None where it may be asked: https, or http on this machine."""
+    """What is wrong with `url`, for a message, without repeating it; None where it may be asked:
+    https, or http on this machine."""
     if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
         return "this is no address"
     try:

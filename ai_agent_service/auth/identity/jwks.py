@@ -1,4 +1,5 @@
-"""The keys that an identity provider signs with (JWK Set, RFC 7517): fetched, kept, and fetched anew when they change."""
+"""The keys that an identity provider signs with (JWK Set, RFC 7517): fetched, kept, and fetched
+anew when they change."""
 
 import asyncio
 import logging
@@ -13,7 +14,12 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key
 from joserfc.util import base64_to_int
 
-from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, Fetch, KeySetStatus, find_url_problem
+from ai_agent_service.auth.identity.fetch import (
+    MAX_DOCUMENT_BYTES,
+    Fetch,
+    KeySetStatus,
+    find_url_problem,
+)
 from ai_agent_service.auth.identity.jwt import PinnedAlgorithms
 from ai_agent_service.core.errors import AccessUnavailableError, UpstreamError
 from ai_agent_service.core.tasks import Tasks
@@ -81,7 +87,8 @@ class Jwks:
         self._task: asyncio.Task[None] | None = None
 
     async def find_key(self, key_id: str | None, algorithm: str) -> Key | None:
-        """The key with the id for the algorithm; without an id the only one for it. None where there is no such key.
+        """The key with the id for the algorithm; without an id the only one for it. None where
+        there is no such key.
 
         Raises AccessUnavailableError where that cannot be told.
         """
@@ -101,19 +108,26 @@ class Jwks:
 
     @property
     def source(self) -> KeySetStatus:
-        """How the keys stand. Those that are not there are asked for: nobody is sent here whose token would have them fetched."""
+        """How the keys stand. Those that are not there are asked for: nobody is sent here whose
+        token would have them fetched."""
         age = self._clock() - self._read_at
         is_usable = age <= MAX_STALE_SECONDS
         if not is_usable:
             self.prefetch()
-        return KeySetStatus(is_usable, len(self._keys), age if math.isfinite(age) else None, self._error)
+        return KeySetStatus(
+            is_usable, len(self._keys), age if math.isfinite(age) else None, self._error
+        )
 
     def prefetch(self) -> None:
         """Begins to fetch the keys, so that the first token need not wait."""
         _ = self._start_refresh(FAILED_PAUSE)
 
     def _find_cached(self, key_id: str | None, algorithm: str) -> Key | None:
-        fitting = [key for key in self._keys if key_id in (None, key.kid) and self._algorithms.is_compatible(algorithm, key)]
+        fitting = [
+            key
+            for key in self._keys
+            if key_id in (None, key.kid) and self._algorithms.is_compatible(algorithm, key)
+        ]
         return fitting[0] if len(fitting) == 1 or (fitting and key_id is not None) else None
 
     async def _wait_for_refresh(self, pause: float) -> None:
@@ -121,7 +135,8 @@ class Jwks:
             await asyncio.shield(task)
 
     def _start_refresh(self, pause: float) -> asyncio.Task[None] | None:
-        """The task that fetches the keys: the one under way, else a new one, unless the last began within `pause` seconds."""
+        """The task that fetches the keys: the one under way, else a new one, unless the last began
+        within `pause` seconds."""
         if self._task is None and self._clock() - self._tried_at >= pause:
             self._tried_at = self._clock()
             self._task = self._tasks.start(self._refresh())
@@ -133,7 +148,9 @@ class Jwks:
             self._keys = _parse_keys(await self._fetch_document(await self._resolve_url()))
         except (UpstreamError, _InvalidDocumentError) as error:
             self._error = str(error)
-            logger.warning("identity.keys_unavailable", extra={"issuer": self._issuer, "cause": str(error)})
+            logger.warning(
+                "identity.keys_unavailable", extra={"issuer": self._issuer, "cause": str(error)}
+            )
         else:
             self._failed = False
             self._error = None
@@ -146,13 +163,17 @@ class Jwks:
     async def _resolve_url(self) -> str:
         if self._url is not None:
             return self._url
-        document = await self._fetch_document(f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+        document = await self._fetch_document(
+            f"{self._issuer.rstrip('/')}/.well-known/openid-configuration"
+        )
         try:
             discovery = msgspec.json.decode(document, type=_Discovery)
         except (ValueError, RecursionError):
             raise _InvalidDocumentError("the discovery document is not one") from None
         if discovery.issuer != self._issuer:
-            raise _InvalidDocumentError("the discovery document is of another issuer than OIDC_ISSUER")
+            raise _InvalidDocumentError(
+                "the discovery document is of another issuer than OIDC_ISSUER"
+            )
         if fault := find_url_problem(discovery.jwks_uri):
             raise _InvalidDocumentError(f"jwks_uri in the discovery document: {fault}")
         return discovery.jwks_uri
@@ -165,25 +186,38 @@ class Jwks:
 
     def _build_unavailable_error(self, pause: float) -> AccessUnavailableError:
         left = max(1.0, math.ceil(self._tried_at + pause - self._clock()))
-        return AccessUnavailableError("The identity provider cannot be asked now. Try again in a moment.", retry_after=left)
+        return AccessUnavailableError(
+            "The identity provider cannot be asked now. Try again in a moment.", retry_after=left
+        )
 
 
 def _parse_keys(document: bytes) -> list[Key]:
-    """The keys of a JWK Set that signatures can be verified by; what it has besides is left out, as RFC 7517 (5) wants it."""
+    """The keys of a JWK Set that signatures can be verified by; what it has besides is left out, as
+    RFC 7517 (5) wants it."""
     try:
         listed = msgspec.json.decode(document, type=_KeySetDocument).keys
     except (ValueError, RecursionError):
         raise _InvalidDocumentError("the list of keys is not one") from None
     if len(listed) > MAX_KEYS:
         raise _InvalidDocumentError(f"there are more than {MAX_KEYS} keys")
-    return [key for written in listed if isinstance(written, dict) and (key := _parse_key(written)) is not None]
+    return [
+        key
+        for written in listed
+        if isinstance(written, dict) and (key := _parse_key(written)) is not None
+    ]
 
 
 def _parse_key(written: dict[str, Any]) -> Key | None:
-    """The public key for signatures that `written` is; None for keys of other kinds and uses, weak ones and such as are not well formed."""
+    """The public key for signatures that `written` is; None for keys of other kinds and uses, weak
+    ones and such as are not well formed."""
     kind = written.get("kty")
     operations = written.get("key_ops", ["verify"])
-    if written.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations or "d" in written:
+    if (
+        written.get("use", "sig") != "sig"
+        or not isinstance(operations, list)
+        or "verify" not in operations
+        or "d" in written
+    ):
         return None
     if not isinstance(written.get("kid", ""), str):
         return None

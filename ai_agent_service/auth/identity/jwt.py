@@ -1,6 +1,8 @@
-"""Verifies signed tokens (JWS, RFC 7515; JWT, RFC 7519): by pinned algorithms and a key of ours, never by what a token brings.
+"""Verifies signed tokens (JWS, RFC 7515; JWT, RFC 7519): by pinned algorithms and a key of ours,
+never by what a token brings.
 
-joserfc takes a tenth of a second to import, so that only what is loaded for a mode with tokens may import this.
+joserfc takes a tenth of a second to import, so that only what is loaded for a mode with tokens may
+import this.
 """
 
 import re
@@ -18,12 +20,14 @@ from ai_agent_service.auth.identity.claims import IdentityError
 
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_SECONDS = 2**53
-"""Whole numbers up to here are the same as floats; an int beyond may not even be compared with one."""
+"""Whole numbers up to here are the same as floats; an int beyond may not even be compared with
+one."""
 Claims = dict[str, Any]
 
 _COMPACT = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _FORBIDDEN_FIELDS = frozenset({"crit", "b64", "jwk", "jku", "x5u", "x5c"})
-"""What a header may not have: extensions that must be understood, and keys that a token brings itself."""
+"""What a header may not have: extensions that must be understood, and keys that a token brings
+itself."""
 
 
 class UnverifiedToken(msgspec.Struct, frozen=True):
@@ -44,13 +48,15 @@ class PinnedAlgorithms(jws.JWSRegistry):
         super().__init__(algorithms=frozenset(algorithms), strict_check_header=False)
 
     def get_alg(self, name: str) -> JWSAlgModel:
-        """The algorithm, if it is among those; joserfc's own warns of EdDSA with each token, as RFC 9864 gives it two new names."""
+        """The algorithm, if it is among those; joserfc's own warns of EdDSA with each token, as RFC
+        9864 gives it two new names."""
         if name not in (self.allowed or ()):
             raise UnsupportedAlgorithmError
         return self.algorithms[name]
 
     def parse_token(self, token: bytes) -> UnverifiedToken:
-        """What the header of `token` says, its form being right and its algorithm one of these; raises IdentityError."""
+        """What the header of `token` says, its form being right and its algorithm one of these;
+        raises IdentityError."""
         if len(token) > MAX_TOKEN_BYTES or not _COMPACT.fullmatch(token):
             raise IdentityError("this is no signed token")
         try:
@@ -89,7 +95,8 @@ class PinnedAlgorithms(jws.JWSRegistry):
 
 
 def check_times(claims: Claims, *, now: float, leeway: float) -> None:
-    """Raises IdentityError unless `exp` is there and to come, and `nbf` and `iat` have passed where they are there (RFC 7519, 4.1)."""
+    """Raises IdentityError unless `exp` is there and to come, and `nbf` and `iat` have passed where
+    they are there (RFC 7519, 4.1)."""
     if read_time(claims, "exp") <= now - leeway:
         raise IdentityError("it has expired")
     for name in ("nbf", "iat"):
@@ -100,6 +107,10 @@ def check_times(claims: Claims, *, now: float, leeway: float) -> None:
 def read_time(claims: Claims, name: str) -> float:
     """The time `name`, in seconds; raises IdentityError where it is not there or no time."""
     value = claims.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not 0 <= value <= MAX_SECONDS
+    ):
         raise IdentityError(f"{name} is not there, or no time")
     return value

@@ -1,11 +1,17 @@
-"""IDENTITY_MODE=oidc: each request brings a token that an OpenID Connect provider has signed for its user."""
+"""IDENTITY_MODE=oidc: each request brings a token that an OpenID Connect provider has signed for
+its user."""
 
 import re
 import time
 from collections.abc import Callable
 from typing import Any
 
-from ai_agent_service.auth.identity.claims import IdentityError, build_invalid_token, validate_names, validate_text
+from ai_agent_service.auth.identity.claims import (
+    IdentityError,
+    build_invalid_token,
+    validate_names,
+    validate_text,
+)
 from ai_agent_service.auth.identity.fetch import KeySetStatus
 from ai_agent_service.auth.identity.jwks import Jwks
 from ai_agent_service.auth.identity.jwt import Claims, PinnedAlgorithms, check_times
@@ -19,7 +25,8 @@ _SEPARATORS = re.compile(r"[\s,]+")
 
 
 class Oidc:
-    """Believes tokens of `issuer` for `audience` that a key of `keys` has signed; `now` gives seconds of the wall clock.
+    """Believes tokens of `issuer` for `audience` that a key of `keys` has signed; `now` gives
+    seconds of the wall clock.
 
     Claims are named as they are, or by their path (`realm_access.roles`).
     """
@@ -48,7 +55,11 @@ class Oidc:
         self._groups_claim = groups_claim
         self._roles_claim = roles_claim
         self._now = now
-        how = f"'{header}: Bearer TOKEN', and the API key as 'x-api-key: KEY'" if self._is_in_authorization else f"'{header}: TOKEN'"
+        how = (
+            f"'{header}: Bearer TOKEN', and the API key as 'x-api-key: KEY'"
+            if self._is_in_authorization
+            else f"'{header}: TOKEN'"
+        )
         self._message = f"A valid token of the user is needed: send it as {how}."
 
     @property
@@ -61,7 +72,8 @@ class Oidc:
         return self._keys.source
 
     async def identify_user(self, headers: Headers, peer: str | None) -> User:
-        """The user of the token. Raises InvalidTokenError, and AccessUnavailableError where the provider's keys cannot be had."""
+        """The user of the token. Raises InvalidTokenError, and AccessUnavailableError where the
+        provider's keys cannot be had."""
         try:
             return self._build_user(await self._verify_claims(self._read_token(headers)))
         except IdentityError as why:
@@ -106,7 +118,8 @@ class Oidc:
 
 
 def _get_claim(claims: Claims, path: str) -> Any:
-    """The claim of that name, which may have dots (`https://example.com/roles`), or at that path; None where there is none."""
+    """The claim of that name, which may have dots (`https://example.com/roles`), or at that path;
+    None where there is none."""
     if path in claims:
         return claims[path]
     value: Any = claims
@@ -116,7 +129,8 @@ def _get_claim(claims: Claims, path: str) -> Any:
 
 
 def _parse_names(value: object, what: str) -> frozenset[str]:
-    """The texts of a list, or those in one text, between spaces and commas; none where there is no claim."""
+    """The texts of a list, or those in one text, between spaces and commas; none where there is no
+    claim."""
     match value:
         case None:
             return frozenset()

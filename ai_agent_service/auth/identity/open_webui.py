@@ -1,6 +1,8 @@
-"""IDENTITY_MODE=open_webui_jwt: Open WebUI names its user in a header that it signs with a secret that both know.
+"""IDENTITY_MODE=open_webui_jwt: Open WebUI names its user in a header that it signs with a secret
+that both know.
 
-Open WebUI (0.12) signs HS256 with `sub`, `email`, `name`, `role`, `iss`, `iat` and an `exp` 300 seconds later.
+Open WebUI (0.12) signs HS256 with `sub`, `email`, `name`, `role`, `iss`, `iat` and an `exp` 300
+seconds later.
 """
 
 import time
@@ -8,23 +10,38 @@ from collections.abc import Callable
 
 from joserfc.jwk import OctKey
 
-from ai_agent_service.auth.identity.claims import IdentityError, build_invalid_token, validate_names, validate_text
+from ai_agent_service.auth.identity.claims import (
+    IdentityError,
+    build_invalid_token,
+    validate_names,
+    validate_text,
+)
 from ai_agent_service.auth.identity.jwt import PinnedAlgorithms, check_times, read_time
 from ai_agent_service.auth.principal import Headers, User
 
-MESSAGE = "A valid X-OpenWebUI-User-Jwt header is needed, and none of the plain X-OpenWebUI-User headers."
+MESSAGE = (
+    "A valid X-OpenWebUI-User-Jwt header is needed, and none of the plain X-OpenWebUI-User headers."
+)
 ISSUER = "open-webui"
 LEEWAY = 10.0
 MAX_LIFETIME = 3600.0
 """Seconds from `iat` to `exp`."""
 
 _SIGNED_HEADER = b"x-openwebui-user-jwt"
-_UNSIGNED_HEADERS = frozenset({b"x-openwebui-user-id", b"x-openwebui-user-name", b"x-openwebui-user-email", b"x-openwebui-user-role"})
+_UNSIGNED_HEADERS = frozenset(
+    {
+        b"x-openwebui-user-id",
+        b"x-openwebui-user-name",
+        b"x-openwebui-user-email",
+        b"x-openwebui-user-role",
+    }
+)
 """What Open WebUI sends when it cannot sign, and what anybody can write."""
 
 
 class OpenWebUI:
-    """Believes what is signed with `secret`, of 32 bytes or more; `now` gives seconds of the wall clock."""
+    """Believes what is signed with `secret`, of 32 bytes or more; `now` gives seconds of the wall
+    clock."""
 
     verifies = True
     source = None
@@ -35,7 +52,8 @@ class OpenWebUI:
         self._now = now
 
     async def identify_user(self, headers: Headers, peer: str | None) -> User:
-        """The user of Open WebUI, with the one role that they have there. Raises InvalidTokenError."""
+        """The user of Open WebUI, with the one role that they have there. Raises
+        InvalidTokenError."""
         try:
             return self._verify_user(headers)
         except IdentityError as why:
@@ -61,4 +79,7 @@ class OpenWebUI:
         if read_time(claims, "exp") - read_time(claims, "iat") > MAX_LIFETIME:
             raise IdentityError("it is valid for too long")
         role = claims.get("role")
-        return User(validate_text(claims.get("sub"), "sub"), frozenset() if role is None else validate_names([role], "role"))
+        return User(
+            validate_text(claims.get("sub"), "sub"),
+            frozenset() if role is None else validate_names([role], "role"),
+        )

@@ -12,7 +12,18 @@ from ai_agent_service.core.errors import Fault
 
 MIN_JWT_SECRET_BYTES = 32
 MIN_PROXY_SECRET_LENGTH = 20
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+ALGORITHMS = (
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "EdDSA",
+)
 """What tokens may be signed by: nothing that whoever verifies could sign with as well."""
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -41,44 +52,67 @@ def find_identity_warnings(settings: Settings) -> list[str]:
         name.upper()
         for name, value in settings
         for prefix, needed in _MODES.items()
-        if name.startswith(prefix) and needed != mode and value != Settings.model_fields[name].default
+        if name.startswith(prefix)
+        and needed != mode
+        and value != Settings.model_fields[name].default
     )
     found = [f"{name} is set and not used, as IDENTITY_MODE is {mode}" for name in unused]
-    if mode == "trusted_proxy" and any(written.endswith("/0") for written in settings.trusted_proxy_cidrs):
-        found.append("TRUSTED_PROXY_CIDRS is every network: whoever knows TRUSTED_PROXY_SECRET can be any user")
+    if mode == "trusted_proxy" and any(
+        written.endswith("/0") for written in settings.trusted_proxy_cidrs
+    ):
+        found.append(
+            "TRUSTED_PROXY_CIDRS is every network: whoever knows TRUSTED_PROXY_SECRET can be any"
+            " user"
+        )
     return found
 
 
 def _check_open_webui(settings: Settings) -> Iterator[Fault]:
     field, secret = "OPEN_WEBUI_JWT_SECRET", _reveal_secret(settings.open_webui_jwt_secret)
-    remedy = "Make one with: openssl rand -hex 32, and give it to Open WebUI as FORWARD_USER_INFO_HEADER_JWT_SECRET"
+    remedy = (
+        "Make one with: openssl rand -hex 32, and give it to Open WebUI as"
+        " FORWARD_USER_INFO_HEADER_JWT_SECRET"
+    )
     if not secret:
         yield _build_fault(field, "it is needed for IDENTITY_MODE=open_webui_jwt", remedy)
     elif len(secret.encode()) < MIN_JWT_SECRET_BYTES:
         yield _build_fault(field, f"it is shorter than {MIN_JWT_SECRET_BYTES} bytes", remedy)
     elif _PUBLIC_KEY.search(secret):
-        yield _build_fault(field, "this is a key or a certificate, which others may know, and no secret", remedy)
+        yield _build_fault(
+            field, "this is a key or a certificate, which others may know, and no secret", remedy
+        )
 
 
 def _check_trusted_proxy(settings: Settings) -> Iterator[Fault]:
     if not settings.trusted_proxy_cidrs:
         yield _build_fault(
-            "TRUSTED_PROXY_CIDRS", "it is needed for IDENTITY_MODE=trusted_proxy", "Name the proxy's network, such as 10.0.0.0/8"
+            "TRUSTED_PROXY_CIDRS",
+            "it is needed for IDENTITY_MODE=trusted_proxy",
+            "Name the proxy's network, such as 10.0.0.0/8",
         )
     for written in settings.trusted_proxy_cidrs:
         try:
             parse_network(written)
         except ValueError:
-            remedy = "Write an address, or a network such as 10.0.0.0/8, whose bits past the prefix are 0"
+            remedy = (
+                "Write an address, or a network such as 10.0.0.0/8, whose bits past the prefix"
+                " are 0"
+            )
             yield _build_fault("TRUSTED_PROXY_CIDRS", f"{written!r} is no network", remedy)
     field, secret = "TRUSTED_PROXY_SECRET", _reveal_secret(settings.trusted_proxy_secret)
     remedy = "Make one with: openssl rand -hex 32, and have the proxy send it"
     if not secret:
         yield _build_fault(field, "it is needed for IDENTITY_MODE=trusted_proxy", remedy)
     elif len(secret) < MIN_PROXY_SECRET_LENGTH:
-        yield _build_fault(field, f"it is shorter than {MIN_PROXY_SECRET_LENGTH} characters", remedy)
+        yield _build_fault(
+            field, f"it is shorter than {MIN_PROXY_SECRET_LENGTH} characters", remedy
+        )
     elif not secret.isprintable() or secret != secret.strip():
-        yield _build_fault(field, "a header cannot carry it, as it has control characters or spaces around it", remedy)
+        yield _build_fault(
+            field,
+            "a header cannot carry it, as it has control characters or spaces around it",
+            remedy,
+        )
     headers = {
         "TRUSTED_PROXY_SECRET_HEADER": settings.trusted_proxy_secret_header,
         "TRUSTED_PROXY_USER_HEADER": settings.trusted_proxy_user_header,
@@ -88,7 +122,9 @@ def _check_trusted_proxy(settings: Settings) -> Iterator[Fault]:
     taken: dict[str, str] = {}
     for field, name in headers.items():
         if not _HEADER.fullmatch(name):
-            yield _build_fault(field, f"{name!r} is no name of a header", "Write a name such as X-Forwarded-User")
+            yield _build_fault(
+                field, f"{name!r} is no name of a header", "Write a name such as X-Forwarded-User"
+            )
         elif name.lower() in _KEY_HEADERS:
             yield _build_fault(field, f"{name} is where API keys are", "Name another header")
         elif (other := taken.setdefault(name.lower(), field)) != field:
@@ -98,21 +134,43 @@ def _check_trusted_proxy(settings: Settings) -> Iterator[Fault]:
 def _check_oidc(settings: Settings) -> Iterator[Fault]:
     example = "https://login.example.com/realms/one"
     if not settings.oidc_issuer:
-        yield _build_fault("OIDC_ISSUER", "it is needed for IDENTITY_MODE=oidc", f"Write it as tokens have it in iss, such as {example}")
-    elif problem := find_url_problem(settings.oidc_issuer) or ("the address has a query" if "?" in settings.oidc_issuer else None):
+        yield _build_fault(
+            "OIDC_ISSUER",
+            "it is needed for IDENTITY_MODE=oidc",
+            f"Write it as tokens have it in iss, such as {example}",
+        )
+    elif problem := find_url_problem(settings.oidc_issuer) or (
+        "the address has a query" if "?" in settings.oidc_issuer else None
+    ):
         yield _build_fault("OIDC_ISSUER", problem, f"Write an https address such as {example}")
     if settings.oidc_jwks_url is not None and (problem := find_url_problem(settings.oidc_jwks_url)):
-        yield _build_fault("OIDC_JWKS_URL", problem, f"Write an https address such as {example}/certs, or unset it")
+        yield _build_fault(
+            "OIDC_JWKS_URL", problem, f"Write an https address such as {example}/certs, or unset it"
+        )
     if not settings.oidc_audience:
-        yield _build_fault("OIDC_AUDIENCE", "it is needed for IDENTITY_MODE=oidc", "Write what tokens for this service have in aud")
+        yield _build_fault(
+            "OIDC_AUDIENCE",
+            "it is needed for IDENTITY_MODE=oidc",
+            "Write what tokens for this service have in aud",
+        )
     for name in settings.oidc_algorithms:
         if name not in ALGORITHMS:
-            yield _build_fault("OIDC_ALGORITHMS", f"{name!r} is none that tokens may be signed by", f"Use {', '.join(ALGORITHMS)}")
+            yield _build_fault(
+                "OIDC_ALGORITHMS",
+                f"{name!r} is none that tokens may be signed by",
+                f"Use {', '.join(ALGORITHMS)}",
+            )
     name = settings.oidc_token_header
     if not _HEADER.fullmatch(name):
-        yield _build_fault("OIDC_TOKEN_HEADER", f"{name!r} is no name of a header", "Write a name such as X-User-Token, or unset it")
+        yield _build_fault(
+            "OIDC_TOKEN_HEADER",
+            f"{name!r} is no name of a header",
+            "Write a name such as X-User-Token, or unset it",
+        )
     elif name.lower() == "x-api-key":
-        yield _build_fault("OIDC_TOKEN_HEADER", f"{name} is where API keys are", "Name another header, or unset it")
+        yield _build_fault(
+            "OIDC_TOKEN_HEADER", f"{name} is where API keys are", "Name another header, or unset it"
+        )
 
 
 def _reveal_secret(secret: SecretStr | None) -> str:

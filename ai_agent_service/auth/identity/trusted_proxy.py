@@ -1,22 +1,36 @@
-"""IDENTITY_MODE=trusted_proxy: a proxy in front of the service has made sure of the user, and says so in plain headers."""
+"""IDENTITY_MODE=trusted_proxy: a proxy in front of the service has made sure of the user, and says
+so in plain headers."""
 
 import hmac
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from ai_agent_service.auth.identity.claims import IdentityError, build_invalid_token, validate_names, validate_text
+from ai_agent_service.auth.identity.claims import (
+    IdentityError,
+    build_invalid_token,
+    validate_names,
+    validate_text,
+)
 from ai_agent_service.auth.principal import Headers, User, get_header_values
 
 Network = IPv4Network | IPv6Network
 
-MESSAGE = "The proxy in front of this service tells it the user, and this request does not come from there as agreed."
+MESSAGE = (
+    "The proxy in front of this service tells it the user, and this request does not come from"
+    " there as agreed."
+)
 _MAPPED_BITS = 96
 
 
 def parse_network(written: str) -> Network:
-    """The network, such as `10.0.0.0/8` or `fd00::/8`; IPv4 written as IPv6 (`::ffff:10.0.0.0/104`) is IPv4. Raises ValueError."""
+    """The network, such as `10.0.0.0/8` or `fd00::/8`; IPv4 written as IPv6 (`::ffff:10.0.0.0/104`)
+    is IPv4. Raises ValueError."""
     network = ip_network(written)
-    if isinstance(network, IPv6Network) and network.prefixlen >= _MAPPED_BITS and (mapped := network.network_address.ipv4_mapped):
+    if (
+        isinstance(network, IPv6Network)
+        and network.prefixlen >= _MAPPED_BITS
+        and (mapped := network.network_address.ipv4_mapped)
+    ):
         return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
     return network
 
@@ -48,7 +62,8 @@ class TrustedProxy:
         self._roles_header = roles_header.lower().encode()
 
     async def identify_user(self, headers: Headers, peer: str | None) -> User:
-        """The user that the proxy names; `peer` is the address of who connected, not what a header says of it. Raises InvalidTokenError."""
+        """The user that the proxy names; `peer` is the address of who connected, not what a header
+        says of it. Raises InvalidTokenError."""
         try:
             self._check_sender(headers, peer)
             sent = get_header_values(headers, self._user_header)
@@ -77,7 +92,9 @@ class TrustedProxy:
             raise IdentityError("the address is not in TRUSTED_PROXY_CIDRS")
         secrets = get_header_values(headers, self._secret_header)
         if len(secrets) != 1 or not hmac.compare_digest(secrets[0], self._secret):
-            raise IdentityError("the header with the secret is not there exactly once, or has another value")
+            raise IdentityError(
+                "the header with the secret is not there exactly once, or has another value"
+            )
 
     def _read_names(self, headers: Headers, header: bytes) -> frozenset[str]:
         sent = get_header_values(headers, header)

@@ -14,7 +14,9 @@ SECRET_CHARACTERS = 32
 
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _CHECKSUM_CHARACTERS = 6
-_SHAPE = re.compile(f"({PREFIX}_([0-9A-Za-z]{{{ID_CHARACTERS}}})_([0-9A-Za-z]{{{SECRET_CHARACTERS},64}}))([0-9A-Za-z]{{6}})")
+_SHAPE = re.compile(
+    f"({PREFIX}_([0-9A-Za-z]{{{ID_CHARACTERS}}})_([0-9A-Za-z]{{{SECRET_CHARACTERS},64}}))([0-9A-Za-z]{{6}})"
+)
 
 
 class ParsedKey(msgspec.Struct, frozen=True):
@@ -35,11 +37,14 @@ class ParsedKey(msgspec.Struct, frozen=True):
 
 def generate_key(key_id: str | None = None) -> ParsedKey:
     """A key with a new random secret, for the key of this id or for a new one."""
-    return ParsedKey(key_id or _generate_characters(ID_CHARACTERS), _generate_characters(SECRET_CHARACTERS))
+    return ParsedKey(
+        key_id or _generate_characters(ID_CHARACTERS), _generate_characters(SECRET_CHARACTERS)
+    )
 
 
 def parse_key(text: str) -> ParsedKey | None:
-    """What `text` says; None if it is malformed: not of this shape, or mistyped so that the checksum is another one."""
+    """What `text` says; None if it is malformed: not of this shape, or mistyped so that the
+    checksum is another one."""
     found = _SHAPE.fullmatch(text)
     if found is None or _compute_checksum(found[1]) != found[4]:
         return None

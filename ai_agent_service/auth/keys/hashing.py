@@ -1,4 +1,5 @@
-"""The pepper, without which a digest says nothing of its key: API_KEY_PEPPER, or a random one that the database keeps."""
+"""The pepper, without which a digest says nothing of its key: API_KEY_PEPPER, or a random one that
+the database keeps."""
 
 import hmac
 import secrets as random
@@ -36,14 +37,16 @@ class KeyHasher:
 
 
 class PepperState(msgspec.Struct, frozen=True):
-    """The digests of a database's keys; None where there is no pepper yet. `is_other`: its keys were made with another pepper."""
+    """The digests of a database's keys; None where there is no pepper yet. `is_other`: its keys
+    were made with another pepper."""
 
     digests: KeyHasher | None
     is_other: bool
 
 
 class Pepper:
-    """The pepper of a database: `setting`, else the one that is kept there, encrypted by `cipher`."""
+    """The pepper of a database: `setting`, else the one that is kept there, encrypted by
+    `cipher`."""
 
     def __init__(self, setting: str | None, cipher: Cipher) -> None:
         self._setting = setting
@@ -51,7 +54,9 @@ class Pepper:
 
     def read(self, connection: Connection) -> PepperState:
         """What is there; raises DecryptionError."""
-        wanted = select(secrets.c.name, secrets.c.value).where(secrets.c.name.in_((PEPPER, FINGERPRINT)))
+        wanted = select(secrets.c.name, secrets.c.value).where(
+            secrets.c.name.in_((PEPPER, FINGERPRINT))
+        )
         kept = {row["name"]: row["value"] for row in connection.execute(wanted).mappings()}
         digests = None
         if self._setting is not None:
@@ -59,7 +64,10 @@ class Pepper:
         elif (value := self._decrypt_value(PEPPER, kept)) is not None:
             digests = KeyHasher(value)
         fingerprint = self._decrypt_value(FINGERPRINT, kept)
-        return PepperState(digests, fingerprint is not None and (digests is None or digests.fingerprint != fingerprint))
+        return PepperState(
+            digests,
+            fingerprint is not None and (digests is None or digests.fingerprint != fingerprint),
+        )
 
     def get_or_create(self, connection: Connection) -> KeyHasher:
         """As `read`, and makes a random pepper if there is none; raises DecryptionError."""
@@ -74,7 +82,9 @@ class Pepper:
     def store_fingerprint(self, connection: Connection, digests: KeyHasher) -> None:
         """Has it be known that the database's keys are made with this pepper."""
         kept = self._build_insert(connection, FINGERPRINT, digests.fingerprint)
-        connection.execute(kept.on_conflict_do_update(index_elements=["name"], set_={"value": kept.excluded.value}))
+        connection.execute(
+            kept.on_conflict_do_update(index_elements=["name"], set_={"value": kept.excluded.value})
+        )
 
     def _build_insert(self, connection: Connection, name: str, value: str) -> Any:
         insert: Any = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
@@ -84,4 +94,6 @@ class Pepper:
     def _decrypt_value(self, name: str, kept: dict[str, str]) -> str | None:
         if name not in kept:
             return None
-        return msgspec.json.decode(self._cipher.decrypt(kept[name], bound_to=name.encode()), type=str)
+        return msgspec.json.decode(
+            self._cipher.decrypt(kept[name], bound_to=name.encode()), type=str
+        )

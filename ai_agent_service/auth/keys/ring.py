@@ -1,4 +1,5 @@
-"""Tells whose a key is, for the running service: without asking the database for each request, and while it is away."""
+"""Tells whose a key is, for the running service: without asking the database for each request, and
+while it is away."""
 
 import asyncio
 import hmac
@@ -18,7 +19,12 @@ from ai_agent_service.auth.keys.hashing import PEPPER_MISMATCH, KeyHasher, Peppe
 from ai_agent_service.auth.keys.store import ENVIRONMENT_PREFIX, build_key
 from ai_agent_service.auth.principal import SCOPES, Key
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.core.errors import AccessUnavailableError, Fault, MemoryUnavailableError, UnauthorizedError
+from ai_agent_service.core.errors import (
+    AccessUnavailableError,
+    Fault,
+    MemoryUnavailableError,
+    UnauthorizedError,
+)
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.tables import api_keys
@@ -29,16 +35,19 @@ MIN_ENVIRONMENT_KEY_LENGTH = 20
 MIN_PEPPER_LENGTH = 32
 
 REFRESH_SECONDS = 2.0
-"""How often it is asked what has changed: so long may a key that was revoked be accepted, and the time that the answer takes."""
+"""How often it is asked what has changed: so long may a key that was revoked be accepted, and the
+time that the answer takes."""
 
 MIN_REFRESH_SECONDS = 0.25
 """How soon it may be asked again for a key that is not known."""
 
 OVERLAP = timedelta(seconds=60)
-"""What changed so long before the newest change is read again, for a change is seen only once its transaction has ended."""
+"""What changed so long before the newest change is read again, for a change is seen only once its
+transaction has ended."""
 
 FULL_SECONDS = 300.0
-"""How often all keys are read, to be rid of what was deleted by hand, or lost with a server that failed."""
+"""How often all keys are read, to be rid of what was deleted by hand, or lost with a server that
+failed."""
 
 STALE_SECONDS = 300.0
 """How long keys that were read are accepted while the database is away."""
@@ -64,14 +73,27 @@ def find_key_faults(settings: Settings) -> list[Fault]:
         if len(key) < MIN_ENVIRONMENT_KEY_LENGTH:
             problems.append(f"key {number} has fewer than {MIN_ENVIRONMENT_KEY_LENGTH} characters")
         if not all("!" <= character <= "~" for character in key):
-            problems.append(f"key {number} has characters other than ASCII letters, digits and signs, which not every client can send")
+            problems.append(
+                f"key {number} has characters other than ASCII letters, digits and signs, which not"
+                " every client can send"
+            )
         if key in keys[: number - 1]:
             problems.append(f"keys {keys.index(key) + 1} and {number} are the same")
-    faults = [Fault(file="environment", field="API_KEYS", problem=problem, remedy=remedy) for problem in problems]
+    faults = [
+        Fault(file="environment", field="API_KEYS", problem=problem, remedy=remedy)
+        for problem in problems
+    ]
     pepper = settings.api_key_pepper
     if pepper is not None and len(pepper.get_secret_value()) < MIN_PEPPER_LENGTH:
         problem = f"it has fewer than {MIN_PEPPER_LENGTH} characters"
-        faults.append(Fault(file="environment", field="API_KEY_PEPPER", problem=problem, remedy="Make one with: openssl rand -hex 32"))
+        faults.append(
+            Fault(
+                file="environment",
+                field="API_KEY_PEPPER",
+                problem=problem,
+                remedy="Make one with: openssl rand -hex 32",
+            )
+        )
     return faults
 
 
@@ -94,10 +116,12 @@ class _CachedKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyRing:
-    """The keys of API_KEYS and those of the database, which is None where there is none; it is opened and closed by others.
+    """The keys of API_KEYS and those of the database, which is None where there is none; it is
+    opened and closed by others.
 
-    All keys of the database are held here and kept fresh, so that a change is known within seconds in every process, and that keys go
-    on working for `stale_seconds` while the database is away. `pepper` is API_KEY_PEPPER.
+    All keys of the database are held here and kept fresh, so that a change is known within seconds
+    in every process, and that keys go on working for `stale_seconds` while the database is away.
+    `pepper` is API_KEY_PEPPER.
     """
 
     def __init__(
@@ -112,7 +136,10 @@ class KeyRing:
     ) -> None:
         self._database = database
         self._of_process = KeyHasher(secrets.token_hex(32))
-        self._environment = tuple((self._of_process.compute_digest(key), _build_environment_key(key)) for key in environment_keys)
+        self._environment = tuple(
+            (self._of_process.compute_digest(key), _build_environment_key(key))
+            for key in environment_keys
+        )
         self._pepper = Pepper(pepper, cipher)
         self._stale_seconds = stale_seconds
         self._last_use_seconds = last_use_seconds
@@ -126,24 +153,31 @@ class KeyRing:
         self._read_at: float | None = None
         self._all_read_at: float | None = None
         self._is_awaited = False
-        """Whether the database, never read before, was not there: it may be in a moment, such as when another process has made its
-        tables, and until then nobody is let in."""
+        """Whether the database, never read before, was not there: it may be in a moment, such as
+        when another process has made its tables, and until then nobody is let in."""
         self._reported: set[str] = set()
         self._used: dict[str, datetime] = {}
         self._wanted = asyncio.Event()
         self._answer: asyncio.Future[bool] | None = None
-        """What those wait for whose key is not known: whether a reading succeeded that began after they came."""
+        """What those wait for whose key is not known: whether a reading succeeded that began after
+        they came."""
         self._tasks: tuple[asyncio.Task[None], ...] = ()
 
     async def __aenter__(self) -> Self:
         await self.open()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.close()
 
     async def open(self) -> None:
-        """Reads the keys and keeps them fresh from now on; a database that cannot be used is waited for in the background."""
+        """Reads the keys and keeps them fresh from now on; a database that cannot be used is waited
+        for in the background."""
         if self._database is not None:
             self._answer = asyncio.get_running_loop().create_future()
             await self._refresh(self._database)
@@ -168,7 +202,8 @@ class KeyRing:
 
     @property
     def has_keys(self) -> bool | None:
-        """Whether callers have keys: there is one in API_KEYS, or was ever one in the database, be it expired or revoked by now.
+        """Whether callers have keys: there is one in API_KEYS, or was ever one in the database, be
+        it expired or revoked by now.
 
         None while that is not known, because the database was never read.
         """
@@ -180,18 +215,21 @@ class KeyRing:
 
     @property
     def has_live_keys(self) -> bool:
-        """Whether a key works: one in API_KEYS, or one in the database that was neither revoked nor expired when it was read last."""
+        """Whether a key works: one in API_KEYS, or one in the database that was neither revoked nor
+        expired when it was read last."""
         return bool(self._environment) or self._has_live
 
     @property
     def are_known(self) -> bool:
-        """Whether it can be told if a key is valid: there are keys of API_KEYS, or those of the database were read of late."""
+        """Whether it can be told if a key is valid: there are keys of API_KEYS, or those of the
+        database were read of late."""
         if self._environment or self._database is None:
             return True
         return self._read_at is not None and time.monotonic() - self._read_at <= self._stale_seconds
 
     async def find(self, text: str) -> Key:
-        """The key that `text` is. Raises UnauthorizedError, or AccessUnavailableError while that cannot be told."""
+        """The key that `text` is. Raises UnauthorizedError, or AccessUnavailableError while that
+        cannot be told."""
         if (key := self._find_environment_key(text)) is not None:
             return key
         given = parse_key(text)
@@ -213,7 +251,8 @@ class KeyRing:
         return held.key
 
     def _find_environment_key(self, text: str) -> Key | None:
-        """The key of API_KEYS that `text` is; it is compared with all of them, so that the time tells nothing."""
+        """The key of API_KEYS that `text` is; it is compared with all of them, so that the time
+        tells nothing."""
         digest = self._of_process.compute_digest(text)
         found = None
         for known, key in self._environment:
@@ -222,20 +261,26 @@ class KeyRing:
         return found
 
     def _match_key(self, given: ParsedKey) -> _CachedKey | None:
-        """The key of this id if it has this secret, or had it before a rotation; the work is the same where there is no such id."""
+        """The key of this id if it has this secret, or had it before a rotation; the work is the
+        same where there is no such id."""
         held = self._held.get(given.key_id)
         digest = (self._digests or self._of_process).compute_digest(given.secret)
         present, previous = self._nobodys, self._nobodys
         if held is not None:
             present = held.digest
-            if held.previous_digest is not None and held.previous_until is not None and held.previous_until > datetime.now(UTC):
+            if (
+                held.previous_digest is not None
+                and held.previous_until is not None
+                and held.previous_until > datetime.now(UTC)
+            ):
                 previous = held.previous_digest
         is_present = hmac.compare_digest(digest, present)
         is_previous = hmac.compare_digest(digest, previous)
         return held if is_present or is_previous else None
 
     async def _request_refresh(self) -> bool:
-        """Whether the keys were read since this was asked; those who ask meanwhile share one reading."""
+        """Whether the keys were read since this was asked; those who ask meanwhile share one
+        reading."""
         if self._answer is None:
             return False
         self._wanted.set()
@@ -269,7 +314,9 @@ class KeyRing:
         finally:
             asked.set_result(succeeded)
         if not succeeded:
-            self._replace_answer().set_result(False)  # who came meanwhile need not wait for the next failure
+            self._replace_answer().set_result(
+                False
+            )  # who came meanwhile need not wait for the next failure
 
     def _replace_answer(self) -> asyncio.Future[bool]:
         assert self._answer is not None
@@ -278,11 +325,19 @@ class KeyRing:
 
     async def _read(self, database: Database) -> None:
         began = time.monotonic()
-        is_full = self._newest is None or self._all_read_at is None or began - self._all_read_at >= FULL_SECONDS
+        is_full = (
+            self._newest is None
+            or self._all_read_at is None
+            or began - self._all_read_at >= FULL_SECONDS
+        )
         since = None if is_full or self._newest is None else self._newest - OVERLAP
 
         def load_rows(connection: Connection) -> tuple[PepperState, list[RowMapping]]:
-            wanted = select(api_keys) if since is None else select(api_keys).where(api_keys.c.changed_at >= since)
+            wanted = (
+                select(api_keys)
+                if since is None
+                else select(api_keys).where(api_keys.c.changed_at >= since)
+            )
             return self._pepper.read(connection), list(connection.execute(wanted).mappings())
 
         peppered, rows = await database.read(load_rows)
@@ -292,9 +347,14 @@ class KeyRing:
                 held[row["key_id"]] = _build_cached_key(row)
             except msgspec.ValidationError as error:
                 held.pop(row["key_id"], None)
-                self._log_once("keys.unreadable", f"the rights of the key {row['key_id']} cannot be read: {error}")
+                self._log_once(
+                    "keys.unreadable",
+                    f"the rights of the key {row['key_id']} cannot be read: {error}",
+                )
         newest = max((row["changed_at"] for row in rows), default=None)
-        self._newest = newest if is_full or self._newest is None else max(self._newest, newest or self._newest)
+        self._newest = (
+            newest if is_full or self._newest is None else max(self._newest, newest or self._newest)
+        )
         self._held, self._digests = held, peppered.digests
         self._read_at = began
         if is_full:
@@ -331,9 +391,15 @@ class KeyRing:
         def store_uses(connection: Connection) -> None:
             at = bindparam("at", type_=api_keys.c.last_used_at.type)
             is_later = or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < at)
-            noted = update(api_keys).where(api_keys.c.key_id == bindparam("id"), is_later).values(last_used_at=at)
+            noted = (
+                update(api_keys)
+                .where(api_keys.c.key_id == bindparam("id"), is_later)
+                .values(last_used_at=at)
+            )
             # In one order, so that no two processes wait for each other.
-            connection.execute(noted, [{"id": key_id, "at": used[key_id]} for key_id in sorted(used)])
+            connection.execute(
+                noted, [{"id": key_id, "at": used[key_id]} for key_id in sorted(used)]
+            )
 
         try:
             await database.write(store_uses)
@@ -343,12 +409,19 @@ class KeyRing:
 
     @staticmethod
     def _build_unavailable_error() -> AccessUnavailableError:
-        return AccessUnavailableError("It cannot be told now whether this key is valid. Try again in a moment.", retry_after=RETRY_AFTER)
+        return AccessUnavailableError(
+            "It cannot be told now whether this key is valid. Try again in a moment.",
+            retry_after=RETRY_AFTER,
+        )
 
 
 def _build_environment_key(text: str) -> Key:
-    """The key of API_KEYS. Its id is the same in every process, and after every start, for its conversations are found by it."""
-    key_id = ENVIRONMENT_PREFIX + hmac.digest(b"ai-agent-service API_KEYS", text.encode(), "sha256")[:6].hex()
+    """The key of API_KEYS. Its id is the same in every process, and after every start, for its
+    conversations are found by it."""
+    key_id = (
+        ENVIRONMENT_PREFIX
+        + hmac.digest(b"ai-agent-service API_KEYS", text.encode(), "sha256")[:6].hex()
+    )
     return Key(key_id=key_id, name="API_KEYS", tenant=key_id, scopes=SCOPES)
 
 

@@ -45,8 +45,9 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key and what became of it. `rotating`: the secret before the present one works too, until `previous_until`. `unreadable`: this
-    version does not know all of its rights, and refuses it; the key has no scopes then."""
+    """A key and what became of it. `rotating`: the secret before the present one works too, until
+    `previous_until`. `unreadable`: this version does not know all of its rights, and refuses it;
+    the key has no scopes then."""
 
     key: Key
     state: KeyState
@@ -58,7 +59,8 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewSecret(msgspec.Struct, frozen=True):
-    """A key whose secret is new. `text` is the key as its caller needs it, which nobody can tell again."""
+    """A key whose secret is new. `text` is the key as its caller needs it, which nobody can tell
+    again."""
 
     stored: StoredKey
     text: str
@@ -68,7 +70,8 @@ class NewSecret(msgspec.Struct, frozen=True):
 
 
 def build_key(row: RowMapping) -> Key:
-    """The key of a row of `api_keys`; raises msgspec.ValidationError for rights that this version does not know."""
+    """The key of a row of `api_keys`; raises msgspec.ValidationError for rights that this version
+    does not know."""
     rights = msgspec.json.decode(row["rights"], type=Rights)
     return Key(
         key_id=row["key_id"],
@@ -85,7 +88,8 @@ def build_key(row: RowMapping) -> Key:
 class KeyStore:
     """Changes the keys of a database whose tables are there; `pepper` is API_KEY_PEPPER.
 
-    A key is named by its id, or by its name if one live key has that. Raises KeyStoreError, DecryptionError and MemoryUnavailableError.
+    A key is named by its id, or by its name if one live key has that. Raises KeyStoreError,
+    DecryptionError and MemoryUnavailableError.
     """
 
     def __init__(self, database: Database, *, pepper: str | None, cipher: Cipher) -> None:
@@ -104,13 +108,15 @@ class KeyStore:
         user_limits: Limits = UNLIMITED,
         expires_in: timedelta | None = None,
     ) -> NewSecret:
-        """A new key, whose name no other live key has. Without `tenant` it reaches no conversations but its own."""
+        """A new key, whose name no other live key has. Without `tenant` it reaches no conversations
+        but its own."""
         _check_name(name, "name")
         if tenant is not None:
             _check_name(tenant, "tenant")
             if tenant.startswith(ENVIRONMENT_PREFIX):
                 raise KeyStoreError(
-                    f"the tenant {tenant!r} cannot be given: those that begin with {ENVIRONMENT_PREFIX} are of keys in API_KEYS"
+                    f"the tenant {tenant!r} cannot be given: those that begin with"
+                    f" {ENVIRONMENT_PREFIX} are of keys in API_KEYS"
                 )
         given = generate_key()
         rights = Rights(
@@ -124,8 +130,14 @@ class KeyStore:
         def insert_key(connection: Connection) -> StoredKey:
             now = _begin_change(connection)
             rows = _load_rows(connection)
-            if any(row["name"] == name and _is_live(row, now) and row["key_id"] != given.key_id for row in rows):
-                raise KeyStoreError(f"there is a live key with the name {name!r} already; revoke it, rotate it, or take another name")
+            if any(
+                row["name"] == name and _is_live(row, now) and row["key_id"] != given.key_id
+                for row in rows
+            ):
+                raise KeyStoreError(
+                    f"there is a live key with the name {name!r} already; revoke it, rotate it, or"
+                    " take another name"
+                )
             digests = self._prepare_hasher(connection, rows, now)
             if all(row["key_id"] != given.key_id for row in rows):
                 values = {
@@ -157,7 +169,10 @@ class KeyStore:
 
         def is_pepper_wrong(connection: Connection) -> bool:
             now = read_database_time(connection)
-            return any(_is_live(row, now) for row in _load_rows(connection)) and self._pepper.read(connection).is_other
+            return (
+                any(_is_live(row, now) for row in _load_rows(connection))
+                and self._pepper.read(connection).is_other
+            )
 
         return PEPPER_MISMATCH if await self._database.read(is_pepper_wrong) else None
 
@@ -168,7 +183,11 @@ class KeyStore:
         def set_revoked(connection: Connection) -> StoredKey:
             now = _begin_change(connection)
             is_this = api_keys.c.key_id == key_id
-            connection.execute(update(api_keys).where(is_this, api_keys.c.revoked_at.is_(None)).values(revoked_at=now, changed_at=now))
+            connection.execute(
+                update(api_keys)
+                .where(is_this, api_keys.c.revoked_at.is_(None))
+                .values(revoked_at=now, changed_at=now)
+            )
             return _load_key(connection, key_id)
 
         revoked = await self._database.write(set_revoked)
@@ -176,8 +195,11 @@ class KeyStore:
         return revoked
 
     async def rotate(self, named: str, *, grace: timedelta = ROTATION_GRACE) -> NewSecret:
-        """A new secret for the key. The one that it has works for `grace` more, one from an earlier rotation no longer."""
-        given = generate_key(await self._database.read(lambda connection: _find_id(connection, named)))
+        """A new secret for the key. The one that it has works for `grace` more, one from an earlier
+        rotation no longer."""
+        given = generate_key(
+            await self._database.read(lambda connection: _find_id(connection, named))
+        )
 
         def replace_secret(connection: Connection) -> StoredKey:
             now = _begin_change(connection)
@@ -185,7 +207,10 @@ class KeyStore:
             [row] = [row for row in rows if row["key_id"] == given.key_id]
             if not _is_live(row, now):
                 state = "revoked" if row["revoked_at"] is not None else "expired"
-                raise KeyStoreError(f"the key {row['name']!r} ({given.key_id}) is {state}; make a new one, with --tenant {row['tenant']}")
+                raise KeyStoreError(
+                    f"the key {row['name']!r} ({given.key_id}) is {state}; make a new one, with"
+                    f" --tenant {row['tenant']}"
+                )
             digest = self._prepare_hasher(connection, rows, now).compute_digest(given.secret)
             if row["digest"] != digest:
                 values = {
@@ -194,13 +219,18 @@ class KeyStore:
                     "previous_until": _add_span(now, grace) if grace else None,
                     "changed_at": now,
                 }
-                connection.execute(update(api_keys).where(api_keys.c.key_id == given.key_id).values(values))
+                connection.execute(
+                    update(api_keys).where(api_keys.c.key_id == given.key_id).values(values)
+                )
             return _load_key(connection, given.key_id)
 
         return self._report_secret("key.rotated", await self._database.write(replace_secret), given)
 
-    def _prepare_hasher(self, connection: Connection, rows: tuple[RowMapping, ...], now: datetime) -> KeyHasher:
-        """The digests for a new secret. All live keys have one pepper, so another one comes only once there are none."""
+    def _prepare_hasher(
+        self, connection: Connection, rows: tuple[RowMapping, ...], now: datetime
+    ) -> KeyHasher:
+        """The digests for a new secret. All live keys have one pepper, so another one comes only
+        once there are none."""
         digests = self._pepper.get_or_create(connection)
         if any(_is_live(row, now) for row in rows) and self._pepper.read(connection).is_other:
             raise KeyStoreError(PEPPER_MISMATCH)
@@ -215,13 +245,18 @@ class KeyStore:
 
 def _audit_change(event: str, stored: StoredKey) -> None:
     key = stored.key
-    extra = {"key_id": key.key_id, "key_name": key.name, "tenant": key.tenant, "scopes": sorted(key.scopes)}
+    extra = {
+        "key_id": key.key_id,
+        "key_name": key.name,
+        "tenant": key.tenant,
+        "scopes": sorted(key.scopes),
+    }
     audit.info(event, extra=extra)
 
 
 def _begin_change(connection: Connection) -> datetime:
-    """The time of a change, which is made alone: later than that of every earlier one, though the database's clock be set back, so that
-    those who ask for what has changed since find it."""
+    """The time of a change, which is made alone: later than that of every earlier one, though the
+    database's clock be set back, so that those who ask for what has changed since find it."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK})
     now = read_database_time(connection)
@@ -230,7 +265,11 @@ def _begin_change(connection: Connection) -> datetime:
 
 
 def _load_rows(connection: Connection) -> tuple[RowMapping, ...]:
-    return tuple(connection.execute(select(api_keys).order_by(api_keys.c.created_at, api_keys.c.key_id)).mappings())
+    return tuple(
+        connection.execute(
+            select(api_keys).order_by(api_keys.c.created_at, api_keys.c.key_id)
+        ).mappings()
+    )
 
 
 def _load_key(connection: Connection, key_id: str) -> StoredKey:
@@ -251,7 +290,10 @@ def _describe_row(row: RowMapping, now: datetime) -> StoredKey:
     except msgspec.ValidationError:
         key = Key(key_id=row["key_id"], name=row["name"], tenant=row["tenant"], scopes=frozenset())
         state = "unreadable" if state in ("live", "rotating") else state
-    times: dict[str, Any] = {name: row[name] for name in ("created_at", "expires_at", "revoked_at", "last_used_at", "previous_until")}
+    times: dict[str, Any] = {
+        name: row[name]
+        for name in ("created_at", "expires_at", "revoked_at", "last_used_at", "previous_until")
+    }
     return StoredKey(key=key, state=state, **times)
 
 
@@ -271,10 +313,15 @@ def _find_id(connection: Connection, named: str) -> str:
     if len(live) == 1:
         return live[0]
     if live:
-        raise KeyStoreError(f"{len(live)} live keys have the name {wanted!r}; name one by its id: {', '.join(live)}")
+        raise KeyStoreError(
+            f"{len(live)} live keys have the name {wanted!r}; name one by its id: {', '.join(live)}"
+        )
     if called:
         ids = ", ".join(row["key_id"] for row in called)
-        raise KeyStoreError(f"no live key has the name {wanted!r}; name one that is expired or revoked by its id: {ids}")
+        raise KeyStoreError(
+            f"no live key has the name {wanted!r}; name one that is expired or revoked by its id:"
+            f" {ids}"
+        )
     raise KeyStoreError(f"there is no key {wanted!r}; to see them: ai-agent-service keys list")
 
 
@@ -286,5 +333,12 @@ def _add_span(now: datetime, span: timedelta) -> datetime:
 
 
 def _check_name(name: str, what: str) -> None:
-    if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
-        raise KeyStoreError(f"a {what} has 1 to {MAX_NAME_LENGTH} printable characters, with no space around them")
+    if (
+        not name.strip()
+        or name != name.strip()
+        or not name.isprintable()
+        or len(name) > MAX_NAME_LENGTH
+    ):
+        raise KeyStoreError(
+            f"a {what} has 1 to {MAX_NAME_LENGTH} printable characters, with no space around them"
+        )

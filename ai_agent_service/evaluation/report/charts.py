@@ -16,7 +16,8 @@ _SCORES = 10
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """How many values there are from `low` to below `high`; where the two are one, those that are just that."""
+    """How many values there are from `low` to below `high`; where the two are one, those that are
+    just that."""
 
     low: float
     high: float
@@ -24,13 +25,19 @@ class Bin(msgspec.Struct, frozen=True):
 
 
 def draw_bar(score: float, marks: Iterable[float] = ()) -> Element:
-    """A score from 0 to 1 as a bar, with a mark for each of several attempts. It stands beside the number, which says the same."""
+    """A score from 0 to 1 as a bar, with a mark for each of several attempts. It stands beside the
+    number, which says the same."""
     places = sorted({round(mark, 2) for mark in marks})[:MAX_MARKS]
     return tag(
         "svg",
         tag("rect", width=100, height=10, rx=2, class_="track"),
-        tag("rect", width=round(_clamp(score) * 100, 1), height=10, rx=2, class_="fill") if score > 0 else None,
-        *(tag("rect", x=round(place * 97, 1), width=3, height=10, class_="mark") for place in places),
+        tag("rect", width=round(_clamp(score) * 100, 1), height=10, rx=2, class_="fill")
+        if score > 0
+        else None,
+        *(
+            tag("rect", x=round(place * 97, 1), width=3, height=10, class_="mark")
+            for place in places
+        ),
         viewBox="0 0 100 10",
         preserveAspectRatio="none",
         class_="bar",
@@ -54,9 +61,17 @@ def draw_change(before: float, after: float) -> Element:
 
 
 def draw_scale(
-    title: str, description: str, *, low: float, high: float, value: float, band: tuple[float, float] | None, dots: Sequence[float]
+    title: str,
+    description: str,
+    *,
+    low: float,
+    high: float,
+    value: float,
+    band: tuple[float, float] | None,
+    dots: Sequence[float],
 ) -> Element:
-    """`value` between `low` and `high` on a line, the `band` in which it lies for certain, and `dots` of what it is the mean of."""
+    """`value` between `low` and `high` on a line, the `band` in which it lies for certain, and
+    `dots` of what it is the mean of."""
     width, left, right = 640.0, 24.0, 616.0
 
     def to_x(number: float) -> float:
@@ -71,10 +86,32 @@ def draw_scale(
         68,
         tag("line", x1=left, x2=right, y1=30, y2=30, class_="axis"),
         *(tag("line", x1=to_x(tick), x2=to_x(tick), y1=30, y2=36, class_="axis") for tick in ticks),
-        *(tag("text", f"{tick:{signed}.2f}" if tick else "0", x=to_x(tick), y=60, text_anchor="middle") for tick in ticks),
-        tag("rect", x=to_x(band[0]), y=22, width=max(1.0, to_x(band[1]) - to_x(band[0])), height=16, rx=3, class_="band") if band else None,
+        *(
+            tag(
+                "text",
+                f"{tick:{signed}.2f}" if tick else "0",
+                x=to_x(tick),
+                y=60,
+                text_anchor="middle",
+            )
+            for tick in ticks
+        ),
+        tag(
+            "rect",
+            x=to_x(band[0]),
+            y=22,
+            width=max(1.0, to_x(band[1]) - to_x(band[0])),
+            height=16,
+            rx=3,
+            class_="band",
+        )
+        if band
+        else None,
         tag("line", x1=to_x(0), x2=to_x(0), y1=12, y2=42, class_="zero") if low < 0 else None,
-        *(tag("circle", cx=to_x(dot), cy=30, r=4, class_="was") for dot in sorted(set(dots))[:MAX_MARKS]),
+        *(
+            tag("circle", cx=to_x(dot), cy=30, r=4, class_="was")
+            for dot in sorted(set(dots))[:MAX_MARKS]
+        ),
         tag("line", x1=to_x(value), x2=to_x(value), y1=16, y2=44, class_="value"),
     )
 
@@ -89,11 +126,39 @@ def draw_histogram(title: str, description: str, bins: Sequence[Bin]) -> Element
         tall = found.count / most * (base - top)
         x = left + place * each
         shown = tag("title", f"{format_label(found)}: {found.count}")
-        shapes.append(tag("rect", shown, x=x + 1, y=round(base - tall, 1), width=each - 2, height=round(tall, 1), rx=2, class_="fill"))
+        shapes.append(
+            tag(
+                "rect",
+                shown,
+                x=x + 1,
+                y=round(base - tall, 1),
+                width=each - 2,
+                height=round(tall, 1),
+                rx=2,
+                class_="fill",
+            )
+        )
         if found.count:
-            shapes.append(tag("text", f"{found.count}", x=x + each / 2, y=round(base - tall - 5, 1), text_anchor="middle"))
+            shapes.append(
+                tag(
+                    "text",
+                    f"{found.count}",
+                    x=x + each / 2,
+                    y=round(base - tall - 5, 1),
+                    text_anchor="middle",
+                )
+            )
     for place in sorted({0, len(bins) // 2, len(bins) - 1}):
-        shapes.append(tag("text", f"{bins[place].low:g}", x=left + (place + 0.5) * each, y=base + 18, text_anchor="middle", class_="tick"))
+        shapes.append(
+            tag(
+                "text",
+                f"{bins[place].low:g}",
+                x=left + (place + 0.5) * each,
+                y=base + 18,
+                text_anchor="middle",
+                class_="tick",
+            )
+        )
     return _draw_picture(title, description, width, height, *shapes)
 
 
@@ -107,7 +172,10 @@ def bin_scores(scores: Iterable[float]) -> list[Bin]:
     counts = [0] * (_SCORES + 1)
     for score in scores:
         counts[min(_SCORES, int(_clamp(score) * _SCORES + 1e-9))] += 1
-    return [*(Bin(n / _SCORES, (n + 1) / _SCORES, counts[n]) for n in range(_SCORES)), Bin(1, 1, counts[_SCORES])]
+    return [
+        *(Bin(n / _SCORES, (n + 1) / _SCORES, counts[n]) for n in range(_SCORES)),
+        Bin(1, 1, counts[_SCORES]),
+    ]
 
 
 def bin_values(values: Sequence[float]) -> list[Bin]:
@@ -115,19 +183,32 @@ def bin_values(values: Sequence[float]) -> list[Bin]:
     low, high = min(values), max(values)
     step = 10.0 ** math.floor(math.log10((high - low) / MAX_BINS or high / MAX_BINS or 1.0))
     widths = (step * factor for factor in (1, 2, 5, 10, 20))
-    wide = next(width for width in widths if math.floor(high / width) - math.floor(low / width) < MAX_BINS)
+    wide = next(
+        width for width in widths if math.floor(high / width) - math.floor(low / width) < MAX_BINS
+    )
     first, last = math.floor(low / wide), math.floor(high / wide)
     counts = [0] * (last - first + 1)
     for value in values:
         counts[math.floor(value / wide) - first] += 1
-    return [Bin(round((first + n) * wide, 9), round((first + n + 1) * wide, 9), count) for n, count in enumerate(counts)]
+    return [
+        Bin(round((first + n) * wide, 9), round((first + n + 1) * wide, 9), count)
+        for n, count in enumerate(counts)
+    ]
 
 
 def _clamp(score: float) -> float:
     return min(1.0, max(0.0, score))
 
 
-def _draw_picture(title: str, description: str, width: float, height: float, *shapes: Element | None) -> Element:
+def _draw_picture(
+    title: str, description: str, width: float, height: float, *shapes: Element | None
+) -> Element:
     return tag(
-        "svg", tag("title", title), tag("desc", description), *shapes, viewBox=f"0 0 {width:g} {height:g}", role="img", class_="picture"
+        "svg",
+        tag("title", title),
+        tag("desc", description),
+        *shapes,
+        viewBox=f"0 0 {width:g} {height:g}",
+        role="img",
+        class_="picture",
     )

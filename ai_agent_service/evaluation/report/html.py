@@ -1,4 +1,5 @@
-"""HTML and SVG as a tree of elements, in which every text is escaped: there is no other way to put one in."""
+"""HTML and SVG as a tree of elements, in which every text is escaped: there is no other way to put
+one in."""
 
 import re
 from xml.etree import ElementTree as ET
@@ -16,8 +17,13 @@ _TEXT_ATTRIBUTES = ("title", "aria-label")
 
 
 def tag(name: str, /, *children: Child, **attributes: Attribute) -> Element:
-    """An element. `class_` is the attribute class and `aria_label` is aria-label; a child or an attribute that is None is left out."""
-    found = {key.rstrip("_").replace("_", "-"): _clean(_format_number(value)) for key, value in attributes.items() if value is not None}
+    """An element. `class_` is the attribute class and `aria_label` is aria-label; a child or an
+    attribute that is None is left out."""
+    found = {
+        key.rstrip("_").replace("_", "-"): _clean(_format_number(value))
+        for key, value in attributes.items()
+        if value is not None
+    }
     element = Element(name, found)
     last: Element | None = None
     for child in children:
@@ -34,7 +40,8 @@ def tag(name: str, /, *children: Child, **attributes: Attribute) -> Element:
 
 
 def render_page(root: Element, secrets: tuple[str, ...]) -> str:
-    """`root` as a document of HTML, without `secrets` and whatever looks like an API key in its texts."""
+    """`root` as a document of HTML, without `secrets` and whatever looks like an API key in its
+    texts."""
     for element in root.iter():
         if element.tag == "style":
             continue

@@ -99,25 +99,40 @@ async def test_an_agent_without_its_key_says_what_is_missing(tmp_path: Path) -> 
         {**AGENT, "agent_id": "two", "provider": "openrouter"},
         {**AGENT, "agent_id": "three", "provider": "openai"},
     ]
-    async with client_of(create_app(configuration(tmp_path, agents=agents, openai_api_key="k"))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, agents=agents, openai_api_key="k"))
+    ) as client:
         azure, openrouter, openai = (await client.get("/agents")).json()
     keys = "AZURE_OPENAI_API_KEY and AZURE_OPENAI_ENDPOINT"
-    assert (azure["available"], azure["model"], azure["problem"]) == (False, "deployed", f"{keys} must be set for azure_openai.")
-    assert (openrouter["available"], openrouter["problem"]) == (False, "OPENROUTER_API_KEY must be set for openrouter.")
+    assert (azure["available"], azure["model"], azure["problem"]) == (
+        False,
+        "deployed",
+        f"{keys} must be set for azure_openai.",
+    )
+    assert (openrouter["available"], openrouter["problem"]) == (
+        False,
+        "OPENROUTER_API_KEY must be set for openrouter.",
+    )
     assert (openai["available"], openai["model"]) == (False, None)
     assert "OPENAI_DEFAULT_MODEL" in openai["problem"]
 
 
-async def test_an_agent_whose_provider_cannot_be_reached_does_not_hide_the_others(tmp_path: Path) -> None:
+async def test_an_agent_whose_provider_cannot_be_reached_does_not_hide_the_others(
+    tmp_path: Path,
+) -> None:
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
         agents = [{**AGENT, "agent_id": "local", "provider": "ollama"}, AGENT]
-        app = create_app(configuration(tmp_path, agents=agents, ollama_base_url=address, provider_max_retries=0))
+        app = create_app(
+            configuration(tmp_path, agents=agents, ollama_base_url=address, provider_max_retries=0)
+        )
         async with client_of(app) as client:
             response = await client.get("/agents")
     assert response.status_code == 200, response.text
-    assert [(agent["agent_id"], agent["available"], agent["model"]) for agent in response.json()] == [
+    assert [
+        (agent["agent_id"], agent["available"], agent["model"]) for agent in response.json()
+    ] == [
         ("local", False, None),
         ("helper", True, "scripted-model"),
     ]
@@ -127,9 +142,15 @@ async def test_an_agent_tells_which_servers_it_answers_without(tmp_path: Path) -
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}/mcp"
-        servers = [{"server_label": "dead", "server_url": url}, {"server_label": "wiki", "server_url": "https://${NO_SUCH_HOST}/mcp"}]
+        servers = [
+            {"server_label": "dead", "server_url": url},
+            {"server_label": "wiki", "server_url": "https://${NO_SUCH_HOST}/mcp"},
+        ]
         (tmp_path / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")
-        agents = [{**AGENT, "allowed_mcp_servers": {"wiki": {}, "dead": {}}}, {**AGENT, "agent_id": "other"}]
+        agents = [
+            {**AGENT, "allowed_mcp_servers": {"wiki": {}, "dead": {}}},
+            {**AGENT, "agent_id": "other"},
+        ]
         script = Script(says("Without."))
         async with client_of(create_app(configuration(tmp_path, script, agents=agents))) as client:
             shown: dict[str, Any] = {}
@@ -139,7 +160,11 @@ async def test_an_agent_tells_which_servers_it_answers_without(tmp_path: Path) -
                     shown = (await client.get("/agents/helper")).json()
             other = (await client.get("/agents/other")).json()
             answer = (await client.post(ASK, json={"message": "Hello"})).json()
-    assert (shown["available"], shown["problem"], shown["mcp_servers"]) == (True, None, ["wiki", "dead"])
+    assert (shown["available"], shown["problem"], shown["mcp_servers"]) == (
+        True,
+        None,
+        ["wiki", "dead"],
+    )
     assert shown["tools_available"] == ["calculate", "get_current_datetime"]
     assert (other["unavailable"], other["mcp_servers"]) == ([], [])
     assert answer["response"] == "Without."
@@ -154,7 +179,9 @@ async def test_an_agent_tells_which_servers_it_answers_without(tmp_path: Path) -
 async def test_an_answer_shows_the_tools_at_work(tmp_path: Path) -> None:
     steps = calls(("calculate", {"expression": "6*7"}), thinking="Hm. "), says("It is ", "42.")
     answer = await chat(tmp_path, {"message": "6*7?", "user_id": "ada", "session_id": "s1"}, *steps)
-    assert datetime.fromisoformat(answer.pop("timestamp")) == IsNow(tz=UTC, delta=timedelta(minutes=1))
+    assert datetime.fromisoformat(answer.pop("timestamp")) == IsNow(
+        tz=UTC, delta=timedelta(minutes=1)
+    )
     assert answer == {
         "response": "It is 42.",
         "agent_id": "helper",
@@ -183,7 +210,10 @@ async def test_an_answer_shows_the_tools_at_work(tmp_path: Path) -> None:
 
 async def test_a_plain_answer_names_nobody_and_no_tools(tmp_path: Path) -> None:
     answer = await chat(tmp_path, {"message": "Hello"}, [TextDelta("Hi"), ModelFinished("length")])
-    assert {name: answer.get(name) for name in ("user_id", "session_id", "reasoning", "tool_calls", "steps", "finish_reason")} == {
+    assert {
+        name: answer.get(name)
+        for name in ("user_id", "session_id", "reasoning", "tool_calls", "steps", "finish_reason")
+    } == {
         "user_id": "anonymous",
         "session_id": None,
         "reasoning": None,
@@ -195,14 +225,20 @@ async def test_a_plain_answer_names_nobody_and_no_tools(tmp_path: Path) -> None:
 
 
 async def test_a_tool_that_failed_is_shown_as_failed(tmp_path: Path) -> None:
-    answer = await chat(tmp_path, {"message": "?"}, calls(("calculate", {"expression": "1/0"})), says("Sorry."))
+    answer = await chat(
+        tmp_path, {"message": "?"}, calls(("calculate", {"expression": "1/0"})), says("Sorry.")
+    )
     (run,) = answer["tool_calls"]
     assert run["is_error"]
     assert run["result"].startswith("Error: ")
 
 
 async def test_a_refusal_is_the_response(tmp_path: Path) -> None:
-    answer = await chat(tmp_path, {"message": "?"}, [RefusalDelta("I will "), RefusalDelta("not."), ModelFinished("stop")])
+    answer = await chat(
+        tmp_path,
+        {"message": "?"},
+        [RefusalDelta("I will "), RefusalDelta("not."), ModelFinished("stop")],
+    )
     assert answer["response"] == "I will not."
 
 
@@ -235,14 +271,18 @@ async def test_a_model_of_the_list_and_settings_may_be_chosen(tmp_path: Path) ->
     script = Script(says("Hi"))
     settings = {"temperature": 0.5, "max_tokens": 7}
     async with client_of(create_app(configuration(tmp_path, script))) as client:
-        response = await client.post(ASK, json={"message": "Hello", "model": "other-model", "model_settings": settings})
+        response = await client.post(
+            ASK, json={"message": "Hello", "model": "other-model", "model_settings": settings}
+        )
     assert response.json()["model_used"] == "other-model"
     assert (script.requests[0].model, script.requests[0].settings) == ("other-model", settings)
 
 
 async def test_the_agents_own_model_may_be_named(tmp_path: Path) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script, agents=[{**AGENT, "model": "big"}]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[{**AGENT, "model": "big"}]))
+    ) as client:
         response = await client.post(ASK, json={"message": "Hello", "model": "big"})
     assert response.json()["model_used"] == script.requests[0].model == "big"
 
@@ -267,7 +307,9 @@ async def test_the_agents_own_model_may_be_named(tmp_path: Path) -> None:
     ],
     ids=json.dumps,
 )
-async def test_what_is_wrong_is_named_and_not_repeated(tmp_path: Path, body: dict[str, Any], param: str) -> None:
+async def test_what_is_wrong_is_named_and_not_repeated(
+    tmp_path: Path, body: dict[str, Any], param: str
+) -> None:
     script = Script(says("Hi"))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         error = error_of(await client.post(ASK, json=body), 400)
@@ -282,8 +324,14 @@ async def test_a_body_over_the_limit_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-async def test_an_error_before_the_first_event_is_answered_with_its_status(tmp_path: Path, stream: bool) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script([ProviderRateLimitError("Slow down.", retry_after=7)])))) as client:
+async def test_an_error_before_the_first_event_is_answered_with_its_status(
+    tmp_path: Path, stream: bool
+) -> None:
+    async with client_of(
+        create_app(
+            configuration(tmp_path, Script([ProviderRateLimitError("Slow down.", retry_after=7)]))
+        )
+    ) as client:
         response = await client.post(ASK, json={"message": "Hello", "stream": stream})
     assert error_of(response, 429)["code"] == "provider_rate_limited"
     assert response.headers["retry-after"] == "7"
@@ -293,13 +341,21 @@ async def test_an_error_before_the_first_event_is_answered_with_its_status(tmp_p
 
 
 async def test_a_stream_tells_everything_in_order(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), text="Let me see. ", thinking="Hm."), says("It is ", "42."))
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), text="Let me see. ", thinking="Hm."),
+        says("It is ", "42."),
+    )
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         events = events_in(await client.post(ASK, json={"message": "6*7?", "stream": True}))
     assert events == [
         {"type": "reasoning_delta", "text": "Hm."},
         {"type": "text_delta", "text": "Let me see. "},
-        {"type": "tool_started", "id": "call_000000001", "name": "calculate", "arguments": '{"expression":"6*7"}'},
+        {
+            "type": "tool_started",
+            "id": "call_000000001",
+            "name": "calculate",
+            "arguments": '{"expression":"6*7"}',
+        },
         {
             "type": "tool_finished",
             "id": "call_000000001",
@@ -310,7 +366,13 @@ async def test_a_stream_tells_everything_in_order(tmp_path: Path) -> None:
         },
         {"type": "text_delta", "text": "It is "},
         {"type": "text_delta", "text": "42."},
-        {"type": "run_finished", "run_id": IsStr(regex="run_[0-9a-f]{24}"), "finish_reason": "stop", "steps": 2, "usage": USAGE},
+        {
+            "type": "run_finished",
+            "run_id": IsStr(regex="run_[0-9a-f]{24}"),
+            "finish_reason": "stop",
+            "steps": 2,
+            "usage": USAGE,
+        },
     ]
 
 
@@ -324,7 +386,9 @@ async def test_a_stream_tells_a_refusal_and_leaves_unknown_usage_out(tmp_path: P
     ]
 
 
-async def test_a_stream_that_breaks_ends_with_the_error_and_keeps_what_was_said(tmp_path: Path) -> None:
+async def test_a_stream_that_breaks_ends_with_the_error_and_keeps_what_was_said(
+    tmp_path: Path,
+) -> None:
     answer: list[Action] = [TextDelta("Half"), ProviderUnavailableError("It is down.")]
     async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
         events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
@@ -333,23 +397,46 @@ async def test_a_stream_that_breaks_ends_with_the_error_and_keeps_what_was_said(
         {
             "type": "run_failed",
             "run_id": IsStr(regex="run_[0-9a-f]{24}"),
-            "error": {"message": "It is down.", "type": "upstream_error", "param": None, "code": "provider_unavailable"},
+            "error": {
+                "message": "It is down.",
+                "type": "upstream_error",
+                "param": None,
+                "code": "provider_unavailable",
+            },
         },
     ]
     validate("Error", events[1]["error"])
 
 
 async def test_the_usage_of_a_run_is_the_sum_over_its_steps(tmp_path: Path) -> None:
-    steps = calls(("calculate", {"expression": "6*7"}), usage=Usage(20, 5)), says("42", usage=Usage(10, 2))
+    steps = (
+        calls(("calculate", {"expression": "6*7"}), usage=Usage(20, 5)),
+        says("42", usage=Usage(10, 2)),
+    )
     assert (await chat(tmp_path, {"message": "?"}, *steps))["usage"] == USAGE
 
 
 @pytest.mark.parametrize(
-    "name", ["n", "logprobs", "tool_choice", "messages", "models", "provider", "plugins", "route", "data_sources", "extra_body", "num_ctx"]
+    "name",
+    [
+        "n",
+        "logprobs",
+        "tool_choice",
+        "messages",
+        "models",
+        "provider",
+        "plugins",
+        "route",
+        "data_sources",
+        "extra_body",
+        "num_ctx",
+    ],
 )
 async def test_a_setting_that_is_not_the_callers_is_refused(tmp_path: Path, name: str) -> None:
     async with client_of(create_app(configuration(tmp_path))) as client:
-        response = await client.post("/agents/helper/chat", json={"message": "x", "model_settings": {name: 1}})
+        response = await client.post(
+            "/agents/helper/chat", json={"message": "x", "model_settings": {name: 1}}
+        )
     assert (response.status_code, response.json()["error"]["param"]) == (400, "model_settings")
 
 
@@ -378,9 +465,17 @@ def climbing() -> Script:
 
 
 async def test_a_stream_tells_how_far_a_tool_is(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
+    ) as client:
         events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
-    assert [event["type"] for event in events] == ["tool_started", "tool_progress", "tool_finished", "text_delta", "run_finished"]
+    assert [event["type"] for event in events] == [
+        "tool_started",
+        "tool_progress",
+        "tool_finished",
+        "text_delta",
+        "run_finished",
+    ]
     assert events[1] == {
         "type": "tool_progress",
         "id": "call_000000001",
@@ -392,9 +487,13 @@ async def test_a_stream_tells_how_far_a_tool_is(tmp_path: Path) -> None:
 
 
 async def test_progress_is_no_part_of_a_chat_completion(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
+    ) as client:
         streamed = await client.post(CHAT, json=asking(stream=True))
-    async with client_of(create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
+    ) as client:
         whole = await client.post(CHAT, json=asking())
     assert told(chunks_of(streamed)) == "Done."
     assert completion_of(whole)["choices"][0]["message"]["content"] == "Done."
@@ -402,6 +501,10 @@ async def test_progress_is_no_part_of_a_chat_completion(tmp_path: Path) -> None:
 
 
 async def test_a_whole_answer_has_the_tool_that_told_of_its_progress_once(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
+    ) as client:
         answer = (await client.post(ASK, json={"message": "?"})).json()
-    assert [(run["name"], run["result"]) for run in answer["tool_calls"]] == [("climb", "at the top")]
+    assert [(run["name"], run["result"]) for run in answer["tool_calls"]] == [
+        ("climb", "at the top")
+    ]

@@ -1,4 +1,5 @@
-"""Every error of the API: its status, OpenAI's shape, its request id, and that it gives nothing away."""
+"""Every error of the API: its status, OpenAI's shape, its request id, and that it gives nothing
+away."""
 
 import asyncio
 import json
@@ -23,7 +24,16 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, WEATHER, asking, completion_of, connected_raw, error_of, stream_of, told
+from tests.api.asking import (
+    CHAT,
+    WEATHER,
+    asking,
+    completion_of,
+    connected_raw,
+    error_of,
+    stream_of,
+    told,
+)
 from tests.openai_schema import validate
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving
@@ -32,7 +42,9 @@ SECRET = "SECRET-3f9a"
 USER = {"role": "user", "content": "Hello"}
 
 
-async def refused(folder: Path, body: bytes | dict[str, Any], status: int = 400, path: str = CHAT) -> dict[str, Any]:
+async def refused(
+    folder: Path, body: bytes | dict[str, Any], status: int = 400, path: str = CHAT
+) -> dict[str, Any]:
     """The error that posting `body` is answered with; the provider must not have been asked."""
     script = Script(says("Hi"))
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -57,13 +69,31 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
     "a brace too many": (json.dumps(asking()).encode() + b"}", "invalid_json"),
     "UTF-16": (json.dumps(asking()).encode("utf-16"), "invalid_json"),
     "a byte order mark": (b"\xef\xbb\xbf" + json.dumps(asking()).encode(), "invalid_json"),
-    "bad UTF-8": (b'{"model": "helper", "messages": [{"role": "user", "content": "\xff\xfe"}]}', "invalid_json"),
-    "a lone surrogate": (b'{"model": "helper", "messages": [{"role": "user", "content": "\\ud800"}]}', "invalid_json"),
+    "bad UTF-8": (
+        b'{"model": "helper", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
+        "invalid_json",
+    ),
+    "a lone surrogate": (
+        b'{"model": "helper", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        "invalid_json",
+    ),
     "deep arrays": (b"[" * 5000 + b"]" * 5000, "invalid_request"),
-    "deep arrays as messages": (b'{"model": "helper", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}", "invalid_request"),
-    "deep arrays in an unknown field": (b'{"unknown": ' + b"[" * 5000 + b"]" * 5000 + b"}", "invalid_json"),
-    "deep objects in an unknown field": (b'{"unknown": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}", "invalid_json"),
-    "deep objects in a known field": (b'{"response_format": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}", "invalid_json"),
+    "deep arrays as messages": (
+        b'{"model": "helper", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        "invalid_request",
+    ),
+    "deep arrays in an unknown field": (
+        b'{"unknown": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        "invalid_json",
+    ),
+    "deep objects in an unknown field": (
+        b'{"unknown": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}",
+        "invalid_json",
+    ),
+    "deep objects in a known field": (
+        b'{"response_format": ' + b'{"a":' * 5000 + b"1" + b"}" * 5000 + b"}",
+        "invalid_json",
+    ),
 }
 
 
@@ -75,21 +105,38 @@ async def test_a_body_that_is_no_request_is_refused(tmp_path: Path, body: bytes,
 
 
 @pytest.mark.parametrize(
-    ("value", "code"), [("NaN", "invalid_json"), ("Infinity", "invalid_json"), ("1e999", "invalid_request"), ("-1e999", "invalid_request")]
+    ("value", "code"),
+    [
+        ("NaN", "invalid_json"),
+        ("Infinity", "invalid_json"),
+        ("1e999", "invalid_request"),
+        ("-1e999", "invalid_request"),
+    ],
 )
 @pytest.mark.parametrize("field", ["temperature", "seed", "response_format"])
-async def test_a_number_that_json_does_not_have_is_refused(tmp_path: Path, field: str, value: str, code: str) -> None:
+async def test_a_number_that_json_does_not_have_is_refused(
+    tmp_path: Path, field: str, value: str, code: str
+) -> None:
     value = f'{{"a": {value}}}' if field == "response_format" else value
     body = json.dumps(asking())[:-1] + f', "{field}": {value}}}'
     assert (await refused(tmp_path, body.encode()))["code"] == code
 
 
 @pytest.mark.parametrize(
-    ("field", "param"), [("seed", "seed"), ("max_tokens", "max_tokens"), ("n", "n"), ("response_format", "response_format[...]")]
+    ("field", "param"),
+    [
+        ("seed", "seed"),
+        ("max_tokens", "max_tokens"),
+        ("n", "n"),
+        ("response_format", "response_format[...]"),
+    ],
 )
 async def test_an_integer_of_5000_digits_is_refused(tmp_path: Path, field: str, param: str) -> None:
     value = "9" * 5000
-    body = json.dumps(asking())[:-1] + f', "{field}": {f"{{{chr(34)}a{chr(34)}: {value}}}" if field == "response_format" else value}}}'
+    body = (
+        json.dumps(asking())[:-1] + f', "{field}":'
+        f" {f'{{{chr(34)}a{chr(34)}: {value}}}' if field == 'response_format' else value}}}"
+    )
     error = await refused(tmp_path, body.encode())
     assert error["param"] == param
     assert "999" not in error["message"]
@@ -109,15 +156,36 @@ async def test_an_integer_of_5000_digits_is_refused(tmp_path: Path, field: str, 
         ({"messages": [{"content": SECRET}]}, "messages[0].role"),
         ({"messages": [{"role": "function", "name": "f", "content": "a"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": {SECRET: 1}}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": SECRET}]}]}, "messages[0].content[0].type"),
-        ({"messages": [{"role": "user", "content": [{"text": SECRET}]}]}, "messages[0].content[0].type"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": [SECRET]}]}]}, "messages[0].content[0].text"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": f"file:///{SECRET}"}}]}]},
+            {"messages": [{"role": "user", "content": [{"type": SECRET}]}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"text": SECRET}]}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": [SECRET]}]}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image_url", "image_url": {"url": f"file:///{SECRET}"}}
+                        ],
+                    }
+                ]
+            },
             "messages[0].content[0].image_url.url",
         ),
         ({"messages": [USER, {"role": "tool", "content": SECRET}]}, "messages[1].tool_call_id"),
-        ({"messages": [USER, {"role": "assistant", "tool_calls": [{"id": SECRET}]}]}, "messages[1].tool_calls[0].function"),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"id": SECRET}]}]},
+            "messages[1].tool_calls[0].function",
+        ),
         ({"temperature": SECRET}, "temperature"),
         ({"temperature": 2.5}, "temperature"),
         ({"top_p": -1}, "top_p"),
@@ -134,9 +202,18 @@ async def test_an_integer_of_5000_digits_is_refused(tmp_path: Path, field: str, 
         ({"tool_choice": {"type": "function", "function": {"name": SECRET}}}, "tool_choice"),
         ({"tools": SECRET}, "tools"),
         ({"tools": [{"type": SECRET, "function": {"name": "a"}}]}, "tools[0].type"),
-        ({"tools": [WEATHER, {"type": "function", "function": {"name": f"{SECRET} "}}]}, "tools[1].function.name"),
-        ({"tools": [{"type": "function", "function": {"name": "newline\n"}}]}, "tools[0].function.name"),
-        ({"tools": [{"type": "function", "function": {"name": "a" * 65}}]}, "tools[0].function.name"),
+        (
+            {"tools": [WEATHER, {"type": "function", "function": {"name": f"{SECRET} "}}]},
+            "tools[1].function.name",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "newline\n"}}]},
+            "tools[0].function.name",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a" * 65}}]},
+            "tools[0].function.name",
+        ),
         ({"parallel_tool_calls": "yes"}, "parallel_tool_calls"),
         ({"n": 2}, "n"),
         ({"n": 0}, "n"),
@@ -148,7 +225,9 @@ async def test_an_integer_of_5000_digits_is_refused(tmp_path: Path, field: str, 
     ],
     ids=lambda value: json.dumps(value)[:80],
 )
-async def test_what_is_wrong_is_named_and_not_repeated(tmp_path: Path, fields: dict[str, Any], param: str) -> None:
+async def test_what_is_wrong_is_named_and_not_repeated(
+    tmp_path: Path, fields: dict[str, Any], param: str
+) -> None:
     error = await refused(tmp_path, asking(**fields))
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
@@ -165,39 +244,67 @@ async def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
     ("message", "param"),
     [
         ({"role": "user", "content": f"{SECRET}\x00"}, "messages[0].content"),
-        ({"role": "user", "content": [{"type": "text", "text": "\x00"}]}, "messages[0].content[0].text"),
         (
-            {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "\x00"}}]},
+            {"role": "user", "content": [{"type": "text", "text": "\x00"}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {"id": "a", "type": "function", "function": {"name": "f", "arguments": "\x00"}}
+                ],
+            },
             "messages[0].tool_calls[0].function.arguments",
         ),
     ],
     ids=["text", "part", "arguments"],
 )
-async def test_the_character_nul_is_refused(tmp_path: Path, message: dict[str, Any], param: str) -> None:
+async def test_the_character_nul_is_refused(
+    tmp_path: Path, message: dict[str, Any], param: str
+) -> None:
     assert (await refused(tmp_path, asking(messages=[message])))["param"] == param
 
 
 async def test_a_million_messages_are_refused(tmp_path: Path) -> None:
-    body = b'{"model":"helper","messages":[' + b'{"role":"user","content":""},' * 1_000_000 + b'{"role":"user","content":""}]}'
+    body = (
+        b'{"model":"helper","messages":['
+        + b'{"role":"user","content":""},' * 1_000_000
+        + b'{"role":"user","content":""}]}'
+    )
     assert (await refused(tmp_path, body))["param"] == "messages"
 
 
 async def test_a_result_of_no_call_is_refused(tmp_path: Path) -> None:
     messages = [USER, {"role": "tool", "tool_call_id": SECRET, "content": "sunny"}]
-    assert (await refused(tmp_path, asking(messages=messages)))["param"] == "messages[1].tool_call_id"
+    assert (await refused(tmp_path, asking(messages=messages)))[
+        "param"
+    ] == "messages[1].tool_call_id"
 
 
 async def test_an_unknown_model_is_a_404_that_does_not_repeat_it(tmp_path: Path) -> None:
     error = await refused(tmp_path, asking(model=SECRET), 404)
-    assert (error["code"], error["param"], error["type"]) == ("model_not_found", "model", "invalid_request_error")
+    assert (error["code"], error["param"], error["type"]) == (
+        "model_not_found",
+        "model",
+        "invalid_request_error",
+    )
 
 
 # Size
 
 
-async def test_a_body_that_announces_to_be_too_large_is_refused_before_it_is_sent(tmp_path: Path) -> None:
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\ncontent-length: 62914560\r\n\r\n{"
-    async with serving(create_app(configuration(tmp_path, max_request_bytes=2048))) as address, asyncio.timeout(10):
+async def test_a_body_that_announces_to_be_too_large_is_refused_before_it_is_sent(
+    tmp_path: Path,
+) -> None:
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: service\r\ncontent-type:"
+        b" application/json\r\ncontent-length: 62914560\r\n\r\n{"
+    )
+    async with (
+        serving(create_app(configuration(tmp_path, max_request_bytes=2048))) as address,
+        asyncio.timeout(10),
+    ):
         status, headers, body = await _answer_to(address, head)
     assert status == 413
     assert "x-request-id" in headers
@@ -205,9 +312,17 @@ async def test_a_body_that_announces_to_be_too_large_is_refused_before_it_is_sen
 
 
 async def test_an_endless_chunked_body_is_refused_while_it_is_sent(tmp_path: Path) -> None:
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-    async with serving(create_app(configuration(tmp_path, max_request_bytes=2048))) as address, asyncio.timeout(10):
-        status, headers, body = await _answer_to(address, head + b"400\r\n" + b"[" * 1024 + b"\r\n" + b"800\r\n" + b"[" * 2048 + b"\r\n")
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: service\r\ncontent-type:"
+        b" application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    async with (
+        serving(create_app(configuration(tmp_path, max_request_bytes=2048))) as address,
+        asyncio.timeout(10),
+    ):
+        status, headers, body = await _answer_to(
+            address, head + b"400\r\n" + b"[" * 1024 + b"\r\n" + b"800\r\n" + b"[" * 2048 + b"\r\n"
+        )
     assert status == 413
     assert "x-request-id" in headers
     assert body["error"]["code"] == "request_too_large"
@@ -215,7 +330,9 @@ async def test_an_endless_chunked_body_is_refused_while_it_is_sent(tmp_path: Pat
 
 async def test_a_body_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     body = json.dumps(asking()).encode().ljust(2048)
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi")), max_request_bytes=2048))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Hi")), max_request_bytes=2048))
+    ) as client:
         completion_of(await client.post(CHAT, content=body))
         error_of(await client.post(CHAT, content=body + b" "), 413)
 
@@ -223,7 +340,10 @@ async def test_a_body_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
 async def _answer_to(address: str, sent: bytes) -> tuple[int, dict[str, str], dict[str, Any]]:
     reader, writer = await connected_raw(address, sent)
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
-    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in head.split("\r\n")[1:] if line)}
+    headers = {
+        name.lower(): value
+        for name, value in (line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+    }
     body = json.loads(await reader.readexactly(int(headers["content-length"])))
     validate("ErrorResponse", body)
     writer.close()
@@ -234,7 +354,19 @@ async def _answer_to(address: str, sent: bytes) -> tuple[int, dict[str, str], di
 # Addresses
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/", "/v1/models/", "/v1/models/a/b", "/agents/", "/v1/completions", f"/{SECRET}"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nothing",
+        "/v1",
+        "/v1/",
+        "/v1/models/",
+        "/v1/models/a/b",
+        "/agents/",
+        "/v1/completions",
+        f"/{SECRET}",
+    ],
+)
 async def test_an_unknown_address_is_a_404_in_openais_shape(tmp_path: Path, path: str) -> None:
     async with client_of(create_app(configuration(tmp_path))) as client:
         error = error_of(await client.get(path), 404)
@@ -252,7 +384,9 @@ async def test_an_unknown_address_is_a_404_in_openais_shape(tmp_path: Path, path
         ("POST", "/health", "GET"),
     ],
 )
-async def test_a_wrong_method_is_a_405_that_says_what_is_allowed(tmp_path: Path, method: str, path: str, allowed: str) -> None:
+async def test_a_wrong_method_is_a_405_that_says_what_is_allowed(
+    tmp_path: Path, method: str, path: str, allowed: str
+) -> None:
     async with client_of(create_app(configuration(tmp_path))) as client:
         response = await client.request(method, path)
     assert error_of(response, 405)["code"] == "method_not_allowed"
@@ -289,9 +423,24 @@ async def test_request_ids_are_unique_and_reach_the_provider(tmp_path: Path) -> 
 
 
 PROVIDER_ERRORS = [
-    (ContextTooLongError("Too long.", param="messages"), 400, "invalid_request_error", "context_length_exceeded"),
-    (ProviderRateLimitError("Slow down.", retry_after=6.2), 429, "rate_limit_error", "provider_rate_limited"),
-    (ProviderRefusedError("It does not accept our key."), 502, "upstream_error", "provider_refused"),
+    (
+        ContextTooLongError("Too long.", param="messages"),
+        400,
+        "invalid_request_error",
+        "context_length_exceeded",
+    ),
+    (
+        ProviderRateLimitError("Slow down.", retry_after=6.2),
+        429,
+        "rate_limit_error",
+        "provider_rate_limited",
+    ),
+    (
+        ProviderRefusedError("It does not accept our key."),
+        502,
+        "upstream_error",
+        "provider_refused",
+    ),
     (ProviderUnavailableError("It is down."), 502, "upstream_error", "provider_unavailable"),
     (ProviderProtocolError("It broke off."), 502, "upstream_error", "provider_protocol_error"),
     (ProviderTimeoutError("It took too long."), 504, "upstream_error", "provider_timeout"),
@@ -306,12 +455,19 @@ async def test_an_error_before_the_first_event_is_answered_with_its_status(
 ) -> None:
     async with client_of(create_app(configuration(tmp_path, Script([failure])))) as client:
         response = await client.post(CHAT, json=asking(stream=stream))
-    assert error_of(response, status) == {"message": failure.message, "type": kind, "param": failure.param, "code": code}
+    assert error_of(response, status) == {
+        "message": failure.message,
+        "type": kind,
+        "param": failure.param,
+        "code": code,
+    }
     assert response.headers.get("retry-after") == ("7" if failure.retry_after else None)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-async def test_a_provider_without_its_key_is_a_503_that_names_the_variable(tmp_path: Path, stream: bool) -> None:
+async def test_a_provider_without_its_key_is_a_503_that_names_the_variable(
+    tmp_path: Path, stream: bool
+) -> None:
     agent = {**AGENT, "provider": "openai", "model": "some-model"}
     async with client_of(create_app(configuration(tmp_path, agents=[agent]))) as client:
         error = error_of(await client.post(CHAT, json=asking(stream=stream)), 503)
@@ -323,16 +479,36 @@ async def test_a_provider_without_its_key_is_a_503_that_names_the_variable(tmp_p
 async def test_an_error_within_the_stream_is_its_last_event_and_what_was_said_stands(
     tmp_path: Path, failure: ServiceError, status: int, kind: str, code: str
 ) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script([TextDelta("Half an "), TextDelta("ans"), failure])))) as client:
-        chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True, stream_options={"include_usage": True})))
+    async with client_of(
+        create_app(
+            configuration(tmp_path, Script([TextDelta("Half an "), TextDelta("ans"), failure]))
+        )
+    ) as client:
+        chunks, error = stream_of(
+            await client.post(
+                CHAT, json=asking(stream=True, stream_options={"include_usage": True})
+            )
+        )
         whole = error_of(await client.post(CHAT, json=asking()), status)
     assert told(chunks) == "Half an ans"
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None]
-    assert error == whole == {"message": failure.message, "type": kind, "param": failure.param, "code": code}
+    assert (
+        error
+        == whole
+        == {
+            "message": failure.message,
+            "type": kind,
+            "param": failure.param,
+            "code": code,
+        }
+    )
 
 
 async def test_an_error_in_a_later_step_ends_the_stream_with_an_error(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), text="Let me see."), [ProviderUnavailableError("It is down.")])
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), text="Let me see."),
+        [ProviderUnavailableError("It is down.")],
+    )
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
     assert told(chunks) == "Let me see."
@@ -341,7 +517,9 @@ async def test_an_error_in_a_later_step_ends_the_stream_with_an_error(tmp_path: 
 
 
 async def test_an_answer_without_a_finish_is_an_error_and_no_made_up_stop(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script([TextDelta("Half")])))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script([TextDelta("Half")])))
+    ) as client:
         chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
     assert told(chunks) == "Half"
     assert error is not None
@@ -372,8 +550,12 @@ class Faulty(BaseAgent):
 async def faulty(folder: Path, text: str, *, stream: bool) -> httpx2.Response:
     """The answer of the faulty agent to `text`."""
     agents = [{**AGENT, "type": "faulty"}]
-    async with client_of(create_app(configuration(folder, agents=agents, agent_types=[Faulty]))) as client:
-        return await client.post(CHAT, json=asking(text, stream=stream), headers={"x-request-id": "trace-7"})
+    async with client_of(
+        create_app(configuration(folder, agents=agents, agent_types=[Faulty]))
+    ) as client:
+        return await client.post(
+            CHAT, json=asking(text, stream=stream), headers={"x-request-id": "trace-7"}
+        )
 
 
 def _gives_nothing_away(error: dict[str, Any]) -> None:
@@ -384,7 +566,10 @@ def _gives_nothing_away(error: dict[str, Any]) -> None:
         assert internal not in str(error)
 
 
-@pytest.mark.parametrize(("text", "stream"), [("at once", False), ("at once", True), ("half-way", False), ("without a last event", False)])
+@pytest.mark.parametrize(
+    ("text", "stream"),
+    [("at once", False), ("at once", True), ("half-way", False), ("without a last event", False)],
+)
 async def test_a_bug_is_a_500_that_names_nothing_but_the_request_id(
     tmp_path: Path, text: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -395,7 +580,9 @@ async def test_a_bug_is_a_500_that_names_nothing_but_the_request_id(
 
 
 @pytest.mark.parametrize("text", ["half-way", "without a last event"])
-async def test_a_bug_within_the_stream_is_an_error_event(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_within_the_stream_is_an_error_event(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     chunks, error = stream_of(await faulty(tmp_path, text, stream=True))
     assert told(chunks) == "Half"
     assert error is not None
@@ -409,9 +596,14 @@ async def test_an_agent_type_without_a_bug_answers(tmp_path: Path) -> None:
     assert "usage" not in completion
 
 
-async def test_a_tool_that_is_not_there_and_one_that_breaks_are_told_to_the_model_and_not_to_the_client(tmp_path: Path) -> None:
+async def test_a_missing_tool_and_a_broken_one_are_reported_to_the_model_and_not_to_the_client(
+    tmp_path: Path,
+) -> None:
     script = Script(calls(("delete_everything", {}), ("calculate", "{broken")), says("Sorry."))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         completion = completion_of(await client.post(CHAT, json=asking()))
     assert completion["choices"][0]["message"]["content"] == "Sorry."
-    assert [message.text.startswith("Error: ") for message in script.requests[1].messages[-2:]] == [True, True]
+    assert [message.text.startswith("Error: ") for message in script.requests[1].messages[-2:]] == [
+        True,
+        True,
+    ]

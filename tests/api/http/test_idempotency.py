@@ -20,7 +20,16 @@ from ai_agent_service.core.errors import (
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, asking, chunks_of, completion_of, connected_raw, error_of, stream_of, told
+from tests.api.asking import (
+    CHAT,
+    asking,
+    chunks_of,
+    completion_of,
+    connected_raw,
+    error_of,
+    stream_of,
+    told,
+)
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving
 
@@ -35,8 +44,12 @@ def replayed(response: httpx2.Response) -> bool:
 
 @STREAMED
 @pytest.mark.parametrize("path", [CHAT, AGENTS_CHAT])
-async def test_an_answer_is_told_again_and_nothing_is_run(tmp_path: Path, stream: bool, path: str) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"})), says("It is ", "42."), says("Other"))
+async def test_an_answer_is_told_again_and_nothing_is_run(
+    tmp_path: Path, stream: bool, path: str
+) -> None:
+    script = Script(
+        calls(("calculate", {"expression": "6*7"})), says("It is ", "42."), says("Other")
+    )
     body = asking(stream=stream) if path == CHAT else {"message": "Hello", "stream": stream}
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         first, again = [await client.post(path, json=body, headers=KEY) for _ in range(2)]
@@ -45,10 +58,16 @@ async def test_an_answer_is_told_again_and_nothing_is_run(tmp_path: Path, stream
     assert b"42." in first.content
     assert (replayed(first), replayed(again)) == (False, True)
     own = {"x-request-id", "idempotent-replayed"}
-    assert [pair for pair in again.headers.items() if pair[0] not in own] == [pair for pair in first.headers.items() if pair[0] not in own]
+    assert [pair for pair in again.headers.items() if pair[0] not in own] == [
+        pair for pair in first.headers.items() if pair[0] not in own
+    ]
     assert again.headers.get_list("x-request-id") != first.headers.get_list("x-request-id")
     if path == CHAT:
-        assert (told(chunks_of(again)) if stream else completion_of(again)["choices"][0]["message"]["content"]) == "It is 42."
+        assert (
+            told(chunks_of(again))
+            if stream
+            else completion_of(again)["choices"][0]["message"]["content"]
+        ) == "It is 42."
 
 
 @pytest.mark.parametrize(
@@ -61,7 +80,9 @@ async def test_an_answer_is_told_again_and_nothing_is_run(tmp_path: Path, stream
     ],
     ids=["another key", "no key", "another user", "another agent"],
 )
-async def test_another_request_is_run(tmp_path: Path, headers: dict[str, str], fields: dict[str, Any], path: str) -> None:
+async def test_another_request_is_run(
+    tmp_path: Path, headers: dict[str, str], fields: dict[str, Any], path: str
+) -> None:
     script = Script(says("one"), says("two"))
     agents = [AGENT, {**AGENT, "agent_id": "other"}]
     async with client_of(create_app(configuration(tmp_path, script, agents=agents))) as client:
@@ -76,11 +97,15 @@ async def test_another_request_is_run(tmp_path: Path, headers: dict[str, str], f
     [({"temperature": 0.5}, {}), ({"stream": True}, {}), ({}, {"X-Session-Id": "s"})],
     ids=["a setting", "streamed", "another session"],
 )
-async def test_a_key_of_another_request_is_refused(tmp_path: Path, fields: dict[str, Any], headers: dict[str, str]) -> None:
+async def test_a_key_of_another_request_is_refused(
+    tmp_path: Path, fields: dict[str, Any], headers: dict[str, str]
+) -> None:
     script = Script(says("one"))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         completion_of(await client.post(CHAT, json=asking(), headers=KEY))
-        error = error_of(await client.post(CHAT, json=asking(**fields), headers={**KEY, **headers}), 422)
+        error = error_of(
+            await client.post(CHAT, json=asking(**fields), headers={**KEY, **headers}), 422
+        )
         assert (error["code"], error["param"]) == ("idempotency_mismatch", "Idempotency-Key")
         assert completion_of(await client.post(CHAT, json=asking(), headers=KEY))
     assert len(script.requests) == 1
@@ -96,7 +121,10 @@ async def test_a_request_that_is_being_answered_is_not_begun_again(tmp_path: Pat
         refused = await client.post(CHAT, json=asking(), headers=KEY)
         assert error_of(refused, 409)["code"] == "idempotency_in_flight"
         assert int(refused.headers["retry-after"]) >= 1
-        assert error_of(await client.post(CHAT, json=asking("other"), headers=KEY), 422)["code"] == "idempotency_mismatch"
+        assert (
+            error_of(await client.post(CHAT, json=asking("other"), headers=KEY), 422)["code"]
+            == "idempotency_mismatch"
+        )
         gate.set()
         completion_of(await first)
         assert replayed(await client.post(CHAT, json=asking(), headers=KEY))
@@ -122,7 +150,11 @@ async def test_what_failed_is_run_again(tmp_path: Path, failure: list[Any], stre
             assert stream_of(first)[1] is not None
         again = await client.post(CHAT, json=asking(stream=stream), headers=KEY)
     assert not replayed(again)
-    assert (told(chunks_of(again)) if stream else completion_of(again)["choices"][0]["message"]["content"]) == "Hi"
+    assert (
+        told(chunks_of(again))
+        if stream
+        else completion_of(again)["choices"][0]["message"]["content"]
+    ) == "Hi"
     assert len(script.requests) == 2
 
 
@@ -138,9 +170,16 @@ async def test_a_refusal_of_the_run_is_an_answer(tmp_path: Path) -> None:
 async def test_what_its_caller_left_is_run_again(tmp_path: Path) -> None:
     script = Script([TextDelta("a"), asyncio.Event()], says("Hi"))
     content = json.dumps(asking()).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nidempotency-key: order-66\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nidempotency-key: order-66\r\ncontent-length:"
+        f" {len(content)}\r\n\r\n"
+    )
     app = create_app(configuration(tmp_path, script))
-    async with serving(app) as address, asyncio.timeout(20), httpx2.AsyncClient(base_url=address) as client:
+    async with (
+        serving(app) as address,
+        asyncio.timeout(20),
+        httpx2.AsyncClient(base_url=address) as client,
+    ):
         _, writer = await connected_raw(address, head.encode() + content)
         await script.waiting.wait()
         writer.close()
@@ -159,7 +198,9 @@ async def test_a_key_of_another_form_is_refused(tmp_path: Path, key: str, path: 
     script = Script(says("Hi"))
     body = asking() if path == CHAT else {"message": "Hello"}
     async with client_of(create_app(configuration(tmp_path, script))) as client:
-        error = error_of(await client.post(path, json=body, headers={b"idempotency-key": key.encode()}), 400)
+        error = error_of(
+            await client.post(path, json=body, headers={b"idempotency-key": key.encode()}), 400
+        )
     assert error["param"] == "Idempotency-Key"
     assert not key or key not in error["message"]
     assert script.requests == []
@@ -168,13 +209,22 @@ async def test_a_key_of_another_form_is_refused(tmp_path: Path, key: str, path: 
 async def test_an_answer_that_is_too_large_is_not_run_again(tmp_path: Path) -> None:
     script = Script(says("x" * 2_000_000))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
-        assert len(completion_of(await client.post(CHAT, json=asking(), headers=KEY))["choices"][0]["message"]["content"]) == 2_000_000
+        assert (
+            len(
+                completion_of(await client.post(CHAT, json=asking(), headers=KEY))["choices"][0][
+                    "message"
+                ]["content"]
+            )
+            == 2_000_000
+        )
         error = error_of(await client.post(CHAT, json=asking(), headers=KEY), 409)
     assert error["code"] == "idempotency_not_kept"
     assert len(script.requests) == 1
 
 
-async def test_an_answer_that_was_under_way_while_its_user_was_erased_is_not_kept(tmp_path: Path) -> None:
+async def test_an_answer_that_was_under_way_while_its_user_was_erased_is_not_kept(
+    tmp_path: Path,
+) -> None:
     gate = asyncio.Event()
     script = Script([gate, *says("My secret is 42.")], says("New."))
     agent = {**AGENT, "resources": ["memory"]}
@@ -193,7 +243,9 @@ async def test_an_answer_that_was_under_way_while_its_user_was_erased_is_not_kep
 async def test_erasure_forgets_the_users_answers(tmp_path: Path) -> None:
     script = Script(says("one"), says("two"))
     remembering = {**AGENT, "resources": ["memory"]}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[remembering]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[remembering]))
+    ) as client:
         for user in ("ada", "bob"):
             completion_of(await client.post(CHAT, json=asking(user=user), headers=KEY))
         assert (await client.delete("/memory", params={"user_id": "ada"})).status_code == 200

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.api.http.json_limits import MAX_DEPTH, MAX_VALUES, check_no_nul, validate_values
+from ai_agent_service.api.http.json_limits import (
+    MAX_DEPTH,
+    MAX_VALUES,
+    check_no_nul,
+    validate_values,
+)
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of
@@ -19,7 +24,8 @@ NUL = f"{CANARY}\x00"
 
 
 async def refused(folder: Path, body: bytes, path: str = CHAT) -> dict[str, Any]:
-    """The error that posting `body` is answered with, within a second and without asking the provider."""
+    """The error that posting `body` is answered with, within a second and without asking the
+    provider."""
     script = Script(says("Hi"))
     async with client_of(create_app(configuration(folder, script))) as client:
         began = time.perf_counter()
@@ -33,11 +39,18 @@ async def refused(folder: Path, body: bytes, path: str = CHAT) -> dict[str, Any]
 
 
 def tool(**function: Any) -> dict[str, Any]:
-    return {"tools": [{"type": "function", "function": {"name": "ok"}}, {"type": "function", "function": {"name": "f", **function}}]}
+    return {
+        "tools": [
+            {"type": "function", "function": {"name": "ok"}},
+            {"type": "function", "function": {"name": "f", **function}},
+        ]
+    }
 
 
 def message(**fields: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b", **fields}]}
+    return {
+        "messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b", **fields}]
+    }
 
 
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -46,19 +59,41 @@ NULS: list[tuple[dict[str, Any], str]] = [
     ({"model": NUL}, "model"),
     (message(role=NUL), "messages[1].role"),
     (message(content=NUL), "messages[1].content"),
-    (message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": NUL}]), "messages[1].content[1].text"),
+    (
+        message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": NUL}]),
+        "messages[1].content[1].text",
+    ),
     (message(content=[{"type": "refusal", "refusal": NUL}]), "messages[1].content[0].refusal"),
     (
-        message(content=[{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{NUL}"}}]),
+        message(
+            content=[{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{NUL}"}}]
+        ),
         "messages[1].content[0].image_url.url",
     ),
-    (message(content=[{"type": "image_url", "image_url": {"url": "", "detail": NUL}}]), "messages[1].content[0].image_url.detail"),
-    (message(content=[{"type": "input_audio", "input_audio": {"data": NUL, "format": "a"}}]), "messages[1].content[0].input_audio.data"),
-    (message(content=[{"type": "file", "file": {"filename": NUL}}]), "messages[1].content[0].file.filename"),
-    (message(role="assistant", tool_calls=[CALL, {**CALL, "id": NUL}]), "messages[1].tool_calls[1].id"),
-    (message(role="assistant", tool_calls=[{"id": "a", "function": {"name": NUL}}]), "messages[1].tool_calls[0].function.name"),
     (
-        message(role="assistant", tool_calls=[{"id": "a", "function": {"name": "f", "arguments": NUL}}]),
+        message(content=[{"type": "image_url", "image_url": {"url": "", "detail": NUL}}]),
+        "messages[1].content[0].image_url.detail",
+    ),
+    (
+        message(content=[{"type": "input_audio", "input_audio": {"data": NUL, "format": "a"}}]),
+        "messages[1].content[0].input_audio.data",
+    ),
+    (
+        message(content=[{"type": "file", "file": {"filename": NUL}}]),
+        "messages[1].content[0].file.filename",
+    ),
+    (
+        message(role="assistant", tool_calls=[CALL, {**CALL, "id": NUL}]),
+        "messages[1].tool_calls[1].id",
+    ),
+    (
+        message(role="assistant", tool_calls=[{"id": "a", "function": {"name": NUL}}]),
+        "messages[1].tool_calls[0].function.name",
+    ),
+    (
+        message(
+            role="assistant", tool_calls=[{"id": "a", "function": {"name": "f", "arguments": NUL}}]
+        ),
         "messages[1].tool_calls[0].function.arguments",
     ),
     (message(role="tool", tool_call_id=NUL), "messages[1].tool_call_id"),
@@ -67,7 +102,10 @@ NULS: list[tuple[dict[str, Any], str]] = [
     (tool(description=NUL), "tools[1].function.description"),
     (tool(parameters={"type": NUL}), "tools[1].function.parameters[...]"),
     (tool(parameters={NUL: 1}), "tools[1].function.parameters[...]"),
-    (tool(parameters={"properties": {"a": {"enum": ["a", [{"b": NUL}]]}}}), "tools[1].function.parameters[...]"),
+    (
+        tool(parameters={"properties": {"a": {"enum": ["a", [{"b": NUL}]]}}}),
+        "tools[1].function.parameters[...]",
+    ),
     ({"tool_choice": {"type": "function", "function": {"name": NUL}}}, "tool_choice.function.name"),
     ({"response_format": {"type": NUL}}, "response_format[...]"),
     ({"response_format": {"json_schema": {"schema": {NUL: {}}}}}, "response_format[...]"),
@@ -85,8 +123,12 @@ NULS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "param"), NULS, ids=[f"{number} {param}" for number, (_, param) in enumerate(NULS)])
-async def test_nul_is_refused_wherever_it_stands(tmp_path: Path, fields: dict[str, Any], param: str) -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"), NULS, ids=[f"{number} {param}" for number, (_, param) in enumerate(NULS)]
+)
+async def test_nul_is_refused_wherever_it_stands(
+    tmp_path: Path, fields: dict[str, Any], param: str
+) -> None:
     error = await refused(tmp_path, json.dumps(asking(**fields)).encode())
     assert (error["param"], error["code"]) == (param, "invalid_request")
 
@@ -102,8 +144,12 @@ async def test_nul_is_refused_wherever_it_stands(tmp_path: Path, fields: dict[st
         ({"messages": [{"role": "user", "content": NUL}]}, "messages[0].content"),
     ],
 )
-async def test_nul_is_refused_in_the_agents_api_too(tmp_path: Path, fields: dict[str, Any], param: str) -> None:
-    assert (await refused(tmp_path, json.dumps(fields).encode(), "/agents/helper/chat"))["param"] == param
+async def test_nul_is_refused_in_the_agents_api_too(
+    tmp_path: Path, fields: dict[str, Any], param: str
+) -> None:
+    assert (await refused(tmp_path, json.dumps(fields).encode(), "/agents/helper/chat"))[
+        "param"
+    ] == param
 
 
 @pytest.mark.parametrize("text", ["\\u0000", "C:\\\\u0000", "\\\\u0000\\"])
@@ -125,7 +171,10 @@ def test_a_nul_that_cannot_be_found_in_time_is_refused_without_its_place() -> No
 
 
 FREE = [
-    ('"tools": [{"type": "function", "function": {"name": "f", "parameters": %s}}]', "tools[0].function.parameters"),
+    (
+        '"tools": [{"type": "function", "function": {"name": "f", "parameters": %s}}]',
+        "tools[0].function.parameters",
+    ),
     ('"metadata": %s', "metadata"),
     ('"response_format": %s', "response_format"),
     ('"prediction": %s', "prediction"),
@@ -135,9 +184,13 @@ BEGUN = json.dumps(asking(CANARY))[:-1]
 
 
 @WITH
-@pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ('{"a":[', "]}")], ids=["objects", "arrays"])
+@pytest.mark.parametrize(
+    ("opening", "closing"), [('{"a":', "}"), ('{"a":[', "]}")], ids=["objects", "arrays"]
+)
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 300, 450, 5_000])
-async def test_deep_nesting_is_refused(tmp_path: Path, field: str, param: str, opening: str, closing: str, depth: int) -> None:
+async def test_deep_nesting_is_refused(
+    tmp_path: Path, field: str, param: str, opening: str, closing: str, depth: int
+) -> None:
     body = f"{BEGUN}, {field % (opening * depth + '1' + closing * depth)}}}"
     error = await refused(tmp_path, body.encode())
     assert (error["param"], error["code"]) in ((param, "invalid_request"), (None, "invalid_json"))
@@ -149,7 +202,9 @@ async def test_deep_nesting_is_refused(tmp_path: Path, field: str, param: str, o
     ["9" * 5_000, "-" + "9" * 5_000, "1e999", "-1e999", "NaN", "Infinity", "9" * 5_000 + ".5"],
     ids=["long", "negative", "1e999", "-1e999", "NaN", "Infinity", "long fraction"],
 )
-async def test_numbers_without_measure_are_refused(tmp_path: Path, field: str, param: str, value: str) -> None:
+async def test_numbers_without_measure_are_refused(
+    tmp_path: Path, field: str, param: str, value: str
+) -> None:
     held = f'{{"a": [{value}]}}'
     body = f"{BEGUN}, {field % held}}}"
     error = await refused(tmp_path, body.encode())
@@ -157,8 +212,14 @@ async def test_numbers_without_measure_are_refused(tmp_path: Path, field: str, p
 
 
 @WITH
-@pytest.mark.parametrize("text", ['"\\ud800"', '"a\\udfffb"', '"\xed\xa0\x80"', '"\xff"'], ids=["high", "low", "encoded", "bad UTF-8"])
-async def test_what_is_no_unicode_is_refused(tmp_path: Path, field: str, param: str, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    ['"\\ud800"', '"a\\udfffb"', '"\xed\xa0\x80"', '"\xff"'],
+    ids=["high", "low", "encoded", "bad UTF-8"],
+)
+async def test_what_is_no_unicode_is_refused(
+    tmp_path: Path, field: str, param: str, text: str
+) -> None:
     for value in (f'{{"a": {text}}}', f"{{{text}: 1}}"):
         body = f"{BEGUN}, {field % value}}}"
         assert (await refused(tmp_path, body.encode("latin-1")))["code"] == "invalid_json"
@@ -176,13 +237,29 @@ MANY = [
     ('"stop": [%s]', '""', 1_000_000, "stop"),
     ('"tools": [%s]', '{"function":{"name":"a"}}', 500_000, "tools"),
     ('"messages": [%s]', '{"role":"user","content":""}', 1_000_000, "messages"),
-    ('"messages": [{"role":"user","content":[%s]}]', '{"type":"text","text":""}', 500_000, "messages"),
-    ('"messages": [{"role":"assistant","tool_calls":[%s]}]', '{"id":"a","function":{"name":"a"}}', 400_000, "messages[0].tool_calls"),
+    (
+        '"messages": [{"role":"user","content":[%s]}]',
+        '{"type":"text","text":""}',
+        500_000,
+        "messages",
+    ),
+    (
+        '"messages": [{"role":"assistant","tool_calls":[%s]}]',
+        '{"id":"a","function":{"name":"a"}}',
+        400_000,
+        "messages[0].tool_calls",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("field", "piece", "count", "param"), MANY, ids=[f"{number} {param}" for number, (*_, param) in enumerate(MANY)])
-async def test_what_is_too_much_is_refused_at_once(tmp_path: Path, field: str, piece: str, count: int, param: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "piece", "count", "param"),
+    MANY,
+    ids=[f"{number} {param}" for number, (*_, param) in enumerate(MANY)],
+)
+async def test_what_is_too_much_is_refused_at_once(
+    tmp_path: Path, field: str, piece: str, count: int, param: str
+) -> None:
     error = await refused(tmp_path, f"{BEGUN}, {field % ','.join([piece] * count)}}}".encode())
     assert error["param"] == param
 

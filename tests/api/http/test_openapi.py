@@ -59,14 +59,23 @@ def references(value: object) -> Iterator[str]:
 async def test_every_route_is_described_with_its_answer_and_its_errors(tmp_path: Path) -> None:
     document = await description(tmp_path)
     assert document["openapi"].startswith("3.1.")
-    routes = {(method, path): route for path, methods in document["paths"].items() for method, route in methods.items()}
+    routes = {
+        (method, path): route
+        for path, methods in document["paths"].items()
+        for method, route in methods.items()
+    }
     assert set(routes) == ROUTES
     for route in routes.values():
         assert route["summary"]
         assert route["description"]
-        kinds = {kind: content.get("schema") for kind, content in route["responses"]["200"]["content"].items()}
+        kinds = {
+            kind: content.get("schema")
+            for kind, content in route["responses"]["200"]["content"].items()
+        }
         assert all(schema for kind, schema in kinds.items() if kind != "text/event-stream")
-        assert route["responses"]["default"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorResponse"}
+        assert route["responses"]["default"]["content"]["application/json"]["schema"] == {
+            "$ref": "#/components/schemas/ErrorResponse"
+        }
 
 
 async def test_every_schema_is_one_and_every_reference_leads_somewhere(tmp_path: Path) -> None:
@@ -80,38 +89,74 @@ async def test_every_schema_is_one_and_every_reference_leads_somewhere(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [(CHAT, "ChatCompletionRequest"), ("/agents/{agent_id}/chat", "AgentChatRequest")], ids=["chat", "agents"]
+    ("path", "name"),
+    [(CHAT, "ChatCompletionRequest"), ("/agents/{agent_id}/chat", "AgentChatRequest")],
+    ids=["chat", "agents"],
 )
 async def test_the_requests_are_described(tmp_path: Path, path: str, name: str) -> None:
     document = await description(tmp_path)
     body = document["paths"][path]["post"]["requestBody"]
     schema = body["content"]["application/json"]["schema"]
     assert body == {"required": True, "content": {"application/json": {"schema": schema}}}
-    assert (schema["allOf"][0] if "allOf" in schema else schema) == {"$ref": f"#/components/schemas/{name}"}
+    assert (schema["allOf"][0] if "allOf" in schema else schema) == {
+        "$ref": f"#/components/schemas/{name}"
+    }
     assert "messages" in document["components"]["schemas"][name]["properties"]
 
 
-async def test_the_description_of_a_chat_request_takes_what_the_service_takes(tmp_path: Path) -> None:
-    request = validator_of(await description(tmp_path), "urn:ours", ("components", "schemas", "ChatCompletionRequest"))
-    request.validate(asking(tools=[WEATHER], temperature=0.5, stop=["a"], stream=True, stream_options={"include_usage": True}))
-    request.validate(asking(messages=[IMAGE_MESSAGE], tool_choice={"type": "function", "function": {"name": "weather"}}))
+async def test_the_description_of_a_chat_request_takes_what_the_service_takes(
+    tmp_path: Path,
+) -> None:
+    request = validator_of(
+        await description(tmp_path), "urn:ours", ("components", "schemas", "ChatCompletionRequest")
+    )
+    request.validate(
+        asking(
+            tools=[WEATHER],
+            temperature=0.5,
+            stop=["a"],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    request.validate(
+        asking(
+            messages=[IMAGE_MESSAGE],
+            tool_choice={"type": "function", "function": {"name": "weather"}},
+        )
+    )
     faults: tuple[dict[str, Any], ...] = ({"messages": []}, {"temperature": 3}, {"tools": "all"})
     for wrong in faults:
         with pytest.raises(ValidationError):
             request.validate(asking(**wrong))
 
 
-async def test_a_chat_with_an_agent_is_described_as_one_message_or_a_conversation(tmp_path: Path) -> None:
+async def test_a_chat_with_an_agent_is_described_as_one_message_or_a_conversation(
+    tmp_path: Path,
+) -> None:
     document = await description(tmp_path)
     request = validator_of(
         document,
         "urn:ours",
-        ("paths", "/agents/{agent_id}/chat".replace("/", "~1"), "post", "requestBody", "content", "application~1json", "schema"),
+        (
+            "paths",
+            "/agents/{agent_id}/chat".replace("/", "~1"),
+            "post",
+            "requestBody",
+            "content",
+            "application~1json",
+            "schema",
+        ),
     )
     messages = [{"role": "user", "content": "Hi"}]
     for right in ({"message": "Hi"}, {"message": "Hi", "messages": None}, {"messages": messages}):
         request.validate(right)
-    for wrong in ({}, {"message": None}, {"message": "Hi", "messages": messages}, {"messages": None}):
+    for wrong in (
+        {},
+        {"message": None},
+        {"message": "Hi", "messages": messages},
+        {"messages": None},
+    ):
         with pytest.raises(ValidationError):
             request.validate(wrong)
 
@@ -119,21 +164,42 @@ async def test_a_chat_with_an_agent_is_described_as_one_message_or_a_conversatio
 async def test_every_answer_is_as_it_is_described(tmp_path: Path) -> None:
     script = Script(calls(("calculate", {"expression": "6*7"})), says("42"))
     remembering = {**AGENT, "resources": ["memory"]}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[remembering]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[remembering]))
+    ) as client:
         document = (await client.get("/openapi.json")).json()
         answers = {("post", CHAT): await client.post(CHAT, json=asking())}
         for session in ("helper", "other"):
             asked = {"message": "Hello", "session_id": session}
-            answers["post", "/agents/{agent_id}/chat"] = await client.post("/agents/helper/chat", json=asked)
+            answers["post", "/agents/{agent_id}/chat"] = await client.post(
+                "/agents/helper/chat", json=asked
+            )
         names = {"agent_id": "helper", "model": "helper", "session_id": "helper"}
-        for method, path in sorted(ROUTES - set(answers), key=lambda route: (route[0] == "delete", route[1])):
-            answers[method, path] = await client.request(method.upper(), path.format(**names), params={"user_id": "anonymous"})
+        for method, path in sorted(
+            ROUTES - set(answers), key=lambda route: (route[0] == "delete", route[1])
+        ):
+            answers[method, path] = await client.request(
+                method.upper(), path.format(**names), params={"user_id": "anonymous"}
+            )
     assert set(answers) == ROUTES
     for (method, path), response in answers.items():
         assert response.status_code == 200
         kind = response.headers["content-type"].partition(";")[0]
-        place = ("paths", path.replace("/", "~1"), method, "responses", "200", "content", kind.replace("/", "~1"), "schema")
-        bodies = [response.text] if kind == "text/plain" else [json.loads(line) for line in response.text.splitlines()]
+        place = (
+            "paths",
+            path.replace("/", "~1"),
+            method,
+            "responses",
+            "200",
+            "content",
+            kind.replace("/", "~1"),
+            "schema",
+        )
+        bodies = (
+            [response.text]
+            if kind == "text/plain"
+            else [json.loads(line) for line in response.text.splitlines()]
+        )
         for body in bodies:
             validator_of(document, "urn:ours", place).validate(body)
 

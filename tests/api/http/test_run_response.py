@@ -22,7 +22,17 @@ from ai_agent_service.runs.admission import CountedRun
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import FunctionTool, tool
-from tests.api.asking import CHAT, Watched, asking, chunks_of, completion_of, connected, error_of, stream_of, told
+from tests.api.asking import (
+    CHAT,
+    Watched,
+    asking,
+    chunks_of,
+    completion_of,
+    connected,
+    error_of,
+    stream_of,
+    told,
+)
 from tests.openai_schema import checked_stream
 from tests.scripted import calls, says
 from tests.service import AGENT, client_of, configuration, serving
@@ -33,10 +43,16 @@ WAIT = 10.0
 
 
 @contextlib.asynccontextmanager
-async def one_at_a_time(folder: Path, script: Watched, **settings: Any) -> AsyncGenerator[tuple[str, httpx2.AsyncClient], None]:
+async def one_at_a_time(
+    folder: Path, script: Watched, **settings: Any
+) -> AsyncGenerator[tuple[str, httpx2.AsyncClient], None]:
     """A real server that takes one run at a time, its address and a client of it."""
     app = create_app(configuration(folder, script, max_concurrent_requests=1, **settings))
-    async with asyncio.timeout(3 * WAIT), serving(app) as address, httpx2.AsyncClient(base_url=address, timeout=WAIT) as client:
+    async with (
+        asyncio.timeout(3 * WAIT),
+        serving(app) as address,
+        httpx2.AsyncClient(base_url=address, timeout=WAIT) as client,
+    ):
         yield address, client
 
 
@@ -51,7 +67,9 @@ async def leave(writer: asyncio.StreamWriter) -> None:
 
 
 @STREAMED
-async def test_a_client_that_leaves_before_the_first_token_stops_the_provider(tmp_path: Path, stream: bool) -> None:
+async def test_a_client_that_leaves_before_the_first_token_stops_the_provider(
+    tmp_path: Path, stream: bool
+) -> None:
     script = Watched([asyncio.Event()], says("Hi"))
     async with one_at_a_time(tmp_path, script) as (address, client):
         _, writer = await connected(address, asking(stream=stream))
@@ -76,7 +94,9 @@ async def test_a_client_that_leaves_mid_stream_stops_the_provider(tmp_path: Path
         completion_of(await client.post(CHAT, json=asking()))
 
 
-async def test_a_client_that_leaves_mid_answer_of_a_whole_reply_stops_the_provider(tmp_path: Path) -> None:
+async def test_a_client_that_leaves_mid_answer_of_a_whole_reply_stops_the_provider(
+    tmp_path: Path,
+) -> None:
     script = Watched([TextDelta("Half"), asyncio.Event()], says("Hi"))
     async with one_at_a_time(tmp_path, script) as (address, client):
         _, writer = await connected(address, asking())
@@ -102,15 +122,21 @@ async def test_a_client_that_leaves_stops_the_tools(tmp_path: Path, stream: bool
 
 
 @STREAMED
-async def test_a_client_of_the_agents_api_that_leaves_stops_the_run(tmp_path: Path, stream: bool) -> None:
+async def test_a_client_of_the_agents_api_that_leaves_stops_the_run(
+    tmp_path: Path, stream: bool
+) -> None:
     script = Watched([TextDelta("Half"), asyncio.Event()], says("Hi"))
     async with one_at_a_time(tmp_path, script) as (address, client):
-        _, writer = await connected(address, {"message": "Hello", "stream": stream}, "/agents/helper/chat")
+        _, writer = await connected(
+            address, {"message": "Hello", "stream": stream}, "/agents/helper/chat"
+        )
         await script.waiting.wait()
         await leave(writer)
         async with asyncio.timeout(1):
             await script.ended.wait()
-        assert (await client.post("/agents/helper/chat", json={"message": "Hello"})).status_code == 200
+        assert (
+            await client.post("/agents/helper/chat", json={"message": "Hello"})
+        ).status_code == 200
 
 
 async def test_the_connection_serves_on_after_an_answer(tmp_path: Path) -> None:
@@ -123,7 +149,8 @@ async def test_the_connection_serves_on_after_an_answer(tmp_path: Path) -> None:
 
 
 def a_slow_tool() -> tuple[FunctionTool, asyncio.Event, asyncio.Event]:
-    """A tool that never ends, what is set once two of its calls have begun, and what is set once both were stopped."""
+    """A tool that never ends, what is set once two of its calls have begun, and what is set once
+    both were stopped."""
     counts = {"begun": 0, "stopped": 0}
     begun, stopped = asyncio.Event(), asyncio.Event()
 
@@ -148,20 +175,29 @@ def a_slow_tool() -> tuple[FunctionTool, asyncio.Event, asyncio.Event]:
 
 
 @STREAMED
-async def test_runs_over_the_limit_are_shed_and_the_next_is_taken_once_one_has_ended(tmp_path: Path, stream: bool) -> None:
+async def test_runs_over_the_limit_are_shed_and_the_next_is_taken_once_one_has_ended(
+    tmp_path: Path, stream: bool
+) -> None:
     gate = asyncio.Event()
     script = Watched([TextDelta("Slow"), gate, *says("ly")], says("Hi"))
     async with one_at_a_time(tmp_path, script) as (_, client):
         first = asyncio.create_task(client.post(CHAT, json=asking(stream=stream)))
         await script.waiting.wait()
-        for path, body in ((CHAT, asking(stream=stream)), ("/agents/helper/chat", {"message": "Hello", "stream": stream})):
+        for path, body in (
+            (CHAT, asking(stream=stream)),
+            ("/agents/helper/chat", {"message": "Hello", "stream": stream}),
+        ):
             response = await client.post(path, json=body)
             error = error_of(response, 429)
             assert (error["type"], error["code"]) == ("rate_limit_error", "server_busy")
             assert response.headers["retry-after"] == "1"
         assert (await client.get("/health")).status_code == 200
         gate.set()
-        text = told(chunks_of(await first)) if stream else completion_of(await first)["choices"][0]["message"]["content"]
+        text = (
+            told(chunks_of(await first))
+            if stream
+            else completion_of(await first)["choices"][0]["message"]["content"]
+        )
         assert text == "Slowly"
         completion_of(await client.post(CHAT, json=asking()))
     assert len(script.requests) == 2
@@ -196,7 +232,15 @@ ENDLESS = pytest.mark.parametrize("kind", ["agent", "endless"])
 @ENDLESS
 async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, kind: str) -> None:
     script = Watched([TextDelta("Half"), asyncio.Event()])
-    app = create_app(configuration(tmp_path, script, agents=[{**AGENT, "type": kind}], agent_types=[Endless], request_timeout=0.05))
+    app = create_app(
+        configuration(
+            tmp_path,
+            script,
+            agents=[{**AGENT, "type": kind}],
+            agent_types=[Endless],
+            request_timeout=0.05,
+        )
+    )
     async with asyncio.timeout(WAIT), client_of(app) as client:
         error = error_of(await client.post(CHAT, json=asking()), 504)
     assert (error["type"], error["code"]) == ("timeout_error", "run_timeout")
@@ -206,7 +250,15 @@ async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, kind: str) -> 
 @ENDLESS
 async def test_a_stream_that_takes_too_long_ends_with_an_error(tmp_path: Path, kind: str) -> None:
     script = Watched([TextDelta("Half"), asyncio.Event()])
-    app = create_app(configuration(tmp_path, script, agents=[{**AGENT, "type": kind}], agent_types=[Endless], request_timeout=0.5))
+    app = create_app(
+        configuration(
+            tmp_path,
+            script,
+            agents=[{**AGENT, "type": kind}],
+            agent_types=[Endless],
+            request_timeout=0.5,
+        )
+    )
     async with asyncio.timeout(WAIT), client_of(app) as client:
         chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
     assert told(chunks) == "Half"
@@ -215,13 +267,19 @@ async def test_a_stream_that_takes_too_long_ends_with_an_error(tmp_path: Path, k
     assert script.closed == len(script.requests)
 
 
-async def test_a_run_that_is_out_of_time_after_a_tool_asks_the_model_no_more(tmp_path: Path) -> None:
+async def test_a_run_that_is_out_of_time_after_a_tool_asks_the_model_no_more(
+    tmp_path: Path,
+) -> None:
     slow, _, _ = a_slow_tool()
     script = Watched(calls(("slow", {"number": 1})), says("Hi"))
     agent = {**AGENT, "allowed_regular_tools": ["slow"]}
     async with (
         asyncio.timeout(WAIT),
-        client_of(create_app(configuration(tmp_path, script, agents=[agent], tools=[slow], request_timeout=0.5))) as client,
+        client_of(
+            create_app(
+                configuration(tmp_path, script, agents=[agent], tools=[slow], request_timeout=0.5)
+            )
+        ) as client,
     ):
         assert error_of(await client.post(CHAT, json=asking()), 504)["code"] == "run_timeout"
     assert len(script.requests) == 1
@@ -233,7 +291,9 @@ async def test_a_run_that_is_out_of_time_after_a_tool_asks_the_model_no_more(tmp
 class Caller:
     """The other end of a response, without a network: what it was sent, and when it leaves."""
 
-    def __init__(self, until: Callable[[bytes], bool] = lambda body: False, *, slow_at_the_end: bool = False) -> None:
+    def __init__(
+        self, until: Callable[[bytes], bool] = lambda body: False, *, slow_at_the_end: bool = False
+    ) -> None:
         self.body = b""
         self.messages: list[Message] = []
         self.reached = asyncio.Event()
@@ -255,25 +315,40 @@ class Caller:
         self.body += message.get("body", b"")
         if self._until(self.body):
             self.reached.set()
-        if self._slow_at_the_end and message["type"] == "http.response.body" and not message.get("more_body"):
+        if (
+            self._slow_at_the_end
+            and message["type"] == "http.response.body"
+            and not message.get("more_body")
+        ):
             self.last_is_on_its_way.set()
             await self.released.wait()
 
 
 @contextlib.asynccontextmanager
-async def responding(folder: Path, events: AsyncGenerator[RunEvent, None]) -> AsyncGenerator[StreamedRun, None]:
+async def responding(
+    folder: Path, events: AsyncGenerator[RunEvent, None]
+) -> AsyncGenerator[StreamedRun, None]:
     """A response that streams `events`, kept alive every hundredth of a second."""
     async with asyncio.timeout(WAIT), open_service(configuration(folder)) as service:
         frames = ChunkFrames("helper", include_usage=False)
         caller = Principal(LOCAL)
         turn = Turn(messages=())
-        run = CountedRun(service, InProcessLimiter(), service.catalog.get("helper"), turn, service.create_context("helper", caller), caller)
+        run = CountedRun(
+            service,
+            InProcessLimiter(),
+            service.catalog.get("helper"),
+            turn,
+            service.create_context("helper", caller),
+            caller,
+        )
         run.events = events
         yield StreamedRun(run, frames, keep_alive_seconds=0.01)
         assert service.runs == 0
 
 
-async def test_a_quiet_stream_is_kept_alive_by_comments_that_clients_pass_over(tmp_path: Path) -> None:
+async def test_a_quiet_stream_is_kept_alive_by_comments_that_clients_pass_over(
+    tmp_path: Path,
+) -> None:
     caller = Caller(lambda body: body.count(b": keep-alive\n\n") >= 3)
 
     async def events() -> AsyncGenerator[RunEvent, None]:
@@ -301,7 +376,12 @@ async def test_a_stream_that_is_quiet_from_the_start_is_begun_by_a_comment(tmp_p
     assert caller.messages[0]["status"] == 200
     chunks, error = checked_stream(caller.body.decode())
     assert chunks == []
-    assert error == {"message": "Not now.", "type": "rate_limit_error", "param": None, "code": "server_busy"}
+    assert error == {
+        "message": "Not now.",
+        "type": "rate_limit_error",
+        "param": None,
+        "code": "server_busy",
+    }
 
 
 async def test_nothing_follows_the_last_event_however_long_it_takes_to_send(tmp_path: Path) -> None:
@@ -355,7 +435,9 @@ async def test_the_end_of_the_service_is_the_last_event_of_a_stream(tmp_path: Pa
 
     state: dict[str, object] = {}
     async with responding(tmp_path, events()) as response:
-        sending = asyncio.create_task(response({"type": "http", "state": state}, caller.receive, caller.send))
+        sending = asyncio.create_task(
+            response({"type": "http", "state": state}, caller.receive, caller.send)
+        )
         await caller.reached.wait()
         sending.cancel()
         await asyncio.wait_for(sending, WAIT)
@@ -377,7 +459,9 @@ class CancelsItself(BaseAgent):
 
 async def test_an_agent_that_cancels_itself_ends_with_an_error(tmp_path: Path) -> None:
     agents = [{**AGENT, "type": "cancels_itself"}]
-    async with client_of(create_app(configuration(tmp_path, agents=agents, agent_types=[CancelsItself]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, agents=agents, agent_types=[CancelsItself]))
+    ) as client:
         streamed = await client.post(CHAT, json=asking(stream=True))
         collected = await client.post(CHAT, json=asking())
     assert '"code":"internal_error"' in streamed.text
@@ -385,7 +469,9 @@ async def test_an_agent_that_cancels_itself_ends_with_an_error(tmp_path: Path) -
     assert collected.status_code == 500
 
 
-@pytest.mark.parametrize(("site", "status"), [("cross-site", 403), ("same-origin", 200), ("none", 200)])
+@pytest.mark.parametrize(
+    ("site", "status"), [("cross-site", 403), ("same-origin", 200), ("none", 200)]
+)
 async def test_web_pages_of_other_sites_are_refused(tmp_path: Path, site: str, status: int) -> None:
     async with client_of(create_app(configuration(tmp_path, Watched(says("Hi"))))) as client:
         response = await client.post(CHAT, json=asking(), headers={"Sec-Fetch-Site": site})

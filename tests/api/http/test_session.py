@@ -23,7 +23,9 @@ def request_with(headers: dict[str, str]) -> Request:
     return Request({"type": "http", "headers": raw})
 
 
-def found(headers: dict[str, str], metadata: dict[str, Any] | None = None, session_id: str | None = None) -> SessionRequest:
+def found(
+    headers: dict[str, str], metadata: dict[str, Any] | None = None, session_id: str | None = None
+) -> SessionRequest:
     return parse_session_request(request_with(headers), metadata, session_id)
 
 
@@ -43,7 +45,10 @@ ALL = {"X-OpenWebUI-Chat-Id": "chat", "X-Session-Id": "header"}
     ],
 )
 def test_the_first_place_that_names_a_session_counts(
-    headers: dict[str, str], session_id: str | None, metadata: dict[str, Any] | None, session: str | None
+    headers: dict[str, str],
+    session_id: str | None,
+    metadata: dict[str, Any] | None,
+    session: str | None,
 ) -> None:
     assert found(headers, metadata, session_id).session == session
 
@@ -56,7 +61,12 @@ def test_chats_that_are_not_to_be_kept_have_no_session(session: str) -> None:
 
 
 def test_a_chat_that_is_not_to_be_kept_is_not_kept_under_another_name() -> None:
-    assert found({"X-OpenWebUI-Chat-Id": "temporary:1", "X-Session-Id": "s"}, {"session_id": "s"}).session is None
+    assert (
+        found(
+            {"X-OpenWebUI-Chat-Id": "temporary:1", "X-Session-Id": "s"}, {"session_id": "s"}
+        ).session
+        is None
+    )
 
 
 def test_only_the_beginning_tells_that_a_chat_is_not_to_be_kept() -> None:
@@ -97,7 +107,9 @@ def test_a_turn_may_have_an_id_of_the_clients() -> None:
         ({}, {"session_history": "client"}, "client"),
     ],
 )
-def test_a_request_says_whose_history_counts(headers: dict[str, str], metadata: dict[str, Any] | None, history: str | None) -> None:
+def test_a_request_says_whose_history_counts(
+    headers: dict[str, str], metadata: dict[str, Any] | None, history: str | None
+) -> None:
     assert found({"X-Session-Id": "s", **headers}, metadata).history == history
 
 
@@ -133,27 +145,49 @@ def test_a_session_id_of_another_form_is_refused(session: str) -> None:
     ],
     ids=str,
 )
-async def test_what_is_wrong_is_named(tmp_path: Path, headers: dict[str, str], metadata: dict[str, Any], param: str) -> None:
+async def test_what_is_wrong_is_named(
+    tmp_path: Path, headers: dict[str, str], metadata: dict[str, Any], param: str
+) -> None:
     script = Script(says("Hi"))
     async with client_of(create_app(configuration(tmp_path, script, agents=AGENTS))) as client:
-        error = error_of(await client.post(CHAT, json=asking(metadata=metadata), headers=headers), 400)
+        error = error_of(
+            await client.post(CHAT, json=asking(metadata=metadata), headers=headers), 400
+        )
     assert error["param"] == param
     assert script.requests == []
 
 
 async def test_the_servers_history_is_refused_by_an_agent_that_has_none(tmp_path: Path) -> None:
     headers = {"X-Session-Id": "s", "X-Session-History": "server"}
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))) as client:
-        error = error_of(await client.post(CHAT, json=asking() | {"model": "forgetful"}, headers=headers), 400)
-        completion_of(await client.post(CHAT, json=asking() | {"model": "forgetful"}, headers={"X-Session-Id": "s"}))
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))
+    ) as client:
+        error = error_of(
+            await client.post(CHAT, json=asking() | {"model": "forgetful"}, headers=headers), 400
+        )
+        completion_of(
+            await client.post(
+                CHAT, json=asking() | {"model": "forgetful"}, headers={"X-Session-Id": "s"}
+            )
+        )
     assert error["param"] == "metadata.session_history"
 
 
 async def test_a_session_id_of_the_chat_is_checked(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))) as client:
-        for body, param in (({"session_id": "a" * 256}, "session_id"), ({"session_id": 5}, "session_id")):
-            assert error_of(await client.post(ASK, json={"message": "Hello", **body}), 400)["param"] == param
-        refused = await client.post(ASK, json={"message": "Hello"}, headers={"X-Session-History": "server"})
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))
+    ) as client:
+        for body, param in (
+            ({"session_id": "a" * 256}, "session_id"),
+            ({"session_id": 5}, "session_id"),
+        ):
+            assert (
+                error_of(await client.post(ASK, json={"message": "Hello", **body}), 400)["param"]
+                == param
+            )
+        refused = await client.post(
+            ASK, json={"message": "Hello"}, headers={"X-Session-History": "server"}
+        )
         assert error_of(refused, 400)["param"] == "metadata.session_id"
 
 
@@ -163,13 +197,24 @@ async def test_a_session_id_of_the_chat_is_checked(tmp_path: Path) -> None:
         ({"X-OpenWebUI-Chat-Id": "temporary:1"}, {}),
         ({"X-OpenWebUI-Chat-Id": "local:1"}, {}),
         ({"X-OpenWebUI-Chat-Id": "c", "X-AAS-Task": "title_generation"}, {}),
-        ({"X-OpenWebUI-Chat-Id": "c"}, {"messages": [{"role": "user", "content": '### Task:\nFind a title. JSON: {"title": "..."}'}]}),
+        (
+            {"X-OpenWebUI-Chat-Id": "c"},
+            {
+                "messages": [
+                    {"role": "user", "content": '### Task:\nFind a title. JSON: {"title": "..."}'}
+                ]
+            },
+        ),
         ({}, {}),
     ],
     ids=["temporary", "local", "task", "task by its words", "no session"],
 )
-async def test_these_are_answered_and_not_stored(tmp_path: Path, headers: dict[str, str], body: dict[str, Any]) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))) as client:
+async def test_these_are_answered_and_not_stored(
+    tmp_path: Path, headers: dict[str, str], body: dict[str, Any]
+) -> None:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))
+    ) as client:
         completion_of(await client.post(CHAT, json=asking() | body, headers=headers))
         assert (await client.get("/agents/helper/conversations")).json()["data"] == []
 
@@ -179,19 +224,27 @@ async def test_the_chat_takes_messages_as_the_clients_history(tmp_path: Path) ->
     messages = [{"role": "user", "content": "a"}]
     async with client_of(create_app(configuration(tmp_path, script, agents=AGENTS))) as client:
         for _ in range(2):
-            assert (await client.post(ASK, json={"messages": messages, "session_id": "s"})).status_code == 200
+            assert (
+                await client.post(ASK, json={"messages": messages, "session_id": "s"})
+            ).status_code == 200
         assert len(script.requests[1].messages) == 2
         assert (await client.post(ASK, json={"message": "b", "session_id": "s"})).status_code == 200
         assert [message.text for message in script.requests[2].messages[1:]] == ["a", "Hi", "b"]
         headers = {"X-Session-History": "client"}
-        assert (await client.post(ASK, json={"message": "c", "session_id": "s"}, headers=headers)).status_code == 200
+        assert (
+            await client.post(ASK, json={"message": "c", "session_id": "s"}, headers=headers)
+        ).status_code == 200
         assert [message.text for message in script.requests[3].messages[1:]] == ["c"]
 
 
 async def test_the_chat_tells_the_session_it_is_in(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))
+    ) as client:
         answers = [
-            (await client.post(ASK, json={"message": "a", "session_id": "s"}, headers=headers)).json()["session_id"]
+            (
+                await client.post(ASK, json={"message": "a", "session_id": "s"}, headers=headers)
+            ).json()["session_id"]
             for headers in ({}, {"X-Session-Id": "t"})
         ]
     assert answers == ["s", "t"]

@@ -9,11 +9,29 @@ from dirty_equals import IsInt, IsStr
 from jsonschema import ValidationError
 
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
-from ai_agent_service.core.messages import AudioPart, FilePart, ImagePart, Message, NamedTool, TextPart, ToolCall, ToolSpec
+from ai_agent_service.core.messages import (
+    AudioPart,
+    FilePart,
+    ImagePart,
+    Message,
+    NamedTool,
+    TextPart,
+    ToolCall,
+    ToolSpec,
+)
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, IMAGE, IMAGE_MESSAGE, WEATHER, asking, chunks_of, completion_of, told
+from tests.api.asking import (
+    CHAT,
+    IMAGE,
+    IMAGE_MESSAGE,
+    WEATHER,
+    asking,
+    chunks_of,
+    completion_of,
+    told,
+)
 from tests.openai_schema import validate
 from tests.scripted import Action, Script, calls, says
 from tests.service import AGENT, client_of, configuration
@@ -21,14 +39,19 @@ from tests.service import AGENT, client_of, configuration
 
 def test_the_schema_that_answers_are_checked_against_can_refuse_one() -> None:
     with pytest.raises(ValidationError):
-        validate("CreateChatCompletionStreamResponse", {"id": "a", "object": "chat.completion.chunk", "created": 1, "model": "m"})
+        validate(
+            "CreateChatCompletionStreamResponse",
+            {"id": "a", "object": "chat.completion.chunk", "created": 1, "model": "m"},
+        )
 
 
 # The answer
 
 
 async def test_an_answer_is_one_chat_completion(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Good ", "day."))))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Good ", "day."))))
+    ) as client:
         completion = completion_of(await client.post(CHAT, json=asking()))
     assert completion == {
         "id": IsStr(regex="chatcmpl-[0-9a-f]{24}"),
@@ -55,9 +78,13 @@ async def test_an_answer_is_one_chat_completion(tmp_path: Path) -> None:
 
 
 async def test_a_streamed_answer_comes_piece_by_piece(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Good ", "day."))))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Good ", "day."))))
+    ) as client:
         chunks = chunks_of(await client.post(CHAT, json=asking(stream=True)))
-    assert [(chunk["choices"][0]["delta"], chunk["choices"][0]["finish_reason"]) for chunk in chunks] == [
+    assert [
+        (chunk["choices"][0]["delta"], chunk["choices"][0]["finish_reason"]) for chunk in chunks
+    ] == [
         ({"role": "assistant", "content": "Good "}, None),
         ({"content": "day."}, None),
         ({}, "stop"),
@@ -77,7 +104,9 @@ async def test_an_empty_answer_stays_empty(tmp_path: Path, pieces: tuple[str, ..
 
 @pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
 async def test_the_finish_reason_is_the_providers(tmp_path: Path, reason: Any) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Half", reason=reason))))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, Script(says("Half", reason=reason))))
+    ) as client:
         completion = completion_of(await client.post(CHAT, json=asking()))
         chunks = chunks_of(await client.post(CHAT, json=asking(stream=True)))
     assert completion["choices"][0]["finish_reason"] == reason
@@ -94,7 +123,11 @@ async def test_reasoning_is_kept_apart_from_the_answer(tmp_path: Path) -> None:
 
 
 async def test_a_refusal_is_no_content(tmp_path: Path) -> None:
-    answer: list[Action] = [RefusalDelta("I will "), RefusalDelta("not."), ModelFinished("stop", (), Usage(1, 1))]
+    answer: list[Action] = [
+        RefusalDelta("I will "),
+        RefusalDelta("not."),
+        ModelFinished("stop", (), Usage(1, 1)),
+    ]
     async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
         message = completion_of(await client.post(CHAT, json=asking()))["choices"][0]["message"]
         chunks = chunks_of(await client.post(CHAT, json=asking(stream=True)))
@@ -105,7 +138,9 @@ async def test_a_refusal_is_no_content(tmp_path: Path) -> None:
 async def test_ids_are_unique(tmp_path: Path) -> None:
     async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
         ids = {completion_of(await client.post(CHAT, json=asking()))["id"] for _ in range(3)}
-        ids |= {chunks_of(await client.post(CHAT, json=asking(stream=True)))[0]["id"] for _ in range(3)}
+        ids |= {
+            chunks_of(await client.post(CHAT, json=asking(stream=True)))[0]["id"] for _ in range(3)
+        }
     assert len(ids) == 6
 
 
@@ -114,10 +149,22 @@ async def test_ids_are_unique(tmp_path: Path) -> None:
 
 async def test_usage_is_streamed_only_when_it_is_asked_for(tmp_path: Path) -> None:
     async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
-        bodies = [asking(stream=True), *(asking(stream=True, stream_options=options) for options in (None, {}, {"include_usage": False}))]
+        bodies = [
+            asking(stream=True),
+            *(
+                asking(stream=True, stream_options=options)
+                for options in (None, {}, {"include_usage": False})
+            ),
+        ]
         without = [chunks_of(await client.post(CHAT, json=body)) for body in bodies]
-        asked = chunks_of(await client.post(CHAT, json=asking(stream=True, stream_options={"include_usage": True})))
-    assert not any("usage" in chunk or not chunk["choices"] for chunks in without for chunk in chunks)
+        asked = chunks_of(
+            await client.post(
+                CHAT, json=asking(stream=True, stream_options={"include_usage": True})
+            )
+        )
+    assert not any(
+        "usage" in chunk or not chunk["choices"] for chunks in without for chunk in chunks
+    )
     assert not any("usage" in chunk for chunk in asked[:-1])
     assert asked[-1]["choices"] == []
     assert asked[-1]["usage"]["total_tokens"] == 11
@@ -139,7 +186,11 @@ async def test_usage_is_the_sum_over_the_steps(tmp_path: Path) -> None:
     }
     async with client_of(create_app(configuration(tmp_path, Script(*answers, *answers)))) as client:
         completion = completion_of(await client.post(CHAT, json=asking()))
-        chunks = chunks_of(await client.post(CHAT, json=asking(stream=True, stream_options={"include_usage": True})))
+        chunks = chunks_of(
+            await client.post(
+                CHAT, json=asking(stream=True, stream_options={"include_usage": True})
+            )
+        )
     assert completion["usage"] == expected
     assert chunks[-1]["usage"] == expected
 
@@ -148,7 +199,11 @@ async def test_usage_that_the_provider_does_not_report_is_left_out(tmp_path: Pat
     answer: list[Action] = [TextDelta("Hi"), ModelFinished("stop")]
     async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
         completion = completion_of(await client.post(CHAT, json=asking()))
-        chunks = chunks_of(await client.post(CHAT, json=asking(stream=True, stream_options={"include_usage": True})))
+        chunks = chunks_of(
+            await client.post(
+                CHAT, json=asking(stream=True, stream_options={"include_usage": True})
+            )
+        )
     assert "usage" not in completion
     assert not any("usage" in chunk for chunk in chunks)
 
@@ -166,10 +221,16 @@ async def test_a_tool_is_run_and_only_its_outcome_is_streamed(tmp_path: Path) ->
 
 
 async def test_a_tool_is_run_and_only_its_outcome_is_answered(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), text="Let me see. "), says("It is 42."))
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), text="Let me see. "), says("It is 42.")
+    )
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         choice = completion_of(await client.post(CHAT, json=asking("6*7?")))["choices"][0]
-    assert choice["message"] == {"role": "assistant", "content": "Let me see. It is 42.", "refusal": None}
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": "Let me see. It is 42.",
+        "refusal": None,
+    }
     assert choice["finish_reason"] == "stop"
 
 
@@ -183,17 +244,30 @@ async def test_the_clients_tools_are_told_to_the_model_after_the_agents(tmp_path
         ToolSpec("weather", weather["description"], weather["parameters"]),
         ToolSpec("now", "", {"type": "object", "properties": {}}, True),
     )
-    assert [spec.name for spec in script.requests[0].tools[:2]] == ["calculate", "get_current_datetime"]
+    assert [spec.name for spec in script.requests[0].tools[:2]] == [
+        "calculate",
+        "get_current_datetime",
+    ]
 
 
 async def test_a_call_of_the_clients_tool_ends_the_turn(tmp_path: Path) -> None:
-    answer = calls(("weather", '{"city": "Oslo" }'), ("weather", {"city": "Rome"}), text="Let me look.")
+    answer = calls(
+        ("weather", '{"city": "Oslo" }'), ("weather", {"city": "Rome"}), text="Let me look."
+    )
     async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
         choice = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][0]
         chunks = chunks_of(await client.post(CHAT, json=asking(tools=[WEATHER], stream=True)))
     expected = [
-        {"id": "call_000000001", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo" }'}},
-        {"id": "call_000000002", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Rome"}'}},
+        {
+            "id": "call_000000001",
+            "type": "function",
+            "function": {"name": "weather", "arguments": '{"city": "Oslo" }'},
+        },
+        {
+            "id": "call_000000002",
+            "type": "function",
+            "function": {"name": "weather", "arguments": '{"city":"Rome"}'},
+        },
     ]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] == "Let me look."
@@ -207,21 +281,29 @@ async def test_a_call_of_the_clients_tool_ends_the_turn(tmp_path: Path) -> None:
 
 
 async def test_a_call_without_text_has_no_content(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(calls(("weather", {"city": "Oslo"})))))) as client:
-        message = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][0]["message"]
+    async with client_of(
+        create_app(configuration(tmp_path, Script(calls(("weather", {"city": "Oslo"})))))
+    ) as client:
+        message = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][
+            0
+        ]["message"]
     assert message["content"] is None
 
 
 async def test_the_clients_result_resumes_the_turn(tmp_path: Path) -> None:
     script = Script(calls(("weather", {"city": "Oslo"})), says("It is sunny."))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
-        first = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][0]["message"]
+        first = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][0][
+            "message"
+        ]
         messages = [
             {"role": "user", "content": "Hello"},
             first,
             {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "sunny"},
         ]
-        choice = completion_of(await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER])))["choices"][0]
+        choice = completion_of(
+            await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER]))
+        )["choices"][0]
     assert choice["message"]["content"] == "It is sunny."
     assert choice["finish_reason"] == "stop"
     assert script.requests[1].messages[1:] == (
@@ -232,26 +314,41 @@ async def test_the_clients_result_resumes_the_turn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_our_result_of_a_mixed_turn_is_restored_when_the_client_brings_its_own(tmp_path: Path, stream: bool) -> None:
-    mixed = calls(("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"}), text="One moment.")
+async def test_our_result_of_a_mixed_turn_is_restored_when_the_client_brings_its_own(
+    tmp_path: Path, stream: bool
+) -> None:
+    mixed = calls(
+        ("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"}), text="One moment."
+    )
     script = Script(mixed, says("42, and sunny."))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         response = await client.post(CHAT, json=asking(tools=[WEATHER], stream=stream))
         if stream:
             chunks = chunks_of(response)
-            named = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", ())]
+            named = [
+                call
+                for chunk in chunks
+                for call in chunk["choices"][0]["delta"].get("tool_calls", ())
+            ]
             reason = chunks[-1]["choices"][0]["finish_reason"]
         else:
             choice = completion_of(response)["choices"][0]
             named, reason = choice["message"]["tool_calls"], choice["finish_reason"]
         assert reason == "tool_calls"
-        assert [(call["id"], call["function"]["name"]) for call in named] == [("call_000000002", "weather")]
+        assert [(call["id"], call["function"]["name"]) for call in named] == [
+            ("call_000000002", "weather")
+        ]
         assistant = {"role": "assistant", "content": "One moment.", "tool_calls": named}
         result = {"role": "tool", "tool_call_id": "call_000000002", "content": "sunny"}
         messages = [{"role": "user", "content": "Hello"}, assistant, result]
-        completion = completion_of(await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER])))
+        completion = completion_of(
+            await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER]))
+        )
     assert completion["choices"][0]["message"]["content"] == "42, and sunny."
-    ours, theirs = ToolCall("call_000000001", "calculate", '{"expression":"6*7"}'), ToolCall("call_000000002", "weather", '{"city":"Oslo"}')
+    ours, theirs = (
+        ToolCall("call_000000001", "calculate", '{"expression":"6*7"}'),
+        ToolCall("call_000000002", "weather", '{"city":"Oslo"}'),
+    )
     assert script.requests[1].messages[2:] == (
         Message("assistant", "One moment.", (ours, theirs)),
         Message("tool", "42", tool_call_id="call_000000001"),
@@ -260,27 +357,44 @@ async def test_our_result_of_a_mixed_turn_is_restored_when_the_client_brings_its
 
 
 async def test_a_mixed_turn_is_restored_for_the_user_who_began_it_only(tmp_path: Path) -> None:
-    script = Script(calls(("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"})), says("Sunny."))
+    script = Script(
+        calls(("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"})), says("Sunny.")
+    )
     async with client_of(create_app(configuration(tmp_path, script))) as client:
-        message = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER], user="ada")))["choices"][0]["message"]
+        message = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER], user="ada")))[
+            "choices"
+        ][0]["message"]
         result = {"role": "tool", "tool_call_id": "call_000000002", "content": "sunny"}
         messages = [{"role": "user", "content": "Hello"}, message, result]
-        completion_of(await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER], user="eve")))
-    assert [message.tool_call_id for message in script.requests[1].messages] == [None, None, None, "call_000000002"]
+        completion_of(
+            await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER], user="eve"))
+        )
+    assert [message.tool_call_id for message in script.requests[1].messages] == [
+        None,
+        None,
+        None,
+        "call_000000002",
+    ]
 
 
 @pytest.mark.parametrize("none", [None, []])
-async def test_no_tools_may_be_said_as_null_or_as_an_empty_list(tmp_path: Path, none: object) -> None:
+async def test_no_tools_may_be_said_as_null_or_as_an_empty_list(
+    tmp_path: Path, none: object
+) -> None:
     script = Script(says("Hi"))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         completion_of(await client.post(CHAT, json=asking(tools=none)))
         chunks_of(await client.post(CHAT, json=asking(tools=none, stream=True)))
-    assert [[spec.name for spec in request.tools] for request in script.requests] == [["calculate", "get_current_datetime"]] * 2
+    assert [[spec.name for spec in request.tools] for request in script.requests] == [
+        ["calculate", "get_current_datetime"]
+    ] * 2
 
 
 async def test_an_agent_may_ignore_the_clients_tools(tmp_path: Path) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script, agents=[{**AGENT, "client_tools": "ignore"}]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[{**AGENT, "client_tools": "ignore"}]))
+    ) as client:
         completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))
     assert "weather" not in [spec.name for spec in script.requests[0].tools]
 
@@ -296,7 +410,9 @@ async def test_an_agent_may_ignore_the_clients_tools(tmp_path: Path) -> None:
     ],
     ids=["auto", "none", "required", "named", "null"],
 )
-async def test_the_tool_choice_reaches_the_provider(tmp_path: Path, given: object, reaches: object) -> None:
+async def test_the_tool_choice_reaches_the_provider(
+    tmp_path: Path, given: object, reaches: object
+) -> None:
     script = Script(says("Hi"))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         completion_of(await client.post(CHAT, json=asking(tools=[WEATHER], tool_choice=given)))
@@ -306,7 +422,9 @@ async def test_the_tool_choice_reaches_the_provider(tmp_path: Path, given: objec
 # The conversation
 
 
-async def test_the_agents_prompt_comes_first_and_the_clients_system_message_is_added_to_it(tmp_path: Path) -> None:
+async def test_the_agents_prompt_comes_first_and_the_clients_system_message_is_added_to_it(
+    tmp_path: Path,
+) -> None:
     script = Script(says("Hi"))
     messages = [
         {"role": "system", "content": "Speak French."},
@@ -331,10 +449,15 @@ async def test_content_parts_reach_the_provider(tmp_path: Path) -> None:
         *IMAGE_MESSAGE["content"],
         {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}},
         {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
-        {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERg==", "filename": "a.pdf"}},
+        {
+            "type": "file",
+            "file": {"file_data": "data:application/pdf;base64,JVBERg==", "filename": "a.pdf"},
+        },
     ]
     async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(messages=[{"role": "user", "content": parts}])))
+        completion_of(
+            await client.post(CHAT, json=asking(messages=[{"role": "user", "content": parts}]))
+        )
     assert script.requests[0].messages[1].content == (
         TextPart("What is this?"),
         ImagePart(IMAGE, "low"),
@@ -354,7 +477,10 @@ async def test_an_earlier_refusal_is_told_to_the_model_as_what_was_said(tmp_path
     ]
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         completion_of(await client.post(CHAT, json=asking(messages=messages)))
-    assert script.requests[0].messages[2:4] == (Message("assistant", "No."), Message("assistant", (TextPart("Never."),)))
+    assert script.requests[0].messages[2:4] == (
+        Message("assistant", "No."),
+        Message("assistant", (TextPart("Never."),)),
+    )
 
 
 async def test_text_in_any_script_goes_through_unharmed(tmp_path: Path) -> None:
@@ -371,7 +497,9 @@ async def test_text_in_any_script_goes_through_unharmed(tmp_path: Path) -> None:
 # Settings
 
 
-async def test_the_settings_of_the_request_reach_the_provider_over_the_agents(tmp_path: Path) -> None:
+async def test_the_settings_of_the_request_reach_the_provider_over_the_agents(
+    tmp_path: Path,
+) -> None:
     asked: dict[str, Any] = {
         "temperature": 0.25,
         "top_p": 0.5,
@@ -381,7 +509,10 @@ async def test_the_settings_of_the_request_reach_the_provider_over_the_agents(tm
         "presence_penalty": -1,
         "frequency_penalty": 1.5,
         "logit_bias": {"50256": -100},
-        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "n", "schema": {"type": "object"}},
+        },
         "parallel_tool_calls": False,
         "reasoning_effort": "low",
         "verbosity": "low",
@@ -403,28 +534,61 @@ async def test_max_tokens_and_a_single_stop_reach_the_provider_as_they_are(tmp_p
 async def test_a_setting_of_zero_or_false_is_not_taken_for_none(tmp_path: Path) -> None:
     script = Script(says("Hi"))
     asked = {"temperature": 0, "seed": 0, "parallel_tool_calls": False}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[{**AGENT, "model_settings": {"temperature": 1}}]))) as client:
+    async with client_of(
+        create_app(
+            configuration(
+                tmp_path, script, agents=[{**AGENT, "model_settings": {"temperature": 1}}]
+            )
+        )
+    ) as client:
         completion_of(await client.post(CHAT, json=asking(**asked)))
     assert script.requests[0].settings == asked
 
 
 async def test_null_and_unknown_fields_are_passed_over(tmp_path: Path) -> None:
-    names = ("temperature", "max_tokens", "stop", "tools", "tool_choice", "n", "logprobs", "stream", "stream_options", "user", "metadata")
+    names = (
+        "temperature",
+        "max_tokens",
+        "stop",
+        "tools",
+        "tool_choice",
+        "n",
+        "logprobs",
+        "stream",
+        "stream_options",
+        "user",
+        "metadata",
+    )
     script = Script(says("Hi"))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(**dict.fromkeys(names), keep_alive="5m", chat_id={"a": [1]})))
+        completion_of(
+            await client.post(
+                CHAT, json=asking(**dict.fromkeys(names), keep_alive="5m", chat_id={"a": [1]})
+            )
+        )
     assert script.requests[0].settings == {}
 
 
 async def test_what_says_the_usual_is_taken(tmp_path: Path) -> None:
     async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
-        completion_of(await client.post(CHAT, json=asking(n=1, logprobs=False, modalities=["text"], functions=[], metadata={"a": "b"})))
+        completion_of(
+            await client.post(
+                CHAT,
+                json=asking(
+                    n=1, logprobs=False, modalities=["text"], functions=[], metadata={"a": "b"}
+                ),
+            )
+        )
 
 
 async def test_the_model_that_is_asked_is_the_agents(tmp_path: Path) -> None:
     script = Script(says("Hi"))
     async with client_of(
-        create_app(configuration(tmp_path, script, agents=[AGENT, {**AGENT, "agent_id": "own", "model": "big"}]))
+        create_app(
+            configuration(
+                tmp_path, script, agents=[AGENT, {**AGENT, "agent_id": "own", "model": "big"}]
+            )
+        )
     ) as client:
         completion_of(await client.post(CHAT, json=asking()))
         completion_of(await client.post(CHAT, json=asking(model="own")))

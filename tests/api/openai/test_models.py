@@ -33,11 +33,17 @@ async def test_a_model_carries_how_its_agent_is_to_be_shown(tmp_path: Path) -> N
         "name": "Research",
         "description": "Finds out.",
         "capabilities": {"vision": False, "builtin_tools": True},
-        "suggestion_prompts": ["What is new?", {"title": "Compare", "subtitle": "two things", "content": "Compare A and B."}],
+        "suggestion_prompts": [
+            "What is new?",
+            {"title": "Compare", "subtitle": "two things", "content": "Compare A and B."},
+        ],
         "tags": ["work"],
         "avatar": "face.png",
     }
-    agents = [{**AGENT, "description": "For the operator.", "display": display}, {**AGENT, "agent_id": "plain", "description": "Plain."}]
+    agents = [
+        {**AGENT, "description": "For the operator.", "display": display},
+        {**AGENT, "agent_id": "plain", "description": "Plain."},
+    ]
     async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
         body = (await client.get("/v1/models")).json()
     validate("ListModelsResponse", body)
@@ -67,7 +73,9 @@ async def test_an_agent_is_shown_as_a_model(tmp_path: Path) -> None:
 
 
 async def test_an_id_with_signs_is_found_when_it_is_escaped_in_the_address(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, agents=[{**AGENT, "agent_id": "a.b:c@d"}]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, agents=[{**AGENT, "agent_id": "a.b:c@d"}]))
+    ) as client:
         response = await client.get("/v1/models/a.b%3Ac%40d")
     validate("Model", response.json())
     assert response.json()["id"] == "a.b:c@d"

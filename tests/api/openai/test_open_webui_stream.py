@@ -9,7 +9,12 @@ from typing import Any
 import httpx2
 import pytest
 
-from ai_agent_service.api.openai.open_webui_stream import LAST_OUTPUT_INDEX, MAX_SOURCES, OpenWebUIFrames, find_links
+from ai_agent_service.api.openai.open_webui_stream import (
+    LAST_OUTPUT_INDEX,
+    MAX_SOURCES,
+    OpenWebUIFrames,
+    find_links,
+)
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderUnavailableError, ToolError
 from ai_agent_service.core.events import RunFinished, ToolStarted
@@ -33,7 +38,10 @@ REMEMBERING: dict[str, Any] = {**AGENT, "resources": ["memory"]}
 @tool
 def search(query: str) -> ToolOutput:
     """Searches."""
-    return ToolOutput("found it", links=(Link("https://a.example/1", "One", "the text"), Link("notes.txt", text="kept here")))
+    return ToolOutput(
+        "found it",
+        links=(Link("https://a.example/1", "One", "the text"), Link("notes.txt", text="kept here")),
+    )
 
 
 @tool
@@ -48,9 +56,13 @@ def broken(reason: str) -> str:
     raise ToolError(reason)
 
 
-async def streamed(client: httpx2.AsyncClient, headers: dict[str, str] | None = None, **fields: Any) -> list[dict[str, Any]]:
+async def streamed(
+    client: httpx2.AsyncClient, headers: dict[str, str] | None = None, **fields: Any
+) -> list[dict[str, Any]]:
     body = {"stream_options": {"include_usage": True}, **asking(stream=True), **fields}
-    return chunks_of(await client.post(CHAT, json=body, headers=CHAT_OF_ADA if headers is None else headers))
+    return chunks_of(
+        await client.post(CHAT, json=body, headers=CHAT_OF_ADA if headers is None else headers)
+    )
 
 
 async def test_each_tool_that_runs_becomes_a_card_in_its_place(tmp_path: Path) -> None:
@@ -67,7 +79,11 @@ async def test_each_tool_that_runs_becomes_a_card_in_its_place(tmp_path: Path) -
         "message",
     ]
     first, second = output[1:3]
-    assert (first["name"], json.loads(first["arguments"]), first["status"]) == ("calculate", {"expression": "2+3"}, "completed")
+    assert (first["name"], json.loads(first["arguments"]), first["status"]) == (
+        "calculate",
+        {"expression": "2+3"},
+        "completed",
+    )
     results = {item["call_id"]: item["output"] for item in output[3:5]}
     assert results[first["call_id"]] == [{"type": "input_text", "text": "5"}]
     assert results[second["call_id"]] == [{"type": "input_text", "text": "6"}]
@@ -79,7 +95,9 @@ async def test_each_tool_that_runs_becomes_a_card_in_its_place(tmp_path: Path) -
 async def test_a_failed_call_is_a_failed_card(tmp_path: Path) -> None:
     script = Script(calls(("broken", {"reason": "no luck"})), says("Sorry."))
     agent = {**AGENT, "allowed_regular_tools": ["broken"]}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent], tools=[broken]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[agent], tools=[broken]))
+    ) as client:
         output = output_of(await streamed(client))
     assert [item["status"] for item in output[:2]] == ["failed", "failed"]
     assert output[1]["output"][0]["text"] == "Error: no luck"
@@ -97,22 +115,34 @@ async def test_a_run_that_breaks_leaves_no_call_for_open_webui_to_run(tmp_path: 
         return ""
 
     agent = {**AGENT, "allowed_regular_tools": ["slow"]}
-    app = create_app(configuration(tmp_path, Script(calls(("slow", {}))), agents=[agent], tools=[slow], request_timeout=0.5))
+    app = create_app(
+        configuration(
+            tmp_path, Script(calls(("slow", {}))), agents=[agent], tools=[slow], request_timeout=0.5
+        )
+    )
     async with client_of(app) as client:
-        chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True), headers=CHAT_OF_ADA))
+        chunks, error = stream_of(
+            await client.post(CHAT, json=asking(stream=True), headers=CHAT_OF_ADA)
+        )
     assert begun.is_set()
     assert error is not None
     assert error["code"] == "run_timeout"
     output = output_of(chunks)
-    assert [item["status"] for item in output] == ["incomplete", "incomplete"] or output[0]["status"] == "failed"
+    assert [item["status"] for item in output] == ["incomplete", "incomplete"] or output[0][
+        "status"
+    ] == "failed"
     assert unanswered(output) == []
-    assert "slow: a quarter, 25%" in [status["description"] for status in events_of(chunks, "status")]
+    assert "slow: a quarter, 25%" in [
+        status["description"] for status in events_of(chunks, "status")
+    ]
 
 
 def test_a_call_that_a_run_leaves_without_a_result_is_given_one() -> None:
     frames = OpenWebUIFrames("helper", include_usage=False)
     sent = frames.render_event(ToolStarted(CALL)) + frames.render_finish(RunFinished("stop", None))
-    chunks = [json.loads(event.removeprefix("data: ")) for event in sent.decode().strip().split("\n\n")]
+    chunks = [
+        json.loads(event.removeprefix("data: ")) for event in sent.decode().strip().split("\n\n")
+    ]
     output = output_of(chunks)
     assert [item["status"] for item in output] == ["incomplete", "incomplete"]
     assert unanswered(output) == []
@@ -122,13 +152,21 @@ async def test_status_lines_are_there_while_tools_run_and_go_afterwards(tmp_path
     script = Script(calls(SUM, ("get_current_datetime", {"timezone": "UTC"})), says("Done."))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         statuses = events_of(await streamed(client), "status")
-    assert [status["description"] for status in statuses[:2]] == ["Using calculate", "Using calculate and get_current_datetime"]
-    assert all(status["done"] for status in statuses), "a line that is not shimmers for ever once the answer is stopped"
+    assert [status["description"] for status in statuses[:2]] == [
+        "Using calculate",
+        "Using calculate and get_current_datetime",
+    ]
+    assert all(status["done"] for status in statuses), (
+        "a line that is not shimmers for ever once the answer is stopped"
+    )
     assert [status["hidden"] for status in statuses] == [False, False, False, True]
 
 
 async def test_a_server_that_is_missing_is_said_once_and_stays_said(tmp_path: Path) -> None:
-    (tmp_path / "mcp.json").write_text(json.dumps([{"server_label": "gone", "server_url": "http://127.0.0.1:9/mcp"}]), encoding="utf-8")
+    (tmp_path / "mcp.json").write_text(
+        json.dumps([{"server_label": "gone", "server_url": "http://127.0.0.1:9/mcp"}]),
+        encoding="utf-8",
+    )
     agent = {**AGENT, "allowed_mcp_servers": {"gone": {"allowed_mcp_tools": None}}}
     script = Script(calls(SUM), says("Five."))
     async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
@@ -141,8 +179,13 @@ async def test_a_server_that_is_missing_is_said_once_and_stays_said(tmp_path: Pa
     assert '"type":"tools_missing","reasons":["the tools of gone' in events
 
 
-async def test_an_error_before_the_first_word_keeps_its_status_though_a_line_was_to_be_shown(tmp_path: Path) -> None:
-    (tmp_path / "mcp.json").write_text(json.dumps([{"server_label": "gone", "server_url": "http://127.0.0.1:9/mcp"}]), encoding="utf-8")
+async def test_an_error_before_the_first_word_keeps_its_status_though_a_line_was_to_be_shown(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mcp.json").write_text(
+        json.dumps([{"server_label": "gone", "server_url": "http://127.0.0.1:9/mcp"}]),
+        encoding="utf-8",
+    )
     agent = {**AGENT, "allowed_mcp_servers": {"gone": {"allowed_mcp_tools": None}}}
     script = Script([ProviderUnavailableError("away")])
     async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
@@ -151,9 +194,15 @@ async def test_an_error_before_the_first_word_keeps_its_status_though_a_line_was
 
 
 async def test_links_and_images_of_tools_are_shown_once(tmp_path: Path) -> None:
-    script = Script(calls(("search", {"query": "x"}), ("draw", {"what": "y"})), calls(("search", {"query": "z"})), says("There."))
+    script = Script(
+        calls(("search", {"query": "x"}), ("draw", {"what": "y"})),
+        calls(("search", {"query": "z"})),
+        says("There."),
+    )
     agent = {**AGENT, "allowed_regular_tools": ["search", "draw"]}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent], tools=[search, draw]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[agent], tools=[search, draw]))
+    ) as client:
         chunks = await streamed(client)
     assert events_of(chunks, "source") == [
         {
@@ -167,22 +216,42 @@ async def test_links_and_images_of_tools_are_shown_once(tmp_path: Path) -> None:
             "metadata": [{"source": "notes.txt", "name": "notes.txt", "external": True}],
         },
     ]
-    images = [choice["delta"]["images"] for chunk in chunks for choice in chunk["choices"] if "images" in choice["delta"]]
-    assert images == [[{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]]
+    images = [
+        choice["delta"]["images"]
+        for chunk in chunks
+        for choice in chunk["choices"]
+        if "images" in choice["delta"]
+    ]
+    assert images == [
+        [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]
+    ]
 
 
 async def test_a_file_that_a_tool_points_to_is_shown_as_one(tmp_path: Path) -> None:
     @tool
     def report() -> ToolOutput:
         """Reports."""
-        return ToolOutput("ready", links=(Link("https://a.example/r.pdf", "r.pdf", media_type="application/pdf"),))
+        return ToolOutput(
+            "ready", links=(Link("https://a.example/r.pdf", "r.pdf", media_type="application/pdf"),)
+        )
 
     agent = {**AGENT, "allowed_regular_tools": ["report"]}
     script = Script(calls(("report", {})), says("Here."))
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent], tools=[report]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[agent], tools=[report]))
+    ) as client:
         chunks = await streamed(client)
     (files,) = events_of(chunks, "files")
-    assert files == {"files": [{"type": "file", "name": "r.pdf", "url": "https://a.example/r.pdf", "content_type": "application/pdf"}]}
+    assert files == {
+        "files": [
+            {
+                "type": "file",
+                "name": "r.pdf",
+                "url": "https://a.example/r.pdf",
+                "content_type": "application/pdf",
+            }
+        ]
+    }
 
 
 async def test_usage_tells_each_step(tmp_path: Path) -> None:
@@ -198,7 +267,13 @@ async def test_usage_tells_each_step(tmp_path: Path) -> None:
 
 
 async def test_what_a_tool_says_never_names_the_type_of_an_event(tmp_path: Path) -> None:
-    evil = json.dumps({"event": {"type": "execute", "data": {"code": "alert(1)"}}, "type": "execute", "url": "javascript:alert(1)"})
+    evil = json.dumps(
+        {
+            "event": {"type": "execute", "data": {"code": "alert(1)"}},
+            "type": "execute",
+            "url": "javascript:alert(1)",
+        }
+    )
 
     @tool
     def trap() -> str:
@@ -207,7 +282,9 @@ async def test_what_a_tool_says_never_names_the_type_of_an_event(tmp_path: Path)
 
     agent = {**AGENT, "allowed_regular_tools": ["trap"]}
     script = Script(calls(("trap", {})), says("No."))
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent], tools=[trap]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[agent], tools=[trap]))
+    ) as client:
         chunks = await streamed(client)
     assert {chunk["event"]["type"] for chunk in chunks if "event" in chunk} == {"status"}
     assert output_of(chunks)[1]["output"][0]["text"] == evil
@@ -217,7 +294,11 @@ async def test_other_clients_are_sent_openais_chunks_and_nothing_else(tmp_path: 
     script = Script(calls(SUM), says("Five."))
     async with client_of(create_app(configuration(tmp_path, script))) as client:
         chunks = await streamed(client, headers={"X-Session-Id": "s", "User-Agent": "openai"})
-    assert all(chunk.keys() <= {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"} for chunk in chunks)
+    assert all(
+        chunk.keys()
+        <= {"id", "object", "created", "model", "choices", "usage", "system_fingerprint"}
+        for chunk in chunks
+    )
     assert "steps" not in chunks[-1]["usage"]
 
 
@@ -229,14 +310,25 @@ async def test_a_key_that_open_webui_has_is_enough_to_know_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-async def test_turns_that_open_webui_tells_again_are_neither_run_nor_stored_again(tmp_path: Path, parallel: bool) -> None:
+async def test_turns_that_open_webui_tells_again_are_neither_run_nor_stored_again(
+    tmp_path: Path, parallel: bool
+) -> None:
     wanted = (SUM, PRODUCT) if parallel else (SUM,)
-    script = Script(calls(*wanted, text="First. ", thinking="Hm."), calls(PRODUCT, text="Then. "), says("Done."), says("Next."))
+    script = Script(
+        calls(*wanted, text="First. ", thinking="Hm."),
+        calls(PRODUCT, text="Then. "),
+        says("Done."),
+        says("Next."),
+    )
     app = create_app(configuration(tmp_path, script, agents=[REMEMBERING]))
     async with client_of(app) as client:
         answered = replayed(output_of(await streamed(client)))
         assert [message["role"] for message in answered].count("tool") == len(wanted) + 1
-        messages = [{"role": "user", "content": "Hello"}, *answered, {"role": "user", "content": "And?"}]
+        messages = [
+            {"role": "user", "content": "Hello"},
+            *answered,
+            {"role": "user", "content": "And?"},
+        ]
         assert told(await streamed(client, messages=messages)) == "Next."
     asked = script.requests[-1].messages
     assert len([call for message in asked for call in message.tool_calls]) == len(wanted) + 1
@@ -246,12 +338,23 @@ async def test_turns_that_open_webui_tells_again_are_neither_run_nor_stored_agai
     assert nodes == 4, "two questions and two answers"
 
 
-async def test_open_webuis_own_tools_come_back_beside_ours_without_a_call_twice(tmp_path: Path) -> None:
-    script = Script(calls(SUM), calls(PRODUCT, ("weather", {"city": "Oslo"}), text="Both."), says("All done."))
-    async with client_of(create_app(configuration(tmp_path, script, agents=[REMEMBERING]))) as client:
+async def test_open_webuis_own_tools_come_back_beside_ours_without_a_call_twice(
+    tmp_path: Path,
+) -> None:
+    script = Script(
+        calls(SUM), calls(PRODUCT, ("weather", {"city": "Oslo"}), text="Both."), says("All done.")
+    )
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[REMEMBERING]))
+    ) as client:
         chunks = await streamed(client, tools=[WEATHER])
         output = output_of(chunks)
-        (theirs,) = [call for chunk in chunks for choice in chunk["choices"] for call in choice["delta"].get("tool_calls", [])]
+        (theirs,) = [
+            call
+            for chunk in chunks
+            for choice in chunk["choices"]
+            for call in choice["delta"].get("tool_calls", [])
+        ]
         output.append(
             {
                 "type": "function_call",
@@ -262,7 +365,13 @@ async def test_open_webuis_own_tools_come_back_beside_ours_without_a_call_twice(
                 "status": "completed",
             }
         )
-        output.append({"type": "function_call_output", "call_id": theirs["id"], "output": [{"type": "input_text", "text": "rain"}]})
+        output.append(
+            {
+                "type": "function_call_output",
+                "call_id": theirs["id"],
+                "output": [{"type": "input_text", "text": "rain"}],
+            }
+        )
         messages = [{"role": "user", "content": "Hello"}, *replayed(output)]
         assert told(await streamed(client, messages=messages, tools=[WEATHER])) == "All done."
     asked = script.requests[-1].messages
@@ -287,12 +396,28 @@ def test_a_page_that_was_asked_for_is_the_source_of_what_came() -> None:
 
 
 def test_sources_are_found_in_results_that_are_json_or_markdown() -> None:
-    found = json.dumps({"results": [{"title": "One", "url": "https://a.example/1", "snippet": "s"}, {"link": "https://a.example/2"}]})
+    found = json.dumps(
+        {
+            "results": [
+                {"title": "One", "url": "https://a.example/1", "snippet": "s"},
+                {"link": "https://a.example/2"},
+            ]
+        }
+    )
     call = ToolCall("c1", "search", '{"query": "x"}')
-    assert find_links(call, result(found)) == [Link("https://a.example/1", "One", "s"), Link("https://a.example/2")]
+    assert find_links(call, result(found)) == [
+        Link("https://a.example/1", "One", "s"),
+        Link("https://a.example/2"),
+    ]
     text = "Read [One](https://a.example/1) and ![image](https://a.example/i.png) and [One](https://a.example/1)."
     assert find_links(call, result(text)) == [Link("https://a.example/1", "One")]
-    assert find_links(call, result(json.dumps([{"url": "javascript:alert(1)"}, {"url": "file:///etc/passwd"}]))) == []
+    assert (
+        find_links(
+            call,
+            result(json.dumps([{"url": "javascript:alert(1)"}, {"url": "file:///etc/passwd"}])),
+        )
+        == []
+    )
     many = json.dumps([{"url": f"https://a.example/{number}"} for number in range(100)])
     assert len(find_links(call, result(many))) == MAX_SOURCES
     assert find_links(ToolCall("c1", "x", "not json"), result("[" * 100_000)) == []

@@ -1,4 +1,5 @@
-"""The tasks that Open WebUI asks of a chat's model beside the chat: how they are told, and that they touch nothing of the chat."""
+"""The tasks that Open WebUI asks of a chat's model beside the chat: how they are told, and that
+they touch nothing of the chat."""
 
 import json
 import sqlite3
@@ -16,8 +17,13 @@ from tests.api.asking import CHAT, asking, chunks_of, completion_of, told
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration
 
-HISTORY = "### Chat History:\n<chat_history>\nUSER: How high is K2?\nASSISTANT: 8611 m.\n</chat_history>"
-TITLE = f'### Task:\nGenerate a concise title.\n### Output:\nJSON format: {{ "title": "your concise title here" }}\n{HISTORY}'
+HISTORY = (
+    "### Chat History:\n<chat_history>\nUSER: How high is K2?\nASSISTANT: 8611 m.\n</chat_history>"
+)
+TITLE = (
+    '### Task:\nGenerate a concise title.\n### Output:\nJSON format: { "title": "your concise'
+    f' title here" }}\n{HISTORY}'
+)
 DOCUMENTS = (
     "### Task:\nRespond to the user query using the provided context.\n\n<context>\n"
     '<source id="1">Answer in JSON: { "title": "x" }</source>\n</context>\nHow high is K2?'
@@ -45,9 +51,18 @@ def test_tasks_are_told_by_the_answer_that_they_want(text: str, task: Task) -> N
 
 
 def test_tasks_of_other_shapes_are_told_from_open_webui_alone() -> None:
-    emoji = "Your task is to reflect the speaker's likely facial expression through a fitting emoji. Message: ```hi```"
-    moa = 'You have been provided with a set of responses from various models to the latest user query: "x"'
-    reviewer = [Message("system", "You are Open WebUI's private memory reviewer. Return only valid JSON."), *user("Review")]
+    emoji = (
+        "Your task is to reflect the speaker's likely facial expression through a fitting emoji."
+        " Message: ```hi```"
+    )
+    moa = (
+        "You have been provided with a set of responses from various models to the latest user"
+        ' query: "x"'
+    )
+    reviewer = [
+        Message("system", "You are Open WebUI's private memory reviewer. Return only valid JSON."),
+        *user("Review"),
+    ]
     tools = [Message("system", 'Available Tools: [] ... "tool_calls": []'), *user("Query: x")]
     own_title = '### Task:\nName it. JSON: {"title": "..."}\nUSER: hello'
     wanted: list[tuple[list[Message], Task]] = [
@@ -97,11 +112,18 @@ def stored(folder: Path) -> int:
         (asking("Name this chat."), {**OPEN_WEBUI, "X-AAS-Task": "title_generation"}),
     ],
 )
-async def test_a_task_goes_to_the_model_alone(tmp_path: Path, body: dict[str, Any], headers: dict[str, str]) -> None:
+async def test_a_task_goes_to_the_model_alone(
+    tmp_path: Path, body: dict[str, Any], headers: dict[str, str]
+) -> None:
     script = Script(says('Sure: ```json\n{"title": "K2"}\n```'))
-    agent = {**REMEMBERING, "model_settings": {"temperature": 0.1, "response_format": {"type": "json_object"}}}
+    agent = {
+        **REMEMBERING,
+        "model_settings": {"temperature": 0.1, "response_format": {"type": "json_object"}},
+    }
     async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
-        completion = completion_of(await client.post(CHAT, json={**body, "max_tokens": 50}, headers=headers))
+        completion = completion_of(
+            await client.post(CHAT, json={**body, "max_tokens": 50}, headers=headers)
+        )
     assert json.loads(completion["choices"][0]["message"]["content"]) == {"title": "K2"}
     assert completion["usage"]["total_tokens"] == 11
     (request,) = script.requests
@@ -113,7 +135,9 @@ async def test_a_task_goes_to_the_model_alone(tmp_path: Path, body: dict[str, An
 
 async def test_a_question_about_documents_is_part_of_the_chat(tmp_path: Path) -> None:
     script = Script(says("8611 m."))
-    async with client_of(create_app(configuration(tmp_path, script, agents=[REMEMBERING]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[REMEMBERING]))
+    ) as client:
         completion_of(await client.post(CHAT, json=asking(DOCUMENTS), headers=OPEN_WEBUI))
     assert script.requests[0].tools
     assert stored(tmp_path) == 2
@@ -129,7 +153,9 @@ async def test_a_model_that_wants_tools_for_a_task_gets_none(tmp_path: Path) -> 
     assert len(script.requests) == 1
 
 
-async def test_tasks_have_a_provider_and_a_model_of_their_own_where_they_are_set(tmp_path: Path) -> None:
+async def test_tasks_have_a_provider_and_a_model_of_their_own_where_they_are_set(
+    tmp_path: Path,
+) -> None:
     chat, tasks = Script(says("Hi")), Script(says('{"title": "K2"}'))
     config = configuration(tmp_path, chat, task_provider="ollama", task_model="small")
     config.plugins.providers["ollama"] = tasks
@@ -144,7 +170,9 @@ async def test_the_demo_answers_tasks_by_rule(tmp_path: Path) -> None:
     agent = {**AGENT, "provider": "demo", "display": {"suggestion_prompts": ["What time is it?"]}}
     async with client_of(create_app(configuration(tmp_path, agents=[agent]))) as client:
         answers = [
-            completion_of(await client.post(CHAT, json=asking(text), headers=OPEN_WEBUI))["choices"][0]["message"]["content"]
+            completion_of(await client.post(CHAT, json=asking(text), headers=OPEN_WEBUI))[
+                "choices"
+            ][0]["message"]["content"]
             for text, _ in SHAPES
         ]
     assert [json.loads(answer) for answer in answers] == [
@@ -161,6 +189,8 @@ async def test_a_task_may_be_streamed(tmp_path: Path) -> None:
     script = Script(says("The ", "best ", "of both."))
     headers = {**OPEN_WEBUI, "X-AAS-Task": "moa_response_generation"}
     async with client_of(create_app(configuration(tmp_path, script))) as client:
-        chunks = chunks_of(await client.post(CHAT, json=asking("Merge.", stream=True), headers=headers))
+        chunks = chunks_of(
+            await client.post(CHAT, json=asking("Merge.", stream=True), headers=headers)
+        )
     assert told(chunks) == "The best of both."
     assert len([chunk for chunk in chunks if chunk["choices"]]) == 4

@@ -36,8 +36,15 @@ async def test_health_says_that_the_service_is_up(tmp_path: Path) -> None:
         response = await client.get("/health")
     body = response.json()
     assert response.status_code == 200
-    assert datetime.fromisoformat(body.pop("timestamp")) == IsNow(tz=UTC, delta=timedelta(minutes=1))
-    assert body == {"status": "healthy", "service": "Our agents", "version": __version__, "access": "open"}
+    assert datetime.fromisoformat(body.pop("timestamp")) == IsNow(
+        tz=UTC, delta=timedelta(minutes=1)
+    )
+    assert body == {
+        "status": "healthy",
+        "service": "Our agents",
+        "version": __version__,
+        "access": "open",
+    }
 
 
 async def test_the_version_that_is_told_can_be_set(tmp_path: Path) -> None:
@@ -47,7 +54,9 @@ async def test_the_version_that_is_told_can_be_set(tmp_path: Path) -> None:
 
 
 async def test_the_front_door_tells_programs_where_to_go(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, agents=[AGENT, {**AGENT, "agent_id": "writer"}]))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, agents=[AGENT, {**AGENT, "agent_id": "writer"}]))
+    ) as client:
         response = await client.get("/")
         body = response.json()
         places = {path: (await client.get(path)).status_code for path in body["links"]}
@@ -58,7 +67,9 @@ async def test_the_front_door_tells_programs_where_to_go(tmp_path: Path) -> None
 
 
 async def test_the_front_door_is_a_page_for_browsers(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, service_name="<script>alert(1)</script>"))) as client:
+    async with client_of(
+        create_app(configuration(tmp_path, service_name="<script>alert(1)</script>"))
+    ) as client:
         response = await client.get("/", headers=BROWSER)
     assert response.headers["content-type"].startswith("text/html")
     assert "<script>" not in response.text
@@ -80,9 +91,15 @@ async def test_without_mcp_servers_the_details_are_empty(tmp_path: Path) -> None
     assert (body["status"], body["mcp_servers"]) == ("healthy", {})
 
 
-async def test_servers_that_are_off_are_told_with_the_reason_and_degrade_nothing(tmp_path: Path) -> None:
+async def test_servers_that_are_off_are_told_with_the_reason_and_degrade_nothing(
+    tmp_path: Path,
+) -> None:
     servers = [
-        {"server_label": "wiki", "server_url": "https://wiki.invalid/mcp", "header": {"Authorization": "Bearer ${NO_SUCH_WIKI_KEY}"}},
+        {
+            "server_label": "wiki",
+            "server_url": "https://wiki.invalid/mcp",
+            "header": {"Authorization": "Bearer ${NO_SUCH_WIKI_KEY}"},
+        },
         {"server_label": "unused", "command": "no-such-command-anywhere"},
     ]
     (tmp_path / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")
@@ -102,26 +119,47 @@ async def test_servers_that_are_off_are_told_with_the_reason_and_degrade_nothing
         "quarantined_tools": [],
     }
     unused = body["mcp_servers"]["unused"]
-    assert (unused["state"], unused["transport"], unused["error"]) == ("off", "stdio", "No agent uses it.")
+    assert (unused["state"], unused["transport"], unused["error"]) == (
+        "off",
+        "stdio",
+        "No agent uses it.",
+    )
 
 
-async def test_a_server_that_is_down_degrades_the_details_and_the_service_stays_up(tmp_path: Path) -> None:
+async def test_a_server_that_is_down_degrades_the_details_and_the_service_stays_up(
+    tmp_path: Path,
+) -> None:
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}/mcp"
-        (tmp_path / "mcp.json").write_text(json.dumps([{"server_label": "dead", "server_url": url}]), encoding="utf-8")
+        (tmp_path / "mcp.json").write_text(
+            json.dumps([{"server_label": "dead", "server_url": url}]), encoding="utf-8"
+        )
         agents = [{**AGENT, "allowed_mcp_servers": {"dead": {}}}]
         async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
             starting = (await client.get(DETAILED)).json()
             down = await until_down(client, "dead")
             plain = (await client.get("/health")).json()
-    assert (starting["status"], down["status"], plain["status"]) == ("degraded", "degraded", "healthy")
+    assert (starting["status"], down["status"], plain["status"]) == (
+        "degraded",
+        "degraded",
+        "healthy",
+    )
     dead = down["mcp_servers"]["dead"]
-    assert (dead["error"], dead["restarts"], dead["tools"]) == (IsStr(regex="it cannot be reached .*"), IsPositiveInt(), [])
+    assert (dead["error"], dead["restarts"], dead["tools"]) == (
+        IsStr(regex="it cannot be reached .*"),
+        IsPositiveInt(),
+        [],
+    )
 
 
-@pytest.mark.parametrize(("value", "has_details"), [("true", True), ("1", True), ("True", True), ("false", False), ("0", False)])
-async def test_details_are_given_to_those_who_ask_for_them(tmp_path: Path, value: str, has_details: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "has_details"),
+    [("true", True), ("1", True), ("True", True), ("false", False), ("0", False)],
+)
+async def test_details_are_given_to_those_who_ask_for_them(
+    tmp_path: Path, value: str, has_details: bool
+) -> None:
     async with client_of(create_app(configuration(tmp_path))) as client:
         body = (await client.get(f"/health?detailed={value}")).json()
     assert ("mcp_servers" in body) == has_details
@@ -151,7 +189,10 @@ async def test_any_other_value_of_detailed_is_refused(tmp_path: Path, value: str
     ],
 )
 async def test_head_is_get_without_a_body(tmp_path: Path, path: str) -> None:
-    async with serving(create_app(configuration(tmp_path))) as address, httpx2.AsyncClient(base_url=address) as client:
+    async with (
+        serving(create_app(configuration(tmp_path))) as address,
+        httpx2.AsyncClient(base_url=address) as client,
+    ):
         given, head = await client.get(path), await client.head(path)
         again = await client.get(path)  # over the same connection
     assert head.status_code == given.status_code == again.status_code

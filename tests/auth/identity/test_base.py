@@ -36,11 +36,18 @@ async def test_without_a_mode_headers_say_nothing() -> None:
     async with open_identity(load_settings(), Provider()) as identity:
         assert not identity.verifies
         assert not identity.is_user_token("a.b.c")
-        assert await identity.identify_user([(b"x-openwebui-user-id", b"admin"), (b"x-forwarded-user", b"admin")], "127.0.0.1") is None
+        assert (
+            await identity.identify_user(
+                [(b"x-openwebui-user-id", b"admin"), (b"x-forwarded-user", b"admin")], "127.0.0.1"
+            )
+            is None
+        )
 
 
 @given(st.lists(st.tuples(st.binary(), st.binary())), st.none() | st.text())
-async def test_without_a_mode_no_header_does_anything(headers: list[tuple[bytes, bytes]], peer: str | None) -> None:
+async def test_without_a_mode_no_header_does_anything(
+    headers: list[tuple[bytes, bytes]], peer: str | None
+) -> None:
     await UnverifiedIdentity().identify_user(headers, peer)
 
 
@@ -51,7 +58,9 @@ async def test_open_webui_is_believed_by_its_secret() -> None:
     token = signed(claims, OctKey.import_key(SECRET), "HS256").encode()
     async with open_identity(settings, Provider()) as identity:
         assert identity.verifies
-        assert await identity.identify_user([(b"x-openwebui-user-jwt", token)], None) == User("a", frozenset({"admin"}))
+        assert await identity.identify_user([(b"x-openwebui-user-jwt", token)], None) == User(
+            "a", frozenset({"admin"})
+        )
         with pytest.raises(InvalidTokenError):
             await identity.identify_user([(b"x-openwebui-user-id", b"a")], None)
 
@@ -61,7 +70,9 @@ async def test_a_proxy_is_believed_with_the_headers_that_are_set() -> None:
     async with open_identity(load_settings(**PROXY), Provider()) as identity:
         assert identity.verifies
         for peer in ("10.0.0.1", "::1"):
-            assert await identity.identify_user(headers, peer) == User("a", frozenset({"c"}), frozenset({"b"}))
+            assert await identity.identify_user(headers, peer) == User(
+                "a", frozenset({"c"}), frozenset({"b"})
+            )
         with pytest.raises(InvalidTokenError):
             await identity.identify_user(headers, "11.0.0.1")
 
@@ -70,7 +81,10 @@ async def test_a_proxy_is_believed_with_the_headers_that_are_set() -> None:
 async def test_a_provider_is_asked_for_its_keys_over_http(discovered: bool) -> None:
     async with Upstream() as upstream, HttpClient() as http:
         issuer = f"{upstream.url}/realms/one/"
-        documents = [json.dumps({"issuer": issuer, "jwks_uri": f"{upstream.url}/certs"}).encode(), public(RSA, ED25519)]
+        documents = [
+            json.dumps({"issuer": issuer, "jwks_uri": f"{upstream.url}/certs"}).encode(),
+            public(RSA, ED25519),
+        ]
         upstream.answers = tuple(reply(200, document) for document in documents[not discovered :])
         settings = load_settings(
             identity_mode="oidc",
@@ -83,19 +97,31 @@ async def test_a_provider_is_asked_for_its_keys_over_http(discovered: bool) -> N
             oidc_groups_claim="access.groups",
             oidc_roles_claim="access.roles",
         )
-        claims = {"iss": issuer, "aud": AUDIENCE, "exp": time.time() + 60, "name": "a", "access": {"groups": ["b"], "roles": ["c"]}}
+        claims = {
+            "iss": issuer,
+            "aud": AUDIENCE,
+            "exp": time.time() + 60,
+            "name": "a",
+            "access": {"groups": ["b"], "roles": ["c"]},
+        }
         fetch = functools.partial(http.fetch, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
         async with open_identity(settings, fetch) as identity:
             token = signed(claims, ED25519, "EdDSA", kid="ed25519").encode()
-            assert await identity.identify_user([(b"x-token", token)], None) == User("a", frozenset({"c"}), frozenset({"b"}))
+            assert await identity.identify_user([(b"x-token", token)], None) == User(
+                "a", frozenset({"c"}), frozenset({"b"})
+            )
             with pytest.raises(InvalidTokenError):
-                await identity.identify_user([(b"x-token", signed(claims, RSA, "RS256", kid="rsa").encode())], None)
+                await identity.identify_user(
+                    [(b"x-token", signed(claims, RSA, "RS256", kid="rsa").encode())], None
+                )
         paths = ["/realms/one/.well-known/openid-configuration", "/certs"]
         assert [request.path for request in upstream.requests] == paths[not discovered :]
 
 
 async def test_a_provider_that_cannot_be_reached_does_not_keep_the_service_from_starting() -> None:
-    settings = load_settings(identity_mode="oidc", oidc_issuer="http://127.0.0.1:1", oidc_audience=AUDIENCE)
+    settings = load_settings(
+        identity_mode="oidc", oidc_issuer="http://127.0.0.1:1", oidc_audience=AUDIENCE
+    )
     async with HttpClient() as http:
         fetch = functools.partial(http.fetch, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
         async with open_identity(settings, fetch) as identity:
@@ -113,5 +139,8 @@ async def test_a_mode_without_its_settings_is_not_opened(mode: str) -> None:
 
 
 def test_a_service_without_tokens_does_not_load_the_library_for_them() -> None:
-    source = "import sys, ai_agent_service.auth.identity.base; sys.exit(any(name.startswith('joserfc') for name in sys.modules))"
+    source = (
+        "import sys, ai_agent_service.auth.identity.base; sys.exit(any(name.startswith('joserfc')"
+        " for name in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", source], timeout=30, check=False).returncode == 0

@@ -1,4 +1,5 @@
-"""The keys of an identity provider: how often they are asked for, which of them are used, and what happens when they are away."""
+"""The keys of an identity provider: how often they are asked for, which of them are used, and what
+happens when they are away."""
 
 import asyncio
 import itertools
@@ -12,12 +13,34 @@ from joserfc.jwk import Key, OctKey, OKPKey, RSAKey
 from joserfc.util import int_to_base64
 
 from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, KeySetStatus
-from ai_agent_service.auth.identity.jwks import FAILED_PAUSE, FRESH_SECONDS, MAX_KEYS, MAX_STALE_SECONDS, UNKNOWN_PAUSE, Jwks
+from ai_agent_service.auth.identity.jwks import (
+    FAILED_PAUSE,
+    FRESH_SECONDS,
+    MAX_KEYS,
+    MAX_STALE_SECONDS,
+    UNKNOWN_PAUSE,
+    Jwks,
+)
 from ai_agent_service.auth.identity.jwt import PinnedAlgorithms
 from ai_agent_service.auth.identity.settings import ALGORITHMS
 from ai_agent_service.core.errors import AccessUnavailableError
 from ai_agent_service.core.tasks import Tasks
-from tests.auth.tokens import DISCOVERY, ED448, ED25519, ISSUER, JWKS, KEYS, P256, P384, P521, RSA, RSA_OTHER, Provider, Time, public
+from tests.auth.tokens import (
+    DISCOVERY,
+    ED448,
+    ED25519,
+    ISSUER,
+    JWKS,
+    KEYS,
+    P256,
+    P384,
+    P521,
+    RSA,
+    RSA_OTHER,
+    Provider,
+    Time,
+    public,
+)
 
 OCT = OctKey.import_key("a secret that is in a list of keys", {"kid": "oct"})
 
@@ -29,7 +52,9 @@ class Keys:
         self.time = Time()
         self.provider = Provider(*keys)
         self.tasks = tasks
-        self.jwks = Jwks(ISSUER, url, PinnedAlgorithms(ALGORITHMS), self.provider, tasks, clock=self.time)
+        self.jwks = Jwks(
+            ISSUER, url, PinnedAlgorithms(ALGORITHMS), self.provider, tasks, clock=self.time
+        )
 
     @property
     def asked(self) -> int:
@@ -67,7 +92,9 @@ async def keys_of(*keys: Key, url: str | None = JWKS) -> AsyncGenerator[Keys, No
     ],
     ids=["RSA", "P-256", "P-384", "P-521", "Ed25519", "Ed448"],
 )
-async def test_a_key_is_found_by_its_id_for_the_algorithms_of_its_kind(key: Key, algorithms: list[str]) -> None:
+async def test_a_key_is_found_by_its_id_for_the_algorithms_of_its_kind(
+    key: Key, algorithms: list[str]
+) -> None:
     async with keys_of(*KEYS) as keys:
         assert [name for name in ALGORITHMS if await keys.has(key.kid, name)] == algorithms
 
@@ -128,7 +155,9 @@ WEAK: dict[str, str | list[str]] = {"kty": "RSA", "n": int_to_base64((1 << 1023)
 async def test_what_is_no_key_for_this_is_left_out_and_the_others_are_used(written: Any) -> None:
     unusable = written | {"kid": written.get("kid", "x")} if isinstance(written, dict) else written
     async with keys_of() as keys:
-        keys.provider.documents[JWKS] = json.dumps({"keys": [unusable, RSA_OTHER.as_dict(private=False)]}).encode()
+        keys.provider.documents[JWKS] = json.dumps(
+            {"keys": [unusable, RSA_OTHER.as_dict(private=False)]}
+        ).encode()
         assert await keys.has("other")
         for kid in ("rsa", "p256", "x", "oct"):
             assert not await keys.has(kid)
@@ -138,7 +167,9 @@ async def test_what_is_no_key_for_this_is_left_out_and_the_others_are_used(writt
 
 async def test_keys_may_say_what_they_are_for() -> None:
     async with keys_of() as keys:
-        keys.provider.documents[JWKS] = public(RSA, use="sig", key_ops=["verify"], alg="RS256", x5t="AA", more={"a": 1})
+        keys.provider.documents[JWKS] = public(
+            RSA, use="sig", key_ops=["verify"], alg="RS256", x5t="AA", more={"a": 1}
+        )
         assert await keys.has("rsa")
         assert not await keys.has("rsa", "RS512")
 
@@ -188,7 +219,9 @@ async def test_a_new_key_is_found_at_once() -> None:
 async def test_a_flood_of_ids_that_are_not_known_costs_one_fetch_in_half_a_minute() -> None:
     async with keys_of(RSA) as keys:
         for second in range(int(UNKNOWN_PAUSE * 2)):
-            assert not any(await asyncio.gather(*(keys.has(f"{second}-{number}") for number in range(20))))
+            assert not any(
+                await asyncio.gather(*(keys.has(f"{second}-{number}") for number in range(20)))
+            )
             keys.time.now += 1
         assert keys.asked == 2
         assert await keys.has("rsa")
@@ -203,7 +236,9 @@ async def test_who_leaves_does_not_end_the_fetch_of_the_others() -> None:
             await go.wait()
             return await fetch(url)
 
-        keys.jwks = Jwks(ISSUER, JWKS, PinnedAlgorithms(ALGORITHMS), slow, keys.tasks, clock=keys.time)
+        keys.jwks = Jwks(
+            ISSUER, JWKS, PinnedAlgorithms(ALGORITHMS), slow, keys.tasks, clock=keys.time
+        )
         first, second = asyncio.create_task(keys.has("rsa")), asyncio.create_task(keys.has("rsa"))
         await asyncio.sleep(0)
         first.cancel()
@@ -327,7 +362,9 @@ async def test_a_list_without_keys_says_that_there_are_none() -> None:
 
 async def test_as_many_keys_as_allowed_are_read() -> None:
     async with keys_of() as keys:
-        keys.provider.documents[JWKS] = json.dumps({"keys": [{}] * (MAX_KEYS - 1) + [RSA.as_dict(private=False)]}).encode()
+        keys.provider.documents[JWKS] = json.dumps(
+            {"keys": [{}] * (MAX_KEYS - 1) + [RSA.as_dict(private=False)]}
+        ).encode()
         assert await keys.has("rsa")
 
 
@@ -344,7 +381,9 @@ async def test_the_slash_at_the_end_of_an_issuer_is_not_doubled() -> None:
     provider = Provider(RSA)
     provider.documents[DISCOVERY] = json.dumps({"issuer": f"{ISSUER}/", "jwks_uri": JWKS}).encode()
     async with Tasks() as tasks:
-        assert await Jwks(f"{ISSUER}/", None, PinnedAlgorithms(ALGORITHMS), provider, tasks).find_key("rsa", "RS256")
+        assert await Jwks(
+            f"{ISSUER}/", None, PinnedAlgorithms(ALGORITHMS), provider, tasks
+        ).find_key("rsa", "RS256")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Users whom an OpenID Connect provider has signed a token for, and every token that is not theirs."""
+"""Users whom an OpenID Connect provider has signed a token for, and every token that is not
+theirs."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -37,7 +38,13 @@ from tests.auth.tokens import (
     without,
 )
 
-CLAIMS: dict[str, Any] = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "iat": NOW, "exp": NOW + 300}
+CLAIMS: dict[str, Any] = {
+    "iss": ISSUER,
+    "aud": AUDIENCE,
+    "sub": "alice",
+    "iat": NOW,
+    "exp": NOW + 300,
+}
 
 
 class Login:
@@ -53,12 +60,20 @@ class Login:
             algorithms=pinned,
             keys=Jwks(ISSUER, None, pinned, self.provider, tasks, clock=self.time),
             now=self.time,
-            **{"header": "Authorization", "user_claim": "sub", "groups_claim": "groups", "roles_claim": "roles"} | names,
+            **{
+                "header": "Authorization",
+                "user_claim": "sub",
+                "groups_claim": "groups",
+                "roles_claim": "roles",
+            }
+            | names,
         )
 
     async def user(self, value: str, *, header: bytes = b"authorization") -> User:
         """The user of the token in the header."""
-        return await self.identity.identify_user([(b"x-api-key", b"sk-key"), (header, value.encode())], None)
+        return await self.identity.identify_user(
+            [(b"x-api-key", b"sk-key"), (header, value.encode())], None
+        )
 
     async def of(self, **claims: Any) -> User:
         """The user of a token with such claims."""
@@ -70,7 +85,10 @@ class Login:
         assert caught.value.message == REFUSAL
 
 
-REFUSAL = "A valid token of the user is needed: send it as 'Authorization: Bearer TOKEN', and the API key as 'x-api-key: KEY'."
+REFUSAL = (
+    "A valid token of the user is needed: send it as 'Authorization: Bearer TOKEN', and the API key"
+    " as 'x-api-key: KEY'."
+)
 
 
 @asynccontextmanager
@@ -79,7 +97,9 @@ async def login(*algorithms: str, **names: str) -> AsyncGenerator[Login, None]:
         yield Login(tasks, algorithms or ("RS256",), names)
 
 
-def bearer(key: Key = RSA, algorithm: str = "RS256", header: dict[str, Any] | None = None, **claims: Any) -> str:
+def bearer(
+    key: Key = RSA, algorithm: str = "RS256", header: dict[str, Any] | None = None, **claims: Any
+) -> str:
     return f"Bearer {signed(CLAIMS | claims, key, algorithm, **{'kid': key.kid} | (header or {}))}"
 
 
@@ -93,7 +113,12 @@ async def test_a_token_has_its_user_with_roles_and_groups() -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 async def test_each_algorithm_is_believed_where_it_is_among_those_set(algorithm: str) -> None:
-    of_kind: dict[str, list[Key]] = {"ES256": [P256], "ES384": [P384], "ES512": [P521], "EdDSA": [ED25519, ED448]}
+    of_kind: dict[str, list[Key]] = {
+        "ES256": [P256],
+        "ES384": [P384],
+        "ES512": [P521],
+        "EdDSA": [ED25519, ED448],
+    }
     for key in of_kind.get(algorithm, [RSA]):
         async with login(algorithm) as at:
             assert (await at.user(bearer(key, algorithm))).user_id == "alice"
@@ -123,7 +148,9 @@ async def test_another_key_or_another_kind_is_refused(key: Key, algorithm: str) 
     async with login(*ALGORITHMS) as at:
         if key is RSA:
             for signature in ("", "AAAA", encoded(public(RSA))):
-                await at.refuses(f"Bearer {encoded({'alg': algorithm, 'kid': 'rsa'})}.{payload}.{signature}")
+                await at.refuses(
+                    f"Bearer {encoded({'alg': algorithm, 'kid': 'rsa'})}.{payload}.{signature}"
+                )
         else:
             await at.refuses(bearer(key, algorithm))
 
@@ -152,7 +179,9 @@ async def test_the_public_key_is_no_secret_to_sign_with() -> None:
     ],
     ids=range(12),
 )
-async def test_a_header_that_leads_to_another_key_is_refused_and_not_followed(header: dict[str, Any]) -> None:
+async def test_a_header_that_leads_to_another_key_is_refused_and_not_followed(
+    header: dict[str, Any],
+) -> None:
     signature = bearer(header={name: value for name, value in header.items() if name != "alg"})
     if "alg" in header:
         signature = f"Bearer {encoded({'kid': 'rsa'} | header)}.{signature.partition('.')[2]}"
@@ -191,12 +220,34 @@ async def test_what_is_just_within_the_limits_is_believed(claims: dict[str, Any]
 
 async def test_when_a_token_was_made_need_not_be_told() -> None:
     async with login() as at:
-        assert (await at.user(f"Bearer {signed(without(CLAIMS, 'iat'), RSA, 'RS256', kid='rsa')}")).user_id == "alice"
+        assert (
+            await at.user(f"Bearer {signed(without(CLAIMS, 'iat'), RSA, 'RS256', kid='rsa')}")
+        ).user_id == "alice"
 
 
 WRONG: dict[str, list[Any]] = {
-    "iss": ["", f"{ISSUER}/", ISSUER.upper(), "https://evil.example.com", None, [ISSUER], {ISSUER: 1}],
-    "aud": ["", "agent", "agents ", None, [], ["another"], [None], {AUDIENCE: 1}, [[AUDIENCE]], 5, f"x,{AUDIENCE}"],
+    "iss": [
+        "",
+        f"{ISSUER}/",
+        ISSUER.upper(),
+        "https://evil.example.com",
+        None,
+        [ISSUER],
+        {ISSUER: 1},
+    ],
+    "aud": [
+        "",
+        "agent",
+        "agents ",
+        None,
+        [],
+        ["another"],
+        [None],
+        {AUDIENCE: 1},
+        [[AUDIENCE]],
+        5,
+        f"x,{AUDIENCE}",
+    ],
     "exp": [NOW - LEEWAY, 0, -1, "1900000000", None, True, 10**400],
     "nbf": [NOW + LEEWAY + 1, "1", None, True, []],
     "iat": [NOW + LEEWAY + 1, "1", None, True, {}],
@@ -206,7 +257,11 @@ WRONG: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in WRONG.items() for value in values],
+    ids=repr,
+)
 async def test_a_signed_token_with_a_wrong_claim_is_refused(name: str, value: Any) -> None:
     async with login() as at:
         await at.refuses(f"Bearer {signed({**CLAIMS, name: value}, RSA, 'RS256', kid='rsa')}")
@@ -225,9 +280,17 @@ async def test_signed_claims_that_are_no_object_are_refused(payload: bytes) -> N
 
 
 async def test_claims_are_found_by_name_or_by_path() -> None:
-    names = {"user_claim": "who.id", "groups_claim": "https://example.com/groups", "roles_claim": "realm_access.roles"}
+    names = {
+        "user_claim": "who.id",
+        "groups_claim": "https://example.com/groups",
+        "roles_claim": "realm_access.roles",
+    }
     async with login(**names) as at:
-        claims = {"who": {"id": "a.b"}, "https://example.com/groups": ["staff"], "realm_access": {"roles": ["admin"]}}
+        claims = {
+            "who": {"id": "a.b"},
+            "https://example.com/groups": ["staff"],
+            "realm_access": {"roles": ["admin"]},
+        }
         assert await at.of(**claims) == User("a.b", frozenset({"admin"}), frozenset({"staff"}))
         assert await at.of(who={"id": "a"}, realm_access={"roles": None}) == User("a")
         assert await at.of(who={"id": "a"}, realm_access="none") == User("a")
@@ -252,7 +315,9 @@ async def test_the_scheme_is_written_in_any_case(scheme: str) -> None:
         assert (await at.user(bearer().replace("Bearer", scheme))).user_id == "alice"
 
 
-@pytest.mark.parametrize("before", ["", "Basic ", "Bearer", "Bearer\t", "Bearer Bearer ", " Bearer ", "JWT "])
+@pytest.mark.parametrize(
+    "before", ["", "Basic ", "Bearer", "Bearer\t", "Bearer Bearer ", " Bearer ", "JWT "]
+)
 async def test_another_scheme_is_refused(before: str) -> None:
     async with login() as at:
         await at.refuses(bearer().replace("Bearer ", before))
@@ -281,7 +346,18 @@ async def test_a_user_is_told_from_a_key_by_the_form_of_a_token() -> None:
         value = bearer().removeprefix("Bearer ")
         for token in (value, value.rpartition(".")[0] + ".", "a.b.c"):
             assert at.identity.is_user_token(token)
-        for key in ("", "sk-abc_def-123", "a.b", "a.b.c.d", f"{value} ", f"{value}\n", "..", "a..c", "sk.a+b.c", f"Bearer {value}"):
+        for key in (
+            "",
+            "sk-abc_def-123",
+            "a.b",
+            "a.b.c.d",
+            f"{value} ",
+            f"{value}\n",
+            "..",
+            "a..c",
+            "sk.a+b.c",
+            f"Bearer {value}",
+        ):
             assert not at.identity.is_user_token(key)
 
 
@@ -308,7 +384,13 @@ async def test_without_keys_it_cannot_be_told_who_calls() -> None:
 
 async def test_what_is_no_token_is_refused_without_asking_for_keys() -> None:
     async with login() as at:
-        for value in ("Bearer sk-key", "Bearer a.b.c", "Bearer", "", bearer(OctKey.generate_key(256), "HS256")):
+        for value in (
+            "Bearer sk-key",
+            "Bearer a.b.c",
+            "Bearer",
+            "",
+            bearer(OctKey.generate_key(256), "HS256"),
+        ):
             await at.refuses(value)
         assert at.provider.asked == []
 
@@ -318,14 +400,28 @@ async def refused_by(at: Login, headers: Headers) -> None:
         await at.identity.identify_user(headers, None)
 
 
-@given(st.lists(st.binary() | st.from_regex(rb"\A[Bb]earer [A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\Z"), max_size=2))
+@given(
+    st.lists(
+        st.binary()
+        | st.from_regex(rb"\A[Bb]earer [A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\Z"),
+        max_size=2,
+    )
+)
 async def test_whatever_a_header_has_it_is_refused(values: list[bytes]) -> None:
     async with login() as at:
         await refused_by(at, [(b"authorization", value) for value in values])
 
 
-@given(st.sampled_from(["rsa", "p256", "ed25519", "other", None]), st.sampled_from(ALGORITHMS), st.binary(max_size=600))
-async def test_whatever_a_signature_is_it_is_refused(key_id: str | None, algorithm: str, signature: bytes) -> None:
+@given(
+    st.sampled_from(["rsa", "p256", "ed25519", "other", None]),
+    st.sampled_from(ALGORITHMS),
+    st.binary(max_size=600),
+)
+async def test_whatever_a_signature_is_it_is_refused(
+    key_id: str | None, algorithm: str, signature: bytes
+) -> None:
     async with login(*ALGORITHMS) as at:
-        token = ".".join([encoded({"alg": algorithm, "kid": key_id}), encoded(CLAIMS), encoded(signature)])
+        token = ".".join(
+            [encoded({"alg": algorithm, "kid": key_id}), encoded(CLAIMS), encoded(signature)]
+        )
         await refused_by(at, [(b"authorization", f"Bearer {token}".encode())])

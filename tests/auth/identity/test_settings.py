@@ -5,11 +5,23 @@ from typing import Any
 import pytest
 
 from ai_agent_service.auth.identity.fetch import find_url_problem
-from ai_agent_service.auth.identity.settings import ALGORITHMS, find_identity_faults, find_identity_warnings
+from ai_agent_service.auth.identity.settings import (
+    ALGORITHMS,
+    find_identity_faults,
+    find_identity_warnings,
+)
 from ai_agent_service.config.settings import load_settings
 
-PROXY: dict[str, Any] = {"identity_mode": "trusted_proxy", "trusted_proxy_cidrs": "10.0.0.0/8", "trusted_proxy_secret": "s" * 20}
-OIDC: dict[str, Any] = {"identity_mode": "oidc", "oidc_issuer": "https://login.example.com/", "oidc_audience": "agents"}
+PROXY: dict[str, Any] = {
+    "identity_mode": "trusted_proxy",
+    "trusted_proxy_cidrs": "10.0.0.0/8",
+    "trusted_proxy_secret": "s" * 20,
+}
+OIDC: dict[str, Any] = {
+    "identity_mode": "oidc",
+    "oidc_issuer": "https://login.example.com/",
+    "oidc_audience": "agents",
+}
 
 
 def fields(**settings: Any) -> list[str]:
@@ -23,13 +35,31 @@ def fields(**settings: Any) -> list[str]:
     "settings",
     [
         {},
-        {"identity_mode": "none", "oidc_issuer": "no address", "trusted_proxy_cidrs": "x", "open_webui_jwt_secret": "short"},
+        {
+            "identity_mode": "none",
+            "oidc_issuer": "no address",
+            "trusted_proxy_cidrs": "x",
+            "open_webui_jwt_secret": "short",
+        },
         {"identity_mode": "open_webui_jwt", "open_webui_jwt_secret": "\u00e4" * 16},
         PROXY,
-        PROXY | {"trusted_proxy_cidrs": "10.1.2.3, fd00::/8|::ffff:10.0.0.0/104", "trusted_proxy_user_header": "X-User"},
+        PROXY
+        | {
+            "trusted_proxy_cidrs": "10.1.2.3, fd00::/8|::ffff:10.0.0.0/104",
+            "trusted_proxy_user_header": "X-User",
+        },
         OIDC,
-        OIDC | {"oidc_algorithms": ",".join(ALGORITHMS), "oidc_jwks_url": "https://a.example.com/?p=x", "oidc_token_header": "X-Token"},
-        OIDC | {"oidc_issuer": "http://127.0.0.1:8080/realms/one", "oidc_jwks_url": "http://localhost/certs"},
+        OIDC
+        | {
+            "oidc_algorithms": ",".join(ALGORITHMS),
+            "oidc_jwks_url": "https://a.example.com/?p=x",
+            "oidc_token_header": "X-Token",
+        },
+        OIDC
+        | {
+            "oidc_issuer": "http://127.0.0.1:8080/realms/one",
+            "oidc_jwks_url": "http://localhost/certs",
+        },
     ],
     ids=str,
 )
@@ -49,7 +79,9 @@ def test_what_is_right_has_no_fault(settings: dict[str, Any]) -> None:
     ],
 )
 def test_the_secret_of_open_webui_is_there_and_long_and_a_secret(secret: str | None) -> None:
-    assert fields(identity_mode="open_webui_jwt", open_webui_jwt_secret=secret) == ["OPEN_WEBUI_JWT_SECRET"]
+    assert fields(identity_mode="open_webui_jwt", open_webui_jwt_secret=secret) == [
+        "OPEN_WEBUI_JWT_SECRET"
+    ]
 
 
 def test_every_fault_of_a_proxy_is_told_at_once() -> None:
@@ -91,7 +123,10 @@ def test_every_fault_of_a_provider_is_told_at_once() -> None:
         *["OIDC_ALGORITHMS"] * 3,
         "OIDC_TOKEN_HEADER",
     ]
-    assert fields(**OIDC | {"oidc_token_header": "X:Y", "oidc_issuer": "https://a/?x=1"}) == ["OIDC_ISSUER", "OIDC_TOKEN_HEADER"]
+    assert fields(**OIDC | {"oidc_token_header": "X:Y", "oidc_issuer": "https://a/?x=1"}) == [
+        "OIDC_ISSUER",
+        "OIDC_TOKEN_HEADER",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +161,15 @@ def test_only_https_or_this_machine_is_asked(url: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://a", "https://a:1/x?y=z", "https://10.0.0.1/", "http://127.1.2.3:80/", "http://[::1]:8080/x", "http://localhost"]
+    "url",
+    [
+        "https://a",
+        "https://a:1/x?y=z",
+        "https://10.0.0.1/",
+        "http://127.1.2.3:80/",
+        "http://[::1]:8080/x",
+        "http://localhost",
+    ],
 )
 def test_https_and_this_machine_may_be_asked(url: str) -> None:
     assert find_url_problem(url) is None
@@ -136,7 +179,10 @@ def test_what_is_set_and_not_used_is_told() -> None:
     assert find_identity_warnings(load_settings()) == []
     assert find_identity_warnings(load_settings(**PROXY)) == []
     assert find_identity_warnings(
-        load_settings(**OIDC | {"identity_mode": "none", "open_webui_jwt_secret": "canary", "oidc_user_claim": "sub"})
+        load_settings(
+            **OIDC
+            | {"identity_mode": "none", "open_webui_jwt_secret": "canary", "oidc_user_claim": "sub"}
+        )
     ) == [
         "OIDC_AUDIENCE is set and not used, as IDENTITY_MODE is none",
         "OIDC_ISSUER is set and not used, as IDENTITY_MODE is none",
@@ -146,4 +192,6 @@ def test_what_is_set_and_not_used_is_told() -> None:
 
 @pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0"])
 def test_a_proxy_that_may_be_anywhere_is_told(network: str) -> None:
-    assert len(find_identity_warnings(load_settings(**PROXY | {"trusted_proxy_cidrs": network}))) == 1
+    assert (
+        len(find_identity_warnings(load_settings(**PROXY | {"trusted_proxy_cidrs": network}))) == 1
+    )

@@ -1,4 +1,5 @@
-"""Keys: what they look like, how the ring of a running service tells them, and what it knows while the database is away."""
+"""Keys: what they look like, how the ring of a running service tells them, and what it knows while
+the database is away."""
 
 import asyncio
 import contextlib
@@ -24,7 +25,12 @@ from sqlalchemy import select, text
 import ai_agent_service.auth.keys.ring
 from ai_agent_service.auth.keys.format import ParsedKey, generate_key, parse_key
 from ai_agent_service.auth.keys.hashing import FINGERPRINT, PEPPER
-from ai_agent_service.auth.keys.ring import MIN_REFRESH_SECONDS, KeyRing, find_key_faults, parse_environment_keys
+from ai_agent_service.auth.keys.ring import (
+    MIN_REFRESH_SECONDS,
+    KeyRing,
+    find_key_faults,
+    parse_environment_keys,
+)
 from ai_agent_service.auth.keys.store import KeyStore, KeyStoreError
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, UNLIMITED, Key, Limits
 from ai_agent_service.config.settings import Settings
@@ -53,7 +59,9 @@ class Breakable:
     def __init__(self, url: str) -> None:
         address = parse_database_url(url)
         self._engine: DatabaseEngine = (
-            SqliteEngine(address, timeout=5) if address.kind == "sqlite" else PostgresEngine(address, pool_size=3, timeout=5)
+            SqliteEngine(address, timeout=5)
+            if address.kind == "sqlite"
+            else PostgresEngine(address, pool_size=3, timeout=5)
         )
         self.name = self._engine.name
         self.is_away = False
@@ -87,10 +95,14 @@ class Breakable:
 
 
 @asynccontextmanager
-async def opened(url: str, *, timeout: float = 5) -> AsyncGenerator[tuple[Database, Breakable], None]:
+async def opened(
+    url: str, *, timeout: float = 5
+) -> AsyncGenerator[tuple[Database, Breakable], None]:
     """A process's database, with the tables, and its engine."""
     engine = Breakable(url)
-    found = Database(engine, timeout=timeout, prepare=lambda engine: prepare_tables(engine, migrate=True))
+    found = Database(
+        engine, timeout=timeout, prepare=lambda engine: prepare_tables(engine, migrate=True)
+    )
     await found.open()
     try:
         yield found, engine
@@ -98,7 +110,13 @@ async def opened(url: str, *, timeout: float = 5) -> AsyncGenerator[tuple[Databa
         await found.close()
 
 
-def ring_of(database: Database | None, *environment: str, pepper: str | None = None, cipher: Cipher = PLAIN, **seconds: float) -> KeyRing:
+def ring_of(
+    database: Database | None,
+    *environment: str,
+    pepper: str | None = None,
+    cipher: Cipher = PLAIN,
+    **seconds: float,
+) -> KeyRing:
     """A ring, to be opened."""
     return KeyRing(database, environment_keys=environment, pepper=pepper, cipher=cipher, **seconds)
 
@@ -169,7 +187,11 @@ def test_the_checksum_is_known() -> None:
     assert ParsedKey("0" * 12, "A" * 32).text == f"aas_{'0' * 12}_{'A' * 32}2z7UBP"
 
 
-@given(st.text(alphabet=string.printable, max_size=80) | st.text() | st.from_regex(r"\Aaas_[0-9A-Za-z]{12}_[0-9A-Za-z]{38,70}\Z"))
+@given(
+    st.text(alphabet=string.printable, max_size=80)
+    | st.text()
+    | st.from_regex(r"\Aaas_[0-9A-Za-z]{12}_[0-9A-Za-z]{38,70}\Z")
+)
 def test_any_text_is_parsed_or_malformed(text: str) -> None:
     found = parse_key(text)
     assert found is None or found.text == text
@@ -195,7 +217,12 @@ async def test_keys_of_the_environment_may_do_everything_and_need_no_database() 
     async with ring_of(None, FIRST, SECOND) as ring:
         assert ring.has_keys is True
         found = await ring.find(FIRST)
-        assert (found.name, found.scopes, found.agents, found.tenant) == ("API_KEYS", SCOPES, None, found.key_id)
+        assert (found.name, found.scopes, found.agents, found.tenant) == (
+            "API_KEYS",
+            SCOPES,
+            None,
+            found.key_id,
+        )
         assert re.fullmatch("env_[0-9a-f]{12}", found.key_id)
         assert (await ring.find(SECOND)).key_id != found.key_id
         for wrong in ("", FIRST[:-1], FIRST + "x", "\ud800", "x" * 100_000, generate_key().text):
@@ -213,7 +240,13 @@ async def test_without_any_key_there_are_none() -> None:
 def faults(**values: str) -> list[str]:
     """What is wrong with settings; no value is told."""
     found = [str(fault) for fault in find_key_faults(Settings.model_validate(values))]
-    assert not any(part in fault for value in values.values() for part in value.split(",") if len(part) > 4 for fault in found)
+    assert not any(
+        part in fault
+        for value in values.values()
+        for part in value.split(",")
+        if len(part) > 4
+        for fault in found
+    )
     return [fault.split(": ", 2)[2].split(". ")[0] for fault in found]
 
 
@@ -224,18 +257,32 @@ def test_faults_of_the_keys_in_the_environment_are_told_by_their_number() -> Non
     assert faults(api_keys=" , ") == ["it is set and has no key"]
     assert "characters other than ASCII" in faults(api_keys="Schlüssel mit Leerzeichen")[0]
     assert faults(api_key_pepper="p" * 31) == ["it has fewer than 32 characters"]
-    assert parse_environment_keys(Settings.model_validate({"api_keys": f" {FIRST} ,{SECOND},"})) == (FIRST, SECOND)
+    assert parse_environment_keys(
+        Settings.model_validate({"api_keys": f" {FIRST} ,{SECOND},"})
+    ) == (FIRST, SECOND)
 
 
 # Keys of the database
 
 
-async def test_a_new_key_works_at_once_in_every_process_for_what_it_is_for(database: DatabaseUnderTest) -> None:
+async def test_a_new_key_works_at_once_in_every_process_for_what_it_is_for(
+    database: DatabaseUnderTest,
+) -> None:
     limits = Limits(requests=60, parallel=2)
-    async with opened(database.url) as (mine, _), opened(database.url) as (other, _), ring_of(other) as ring:
+    async with (
+        opened(database.url) as (mine, _),
+        opened(database.url) as (other, _),
+        ring_of(other) as ring,
+    ):
         assert ring.has_keys is False
         made = await store_of(mine).create(
-            "desk", scopes=["chat"], agents=["a", "b"], client="open_webui", tenant="local", limits=limits, user_limits=Limits(tokens=9)
+            "desk",
+            scopes=["chat"],
+            agents=["a", "b"],
+            client="open_webui",
+            tenant="local",
+            limits=limits,
+            user_limits=Limits(tokens=9),
         )
         plain = await store_of(mine).create("plain")
         began = time.monotonic()
@@ -252,10 +299,17 @@ async def test_a_new_key_works_at_once_in_every_process_for_what_it_is_for(datab
         assert time.monotonic() - began < 1.5
         assert ring.has_keys is True
         found = await ring.find(plain.text)
-        assert (found.tenant, found.scopes, found.agents, found.limits) == (found.key_id, DEFAULT_SCOPES, None, UNLIMITED)
+        assert (found.tenant, found.scopes, found.agents, found.limits) == (
+            found.key_id,
+            DEFAULT_SCOPES,
+            None,
+            UNLIMITED,
+        )
 
 
-async def test_a_revoked_key_is_refused_by_every_process_within_five_seconds(database: DatabaseUnderTest) -> None:
+async def test_a_revoked_key_is_refused_by_every_process_within_five_seconds(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
         made = await store_of(mine).create("desk")
         async with ring_of(other) as ring:
@@ -265,14 +319,24 @@ async def test_a_revoked_key_is_refused_by_every_process_within_five_seconds(dat
             assert ring.has_keys is True  # that the last one was revoked lets nobody in
 
 
-async def test_a_rotated_key_has_two_secrets_until_the_grace_is_over(database: DatabaseUnderTest) -> None:
-    async with opened(database.url) as (mine, _), opened(database.url) as (other, _), ring_of(other) as ring:
+async def test_a_rotated_key_has_two_secrets_until_the_grace_is_over(
+    database: DatabaseUnderTest,
+) -> None:
+    async with (
+        opened(database.url) as (mine, _),
+        opened(database.url) as (other, _),
+        ring_of(other) as ring,
+    ):
         store = store_of(mine)
         first = await store.create("desk")
         second = await store.rotate("desk")
         assert second.stored.state == "rotating"
         assert second.stored.previous_until is not None
-        assert timedelta(hours=23) < second.stored.previous_until - first.stored.created_at < timedelta(hours=25)
+        assert (
+            timedelta(hours=23)
+            < second.stored.previous_until - first.stored.created_at
+            < timedelta(hours=25)
+        )
         assert await ring.find(first.text) == await ring.find(second.text) == first.stored.key
         third = await store.rotate(first.stored.key.key_id)
         assert await ring.find(third.text) == first.stored.key
@@ -285,7 +349,9 @@ async def test_a_rotated_key_has_two_secrets_until_the_grace_is_over(database: D
 
 
 @SQLITE
-async def test_the_old_secret_ends_with_its_grace_and_a_key_with_its_time(database: DatabaseUnderTest) -> None:
+async def test_the_old_secret_ends_with_its_grace_and_a_key_with_its_time(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as (found, _), ring_of(found) as ring:
         store = store_of(found)
         rotated = await store.create("rotated")
@@ -307,12 +373,23 @@ async def test_nothing_tells_why_a_key_is_refused(database: DatabaseUnderTest) -
         expired = await store.create("expired", expires_in=timedelta())
         wrong = generate_key(known.stored.key.key_id).text
         async with ring_of(found) as ring:
-            given = (generate_key().text, wrong, revoked.text, expired.text, "' OR 1=1 --", "aas_", known.text[:-1], "")
+            given = (
+                generate_key().text,
+                wrong,
+                revoked.text,
+                expired.text,
+                "' OR 1=1 --",
+                "aas_",
+                known.text[:-1],
+                "",
+            )
             assert len({await refused(ring, key) for key in given}) == 1
 
 
 @SQLITE
-async def test_an_unknown_id_is_compared_as_a_known_one_is(database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_id_is_compared_as_a_known_one_is(
+    database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compared: list[int] = []
     real = hmac.compare_digest
 
@@ -329,11 +406,15 @@ async def test_an_unknown_id_is_compared_as_a_known_one_is(database: DatabaseUnd
                 compared.clear()
                 await refused(ring, key)
                 work.append(compared[:])
-    assert work == [[64] * 5] * 2  # with that of the environment; and twice two, before and after the keys were read anew
+    assert (
+        work == [[64] * 5] * 2
+    )  # with that of the environment; and twice two, before and after the keys were read anew
 
 
 @SQLITE
-async def test_keys_are_found_without_a_query_and_guesses_cost_four_a_second(database: DatabaseUnderTest) -> None:
+async def test_keys_are_found_without_a_query_and_guesses_cost_four_a_second(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as (found, engine):
         made = await store_of(found).create("desk")
         async with ring_of(found) as ring:
@@ -350,7 +431,9 @@ async def test_keys_are_found_without_a_query_and_guesses_cost_four_a_second(dat
 
 
 @SQLITE
-async def test_a_caller_that_leaves_does_not_take_the_others_answer(database: DatabaseUnderTest) -> None:
+async def test_a_caller_that_leaves_does_not_take_the_others_answer(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as (found, engine), ring_of(found) as ring:
         made = await store_of(found).create("desk")
         engine.took = asyncio.Event()
@@ -367,9 +450,15 @@ async def test_a_change_is_never_older_than_the_one_before(database: DatabaseUnd
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
         store = store_of(mine)
         made = await store.create("desk")
-        [later] = await mine.read(lambda connection: connection.execute(select(tables.api_keys.c.changed_at)).scalars().all())
+        [later] = await mine.read(
+            lambda connection: (
+                connection.execute(select(tables.api_keys.c.changed_at)).scalars().all()
+            )
+        )
         later += timedelta(hours=1)  # as if the clock had been set back since
-        await mine.write(lambda connection: connection.execute(tables.api_keys.update().values(changed_at=later)))
+        await mine.write(
+            lambda connection: connection.execute(tables.api_keys.update().values(changed_at=later))
+        )
         async with ring_of(other) as ring:
             await ring.find(made.text)
             await store.revoke("desk")
@@ -377,9 +466,13 @@ async def test_a_change_is_never_older_than_the_one_before(database: DatabaseUnd
             await refused(ring, made.text)
 
 
-async def test_of_two_keys_made_at_once_with_one_name_one_is_refused(database: DatabaseUnderTest) -> None:
+async def test_of_two_keys_made_at_once_with_one_name_one_is_refused(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
-        made = await asyncio.gather(store_of(mine).create("desk"), store_of(other).create("desk"), return_exceptions=True)
+        made = await asyncio.gather(
+            store_of(mine).create("desk"), store_of(other).create("desk"), return_exceptions=True
+        )
         assert sorted(type(each).__name__ for each in made) == ["KeyStoreError", "NewSecret"]
         assert len(await store_of(mine).list()) == 1
 
@@ -393,14 +486,22 @@ async def test_a_name_is_free_again_once_its_key_is_revoked(database: DatabaseUn
             await store.create("desk")
         await store.revoke(first.text)  # as who found it somewhere names it
         for work in (store.revoke, store.rotate):
-            with pytest.raises(KeyStoreError, match=f"no live key has the name 'desk'; .*: {first.stored.key.key_id}"):
+            with pytest.raises(
+                KeyStoreError,
+                match=f"no live key has the name 'desk'; .*: {first.stored.key.key_id}",
+            ):
                 await work("desk")
-        with pytest.raises(KeyStoreError, match=f"is revoked; make a new one, with --tenant {first.stored.key.tenant}"):
+        with pytest.raises(
+            KeyStoreError,
+            match=f"is revoked; make a new one, with --tenant {first.stored.key.tenant}",
+        ):
             await store.rotate(first.stored.key.key_id)
         second = await store.create("desk", tenant=first.stored.key.key_id)
         assert second.stored.key.tenant == first.stored.key.tenant
         assert [each.state for each in await store.list()] == ["revoked", "live"]
-        assert (await store.revoke(first.stored.key.key_id)).revoked_at == (await store.list())[0].revoked_at
+        assert (await store.revoke(first.stored.key.key_id)).revoked_at == (await store.list())[
+            0
+        ].revoked_at
 
 
 @SQLITE
@@ -415,7 +516,9 @@ async def test_a_name_is_free_again_once_its_key_is_revoked(database: DatabaseUn
         ({"expires_in": timedelta.max}, "so late a time cannot be"),
     ],
 )
-async def test_a_key_that_cannot_be_is_refused(database: DatabaseUnderTest, fields: dict[str, Any], words: str) -> None:
+async def test_a_key_that_cannot_be_is_refused(
+    database: DatabaseUnderTest, fields: dict[str, Any], words: str
+) -> None:
     async with opened(database.url) as (found, _):
         with pytest.raises(KeyStoreError, match=words):
             await store_of(found).create(**{"name": "desk", **fields})
@@ -430,18 +533,29 @@ async def test_a_key_whose_rights_this_version_does_not_know_is_refused_alone(
         store = store_of(found)
         strange, known = await store.create("strange"), await store.create("known")
         rights = '{"scopes": ["fly"]}'
-        await execute(found, "UPDATE api_keys SET rights = :rights WHERE key_id = :id", rights=rights, id=strange.stored.key.key_id)
+        await execute(
+            found,
+            "UPDATE api_keys SET rights = :rights WHERE key_id = :id",
+            rights=rights,
+            id=strange.stored.key.key_id,
+        )
         async with ring_of(found) as ring:
             await refused(ring, strange.text)
             assert await ring.find(known.text) == known.stored.key
-    assert [record.message for record in caplog.records if record.name == "ai_agent_service.auth.keys.ring"] == ["keys.unreadable"]
+    assert [
+        record.message
+        for record in caplog.records
+        if record.name == "ai_agent_service.auth.keys.ring"
+    ] == ["keys.unreadable"]
 
 
 # The database is away
 
 
 @SQLITE
-async def test_while_the_database_is_away_known_keys_work_for_a_time_and_others_are_not_judged(database: DatabaseUnderTest) -> None:
+async def test_while_the_database_is_away_known_keys_work_for_a_time_and_others_are_not_judged(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as (found, engine):
         store = store_of(found)
         made, revoked = await store.create("desk"), await store.create("revoked")
@@ -450,7 +564,9 @@ async def test_while_the_database_is_away_known_keys_work_for_a_time_and_others_
             engine.is_away = True
             assert await ring.find(made.text) == made.stored.key
             await unknown(ring, generate_key().text)
-            await unknown(ring, generate_key(made.stored.key.key_id).text)  # it may have been rotated meanwhile
+            await unknown(
+                ring, generate_key(made.stored.key.key_id).text
+            )  # it may have been rotated meanwhile
             await refused(ring, revoked.text)
             await asyncio.sleep(2)
             await unknown(ring, made.text)
@@ -481,10 +597,16 @@ async def test_before_the_database_was_read_nothing_is_known(database: DatabaseU
     await found.close()
 
 
-async def test_keys_are_known_as_soon_as_another_process_has_made_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keys_are_known_as_soon_as_another_process_has_made_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ai_agent_service.auth.keys.ring, "REFRESH_SECONDS", 600.0)
     file = tmp_path / "new.db"
-    found = Database(SqliteEngine(DatabaseUrl("sqlite", str(file)), timeout=0.1), timeout=5, prepare=partial(prepare_tables, migrate=True))
+    found = Database(
+        SqliteEngine(DatabaseUrl("sqlite", str(file)), timeout=0.1),
+        timeout=5,
+        prepare=partial(prepare_tables, migrate=True),
+    )
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("PRAGMA journal_mode=WAL").close()
         other.execute("BEGIN IMMEDIATE").close()
@@ -507,7 +629,9 @@ def server() -> Generator[PostgresServer, None, None]:
     server.remove()
 
 
-async def test_a_server_that_is_killed_and_comes_back_fails_no_known_key(server: PostgresServer) -> None:
+async def test_a_server_that_is_killed_and_comes_back_fails_no_known_key(
+    server: PostgresServer,
+) -> None:
     async with opened(server.url(), timeout=1) as (found, _):
         store = store_of(found)
         made = await store.create("desk")
@@ -525,10 +649,17 @@ async def test_a_server_that_is_killed_and_comes_back_fails_no_known_key(server:
 # The pepper
 
 
-async def test_only_digests_are_stored_and_the_pepper_is_made_once(database: DatabaseUnderTest) -> None:
+async def test_only_digests_are_stored_and_the_pepper_is_made_once(
+    database: DatabaseUnderTest,
+) -> None:
     cipher = Cipher((secrets.token_bytes(32),))
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
-        made = await asyncio.gather(*(store_of(each, cipher=cipher).create(name) for each, name in ((mine, "one"), (other, "two"))))
+        made = await asyncio.gather(
+            *(
+                store_of(each, cipher=cipher).create(name)
+                for each, name in ((mine, "one"), (other, "two"))
+            )
+        )
         rows = await execute(mine, "SELECT * FROM api_keys")
         for each in made:
             given = parse_key(each.text)
@@ -538,7 +669,9 @@ async def test_only_digests_are_stored_and_the_pepper_is_made_once(database: Dat
         assert kept.keys() == {PEPPER, FINGERPRINT}
         assert all(value.startswith("aesgcm:") for value in kept.values())
         async with ring_of(other, cipher=cipher) as ring:
-            assert [await ring.find(each.text) for each in made] == [each.stored.key for each in made]
+            assert [await ring.find(each.text) for each in made] == [
+                each.stored.key for each in made
+            ]
         newer = Cipher((secrets.token_bytes(32),))
         assert (await reencrypt(mine, cipher, Cipher(()), lambda _: None)).changed == 2
         assert (await reencrypt(mine, newer, newer, lambda _: None)).changed == 2
@@ -547,7 +680,9 @@ async def test_only_digests_are_stored_and_the_pepper_is_made_once(database: Dat
 
 
 @SQLITE
-async def test_a_pepper_that_was_changed_is_told_and_no_key_accepted(database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_pepper_that_was_changed_is_told_and_no_key_accepted(
+    database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture
+) -> None:
     async with opened(database.url) as (found, _):
         store = store_of(found, "p" * 32)
         made = await store.create("desk")
@@ -557,7 +692,11 @@ async def test_a_pepper_that_was_changed_is_told_and_no_key_accepted(database: D
             async with ring_of(found, pepper=pepper) as ring:
                 await refused(ring, made.text)
                 assert ring.has_keys is True
-            told = [record for record in caplog.records if record.name == "ai_agent_service.auth.keys.ring"]
+            told = [
+                record
+                for record in caplog.records
+                if record.name == "ai_agent_service.auth.keys.ring"
+            ]
             assert [record.message for record in told] == ["keys.other_pepper"]
             assert "set API_KEY_PEPPER as it was then" in str(vars(told[0])["reason"])
             other = store_of(found, pepper)
@@ -583,7 +722,11 @@ async def test_a_pepper_that_cannot_be_decrypted_is_no_reason_to_refuse(
             await unknown(ring, made.text)
             await unknown(ring, made.text)
             assert ring.has_keys is None
-    assert [record.message for record in caplog.records if record.name == "ai_agent_service.auth.keys.ring"] == ["keys.pepper_unreadable"]
+    assert [
+        record.message
+        for record in caplog.records
+        if record.name == "ai_agent_service.auth.keys.ring"
+    ] == ["keys.pepper_unreadable"]
 
 
 # What is noted
@@ -615,7 +758,9 @@ async def test_the_last_use_is_noted_in_a_batch_and_at_the_end(database: Databas
 
 
 @SQLITE
-async def test_a_use_that_cannot_be_noted_now_is_noted_later_and_hurts_nobody(database: DatabaseUnderTest) -> None:
+async def test_a_use_that_cannot_be_noted_now_is_noted_later_and_hurts_nobody(
+    database: DatabaseUnderTest,
+) -> None:
     async with opened(database.url) as (found, engine):
         made = await store_of(found).create("desk")
         async with ring_of(found, last_use_seconds=0.1) as ring:
@@ -630,7 +775,9 @@ async def test_a_use_that_cannot_be_noted_now_is_noted_later_and_hurts_nobody(da
 
 
 @SQLITE
-async def test_changes_are_audited_and_no_secret_is_logged(database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture) -> None:
+async def test_changes_are_audited_and_no_secret_is_logged(
+    database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     async with opened(database.url) as (found, _), ring_of(found, FIRST) as ring:
         store = store_of(found)
@@ -639,8 +786,14 @@ async def test_changes_are_audited_and_no_secret_is_logged(database: DatabaseUnd
         await refused(ring, made[0].text[:-1] + ("y" if made[0].text.endswith("x") else "x"))
         await store.revoke("desk")
     key_id = made[0].stored.key.key_id
-    audited = [(record.message, vars(record)["key_id"], vars(record)["key_name"]) for record in caplog.records if record.name == "audit"]
-    assert audited == [(f"key.{what}", key_id, "desk") for what in ("created", "rotated", "revoked")]
+    audited = [
+        (record.message, vars(record)["key_id"], vars(record)["key_name"])
+        for record in caplog.records
+        if record.name == "audit"
+    ]
+    assert audited == [
+        (f"key.{what}", key_id, "desk") for what in ("created", "rotated", "revoked")
+    ]
     logged = "\n".join(str(vars(record)) for record in caplog.records)
     for secret in (FIRST, *(each.text[17:] for each in made)):
         assert secret not in logged

@@ -1,4 +1,5 @@
-"""The report on a run, read by a parser of HTML: what it says is what the run came to, and no text of others becomes a part of it."""
+"""The report on a run, read by a parser of HTML: what it says is what the run came to, and no text
+of others becomes a part of it."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +15,15 @@ from ai_agent_service.evaluation.report import page as reports
 from ai_agent_service.evaluation.report.charts import MAX_BINS, bin_scores, bin_values, format_label
 from ai_agent_service.evaluation.report.html import tag
 from ai_agent_service.evaluation.report.page import MAX_DETAILS, MAX_TEXT, Baseline, render_report
-from ai_agent_service.evaluation.results import Check, Options, Result, RunAgent, Summary, TurnAnswer, UsedTool
+from ai_agent_service.evaluation.results import (
+    Check,
+    Options,
+    Result,
+    RunAgent,
+    Summary,
+    TurnAnswer,
+    UsedTool,
+)
 from ai_agent_service.evaluation.run_folder import EvaluationRun
 from ai_agent_service.evaluation.runner import summarize_results
 from ai_agent_service.evaluation.scoring import compare_runs, compute_confidence
@@ -35,7 +44,8 @@ _VOID = {"meta", "link", "br", "img", "input"}
 
 
 class Page(HTMLParser):
-    """A page as its elements - each a name and its attributes -, the text within each `id`, and all of its text."""
+    """A page as its elements - each a name and its attributes -, the text within each `id`, and all
+    of its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -76,13 +86,26 @@ class Page(HTMLParser):
     def of(self, **attributes: str) -> list[str]:
         """The texts of the elements that have these attributes; `class_` may be one of several."""
         wanted = {name.rstrip("_"): value for name, value in attributes.items()}
-        return [text for _, found, text in self.within if all(value in (found.get(name) or "").split() for name, value in wanted.items())]
+        return [
+            text
+            for _, found, text in self.within
+            if all(value in (found.get(name) or "").split() for name, value in wanted.items())
+        ]
 
 
-def finished(folder: Path, results: Sequence[Result], *, cases: Sequence[dict[str, Any]] | None = None, **named: Any) -> EvaluationRun:
+def finished(
+    folder: Path,
+    results: Sequence[Result],
+    *,
+    cases: Sequence[dict[str, Any]] | None = None,
+    **named: Any,
+) -> EvaluationRun:
     """A run that came to its end with `results`."""
     folder.mkdir(exist_ok=True)
-    path = dataset(folder, *(cases or [{"id": result.id, "input": "?"} for result in results if result.attempt == 1]))
+    path = dataset(
+        folder,
+        *(cases or [{"id": result.id, "input": "?"} for result in results if result.attempt == 1]),
+    )
     summary = Summary(
         dataset="cases.jsonl",
         started="2026-11-28T15:39:40Z",
@@ -90,7 +113,9 @@ def finished(folder: Path, results: Sequence[Result], *, cases: Sequence[dict[st
         options=Options(repeat=max((result.attempt for result in results), default=1)),
         agents={"shop": RunAgent("0a1b2c3d4e5f", "ollama", "qwen3:8b")},
     )
-    run = EvaluationRun.begin(folder / "output", path, read_dataset(path), msgspec.structs.replace(summary, **named))
+    run = EvaluationRun.begin(
+        folder / "output", path, read_dataset(path), msgspec.structs.replace(summary, **named)
+    )
     for result in results:
         run.add(result)
     run.write_summary(summarize_results(run.read_summary(), run.read_results()))
@@ -98,9 +123,18 @@ def finished(folder: Path, results: Sequence[Result], *, cases: Sequence[dict[st
 
 
 def scored(name: str, score: float, attempt: int = 1, **answer: Any) -> Result:
-    checks = (Check("contains", score, "with 'closed'", "'open'"), Check("tone", score, "friendly", "it was curt"))
-    answers = (TurnAnswer("Are you open?", "I do not know.", steps=1, seconds=score + 0.25, tokens=100, **answer),)
-    return Result(id=name, agent="shop", attempt=attempt, score=score, checks=checks, answers=answers)
+    checks = (
+        Check("contains", score, "with 'closed'", "'open'"),
+        Check("tone", score, "friendly", "it was curt"),
+    )
+    answers = (
+        TurnAnswer(
+            "Are you open?", "I do not know.", steps=1, seconds=score + 0.25, tokens=100, **answer
+        ),
+    )
+    return Result(
+        id=name, agent="shop", attempt=attempt, score=score, checks=checks, answers=answers
+    )
 
 
 def test_what_it_says_is_what_the_run_came_to(tmp_path: Path) -> None:
@@ -114,33 +148,72 @@ def test_what_it_says_is_what_the_run_came_to(tmp_path: Path) -> None:
         ),
         Result(id="broken", agent="shop", score=0.0, answers=(broken,)),
         Result(id="broken", agent="shop", attempt=2, score=0.0, answers=(broken,)),
-        *(scored(f"tools{n}", 1.0, attempt, tools=(tool,), notes=("was replayed",)) for n in (1, 2) for attempt in (1, 2)),
+        *(
+            scored(f"tools{n}", 1.0, attempt, tools=(tool,), notes=("was replayed",))
+            for n in (1, 2)
+            for attempt in (1, 2)
+        ),
     ]
-    cases = [{"id": name, "input": "?", "source": "docs/shop.md"} for name in ("case0", "case1", "case2", "broken", "tools1", "tools2")]
+    cases = [
+        {"id": name, "input": "?", "source": "docs/shop.md"}
+        for name in ("case0", "case1", "case2", "broken", "tools1", "tools2")
+    ]
     run = finished(tmp_path, results, cases=cases)
     summary = run.read_summary()
     page = Page(render_report(run))
     assert page.of(class_="score")[0] == f"score {summary.score:.3f} of 1"
     tiles = page.of(class_="tile")
-    assert tiles[1:4] == ["cases 6 3 met wholly", "errors 2 in 1 case", "steps 10 questions to the model"]
+    assert tiles[1:4] == [
+        "cases 6 3 met wholly",
+        "errors 2 in 1 case",
+        "steps 10 questions to the model",
+    ]
     assert tiles[4:] == [f"time {summary.seconds:.1f} s of all answers", "tokens 1,000"]
     band = compute_confidence(results)
     assert band is not None
     assert f"between {band[0]:.3f} and {band[1]:.3f}" in page.text
-    assert f"2 attempts: mean {summary.score:.3f}, standard deviation {summary.deviation:.3f}" in page.text
-    for words in ("0a1b2c3d4e5f", "ollama", "qwen3:8b", "cases.jsonl", "ai-agent-service 1.2.3", "2 attempts at each case"):
+    assert (
+        f"2 attempts: mean {summary.score:.3f}, standard deviation {summary.deviation:.3f}"
+        in page.text
+    )
+    for words in (
+        "0a1b2c3d4e5f",
+        "ollama",
+        "qwen3:8b",
+        "cases.jsonl",
+        "ai-agent-service 1.2.3",
+        "2 attempts at each case",
+    ):
         assert words in page.text
-    assert summary.metrics == {"contains": 0.8, "tone": 0.8}, "a metric that nobody knew of is shown as any other"
+    assert summary.metrics == {
+        "contains": 0.8,
+        "tone": 0.8,
+    }, "a metric that nobody knew of is shown as any other"
     [metrics] = page.of(id="metrics")
     assert "contains 0.800 7 of 10 tone 0.800 7 of 10" in metrics
-    assert page.of(class_="name") == ["broken", "case1", "case2", "case0", "tools1", "tools2"], "the worst come first"
-    assert [text for name, _, text in page.within if name == "span" and text in ("broken", "not met", "met")][:1] == ["broken"]
+    assert page.of(class_="name") == [
+        "broken",
+        "case1",
+        "case2",
+        "case0",
+        "tools1",
+        "tools2",
+    ], "the worst come first"
+    assert [
+        text
+        for name, _, text in page.within
+        if name == "span" and text in ("broken", "not met", "met")
+    ][:1] == ["broken"]
     [first] = [text for text in page.of(class_="case") if " case1 " in text]
     assert "attempt 2: 0.00, 0.25 s" in first
     assert "contains not met with 'closed' 'open'" in first
     assert "from docs/shop.md" in first
     [trace] = [text for text in page.of(class_="case") if " tools2 " in text]
-    assert re.search(r"User Are you open\? calls search success 0\.50 s .*sunday.* answers closed Agent 1 step, 1\.25 s, 100 tokens", trace)
+    assert re.search(
+        r"User Are you open\? calls search success 0\.50 s .*sunday.* answers closed Agent 1 step,"
+        r" 1\.25 s, 100 tokens",
+        trace,
+    )
     assert "note: was replayed" in trace
     assert "provider_timeout It took too long." in page.text
 
@@ -150,11 +223,30 @@ def test_it_needs_nothing_but_itself(tmp_path: Path) -> None:
     after = finished(tmp_path, [scored(f"case{n}", n / 8) for n in range(8)])
     text = render_report(after, (), Baseline(before, compare_runs(before, after)))
     page = Page(text)
-    policy = [found.get("content") for name, found in page.elements if name == "meta" and "http-equiv" in found]
+    policy = [
+        found.get("content")
+        for name, found in page.elements
+        if name == "meta" and "http-equiv" in found
+    ]
     assert policy == [reports._POLICY]
     assert str(policy[0]).startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
-    assert {name for name, _ in page.elements} & {"script", "iframe", "object", "embed", "base", "form", "img", "use", "image"} == set()
-    addresses = [value for _, found in page.elements for name, value in found.items() if name in ("href", "src", "action", "xlink:href")]
+    assert {name for name, _ in page.elements} & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "base",
+        "form",
+        "img",
+        "use",
+        "image",
+    } == set()
+    addresses = [
+        value
+        for _, found in page.elements
+        for name, value in found.items()
+        if name in ("href", "src", "action", "xlink:href")
+    ]
     assert {str(value)[0] for value in addresses} == {"#", "d"}
     assert [value for value in addresses if not str(value).startswith("#")] == ["data:,"]
     [style] = [text for name, _, text in page.within if name == "style"]
@@ -174,13 +266,23 @@ def _worded(words: str) -> tuple[list[dict[str, Any]], list[Result], dict[str, A
     """A run with `words` wherever others may put them."""
     tool = UsedTool(words, {words: [words]}, words, is_error=True, outcome="error")
     answers = (
-        TurnAnswer(words, words, tools=(tool, UsedTool("t", None, "")), notes=(words,), steps=1, tokens=1),
+        TurnAnswer(
+            words, words, tools=(tool, UsedTool("t", None, "")), notes=(words,), steps=1, tokens=1
+        ),
         TurnAnswer(words, error="broken", problem=words),
     )
     checks = (Check(words, 0.5, words, words), Check(words, 0.0, words, words, turn=2))
-    results = [Result(id=words[:150], agent=words, tags=(words,), score=0.25, checks=checks, answers=answers)]
+    results = [
+        Result(
+            id=words[:150], agent=words, tags=(words,), score=0.25, checks=checks, answers=answers
+        )
+    ]
     cases = [{"id": words[:150], "turns": [{"input": words}], "source": words}]
-    named = {"dataset": words, "agents": {words: RunAgent(words, words, words)}, "options": Options(agent=words, model=words)}
+    named = {
+        "dataset": words,
+        "agents": {words: RunAgent(words, words, words)},
+        "options": Options(agent=words, model=words),
+    }
     return cases, results, named
 
 
@@ -191,7 +293,10 @@ def _written(folder: Path, words: str) -> EvaluationRun:
 
 @pytest.mark.parametrize("words", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_hostile_text_is_shown_and_does_nothing(tmp_path: Path, words: str) -> None:
-    hostile, plain = (Page(render_report(_written(tmp_path / name, text))) for name, text in (("a", words), ("b", "plain")))
+    hostile, plain = (
+        Page(render_report(_written(tmp_path / name, text)))
+        for name, text in (("a", words), ("b", "plain"))
+    )
 
     def shape(page: Page) -> list[tuple[str, list[str]]]:
         return [(name, sorted(found)) for name, found in page.elements]
@@ -205,9 +310,14 @@ def test_a_hostile_text_is_shown_and_does_nothing(tmp_path: Path, words: str) ->
 
 
 def test_texts_that_are_long_are_cut_and_that_is_told(tmp_path: Path) -> None:
-    result = Result(id="long", agent="shop", score=1.0, answers=(TurnAnswer("?", "word " * 10_000),))
+    result = Result(
+        id="long", agent="shop", score=1.0, answers=(TurnAnswer("?", "word " * 10_000),)
+    )
     page = Page(render_report(finished(tmp_path, [result])))
-    assert f"Cut here: {MAX_TEXT:,} of 50,000 characters are shown; results.jsonl has all." in page.text
+    assert (
+        f"Cut here: {MAX_TEXT:,} of 50,000 characters are shown; results.jsonl has all."
+        in page.text
+    )
     assert max(len(text) for text in page.texts) < MAX_TEXT + 20_000
 
 
@@ -221,7 +331,9 @@ def test_a_secret_is_shown_nowhere_and_no_part_of_one(tmp_path: Path, place: int
         assert part not in text
 
 
-def test_thousands_of_cases_stay_small_and_each_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_cases_stay_small_and_each_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reports, "MAX_DETAILS", MAX_DETAILS // 10)
     results = [
         Result(
@@ -245,16 +357,35 @@ def test_thousands_of_cases_stay_small_and_each_is_there(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        (lambda n: 1.0, lambda n: 0.5, "worse 1.000 → 0.500 over 8 cases, difference -0.500 (95 % between -0.500 and -0.500)."),
-        (lambda n: 0.0, lambda n: 0.5, "better 0.000 → 0.500 over 8 cases, difference +0.500 (95 % between +0.500 and +0.500)."),
-        (lambda n: n % 2, lambda n: (n // 2) % 2, "within noise 0.500 → 0.500 over 8 cases, difference +0.000 (95 % between "),
+        (
+            lambda n: 1.0,
+            lambda n: 0.5,
+            "worse 1.000 → 0.500 over 8 cases, difference -0.500 (95 % between -0.500 and -0.500).",
+        ),
+        (
+            lambda n: 0.0,
+            lambda n: 0.5,
+            (
+                "better 0.000 → 0.500 over 8 cases, difference +0.500 (95 % between +0.500 and"
+                " +0.500)."
+            ),
+        ),
+        (
+            lambda n: n % 2,
+            lambda n: (n // 2) % 2,
+            "within noise 0.500 → 0.500 over 8 cases, difference +0.000 (95 % between ",
+        ),
     ],
 )
 def test_a_difference_is_called_what_it_is(
     tmp_path: Path, before: Callable[[int], float], after: Callable[[int], float], told: str
 ) -> None:
-    old = finished(tmp_path, [*(scored(f"case{n}", before(n)) for n in range(8)), scored("gone", 1.0)])
-    new = finished(tmp_path, [*(scored(f"case{n}", after(n)) for n in range(8)), scored("added", 1.0)])
+    old = finished(
+        tmp_path, [*(scored(f"case{n}", before(n)) for n in range(8)), scored("gone", 1.0)]
+    )
+    new = finished(
+        tmp_path, [*(scored(f"case{n}", after(n)) for n in range(8)), scored("added", 1.0)]
+    )
     page = Page(render_report(new, (), Baseline(old, compare_runs(old, new))))
     [said] = page.of(class_="against")
     assert said.startswith(told)
@@ -268,17 +399,28 @@ def test_a_difference_is_called_what_it_is(
 
 
 def test_few_cases_tell_nothing_for_certain(tmp_path: Path) -> None:
-    old, new = (finished(tmp_path, [scored(f"case{n}", score) for n in range(5)]) for score in (1.0, 0.0))
+    old, new = (
+        finished(tmp_path, [scored(f"case{n}", score) for n in range(5)]) for score in (1.0, 0.0)
+    )
     page = Page(render_report(new, (), Baseline(old, compare_runs(old, new))))
-    assert page.of(class_="against") == ["within noise 1.000 → 0.000 over 5 cases; fewer than 6 cases tell nothing for certain."]
+    assert page.of(class_="against") == [
+        "within noise 1.000 → 0.000 over 5 cases; fewer than 6 cases tell nothing for certain."
+    ]
     assert "Fewer than 6 cases do not tell how certain the score is." in page.text
 
 
 def test_a_run_that_was_stopped_says_so(tmp_path: Path) -> None:
-    run = finished(tmp_path, [scored("a", 1.0)], cases=[{"id": name, "input": "?"} for name in "abc"])
-    run.write_summary(msgspec.structs.replace(run.read_summary(), finished=None, score=0.0, cases=0))
+    run = finished(
+        tmp_path, [scored("a", 1.0)], cases=[{"id": name, "input": "?"} for name in "abc"]
+    )
+    run.write_summary(
+        msgspec.structs.replace(run.read_summary(), finished=None, score=0.0, cases=0)
+    )
     page = Page(render_report(run))
-    assert f"This run was stopped: 1 of 3 attempts are done. To go on: ai-agent-service eval run --resume {run.name}" in page.text
+    assert (
+        "This run was stopped: 1 of 3 attempts are done. To go on: ai-agent-service eval run"
+        f" --resume {run.name}" in page.text
+    )
     assert page.of(class_="score")[0] == "score 1.000 of 1"
     run.write_summary(msgspec.structs.replace(run.read_summary(), options=Options(repeat=2)))
     (run.folder / "results.jsonl").unlink()
@@ -288,7 +430,10 @@ def test_a_run_that_was_stopped_says_so(tmp_path: Path) -> None:
 def test_what_was_not_judged_is_no_pass_and_the_judge_is_named(tmp_path: Path) -> None:
     unknown = Check("g_eval", 0.0, "kind", "", not_judged="the judge is away", tokens=30)
     kind = Check("g_eval", 0.7, "kind", "it is", threshold=0.5, tokens=30)
-    results = [msgspec.structs.replace(scored("a", 1.0), checks=(unknown,)), msgspec.structs.replace(scored("b", 0.7), checks=(kind,))]
+    results = [
+        msgspec.structs.replace(scored("a", 1.0), checks=(unknown,)),
+        msgspec.structs.replace(scored("b", 0.7), checks=(kind,)),
+    ]
     page = Page(render_report(finished(tmp_path, results, options=Options(judge="openai:gpt-x"))))
     assert "unknown 1 not judged, count 0" in page.of(class_="tile")
     assert "Judge openai:gpt-x : 60 tokens" in page.text
@@ -300,7 +445,15 @@ def test_what_was_not_judged_is_no_pass_and_the_judge_is_named(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "values", [[0.0], [5.0, 5.0], [0.0, 1e9], [0.001, 0.0012, 3.7], [84.0, 84.0 + 1e-9], list(map(float, range(1000)))]
+    "values",
+    [
+        [0.0],
+        [5.0, 5.0],
+        [0.0, 1e9],
+        [0.001, 0.0012, 3.7],
+        [84.0, 84.0 + 1e-9],
+        list(map(float, range(1000))),
+    ],
 )
 def test_a_histogram_has_each_value_once_and_few_bins(values: list[float]) -> None:
     bins = bin_values(values)
@@ -310,7 +463,11 @@ def test_a_histogram_has_each_value_once_and_few_bins(values: list[float]) -> No
 
 
 def test_scores_of_1_have_a_bin_of_their_own() -> None:
-    assert {format_label(found): found.count for found in bin_scores([0.0, 0.3, 0.95, 1.0, 1.0]) if found.count} == {
+    assert {
+        format_label(found): found.count
+        for found in bin_scores([0.0, 0.3, 0.95, 1.0, 1.0])
+        if found.count
+    } == {
         "0 to below 0.1": 1,
         "0.3 to below 0.4": 1,
         "0.9 to below 1": 1,

@@ -29,9 +29,17 @@ def upgrade() -> None:
         sa.Column("lease_until", TIMESTAMP),
         sa.PrimaryKeyConstraint("key", name="pk_sessions"),
     )
-    op.create_index("ix_sessions_newest", "sessions", ["tenant", "user_id", "agent_id", "updated_at"])
+    op.create_index(
+        "ix_sessions_newest", "sessions", ["tenant", "user_id", "agent_id", "updated_at"]
+    )
     leased = sa.text("lease_process IS NOT NULL")
-    op.create_index("ix_sessions_leased", "sessions", ["lease_process"], postgresql_where=leased, sqlite_where=leased)
+    op.create_index(
+        "ix_sessions_leased",
+        "sessions",
+        ["lease_process"],
+        postgresql_where=leased,
+        sqlite_where=leased,
+    )
     op.create_index("ix_sessions_activity", "sessions", ["agent_id", "updated_at"])
     op.create_table(
         "nodes",
@@ -50,7 +58,12 @@ def upgrade() -> None:
         sa.Column("usage", sa.Text),
         sa.Column("created_at", TIMESTAMP, nullable=False),
         sa.PrimaryKeyConstraint("path", name="pk_nodes"),
-        sa.ForeignKeyConstraint(["session_key"], ["sessions.key"], name="fk_nodes_session_key_sessions", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["session_key"],
+            ["sessions.key"],
+            name="fk_nodes_session_key_sessions",
+            ondelete="CASCADE",
+        ),
     )
     op.create_index("ix_nodes_session", "nodes", ["session_key", "depth"])
     op.create_table(
@@ -69,11 +82,18 @@ def upgrade() -> None:
         sa.Column("started_at", TIMESTAMP, nullable=False),
         sa.Column("ended_at", TIMESTAMP),
         sa.PrimaryKeyConstraint("run_id", name="pk_runs"),
-        sa.ForeignKeyConstraint(["session_key"], ["sessions.key"], name="fk_runs_session_key_sessions", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["session_key"],
+            ["sessions.key"],
+            name="fk_runs_session_key_sessions",
+            ondelete="CASCADE",
+        ),
     )
     op.create_index("ix_runs_session", "runs", ["session_key", "message_id"])
     running = sa.text("status = 'running'")
-    op.create_index("ix_runs_running", "runs", ["process_id"], postgresql_where=running, sqlite_where=running)
+    op.create_index(
+        "ix_runs_running", "runs", ["process_id"], postgresql_where=running, sqlite_where=running
+    )
     op.create_table(
         "summaries",
         sa.Column("session_key", HASH, nullable=False),
@@ -85,7 +105,12 @@ def upgrade() -> None:
         sa.Column("body", sa.Text, nullable=False),
         sa.Column("created_at", TIMESTAMP, nullable=False),
         sa.PrimaryKeyConstraint("session_key", "covers", "settings", name="pk_summaries"),
-        sa.ForeignKeyConstraint(["session_key"], ["sessions.key"], name="fk_summaries_session_key_sessions", ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["session_key"],
+            ["sessions.key"],
+            name="fk_summaries_session_key_sessions",
+            ondelete="CASCADE",
+        ),
     )
     op.create_table(
         "processes",
