@@ -48,7 +48,7 @@ class Agent(BaseAgent):
             client_tools=client_tools,
             max_steps=self.definition.max_steps,
             pending=self.parts.pending,
-            shorter=self._build_compact(turn, toolset, context),
+            compact=self._build_compact(turn, toolset, context),
         )
         async with aclosing(loop):
             async for event in loop:
@@ -95,11 +95,11 @@ class Agent(BaseAgent):
     def _build_compact(
         self, turn: Turn, toolset: Toolset, context: RunContext
     ) -> CompactMessages | None:
-        if (shorter := turn.shorter) is None:
+        if (compact := turn.compact) is None:
             return None
 
         async def compact_messages() -> tuple[Message, ...] | None:
-            fewer = await shorter()
+            fewer = await compact()
             return None if fewer is None else self._build_messages(fewer, toolset, context)
 
         return compact_messages

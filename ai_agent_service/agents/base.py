@@ -25,7 +25,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     `messages` are the caller's, system messages among them; `settings` are OpenAI's request fields
     by their names and win over the agent's. `model` replaces the agent's own. `history` says
     whether `messages` are the whole conversation or only what is new in it; `is_retry` that the
-    caller may have asked this before; `message_id` is the caller's own id of the turn. `shorter`
+    caller may have asked this before; `message_id` is the caller's own id of the turn. `compact`
     gives the messages with less of the older conversation, for a model that finds them too long.
     """
 
@@ -37,7 +37,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     history: History = "client"
     is_retry: bool = False
     message_id: str | None = None
-    shorter: Callable[[], Awaitable[tuple[Message, ...] | None]] | None = None
+    compact: Callable[[], Awaitable[tuple[Message, ...] | None]] | None = None
 
 
 class AgentParts(msgspec.Struct, frozen=True):

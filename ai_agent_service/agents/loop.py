@@ -76,7 +76,7 @@ async def run_loop(
     client_tools: frozenset[str] = frozenset(),
     max_steps: int,
     pending: PendingSteps,
-    shorter: CompactMessages | None = None,
+    compact: CompactMessages | None = None,
 ) -> AsyncGenerator[RunEvent, None]:
     """Takes steps until one has no calls of our tools, or `max_steps` is reached, or the deadline,
     or an error the model cannot repair.
@@ -84,7 +84,7 @@ async def run_loop(
     `client_tools` are the names in `request.tools` that the client runs itself; a name that
     `toolset` has too is ours. The events end with one RunFinished or RunFailed. Closing the
     generator stops the provider and the tools. A model that finds the messages too long is asked
-    once more, with those that `shorter` gives.
+    once more, with those that `compact` gives.
     """
     messages = list(request.messages)
     traced = 0
@@ -125,10 +125,10 @@ async def run_loop(
                         told = True
                         yield event
             except ContextTooLongError:
-                fewer = await shorter() if shorter is not None and not told else None
+                fewer = await compact() if compact is not None and not told else None
                 if fewer is None:
                     raise
-                shorter = None
+                compact = None
                 logger.info(
                     "run.shortened", extra={"run_id": context.run_id, "agent_id": context.agent_id}
                 )

@@ -61,14 +61,14 @@ class _TracedTurn:
         return self._turn.answer
 
     @property
-    def under_way(self) -> str | None:
+    def in_progress(self) -> str | None:
         """The turn's."""
-        return self._turn.under_way
+        return self._turn.in_progress
 
-    async def shorter(self) -> tuple[Message, ...] | None:
+    async def compact(self) -> tuple[Message, ...] | None:
         """The turn's, with the questions to the model that it takes."""
         with use_context(self._run):
-            return await self._turn.shorter()
+            return await self._turn.compact()
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Stores the answer; see RememberedTurn."""

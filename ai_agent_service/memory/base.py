@@ -95,12 +95,12 @@ class RememberedTurn(Protocol):
         ...
 
     @property
-    def under_way(self) -> str | None:
+    def in_progress(self) -> str | None:
         """The run id of an equal turn that this process is taking now; it is joined and nothing is
         run."""
         ...
 
-    async def shorter(self) -> tuple[Message, ...] | None:
+    async def compact(self) -> tuple[Message, ...] | None:
         """As `messages`, the older ones summarised, for a model that found them too long; None if
         that cannot be done."""
         ...

@@ -213,7 +213,7 @@ class SqlMemory:
             before, entries, begun = self._place_messages(
                 connection, session, nodes, new, asked, context.run_id
             )
-            if begun.answer is not None or begun.under_way is not None:
+            if begun.answer is not None or begun.in_progress is not None:
                 store.release(connection, session)
                 return begun, None, before, entries
             store.touch_head(
@@ -286,7 +286,7 @@ class SqlMemory:
                 is_retry=True,
                 message_id=asked.message_id,
             )
-            if found.answer is not None or found.under_way is not None:
+            if found.answer is not None or found.in_progress is not None:
                 return (
                     nodes,
                     addresses.build_entries(new[-1:], first.parent, first.depth - 1),
@@ -431,13 +431,13 @@ class UnstoredTurn:
     """A turn that has no question to store."""
 
     answer: TurnAnswer | None = None
-    under_way: str | None = None
+    in_progress: str | None = None
 
     def __init__(self, messages: tuple[Message, ...], held: "_SessionLock | None" = None) -> None:
         self.messages = messages
         self._held = held
 
-    async def shorter(self) -> tuple[Message, ...] | None:
+    async def compact(self) -> tuple[Message, ...] | None:
         """Nothing is known that could be left out."""
         return None
 
@@ -473,7 +473,7 @@ class _StoredTurn:
         self._summary = summary
         self._held = held
         self.answer = begun.answer
-        self.under_way = begun.under_way
+        self.in_progress = begun.in_progress
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -491,7 +491,7 @@ class _StoredTurn:
             *self._trailing,
         )
 
-    async def shorter(self) -> tuple[Message, ...] | None:
+    async def compact(self) -> tuple[Message, ...] | None:
         """As `messages`, more of the older conversation in a summary, which is made now."""
         compressor = self._memory.compressor
         if compressor is None:
@@ -537,7 +537,7 @@ class _StoredTurn:
             )
 
         try:
-            if self.answer is None and self.under_way is None:
+            if self.answer is None and self.in_progress is None:
                 with suppress(ConversationErasedError):
                     stored = await store.database.write(store_answer, wait=wait)
                     store.counts.messages += stored
@@ -549,7 +549,7 @@ class _StoredTurn:
             answer.status != "complete"
             or compressor is None
             or self.answer is not None
-            or self.under_way is not None
+            or self.in_progress is not None
         ):
             return
         told = (

@@ -104,7 +104,7 @@ class TurnStart(msgspec.Struct, frozen=True, kw_only=True):
     has_summaries: bool
     answer: TurnAnswer | None = None
     answer_path: bytes | None = None
-    under_way: str | None = None
+    in_progress: str | None = None
     stored: int = 0
     """How many messages were stored."""
 
@@ -241,7 +241,7 @@ class Store:
             is_retry=is_retry,
             message_id=message_id,
         )
-        if found.answer is not None or found.under_way is not None:
+        if found.answer is not None or found.in_progress is not None:
             if found.answer is not None:
                 self._touch(connection, session, now, head=found.answer_path or question.path)
             return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
@@ -383,7 +383,7 @@ class Store:
             and row["process_id"] == self.process_id
             and self.is_live(row["run_id"])
         ):
-            return msgspec.structs.replace(nothing, under_way=row["run_id"], repeated=True)
+            return msgspec.structs.replace(nothing, in_progress=row["run_id"], repeated=True)
         if (
             row["status"] == "running"
             and row["process_id"] != self.process_id

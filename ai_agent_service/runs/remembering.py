@@ -101,9 +101,9 @@ class MemoryAgent(BaseAgent):
         if remembered.answer is not None:
             await remembered.keep(remembered.answer, wait=0)
             return _emit_events(_build_replay(remembered.answer))
-        if remembered.under_way is not None:
+        if remembered.in_progress is not None:
             await remembered.keep(TurnAnswer(text=""), wait=0)
-            return self._follow_run(remembered.under_way)
+            return self._follow_run(remembered.in_progress)
         return self._run_with_memory(turn, context, remembered, live)
 
     async def _run_without_memory(
@@ -121,7 +121,7 @@ class MemoryAgent(BaseAgent):
         kept = False
         try:
             whole = msgspec.structs.replace(
-                turn, messages=remembered.messages, shorter=remembered.shorter
+                turn, messages=remembered.messages, compact=remembered.compact
             )
             async with aclosing(self._agent.run(whole, context)) as events:
                 async for event in events:
@@ -203,7 +203,7 @@ def _describe_turn_start(
     if remembered.answer is not None:
         what = "answered before"
     else:
-        what = "new" if remembered.under_way is None else f"under way as {remembered.under_way}"
+        what = "new" if remembered.in_progress is None else f"under way as {remembered.in_progress}"
     return {
         "run_id": context.run_id,
         "agent_id": context.agent_id,

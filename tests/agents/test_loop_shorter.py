@@ -64,7 +64,7 @@ async def run(
         model="m", messages=(SYSTEM, *OLD, QUESTION), tools=toolset.specs, deadline=context.deadline
     )
     loop = run_loop(
-        script, request, toolset, context, max_steps=5, pending=PendingSteps(), shorter=shorter
+        script, request, toolset, context, max_steps=5, pending=PendingSteps(), compact=shorter
     )
     async with asyncio.timeout(20), aclosing(loop) as events:
         return [event async for event in events]

@@ -622,9 +622,9 @@ class SlowTurn(msgspec.Struct):
 
     messages: tuple[Message, ...]
     answer: TurnAnswer | None = None
-    under_way: str | None = None
+    in_progress: str | None = None
 
-    async def shorter(self) -> tuple[Message, ...] | None:
+    async def compact(self) -> tuple[Message, ...] | None:
         """It cannot be."""
         return None
 

@@ -459,7 +459,7 @@ async def test_a_turn_is_repeated_once_the_process_that_took_it_is_gone(
         await one.begin("monday", run_id="again", is_retry=True)
     await two.unseen_for(PROCESS_STALE_SECONDS + 2)
     begun = await one.begin("monday", run_id="again", is_retry=True)
-    assert (begun.answer, begun.under_way) == (None, None)
+    assert (begun.answer, begun.in_progress) == (None, None)
     assert (await one.runs())["again"] == ("running", None)
 
 

@@ -59,7 +59,7 @@ class Kept(Memory, RememberedTurn):
         gate: asyncio.Event | None = None,
         messages: tuple[Message, ...] = (QUESTION,),
         answer: TurnAnswer | None = None,
-        under_way: str | None = None,
+        in_progress: str | None = None,
     ) -> None:
         self.required = required
         self.asked: list[TurnQuestion] = []
@@ -71,7 +71,7 @@ class Kept(Memory, RememberedTurn):
         self._gate = gate
         self._messages = messages
         self._answer = answer
-        self._under_way = under_way
+        self._under_way = in_progress
 
     @property
     def problem(self) -> str | None:
@@ -89,7 +89,7 @@ class Kept(Memory, RememberedTurn):
         return self._answer
 
     @property
-    def under_way(self) -> str | None:
+    def in_progress(self) -> str | None:
         """The run to join."""
         return self._under_way
 
@@ -100,7 +100,7 @@ class Kept(Memory, RememberedTurn):
         self.asked.append(asked)
         return self
 
-    async def shorter(self) -> tuple[Message, ...] | None:
+    async def compact(self) -> tuple[Message, ...] | None:
         """The question alone."""
         return (QUESTION,)
 
@@ -215,8 +215,8 @@ async def test_the_agent_is_told_what_the_memory_knows() -> None:
     ]
     (turn,) = agent.turns
     assert (turn.messages, turn.settings) == (known, {"seed": 1})
-    assert turn.shorter is not None
-    assert await turn.shorter() == (QUESTION,)
+    assert turn.compact is not None
+    assert await turn.compact() == (QUESTION,)
 
 
 async def test_the_last_event_comes_once_the_answer_is_kept() -> None:
@@ -439,7 +439,7 @@ async def test_a_run_that_is_under_way_is_joined_from_its_beginning() -> None:
             told(MemoryAgent(first_agent, Kept(), live, tasks), within=context(run_id="run_1"))
         )
         await first_agent.waiting.wait()
-        joining = MemoryAgent(second_agent, Kept(under_way="run_1"), live, tasks).run(
+        joining = MemoryAgent(second_agent, Kept(in_progress="run_1"), live, tasks).run(
             Turn(messages=(QUESTION,)), context(run_id="run_2")
         )
         async with aclosing(joining):
@@ -454,7 +454,7 @@ async def test_a_run_that_is_under_way_is_joined_from_its_beginning() -> None:
 
 
 async def test_a_run_that_is_not_under_way_any_more_is_told_as_interrupted() -> None:
-    (event,) = await remembered(Telling(), Kept(under_way="run_gone"))
+    (event,) = await remembered(Telling(), Kept(in_progress="run_gone"))
     assert isinstance(event, RunFailed)
     assert isinstance(event.error, SessionBusyError)
 
