@@ -6,7 +6,7 @@ the server: neither the web framework, nor a database driver, nor an MCP library
 """
 
 from ai_agent_service.agents.agent import Agent
-from ai_agent_service.agents.base import AgentParts, BaseAgent, Turn
+from ai_agent_service.agents.base import AgentParts, BaseAgent
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
@@ -45,6 +45,7 @@ from ai_agent_service.core.messages import (
     ToolResult,
     ToolSpec,
 )
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.memory.base import (
     Memory,
@@ -52,7 +53,6 @@ from ai_agent_service.memory.base import (
     RememberedTurn,
     Step,
     TurnAnswer,
-    TurnQuestion,
 )
 from ai_agent_service.providers.base import (
     ModelEvent,
@@ -72,7 +72,6 @@ __all__ = [
     "AgentDefinition",
     "AgentParts",
     "TurnAnswer",
-    "TurnQuestion",
     "BaseAgent",
     "ConfigError",
     "ContextTooLongError",

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.events import RunEvent, TextDelta
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.observability.logging import LogFormat, configure_logging
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools import tool

@@ -11,7 +11,8 @@ from ai_agent_service.runtime.plugin_loader import load_plugins
 
 GOOD = '''
 from ai_agent_service.agents.agent import Agent
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import RunFinished, TextDelta
 from ai_agent_service.providers.openai_compatible import OpenAICompatible

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, ClassVar
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.agents.loop import CompactMessages, run_loop
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
@@ -14,13 +14,14 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.core.events import RunEvent, RunFailed, ToolsMissing
 from ai_agent_service.core.messages import Message, NamedTool, ToolSpec
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.providers.base import ModelRequest
 from ai_agent_service.tools.toolset import Toolset
 
-_UNAVAILABLE_NOTE = """\
-Some of your tools cannot be used at the moment. Answer without them as well as you can, and say so
-where it matters:
-"""
+_UNAVAILABLE_NOTE = (
+    "Some of your tools cannot be used at the moment. Answer without them as well as you can,"
+    " and say so where it matters:\n"
+)
 
 _LENGTH_LIMIT_SETTINGS = frozenset({"max_tokens", "max_completion_tokens", "num_predict"})
 
@@ -48,7 +49,7 @@ class Agent(BaseAgent):
             client_tools=client_tools,
             max_steps=self.definition.max_steps,
             pending=self.parts.pending,
-            compact=self._build_compact(turn, toolset, context),
+            compact=self._build_compact(turn, toolset),
         )
         async with aclosing(loop):
             async for event in loop:
@@ -74,7 +75,7 @@ class Agent(BaseAgent):
             )
         request = ModelRequest(
             model=turn.model or await self.model(),
-            messages=self._build_messages(turn.messages, toolset, context),
+            messages=self._build_messages(turn.messages, toolset),
             tools=tools,
             tool_choice=turn.tool_choice if tools else None,
             settings=_merge_settings(self.definition.model_settings, turn.settings),
@@ -84,23 +85,21 @@ class Agent(BaseAgent):
         return request, frozenset(spec.name for spec in client_tools)
 
     def _build_messages(
-        self, messages: tuple[Message, ...], toolset: Toolset, context: RunContext
+        self, messages: tuple[Message, ...], toolset: Toolset
     ) -> tuple[Message, ...]:
         """What the model is sent of a caller's `messages`."""
         return (
             self._build_system_message(messages, toolset.unavailable),
-            *_drop_system_messages(self.parts.pending.restore(messages, context)),
+            *(message for message in messages if message.role != "system"),
         )
 
-    def _build_compact(
-        self, turn: Turn, toolset: Toolset, context: RunContext
-    ) -> CompactMessages | None:
+    def _build_compact(self, turn: Turn, toolset: Toolset) -> CompactMessages | None:
         if (compact := turn.compact) is None:
             return None
 
         async def compact_messages() -> tuple[Message, ...] | None:
             fewer = await compact()
-            return None if fewer is None else self._build_messages(fewer, toolset, context)
+            return None if fewer is None else self._build_messages(fewer, toolset)
 
         return compact_messages
 
@@ -127,10 +126,6 @@ class Agent(BaseAgent):
             for spec in tools
             if spec.name not in toolset and (policy == "accept" or spec.name in policy)
         )
-
-
-def _drop_system_messages(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    return tuple(message for message in messages if message.role != "system")
 
 
 def _merge_settings(own: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:

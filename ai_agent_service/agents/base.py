@@ -1,8 +1,8 @@
 """What an agent is: something that takes a turn of a conversation and tells what happens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import AsyncGenerator
+from typing import ClassVar
 
 import msgspec
 
@@ -11,43 +11,25 @@ from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import UpstreamError
 from ai_agent_service.core.events import RunEvent
-from ai_agent_service.core.messages import Message, ToolChoice, ToolSpec
-from ai_agent_service.memory.base import History
+from ai_agent_service.core.turn import Turn
+from ai_agent_service.memory.base import Memory
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.tools.dynamic import AvailableTools
 from ai_agent_service.tools.toolset import Toolset
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller asks of an agent: the conversation so far, the caller's own tools, and settings
-    for this turn.
-
-    `messages` are the caller's, system messages among them; `settings` are OpenAI's request fields
-    by their names and win over the agent's. `model` replaces the agent's own. `history` says
-    whether `messages` are the whole conversation or only what is new in it; `is_retry` that the
-    caller may have asked this before; `message_id` is the caller's own id of the turn. `compact`
-    gives the messages with less of the older conversation, for a model that finds them too long.
-    """
-
-    messages: tuple[Message, ...]
-    tools: tuple[ToolSpec, ...] = ()
-    tool_choice: ToolChoice | None = None
-    settings: Mapping[str, Any] = {}
-    model: str | None = None
-    history: History = "client"
-    is_retry: bool = False
-    message_id: str | None = None
-    compact: Callable[[], Awaitable[tuple[Message, ...] | None]] | None = None
-
-
 class AgentParts(msgspec.Struct, frozen=True):
-    """What an agent works with; all of it is opened and closed by the service. `version` is that of
-    the agent, see `compute_version`."""
+    """What an agent works with; the service opens and closes all of it.
+
+    `version` is that of the agent, see `compute_version`. `memory` is the run's business: an agent
+    gets the conversation that its memory knows in the turn's messages.
+    """
 
     provider: Provider
     tools: AvailableTools
     pending: PendingSteps
     version: str = ""
+    memory: Memory | None = None
 
     @property
     def toolset(self) -> Toolset:
@@ -94,6 +76,11 @@ class BaseAgent(ABC):
         except UpstreamError as error:
             return error.message
         return None
+
+    async def find_problem(self) -> str | None:
+        """Return `problem`, or that of a memory without which the agent does not answer."""
+        memory = self.parts.memory
+        return await self.problem() or (memory.problem if memory and memory.required else None)
 
     @abstractmethod
     def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     InternalError,
@@ -29,6 +29,7 @@ from ai_agent_service.core.events import (
     TextDelta,
 )
 from ai_agent_service.core.messages import Message
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
 from ai_agent_service.providers.debug_log import stream_logged

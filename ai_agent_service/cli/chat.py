@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import aclosing
 from typing import Any
 
 import click
@@ -16,7 +15,7 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.auth.principal import LOCAL, Principal
 from ai_agent_service.config.agent_definition import RESERVED_MODEL_SETTINGS
 from ai_agent_service.core.errors import NotFoundError
@@ -24,6 +23,7 @@ from ai_agent_service.core.events import (
     MemorySkipped,
     ReasoningDelta,
     RefusalDelta,
+    RunEvent,
     RunFailed,
     RunFinished,
     TextDelta,
@@ -36,6 +36,7 @@ from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.runtime.configuration import load
 from ai_agent_service.runtime.opening import open_service
@@ -185,48 +186,23 @@ class TerminalChat:
         return succeeded
 
     async def _stream_answer(self, question: Message, answer: "TerminalAnswer") -> bool:
-        context = self._service.create_context(
-            self._agent.agent_id,
-            Principal(LOCAL),
-            user=USER,
+        remembers = self._session is not None
+        turn = Turn(
+            messages=(question,) if remembers else (*self._messages, question),
+            settings=self._settings,
+            model=self._model,
             session=self._session,
-            agent_version=self._agent.version,
+            history="server" if remembers else "client",
         )
-        if self._session is not None:
-            turn = Turn(
-                messages=(question,), settings=self._settings, model=self._model, history="server"
-            )
-        else:
-            turn = Turn(
-                messages=(*self._messages, question), settings=self._settings, model=self._model
-            )
-        async with aclosing(self._agent.run(turn, context)) as events:
-            async for event in events:
-                match event:
-                    case TextDelta(text=text) | RefusalDelta(text=text):
-                        answer.add(text)
-                    case ReasoningDelta(text=text):
-                        answer.add_reasoning(text)
-                    case ToolStarted(call=call):
-                        answer.add_note("> ", "cyan", call.name, call.arguments or "{}")
-                    case ToolProgress(call=call):
-                        answer.add_note(". ", "dim", call.name, _format_progress(event))
-                    case ToolFinished(result=result):
-                        sign, style = ("x ", "red") if result.is_error else ("< ", "green")
-                        answer.add_note(
-                            sign, style, f"{result.name} ({result.seconds:.2f} s)", result.content
-                        )
-                    case ToolsMissing(reasons=reasons):
-                        answer.add_note("! ", "yellow", "without some tools", "; ".join(reasons))
-                    case MemorySkipped(reason=reason):
-                        answer.add_note("! ", "yellow", "without memory", reason)
-                    case RunFinished():
-                        answer.close()
-                    case RunFailed(error=error):
-                        answer.close()
-                        self._console.print(Text(f"error: {error.message}", style="red"))
-                        return False
-        return True
+
+        async def show(event: RunEvent) -> None:
+            answer.show(event)
+
+        run = self._service.create_run(self._agent, turn, Principal(LOCAL), user=USER)
+        end = await run.drive(show)
+        if isinstance(end, RunFailed):
+            self._console.print(Text(f"error: {end.error.message}", style="red"))
+        return isinstance(end, RunFinished)
 
 
 def _format_progress(event: ToolProgress) -> str:
@@ -245,6 +221,28 @@ class TerminalAnswer:
         self._open = ""
         self._live: Live | None = None
         self._thinking = False
+
+    def show(self, event: RunEvent) -> None:
+        """Show the next event of the run."""
+        match event:
+            case TextDelta(text=text) | RefusalDelta(text=text):
+                self.add(text)
+            case ReasoningDelta(text=text):
+                self.add_reasoning(text)
+            case ToolStarted(call=call):
+                self.add_note("> ", "cyan", call.name, call.arguments or "{}")
+            case ToolProgress(call=call):
+                self.add_note(". ", "dim", call.name, _format_progress(event))
+            case ToolFinished(result=result):
+                sign, style = ("x ", "red") if result.is_error else ("< ", "green")
+                name = f"{result.name} ({result.seconds:.2f} s)"
+                self.add_note(sign, style, name, result.content)
+            case ToolsMissing(reasons=reasons):
+                self.add_note("! ", "yellow", "without some tools", "; ".join(reasons))
+            case MemorySkipped(reason=reason):
+                self.add_note("! ", "yellow", "without memory", reason)
+            case RunFinished() | RunFailed():
+                self.close()
 
     def add(self, text: str) -> None:
         """Shows the next piece of the answer."""

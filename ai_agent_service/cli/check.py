@@ -93,7 +93,7 @@ async def _describe_agents(
         ]
         fallbacks = []
         for agent in service.catalog:
-            problem = await agent.problem()
+            problem = await agent.find_problem()
             tools = ", ".join(spec.name for spec in agent.parts.toolset.specs) or "-"
             model = agent.definition.model or ("-" if problem else await agent.model() or "-")
             labels = (

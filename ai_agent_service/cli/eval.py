@@ -341,7 +341,7 @@ async def _build_judge(service: Service, written: str | None, parallel: int) -> 
 async def _describe_agent(service: Service, agent_id: str, model: str | None) -> RunAgent:
     agent = service.catalog.get(agent_id)
     known = model or agent.definition.model or ""
-    if not known and await agent.problem() is None:
+    if not known and await agent.find_problem() is None:
         known = await agent.model()
     return RunAgent(agent.version, agent.parts.provider.name, known)
 

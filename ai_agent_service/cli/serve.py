@@ -133,7 +133,7 @@ async def _collect_notes(
     configuration: Configuration, service: Service, access: Access
 ) -> list[str]:
     """What the operator should know at the start."""
-    problems = await asyncio.gather(*(agent.problem() for agent in service.catalog))
+    problems = await asyncio.gather(*(agent.find_problem() for agent in service.catalog))
     notes = _collect_file_notes(configuration)
     notes += [
         f"{agent.agent_id} cannot answer: {problem}"

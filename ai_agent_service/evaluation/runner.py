@@ -5,27 +5,17 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import aclosing
 from datetime import UTC, datetime
 
 import msgspec
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.auth.principal import LOCAL, Principal
-from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import InternalError, RunTimeoutError, ServiceError
-from ai_agent_service.core.events import (
-    MemorySkipped,
-    RefusalDelta,
-    RunFailed,
-    RunFinished,
-    TextDelta,
-    ToolFinished,
-    ToolsMissing,
-    ToolStarted,
-)
+from ai_agent_service.core.errors import InternalError, ServiceError
+from ai_agent_service.core.events import RunFailed, RunFinished
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import Message, ToolCall, ToolResult
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.evaluation.dataset import Case
 from ai_agent_service.evaluation.metrics import METRICS, Metric
 from ai_agent_service.evaluation.replay import Replay, Replays
@@ -38,12 +28,10 @@ from ai_agent_service.evaluation.results import (
     UsedTool,
 )
 from ai_agent_service.evaluation.scoring import compute_score, score_attempts, score_metrics
+from ai_agent_service.runs.record import RunRecord
 from ai_agent_service.runtime.service import Service
 
 logger = logging.getLogger(__name__)
-
-TIMEOUT_GRACE_SECONDS = 1.0
-"""How much longer than REQUEST_TIMEOUT a run may take that does not end by itself."""
 
 
 class Runner:
@@ -126,103 +114,56 @@ class Runner:
         self, agent: BaseAgent, user: str, session: str, asked: str, said: tuple[Message, ...]
     ) -> TurnAnswer:
         """What comes of one turn, whatever it is."""
-        context = self._service.create_context(
-            agent.agent_id,
-            Principal(LOCAL),
-            user=user,
-            session=session,
-            agent_version=agent.version,
-        )
         remembers = agent.definition.memory is not None
-        messages = said[-1:] if remembers else said
         turn = Turn(
-            messages=messages,
+            messages=said[-1:] if remembers else said,
             model=self._options.model,
+            session=session,
             history="server" if remembers else "client",
         )
-        record = _RunRecorder(asked)
+        run = self._service.create_run(agent, turn, Principal(LOCAL), user=user)
         started = time.monotonic()
         error: ServiceError | None = None
         try:
-            async with asyncio.timeout(max(0.0, context.seconds_left) + TIMEOUT_GRACE_SECONDS):
-                await record.follow(agent, turn, context)
-        except TimeoutError:
-            error = RunTimeoutError(
-                "The run took longer than REQUEST_TIMEOUT allows and was stopped."
-            )
+            await run.drive()
         except ServiceError as raised:
             error = raised
         except Exception:
             # An agent type may be a plug-in and raise anything: that is a failed case, and not the
             # end of the others.
             logger.exception(
-                "evaluation.failed", extra={"agent_id": agent.agent_id, "run_id": context.run_id}
+                "evaluation.failed",
+                extra={"agent_id": agent.agent_id, "run_id": run.context.run_id},
             )
             error = InternalError("The agent failed unexpectedly; the log says more.")
-        return record.build_answer(error, time.monotonic() - started)
+        return _build_answer(asked, run.record, error, time.monotonic() - started)
 
 
-class _RunRecorder:
-    """What is told of one run."""
-
-    def __init__(self, asked: str) -> None:
-        self._asked = asked
-        self._text: list[str] = []
-        self._refused = False
-        self._calls: dict[str, ToolCall] = {}
-        self._results: dict[str, ToolResult] = {}
-        self._notes: list[str] = []
-        self._end: RunFinished | RunFailed | None = None
-
-    async def follow(self, agent: BaseAgent, turn: Turn, context: RunContext) -> None:
-        """Reads the events of the run to their end."""
-        async with aclosing(agent.run(turn, context)) as events:
-            async for event in events:
-                match event:
-                    case TextDelta(text=text):
-                        self._text.append(text)
-                    case RefusalDelta(text=text):
-                        self._text.append(text)
-                        self._refused = True
-                    case ToolStarted(call=call):
-                        self._calls[call.id] = call
-                    case ToolFinished(result=result):
-                        self._results[result.call_id] = result
-                    case ToolsMissing(reasons=reasons):
-                        self._notes += reasons
-                    case MemorySkipped(reason=reason):
-                        self._notes.append(f"without memory: {reason}")
-                    case RunFinished() | RunFailed():
-                        self._end = event
-                    case _:
-                        pass
-
-    def build_answer(self, error: ServiceError | None, seconds: float) -> TurnAnswer:
-        """The answer, which `error` or one that was told broke."""
-        end = self._end
-        if isinstance(end, RunFailed):
-            error = end.error
-        elif end is None and error is None:
-            error = InternalError("The agent ended without telling that it did.")
-        usage = end.usage if end is not None else None
-        return TurnAnswer(
-            input=self._asked,
-            text="".join(self._text),
-            tools=tuple(
-                _to_used_tool(call, self._results[call.id])
-                for call in self._calls.values()
-                if call.id in self._results
-            ),
-            refused=self._refused
-            or (isinstance(end, RunFinished) and end.reason == "content_filter"),
-            steps=len(end.steps) if end is not None else 0,
-            seconds=round(seconds, 4),
-            tokens=usage.total_tokens if usage is not None else None,
-            cost=usage.cost if usage is not None else None,
-            error=error.code if error is not None else None,
-            problem=error.message if error is not None else "",
-            notes=tuple(self._notes),
-        )
+def _build_answer(
+    asked: str, record: RunRecord, error: ServiceError | None, seconds: float
+) -> TurnAnswer:
+    """Return the answer of a run, which `error` or its last event may have broken."""
+    end = record.end
+    if isinstance(end, RunFailed):
+        error = end.error
+    usage = end.usage if end is not None else None
+    results = {result.call_id: result for result in record.results}
+    is_filtered = isinstance(end, RunFinished) and end.reason == "content_filter"
+    return TurnAnswer(
+        input=asked,
+        text=record.said,
+        tools=tuple(
+            _to_used_tool(call, results[call.id]) for call in record.calls if call.id in results
+        ),
+        refused=bool(record.refusal) or is_filtered,
+        steps=len(end.steps) if end is not None else 0,
+        seconds=round(seconds, 4),
+        tokens=usage.total_tokens if usage is not None else None,
+        cost=usage.cost if usage is not None else None,
+        error=error.code if error is not None else None,
+        problem=error.message if error is not None else "",
+        notes=record.notes,
+    )
 
 
 def _to_used_tool(call: ToolCall, result: ToolResult) -> UsedTool:

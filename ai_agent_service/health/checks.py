@@ -223,7 +223,7 @@ async def _ping_provider(provider: Provider) -> ProviderAnswer:
 
 async def _find_problem(agent: BaseAgent) -> str | None:
     try:
-        return await agent.problem()
+        return await agent.find_problem()
     except Exception as error:  # noqa: BLE001 - an agent type may be a plug-in and raise anything
         return _report_failure(agent.agent_id, error)
 

@@ -13,7 +13,7 @@ def collect_values(service: Service) -> dict[str, Values]:
     """What the service's parts tell of themselves."""
     settings = service.settings
     values: dict[str, Values] = {
-        "aas_runs_in_flight": {(): float(service.runs)},
+        "aas_runs_in_flight": {(): float(service.slots.in_use)},
         "aas_workers": {(): 1.0},
         "aas_agent_info": {(agent.agent_id, agent.version): 1.0 for agent in service.catalog},
         "aas_build_info": {(settings.service_version, platform.python_version()): 1.0},

@@ -3,7 +3,8 @@
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.text import replace_unstorable
-from ai_agent_service.memory.base import Memory, RememberedTurn, TurnAnswer, TurnQuestion
+from ai_agent_service.core.turn import Turn
+from ai_agent_service.memory.base import Memory, RememberedTurn, TurnAnswer
 from ai_agent_service.observability.tracing import (
     AttributeValue,
     Context,
@@ -27,15 +28,15 @@ class TracedMemory:
         """The memory's."""
         return self._memory.problem
 
-    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
+    async def begin(self, context: RunContext, turn: Turn) -> RememberedTurn:
         """Begins a turn; see Memory."""
         attributes = _build_attributes("search_memory", context.session)
         span = self._tracing.start("search_memory", attributes)
         run = get_context()
         with self._tracing.end_on_exit(span), use_context(build_context(span)):
-            turn = await self._memory.begin(context, asked)
-            span.set_attribute("gen_ai.memory.record.count", len(turn.messages))
-        return _TracedTurn(turn, self._tracing, run, context.session)
+            begun = await self._memory.begin(context, turn)
+            span.set_attribute("gen_ai.memory.record.count", len(begun.messages))
+        return _TracedTurn(begun, self._tracing, run, context.session)
 
 
 class _TracedTurn:

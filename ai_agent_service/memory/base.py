@@ -19,14 +19,12 @@ from ai_agent_service.core.messages import (
     ToolResult,
     build_tool_message,
 )
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.core.usage import Usage
 
-History = Literal["client", "server"]
 Status = Literal["complete", "incomplete"]
 Origin = Literal["ours", "client"]
 
-IDEMPOTENCY_PREFIX = "idempotency:"
-"""What a turn's id begins with that is an Idempotency-Key: another question under it is refused."""
 
 UNKNOWN_RESULT = "No result of this call is known; it may or may not have been carried out."
 """What stands for the result of a call that was under way when its run ended."""
@@ -63,20 +61,6 @@ class TurnAnswer(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     error: str | None = None
     """The code of the error that ended an incomplete answer."""
-
-
-class TurnQuestion(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller's turn brings: `messages`, the whole conversation or, with the server's
-    history, only what is new.
-
-    `is_retry` says that the caller may have asked this before without getting the answer;
-    `message_id` is the caller's own id of the turn, the same if it is asked again.
-    """
-
-    messages: tuple[Message, ...]
-    history: History = "client"
-    is_retry: bool = False
-    message_id: str | None = None
 
 
 class RememberedTurn(Protocol):
@@ -177,7 +161,7 @@ class Memory(Protocol):
         to."""
         ...
 
-    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
+    async def begin(self, context: RunContext, turn: Turn) -> RememberedTurn:
         """Stores the question of a turn of `context.session` and finds what belongs to it.
 
         Raises MemoryUnavailableError, SessionBusyError where another turn of the session has to end

@@ -20,13 +20,8 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.core.messages import Message, TextPart
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.memory.base import (
-    IDEMPOTENCY_PREFIX,
-    RememberedTurn,
-    Step,
-    TurnAnswer,
-    TurnQuestion,
-)
+from ai_agent_service.core.turn import Turn
+from ai_agent_service.memory.base import RememberedTurn, Step, TurnAnswer
 from ai_agent_service.memory.message_tree import Entry, MessageHasher, split_steps
 from ai_agent_service.memory.store import (
     ConversationErasedError,
@@ -36,6 +31,7 @@ from ai_agent_service.memory.store import (
     SessionLease,
     Store,
     Summary,
+    TurnKey,
     TurnStart,
 )
 from ai_agent_service.memory.summaries import Compressor
@@ -102,27 +98,23 @@ class SqlMemory:
             "The database cannot be used now." if self.store.database.problem is not None else None
         )
 
-    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
+    async def begin(self, context: RunContext, turn: Turn) -> RememberedTurn:
         """See Memory."""
         session = self.store.build_run_session(context)
+        key = TurnKey(session, context.run_id, turn.is_retry, turn.message_id)
         tried = self.store.database.problem is None
         try:
-            return await self._begin(session, context, asked)
+            if turn.history == "server":
+                return await self._begin_server(key, turn, context.seconds_left)
+            return await self._begin_client(key, turn)
         except BaseException:
-            if (
-                tried
-            ):  # the question may be stored all the same, and its run must not seem to be under way
-                self.tasks.run(
-                    self._abandon_run(session, context.run_id, leased=asked.history == "server")
-                )
+            # The question may be stored all the same, and its run must not seem to be in progress.
+            if tried:
+                self.tasks.run(self._abandon_run(key, leased=turn.history == "server"))
             raise
 
-    async def _begin(
-        self, session: Session, context: RunContext, asked: TurnQuestion
-    ) -> RememberedTurn:
-        if asked.history == "server":
-            return await self._begin_server(session, context, asked)
-        conversation = tuple([message for message in asked.messages if message.role != "system"])
+    async def _begin_client(self, key: TurnKey, turn: Turn) -> RememberedTurn:
+        conversation = tuple([message for message in turn.messages if message.role != "system"])
         last = next(
             (
                 place
@@ -132,32 +124,15 @@ class SqlMemory:
             None,
         )
         if last is None:
-            return UnstoredTurn(asked.messages)
+            return UnstoredTurn(turn.messages)
         begun, trailing = conversation[: last + 1], conversation[last + 1 :]
-        entries = await _build_entries(self.store.hasher, begun, session.key)
-        return await self._begin_client(session, context, asked, entries, trailing)
+        entries = await _build_entries(self.store.hasher, begun, key.session.key)
 
-    async def _begin_client(
-        self,
-        session: Session,
-        context: RunContext,
-        asked: TurnQuestion,
-        entries: list[Entry],
-        trailing: tuple[Message, ...],
-    ) -> RememberedTurn:
         def begin_turn(connection: Connection) -> tuple[TurnStart, Summary | None]:
-            begun = self.store.begin(
-                connection,
-                session,
-                entries,
-                context.run_id,
-                is_retry=asked.is_retry,
-                message_id=asked.message_id,
-                answered=not trailing,
-            )
+            begun = self.store.begin(connection, key, entries, answered=not trailing)
             return begun, self._find_summary(
                 connection,
-                session,
+                key.session,
                 (entry.path for entry in entries),
                 has_summaries=begun.has_summaries,
             )
@@ -169,40 +144,32 @@ class SqlMemory:
             _restore_steps(entry, known[entry.path]) if entry.path in known else entry
             for entry in entries
         ]
-        return self._build_turn(
-            session, context, asked, found, pieces, entries[-1], trailing=trailing, summary=summary
-        )
+        place = _TurnPlace(key, turn.messages, pieces, entries[-1], trailing)
+        return _StoredTurn(self, place, found, summary)
 
-    async def _begin_server(
-        self, session: Session, context: RunContext, asked: TurnQuestion
-    ) -> RememberedTurn:
+    async def _begin_server(self, key: TurnKey, turn: Turn, seconds_left: float) -> RememberedTurn:
         """As the only turn of its session; the lock is given back when the answer is kept."""
-        wait = min(SESSION_WAIT_SECONDS, context.seconds_left)
-        held = self._locks.lock(session.key, wait)
+        wait = min(SESSION_WAIT_SECONDS, seconds_left)
+        held = self._locks.lock(key.session.key, wait)
         await held.__aenter__()
         try:
-            return await self._begin_leased(session, context, asked, wait, held)
+            until = datetime.now(UTC) + timedelta(seconds=seconds_left + LEASE_GRACE_SECONDS)
+            return await self._begin_leased(key, turn, until, wait, held)
         except BaseException:
             await held.__aexit__(None, None, None)
             raise
 
     async def _begin_leased(
-        self,
-        session: Session,
-        context: RunContext,
-        asked: TurnQuestion,
-        wait: float,
-        held: "_SessionLock",
+        self, key: TurnKey, turn: Turn, until: datetime, wait: float, held: "_SessionLock"
     ) -> RememberedTurn:
-        new = tuple(message for message in asked.messages if message.role != "system")
+        new = tuple(message for message in turn.messages if message.role != "system")
         if not new or new[-1].role != "user":
             raise InvalidRequestError(
                 "With the server's history a turn ends with the user's message; send results of"
                 " tools with the whole conversation.",
                 param="messages",
             )
-        database, store = self.store.database, self.store
-        until = datetime.now(UTC) + timedelta(seconds=context.seconds_left + LEASE_GRACE_SECONDS)
+        database, store, session = self.store.database, self.store, key.session
         leased = await self._acquire_lease(session, until, wait)
         nodes, covering = await self._read_history(session, leased)
 
@@ -210,9 +177,7 @@ class SqlMemory:
             connection: Connection,
         ) -> tuple[TurnStart, Summary | None, list[Node], list[Entry]]:
             now = datetime.now(UTC)
-            before, entries, begun = self._place_messages(
-                connection, session, nodes, new, asked, context.run_id
-            )
+            before, entries, begun = self._place_messages(connection, key, nodes, new)
             if begun.answer is not None or begun.in_progress is not None:
                 store.release(connection, session)
                 return begun, None, before, entries
@@ -220,14 +185,7 @@ class SqlMemory:
                 connection, session, entries[-1].path, now
             )  # makes it again where it was deleted meanwhile
             store.store_entries(connection, session, entries[:-1], now)
-            store.store_question(
-                connection,
-                session,
-                entries[-1],
-                context.run_id,
-                message_id=asked.message_id,
-                now=now,
-            )
+            store.store_question(connection, key, entries[-1], now)
             summary = covering
             if begun.repeated:  # the summary may cover it
                 paths = [*(node.path for node in before), *(entry.path for entry in entries)]
@@ -251,25 +209,22 @@ class SqlMemory:
             ),
             *entries,
         ]
-        return self._build_turn(
-            session, context, asked, found, pieces, entries[-1], summary=summary, held=held
-        )
+        place = _TurnPlace(key, turn.messages, pieces, entries[-1])
+        return _StoredTurn(self, place, found, summary, held)
 
     def _place_messages(
         self,
         connection: Connection,
-        session: Session,
+        key: TurnKey,
         nodes: list[Node],
         new: tuple[Message, ...],
-        asked: TurnQuestion,
-        run_id: str,
     ) -> tuple[list[Node], list[Entry], TurnStart]:
         """The history before the `new` messages, these as entries, and what came of an equal turn,
         if this repeats the last one."""
         addresses = self.store.hasher
         first = None
-        if asked.message_id is not None and asked.message_id.startswith(IDEMPOTENCY_PREFIX):
-            first = self.store.find_question(connection, session, asked.message_id, run_id)
+        if key.is_idempotency_key:
+            first = self.store.find_question(connection, key)
         if first is not None:
             if addresses.hash_question(first.parent, new[-1].content) != first.path:
                 raise IdempotencyMismatchError(
@@ -277,22 +232,15 @@ class SqlMemory:
                     param="Idempotency-Key",
                 )
             known = KnownMessage((), "", first.run_id)
-            found = self.store.find_equal_turn(
-                connection,
-                session,
-                first.path,
-                known,
-                run_id,
-                is_retry=True,
-                message_id=asked.message_id,
-            )
+            again = msgspec.structs.replace(key, is_retry=True)
+            found = self.store.find_equal_turn(connection, again, first.path, known)
             if found.answer is not None or found.in_progress is not None:
                 return (
                     nodes,
                     addresses.build_entries(new[-1:], first.parent, first.depth - 1),
                     found,
                 )
-        if (asked.is_retry or asked.message_id) and nodes:
+        if (key.is_retry or key.message_id) and nodes:
             place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
             if place >= 0 and nodes[place].role == "user":
                 question = nodes[place]
@@ -303,20 +251,12 @@ class SqlMemory:
                     and (first is None or first.path == question.path)
                 ):
                     known = KnownMessage((), "", question.run_id)
-                    found = self.store.find_equal_turn(
-                        connection,
-                        session,
-                        question.path,
-                        known,
-                        run_id,
-                        is_retry=asked.is_retry,
-                        message_id=asked.message_id,
-                    )
+                    found = self.store.find_equal_turn(connection, key, question.path, known)
                     if found.repeated:
                         return nodes[:place], repeated, found
         last = nodes[-1] if nodes else None
         entries = addresses.build_entries(
-            new, last.path if last else session.key, last.depth if last else 0
+            new, last.path if last else key.session.key, last.depth if last else 0
         )
         return nodes, entries, TurnStart(known={}, has_summaries=False)
 
@@ -391,12 +331,11 @@ class SqlMemory:
             connection, session, list(paths)[:-1], self.hash_settings(self.compressor)
         )
 
-    async def _abandon_run(self, session: Session, run_id: str, *, leased: bool) -> None:
+    async def _abandon_run(self, key: TurnKey, *, leased: bool) -> None:
         def end_run(connection: Connection) -> None:
             # Another turn of the session that this process takes now has the same lease.
-            self.store.abandon(
-                connection, session, run_id, leased=leased and not self._locks.is_held(session.key)
-            )
+            own_lease = leased and not self._locks.is_held(key.session.key)
+            self.store.abandon(connection, key, leased=own_lease)
 
         with suppress(MemoryUnavailableError):
             await self.store.database.write(end_run, wait=ABANDON_SECONDS)
@@ -407,24 +346,6 @@ class SqlMemory:
 
     def hash_settings(self, compressor: Compressor) -> bytes:
         return self.store.hasher.hash_settings(*compressor.identity)
-
-    def _build_turn(
-        self,
-        session: Session,
-        context: RunContext,
-        asked: TurnQuestion,
-        begun: TurnStart,
-        pieces: list[Entry],
-        question: Entry,
-        *,
-        trailing: tuple[Message, ...] = (),
-        summary: Summary | None = None,
-        held: "_SessionLock | None" = None,
-    ) -> RememberedTurn:
-        system = tuple(message for message in asked.messages if message.role == "system")
-        return _StoredTurn(
-            self, session, context, begun, system, pieces, question, trailing, summary, held
-        )
 
 
 class UnstoredTurn:
@@ -447,29 +368,34 @@ class UnstoredTurn:
             await self._held.__aexit__(None, None, None)
 
 
+class _TurnPlace(msgspec.Struct, frozen=True):
+    """Where a turn stands in its session: the messages up to its question, and after it what the
+    client brought of the answer (`trailing`)."""
+
+    key: TurnKey
+    sent: tuple[Message, ...]
+    pieces: list[Entry]
+    question: Entry
+    trailing: tuple[Message, ...] = ()
+
+
 class _StoredTurn:
     """A turn whose question is stored; see RememberedTurn."""
 
     def __init__(
         self,
         memory: SqlMemory,
-        session: Session,
-        context: RunContext,
+        place: _TurnPlace,
         begun: TurnStart,
-        system: tuple[Message, ...],
-        pieces: list[Entry],
-        question: Entry,
-        trailing: tuple[Message, ...],
         summary: Summary | None,
-        held: "_SessionLock | None",
+        held: "_SessionLock | None" = None,
     ) -> None:
         self._memory = memory
-        self._session = session
-        self._run_id = context.run_id
-        self._system = system
-        self._pieces = pieces
-        self._question = question
-        self._trailing = trailing
+        self._key = place.key
+        self._system = tuple(message for message in place.sent if message.role == "system")
+        self._pieces = place.pieces
+        self._question = place.question
+        self._trailing = place.trailing
         self._summary = summary
         self._held = held
         self.answer = begun.answer
@@ -526,14 +452,9 @@ class _StoredTurn:
         whole = _prepend_steps(answer, self._trailing) if self._trailing else answer
 
         def store_answer(connection: Connection) -> bool:
+            leased = self._held is not None
             return store.finish(
-                connection,
-                self._session,
-                self._question,
-                self._run_id,
-                whole,
-                prefix=prefix,
-                leased=self._held is not None,
+                connection, self._key, self._question, whole, prefix=prefix, leased=leased
             )
 
         try:
@@ -580,7 +501,7 @@ class _StoredTurn:
     ) -> None:
         """Summarises the older messages if those that were sent are too many; a failure is logged,
         and tried again after the next turn."""
-        key = self._session.key
+        key = self._key.session.key
         if key in self._memory.compressing:
             return  # the turn after that one asks again
         self._memory.compressing.add(key)
@@ -603,7 +524,7 @@ class _StoredTurn:
         self._memory.store.counts.failed_summaries += 1
         logger.warning(
             "memory.compression_failed",
-            extra={"agent_id": self._session.agent_id, "code": error.code},
+            extra={"agent_id": self._key.session.agent_id, "code": error.code},
         )
         logger.debug("memory.compression_failed_because", extra={"reason": error.message})
 
@@ -615,14 +536,14 @@ class _StoredTurn:
         older = _select_older(_select_uncovered(pieces, self._summary), keep)
         if not older:
             return None
-        store, last = self._memory.store, older[-1]
+        store, session, last = self._memory.store, self._key.session, older[-1]
         settings = self._memory.hash_settings(compressor)
         earlier = self._summary.text if self._summary else None
         messages = [message for piece in older for message in piece.messages]
         text = await compressor.summarize(earlier, messages)
         made = Summary(last.path, last.depth, text)
         await store.database.write(
-            lambda connection: store.store_summary(connection, self._session, made, settings),
+            lambda connection: store.store_summary(connection, session, made, settings),
             wait=5.0,
         )
         store.counts.summaries += 1

@@ -19,8 +19,9 @@ from ai_agent_service.core.errors import (
 from ai_agent_service.core.events import FinishReason
 from ai_agent_service.core.messages import Content
 from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.core.turn import IDEMPOTENCY_PREFIX
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, Step, TurnAnswer
+from ai_agent_service.memory.base import Step, TurnAnswer
 from ai_agent_service.memory.counters import MemoryCounts
 from ai_agent_service.memory.message_tree import Entry, MessageHasher
 from ai_agent_service.memory.statements import (
@@ -66,6 +67,23 @@ class Session(msgspec.Struct, frozen=True):
     def owner_parameters(self) -> dict[str, str]:
         """Whose it is, as every statement that reads or changes rows asks for it."""
         return {"of_tenant": self.tenant, "of_user": self.user}
+
+
+class TurnKey(msgspec.Struct, frozen=True):
+    """Which turn asks: its session and run, and what its caller says of earlier attempts.
+
+    `message_id` is the caller's own id of the turn; `is_retry` says that it may have asked before.
+    """
+
+    session: Session
+    run_id: str
+    is_retry: bool = False
+    message_id: str | None = None
+
+    @property
+    def is_idempotency_key(self) -> bool:
+        """Whether `message_id` is an Idempotency-Key."""
+        return self.message_id is not None and self.message_id.startswith(IDEMPOTENCY_PREFIX)
 
 
 class KnownMessage(msgspec.Struct, frozen=True):
@@ -217,36 +235,26 @@ class Store:
     def begin(
         self,
         connection: Connection,
-        session: Session,
+        turn: TurnKey,
         entries: Sequence[Entry],
-        run_id: str,
         *,
-        is_retry: bool,
-        message_id: str | None,
-        answered: bool,
+        answered: bool = True,
     ) -> TurnStart:
         """Stores the conversation of `entries`, whose last is the question, as far as it is not;
         begins the run, unless it is a repeated one that was answered or is under way. Without
         `answered` an earlier answer is of no use: this turn goes on with one."""
-        now = datetime.now(UTC)
-        question = entries[-1]
+        now, session, question = datetime.now(UTC), turn.session, entries[-1]
         has_summaries = bool(self._touch(connection, session, now, head=question.path))
         known = self._find_known(connection, session, entries)
         found = self.find_equal_turn(
-            connection,
-            session,
-            question.path,
-            known.get(question.path) if answered else None,
-            run_id,
-            is_retry=is_retry,
-            message_id=message_id,
+            connection, turn, question.path, known.get(question.path) if answered else None
         )
         if found.answer is not None or found.in_progress is not None:
             if found.answer is not None:
                 self._touch(connection, session, now, head=found.answer_path or question.path)
             return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
         stored = self._store_entries(connection, session, entries, known, now)
-        self.store_question(connection, session, question, run_id, message_id=message_id, now=now)
+        self.store_question(connection, turn, question, now)
         return TurnStart(
             known=known, has_summaries=has_summaries, stored=stored + (question.path not in known)
         )
@@ -288,16 +296,10 @@ class Store:
         return nodes, None if covers is None else self._read_summary(connection, wanted, covers)
 
     def store_question(
-        self,
-        connection: Connection,
-        session: Session,
-        question: Entry,
-        run_id: str,
-        *,
-        message_id: str | None,
-        now: datetime,
+        self, connection: Connection, turn: TurnKey, question: Entry, now: datetime
     ) -> None:
         """Stores the question and its run."""
+        session, run_id = turn.session, turn.run_id
         row = self._build_row(session, question, "client", now)
         self._sql.insert_question.execute(connection, {**row, "run_id": run_id})
         self._sql.insert_run.execute(
@@ -309,7 +311,7 @@ class Store:
                 "question": question.path,
                 "status": "running",
                 "process_id": self.process_id,
-                "message_id": message_id,
+                "message_id": turn.message_id,
                 "started_at": now,
             },
         )
@@ -332,29 +334,25 @@ class Store:
     def find_equal_turn(
         self,
         connection: Connection,
-        session: Session,
+        turn: TurnKey,
         question: bytes,
         known: KnownMessage | None,
-        run_id: str,
-        *,
-        is_retry: bool,
-        message_id: str | None,
     ) -> TurnStart:
         """What came of an equal turn that was asked before: its answer, or that it is under way
         here, or that it is to be run again.
 
         Raises SessionBusyError if another process runs it, and IdempotencyMismatchError if
-        something else was asked under an Idempotency-Key. `run_id` is that of the turn which asks:
-        it is not its own repetition, though its transaction may be run again.
+        something else was asked under an Idempotency-Key. A turn is not its own repetition, though
+        its transaction may be run again.
         """
         nothing = TurnStart(known={}, has_summaries=False)
-        is_key = message_id is not None and message_id.startswith(IDEMPOTENCY_PREFIX)
-        if not is_key and (known is None or not (is_retry or message_id)):
+        session, is_key = turn.session, turn.is_idempotency_key
+        if not is_key and (known is None or not (turn.is_retry or turn.message_id)):
             return nothing
-        statement = self._sql.run_by_message if message_id else self._sql.run_by_id
+        statement = self._sql.run_by_message if turn.message_id else self._sql.run_by_id
         wanted = (
-            {"message_id": message_id, "own": run_id}
-            if message_id
+            {"message_id": turn.message_id, "own": turn.run_id}
+            if turn.message_id
             else {"run_id": known and known.run_id}
         )
         row = (
@@ -371,8 +369,8 @@ class Store:
             )
         if known is None:
             return nothing
-        if row is None or row["question"] != question or row["run_id"] == run_id:
-            return msgspec.structs.replace(nothing, repeated=is_retry)
+        if row is None or row["question"] != question or row["run_id"] == turn.run_id:
+            return msgspec.structs.replace(nothing, repeated=turn.is_retry)
         if row["status"] == "done" and row["answer"] is not None:
             answer = self._read_answer(connection, session, row)
             return msgspec.structs.replace(
@@ -394,15 +392,14 @@ class Store:
             )
         return msgspec.structs.replace(nothing, repeated=True)
 
-    def find_question(
-        self, connection: Connection, session: Session, message_id: str, run_id: str
-    ) -> Node | None:
-        """The question that was asked under this id by another run than the one of `run_id`."""
+    def find_question(self, connection: Connection, turn: TurnKey) -> Node | None:
+        """The question that another run asked under the turn's `message_id`."""
+        session = turn.session
         wanted = {
             **session.owner_parameters,
             "key_": session.key,
-            "message_id": message_id,
-            "own": run_id,
+            "message_id": turn.message_id,
+            "own": turn.run_id,
         }
         run = connection.execute(self._sql.run_by_message, wanted).mappings().first()
         row = (
@@ -415,11 +412,10 @@ class Store:
         )
         return self.build_node(*(row[name] for name in NODE_COLUMNS)) if row else None
 
-    def abandon(
-        self, connection: Connection, session: Session, run_id: str, *, leased: bool
-    ) -> None:
+    def abandon(self, connection: Connection, turn: TurnKey, *, leased: bool) -> None:
         """Ends a run of which its caller was told that it could not begin; gives its session back
         where it was `leased`."""
+        session = turn.session
         if leased:
             self.release(connection, session)
         ended = {
@@ -432,7 +428,7 @@ class Store:
             connection,
             {
                 **session.owner_parameters,
-                "run_id_": run_id,
+                "run_id_": turn.run_id,
                 **ended,
                 "ended_at_": datetime.now(UTC),
             },
@@ -441,13 +437,12 @@ class Store:
     def finish(
         self,
         connection: Connection,
-        session: Session,
+        turn: TurnKey,
         question: Entry,
-        run_id: str,
         answer: TurnAnswer,
         *,
-        prefix: str,
-        leased: bool,
+        prefix: str = "",
+        leased: bool = False,
     ) -> bool:
         """Stores the answer, which `prefix` begins where the client brought its beginning, and ends
         the run; gives whether there was one.
@@ -455,7 +450,7 @@ class Store:
         Raises ConversationErasedError, and must be rolled back then, where the question was erased
         meanwhile.
         """
-        now = datetime.now(UTC)
+        now, session, run_id = datetime.now(UTC), turn.session, turn.run_id
         text = replace_unstorable(prefix + answer.text)
         path = self.hasher.hash_answer(question.path, text)
         said = bool(text.strip() or answer.steps or answer.status == "complete")

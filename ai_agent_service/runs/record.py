@@ -1,68 +1,183 @@
-"""What a run says and does, collected for memory."""
+"""What a run says and does: the one collector of its events, for every reader of them."""
+
+import asyncio
+from collections.abc import AsyncGenerator
 
 import msgspec
 
 from ai_agent_service.core.events import (
+    MemorySkipped,
+    ReasoningDelta,
     RefusalDelta,
     RunEvent,
     RunFailed,
     RunFinished,
     TextDelta,
     ToolFinished,
+    ToolsMissing,
     ToolStarted,
 )
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.memory.base import Step, TurnAnswer
 
 
-class AnswerRecorder:
-    """What is said and done in a run, put together for the memory."""
+class RunRecord:
+    """The events of a run in their order, and what they add up to.
+
+    `add` is all that a chunk costs; everything else is put together when somebody asks for it.
+    """
 
     def __init__(self) -> None:
-        self._text: list[str] = []
-        self._said: list[str] = []
-        self._steps: list[tuple[int, str, list[ToolCall], list[ToolResult]]] = []
+        self.events: list[RunEvent] = []
+        self.end: RunFinished | RunFailed | None = None
+        """The last event, once it is there."""
+
+        self.is_started = False
+        """Whether the run had its slot."""
+
+        self._is_closed = False
+        self._changed: asyncio.Event | None = None
 
     def add(self, event: RunEvent) -> None:
-        """Takes one event that is not the last."""
+        """Take the next event."""
+        self.events.append(event)
+        if self._changed is not None:
+            self._wake()
+
+    def close(self) -> None:
+        """Let those who follow the run know that no event comes any more."""
+        self._is_closed = True
+        self._wake()
+
+    async def follow(self) -> AsyncGenerator[RunEvent, None]:
+        """Yield all events from the first one on; they end early if the run is stopped."""
+        position = 0
+        while True:
+            while position < len(self.events):
+                yield self.events[position]
+                position += 1
+            if self._is_closed:
+                return
+            self._changed = self._changed or asyncio.Event()
+            await self._changed.wait()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            changed, self._changed = self._changed, None
+            changed.set()
+
+    def join_text(self) -> str:
+        """Return the answer's text."""
+        return "".join([event.text for event in self.events if isinstance(event, TextDelta)])
+
+    @property
+    def text(self) -> str:
+        """The answer's text."""
+        return self.join_text()
+
+    @property
+    def said(self) -> str:
+        """The answer's text with its refusals, in their order."""
+        texts = (TextDelta, RefusalDelta)
+        return "".join([event.text for event in self.events if isinstance(event, texts)])
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought."""
+        return "".join([event.text for event in self.events if isinstance(event, ReasoningDelta)])
+
+    @property
+    def refusal(self) -> str:
+        """The refusal that the provider sent separately from the text."""
+        return "".join([event.text for event in self.events if isinstance(event, RefusalDelta)])
+
+    @property
+    def characters(self) -> int:
+        """How many characters the model said, with reasoning and refusals."""
+        texts = (TextDelta, ReasoningDelta, RefusalDelta)
+        return sum(len(event.text) for event in self.events if isinstance(event, texts))
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls of our tools, in the order of their starts."""
+        return [event.call for event in self.events if isinstance(event, ToolStarted)]
+
+    @property
+    def results(self) -> list[ToolResult]:
+        """The results of our tools, in the order of their ends."""
+        return [event.result for event in self.events if isinstance(event, ToolFinished)]
+
+    @property
+    def started_steps(self) -> int:
+        """How many steps were started, with one that broke off; 0 without a slot."""
+        if not self.is_started:
+            return 0
+        steps = [event.step for event in self.events if isinstance(event, ToolStarted)]
+        return steps[-1] + 1 if steps else 1
+
+    @property
+    def is_without_memory(self) -> bool:
+        """Whether the run did without the agent's memory, which its first event says."""
+        return bool(self.events) and isinstance(self.events[0], MemorySkipped)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the run had to do without, a sentence each."""
+        notes: list[str] = []
+        for event in self.events:
+            if isinstance(event, ToolsMissing):
+                notes += event.reasons
+            elif isinstance(event, MemorySkipped):
+                notes.append(f"without memory: {event.reason}")
+        return tuple(notes)
+
+
+def build_final_answer(record: RunRecord, end: RunFinished | RunFailed) -> TurnAnswer:
+    """Return what memory keeps of a run that ends with `end`.
+
+    An answer that waits for the client's tools is not complete, and its last step has their calls
+    too.
+    """
+    partial = build_partial_answer(record)
+    if isinstance(end, RunFailed):
+        return msgspec.structs.replace(partial, usage=end.usage, error=end.error.code)
+    if not end.tool_calls:
+        return msgspec.structs.replace(
+            partial, status="complete", reason=end.reason, usage=end.usage
+        )
+    calls = end.steps[-1].tool_calls if end.steps else end.tool_calls
+    numbers = [event.step for event in record.events if isinstance(event, ToolStarted)]
+    if numbers and numbers[-1] == len(end.steps):
+        *earlier, last = partial.steps
+        steps = (*earlier, msgspec.structs.replace(last, calls=calls))
+        return msgspec.structs.replace(partial, steps=steps, reason=end.reason, usage=end.usage)
+    steps = (*partial.steps, Step(partial.last, calls))
+    return msgspec.structs.replace(
+        partial, steps=steps, last="", reason=end.reason, usage=end.usage
+    )
+
+
+def build_partial_answer(record: RunRecord) -> TurnAnswer:
+    """Return what memory keeps of a run that did not come to its end."""
+    steps: list[Step] = []
+    number: int | None = None
+    text: list[str] = []
+    said: list[str] = []
+    for event in record.events:
         match event:
-            case TextDelta(text=text) | RefusalDelta(text=text):
-                self._text.append(text)
-                self._said.append(text)
+            case TextDelta(text=piece) | RefusalDelta(text=piece):
+                text.append(piece)
+                said.append(piece)
             case ToolStarted(call=call, step=step):
-                if not self._steps or self._steps[-1][0] != step:
-                    self._begin_step(step)
-                self._steps[-1][2].append(call)
+                if step != number:
+                    steps.append(Step("".join(said)))
+                    number = step
+                    said.clear()
+                steps[-1] = msgspec.structs.replace(steps[-1], calls=(*steps[-1].calls, call))
             case ToolFinished(result=result):
-                self._steps[-1][3].append(result)
+                steps[-1] = msgspec.structs.replace(steps[-1], results=(*steps[-1].results, result))
             case _:
                 pass
-
-    def build_final_answer(self, event: RunFinished | RunFailed) -> TurnAnswer:
-        """The answer of a run that ended with `event`. One that waits for the client's tools is not
-        complete."""
-        if isinstance(event, RunFailed):
-            return msgspec.structs.replace(
-                self.build_partial_answer(), usage=event.usage, error=event.error.code
-            )
-        if event.tool_calls:
-            if not self._steps or self._steps[-1][0] != len(event.steps):
-                self._begin_step(len(event.steps))
-            asked = event.steps[-1].tool_calls if event.steps else event.tool_calls
-            self._steps[-1][2][:] = asked
-        status = self.build_partial_answer() if event.tool_calls else self._build_answer()
-        return msgspec.structs.replace(status, reason=event.reason, usage=event.usage)
-
-    def build_partial_answer(self) -> TurnAnswer:
-        """What there is of an answer that was not ended."""
-        return msgspec.structs.replace(self._build_answer(), status="incomplete")
-
-    def _begin_step(self, step: int) -> None:
-        self._steps.append((step, "".join(self._said), [], []))
-        self._said.clear()
-
-    def _build_answer(self) -> TurnAnswer:
-        steps = tuple(
-            Step(text, tuple(calls), tuple(results)) for _, text, calls, results in self._steps
-        )
-        return TurnAnswer(text="".join(self._text), steps=steps, last="".join(self._said))
+    return TurnAnswer(
+        text="".join(text), steps=tuple(steps), last="".join(said), status="incomplete"
+    )

@@ -13,13 +13,12 @@ from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agent_definition import AgentDefinition, AllowedTools
 from ai_agent_service.config.agent_version import compute_version
-from ai_agent_service.config.memory_definition import BUILT_IN, MemoryDefinition
+from ai_agent_service.config.memory_definition import BUILT_IN
 from ai_agent_service.config.read_agents import LEGACY_TOOLS
 from ai_agent_service.config.read_servers import ServerDefinitions
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.core.tasks import ContextHolder, Tasks
-from ai_agent_service.instrumentation.agents import TracedAgent
+from ai_agent_service.core.tasks import ContextHolder
 from ai_agent_service.instrumentation.memory import TracedMemory
 from ai_agent_service.instrumentation.tools import TracedToolset
 from ai_agent_service.mcp.connection import Connection
@@ -30,10 +29,9 @@ from ai_agent_service.memory.opening import Memories, Summarizer, open_memories
 from ai_agent_service.observability.tracing import Tracing
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.fallback import FailoverCandidate, FallbackProvider
-from ai_agent_service.runs.live import LiveRuns
-from ai_agent_service.runs.remembering import MemoryAgent
+from ai_agent_service.runs.run import RunServices
 from ai_agent_service.runtime.plugin_loader import Plugins
-from ai_agent_service.runtime.revision import ConfigSnapshot, Revision, _BuiltAgent
+from ai_agent_service.runtime.revision import BuiltAgent, ConfigSnapshot, Revision
 from ai_agent_service.tools.base import ToolSource
 from ai_agent_service.tools.cached import CachedSource
 from ai_agent_service.tools.dynamic import AvailableTools
@@ -44,8 +42,8 @@ logger = logging.getLogger(__name__)
 
 
 class Builder:
-    """Makes editions of what the service holds open, and closes at its end all that they keep open.
-    `providers` has `auto` among them.
+    """Makes revisions of what the service holds open, and closes at its end all that they keep
+    open. `providers` has `auto` among them.
 
     `toolset` carries out the calls of tools in another way than usual.
     """
@@ -57,6 +55,7 @@ class Builder:
         environment: Mapping[str, str],
         providers: Mapping[str, Provider],
         pending: PendingSteps,
+        runs: RunServices,
         tracing: Tracing | None,
         toolset: Callable[..., Toolset] | None = None,
     ) -> None:
@@ -71,14 +70,13 @@ class Builder:
         self._pending = pending
         self._tracing = tracing
         self._toolset = toolset or (Toolset if tracing is None else partial(TracedToolset, tracing))
-        self._live = LiveRuns()
+        self._live = runs.live
         self._supervision = McpSupervisor(
             connect_seconds=settings.mcp_connect_timeout, tools_seconds=settings.mcp_tool_cache_ttl
         )
         self._held: set[ContextHolder[Memory]] = set()
         self._opened = AsyncExitStack()
-        self._tasks = Tasks()
-        """What memories of plug-ins still have to store."""
+        self._tasks = runs.tasks
 
     async def __aenter__(self) -> Self:
         await self._opened.enter_async_context(self._supervision)
@@ -94,104 +92,97 @@ class Builder:
         await self._close(tuple(self._held))
         await self._opened.aclose()
 
-    async def build(self, written: ConfigSnapshot, before: Revision | None = None) -> Revision:
-        """The edition that `written` says, which has no effect until `begin`; raises ConfigError
-        where an agent cannot be made."""
-        wanted = {label for agent in written.agents for label in agent.allowed_mcp_servers}
+    async def build(self, snapshot: ConfigSnapshot, before: Revision | None = None) -> Revision:
+        """Return the revision of `snapshot`, which has no effect until `activate`; raises
+        ConfigError where an agent cannot be built."""
+        wanted = {label for agent in snapshot.agents for label in agent.allowed_mcp_servers}
         servers = self._supervision.build_servers(
-            written.servers.definitions,
-            written.environment,
+            snapshot.servers.definitions,
+            snapshot.environment,
             wanted=wanted,
             before=before.servers if before is not None else None,
         )
         if self.memories is None and any(
-            agent.memory and agent.memory.backend == BUILT_IN for agent in written.agents
+            agent.memory and agent.memory.backend == BUILT_IN for agent in snapshot.agents
         ):
-            held = ContextHolder(open_memories(self._settings, {}))
-            self.memories = await held.wait_until_open()
-            self._opened.push_async_callback(held.close)
+            database = ContextHolder(open_memories(self._settings, {}))
+            self.memories = await database.wait_until_open()
+            self._opened.push_async_callback(database.close)
         old = before.built if before is not None else {}
+        definitions = {definition.agent_id: definition for definition in snapshot.agents}
+        keys = {
+            definition.agent_id: _build_key(definition, snapshot.servers, servers)
+            for definition in snapshot.agents
+        }
+        built: dict[str, BuiltAgent] = {}
+        held: list[ContextHolder[Memory]] = []
         faults: list[Fault] = []
-        plain: dict[str, tuple[BaseAgent, tuple[object, ...]]] = {}
-        for definition in written.agents:
-            try:
-                plain[definition.agent_id] = self._build_plain_agent(
-                    definition, written.servers, servers, old.get(definition.agent_id)
-                )
-            # an agent type may be a plug-in and raise anything; `_fault` logs it
-            except Exception as error:  # noqa: BLE001
-                faults.append(self._build_fault(definition, "type", error))
-        made: dict[str, _BuiltAgent] = {}
         try:
-            for definition in written.agents if not faults else ():
+            for agent_id, definition in definitions.items():
+                helper = definitions[_find_helper(definition)]
+                key = (keys[agent_id], keys[helper.agent_id])
+                if agent_id in old and old[agent_id].key == key:
+                    built[agent_id] = old[agent_id]
+                    continue
+                field = "resource_config.memory.backend"
                 try:
-                    made[definition.agent_id] = await self._build_agent(
-                        definition, plain, old.get(definition.agent_id)
-                    )
-                except Exception as error:  # noqa: BLE001 - so may a memory
-                    faults.append(
-                        self._build_fault(definition, "resource_config.memory.backend", error)
-                    )
+                    opened = await self._hold_memory(definition)
+                    held += [opened] if opened is not None else []
+                    memory = await self._build_memory(definition, helper, opened, built)
+                    field = "type"
+                    agent = self._build_agent(definition, servers, keys[agent_id], memory)
+                # Agent types and memories may be plug-ins and raise anything; the fault is logged.
+                except Exception as error:  # noqa: BLE001
+                    faults.append(self._build_fault(definition, field, error))
+                else:
+                    built[agent_id] = BuiltAgent(agent, key, opened)
             if faults:
                 raise ConfigError(faults)
         except BaseException:
-            await self._close(set(_collect_held(made)) - set(_collect_held(old)))
+            await self._close(held)
             raise
-        return Revision(
-            Catalog(
-                [self._trace_agent(each.agent) for each in made.values()], created=written.created
-            ),
-            servers,
-            written,
-            made,
-        )
+        catalog = Catalog([each.agent for each in built.values()], created=snapshot.created)
+        return Revision(catalog, servers, snapshot, built)
 
-    def activate(self, edition: Revision) -> None:
-        """Has `edition` take effect: connects to its servers, and keeps conversations as long as
+    def activate(self, revision: Revision) -> None:
+        """Has `revision` take effect: connects to its servers, and keeps conversations as long as
         its agents say."""
-        self._supervision.start(edition.servers, edition.snapshot.environment)
+        self._supervision.start(revision.servers, revision.snapshot.environment)
         if self.memories is not None:
             kept = {
                 agent.agent_id: memory.retention_days
-                for agent in edition.snapshot.agents
+                for agent in revision.snapshot.agents
                 if (memory := agent.memory) is not None
             }
             self.memories.housekeeping.set_agent_retention(
                 {agent_id: days for agent_id, days in kept.items() if days is not None}
             )
 
-    async def retire(self, edition: Revision, after: Revision) -> None:
-        """Closes what `edition` keeps open and `after`, which followed it, does not use."""
-        await self._supervision.stop(set(edition.servers) - set(after.servers))
-        if ending := set(_collect_held(edition.built)) - set(_collect_held(after.built)):
+    async def retire(self, revision: Revision, after: Revision) -> None:
+        """Closes what `revision` keeps open and `after`, which followed it, does not use."""
+        await self._supervision.stop(set(revision.servers) - set(after.servers))
+        if ending := set(_collect_held(revision.built)) - set(_collect_held(after.built)):
             await self._tasks.wait_for_running(
                 self._settings.request_timeout
             )  # an answer whose caller left may still be stored
             await self._close(ending)
 
-    def _build_plain_agent(
+    def _build_agent(
         self,
         definition: AgentDefinition,
-        written: ServerDefinitions,
         servers: McpServers,
-        old: _BuiltAgent | None,
-    ) -> tuple[BaseAgent, tuple[object, ...]]:
-        """The agent without a memory, and what it is made of."""
-        version = compute_version(definition, written)
-        connections = {
-            label: servers[label] for label in definition.allowed_mcp_servers if label in servers
-        }
-        of = (version, definition, *connections.values())
-        if old is not None and old.plain_key == of:
-            return old.plain, of
+        key: tuple[object, ...],
+        memory: Memory | None,
+    ) -> BaseAgent:
         tools = (
             self._plugins.tools[name]
             for name in definition.allowed_regular_tools
             if name not in LEGACY_TOOLS
         )
         sources = [
-            _build_source(connection, definition.allowed_mcp_servers[label])
-            for label, connection in connections.items()
+            _build_source(servers[label], allowed)
+            for label, allowed in definition.allowed_mcp_servers.items()
+            if label in servers
         ]
         available = AvailableTools(
             tools,
@@ -200,49 +191,45 @@ class Builder:
             toolset=self._toolset,
         )
         provider = _select_provider(definition, self._providers)
-        return self._plugins.agents[definition.type](
-            definition, AgentParts(provider, available, self._pending, version)
-        ), of
+        parts = AgentParts(provider, available, self._pending, str(key[0]), memory)
+        return self._plugins.agents[definition.type](definition, parts)
 
-    async def _build_agent(
+    async def _hold_memory(self, definition: AgentDefinition) -> ContextHolder[Memory] | None:
+        """Open the memory of a plug-in for the agent, if it has one."""
+        if definition.memory is None or definition.memory.backend == BUILT_IN:
+            return None
+        setup = MemorySetup(self._settings, self._environment, definition)
+        held = ContextHolder(self._plugins.memories[definition.memory.backend].open(setup))
+        self._held.add(held)
+        return held
+
+    async def _build_memory(
         self,
         definition: AgentDefinition,
-        plain: Mapping[str, tuple[BaseAgent, tuple[object, ...]]],
-        old: _BuiltAgent | None,
-    ) -> _BuiltAgent:
-        agent, plain_of = plain[definition.agent_id]
-        memory = definition.memory
-        if memory is None:
-            return _BuiltAgent(agent, plain_of, agent, ())
-        helper, _ = plain[memory.compression.agent or definition.agent_id]
-        of = (agent, helper)
-        if old is not None and old.agent_key == of:
-            return old
-        if memory.backend == BUILT_IN:
-            assert self.memories is not None
-            own = self.memories.build_memory(
-                memory, _build_summarizer(helper, memory), self._live.is_live
-            )
-            return _BuiltAgent(
-                agent,
-                plain_of,
-                MemoryAgent(agent, self._trace_memory(own), self._live, self.memories.tasks),
-                of,
-            )
-        setup = MemorySetup(self._settings, self._environment, definition)
-        held = ContextHolder(self._plugins.memories[memory.backend].open(setup))
-        opened = await held.wait_until_open()
-        self._held.add(held)
-        return _BuiltAgent(
-            agent,
-            plain_of,
-            MemoryAgent(agent, self._trace_memory(opened), self._live, self._tasks),
-            of,
-            held,
-        )
+        helper: AgentDefinition,
+        held: ContextHolder[Memory] | None,
+        built: Mapping[str, BuiltAgent],
+    ) -> Memory | None:
+        """Return the agent's memory; `helper` is the agent that makes its summaries, which is among
+        `built` by the time that one is made."""
+        if definition.memory is None:
+            return None
+        if held is not None:
+            return self._trace_memory(await held.wait_until_open())
+        assert self.memories is not None
+        name = definition.memory.compression.model
 
-    def _trace_agent(self, agent: BaseAgent) -> BaseAgent:
-        return agent if self._tracing is None else TracedAgent(agent, self._tracing)
+        async def resolve_model() -> str:
+            return name or await built[helper.agent_id].agent.model()
+
+        summarizer = Summarizer(
+            _select_provider(helper, self._providers),
+            resolve_model,
+            name or helper.model,
+            helper.model_settings,
+        )
+        own = self.memories.build_memory(definition.memory, summarizer, self._live.is_live)
+        return self._trace_memory(own)
 
     def _trace_memory(self, memory: Memory) -> Memory:
         return memory if self._tracing is None else TracedMemory(memory, self._tracing)
@@ -268,8 +255,22 @@ class Builder:
             )  # not before: whoever comes after one that was cancelled waits for it
 
 
-def _collect_held(made: Mapping[str, _BuiltAgent]) -> list[ContextHolder[Memory]]:
+def _collect_held(made: Mapping[str, BuiltAgent]) -> list[ContextHolder[Memory]]:
     return [each.held for each in made.values() if each.held is not None]
+
+
+def _build_key(
+    definition: AgentDefinition, written: ServerDefinitions, servers: McpServers
+) -> tuple[object, ...]:
+    """Return what an agent is built from, its version first."""
+    connections = (servers[label] for label in definition.allowed_mcp_servers if label in servers)
+    return (compute_version(definition, written), definition, *connections)
+
+
+def _find_helper(definition: AgentDefinition) -> str:
+    """Return the id of the agent that makes the summaries of the agent's memory."""
+    memory = definition.memory
+    return (memory and memory.compression.agent) or definition.agent_id
 
 
 def _select_provider(definition: AgentDefinition, providers: Mapping[str, Provider]) -> Provider:
@@ -285,21 +286,6 @@ def _select_provider(definition: AgentDefinition, providers: Mapping[str, Provid
         FallbackProvider(definition.agent_id, own.provider, tuple(others))
         if others
         else own.provider
-    )
-
-
-def _build_summarizer(agent: BaseAgent, memory: MemoryDefinition) -> Summarizer:
-    """Makes summaries as `agent` is asked, or with the model that the memory's definition names."""
-    name = memory.compression.model
-
-    async def resolve_model() -> str:
-        return name or await agent.model()
-
-    return Summarizer(
-        agent.parts.provider,
-        resolve_model,
-        name or agent.definition.model,
-        agent.definition.model_settings,
     )
 
 

@@ -15,15 +15,20 @@ from ai_agent_service.auth.keys.ring import KeyRing, parse_environment_keys
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import UpstreamError
+from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.instrumentation.providers import TracedProvider
+from ai_agent_service.instrumentation.runs import RunTracer
 from ai_agent_service.limits.postgres import open_limiter
 from ai_agent_service.providers.base import Provider, ProviderSetup
 from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.providers.http import HttpClient, Timeouts
 from ai_agent_service.providers.ollama import Ollama
+from ai_agent_service.runs.live import LiveRuns
+from ai_agent_service.runs.run import RunServices
 from ai_agent_service.runtime.builder import Builder
 from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.runtime.service import Service
+from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.storage.opening import build_cipher, build_database_url, open_database
 from ai_agent_service.tools.toolset import Toolset
 
@@ -36,10 +41,14 @@ OLLAMA_PROBE_SECONDS = 0.5
 
 @asynccontextmanager
 async def open_service(
-    configuration: Configuration, toolset: Callable[..., Toolset] | None = None
+    configuration: Configuration,
+    toolset: Callable[..., Toolset] | None = None,
+    shutdown: ShutdownState | None = None,
 ) -> AsyncGenerator[Service, None]:
-    """The service of `configuration`, with everything it holds open closed at the end; `toolset` is
-    as for a Maker."""
+    """Open the service of `configuration`, and close at the end everything that it holds open.
+
+    `toolset` is as for a Builder; `shutdown` is set by what serves the service.
+    """
     settings = configuration.settings
     timeouts = Timeouts(
         settings.provider_connect_timeout,
@@ -70,6 +79,7 @@ async def open_service(
         guarded = {name: breakers.guard(provider) for name, provider in providers.items()}
         guarded[AUTO] = guarded[auto]
         pending = PendingSteps()
+        runs = RunServices(LiveRuns(), Tasks(), None if tracing is None else RunTracer(tracing))
         task_name = settings.task_provider and PROVIDER_ALIASES.get(
             settings.task_provider, settings.task_provider
         )
@@ -80,15 +90,26 @@ async def open_service(
             configuration.environment,
             guarded,
             pending,
+            runs,
             tracing,
             toolset,
-        ) as maker:
-            edition = await maker.build(configuration.snapshot)
-            maker.activate(edition)
+        ) as builder:
+            revision = await builder.build(configuration.snapshot)
+            builder.activate(revision)
             for warning in configuration.warnings:
                 logger.warning(warning)
             service = Service(
-                configuration, maker, edition, pending, http, auto, breakers, plain, tasks
+                configuration,
+                builder,
+                revision,
+                pending,
+                http,
+                auto,
+                breakers,
+                plain,
+                tasks,
+                runs,
+                shutdown or ShutdownState(),
             )
             try:
                 yield service

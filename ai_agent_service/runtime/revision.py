@@ -22,14 +22,14 @@ class ConfigSnapshot(msgspec.Struct, frozen=True):
     created: int
 
 
-class _BuiltAgent(msgspec.Struct, frozen=True):
-    """An agent with what it was made of; another agent is to be made where that is not the same.
-    `held` is what it keeps open."""
+class BuiltAgent(msgspec.Struct, frozen=True):
+    """An agent, the key of what it was built from, and the memory that it keeps open.
 
-    plain: BaseAgent
-    plain_key: tuple[object, ...]
+    A later revision takes the agent over if its key is the same.
+    """
+
     agent: BaseAgent
-    agent_key: tuple[object, ...]
+    key: tuple[object, ...]
     held: ContextHolder[Memory] | None = None
 
 
@@ -40,11 +40,11 @@ class Revision(msgspec.Struct, frozen=True):
     catalog: Catalog
     servers: McpServers
     snapshot: ConfigSnapshot
-    built: Mapping[str, _BuiltAgent]
+    built: Mapping[str, BuiltAgent]
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """How one edition differs from the one before: ids of agents and labels of servers. `agents`
+    """How one revision differs from the one before: ids of agents and labels of servers. `agents`
     are the versions of all agents now."""
 
     agents: dict[str, str]
@@ -81,12 +81,12 @@ def compare_revisions(before: Revision, after: Revision) -> Changes:
     )
 
 
-def _index_agents(edition: Revision) -> dict[str, object]:
-    return {agent.agent_id: (agent.version, agent.definition) for agent in edition.catalog}
+def _index_agents(revision: Revision) -> dict[str, object]:
+    return {agent.agent_id: (agent.version, agent.definition) for agent in revision.catalog}
 
 
-def _index_servers(edition: Revision) -> dict[str, object]:
-    return {each.server_label: each for each in edition.snapshot.servers.definitions}
+def _index_servers(revision: Revision) -> dict[str, object]:
+    return {each.server_label: each for each in revision.snapshot.servers.definitions}
 
 
 def _find_differences(

@@ -4,8 +4,8 @@ knows all concrete classes."""
 import asyncio
 import logging
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import Context
 
 from ai_agent_service.agents.base import BaseAgent
@@ -20,13 +20,13 @@ from ai_agent_service.core.errors import (
     ConfigError,
     Fault,
     NotFoundError,
-    ServerBusyError,
     ShuttingDownError,
 )
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.core.tasks import Tasks
-from ai_agent_service.instrumentation.agents import TracedAgent
+from ai_agent_service.core.turn import Turn
+from ai_agent_service.limits.limiter import Limiter
 from ai_agent_service.mcp.supervisor import McpServers
 from ai_agent_service.memory.base import Conversations
 from ai_agent_service.memory.opening import Memories
@@ -34,33 +34,39 @@ from ai_agent_service.observability.logging import add_secrets
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.runs.admission import RunAdmission
+from ai_agent_service.runs.run import Run, RunServices
+from ai_agent_service.runs.slots import RunSlots
 from ai_agent_service.runtime.builder import Builder
 from ai_agent_service.runtime.configuration import Configuration, load_configuration
 from ai_agent_service.runtime.drain import DrainTracker
 from ai_agent_service.runtime.revision import Changes, Revision, compare_revisions
+from ai_agent_service.runtime.shutdown import ShutdownState
 
 logger = logging.getLogger(__name__)
 
 REVISION_GRACE_SECONDS = 5.0
-"""How much longer than REQUEST_TIMEOUT what an edition keeps open stays so: a run is told that its
+"""How much longer than REQUEST_TIMEOUT what an revision keeps open stays so: a run is told that its
 time is up, and then ends."""
 
 
 class Service:
-    """The running service: its agents, which another edition may follow, and the count of the runs
+    """The running service: its agents, which another revision may follow, and the count of the runs
     under way."""
 
     def __init__(
         self,
         configuration: Configuration,
-        maker: Builder,
-        edition: Revision,
+        builder: Builder,
+        revision: Revision,
         pending: PendingSteps,
         http: HttpClient,
         auto: str,
         breakers: CircuitBreakers,
         providers: Mapping[str, Provider],
         task_provider: Provider | None,
+        run_services: RunServices,
+        shutdown: ShutdownState,
     ) -> None:
         self.settings = configuration.settings
         self.http = http
@@ -70,18 +76,19 @@ class Service:
         self._providers = providers
         self._task_provider = task_provider
         self._tracing = configuration.tracing
-        self.revision = edition
+        self.revision = revision
         self.drain_tracker = DrainTracker()
-        """The requests under way, for an edition is kept open for those that began before the next
+        """The requests under way, for an revision is kept open for those that began before the next
         one."""
 
-        self.runs = 0
-        self.is_stopping = False
+        self.slots = RunSlots(self.settings.max_concurrent_requests)
+        self.shutdown = shutdown
         self.secrets = find_secrets(configuration.environment)
         """What must be shown to nobody: the secrets of the start and of each reload."""
 
+        self._run_services = run_services
         self._configuration = configuration
-        self._builder = maker
+        self._builder = builder
         self._reloading = asyncio.Lock()
         self._work = Tasks(grace=0)
 
@@ -145,10 +152,8 @@ class Service:
     def build_task_agent(self, agent: BaseAgent, task: Task) -> BaseAgent:
         """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else
         the agent's own."""
-        answering = ChatTaskAgent(
-            agent, task, self._task_provider or agent.parts.provider, self.settings.task_model
-        )
-        return answering if self._tracing is None else TracedAgent(answering, self._tracing)
+        provider = self._task_provider or agent.parts.provider
+        return ChatTaskAgent(agent, task, provider, self.settings.task_model)
 
     @property
     def conversations(self) -> Conversations:
@@ -192,9 +197,9 @@ class Service:
                 self.secrets = tuple(sorted({*self.secrets, *secrets}, key=len, reverse=True))
                 if self._tracing is not None:
                     self._tracing.add_secrets(secrets)
-                if self.is_stopping:
+                if self.shutdown.has_begun:
                     return ShuttingDownError("The service is being stopped.")
-                edition = await self._builder.build(configuration.snapshot, self.revision)
+                revision = await self._builder.build(configuration.snapshot, self.revision)
             except ConfigError as error:
                 return error
             except OSError as error:
@@ -210,66 +215,57 @@ class Service:
                     ]
                 )
             before, over = self.revision, self.drain_tracker
-            self.revision, self.drain_tracker = edition, over.start_next()
-            self._builder.activate(edition)
+            self.revision, self.drain_tracker = revision, over.start_next()
+            self._builder.activate(revision)
             for warning in configuration.warnings:
                 if warning not in self._configuration.warnings:
                     logger.warning(warning)
             self._configuration = configuration
-            self._work.run(self._retire_revision(before, edition, over))
-            return compare_revisions(before, edition)
+            self._work.run(self._retire_revision(before, revision, over))
+            return compare_revisions(before, revision)
 
     async def _retire_revision(
-        self, edition: Revision, after: Revision, period: DrainTracker
+        self, revision: Revision, after: Revision, period: DrainTracker
     ) -> None:
-        """Closes what `edition` alone used, once the requests of `period` and before have ended, or
-        must have."""
+        """Closes what `revision` alone used, once the requests of `period` and before have ended,
+        or must have."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.request_timeout + REVISION_GRACE_SECONDS):
                 await period.wait_until_drained()
-        await self._builder.retire(edition, after)
+        await self._builder.retire(revision, after)
 
     async def stop(self) -> None:
         """Ends what reloads have begun; there will be no other."""
-        self.is_stopping = True
+        self.shutdown.has_begun = True
         await self._work.finish()
 
-    def create_context(
+    def create_run(
         self,
-        agent_id: str,
+        agent: BaseAgent,
+        turn: Turn,
         caller: Principal,
         *,
         user: str | None = None,
-        session: str | None = None,
         request_id: str = "",
         task: Task | None = None,
-        agent_version: str = "",
-    ) -> RunContext:
-        """The circumstances of a new run that begins now and ends within REQUEST_TIMEOUT; `user`
-        counts where users are not verified."""
-        return RunContext(
+        limiter: Limiter | None = None,
+    ) -> Run:
+        """Return a new run that begins now and ends within REQUEST_TIMEOUT.
+
+        `user` counts where users are not verified. Without a `limiter` the run is a local one: it
+        needs no slot and has neither limits nor a line in the audit log.
+        """
+        context = RunContext(
             run_id=generate_id("run_"),
-            agent_id=agent_id,
+            agent_id=agent.agent_id,
             deadline=time.monotonic() + self.settings.request_timeout,
             request_id=request_id,
             key_id=caller.key.key_id,
             tenant=caller.key.tenant,
             user=caller.user.user_id if caller.user is not None else user or ANONYMOUS,
-            session=session,
+            session=turn.session,
             task=task,
-            agent_version=agent_version,
+            agent_version=agent.version,
         )
-
-    @contextmanager
-    def acquire_run_slot(self) -> Generator[None, None, None]:
-        """Counts a run while it goes on; raises ServerBusyError when MAX_CONCURRENT_REQUESTS are
-        under way."""
-        if self.runs >= self.settings.max_concurrent_requests:
-            raise ServerBusyError(
-                "Too many requests are under way. Try again in a moment.", retry_after=1
-            )
-        self.runs += 1
-        try:
-            yield
-        finally:
-            self.runs -= 1
+        admission = None if limiter is None else RunAdmission(caller, limiter, self.slots)
+        return Run(agent, turn, context, self._run_services, admission)

@@ -56,7 +56,7 @@ def create_app(configuration: Configuration, workers: SharedMetrics | None = Non
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         with watch_hangups() as told:
             async with (
-                open_service(configuration) as service,
+                open_service(configuration, shutdown=stopping) as service,
                 open_access(configuration, service) as access,
                 open_checks(service, access) as checks,
                 watch_reload_triggers(service, told),

@@ -121,7 +121,6 @@ class GracefulServer(uvicorn.Server):
         request."""
         stopping = cast(ShutdownState, self.state.stopping)
         stopping.has_begun = True
-        self.state.service.is_stopping = True
         if CONNECTION_CLOSE not in self.server_state.default_headers:
             self.server_state.default_headers = [
                 *self.server_state.default_headers,

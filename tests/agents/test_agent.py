@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from ai_agent_service.agents.agent import Agent
-from ai_agent_service.agents.base import AgentParts, Turn
+from ai_agent_service.agents.base import AgentParts
 from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agent_definition import AgentDefinition
@@ -21,7 +20,11 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, ToolFinished
 from ai_agent_service.core.messages import Message, NamedTool, ToolCall, ToolSpec
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.providers.base import ModelRequest
+from ai_agent_service.runs.live import LiveRuns
+from ai_agent_service.runs.run import Run, RunServices
 from ai_agent_service.tools.builtin import calculate
 from ai_agent_service.tools.dynamic import AvailableTools
 from tests.scripted import Script, calls, says
@@ -47,8 +50,10 @@ def context() -> RunContext:
 
 
 async def events_of(agent: Agent, turn: Turn) -> list[RunEvent]:
-    async with aclosing(agent.run(turn, context())) as events:
-        return [event async for event in events]
+    async with Tasks() as tasks:
+        run = Run(agent, turn, context(), RunServices(LiveRuns(), tasks))
+        await run.drive()
+        return run.record.events
 
 
 async def asked(turn: Turn, **definition: Any) -> ModelRequest:

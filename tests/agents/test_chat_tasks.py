@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ai_agent_service.agents.agent import Agent
-from ai_agent_service.agents.base import AgentParts, Turn
+from ai_agent_service.agents.base import AgentParts
 from ai_agent_service.agents.chat_tasks import (
     TASK_SECONDS,
     TASKS,
@@ -21,6 +21,7 @@ from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import RunEvent, RunFailed, RunFinished, TextDelta
 from ai_agent_service.core.messages import Message
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.tools.dynamic import AvailableTools
 from tests.scripted import Action, Script, says

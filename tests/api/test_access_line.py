@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import pytest
 from dirty_equals import IsFloat, IsStr
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.auth.principal import Limits
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import RunEvent, TextDelta
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.logging import read_extra

@@ -24,7 +24,8 @@ from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ConfigError, ShuttingDownError
 from ai_agent_service.core.messages import Message
-from ai_agent_service.memory.base import MemorySetup, RememberedTurn, TurnAnswer, TurnQuestion
+from ai_agent_service.core.turn import Turn
+from ai_agent_service.memory.base import MemorySetup, RememberedTurn, TurnAnswer
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.logging import LineFormatter
 from ai_agent_service.runtime.revision import Changes
@@ -453,7 +454,7 @@ async def test_a_request_that_repeats_a_running_one_joins_it_over_a_reload(tmp_p
         await service.reload()
         asked["headers"] = {**asked["headers"], "x-stainless-retry-count": "1"}
         second = asyncio.create_task(service.client.post(CHAT, **asked))
-        await until(lambda: service.service.runs == 2)
+        await until(lambda: service.service.slots.in_use == 2)
         go.set()
         answers = [
             completion_of(await each)["choices"][0]["message"]["content"]
@@ -487,7 +488,7 @@ async def test_a_caller_that_leaves_does_not_stop_a_reload(tmp_path: Path) -> No
 async def test_a_service_that_stops_does_not_reload(tmp_path: Path) -> None:
     async with opened(tmp_path) as service:
         service.write(OTHER)
-        service.service.is_stopping = True
+        service.service.shutdown.has_begun = True
         assert error_of(await service.client.post("/admin/reload"), 503)["code"] == "shutting_down"
         with pytest.raises(ShuttingDownError):
             await service.service.reload()
@@ -556,7 +557,7 @@ class Notebook:
         assert asyncio.current_task() is task
         cls.open_now.remove(setup.agent.system_prompt)
 
-    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
+    async def begin(self, context: RunContext, turn: Turn) -> RememberedTurn:
         """Nobody asks."""
         raise NotImplementedError
 
@@ -612,9 +613,9 @@ class Slow(Notebook):
     let: ClassVar[asyncio.Event]
     was_open: ClassVar[list[bool]] = []
 
-    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
+    async def begin(self, context: RunContext, turn: Turn) -> RememberedTurn:
         """A turn without a past."""
-        return SlowTurn(asked.messages)
+        return SlowTurn(turn.messages)
 
 
 class SlowTurn(msgspec.Struct):

@@ -24,7 +24,7 @@ from ai_agent_service.maintenance.reencryption import (
 from ai_agent_service.memory.base import Step, TurnAnswer
 from ai_agent_service.memory.conversations import SqlConversations
 from ai_agent_service.memory.housekeeping import Housekeeping
-from ai_agent_service.memory.store import Store, Summary
+from ai_agent_service.memory.store import Store, Summary, TurnKey
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.migrate import upgrade
@@ -80,18 +80,9 @@ async def tell(store: Store, session_id: str, question: str = QUESTION) -> None:
     run_id = f"run_{session_id}"
 
     def work(connection: Connection) -> None:
-        store.begin(
-            connection, session, [entry], run_id, is_retry=False, message_id=None, answered=True
-        )
-        store.finish(
-            connection,
-            session,
-            entry,
-            run_id,
-            TurnAnswer(text=ANSWER, steps=(step,), last=ANSWER),
-            prefix="",
-            leased=False,
-        )
+        turn = TurnKey(session, run_id)
+        store.begin(connection, turn, [entry])
+        store.finish(connection, turn, entry, TurnAnswer(text=ANSWER, steps=(step,), last=ANSWER))
         store.store_summary(connection, session, Summary(entry.path, 1, SUMMARY), SETTINGS)
 
     await store.database.write(work)

@@ -139,7 +139,7 @@ class Talking(msgspec.Struct, frozen=True):
 
     async def under_way(self, number: int) -> None:
         """Waits until so many requests are being answered."""
-        await until(lambda: self.service.runs == number)
+        await until(lambda: self.service.slots.in_use == number)
 
     async def settled(self) -> None:
         """Waits for what is done after answers, in the background."""

@@ -19,7 +19,14 @@ from ai_agent_service.core.errors import SessionBusyError
 from ai_agent_service.core.messages import Message
 from ai_agent_service.memory.base import ErasureCounts, TurnAnswer
 from ai_agent_service.memory.housekeeping import BATCH, CLEANUP_LOCK, Housekeeping
-from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Session, Store, Summary, TurnStart
+from ai_agent_service.memory.store import (
+    PROCESS_STALE_SECONDS,
+    Session,
+    Store,
+    Summary,
+    TurnKey,
+    TurnStart,
+)
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
@@ -79,15 +86,7 @@ class Replica:
         entries = self.store.hasher.build_entries(conversation, session.key)
 
         def work(connection: Connection) -> TurnStart:
-            return self.store.begin(
-                connection,
-                session,
-                entries,
-                run_id,
-                is_retry=is_retry,
-                message_id=None,
-                answered=True,
-            )
+            return self.store.begin(connection, TurnKey(session, run_id, is_retry), entries)
 
         return await self.database.write(work)
 
@@ -113,9 +112,7 @@ class Replica:
 
         def work(connection: Connection) -> None:
             answer = TurnAnswer(text="Hello Ada")
-            self.store.finish(
-                connection, session, question, run_id, answer, prefix="", leased=False
-            )
+            self.store.finish(connection, TurnKey(session, run_id), question, answer)
             self.store.store_summary(
                 connection, session, Summary(question.path, 1, "Greetings"), b"settings"
             )

@@ -25,10 +25,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from ai_agent_service.agents.base import Turn
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ProviderUnavailableError, ToolError
 from ai_agent_service.core.messages import Message
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.observability.tracing import (
     INSTALL,
     Tracing,

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.core.errors import ConfigError, ServerBusyError
+from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.runtime.opening import open_service
-from tests.scripted import Script
 from tests.service import AGENT, configuration
 from tests.upstream import Upstream, reply
 
@@ -96,22 +95,6 @@ async def test_auto_is_an_ollama_that_answers_and_has_a_chat_model(
             agent = service.catalog.get("a")
             assert agent.parts.provider.name == provider
             assert await agent.model() == ("llama3:8b" if provider == "ollama" else "demo")
-
-
-async def test_as_many_runs_as_allowed_go_on_at_once(tmp_path: Path) -> None:
-    async with open_service(
-        configuration(tmp_path, Script([]), max_concurrent_requests=1)
-    ) as service:
-        with (
-            service.acquire_run_slot(),
-            pytest.raises(ServerBusyError) as caught,
-            service.acquire_run_slot(),
-        ):
-            pass
-        assert caught.value.retry_after == 1
-        with service.acquire_run_slot():
-            assert service.runs == 1
-        assert service.runs == 0
 
 
 def test_a_faulty_database_or_key_is_named_and_its_value_is_not(tmp_path: Path) -> None:

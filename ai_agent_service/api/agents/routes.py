@@ -2,13 +2,14 @@
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.api.agents.events import EventFrames
 from ai_agent_service.api.agents.schema import (
     AgentChatRequest,
@@ -29,15 +30,13 @@ from ai_agent_service.api.http.idempotency import IDEMPOTENCY_HEADER, make_idemp
 from ai_agent_service.api.http.json_limits import validate_values
 from ai_agent_service.api.http.openapi import describe_route
 from ai_agent_service.api.http.run_response import (
-    CollectedEvents,
     CollectedRun,
     RunResponse,
     StreamedRun,
 )
-from ai_agent_service.api.http.session import parse_session_request
+from ai_agent_service.api.http.session import choose_history, read_session
 from ai_agent_service.api.openai.chat_request import (
     FREE_FORM,
-    apply_session,
     collect_settings,
     parse_messages,
     validate_name,
@@ -50,7 +49,8 @@ from ai_agent_service.core.events import (
     RunFinished,
 )
 from ai_agent_service.core.messages import Message
-from ai_agent_service.runs.admission import CountedRun
+from ai_agent_service.core.turn import Turn
+from ai_agent_service.runs.record import RunRecord
 
 _decoder = msgspec.json.Decoder(AgentChatRequest)
 
@@ -97,33 +97,23 @@ async def chat(agent_id: str, request: Request, caller: ChatCaller) -> Response:
     agent = service.find_agent(agent_id, caller)
     body = await read_body(request, service.settings.max_request_bytes)
     asked = decode_body(body, _decoder)
-    asking = parse_session_request(request, session_id=asked.session_id)
-    turn = apply_session(
-        _parse_turn(asked, agent),
-        asking,
+    turn = read_session(_parse_turn(asked, agent), request, session_id=asked.session_id)
+    turn = choose_history(turn, agent, default="client" if asked.message is None else "server")
+    run = service.create_run(
         agent,
-        default="server" if asked.message is not None else "client",
-    )
-    user = resolve_user(caller, asked.user_id)
-    context = service.create_context(
-        agent_id,
+        turn,
         caller,
-        user=user,
-        session=asking.session,
+        user=resolve_user(caller, asked.user_id),
         request_id=get_request_id(request),
-        agent_version=agent.version,
+        limiter=get_access(request).limiter,
     )
-    run = CountedRun(service, get_access(request).limiter, agent, turn, context, caller)
     if asked.stream:
-        response: RunResponse = StreamedRun(run, EventFrames(context))
+        response: RunResponse = StreamedRun(run, EventFrames(run.context))
     else:
         model = turn.model or await _find_model(agent) or ""
         tools = len(agent.parts.toolset.specs)
-        response = CollectedRun(
-            run,
-            lambda collected, finished: _render_answer(context, model, tools, collected, finished),
-        )
-    return make_idempotent(request, asking.idempotency_key, context, body, response)
+        response = CollectedRun(run, partial(_render_answer, run.context, model, tools))
+    return make_idempotent(request, body, response)
 
 
 def _parse_turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
@@ -149,9 +139,9 @@ def _parse_turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
 
 
 def _render_answer(
-    context: RunContext, model: str, tools: int, collected: CollectedEvents, finished: RunFinished
+    context: RunContext, model: str, tools: int, record: RunRecord, finished: RunFinished
 ) -> bytes:
-    results = {result.call_id: result for result in collected.results}
+    results = {result.call_id: result for result in record.results}
     runs = [
         ToolRun(
             call.id,
@@ -161,10 +151,10 @@ def _render_answer(
             results[call.id].is_error,
             round(results[call.id].seconds, 3),
         )
-        for call in collected.calls
+        for call in record.calls
     ]
     answer = AgentChatResponse(
-        response="".join(collected.text or collected.refusal),
+        response=record.text or record.refusal,
         agent_id=context.agent_id,
         user_id=context.user,
         session_id=context.session,
@@ -175,7 +165,7 @@ def _render_answer(
         tools_available=tools,
         tool_calls=runs,
         steps=len(finished.steps),
-        reasoning="".join(collected.reasoning) or None,
+        reasoning=record.reasoning or None,
     )
     if finished.usage is not None:
         answer.usage = to_completion_usage(finished.usage)
@@ -192,7 +182,7 @@ async def _find_model(agent: BaseAgent) -> str | None:
 
 async def _build_view(agent: BaseAgent) -> AgentView:
     definition, provider = agent.definition, agent.parts.provider
-    problem = await agent.problem()
+    problem = await agent.find_problem()
     model = definition.model or (await agent.model() if problem is None else None)
     toolset = agent.parts.toolset
     return AgentView(

@@ -12,7 +12,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ai_agent_service.api.http.errors import build_error_response
 from ai_agent_service.api.http.run_response import RunResponse
-from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     IdempotencyInFlightError,
     IdempotencyMismatchError,
@@ -161,19 +160,19 @@ class IdempotencyCache:
 
 
 class IdempotentResponse(Response):
-    """The answer to a request with a key: `run`, unless the request was answered before.
+    """The answer to a request with a key: `response`, unless the request was answered before.
 
     What failed is not recorded, so that a retry runs: errors of the server, of limits and of busy
     sessions, answers that broke off, and those whose callers left.
     """
 
     def __init__(
-        self, answers: IdempotencyCache, name: CacheKey, digest: bytes, run: RunResponse
+        self, answers: IdempotencyCache, name: CacheKey, digest: bytes, response: RunResponse
     ) -> None:
         self._answers = answers
         self._name = name
         self._digest = digest
-        self._run = run
+        self._response = response
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,31 +193,31 @@ class IdempotentResponse(Response):
             await send(message)
 
         try:
-            await self._run(scope, receive, record_and_send)
+            await self._response(scope, receive, record_and_send)
         except InvalidRequestError as error:
             await build_error_response(error)(scope, receive, record_and_send)
             refused = True
         finally:
-            self._answers.end(self._name, keep=refused or self._run.is_finished)
+            self._answers.end(self._name, keep=refused or self._response.is_finished)
 
 
-def make_idempotent(
-    request: Request, key: str | None, context: RunContext, body: bytes, run: RunResponse
-) -> Response:
-    """`run`, or where the request has a `key`, what it was answered before; `body` and the session
-    tell one request from another."""
-    if key is None:
-        return run
-    turn = run.turn
-    circumstances = "\x00".join((context.session or "", turn.history, turn.message_id or ""))
+def make_idempotent(request: Request, body: bytes, response: RunResponse) -> Response:
+    """Return `response`, or where the request has an Idempotency-Key, one that answers it once.
+
+    `body` and the session tell one request from another.
+    """
+    turn, context = response.run.turn, response.run.context
+    if turn.idempotency_key is None:
+        return response
+    circumstances = "\x00".join((turn.session or "", turn.history or "", turn.message_id or ""))
     digest = hashlib.blake2b(
         body, digest_size=32, key=hashlib.blake2b(circumstances.encode(), digest_size=32).digest()
     )
     return IdempotentResponse(
         get_idempotency_cache(request),
-        (context.tenant, context.user, request.scope["path"], key),
+        (context.tenant, context.user, request.scope["path"], turn.idempotency_key),
         digest.digest(),
-        run,
+        response,
     )
 
 

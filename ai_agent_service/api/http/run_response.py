@@ -1,45 +1,34 @@
-"""Sends a run to its caller: drives the events, stops them when the caller leaves or time is up,
-frames them for the wire."""
+"""Sends a run to its caller: stops it when the caller leaves, keeps the answer alive, and frames
+its events for the wire."""
 
 import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import aclosing
+from functools import partial
 from typing import ClassVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ai_agent_service.agents.base import Turn
 from ai_agent_service.api.http.errors import build_internal_error
-from ai_agent_service.core.errors import InternalError, RunTimeoutError, ServiceError
+from ai_agent_service.core.errors import InternalError, ServiceError
 from ai_agent_service.core.events import (
-    MemorySkipped,
-    ReasoningDelta,
-    RefusalDelta,
     RunEvent,
     RunFailed,
     RunFinished,
-    TextDelta,
-    ToolFinished,
-    ToolProgress,
-    ToolsMissing,
-    ToolStarted,
 )
-from ai_agent_service.core.messages import ToolCall, ToolResult
-from ai_agent_service.runs.admission import CountedRun
+from ai_agent_service.runs.lifecycle import Cancel, Command, Fail
+from ai_agent_service.runs.record import RunRecord
+from ai_agent_service.runs.run import Run
 from ai_agent_service.runtime.shutdown import build_stopping_error
 
 logger = logging.getLogger(__name__)
 
-_TEXT_EVENTS = frozenset((TextDelta, ReasoningDelta, RefusalDelta))
-"""What nearly all events are, of which nothing is noted."""
-
 KEEP_ALIVE_SECONDS = 15.0
-DEADLINE_GRACE = 1.0
-"""Seconds past its deadline after which a run that does not end by itself is ended here."""
+STOP_GRACE_SECONDS = 1.0
+"""How long the last event of a failed run, or a stopped run, may take."""
 
 DONE = b"data: [DONE]\n\n"
 
@@ -50,7 +39,7 @@ class Frames(ABC):
 
     @abstractmethod
     def render_event(self, event: RunEvent) -> bytes:
-        """The events for one that is not the last."""
+        """The events for one that is not RunFinished; none for RunFailed."""
 
     @abstractmethod
     def render_finish(self, event: RunFinished) -> bytes:
@@ -61,58 +50,24 @@ class Frames(ABC):
         """The last event of a run that broke."""
 
 
-class CollectedEvents:
-    """A whole run, put together from its events."""
-
-    def __init__(self) -> None:
-        self.text: list[str] = []
-        self.reasoning: list[str] = []
-        self.refusal: list[str] = []
-        self.calls: list[ToolCall] = []
-        self.results: list[ToolResult] = []
-
-    def add(self, event: RunEvent) -> None:
-        """Takes one event that is not the last."""
-        match event:
-            case TextDelta(text=text):
-                self.text.append(text)
-            case ReasoningDelta(text=text):
-                self.reasoning.append(text)
-            case RefusalDelta(text=text):
-                self.refusal.append(text)
-            case ToolStarted(call=call):
-                self.calls.append(call)
-            case ToolFinished(result=result):
-                self.results.append(result)
-            case ToolProgress() | ToolsMissing() | MemorySkipped() | RunFinished() | RunFailed():
-                pass
-
-
 class RunResponse(Response, ABC):
-    """Drives a run while the caller stays; `respond` says what is sent. What came of it is left in
-    the request's state as `run`."""
+    """Drives a run while the caller stays; `emit` renders its events. The report of the run is left
+    in the request's state as `run`."""
 
     is_streamed: ClassVar[bool]
 
-    def __init__(self, run: CountedRun, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
-        self._counted = run
-        self._context = run.context
-        self._events = run.events
+    def __init__(self, run: Run, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS) -> None:
+        self.run = run
         self._keep_alive_seconds = keep_alive_seconds
         self._client_left = False
         self._started = False
         self._complete = False
-        self.is_finished = False
-        """Whether the run came to its end and its last event was sent."""
-
-        self._without_memory = False
-        self._error: ServiceError | None = None
         self.background = None
 
     @property
-    def turn(self) -> Turn:
-        """What is asked."""
-        return self._counted.turn
+    def is_finished(self) -> bool:
+        """Whether the run came to its end and its last event was sent."""
+        return self.run.lifecycle.outcome == "answered"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response; raises a ServiceError only before anything is sent.
@@ -121,80 +76,61 @@ class RunResponse(Response, ABC):
         through the framework's frames.
         """
         try:
-            await self._counted.begin()
+            await self.run.admit()
         except ServiceError as error:
-            self._report(scope, error.code)
+            self._end(scope, Fail(error.code))
             raise
-        self._events = self._counted.events
-        run = asyncio.create_task(self._run(send))
+        driving = asyncio.create_task(self._drive(send))
         stopping = False
         try:
-            await self._watch(receive, send, run)
+            await self._watch(receive, send, driving)
         except asyncio.CancelledError:
             # only the end of the service cancels a request from outside; its caller is told so
             stopping = True
         finally:
-            run.cancel()
+            driving.cancel()
             try:
-                await asyncio.wait((run,), timeout=DEADLINE_GRACE if stopping else None)
+                await asyncio.wait((driving,), timeout=STOP_GRACE_SECONDS if stopping else None)
                 # at the end of the service its caller is told also while a database that hangs
                 # keeps it from its own
-                run.cancel()
+                driving.cancel()
             finally:
-                is_cancelled_by_itself = run.cancelled() and not (stopping or self._client_left)
-                outcome = (
-                    InternalError.default_code
-                    if is_cancelled_by_itself
-                    else self._describe_outcome()
-                )
-                self._report(scope, outcome)
-                await self._counted.finish(outcome)
+                if driving.cancelled() and not (stopping or self._client_left):
+                    self._end(scope, Fail(InternalError.default_code))
+                self._end(scope, Cancel("left" if self._client_left else "stopped"))
+                await self.run.settle()
         if stopping:
             if not self._complete:
                 scope["state"]["error"] = build_stopping_error().code
                 await self._fail(build_stopping_error(), send)
-        elif not run.cancelled():
-            run.result()
+        elif not driving.cancelled():
+            driving.result()
         elif self._client_left:
-            logger.info(
-                "run.client_left",
-                extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id},
-            )
+            logger.info("run.client_left", extra=self._log_fields)
         else:
             await self._fail(asyncio.CancelledError("the agent cancelled its own run"), send)
 
-    async def _run(self, send: Send) -> None:
-        """Takes the events to their end, whatever that is."""
-        limit = asyncio.timeout(self._context.seconds_left + DEADLINE_GRACE)
+    async def _drive(self, send: Send) -> None:
+        """Drives the run to its end, whatever that is."""
         try:
-            with self._counted.hold_slot():
-                async with limit, aclosing(self._events):
-                    await self.respond(send)
-                    if not self._complete:
-                        raise RuntimeError(
-                            "the agent's events ended without RunFinished or RunFailed"
-                        )
-        except TimeoutError as error:
-            late = RunTimeoutError(
-                "The run took longer than REQUEST_TIMEOUT allows and was stopped."
-            )
-            await self._fail(late if limit.expired() else error, send)
+            end = await self.run.drive(partial(self.emit, send))
+            if isinstance(end, RunFailed):
+                raise end.error
         # an agent type may be a plug-in and raise anything; `_fail` logs it
         except (Exception, SystemExit) as error:  # noqa: BLE001
             await self._fail(error, send)
 
-    def _report(self, scope: Scope, outcome: str) -> None:
-        scope["state"]["run"] = self._counted.report(outcome, is_streamed=self.is_streamed)
+    def _end(self, scope: Scope, command: Command) -> None:
+        self.run.end(command)
+        scope["state"]["run"] = self.run.report(is_streamed=self.is_streamed)
 
-    def _describe_outcome(self) -> str:
-        """What came of the run, in a word for the log: an error's code, or one of these."""
-        if self._error is not None:
-            return self._error.code
-        return "answered" if self._complete else "left" if self._client_left else "stopped"
+    @property
+    def _log_fields(self) -> dict[str, str]:
+        return {"run_id": self.run.context.run_id, "agent_id": self.run.context.agent_id}
 
     @abstractmethod
-    async def respond(self, send: Send) -> None:
-        """Takes the events and sends the answer."""
+    async def emit(self, send: Send, event: RunEvent) -> None:
+        """Sends what there is to send for the event; nothing for RunFailed, see `end_with`."""
 
     @abstractmethod
     async def keep_alive(self, send: Send) -> None:
@@ -212,31 +148,27 @@ class RunResponse(Response, ABC):
             headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         else:
             headers.append((b"content-length", str(length).encode()))
-        if self._without_memory:
+        if self.run.record.is_without_memory:
             headers.append((b"x-memory", b"unavailable"))
-        headers += self._counted.headers
+        headers += self.run.headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _fail(self, error: BaseException, send: Send) -> None:
         """Tells the caller of `error`: by the answer's last event if it has begun, else by raising
         what has a status."""
         if not isinstance(error, ServiceError):
-            logger.exception(
-                "run.crashed",
-                extra={"run_id": self._context.run_id, "agent_id": self._context.agent_id},
-                exc_info=error,
-            )
-            error = build_internal_error(self._context.request_id)
-        self._error = error
+            logger.exception("run.crashed", extra=self._log_fields, exc_info=error)
+            error = build_internal_error(self.run.context.request_id)
+        self.run.end(Fail(error.code))
         if not self._started:
             raise error
         # A caller that does not read its answer would hold this up for as long as it stays.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DEADLINE_GRACE):
+            async with asyncio.timeout(STOP_GRACE_SECONDS):
                 await self.end_with(error, send)
 
-    async def _watch(self, receive: Receive, send: Send, run: asyncio.Task[None]) -> None:
-        """Waits until `run` has ended or the caller has left, and keeps the answer alive
+    async def _watch(self, receive: Receive, send: Send, driving: asyncio.Task[None]) -> None:
+        """Waits until `driving` has ended or the caller has left, and keeps the answer alive
         meanwhile."""
         waiting: asyncio.Timeout | None = None
 
@@ -244,20 +176,20 @@ class RunResponse(Response, ABC):
             if waiting is not None and not waiting.expired():
                 waiting.reschedule(0)
 
-        run.add_done_callback(wake)
-        while not run.done():
+        driving.add_done_callback(wake)
+        while not driving.done():
             try:
                 async with asyncio.timeout(self._keep_alive_seconds) as waiting:
                     message = await receive()
             except TimeoutError:
-                if not run.done():
+                if not driving.done():
                     await self.keep_alive(send)
                 continue
             finally:
                 waiting = None
             if message["type"] == "http.disconnect":
                 if self._complete:  # servers say the same once the last byte is sent
-                    await asyncio.wait((run,))
+                    await asyncio.wait((driving,))
                 self._client_left = not self._complete
                 return
 
@@ -269,28 +201,18 @@ class StreamedRun(RunResponse):
     is_streamed = True
 
     def __init__(
-        self, run: CountedRun, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+        self, run: Run, frames: Frames, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS
     ) -> None:
         super().__init__(run, keep_alive_seconds=keep_alive_seconds)
         self._frames = frames
         self._sent_since_check = False
 
-    async def respond(self, send: Send) -> None:
-        """Sends each event as it comes, in one write."""
-        frames = self._frames
-        async for event in self._events:
-            if type(event) not in _TEXT_EVENTS:
-                self._counted.observe(event)
-                if isinstance(event, RunFinished):
-                    await self._send(send, frames.render_finish(event) + DONE, more=False)
-                    self.is_finished = True
-                    return
-                if isinstance(event, RunFailed):
-                    raise event.error
-                if isinstance(event, MemorySkipped):
-                    self._without_memory = True
-            if frame := frames.render_event(event):
-                await self._send(send, frame)
+    async def emit(self, send: Send, event: RunEvent) -> None:
+        """Sends the event in one write."""
+        if isinstance(event, RunFinished):
+            await self._send(send, self._frames.render_finish(event) + DONE, more=False)
+        elif frame := self._frames.render_event(event):
+            await self._send(send, frame)
 
     async def keep_alive(self, send: Send) -> None:
         """Sends a comment when nothing else was sent, so that no proxy takes the stream for
@@ -316,30 +238,17 @@ class CollectedRun(RunResponse):
 
     is_streamed = False
 
-    def __init__(
-        self, run: CountedRun, render: Callable[[CollectedEvents, RunFinished], bytes]
-    ) -> None:
+    def __init__(self, run: Run, render: Callable[[RunRecord, RunFinished], bytes]) -> None:
         super().__init__(run)
         self._render = render
 
-    async def respond(self, send: Send) -> None:
+    async def emit(self, send: Send, event: RunEvent) -> None:
         """Sends the answer once the run has ended."""
-        collected = CollectedEvents()
-        async for event in self._events:
-            if type(event) not in _TEXT_EVENTS:
-                self._counted.observe(event)
-            if isinstance(event, RunFailed):
-                raise event.error
-            if isinstance(event, RunFinished):
-                body = self._render(collected, event)
-                await self.start(send, b"application/json", len(body))
-                self._complete = True
-                await send({"type": "http.response.body", "body": body})
-                self.is_finished = True
-                return
-            if isinstance(event, MemorySkipped):
-                self._without_memory = True
-            collected.add(event)
+        if isinstance(event, RunFinished):
+            body = self._render(self.run.record, event)
+            await self.start(send, b"application/json", len(body))
+            self._complete = True
+            await send({"type": "http.response.body", "body": body})
 
     async def keep_alive(self, send: Send) -> None:
         """A JSON answer cannot be kept alive: whatever is sent early would be part of it."""

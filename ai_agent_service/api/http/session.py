@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.agents.chat_tasks import TASKS, Task
 from ai_agent_service.core.errors import InvalidRequestError
-from ai_agent_service.memory.base import IDEMPOTENCY_PREFIX, History
+from ai_agent_service.core.turn import IDEMPOTENCY_PREFIX, History, Turn
 
 TEMPORARY_PREFIXES = ("temporary:", "local:")
 """What Open WebUI's ids begin with of chats that are not to be kept."""
@@ -31,37 +32,19 @@ _HEADERS = {
 }
 
 
-class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request says of its session: `session` None where nothing is to be stored, `history`
-    None where it does not say."""
+def read_session(
+    turn: Turn,
+    request: Request,
+    metadata: Mapping[str, Any] | None = None,
+    session_id: str | None = None,
+) -> Turn:
+    """Return `turn` with its session and what the client says about earlier attempts.
 
-    session: str | None = None
-    is_chat: bool = False
-    """Whether Open WebUI names the session."""
-
-    history: History | None = None
-    is_open_webui: bool = False
-    """Whether the client shows itself to be Open WebUI."""
-
-    task: Task | None = None
-    """What is asked for beside the chat, where a header says so."""
-
-    is_retry: bool = False
-    message_id: str | None = None
-    idempotency_key: str | None = None
-
-
-def parse_session_request(
-    request: Request, metadata: Mapping[str, Any] | None = None, session_id: str | None = None
-) -> SessionRequest:
-    """Reads `X-OpenWebUI-Chat-Id`, `X-Session-Id`, the body's `session_id` and
-    `metadata.session_id`, the first that is given, and what else tells of the turn. Raises
-    InvalidRequestError."""
-    found = {
-        _HEADERS[name]: _decode_header(value)
-        for name, value in request.scope["headers"]
-        if name in _HEADERS
-    }
+    The session is the first that is given of `X-OpenWebUI-Chat-Id`, `X-Session-Id`, the body's
+    `session_id` and `metadata.session_id`. `history` stays None where the request does not state
+    it. Raises InvalidRequestError.
+    """
+    found = _read_headers(request)
     given = metadata or {}
     session = _select_session(
         (found.get("chat"), "X-OpenWebUI-Chat-Id"),
@@ -87,18 +70,58 @@ def parse_session_request(
     message = found.get("message", "")[:255].removeprefix(IDEMPOTENCY_PREFIX) or (
         IDEMPOTENCY_PREFIX + key if key else None
     )
-    return SessionRequest(
+    return msgspec.structs.replace(
+        turn,
         session=session,
-        is_chat=bool(found.get("chat")),
         history=history,
-        is_open_webui=any(
-            name.startswith(_OPEN_WEBUI_HEADERS) for name, _ in request.scope["headers"]
-        ),
-        task=parse_task(found["task"]) if found.get("task") else None,
         is_retry=found.get("retries", "0") not in ("", "0"),
         message_id=message,
         idempotency_key=key,
     )
+
+
+def choose_history(turn: Turn, agent: BaseAgent, *, default: History = "client") -> Turn:
+    """Return `turn` with the history that counts: the client's for an agent without a memory."""
+    if agent.definition.memory is None:
+        if turn.history == "server":
+            raise InvalidRequestError(
+                "This agent has no memory: send the whole conversation.",
+                param="metadata.session_history",
+            )
+        return msgspec.structs.replace(turn, history=None, is_retry=False, message_id=None)
+    history = (turn.history or default) if turn.session is not None else "client"
+    return msgspec.structs.replace(turn, history=history)
+
+
+def drop_session(turn: Turn) -> Turn:
+    """Return `turn` for a task beside the chat: without a session, but still idempotent."""
+    return msgspec.structs.replace(
+        turn, session=None, history=None, is_retry=False, message_id=None
+    )
+
+
+def is_from_open_webui(request: Request) -> bool:
+    """Return whether the client's headers are those of Open WebUI."""
+    return any(name.startswith(_OPEN_WEBUI_HEADERS) for name, _ in request.scope["headers"])
+
+
+def find_task(request: Request) -> Task | None:
+    """Return the task beside the chat that a header names, or None."""
+    name = _read_headers(request).get("task")
+    return parse_task(name) if name else None
+
+
+def parse_task(name: str) -> Task:
+    """Return the task of this name; `other` for an unknown one."""
+    return next((task for task in TASKS if task == name), "other")
+
+
+def _read_headers(request: Request) -> dict[str, str]:
+    return {
+        _HEADERS[name]: _decode_header(value)
+        for name, value in request.scope["headers"]
+        if name in _HEADERS
+    }
 
 
 def _decode_header(value: bytes) -> str:
@@ -128,8 +151,3 @@ def _parse_history(value: object, place: str) -> History | None:
     if value != "client" and value != "server":
         raise InvalidRequestError("The history is either client or server.", param=place)
     return value
-
-
-def parse_task(name: str) -> Task:
-    """The task that a header names; `other` for one that is not known here."""
-    return next((task for task in TASKS if task == name), "other")

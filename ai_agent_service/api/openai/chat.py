@@ -1,6 +1,7 @@
 """POST /v1/chat/completions: an agent's run as an OpenAI chat completion, streamed or not."""
 
 import time
+from functools import partial
 
 import msgspec
 from fastapi import APIRouter
@@ -19,13 +20,18 @@ from ai_agent_service.api.http.body import (
 from ai_agent_service.api.http.idempotency import IDEMPOTENCY_HEADER, make_idempotent
 from ai_agent_service.api.http.openapi import describe_route
 from ai_agent_service.api.http.run_response import (
-    CollectedEvents,
     CollectedRun,
     RunResponse,
     StreamedRun,
 )
-from ai_agent_service.api.http.session import SessionRequest, parse_session_request
-from ai_agent_service.api.openai.chat_request import apply_session, parse_turn
+from ai_agent_service.api.http.session import (
+    choose_history,
+    drop_session,
+    find_task,
+    is_from_open_webui,
+    read_session,
+)
+from ai_agent_service.api.openai.chat_request import parse_turn
 from ai_agent_service.api.openai.chat_schema import (
     ChatCompletion,
     ChatCompletionRequest,
@@ -42,7 +48,7 @@ from ai_agent_service.api.openai.open_webui_stream import OpenWebUIFrames
 from ai_agent_service.api.openai.open_webui_tasks import detect_task
 from ai_agent_service.core.events import RunFinished
 from ai_agent_service.core.ids import generate_id
-from ai_agent_service.runs.admission import CountedRun
+from ai_agent_service.runs.record import RunRecord
 
 router = APIRouter(tags=["OpenAI"], route_class=RunRoute)
 
@@ -67,43 +73,37 @@ async def create_chat_completion(request: Request, caller: ChatCaller) -> Respon
     body = await read_body(request, service.settings.max_request_bytes)
     asked = decode_body(body, _decoder)
     agent = service.find_agent(asked.model, caller)
-    turn = parse_turn(asked)
-    asking = parse_session_request(request, asked.metadata)
-    is_open_webui = asking.is_open_webui or caller.key.client == "open_webui"
-    task = asking.task or (
-        None if asking.history else detect_task(turn.messages, is_open_webui=is_open_webui)
+    turn = read_session(parse_turn(asked), request, asked.metadata)
+    is_open_webui = is_from_open_webui(request) or caller.key.client == "open_webui"
+    task = find_task(request) or (
+        None if turn.history else detect_task(turn.messages, is_open_webui=is_open_webui)
     )
     if task is not None:
-        agent = service.build_task_agent(agent, task)
-        asking = SessionRequest(idempotency_key=asking.idempotency_key)
+        agent, turn = service.build_task_agent(agent, task), drop_session(turn)
     else:
-        turn = apply_session(turn, asking, agent)
-    context = service.create_context(
-        agent.agent_id,
+        turn = choose_history(turn, agent)
+    run = service.create_run(
+        agent,
+        turn,
         caller,
         user=asked.user,
-        session=asking.session,
         request_id=get_request_id(request),
         task=task,
-        agent_version=agent.version,
+        limiter=get_access(request).limiter,
     )
-    run = CountedRun(service, get_access(request).limiter, agent, turn, context, caller)
+    fingerprint = build_fingerprint(agent)
     if asked.stream:
         options = asked.stream_options
         frames = (OpenWebUIFrames if is_open_webui else ChunkFrames)(
             agent.agent_id,
             include_usage=bool(options and options.include_usage),
-            fingerprint=build_fingerprint(agent),
+            fingerprint=fingerprint,
         )
         response: RunResponse = StreamedRun(run, frames)
     else:
-        response = CollectedRun(
-            run,
-            lambda collected, finished: render_completion(
-                agent.agent_id, collected, finished, build_fingerprint(agent)
-            ),
-        )
-    return make_idempotent(request, asking.idempotency_key, context, body, response)
+        render = partial(render_completion, agent.agent_id, fingerprint=fingerprint)
+        response = CollectedRun(run, render)
+    return make_idempotent(request, body, response)
 
 
 def build_fingerprint(agent: BaseAgent) -> str | msgspec.UnsetType:
@@ -113,14 +113,12 @@ def build_fingerprint(agent: BaseAgent) -> str | msgspec.UnsetType:
 
 def render_completion(
     model: str,
-    collected: CollectedEvents,
+    record: RunRecord,
     finished: RunFinished,
     fingerprint: str | msgspec.UnsetType = msgspec.UNSET,
 ) -> bytes:
     """A collected run as a chat completion."""
-    text, reasoning, refusal = (
-        "".join(pieces) for pieces in (collected.text, collected.reasoning, collected.refusal)
-    )
+    text, reasoning, refusal = record.text, record.reasoning, record.refusal
     message = ResponseMessage(
         text or (None if finished.tool_calls or refusal else ""), refusal=refusal or None
     )

@@ -4,11 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
-from ai_agent_service.agents.base import BaseAgent, Turn
 from ai_agent_service.api.http.json_limits import validate_values
-from ai_agent_service.api.http.session import SessionRequest
 from ai_agent_service.api.http.url_safety import validate_file_data, validate_image_url
 from ai_agent_service.api.openai.chat_schema import (
     AudioContent,
@@ -37,7 +33,7 @@ from ai_agent_service.core.messages import (
     ToolCall,
     ToolSpec,
 )
-from ai_agent_service.memory.base import History
+from ai_agent_service.core.turn import Turn
 
 FREE_FORM = frozenset({"response_format", "prediction", "metadata"})
 """Fields of a request whose values may be of any form."""
@@ -55,24 +51,6 @@ MAX_NAME = 255
 MAX_PARTS = 20_000
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
-def apply_session(
-    turn: Turn, asking: SessionRequest, agent: BaseAgent, *, default: History = "client"
-) -> Turn:
-    """`turn` with what the request says of its session; the history is the client's for an agent
-    that has no memory."""
-    if agent.definition.memory is None:
-        if asking.history == "server":
-            raise InvalidRequestError(
-                "This agent has no memory: send the whole conversation.",
-                param="metadata.session_history",
-            )
-        return turn
-    history = (asking.history or default) if asking.session is not None else "client"
-    return msgspec.structs.replace(
-        turn, history=history, is_retry=asking.is_retry, message_id=asking.message_id
-    )
 
 
 def parse_turn(asked: ChatCompletionRequest) -> Turn:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     ContextTooLongError,
@@ -23,6 +23,7 @@ from ai_agent_service.core.errors import (
     ServiceError,
 )
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.server.application import create_app
 from tests.api.asking import (
     CHAT,

@@ -10,15 +10,15 @@ import httpx2
 import pytest
 from starlette.types import Message
 
-from ai_agent_service.agents.base import BaseAgent, Turn
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.api.http.run_response import StreamedRun
 from ai_agent_service.api.openai.chat_stream import ChunkFrames
 from ai_agent_service.auth.principal import LOCAL, Principal
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ServerBusyError
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.limits.limiter import InProcessLimiter
-from ai_agent_service.runs.admission import CountedRun
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import FunctionTool, tool
@@ -324,6 +324,17 @@ class Caller:
             await self.released.wait()
 
 
+class Prepared(BaseAgent):
+    """An agent whose events are prepared."""
+
+    type: ClassVar[str] = "prepared"
+    events: AsyncGenerator[RunEvent, None]
+
+    def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Return the events."""
+        return self.events
+
+
 @contextlib.asynccontextmanager
 async def responding(
     folder: Path, events: AsyncGenerator[RunEvent, None]
@@ -331,19 +342,14 @@ async def responding(
     """A response that streams `events`, kept alive every hundredth of a second."""
     async with asyncio.timeout(WAIT), open_service(configuration(folder)) as service:
         frames = ChunkFrames("helper", include_usage=False)
-        caller = Principal(LOCAL)
-        turn = Turn(messages=())
-        run = CountedRun(
-            service,
-            InProcessLimiter(),
-            service.catalog.get("helper"),
-            turn,
-            service.create_context("helper", caller),
-            caller,
+        helper = service.catalog.get("helper")
+        agent = Prepared(helper.definition, helper.parts)
+        agent.events = events
+        run = service.create_run(
+            agent, Turn(messages=()), Principal(LOCAL), limiter=InProcessLimiter()
         )
-        run.events = events
         yield StreamedRun(run, frames, keep_alive_seconds=0.01)
-        assert service.runs == 0
+        assert service.slots.in_use == 0
 
 
 async def test_a_quiet_stream_is_kept_alive_by_comments_that_clients_pass_over(

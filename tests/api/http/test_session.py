@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from ai_agent_service.api.http.session import SessionRequest, parse_session_request
+from ai_agent_service.api.http.session import read_session
 from ai_agent_service.core.errors import InvalidRequestError
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.server.application import create_app
 from tests.api.asking import CHAT, asking, completion_of, error_of
 from tests.scripted import Script, says
@@ -25,8 +26,8 @@ def request_with(headers: dict[str, str]) -> Request:
 
 def found(
     headers: dict[str, str], metadata: dict[str, Any] | None = None, session_id: str | None = None
-) -> SessionRequest:
-    return parse_session_request(request_with(headers), metadata, session_id)
+) -> Turn:
+    return read_session(Turn(messages=()), request_with(headers), metadata, session_id)
 
 
 ALL = {"X-OpenWebUI-Chat-Id": "chat", "X-Session-Id": "header"}

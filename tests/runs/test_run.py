@@ -1,15 +1,14 @@
-"""An agent with a memory: what it is told of a conversation, and what is kept of its answer."""
+"""A run: what its agent sees of a conversation, what memory keeps of its answer, its outcome."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
 from typing import ClassVar
 
 import msgspec
 import pytest
 
-from ai_agent_service.agents.base import AgentParts, BaseAgent, Turn
+from ai_agent_service.agents.base import AgentParts, BaseAgent
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.core.context import RunContext
@@ -17,12 +16,12 @@ from ai_agent_service.core.errors import (
     InvalidRequestError,
     MemoryUnavailableError,
     ProviderUnavailableError,
+    RunTimeoutError,
     ServiceError,
     SessionBusyError,
 )
 from ai_agent_service.core.events import (
     MemorySkipped,
-    RefusalDelta,
     RunEvent,
     RunFailed,
     RunFinished,
@@ -33,11 +32,12 @@ from ai_agent_service.core.events import (
 )
 from ai_agent_service.core.messages import Message, ToolCall, ToolResult
 from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.memory.base import Memory, RememberedTurn, Step, TurnAnswer, TurnQuestion
+from ai_agent_service.memory.base import Memory, RememberedTurn, Step, TurnAnswer
+from ai_agent_service.runs.lifecycle import Cancel
 from ai_agent_service.runs.live import LiveRuns
-from ai_agent_service.runs.record import AnswerRecorder
-from ai_agent_service.runs.remembering import MemoryAgent
+from ai_agent_service.runs.run import Run, RunServices
 from ai_agent_service.tools.dynamic import AvailableTools
 from tests.scripted import Script, says
 
@@ -62,7 +62,7 @@ class Kept(Memory, RememberedTurn):
         in_progress: str | None = None,
     ) -> None:
         self.required = required
-        self.asked: list[TurnQuestion] = []
+        self.turns: list[Turn] = []
         self.answers: list[TurnAnswer] = []
         self.waits: list[float] = []
         self.keeping = asyncio.Event()
@@ -93,11 +93,11 @@ class Kept(Memory, RememberedTurn):
         """The run to join."""
         return self._under_way
 
-    async def begin(self, context: RunContext, asked: TurnQuestion) -> RememberedTurn:
+    async def begin(self, context: RunContext, turn: Turn) -> RememberedTurn:
         """Itself."""
         if self._begin_error is not None:
             raise self._begin_error
-        self.asked.append(asked)
+        self.turns.append(turn)
         return self
 
     async def compact(self) -> tuple[Message, ...] | None:
@@ -120,14 +120,19 @@ class Telling(BaseAgent):
 
     type: ClassVar[str] = "telling"
 
-    def __init__(self, *events: RunEvent | asyncio.Event | Exception) -> None:
+    def __init__(
+        self, *events: RunEvent | asyncio.Event | Exception, memory: Memory | None = None
+    ) -> None:
         definition = AgentDefinition.model_validate(
             {"agent_id": "helper", "system_prompt": "You help."}
         )
         super().__init__(
             definition,
             AgentParts(
-                Script(says("-")), AvailableTools([], [], default_timeout=5), PendingSteps()
+                Script(says("-")),
+                AvailableTools([], [], default_timeout=5),
+                PendingSteps(),
+                memory=memory,
             ),
         )
         self.events = events
@@ -164,23 +169,32 @@ def context(session: str | None = "s", run_id: str = "run_1", seconds: float = 2
     )
 
 
-async def told(
-    agent: BaseAgent, turn: Turn | None = None, within: RunContext | None = None
+async def collect(
+    agent: BaseAgent,
+    services: RunServices,
+    turn: Turn | None = None,
+    within: RunContext | None = None,
 ) -> list[RunEvent]:
-    """All events of a run."""
-    async with (
-        asyncio.timeout(20),
-        aclosing(agent.run(turn or Turn(messages=(QUESTION,)), within or context())) as events,
-    ):
-        return [event async for event in events]
+    """Drive a run, and return all its events."""
+    events: list[RunEvent] = []
+
+    async def emit(event: RunEvent) -> None:
+        events.append(event)
+
+    run = Run(agent, turn or Turn(messages=(QUESTION,)), within or context(), services)
+    async with asyncio.timeout(20):
+        end = await run.drive(emit)
+    assert end is events[-1] is run.record.end
+    assert run.record.events == events
+    return events
 
 
 async def remembered(
-    agent: BaseAgent, memory: Memory, turn: Turn | None = None, within: RunContext | None = None
+    agent: BaseAgent, turn: Turn | None = None, within: RunContext | None = None
 ) -> list[RunEvent]:
-    """All events of a run with a memory."""
+    """All events of a run, once what it stores is stored."""
     async with Tasks() as tasks:
-        return await told(MemoryAgent(agent, memory, LiveRuns(), tasks), turn, within)
+        return await collect(agent, RunServices(LiveRuns(), tasks), turn, within)
 
 
 # A turn
@@ -188,7 +202,7 @@ async def remembered(
 
 async def test_the_events_are_the_agents_and_the_answer_is_kept() -> None:
     memory = Kept()
-    assert await remembered(Telling(*ANSWERED), memory) == list(ANSWERED)
+    assert await remembered(Telling(*ANSWERED, memory=memory)) == list(ANSWERED)
     assert memory.answers == [TurnAnswer(text="It is 42.", last="It is 42.", usage=Usage(10, 2))]
 
 
@@ -198,10 +212,10 @@ async def test_the_agent_is_told_what_the_memory_knows() -> None:
         Message(role="assistant", content="Hi"),
         QUESTION,
     )
-    agent, memory = Telling(*ANSWERED), Kept(messages=known)
+    memory = Kept(messages=known)
+    agent = Telling(*ANSWERED, memory=memory)
     await remembered(
         agent,
-        memory,
         Turn(
             messages=(QUESTION,),
             history="server",
@@ -210,9 +224,9 @@ async def test_the_agent_is_told_what_the_memory_knows() -> None:
             settings={"seed": 1},
         ),
     )
-    assert memory.asked == [
-        TurnQuestion(messages=(QUESTION,), history="server", is_retry=True, message_id="m")
-    ]
+    (asked,) = memory.turns
+    assert (asked.messages, asked.history) == ((QUESTION,), "server")
+    assert (asked.is_retry, asked.message_id) == (True, "m")
     (turn,) = agent.turns
     assert (turn.messages, turn.settings) == (known, {"seed": 1})
     assert turn.compact is not None
@@ -222,36 +236,28 @@ async def test_the_agent_is_told_what_the_memory_knows() -> None:
 async def test_the_last_event_comes_once_the_answer_is_kept() -> None:
     gate = asyncio.Event()
     memory = Kept(gate=gate)
-    events: list[RunEvent] = []
-
-    async def listen(agent: BaseAgent) -> None:
-        async with aclosing(agent.run(Turn(messages=(QUESTION,)), context())) as run:
-            async for event in run:
-                events.append(event)
-
+    agent = Telling(*ANSWERED, memory=memory)
     async with asyncio.timeout(20), Tasks() as tasks:
-        listening = asyncio.create_task(
-            listen(MemoryAgent(Telling(*ANSWERED), memory, LiveRuns(), tasks))
-        )
+        run = Run(agent, Turn(messages=(QUESTION,)), context(), RunServices(LiveRuns(), tasks))
+        driving = asyncio.create_task(run.drive())
         await memory.keeping.wait()
-        assert events == list(ANSWERED[:-1])
+        assert run.record.events == list(ANSWERED[:-1])
         gate.set()
-        await listening
-    assert events == list(ANSWERED)
+        await driving
+    assert run.record.events == list(ANSWERED)
 
 
 async def test_a_run_without_a_session_is_the_agents_own() -> None:
     memory = Kept()
-    assert await remembered(Telling(*ANSWERED), memory, within=context(session=None)) == list(
-        ANSWERED
-    )
-    assert (memory.asked, memory.answers) == ([], [])
+    agent = Telling(*ANSWERED, memory=memory)
+    assert await remembered(agent, within=context(session=None)) == list(ANSWERED)
+    assert (memory.turns, memory.answers) == ([], [])
 
 
 async def test_a_failed_run_is_kept_as_incomplete_with_its_error() -> None:
     memory = Kept()
     failed = RunFailed(ProviderUnavailableError("It is down."), Usage(5, 1))
-    assert await remembered(Telling(TextDelta("It is"), failed), memory) == [
+    assert await remembered(Telling(TextDelta("It is"), failed, memory=memory)) == [
         TextDelta("It is"),
         failed,
     ]
@@ -269,13 +275,14 @@ async def test_a_failed_run_is_kept_as_incomplete_with_its_error() -> None:
 async def test_an_agent_that_crashes_is_kept_as_incomplete() -> None:
     memory = Kept()
     with pytest.raises(ZeroDivisionError):
-        await remembered(Telling(TextDelta("It is"), ZeroDivisionError()), memory)
+        await remembered(Telling(TextDelta("It is"), ZeroDivisionError(), memory=memory))
     assert [(answer.text, answer.status) for answer in memory.answers] == [("It is", "incomplete")]
 
 
 async def test_an_agent_that_ends_without_an_end_is_kept_as_incomplete() -> None:
     memory = Kept()
-    await remembered(Telling(TextDelta("It is")), memory)
+    with pytest.raises(RuntimeError):
+        await remembered(Telling(TextDelta("It is"), memory=memory))
     assert [(answer.text, answer.status) for answer in memory.answers] == [("It is", "incomplete")]
 
 
@@ -283,14 +290,14 @@ async def test_an_agent_that_ends_without_an_end_is_kept_as_incomplete() -> None
 
 
 async def test_a_memory_that_is_needed_and_away_fails_the_run() -> None:
-    agent = Telling(*ANSWERED)
-    assert await remembered(agent, Kept(begin_error=AWAY)) == [RunFailed(AWAY)]
+    agent = Telling(*ANSWERED, memory=Kept(begin_error=AWAY))
+    assert await remembered(agent) == [RunFailed(AWAY)]
     assert agent.turns == []
 
 
 async def test_a_memory_that_is_not_needed_and_away_is_done_without() -> None:
-    agent = Telling(*ANSWERED)
-    assert await remembered(agent, Kept(begin_error=AWAY, required=False)) == [
+    agent = Telling(*ANSWERED, memory=Kept(begin_error=AWAY, required=False))
+    assert await remembered(agent) == [
         MemorySkipped("It is away."),
         *ANSWERED,
     ]
@@ -300,13 +307,12 @@ async def test_a_memory_that_is_not_needed_and_away_is_done_without() -> None:
 @pytest.mark.parametrize("required", [True, False])
 async def test_a_session_that_is_busy_fails_the_run(required: bool) -> None:
     busy = SessionBusyError("Wait.")
-    assert await remembered(Telling(*ANSWERED), Kept(begin_error=busy, required=required)) == [
-        RunFailed(busy)
-    ]
+    agent = Telling(*ANSWERED, memory=Kept(begin_error=busy, required=required))
+    assert await remembered(agent) == [RunFailed(busy)]
 
 
 async def test_an_answer_that_cannot_be_kept_is_not_told_as_finished() -> None:
-    events = await remembered(Telling(*ANSWERED), Kept(keep_error=AWAY))
+    events = await remembered(Telling(*ANSWERED, memory=Kept(keep_error=AWAY)))
     assert events == [
         *ANSWERED[:-1],
         RunFailed(AWAY, Usage(10, 2), (StepRecord((), Usage(10, 2)),)),
@@ -314,55 +320,52 @@ async def test_an_answer_that_cannot_be_kept_is_not_told_as_finished() -> None:
 
 
 async def test_an_answer_that_cannot_be_kept_is_finished_where_memory_is_not_needed() -> None:
-    assert await remembered(Telling(*ANSWERED), Kept(keep_error=AWAY, required=False)) == list(
-        ANSWERED
-    )
+    agent = Telling(*ANSWERED, memory=Kept(keep_error=AWAY, required=False))
+    assert await remembered(agent) == list(ANSWERED)
 
 
 async def test_the_error_of_a_failed_run_wins_over_one_of_the_memory() -> None:
     failed = RunFailed(ProviderUnavailableError("It is down."))
-    assert await remembered(Telling(failed), Kept(keep_error=AWAY)) == [failed]
+    assert await remembered(Telling(failed, memory=Kept(keep_error=AWAY))) == [failed]
 
 
 async def test_a_memory_that_is_away_is_waited_for_until_the_deadline() -> None:
     memory = Kept()
-    await remembered(Telling(*ANSWERED), memory, within=context(seconds=20))
-    await remembered(Telling(*ANSWERED), memory, within=context(seconds=-5))
+    await remembered(Telling(*ANSWERED, memory=memory), within=context(seconds=20))
+    await remembered(Telling(*ANSWERED, memory=memory), within=context(seconds=-0.2))
     assert 10 < memory.waits[0] <= 20
     assert memory.waits[1] == 1.0
 
 
 async def test_an_agent_with_a_needed_memory_that_is_away_has_a_problem() -> None:
-    async with Tasks() as tasks:
-
-        def made(memory: Memory) -> MemoryAgent:
-            return MemoryAgent(Telling(), memory, LiveRuns(), tasks)
-
-        assert await made(Kept(begin_error=AWAY)).problem() == "It is away."
-        assert await made(Kept(begin_error=AWAY, required=False)).problem() is None
-        assert await made(Kept()).problem() is None
+    assert await Telling(memory=Kept(begin_error=AWAY)).find_problem() == "It is away."
+    not_needed = Kept(begin_error=AWAY, required=False)
+    assert await Telling(memory=not_needed).find_problem() is None
+    assert await Telling(memory=Kept()).find_problem() is None
+    assert await Telling().find_problem() is None
 
 
 async def test_a_result_of_no_call_is_refused_before_anything_is_kept() -> None:
     memory = Kept()
     stray = Message(role="tool", content="42", tool_call_id="c1")
-    (event,) = await remembered(Telling(*ANSWERED), memory, Turn(messages=(QUESTION, stray)))
+    agent = Telling(*ANSWERED, memory=memory)
+    (event,) = await remembered(agent, Turn(messages=(QUESTION, stray)))
     assert isinstance(event, RunFailed)
     assert isinstance(event.error, InvalidRequestError)
-    assert memory.asked == []
+    assert memory.turns == []
 
 
 # A caller who leaves
 
 
 async def test_what_was_told_before_the_caller_left_is_kept() -> None:
-    agent, memory = Telling(TextDelta("It is"), asyncio.Event()), Kept()
+    memory = Kept()
+    agent = Telling(TextDelta("It is"), asyncio.Event(), memory=memory)
     async with asyncio.timeout(20), Tasks() as tasks:
-        run = MemoryAgent(agent, memory, LiveRuns(), tasks).run(
-            Turn(messages=(QUESTION,)), context()
-        )
-        assert await anext(run) == TextDelta("It is")
-        await run.aclose()
+        listening = asyncio.create_task(collect(agent, RunServices(LiveRuns(), tasks)))
+        await agent.waiting.wait()
+        listening.cancel()
+        await asyncio.wait((listening,))
     assert agent.closed
     assert [(answer.text, answer.status) for answer in memory.answers] == [("It is", "incomplete")]
 
@@ -376,8 +379,8 @@ async def test_an_answer_is_kept_though_the_caller_leaves_meanwhile(last: RunEve
     gate = asyncio.Event()
     memory = Kept(gate=gate)
     async with asyncio.timeout(20), Tasks() as tasks:
-        agent = MemoryAgent(Telling(TextDelta("It is 42."), last), memory, LiveRuns(), tasks)
-        listening = asyncio.create_task(told(agent))
+        agent = Telling(TextDelta("It is 42."), last, memory=memory)
+        listening = asyncio.create_task(collect(agent, RunServices(LiveRuns(), tasks)))
         await memory.keeping.wait()
         listening.cancel()
         await asyncio.wait((listening,))
@@ -389,9 +392,10 @@ async def test_an_answer_is_kept_though_the_caller_leaves_meanwhile(last: RunEve
 
 async def test_what_is_interrupted_is_kept_though_the_caller_is_cancelled_again() -> None:
     gate = asyncio.Event()
-    agent, memory = Telling(TextDelta("It is"), asyncio.Event()), Kept(gate=gate)
+    memory = Kept(gate=gate)
+    agent = Telling(TextDelta("It is"), asyncio.Event(), memory=memory)
     async with asyncio.timeout(20), Tasks() as tasks:
-        listening = asyncio.create_task(told(MemoryAgent(agent, memory, LiveRuns(), tasks)))
+        listening = asyncio.create_task(collect(agent, RunServices(LiveRuns(), tasks)))
         await agent.waiting.wait()
         listening.cancel()
         await memory.keeping.wait()
@@ -412,8 +416,8 @@ async def test_an_earlier_answer_is_told_again_and_the_agent_is_not_asked() -> N
         reason="length",
         usage=Usage(1, 2),
     )
-    agent, memory = Telling(*ANSWERED), Kept(answer=answer)
-    assert await remembered(agent, memory) == [
+    agent = Telling(*ANSWERED, memory=Kept(answer=answer))
+    assert await remembered(agent) == [
         TextDelta("Well. "),
         ToolStarted(CALL, 1),
         ToolFinished(RESULT),
@@ -424,7 +428,7 @@ async def test_an_earlier_answer_is_told_again_and_the_agent_is_not_asked() -> N
 
 
 async def test_an_earlier_answer_without_tools_is_told_again() -> None:
-    assert await remembered(Telling(), Kept(answer=TurnAnswer(text="It is 42."))) == [
+    assert await remembered(Telling(memory=Kept(answer=TurnAnswer(text="It is 42.")))) == [
         TextDelta("It is 42."),
         RunFinished("stop", None, is_repeated=True),
     ]
@@ -432,150 +436,73 @@ async def test_an_earlier_answer_without_tools_is_told_again() -> None:
 
 async def test_a_run_that_is_under_way_is_joined_from_its_beginning() -> None:
     gate = asyncio.Event()
-    first_agent, second_agent = Telling(ANSWERED[0], gate, *ANSWERED[1:]), Telling()
-    live = LiveRuns()
+    first_agent = Telling(ANSWERED[0], gate, *ANSWERED[1:], memory=Kept())
+    second_agent = Telling(memory=Kept(in_progress="run_1"))
+    live, turn, joined = LiveRuns(), Turn(messages=(QUESTION,)), asyncio.Event()
+
+    async def emit(event: RunEvent) -> None:
+        joined.set()
+
     async with asyncio.timeout(20), Tasks() as tasks:
-        first = asyncio.create_task(
-            told(MemoryAgent(first_agent, Kept(), live, tasks), within=context(run_id="run_1"))
-        )
+        services = RunServices(live, tasks)
+        first = asyncio.create_task(collect(first_agent, services, within=context(run_id="run_1")))
         await first_agent.waiting.wait()
-        joining = MemoryAgent(second_agent, Kept(in_progress="run_1"), live, tasks).run(
-            Turn(messages=(QUESTION,)), context(run_id="run_2")
-        )
-        async with aclosing(joining):
-            assert await anext(joining) == ANSWERED[0]
-            gate.set()
-            *texts, last = [event async for event in joining]
-            assert texts == [ANSWERED[1]]
-            assert last == msgspec.structs.replace(ANSWERED[2], is_repeated=True)
+        second = Run(second_agent, turn, context(run_id="run_2"), services)
+        joining = asyncio.create_task(second.drive(emit))
+        await joined.wait()
+        assert second.record.events == [ANSWERED[0]]
+        gate.set()
+        assert await joining == msgspec.structs.replace(ANSWERED[2], is_repeated=True)
+        assert second.record.events[:-1] == [ANSWERED[0], ANSWERED[1]]
         assert await first == list(ANSWERED)
     assert second_agent.turns == []
     assert live.find("run_1") is None
 
 
 async def test_a_run_that_is_not_under_way_any_more_is_told_as_interrupted() -> None:
-    (event,) = await remembered(Telling(), Kept(in_progress="run_gone"))
+    (event,) = await remembered(Telling(memory=Kept(in_progress="run_gone")))
     assert isinstance(event, RunFailed)
     assert isinstance(event.error, SessionBusyError)
 
 
-# Live runs
+# The outcome
 
 
-async def test_all_who_follow_a_run_are_told_everything() -> None:
-    live = LiveRuns()
-    run = live.begin("run_1")
-    run.publish(ANSWERED[0])
-
-    async def follow() -> list[RunEvent]:
-        return [event async for event in run.follow()]
-
-    async with asyncio.timeout(20):
-        followers = [asyncio.create_task(follow()) for _ in range(3)]
-        await asyncio.sleep(0)
-        run.publish(ANSWERED[1])
-        await asyncio.sleep(0)
-        run.publish(ANSWERED[2])
-        live.end("run_1")
-        assert [await follower for follower in followers] == [list(ANSWERED)] * 3
-    assert live.find("run_1") is None
+async def test_a_run_that_ends_has_the_outcome_answered() -> None:
+    async with Tasks() as tasks:
+        run = Run(
+            Telling(*ANSWERED),
+            Turn(messages=(QUESTION,)),
+            context(),
+            RunServices(LiveRuns(), tasks),
+        )
+        await run.drive()
+    run.end(Cancel("left"))
+    assert (run.lifecycle.state, run.lifecycle.outcome) == ("completed", "answered")
 
 
-async def test_who_follows_a_run_that_is_stopped_is_told_what_there_is() -> None:
-    live = LiveRuns()
-    run = live.begin("run_1")
-    run.publish(ANSWERED[0])
-    live.end("run_1")
-    async with asyncio.timeout(20):
-        assert [event async for event in run.follow()] == [ANSWERED[0]]
+async def test_a_run_past_its_deadline_is_stopped() -> None:
+    agent = Telling(TextDelta("It is"), asyncio.Event())
+    with pytest.raises(RunTimeoutError):
+        await remembered(agent, within=context(seconds=-0.9))
+    assert agent.closed
 
 
-# The record
+async def test_a_timeout_of_the_agents_own_is_not_that_of_the_run() -> None:
+    with pytest.raises(TimeoutError, match="mine"):
+        await remembered(Telling(TimeoutError("mine")))
 
 
-def record(*events: RunEvent) -> AnswerRecorder:
-    made = AnswerRecorder()
-    for event in events:
-        made.add(event)
-    return made
+async def test_what_a_surface_raises_ends_the_run() -> None:
+    memory = Kept()
+    agent = Telling(*ANSWERED, memory=memory)
 
+    async def emit(event: RunEvent) -> None:
+        raise BrokenPipeError
 
-def test_an_answer_has_its_steps_with_what_was_said_before_each() -> None:
-    second = ToolCall("c9", "calculate", "{}")
-    made = record(
-        TextDelta("Let me "),
-        TextDelta("see. "),
-        ToolStarted(CALL, 1),
-        ToolStarted(OTHER, 1),
-        ToolFinished(RESULT),
-        ToolFinished(msgspec.structs.replace(RESULT, call_id="c2", name="weather")),
-        ToolStarted(second, 2),
-        ToolFinished(msgspec.structs.replace(RESULT, call_id="c9")),
-        TextDelta("It is 42."),
-    )
-    answer = made.build_final_answer(finished())
-    assert (answer.text, answer.last, answer.status) == (
-        "Let me see. It is 42.",
-        "It is 42.",
-        "complete",
-    )
-    assert [
-        (step.text, [call.id for call in step.calls], [result.call_id for result in step.results])
-        for step in answer.steps
-    ] == [
-        ("Let me see. ", ["c1", "c2"], ["c1", "c2"]),
-        ("", ["c9"], ["c9"]),
-    ]
-
-
-def test_a_call_that_was_cut_has_an_unknown_result() -> None:
-    answer = record(ToolStarted(CALL, 1)).build_partial_answer()
-    assert answer.status == "incomplete"
-    assistant, result = answer.steps[0].messages
-    assert assistant.tool_calls == (CALL,)
-    assert (result.tool_call_id, result.text) == (
-        "c1",
-        "No result of this call is known; it may or may not have been carried out.",
-    )
-
-
-def test_a_refusal_is_what_was_said() -> None:
-    assert record(RefusalDelta("I will not.")).build_final_answer(finished()).text == "I will not."
-
-
-def test_an_answer_that_waits_for_the_clients_tools_is_incomplete() -> None:
-    steps = StepRecord((OTHER,), None)
-    answer = record(TextDelta("I look. ")).build_final_answer(finished(steps, calls=(OTHER,)))
-    assert (answer.status, answer.reason, answer.text, answer.last) == (
-        "incomplete",
-        "tool_calls",
-        "I look. ",
-        "",
-    )
-    assert answer.steps == (Step("I look. ", (OTHER,)),)
-
-
-def test_a_step_with_calls_of_both_kinds_has_them_in_the_models_order() -> None:
-    made = record(TextDelta("I look. "), ToolStarted(CALL, 1), ToolFinished(RESULT))
-    answer = made.build_final_answer(finished(StepRecord((OTHER, CALL), None), calls=(OTHER,)))
-    assert answer.steps == (Step("I look. ", (OTHER, CALL), (RESULT,)),)
-
-
-def test_the_clients_tools_in_a_later_step_stand_in_a_step_of_their_own() -> None:
-    made = record(ToolStarted(CALL, 1), ToolFinished(RESULT), TextDelta("And now: "))
-    answer = made.build_final_answer(
-        finished(StepRecord((CALL,), None), StepRecord((OTHER,), None), calls=(OTHER,))
-    )
-    assert answer.steps == (Step("", (CALL,), (RESULT,)), Step("And now: ", (OTHER,)))
-
-
-@pytest.mark.parametrize(
-    "of",
-    [lambda made: made.build_partial_answer(), lambda made: made.build_final_answer(finished())],
-    ids=["interrupted", "finished"],
-)
-def test_a_run_that_said_nothing_has_an_empty_answer(
-    of: Callable[[AnswerRecorder], TurnAnswer],
-) -> None:
-    answer = of(AnswerRecorder())
-    assert (answer.text, answer.steps, answer.last) == ("", (), "")
+    async with asyncio.timeout(20), Tasks() as tasks:
+        run = Run(agent, Turn(messages=(QUESTION,)), context(), RunServices(LiveRuns(), tasks))
+        with pytest.raises(BrokenPipeError):
+            await run.drive(emit)
+    assert agent.closed
+    assert [(answer.text, answer.status) for answer in memory.answers] == [("It is ", "incomplete")]
