@@ -36,7 +36,7 @@ from tests.mcp.test_chaos import alive, pids
 from tests.scripted import Script, calls, says
 from tests.service import AGENT, client_of, configuration, serving
 
-ROGUE = str(Path(__file__).parent / "mcp" / "rogue.py")
+ROGUE = str(Path(__file__).parents[1] / "mcp" / "rogue.py")
 PROMPTED = {
     "agent_id": "helper",
     "system_prompt_file": "helper.txt",
