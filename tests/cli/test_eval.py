@@ -14,7 +14,7 @@ import pytest
 
 from ai_agent_service.cli.eval import evaluate
 from tests.cli.test_main import ROOT, environment, run
-from tests.commands import Done, command, logging_restored
+from tests.support.commands import Done, command, logging_restored
 
 READS_ITS_PROMPT = """
 import asyncio

@@ -22,7 +22,7 @@ import pytest
 
 from ai_agent_service.config.settings import Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIPPED = {
     "AGENT_CONFIG_FILE": str(ROOT / "agent_config.json"),
     "PROMPTS_DIR": str(ROOT / "prompts"),
@@ -709,7 +709,7 @@ def test_check_connect_warns_of_more_tools_than_a_provider_takes(tmp_path: Path)
     many = {
         "server_label": "many",
         "command": sys.executable,
-        "args": [str(ROOT / "tests" / "mcp" / "rogue.py"), "offers-much"],
+        "args": [str(ROOT / "tests" / "support" / "mcp_rogue_stdio.py"), "offers-much"],
     }
     done = run(tmp_path, "check", "--connect", **configure(tmp_path, many, many={}))
     assert done.returncode == 0

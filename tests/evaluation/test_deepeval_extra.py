@@ -11,8 +11,8 @@ from fastapi import FastAPI, Request
 
 from tests.cli.test_eval import prepared
 from tests.cli.test_main import environment
-from tests.evaluation.judging import good, judged_by
-from tests.service import running
+from tests.support.judges import good, judged_by
+from tests.support.service import running
 
 pytestmark = pytest.mark.timeout(180)  # to import it takes seconds
 

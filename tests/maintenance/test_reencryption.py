@@ -31,7 +31,7 @@ from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.opening import build_engine
 from ai_agent_service.storage.url import parse_database_url
 from tests.memory.conftest import Database as Stored
-from tests.postgres import DatabaseUnderTest, PostgresServer, until
+from tests.support.postgres import DatabaseUnderTest, PostgresServer, until
 
 OLD, NEW, LOST = (secrets.token_bytes(32) for _ in range(3))
 SETTINGS = b"settings-of-16-b"

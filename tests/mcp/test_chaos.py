@@ -21,16 +21,16 @@ from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.tools.toolset import Toolset
-from tests.mcp.http_rogue import HttpRogue
-from tests.mcp.opened import call, connected, context, opened, until
+from tests.support.mcp_connections import call, connected, context, opened, until
+from tests.support.mcp_rogue_http import HttpRogue
 
 ROOT = Path(__file__).parents[2]
-ROGUE = Path(__file__).with_name("rogue.py")
+ROGUE = Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py"
 SECRET = "canary-5f3a9b"
 
 
 def rogue(behaviour: str, folder: Path, **changes: Any) -> ServerDefinition:
-    """A server of rogue.py."""
+    """A server of mcp_rogue_stdio.py."""
     entry = {
         "server_label": "rogue",
         "command": sys.executable,

@@ -14,7 +14,7 @@ from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp import connection as module
 from ai_agent_service.mcp.base import ServerConnectionError
 from ai_agent_service.tools.base import ToolOutput
-from tests.mcp.scripted import (
+from tests.support.mcp_sessions import (
     LISTEN,
     LOOK,
     ScriptedOpener,

@@ -24,9 +24,9 @@ from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.mcp import connection as module
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.tools.toolset import Toolset
-from tests.mcp.http_rogue import HttpRogue
-from tests.mcp.opened import call, connected, context, opened, run, until
-from tests.service import serving
+from tests.support.mcp_connections import call, connected, context, opened, run, until
+from tests.support.mcp_rogue_http import HttpRogue
+from tests.support.service import serving
 
 SECRET = "canary-77aa31"
 
@@ -207,7 +207,7 @@ async def test_nul_and_halves_of_surrogate_pairs_are_replaced(
 
 
 async def test_halves_of_surrogate_pairs_that_a_command_writes_are_replaced(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("rogue.py")
+    script = Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py"
     definition = ServerDefinition.model_validate(
         {
             "server_label": "rogue",
@@ -454,7 +454,7 @@ async def test_a_tool_that_answers_with_a_question_ends_with_a_refusal(endless: 
 async def test_questions_of_a_command_are_refused_as_the_protocol_says(
     tmp_path: Path, method: str
 ) -> None:
-    script = Path(__file__).with_name("rogue.py")
+    script = Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py"
     definition = ServerDefinition.model_validate(
         {
             "server_label": "rogue",

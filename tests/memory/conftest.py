@@ -17,10 +17,10 @@ from fastapi import FastAPI
 from ai_agent_service.memory.opening import Memories
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT
-from tests.postgres import DatabaseUnderTest
-from tests.scripted import Script
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT
+from tests.support.fake_provider import Script
+from tests.support.postgres import DatabaseUnderTest
+from tests.support.service import AGENT, client_of, configuration
 
 HELPER: dict[str, Any] = {**AGENT, "resources": ["memory"], "client_tools": "accept"}
 """An agent that remembers."""

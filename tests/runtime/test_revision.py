@@ -30,13 +30,13 @@ from ai_agent_service.observability.logging import LineFormatter
 from ai_agent_service.runtime.revision import Changes
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told
-from tests.mcp.opened import until
 from tests.mcp.test_chaos import alive, pids
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration, serving
+from tests.support.clients import CHAT, asking, chunks_of, completion_of, error_of, told
+from tests.support.fake_provider import Script, calls, says
+from tests.support.mcp_connections import until
+from tests.support.service import AGENT, client_of, configuration, serving
 
-ROGUE = str(Path(__file__).parents[1] / "mcp" / "rogue.py")
+ROGUE = str(Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py")
 PROMPTED = {
     "agent_id": "helper",
     "system_prompt_file": "helper.txt",

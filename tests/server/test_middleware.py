@@ -12,7 +12,7 @@ from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.runtime.drain import DrainTracker
 from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.server.middleware import RequestMiddleware
-from tests.api.asking import error_of
+from tests.support.clients import error_of
 
 
 class Waits:

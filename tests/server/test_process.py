@@ -55,7 +55,7 @@ def configured(folder: Path, **variables: str) -> dict[str, str]:
         "allowed_mcp_servers": {"rogue": {}},
     }
     (folder / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
-    rogue = str(Path(__file__).parent / "mcp" / "rogue.py")
+    rogue = str(Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py")
     server = {
         "server_label": "rogue",
         "command": sys.executable,

@@ -18,7 +18,7 @@ from ai_agent_service.storage.engine import DatabaseEngine, ping, read_database_
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import parse_database_url
-from tests.postgres import (
+from tests.support.postgres import (
     PASSWORD,
     QUOTED,
     DatabaseUnderTest,

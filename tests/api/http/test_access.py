@@ -26,10 +26,10 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.opening import open_database
-from tests.api.asking import CHAT, asking, completion_of, error_of, stream_of
 from tests.memory.conftest import HELPER
-from tests.scripted import Script, calls, says
-from tests.service import client_of, configuration
+from tests.support.clients import CHAT, asking, completion_of, error_of, stream_of
+from tests.support.fake_provider import Script, calls, says
+from tests.support.service import client_of, configuration
 
 ENVIRONMENT_KEY = "an-environment-key-1"
 OPEN = {"/", "/health", "/health/live", "/health/ready"}

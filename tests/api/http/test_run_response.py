@@ -22,7 +22,7 @@ from ai_agent_service.runs.admission import CountedRun
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import FunctionTool, tool
-from tests.api.asking import (
+from tests.support.clients import (
     CHAT,
     Watched,
     asking,
@@ -33,9 +33,9 @@ from tests.api.asking import (
     stream_of,
     told,
 )
-from tests.openai_schema import checked_stream
-from tests.scripted import calls, says
-from tests.service import AGENT, client_of, configuration, serving
+from tests.support.fake_provider import calls, says
+from tests.support.openai_schema import checked_stream
+from tests.support.service import AGENT, client_of, configuration, serving
 
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 WAIT = 10.0
