@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from ai_agent_service.cli.reload import reload
 from tests.cli.test_main import Terminal, get, run, serving
+from tests.support.events import wait_until
 
 KEY = "a-key-of-20-characters"
 
@@ -35,13 +34,6 @@ def break_it(folder: Path) -> None:
 
 def models(url: str) -> list[str]:
     return [model["id"] for model in get(f"{url}/v1/models")["data"]]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 40
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def line_with(process: "subprocess.Popen[str]", text: str) -> str:
@@ -134,12 +126,12 @@ def test_with_reload_config_a_changed_file_is_enough(tmp_path: Path) -> None:
     write(tmp_path, "a")
     with serving(tmp_path, RELOAD_CONFIG="true", **FILES) as (url, process):
         write(tmp_path, "b")
-        until(lambda: models(url) == ["b"])
+        wait_until(lambda: models(url) == ["b"])
         break_it(tmp_path)
         line_with(process, "config.rejected")
         assert models(url) == ["b"]
         write(tmp_path, "c")
-        until(lambda: models(url) == ["c"])
+        wait_until(lambda: models(url) == ["c"])
 
 
 def workers_of(process: "subprocess.Popen[str]") -> set[int]:
@@ -163,7 +155,7 @@ def catches_hangups(pid: int) -> bool:
 def test_every_worker_reloads_and_none_is_replaced(tmp_path: Path) -> None:
     write(tmp_path, "a")
     with serving(tmp_path, "--workers", "2", **FILES) as (url, process):
-        until(lambda: sum(map(catches_hangups, workers_of(process))) == 2)
+        wait_until(lambda: sum(map(catches_hangups, workers_of(process))) == 2)
         before = workers_of(process)
         assert len(before) == 2
         write(tmp_path, "b")
@@ -187,5 +179,5 @@ def test_a_terminal_that_is_closed_ends_the_service_and_a_signal_does_not(tmp_pa
         ended.append(status)
         return pid == terminal.pid
 
-    until(has_ended)
+    wait_until(has_ended)
     assert os.waitstatus_to_exitcode(ended[-1]) == 0

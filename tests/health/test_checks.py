@@ -19,9 +19,9 @@ from ai_agent_service.health.probes import Probe
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import HEAD_REVISION
 from tests.support.clients import asking
+from tests.support.events import until
 from tests.support.fake_provider import Script, says
 from tests.support.fake_upstream import Upstream, head, reply
-from tests.support.ledger import until
 from tests.support.postgres import PostgresServer, binaries_18
 from tests.support.service import AGENT, client_of, configuration
 

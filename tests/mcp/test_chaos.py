@@ -21,7 +21,8 @@ from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.tools.toolset import Toolset
-from tests.support.mcp_connections import call, connected, context, opened, until
+from tests.support.events import until
+from tests.support.mcp_connections import call, connected, context, opened
 from tests.support.mcp_rogue_http import HttpRogue
 
 ROOT = Path(__file__).parents[2]

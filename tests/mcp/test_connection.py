@@ -14,6 +14,7 @@ from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp import connection as module
 from ai_agent_service.mcp.base import ServerConnectionError
 from ai_agent_service.tools.base import ToolOutput
+from tests.support.events import until
 from tests.support.mcp_sessions import (
     LISTEN,
     LOOK,
@@ -24,7 +25,6 @@ from tests.support.mcp_sessions import (
     fails,
     says,
     supervised,
-    until,
     waits,
 )
 

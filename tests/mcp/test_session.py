@@ -24,7 +24,8 @@ from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.mcp import connection as module
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.tools.toolset import Toolset
-from tests.support.mcp_connections import call, connected, context, opened, run, until
+from tests.support.events import until
+from tests.support.mcp_connections import call, connected, context, opened, run
 from tests.support.mcp_rogue_http import HttpRogue
 from tests.support.service import serving
 

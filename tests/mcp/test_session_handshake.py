@@ -17,7 +17,8 @@ from ai_agent_service.config.read_servers import read_servers
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp import connection as module
 from tests.mcp.test_session import SECRET, Name, executed, with_secret
-from tests.support.mcp_connections import call, connected, run, until
+from tests.support.events import until
+from tests.support.mcp_connections import call, connected, run
 from tests.support.mcp_in_process import HandshakeOnly, connected_to
 from tests.support.mcp_rogue_http import HttpRogue
 

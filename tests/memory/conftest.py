@@ -1,9 +1,8 @@
 """The service over each kind of database, and eyes that see what is really stored there."""
 
-import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ai_agent_service.memory.opening import Memories
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT
+from tests.support.events import until
 from tests.support.fake_provider import Script
 from tests.support.postgres import DatabaseUnderTest
 from tests.support.service import AGENT, client_of, configuration
@@ -169,16 +169,6 @@ class Talking(msgspec.Struct, frozen=True):
             for message in self.script.requests[number].messages
             if message.role != "system"
         ]
-
-
-async def until(met: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Waits until `met` says so; raises TimeoutError."""
-    async with asyncio.timeout(30):
-        while True:
-            found = met()
-            if found if isinstance(found, bool) else await found:
-                return
-            await asyncio.sleep(0.01)
 
 
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -27,8 +27,8 @@ from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.opening import build_engine
 from ai_agent_service.storage.tables import nodes, processes, runs, sessions, summaries
 from ai_agent_service.storage.url import parse_database_url
+from tests.support.events import until
 from tests.support.fake_provider import Script, says
-from tests.support.ledger import until
 from tests.support.postgres import PostgresServer
 from tests.support.service import AGENT, client_of, configuration
 

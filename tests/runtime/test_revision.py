@@ -32,8 +32,8 @@ from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
 from tests.mcp.test_chaos import alive, pids
 from tests.support.clients import CHAT, asking, chunks_of, completion_of, error_of, told
+from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
-from tests.support.mcp_connections import until
 from tests.support.service import AGENT, client_of, configuration, serving
 
 ROGUE = str(Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py")

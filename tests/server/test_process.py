@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import httpx2
 import pytest
 
 from tests.cli.test_main import serving
+from tests.support.events import until
 
 STREAMS = 50
 WORKERS = pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
@@ -68,13 +69,6 @@ def configured(folder: Path, **variables: str) -> dict[str, str]:
         "ALLOW_UNAUTHENTICATED": "true",
         **variables,
     }
-
-
-async def until(met: Callable[[], Awaitable[bool]], *, seconds: float = 30) -> None:
-    """Waits until `met()`."""
-    async with asyncio.timeout(seconds):
-        while not await met():  # noqa: ASYNC110 - what is asked is another process
-            await asyncio.sleep(0.05)
 
 
 async def talk(client: httpx2.AsyncClient, question: str, begun: asyncio.Event) -> str:

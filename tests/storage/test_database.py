@@ -18,6 +18,7 @@ from ai_agent_service.storage.engine import DatabaseEngine, ping, read_database_
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import parse_database_url
+from tests.support.events import wait_until
 from tests.support.postgres import (
     PASSWORD,
     QUOTED,
@@ -25,7 +26,6 @@ from tests.support.postgres import (
     PostgresServer,
     binaries_18,
     free_port,
-    until,
 )
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres18"], indirect=True)
@@ -215,7 +215,7 @@ async def test_what_is_left_behind_does_not_go_on_in_the_server(
             "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(%' AND state ="
             " 'active' AND pid <> pg_backend_pid()"
         )
-        await asyncio.to_thread(until, lambda: database.server.sql(query) == "0")
+        await asyncio.to_thread(wait_until, lambda: database.server.sql(query) == "0")
 
 
 async def test_a_caller_that_leaves_does_not_hold_its_connection(

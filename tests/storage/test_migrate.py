@@ -27,8 +27,8 @@ from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.tables import metadata
 from ai_agent_service.storage.url import parse_database_url
 from tests.support.clients import asking, error_of
+from tests.support.events import until
 from tests.support.fake_provider import Script, says
-from tests.support.ledger import until
 from tests.support.postgres import DatabaseUnderTest
 from tests.support.service import AGENT, client_of, configuration
 

@@ -19,6 +19,8 @@ from typing import Any, Self
 import httpx2
 import msgspec
 
+from tests.support.events import until
+
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 60.0
 PIECES = 6
@@ -58,13 +60,6 @@ class Steady:
             yield TextDelta(f"{question}, piece {number}. ")
         yield ModelFinished("stop")
 '''.replace("PIECES", str(PIECES))
-
-
-async def until(met: Callable[[], Awaitable[bool]], *, timeout: float = READY_SECONDS) -> None:
-    """Asks `met` again and again until it says so; raises TimeoutError."""
-    async with asyncio.timeout(timeout):
-        while not await met():  # noqa: ASYNC110 - what is asked is another process
-            await asyncio.sleep(0.02)
 
 
 def answer_to(question: str) -> str:
@@ -154,7 +149,7 @@ class ServiceProcess:
         self, path: str, met: Callable[[int], bool], *, timeout: float = READY_SECONDS
     ) -> None:
         """Waits until the status of `path` is as wanted; 0 stands for no answer."""
-        await until(lambda: self._meets(path, met), timeout=timeout)
+        await until(lambda: self._meets(path, met), seconds=timeout)
 
     async def _meets(self, path: str, met: Callable[[int], bool]) -> bool:
         return met(await self.status(path))

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from ai_agent_service.config.server_definition import ServerDefinition
@@ -11,6 +11,7 @@ from ai_agent_service.core.context import RunContext
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.mcp.supervisor import McpServers, open_servers
 from ai_agent_service.tools.base import ToolOutput
+from tests.support.events import until
 
 
 def context(seconds: float = 30.0) -> RunContext:
@@ -38,13 +39,6 @@ async def connected(definition: ServerDefinition) -> AsyncGenerator[Connection, 
         await until(lambda: connection.state != "starting", 40)
         assert connection.state == "ready", connection.error
         yield connection
-
-
-async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Returns once `holds` does."""
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110 - what it looks at tells nobody when it changes
-            await asyncio.sleep(0.01)
 
 
 async def run(

@@ -147,13 +147,6 @@ async def supervised(connection: Connection, opener: ScriptedOpener) -> AsyncGen
         assert task.cancelled()
 
 
-async def until(holds: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Returns once `holds` does."""
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.002)
-
-
 async def called(connection: Connection, name: str = "look") -> str:
     """What the tool `name` answers."""
     tool = next(tool for tool in connection.tools if tool.remote.name == name)

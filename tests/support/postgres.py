@@ -12,13 +12,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import pytest
+
+from tests.support.events import wait_until
 
 SECONDS = 30.0
 USER = "agent_user"
@@ -49,15 +50,6 @@ def free_port() -> int:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
     return port
-
-
-def until(met: Callable[[], object], *, seconds: float = SECONDS) -> None:
-    """Waits until `met()`; raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while not met():
-        if time.monotonic() > deadline:
-            raise TimeoutError("it did not come to what was waited for")
-        time.sleep(0.02)
 
 
 class PostgresServer:
@@ -124,7 +116,7 @@ class PostgresServer:
                 start_new_session=True,
             )
         try:
-            until(self.answers)
+            wait_until(self.answers)
         except TimeoutError:
             raise AssertionError((self.folder / "log").read_text(encoding="utf-8")) from None
         return self
@@ -153,7 +145,7 @@ class PostgresServer:
         self._signal(signal.SIGKILL, pids)
         if self._process is not None:
             self._process.wait(SECONDS)
-        until(lambda: not any(_runs(pid) for pid in pids))
+        wait_until(lambda: not any(_runs(pid) for pid in pids))
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
@@ -223,7 +215,9 @@ class PostgresServer:
     def caught_up_with(self, primary: "PostgresServer") -> None:
         """Waits until all that the primary has is shown here."""
         position = primary.sql("SELECT pg_current_wal_lsn()")
-        until(lambda: self.sql(f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn") == "t")
+        wait_until(
+            lambda: self.sql(f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn") == "t"
+        )
 
     def promote(self) -> None:
         """Makes a replica a primary."""
@@ -319,7 +313,7 @@ class PgBouncer:
             str(self.port),
         ]
         try:
-            until(lambda: subprocess.run(ready, check=False).returncode == 0)
+            wait_until(lambda: subprocess.run(ready, check=False).returncode == 0)
         except TimeoutError:
             raise AssertionError((self.folder / "log").read_text(encoding="utf-8")) from None
         return self

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 
 from tests.cli.test_main import environment
-from tests.memory.conftest import until
 from tests.support.clients import CHAT, asking
+from tests.support.events import until
 from tests.support.fake_upstream import Action, Upstream, reply
 
 KEY = "canary-of-API-KEYS-0123"

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.memory.store import PROCESS_STALE_SECONDS
-from tests.support.ledger import Ledger, ServiceProcess, under_load, until
+from tests.support.events import until
+from tests.support.ledger import Ledger, ServiceProcess, under_load
 from tests.support.postgres import DatabaseUnderTest
 
 KILLS = 9
@@ -68,4 +69,4 @@ async def test_the_runs_of_a_killed_process_become_incomplete(tmp_path: Path) ->
         await asking
         assert await is_running()
         await service.start()
-        await until(is_over, timeout=PROCESS_STALE_SECONDS + 40)
+        await until(is_over, seconds=PROCESS_STALE_SECONDS + 40)

@@ -27,7 +27,7 @@ from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.server.application import create_app
 from ai_agent_service.server.process import ShutdownTimeouts
 from tests.cli.test_main import ROOT, run, serving
-from tests.support.postgres import until
+from tests.support.events import wait_until
 from tests.support.service import configuration
 
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -634,13 +634,13 @@ def test_the_service_runs_as_a_pod_would_run_it(
             tmp_path, *migration["args"], **environment_of(built["migration"], job, tmp_path)
         )
         assert (done.returncode, done.stderr) == (0, "")
-        until(lambda: [asked(url + path)[0] for path in paths] == [200, 200, 200])
+        wait_until(lambda: [asked(url + path)[0] for path in paths] == [200, 200, 200])
         before = versions(url)
         assert set(before) == {
             agent["agent_id"] for agent in json.loads(files["agent_config.json"])
         }
         mounted.lay({**files, "research_agent.txt": "You are somebody else."})
-        until(lambda: versions(url) != before)
+        wait_until(lambda: versions(url) != before)
         assert {agent for agent, version in versions(url).items() if version != before[agent]} == {
             "research_agent"
         }

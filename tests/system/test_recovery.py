@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ledger import Ledger, Sent, ServiceProcess, until
+from tests.support.events import until
+from tests.support.ledger import Ledger, Sent, ServiceProcess
 from tests.support.postgres import PostgresServer, binaries_18
 
 USERS = ("ann", "bob", "cem")
@@ -61,7 +62,7 @@ async def acknowledged(ledger: Ledger, *, turns: int) -> None:
             for each in SESSIONS
         )
 
-    await until(met, timeout=60)
+    await until(met, seconds=60)
 
 
 async def succeeds(service: ServiceProcess, *arguments: str) -> str:

@@ -23,7 +23,8 @@ from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.opening import open_database
 from tests.cli.test_main import serving
 from tests.server.test_process import workers_of
-from tests.support.ledger import PROVIDER, Ledger, Sent, ServiceProcess, answer_to, until
+from tests.support.events import until
+from tests.support.ledger import PROVIDER, Ledger, Sent, ServiceProcess, answer_to
 from tests.support.metrics import Told
 from tests.support.postgres import PostgresServer
 
@@ -254,7 +255,7 @@ async def test_limits_are_those_of_all_replicas_together(
         async def all_others_are_refused() -> bool:
             return sum(task.done() for task in asking) == 7
 
-        await until(all_others_are_refused, timeout=60)
+        await until(all_others_are_refused, seconds=60)
         assert not admitted([task.result() for task in asking if task.done()])
         (tmp_path / "go").touch()
         assert admitted(await asyncio.gather(*asking)) == 3
@@ -381,7 +382,7 @@ async def test_a_rolling_restart_under_load_fails_loses_and_doubles_nothing(
             async def all_goes_on() -> bool:
                 return len(ledger.turns) > begun + 2 * CLIENTS
 
-            await until(all_goes_on, timeout=60)
+            await until(all_goes_on, seconds=60)
         finally:
             stop.set()
             await asyncio.gather(*tasks)
@@ -428,7 +429,7 @@ async def test_workers_keep_one_limit_and_their_counts_outlive_them(
                     return seen[-1] == of and found.value("aas_workers") == workers
                 return False
 
-            await until(lambda: runs(of=0), timeout=90)
+            await until(lambda: runs(of=0), seconds=90)
             body = {**question("x"), "model": "research_agent"}
             began, count = time.monotonic(), 0
             for frozen in workers_of(process):  # so that each is asked as often
@@ -438,14 +439,14 @@ async def test_workers_keep_one_limit_and_their_counts_outlive_them(
                 finally:
                     os.kill(frozen, signal.SIGCONT)
             assert 10 <= count <= 10 + (time.monotonic() - began) / 6
-            await until(lambda: runs(of=count), timeout=60)
+            await until(lambda: runs(of=count), seconds=60)
             killed = workers_of(process)[0]
             os.kill(killed, signal.SIGKILL)
-            await until(lambda: runs(of=count), timeout=90)
+            await until(lambda: runs(of=count), seconds=90)
             assert killed not in workers_of(process)
             assert (
                 admitted(await burst([client], {"authorization": f"Bearer {ADMIN}"}, [body] * 8))
                 == 8
             )
-            await until(lambda: runs(of=count + 8), timeout=60)
+            await until(lambda: runs(of=count + 8), seconds=60)
             assert seen == sorted(seen)
