@@ -24,8 +24,8 @@ from ai_agent_service.cli.db import db
 from ai_agent_service.config.locations import STARTER_FOLDER
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.maintenance.config_archive import pack
-from tests.cli.test_main import ROOT, get, run, serving
 from tests.support.commands import command, logging_restored
+from tests.support.processes import ROOT, get, run, serving
 
 OWN = {"AGENT_CONFIG_FILE": "agent_config.json", "PROMPTS_DIR": "prompts"}
 

@@ -18,11 +18,11 @@ import pytest
 from ai_agent_service.cli.db import db
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import HEAD_REVISION
-from tests.cli.test_main import Terminal, run
 from tests.support import commands
 from tests.support.commands import Done, logging_restored
 from tests.support.fake_provider import Script, calls, says
 from tests.support.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18
+from tests.support.processes import Terminal, run
 from tests.support.service import AGENT, client_of, configuration
 
 HELPER = {**AGENT, "resources": ["memory"]}

@@ -13,8 +13,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from ai_agent_service.cli.eval import evaluate
-from tests.cli.test_main import ROOT, environment, run
 from tests.support.commands import Done, command, logging_restored
+from tests.support.processes import ROOT, environment, run
 
 READS_ITS_PROMPT = """
 import asyncio

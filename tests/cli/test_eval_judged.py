@@ -13,9 +13,9 @@ import pytest
 
 from ai_agent_service.core.errors import ConfigError
 from tests.cli.test_eval import evaluated, prepared, runs
-from tests.cli.test_main import ROOT
 from tests.support.commands import Done, logging_restored
 from tests.support.judges import environment_restored, good, judged_by
+from tests.support.processes import ROOT
 
 pytestmark = [
     pytest.mark.xdist_group("deepeval"),

@@ -17,10 +17,10 @@ from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.migrate import HEAD_REVISION
 from ai_agent_service.storage.opening import build_database_url, build_engine
-from tests.cli.test_main import ROOT, SHIPPED, run
 from tests.support import commands
 from tests.support.commands import Done, logging_restored
 from tests.support.postgres import DatabaseUnderTest
+from tests.support.processes import ROOT, SHIPPED, run
 
 KEY = re.compile(r"aas_([0-9A-Za-z]{12})_[0-9A-Za-z]{38}\n")
 

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ai_agent_service.cli.reload import reload
-from tests.cli.test_main import Terminal, get, run, serving
 from tests.support.events import wait_until
+from tests.support.processes import Terminal, get, list_workers, run, serving
 
 KEY = "a-key-of-20-characters"
 
@@ -134,18 +134,6 @@ def test_with_reload_config_a_changed_file_is_enough(tmp_path: Path) -> None:
         wait_until(lambda: models(url) == ["c"])
 
 
-def workers_of(process: "subprocess.Popen[str]") -> set[int]:
-    """The numbers of the worker processes."""
-    children = (
-        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
-    )
-    return {
-        int(child)
-        for child in children
-        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-    }
-
-
 def catches_hangups(pid: int) -> bool:
     """Whether the process has a handler of its own for SIGHUP; see SigCgt in proc_pid_status(5)."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
@@ -155,15 +143,15 @@ def catches_hangups(pid: int) -> bool:
 def test_every_worker_reloads_and_none_is_replaced(tmp_path: Path) -> None:
     write(tmp_path, "a")
     with serving(tmp_path, "--workers", "2", **FILES) as (url, process):
-        wait_until(lambda: sum(map(catches_hangups, workers_of(process))) == 2)
-        before = workers_of(process)
+        wait_until(lambda: sum(map(catches_hangups, list_workers(process))) == 2)
+        before = list_workers(process)
         assert len(before) == 2
         write(tmp_path, "b")
         process.send_signal(signal.SIGHUP)
         for _ in range(2):
             assert "added_agents=b@" in line_with(process, "config.reloaded")
         assert {tuple(models(url)) for _ in range(10)} == {("b",)}
-        assert workers_of(process) == before
+        assert list_workers(process) == before
 
 
 def test_a_terminal_that_is_closed_ends_the_service_and_a_signal_does_not(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI, Request
 
 from tests.cli.test_eval import prepared
-from tests.cli.test_main import environment
 from tests.support.judges import good, judged_by
+from tests.support.processes import environment
 from tests.support.service import running
 
 pytestmark = pytest.mark.timeout(180)  # to import it takes seconds

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import get, serving
-from tests.cli.test_reload import workers_of
 from tests.support.metrics import Told
+from tests.support.processes import get, list_workers, serving
 
 REQUESTS = 30
 
@@ -37,7 +36,7 @@ def models(found: Told) -> float:
 
 def both_live(process: "subprocess.Popen[str]") -> Callable[[Told], bool]:
     """Whether two processes tell of themselves."""
-    return lambda found: found.value("aas_workers") == 2 and len(workers_of(process)) == 2
+    return lambda found: found.value("aas_workers") == 2 and len(list_workers(process)) == 2
 
 
 @pytest.mark.timeout(120)

@@ -39,13 +39,13 @@ from ai_agent_service.observability.tracing import (
 from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
-from tests.cli.test_main import ROOT, environment, run
-from tests.cli.test_main import serving as process_serving
 from tests.support.clients import CHAT, asking
 from tests.support.fake_provider import Script, calls, says
 from tests.support.fake_upstream import Upstream, reply
 from tests.support.fake_upstream import says as chunks_that_say
 from tests.support.mcp_rogue_http import HttpRogue
+from tests.support.processes import ROOT, environment, run
+from tests.support.processes import serving as process_serving
 from tests.support.service import AGENT, client_of, configuration, serving
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -17,8 +17,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.cli.test_main import serving
 from tests.support.events import until
+from tests.support.processes import list_workers, serving
 
 STREAMS = 50
 WORKERS = pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
@@ -134,18 +134,6 @@ def alive(folder: Path) -> list[int]:
     ]
 
 
-def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The worker processes of a service."""
-    children = (
-        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-    )
-    return [
-        int(pid)
-        for pid in children
-        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
-    ]
-
-
 @WORKERS
 async def test_told_to_stop_the_service_lets_streams_end_and_tells_the_rest(
     tmp_path: Path, workers: tuple[str, ...]
@@ -247,7 +235,7 @@ async def test_a_service_manager_that_tells_each_process_hurries_none(tmp_path: 
         process,
     ):
         async with talking(url, "ends 1", "ends 2", "ends 3") as (client, streams):
-            for pid in (process.pid, *workers_of(process)):
+            for pid in (process.pid, *list_workers(process)):
                 os.kill(pid, signal.SIGTERM)
 
             async def not_ready() -> bool:
@@ -289,23 +277,23 @@ async def test_a_worker_that_cannot_restart_leaves_the_others_and_the_service_en
                 return False
 
             await until(answers, seconds=60)
-            first, second = workers_of(process)
+            first, second = list_workers(process)
             agents = (tmp_path / "agents.json").read_text(encoding="utf-8")
             (tmp_path / "agents.json").write_text("[{", encoding="utf-8")
             os.kill(first, signal.SIGKILL)
 
             async def is_tried_again() -> bool:
-                return len(set(workers_of(process)) - {first, second}) == 1
+                return len(set(list_workers(process)) - {first, second}) == 1
 
             async def is_alone() -> bool:
-                return workers_of(process) == [second]
+                return list_workers(process) == [second]
 
             await until(is_tried_again)
             await until(is_alone)
             (tmp_path / "agents.json").write_text(agents, encoding="utf-8")
             await until(answers, seconds=60)
         (tmp_path / "agents.json").write_text("[{", encoding="utf-8")
-        for pid in workers_of(process):
+        for pid in list_workers(process):
             os.kill(pid, signal.SIGKILL)
         assert await ended(process, within=60) == 3
 
@@ -313,7 +301,7 @@ async def test_a_worker_that_cannot_restart_leaves_the_others_and_the_service_en
 async def test_a_worker_that_dies_is_followed_by_another(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", **configured(tmp_path)) as (url, process):
         async with talking(url, "stays") as (client, [stream]):
-            before = workers_of(process)
+            before = list_workers(process)
             for pid in before:
                 os.kill(pid, signal.SIGKILL)
             await asyncio.wait((stream,), timeout=20)
@@ -325,7 +313,7 @@ async def test_a_worker_that_dies_is_followed_by_another(tmp_path: Path) -> None
                 return False
 
             await until(is_back, seconds=60)
-            assert not set(before) & set(workers_of(process))
+            assert not set(before) & set(list_workers(process))
         process.send_signal(signal.SIGTERM)
         assert await ended(process, within=40) == 0
 
@@ -340,7 +328,7 @@ async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
                 return False
 
             await until(answers)
-        workers = workers_of(process)
+        workers = list_workers(process)
         assert len(workers) == 2
         process.kill()
 

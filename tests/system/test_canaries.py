@@ -14,10 +14,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.cli.test_main import environment
 from tests.support.clients import CHAT, asking
 from tests.support.events import until
 from tests.support.fake_upstream import Action, Upstream, reply
+from tests.support.processes import environment
 
 KEY = "canary-of-API-KEYS-0123"
 ENCRYPTION = base64.b64encode(b"canary of 32 bytes for a cipher!").decode()

@@ -26,8 +26,8 @@ from ai_agent_service.runtime.configuration import load_configuration
 from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.server.application import create_app
 from ai_agent_service.server.process import ShutdownTimeouts
-from tests.cli.test_main import ROOT, run, serving
 from tests.support.events import wait_until
+from tests.support.processes import ROOT, run, serving
 from tests.support.service import configuration
 
 FOLDER = ROOT / "deploy" / "kubernetes"

@@ -14,10 +14,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.cli.test_main import environment
 from tests.support.clients import CHAT, asking
 from tests.support.fake_upstream import Upstream, says
 from tests.support.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18, free_port
+from tests.support.processes import environment
 
 ROGUE = Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py"
 KEY = "canary-of-API-KEYS-0123"

@@ -21,12 +21,11 @@ from ai_agent_service.auth.principal import UNLIMITED, Limits
 from ai_agent_service.config.settings import read_settings
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.opening import open_database
-from tests.cli.test_main import serving
-from tests.server.test_process import workers_of
 from tests.support.events import until
 from tests.support.ledger import PROVIDER, Ledger, Sent, ServiceProcess, answer_to
 from tests.support.metrics import Told
 from tests.support.postgres import PostgresServer
+from tests.support.processes import list_workers, serving
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -432,7 +431,7 @@ async def test_workers_keep_one_limit_and_their_counts_outlive_them(
             await until(lambda: runs(of=0), seconds=90)
             body = {**question("x"), "model": "research_agent"}
             began, count = time.monotonic(), 0
-            for frozen in workers_of(process):  # so that each is asked as often
+            for frozen in list_workers(process):  # so that each is asked as often
                 os.kill(frozen, signal.SIGSTOP)
                 try:
                     count += admitted(await burst([client], limited, [body] * 15))
@@ -440,10 +439,10 @@ async def test_workers_keep_one_limit_and_their_counts_outlive_them(
                     os.kill(frozen, signal.SIGCONT)
             assert 10 <= count <= 10 + (time.monotonic() - began) / 6
             await until(lambda: runs(of=count), seconds=60)
-            killed = workers_of(process)[0]
+            killed = list_workers(process)[0]
             os.kill(killed, signal.SIGKILL)
             await until(lambda: runs(of=count), seconds=90)
-            assert killed not in workers_of(process)
+            assert killed not in list_workers(process)
             assert (
                 admitted(await burst([client], {"authorization": f"Bearer {ADMIN}"}, [body] * 8))
                 == 8

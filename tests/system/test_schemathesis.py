@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_main import environment, serving
+from tests.support.processes import environment, serving
 
 SECONDS = 20
 """How long requests are made up; a run takes some seconds more."""

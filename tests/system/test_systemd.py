@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from ai_agent_service.cli.main import cli
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.server.process import ShutdownTimeouts
-from tests.cli.test_main import get, serving
+from tests.support.processes import get, serving
 
 pytestmark = pytest.mark.timeout(180)
 FOLDER = Path(__file__).parents[2] / "deploy" / "systemd"

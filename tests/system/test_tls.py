@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.cli.test_main import serving
 from tests.support.certificates import certified
+from tests.support.processes import serving
 from tests.support.raw_http import refusal_of
 
 

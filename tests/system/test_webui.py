@@ -19,7 +19,7 @@ from types import ModuleType
 import pytest
 
 from ai_agent_service.config.settings import Settings
-from tests.cli.test_main import ROOT, environment, serving
+from tests.support.processes import ROOT, environment, serving
 
 KEY = "k-0123456789-0123456789"
 STAND_IN = """#!{python}
