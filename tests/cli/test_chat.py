@@ -1,5 +1,5 @@
-"""The terminal chat: where Markdown that still grows may be cut, how it answers, stops and goes on, and
-what it does with the agent's MCP servers."""
+"""The terminal chat: where Markdown that still grows may be cut, how it answers and stops, and what
+it does with the agent's MCP servers."""
 
 import json
 from pathlib import Path

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.support.mcp_definitions import KEYLESS, TIME, configure, dead_server
-from tests.support.processes import ROOT, run
+from tests.support.mcp_rogue import ROGUE
+from tests.support.processes import run
 
 
 def find_row(output: str, label: str) -> list[str]:
@@ -141,7 +142,7 @@ def test_check_connect_warns_of_more_tools_than_a_provider_takes(tmp_path: Path)
     many = {
         "server_label": "many",
         "command": sys.executable,
-        "args": [str(ROOT / "tests" / "support" / "mcp_rogue_stdio.py"), "offers-much"],
+        "args": [ROGUE, "offers-much"],
     }
     done = run(tmp_path, "check", "--connect", **configure(tmp_path, many, many={}))
     assert done.returncode == 0

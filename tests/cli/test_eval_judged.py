@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from ai_agent_service.core.errors import ConfigError
-from tests.cli.test_eval import evaluated, prepared, runs
 from tests.support.commands import Done, logging_restored
+from tests.support.eval_commands import evaluated, prepared, runs
 from tests.support.judges import environment_restored, good, judged_by
 from tests.support.processes import ROOT
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 
-from tests.cli.test_eval import prepared
+from tests.support.eval_commands import prepared
 from tests.support.judges import good, judged_by
 from tests.support.processes import environment
 from tests.support.service import running

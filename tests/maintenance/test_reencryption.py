@@ -30,8 +30,8 @@ from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.opening import build_engine
 from ai_agent_service.storage.url import parse_database_url
-from tests.memory.conftest import Database as Stored
 from tests.support.events import wait_until
+from tests.support.memory import Database as Stored
 from tests.support.postgres import DatabaseUnderTest, PostgresServer
 
 OLD, NEW, LOST = (secrets.token_bytes(32) for _ in range(3))

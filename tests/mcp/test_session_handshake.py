@@ -4,7 +4,6 @@ wrong between servers or calls."""
 import asyncio
 import json
 import warnings
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,10 @@ from mcp.server.mcpserver import Context, MCPServer
 from ai_agent_service.config.read_servers import read_servers
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp import connection as module
-from tests.mcp.test_session import SECRET, Name, executed, with_secret
 from tests.support.events import until
-from tests.support.mcp_connections import call, connected, run
+from tests.support.mcp_connections import SECRET, Name, call, connected, executed, run, with_secret
 from tests.support.mcp_in_process import HandshakeOnly, connected_to
 from tests.support.mcp_rogue_http import HttpRogue
-
-
-@pytest.fixture
-async def rogue() -> AsyncGenerator[HttpRogue, None]:
-    """A server that runs."""
-    server = HttpRogue()
-    await server.start()
-    yield server
-    await server.stop()
-
 
 # Servers that know only the protocol of 2025, whose sessions begin with a handshake
 

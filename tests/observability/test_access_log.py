@@ -20,10 +20,10 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.logging import read_extra
 from ai_agent_service.server.application import create_app
-from tests.api.http.test_access import bearer, opened
-from tests.api.http.test_run_response import CancelsItself
+from tests.support.agents import CancelsItself
 from tests.support.clients import CHAT, Watched, asking, connected, connected_raw
 from tests.support.fake_provider import Script, calls, says
+from tests.support.keys import bearer, opened
 from tests.support.service import AGENT, client_of, configuration, serving
 
 HASH = IsStr(regex=r"[0-9a-f]{12}")

@@ -30,13 +30,12 @@ from ai_agent_service.observability.logging import LineFormatter
 from ai_agent_service.runtime.revision import Changes
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
-from tests.mcp.test_chaos import alive, pids
 from tests.support.clients import CHAT, asking, chunks_of, completion_of, error_of, told
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
+from tests.support.mcp_rogue import ROGUE, alive, pids
 from tests.support.service import AGENT, client_of, configuration, serving
 
-ROGUE = str(Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py")
 PROMPTED = {
     "agent_id": "helper",
     "system_prompt_file": "helper.txt",

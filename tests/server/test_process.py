@@ -18,6 +18,7 @@ import httpx2
 import pytest
 
 from tests.support.events import until
+from tests.support.mcp_rogue import ROGUE
 from tests.support.processes import list_workers, serving
 
 STREAMS = 50
@@ -56,11 +57,10 @@ def configured(folder: Path, **variables: str) -> dict[str, str]:
         "allowed_mcp_servers": {"rogue": {}},
     }
     (folder / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
-    rogue = str(Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py")
     server = {
         "server_label": "rogue",
         "command": sys.executable,
-        "args": [rogue, "behaves", str(folder)],
+        "args": [ROGUE, "behaves", str(folder)],
     }
     (folder / "mcp.json").write_text(json.dumps([server]), encoding="utf-8")
     return {

@@ -15,9 +15,6 @@ from sqlalchemy import Connection, exc, text
 from ai_agent_service.core.errors import MemoryUnavailableError
 from ai_agent_service.storage.database import Database, DatabaseError
 from ai_agent_service.storage.engine import DatabaseEngine, ping, read_database_time
-from ai_agent_service.storage.postgres import PostgresEngine
-from ai_agent_service.storage.sqlite import SqliteEngine
-from ai_agent_service.storage.url import parse_database_url
 from tests.support.events import wait_until
 from tests.support.postgres import (
     PASSWORD,
@@ -27,19 +24,10 @@ from tests.support.postgres import (
     binaries_18,
     free_port,
 )
+from tests.support.storage import engine_of
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres18"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-
-
-def engine_of(
-    url: str, *, timeout: float = 5, pool_size: int = 2, read_only: bool = False
-) -> DatabaseEngine:
-    """An engine of the database at an address."""
-    address = parse_database_url(url)
-    if address.kind == "sqlite":
-        return SqliteEngine(address, timeout=timeout)
-    return PostgresEngine(address, pool_size=pool_size, timeout=timeout, read_only=read_only)
 
 
 @asynccontextmanager

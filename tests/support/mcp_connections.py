@@ -1,17 +1,27 @@
 """MCP servers opened as the service opens them, for tests against real ones."""
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
 
+import pytest
+from pydantic import BaseModel, Field
+
+from ai_agent_service.config.read_servers import read_servers
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.mcp.supervisor import McpServers, open_servers
 from ai_agent_service.tools.base import ToolOutput
+from ai_agent_service.tools.toolset import Toolset
 from tests.support.events import until
+from tests.support.mcp_rogue_http import HttpRogue
 
 
 def context(seconds: float = 30.0) -> RunContext:
@@ -53,3 +63,36 @@ async def run(
 async def call(connection: Connection, name: str, text: str = "") -> str:
     """Runs a tool of mcp_rogue_stdio.py or its like on `text`, and gives its text."""
     return (await run(connection, name, text=text)).content
+
+
+SECRET = "canary-77aa31"
+
+
+async def executed(
+    connection: Connection, name: str, arguments: str, timeout: float = 20
+) -> ToolResult:
+    """What the loop gets of a call of the tool that models know by `name`."""
+    return await Toolset(connection.tools, default_timeout=timeout).execute(
+        ToolCall("c", name, arguments), context()
+    )
+
+
+def with_secret(
+    folder: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch
+) -> ServerDefinition:
+    """The server, asked with a key in its address and one in a header."""
+    entry = {
+        "server_label": "rogue",
+        "server_url": f"http://127.0.0.1:{rogue.port}/mcp?key=${{KEY}}",
+        "header": {"Authorization": "Bearer ${KEY}"},
+    }
+    (folder / "mcp.json").write_text(json.dumps([entry]), encoding="utf-8")
+    servers, faults = read_servers(folder / "mcp.json", {"KEY": SECRET})
+    assert faults == []
+    return servers.definitions[0]
+
+
+class Name(BaseModel):
+    """What is asked for."""
+
+    name: Annotated[str, Field(description="Your name")]

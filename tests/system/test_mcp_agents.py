@@ -14,9 +14,9 @@ from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools import tool
 from tests.support.fake_provider import Script, calls, says
+from tests.support.mcp_rogue import ROGUE
 from tests.support.service import AGENT, client_of, configuration
 
-ROGUE = str(Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py")
 TIME = {"server_label": "time", "command": sys.executable, "args": ["-m", "mcp_server_time"]}
 DEAD = {
     "server_label": "dead",

@@ -16,10 +16,10 @@ import pytest
 
 from tests.support.clients import CHAT, asking
 from tests.support.fake_upstream import Upstream, says
+from tests.support.mcp_rogue import ROGUE
 from tests.support.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18, free_port
 from tests.support.processes import environment
 
-ROGUE = Path(__file__).parents[1] / "support" / "mcp_rogue_stdio.py"
 KEY = "canary-of-API-KEYS-0123"
 SECRETS = {
     "API_KEYS": KEY,
@@ -104,7 +104,7 @@ async def test_each_part_that_dies_and_comes_back_is_told_of_and_no_secret_is(
     server = {
         "server_label": "rogue",
         "command": sys.executable,
-        "args": [str(ROGUE), "behaves", str(tmp_path)],
+        "args": [ROGUE, "behaves", str(tmp_path)],
         "env": {"ROGUE_SECRET": "${ROGUE_TOKEN}"},
     }
     (tmp_path / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")

@@ -40,9 +40,9 @@ from ai_agent_service.memory.statements import TAIL_MESSAGES
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
-from tests.memory.conftest import HELPER
 from tests.support.clients import CHAT
 from tests.support.fake_provider import Script
+from tests.support.memory import HELPER
 from tests.support.service import configuration
 
 T = TypeVar("T")

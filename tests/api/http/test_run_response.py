@@ -22,6 +22,7 @@ from ai_agent_service.runs.admission import CountedRun
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import FunctionTool, tool
+from tests.support.agents import CancelsItself
 from tests.support.clients import (
     CHAT,
     Watched,
@@ -444,17 +445,6 @@ async def test_the_end_of_the_service_is_the_last_event_of_a_stream(tmp_path: Pa
     assert b'"code":"shutting_down"' in caller.body
     assert state["error"] == "shutting_down"
     assert caller.body.endswith(b"data: [DONE]\n\n")
-
-
-class CancelsItself(BaseAgent):
-    """An agent type that breaks the rules of cancellation."""
-
-    type = "cancels_itself"
-
-    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
-        """Half an answer."""
-        yield TextDelta("Half")
-        raise asyncio.CancelledError
 
 
 async def test_an_agent_that_cancels_itself_ends_with_an_error(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
-from tests.api.http.test_access import opened
 from tests.support.clients import CHAT, Watched, asking, connected
 from tests.support.fake_provider import Script, calls, says
+from tests.support.keys import opened
 from tests.support.metrics import Told, metrics_of
 from tests.support.service import AGENT, client_of, configuration, serving
 
