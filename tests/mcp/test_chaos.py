@@ -331,7 +331,7 @@ async def main():
     async with open_servers(
         definitions, os.environ, wanted=labels, connect_seconds=30, tools_seconds=3600
     ) as servers:
-        await servers.settled(30)
+        await servers.wait_for_start(30)
         print([status.state for status in servers.statuses], flush=True)
         await asyncio.sleep(600)
 

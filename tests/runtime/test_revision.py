@@ -730,7 +730,9 @@ async def test_files_are_looked_at_where_the_setting_says_so_and_nowhere_else(
     tmp_path: Path, is_on: bool
 ) -> None:
     async with opened(tmp_path, reload_config=is_on) as service:
-        looking = [task for task in asyncio.all_tasks() if "_when_changed" in repr(task.get_coro())]
+        looking = [
+            task for task in asyncio.all_tasks() if "_reload_on_change" in repr(task.get_coro())
+        ]
         assert len(looking) == is_on
         if is_on:
             service.write(OTHER)

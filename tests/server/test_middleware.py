@@ -20,7 +20,7 @@ class Waits:
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
-        self.state = SimpleNamespace(service=SimpleNamespace(period=DrainTracker()))
+        self.state = SimpleNamespace(service=SimpleNamespace(drain_tracker=DrainTracker()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked.set()
