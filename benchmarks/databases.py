@@ -7,7 +7,7 @@ from benchmarks import load, servers
 from benchmarks.load import Conversation
 from benchmarks.plans import Plan, logging_plans, plans_in
 from benchmarks.servers import Program
-from tests.postgres import PostgresServer, binaries_18
+from tests.support.postgres import PostgresServer, binaries_18
 
 MESSAGES = 50
 """How many messages a stored session has."""

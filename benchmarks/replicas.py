@@ -17,7 +17,7 @@ from benchmarks import load, servers
 from benchmarks.databases import MESSAGES
 from benchmarks.load import Connection, Conversation
 from benchmarks.servers import Server
-from tests.postgres import PgBouncer, PostgresServer, binaries_18
+from tests.support.postgres import PgBouncer, PostgresServer, binaries_18
 
 CONCURRENCY = 32
 TURNS_OF_A_SESSION = 10

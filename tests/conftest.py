@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ai_agent_service.config.settings import Settings
-from tests.postgres import database, postgres_18, postgres_pair
+from tests.support.postgres import database, postgres_18, postgres_pair
 
 __all__ = ["database", "postgres_18", "postgres_pair"]
 
@@ -22,7 +22,9 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the developer's own shell or .env reaches a test."""
+    """No setting of the developer's own shell or .env reaches a test, and no proxy of theirs stands
+    between a test and its server."""
+    monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setitem(Settings.model_config, "env_file", None)
     for name in [
         name

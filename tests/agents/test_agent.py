@@ -27,8 +27,8 @@ from ai_agent_service.runs.live import LiveRuns
 from ai_agent_service.runs.run import Run, RunServices
 from ai_agent_service.tools.builtin import calculate
 from ai_agent_service.tools.dynamic import AvailableTools
-from tests.scripted import Script, calls, says
-from tests.tools.sources import Counting, Source
+from tests.support.fake_provider import Script, calls, says
+from tests.support.tools import Counting, Source
 
 QUESTION = Message(role="user", content="Go.")
 

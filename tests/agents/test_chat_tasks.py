@@ -24,7 +24,7 @@ from ai_agent_service.core.messages import Message
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.tools.dynamic import AvailableTools
-from tests.scripted import Action, Script, says
+from tests.support.fake_provider import Action, Script, says
 
 ASKED = (
     "<chat_history>\nUSER: What's new?\nASSISTANT: Much.\nUSER: **Tell** me more, please, about all"

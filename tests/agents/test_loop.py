@@ -47,7 +47,7 @@ from ai_agent_service.providers.base import ModelFinished, ModelRequest
 from ai_agent_service.tools.base import Tool, ToolOutput
 from ai_agent_service.tools.function import tool
 from ai_agent_service.tools.toolset import Toolset
-from tests.scripted import Script, calls, says
+from tests.support.fake_provider import Script, calls, says
 
 SOME_TIME: Any = IsFloat(ge=0)
 

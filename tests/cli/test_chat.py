@@ -1,5 +1,5 @@
-"""The terminal chat: where Markdown that still grows may be cut, and what it does with the agent's
-MCP servers."""
+"""The terminal chat: where Markdown that still grows may be cut, how it answers and stops, and what
+it does with the agent's MCP servers."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.cli.chat import _split_last_block
-from tests.cli.test_main import KEYLESS, TIME, configure, dead_server, run
+from tests.support.mcp_definitions import KEYLESS, TIME, configure, dead_server
+from tests.support.processes import Terminal, run
 
 LIST = "1. Step:\n\n   ```bash\n   cmd\n   ```\n\n2. More\n\n   of step two\n3. Third\n"
 
@@ -95,3 +96,63 @@ def test_a_chat_starts_no_server_of_another_agent(tmp_path: Path) -> None:
     (tmp_path / "agents.json").write_text(json.dumps([*agents, other]), encoding="utf-8")
     code, _, told = chat_with(tmp_path, environment)
     assert (code, told, (tmp_path / "started").exists()) == (0, "", False)
+
+
+def test_debug_shows_on_a_terminal_what_a_model_is_asked(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "chat", "cli_agent", "--debug", "-m", "What is 6*7?")
+    terminal.wait_for("model.asked")
+    terminal.wait_for("      - role: user\r\n        text: What is 6*7?\r\n")
+    terminal.wait_for("tool.started tool=calculate")
+    terminal.wait_for("model.answered")
+    assert terminal.end() == 0
+
+
+def test_chat_answers_one_message(tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "research_agent", "-m", "What is (17 + 4) * 2?")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '> calculate {"expression":"(17 + 4) * 2"}' in done.stdout
+    assert done.stdout.endswith("(17 + 4) * 2 = **42**\n")
+
+
+def test_chat_remembers_what_was_said(tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "cli_agent", stdin="My name is Ada.\n\nWhat is my name?\n")
+    assert done.returncode == 0
+    assert "Your name is Ada." in done.stdout
+
+
+def test_chat_tells_of_an_unknown_agent_and_of_bad_settings(tmp_path: Path) -> None:
+    unknown = run(tmp_path, "chat", "nobody", "-m", "x")
+    assert unknown.returncode == 2
+    assert "There are: research_agent, cli_agent." in unknown.stderr
+    assert "'x' is not NAME=VALUE" in run(tmp_path, "chat", "cli_agent", "--setting", "x").stderr
+    assert (
+        "messages cannot be set"
+        in run(tmp_path, "chat", "cli_agent", "--setting", "messages=1").stderr
+    )
+
+
+def test_chat_fails_when_the_agent_cannot_answer(tmp_path: Path) -> None:
+    done = run(tmp_path, "chat", "cli_agent", "-m", "x", DEFAULT_PROVIDER="openrouter")
+    assert done.returncode == 1
+    assert "OPENROUTER_API_KEY" in done.stdout
+
+
+def test_chat_in_a_terminal_sets_markdown_stops_and_goes_on(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, "chat", "research_agent")
+    terminal.wait_for("> ")
+    terminal.type("help\n")
+    terminal.wait_for("demo")
+    terminal.type("\x03")
+    terminal.wait_for("stopped")
+    terminal.wait_for("> ")
+    terminal.type("What is 6*7?\n")
+    terminal.wait_for("calculate")
+    terminal.wait_for("6*7 = \x1b[1m42\x1b[0m")
+    terminal.wait_for("> ")
+    terminal.type("half a line")
+    terminal.wait_for(
+        "Ctrl-D ends the chat", pressing="\x03"
+    )  # once is not enough if it comes before the prompt reads
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0

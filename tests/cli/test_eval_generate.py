@@ -13,9 +13,9 @@ import pytest
 
 from ai_agent_service.cli.eval import evaluate
 from ai_agent_service.evaluation.dataset import read_dataset
-from tests.cli.test_main import environment, run
-from tests.commands import Done, command, logging_restored
-from tests.upstream import Action, Upstream, delta, events, reply
+from tests.support.commands import Done, command, logging_restored
+from tests.support.fake_upstream import Action, Upstream, delta, events, reply
+from tests.support.processes import environment, run
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from ai_agent_service.cli.init import init
 from ai_agent_service.config.env_template import render_env_file
 from ai_agent_service.config.locations import STARTER_FOLDER
-from tests.cli.test_main import get, run, serving
+from tests.support.processes import get, run, serving
 
 SHIPPED = ("agent_config.json", "mcp.json", "prompts/cli_agent.txt", "prompts/research_agent.txt")
 pytestmark = pytest.mark.timeout(180)

@@ -23,9 +23,9 @@ from openai import NotFoundError
 from pydantic import BaseModel
 
 from ai_agent_service.server.application import create_app
-from tests.openai_schema import Recorded
-from tests.scripted import Script, calls, says
-from tests.service import configuration, serving
+from tests.support.fake_provider import Script, calls, says
+from tests.support.openai_schema import Recorded
+from tests.support.service import configuration, serving
 
 
 class Person(BaseModel):

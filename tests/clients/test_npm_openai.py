@@ -14,9 +14,9 @@ import pytest
 from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.server.application import create_app
-from tests.openai_schema import Recorded
-from tests.scripted import Script, calls, says
-from tests.service import configuration, running
+from tests.support.fake_provider import Script, calls, says
+from tests.support.openai_schema import Recorded
+from tests.support.service import configuration, running
 
 FOLDER = Path(__file__).parent / "npm"
 INSTALL = ("ci", "--no-audit", "--no-fund", "--ignore-scripts")

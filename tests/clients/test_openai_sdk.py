@@ -30,9 +30,9 @@ from ai_agent_service.core.errors import ProviderRateLimitError, ProviderUnavail
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
-from tests.openai_schema import Recorded
-from tests.scripted import Action, Script, calls, says
-from tests.service import configuration, running, serving
+from tests.support.fake_provider import Action, Script, calls, says
+from tests.support.openai_schema import Recorded
+from tests.support.service import configuration, running, serving
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 WEATHER: ChatCompletionToolUnionParam = {

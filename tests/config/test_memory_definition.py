@@ -11,7 +11,7 @@ from ai_agent_service.config.agent_definition import AgentDefinition
 from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
 from ai_agent_service.config.read_agents import KnownNames, collect_agent_warnings, read_agents
 from ai_agent_service.core.errors import ConfigError, Fault
-from tests.service import AGENT, configuration
+from tests.support.service import AGENT, configuration
 
 KNOWN = KnownNames(["agent"], ["demo"], [])
 PLACE = "resource_config.memory"

@@ -7,8 +7,8 @@ import pytest
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.config.tls import check_tls, collect_tls_warnings
 from ai_agent_service.core.errors import ConfigError
-from tests.certificates import certified
-from tests.service import configuration
+from tests.support.certificates import certified
+from tests.support.service import configuration
 
 
 def faults(cert: Path | None, key: Path | None) -> list[tuple[str, str]]:

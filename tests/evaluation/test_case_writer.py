@@ -23,7 +23,7 @@ from ai_agent_service.evaluation.case_writer import (
 )
 from ai_agent_service.evaluation.documents import Piece
 from ai_agent_service.evaluation.model_option import Model
-from tests.scripted import Action, Script, says
+from tests.support.fake_provider import Action, Script, says
 
 SHOP = Piece("docs/shop.md", "Open from Tuesday to Saturday. A repair costs 25 euros.")
 TOOL = ToolSpec("calculate", "Calculates.", {"type": "object"})

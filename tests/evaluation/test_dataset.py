@@ -6,7 +6,7 @@ import pytest
 
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.evaluation.dataset import assign_agents, read_dataset
-from tests.evaluation.running import dataset
+from tests.support.evaluation import dataset
 
 
 def faults_of(path: Path) -> list[tuple[str, str, str]]:

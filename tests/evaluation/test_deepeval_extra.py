@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 
-from tests.cli.test_eval import prepared
-from tests.cli.test_main import environment
-from tests.evaluation.judging import good, judged_by
-from tests.service import running
+from tests.support.eval_commands import prepared
+from tests.support.judges import good, judged_by
+from tests.support.processes import environment
+from tests.support.service import running
 
 pytestmark = pytest.mark.timeout(180)  # to import it takes seconds
 

@@ -15,7 +15,7 @@ from ai_agent_service.evaluation.dataset import Expect
 from ai_agent_service.evaluation.deepeval_extra import open_judging
 from ai_agent_service.evaluation.metrics import Metric
 from ai_agent_service.evaluation.results import Check, TurnAnswer, UsedTool
-from tests.evaluation.judging import GOOD, Said, ScriptedJudge, environment_restored, good
+from tests.support.judges import GOOD, Said, ScriptedJudge, environment_restored, good
 
 pytestmark = [
     pytest.mark.xdist_group("deepeval"),

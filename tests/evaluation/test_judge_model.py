@@ -25,7 +25,7 @@ from ai_agent_service.evaluation.judge_model import (
 )
 from ai_agent_service.evaluation.model_option import Model
 from ai_agent_service.providers.base import ModelEvent, ModelRequest
-from tests.evaluation.judging import Said, ScriptedJudge
+from tests.support.judges import Said, ScriptedJudge
 
 
 class Verdict(BaseModel):

@@ -8,7 +8,7 @@ import pytest
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.runtime.opening import open_service
-from tests.service import configuration
+from tests.support.service import configuration
 
 
 @pytest.mark.parametrize(

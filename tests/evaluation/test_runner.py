@@ -15,9 +15,9 @@ from ai_agent_service.evaluation.metrics import METRICS
 from ai_agent_service.evaluation.results import Check, Options, TurnAnswer
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.tools.function import tool
-from tests.evaluation.running import results_of
-from tests.scripted import Script, calls, says
-from tests.service import AGENT
+from tests.support.evaluation import results_of
+from tests.support.fake_provider import Script, calls, says
+from tests.support.service import AGENT
 
 MEMORY = {**AGENT, "resources": ["memory"]}
 TURNS = [

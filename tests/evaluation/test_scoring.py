@@ -22,7 +22,7 @@ from ai_agent_service.evaluation.scoring import (
     score_cases,
     score_metrics,
 )
-from tests.evaluation.running import dataset
+from tests.support.evaluation import dataset
 
 
 def scored(*scores: float, attempt: int = 1) -> list[Result]:

@@ -18,12 +18,12 @@ from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.health.probes import Probe
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import HEAD_REVISION
-from tests.api.asking import asking
-from tests.memory.chaos import until
-from tests.postgres import PostgresServer, binaries_18
-from tests.scripted import Script, says
-from tests.service import AGENT, client_of, configuration
-from tests.upstream import Upstream, head, reply
+from tests.support.clients import asking
+from tests.support.events import until
+from tests.support.fake_provider import Script, says
+from tests.support.fake_upstream import Upstream, head, reply
+from tests.support.postgres import PostgresServer, binaries_18
+from tests.support.service import AGENT, client_of, configuration
 
 DETAILED = "/health?detailed=true"
 OPENAI = {**AGENT, "provider": "openai", "model": "gpt"}

@@ -31,8 +31,8 @@ from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
-from tests.memory.conftest import until
-from tests.postgres import DatabaseUnderTest, PgBouncer, PostgresServer, binaries_18
+from tests.support.events import until
+from tests.support.postgres import DatabaseUnderTest, PgBouncer, PostgresServer, binaries_18
 
 T = TypeVar("T")
 BOTH_POSTGRES = pytest.mark.parametrize("database", ["postgres18", "replicated"], indirect=True)

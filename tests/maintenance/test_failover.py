@@ -8,8 +8,8 @@ import pytest
 
 from ai_agent_service.maintenance.failover import PromotionError, probe_servers, promote
 from ai_agent_service.storage.url import parse_database_url
-from tests.certificates import certified
-from tests.postgres import QUOTED, USER, PostgresServer, binaries_18
+from tests.support.certificates import certified
+from tests.support.postgres import QUOTED, USER, PostgresServer, binaries_18
 
 
 async def test_the_replica_that_has_most_is_promoted_once_the_primary_is_gone() -> None:

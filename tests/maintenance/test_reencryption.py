@@ -30,8 +30,9 @@ from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.opening import build_engine
 from ai_agent_service.storage.url import parse_database_url
-from tests.memory.conftest import Database as Stored
-from tests.postgres import DatabaseUnderTest, PostgresServer, until
+from tests.support.events import wait_until
+from tests.support.memory import Database as Stored
+from tests.support.postgres import DatabaseUnderTest, PostgresServer
 
 OLD, NEW, LOST = (secrets.token_bytes(32) for _ in range(3))
 SETTINGS = b"settings-of-16-b"
@@ -283,7 +284,7 @@ async def test_what_another_process_writes_between_reading_and_writing_stays(
         await other.execute("UPDATE nodes SET steps = '{\"steps\":[]}' WHERE steps IS NOT NULL")
         rotation = asyncio.create_task(again(store, Cipher([NEW])))
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        await asyncio.to_thread(until, lambda: postgres_18.sql(waits, name) == "1")
+        await asyncio.to_thread(wait_until, lambda: postgres_18.sql(waits, name) == "1")
         await writing.commit()
         await asyncio.wait_for(rotation, 20)
         await other.close()

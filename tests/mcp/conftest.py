@@ -5,9 +5,12 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
+
+from tests.support.mcp_rogue_http import HttpRogue
 
 FOLDER = Path(__file__).with_name("npm")
 
@@ -38,3 +41,12 @@ def node_servers() -> Path:
             assert done.returncode == 0, done.stderr
             installed.write_text(locked, encoding="ascii")
     return modules / "@modelcontextprotocol"
+
+
+@pytest.fixture
+async def rogue() -> AsyncGenerator[HttpRogue, None]:
+    """A server that runs."""
+    server = HttpRogue()
+    await server.start()
+    yield server
+    await server.stop()

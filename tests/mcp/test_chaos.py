@@ -13,58 +13,19 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.tools.toolset import Toolset
-from tests.mcp.http_rogue import HttpRogue
-from tests.mcp.opened import call, connected, context, opened, until
+from tests.support.events import until
+from tests.support.mcp_connections import call, connected, context, opened
+from tests.support.mcp_rogue import ROGUE, alive, carried_out, pids, rogue
+from tests.support.mcp_rogue_http import HttpRogue
 
 ROOT = Path(__file__).parents[2]
-ROGUE = Path(__file__).with_name("rogue.py")
 SECRET = "canary-5f3a9b"
-
-
-def rogue(behaviour: str, folder: Path, **changes: Any) -> ServerDefinition:
-    """A server of rogue.py."""
-    entry = {
-        "server_label": "rogue",
-        "command": sys.executable,
-        "args": [str(ROGUE), behaviour, str(folder)],
-        **changes,
-    }
-    return ServerDefinition.model_validate(entry)
-
-
-def carried_out(folder: Path) -> list[str]:
-    """The calls that the server really carried out."""
-    calls = folder / "calls"
-    return calls.read_text(encoding="utf-8").split("\n")[:-1] if calls.exists() else []
-
-
-def pids(folder: Path) -> list[int]:
-    """The processes that servers started in `folder`."""
-    return [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
-
-
-def alive(folder: Path) -> list[int]:
-    """Those of them that run."""
-    return [pid for pid in pids(folder) if _runs(pid)]
-
-
-def _runs(pid: int) -> bool:
-    with suppress(OSError):
-        return _stat(pid)[0] != "Z"
-    return False
-
-
-def _stat(pid: int) -> list[str]:
-    """The state of a process, its parent and more; see proc_pid_stat(5)."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 async def test_a_server_killed_in_the_middle_of_a_call_fails_it_and_serves_the_next(
@@ -370,7 +331,7 @@ async def main():
     async with open_servers(
         definitions, os.environ, wanted=labels, connect_seconds=30, tools_seconds=3600
     ) as servers:
-        await servers.settled(30)
+        await servers.wait_for_start(30)
         print([status.state for status in servers.statuses], flush=True)
         await asyncio.sleep(600)
 
@@ -384,7 +345,7 @@ async def test_no_server_outlives_a_process_of_ours_that_is_killed(tmp_path: Pat
         {
             "server_label": name,
             "command": sys.executable,
-            "args": [str(ROGUE), name, str(tmp_path)],
+            "args": [ROGUE, name, str(tmp_path)],
             "env": {"PYTHONPATH": str(ROOT)},
         }
         for name in behaviours
@@ -417,7 +378,7 @@ async def test_no_server_outlives_the_service(
     }
     (tmp_path / "agent_config.json").write_text(json.dumps([agent]), encoding="utf-8")
     servers = {
-        name: {"command": sys.executable, "args": [str(ROGUE), name, str(tmp_path)]}
+        name: {"command": sys.executable, "args": [ROGUE, name, str(tmp_path)]}
         for name in behaviours
     }
     (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")

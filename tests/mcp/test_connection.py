@@ -14,7 +14,8 @@ from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp import connection as module
 from ai_agent_service.mcp.base import ServerConnectionError
 from ai_agent_service.tools.base import ToolOutput
-from tests.mcp.scripted import (
+from tests.support.events import until
+from tests.support.mcp_sessions import (
     LISTEN,
     LOOK,
     ScriptedOpener,
@@ -24,7 +25,6 @@ from tests.mcp.scripted import (
     fails,
     says,
     supervised,
-    until,
     waits,
 )
 

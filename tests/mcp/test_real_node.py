@@ -17,7 +17,8 @@ from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.mcp.connection import Connection
 from ai_agent_service.tools.toolset import Toolset
-from tests.mcp.opened import connected, context, run, until
+from tests.support.events import until
+from tests.support.mcp_connections import connected, context, run
 
 pytestmark = [pytest.mark.xdist_group("npm-mcp"), pytest.mark.timeout(180)]
 

@@ -8,8 +8,8 @@ import pytest
 
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolError
-from tests.mcp.opened import connected, run
-from tests.upstream import Upstream, reply
+from tests.support.fake_upstream import Upstream, reply
+from tests.support.mcp_connections import connected, run
 
 WITHOUT_NODE = {"PATH": "/nowhere"}
 """With node and npm at hand, the library that the server reads pages with would install packages

@@ -8,36 +8,32 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import mcp_types
 import pytest
 from mcp.server import Server
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
-from pydantic import BaseModel, Field
 
-from ai_agent_service.config.read_servers import read_servers
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.errors import ToolError
-from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.mcp import connection as module
 from ai_agent_service.mcp.connection import Connection
-from ai_agent_service.tools.toolset import Toolset
-from tests.mcp.http_rogue import HttpRogue
-from tests.mcp.opened import call, connected, context, opened, run, until
-from tests.service import serving
-
-SECRET = "canary-77aa31"
-
-
-@pytest.fixture
-async def rogue() -> AsyncGenerator[HttpRogue, None]:
-    """A server that runs."""
-    server = HttpRogue()
-    await server.start()
-    yield server
-    await server.stop()
+from tests.support.events import until
+from tests.support.mcp_connections import (
+    SECRET,
+    Name,
+    call,
+    connected,
+    executed,
+    opened,
+    run,
+    with_secret,
+)
+from tests.support.mcp_rogue import ROGUE
+from tests.support.mcp_rogue_http import HttpRogue
+from tests.support.service import serving
 
 
 @asynccontextmanager
@@ -50,15 +46,6 @@ async def served(server: MCPServer[Any] | Server[Any]) -> AsyncGenerator[Connect
         ) as connection,
     ):
         yield connection
-
-
-async def executed(
-    connection: Connection, name: str, arguments: str, timeout: float = 20
-) -> ToolResult:
-    """What the loop gets of a call of the tool that models know by `name`."""
-    return await Toolset(connection.tools, default_timeout=timeout).execute(
-        ToolCall("c", name, arguments), context()
-    )
 
 
 # Tools
@@ -207,12 +194,11 @@ async def test_nul_and_halves_of_surrogate_pairs_are_replaced(
 
 
 async def test_halves_of_surrogate_pairs_that_a_command_writes_are_replaced(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("rogue.py")
     definition = ServerDefinition.model_validate(
         {
             "server_label": "rogue",
             "command": sys.executable,
-            "args": [str(script), "well", str(tmp_path)],
+            "args": [ROGUE, "well", str(tmp_path)],
         }
     )
     async with connected(definition) as connection:
@@ -324,21 +310,6 @@ async def test_a_call_that_is_forbidden_leaves_the_server_to_others(rogue: HttpR
 # Secrets
 
 
-def with_secret(
-    folder: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch
-) -> ServerDefinition:
-    """The server, asked with a key in its address and one in a header."""
-    entry = {
-        "server_label": "rogue",
-        "server_url": f"http://127.0.0.1:{rogue.port}/mcp?key=${{KEY}}",
-        "header": {"Authorization": "Bearer ${KEY}"},
-    }
-    (folder / "mcp.json").write_text(json.dumps([entry]), encoding="utf-8")
-    servers, faults = read_servers(folder / "mcp.json", {"KEY": SECRET})
-    assert faults == []
-    return servers.definitions[0]
-
-
 async def test_the_header_goes_with_every_request_and_into_no_message(
     tmp_path: Path,
     rogue: HttpRogue,
@@ -391,12 +362,6 @@ async def test_a_redirect_elsewhere_takes_no_key_along(
 
 
 # What a server asks of its host
-
-
-class Name(BaseModel):
-    """What is asked for."""
-
-    name: Annotated[str, Field(description="Your name")]
 
 
 async def test_questions_of_a_server_are_refused_and_the_call_ends() -> None:
@@ -454,12 +419,11 @@ async def test_a_tool_that_answers_with_a_question_ends_with_a_refusal(endless: 
 async def test_questions_of_a_command_are_refused_as_the_protocol_says(
     tmp_path: Path, method: str
 ) -> None:
-    script = Path(__file__).with_name("rogue.py")
     definition = ServerDefinition.model_validate(
         {
             "server_label": "rogue",
             "command": sys.executable,
-            "args": [str(script), "well", str(tmp_path)],
+            "args": [ROGUE, "well", str(tmp_path)],
         }
     )
     async with connected(definition) as connection:

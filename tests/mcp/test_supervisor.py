@@ -21,7 +21,7 @@ from ai_agent_service.runtime.configuration import load
 
 async def main():
     async with open_service(load()) as service:
-        await service.servers.settled(30)
+        await service.servers.wait_for_start(30)
         return [status.state for status in service.servers.statuses]
 
 states = asyncio.run(main())

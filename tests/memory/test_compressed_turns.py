@@ -21,9 +21,9 @@ from ai_agent_service.memory.summaries import DEFAULT_PROMPT
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, chunks_of, error_of, told
-from tests.scripted import Script, calls
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT, chunks_of, error_of, told
+from tests.support.fake_provider import Script, calls
+from tests.support.service import AGENT, client_of, configuration
 
 SMALL = {"threshold_tokens": 200, "recent_messages_to_keep": 2}
 """One long question fits the threshold with its answer, two do not."""

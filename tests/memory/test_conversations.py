@@ -15,10 +15,11 @@ from dirty_equals import IsStr
 
 from ai_agent_service.core.errors import NotFoundError, ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
-from tests.api.asking import completion_of, error_of
-from tests.memory.conftest import HELPER, SQLITE, Database, Serve, Talking, until
-from tests.postgres import PostgresServer, binaries_18, free_port
-from tests.scripted import Script, calls, says
+from tests.support.clients import completion_of, error_of
+from tests.support.events import until
+from tests.support.fake_provider import Script, calls, says
+from tests.support.memory import HELPER, SQLITE, Database, Serve, Talking
+from tests.support.postgres import PostgresServer, binaries_18, free_port
 
 LIST = "/agents/helper/conversations"
 

@@ -18,9 +18,9 @@ from fastapi import FastAPI
 
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, completion_of, error_of
-from tests.scripted import Action, Script, calls, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT, completion_of, error_of
+from tests.support.fake_provider import Action, Script, calls, says
+from tests.support.service import AGENT, client_of, configuration
 
 OLD = bytes(range(32))
 NEW = bytes(range(100, 132))

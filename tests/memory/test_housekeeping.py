@@ -34,10 +34,10 @@ from ai_agent_service.storage.migrate import upgrade
 from ai_agent_service.storage.opening import build_engine
 from ai_agent_service.storage.tables import nodes, processes, runs, sessions, summaries
 from ai_agent_service.storage.url import parse_database_url
-from tests.memory.chaos import until
-from tests.postgres import PostgresServer
-from tests.scripted import Script, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.events import until
+from tests.support.fake_provider import Script, says
+from tests.support.postgres import PostgresServer
+from tests.support.service import AGENT, client_of, configuration
 
 REMEMBERING: dict[str, Any] = {**AGENT, "resources": ["memory"]}
 RUN_SECONDS = 600.0

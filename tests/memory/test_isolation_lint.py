@@ -22,9 +22,9 @@ from sqlalchemy import (
 )
 
 from ai_agent_service.storage import migrate, tables
-from tests.api.asking import completion_of
-from tests.memory.conftest import HELPER, SESSION, Serve
-from tests.scripted import Script, says
+from tests.support.clients import completion_of
+from tests.support.fake_provider import Script, says
+from tests.support.memory import HELPER, SESSION, Serve
 
 OWNED = {table.name for table in tables.USER_TABLES}
 OWNER = ("tenant", "user_id")

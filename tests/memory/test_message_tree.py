@@ -15,7 +15,7 @@ from ai_agent_service.core.messages import (
 )
 from ai_agent_service.memory.message_tree import MessageHasher
 from ai_agent_service.storage.tables import HASH_BYTES
-from tests.memory.conftest import in_turn
+from tests.support.memory import in_turn
 
 ADDRESSES = MessageHasher(bytes(32))
 ROOT = bytes(HASH_BYTES)

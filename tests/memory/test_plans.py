@@ -16,9 +16,9 @@ from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.url import parse_database_url
 from benchmarks.databases import fill
 from benchmarks.plans import Plan, logging_plans, plans_in
-from tests.postgres import PostgresServer
-from tests.scripted import Script, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.fake_provider import Script, says
+from tests.support.postgres import PostgresServer
+from tests.support.service import AGENT, client_of, configuration
 
 pytestmark = pytest.mark.xdist_group("plans")  # the database is filled once
 

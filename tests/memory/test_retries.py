@@ -10,9 +10,10 @@ from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
-from tests.api.asking import chunks_of, completion_of, error_of, told
-from tests.memory.conftest import SESSION, SQLITE, Database, Serve, until
-from tests.scripted import Script, calls, says
+from tests.support.clients import chunks_of, completion_of, error_of, told
+from tests.support.events import until
+from tests.support.fake_provider import Script, calls, says
+from tests.support.memory import SESSION, SQLITE, Database, Serve
 
 AGAIN = {**SESSION, "x-stainless-retry-count": "1"}
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -8,9 +8,10 @@ import pytest
 
 from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
-from tests.api.asking import CHAT, WEATHER, completion_of, error_of
-from tests.memory.conftest import HELPER, SESSION, Database, Serve, until
-from tests.scripted import Script, calls, says
+from tests.support.clients import CHAT, WEATHER, completion_of, error_of
+from tests.support.events import until
+from tests.support.fake_provider import Script, calls, says
+from tests.support.memory import HELPER, SESSION, Database, Serve
 
 SERVER = {**SESSION, "X-Session-History": "server"}
 

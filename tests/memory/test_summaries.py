@@ -25,7 +25,7 @@ from ai_agent_service.memory.summaries import (
 )
 from ai_agent_service.memory.tokens import TokenCounter, estimate
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from tests.scripted import Action, Script, says
+from tests.support.fake_provider import Action, Script, says
 
 SHORT = (
     Message(role="user", content="My name is Ada."),

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from tests.api.asking import (
+from tests.support.clients import (
     CHAT,
     IMAGE_MESSAGE,
     WEATHER,
@@ -21,9 +21,10 @@ from tests.api.asking import (
     stream_of,
     told,
 )
-from tests.memory.conftest import SESSION, Database, Serve, in_turn, until
-from tests.scripted import Script, calls, says
-from tests.service import serving
+from tests.support.events import until
+from tests.support.fake_provider import Script, calls, says
+from tests.support.memory import SESSION, Database, Serve, in_turn
+from tests.support.service import serving
 
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 

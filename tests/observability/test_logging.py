@@ -14,7 +14,7 @@ import pytest
 from ai_agent_service.core import redaction
 from ai_agent_service.observability.logging import LogFormat, configure_logging
 from ai_agent_service.observability.request_id import current_request_id, select_request_id
-from tests.commands import logging_restored
+from tests.support.commands import logging_restored
 
 logger = logging.getLogger("ai_agent_service.somewhere")
 SECRET = 'hunter2-"quoted"\\and\nlong'

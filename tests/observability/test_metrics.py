@@ -23,7 +23,7 @@ from ai_agent_service.observability.metrics import (
 from ai_agent_service.observability.prometheus import collect_process_values, render_metrics
 from ai_agent_service.observability.records import RequestReport, RunReport, ToolUse
 from ai_agent_service.observability.shared_metrics import SharedMetrics, merge_snapshots
-from tests.metrics import Told
+from tests.support.metrics import Told
 
 ROOT = Path(__file__).parents[2]
 

@@ -39,14 +39,14 @@ from ai_agent_service.observability.tracing import (
 from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
-from tests.api.asking import CHAT, asking
-from tests.cli.test_main import ROOT, environment, run
-from tests.cli.test_main import serving as process_serving
-from tests.mcp.http_rogue import HttpRogue
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration, serving
-from tests.upstream import Upstream, reply
-from tests.upstream import says as chunks_that_say
+from tests.support.clients import CHAT, asking
+from tests.support.fake_provider import Script, calls, says
+from tests.support.fake_upstream import Upstream, reply
+from tests.support.fake_upstream import says as chunks_that_say
+from tests.support.mcp_rogue_http import HttpRogue
+from tests.support.processes import ROOT, environment, run
+from tests.support.processes import serving as process_serving
+from tests.support.service import AGENT, client_of, configuration, serving
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
@@ -506,9 +506,9 @@ def test_nothing_of_the_sdk_is_loaded_unless_traces_are_switched_on(tmp_path: Pa
 import asyncio, pathlib, sys
 import app.main
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, asking
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT, asking
+from tests.support.fake_provider import Script, calls, says
+from tests.support.service import AGENT, client_of, configuration
 async def main():
     script = Script(calls(("calculate", {{"expression": "1+1"}})), says("Hi."))
     agents = [{{**AGENT, "resources": ["memory"]}}]

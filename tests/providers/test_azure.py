@@ -5,8 +5,8 @@ import pytest
 from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderRefusedError
 from ai_agent_service.providers.azure import AzureOpenAI
 from ai_agent_service.providers.http import HttpClient
-from tests.providers.asking import question, setup, text
-from tests.upstream import Upstream, reply, says
+from tests.support.fake_upstream import Upstream, reply, says
+from tests.support.provider_requests import question, setup, text
 
 
 def azure(

@@ -31,11 +31,11 @@ from ai_agent_service.providers.breaker import (
 from ai_agent_service.providers.counters import ProviderCounts
 from ai_agent_service.providers.http import HttpClient, Timeouts
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
-from tests.providers.asking import question, text
-from tests.scripted import Action, Script, says
-from tests.upstream import Action as Bytes
-from tests.upstream import Upstream, chunk, delta, event, head, reply
-from tests.upstream import says as sent
+from tests.support.fake_provider import Action, Script, says
+from tests.support.fake_upstream import Action as Bytes
+from tests.support.fake_upstream import Upstream, chunk, delta, event, head, reply
+from tests.support.fake_upstream import says as sent
+from tests.support.provider_requests import question, text
 
 DOWN = ProviderUnavailableError("It is down.")
 

@@ -26,8 +26,18 @@ from ai_agent_service.providers.base import ModelEvent, ModelFinished
 from ai_agent_service.providers.chat_wire import Profile, encode_request, to_wire_messages
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
-from tests.providers.asking import WEATHER, question, told
-from tests.upstream import DONE, END, Action, Upstream, chunk, delta, event, events, head
+from tests.support.fake_upstream import (
+    DONE,
+    END,
+    Action,
+    Upstream,
+    chunk,
+    delta,
+    event,
+    events,
+    head,
+)
+from tests.support.provider_requests import WEATHER, question, told
 
 NEW_ID: Any = IsStr(regex=r"call_[0-9a-f]{24}")
 

@@ -11,7 +11,7 @@ from ai_agent_service.core.messages import Message, ToolCall, ToolSpec
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelRequest
 from ai_agent_service.providers.demo import HELP, Demo
-from tests.providers.asking import finish, question, setup, text, told
+from tests.support.provider_requests import finish, question, setup, text, told
 
 CALCULATE = ToolSpec("calculate", "Arithmetic.", {"type": "object"})
 CLOCK = ToolSpec("get_current_datetime", "The time.", {"type": "object"})

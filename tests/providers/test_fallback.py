@@ -29,10 +29,10 @@ from ai_agent_service.providers.demo import Demo
 from ai_agent_service.providers.fallback import FailoverCandidate, FallbackProvider
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
-from tests.providers.asking import finish, question, text, told
-from tests.scripted import Action, Script, says
-from tests.upstream import Upstream, reply
-from tests.upstream import says as sent
+from tests.support.fake_provider import Action, Script, says
+from tests.support.fake_upstream import Upstream, reply
+from tests.support.fake_upstream import says as sent
+from tests.support.provider_requests import finish, question, text, told
 
 DOWN = ProviderUnavailableError("own: It is down.")
 

@@ -28,8 +28,7 @@ from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.providers.http import MAX_RETRY_AFTER, RETRY_BUDGET, HttpClient, Timeouts
 from ai_agent_service.providers.http_errors import HttpTarget
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
-from tests.providers.asking import finish, question, text, told
-from tests.upstream import (
+from tests.support.fake_upstream import (
     DONE,
     END,
     Action,
@@ -42,6 +41,7 @@ from tests.upstream import (
     reply,
     says,
 )
+from tests.support.provider_requests import finish, question, text, told
 
 KEY = "sk-Zx81QqLm0042canary"
 HTML = b"<html><body><h1>502 Bad Gateway</h1>nginx at 10.1.2.3</body></html>"

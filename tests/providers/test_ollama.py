@@ -9,8 +9,8 @@ from ai_agent_service.core.errors import (
 )
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.ollama import Ollama
-from tests.providers.asking import question, setup, text
-from tests.upstream import Upstream, lines, reply
+from tests.support.fake_upstream import Upstream, lines, reply
+from tests.support.provider_requests import question, setup, text
 
 SAYS_HI = lines({"message": {"content": "Hi"}, "done": True, "done_reason": "stop"})
 TAGS = {

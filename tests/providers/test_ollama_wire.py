@@ -33,8 +33,8 @@ from ai_agent_service.providers.base import ModelEvent, ModelFinished
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
 from ai_agent_service.providers.ollama_wire import MAX_LINE_BYTES, encode_request, to_wire_messages
-from tests.providers.asking import WEATHER, question, told
-from tests.upstream import END, Action, Upstream, chunk, head, line, lines, reply
+from tests.support.fake_upstream import END, Action, Upstream, chunk, head, line, lines, reply
+from tests.support.provider_requests import WEATHER, question, told
 
 FINISHED = {
     "model": "m",

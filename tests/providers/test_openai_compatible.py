@@ -7,8 +7,8 @@ import pytest
 from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderUnavailableError
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.openai_compatible import OPENAI_URL, OpenAICompatible
-from tests.providers.asking import question, setup, text
-from tests.upstream import Upstream, reply, says
+from tests.support.fake_upstream import Upstream, reply, says
+from tests.support.provider_requests import question, setup, text
 
 
 async def test_a_question_goes_to_chat_completions_with_the_key() -> None:

@@ -6,8 +6,8 @@ from ai_agent_service.core.errors import ProviderRefusedError
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.openrouter import OpenRouter
-from tests.providers.asking import finish, question, setup
-from tests.upstream import DONE, END, Upstream, chunk, delta, event, head, reply
+from tests.support.fake_upstream import DONE, END, Upstream, chunk, delta, event, head, reply
+from tests.support.provider_requests import finish, question, setup
 
 
 async def test_the_cost_is_asked_for_and_read_between_signs_of_life() -> None:

@@ -39,7 +39,7 @@ from ai_agent_service.runs.lifecycle import Cancel
 from ai_agent_service.runs.live import LiveRuns
 from ai_agent_service.runs.run import Run, RunServices
 from ai_agent_service.tools.dynamic import AvailableTools
-from tests.scripted import Script, says
+from tests.support.fake_provider import Script, says
 
 QUESTION = Message(role="user", content="6*7?")
 CALL, OTHER = ToolCall("c1", "calculate", '{"expression":"6*7"}'), ToolCall("c2", "weather", "{}")

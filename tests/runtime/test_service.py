@@ -7,8 +7,8 @@ import pytest
 
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.runtime.opening import open_service
-from tests.service import AGENT, configuration
-from tests.upstream import Upstream, reply
+from tests.support.fake_upstream import Upstream, reply
+from tests.support.service import AGENT, configuration
 
 AUTO: dict[str, Any] = {"agent_id": "a", "system_prompt": "x", "provider": "auto"}
 

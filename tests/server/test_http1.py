@@ -15,10 +15,10 @@ from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
 from ai_agent_service.server.http1 import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
-from tests.api.asking import Watched, asking, connected, connected_raw
-from tests.api.wire import parsed, refusal_of, refused, sent
-from tests.scripted import Script, says
-from tests.service import configuration, serving
+from tests.support.clients import Watched, asking, connected, connected_raw
+from tests.support.fake_provider import Script, says
+from tests.support.raw_http import parsed, refusal_of, refused, sent
+from tests.support.service import configuration, serving
 
 GET = b"GET /health HTTP/1.1\r\nhost: service\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\n"

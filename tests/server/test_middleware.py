@@ -12,7 +12,7 @@ from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.runtime.drain import DrainTracker
 from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.server.middleware import RequestMiddleware
-from tests.api.asking import error_of
+from tests.support.clients import error_of
 
 
 class Waits:
@@ -20,7 +20,7 @@ class Waits:
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
-        self.state = SimpleNamespace(service=SimpleNamespace(period=DrainTracker()))
+        self.state = SimpleNamespace(service=SimpleNamespace(drain_tracker=DrainTracker()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.asked.set()

@@ -10,14 +10,16 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.cli.test_main import serving
+from tests.support.events import until
+from tests.support.mcp_rogue import ROGUE
+from tests.support.processes import list_workers, serving
 
 STREAMS = 50
 WORKERS = pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
@@ -55,11 +57,10 @@ def configured(folder: Path, **variables: str) -> dict[str, str]:
         "allowed_mcp_servers": {"rogue": {}},
     }
     (folder / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
-    rogue = str(Path(__file__).parent / "mcp" / "rogue.py")
     server = {
         "server_label": "rogue",
         "command": sys.executable,
-        "args": [rogue, "behaves", str(folder)],
+        "args": [ROGUE, "behaves", str(folder)],
     }
     (folder / "mcp.json").write_text(json.dumps([server]), encoding="utf-8")
     return {
@@ -68,13 +69,6 @@ def configured(folder: Path, **variables: str) -> dict[str, str]:
         "ALLOW_UNAUTHENTICATED": "true",
         **variables,
     }
-
-
-async def until(met: Callable[[], Awaitable[bool]], *, seconds: float = 30) -> None:
-    """Waits until `met()`."""
-    async with asyncio.timeout(seconds):
-        while not await met():  # noqa: ASYNC110 - what is asked is another process
-            await asyncio.sleep(0.05)
 
 
 async def talk(client: httpx2.AsyncClient, question: str, begun: asyncio.Event) -> str:
@@ -137,18 +131,6 @@ def alive(folder: Path) -> list[int]:
         pid
         for path in folder.glob("pid-*")
         if Path(f"/proc/{(pid := int(path.name[4:]))}").exists()
-    ]
-
-
-def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    """The worker processes of a service."""
-    children = (
-        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
-    )
-    return [
-        int(pid)
-        for pid in children
-        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
     ]
 
 
@@ -253,7 +235,7 @@ async def test_a_service_manager_that_tells_each_process_hurries_none(tmp_path: 
         process,
     ):
         async with talking(url, "ends 1", "ends 2", "ends 3") as (client, streams):
-            for pid in (process.pid, *workers_of(process)):
+            for pid in (process.pid, *list_workers(process)):
                 os.kill(pid, signal.SIGTERM)
 
             async def not_ready() -> bool:
@@ -295,23 +277,23 @@ async def test_a_worker_that_cannot_restart_leaves_the_others_and_the_service_en
                 return False
 
             await until(answers, seconds=60)
-            first, second = workers_of(process)
+            first, second = list_workers(process)
             agents = (tmp_path / "agents.json").read_text(encoding="utf-8")
             (tmp_path / "agents.json").write_text("[{", encoding="utf-8")
             os.kill(first, signal.SIGKILL)
 
             async def is_tried_again() -> bool:
-                return len(set(workers_of(process)) - {first, second}) == 1
+                return len(set(list_workers(process)) - {first, second}) == 1
 
             async def is_alone() -> bool:
-                return workers_of(process) == [second]
+                return list_workers(process) == [second]
 
             await until(is_tried_again)
             await until(is_alone)
             (tmp_path / "agents.json").write_text(agents, encoding="utf-8")
             await until(answers, seconds=60)
         (tmp_path / "agents.json").write_text("[{", encoding="utf-8")
-        for pid in workers_of(process):
+        for pid in list_workers(process):
             os.kill(pid, signal.SIGKILL)
         assert await ended(process, within=60) == 3
 
@@ -319,7 +301,7 @@ async def test_a_worker_that_cannot_restart_leaves_the_others_and_the_service_en
 async def test_a_worker_that_dies_is_followed_by_another(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", **configured(tmp_path)) as (url, process):
         async with talking(url, "stays") as (client, [stream]):
-            before = workers_of(process)
+            before = list_workers(process)
             for pid in before:
                 os.kill(pid, signal.SIGKILL)
             await asyncio.wait((stream,), timeout=20)
@@ -331,7 +313,7 @@ async def test_a_worker_that_dies_is_followed_by_another(tmp_path: Path) -> None
                 return False
 
             await until(is_back, seconds=60)
-            assert not set(before) & set(workers_of(process))
+            assert not set(before) & set(list_workers(process))
         process.send_signal(signal.SIGTERM)
         assert await ended(process, within=40) == 0
 
@@ -346,7 +328,7 @@ async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
                 return False
 
             await until(answers)
-        workers = workers_of(process)
+        workers = list_workers(process)
         assert len(workers) == 2
         process.kill()
 

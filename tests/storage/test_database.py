@@ -15,31 +15,19 @@ from sqlalchemy import Connection, exc, text
 from ai_agent_service.core.errors import MemoryUnavailableError
 from ai_agent_service.storage.database import Database, DatabaseError
 from ai_agent_service.storage.engine import DatabaseEngine, ping, read_database_time
-from ai_agent_service.storage.postgres import PostgresEngine
-from ai_agent_service.storage.sqlite import SqliteEngine
-from ai_agent_service.storage.url import parse_database_url
-from tests.postgres import (
+from tests.support.events import wait_until
+from tests.support.postgres import (
     PASSWORD,
     QUOTED,
     DatabaseUnderTest,
     PostgresServer,
     binaries_18,
     free_port,
-    until,
 )
+from tests.support.storage import engine_of
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres18"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-
-
-def engine_of(
-    url: str, *, timeout: float = 5, pool_size: int = 2, read_only: bool = False
-) -> DatabaseEngine:
-    """An engine of the database at an address."""
-    address = parse_database_url(url)
-    if address.kind == "sqlite":
-        return SqliteEngine(address, timeout=timeout)
-    return PostgresEngine(address, pool_size=pool_size, timeout=timeout, read_only=read_only)
 
 
 @asynccontextmanager
@@ -215,7 +203,7 @@ async def test_what_is_left_behind_does_not_go_on_in_the_server(
             "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(%' AND state ="
             " 'active' AND pid <> pg_backend_pid()"
         )
-        await asyncio.to_thread(until, lambda: database.server.sql(query) == "0")
+        await asyncio.to_thread(wait_until, lambda: database.server.sql(query) == "0")
 
 
 async def test_a_caller_that_leaves_does_not_hold_its_connection(

@@ -26,11 +26,11 @@ from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.tables import metadata
 from ai_agent_service.storage.url import parse_database_url
-from tests.api.asking import asking, error_of
-from tests.memory.chaos import until
-from tests.postgres import DatabaseUnderTest
-from tests.scripted import Script, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import asking, error_of
+from tests.support.events import until
+from tests.support.fake_provider import Script, says
+from tests.support.postgres import DatabaseUnderTest
+from tests.support.service import AGENT, client_of, configuration
 
 MIGRATIONS = Path(ai_agent_service.storage.migrate.__file__).parent / "migrations"
 

@@ -14,8 +14,8 @@ from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.prepared import PreparedStatement
 from ai_agent_service.storage.tables import metadata, secrets, sessions
-from tests.postgres import DatabaseUnderTest
-from tests.storage.test_database import engine_of
+from tests.support.postgres import DatabaseUnderTest
+from tests.support.storage import engine_of
 
 NOW = datetime(2026, 11, 24, 12, 30, tzinfo=timezone(timedelta(hours=2)))
 

@@ -11,7 +11,7 @@ from ai_agent_service.tools import cached as module
 from ai_agent_service.tools.base import Tool, ToolOutput
 from ai_agent_service.tools.cached import CachedSource, CachedTool
 from ai_agent_service.tools.toolset import parse_arguments
-from tests.tools.sources import CONTEXT, Counting, Source
+from tests.support.tools import CONTEXT, Counting, Source
 
 
 async def ask(tool: Tool, **arguments: Any) -> str:

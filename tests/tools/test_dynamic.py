@@ -5,7 +5,7 @@ import pytest
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.tools.dynamic import AvailableTools
 from ai_agent_service.tools.toolset import Toolset
-from tests.tools.sources import CONTEXT, Counting, Source
+from tests.support.tools import CONTEXT, Counting, Source
 
 
 def names(toolset: Toolset) -> list[str]:

@@ -1,7 +1,7 @@
 """Some of a source's tools."""
 
 from ai_agent_service.tools.filtered import FilteredSource
-from tests.tools.sources import Counting, Source
+from tests.support.tools import Counting, Source
 
 
 def test_only_the_named_tools_are_shown() -> None:

@@ -19,10 +19,10 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
-from tests.api.asking import CHAT, asking, chunks_of, completion_of, error_of, told
-from tests.openai_schema import events_of, validate
-from tests.scripted import Action, Script, calls, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT, asking, chunks_of, completion_of, error_of, told
+from tests.support.fake_provider import Action, Script, calls, says
+from tests.support.openai_schema import events_of, validate
+from tests.support.service import AGENT, client_of, configuration
 
 ASK = "/agents/helper/chat"
 USAGE = {

@@ -5,8 +5,7 @@ import json
 import logging
 import re
 import sqlite3
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,47 +25,17 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.opening import open_database
-from tests.api.asking import CHAT, asking, completion_of, error_of, stream_of
-from tests.memory.conftest import HELPER
-from tests.scripted import Script, calls, says
-from tests.service import client_of, configuration
+from tests.support.clients import CHAT, asking, completion_of, error_of, stream_of
+from tests.support.fake_provider import Script, calls, says
+from tests.support.keys import bearer, opened
+from tests.support.memory import HELPER
+from tests.support.service import client_of, configuration
 
 ENVIRONMENT_KEY = "an-environment-key-1"
 OPEN = {"/", "/health", "/health/live", "/health/ready"}
 """The routes that ask nothing."""
 
-AGENTS = (HELPER, {**HELPER, "agent_id": "other"})
 SECRET = "a secret of Open WebUI's of 32 bytes or more"
-
-
-class Opened:
-    """The service over an SQLite file, with a store of its keys."""
-
-    def __init__(self, app: FastAPI, client: httpx2.AsyncClient) -> None:
-        self.app = app
-        self.client = client
-        self.keys = KeyStore(app.state.service.memories.database, pepper=None, cipher=Cipher(()))
-
-    async def key(self, name: str, **rights: Any) -> dict[str, str]:
-        """A new key, as a header."""
-        return bearer((await self.keys.create(name, **rights)).text)
-
-
-def bearer(key: str) -> dict[str, str]:
-    """A key as clients send it."""
-    return {"Authorization": f"Bearer {key}"}
-
-
-@asynccontextmanager
-async def opened(
-    folder: Path, script: Script | None = None, **settings: Any
-) -> AsyncGenerator[Opened, None]:
-    """The service, its agents remembering."""
-    app = create_app(
-        configuration(folder, script or Script(says("Hi")), **{"agents": AGENTS, **settings})
-    )
-    async with client_of(app) as client:
-        yield Opened(app, client)
 
 
 def routes_of(app: FastAPI) -> list[tuple[str, str]]:

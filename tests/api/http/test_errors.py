@@ -25,7 +25,7 @@ from ai_agent_service.core.errors import (
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.server.application import create_app
-from tests.api.asking import (
+from tests.support.clients import (
     CHAT,
     WEATHER,
     asking,
@@ -35,9 +35,9 @@ from tests.api.asking import (
     stream_of,
     told,
 )
-from tests.openai_schema import validate
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration, serving
+from tests.support.fake_provider import Script, calls, says
+from tests.support.openai_schema import validate
+from tests.support.service import AGENT, client_of, configuration, serving
 
 SECRET = "SECRET-3f9a"
 USER = {"role": "user", "content": "Hello"}

@@ -20,7 +20,7 @@ from ai_agent_service.core.errors import (
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
-from tests.api.asking import (
+from tests.support.clients import (
     CHAT,
     asking,
     chunks_of,
@@ -30,8 +30,8 @@ from tests.api.asking import (
     stream_of,
     told,
 )
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration, serving
+from tests.support.fake_provider import Script, calls, says
+from tests.support.service import AGENT, client_of, configuration, serving
 
 KEY = {"Idempotency-Key": "order-66"}
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

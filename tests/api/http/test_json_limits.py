@@ -15,9 +15,9 @@ from ai_agent_service.api.http.json_limits import (
 )
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, asking, completion_of, error_of
-from tests.scripted import Script, says
-from tests.service import client_of, configuration
+from tests.support.clients import CHAT, asking, completion_of, error_of
+from tests.support.fake_provider import Script, says
+from tests.support.service import client_of, configuration
 
 CANARY = "CANARY-5b02"
 NUL = f"{CANARY}\x00"

@@ -9,10 +9,10 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, IMAGE_MESSAGE, WEATHER, asking
-from tests.openai_schema import validator_of
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT, IMAGE_MESSAGE, WEATHER, asking
+from tests.support.fake_provider import Script, calls, says
+from tests.support.openai_schema import validator_of
+from tests.support.service import AGENT, client_of, configuration
 
 ROUTES = {
     ("get", "/"),

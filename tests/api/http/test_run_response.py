@@ -22,7 +22,8 @@ from ai_agent_service.limits.limiter import InProcessLimiter
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import FunctionTool, tool
-from tests.api.asking import (
+from tests.support.agents import CancelsItself
+from tests.support.clients import (
     CHAT,
     Watched,
     asking,
@@ -33,9 +34,9 @@ from tests.api.asking import (
     stream_of,
     told,
 )
-from tests.openai_schema import checked_stream
-from tests.scripted import calls, says
-from tests.service import AGENT, client_of, configuration, serving
+from tests.support.fake_provider import calls, says
+from tests.support.openai_schema import checked_stream
+from tests.support.service import AGENT, client_of, configuration, serving
 
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 WAIT = 10.0
@@ -450,17 +451,6 @@ async def test_the_end_of_the_service_is_the_last_event_of_a_stream(tmp_path: Pa
     assert b'"code":"shutting_down"' in caller.body
     assert state["error"] == "shutting_down"
     assert caller.body.endswith(b"data: [DONE]\n\n")
-
-
-class CancelsItself(BaseAgent):
-    """An agent type that breaks the rules of cancellation."""
-
-    type = "cancels_itself"
-
-    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
-        """Half an answer."""
-        yield TextDelta("Half")
-        raise asyncio.CancelledError
 
 
 async def test_an_agent_that_cancels_itself_ends_with_an_error(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from ai_agent_service.api.http.session import read_session
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, asking, completion_of, error_of
-from tests.scripted import Script, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT, asking, completion_of, error_of
+from tests.support.fake_provider import Script, says
+from tests.support.service import AGENT, client_of, configuration
 
 AGENTS = [{**AGENT, "resources": ["memory"]}, {**AGENT, "agent_id": "forgetful"}]
 ASK = "/agents/helper/chat"

@@ -7,9 +7,9 @@ import pytest
 from ai_agent_service.api.http.url_safety import validate_file_data, validate_image_url
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, asking, error_of
-from tests.scripted import Script, says
-from tests.service import client_of, configuration
+from tests.support.clients import CHAT, asking, error_of
+from tests.support.fake_provider import Script, says
+from tests.support.service import client_of, configuration
 
 GOOD = [
     "https://example.com/cat.png",

@@ -22,7 +22,7 @@ from ai_agent_service.core.messages import (
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
-from tests.api.asking import (
+from tests.support.clients import (
     CHAT,
     IMAGE,
     IMAGE_MESSAGE,
@@ -32,9 +32,9 @@ from tests.api.asking import (
     completion_of,
     told,
 )
-from tests.openai_schema import validate
-from tests.scripted import Action, Script, calls, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.fake_provider import Action, Script, calls, says
+from tests.support.openai_schema import validate
+from tests.support.service import AGENT, client_of, configuration
 
 
 def test_the_schema_that_answers_are_checked_against_can_refuse_one() -> None:

@@ -4,9 +4,9 @@ import base64
 from pathlib import Path
 
 from ai_agent_service.server.application import create_app
-from tests.api.asking import error_of
-from tests.openai_schema import validate
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import error_of
+from tests.support.openai_schema import validate
+from tests.support.service import AGENT, client_of, configuration
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
 

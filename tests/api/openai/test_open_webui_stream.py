@@ -23,11 +23,11 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.base import ToolOutput
 from ai_agent_service.tools.function import tool
-from tests.api.asking import CHAT, WEATHER, asking, chunks_of, stream_of, told
-from tests.api.http.test_access import opened
-from tests.open_webui import events_of, output_of, replayed, unanswered
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT, WEATHER, asking, chunks_of, stream_of, told
+from tests.support.fake_provider import Script, calls, says
+from tests.support.keys import opened
+from tests.support.open_webui import events_of, output_of, replayed, unanswered
+from tests.support.service import AGENT, client_of, configuration
 
 CHAT_OF_ADA = {"X-OpenWebUI-Chat-Id": "chat-1", "X-OpenWebUI-User-Id": "ada"}
 SUM = ("calculate", {"expression": "2+3"})

@@ -13,9 +13,9 @@ from ai_agent_service.api.http.session import parse_task
 from ai_agent_service.api.openai.open_webui_tasks import detect_task
 from ai_agent_service.core.messages import Message
 from ai_agent_service.server.application import create_app
-from tests.api.asking import CHAT, asking, chunks_of, completion_of, told
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration
+from tests.support.clients import CHAT, asking, chunks_of, completion_of, told
+from tests.support.fake_provider import Script, calls, says
+from tests.support.service import AGENT, client_of, configuration
 
 HISTORY = (
     "### Chat History:\n<chat_history>\nUSER: How high is K2?\nASSISTANT: 8611 m.\n</chat_history>"

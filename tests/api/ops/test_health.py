@@ -13,8 +13,8 @@ from dirty_equals import IsNow, IsPositiveInt, IsStr
 
 from ai_agent_service import __version__
 from ai_agent_service.server.application import create_app
-from tests.api.asking import error_of
-from tests.service import AGENT, client_of, configuration, serving
+from tests.support.clients import error_of
+from tests.support.service import AGENT, client_of, configuration, serving
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 

@@ -13,11 +13,11 @@ from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
-from tests.api.asking import CHAT, Watched, asking, connected
-from tests.api.http.test_access import opened
-from tests.metrics import Told, metrics_of
-from tests.scripted import Script, calls, says
-from tests.service import AGENT, client_of, configuration, serving
+from tests.support.clients import CHAT, Watched, asking, connected
+from tests.support.fake_provider import Script, calls, says
+from tests.support.keys import opened
+from tests.support.metrics import Told, metrics_of
+from tests.support.service import AGENT, client_of, configuration, serving
 
 REMEMBERING = {**AGENT, "resources": ["memory"]}
 TITLE = (

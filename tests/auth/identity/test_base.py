@@ -18,8 +18,8 @@ from ai_agent_service.auth.principal import User
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import AccessUnavailableError, ConfigError, InvalidTokenError
 from ai_agent_service.providers.http import HttpClient
-from tests.auth.tokens import AUDIENCE, ED25519, RSA, SECRET, Provider, public, signed
-from tests.upstream import Upstream, reply
+from tests.support.fake_upstream import Upstream, reply
+from tests.support.tokens import AUDIENCE, ED25519, RSA, SECRET, Provider, public, signed
 
 PROXY: dict[str, Any] = {
     "identity_mode": "trusted_proxy",

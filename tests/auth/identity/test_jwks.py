@@ -25,7 +25,7 @@ from ai_agent_service.auth.identity.jwt import PinnedAlgorithms
 from ai_agent_service.auth.identity.settings import ALGORITHMS
 from ai_agent_service.core.errors import AccessUnavailableError
 from ai_agent_service.core.tasks import Tasks
-from tests.auth.tokens import (
+from tests.support.tokens import (
     DISCOVERY,
     ED448,
     ED25519,

@@ -17,7 +17,7 @@ from ai_agent_service.auth.identity.settings import ALGORITHMS
 from ai_agent_service.auth.principal import Headers, User
 from ai_agent_service.core.errors import AccessUnavailableError, InvalidTokenError
 from ai_agent_service.core.tasks import Tasks
-from tests.auth.tokens import (
+from tests.support.tokens import (
     AUDIENCE,
     ED448,
     ED25519,

@@ -14,7 +14,7 @@ from joserfc.jwk import Key, OctKey
 from ai_agent_service.auth.identity.open_webui import LEEWAY, MAX_LIFETIME, MESSAGE, OpenWebUI
 from ai_agent_service.auth.principal import Headers, User
 from ai_agent_service.core.errors import InvalidTokenError
-from tests.auth.tokens import ED25519, NOW, P256, RSA, SECRET, encoded, public, signed, without
+from tests.support.tokens import ED25519, NOW, P256, RSA, SECRET, encoded, public, signed, without
 
 KEY = OctKey.import_key(SECRET)
 CLAIMS = {

@@ -44,7 +44,7 @@ from ai_agent_service.storage.opening import prepare_tables
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
-from tests.postgres import DatabaseUnderTest, PostgresServer, binaries_18
+from tests.support.postgres import DatabaseUnderTest, PostgresServer, binaries_18
 
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 PLAIN = Cipher(())

@@ -27,7 +27,7 @@ from ai_agent_service.evaluation.results import (
 from ai_agent_service.evaluation.run_folder import EvaluationRun
 from ai_agent_service.evaluation.runner import summarize_results
 from ai_agent_service.evaluation.scoring import compare_runs, compute_confidence
-from tests.evaluation.running import dataset
+from tests.support.evaluation import dataset
 
 HOSTILE = (
     "</script><img src=x onerror=alert(1)><script>alert(2)</script>",

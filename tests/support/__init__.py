@@ -1,0 +1,1 @@
+"""What tests share: clients, stand-ins for upstreams, processes, databases."""

@@ -1,0 +1,48 @@
+"""The service with keys."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI
+
+from ai_agent_service.auth.keys.store import KeyStore
+from ai_agent_service.server.application import create_app
+from ai_agent_service.storage.encryption import Cipher
+from tests.support.fake_provider import Script, says
+from tests.support.memory import HELPER
+from tests.support.service import client_of, configuration
+
+AGENTS = (HELPER, {**HELPER, "agent_id": "other"})
+
+
+class Opened:
+    """The service over an SQLite file, with a store of its keys."""
+
+    def __init__(self, app: FastAPI, client: httpx2.AsyncClient) -> None:
+        self.app = app
+        self.client = client
+        self.keys = KeyStore(app.state.service.memories.database, pepper=None, cipher=Cipher(()))
+
+    async def key(self, name: str, **rights: Any) -> dict[str, str]:
+        """A new key, as a header."""
+        return bearer((await self.keys.create(name, **rights)).text)
+
+
+def bearer(key: str) -> dict[str, str]:
+    """A key as clients send it."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+@asynccontextmanager
+async def opened(
+    folder: Path, script: Script | None = None, **settings: Any
+) -> AsyncGenerator[Opened, None]:
+    """The service, its agents remembering."""
+    app = create_app(
+        configuration(folder, script or Script(says("Hi")), **{"agents": AGENTS, **settings})
+    )
+    async with client_of(app) as client:
+        yield Opened(app, client)

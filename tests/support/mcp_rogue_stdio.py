@@ -1,0 +1,171 @@
+"""An MCP server over standard input and output that misbehaves as its first argument says; needs
+nothing but Python.
+
+`python mcp_rogue_stdio.py BEHAVIOUR [FOLDER]`. In FOLDER it leaves a file `pid-N` for itself and
+each child of its own, and a line in `calls` for each call that it really carries out.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+BEHAVIOUR = sys.argv[1]
+FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+NAMES = ["echo", "die", "hang", "later", "pid", "half", "ask"]
+if BEHAVIOUR == "offers-much":
+    NAMES += [f"tool_{number}" for number in range(200)]
+SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
+TOOLS = [{"name": name, "description": name, "inputSchema": SCHEMA} for name in NAMES]
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "elicitation/create": {
+        "message": "Who?",
+        "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}},
+    },
+    "sampling/createMessage": {
+        "messages": [{"role": "user", "content": {"type": "text", "text": "Who?"}}],
+        "maxTokens": 5,
+    },
+    "roots/list": {},
+}
+asked_by: list[dict[str, Any]] = []
+"""Calls that wait for the host's answer to a question."""
+
+lock = threading.Lock()
+
+
+def send(message: dict[str, Any]) -> None:
+    """Writes one message."""
+    with lock:
+        sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        sys.stdout.flush()
+
+
+def note(name: str, line: str) -> None:
+    """Leaves a line in a file of FOLDER."""
+    if FOLDER is not None:
+        with (FOLDER / name).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def answer(request: dict[str, Any], text: str) -> None:
+    """Answers a call with `text`."""
+    send({"id": request["id"], "result": {"content": [{"type": "text", "text": text}]}})
+
+
+def call(request: dict[str, Any]) -> None:
+    """Carries a call out."""
+    name, text = request["params"]["name"], request["params"].get("arguments", {}).get("text", "")
+    note("calls", f"{name} {text}")
+    match name:
+        case "echo":
+            if BEHAVIOUR == "prints-a-line-at-every-call":
+                sys.stdout.write("Called.\n")
+            answer(request, text)
+        case "pid":
+            answer(request, str(os.getpid()))
+        case "half":
+            answer(request, "a\ud800b")
+        case "ask":
+            send({"id": "question", "method": text, "params": QUESTIONS[text]})
+            asked_by.append(request)
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "later":
+            # Later calls wait shorter, so that answers come in another order than calls.
+            threading.Timer(max(0.0, 0.2 - 0.01 * int(text)), answer, (request, text)).start()
+        case _:
+            pass  # hang: no answer ever
+
+
+def serve() -> None:
+    """Answers until standard input ends."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request.get("id") == "question":
+            answer(asked_by.pop(), line)
+            continue
+        match request.get("method"):
+            case "initialize":
+                if BEHAVIOUR == "hangs-in-initialize":
+                    time.sleep(600)
+                info = {"name": "rogue", "version": "1"}
+                result = {
+                    "protocolVersion": "2025-06-18",
+                    "capabilities": {"tools": {"listChanged": True}},
+                    "serverInfo": info,
+                }
+                send({"id": request["id"], "result": result})
+            case "tools/list":
+                send({"id": request["id"], "result": {"tools": TOOLS}})
+            case "tools/call":
+                call(request)
+            case "ping":
+                send({"id": request["id"], "result": {}})
+            case "notifications/cancelled":
+                note("cancelled", str(request["params"]["requestId"]))
+            case str() if "id" in request:
+                send(
+                    {"id": request["id"], "error": {"code": -32601, "message": "Method not found"}}
+                )
+            case _:
+                pass
+
+
+def chatter(write: Any, text: str, pause: float = 0.0) -> None:
+    """Writes `text` for ever in a thread."""
+
+    def run() -> None:
+        while True:
+            write(text)
+            time.sleep(pause)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def main() -> None:
+    """Serves, and misbehaves."""
+    note(f"pid-{os.getpid()}", "")
+    match BEHAVIOUR:
+        case "exits":
+            sys.stderr.write(f"first words\nno licence for {os.environ['ROGUE_SECRET']}\n")
+            sys.exit(3)
+        case "floods-stderr":
+            chatter(lambda text: os.write(2, text.encode()), "noise " * 100 + "\n")
+        case "floods-stderr-without-newlines":
+            chatter(lambda text: os.write(2, text.encode()), "x" * 100_000)
+        case "talks-on-stderr":
+            sys.stderr.write(f"hello, {os.environ['ROGUE_SECRET']}\n")
+            sys.stderr.flush()
+        case "prints-some-junk":
+            sys.stdout.write("Starting up...\n\n{not json}\n\x00\xff[]\n")
+            sys.stdout.flush()
+        case "prints-junk":
+            chatter(lambda text: os.write(1, text.encode()), "junk\n", 0.0001)
+        case "clings":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case "has-children":
+            child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)",
+                ]
+            )
+            note(f"pid-{child.pid}", "")
+        case _:
+            pass
+    serve()
+    if BEHAVIOUR in ("clings", "has-children"):
+        time.sleep(600)
+    if BEHAVIOUR == "has-children-and-leaves":
+        note(f"pid-{subprocess.Popen(['sleep', '600']).pid}", "")
+
+
+if __name__ == "__main__":
+    main()

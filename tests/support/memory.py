@@ -1,0 +1,190 @@
+"""The service with a memory, and what is really stored there."""
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import asyncpg
+import httpx2
+import msgspec
+import pytest
+from fastapi import FastAPI
+
+from ai_agent_service.memory.opening import Memories
+from ai_agent_service.runtime.service import Service
+from tests.support.clients import CHAT
+from tests.support.events import until
+from tests.support.fake_provider import Script
+from tests.support.postgres import DatabaseUnderTest
+from tests.support.service import AGENT
+
+HELPER: dict[str, Any] = {**AGENT, "resources": ["memory"], "client_tools": "accept"}
+"""An agent that remembers."""
+
+
+AGENTS = (HELPER, {**HELPER, "agent_id": "other"}, {**AGENT, "agent_id": "forgetful"})
+
+
+SESSION = {"X-Session-Id": "s"}
+
+
+class Database(msgspec.Struct, frozen=True):
+    """What is really stored, seen over a connection that is not the service's."""
+
+    under_test: DatabaseUnderTest
+
+    async def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        """What `statement` gives; what it changes is committed."""
+        if self.under_test.kind == "sqlite":
+            path = self.under_test.url.removeprefix("sqlite:///")
+            with contextlib.closing(
+                sqlite3.connect(path, timeout=10, isolation_level=None)
+            ) as connection:
+                return connection.execute(statement).fetchall()
+        connected = await asyncpg.connect(self.under_test.url)
+        try:
+            return [tuple(row) for row in await connected.fetch(statement)]
+        finally:
+            await connected.close()
+
+    @asynccontextmanager
+    async def locked(self) -> AsyncGenerator[None, None]:
+        """Has nobody write while the block goes on; who wants to, waits."""
+        if self.under_test.kind == "sqlite":
+            path = self.under_test.url.removeprefix("sqlite:///")
+            with contextlib.closing(
+                sqlite3.connect(path, timeout=10, isolation_level=None)
+            ) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield
+                connection.execute("ROLLBACK")
+            return
+        connected = await asyncpg.connect(self.under_test.url)
+        try:
+            async with connected.transaction():
+                await connected.execute("LOCK TABLE sessions, nodes, runs IN EXCLUSIVE MODE")
+                yield
+        finally:
+            await connected.close()
+
+    async def value(self, statement: str) -> Any:
+        """The one value that `statement` gives."""
+        ((value,),) = await self.rows(statement)
+        return value
+
+    async def nodes(self) -> list[tuple[str, str, str, str]]:
+        """Role, body, status and origin of every message, in the order of the tree and then of
+        their storing."""
+        found = await self.rows(
+            "SELECT role, body, status, origin FROM nodes ORDER BY depth, created_at, body"
+        )
+        return [
+            (role, msgspec.json.decode(body) if body.startswith('"') else body, status, origin)
+            for role, body, status, origin in found
+        ]
+
+    async def runs(self) -> list[tuple[str, str | None]]:
+        """Status and error of every run, in the order of their beginning."""
+        return [
+            (status, error)
+            for status, error in await self.rows(
+                "SELECT status, error FROM runs ORDER BY started_at"
+            )
+        ]
+
+
+class Talking(msgspec.Struct, frozen=True):
+    """The running service, and a client of it."""
+
+    app: FastAPI
+    client: httpx2.AsyncClient
+    script: Script
+
+    @property
+    def service(self) -> Service:
+        """The service itself."""
+        service: Service = self.app.state.service
+        return service
+
+    @property
+    def memories(self) -> Memories:
+        """Its memory."""
+        assert self.service.memories is not None
+        return self.service.memories
+
+    async def complete(
+        self, *messages: Any, headers: dict[str, str] = SESSION, **fields: Any
+    ) -> httpx2.Response:
+        """The answer to a chat completion of `messages`, texts in turn the user's and the
+        assistant's, or whole messages."""
+        return await self.client.post(
+            CHAT, json={"model": "helper", "messages": in_turn(messages), **fields}, headers=headers
+        )
+
+    async def chat(
+        self,
+        message: str,
+        *,
+        agent: str = "helper",
+        headers: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> httpx2.Response:
+        """The answer to one message in the session `s`, with the server's history."""
+        return await self.client.post(
+            f"/agents/{agent}/chat",
+            json={"message": message, "session_id": "s", **fields},
+            headers=headers,
+        )
+
+    async def under_way(self, number: int) -> None:
+        """Waits until so many requests are being answered."""
+        await until(lambda: self.service.slots.in_use == number)
+
+    async def settled(self) -> None:
+        """Waits for what is done after answers, in the background."""
+        await until(lambda: not len(self.memories.tasks))
+
+    async def conversation(
+        self, session: str = "s", *, agent: str = "helper", **params: str
+    ) -> dict[str, Any]:
+        """The conversation as it is shown."""
+        response = await self.client.get(f"/agents/{agent}/conversations/{session}", params=params)
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    async def shown(self, session: str = "s", **params: str) -> list[tuple[str, Any, str]]:
+        """Role, content and status of the messages that are shown of a session."""
+        found = await self.conversation(session, **params)
+        return [
+            (message["role"], message["content"], message["status"])
+            for message in found["messages"]
+        ]
+
+    def asked(self, number: int = -1) -> list[tuple[str, str]]:
+        """Role and text of what the model was sent, without the system's message."""
+        return [
+            (message.role, message.text)
+            for message in self.script.requests[number].messages
+            if message.role != "system"
+        ]
+
+
+SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+"""For what does not depend on the kind of database."""
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Talking]]
+
+
+def in_turn(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """`messages` as the API takes them: a text is the user's where its place is even, else the
+    assistant's."""
+    return [
+        message
+        if isinstance(message, dict)
+        else {"role": "assistant" if place % 2 else "user", "content": message}
+        for place, message in enumerate(messages)
+    ]

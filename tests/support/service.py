@@ -1,0 +1,148 @@
+"""Builds the real service over a temporary folder, for tests of the API, and a real server for
+tests of clients."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from ai_agent_service.agents.base import BaseAgent
+from ai_agent_service.config.settings import Settings
+from ai_agent_service.runtime.configuration import Configuration, load_configuration
+from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
+from ai_agent_service.server.http1 import BoundedProtocol
+from ai_agent_service.tools.base import Tool
+from tests.support.fake_provider import Script
+
+AGENT: dict[str, Any] = {
+    "agent_id": "helper",
+    "system_prompt": "You help.",
+    "provider": "scripted",
+    "allowed_regular_tools": ["calculate", "get_current_datetime"],
+}
+
+
+def configuration(
+    folder: Path,
+    script: Script | None = None,
+    *,
+    agents: Sequence[dict[str, Any]] = (AGENT,),
+    tools: Sequence[Tool] = (),
+    agent_types: Sequence[type[BaseAgent]] = (),
+    plugins: Plugins | None = None,
+    **settings: Any,
+) -> Configuration:
+    """A configuration read from files in `folder`, with `script` as the provider `scripted`, and
+    `tools` and `agent_types` besides `plugins`, which are by default the built-in ones."""
+    (folder / "prompts").mkdir(exist_ok=True)
+    (folder / "agent_config.json").write_text(json.dumps(list(agents)), encoding="utf-8")
+    plugins = plugins or load_plugins()[0]
+    plugins.providers["scripted"] = script or Script([])
+    plugins.tools.update({tool.spec.name: tool for tool in tools})
+    plugins.agents.update({agent_type.type: agent_type for agent_type in agent_types})
+    defaults: dict[str, Any] = {
+        "agent_config_file": folder / "agent_config.json",
+        "mcp_config_file": folder / "mcp.json",
+        "prompts_dir": folder / "prompts",
+        "data_dir": folder / "data",
+        "default_provider": "demo",
+        "allowed_hosts": ("service",),
+    }
+    return load_configuration(Settings(**{**defaults, **settings}), plugins)
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
+    """A client of `app` in this process, its lifespan entered. The transport gives a response only
+    once it is complete."""
+    async with app.router.lifespan_context(app):
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
+            yield client
+
+
+class _Server(uvicorn.Server):
+    """uvicorn at a free port of 127.0.0.1, calling `ready` once it can be reached."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        ready: Callable[[], None],
+        protocol: type[BoundedProtocol] = BoundedProtocol,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=2,
+                http=protocol,
+                ws="none",
+                proxy_headers=False,
+            )
+        )
+        self._ready = ready
+        self.listening = socket.socket()
+        self.listening.bind(("127.0.0.1", 0))
+        self.listening.listen(100)
+        self.address = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts, and tells."""
+        await super().startup(sockets)
+        self._ready()
+
+
+@contextmanager
+def running(app: ASGIApp) -> Generator[str, None, None]:
+    """`app` on a real server in a thread, for clients that block; gives its address, such as
+    `http://127.0.0.1:40123`."""
+    ready = threading.Event()
+    server = _Server(app, ready.set)
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[server.listening])), daemon=True
+    )
+    thread.start()
+    assert ready.wait(20), "the server did not start"
+    try:
+        yield server.address
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@asynccontextmanager
+async def serving(
+    app: ASGIApp, protocol: type[BoundedProtocol] = BoundedProtocol
+) -> AsyncGenerator[str, None]:
+    """`app` on a real server in this event loop, so that a test may share events with tools and
+    scripts; gives its address."""
+    ready = asyncio.Event()
+    server = _Server(app, ready.set, protocol)
+    task = asyncio.create_task(server.serve(sockets=[server.listening]))
+    try:
+        async with asyncio.timeout(20):
+            await ready.wait()
+        yield server.address
+    finally:
+        server.should_exit = True
+        async with asyncio.timeout(20):
+            await task
+
+
+def chunks_of(body: str) -> list[dict[str, Any]]:
+    """The JSON objects of a server-sent event stream that ends with `[DONE]`."""
+    events = [line.removeprefix("data: ") for line in body.split("\n") if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    return [json.loads(event) for event in events[:-1]]

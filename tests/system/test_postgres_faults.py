@@ -1,0 +1,199 @@
+"""PostgreSQL is killed, frozen, absent, exhausted and replaced under load: what was acknowledged
+stays, and all recovers."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import httpx2
+import pytest
+
+from tests.support.ledger import Ledger, ServiceProcess, under_load
+from tests.support.postgres import PostgresServer, binaries_18
+
+SESSIONS = [f"session-{number}" for number in range(6)]
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def server() -> Generator[PostgresServer, None, None]:
+    """A server that the test may break."""
+    server = PostgresServer(binaries_18(), max_connections=20).make().start()
+    yield server
+    server.remove()
+
+
+async def asked(client: httpx2.AsyncClient, agent: str, session: str = "one") -> httpx2.Response:
+    """An answer of an agent."""
+    return await client.post(
+        f"/agents/{agent}/chat", json={"message": "a question", "session_id": session}
+    )
+
+
+@asynccontextmanager
+async def talking(ledger: Ledger, client: httpx2.AsyncClient) -> AsyncGenerator[None, None]:
+    """Clients that talk while the block goes on."""
+    stop = asyncio.Event()
+    talks = [asyncio.create_task(ledger.talk(client, session, stop)) for session in SESSIONS]
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.gather(*talks)
+
+
+async def broken(
+    ledger: Ledger, server: PostgresServer, service: ServiceProcess, times: int
+) -> None:
+    """Talks while the server is killed and started again."""
+
+    async def kills() -> None:
+        for _ in range(times):
+            await asyncio.sleep(0.4)
+            await asyncio.to_thread(server.kill)
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(server.start)
+            await service.until("/memory", lambda status: status == 200)
+        await asyncio.sleep(0.4)
+
+    await under_load(ledger, service.client, SESSIONS, kills)
+
+
+async def test_nothing_is_lost_when_the_database_is_killed(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    ledger = Ledger(1)
+    async with ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2") as service:
+        await broken(ledger, server, service, 4)
+        assert sum(sent.acknowledged for sent in ledger.turns) > len(SESSIONS)
+        assert {sent.status for sent in ledger.turns} <= {200, 503}
+        assert await ledger.verify(service.client) == []
+
+
+async def test_the_ledger_shows_the_loss_of_a_database_that_does_not_wait_for_its_disk(
+    tmp_path: Path,
+) -> None:
+    late = {
+        "synchronous_commit": "off",
+        "wal_writer_delay": "10s",
+        "wal_writer_flush_after": "1GB",
+        "wal_buffers": "64MB",
+    }
+    careless = PostgresServer(binaries_18(), **late).make().start()
+    ledger = Ledger(2)
+    try:
+        async with ServiceProcess(
+            tmp_path, DATABASE_URL=careless.url(), DATABASE_TIMEOUT="2"
+        ) as service:
+            careless.sql("CHECKPOINT")  # so that it loses turns and not the tables
+            await broken(ledger, careless, service, 3)
+            assert any(
+                "acknowledged and lost" in problem
+                for problem in await ledger.verify(service.client)
+            )
+    finally:
+        careless.remove()
+
+
+async def test_a_frozen_database_holds_nobody_up(tmp_path: Path, server: PostgresServer) -> None:
+    ledger = Ledger(3)
+    async with (
+        ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="1") as service,
+        talking(ledger, service.client),
+    ):
+        await asyncio.sleep(0.5)
+        server.freeze()
+        try:
+            await service.until("/memory", lambda status: status == 503)
+            began = time.monotonic()
+            refused = await asked(service.client, "helper", "another")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (
+                503,
+                "memory_unavailable",
+            )
+            assert int(refused.headers["retry-after"]) >= 1
+            assert (await service.client.get("/health?detailed=true")).json()["database"][
+                "state"
+            ] == "down"
+            assert (await asked(service.client, "plain")).status_code == 200
+            without = await asked(service.client, "lenient")
+            assert (without.status_code, without.headers["x-memory"]) == (200, "unavailable")
+            assert time.monotonic() - began < 5
+        finally:
+            server.thaw()
+        await service.until("/memory", lambda status: status == 200)
+        assert (await asked(service.client, "helper", "another")).status_code == 200
+    async with ServiceProcess(tmp_path, DATABASE_URL=server.url()) as service:
+        assert await ledger.verify(service.client) == []
+
+
+async def test_a_database_that_is_absent_at_start_is_found_when_it_comes(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    server.stop()
+    service = ServiceProcess(
+        tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2", ALLOW_UNAUTHENTICATED="true"
+    )
+    await service.start(path="/health")
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(service.client.aclose)
+        try:
+            assert await service.status("/memory") == 503
+            assert await service.status("/health/ready") == 200, (
+                "agents without a memory can be served"
+            )
+            assert (await asked(service.client, "helper")).status_code == 503
+            assert (await asked(service.client, "plain")).status_code == 200
+            assert (await service.client.get("/agents/helper")).json()["available"] is False
+            await asyncio.to_thread(server.start)
+            await service.until("/memory", lambda status: status == 200)
+            assert (await asked(service.client, "helper")).status_code == 200
+        finally:
+            await service.kill()
+
+
+async def test_more_streams_than_connections_are_all_answered(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    ledger = Ledger(4)
+    async with ServiceProcess(
+        tmp_path, DATABASE_URL=server.url(), DATABASE_POOL_SIZE="2"
+    ) as service:
+        turns = await asyncio.gather(
+            *(ledger.turn(service.client, f"many-{number}", ()) for number in range(60))
+        )
+        assert all(turn.acknowledged for turn in turns)
+        held = server.sql(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ai-agent-service'"
+        )
+        assert int(held) <= 2
+        assert await ledger.verify(service.client) == []
+
+
+async def test_a_server_without_a_free_connection_is_told_as_503(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    async with ServiceProcess(tmp_path, DATABASE_URL=server.url(), DATABASE_TIMEOUT="2") as service:
+        assert (await asked(service.client, "helper")).status_code == 200
+        server.sql(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name ="
+            " 'ai-agent-service'"
+        )
+        others: list[asyncpg.Connection] = []
+        with contextlib.suppress(asyncpg.TooManyConnectionsError):
+            while len(others) <= 20:
+                others.append(await asyncpg.connect(server.url()))
+        try:
+            assert len(others) <= 20
+            responses = [await asked(service.client, "helper") for _ in range(3)]
+            assert {response.status_code for response in responses} <= {200, 503}
+            assert any(response.status_code == 503 for response in responses)
+        finally:
+            for other in others:
+                await other.close()
+        await service.until("/memory", lambda status: status == 200)
+        assert (await asked(service.client, "helper")).status_code == 200
