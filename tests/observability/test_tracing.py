@@ -25,18 +25,19 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from ai_agent_service.core.context import RunContext
+from ai_agent_service.auth.principal import LOCAL, Principal
 from ai_agent_service.core.errors import ProviderUnavailableError, ToolError
+from ai_agent_service.core.events import RunEvent
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.observability.tracing import (
     INSTALL,
     Tracing,
-    add_trace_headers,
     build_tracing,
     check_tracing,
 )
 from ai_agent_service.runtime.configuration import Configuration
+from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.function import tool
 from tests.support.clients import CHAT, asking
@@ -318,22 +319,28 @@ async def test_a_caller_that_leaves_ends_all_spans(tmp_path: Path) -> None:
         assert spans.named(name).status.status_code is StatusCode.UNSET
 
 
-async def test_a_run_that_is_closed_by_another_task_ends_its_span_and_says_nothing(
+async def test_a_run_that_another_task_cancels_ends_its_span_and_says_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spans = Spans()
     found = traced(configuration(tmp_path, Script([*says("One")[:1], asyncio.Event()])), spans)
     app = create_app(found)
-    async with client_of(app):
-        service = app.state.service
-        agent = next(iter(service.catalog))
-        context = RunContext(run_id="run_1", agent_id="helper", deadline=time.monotonic() + 60)
-        events = agent.run(Turn(messages=(Message("user", "Hi."),)), context)
-        assert await anext(events) is not None
-        await asyncio.create_task(events.aclose())
+    spoke = asyncio.Event()
+
+    async def emit(event: RunEvent) -> None:
+        spoke.set()
+
+    async with client_of(app), asyncio.timeout(20):
+        service: Service = app.state.service
+        turn = Turn(messages=(Message("user", "Hi."),))
+        run = service.create_run(service.catalog.get("helper"), turn, Principal(LOCAL))
+        driving = asyncio.create_task(run.drive(emit))
+        await spoke.wait()
+        driving.cancel()
+        await asyncio.wait((driving,))
     assert {span.name for span in spans.all} == {"chat scripted-model", "invoke_agent helper"}
+    assert [event.name for event in spans.named("invoke_agent helper").events] == ["cancelled"]
     assert "different Context" not in caplog.text
-    assert add_trace_headers({}) != {}, "this task has stayed within the run"
 
 
 @pytest.mark.parametrize("is_traced", [True, False])
