@@ -87,7 +87,7 @@ async def run_loop(
     once more, with those that `compact` gives.
     """
     messages = list(request.messages)
-    traced = 0
+    logged_count = 0
     steps: list[StepRecord] = []
     calls_before = _RepetitionCounter()
     ids = _CallIds(messages)
@@ -98,7 +98,7 @@ async def run_loop(
                     "The run took longer than REQUEST_TIMEOUT allows and was stopped."
                 )
             said: list[str] = []
-            told = False
+            has_output = False
             finished: ModelFinished | None = None
             asked_at = time.monotonic()
             question = msgspec.structs.replace(
@@ -110,7 +110,7 @@ async def run_loop(
                 answering = stream_logged(
                     provider,
                     question,
-                    told=traced,
+                    told=logged_count,
                     run_id=context.run_id,
                     agent_id=context.agent_id,
                     step=len(steps) + 1,
@@ -122,10 +122,10 @@ async def run_loop(
                             continue
                         if isinstance(event, TextDelta):
                             said.append(event.text)
-                        told = True
+                        has_output = True
                         yield event
             except ContextTooLongError:
-                fewer = await compact() if compact is not None and not told else None
+                fewer = await compact() if compact is not None and not has_output else None
                 if fewer is None:
                     raise
                 compact = None
@@ -134,7 +134,7 @@ async def run_loop(
                 )
                 messages[: len(request.messages)] = fewer
                 request = msgspec.structs.replace(request, messages=fewer)
-                traced = 0
+                logged_count = 0
                 continue
             if finished is None:
                 raise ProviderProtocolError(
@@ -147,7 +147,7 @@ async def run_loop(
             seconds = time.monotonic() - asked_at
             model, answered_by = finished.model or request.model, finished.provider or provider.name
             steps.append(StepRecord(calls, finished.usage, model, answered_by, seconds))
-            traced = len(messages)
+            logged_count = len(messages)
             theirs = tuple(
                 call for call in calls if call.name in client_tools and call.name not in toolset
             )
@@ -252,12 +252,12 @@ def _start_tool(
     """The task that carries out `call`; what it reports, not more often than anyone can read, and
     then itself come through `updates`."""
     loop = asyncio.get_running_loop()
-    told = -PROGRESS_SECONDS
+    reported_at = -PROGRESS_SECONDS
 
     def report(progress: ToolProgress) -> None:
-        nonlocal told
-        if (now := loop.time()) - told >= PROGRESS_SECONDS and not task.done():
-            told = now
+        nonlocal reported_at
+        if (now := loop.time()) - reported_at >= PROGRESS_SECONDS and not task.done():
+            reported_at = now
             updates.put_nowait(progress)
 
     def handle_progress(progress: float, total: float | None, message: str) -> None:

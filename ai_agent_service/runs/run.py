@@ -68,7 +68,7 @@ async def ignore_event(event: RunEvent) -> None:
 class Run:
     """A turn that an agent takes, from its admission to its outcome.
 
-    The order of calls is `admit`, `drive`, `end`, `settle`. Without an `admission`, as in the
+    The order of calls is `admit`, `drive`, `apply`, `settle`. Without an `admission`, as in the
     terminal and in evaluation, nothing limits the run and no audit line is written.
     """
 
@@ -109,7 +109,8 @@ class Run:
         slot = nullcontext() if self._admission is None else self._admission.hold_slot()
         try:
             with slot:
-                self._apply(Start())
+                self.apply(Start())
+                self.record.is_started = True
                 async with limit:
                     with self._trace() as span:
                         end = await self._drive(emit, span)
@@ -119,15 +120,15 @@ class Run:
                 raise RunTimeoutError(late) from error
             raise
         if isinstance(end, RunFinished):
-            self._apply(Finish(end.reason))
+            self.apply(Finish(end.reason))
         return end
 
-    def end(self, command: Command) -> None:
-        """Give the run its outcome, unless it has one."""
-        self._apply(command)
+    def apply(self, command: Command) -> None:
+        """Give the run its outcome by `command`, unless it has one."""
+        self.lifecycle = decide(self.lifecycle, command)
 
     async def settle(self) -> None:
-        """Account for what the run used; call it once, after `end`."""
+        """Account for what the run used; call it once, after the outcome is set."""
         if self._admission is not None:
             await self._admission.settle(self.context, self.record, self.lifecycle.outcome)
 
@@ -155,11 +156,6 @@ class Run:
             usage=None if end is None else end.usage,
             seconds=time.monotonic() - self._began_at,
         )
-
-    def _apply(self, command: Command) -> None:
-        self.lifecycle = decide(self.lifecycle, command)
-        if isinstance(command, Start):
-            self.record.is_started = True
 
     def _trace(self) -> AbstractContextManager[RunSpan | None]:
         tracer = self._services.tracer

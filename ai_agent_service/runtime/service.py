@@ -225,13 +225,13 @@ class Service:
             return compare_revisions(before, revision)
 
     async def _retire_revision(
-        self, revision: Revision, after: Revision, period: DrainTracker
+        self, revision: Revision, after: Revision, tracker: DrainTracker
     ) -> None:
-        """Closes what `revision` alone used, once the requests of `period` and before have ended,
+        """Closes what `revision` alone used, once the requests of `tracker` and before have ended,
         or must have."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.request_timeout + REVISION_GRACE_SECONDS):
-                await period.wait_until_drained()
+                await tracker.wait_until_drained()
         await self._builder.retire(revision, after)
 
     async def stop(self) -> None:

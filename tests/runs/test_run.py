@@ -477,7 +477,7 @@ async def test_a_run_that_ends_has_the_outcome_answered() -> None:
             RunServices(LiveRuns(), tasks),
         )
         await run.drive()
-    run.end(Cancel("left"))
+    run.apply(Cancel("left"))
     assert (run.lifecycle.state, run.lifecycle.outcome) == ("completed", "answered")
 
 

@@ -121,7 +121,7 @@ class RunResponse(Response, ABC):
             await self._fail(error, send)
 
     def _end(self, scope: Scope, command: Command) -> None:
-        self.run.end(command)
+        self.run.apply(command)
         scope["state"]["run"] = self.run.report(is_streamed=self.is_streamed)
 
     @property
@@ -159,7 +159,7 @@ class RunResponse(Response, ABC):
         if not isinstance(error, ServiceError):
             logger.exception("run.crashed", extra=self._log_fields, exc_info=error)
             error = build_internal_error(self.run.context.request_id)
-        self.run.end(Fail(error.code))
+        self.run.apply(Fail(error.code))
         if not self._started:
             raise error
         # A caller that does not read its answer would hold this up for as long as it stays.
