@@ -39,7 +39,7 @@ from ai_agent_service.core.messages import (
 )
 from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.core.usage import Usage, sum_usage
-from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
+from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 from ai_agent_service.providers.debug_log import stream_logged
 from ai_agent_service.tools.toolset import Toolset, parse_arguments
 
@@ -86,11 +86,9 @@ async def run_loop(
     generator stops the provider and the tools. A model that finds the messages too long is asked
     once more, with those that `compact` gives.
     """
-    messages = list(request.messages)
-    logged_count = 0
-    steps: list[StepRecord] = []
-    calls_before = _RepetitionCounter()
-    ids = _CallIds(messages)
+    client_tools = frozenset(name for name in client_tools if name not in toolset)
+    loop = _LoopState(request)
+    repetitions = _RepetitionCounter()
     try:
         while True:
             if context.seconds_left <= 0:
@@ -101,21 +99,8 @@ async def run_loop(
             has_output = False
             finished: ModelFinished | None = None
             asked_at = time.monotonic()
-            question = msgspec.structs.replace(
-                request,
-                messages=tuple(messages),
-                tool_choice=_select_tool_choice(request, len(steps)),
-            )
             try:
-                answering = stream_logged(
-                    provider,
-                    question,
-                    told=logged_count,
-                    run_id=context.run_id,
-                    agent_id=context.agent_id,
-                    step=len(steps) + 1,
-                )
-                async with aclosing(answering) as events:
+                async with aclosing(loop.ask(provider, context)) as events:
                     async for event in events:
                         if isinstance(event, ModelFinished):
                             finished = event
@@ -132,75 +117,115 @@ async def run_loop(
                 logger.info(
                     "run.shortened", extra={"run_id": context.run_id, "agent_id": context.agent_id}
                 )
-                messages[: len(request.messages)] = fewer
-                request = msgspec.structs.replace(request, messages=fewer)
-                logged_count = 0
+                loop.replace_conversation(fewer)
                 continue
             if finished is None:
                 raise ProviderProtocolError(
                     f"The answer of {provider.name} ended without a finish reason."
                 )
-            calls = ids.ensure_unique(
-                finished.tool_calls,
-                sent_out=lambda call: call.name in client_tools and call.name not in toolset,
-            )
-            seconds = time.monotonic() - asked_at
-            model, answered_by = finished.model or request.model, finished.provider or provider.name
-            steps.append(StepRecord(calls, finished.usage, model, answered_by, seconds))
-            logged_count = len(messages)
-            theirs = tuple(
-                call for call in calls if call.name in client_tools and call.name not in toolset
-            )
-            ours = tuple(call for call in calls if call not in theirs)
+            calls = loop.take_answer(finished, said, client_tools, provider.name, asked_at)
+            theirs = tuple(call for call in calls if call.name in client_tools)
+            ours = tuple(call for call in calls if call.name not in client_tools)
             if not calls:
-                yield _build_finished(
-                    "stop" if finished.reason == "tool_calls" else finished.reason, steps
-                )
+                reason = "stop" if finished.reason == "tool_calls" else finished.reason
+                yield _build_finished(reason, loop.steps)
                 return
-            if len(steps) >= max_steps and not theirs:
+            if len(loop.steps) >= max_steps and not theirs:
                 yield TextDelta(_build_stop_notice(max_steps, said))
-                yield _build_finished("stop", steps)
+                yield _build_finished("stop", loop.steps)
                 return
-            answer = Message(
-                role="assistant",
-                content="".join(said),
-                tool_calls=calls,
-                reasoning=finished.reasoning,
-            )
-            results: dict[str, ToolResult] = {}
-            async with aclosing(
-                _run_tools(ours, len(steps), toolset, context, calls_before)
-            ) as progress:
+            running = _run_tools(ours, len(loop.steps), toolset, context, repetitions)
+            async with aclosing(running) as progress:
                 async for update in progress:
                     if isinstance(update, ToolFinished):
-                        results[update.result.call_id] = update.result
+                        loop.results[update.result.call_id] = update.result
                     yield update
             if theirs:
-                if ours or len(steps) > 1:
-                    earlier = messages[len(request.messages) :]
-                    pending.keep(
-                        context,
-                        answer,
-                        results.values(),
-                        (call.id for call in theirs),
-                        earlier=earlier,
-                    )
-                yield _build_finished("tool_calls", steps, theirs)
+                if ours or len(loop.steps) > 1:
+                    loop.keep_pending(pending, context, theirs)
+                yield _build_finished("tool_calls", loop.steps, theirs)
                 return
-            messages.append(answer)
-            messages += (build_tool_message(results[call.id]) for call in calls)
+            loop.add_results()
     except ServiceError as error:
-        logger.info(
-            "run.failed",
-            extra={
-                "run_id": context.run_id,
-                "agent_id": context.agent_id,
-                "agent_version": context.agent_version,
-                "code": error.code,
-                "steps": len(steps),
-            },
+        fields = {**context.log_fields, "code": error.code, "steps": len(loop.steps)}
+        logger.info("run.failed", extra=fields)
+        yield RunFailed(error, _sum_steps(loop.steps), tuple(loop.steps))
+
+
+class _LoopState:
+    """What a run of the loop knows: the conversation with its steps, and the results of the step
+    that it is in."""
+
+    def __init__(self, request: ModelRequest) -> None:
+        self.steps: list[StepRecord] = []
+        self.results: dict[str, ToolResult] = {}
+        self._request = request
+        self._messages = list(request.messages)
+        self._answer = Message(role="assistant")
+        self._logged_count = 0
+        self._ids = _CallIds(self._messages)
+
+    def ask(self, provider: Provider, context: RunContext) -> AsyncGenerator[ModelEvent, None]:
+        """Ask the model for the next step."""
+        question = msgspec.structs.replace(
+            self._request,
+            messages=tuple(self._messages),
+            tool_choice=_select_tool_choice(self._request, len(self.steps)),
         )
-        yield RunFailed(error, _sum_steps(steps), tuple(steps))
+        return stream_logged(
+            provider,
+            question,
+            told=self._logged_count,
+            run_id=context.run_id,
+            agent_id=context.agent_id,
+            step=len(self.steps) + 1,
+        )
+
+    def replace_conversation(self, messages: tuple[Message, ...]) -> None:
+        """Take shorter messages for those that the run began with."""
+        self._messages[: len(self._request.messages)] = messages
+        self._request = msgspec.structs.replace(self._request, messages=messages)
+        self._logged_count = 0
+
+    def take_answer(
+        self,
+        finished: ModelFinished,
+        said: list[str],
+        client_tools: frozenset[str],
+        provider: str,
+        asked_at: float,
+    ) -> tuple[ToolCall, ...]:
+        """Record the model's answer as a step, and return its calls under unique ids."""
+        calls = self._ids.ensure_unique(
+            finished.tool_calls, sent_out=lambda call: call.name in client_tools
+        )
+        seconds = time.monotonic() - asked_at
+        model, answered_by = finished.model or self._request.model, finished.provider or provider
+        self.steps.append(StepRecord(calls, finished.usage, model, answered_by, seconds))
+        self._logged_count = len(self._messages)
+        self._answer = Message(
+            role="assistant",
+            content="".join(said),
+            tool_calls=calls,
+            reasoning=finished.reasoning,
+        )
+        self.results = {}
+        return calls
+
+    def add_results(self) -> None:
+        """Add the step and the results of its calls to the conversation."""
+        self._messages.append(self._answer)
+        self._messages += (
+            build_tool_message(self.results[call.id]) for call in self._answer.tool_calls
+        )
+
+    def keep_pending(
+        self, pending: PendingSteps, context: RunContext, theirs: tuple[ToolCall, ...]
+    ) -> None:
+        """Keep the step until the client brings the results of its own calls."""
+        earlier = self._messages[len(self._request.messages) :]
+        ids = (call.id for call in theirs)
+        pending.keep(context, self._answer, self.results.values(), ids, earlier=earlier)
 
 
 async def _run_tools(

@@ -38,6 +38,15 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
             self.on_progress(progress, total, message)
 
     @property
+    def log_fields(self) -> dict[str, str]:
+        """Which run it is, of which agent and version: for the log."""
+        return {
+            "run_id": self.run_id,
+            "agent_id": self.agent_id,
+            "agent_version": self.agent_version,
+        }
+
+    @property
     def audit_fields(self) -> dict[str, str]:
         """Which run it is, of which agent, and who asked: for the audit log."""
         return {

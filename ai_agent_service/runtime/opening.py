@@ -27,7 +27,7 @@ from ai_agent_service.runs.live import LiveRuns
 from ai_agent_service.runs.run import RunServices
 from ai_agent_service.runtime.builder import Builder
 from ai_agent_service.runtime.configuration import Configuration
-from ai_agent_service.runtime.service import Service
+from ai_agent_service.runtime.service import Service, ServiceParts
 from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.storage.opening import build_cipher, build_database_url, open_database
 from ai_agent_service.tools.toolset import Toolset
@@ -98,19 +98,10 @@ async def open_service(
             builder.activate(revision)
             for warning in configuration.warnings:
                 logger.warning(warning)
-            service = Service(
-                configuration,
-                builder,
-                revision,
-                pending,
-                http,
-                auto,
-                breakers,
-                plain,
-                tasks,
-                runs,
-                shutdown or ShutdownState(),
+            parts = ServiceParts(
+                http, breakers, pending, runs, auto, plain, tasks, shutdown or ShutdownState()
             )
+            service = Service(configuration, builder, revision, parts)
             try:
                 yield service
             finally:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import Context
 
+import msgspec
+
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.agents.catalog import Catalog, build_unknown_agent_error
 from ai_agent_service.agents.chat_tasks import ChatTaskAgent, Task
@@ -50,43 +52,49 @@ REVISION_GRACE_SECONDS = 5.0
 time is up, and then ends."""
 
 
+class ServiceParts(msgspec.Struct, frozen=True):
+    """What `open_service` opens for a service, and closes after it.
+
+    `auto` names the provider of agents that leave the choice to the service. `providers` are all of
+    them, by name and without wrappers; `task_provider` answers tasks beside the chat, by default
+    the agent's own provider does. `shutdown` is set by what serves the service.
+    """
+
+    http: HttpClient
+    breakers: CircuitBreakers
+    pending: PendingSteps
+    runs: RunServices
+    auto: str
+    providers: Mapping[str, Provider]
+    task_provider: Provider | None
+    shutdown: ShutdownState
+
+
 class Service:
-    """The running service: its agents, which another revision may follow, and the count of the runs
-    under way."""
+    """The running service: its agents, which a later revision may replace, and its runs."""
 
     def __init__(
         self,
         configuration: Configuration,
         builder: Builder,
         revision: Revision,
-        pending: PendingSteps,
-        http: HttpClient,
-        auto: str,
-        breakers: CircuitBreakers,
-        providers: Mapping[str, Provider],
-        task_provider: Provider | None,
-        run_services: RunServices,
-        shutdown: ShutdownState,
+        parts: ServiceParts,
     ) -> None:
         self.settings = configuration.settings
-        self.http = http
-        self.pending = pending
-        self.auto_provider = auto
-        self.breakers = breakers
-        self._providers = providers
-        self._task_provider = task_provider
-        self._tracing = configuration.tracing
+        self.http = parts.http
+        self.pending = parts.pending
+        self.auto_provider = parts.auto
+        self.breakers = parts.breakers
+        self.shutdown = parts.shutdown
+        self.slots = RunSlots(self.settings.max_concurrent_requests)
         self.revision = revision
         self.drain_tracker = DrainTracker()
-        """The requests under way, for an revision is kept open for those that began before the next
-        one."""
+        """The requests of this revision: it closes only after the last of them."""
 
-        self.slots = RunSlots(self.settings.max_concurrent_requests)
-        self.shutdown = shutdown
         self.secrets = find_secrets(configuration.environment)
-        """What must be shown to nobody: the secrets of the start and of each reload."""
+        """What no message may show: the secrets of the start and of each reload."""
 
-        self._run_services = run_services
+        self._parts = parts
         self._configuration = configuration
         self._builder = builder
         self._reloading = asyncio.Lock()
@@ -135,7 +143,7 @@ class Service:
     def all_providers(self) -> Mapping[str, Provider]:
         """All that there are, by their names and with nothing around them, whether an agent uses
         them or not."""
-        return self._providers
+        return self._parts.providers
 
     @property
     def providers(self) -> Mapping[str, Provider]:
@@ -146,13 +154,15 @@ class Service:
         named |= {other.provider for definition in definitions for other in definition.fallback}
         if (task := self.settings.task_provider) is not None:
             named.add(PROVIDER_ALIASES.get(task, task))
-        used = [self._providers[self.auto_provider if name == AUTO else name] for name in named]
+        used = [
+            self._parts.providers[self.auto_provider if name == AUTO else name] for name in named
+        ]
         return {provider.name: provider for provider in used}
 
     def build_task_agent(self, agent: BaseAgent, task: Task) -> BaseAgent:
         """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else
         the agent's own."""
-        provider = self._task_provider or agent.parts.provider
+        provider = self._parts.task_provider or agent.parts.provider
         return ChatTaskAgent(agent, task, provider, self.settings.task_model)
 
     @property
@@ -195,8 +205,8 @@ class Service:
                 )
                 add_secrets(secrets := find_secrets(configuration.environment))
                 self.secrets = tuple(sorted({*self.secrets, *secrets}, key=len, reverse=True))
-                if self._tracing is not None:
-                    self._tracing.add_secrets(secrets)
+                if (tracing := self._configuration.tracing) is not None:
+                    tracing.add_secrets(secrets)
                 if self.shutdown.has_begun:
                     return ShuttingDownError("The service is being stopped.")
                 revision = await self._builder.build(configuration.snapshot, self.revision)
@@ -268,4 +278,4 @@ class Service:
             agent_version=agent.version,
         )
         admission = None if limiter is None else RunAdmission(caller, limiter, self.slots)
-        return Run(agent, turn, context, self._run_services, admission)
+        return Run(agent, turn, context, self._parts.runs, admission)
