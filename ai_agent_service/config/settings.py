@@ -518,11 +518,10 @@ def read_settings(**overrides: object) -> tuple[Settings, list[Fault]]:
         name: Settings.model_fields[name].default for part in wrong if (name := str(part["loc"][0]))
     }
     faults = [
-        Fault(
-            file="environment",
-            field=str(part["loc"][0]).upper(),
-            problem=part["msg"].removeprefix("Value error, "),
-            remedy="Correct it in the environment or in .env",
+        Fault.in_environment(
+            str(part["loc"][0]).upper(),
+            part["msg"].removeprefix("Value error, "),
+            "Correct it in the environment or in .env",
         )
         for part in wrong
     ]

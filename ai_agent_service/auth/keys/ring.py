@@ -79,21 +79,12 @@ def find_key_faults(settings: Settings) -> list[Fault]:
             )
         if key in keys[: number - 1]:
             problems.append(f"keys {keys.index(key) + 1} and {number} are the same")
-    faults = [
-        Fault(file="environment", field="API_KEYS", problem=problem, remedy=remedy)
-        for problem in problems
-    ]
+    faults = [Fault.in_environment("API_KEYS", problem, remedy) for problem in problems]
     pepper = settings.api_key_pepper
     if pepper is not None and len(pepper.get_secret_value()) < MIN_PEPPER_LENGTH:
         problem = f"it has fewer than {MIN_PEPPER_LENGTH} characters"
-        faults.append(
-            Fault(
-                file="environment",
-                field="API_KEY_PEPPER",
-                problem=problem,
-                remedy="Make one with: openssl rand -hex 32",
-            )
-        )
+        remedy = "Make one with: openssl rand -hex 32"
+        faults.append(Fault.in_environment("API_KEY_PEPPER", problem, remedy))
     return faults
 
 
