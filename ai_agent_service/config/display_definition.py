@@ -117,4 +117,4 @@ def load_avatar(display: DisplayDefinition, folder: Path) -> DisplayDefinition |
 
 
 def _build_fault(problem: str, remedy: str) -> Fault:
-    return Fault(file="", field="display.avatar", problem=problem, remedy=remedy)
+    return Fault(field="display.avatar", problem=problem, remedy=remedy)
