@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 import msgspec
 
+from ai_agent_service.core.context import LOCAL_TENANT
+
 Scope = Literal["chat", "memory:read", "memory:delete", "admin"]
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 DEFAULT_SCOPES: frozenset[Scope] = SCOPES - {"admin"}
@@ -12,12 +14,6 @@ DEFAULT_SCOPES: frozenset[Scope] = SCOPES - {"admin"}
 
 Client = Literal["open_webui"]
 """A client that a key is known to be used by."""
-
-LOCAL_TENANT = "local"
-"""Whose the conversations are of callers who need no key."""
-
-ANONYMOUS = "anonymous"
-"""The user where none is named."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 """A request's headers as ASGI gives them: names in lower case, a name as often as it was sent."""

@@ -238,10 +238,7 @@ class Settings(BaseSettings):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the address that is listened on."""
-        try:
-            return self.host == "localhost" or ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def postgres_url(self) -> str | None:
@@ -294,6 +291,14 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("an address beginning with http:// or https:// is needed")
         return value
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether this host name or address is that of this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_settings(**overrides: object) -> tuple[Settings, list[Fault]]:
