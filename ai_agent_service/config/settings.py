@@ -6,14 +6,35 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ai_agent_service import __version__
 from ai_agent_service.config.json_files import read_text
 from ai_agent_service.core.errors import ConfigError, Fault
 
-Names = Annotated[tuple[str, ...], NoDecode]
+
+def _split_names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(name for part in value.replace("|", ",").split(",") if (name := part.strip()))
+
+
+def _check_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("an address beginning with http:// or https:// is needed")
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
+Url = Annotated[str, AfterValidator(_check_url)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -62,7 +83,7 @@ class Settings(BaseSettings):
 
     azure_openai_api_key: SecretStr | None = None
     """The key of the Azure OpenAI resource."""
-    azure_openai_endpoint: str | None = None
+    azure_openai_endpoint: Url | None = None
     """The address of the Azure OpenAI resource, such as https://NAME.openai.azure.com/."""
     azure_openai_api_version: str | None = None
     """A dated API version selects the /openai/deployments addresses; unset selects /openai/v1/."""
@@ -74,7 +95,7 @@ class Settings(BaseSettings):
 
     openrouter_api_key: SecretStr | None = None
     """The key for OpenRouter."""
-    openrouter_base_url: str = "https://openrouter.ai/api/v1"
+    openrouter_base_url: Url = "https://openrouter.ai/api/v1"
     """The address of OpenRouter's API."""
     openrouter_default_model: str = "openrouter/auto"
     """The OpenRouter model of agents that name none."""
@@ -85,7 +106,7 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr | None = None
     """The key for OpenAI or the compatible server at OPENAI_BASE_URL; a server without keys needs
     none."""
-    openai_base_url: str | None = None
+    openai_base_url: Url | None = None
     """The address of any OpenAI-compatible server, up to and with /v1; unset means OpenAI
     itself."""
     openai_default_model: str | None = None
@@ -93,7 +114,7 @@ class Settings(BaseSettings):
     openai_model_list: Names = ()
     """Models, separated by commas, that a caller may ask for instead of the agent's own."""
 
-    ollama_base_url: str = "http://localhost:11434"
+    ollama_base_url: Url = "http://localhost:11434"
     """The address of the Ollama server."""
     ollama_default_model: str | None = None
     """The Ollama model of agents that name none; unset takes the first one installed there."""
@@ -264,33 +285,6 @@ class Settings(BaseSettings):
     @classmethod
     def _to_lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
-
-    @field_validator(
-        "azure_openai_model_list",
-        "openrouter_model_list",
-        "openai_model_list",
-        "ollama_model_list",
-        "allowed_hosts",
-        "trusted_proxy_cidrs",
-        "oidc_algorithms",
-        mode="before",
-    )
-    @classmethod
-    def _split_names(cls, value: object) -> object:
-        return (
-            tuple(name.strip() for name in value.replace("|", ",").split(",") if name.strip())
-            if isinstance(value, str)
-            else value
-        )
-
-    @field_validator(
-        "azure_openai_endpoint", "openrouter_base_url", "openai_base_url", "ollama_base_url"
-    )
-    @classmethod
-    def _check_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("an address beginning with http:// or https:// is needed")
-        return value
 
 
 def is_loopback(host: str) -> bool:
