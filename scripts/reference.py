@@ -22,6 +22,7 @@ from ai_agent_service.config.agent_definition import (
     AllowedTools,
     FallbackDefinition,
 )
+from ai_agent_service.config.definition import read_descriptions
 from ai_agent_service.config.display_definition import DisplayDefinition, SuggestionPrompt
 from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
 from ai_agent_service.config.server_definition import ServerDefinition
@@ -137,8 +138,9 @@ def fields_of(model: type[BaseModel]) -> str:
     """The table of a model's fields; raises LookupError for one without a description."""
     schema = model.model_json_schema()
     kinds = dict.fromkeys(schema.get("required", ()), "required")
+    meanings = read_descriptions(model)
     rows = (
-        _row(name, field, kinds.get(name, "optional"))
+        _row(name, meanings[name], field, kinds.get(name, "optional"))
         for name, field in schema["properties"].items()
         if name not in OWN
     )
@@ -149,6 +151,7 @@ def _settings() -> Iterator[str]:
     """Each group of .env.example as a heading and a table."""
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     properties = Settings.model_json_schema()["properties"]
+    meanings = read_descriptions(Settings)
     for heading, text in re.findall(
         r"^#### (.+) ####\n((?:(?!####).*\n?)*)", example, re.MULTILINE
     ):
@@ -159,7 +162,10 @@ def _settings() -> Iterator[str]:
         ]
         if names:
             yield f"### {heading}"
-            rows = (_row(name.upper(), properties[name], "of the environment") for name in names)
+            rows = (
+                _row(name.upper(), meanings[name], properties[name], "of the environment")
+                for name in names
+            )
             yield _table(("variable", "takes", "default", "meaning"), rows)
 
 
@@ -170,15 +176,15 @@ def _models(models: Mapping[str, tuple[str, type[BaseModel]]]) -> Iterator[str]:
         yield fields_of(model)
 
 
-def _row(name: str, field: dict[str, Any], kind: str) -> tuple[str, ...]:
+def _row(name: str, meaning: str, field: dict[str, Any], kind: str) -> tuple[str, ...]:
     """The row of a field that is `required` or `optional` in a file, or `of the environment`;
     `field` is its JSON Schema."""
-    if "description" not in field:
+    if not meaning:
         raise LookupError(f"{name} has no description: write one where it is defined")
     takes = _takes(field, name)
     if kind == "of the environment":
         takes = takes.replace("a list of texts", "texts, with commas between")
-    return f"`{name}`", takes, kind if kind == "required" else _default(field), field["description"]
+    return f"`{name}`", takes, kind if kind == "required" else _default(field), meaning
 
 
 def _default(field: dict[str, Any]) -> str:

@@ -92,9 +92,7 @@ async def run_loop(
     try:
         while True:
             if context.seconds_left <= 0:
-                raise RunTimeoutError(
-                    "The run took longer than REQUEST_TIMEOUT allows and was stopped."
-                )
+                raise RunTimeoutError
             said: list[str] = []
             has_output = False
             finished: ModelFinished | None = None

@@ -9,11 +9,10 @@ import msgspec
 
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequestError
-from ai_agent_service.core.messages import Message, ToolResult, build_tool_message
+from ai_agent_service.core.messages import UNKNOWN_RESULT, Message, ToolResult, build_tool_message
 
 PENDING_STEP_SECONDS = 3600.0
 MAX_PENDING_STEPS = 10_000
-UNKNOWN_RESULT = "No result of this call is known; it may or may not have been carried out."
 
 
 class _PendingStep(msgspec.Struct, frozen=True):

@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 import msgspec
 
+from ai_agent_service.core.context import LOCAL_TENANT
+
 Scope = Literal["chat", "memory:read", "memory:delete", "admin"]
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 DEFAULT_SCOPES: frozenset[Scope] = SCOPES - {"admin"}
@@ -12,12 +14,6 @@ DEFAULT_SCOPES: frozenset[Scope] = SCOPES - {"admin"}
 
 Client = Literal["open_webui"]
 """A client that a key is known to be used by."""
-
-LOCAL_TENANT = "local"
-"""Whose the conversations are of callers who need no key."""
-
-ANONYMOUS = "anonymous"
-"""The user where none is named."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 """A request's headers as ASGI gives them: names in lower case, a name as often as it was sent."""
@@ -38,17 +34,11 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
 UNLIMITED = Limits()
 
 
-class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A key, without its secret. `tenant` is whose conversations it reaches; `agents` None means
-    all of them.
+class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a key may do. `agents` None means all of them; `limits` are those of the key as a whole,
+    `user_limits` those of each user behind it."""
 
-    `limits` are those of the key as a whole, `user_limits` those of each user behind it.
-    """
-
-    key_id: str
-    name: str
-    tenant: str
-    scopes: frozenset[Scope] = DEFAULT_SCOPES
+    scopes: frozenset[Scope]
     agents: frozenset[str] | None = None
     client: Client | None = None
     limits: Limits = UNLIMITED
@@ -57,6 +47,15 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     def can_use(self, agent_id: str) -> bool:
         """Whether the agent is among those that the key is for."""
         return self.agents is None or agent_id in self.agents
+
+
+class Key(Rights, frozen=True, kw_only=True):
+    """A key, without its secret. `tenant` is whose conversations it reaches."""
+
+    key_id: str
+    name: str
+    tenant: str
+    scopes: frozenset[Scope] = DEFAULT_SCOPES
 
 
 class User(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.auth.principal import LOCAL, Principal
+from ai_agent_service.cli.conventions import CONNECT_SECONDS
 from ai_agent_service.config.agent_definition import RESERVED_MODEL_SETTINGS
 from ai_agent_service.core.errors import NotFoundError
 from ai_agent_service.core.events import (
@@ -46,8 +47,6 @@ with contextlib.suppress(ImportError):  # not on Windows
     import readline  # noqa: F401 - gives input() its line editing and history
 
 MAX_SHOWN_RESULT = 300
-CONNECT_SECONDS = 15.0
-"""How long the first question waits for the agent's MCP servers."""
 
 USER = "terminal"
 _MARKDOWN = MarkdownIt().enable("table")

@@ -103,7 +103,5 @@ def _read_setting(read: Callable[[], T], field: str, remedy: str, faults: list[F
     try:
         return read()
     except ValueError as error:
-        faults.append(
-            Fault(file="environment", field=field, problem=str(error).rstrip("."), remedy=remedy)
-        )
+        faults.append(Fault.in_environment(field, str(error).rstrip("."), remedy))
         return None

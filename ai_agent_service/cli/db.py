@@ -17,6 +17,7 @@ from ai_agent_service.cli.database_target import (
     read_target,
     require_existing,
 )
+from ai_agent_service.core.context import LOCAL_TENANT
 from ai_agent_service.maintenance.failover import PromotionError, promote
 from ai_agent_service.maintenance.postgres_backup import read_dump, restore_dump, strip_password
 from ai_agent_service.maintenance.reencryption import (
@@ -48,8 +49,6 @@ from ai_agent_service.storage.migrate import (
     upgrade,
 )
 from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
-
-DEFAULT_TENANT = "local"
 
 
 @click.group()
@@ -281,7 +280,7 @@ def reencrypt_values(plain: bool) -> None:
 @click.option("--user", required=True, help="Whose conversations to delete.")
 @click.option(
     "--tenant",
-    default=DEFAULT_TENANT,
+    default=LOCAL_TENANT,
     show_default=True,
     help="The tenant that the user belongs to.",
 )

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from ai_agent_service import __version__
+from ai_agent_service.cli.conventions import CONNECT_SECONDS, EXIT_INTERRUPTED
 from ai_agent_service.cli.eval_generate import generate
 from ai_agent_service.cli.output import ProgressReporter, format_table
 from ai_agent_service.config.json_files import load_environment
@@ -49,15 +50,10 @@ from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.service import Service
 
-CONNECT_SECONDS = 15.0
-"""How long the first case waits for the agents' MCP servers."""
-
 MAX_NOT_MET = 60
 """Characters of what was not met that the table shows of a case."""
 
 EXIT_WORSE = 1
-EXIT_INTERRUPTED = 130
-"""128 and the number of SIGINT, as shells have it."""
 
 
 @click.group("eval")

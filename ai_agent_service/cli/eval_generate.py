@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import click
 
+from ai_agent_service.cli.conventions import CONNECT_SECONDS, EXIT_INTERRUPTED
 from ai_agent_service.cli.output import ProgressReporter
 from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
@@ -26,14 +27,9 @@ from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.service import Service
 
-CONNECT_SECONDS = 15.0
-"""How long an agent's MCP servers are waited for, to know their tools."""
-
 MAX_NAME = 40
 MAX_LISTED = 20
 """Files and cases that were left out and are named."""
-
-EXIT_INTERRUPTED = 130
 
 
 @click.command()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from ai_agent_service.cli.conventions import EXIT_CONFIGURATION
 from ai_agent_service.config.env_template import render_env_file
 from ai_agent_service.config.locations import STARTER_FOLDER
 
-EXIT_CONFIGURATION = 2
 GITIGNORE = """\
 # Keys and conversations belong into no repository.
 .env

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, get_args
 
@@ -17,7 +17,7 @@ from ai_agent_service.auth.keys.store import (
     NewSecret,
     StoredKey,
 )
-from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, Client, Limits, Scope
+from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, Client, Limits, Rights, Scope
 from ai_agent_service.cli.database_target import (
     build_unusable_error,
     open_target,
@@ -38,6 +38,10 @@ LIMIT = click.IntRange(1, 2_000_000_000)
 KEY = click.argument("key", metavar="KEY")
 
 T = TypeVar("T")
+_COLUMNS = (
+    *("ID", "NAME", "STATE", "TENANT", "SCOPES", "AGENTS", "CLIENT", "LIMITS"),
+    *("CREATED", "EXPIRES", "LAST USED"),
+)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 
@@ -112,27 +116,18 @@ def create(
     expires: timedelta | None,
     tenant: str | None,
     client: Client | None,
-    rpm: int | None,
-    tpm: int | None,
-    parallel: int | None,
-    user_rpm: int | None,
-    user_tpm: int | None,
-    user_parallel: int | None,
+    **limits: int | None,
 ) -> None:
     """Make a key and print it. It is shown this once."""
-    may = _parse_scopes(scopes)
-    only = _parse_agents(agents)
+    rights = Rights(
+        scopes=_parse_scopes(scopes),
+        agents=_parse_agents(agents),
+        client=client,
+        limits=Limits(limits["rpm"], limits["tpm"], limits["parallel"]),
+        user_limits=Limits(limits["user_rpm"], limits["user_tpm"], limits["user_parallel"]),
+    )
     made = _run_with_store(
-        lambda store: store.create(
-            name,
-            scopes=may,
-            agents=only,
-            client=client,
-            tenant=tenant,
-            limits=Limits(rpm, tpm, parallel),
-            user_limits=Limits(user_rpm, user_tpm, user_parallel),
-            expires_in=expires,
-        ),
+        lambda store: store.create(name, rights, tenant=tenant, expires_in=expires),
         makes_tables=True,
     )
     _echo_secret(made, "was made")
@@ -154,20 +149,7 @@ def list_keys(as_json: bool) -> None:
             )
         )
     elif found:
-        columns = (
-            "ID",
-            "NAME",
-            "STATE",
-            "TENANT",
-            "SCOPES",
-            "AGENTS",
-            "CLIENT",
-            "LIMITS",
-            "CREATED",
-            "EXPIRES",
-            "LAST USED",
-        )
-        click.echo(format_table([columns, *map(_format_row, found)]))
+        click.echo(format_table([_COLUMNS, *map(_format_row, found)]))
     else:
         click.echo("There are no keys. To make one: ai-agent-service keys create --name NAME")
     if problem is not None:
@@ -235,42 +217,39 @@ def _parse_scopes(text: str | None) -> frozenset[Scope]:
     if text is None:
         return DEFAULT_SCOPES
     known: dict[str, Scope] = {scope: scope for scope in SCOPES}
-    named = _parse_names(text, "--scopes")
-    for name in named:
-        if name not in known:
-            raise click.BadParameter(
-                f"{name!r} is no scope. {suggest_name(name, known)}", param_hint="--scopes"
-            )
-    return frozenset(known[name] for name in named)
+    names = _parse_names(text, "--scopes")
+    _check_names(names, known, "scope")
+    return frozenset(known[name] for name in names)
 
 
 def _parse_agents(text: str | None) -> frozenset[str] | None:
     """The agents that are named; they are those of the configuration, if that has no faults."""
     if text is None:
         return None
-    named = _parse_names(text, "--agents")
+    names = _parse_names(text, "--agents")
     try:
-        known = [agent.agent_id for agent in load().agents]
+        _check_names(names, [agent.agent_id for agent in load().agents], "agent")
     except ConfigError:
         click.echo(
             "note: the configuration has faults, so it is not known whether these agents are"
             " there.",
             err=True,
         )
-        return frozenset(named)
-    for name in named:
-        if name not in known:
-            raise click.BadParameter(
-                f"{name!r} is no agent. {suggest_name(name, known)}", param_hint="--agents"
-            )
-    return frozenset(named)
+    return frozenset(names)
 
 
 def _parse_names(text: str, option: str) -> list[str]:
-    named = [name for item in text.split(",") if (name := item.strip())]
-    if not named:
+    names = [name for item in text.split(",") if (name := item.strip())]
+    if not names:
         raise click.BadParameter("it names none.", param_hint=option)
-    return named
+    return names
+
+
+def _check_names(names: Iterable[str], known: Collection[str], noun: str) -> None:
+    for name in names:
+        if name not in known:
+            problem = f"{name!r} is no {noun}. {suggest_name(name, known)}"
+            raise click.BadParameter(problem, param_hint=f"--{noun}s")
 
 
 def _echo_secret(made: NewSecret, what: str) -> None:

@@ -2,15 +2,13 @@
 of the terminal."""
 
 import importlib
-import sys
 from typing import ClassVar, cast
 
 import click
 
 from ai_agent_service import __version__
+from ai_agent_service.cli.conventions import exit_with_faults
 from ai_agent_service.core.errors import ConfigError
-
-EXIT_CONFIGURATION = 2
 
 
 class LazyGroup(click.Group):
@@ -53,8 +51,4 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cli.main(arguments, prog_name="ai-agent-service", standalone_mode=True)
     except ConfigError as error:
-        count = len(error.faults)
-        print(f"The configuration has {count} fault{'s' if count > 1 else ''}:", file=sys.stderr)
-        for fault in error.faults:
-            print(f"  - {fault}", file=sys.stderr)
-        sys.exit(EXIT_CONFIGURATION)
+        exit_with_faults(error.faults)

@@ -1,6 +1,5 @@
 """ai-agent-service reload: has the running service read its files anew."""
 
-import sys
 import urllib.error
 import urllib.request
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import click
 import msgspec
 
+from ai_agent_service.cli.conventions import exit_with_faults
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.runtime.revision import Changes
 
 API_KEY_VARIABLE = "AAS_API_KEY"
 TIMEOUT_SECONDS = 120.0
-EXIT_CONFIGURATION = 2
 _CHANGE_LABELS = {
     "added_agents": "added the agent",
     "changed_agents": "changed the agent",
@@ -78,15 +77,7 @@ def reload(url: str | None) -> None:
             else ""
         )
         raise click.ClickException(f"{url} answered {status}: {error.message}{hint}")
-    faults = error.message.splitlines()
-    click.echo(
-        f"The configuration has {len(faults)} fault{'s' if len(faults) > 1 else ''}, and the"
-        " service goes on as it was:",
-        err=True,
-    )
-    for fault in faults:
-        click.echo(f"  - {fault}", err=True)
-    sys.exit(EXIT_CONFIGURATION)
+    exit_with_faults(error.message.splitlines(), ", and the service goes on as it was")
 
 
 def _build_url(settings: Settings) -> str:

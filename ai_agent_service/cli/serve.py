@@ -212,7 +212,7 @@ def _refuse_without_keys(settings: Settings) -> None:
         "Set API_KEYS (or run: ai-agent-service keys create --name NAME), or set HOST=127.0.0.1, or"
         " set ALLOW_UNAUTHENTICATED=true"
     )
-    raise ConfigError([Fault(file="environment", field="HOST", problem=problem, remedy=remedy)])
+    raise ConfigError([Fault.in_environment("HOST", problem, remedy)])
 
 
 def _announce_ready(

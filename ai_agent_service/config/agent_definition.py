@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from ai_agent_service.config.definition import Definition, use_default_for_null
 from ai_agent_service.config.display_definition import DisplayDefinition
 from ai_agent_service.config.memory_definition import MemoryDefinition, ResourceConfig
 
@@ -28,23 +29,21 @@ RESERVED_MODEL_SETTINGS = frozenset(
 give."""
 AUTO = "auto"
 PROVIDER_ALIASES = {"azure_openai_cc": "azure_openai"}
+ProviderName = Annotated[str, AfterValidator(lambda name: PROVIDER_ALIASES.get(name, name))]
 _NO_EFFECT = (
     "Has no effect, and is warned of; it is read so that files of ScottRBK/ai-agent-service load."
 )
 
 
-class AllowedTools(BaseModel):
+class AllowedTools(Definition):
     """What an agent may use of one MCP server: the named tools, or all of them (None).
 
     `cached_mcp_tools` maps tools to the seconds that a result of theirs is used again for the same
     arguments; a list means DEFAULT_CACHE_SECONDS for each.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    allowed_mcp_tools: tuple[str, ...] | None = Field(
-        default=None, description="The tools that the agent may use; null means all of the server."
-    )
+    allowed_mcp_tools: tuple[str, ...] | None = None
+    """The tools that the agent may use; null means all of the server."""
     cached_mcp_tools: dict[str, Annotated[float, Field(gt=0, le=86_400)]] = Field(
         default={},
         description=(
@@ -61,123 +60,69 @@ class AllowedTools(BaseModel):
         return {} if value is None else value
 
 
-class FallbackDefinition(BaseModel):
+class FallbackDefinition(Definition):
     """Another provider to ask when the agent's own fails, and its model: None is that provider's
     default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    provider: str = Field(description="A provider, as in the agent's own `provider`.")
-    model: str | None = Field(
-        default=None, description="Its model; unset means the provider's default."
-    )
-
-    @field_validator("provider")
-    @classmethod
-    def _resolve_alias(cls, value: str) -> str:
-        return PROVIDER_ALIASES.get(value, value)
+    provider: ProviderName
+    """A provider, as in the agent's own `provider`."""
+    model: str | None = None
+    """Its model; unset means the provider's default."""
 
 
-class AccessDefinition(BaseModel):
+class AccessDefinition(Definition):
     """Who may use an agent: verified users that are in one of the groups and have one of the roles;
     an empty list asks for nothing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    groups: tuple[str, ...] = Field(
-        default=(),
-        description="The user has to be in one of these groups; an empty list asks for none.",
-    )
-    roles: tuple[str, ...] = Field(
-        default=(),
-        description="The user has to have one of these roles; an empty list asks for none.",
-    )
+    groups: tuple[str, ...] = ()
+    """The user has to be in one of these groups; an empty list asks for none."""
+    roles: tuple[str, ...] = ()
+    """The user has to have one of these roles; an empty list asks for none."""
 
 
-class AgentDefinition(BaseModel):
+class AgentDefinition(Definition):
     """One entry of agent_config.json, with its prompt read and its defaults filled in."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    agent_id: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$",
-        description=(
-            "The model's name to clients: 1 to 128 letters, digits and `. _ : @ -`, of which the"
-            " first is a letter or a digit."
-        ),
-    )
-    description: str = Field(default="", description="What the agent is for, in `/agents`.")
-    type: str = Field(default="agent", description="The agent class: `agent`, or one of a plug-in.")
-    system_prompt: str = Field(
-        default="", description="The prompt itself; it or `system_prompt_file` is needed."
-    )
-    system_prompt_file: str | None = Field(
-        default=None,
-        description="The prompt's file, within `PROMPTS_DIR`; in place of `system_prompt`.",
-    )
-    provider: str = Field(
-        default=AUTO,
-        description=(
-            "Who is asked: `azure_openai` (also `azure_openai_cc`), `openrouter`, `openai`,"
-            " `ollama`, `demo`, `auto`, or one of a plug-in."
-        ),
-    )
-    model: str | None = Field(
-        default=None,
-        description="The model, or Azure's deployment; unset means the provider's default.",
-    )
-    fallback: tuple[FallbackDefinition, ...] = Field(
-        default=(),
-        max_length=8,
-        description=(
-            "Other providers that are asked, in this order, when the agent's own fails before its"
-            " answer has begun."
-        ),
-    )
-    model_settings: dict[str, Any] = Field(
-        default={},
-        description=(
-            "Fields of the request to the provider, such as `temperature`, `max_tokens` or Ollama's"
-            " `num_ctx`; those of the service itself, such as `messages`, `tools`, `stream` and"
-            " `n`, are faults."
-        ),
-    )
-    allowed_regular_tools: tuple[str, ...] = Field(
-        default=(), description="The tools that the agent may use, built in or of plug-ins."
-    )
-    allowed_mcp_servers: dict[str, AllowedTools] = Field(
-        default={},
-        description=(
-            "The MCP servers that the agent may use, by their labels, and which of their tools."
-        ),
-    )
-    client_tools: Literal["accept", "ignore"] | tuple[str, ...] = Field(
-        default="accept",
-        description=(
-            "What becomes of the tools that a client sends: `accept`, `ignore`, or a list of the"
-            " names to accept."
-        ),
-    )
-    resources: tuple[str, ...] = Field(
-        default=(),
-        description='`["memory"]` has the agent remember; a knowledge base is not offered.',
-    )
-    resource_config: ResourceConfig = Field(
-        default=ResourceConfig(), description="How it remembers."
-    )
-    access: AccessDefinition = Field(
-        default=AccessDefinition(),
-        description="Which verified users may use the agent; by default all callers.",
-    )
-    display: DisplayDefinition = Field(
-        default=DisplayDefinition(), description="How clients show the agent."
-    )
-    max_steps: int = Field(
-        default=DEFAULT_MAX_STEPS,
-        ge=1,
-        le=1000,
-        description="How often the model may be asked in one run.",
-    )
+    agent_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")
+    """The model's name to clients: 1 to 128 letters, digits and `. _ : @ -`, of which the first is
+    a letter or a digit."""
+    description: str = ""
+    """What the agent is for, in `/agents`."""
+    type: str = "agent"
+    """The agent class: `agent`, or one of a plug-in."""
+    system_prompt: str = ""
+    """The prompt itself; it or `system_prompt_file` is needed."""
+    system_prompt_file: str | None = None
+    """The prompt's file, within `PROMPTS_DIR`; in place of `system_prompt`."""
+    provider: ProviderName = AUTO
+    """Who is asked: `azure_openai` (also `azure_openai_cc`), `openrouter`, `openai`, `ollama`,
+    `demo`, `auto`, or one of a plug-in."""
+    model: str | None = None
+    """The model, or Azure's deployment; unset means the provider's default."""
+    fallback: tuple[FallbackDefinition, ...] = Field(default=(), max_length=8)
+    """Other providers that are asked, in this order, when the agent's own fails before its answer
+    has begun."""
+    model_settings: dict[str, Any] = Field(default={})
+    """Fields of the request to the provider, such as `temperature`, `max_tokens` or Ollama's
+    `num_ctx`; those of the service itself, such as `messages`, `tools`, `stream` and `n`, are
+    faults."""
+    allowed_regular_tools: tuple[str, ...] = ()
+    """The tools that the agent may use, built in or of plug-ins."""
+    allowed_mcp_servers: dict[str, AllowedTools] = Field(default={})
+    """The MCP servers that the agent may use, by their labels, and which of their tools."""
+    client_tools: Literal["accept", "ignore"] | tuple[str, ...] = "accept"
+    """What becomes of the tools that a client sends: `accept`, `ignore`, or a list of the names to
+    accept."""
+    resources: tuple[str, ...] = ()
+    """`["memory"]` has the agent remember; a knowledge base is not offered."""
+    resource_config: ResourceConfig = ResourceConfig()
+    """How it remembers."""
+    access: AccessDefinition = AccessDefinition()
+    """Which verified users may use the agent; by default all callers."""
+    display: DisplayDefinition = DisplayDefinition()
+    """How clients show the agent."""
+    max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)
+    """How often the model may be asked in one run."""
 
     # Fields of ScottRBK/ai-agent-service that ask for what this service does not do; read so that
     # its files load, and warned of.
@@ -211,22 +156,11 @@ class AgentDefinition(BaseModel):
         }
         return value
 
-    @field_validator(
-        *(
-            "fallback",
-            "model_settings",
-            "resource_config",
-            "access",
-            "display",
-            "allowed_mcp_servers",
-            "resources",
-            "allowed_regular_tools",
-        ),
+    _replace_null = field_validator(
+        *("fallback", "model_settings", "resource_config", "access", "display", "resources"),
+        *("allowed_mcp_servers", "allowed_regular_tools"),
         mode="before",
-    )
-    @classmethod
-    def _replace_null(cls, value: object, info: Any) -> object:
-        return cls.model_fields[info.field_name].default if value is None else value
+    )(use_default_for_null)
 
     @field_validator("model_settings")
     @classmethod
@@ -237,11 +171,6 @@ class AgentDefinition(BaseModel):
                 f"{', '.join(taken)} cannot be set here: the service decides on it for each request"
             )
         return value
-
-    @field_validator("provider")
-    @classmethod
-    def _resolve_alias(cls, value: str) -> str:
-        return PROVIDER_ALIASES.get(value, value)
 
     @field_validator("client_tools", mode="before")
     @classmethod

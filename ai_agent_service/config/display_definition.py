@@ -2,10 +2,11 @@
 
 import base64
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ai_agent_service.config.definition import Definition, use_default_for_null
 from ai_agent_service.core.errors import Fault
 
 MAX_AVATAR_BYTES = 256 * 1024
@@ -23,14 +24,15 @@ _URL_PREFIXES = (
 Line = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class SuggestionPrompt(BaseModel):
+class SuggestionPrompt(Definition):
     """A question that a new chat offers: what it sends, and the two lines that it is shown by."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    content: str = Field(min_length=1, max_length=4000, description="What is sent.")
-    title: str = Field(default="", description="The first line of its card; unset means `content`.")
-    subtitle: str = Field(default="", description="The second line.")
+    content: str = Field(min_length=1, max_length=4000)
+    """What is sent."""
+    title: str = ""
+    """The first line of its card; unset means `content`."""
+    subtitle: str = ""
+    """The second line."""
 
     @model_validator(mode="before")
     @classmethod
@@ -38,7 +40,7 @@ class SuggestionPrompt(BaseModel):
         return {"content": value} if isinstance(value, str) else value
 
 
-class DisplayDefinition(BaseModel):
+class DisplayDefinition(Definition):
     """How clients show an agent. `capabilities` are Open WebUI's, by its names; what is not named
     is as Open WebUI has it.
 
@@ -46,31 +48,17 @@ class DisplayDefinition(BaseModel):
     reads.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Annotated[str, Field(max_length=200)] | None = Field(
-        default=None, description="The agent's name; unset means its id."
-    )
-    description: Annotated[str, Field(max_length=4000)] | None = Field(
-        default=None, description="What is said of the agent; unset means its `description`."
-    )
-    capabilities: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")], bool] = Field(
-        default={},
-        description=(
-            "Open WebUI's switches by its names, such as `vision`; unless said otherwise"
-            " `builtin_tools` is off and `usage` on."
-        ),
-    )
-    suggestion_prompts: tuple[SuggestionPrompt, ...] = Field(
-        default=(),
-        max_length=20,
-        description=(
-            "Questions that a new chat offers; a text stands for an object with this `content`."
-        ),
-    )
-    tags: tuple[Line, ...] = Field(
-        default=(), max_length=20, description="Words to find the agent by."
-    )
+    name: Annotated[str, Field(max_length=200)] | None = None
+    """The agent's name; unset means its id."""
+    description: Annotated[str, Field(max_length=4000)] | None = None
+    """What is said of the agent; unset means its `description`."""
+    capabilities: dict[Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")], bool] = Field(default={})
+    """Open WebUI's switches by its names, such as `vision`; unless said otherwise `builtin_tools`
+    is off and `usage` on."""
+    suggestion_prompts: tuple[SuggestionPrompt, ...] = Field(default=(), max_length=20)
+    """Questions that a new chat offers; a text stands for an object with this `content`."""
+    tags: tuple[Line, ...] = Field(default=(), max_length=20)
+    """Words to find the agent by."""
     avatar: str | None = Field(
         default=None,
         description=(
@@ -79,10 +67,9 @@ class DisplayDefinition(BaseModel):
         ),
     )
 
-    @field_validator("capabilities", "suggestion_prompts", "tags", mode="before")
-    @classmethod
-    def _replace_null(cls, value: object, info: Any) -> object:
-        return cls.model_fields[info.field_name].default if value is None else value
+    _replace_null = field_validator("capabilities", "suggestion_prompts", "tags", mode="before")(
+        use_default_for_null
+    )
 
     @field_validator("avatar")
     @classmethod
@@ -130,4 +117,4 @@ def load_avatar(display: DisplayDefinition, folder: Path) -> DisplayDefinition |
 
 
 def _build_fault(problem: str, remedy: str) -> Fault:
-    return Fault(file="", field="display.avatar", problem=problem, remedy=remedy)
+    return Fault(field="display.avatar", problem=problem, remedy=remedy)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ai_agent_service.config.definition import read_descriptions
 from ai_agent_service.config.settings import Settings
 
 HEADER = """\
@@ -43,13 +44,13 @@ def render_env_file() -> str:
 
 
 def _render_lines() -> Iterator[str]:
+    descriptions = read_descriptions(Settings)
     for name, field in Settings.model_fields.items():
         if name in GROUPS:
             yield _format_title(GROUPS[name])
         is_unset = field.default in (None, ()) or name == "service_version"
-        yield _format_entry(
-            name.upper(), str(field.description), "" if is_unset else str(field.default)
-        )
+        default = "" if is_unset else str(field.default)
+        yield _format_entry(name.upper(), descriptions[name], default)
     for title, variables in OTHER_VARIABLES.items():
         yield _format_title(title)
         for name, description in variables.items():

@@ -37,25 +37,17 @@ def read_text(path: Path) -> str | Fault:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        return Fault(
-            file=str(path),
-            problem="the file does not exist",
-            remedy=f"Create it, or start where it lies (here: {Path.cwd()})",
-        )
+        problem = "the file does not exist"
+        remedy = f"Create it, or start where it lies (here: {Path.cwd()})"
     except IsADirectoryError:
-        return Fault(file=str(path), problem="this is a folder", remedy="Name a file")
+        problem, remedy = "this is a folder", "Name a file"
     except OSError as error:
-        return Fault(
-            file=str(path),
-            problem=f"it cannot be read ({error.strerror})",
-            remedy="Give the service the right to read it",
-        )
+        problem = f"it cannot be read ({error.strerror})"
+        remedy = "Give the service the right to read it"
     except UnicodeDecodeError as error:
-        return Fault(
-            file=str(path),
-            problem=f"it is not UTF-8 text (byte {error.start})",
-            remedy="Save it as UTF-8",
-        )
+        problem = f"it is not UTF-8 text (byte {error.start})"
+        remedy = "Save it as UTF-8"
+    return Fault(file=str(path), problem=problem, remedy=remedy)
 
 
 def read_json(path: Path) -> tuple[object, list[Fault]]:
@@ -90,49 +82,27 @@ def parse_json(text: str, file: str) -> tuple[object, list[Fault]]:
             twice.extend(sorted({name for name in names if names.count(name) > 1}))
         return found
 
+    where = ""
     try:
         value = json.loads(text, object_pairs_hook=build_object, parse_constant=_reject_constant)
         json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        return None, [
-            Fault(
-                file=file,
-                where=f"line {error.lineno}, column {error.colno}",
-                problem=f"this is not JSON ({error.msg})",
-                remedy="Correct it there",
-            )
-        ]
+        where = f"line {error.lineno}, column {error.colno}"
+        problem, remedy = f"this is not JSON ({error.msg})", "Correct it there"
     except RecursionError:
-        return None, [
-            Fault(file=file, problem="it is nested too deeply", remedy="Write it flatter")
-        ]
+        problem, remedy = "it is nested too deeply", "Write it flatter"
     except UnicodeEncodeError:
-        return None, [
-            Fault(
-                file=file,
-                problem="a text in it has half of a surrogate pair",
-                remedy="Write the whole character",
-            )
-        ]
+        problem = "a text in it has half of a surrogate pair"
+        remedy = "Write the whole character"
     except ValueError:
-        return None, [
-            Fault(
-                file=file,
-                problem="a number in it is none, or has too many digits",
-                remedy="Correct it; JSON has no NaN",
-            )
+        problem = "a number in it is none, or has too many digits"
+        remedy = "Correct it; JSON has no NaN"
+    else:
+        problem, remedy = "this field stands twice in one object", "Keep one of them"
+        return (None if twice else value), [
+            Fault(file=file, field=name, problem=problem, remedy=remedy) for name in twice
         ]
-    if twice:
-        return None, [
-            Fault(
-                file=file,
-                field=name,
-                problem="this field stands twice in one object",
-                remedy="Keep one of them",
-            )
-            for name in twice
-        ]
-    return value, []
+    return None, [Fault(file=file, where=where, problem=problem, remedy=remedy)]
 
 
 def _reject_constant(name: str) -> object:

@@ -3,33 +3,34 @@
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from pydantic import ValidationError
 
-from ai_agent_service.config.agent_definition import (
-    AUTO,
-    PROVIDER_ALIASES,
-    AgentDefinition,
-    AllowedTools,
-    FallbackDefinition,
-)
-from ai_agent_service.config.display_definition import (
-    DisplayDefinition,
-    SuggestionPrompt,
-    load_avatar,
+from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES, AgentDefinition
+from ai_agent_service.config.display_definition import load_avatar
+from ai_agent_service.config.faults import (
+    EntryKind,
+    build_validation_faults,
+    number_entries,
+    read_entries,
 )
 from ai_agent_service.config.json_files import expand_variables, read_json, suggest_name
-from ai_agent_service.config.memory_definition import (
-    BUILT_IN,
-    CompressionDefinition,
-    MemoryDefinition,
-)
+from ai_agent_service.config.memory_definition import BUILT_IN
 from ai_agent_service.config.prompts import read_prompt
 from ai_agent_service.core.errors import Fault
 
 LEGACY_TOOLS = frozenset({"search_knowledge_base", "list_documents"})
+
+_AGENT = EntryKind(
+    noun="agent",
+    id_field="agent_id",
+    id_noun="id",
+    id_rule="an id has letters, digits and . _ : @ - only, 128 at most",
+    form='{"agent_id": ..., ...}',
+)
+
+_UNUSED_FIELDS = {"embedding_provider", "embedding_model", "rerank_provider", "rerank_model"}
 
 KNOWN_RESOURCES = frozenset({"memory", "knowledge_base"})
 
@@ -59,47 +60,17 @@ def read_agents(
         return [], faults
     entries = [value] if isinstance(value, dict) else value
     if not isinstance(entries, list):
-        return [], [
-            Fault(
-                file=str(path),
-                problem="this is not a list of agents",
-                remedy='Write [{"agent_id": ...}, ...]',
-            )
-        ]
+        remedy = 'Write [{"agent_id": ...}, ...]'
+        return [], [Fault(file=str(path), problem="this is not a list of agents", remedy=remedy)]
     if not entries:
-        return [], [
-            Fault(file=str(path), problem="no agent is defined", remedy="Define at least one")
-        ]
-    agents: list[AgentDefinition] = []
-    seen: set[str] = set()
-    for number, entry in enumerate(entries, 1):
-        where = _describe_place(entry, number)
-        if not isinstance(entry, dict):
-            faults.append(
-                Fault(
-                    file=str(path),
-                    where=where,
-                    problem="this is not an object",
-                    remedy='Write {"agent_id": ..., ...}',
-                )
-            )
-            continue
-        agent, found = _read_agent(entry, path.parent, prompts, environment, known)
-        if isinstance(agent_id := entry.get("agent_id"), str):
-            if agent_id in seen:
-                found.append(
-                    Fault(
-                        file="",
-                        field="agent_id",
-                        problem="another agent has this id",
-                        remedy="Rename one of them",
-                    )
-                )
-            seen.add(agent_id)
-        faults += (msgspec.structs.replace(fault, file=str(path), where=where) for fault in found)
-        if agent is not None:
-            agents.append(agent)
-    return agents, faults
+        remedy = "Define at least one"
+        return [], [Fault(file=str(path), problem="no agent is defined", remedy=remedy)]
+    return read_entries(
+        path,
+        number_entries(entries, _AGENT),
+        _AGENT,
+        lambda entry, _: _read_agent(entry, path.parent, prompts, environment, known),
+    )
 
 
 def collect_agent_warnings(agent: AgentDefinition, mcp_labels: frozenset[str]) -> list[str]:
@@ -125,12 +96,8 @@ def collect_agent_warnings(agent: AgentDefinition, mcp_labels: frozenset[str]) -
             f"the tools {', '.join(legacy)} belong to knowledge_base, which is not offered; the"
             " agent runs without them"
         )
-    unused = [
-        name
-        for name in ("embedding_provider", "embedding_model", "rerank_provider", "rerank_model")
-        if getattr(agent, name)
-    ]
-    if unused:
+    values = agent.model_dump(include=_UNUSED_FIELDS)
+    if unused := [name for name, value in values.items() if value]:
         found.append(f"{', '.join(unused)} has no effect here")
     asked = [
         (agent.provider, agent.model),
@@ -173,73 +140,67 @@ def _read_agent(
         key: item if key in literal else expand_variables(item, environment, missing)
         for key, item in entry.items()
     }
+    remedy = "Set it in the environment or in .env"
     faults = [
-        Fault(
-            file="",
-            problem=f"the variable {name} is not set",
-            remedy="Set it in the environment or in .env",
-        )
-        for name in sorted(missing)
+        Fault(problem=f"the variable {name} is not set", remedy=remedy) for name in sorted(missing)
     ]
     agent: AgentDefinition | None = None
     try:
         agent = AgentDefinition.model_validate(expanded)
     except ValidationError as error:
-        faults += [
-            _build_fault(part) for part in error.errors(include_input=False, include_url=False)
-        ]
-    if (
-        agent is not None
-        and (file := agent.resource_config.memory.compression.prompt_file) is not None
-    ):
-        agent, fault = _read_compression_prompt(agent, prompts, file)
-        faults += [fault] if fault else []
-    if agent is not None:
-        display = load_avatar(agent.display, folder)
-        if isinstance(display, Fault):
-            faults.append(display)
-        else:
-            agent = agent.model_copy(update={"display": display})
-    prompt, prompt_fault = _load_prompt(expanded, prompts)
-    if prompt_fault is not None:
-        problem = (
-            f"{prompt_fault.file}: {prompt_fault.problem}"
-            if prompt_fault.file
-            else prompt_fault.problem
-        )
-        field = "system_prompt_file" if prompt_fault.file else "system_prompt"
-        faults.append(Fault(file="", field=field, problem=problem, remedy=prompt_fault.remedy))
-    backend = agent.resource_config.memory.backend if agent is not None else BUILT_IN
-    if backend not in known.memories:
-        place, problem = "resource_config.memory.backend", f"{backend!r} is not a memory backend"
-        faults.append(
-            Fault(
-                file="", field=place, problem=problem, remedy=suggest_name(backend, known.memories)
-            )
-        )
+        faults += build_validation_faults(error, AgentDefinition, kind=_AGENT)
+    else:
+        agent = _read_summary_prompt(agent, prompts, faults)
+        agent = _read_avatar(agent, folder, faults)
+        faults += _check_backend(agent, known)
+    prompt = _load_prompt(expanded, prompts)
+    if isinstance(prompt, Fault):
+        faults.append(prompt)
+        prompt = ""
     faults += _check_names(expanded, known)
     return (agent.model_copy(update={"system_prompt": prompt}) if agent else None), faults
 
 
-def _read_compression_prompt(
-    agent: AgentDefinition, prompts: Path, file: str
-) -> tuple[AgentDefinition, Fault | None]:
-    """`agent` with the prompt that `file` holds for its summaries."""
-    text = read_prompt(prompts, file)
-    if isinstance(text, Fault):
-        place = "resource_config.memory.compression.prompt_file"
-        return agent, Fault(
-            file="", field=place, problem=f"{text.file}: {text.problem}", remedy=text.remedy
-        )
+def _read_avatar(agent: AgentDefinition, folder: Path, faults: list[Fault]) -> AgentDefinition:
+    display = load_avatar(agent.display, folder)
+    if isinstance(display, Fault):
+        faults.append(display)
+        return agent
+    return agent.model_copy(update={"display": display})
+
+
+def _read_summary_prompt(
+    agent: AgentDefinition, prompts: Path, faults: list[Fault]
+) -> AgentDefinition:
     resources = agent.resource_config
+    file = resources.memory.compression.prompt_file
+    if file is None:
+        return agent
+    text = _read_prompt(prompts, file, "resource_config.memory.compression.prompt_file")
+    if isinstance(text, Fault):
+        faults.append(text)
+        return agent
     compression = resources.memory.compression.model_copy(update={"prompt": text})
     memory = resources.memory.model_copy(update={"compression": compression})
-    return (
-        agent.model_copy(
-            update={"resource_config": resources.model_copy(update={"memory": memory})}
-        ),
-        None,
-    )
+    resources = resources.model_copy(update={"memory": memory})
+    return agent.model_copy(update={"resource_config": resources})
+
+
+def _check_backend(agent: AgentDefinition, known: KnownNames) -> list[Fault]:
+    backend = agent.resource_config.memory.backend
+    if backend in known.memories:
+        return []
+    problem = f"{backend!r} is not a memory backend"
+    remedy = suggest_name(backend, known.memories)
+    return [Fault(field="resource_config.memory.backend", problem=problem, remedy=remedy)]
+
+
+def _read_prompt(prompts: Path, file: str, field: str) -> str | Fault:
+    """Return the text of a prompt file, or what is wrong with it as a fault of `field`."""
+    text = read_prompt(prompts, file)
+    if isinstance(text, Fault):
+        return Fault(field=field, problem=f"{text.file}: {text.problem}", remedy=text.remedy)
+    return text
 
 
 def _check_names(entry: dict[str, object], known: KnownNames) -> list[Fault]:
@@ -256,14 +217,8 @@ def _check_names(entry: dict[str, object], known: KnownNames) -> list[Fault]:
     for field, value, kind, names in values:
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and name not in names:
-                faults.append(
-                    Fault(
-                        file="",
-                        field=field,
-                        problem=f"{name!r} is not {kind}",
-                        remedy=suggest_name(name, names),
-                    )
-                )
+                remedy = suggest_name(name, names)
+                faults.append(Fault(field=field, problem=f"{name!r} is not {kind}", remedy=remedy))
     return faults
 
 
@@ -278,71 +233,14 @@ def _list_fallback_providers(entry: dict[str, object]) -> list[tuple[str, object
     ]
 
 
-def _load_prompt(entry: dict[str, object], prompts: Path) -> tuple[str, Fault | None]:
+def _load_prompt(entry: dict[str, object], prompts: Path) -> str | Fault:
     inline, file = entry.get("system_prompt"), entry.get("system_prompt_file")
     if inline is not None and file is not None:
-        return "", Fault(
-            file="",
-            problem="system_prompt and system_prompt_file are both given",
-            remedy="Keep one of them",
-        )
+        problem = "system_prompt and system_prompt_file are both given"
+        return Fault(field="system_prompt", problem=problem, remedy="Keep one of them")
     if isinstance(file, str):
-        text = read_prompt(prompts, file)
-        return ("", text) if isinstance(text, Fault) else (text, None)
+        return _read_prompt(prompts, file, "system_prompt_file")
     if inline is None or (isinstance(inline, str) and not inline.strip()):
-        return "", Fault(
-            file="",
-            problem="the agent has no prompt",
-            remedy="Give it a system_prompt or a system_prompt_file",
-        )
-    return str(inline), None
-
-
-def _describe_place(entry: object, number: int) -> str:
-    agent_id = entry.get("agent_id") if isinstance(entry, dict) else None
-    return f"agent {agent_id!r}" if isinstance(agent_id, str) else f"agent number {number}"
-
-
-def _build_fault(part: Any) -> Fault:
-    field = ".".join(str(step) for step in part["loc"])
-    problem, remedy = (
-        part["msg"].removeprefix("Value error, "),
-        "Correct it; docs/reference.md describes every field",
-    )
-    match part["type"]:
-        case "extra_forbidden":
-            problem, remedy = (
-                "this field is not known",
-                suggest_name(str(part["loc"][-1]), _find_fields(part["loc"])),
-            )
-        case "missing":
-            problem, remedy = "this field is missing", "Add it"
-        case "string_pattern_mismatch":
-            problem, remedy = (
-                "an id has letters, digits and . _ : @ - only, 128 at most",
-                "Rename the agent",
-            )
-        case _:
-            pass
-    return Fault(file="", field=field, problem=problem, remedy=remedy)
-
-
-def _find_fields(place: tuple[str | int, ...]) -> Collection[str]:
-    """The fields that there are where the last of `place` is not one."""
-    if place[:1] == ("display",):
-        return (
-            SuggestionPrompt.model_fields
-            if "suggestion_prompts" in place
-            else DisplayDefinition.model_fields
-        )
-    if "allowed_mcp_servers" in place:
-        return AllowedTools.model_fields
-    if place[:1] == ("fallback",):
-        return FallbackDefinition.model_fields
-    if place[:1] == ("resource_config",):
-        return (
-            CompressionDefinition.model_fields
-            if "compression" in place
-            else MemoryDefinition.model_fields
-        )
-    return AgentDefinition.model_fields
+        remedy = "Give it a system_prompt or a system_prompt_file"
+        return Fault(field="system_prompt", problem="the agent has no prompt", remedy=remedy)
+    return str(inline)

@@ -9,6 +9,12 @@ from urllib.parse import quote, quote_plus
 import msgspec
 from pydantic import ValidationError
 
+from ai_agent_service.config.faults import (
+    EntryKind,
+    build_validation_faults,
+    number_entries,
+    read_entries,
+)
 from ai_agent_service.config.json_files import expand_variables, hash_json, read_json, suggest_name
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.errors import Fault
@@ -20,6 +26,14 @@ _FIELDS = frozenset(ServerDefinition.model_fields) - {
     "written",
     "transport",
 }
+
+_SERVER = EntryKind(
+    noun="server",
+    id_field="server_label",
+    id_noun="label",
+    id_rule="a label has letters, digits, spaces and . _ - only, 64 at most",
+    form="{...}",
+)
 
 MIN_SECRET_LENGTH = 6
 """Characters from which on the value of a variable is kept out of every message; shorter ones would
@@ -77,47 +91,20 @@ def read_servers(
     if faults:
         return ServerDefinitions(), faults
     if not _is_known_form(value):
-        return ServerDefinitions(), [
-            Fault(
-                file=str(path),
-                problem="this is neither a list of servers nor an object with mcpServers",
-                remedy='Write [{"server_label": ..., "server_url": ...}] or {"mcpServers": {...}}',
-            )
-        ]
-    definitions: list[ServerDefinition] = []
+        problem = "this is neither a list of servers nor an object with mcpServers"
+        remedy = 'Write [{"server_label": ..., "server_url": ...}] or {"mcpServers": {...}}'
+        return ServerDefinitions(), [Fault(file=str(path), problem=problem, remedy=remedy)]
     warnings: list[str] = []
-    seen: set[str] = set()
-    for where, entry in _list_entries(value):
-        if not isinstance(entry, dict):
-            faults.append(
-                Fault(
-                    file=str(path),
-                    where=where,
-                    problem="this is not an object",
-                    remedy="Write {...}",
-                )
-            )
-            continue
-        strict = isinstance(value, list)
-        entry, found = _normalize_fields(entry, warnings if not strict else None, where)
-        definition, more = _read_server(entry, environment)
-        found += more
-        label = entry.get("server_label")
-        if isinstance(label, str):
-            if label in seen:
-                found.append(
-                    Fault(
-                        file="",
-                        field="server_label",
-                        problem="another server has this label",
-                        remedy="Rename one of them",
-                    )
-                )
-            seen.add(label)
-        faults += (msgspec.structs.replace(fault, file=str(path), where=where) for fault in found)
+    is_strict = isinstance(value, list)
+
+    def read(entry: dict[str, Any], where: str) -> tuple[ServerDefinition | None, list[Fault]]:
+        entry, faults = _normalize_fields(entry, None if is_strict else warnings, where)
+        definition, found = _read_server(entry, environment)
         if definition is not None:
-            definitions.append(definition)
-            warnings += _collect_warnings(definition)
+            warnings.extend(_collect_warnings(definition))
+        return definition, [*faults, *found]
+
+    definitions, faults = read_entries(path, _list_entries(value), _SERVER, read)
     return ServerDefinitions(tuple(definitions), tuple(warnings)), faults
 
 
@@ -136,18 +123,11 @@ def _select_servers(value: dict[str, Any]) -> Any:
 def _list_entries(value: Any) -> Iterator[tuple[str, Any]]:
     """Each server's place in the file and its object, with its label in it."""
     if isinstance(value, list):
-        for number, entry in enumerate(value, 1):
-            label = entry.get("server_label") if isinstance(entry, dict) else None
-            yield (
-                f"server {label!r}" if isinstance(label, str) else f"server number {number}",
-                entry,
-            )
+        yield from number_entries(value, _SERVER)
         return
     for label, entry in _select_servers(value).items():
-        yield (
-            f"server {label!r}",
-            {"server_label": label, **entry} if isinstance(entry, dict) else entry,
-        )
+        named = {"server_label": label, **entry} if isinstance(entry, dict) else entry
+        yield f"server {label!r}", named
 
 
 def _normalize_fields(
@@ -167,7 +147,7 @@ def _normalize_fields(
             if name == field:
                 other = next(alias for alias, target in _ALIASES.items() if target == field)
             problem = f"{name} and {other} are both given"
-            faults.append(Fault(file="", field=name, problem=problem, remedy="Keep one of them"))
+            faults.append(Fault(field=name, problem=problem, remedy="Keep one of them"))
         elif field in ("type", "transport"):
             # OpenAI's own list form says {"type": "mcp"}.
             if value in _TRANSPORTS:
@@ -178,22 +158,15 @@ def _normalize_fields(
                     if isinstance(value, str)
                     else "this is not the name of a transport"
                 )
-                faults.append(
-                    Fault(
-                        file="",
-                        field=name,
-                        problem=problem,
-                        remedy="Write stdio, http or sse, or leave it out",
-                    )
-                )
+                remedy = "Write stdio, http or sse, or leave it out"
+                faults.append(Fault(field=name, problem=problem, remedy=remedy))
         elif field in _FIELDS:
             found[field] = value
         elif field not in _IGNORED_FIELDS:
             remedy = suggest_name(name, {*_FIELDS, *_ALIASES, "transport"})
             if lenient is None:
-                faults.append(
-                    Fault(file="", field=name, problem="this field is not known", remedy=remedy)
-                )
+                problem = "this field is not known"
+                faults.append(Fault(field=name, problem=problem, remedy=remedy))
             else:
                 lenient.append(
                     f"MCP {where}: the field {name} is not known and has no effect. {remedy}"
@@ -213,20 +186,16 @@ def _read_server(
         key: item if key in _UNEXPANDED_FIELDS else expand_variables(item, watched, missing)
         for key, item in entry.items()
     }
-    faults = []
-    for field in ("server_url", "header", "env"):
-        for place in _find_placeholders(entry.get(field)) - {
-            f"${{{name}}}" for name in {*used, *missing}
-        }:
-            problem = f"{place} is not a variable that is filled in here"
-            faults.append(
-                Fault(
-                    file="",
-                    field=field,
-                    problem=problem,
-                    remedy="Write ${NAME}, with the name of an environment variable",
-                )
-            )
+    filled = {f"${{{name}}}" for name in {*used, *missing}}
+    faults = [
+        Fault(
+            field=field,
+            problem=f"{place} is not a variable that is filled in here",
+            remedy="Write ${NAME}, with the name of an environment variable",
+        )
+        for field in ("server_url", "header", "env")
+        for place in _find_placeholders(entry.get(field)) - filled
+    ]
     plain = {
         value
         for value in (*used.values(), *_find_literal_secrets(expanded))
@@ -271,10 +240,7 @@ def _read_server(
             faults,
         )
     except ValidationError as error:
-        return None, [
-            *faults,
-            *(_build_fault(part) for part in error.errors(include_input=False, include_url=False)),
-        ]
+        return None, [*faults, *build_validation_faults(error, ServerDefinition, kind=_SERVER)]
 
 
 def _fill_placeholders(value: Any) -> Any:
@@ -349,22 +315,3 @@ def _collect_warnings(definition: ServerDefinition) -> list[str]:
             " to ask here: agents call the tools that they are allowed without approval"
         ]
     return []
-
-
-def _build_fault(part: Any) -> Fault:
-    field = ".".join(str(step) for step in part["loc"])
-    problem, remedy = (
-        part["msg"].removeprefix("Value error, "),
-        "Correct it; docs/reference.md describes every field",
-    )
-    match part["type"]:
-        case "missing":
-            problem, remedy = "this field is missing", "Add it"
-        case "string_pattern_mismatch":
-            problem, remedy = (
-                "a label has letters, digits, spaces and . _ - only, 64 at most",
-                "Rename the server",
-            )
-        case _:
-            pass
-    return Fault(file="", field=field, problem=problem, remedy=remedy)

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from ai_agent_service.config.definition import Definition, use_default_for_null
 
 Transport = Literal["stdio", "http", "sse"]
 
 _HEADER_NAME = re.compile(r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 
 
-class ServerDefinition(BaseModel):
+class ServerDefinition(Definition):
     """One MCP server of mcp.json, with its variables expanded.
 
     It has either a `server_url` or a `command`. `transport` is None where a server at a
@@ -25,57 +27,33 @@ class ServerDefinition(BaseModel):
     file, without the credentials in it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    server_label: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$",
-        description=(
-            "What agents call it by: 1 to 64 letters, digits, spaces and `. _ -`; in the form with"
-            " `mcpServers`, its key there."
-        ),
-    )
-    server_url: str | None = Field(
-        default=None,
-        description=(
-            "The address of a server that is reached over HTTP; also `url`. It or `command` is"
-            " needed."
-        ),
-    )
-    header: dict[str, str] = Field(
-        default={}, description="Headers that are sent to the address; also `headers`."
-    )
-    command: str | None = Field(default=None, description="The command that runs the server.")
-    args: tuple[str, ...] = Field(default=(), description="The command's arguments.")
-    env: dict[str, str] = Field(
-        default={},
-        description=(
-            "Variables of the command, which gets `HOME`, `LOGNAME`, `PATH`, `SHELL`, `TERM` and"
-            " `USER` of ours and no others."
-        ),
-    )
-    cwd: str | None = Field(default=None, description="The folder that the command runs in.")
-    require_approval: str | dict[str, Any] | None = Field(
-        default=None,
-        description=(
-            "Read and kept; there is nobody to ask for approval here, and what is not `never` is"
-            " warned of."
-        ),
-    )
-    pin_tools: bool = Field(
-        default=False,
-        description=(
-            "Withhold a tool whose description or parameters change after they were first seen,"
-            " until the service is restarted."
-        ),
-    )
-    disabled: bool = Field(default=False, description="Leave the server out.")
-    transport: Transport | None = Field(
-        default=None,
-        description=(
-            "What it speaks, where that is not to be found out; also `type`, and `streamable-http`"
-            " for `http`."
-        ),
-    )
+    server_label: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$")
+    """What agents call it by: 1 to 64 letters, digits, spaces and `. _ -`; in the form with
+    `mcpServers`, its key there."""
+    server_url: str | None = None
+    """The address of a server that is reached over HTTP; also `url`. It or `command` is needed."""
+    header: dict[str, str] = Field(default={})
+    """Headers that are sent to the address; also `headers`."""
+    command: str | None = None
+    """The command that runs the server."""
+    args: tuple[str, ...] = ()
+    """The command's arguments."""
+    env: dict[str, str] = Field(default={})
+    """Variables of the command, which gets `HOME`, `LOGNAME`, `PATH`, `SHELL`, `TERM` and `USER` of
+    ours and no others."""
+    cwd: str | None = None
+    """The folder that the command runs in."""
+    require_approval: str | dict[str, Any] | None = None
+    """Read and kept; there is nobody to ask for approval here, and what is not `never` is warned
+    of."""
+    pin_tools: bool = False
+    """Withhold a tool whose description or parameters change after they were first seen, until the
+    service is restarted."""
+    disabled: bool = False
+    """Leave the server out."""
+    transport: Transport | None = None
+    """What it speaks, where that is not to be found out; also `type`, and `streamable-http` for
+    `http`."""
     missing: tuple[str, ...] = ()
     secrets: tuple[str, ...] = Field(default=(), repr=False)
     credentials: tuple[str, ...] = Field(default=(), repr=False)
@@ -109,10 +87,9 @@ class ServerDefinition(BaseModel):
             f"The command {self.command!r} is not found; install it, or name it with its full path."
         )
 
-    @field_validator("header", "env", "args", "disabled", "pin_tools", mode="before")
-    @classmethod
-    def _replace_null(cls, value: object, info: Any) -> object:
-        return cls.model_fields[info.field_name].default if value is None else value
+    _replace_null = field_validator(
+        "header", "env", "args", "disabled", "pin_tools", mode="before"
+    )(use_default_for_null)
 
     @field_validator("env", "header", mode="before")
     @classmethod

@@ -6,14 +6,35 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ai_agent_service import __version__
 from ai_agent_service.config.json_files import read_text
 from ai_agent_service.core.errors import ConfigError, Fault
 
-Names = Annotated[tuple[str, ...], NoDecode]
+
+def _split_names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(name for part in value.replace("|", ",").split(",") if (name := part.strip()))
+
+
+def _check_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("an address beginning with http:// or https:// is needed")
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
+Url = Annotated[str, AfterValidator(_check_url)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -25,423 +46,220 @@ class Settings(BaseSettings):
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    service_name: str = Field(
-        "ai-agent-service",
-        description=(
-            "The name the service gives itself, in / and /health and as owner of its models."
-        ),
-    )
-    service_version: str = Field(
-        __version__,
-        description="The version that / and /health report; by default that of the program.",
-    )
-    host: str = Field(
-        "127.0.0.1",
-        description="The address to listen on; 127.0.0.1 is reachable from this machine only.",
-    )
-    port: int = Field(
-        8000, ge=0, le=65_535, description="The port to listen on; 0 takes a free one."
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
-        "INFO",
-        description="The least severe log lines to write: DEBUG, INFO, WARNING, ERROR or CRITICAL.",
-    )
-    log_format: Literal["auto", "json", "text"] = Field(
-        "auto",
-        description=(
-            "The form of log lines: json, text, or auto, which is text on a terminal and json"
-            " elsewhere."
-        ),
-    )
+    service_name: str = "ai-agent-service"
+    """The name the service gives itself, in / and /health and as owner of its models."""
+    service_version: str = __version__
+    """The version that / and /health report; by default that of the program."""
+    host: str = "127.0.0.1"
+    """The address to listen on; 127.0.0.1 is reachable from this machine only."""
+    port: int = Field(8000, ge=0, le=65_535)
+    """The port to listen on; 0 takes a free one."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    """The least severe log lines to write: DEBUG, INFO, WARNING, ERROR or CRITICAL."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """The form of log lines: json, text, or auto, which is text on a terminal and json
+    elsewhere."""
 
-    agent_config_file: Path = Field(
-        Path("agent_config.json"), description="The file that defines the agents."
-    )
-    mcp_config_file: Path = Field(
-        Path("mcp.json"), description="The file that defines the MCP servers; it may be absent."
-    )
-    prompts_dir: Path = Field(
-        Path("prompts"),
-        description="The folder that an agent's system_prompt_file is looked up in.",
-    )
-    plugins_dir: Path | None = Field(
-        None,
-        description=(
-            "A folder whose .py files add tools, providers and agent types; unset means none."
-        ),
-    )
-    reload_config: bool = Field(
-        False,
-        description=(
-            "Read agents, MCP servers and prompts anew as soon as their files change; else when the"
-            " service is told to."
-        ),
-    )
+    agent_config_file: Path = Path("agent_config.json")
+    """The file that defines the agents."""
+    mcp_config_file: Path = Path("mcp.json")
+    """The file that defines the MCP servers; it may be absent."""
+    prompts_dir: Path = Path("prompts")
+    """The folder that an agent's system_prompt_file is looked up in."""
+    plugins_dir: Path | None = None
+    """A folder whose .py files add tools, providers and agent types; unset means none."""
+    reload_config: bool = False
+    """Read agents, MCP servers and prompts anew as soon as their files change; else when the
+    service is told to."""
 
-    default_provider: str | None = Field(
-        None,
-        description=(
-            "The provider of agents that say auto; unset takes the first that is configured, else"
-            " demo."
-        ),
-    )
-    task_provider: str | None = Field(
-        None,
-        description=(
-            "The provider that finds titles, tags and the like for Open WebUI; unset means that of"
-            " the agent."
-        ),
-    )
-    task_model: str | None = Field(
-        None,
-        description=(
-            "The model that does so; unset means the agent's, or with TASK_PROVIDER the default of"
-            " that provider."
-        ),
-    )
+    default_provider: str | None = None
+    """The provider of agents that say auto; unset takes the first that is configured, else demo."""
+    task_provider: str | None = None
+    """The provider that finds titles, tags and the like for Open WebUI; unset means that of the
+    agent."""
+    task_model: str | None = None
+    """The model that does so; unset means the agent's, or with TASK_PROVIDER the default of that
+    provider."""
 
-    azure_openai_api_key: SecretStr | None = Field(
-        None, description="The key of the Azure OpenAI resource."
-    )
-    azure_openai_endpoint: str | None = Field(
-        None,
-        description=(
-            "The address of the Azure OpenAI resource, such as https://NAME.openai.azure.com/."
-        ),
-    )
-    azure_openai_api_version: str | None = Field(
-        None,
-        description=(
-            "A dated API version selects the /openai/deployments addresses; unset selects"
-            " /openai/v1/."
-        ),
-    )
-    azure_openai_default_model: str | None = Field(
-        None, description="The Azure deployment of agents that name no model."
-    )
-    azure_openai_model_list: Names = Field(
-        (),
-        description=(
-            "Azure deployments, separated by commas, that a caller may ask for instead of the"
-            " agent's own."
-        ),
-    )
+    azure_openai_api_key: SecretStr | None = None
+    """The key of the Azure OpenAI resource."""
+    azure_openai_endpoint: Url | None = None
+    """The address of the Azure OpenAI resource, such as https://NAME.openai.azure.com/."""
+    azure_openai_api_version: str | None = None
+    """A dated API version selects the /openai/deployments addresses; unset selects /openai/v1/."""
+    azure_openai_default_model: str | None = None
+    """The Azure deployment of agents that name no model."""
+    azure_openai_model_list: Names = ()
+    """Azure deployments, separated by commas, that a caller may ask for instead of the agent's
+    own."""
 
-    openrouter_api_key: SecretStr | None = Field(None, description="The key for OpenRouter.")
-    openrouter_base_url: str = Field(
-        "https://openrouter.ai/api/v1", description="The address of OpenRouter's API."
-    )
-    openrouter_default_model: str = Field(
-        "openrouter/auto", description="The OpenRouter model of agents that name none."
-    )
-    openrouter_model_list: Names = Field(
-        (),
-        description=(
-            "OpenRouter models, separated by commas, that a caller may ask for instead of the"
-            " agent's own."
-        ),
-    )
+    openrouter_api_key: SecretStr | None = None
+    """The key for OpenRouter."""
+    openrouter_base_url: Url = "https://openrouter.ai/api/v1"
+    """The address of OpenRouter's API."""
+    openrouter_default_model: str = "openrouter/auto"
+    """The OpenRouter model of agents that name none."""
+    openrouter_model_list: Names = ()
+    """OpenRouter models, separated by commas, that a caller may ask for instead of the agent's
+    own."""
 
-    openai_api_key: SecretStr | None = Field(
-        None,
-        description=(
-            "The key for OpenAI or the compatible server at OPENAI_BASE_URL; a server without keys"
-            " needs none."
-        ),
-    )
-    openai_base_url: str | None = Field(
-        None,
-        description=(
-            "The address of any OpenAI-compatible server, up to and with /v1; unset means OpenAI"
-            " itself."
-        ),
-    )
-    openai_default_model: str | None = Field(
-        None, description="The model of agents with the provider openai that name none."
-    )
-    openai_model_list: Names = Field(
-        (),
-        description=(
-            "Models, separated by commas, that a caller may ask for instead of the agent's own."
-        ),
-    )
+    openai_api_key: SecretStr | None = None
+    """The key for OpenAI or the compatible server at OPENAI_BASE_URL; a server without keys needs
+    none."""
+    openai_base_url: Url | None = None
+    """The address of any OpenAI-compatible server, up to and with /v1; unset means OpenAI
+    itself."""
+    openai_default_model: str | None = None
+    """The model of agents with the provider openai that name none."""
+    openai_model_list: Names = ()
+    """Models, separated by commas, that a caller may ask for instead of the agent's own."""
 
-    ollama_base_url: str = Field(
-        "http://localhost:11434", description="The address of the Ollama server."
-    )
-    ollama_default_model: str | None = Field(
-        None,
-        description=(
-            "The Ollama model of agents that name none; unset takes the first one installed there."
-        ),
-    )
-    ollama_model_list: Names = Field(
-        (),
-        description=(
-            "Ollama models, separated by commas, that a caller may ask for instead of the agent's"
-            " own."
-        ),
-    )
+    ollama_base_url: Url = "http://localhost:11434"
+    """The address of the Ollama server."""
+    ollama_default_model: str | None = None
+    """The Ollama model of agents that name none; unset takes the first one installed there."""
+    ollama_model_list: Names = ()
+    """Ollama models, separated by commas, that a caller may ask for instead of the agent's own."""
 
-    data_dir: Path = Field(
-        Path("data"),
-        description="The folder of the SQLite database, which is made when it is needed.",
-    )
-    database_url: SecretStr | None = Field(
-        None,
-        description=(
-            "The database of conversations: postgresql://USER:PASSWORD@HOST:5432/DATABASE or"
-            " sqlite:///FILE; unset means POSTGRES_* if they are set, else ai-agent-service.db in"
-            " DATA_DIR."
-        ),
-    )
-    database_replica_url: SecretStr | None = Field(
-        None,
-        description=(
-            "A streaming replica of the PostgreSQL database, from which the history of"
-            " conversations is read."
-        ),
-    )
-    postgres_user: str | None = Field(
-        None, description="The user of the PostgreSQL database, where DATABASE_URL is not set."
-    )
-    postgres_password: SecretStr | None = Field(None, description="The password of POSTGRES_USER.")
-    postgres_db: str | None = Field(
-        None, description="The name of the PostgreSQL database; unset means that of POSTGRES_USER."
-    )
-    postgres_host: str = Field("localhost", description="The machine of the PostgreSQL server.")
-    postgres_port: int = Field(
-        5432, ge=1, le=65_535, description="The port of the PostgreSQL server."
-    )
-    database_pool_size: int = Field(
-        10, ge=1, le=1000, description="Connections to PostgreSQL that one process holds at most."
-    )
-    database_timeout: Seconds = Field(
-        5,
-        description=(
-            "Seconds that a connection, a statement and a transaction may take; past them the"
-            " database counts as away."
-        ),
-    )
-    database_migrate: bool = Field(
-        True,
-        description="Make and change the tables at start; else run: ai-agent-service db upgrade.",
-    )
+    data_dir: Path = Path("data")
+    """The folder of the SQLite database, which is made when it is needed."""
+    database_url: SecretStr | None = None
+    """The database of conversations: postgresql://USER:PASSWORD@HOST:5432/DATABASE or
+    sqlite:///FILE; unset means POSTGRES_* if they are set, else ai-agent-service.db in DATA_DIR."""
+    database_replica_url: SecretStr | None = None
+    """A streaming replica of the PostgreSQL database, from which the history of conversations is
+    read."""
+    postgres_user: str | None = None
+    """The user of the PostgreSQL database, where DATABASE_URL is not set."""
+    postgres_password: SecretStr | None = None
+    """The password of POSTGRES_USER."""
+    postgres_db: str | None = None
+    """The name of the PostgreSQL database; unset means that of POSTGRES_USER."""
+    postgres_host: str = "localhost"
+    """The machine of the PostgreSQL server."""
+    postgres_port: int = Field(5432, ge=1, le=65_535)
+    """The port of the PostgreSQL server."""
+    database_pool_size: int = Field(10, ge=1, le=1000)
+    """Connections to PostgreSQL that one process holds at most."""
+    database_timeout: Seconds = 5
+    """Seconds that a connection, a statement and a transaction may take; past them the database
+    counts as away."""
+    database_migrate: bool = True
+    """Make and change the tables at start; else run: ai-agent-service db upgrade."""
 
-    memory_compression_token_threshold: int = Field(
-        8000,
-        ge=100,
-        description=(
-            "Tokens that a model may be sent before the older messages of a conversation become a"
-            " summary."
-        ),
-    )
-    memory_retention_days: float | None = Field(
-        None,
-        gt=0,
-        le=36_500,
-        description=(
-            "Days after which a conversation that is not used any more is deleted; unset keeps it."
-        ),
-    )
-    memory_cleanup_interval_hours: float = Field(
-        24, gt=0, le=8760, description="Hours from one deletion of old conversations to the next."
-    )
-    memory_encryption_keys: SecretStr | None = Field(
-        None,
-        description=(
-            "Keys that what users and agents say is encrypted with in the database: 32 bytes in"
-            " base64 each, separated by commas, newest first."
-        ),
-    )
+    memory_compression_token_threshold: int = Field(8000, ge=100)
+    """Tokens that a model may be sent before the older messages of a conversation become a
+    summary."""
+    memory_retention_days: float | None = Field(None, gt=0, le=36_500)
+    """Days after which a conversation that is not used any more is deleted; unset keeps it."""
+    memory_cleanup_interval_hours: float = Field(24, gt=0, le=8760)
+    """Hours from one deletion of old conversations to the next."""
+    memory_encryption_keys: SecretStr | None = None
+    """Keys that what users and agents say is encrypted with in the database: 32 bytes in base64
+    each, separated by commas, newest first."""
 
-    api_keys: SecretStr | None = Field(
-        None,
-        description=(
-            "Keys that may do everything, separated by commas, of at least 20 characters each; they"
-            " need no database."
-        ),
-    )
-    api_key_pepper: SecretStr | None = Field(
-        None,
-        description=(
-            "32 or more characters that digests of keys are made with; unset means some that are"
-            " kept in the database."
-        ),
-    )
-    allow_unauthenticated: bool = Field(
-        False,
-        description=(
-            "Let callers without a key do everything, on every address that is listened on."
-        ),
-    )
-    allowed_hosts: Names = Field(
-        (),
-        description=(
-            "Names, separated by commas, that callers without a key may call this service by,"
-            " besides those of this machine."
-        ),
-    )
-    identity_mode: Literal["none", "open_webui_jwt", "trusted_proxy", "oidc"] = Field(
-        "none",
-        description=(
-            "Who says which user is behind a key: none (callers themselves), open_webui_jwt,"
-            " trusted_proxy or oidc."
-        ),
-    )
-    open_webui_jwt_secret: SecretStr | None = Field(
-        None,
-        description=(
-            "The FORWARD_USER_INFO_HEADER_JWT_SECRET of Open WebUI, of 32 or more bytes, for"
-            " open_webui_jwt."
-        ),
-    )
-    trusted_proxy_cidrs: Names = Field(
-        (),
-        description=(
-            "Networks such as 10.0.0.0/8, separated by commas, from which a trusted_proxy may tell"
-            " its users."
-        ),
-    )
-    trusted_proxy_secret: SecretStr | None = Field(
-        None, description="20 or more characters that a trusted_proxy sends with each request."
-    )
-    trusted_proxy_secret_header: str = Field(
-        "X-Proxy-Secret", description="The header with TRUSTED_PROXY_SECRET."
-    )
-    trusted_proxy_user_header: str = Field(
-        "X-Forwarded-User", description="The header with the user's id."
-    )
-    trusted_proxy_groups_header: str = Field(
-        "X-Forwarded-Groups", description="The header with the user's groups, separated by commas."
-    )
-    trusted_proxy_roles_header: str = Field(
-        "X-Forwarded-Roles", description="The header with the user's roles, separated by commas."
-    )
-    oidc_issuer: str | None = Field(
-        None, description="The issuer of users' tokens, for oidc: an https address."
-    )
-    oidc_audience: str | None = Field(
-        None, description="The audience that users' tokens must be for."
-    )
-    oidc_algorithms: Names = Field(
-        (),
-        description=(
-            "The algorithms, separated by commas, that tokens may be signed by; unset means RS256."
-        ),
-    )
-    oidc_jwks_url: str | None = Field(
-        None,
-        description="Where the issuer's keys are; unset means where its discovery document says.",
-    )
-    oidc_token_header: str = Field(
-        "Authorization",
-        description=(
-            "The header with the user's token; with Authorization, the API key goes into x-api-key."
-        ),
-    )
-    oidc_user_claim: str = Field("sub", description="The claim with the user's id.")
-    oidc_groups_claim: str = Field("groups", description="The claim with the user's groups.")
-    oidc_roles_claim: str = Field("roles", description="The claim with the user's roles.")
-    audit_log_file: Path | None = Field(
-        None, description="Where audit lines go; unset means standard error."
-    )
-    tls_cert_file: Path | None = Field(
-        None,
-        description="The certificate, and those between it and its root, as PEM; unset means HTTP.",
-    )
-    tls_key_file: Path | None = Field(None, description="The private key of TLS_CERT_FILE, as PEM.")
+    api_keys: SecretStr | None = None
+    """Keys that may do everything, separated by commas, of at least 20 characters each; they need
+    no database."""
+    api_key_pepper: SecretStr | None = None
+    """32 or more characters that digests of keys are made with; unset means some that are kept in
+    the database."""
+    allow_unauthenticated: bool = False
+    """Let callers without a key do everything, on every address that is listened on."""
+    allowed_hosts: Names = ()
+    """Names, separated by commas, that callers without a key may call this service by, besides
+    those of this machine."""
+    identity_mode: Literal["none", "open_webui_jwt", "trusted_proxy", "oidc"] = "none"
+    """Who says which user is behind a key: none (callers themselves), open_webui_jwt, trusted_proxy
+    or oidc."""
+    open_webui_jwt_secret: SecretStr | None = None
+    """The FORWARD_USER_INFO_HEADER_JWT_SECRET of Open WebUI, of 32 or more bytes, for
+    open_webui_jwt."""
+    trusted_proxy_cidrs: Names = ()
+    """Networks such as 10.0.0.0/8, separated by commas, from which a trusted_proxy may tell its
+    users."""
+    trusted_proxy_secret: SecretStr | None = None
+    """20 or more characters that a trusted_proxy sends with each request."""
+    trusted_proxy_secret_header: str = "X-Proxy-Secret"  # noqa: S105 - the name of a header
+    """The header with TRUSTED_PROXY_SECRET."""
+    trusted_proxy_user_header: str = "X-Forwarded-User"
+    """The header with the user's id."""
+    trusted_proxy_groups_header: str = "X-Forwarded-Groups"
+    """The header with the user's groups, separated by commas."""
+    trusted_proxy_roles_header: str = "X-Forwarded-Roles"
+    """The header with the user's roles, separated by commas."""
+    oidc_issuer: str | None = None
+    """The issuer of users' tokens, for oidc: an https address."""
+    oidc_audience: str | None = None
+    """The audience that users' tokens must be for."""
+    oidc_algorithms: Names = ()
+    """The algorithms, separated by commas, that tokens may be signed by; unset means RS256."""
+    oidc_jwks_url: str | None = None
+    """Where the issuer's keys are; unset means where its discovery document says."""
+    oidc_token_header: str = "Authorization"  # noqa: S105 - the name of a header
+    """The header with the user's token; with Authorization, the API key goes into x-api-key."""
+    oidc_user_claim: str = "sub"
+    """The claim with the user's id."""
+    oidc_groups_claim: str = "groups"
+    """The claim with the user's groups."""
+    oidc_roles_claim: str = "roles"
+    """The claim with the user's roles."""
+    audit_log_file: Path | None = None
+    """Where audit lines go; unset means standard error."""
+    tls_cert_file: Path | None = None
+    """The certificate, and those between it and its root, as PEM; unset means HTTP."""
+    tls_key_file: Path | None = None
+    """The private key of TLS_CERT_FILE, as PEM."""
 
-    request_timeout: Seconds = Field(300, description="Seconds that a whole run may take.")
-    tool_execution_timeout: Seconds = Field(
-        30, description="Seconds that one tool call may take, unless the tool has its own limit."
-    )
-    max_concurrent_requests: int = Field(
-        100, ge=1, description="Runs under way at once in one process; more are answered 429."
-    )
-    max_request_bytes: int = Field(
-        32 * 1024 * 1024, ge=1024, description="The largest request body, in bytes."
-    )
-    drain_seconds: float = Field(
-        0,
-        ge=0,
-        le=3600,
-        description=(
-            "Seconds that all is served as before once the service is told to stop: load balancers"
-            " notice."
-        ),
-    )
-    shutdown_timeout: Seconds = Field(
-        30, description="Seconds after that which open requests have to end."
-    )
+    request_timeout: Seconds = 300
+    """Seconds that a whole run may take."""
+    tool_execution_timeout: Seconds = 30
+    """Seconds that one tool call may take, unless the tool has its own limit."""
+    max_concurrent_requests: int = Field(100, ge=1)
+    """Runs under way at once in one process; more are answered 429."""
+    max_request_bytes: int = Field(32 * 1024 * 1024, ge=1024)
+    """The largest request body, in bytes."""
+    drain_seconds: float = Field(0, ge=0, le=3600)
+    """Seconds that all is served as before once the service is told to stop: load balancers
+    notice."""
+    shutdown_timeout: Seconds = 30
+    """Seconds after that which open requests have to end."""
 
-    mcp_tool_cache_ttl: Seconds = Field(
-        3600,
-        description=(
-            "Seconds that an MCP server's list of tools is used before it is asked for again in the"
-            " background."
-        ),
-    )
-    mcp_connect_timeout: Seconds = Field(
-        60,
-        description=(
-            "Seconds that an MCP server may take to start and to answer; one run by uvx or npx"
-            " downloads its package first."
-        ),
-    )
+    mcp_tool_cache_ttl: Seconds = 3600
+    """Seconds that an MCP server's list of tools is used before it is asked for again in the
+    background."""
+    mcp_connect_timeout: Seconds = 60
+    """Seconds that an MCP server may take to start and to answer; one run by uvx or npx downloads
+    its package first."""
 
-    provider_connect_timeout: Seconds = Field(10, description="Seconds to connect to a provider.")
-    provider_first_byte_timeout: Seconds = Field(
-        120, description="Seconds from asking a provider to the first byte of its answer."
-    )
-    provider_idle_timeout: Seconds = Field(
-        60, description="Seconds that a provider may pause within its answer."
-    )
-    provider_max_retries: int = Field(
-        2,
-        ge=0,
-        le=10,
-        description="How often a failed call is tried again before its answer has begun.",
-    )
-    provider_breaker_failures: int = Field(
-        5,
-        ge=0,
-        le=10_000,
-        description=(
-            "Failures in a row after which a provider's model is not asked for a time; 0 asks it"
-            " always."
-        ),
-    )
-    provider_breaker_seconds: Seconds = Field(
-        30, description="Seconds for which it is not asked; then one request finds out."
-    )
+    provider_connect_timeout: Seconds = 10
+    """Seconds to connect to a provider."""
+    provider_first_byte_timeout: Seconds = 120
+    """Seconds from asking a provider to the first byte of its answer."""
+    provider_idle_timeout: Seconds = 60
+    """Seconds that a provider may pause within its answer."""
+    provider_max_retries: int = Field(2, ge=0, le=10)
+    """How often a failed call is tried again before its answer has begun."""
+    provider_breaker_failures: int = Field(5, ge=0, le=10_000)
+    """Failures in a row after which a provider's model is not asked for a time; 0 asks it
+    always."""
+    provider_breaker_seconds: Seconds = 30
+    """Seconds for which it is not asked; then one request finds out."""
 
-    evaluation_output_dir: Path = Field(
-        Path("evaluations/output"),
-        description="The folder in which eval keeps datasets, results and reports.",
-    )
-    deepeval_telemetry_opt_out: str = Field(
-        "YES",
-        description=(
-            "Only NO has DeepEval, the extra for judged metrics, tell its makers anonymously what"
-            " is measured."
-        ),
-    )
-    confident_tracing_enabled: bool = Field(
-        False,
-        description="Whether judged answers go to Confident AI as traces; it takes a key too.",
-    )
-    confident_api_key: SecretStr | None = Field(
-        None, description="The key for traces at Confident AI."
-    )
+    evaluation_output_dir: Path = Path("evaluations/output")
+    """The folder in which eval keeps datasets, results and reports."""
+    deepeval_telemetry_opt_out: str = "YES"
+    """Only NO has DeepEval, the extra for judged metrics, tell its makers anonymously what is
+    measured."""
+    confident_tracing_enabled: bool = False
+    """Whether judged answers go to Confident AI as traces; it takes a key too."""
+    confident_api_key: SecretStr | None = None
+    """The key for traces at Confident AI."""
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the address that is listened on."""
-        try:
-            return self.host == "localhost" or ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def postgres_url(self) -> str | None:
@@ -468,32 +286,13 @@ class Settings(BaseSettings):
     def _to_lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator(
-        "azure_openai_model_list",
-        "openrouter_model_list",
-        "openai_model_list",
-        "ollama_model_list",
-        "allowed_hosts",
-        "trusted_proxy_cidrs",
-        "oidc_algorithms",
-        mode="before",
-    )
-    @classmethod
-    def _split_names(cls, value: object) -> object:
-        return (
-            tuple(name.strip() for name in value.replace("|", ",").split(",") if name.strip())
-            if isinstance(value, str)
-            else value
-        )
 
-    @field_validator(
-        "azure_openai_endpoint", "openrouter_base_url", "openai_base_url", "ollama_base_url"
-    )
-    @classmethod
-    def _check_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("an address beginning with http:// or https:// is needed")
-        return value
+def is_loopback(host: str) -> bool:
+    """Return whether this host name or address is that of this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_settings(**overrides: object) -> tuple[Settings, list[Fault]]:
@@ -518,11 +317,10 @@ def read_settings(**overrides: object) -> tuple[Settings, list[Fault]]:
         name: Settings.model_fields[name].default for part in wrong if (name := str(part["loc"][0]))
     }
     faults = [
-        Fault(
-            file="environment",
-            field=str(part["loc"][0]).upper(),
-            problem=part["msg"].removeprefix("Value error, "),
-            remedy="Correct it in the environment or in .env",
+        Fault.in_environment(
+            str(part["loc"][0]).upper(),
+            part["msg"].removeprefix("Value error, "),
+            "Correct it in the environment or in .env",
         )
         for part in wrong
     ]

@@ -18,7 +18,7 @@ def check_tls(settings: Settings) -> list[Fault]:
     if cert is None or key is None:
         given, missing = (_KEY, _CERT) if cert is None else (_CERT, _KEY)
         return [
-            _build_fault(
+            Fault.in_environment(
                 missing, f"it has to be set where {given} is", f"Set it, or unset {given} for HTTP"
             )
         ]
@@ -33,7 +33,7 @@ def check_tls(settings: Settings) -> list[Fault]:
                 if "its password" in problem
                 else "Name a file in PEM"
             )
-            found.append(_build_fault(field, problem, remedy))
+            found.append(Fault.in_environment(field, problem, remedy))
     if not found:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
@@ -44,7 +44,9 @@ def check_tls(settings: Settings) -> list[Fault]:
                 if fits
                 else f"it is not the key of the first certificate in {cert}"
             )
-            found.append(_build_fault(_KEY, problem, f"Name the key that {_CERT} was made with"))
+            found.append(
+                Fault.in_environment(_KEY, problem, f"Name the key that {_CERT} was made with")
+            )
     return found
 
 
@@ -100,7 +102,3 @@ def _check_key(path: Path) -> str | None:
     except (ValueError, UnsupportedAlgorithm):
         return f"{path} is not a private key in PEM"
     return None
-
-
-def _build_fault(field: str, problem: str, remedy: str) -> Fault:
-    return Fault(file="environment", field=field, problem=problem, remedy=remedy)

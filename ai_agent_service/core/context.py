@@ -5,6 +5,12 @@ from collections.abc import Callable
 
 import msgspec
 
+LOCAL_TENANT = "local"
+"""Whose the conversations are of callers who need no key."""
+
+ANONYMOUS = "anonymous"
+"""The user where none is named."""
+
 OnProgress = Callable[[float, float | None, str], None]
 """Takes a progress, the total or None, and a message; may be called from any thread."""
 
@@ -23,8 +29,8 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float
     request_id: str = ""
     key_id: str = "none"
-    tenant: str = "local"
-    user: str = "anonymous"
+    tenant: str = LOCAL_TENANT
+    user: str = ANONYMOUS
     session: str | None = None
     task: str | None = None
     agent_version: str = ""

@@ -2,42 +2,39 @@
 code.
 
     ServiceError
-    |-- ConfigError               the operator: every fault found in what they wrote; 409 to one who
-    had the service reload it
-    |-- RequestError              the caller
+    |-- ConfigError                        409  the operator: all faults in the configuration
+    |-- RequestError                       400  the caller
     |   |-- InvalidRequestError            400
     |   |   `-- ContextTooLongError        400  the conversation does not fit the model
-    |   |-- Unauthorized              401  no key, or none that is of use
-    |   |   `-- InvalidTokenError          401  the user behind the key is not told as they must be
-    |   |-- InsufficientScopeError         403  the key is not for this
-    |   |-- CrossSiteRequestError          403  a web page of another site asks
-    |   |-- HostNotAllowedError            403  asked under a name that is not this service's
+    |   |-- UnauthorizedError              401  the key is missing or not valid
+    |   |   `-- InvalidTokenError          401  the user behind the key is not verified
+    |   |-- InsufficientScopeError         403  the key does not have the scope
+    |   |-- HostNotAllowedError            403  the Host header is not a name of this service
+    |   |-- CrossSiteRequestError          403  the request comes from a web page of another site
     |   |-- NotFoundError                  404
-    |   |-- SessionBusyError               409  another turn of this session is under way
-    |   |-- IdempotencyInFlightError       409  the request with this Idempotency-Key is being
-    answered
-    |   |-- IdempotencyNotStoredError        409  it was answered, and the answer was not kept
+    |   |-- SessionBusyError               409  another turn of this session is in progress
+    |   |-- IdempotencyInFlightError       409  the first request with this Idempotency-Key is, too
+    |   |-- IdempotencyNotStoredError      409  its answer was too large to store
     |   |-- BodyTooLargeError              413
     |   |-- IdempotencyMismatchError       422  this Idempotency-Key was used for another request
-    |   |-- HeadersTooLargeError           431
-    |   |-- ServerBusyError                429  MAX_CONCURRENT_REQUESTS runs are under way
-    |   `-- RateLimitError               429  the key, or its user, has used up what it may ask
-    |-- RunTimeoutError                504  the run's deadline has passed
-    |-- ShuttingDownError           503  the service ends before the run does
-    |-- MemoryUnavailableError         503  the database of conversations cannot be used
-    |-- AccessUnavailableError         503  it cannot be told now who calls
-    |-- UpstreamError             the provider
+    |   |-- ServerBusyError                429  MAX_CONCURRENT_REQUESTS runs are in progress
+    |   |-- RateLimitError                 429  the limit of the key or of its user is used up
+    |   `-- HeadersTooLargeError           431
+    |-- RunTimeoutError                    504  the run's deadline has passed
+    |-- ShuttingDownError                  503  the service stops before the run ends
+    |-- MemoryUnavailableError             503  the database of conversations cannot be used
+    |-- AccessUnavailableError             503  keys or users cannot be checked now
+    |-- UpstreamError                      502  the provider
     |   |-- ProviderNotConfiguredError     503  a credential is missing
     |   |-- ProviderRefusedError           502  it does not accept our key, model or account
-    |   |-- ProviderRateLimitError       429
-    |   |-- ProviderUnavailableError       502  no connection, or an error of its own
-    |   |   `-- ProviderCircuitOpenError       503  it failed so often that it is not asked for a
-    time
+    |   |-- ProviderRateLimitError         429
+    |   |-- ProviderUnavailableError       502  no connection, or a failure inside it
+    |   |   `-- ProviderCircuitOpenError   503  it failed so often that it is not asked for a time
     |   |-- ProviderTimeoutError           504
-    |   `-- ProviderProtocolError     502  an answer that breaks its own protocol
-    `-- InternalError             500  a fault of ours
+    |   `-- ProviderProtocolError          502  its answer breaks its own protocol
+    `-- InternalError                      500  a bug of the service
 
-`ToolError` stands apart: the model can repair it, so it becomes a tool result and never an answer.
+`ToolError` is separate: the model can repair it, so it becomes a tool result and never an answer.
 """
 
 from collections.abc import Mapping
@@ -47,13 +44,25 @@ import msgspec
 
 
 class ServiceError(Exception):
-    """An error with a message fit for whoever reads it: it names no internals and no secret."""
+    """An error with a message for the reader of the answer: it names no internals and no secret.
+
+    Subclasses state their status, type and code in their class line; what they leave out is their
+    parent's.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     default_code: ClassVar[str] = "internal_error"
     headers: Mapping[str, str] = {}
-    """What its answer tells besides, by the names of headers."""
+    """Headers of the answer."""
+
+    def __init_subclass__(
+        cls, *, status: int | None = None, type: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init_subclass__()
+        cls.status = status or cls.status
+        cls.type = type or cls.type
+        cls.default_code = code or cls.default_code
 
     def __init__(
         self,
@@ -72,13 +81,13 @@ class ServiceError(Exception):
 
 
 class InternalError(ServiceError):
-    """A fault of ours; the log has the traceback under the request's id."""
+    """A bug of the service; the log has the traceback under the request's id."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, order=True):
     """One thing wrong in the operator's configuration: where it is, what is wrong, what to do."""
 
-    file: str
+    file: str = ""
     where: str = ""
     field: str = ""
     problem: str
@@ -88,44 +97,39 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, order=True):
         place = ": ".join(part for part in (self.file, self.where, self.field) if part)
         return f"{place}: {self.problem}. {self.remedy}"
 
+    @classmethod
+    def in_environment(cls, variable: str, problem: str, remedy: str) -> "Fault":
+        """The fault of an environment variable."""
+        return cls(file="environment", field=variable, problem=problem, remedy=remedy)
 
-class ConfigError(ServiceError):
-    """All faults found in the configuration; a process that starts ends with code 2, one that runs
-    goes on as it was."""
 
-    status = 409
-    type = "invalid_request_error"
-    default_code = "configuration_error"
+class ConfigError(
+    ServiceError, status=409, type="invalid_request_error", code="configuration_error"
+):
+    """All faults found in the configuration; a process that starts ends with code 2, a running one
+    keeps its configuration."""
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = tuple(sorted(set(faults)))
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
 
-class RequestError(ServiceError):
-    """The caller asked for something that cannot be done as asked."""
-
-    status = 400
-    type = "invalid_request_error"
-    default_code = "invalid_request"
+class RequestError(ServiceError, status=400, type="invalid_request_error", code="invalid_request"):
+    """The request cannot be carried out as it was sent."""
 
 
 class InvalidRequestError(RequestError):
     """The request is not well formed; `param` names the field."""
 
 
-class ContextTooLongError(InvalidRequestError):
+class ContextTooLongError(InvalidRequestError, code="context_length_exceeded"):
     """The provider says that the conversation does not fit the model's context window."""
 
-    default_code = "context_length_exceeded"
 
+class UnauthorizedError(RequestError, status=401, code="invalid_api_key"):
+    """The request has no key, or one that is malformed, unknown, expired or revoked; the answer
+    does not say which."""
 
-class UnauthorizedError(RequestError):
-    """The request brings no key, or one that is malformed, unknown, expired or revoked; nothing
-    tells which."""
-
-    status = 401
-    default_code = "invalid_api_key"
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
     def __init__(
@@ -137,192 +141,124 @@ class UnauthorizedError(RequestError):
         super().__init__(message)
 
 
-class InvalidTokenError(UnauthorizedError):
-    """The request does not tell its user in the way that IDENTITY_MODE asks for, or not in a way
-    that can be verified."""
-
-    default_code = "invalid_token"
+class InvalidTokenError(UnauthorizedError, code="invalid_token"):
+    """The request does not name its user in the way that IDENTITY_MODE asks for, or the user cannot
+    be verified."""
 
 
-class InsufficientScopeError(RequestError):
-    """The key is valid and not for this."""
-
-    status = 403
-    type = "permission_error"
-    default_code = "insufficient_scope"
+class InsufficientScopeError(
+    RequestError, status=403, type="permission_error", code="insufficient_scope"
+):
+    """The key is valid and does not have the scope for this."""
 
 
-class HostNotAllowedError(RequestError):
-    """The request names a host that is not this service, as a web page does that made its own name
-    lead here."""
-
-    status = 403
-    default_code = "host_not_allowed"
+class HostNotAllowedError(RequestError, status=403, code="host_not_allowed"):
+    """The Host header is not a name of this service, as with a web page that points its own name
+    here."""
 
 
-class NotFoundError(RequestError):
-    """There is no such route, agent or thing."""
-
-    status = 404
-    default_code = "not_found"
+class NotFoundError(RequestError, status=404, code="not_found"):
+    """The route, the agent or the object does not exist."""
 
 
-class CrossSiteRequestError(RequestError):
-    """A browser says that a page of another site sends this, which may be against its user's
-    will."""
-
-    status = 403
-    default_code = "cross_site_request"
+class CrossSiteRequestError(RequestError, status=403, code="cross_site_request"):
+    """The browser says that a page of another site sends this request, maybe without its user's
+    knowledge."""
 
 
-class BodyTooLargeError(RequestError):
+class BodyTooLargeError(RequestError, status=413, code="request_too_large"):
     """The request's body exceeds MAX_REQUEST_BYTES."""
 
-    status = 413
-    default_code = "request_too_large"
+
+class SessionBusyError(RequestError, status=409, code="session_busy"):
+    """Another turn of the session is in progress, here or on another replica."""
 
 
-class SessionBusyError(RequestError):
-    """Another turn of the session is under way, here or on another replica."""
-
-    status = 409
-    default_code = "session_busy"
-
-
-class IdempotencyInFlightError(RequestError):
+class IdempotencyInFlightError(RequestError, status=409, code="idempotency_in_flight"):
     """The first request with this Idempotency-Key is still being answered."""
 
-    status = 409
-    default_code = "idempotency_in_flight"
+
+class IdempotencyNotStoredError(RequestError, status=409, code="idempotency_not_kept"):
+    """The request with this Idempotency-Key was answered, and the answer is too large to be
+    repeated."""
 
 
-class IdempotencyNotStoredError(RequestError):
-    """The request with this Idempotency-Key was answered, and its answer is too large to be told
-    again."""
-
-    status = 409
-    default_code = "idempotency_not_kept"
-
-
-class IdempotencyMismatchError(RequestError):
+class IdempotencyMismatchError(RequestError, status=422, code="idempotency_mismatch"):
     """Another request was sent with this Idempotency-Key."""
 
-    status = 422
-    default_code = "idempotency_mismatch"
+
+class HeadersTooLargeError(RequestError, status=431, code="headers_too_large"):
+    """The request line and the headers exceed the limit in size or number."""
 
 
-class HeadersTooLargeError(RequestError):
-    """The request line and the headers are larger, or more, than is taken."""
-
-    status = 431
-    default_code = "headers_too_large"
+class ServerBusyError(RequestError, status=429, type="rate_limit_error", code="server_busy"):
+    """As many runs as allowed are in progress."""
 
 
-class ServerBusyError(RequestError):
-    """As many runs as allowed are under way."""
-
-    status = 429
-    type = "rate_limit_error"
-    default_code = "server_busy"
-
-
-class RateLimitError(RequestError):
+class RateLimitError(RequestError, status=429, type="rate_limit_error", code="rate_limit_exceeded"):
     """The key, or the user behind it, has used up its requests or tokens of the minute, or has as
-    many runs under way as it may have."""
-
-    status = 429
-    type = "rate_limit_error"
-    default_code = "rate_limit_exceeded"
+    many runs in progress as it may have."""
 
     def __init__(self, message: str, *, retry_after: float, headers: Mapping[str, str]) -> None:
         super().__init__(message, retry_after=retry_after)
         self.headers = headers
 
 
-class RunTimeoutError(ServiceError):
+class RunTimeoutError(ServiceError, status=504, type="timeout_error", code="run_timeout"):
     """The run did not end within REQUEST_TIMEOUT."""
 
-    status = 504
-    type = "timeout_error"
-    default_code = "run_timeout"
+    def __init__(
+        self, message: str = "The run took longer than REQUEST_TIMEOUT allows and was stopped."
+    ) -> None:
+        super().__init__(message)
 
 
-class ShuttingDownError(ServiceError):
-    """The service was told to stop, and SHUTDOWN_TIMEOUT has passed."""
-
-    status = 503
-    default_code = "shutting_down"
+class ShuttingDownError(ServiceError, status=503, code="shutting_down"):
+    """The service is stopping, and SHUTDOWN_TIMEOUT has passed."""
 
 
-class MemoryUnavailableError(ServiceError):
-    """The database that keeps conversations cannot be reached or used now; the log says why."""
-
-    status = 503
-    default_code = "memory_unavailable"
+class MemoryUnavailableError(ServiceError, status=503, code="memory_unavailable"):
+    """The database of conversations cannot be reached or used now; the log says why."""
 
 
-class AccessUnavailableError(ServiceError):
-    """What tells who calls - the database of keys, the identity provider - cannot be asked now."""
-
-    status = 503
-    default_code = "access_unavailable"
+class AccessUnavailableError(ServiceError, status=503, code="access_unavailable"):
+    """The database of keys or the identity provider cannot be asked now."""
 
 
-class UpstreamError(ServiceError):
+class UpstreamError(ServiceError, status=502, type="upstream_error", code="provider_error"):
     """The provider could not be asked, or answered with an error."""
 
-    status = 502
-    type = "upstream_error"
-    default_code = "provider_error"
 
-
-class ProviderNotConfiguredError(UpstreamError):
+class ProviderNotConfiguredError(UpstreamError, status=503, code="provider_not_configured"):
     """A setting that the provider needs is missing; the message names the variable."""
 
-    status = 503
-    default_code = "provider_not_configured"
 
-
-class ProviderRefusedError(UpstreamError):
+class ProviderRefusedError(UpstreamError, code="provider_refused"):
     """The provider does not accept our key, our account or the model's name: the operator has to
     act."""
 
-    default_code = "provider_refused"
 
-
-class ProviderRateLimitError(UpstreamError):
+class ProviderRateLimitError(
+    UpstreamError, status=429, type="rate_limit_error", code="provider_rate_limited"
+):
     """The provider says that we ask too much."""
 
-    status = 429
-    type = "rate_limit_error"
-    default_code = "provider_rate_limited"
+
+class ProviderUnavailableError(UpstreamError, code="provider_unavailable"):
+    """The provider cannot be reached or reports a failure inside it."""
 
 
-class ProviderUnavailableError(UpstreamError):
-    """The provider cannot be reached or reports a failure of its own."""
-
-    default_code = "provider_unavailable"
-
-
-class ProviderCircuitOpenError(ProviderUnavailableError):
+class ProviderCircuitOpenError(ProviderUnavailableError, status=503, code="provider_circuit_open"):
     """The provider failed PROVIDER_BREAKER_FAILURES times in a row, so it is not asked for
     PROVIDER_BREAKER_SECONDS."""
 
-    status = 503
-    default_code = "provider_circuit_open"
+
+class ProviderTimeoutError(UpstreamError, status=504, code="provider_timeout"):
+    """The provider did not connect, answer or continue its answer in time."""
 
 
-class ProviderTimeoutError(UpstreamError):
-    """The provider did not connect, begin or go on in time."""
-
-    status = 504
-    default_code = "provider_timeout"
-
-
-class ProviderProtocolError(UpstreamError):
+class ProviderProtocolError(UpstreamError, code="provider_protocol_error"):
     """The provider's answer breaks off or cannot be understood."""
-
-    default_code = "provider_protocol_error"
 
 
 class ToolError(Exception):

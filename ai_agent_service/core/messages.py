@@ -10,6 +10,9 @@ ToolOutcome = Literal["success", "error", "timeout", "refused"]
 """What a tool call came to; `refused` are calls of tools that are not there, and repeated ones that
 were not carried out."""
 
+UNKNOWN_RESULT = "No result of this call is known; it may or may not have been carried out."
+"""The result that a model is shown of a call that was in progress when its run ended."""
+
 
 class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
     """A piece of text within a message."""

@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Self
 
 import msgspec
@@ -69,12 +69,7 @@ class Limiter(ABC):
         return self
 
     @abstractmethod
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Ends what was begun."""
 
 
@@ -87,12 +82,7 @@ class InProcessLimiter(Limiter):
         self._counts: dict[str, _SubjectUsage] = {}
         self._sweep_at = SWEEP_THRESHOLD
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Nothing is open."""
 
     def __len__(self) -> int:

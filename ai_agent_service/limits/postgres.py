@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -119,12 +118,7 @@ class SharedLimiter(Limiter):
         self._cleaning = asyncio.create_task(self._run_cleanup())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Waits for what is being counted, for a moment."""
         if self._cleaning is not None:
             self._cleaning.cancel()

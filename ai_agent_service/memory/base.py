@@ -13,6 +13,7 @@ from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import FinishReason
 from ai_agent_service.core.messages import (
+    UNKNOWN_RESULT,
     Content,
     Message,
     ToolCall,
@@ -24,10 +25,6 @@ from ai_agent_service.core.usage import Usage
 
 Status = Literal["complete", "incomplete"]
 Origin = Literal["ours", "client"]
-
-
-UNKNOWN_RESULT = "No result of this call is known; it may or may not have been carried out."
-"""What stands for the result of a call that was under way when its run ended."""
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):

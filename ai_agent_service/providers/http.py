@@ -318,9 +318,7 @@ class HttpClient:
     ) -> ServiceError:
         if isinstance(error, TimeoutError):
             if time.monotonic() >= deadline - 0.01:
-                return RunTimeoutError(
-                    "The run took longer than REQUEST_TIMEOUT allows and was stopped."
-                )
+                return RunTimeoutError()
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 return ProviderTimeoutError(
                     f"{target.provider} did not accept a connection within"

@@ -116,8 +116,7 @@ class Run:
                         end = await self._drive(emit, span)
         except TimeoutError as error:
             if limit.expired():
-                late = "The run took longer than REQUEST_TIMEOUT allows and was stopped."
-                raise RunTimeoutError(late) from error
+                raise RunTimeoutError from error
             raise
         if isinstance(end, RunFinished):
             self.apply(Finish(end.reason))

@@ -14,10 +14,10 @@ from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.agents.catalog import Catalog, build_unknown_agent_error
 from ai_agent_service.agents.chat_tasks import ChatTaskAgent, Task
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.auth.principal import ANONYMOUS, Principal, User
+from ai_agent_service.auth.principal import Principal, User
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
 from ai_agent_service.config.locations import locate_files
-from ai_agent_service.core.context import RunContext
+from ai_agent_service.core.context import ANONYMOUS, RunContext
 from ai_agent_service.core.errors import (
     ConfigError,
     Fault,

@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from ai_agent_service.agents.pending_steps import UNKNOWN_RESULT, PendingSteps
+from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequestError
-from ai_agent_service.core.messages import Message, ToolCall, ToolResult
+from ai_agent_service.core.messages import UNKNOWN_RESULT, Message, ToolCall, ToolResult
 
 THEIRS, OURS = ToolCall("t1", "theirs", "{}"), ToolCall("o1", "ours", "{}")
 STEP = Message(role="assistant", content="Both.", tool_calls=(OURS, THEIRS))

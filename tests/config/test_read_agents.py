@@ -162,6 +162,28 @@ def test_an_unknown_field_of_a_server_is_told_with_the_nearest_name(folder: Path
     )
 
 
+@pytest.mark.parametrize(
+    ("place", "known"),
+    [
+        ("access.grops", "groups"),
+        ("display.tagz", "tags"),
+        ("display.suggestion_prompts.0.titel", "title"),
+        ("fallback.0.modle", "model"),
+        ("resource_config.memory.bakend", "backend"),
+        ("resource_config.memory.compression.modl", "model"),
+        ("maxsteps", "max_steps"),
+    ],
+)
+def test_the_nearest_name_is_one_of_the_same_object(folder: Path, place: str, known: str) -> None:
+    entry: Any = 1
+    for step in reversed(place.split(".")):
+        entry = [entry] if step == "0" else {step: entry}
+    faults = faults_of(folder, {**GOOD, **entry})
+    assert (place, "this field is not known", f"Did you mean {known!r}?") in [
+        fault[1:] for fault in faults
+    ]
+
+
 def test_two_agents_cannot_have_one_id(folder: Path) -> None:
     assert faults_of(folder, GOOD, GOOD) == [
         ("agent 'a'", "agent_id", "another agent has this id", "Rename one of them")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ai_agent_service.config.definition import read_descriptions
 from ai_agent_service.config.env_template import OTHER_VARIABLES
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import Settings, load_settings
@@ -61,11 +62,12 @@ def test_the_example_tells_of_every_setting_with_its_default_and_of_no_other() -
     text = EXAMPLE.read_text(encoding="utf-8")
     ours = text[: text.index(next(f"#### {title} ####" for title in OTHER_VARIABLES))]
     entries = re.findall(r"^# (.+)\n# ([A-Z_]+)=(.*)$", ours, re.MULTILINE)
+    descriptions = read_descriptions(Settings)
     expected = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default in (None, ()) else str(field.default)
         expected.append(
-            (field.description, name.upper(), default if name != "service_version" else "")
+            (descriptions[name], name.upper(), default if name != "service_version" else "")
         )
     assert entries == expected
 

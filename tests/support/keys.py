@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 from fastapi import FastAPI
 
-from ai_agent_service.auth.keys.store import KeyStore
+from ai_agent_service.auth.keys.store import DEFAULT_RIGHTS, KeyStore
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.encryption import Cipher
 from tests.support.fake_provider import Script, says
@@ -26,9 +27,10 @@ class Opened:
         self.client = client
         self.keys = KeyStore(app.state.service.memories.database, pepper=None, cipher=Cipher(()))
 
-    async def key(self, name: str, **rights: Any) -> dict[str, str]:
+    async def key(self, name: str, tenant: str | None = None, **rights: Any) -> dict[str, str]:
         """A new key, as a header."""
-        return bearer((await self.keys.create(name, **rights)).text)
+        wanted = msgspec.structs.replace(DEFAULT_RIGHTS, **rights)
+        return bearer((await self.keys.create(name, wanted, tenant=tenant)).text)
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from pydantic import create_model
+from pydantic import BaseModel
 
 from ai_agent_service.config.agent_definition import AgentDefinition, AllowedTools
 from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
@@ -244,9 +244,15 @@ def test_the_reference_has_every_variable_that_deployments_set() -> None:
     assert [name for name in VARIABLES if f"`{name}`" not in text] == []
 
 
+class Bare(BaseModel):
+    """A model whose field has no description."""
+
+    bare: str
+
+
 def test_a_field_without_a_description_is_not_passed_over() -> None:
     with pytest.raises(LookupError, match=r"bare has no description"):
-        fields_of(create_model("Bare", bare=(str, ...)))
+        fields_of(Bare)
 
 
 def test_the_case_that_the_page_on_evaluation_has_judged_is_valid(tmp_path: Path) -> None:

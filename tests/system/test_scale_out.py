@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from ai_agent_service.auth.keys.store import KeyStore
-from ai_agent_service.auth.principal import UNLIMITED, Limits
+from ai_agent_service.auth.principal import DEFAULT_SCOPES, UNLIMITED, Limits, Rights
 from ai_agent_service.config.settings import read_settings
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.opening import open_database
@@ -92,7 +92,7 @@ async def new_key(
     """The headers of a caller with a new, limited key."""
     async with open_database(read_settings(database_url=url)[0]) as database:
         made = await KeyStore(database, pepper=None, cipher=Cipher(())).create(
-            name, limits=limits, user_limits=user_limits
+            name, Rights(scopes=DEFAULT_SCOPES, limits=limits, user_limits=user_limits)
         )
     return {"authorization": f"Bearer {made.text}"}
 

@@ -34,8 +34,14 @@ from starlette.types import Message as AsgiMessage
 
 from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import FinishReason, TextDelta
-from ai_agent_service.core.messages import ContentPart, ImagePart, Message, TextPart, ToolCall
-from ai_agent_service.memory.base import UNKNOWN_RESULT
+from ai_agent_service.core.messages import (
+    UNKNOWN_RESULT,
+    ContentPart,
+    ImagePart,
+    Message,
+    TextPart,
+    ToolCall,
+)
 from ai_agent_service.memory.statements import TAIL_MESSAGES
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.server.application import create_app

@@ -30,7 +30,8 @@ from ai_agent_service.api.openai.chat_schema import (
     TextContent,
 )
 from ai_agent_service.api.openai.chat_stream import to_completion_usage
-from ai_agent_service.auth.principal import ANONYMOUS, Principal
+from ai_agent_service.auth.principal import Principal
+from ai_agent_service.core.context import ANONYMOUS
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.messages import (
     AudioPart,

@@ -2,10 +2,11 @@
 long."""
 
 from collections.abc import Awaitable, Callable
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import msgspec
+
+from ai_agent_service.config.settings import is_loopback
 
 Fetch = Callable[[str], Awaitable[bytes]]
 """Gets the body of an address, of at most MAX_DOCUMENT_BYTES, within FETCH_SECONDS; raises
@@ -40,13 +41,6 @@ def find_url_problem(url: object) -> str | None:
         return "this is no address that begins with https://"
     if "@" in parts.netloc or parts.fragment:
         return "the address has a user, a password or a part after #"
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         return "the address is not https"
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -7,23 +7,22 @@ import this.
 
 import re
 from collections.abc import Collection
-from typing import Any
 
 import msgspec
 from joserfc import jws
-from joserfc.errors import JoseError, UnsupportedAlgorithmError
+from joserfc.errors import ClaimError, ExpiredTokenError, JoseError, UnsupportedAlgorithmError
 from joserfc.jwa import JWSAlgModel
 from joserfc.jwk import Key
+from joserfc.jwt import Claims, JWTClaimsRegistry
 from joserfc.util import urlsafe_b64decode
 
 from ai_agent_service.auth.identity.claims import IdentityError
 
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_SECONDS = 2**53
-"""Whole numbers up to here are the same as floats; an int beyond may not even be compared with
-one."""
-Claims = dict[str, Any]
+"""Whole numbers up to here are the same as floats; arithmetic with larger ones may overflow."""
 
+_TIMES = ("exp", "nbf", "iat")
 _COMPACT = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _FORBIDDEN_FIELDS = frozenset({"crit", "b64", "jwk", "jku", "x5u", "x5c"})
 """What a header may not have: extensions that must be understood, and keys that a token brings
@@ -94,23 +93,17 @@ class PinnedAlgorithms(jws.JWSRegistry):
         return True
 
 
-def check_times(claims: Claims, *, now: float, leeway: float) -> None:
-    """Raises IdentityError unless `exp` is there and to come, and `nbf` and `iat` have passed where
-    they are there (RFC 7519, 4.1)."""
-    if read_time(claims, "exp") <= now - leeway:
-        raise IdentityError("it has expired")
-    for name in ("nbf", "iat"):
-        if name in claims and read_time(claims, name) > now + leeway:
-            raise IdentityError(f"{name} is in the future")
+def check_claims(claims: Claims, registry: JWTClaimsRegistry) -> None:
+    """Raise IdentityError unless `registry` accepts the issuer, the audience and the times.
 
-
-def read_time(claims: Claims, name: str) -> float:
-    """The time `name`, in seconds; raises IdentityError where it is not there or no time."""
-    value = claims.get(name)
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not 0 <= value <= MAX_SECONDS
-    ):
-        raise IdentityError(f"{name} is not there, or no time")
-    return value
+    Other claims are not checked: a caller reads those that it needs.
+    """
+    checked = {name: claims[name] for name in ("iss", "aud", *_TIMES) if name in claims}
+    try:
+        registry.validate(checked)
+    except ExpiredTokenError:
+        raise IdentityError("it has expired") from None
+    except ClaimError as error:
+        raise IdentityError(error.description) from None
+    if not all(0 <= checked[name] <= MAX_SECONDS for name in _TIMES if name in checked):
+        raise IdentityError("a time is out of range")

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from joserfc.jwt import Claims, JWTClaimsRegistry
+
 from ai_agent_service.auth.identity.claims import (
     IdentityError,
     build_invalid_token,
@@ -14,10 +16,10 @@ from ai_agent_service.auth.identity.claims import (
 )
 from ai_agent_service.auth.identity.fetch import KeySetStatus
 from ai_agent_service.auth.identity.jwks import Jwks
-from ai_agent_service.auth.identity.jwt import Claims, PinnedAlgorithms, check_times
+from ai_agent_service.auth.identity.jwt import PinnedAlgorithms, check_claims
 from ai_agent_service.auth.principal import Headers, User, get_header_values
 
-LEEWAY = 30.0
+LEEWAY = 30
 
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 _BEARER = re.compile(rb"bearer +", re.IGNORECASE)
@@ -46,15 +48,19 @@ class Oidc:
         roles_claim: str,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._issuer = issuer
-        self._audience = audience
         self._algorithms = algorithms
+        self._registry = JWTClaimsRegistry(
+            lambda: int(now()),
+            LEEWAY,
+            iss={"essential": True, "value": issuer},
+            aud={"essential": True, "value": audience},
+            exp={"essential": True},
+        )
         self._keys = keys
         self._header = header.lower().encode()
         self._user_claim = user_claim
         self._groups_claim = groups_claim
         self._roles_claim = roles_claim
-        self._now = now
         how = (
             f"'{header}: Bearer TOKEN', and the API key as 'x-api-key: KEY'"
             if self._is_in_authorization
@@ -99,12 +105,7 @@ class Oidc:
         if key is None:
             raise IdentityError("the key is not known")
         claims = self._algorithms.verify_token(opened, key)
-        if claims.get("iss") != self._issuer:
-            raise IdentityError("the issuer is another")
-        audience = claims.get("aud")
-        if self._audience not in (audience if isinstance(audience, list) else [audience]):
-            raise IdentityError("the audience is another")
-        check_times(claims, now=self._now(), leeway=LEEWAY)
+        check_claims(claims, self._registry)
         return claims
 
     def _build_user(self, claims: Claims) -> User:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from joserfc.jwk import OctKey
+from joserfc.jwt import JWTClaimsRegistry
 
 from ai_agent_service.auth.identity.claims import (
     IdentityError,
@@ -16,15 +17,15 @@ from ai_agent_service.auth.identity.claims import (
     validate_names,
     validate_text,
 )
-from ai_agent_service.auth.identity.jwt import PinnedAlgorithms, check_times, read_time
+from ai_agent_service.auth.identity.jwt import PinnedAlgorithms, check_claims
 from ai_agent_service.auth.principal import Headers, User
 
 MESSAGE = (
     "A valid X-OpenWebUI-User-Jwt header is needed, and none of the plain X-OpenWebUI-User headers."
 )
 ISSUER = "open-webui"
-LEEWAY = 10.0
-MAX_LIFETIME = 3600.0
+LEEWAY = 10
+MAX_LIFETIME = 3600
 """Seconds from `iat` to `exp`."""
 
 _SIGNED_HEADER = b"x-openwebui-user-jwt"
@@ -49,7 +50,13 @@ class OpenWebUI:
     def __init__(self, secret: str, *, now: Callable[[], float] = time.time) -> None:
         self._key = OctKey.import_key(secret)
         self._algorithms = PinnedAlgorithms(["HS256"])
-        self._now = now
+        self._registry = JWTClaimsRegistry(
+            lambda: int(now()),
+            LEEWAY,
+            iss={"essential": True, "value": ISSUER},
+            exp={"essential": True},
+            iat={"essential": True},
+        )
 
     async def identify_user(self, headers: Headers, peer: str | None) -> User:
         """The user of Open WebUI, with the one role that they have there. Raises
@@ -73,10 +80,8 @@ class OpenWebUI:
         if len(sent) != 1:
             raise IdentityError("the header is not there exactly once")
         claims = self._algorithms.verify_token(self._algorithms.parse_token(sent[0]), self._key)
-        if claims.get("iss") != ISSUER:
-            raise IdentityError("the issuer is another")
-        check_times(claims, now=self._now(), leeway=LEEWAY)
-        if read_time(claims, "exp") - read_time(claims, "iat") > MAX_LIFETIME:
+        check_claims(claims, self._registry)
+        if claims["exp"] - claims["iat"] > MAX_LIFETIME:
             raise IdentityError("it is valid for too long")
         role = claims.get("role")
         return User(

@@ -1,7 +1,7 @@
 """What is wrong, and what is odd, in the settings of IDENTITY_MODE."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pydantic import SecretStr
 
@@ -31,18 +31,13 @@ _PUBLIC_KEY = re.compile(r"---- ?BEGIN |^\s*(?:ssh-|ecdsa-)")
 _KEY_HEADERS = ("authorization", "x-api-key")
 _MODES = {"open_webui_": "open_webui_jwt", "trusted_proxy_": "trusted_proxy", "oidc_": "oidc"}
 
+_Problem = tuple[str, str, str]
+"""A variable, what is wrong with it, and what to do."""
+
 
 def find_identity_faults(settings: Settings) -> list[Fault]:
     """Everything that is wrong for the mode that is set; no fault has a secret in it."""
-    match settings.identity_mode:
-        case "none":
-            return []
-        case "open_webui_jwt":
-            return list(_check_open_webui(settings))
-        case "trusted_proxy":
-            return list(_check_trusted_proxy(settings))
-        case "oidc":
-            return list(_check_oidc(settings))
+    return [Fault.in_environment(*problem) for problem in _find_problems(settings)]
 
 
 def find_identity_warnings(settings: Settings) -> list[str]:
@@ -67,25 +62,39 @@ def find_identity_warnings(settings: Settings) -> list[str]:
     return found
 
 
-def _check_open_webui(settings: Settings) -> Iterator[Fault]:
+def _find_problems(settings: Settings) -> Iterable[_Problem]:
+    match settings.identity_mode:
+        case "none":
+            return ()
+        case "open_webui_jwt":
+            return _check_open_webui(settings)
+        case "trusted_proxy":
+            return _check_trusted_proxy(settings)
+        case "oidc":
+            return _check_oidc(settings)
+
+
+def _check_open_webui(settings: Settings) -> Iterator[_Problem]:
     field, secret = "OPEN_WEBUI_JWT_SECRET", _reveal_secret(settings.open_webui_jwt_secret)
     remedy = (
         "Make one with: openssl rand -hex 32, and give it to Open WebUI as"
         " FORWARD_USER_INFO_HEADER_JWT_SECRET"
     )
     if not secret:
-        yield _build_fault(field, "it is needed for IDENTITY_MODE=open_webui_jwt", remedy)
+        yield field, "it is needed for IDENTITY_MODE=open_webui_jwt", remedy
     elif len(secret.encode()) < MIN_JWT_SECRET_BYTES:
-        yield _build_fault(field, f"it is shorter than {MIN_JWT_SECRET_BYTES} bytes", remedy)
+        yield field, f"it is shorter than {MIN_JWT_SECRET_BYTES} bytes", remedy
     elif _PUBLIC_KEY.search(secret):
-        yield _build_fault(
-            field, "this is a key or a certificate, which others may know, and no secret", remedy
+        yield (
+            field,
+            "this is a key or a certificate, which others may know, and no secret",
+            remedy,
         )
 
 
-def _check_trusted_proxy(settings: Settings) -> Iterator[Fault]:
+def _check_trusted_proxy(settings: Settings) -> Iterator[_Problem]:
     if not settings.trusted_proxy_cidrs:
-        yield _build_fault(
+        yield (
             "TRUSTED_PROXY_CIDRS",
             "it is needed for IDENTITY_MODE=trusted_proxy",
             "Name the proxy's network, such as 10.0.0.0/8",
@@ -98,17 +107,15 @@ def _check_trusted_proxy(settings: Settings) -> Iterator[Fault]:
                 "Write an address, or a network such as 10.0.0.0/8, whose bits past the prefix"
                 " are 0"
             )
-            yield _build_fault("TRUSTED_PROXY_CIDRS", f"{written!r} is no network", remedy)
+            yield "TRUSTED_PROXY_CIDRS", f"{written!r} is no network", remedy
     field, secret = "TRUSTED_PROXY_SECRET", _reveal_secret(settings.trusted_proxy_secret)
     remedy = "Make one with: openssl rand -hex 32, and have the proxy send it"
     if not secret:
-        yield _build_fault(field, "it is needed for IDENTITY_MODE=trusted_proxy", remedy)
+        yield field, "it is needed for IDENTITY_MODE=trusted_proxy", remedy
     elif len(secret) < MIN_PROXY_SECRET_LENGTH:
-        yield _build_fault(
-            field, f"it is shorter than {MIN_PROXY_SECRET_LENGTH} characters", remedy
-        )
+        yield field, f"it is shorter than {MIN_PROXY_SECRET_LENGTH} characters", remedy
     elif not secret.isprintable() or secret != secret.strip():
-        yield _build_fault(
+        yield (
             field,
             "a header cannot carry it, as it has control characters or spaces around it",
             remedy,
@@ -122,19 +129,21 @@ def _check_trusted_proxy(settings: Settings) -> Iterator[Fault]:
     taken: dict[str, str] = {}
     for field, name in headers.items():
         if not _HEADER.fullmatch(name):
-            yield _build_fault(
-                field, f"{name!r} is no name of a header", "Write a name such as X-Forwarded-User"
+            yield (
+                field,
+                f"{name!r} is no name of a header",
+                "Write a name such as X-Forwarded-User",
             )
         elif name.lower() in _KEY_HEADERS:
-            yield _build_fault(field, f"{name} is where API keys are", "Name another header")
+            yield field, f"{name} is where API keys are", "Name another header"
         elif (other := taken.setdefault(name.lower(), field)) != field:
-            yield _build_fault(field, f"{name} is {other} as well", "Name another header")
+            yield field, f"{name} is {other} as well", "Name another header"
 
 
-def _check_oidc(settings: Settings) -> Iterator[Fault]:
+def _check_oidc(settings: Settings) -> Iterator[_Problem]:
     example = "https://login.example.com/realms/one"
     if not settings.oidc_issuer:
-        yield _build_fault(
+        yield (
             "OIDC_ISSUER",
             "it is needed for IDENTITY_MODE=oidc",
             f"Write it as tokens have it in iss, such as {example}",
@@ -142,40 +151,40 @@ def _check_oidc(settings: Settings) -> Iterator[Fault]:
     elif problem := find_url_problem(settings.oidc_issuer) or (
         "the address has a query" if "?" in settings.oidc_issuer else None
     ):
-        yield _build_fault("OIDC_ISSUER", problem, f"Write an https address such as {example}")
+        yield "OIDC_ISSUER", problem, f"Write an https address such as {example}"
     if settings.oidc_jwks_url is not None and (problem := find_url_problem(settings.oidc_jwks_url)):
-        yield _build_fault(
-            "OIDC_JWKS_URL", problem, f"Write an https address such as {example}/certs, or unset it"
+        yield (
+            "OIDC_JWKS_URL",
+            problem,
+            f"Write an https address such as {example}/certs, or unset it",
         )
     if not settings.oidc_audience:
-        yield _build_fault(
+        yield (
             "OIDC_AUDIENCE",
             "it is needed for IDENTITY_MODE=oidc",
             "Write what tokens for this service have in aud",
         )
     for name in settings.oidc_algorithms:
         if name not in ALGORITHMS:
-            yield _build_fault(
+            yield (
                 "OIDC_ALGORITHMS",
                 f"{name!r} is none that tokens may be signed by",
                 f"Use {', '.join(ALGORITHMS)}",
             )
     name = settings.oidc_token_header
     if not _HEADER.fullmatch(name):
-        yield _build_fault(
+        yield (
             "OIDC_TOKEN_HEADER",
             f"{name!r} is no name of a header",
             "Write a name such as X-User-Token, or unset it",
         )
     elif name.lower() == "x-api-key":
-        yield _build_fault(
-            "OIDC_TOKEN_HEADER", f"{name} is where API keys are", "Name another header, or unset it"
+        yield (
+            "OIDC_TOKEN_HEADER",
+            f"{name} is where API keys are",
+            "Name another header, or unset it",
         )
 
 
 def _reveal_secret(secret: SecretStr | None) -> str:
     return secret.get_secret_value() if secret is not None else ""
-
-
-def _build_fault(field: str, problem: str, remedy: str) -> Fault:
-    return Fault(file="environment", field=field, problem=problem, remedy=remedy)

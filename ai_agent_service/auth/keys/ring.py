@@ -8,7 +8,6 @@ import secrets
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -79,21 +78,12 @@ def find_key_faults(settings: Settings) -> list[Fault]:
             )
         if key in keys[: number - 1]:
             problems.append(f"keys {keys.index(key) + 1} and {number} are the same")
-    faults = [
-        Fault(file="environment", field="API_KEYS", problem=problem, remedy=remedy)
-        for problem in problems
-    ]
+    faults = [Fault.in_environment("API_KEYS", problem, remedy) for problem in problems]
     pepper = settings.api_key_pepper
     if pepper is not None and len(pepper.get_secret_value()) < MIN_PEPPER_LENGTH:
         problem = f"it has fewer than {MIN_PEPPER_LENGTH} characters"
-        faults.append(
-            Fault(
-                file="environment",
-                field="API_KEY_PEPPER",
-                problem=problem,
-                remedy="Make one with: openssl rand -hex 32",
-            )
-        )
+        remedy = "Make one with: openssl rand -hex 32"
+        faults.append(Fault.in_environment("API_KEY_PEPPER", problem, remedy))
     return faults
 
 
@@ -167,12 +157,7 @@ class KeyRing:
         await self.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def open(self) -> None:

@@ -1,6 +1,5 @@
 """The keys in the database: made, listed, rotated and revoked by the operator."""
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ from sqlalchemy import Connection, RowMapping, func, select, text, update
 
 from ai_agent_service.auth.keys.format import ParsedKey, generate_key, parse_key
 from ai_agent_service.auth.keys.hashing import PEPPER_MISMATCH, KeyHasher, Pepper
-from ai_agent_service.auth.principal import DEFAULT_SCOPES, UNLIMITED, Client, Key, Limits, Scope
+from ai_agent_service.auth.principal import DEFAULT_SCOPES, Key, Rights
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
@@ -26,22 +25,13 @@ ADVISORY_LOCK = 0x61_61_73_5F_6B_65_79_73
 """The advisory lock of PostgreSQL under which keys are changed: `aas_keys` as a number."""
 
 MAX_NAME_LENGTH = 100
+DEFAULT_RIGHTS = Rights(scopes=DEFAULT_SCOPES)
 
 KeyState = Literal["live", "rotating", "expired", "revoked", "unreadable"]
 
 
 class KeyStoreError(Exception):
     """What was asked of a key cannot be; the text tells the operator why."""
-
-
-class Rights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a key may do, as it is stored; see Key."""
-
-    scopes: frozenset[Scope]
-    agents: frozenset[str] | None = None
-    client: Client | None = None
-    limits: Limits = UNLIMITED
-    user_limits: Limits = UNLIMITED
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,16 +63,8 @@ def build_key(row: RowMapping) -> Key:
     """The key of a row of `api_keys`; raises msgspec.ValidationError for rights that this version
     does not know."""
     rights = msgspec.json.decode(row["rights"], type=Rights)
-    return Key(
-        key_id=row["key_id"],
-        name=row["name"],
-        tenant=row["tenant"],
-        scopes=rights.scopes,
-        agents=rights.agents,
-        client=rights.client,
-        limits=rights.limits,
-        user_limits=rights.user_limits,
-    )
+    names = {name: row[name] for name in ("key_id", "name", "tenant")}
+    return Key(**names, **msgspec.structs.asdict(rights))
 
 
 class KeyStore:
@@ -99,13 +81,9 @@ class KeyStore:
     async def create(
         self,
         name: str,
+        rights: Rights = DEFAULT_RIGHTS,
         *,
-        scopes: Iterable[Scope] = DEFAULT_SCOPES,
-        agents: Iterable[str] | None = None,
-        client: Client | None = None,
         tenant: str | None = None,
-        limits: Limits = UNLIMITED,
-        user_limits: Limits = UNLIMITED,
         expires_in: timedelta | None = None,
     ) -> NewSecret:
         """A new key, whose name no other live key has. Without `tenant` it reaches no conversations
@@ -119,13 +97,6 @@ class KeyStore:
                     f" {ENVIRONMENT_PREFIX} are of keys in API_KEYS"
                 )
         given = generate_key()
-        rights = Rights(
-            scopes=frozenset(scopes),
-            agents=None if agents is None else frozenset(agents),
-            client=client,
-            limits=limits,
-            user_limits=user_limits,
-        )
 
         def insert_key(connection: Connection) -> StoredKey:
             now = _begin_change(connection)

@@ -32,7 +32,7 @@ from ai_agent_service.auth.keys.ring import (
     parse_environment_keys,
 )
 from ai_agent_service.auth.keys.store import KeyStore, KeyStoreError
-from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, UNLIMITED, Key, Limits
+from ai_agent_service.auth.principal import DEFAULT_SCOPES, SCOPES, UNLIMITED, Key, Limits, Rights
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import AccessUnavailableError, UnauthorizedError
 from ai_agent_service.maintenance.reencryption import reencrypt
@@ -275,15 +275,14 @@ async def test_a_new_key_works_at_once_in_every_process_for_what_it_is_for(
         ring_of(other) as ring,
     ):
         assert ring.has_keys is False
-        made = await store_of(mine).create(
-            "desk",
-            scopes=["chat"],
-            agents=["a", "b"],
+        rights = Rights(
+            scopes=frozenset({"chat"}),
+            agents=frozenset({"a", "b"}),
             client="open_webui",
-            tenant="local",
             limits=limits,
             user_limits=Limits(tokens=9),
         )
+        made = await store_of(mine).create("desk", rights, tenant="local")
         plain = await store_of(mine).create("plain")
         began = time.monotonic()
         assert await ring.find(made.text) == Key(
