@@ -26,7 +26,7 @@ def collect_values(service: Service) -> dict[str, Values]:
 
 
 def _collect_provider_values(service: Service) -> dict[str, Values]:
-    counts = service.http.counts.get_all().items()
+    counts = service.http.counts.items()
     breakers = {(each.provider, each.model): each for each in service.breakers.list_statuses()}
     return {
         "aas_provider_requests_total": {(name,): found.requests for name, found in counts},

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Literal
@@ -19,7 +20,7 @@ from ai_agent_service.core.errors import (
     UpstreamError,
 )
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, Provider
-from ai_agent_service.providers.counters import ProviderCountsRegistry
+from ai_agent_service.providers.counters import ProviderCounts
 from ai_agent_service.providers.wrapper import WrappedProvider
 
 logger = logging.getLogger(__name__)
@@ -70,13 +71,13 @@ class CircuitBreakers:
         limit: int,
         seconds: float,
         *,
-        counts: ProviderCountsRegistry | None = None,
+        counts: defaultdict[str, ProviderCounts] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = limit
         self.seconds = seconds
         self.clock = clock
-        self.counts = counts or ProviderCountsRegistry()
+        self.counts = defaultdict(ProviderCounts) if counts is None else counts
         self._breakers: dict[tuple[str, str], _CircuitBreaker] = {}
 
     def guard(self, provider: Provider) -> Provider:
@@ -103,7 +104,7 @@ class _GuardedProvider(WrappedProvider):
     def __init__(self, provider: Provider, breakers: CircuitBreakers) -> None:
         super().__init__(provider)
         self._breakers = breakers
-        self._counts = breakers.counts.get_counts(provider.name)
+        self._counts = breakers.counts[provider.name]
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         breaker = self._breakers.get_breaker(self._provider.name, request.model)
@@ -119,7 +120,7 @@ class _GuardedProvider(WrappedProvider):
                         breaker.record_start(era)
                     yield event
         except ServiceError as error:
-            self._counts.count_error(error.code)
+            self._counts.errors[error.code] += 1
             if era is not None:
                 breaker.record_failure(era, error)
             raise

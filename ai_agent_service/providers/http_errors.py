@@ -73,7 +73,7 @@ def parse_stream_error(value: Any, target: HttpTarget) -> ServiceError:
     )
 
 
-def _parse_error(
+def parse_error(
     status: int, headers: Mapping[str, str], text: bytes, target: HttpTarget
 ) -> ServiceError:
     value: Any
