@@ -1,4 +1,4 @@
-"""Gauges of what the service is made of, read when metrics are scraped."""
+"""Collect the metrics that the parts of the service keep, when they are scraped."""
 
 import platform
 
@@ -10,13 +10,13 @@ BREAKER_STATES = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 
 def collect_values(service: Service) -> dict[str, Values]:
-    """What the service's parts tell of themselves."""
-    settings = service.settings
+    """Return the current values of the service's parts."""
+    version = (service.settings.service_version, platform.python_version())
     values: dict[str, Values] = {
-        "aas_runs_in_flight": {(): float(service.slots.in_use)},
-        "aas_workers": {(): 1.0},
-        "aas_agent_info": {(agent.agent_id, agent.version): 1.0 for agent in service.catalog},
-        "aas_build_info": {(settings.service_version, platform.python_version()): 1.0},
+        "aas_runs_in_flight": {(): service.slots.in_use},
+        "aas_workers": {(): 1},
+        "aas_agent_info": {(agent.agent_id, agent.version): 1 for agent in service.catalog},
+        "aas_build_info": {version: 1},
         **_collect_provider_values(service),
         **_collect_server_values(service),
     }
@@ -26,44 +26,36 @@ def collect_values(service: Service) -> dict[str, Values]:
 
 
 def _collect_provider_values(service: Service) -> dict[str, Values]:
-    counts = service.http.counts.get_all()
-    breakers = service.breakers.list_statuses()
+    counts = service.http.counts.items()
+    breakers = {(each.provider, each.model): each for each in service.breakers.list_statuses()}
     return {
-        "aas_provider_requests_total": {
-            (name,): float(found.requests) for name, found in counts.items()
-        },
-        "aas_provider_retries_total": {
-            (name,): float(found.retries) for name, found in counts.items()
-        },
+        "aas_provider_requests_total": {(name,): found.requests for name, found in counts},
+        "aas_provider_retries_total": {(name,): found.retries for name, found in counts},
         "aas_provider_errors_total": {
-            (name, code): float(count)
-            for name, found in counts.items()
-            for code, count in found.errors.items()
+            (name, code): count for name, found in counts for code, count in found.errors.items()
         },
         "aas_provider_breaker_state": {
-            (each.provider, each.model): BREAKER_STATES[each.state] for each in breakers
+            model: BREAKER_STATES[each.state] for model, each in breakers.items()
         },
         "aas_provider_breaker_openings_total": {
-            (each.provider, each.model): float(each.openings) for each in breakers
+            model: each.openings for model, each in breakers.items()
         },
     }
 
 
 def _collect_server_values(service: Service) -> dict[str, Values]:
-    statuses = [status for status in service.servers.statuses if status.state != "off"]
+    servers = {(each.label,): each for each in service.servers.statuses if each.state != "off"}
     return {
         "aas_mcp_server_up": {
-            (status.label,): float(status.state == "ready") for status in statuses
+            label: float(each.state == "ready") for label, each in servers.items()
         },
         "aas_mcp_server_state": {
-            (status.label, state): float(status.state == state)
-            for status in statuses
+            (*label, state): float(each.state == state)
+            for label, each in servers.items()
             for state in ("starting", "ready", "down")
         },
-        "aas_mcp_server_tools": {(status.label,): float(len(status.tools)) for status in statuses},
-        "aas_mcp_server_restarts_total": {
-            (status.label,): float(status.restarts) for status in statuses
-        },
+        "aas_mcp_server_tools": {label: len(each.tools) for label, each in servers.items()},
+        "aas_mcp_server_restarts_total": {label: each.restarts for label, each in servers.items()},
     }
 
 
@@ -73,19 +65,19 @@ def _collect_memory_values(memories: Memories) -> dict[str, Values]:
     if database.replica is not None:
         up["replica",] = float(database.replica_problem is None)
     return {
-        "aas_memory_messages_stored_total": {(): float(counts.messages)},
-        "aas_memory_conversations_begun_total": {(): float(counts.conversations)},
+        "aas_memory_messages_stored_total": {(): counts.messages},
+        "aas_memory_conversations_begun_total": {(): counts.conversations},
         "aas_memory_summaries_total": {
-            ("made",): float(counts.summaries),
-            ("failed",): float(counts.failed_summaries),
+            ("made",): counts.summaries,
+            ("failed",): counts.failed_summaries,
         },
-        "aas_memory_tokens_saved_total": {(): float(counts.tokens_saved)},
+        "aas_memory_tokens_saved_total": {(): counts.tokens_saved},
         "aas_memory_summary_tokens_total": {
-            ("prompt",): float(counts.summary_prompt_tokens),
-            ("completion",): float(counts.summary_completion_tokens),
+            ("prompt",): counts.summary_prompt_tokens,
+            ("completion",): counts.summary_completion_tokens,
         },
-        "aas_memory_cleaned_up_sessions_total": {(): float(keeper.erased.sessions)},
-        "aas_memory_cleaned_up_messages_total": {(): float(keeper.erased.messages)},
-        "aas_memory_ended_runs_total": {(): float(keeper.ended_runs)},
+        "aas_memory_cleaned_up_sessions_total": {(): keeper.erased.sessions},
+        "aas_memory_cleaned_up_messages_total": {(): keeper.erased.messages},
+        "aas_memory_ended_runs_total": {(): keeper.ended_runs},
         "aas_database_up": up,
     }

@@ -1,4 +1,4 @@
-"""Probes that ask one dependency at a time and keep the answer."""
+"""Ask one dependency at a time and keep its answer."""
 
 import asyncio
 import math
@@ -7,33 +7,35 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
 from ai_agent_service.core.tasks import Tasks
 
 K = TypeVar("K")
-
 T = TypeVar("T")
 
 PROBE_TIMEOUT_SECONDS = 30.0
-"""After which a question that hangs is put anew."""
+"""After which a question without an answer is asked again."""
+
+LOW_DISK_BYTES = 256 * 1024 * 1024
 
 
-class DiskAnswer(msgspec.Struct, frozen=True):
-    """How many bytes are free where the service writes; `error` is why that cannot be told."""
+class DiskHealth(msgspec.Struct):
+    """A folder that the service writes to, and the free space there."""
 
-    free_bytes: int | None = None
-    total_bytes: int | None = None
-    error: str | None = None
+    state: Literal["ready", "low", "unknown", "timeout"]
+    free_bytes: int | None
+    total_bytes: int | None
+    error: str | None
 
 
 class Probe(Generic[T]):
-    """What `ask` comes to: asked by one task of `tasks` at a time, and kept for `kept_seconds`.
+    """The answer of `ask`, which runs in one task of `tasks` at a time; kept for `kept_seconds`.
 
-    A question that hangs is not put again before it is given up, so that a part which hangs is not
-    asked ever more.
+    A question that hangs is not repeated before it times out, so that load on a hanging part does
+    not grow.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Probe(Generic[T]):
         self._task: asyncio.Task[T | None] | None = None
 
     async def wait_for_answer(self, within: float) -> T | None:
-        """The answer; None if there is none within that many seconds."""
+        """Return the answer, or None after `within` seconds without one."""
         task = self._task
         if task is None or (
             task.done() and time.monotonic() - self._answered_at >= self._kept_seconds
@@ -65,39 +67,41 @@ class Probe(Generic[T]):
             self._answered_at = time.monotonic()
 
 
-async def _collect_answers(probes: dict[K, Probe[T]], within: float) -> dict[K, T | None]:
+async def collect_answers(probes: dict[K, Probe[T]], within: float, late: T) -> dict[K, T]:
+    """Return the answer of each probe, `late` in place of those that take longer than `within`
+    seconds."""
     answers = await asyncio.gather(*(probe.wait_for_answer(within) for probe in probes.values()))
-    return dict(zip(probes, answers, strict=True))
+    return {key: answer or late for key, answer in zip(probes, answers, strict=True)}
 
 
-class _DiskProbe:
-    """A folder whose room is looked up in a thread of its own, as a network drive may hang: then
-    nothing else should."""
+class DiskProbe:
+    """Measures the free space of a folder, in a thread of its own since a network drive may
+    hang."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._looking: asyncio.Future[DiskAnswer] | None = None
+        self._looking: asyncio.Future[DiskHealth] | None = None
 
-    async def measure_usage(self) -> DiskAnswer:
-        """How much is free."""
+    async def measure_usage(self) -> DiskHealth:
+        """Return how much space is free."""
         if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            self._looking = loop.create_future()
             threading.Thread(
-                target=self._read_usage,
-                args=(asyncio.get_running_loop(), self._looking),
-                name="disk",
-                daemon=True,
+                target=self._read_usage, args=(loop, self._looking), name="disk", daemon=True
             ).start()
         return await asyncio.shield(self._looking)
 
     def _read_usage(
-        self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[DiskAnswer]"
+        self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[DiskHealth]"
     ) -> None:
         try:
             usage = shutil.disk_usage(self._path)
-            answer = DiskAnswer(usage.free, usage.total)
+            state: Literal["ready", "low"] = "ready" if usage.free >= LOW_DISK_BYTES else "low"
+            answer = DiskHealth(state, usage.free, usage.total, None)
         except OSError as error:
-            answer = DiskAnswer(error=f"{type(error).__name__}: {error.strerror}")
+            problem = f"{type(error).__name__}: {error.strerror}"
+            answer = DiskHealth("unknown", None, None, problem)
 
         def set_answer() -> None:
             self._looking = None
@@ -107,4 +111,4 @@ class _DiskProbe:
         try:
             loop.call_soon_threadsafe(set_answer)
         except RuntimeError:
-            return  # the event loop is closed: nobody waits any more
+            return  # the event loop is closed, so nothing awaits the answer

@@ -1,9 +1,7 @@
-"""The health report: what is well, what is not, and why."""
+"""Build the health report: which parts can be used, which cannot, and why."""
 
 import asyncio
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -12,22 +10,22 @@ from msgspec import UNSET, UnsetType
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.redaction import redact_secrets
 from ai_agent_service.health.checks import (
-    LOW_DISK_BYTES,
-    MAX_LAG_SECONDS,
-    AgentAnswer,
+    AgentHealth,
     DatabaseAnswer,
     HealthChecks,
-    ProviderAnswer,
+    ProviderHealth,
 )
-from ai_agent_service.health.probes import DiskAnswer
+from ai_agent_service.health.probes import DiskHealth
 from ai_agent_service.mcp.connection import ServerStatus, State
+from ai_agent_service.memory.base import ErasureCounts
 from ai_agent_service.memory.housekeeping import Housekeeping
-from ai_agent_service.providers.breaker import BreakerState as BreakerState
-from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.migrate import HEAD_REVISION
+
+MAX_LAG_SECONDS = 60.0
+"""How far a replica may be behind."""
 
 
 class McpServerHealth(msgspec.Struct):
@@ -68,13 +66,6 @@ class DatabaseHealth(msgspec.Struct):
     ended_runs: int
 
 
-class AgentHealth(msgspec.Struct):
-    """An agent: whether it can answer, else what keeps it from that."""
-
-    state: Literal["ready", "not_ready", "timeout"]
-    problem: str | None
-
-
 class IdentityHealth(msgspec.Struct):
     """What tells users by IDENTITY_MODE; `keys` and what follows are those of an OpenID Connect
     provider."""
@@ -84,37 +75,6 @@ class IdentityHealth(msgspec.Struct):
     keys: int | None
     keys_age_seconds: float | None
     error: str | None
-
-
-class DiskHealth(msgspec.Struct):
-    """A folder that the service writes to, and the room that is left there."""
-
-    state: Literal["ready", "low", "unknown", "timeout"]
-    free_bytes: int | None
-    total_bytes: int | None
-    error: str | None
-
-
-class BreakerHealth(msgspec.Struct):
-    """How a model of a provider does: `open` is one that is not asked for another `seconds_left`;
-    `last_error` is a code."""
-
-    model: str
-    state: BreakerState
-    failures: int
-    last_error: str | None
-    seconds_left: float | None
-    openings: int
-
-
-class ProviderHealth(msgspec.Struct):
-    """A provider: whether it can be used, else why not; `unknown` where that cannot be asked
-    without cost. `breakers` are of the models that were asked since the start."""
-
-    state: Literal["ready", "down", "timeout", "not_configured", "unknown"]
-    error: str | None
-    round_trip_ms: float | None
-    breakers: list[BreakerHealth]
 
 
 class Health(msgspec.Struct):
@@ -139,38 +99,30 @@ class Health(msgspec.Struct):
     disk: dict[str, DiskHealth] | UnsetType = UNSET
 
 
-async def _find_readiness_problem(stopping: ShutdownState, checks: HealthChecks) -> str | None:
+async def find_readiness_problem(stopping: ShutdownState, checks: HealthChecks) -> str | None:
+    """Return why requests should not be sent here."""
     return "The service is being stopped." if stopping.has_begun else await checks.find_problem()
 
 
-async def _add_details(
+async def add_details(
     body: Health, service: Service, access: Access, checks: HealthChecks, stopping: ShutdownState
 ) -> None:
-    """Adds the parts and what is to be said of them; all are asked at once."""
-    database = checks.target_database
-    not_ready, agents, providers, disks, answer = await asyncio.gather(
-        _find_readiness_problem(stopping, checks),
+    """Add the state of each part, all asked at once, and the reasons for the status."""
+    not_ready, body.agents, body.providers, body.disk, answer = await asyncio.gather(
+        find_readiness_problem(stopping, checks),
         checks.check_agents(),
         checks.check_providers(),
         checks.check_disks(),
-        _return_none() if database is None else checks.check_database(),
+        checks.check_database(),
     )
-    body.agents = {agent_id: _describe_agent(agent) for agent_id, agent in agents.items()}
-    body.providers = {
-        name: _describe_provider(name, provider, service.breakers)
-        for name, provider in providers.items()
-    }
     body.mcp_servers = {
         status.label: _describe_server(status) for status in service.servers.statuses
     }
-    if database is not None and answer is not None:
-        body.database = _describe_database(
-            database, answer, None if service.memories is None else service.memories.housekeeping
-        )
+    if answer is not None and (database := checks.target_database) is not None:
+        keeper = None if service.memories is None else service.memories.housekeeping
+        body.database = _describe_database(database, answer, keeper)
     body.identity = _describe_identity(service.settings.identity_mode, access)
-    body.disk = _describe_disks(disks)
-    body.reasons = [not_ready] if not_ready else []
-    body.reasons += _collect_reasons(body)
+    body.reasons = [*([not_ready] if not_ready else ()), *_collect_reasons(body)]
     body.status = "unavailable" if not_ready else "degraded" if body.reasons else "healthy"
 
 
@@ -227,43 +179,18 @@ def _collect_database_reasons(database: DatabaseHealth) -> list[str]:
     return found
 
 
-async def _return_none() -> None:
-    return None
-
-
-def _describe_agent(answer: AgentAnswer | None) -> AgentHealth:
-    if answer is None:
-        return AgentHealth("timeout", "It did not say in time whether it can.")
-    return AgentHealth("ready" if answer.problem is None else "not_ready", answer.problem)
-
-
-def _describe_provider(
-    name: str, answer: ProviderAnswer, breakers: CircuitBreakers
-) -> ProviderHealth:
-    states = [
-        BreakerHealth(
-            each.model, each.state, each.failures, each.last_error, each.seconds_left, each.openings
-        )
-        for each in breakers.list_statuses()
-        if each.provider == name
-    ]
-    return ProviderHealth(answer.state, answer.error, answer.round_trip_ms, states)
-
-
 def _describe_database(
     database: Database, answer: DatabaseAnswer, keeper: Housekeeping | None
 ) -> DatabaseHealth:
-    replica_error = database.replica_problem or answer.replica_error
-    replica: Literal["ready", "down"] = "ready" if replica_error is None else "down"
     error = database.problem or answer.error
+    replica_error = database.replica_problem or answer.replica_error
+    state: Literal["ready", "down", "timeout"] = "ready" if error is None else "down"
+    if database.problem is None and answer.is_late:
+        state = "timeout"
+    replica: Literal["none", "ready", "down"] = "ready" if replica_error is None else "down"
+    erased = ErasureCounts() if keeper is None else keeper.erased
     return DatabaseHealth(
-        (
-            "ready"
-            if error is None
-            else "timeout"
-            if database.problem is None and answer.is_late
-            else "down"
-        ),
+        state,
         database.kind,
         error and redact_secrets(error),
         answer.round_trip_ms,
@@ -273,8 +200,8 @@ def _describe_database(
         "none" if database.replica is None else replica,
         replica_error and redact_secrets(replica_error),
         answer.replica_lag_seconds,
-        0 if keeper is None else keeper.erased.sessions,
-        0 if keeper is None else keeper.erased.messages,
+        erased.sessions,
+        erased.messages,
         0 if keeper is None else keeper.ended_runs,
     )
 
@@ -287,19 +214,6 @@ def _describe_identity(mode: str, access: Access) -> IdentityHealth:
     return IdentityHealth(
         mode, "ready" if source.is_usable else "down", source.keys, source.age_seconds, error
     )
-
-
-def _describe_disks(answers: Mapping[Path, DiskAnswer | None]) -> dict[str, DiskHealth]:
-    found = {}
-    for path, answer in answers.items():
-        if answer is None:
-            found[str(path)] = DiskHealth("timeout", None, None, "It did not answer in time.")
-            continue
-        state: Literal["ready", "low", "unknown"] = "unknown"
-        if answer.free_bytes is not None:
-            state = "ready" if answer.free_bytes >= LOW_DISK_BYTES else "low"
-        found[str(path)] = DiskHealth(state, answer.free_bytes, answer.total_bytes, answer.error)
-    return found
 
 
 def _describe_server(status: ServerStatus) -> McpServerHealth:

@@ -1,4 +1,4 @@
-"""One MCP server, kept connected by one task; its tools come and go with what it offers."""
+"""Keep one MCP server connected by one task, and its tools up to date."""
 
 import asyncio
 import logging
@@ -20,31 +20,31 @@ from ai_agent_service.tools.base import ToolOutput
 logger = logging.getLogger(__name__)
 
 State = Literal["off", "starting", "ready", "down"]
-"""`off`: it is not to be connected to. `starting`: it is being connected to, for the first time or
-after it was lost. `down`: that failed, and is tried again from time to time."""
+"""`off`: not to be connected. `starting`: being connected, for the first time or again. `down`:
+connecting failed and is retried."""
 
 FIRST_PAUSE = 0.5
 MAX_PAUSE = 60.0
 STABLE_SECONDS = 5.0
-"""A connection that lasted this long did not fail at its start: the next one is tried at once."""
+"""After a connection that lasted this long, the next one is tried at once."""
 
 RECONNECT_WAIT_SECONDS = 3.0
-"""Seconds that a call waits for a server which was ready and is being connected to again."""
+"""Seconds that a call waits for a server that is being connected again."""
 
 CHECK_SECONDS = 30.0
-"""Between two looks at whether a server that nobody calls still answers."""
+"""Between two pings of a server without calls."""
 
 MAX_FAILED_CHECKS = 3
-"""After so many in a row a server is given up even while calls of it are under way; until then it
-may just be at work for one of them."""
+"""After so many failed pings in a row a server is given up even during calls; until then it may be
+busy with one of them."""
 
 REFRESH_PAUSE = 1.0
-"""At least this long between two listings of the tools, whatever the server says."""
+"""The shortest time between two listings of the tools."""
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
-    """What is known of a server; `since` is when it came to its state, in Unix seconds,
-    `connect_seconds` what its last start took."""
+    """The state of a server; `since` is when it was reached, in Unix seconds, `connect_seconds` how
+    long the last start took."""
 
     label: str
     transport: str
@@ -62,9 +62,9 @@ class Connection:
     """The connection to the server of `definition`, which `supervise` keeps up until it is
     cancelled.
 
-    `tools_seconds` is how long a list of tools is used; `off` is why nothing is to connect to the
-    server. It is a ToolSource: `tools` are those that the server listed last, also while it is
-    down, for it may be back before a model calls them.
+    A list of tools is used for `tools_seconds`; `off` is why the server is not to be connected. It
+    is a ToolSource: `tools` are those of the last list, also while the server is down, since it may
+    be back before a model calls them.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Connection:
 
     @property
     def unavailable(self) -> str:
-        """What of it cannot be used now, in words for the model; one that is off is no part of this
+        """What cannot be used now, in words for the model; a server that is off is not part of this
         installation."""
         if self.state in ("ready", "off"):
             return ""
@@ -109,7 +109,7 @@ class Connection:
 
     @property
     def status(self) -> ServerStatus:
-        """What is known of it now."""
+        """The current state."""
         return ServerStatus(
             label=self.label,
             transport=self._transport,
@@ -124,12 +124,11 @@ class Connection:
         )
 
     async def wait_for_start(self) -> None:
-        """Returns once a start that is under way has come to an end, well or not."""
+        """Return once a start in progress has succeeded or failed."""
         await self._settled.wait()
 
     async def supervise(self, opener: SessionOpener) -> None:
-        """Keeps the connection up until cancelled; then it is closed with all that belongs to
-        it."""
+        """Keep the connection up until cancelled; then close it and all that belongs to it."""
         failures, told = 0, ""
         while True:
             began = time.monotonic()
@@ -153,22 +152,18 @@ class Connection:
             level = logging.WARNING if was_ready or reason != told else logging.DEBUG
             told = reason
             if was_ready and not logger.isEnabledFor(logging.DEBUG):
-                reason = reason.partition(": ")[
-                    0
-                ]  # after it come a command's last words, which may repeat what it was called with
-            logger.log(
-                level,
-                "mcp.down",
-                extra={"server": self.label, "reason": reason, "again_in_seconds": round(pause, 1)},
-            )
+                # After it come a command's last words, which may repeat what it was called with.
+                reason = reason.partition(": ")[0]
+            extra = {"server": self.label, "reason": reason, "again_in_seconds": round(pause, 1)}
+            logger.log(level, "mcp.down", extra=extra)
             self._was_ready = False
             await asyncio.sleep(pause)
 
     async def call(
         self, tool: McpTool, arguments: dict[str, object], context: RunContext
     ) -> ToolOutput:
-        """Runs `tool`; raises ToolError. A call is made again only if it is certain that the server
-        did nothing of the first."""
+        """Run `tool`; raises ToolError. A call is retried only if it is certain that the server did
+        not start the first."""
         if tool.remote.name in self._quarantined:
             raise ToolError(
                 "this tool was changed by its server after it was first seen and is withheld until"
@@ -193,21 +188,21 @@ class Connection:
         raise AssertionError("unreachable")
 
     def fail(self, reason: str) -> None:
-        """Leaves the server down for good, for `reason`."""
+        """Leave the server down permanently, for `reason`."""
         self._set_state("down", reason)
 
     def handle_tools_changed(self) -> None:
-        """The server says that its list of tools is another one now."""
+        """List the tools again, since the server says that they changed."""
         self._tools_are_old = True
         self._wake.set()
 
     def handle_session_end(self, reason: str) -> None:
-        """The server has ended or cannot be understood."""
+        """End the session of a server that has ended or cannot be understood."""
         self._lost_reason = self._lost_reason or reason
         self._lost.set()
 
     async def _run_session(self, opener: SessionOpener) -> str:
-        """Connects and stays connected as long as that lasts; returns why it ended."""
+        """Connect, stay connected as long as possible, and return why the session ended."""
         self._lost_reason, self._tools_are_old = None, False
         self._lost.clear()
         self._wake.clear()
@@ -217,23 +212,17 @@ class Connection:
                 try:
                     listed = await session.list_tools()
                 except ServerConnectionError as lost:
-                    return self._select_reason(
-                        lost
-                    )  # now, for leaving ends a command, and that would be told instead
+                    # Leaving the session ends a command, which would hide the reason.
+                    return self._select_reason(lost)
                 self._update_tools(listed)
                 self._connect_seconds = time.monotonic() - began
                 self._transport = session.transport
                 self._session = session
                 self._was_ready = True
                 self._set_state("ready", None)
-                logger.info(
-                    "mcp.ready",
-                    extra={
-                        "server": self.label,
-                        "tools": len(self.tools),
-                        "seconds": round(self._connect_seconds, 2),
-                    },
-                )
+                seconds = round(self._connect_seconds, 2)
+                extra = {"server": self.label, "tools": len(self.tools), "seconds": seconds}
+                logger.info("mcp.ready", extra=extra)
                 try:
                     reason = await self._watch_session(session)
                 finally:
@@ -244,13 +233,12 @@ class Connection:
         except ServerConnectionError as lost:
             return lost.reason
         except asyncio.CancelledError as error:
-            # A library's own cancellations may leak; only ours has been asked of this task.
+            # A library's own cancellations may leak; only ours is requested of this task.
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             return self._log_unexpected(error)
         except Exception as error:  # noqa: BLE001 - it is logged with its traceback
-            # Whatever a library or a server makes of it, it is one server that is down, and no
-            # chat.
+            # Whatever a library or a server does, it takes down this server and no chat.
             return self._log_unexpected(error)
 
     def _log_unexpected(self, error: BaseException) -> str:
@@ -259,7 +247,7 @@ class Connection:
         return self.error
 
     async def _watch_session(self, session: McpSession) -> str:
-        """Looks after `session` while it lasts; returns why it ended."""
+        """Watch `session` while it lasts; return why it ended."""
         care = asyncio.create_task(self._poll_session(session))
         lost = asyncio.create_task(self._lost.wait())
         try:
@@ -271,8 +259,7 @@ class Connection:
             await asyncio.gather(care, lost, return_exceptions=True)
 
     async def _poll_session(self, session: McpSession) -> str:
-        """Keeps the list of tools fresh, and asks a server that is not heard of whether it is
-        there; returns why it is not."""
+        """Refresh the list of tools and ping a silent server; return why it does not answer."""
         listed = time.monotonic()
         failed = 0
         while True:
@@ -297,12 +284,11 @@ class Connection:
                     return lost.reason
 
     def _select_reason(self, lost: ServerConnectionError) -> str:
-        """The reason that is known best: of a session that was open the listener may have been told
-        more than whoever used it."""
+        """Return the better known reason: the listener may know more than the caller."""
         return self._lost_reason or lost.reason
 
     def _update_tools(self, listed: Iterable[RemoteTool]) -> None:
-        """Makes `listed` the tools; those that did not change stay the objects that they are."""
+        """Make `listed` the tools; tools that did not change keep their objects."""
         offered: dict[str, McpTool] = {}
         quarantined = set()
         before = {tool.remote.name: tool for tool in self.tools}
@@ -317,10 +303,8 @@ class Connection:
             if remote != last:
                 self._schema_changes += 1
                 changed = "parameters" if remote.parameters != last.parameters else "description"
-                logger.warning(
-                    "mcp.tool_changed",
-                    extra={"server": self.label, "tool": remote.name, "changed": changed},
-                )
+                extra = {"server": self.label, "tool": remote.name, "changed": changed}
+                logger.warning("mcp.tool_changed", extra=extra)
             if remote != first and self.definition.pin_tools:
                 quarantined.add(remote.name)
                 continue
@@ -330,15 +314,14 @@ class Connection:
                 if old is not None and old.remote == remote
                 else McpTool(self.label, remote, self.call)
             )
-        # One that is not listed any more may still be known to a run.
+        # A run may still know a tool that is not listed any more.
         self._quarantined = frozenset(quarantined | (self._quarantined - names))
-        tools = tuple(offered.values())
-        if tools != self.tools:
+        if (tools := tuple(offered.values())) != self.tools:
             self.tools = tools
 
     async def _wait_for_session(self, context: RunContext) -> McpSession:
-        """The session of a server that is being connected to again; raises ToolError for one that
-        is down."""
+        """Return the session of a server that is being connected again; raises ToolError if it is
+        down."""
         if self.state == "starting":
             context.report_progress(0, None, f"{self.label} is being started again")
             with suppress(TimeoutError):
@@ -349,7 +332,7 @@ class Connection:
         return self._session
 
     def _drop_session(self, session: McpSession, reason: str) -> None:
-        """Takes `session` out of use; a newer one is not touched."""
+        """Stop using `session`; a newer one is kept."""
         if self._session is session:
             self._session = None
             self._set_state("starting", reason)

@@ -1,11 +1,12 @@
 """MCP over HTTP: streamable, and the older one with server-sent events."""
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Unpack
 
 import httpx2
+import msgspec
 from fastmcp.client.transports import ClientTransport, SSETransport, StreamableHttpTransport
 from fastmcp.client.transports.base import SessionKwargs, TransportOptions
 from mcp import ClientSession
@@ -21,32 +22,40 @@ MAX_EVENT_BYTES = 64 * 1024 * 1024
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 86_400.0
-"""How long the stream of a server that says nothing is kept open."""
+"""How long the stream of a silent server is kept open."""
 
 
-class RequestOutcome:
-    """What became of the HTTP requests of one call: the last error status, and whether one of them
-    found nobody to take it.
+class RequestOutcome(msgspec.Struct):
+    """The outcome of the HTTP requests of one call: the last error status, and whether a request
+    reached no server.
 
-    Once one `was_taken`, nothing that comes later - the library asks again for an answer that broke
-    off - means that it was not.
+    Once one `was_accepted`, a later failure, such as the library's attempt to resume an answer,
+    does not mean that the call was not sent.
     """
 
-    def __init__(self) -> None:
-        self.status: int | None = None
-        self.was_not_sent = False
-        self.was_accepted = False
+    status: int | None = None
+    was_not_sent: bool = False
+    was_accepted: bool = False
 
 
-current_outcome: ContextVar[RequestOutcome | None] = ContextVar("asked_now", default=None)
-"""What became of the HTTP requests that are made for the call under way."""
+_current_outcome: ContextVar[RequestOutcome | None] = ContextVar("asked_now", default=None)
+
+
+@contextmanager
+def track_requests(outcome: RequestOutcome) -> Generator[None, None, None]:
+    """Record the outcome of the HTTP requests that are made within."""
+    token = _current_outcome.set(outcome)
+    try:
+        yield
+    finally:
+        _current_outcome.reset(token)
 
 
 _OPTIONS = TransportOptions(session_class=UncheckedSession)
 
 
 def build_http_transport(definition: ServerDefinition, transport: Transport) -> ClientTransport:
-    """How to reach the server of `definition` by `transport`, `http` or `sse`."""
+    """Return the client for the server of `definition` by `transport`, `http` or `sse`."""
     assert definition.server_url is not None
     if transport == "sse":
         return _SseTransport(
@@ -64,7 +73,7 @@ def build_http_transport(definition: ServerDefinition, transport: Transport) -> 
 
 
 class _UncheckedTransport(ClientTransport):
-    """Opens such sessions, whichever transport is behind it."""
+    """Opens sessions of `UncheckedSession` over the transport of the other base class."""
 
     @asynccontextmanager
     async def connect_session(
@@ -87,32 +96,29 @@ class _SseTransport(_UncheckedTransport, SSETransport):
 
 
 class _HttpClient(httpx2.AsyncClient):
-    """Sends each call's request id and trace along, and notes what became of its own requests, for
-    the library tells all calls of a session of the failure of any. Within the message, where a
-    server of MCP looks for the trace, the library puts it."""
+    """Adds each call's request id and trace to its requests, and records their outcome, since the
+    library reports a failure to all calls of a session. The library itself adds the trace to the
+    message, where an MCP server looks for it."""
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Sends it; see httpx2."""
         request.headers.update(build_trace_headers())
-        asked = current_outcome.get()
-        # The session is shared; what is sent for a call is sent in the context of whoever makes the
-        # call.
+        outcome = _current_outcome.get()
+        # The session is shared; the requests of a call are sent in the context of its caller.
         if request_id := current_request_id.get():
             request.headers["X-Request-Id"] = request_id
         try:
             response = await super().send(request, **options)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
-            if asked is not None:
-                asked.was_not_sent = not asked.was_accepted
+            if outcome is not None:
+                outcome.was_not_sent = not outcome.was_accepted
             raise
-        if asked is not None and response.status_code >= 400:
-            asked.status = response.status_code
-        elif asked is not None:
-            asked.was_accepted = True
-        if (
-            isinstance(response.stream, httpx2.AsyncByteStream)
-            and "content-encoding" not in response.headers
-        ):
+        if outcome is not None and response.status_code >= 400:
+            outcome.status = response.status_code
+        elif outcome is not None:
+            outcome.was_accepted = True
+        is_encoded = "content-encoding" in response.headers
+        if isinstance(response.stream, httpx2.AsyncByteStream) and not is_encoded:
             response.stream = _RepairedBody(response.stream)
         return response
 
@@ -123,13 +129,11 @@ def _create_http_client(
     auth: httpx2.Auth | None = None,
     **_: Any,
 ) -> httpx2.AsyncClient:
-    """A client without a limit on how long an answer takes: each call has its own, and a stream of
+    """Return a client without a time limit for answers: each call has its own, and a stream of
     notifications has none."""
     return _HttpClient(
-        headers={
-            "accept-encoding": "identity",
-            **(headers or {}),
-        },  # so that a body can be repaired
+        # Only a body that is not compressed can be repaired.
+        headers={"accept-encoding": "identity", **(headers or {})},
         auth=auth,
         timeout=httpx2.Timeout(CONNECT_SECONDS, read=None),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
@@ -137,7 +141,7 @@ def _create_http_client(
 
 
 class _RepairedBody(httpx2.AsyncByteStream):
-    """A response's body, line by line, its lines made readable as those of a command are."""
+    """A response's body, line by line, without lone surrogates, as from a command."""
 
     def __init__(self, body: httpx2.AsyncByteStream) -> None:
         self._body = body

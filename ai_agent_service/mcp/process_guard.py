@@ -29,18 +29,16 @@ def main(command: list[str]) -> None:
         os.set_blocking(end, False)
     signal.set_wakeup_fd(ending, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(
-        signal.SIGTERM, lambda *_: None
-    )  # it is meant for the command, which this process waits for
+    # These are meant for the command, whose end this process awaits.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
     child = os.fork()
     if child == 0:
         _exec_command(command)
     watched = select.poll()
     watched.register(ended, select.POLLIN)
-    watched.register(
-        0, 0
-    )  # tells of the other side's end alone, and takes nothing of what is sent to the command
+    # Without events it reports only that the other side has closed, and reads nothing.
+    watched.register(0, 0)
     deadline: float | None = None
     signals = [signal.SIGTERM, signal.SIGKILL]
     while True:
@@ -82,9 +80,8 @@ def _has_exited(child: int) -> bool:
     if pid == 0:
         return False
     code = os.waitstatus_to_exitcode(status)
-    _report(
-        f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-    )
+    how = f"exited with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    _report(how)
     return True
 
 

@@ -38,7 +38,7 @@ from ai_agent_service.mcp.base import (
     SessionOpener,
 )
 from ai_agent_service.mcp.content import to_tool_output
-from ai_agent_service.mcp.http import RequestOutcome, build_http_transport, current_outcome
+from ai_agent_service.mcp.http import RequestOutcome, build_http_transport, track_requests
 from ai_agent_service.mcp.stdio import Stderr, StdioTransport, build_stdio_transport, open_stderr
 from ai_agent_service.mcp.wording import describe_status, redact_credentials, sanitize_message
 from ai_agent_service.tools.base import ToolOutput
@@ -57,6 +57,7 @@ PING_SECONDS = 10.0
 SESSION_CHECK_SECONDS = 2.0
 
 _CONNECTION_ERRORS = (httpx2.HTTPError, RuntimeError, OSError, ClosedResourceError)
+_SESSION_ERRORS = (MCPError, ValidationError, *_CONNECTION_ERRORS)
 _WRONG_TRANSPORT_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
 """HTTP statuses by which a server tells that it does not speak streamable HTTP at this address."""
 
@@ -95,7 +96,7 @@ class _FastMcpOpener:
 
     @asynccontextmanager
     async def __call__(self, listener: SessionListener) -> AsyncGenerator[McpSession, None]:
-        """A new session; raises ServerConnectionError."""
+        """Yield a new session; raises ServerConnectionError."""
         async with AsyncExitStack() as stack:
             yield await self._connect(stack, listener)
 
@@ -116,18 +117,16 @@ class _FastMcpOpener:
     async def _open(
         self, transport: Transport, listener: SessionListener
     ) -> AsyncGenerator["_FastMcpSession", None]:
-        """A session over `transport`, closed in the order that leaves nothing behind."""
+        """Yield a session over `transport`, closed in the order that leaves nothing behind."""
         handler = _NotificationHandler(self._definition, listener)
-        asked = RequestOutcome()
         stdio: StdioTransport | None = None
         stderr: Stderr | None = None
         async with AsyncExitStack() as stack:
             if transport == "stdio":
                 stderr = await stack.enter_async_context(open_stderr(self._definition, listener))
                 stdio = build_stdio_transport(self._definition, self._environment, stderr)
-                stack.push_async_callback(
-                    stdio.wait_closed
-                )  # the client does not wait for a server that hangs at its start to be gone
+                # The client does not wait until a server that hangs at its start is gone.
+                stack.push_async_callback(stdio.wait_closed)
             client: Client[Any] = Client(
                 stdio or build_http_transport(self._definition, transport),
                 name=self._definition.server_label,
@@ -136,16 +135,16 @@ class _FastMcpOpener:
                 init_timeout=self._connect_seconds,
                 client_info=Implementation(name="ai-agent-service", version=__version__),
             )
-            token = current_outcome.set(asked)
+            outcome = RequestOutcome()
             try:
-                async with asyncio.timeout(self._connect_seconds + 1):
-                    await client.__aenter__()
-            except (MCPError, ValidationError, TimeoutError, *_CONNECTION_ERRORS) as error:
+                with track_requests(outcome):
+                    async with asyncio.timeout(self._connect_seconds + 1):
+                        await client.__aenter__()
+            except _SESSION_ERRORS as error:
                 if stderr is not None:
                     await stderr.wait_for_end()
-                raise self._build_error(error, asked, stderr) from None
+                raise self._build_error(error, outcome, stderr) from None
             finally:
-                current_outcome.reset(token)
                 if stderr is not None:
                     stderr.close_write_end()
             stack.push_async_callback(_close_client, client)
@@ -154,30 +153,30 @@ class _FastMcpOpener:
             yield session
 
     def _build_error(
-        self, error: Exception, asked: RequestOutcome, stderr: Stderr | None
+        self, error: Exception, outcome: RequestOutcome, stderr: Stderr | None
     ) -> ServerConnectionError:
-        """Why no session came about."""
+        """Return the reason why the session could not be opened."""
         root = _find_root_cause(error)
-        # Through a task group the client's error loses its cause, and only its words tell that time
-        # ran out.
+        # In a task group the client's error loses its cause, so that only its message shows that
+        # time ran out.
         if isinstance(root, TimeoutError) or "Failed to initialize server session" in str(root):
             reason = f"it did not answer within {self._connect_seconds:g} seconds"
         elif stderr is not None and stderr.exit_reason:
             reason = f"it {stderr.exit_reason}"
-        elif asked.status is not None:
-            reason = describe_status(asked.status)
+        elif outcome.status is not None:
+            reason = describe_status(outcome.status)
         elif isinstance(root, MCPError):
             reason = f"it refused the session ({root.error.message})"
         elif isinstance(root, ValidationError):
             reason = "its answer is not what MCP prescribes"
         else:
-            reason = f"it cannot be reached ({str(root).strip() or type(root).__name__})"
+            reason = f"it cannot be reached ({_describe_cause(root)})"
         if stderr is not None and stderr.last_lines:
             reason = f"{reason}: {stderr.last_lines}"
         reason = sanitize_message(reason, self._definition)
-        if asked.status in _WRONG_TRANSPORT_STATUSES:
-            return _UnsupportedTransportError(reason, not_sent=True)
-        return ServerConnectionError(reason, not_sent=True)
+        is_unsupported = outcome.status in _WRONG_TRANSPORT_STATUSES
+        kind = _UnsupportedTransportError if is_unsupported else ServerConnectionError
+        return kind(reason, not_sent=True)
 
 
 class _UnsupportedTransportError(ServerConnectionError):
@@ -209,7 +208,7 @@ class _FastMcpSession:
         try:
             async with asyncio.timeout(PING_SECONDS):
                 tools = await self._client.list_tools()
-        except (MCPError, ValidationError, TimeoutError, *_CONNECTION_ERRORS) as error:
+        except _SESSION_ERRORS as error:
             raise ServerConnectionError(
                 f"it does not tell its tools ({self._describe_error(error)})", not_sent=True
             ) from None
@@ -221,23 +220,22 @@ class _FastMcpSession:
     async def call(
         self, name: str, arguments: dict[str, object], context: RunContext
     ) -> ToolOutput:
-        """Runs a tool; cancelling the call cancels it at the server."""
-        asked = RequestOutcome()
-        token = current_outcome.set(asked)
+        """Run a tool; cancelling the call cancels it at the server."""
 
         async def forward_progress(
             progress: float, total: float | None, message: str | None
         ) -> None:
-            context.report_progress(
-                progress, total, redact_credentials(message or "", self._definition)
-            )
+            text = redact_credentials(message or "", self._definition)
+            context.report_progress(progress, total, text)
 
+        outcome = RequestOutcome()
         try:
-            result = await self._client.call_tool_mcp(
-                name, _convert_decimals(arguments), progress_handler=forward_progress
-            )
+            with track_requests(outcome):
+                result = await self._client.call_tool_mcp(
+                    name, _convert_decimals(arguments), progress_handler=forward_progress
+                )
         except MCPError as error:
-            raise await self._build_call_error(error, asked) from None
+            raise await self._build_call_error(error, outcome) from None
         except ValidationError:
             raise ToolError(
                 "the tool's answer is not what the Model Context Protocol prescribes"
@@ -247,38 +245,34 @@ class _FastMcpSession:
                 "the tool asks for more and more input, which nobody here can give"
             ) from None
         except _CONNECTION_ERRORS as error:
-            how = "it cannot be reached" if asked.was_not_sent else "the connection broke"
+            how = "it cannot be reached" if outcome.was_not_sent else "the connection broke"
             raise ServerConnectionError(
-                f"{how} ({self._describe_error(error)})", not_sent=asked.was_not_sent
+                f"{how} ({self._describe_error(error)})", not_sent=outcome.was_not_sent
             ) from None
-        finally:
-            current_outcome.reset(token)
         self._handler.invalid_lines = 0
         try:
             output = to_tool_output(result)
         except ToolError as failed:
             raise ToolError(redact_credentials(str(failed), self._definition)) from None
-        return msgspec.structs.replace(
-            output, content=redact_credentials(output.content, self._definition)
-        )
+        content = redact_credentials(output.content, self._definition)
+        return msgspec.structs.replace(output, content=content)
 
     async def ping(self) -> None:
-        """Returns if the server answers."""
+        """Return if the server answers."""
         if self._client.protocol_version in MODERN_PROTOCOL_VERSIONS:  # which have no ping
             await self.list_tools()
             return
-        asked = RequestOutcome()
-        token = current_outcome.set(asked)
+        outcome = RequestOutcome()
         try:
-            async with asyncio.timeout(PING_SECONDS):
-                await self._client.ping()
+            with track_requests(outcome):
+                async with asyncio.timeout(PING_SECONDS):
+                    await self._client.ping()
         except MCPError as error:
-            if _is_closed(error) or _is_cut_off(error) or asked.was_not_sent:
+            if _is_closed(error) or _is_cut_off(error) or outcome.was_not_sent:
                 raise ServerConnectionError("the connection broke") from None
-            if (
-                asked.status is not None and error.error.code != METHOD_NOT_FOUND
-            ):  # which is said by a server that has no ping
-                raise ServerConnectionError(describe_status(asked.status)) from None
+            # METHOD_NOT_FOUND is the answer of a server that has no ping.
+            if outcome.status is not None and error.error.code != METHOD_NOT_FOUND:
+                raise ServerConnectionError(describe_status(outcome.status)) from None
         except TimeoutError:
             raise ServerConnectionError(
                 f"it did not answer within {PING_SECONDS:g} seconds"
@@ -287,13 +281,11 @@ class _FastMcpSession:
             raise ServerConnectionError(
                 f"it cannot be reached ({self._describe_error(error)})"
             ) from None
-        finally:
-            current_outcome.reset(token)
 
     async def _build_call_error(
-        self, error: MCPError, asked: RequestOutcome
+        self, error: MCPError, outcome: RequestOutcome
     ) -> ToolError | ServerConnectionError:
-        if asked.was_not_sent:
+        if outcome.was_not_sent:
             return ServerConnectionError("it cannot be reached", not_sent=True)
         if _is_cut_off(error):
             return ToolError(
@@ -305,7 +297,7 @@ class _FastMcpSession:
                 return ServerConnectionError("the connection broke")
             await self._stderr.wait_for_end()
             return ServerConnectionError(self._stderr.reason)
-        status = None if asked.was_accepted else asked.status
+        status = None if outcome.was_accepted else outcome.status
         if status == 401:
             return ServerConnectionError(describe_status(status), not_sent=True)
         if status in (400, 404) and await self._is_forgotten(status):
@@ -316,10 +308,10 @@ class _FastMcpSession:
         return ToolError(words or "the tool's server refused the call and did not say why")
 
     async def _is_forgotten(self, status: int) -> bool:
-        """Whether a call that was refused with this HTTP status was so because the server does not
-        know the session.
+        """Return whether a call was refused with this HTTP status because the server does not know
+        the session.
 
-        The status for that is 404. Some servers say 400, and then they refuse whatever else is
+        The status for that is 404. Some servers use 400, and then refuse everything else that is
         asked in the session.
         """
         if self.transport != "http" or self._client.transport.get_session_id() is None:
@@ -329,46 +321,31 @@ class _FastMcpSession:
         try:
             async with asyncio.timeout(SESSION_CHECK_SECONDS):
                 await self._client.ping()
-        except (MCPError, TimeoutError, *_CONNECTION_ERRORS):
+        except (MCPError, *_CONNECTION_ERRORS):
             return True
         return False
 
     def _describe_error(self, error: Exception) -> str:
-        root = _find_root_cause(error)
-        words = root.error.message if isinstance(root, MCPError) else str(root).strip()
-        if isinstance(root, TimeoutError):
-            words = "it takes too long"
-        if "pagination limit" in words:
-            words = "its list has no end"
-        if isinstance(root, ValidationError):  # whose own words show what was sent
-            first = root.errors(include_url=False, include_input=False)[0]
-            words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        return sanitize_message(words or type(root).__name__, self._definition)
+        return sanitize_message(_describe_cause(_find_root_cause(error)), self._definition)
 
 
 class _NotificationHandler:
-    """What a server says unasked."""
+    """Handles what a server sends without being asked."""
 
     def __init__(self, definition: ServerDefinition, listener: SessionListener) -> None:
         self._definition = definition
         self._listener = listener
         self.invalid_lines = 0
-        """Lines since the last answer that were no messages."""
+        """Lines since the last answer that were not messages."""
 
     async def handle_message(self, message: ServerNotification | Exception) -> None:
-        """A notification, or the error that reading something else was."""
+        """Handle a notification, or the error of reading a message."""
         if isinstance(message, ToolListChangedNotification):
             self._listener.handle_tools_changed()
         elif isinstance(message, Exception) and self._definition.command is not None:
             self.invalid_lines += 1
             if self.invalid_lines == 1:
-                logger.debug(
-                    "mcp.junk",
-                    extra={
-                        "server": self._definition.server_label,
-                        "problem": "a line on stdout is not a message",
-                    },
-                )
+                self._log("mcp.junk", problem="a line on stdout is not a message")
             if self.invalid_lines == MAX_INVALID_LINES:
                 self._listener.handle_session_end(
                     f"it wrote {MAX_INVALID_LINES} lines to standard output that are not messages"
@@ -376,17 +353,13 @@ class _NotificationHandler:
                 )
 
     async def handle_log(self, params: LoggingMessageNotificationParams) -> None:
-        """A line of the server's log."""
+        """Log a line of the server's log."""
         if logger.isEnabledFor(logging.DEBUG):
             line = sanitize_message(str(params.data), self._definition)
-            logger.debug(
-                "mcp.log",
-                extra={
-                    "server": self._definition.server_label,
-                    "severity": params.level,
-                    "line": line,
-                },
-            )
+            self._log("mcp.log", severity=params.level, line=line)
+
+    def _log(self, event: str, **fields: str) -> None:
+        logger.debug(event, extra={"server": self._definition.server_label, **fields})
 
 
 async def _listen(client: Client[Any], listener: SessionListener) -> None:
@@ -414,7 +387,7 @@ async def _close_client(client: Client[Any]) -> None:
     """Leaves a session; what broke it, which leaving it tells once more, is known by then."""
     try:
         await client.__aexit__(None, None, None)
-    except (MCPError, ValidationError, *_CONNECTION_ERRORS) as error:
+    except _SESSION_ERRORS as error:
         logger.debug("mcp.left", extra={"server": client.name, "problem": type(error).__name__})
 
 
@@ -426,10 +399,26 @@ async def _cancel_task(task: asyncio.Task[None]) -> None:
 
 
 def _find_root_cause(error: Exception) -> Exception:
-    """What the client wrapped in words of its own."""
+    """Return the error that the client wrapped in its own."""
     while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return error
+
+
+def _describe_cause(error: Exception) -> str:
+    match error:
+        case TimeoutError():
+            return "it takes too long"
+        case ValidationError():  # whose own message shows what was sent
+            first = error.errors(include_url=False, include_input=False)[0]
+            return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        case MCPError():
+            words = error.error.message
+        case _:
+            words = str(error).strip()
+    if "pagination limit" in words:
+        return "its list has no end"
+    return words or type(error).__name__
 
 
 def _is_closed(error: MCPError) -> bool:

@@ -191,9 +191,8 @@ class Stderr:
             for line in lines:
                 self._handle_line(line)
             now = time.monotonic()
-            allowance = min(
-                STDERR_BYTES_PER_SECOND, allowance + (now - before) * STDERR_BYTES_PER_SECOND
-            ) - len(piece)
+            allowance += (now - before) * STDERR_BYTES_PER_SECOND
+            allowance = min(STDERR_BYTES_PER_SECOND, allowance) - len(piece)
             before = now
             if allowance < 0:
                 await asyncio.sleep(-allowance / STDERR_BYTES_PER_SECOND)
@@ -209,13 +208,9 @@ class Stderr:
         if text.strip():
             self._lines.append(text)
             if logger.isEnabledFor(logging.DEBUG):
-                logger.debug(
-                    "mcp.stderr",
-                    extra={
-                        "server": self._definition.server_label,
-                        "line": sanitize_message(text, self._definition),
-                    },
-                )
+                line_said = sanitize_message(text, self._definition)
+                extra = {"server": self._definition.server_label, "line": line_said}
+                logger.debug("mcp.stderr", extra=extra)
         if mark:
             self.exit_reason = how[:MAX_STDERR_LINE].decode(errors="replace")
             self._end.set()

@@ -120,11 +120,9 @@ class McpSupervisor:
         before: McpServers | None,
     ) -> Connection:
         label = definition.server_label
-        old = (
-            before[label]
-            if before is not None and label in before and before[label].definition == definition
-            else None
-        )
+        old = before[label] if before is not None and label in before else None
+        if old is not None and old.definition != definition:
+            old = None
         if old is not None and label in wanted and self._is_supervised(old):
             return old
         off = definition.off_reason or (
@@ -146,11 +144,9 @@ class McpSupervisor:
                 if self._opener_factory is None:
                     self._opener_factory = await asyncio.to_thread(_load)
                 build_opener = self._opener_factory
-            await connection.supervise(
-                build_opener(
-                    connection.definition, environment, connect_seconds=self._connect_seconds
-                )
-            )
+            seconds = self._connect_seconds
+            opener = build_opener(connection.definition, environment, connect_seconds=seconds)
+            await connection.supervise(opener)
         except Exception:
             # Nobody waits for this task: what breaks it is a fault of ours, and agents go on
             # without these tools.

@@ -1,4 +1,4 @@
-"""The access log: one line for each request."""
+"""Write the access log: one line for each request."""
 
 import hashlib
 import logging
@@ -9,76 +9,76 @@ from ai_agent_service.observability.records import RequestReport, RunReport
 logger = logging.getLogger("access")
 
 DEBUG_ROUTES = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
-"""What is asked all the time by those that watch the service: told at DEBUG."""
+"""Routes that monitoring requests all the time, which are logged at DEBUG."""
 
 HASH_DIGITS = 12
 """Hexadecimal digits that stand for a user or a session."""
 
 
 class AccessLog:
-    """Tells of requests. `secret` is what the names of users and sessions are hashed with: no line
-    has them, nor anything that was said."""
+    """Logs requests, without anything that was said. Names of users and sessions are hashed with
+    `secret`."""
 
     def __init__(self, secret: str) -> None:
         self._key = hashlib.sha256(b"access log\0" + secret.encode()).digest()
 
     def write(self, report: RequestReport) -> None:
-        """Writes the line of a request."""
+        """Write the line of a request; fields without a value are left out."""
         level = logging.DEBUG if report.route in DEBUG_ROUTES else logging.INFO
         if not logger.isEnabledFor(level):
             return
-        extra: dict[str, Any] = {
+        first_byte = report.first_byte_seconds
+        fields: dict[str, Any] = {
             "method": report.method,
             "route": report.route,
             "status": report.status,
             "seconds": round(report.seconds, 4),
             "client": report.client,
+            "first_byte_seconds": None if first_byte is None else round(first_byte, 4),
+            "error": report.error or None,
         }
-        if report.first_byte_seconds is not None:
-            extra["first_byte_seconds"] = round(report.first_byte_seconds, 4)
-        if report.error:
-            extra["error"] = report.error
         if report.run is not None:
-            self._add_run(extra, report.run)
+            fields |= self._describe_run(report.run)
+        extra = {name: value for name, value in fields.items() if value is not None}
         logger.log(level, "request", extra=extra)
 
-    def _add_run(self, extra: dict[str, Any], run: RunReport) -> None:
-        extra["agent_id"] = run.agent_id
-        if run.agent_version:
-            extra["agent_version"] = run.agent_version
-        extra["key_id"] = run.key_id
-        extra["user"] = self.hash_names(run.tenant, run.user)
-        if run.session is not None:
-            extra["session"] = self.hash_names(run.tenant, run.user, run.session)
-        extra["run_id"] = run.run_id
-        if run.task is not None:
-            extra["task"] = run.task
-        extra["outcome"] = run.outcome
-        extra["streamed"] = run.is_streamed
-        extra["provider"] = run.provider
-        if run.steps:
-            extra["model"] = run.steps[-1].model
-        extra["steps"] = run.step_count
-        if run.is_repeated:
-            extra["repeated"] = True
-        if run.is_without_memory:
-            extra["without_memory"] = True
+    def _describe_run(self, run: RunReport) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "agent_id": run.agent_id,
+            "agent_version": run.agent_version or None,
+            "key_id": run.key_id,
+            "user": self.hash_names(run.tenant, run.user),
+            "session": None
+            if run.session is None
+            else self.hash_names(run.tenant, run.user, run.session),
+            "run_id": run.run_id,
+            "task": run.task,
+            "outcome": run.outcome,
+            "streamed": run.is_streamed,
+            "provider": run.provider,
+            "model": run.steps[-1].model if run.steps else None,
+            "steps": run.step_count,
+            "repeated": run.is_repeated or None,
+            "without_memory": run.is_without_memory or None,
+        }
         if (usage := run.usage) is not None:
-            extra["prompt_tokens"] = usage.prompt_tokens
-            extra["completion_tokens"] = usage.completion_tokens
-            if usage.cached_tokens:
-                extra["cached_tokens"] = usage.cached_tokens
-            if usage.reasoning_tokens:
-                extra["reasoning_tokens"] = usage.reasoning_tokens
-            if usage.cost is not None:
-                extra["cost"] = usage.cost
-        extra["provider_seconds"] = round(run.provider_seconds, 4)
+            fields |= {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "cached_tokens": usage.cached_tokens or None,
+                "reasoning_tokens": usage.reasoning_tokens or None,
+                "cost": usage.cost,
+            }
+        fields["provider_seconds"] = round(run.provider_seconds, 4)
         if run.tools:
-            extra["tool_calls"] = len(run.tools)
-            extra["tool_errors"] = sum(use.outcome != "success" for use in run.tools)
-            extra["tool_seconds"] = round(run.tool_seconds, 4)
+            fields |= {
+                "tool_calls": len(run.tools),
+                "tool_errors": sum(use.outcome != "success" for use in run.tools),
+                "tool_seconds": round(run.tool_seconds, 4),
+            }
+        return fields
 
     def hash_names(self, *names: str) -> str:
-        """What stands for `names` in a line: a keyed hash, the same each time."""
+        """Return a keyed hash of `names`, which is always the same for the same names."""
         text = "\0".join(names).encode(errors="surrogatepass")
         return hashlib.blake2b(text, digest_size=HASH_DIGITS // 2, key=self._key).hexdigest()

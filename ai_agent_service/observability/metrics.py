@@ -1,8 +1,9 @@
-"""The service's metrics: what they are called, and their counts in this process."""
+"""Name the service's metrics and count them in this process."""
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,44 +14,25 @@ Aggregation = Literal["sum", "max", "min"]
 Labels = tuple[str, ...]
 Values = dict[Labels, float]
 BucketCounts = dict[Labels, list[float]]
-"""Of a histogram: how many values fell into each bucket, the one above all at the end, and then
-their sum."""
+"""Of a histogram: the number of values in each bucket, the unbounded one last, and then their
+sum."""
 
 OTHER = "other"
 MAX_SERIES = 2000
-"""Combinations of labels that a metric may have; what would be one more is counted under
-`other`."""
+"""Combinations of labels that a metric may have; further ones are counted as `other`."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SHED_CODES = frozenset({"server_busy", "rate_limit_exceeded"})
-"""Errors that say that a request was refused for there being too many."""
-
-DURATION_BUCKETS = (
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    120.0,
-    300.0,
-)
-"""Buckets in seconds: from an answer that needs no model to a run as long as REQUEST_TIMEOUT."""
+"""Errors of requests that were refused because there were too many."""
 
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+DURATION_BUCKETS = (*LAG_BUCKETS[1:], 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Buckets in seconds: from an answer that needs no model to a run as long as REQUEST_TIMEOUT."""
 
 
 class Family(msgspec.Struct, frozen=True):
-    """A metric; `across` says how the values of several worker processes become one. Counters end
-    in `_total`."""
+    """A metric; `across` says how to merge the values of several worker processes. The names of
+    counters end in `_total`."""
 
     name: str
     kind: Kind
@@ -60,207 +42,129 @@ class Family(msgspec.Struct, frozen=True):
     buckets: tuple[float, ...] = ()
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family(
-        "aas_requests_total", "counter", "Requests that are over.", ("route", "method", "status")
-    ),
-    Family(
-        "aas_request_duration_seconds",
-        "histogram",
-        "From a request's head to its answer's end.",
-        ("route",),
-        buckets=DURATION_BUCKETS,
-    ),
-    Family("aas_requests_in_flight", "gauge", "Requests under way."),
-    Family(
-        "aas_requests_shed_total",
-        "counter",
-        "Requests refused because there were too many.",
-        ("code",),
-    ),
-    Family("aas_errors_total", "counter", "Requests that ended with an error.", ("code",)),
-    Family(
-        "aas_runs_total",
-        "counter",
+def _define(kind: Kind, series: str, text: str, **options: Any) -> Family:
+    """Define a metric by its name and labels in Prometheus' notation: `name{label,label}`."""
+    name, _, labels = series.rstrip("}").partition("{")
+    return Family(name, kind, text, tuple(labels.split(",")) if labels else (), **options)
+
+
+_counter = partial(_define, "counter")
+_gauge = partial(_define, "gauge")
+_histogram = partial(_define, "histogram", buckets=DURATION_BUCKETS)
+
+FAMILIES = (
+    _counter("aas_requests_total{route,method,status}", "Requests that are over."),
+    _histogram("aas_request_duration_seconds{route}", "From a request's head to its answer's end."),
+    _gauge("aas_requests_in_flight", "Requests under way."),
+    _counter("aas_requests_shed_total{code}", "Requests refused because there were too many."),
+    _counter("aas_errors_total{code}", "Requests that ended with an error."),
+    _counter(
+        "aas_runs_total{agent,task,outcome}",
         "Runs that are over; task is chat or what was asked for beside one.",
-        ("agent", "task", "outcome"),
     ),
-    Family(
-        "aas_run_duration_seconds",
-        "histogram",
-        "How long runs took.",
-        ("agent", "task"),
-        buckets=DURATION_BUCKETS,
+    _histogram("aas_run_duration_seconds{agent,task}", "How long runs took."),
+    _histogram(
+        "aas_run_first_byte_seconds{agent}", "From a request's head to its streamed answer's begin."
     ),
-    Family(
-        "aas_run_first_byte_seconds",
-        "histogram",
-        "From a request's head to its streamed answer's begin.",
-        ("agent",),
-        buckets=DURATION_BUCKETS,
+    _gauge("aas_runs_in_flight", "Runs under way."),
+    _counter("aas_run_steps_total{agent}", "Steps of runs."),
+    _counter(
+        "aas_runs_without_memory_total{agent}", "Runs that had to do without their agent's memory."
     ),
-    Family("aas_runs_in_flight", "gauge", "Runs under way."),
-    Family("aas_run_steps_total", "counter", "Steps of runs.", ("agent",)),
-    Family(
-        "aas_runs_without_memory_total",
-        "counter",
-        "Runs that had to do without their agent's memory.",
-        ("agent",),
-    ),
-    Family(
-        "aas_tokens_total",
-        "counter",
+    _counter(
+        "aas_tokens_total{agent,provider,model,type}",
         "Tokens as reported; cached are also in prompt, reasoning in completion.",
-        ("agent", "provider", "model", "type"),
     ),
-    Family(
-        "aas_cost_dollars_total",
-        "counter",
+    _counter(
+        "aas_cost_dollars_total{agent,provider,model}",
         "Cost in US dollars, where providers state it.",
-        ("agent", "provider", "model"),
     ),
-    Family(
-        "aas_provider_answer_seconds_total",
-        "counter",
+    _counter(
+        "aas_provider_answer_seconds_total{agent,provider,model}",
         "How long the models' answers took.",
-        ("agent", "provider", "model"),
     ),
-    Family(
-        "aas_tool_calls_total",
-        "counter",
-        "Calls of tools: success, error, timeout or refused.",
-        ("tool", "outcome"),
+    _counter(
+        "aas_tool_calls_total{tool,outcome}", "Calls of tools: success, error, timeout or refused."
     ),
-    Family(
-        "aas_tool_call_duration_seconds",
-        "histogram",
+    _histogram(
+        "aas_tool_call_duration_seconds{tool}",
         "How long calls of tools took that were carried out.",
-        ("tool",),
-        buckets=DURATION_BUCKETS,
     ),
-    Family(
-        "aas_provider_requests_total",
-        "counter",
+    _counter(
+        "aas_provider_requests_total{provider}",
         "Questions to models, those that an open breaker refused included.",
-        ("provider",),
     ),
-    Family(
-        "aas_provider_retries_total",
-        "counter",
-        "Further attempts at such questions.",
-        ("provider",),
-    ),
-    Family(
-        "aas_provider_errors_total",
-        "counter",
-        "Questions that ended with an error.",
-        ("provider", "code"),
-    ),
-    Family(
-        "aas_provider_breaker_state",
-        "gauge",
+    _counter("aas_provider_retries_total{provider}", "Further attempts at such questions."),
+    _counter("aas_provider_errors_total{provider,code}", "Questions that ended with an error."),
+    _gauge(
+        "aas_provider_breaker_state{provider,model}",
         "0 closed, 1 half open, 2 open: not asked.",
-        ("provider", "model"),
-        "max",
+        across="max",
     ),
-    Family(
-        "aas_provider_breaker_openings_total",
-        "counter",
-        "How often a breaker opened.",
-        ("provider", "model"),
-    ),
-    Family("aas_memory_messages_stored_total", "counter", "Messages stored."),
-    Family(
+    _counter("aas_provider_breaker_openings_total{provider,model}", "How often a breaker opened."),
+    _counter("aas_memory_messages_stored_total", "Messages stored."),
+    _counter(
         "aas_memory_conversations_begun_total",
-        "counter",
         "Questions stored that are the first of their conversation.",
     ),
-    Family(
-        "aas_memory_summaries_total",
-        "counter",
-        "Summaries of older messages: made or failed.",
-        ("outcome",),
-    ),
-    Family(
+    _counter("aas_memory_summaries_total{outcome}", "Summaries of older messages: made or failed."),
+    _counter(
         "aas_memory_tokens_saved_total",
-        "counter",
         "Estimated tokens that summaries are shorter than what they stand for.",
     ),
-    Family(
-        "aas_memory_summary_tokens_total",
-        "counter",
+    _counter(
+        "aas_memory_summary_tokens_total{type}",
         "Tokens that making summaries took, as providers report them.",
-        ("type",),
     ),
-    Family("aas_memory_cleaned_up_sessions_total", "counter", "Sessions deleted for their age."),
-    Family("aas_memory_cleaned_up_messages_total", "counter", "Messages deleted for their age."),
-    Family("aas_memory_ended_runs_total", "counter", "Runs of processes that were gone, ended."),
-    Family(
-        "aas_database_up",
-        "gauge",
+    _counter("aas_memory_cleaned_up_sessions_total", "Sessions deleted for their age."),
+    _counter("aas_memory_cleaned_up_messages_total", "Messages deleted for their age."),
+    _counter("aas_memory_ended_runs_total", "Runs of processes that were gone, ended."),
+    _gauge(
+        "aas_database_up{role}",
         "Whether the database of conversations can be used: primary or replica.",
-        ("role",),
-        "min",
+        across="min",
     ),
-    Family(
-        "aas_mcp_server_up",
-        "gauge",
-        "Whether the tools of an MCP server can be used.",
-        ("server",),
-        "min",
+    _gauge(
+        "aas_mcp_server_up{server}", "Whether the tools of an MCP server can be used.", across="min"
     ),
-    Family(
-        "aas_mcp_server_state",
-        "gauge",
+    _gauge(
+        "aas_mcp_server_state{server,state}",
         "How many worker processes see an MCP server in a state.",
-        ("server", "state"),
     ),
-    Family("aas_mcp_server_tools", "gauge", "Tools of an MCP server.", ("server",), "min"),
-    Family(
-        "aas_mcp_server_restarts_total",
-        "counter",
-        "How often an MCP server was connected to again.",
-        ("server",),
+    _gauge("aas_mcp_server_tools{server}", "Tools of an MCP server.", across="min"),
+    _counter(
+        "aas_mcp_server_restarts_total{server}", "How often an MCP server was connected to again."
     ),
-    Family(
+    _histogram(
         "aas_event_loop_lag_seconds",
-        "histogram",
         "How late a timer rings that is set each second.",
         buckets=LAG_BUCKETS,
     ),
-    Family("aas_workers", "gauge", "Processes that answer requests."),
-    Family(
-        "aas_agent_info",
-        "gauge",
+    _gauge("aas_workers", "Processes that answer requests."),
+    _gauge(
+        "aas_agent_info{agent,version}",
         "1; which agents there are, and in which version.",
-        ("agent", "version"),
-        "max",
+        across="max",
     ),
-    Family(
-        "aas_build_info",
-        "gauge",
-        "1; which version runs, on which Python.",
-        ("version", "python"),
-        "max",
+    _gauge(
+        "aas_build_info{version,python}", "1; which version runs, on which Python.", across="max"
     ),
-    Family("process_cpu_seconds_total", "counter", "CPU time."),
-    Family("process_resident_memory_bytes", "gauge", "Resident memory."),
-    Family("process_virtual_memory_bytes", "gauge", "Virtual memory."),
-    Family(
+    _counter("process_cpu_seconds_total", "CPU time."),
+    _gauge("process_resident_memory_bytes", "Resident memory."),
+    _gauge("process_virtual_memory_bytes", "Virtual memory."),
+    _gauge(
         "process_start_time_seconds",
-        "gauge",
         "When the process started, in Unix seconds; of several the first.",
         across="min",
     ),
-    Family("process_open_fds", "gauge", "Open file descriptors."),
-    Family(
+    _gauge("process_open_fds", "Open file descriptors."),
+    _gauge(
         "process_max_fds",
-        "gauge",
         "How many file descriptors may be open; of several processes the least.",
         across="min",
     ),
 )
-"""All there are, in the order in which they are shown."""
+"""All metrics, in the order in which they are shown."""
 
 HISTOGRAMS = {family.name: family for family in FAMILIES if family.kind == "histogram"}
 
@@ -273,8 +177,8 @@ class Snapshot(msgspec.Struct):
 
 
 class Metrics:
-    """The counts of this process, which only its event loop's thread adds to; nothing is ever
-    locked, and to add costs less than 1 us."""
+    """The counts of this process. Only the thread of its event loop adds to them, without a lock
+    and in less than 1 us."""
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -287,14 +191,12 @@ class Metrics:
             name: {} if family.labels else {(): [0.0] * (len(family.buckets) + 2)}
             for name, family in HISTOGRAMS.items()
         }
-        self._requests = self._values["aas_requests_total"]
-        self._tokens = self._values["aas_tokens_total"]
 
     def count_request(self, report: RequestReport) -> None:
-        """Counts a request, and its run if it had one."""
+        """Count a request, and its run if it had one."""
         route = report.route
         method = report.method if report.method in METHODS else OTHER
-        _add(self._requests, (route, method, str(report.status)), 1)
+        self.add("aas_requests_total", (route, method, str(report.status)))
         self._observe("aas_request_duration_seconds", (route,), report.seconds)
         if report.error:
             self.add("aas_errors_total", (report.error,))
@@ -308,15 +210,18 @@ class Metrics:
                 )
 
     def add(self, name: str, labels: Labels = (), amount: float = 1) -> None:
-        """Adds to a counter."""
-        _add(self._values[name], labels, amount)
+        """Add to a counter."""
+        values = self._values[name]
+        if labels not in values:
+            labels = _limit_labels(values, labels)
+        values[labels] = values.get(labels, 0.0) + amount
 
     def observe_lag(self, seconds: float) -> None:
-        """Takes how late the event loop was."""
+        """Record how late the event loop was."""
         self._observe("aas_event_loop_lag_seconds", (), seconds)
 
     def take_snapshot(self, others: Mapping[str, Values]) -> Snapshot:
-        """The values of now, as a copy, with those of `others`."""
+        """Return a copy of the current values together with those of `others`."""
         values = {name: dict(found) for name, found in self._values.items()}
         values.update(others)
         values["aas_requests_in_flight"] = {(): float(self.in_flight)}
@@ -328,19 +233,16 @@ class Metrics:
 
     def _count_run(self, run: RunReport) -> None:
         agent, task = run.agent_id, run.task or "chat"
-        _add(self._values["aas_runs_total"], (agent, task, run.outcome), 1)
+        self.add("aas_runs_total", (agent, task, run.outcome))
         self._observe("aas_run_duration_seconds", (agent, task), run.seconds)
         if run.is_without_memory:
             self.add("aas_runs_without_memory_total", (agent,))
         if run.is_repeated:
             return
-        _add(self._values["aas_run_steps_total"], (agent,), run.step_count)
+        self.add("aas_run_steps_total", (agent,), run.step_count)
         for step in run.steps:
-            _add(
-                self._values["aas_provider_answer_seconds_total"],
-                (agent, step.provider, step.model),
-                step.seconds,
-            )
+            model = (agent, step.provider, step.model)
+            self.add("aas_provider_answer_seconds_total", model, step.seconds)
             if (usage := step.usage) is None:
                 continue
             for kind, tokens in (
@@ -350,11 +252,11 @@ class Metrics:
                 ("reasoning", usage.reasoning_tokens),
             ):
                 if tokens:
-                    _add(self._tokens, (agent, step.provider, step.model, kind), tokens)
+                    self.add("aas_tokens_total", (*model, kind), tokens)
             if usage.cost is not None:
-                self.add("aas_cost_dollars_total", (agent, step.provider, step.model), usage.cost)
+                self.add("aas_cost_dollars_total", model, usage.cost)
         for use in run.tools:
-            # What is refused has a name that a model made up, or was not carried out.
+            # The name of a refused tool may be a model's invention.
             tool = OTHER if use.outcome == "refused" else use.name
             self.add("aas_tool_calls_total", (tool, use.outcome))
             if use.outcome != "refused":
@@ -368,14 +270,6 @@ class Metrics:
             counts = found.setdefault(_limit_labels(found, labels), [0.0] * (len(buckets) + 2))
         counts[bisect_left(buckets, value)] += 1
         counts[-1] += value
-
-
-def _add(values: Values, labels: Labels, amount: float) -> None:
-    if labels in values:
-        values[labels] += amount
-    else:
-        labels = _limit_labels(values, labels)
-        values[labels] = values.get(labels, 0.0) + amount
 
 
 def _limit_labels(found: Mapping[Labels, object], labels: Labels) -> Labels:

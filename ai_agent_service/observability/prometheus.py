@@ -1,4 +1,4 @@
-"""Metrics in the form that Prometheus reads."""
+"""Render metrics in the formats that Prometheus reads."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -15,7 +15,6 @@ from prometheus_client.registry import Collector
 
 from ai_agent_service.observability.metrics import (
     FAMILIES,
-    HISTOGRAMS,
     BucketCounts,
     Family,
     Snapshot,
@@ -26,7 +25,7 @@ _process = ProcessCollector(registry=None)
 
 
 def collect_process_values() -> dict[str, Values]:
-    """What the system tells of this process."""
+    """Return what the operating system reports about this process."""
     return {
         sample.name: {(): sample.value}
         for metric in _process.collect()
@@ -35,11 +34,11 @@ def collect_process_values() -> dict[str, Values]:
 
 
 def render_metrics(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
-    """The metrics as text, and its content type: OpenMetrics for those who `accept` it, else the
-    older form. A matter for a thread."""
+    """Return the metrics as text and its content type: OpenMetrics if `accept` has it, else
+    Prometheus' own format. Takes long enough to need a thread."""
     try:
         encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # a version that is none
+    except (TypeError, ValueError):  # an invalid version
         encode, content_type = choose_encoder("")
     return encode(_SnapshotCollector(snapshot)), content_type
 
@@ -52,21 +51,17 @@ class _SnapshotCollector(Collector):
         for family in FAMILIES:
             if family.kind == "histogram":
                 yield _build_histogram(family, self._snapshot.histograms.get(family.name, {}))
-            elif family.kind == "counter":
-                counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
-                for labels, value in self._snapshot.values.get(family.name, {}).items():
-                    counter.add_metric(labels, value)
-                yield counter
-            else:
-                gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
-                for labels, value in self._snapshot.values.get(family.name, {}).items():
-                    gauge.add_metric(labels, value)
-                yield gauge
+                continue
+            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+            metric = kind(family.name, family.help, labels=family.labels)
+            for labels, value in self._snapshot.values.get(family.name, {}).items():
+                metric.add_metric(labels, value)
+            yield metric
 
 
 def _build_histogram(family: Family, counted: BucketCounts) -> HistogramMetricFamily:
     histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
-    bounds = [*(repr(bound) for bound in HISTOGRAMS[family.name].buckets), "+Inf"]
+    bounds = [*map(repr, family.buckets), "+Inf"]
     for labels, counts in counted.items():
         histogram.add_metric(
             labels, list(zip(bounds, accumulate(counts[:-1]), strict=True)), counts[-1]

@@ -1,49 +1,51 @@
-"""The metrics of several worker processes as one: each leaves its own in a folder that they
-share."""
+"""Merge the metrics of several worker processes, which share them in a folder."""
 
 import fcntl
+import operator
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from ai_agent_service.observability.metrics import FAMILIES, BucketCounts, Labels, Snapshot, Values
+from ai_agent_service.observability.metrics import (
+    FAMILIES,
+    Aggregation,
+    BucketCounts,
+    Snapshot,
+    Values,
+)
 
 ENDED_FILE = "ended"
-"""The file with what the counters of processes that are gone came to."""
+"""The file with the sums of the counters of processes that have ended."""
 
-
-class _Series(msgspec.Struct, array_like=True):
-    name: str
-    labels: Labels
-    values: list[float]
-
-
-_KINDS = {family.name: family.kind for family in FAMILIES}
-_AGGREGATIONS = {family.name: family.across for family in FAMILIES}
-_decode = msgspec.msgpack.Decoder(list[_Series]).decode
+_FAMILIES = {family.name: family for family in FAMILIES}
+_MERGERS: dict[Aggregation, Callable[[float, float], float]] = {
+    "sum": operator.add,
+    "max": max,
+    "min": min,
+}
+_decode = msgspec.msgpack.Decoder(Snapshot).decode
 
 
 class SharedMetrics:
-    """The metrics of the processes that share `folder`, which their parent makes and deletes; this
-    one's own among them."""
+    """The metrics of the processes that share `folder`, which their parent creates and deletes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._own = folder / str(os.getpid())
 
     def save(self, snapshot: Snapshot) -> None:
-        """Leaves this process's metrics for the others."""
+        """Publish this process's metrics to the others."""
         with self._lock():
             _write(self._own, snapshot)
 
     def merge(self, snapshot: Snapshot) -> Snapshot:
-        """Those of all processes; `snapshot` is this one's, and is left for the others, so that no
-        counter ever seems to go back.
+        """Return the metrics of all processes; `snapshot` is this one's.
 
-        Of a process that is gone its counters are kept and its gauges are not.
+        It is published first, so that no counter ever decreases. Of a process that has ended, the
+        counters are kept and the gauges dropped.
         """
         with self._lock():
             _write(self._own, snapshot)
@@ -53,96 +55,60 @@ class SharedMetrics:
                 if file.name.isdecimal():
                     (living if _is_alive(int(file.name)) else ended).append(file)
             gone = merge_snapshots(_read(file) for file in (*ended, self._folder / ENDED_FILE))
-            gone.values = {
-                name: values for name, values in gone.values.items() if _KINDS[name] == "counter"
-            }
+            for name in [name for name in gone.values if _FAMILIES[name].kind != "counter"]:
+                del gone.values[name]
             if ended:
                 _write(self._folder / ENDED_FILE, gone)
                 for file in ended:
                     file.unlink()
-            return merge_snapshots((gone, *(_read(file) for file in living)))
+            return merge_snapshots((gone, *map(_read, living)))
 
-    def _lock(self) -> "_Lock":
-        return _Lock(self._folder / "lock")
-
-
-class _Lock:
-    """Held by one process at a time, and given back by the system if that one dies."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._descriptor = -1
-
-    def __enter__(self) -> None:
-        self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+    @contextmanager
+    def _lock(self) -> Generator[None, None, None]:
+        """Hold the folder's lock, which the system releases if this process dies."""
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def merge_snapshots(snapshots: Iterable[Snapshot]) -> Snapshot:
-    """The snapshots of several processes as one."""
+    """Return the snapshots of several processes as one."""
     values: dict[str, Values] = {}
     histograms: dict[str, BucketCounts] = {}
     for snapshot in snapshots:
         for name, found in snapshot.values.items():
-            together = values.setdefault(name, {})
-            across = _AGGREGATIONS[name]
+            merge = _MERGERS[_FAMILIES[name].across]
+            merged = values.setdefault(name, {})
             for labels, value in found.items():
-                before = together.get(labels)
-                if before is None:
-                    together[labels] = value
-                else:
-                    together[labels] = (
-                        before + value
-                        if across == "sum"
-                        else max(before, value)
-                        if across == "max"
-                        else min(before, value)
-                    )
+                merged[labels] = merge(merged[labels], value) if labels in merged else value
         for name, counted in snapshot.histograms.items():
-            all_counts = histograms.setdefault(name, {})
+            sums = histograms.setdefault(name, {})
             for labels, counts in counted.items():
-                earlier = all_counts.get(labels)
-                all_counts[labels] = (
-                    counts
-                    if earlier is None
-                    else [one + other for one, other in zip(earlier, counts, strict=True)]
+                sums[labels] = (
+                    list(map(operator.add, sums[labels], counts)) if labels in sums else counts
                 )
     return Snapshot(values, histograms)
 
 
 def _write(file: Path, snapshot: Snapshot) -> None:
-    series = [
-        _Series(name, labels, [value])
-        for name, found in snapshot.values.items()
-        for labels, value in found.items()
-    ]
-    series += [
-        _Series(name, labels, counts)
-        for name, found in snapshot.histograms.items()
-        for labels, counts in found.items()
-    ]
     written = file.with_suffix(".new")
-    written.write_bytes(msgspec.msgpack.encode(series))
-    written.replace(file)  # a process that is killed while it writes leaves the last one whole
+    written.write_bytes(msgspec.msgpack.encode(snapshot))
+    written.replace(file)  # a process that is killed here leaves the previous file whole
 
 
 def _read(file: Path) -> Snapshot:
-    """What is there; nothing where there is no file."""
-    found = Snapshot({}, {})
-    with suppress(FileNotFoundError):
-        for series in _decode(file.read_bytes()):
-            if _KINDS[series.name] == "histogram":
-                found.histograms.setdefault(series.name, {})[series.labels] = series.values
-            else:
-                found.values.setdefault(series.name, {})[series.labels] = series.values[0]
-    return found
+    """Return the snapshot in `file`; an empty one if there is no file."""
+    try:
+        return _decode(file.read_bytes())
+    except FileNotFoundError:
+        return Snapshot({}, {})
 
 
 def _is_alive(pid: int) -> bool:
-    with suppress(ProcessLookupError, PermissionError):  # another user's process is none of ours
+    with suppress(ProcessLookupError, PermissionError):  # that of another user is not ours
         os.kill(pid, 0)
         return True
     return False

@@ -28,6 +28,12 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float
     request_id: str = ""
 
+    @property
+    def http_headers(self) -> dict[str, str]:
+        """The headers of the HTTP request that sends it as JSON."""
+        headers = {"Content-Type": "application/json"}
+        return {**headers, "X-Request-Id": self.request_id} if self.request_id else headers
+
 
 class ModelFinished(msgspec.Struct, frozen=True):
     """The last event of an answer: why it ended, the calls it asks for, what it took (None: not

@@ -1,7 +1,8 @@
-"""Stops asking a model of a provider that fails time after time, until it can be asked again."""
+"""Stop asking a model that fails time after time, until it answers again."""
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Literal
@@ -19,7 +20,7 @@ from ai_agent_service.core.errors import (
     UpstreamError,
 )
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, Provider
-from ai_agent_service.providers.counters import ProviderCountsRegistry
+from ai_agent_service.providers.counters import ProviderCounts
 from ai_agent_service.providers.wrapper import WrappedProvider
 
 logger = logging.getLogger(__name__)
@@ -27,26 +28,24 @@ logger = logging.getLogger(__name__)
 BreakerState = Literal["closed", "open", "half_open"]
 
 PROBE_SECONDS = 1.0
-"""What callers are told to wait while another one's request finds out whether the provider answers
-again."""
+"""The Retry-After of callers while another one's request tries whether the provider answers."""
 
 STATUS_EXPIRY_SECONDS = 300.0
-"""How long after it might be asked again a model that nobody asks is told as one that fails; the
-next request still finds out."""
+"""How long a model that could be asked again, and is not, still counts as failing in reports."""
 
 MAX_BREAKERS = 1000
-"""Models whose state is kept; a configuration names far fewer, but an agent type of a plug-in may
-ask for any."""
+"""Models whose state is kept. A configuration names far fewer, but a plug-in's agent type may ask
+for any."""
 
 REJECTED_CODE = "provider_rejected_request"
 
 
 class BreakerStatus(msgspec.Struct, frozen=True):
-    """How a provider does with a model.
+    """The breaker of one model.
 
-    `closed` is the state in which it is asked; `open` says that it is not, for another
-    `seconds_left`, and `half_open` that one request is finding out. `failures` came one after the
-    other; `last_error` is the code of the latest, ever; `openings` counts since the start.
+    `closed` lets requests through, `open` does not for another `seconds_left`, and `half_open` lets
+    one through as a trial. `failures` are those in a row; `last_error` is the code of the latest
+    ever; `openings` counts since the start.
     """
 
     provider: str
@@ -70,25 +69,25 @@ class CircuitBreakers:
         limit: int,
         seconds: float,
         *,
-        counts: ProviderCountsRegistry | None = None,
+        counts: defaultdict[str, ProviderCounts] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = limit
         self.seconds = seconds
         self.clock = clock
-        self.counts = counts or ProviderCountsRegistry()
+        self.counts = defaultdict(ProviderCounts) if counts is None else counts
         self._breakers: dict[tuple[str, str], _CircuitBreaker] = {}
 
     def guard(self, provider: Provider) -> Provider:
-        """`provider`, asked only while its breaker is not open."""
+        """Return `provider` behind its breakers, one for each model."""
         return _GuardedProvider(provider, self)
 
     def list_statuses(self) -> list[BreakerStatus]:
-        """How each model does that was ever asked, by provider and model."""
+        """Return the state of each model that was ever asked, by provider and model."""
         return [self._breakers[key].build_status() for key in sorted(self._breakers)]
 
     def get_breaker(self, provider: str, model: str) -> "_CircuitBreaker":
-        """The breaker of a model."""
+        """Return the breaker of a model."""
         breaker = self._breakers.get((provider, model))
         if breaker is None:
             breaker = _CircuitBreaker(provider, model, self)
@@ -98,12 +97,12 @@ class CircuitBreakers:
 
 
 class _GuardedProvider(WrappedProvider):
-    """A provider that is told of to its breakers and counted, and asked as they allow."""
+    """Asks a provider as its breakers allow, and counts how that ends."""
 
     def __init__(self, provider: Provider, breakers: CircuitBreakers) -> None:
         super().__init__(provider)
         self._breakers = breakers
-        self._counts = breakers.counts.get_counts(provider.name)
+        self._counts = breakers.counts[provider.name]
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         breaker = self._breakers.get_breaker(self._provider.name, request.model)
@@ -119,7 +118,7 @@ class _GuardedProvider(WrappedProvider):
                         breaker.record_start(era)
                     yield event
         except ServiceError as error:
-            self._counts.count_error(error.code)
+            self._counts.errors[error.code] += 1
             if era is not None:
                 breaker.record_failure(era, error)
             raise
@@ -133,9 +132,8 @@ class _GuardedProvider(WrappedProvider):
 class _CircuitBreaker:
     """The state of one model.
 
-    Each request notes the `era` in which it began, and what becomes of it counts in that era alone:
-    of 200 that fail together one opens the breaker, and those that were under way before tell
-    nothing of how the provider does since.
+    The end of a request counts only in the `era` in which it began: of 200 that fail together, one
+    opens the breaker, and those that began earlier say nothing about the provider's state since.
     """
 
     def __init__(self, provider: str, model: str, breakers: CircuitBreakers) -> None:
@@ -150,26 +148,26 @@ class _CircuitBreaker:
         self._last_error: str | None = None
 
     def enter(self) -> int:
-        """The era in which a request begins; raises ProviderCircuitOpenError if it may not."""
+        """Return the era of a new request; raises ProviderCircuitOpenError if it may not begin."""
         if self._state != "closed":
             self._probe()
         return self._era
 
     def record_start(self, era: int) -> None:
-        """The answer has begun: a probe lets the others in, but one more failure opens again until
-        an answer comes to its end."""
+        """Record that an answer has begun: a trial closes the breaker, and until an answer is
+        complete one more failure opens it again."""
         if era == self._era and self._state == "half_open":
             self._close(self._breakers.limit - 1)
 
     def record_success(self, era: int) -> None:
-        """The answer came to its end."""
+        """Record a complete answer."""
         if era == self._era:
             if self._state == "half_open":
                 self._close(0)
             self.failures = 0
 
     def record_failure(self, era: int, error: ServiceError) -> None:
-        """The answer ended with `error`."""
+        """Record an answer that ended with `error`."""
         if era != self._era:
             return
         match is_unhealthy(error):
@@ -184,32 +182,29 @@ class _CircuitBreaker:
                 self.record_cancellation(era)
 
     def record_cancellation(self, era: int) -> None:
-        """The answer was not waited for: a probe makes room for the next."""
+        """Record that the caller left: a trial makes room for the next."""
         if era == self._era and self._state == "half_open":
             self._state = "open"
 
     def build_status(self) -> BreakerStatus:
-        """How the model does now; one that nobody has asked for long counts as closed, for it may
-        be well again."""
+        """Return the current state. A model that was not asked for long counts as closed, since it
+        may have recovered."""
         now = self._breakers.clock()
-        state: BreakerState = (
-            "closed"
-            if self._state == "open" and now >= self._until + STATUS_EXPIRY_SECONDS
-            else self._state
-        )
-        left = max(0.0, self._until - now) if state == "open" else None
+        state = self._state
+        if state == "open" and now >= self._until + STATUS_EXPIRY_SECONDS:
+            state = "closed"
         return BreakerStatus(
             self._provider,
             self._model,
             state,
             self.failures,
             self._last_error,
-            left,
+            max(0.0, self._until - now) if state == "open" else None,
             self._openings,
         )
 
     def _probe(self) -> None:
-        """Lets one request find out, once it is time."""
+        """Let one request through as a trial, once it is time."""
         left = PROBE_SECONDS if self._state == "half_open" else self._until - self._breakers.clock()
         if left > 0:
             raise ProviderCircuitOpenError(
@@ -225,16 +220,9 @@ class _CircuitBreaker:
         self._era += 1
         self._openings += 1
         self._until = self._breakers.clock() + self._breakers.seconds
-        seconds = self._breakers.seconds
-        logger.warning(
-            "provider.breaker_opened",
-            extra={
-                **self._log_fields,
-                "failures": self.failures,
-                "code": self._last_error,
-                "seconds": seconds,
-            },
-        )
+        failure = {"failures": self.failures, "code": self._last_error}
+        extra = {**self._log_fields, **failure, "seconds": self._breakers.seconds}
+        logger.warning("provider.breaker_opened", extra=extra)
 
     def _close(self, failures: int) -> None:
         self._state = "closed"
@@ -247,12 +235,12 @@ class _CircuitBreaker:
 
 
 def is_unhealthy(error: ServiceError) -> bool | None:
-    """Whether `error` says that the provider cannot answer (True), that it can (False), or neither
-    (None).
+    """Return whether `error` shows that the provider cannot answer (True), that it can (False), or
+    neither (None).
 
-    Unwell are: no connection, no answer in time, errors of its own (5xx), answers that break off. A
-    provider that refuses a key, a model or a request, or asks for patience (429), answers. The
-    run's deadline and what was never sent say nothing of it.
+    A provider is unhealthy if there is no connection, no answer in time, an error of its own (5xx)
+    or an answer that breaks off. One that refuses a key, a model or a request, or limits the rate
+    (429), answers. The run's deadline and a request that was never sent show neither.
     """
     match error:
         case ProviderUnavailableError() | ProviderTimeoutError() | ProviderProtocolError():

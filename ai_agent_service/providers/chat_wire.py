@@ -1,8 +1,8 @@
-"""OpenAI's chat completions over server-sent events: a model request out, model events back.
-Written once for all who speak it."""
+"""Speak OpenAI's chat completions over server-sent events, for every vendor that has them."""
 
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -24,11 +24,10 @@ from ai_agent_service.core.messages import (
 )
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from ai_agent_service.providers.http import HttpClient, drain
+from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
 from ai_agent_service.providers.sse import EventReader
-
-_encode = msgspec.json.Encoder().encode
+from ai_agent_service.providers.wire import stream_answer
 
 logger = logging.getLogger(__name__)
 
@@ -123,29 +122,13 @@ class _Chunk(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
-async def stream(
+def stream(
     http: HttpClient, target: HttpTarget, request: ModelRequest, profile: Profile
 ) -> AsyncGenerator[ModelEvent, None]:
-    """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
-    reader = EventReader()
+    """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
+    encode = partial(encode_request, profile=profile)
     answer = _AnswerAssembler(target, profile)
-    async with http.post(
-        target, encode_request(request, profile), deadline=request.deadline
-    ) as pieces:
-        async for piece in pieces:
-            for data in reader.feed(piece):
-                if data == b"[DONE]":
-                    answer.done = True
-                    break
-                for event in answer.take(data):
-                    yield event
-            if answer.done:
-                await drain(pieces)
-                break
-    for data in () if answer.done else reader.close():
-        for event in answer.take(data) if data != b"[DONE]" else ():
-            yield event
-    yield answer.finish()
+    return stream_answer(http, target, request, encode, EventReader(), answer)
 
 
 def encode_request(request: ModelRequest, profile: Profile) -> bytes:
@@ -161,20 +144,16 @@ def encode_request(request: ModelRequest, profile: Profile) -> bytes:
         if name not in profile.dropped and value is not None:
             body[profile.renamed.get(name, name)] = value
     if request.tools:
-        body["tools"] = [
-            {"type": "function", "function": _build_function(spec)} for spec in request.tools
-        ]
-        if isinstance(request.tool_choice, NamedTool):
-            body["tool_choice"] = {
-                "type": "function",
-                "function": {"name": request.tool_choice.name},
-            }
-        elif request.tool_choice is not None:
-            body["tool_choice"] = request.tool_choice
+        body["tools"] = [to_wire_tool(spec, strict=spec.strict) for spec in request.tools]
+        choice = request.tool_choice
+        if isinstance(choice, NamedTool):
+            body["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+        elif choice is not None:
+            body["tool_choice"] = choice
     else:
         body.pop("parallel_tool_calls", None)
     body.update(profile.extra_body)
-    return _encode(body)
+    return msgspec.json.encode(body)
 
 
 def to_wire_messages(
@@ -207,13 +186,9 @@ def to_wire_messages(
         if message.role == "tool":
             wire["tool_call_id"] = message.tool_call_id
             if message.images and profile.images:
-                from_tools.append(
-                    {
-                        "type": "text",
-                        "text": f"The images that the call {message.tool_call_id} returned:",
-                    }
-                )
-                from_tools.extend(_build_part(image) for image in message.images)
+                heading = f"The images that the call {message.tool_call_id} returned:"
+                from_tools.append({"type": "text", "text": heading})
+                from_tools.extend(map(_build_part, message.images))
         found.append(wire)
     if from_tools:
         found.append({"role": "user", "content": from_tools})
@@ -223,22 +198,22 @@ def to_wire_messages(
 def to_finish_reason(said: str) -> FinishReason:
     """A vendor's finish reason in OpenAI's words; an unknown one still says that the answer came to
     its end."""
-    reason = FINISH_REASONS.get(said.lower())
-    if reason is None:
-        logger.warning("provider.unknown_finish_reason", extra={"reason": said[:40]})
-        return "stop"
-    return reason
+    if (reason := FINISH_REASONS.get(said.lower())) is not None:
+        return reason
+    logger.warning("provider.unknown_finish_reason", extra={"reason": said[:40]})
+    return "stop"
 
 
-def _build_function(spec: ToolSpec) -> dict[str, Any]:
+def to_wire_tool(spec: ToolSpec, *, strict: bool | None = None) -> dict[str, Any]:
+    """Return a tool in OpenAI's form; `strict` is left out if it is None."""
     function: dict[str, Any] = {
         "name": spec.name,
         "description": spec.description,
         "parameters": spec.parameters,
     }
-    if spec.strict is not None:
-        function["strict"] = spec.strict
-    return function
+    if strict is not None:
+        function["strict"] = strict
+    return {"type": "function", "function": function}
 
 
 def _build_content(content: Content, *, images: bool) -> Any:
@@ -253,20 +228,15 @@ def _build_part(part: ContentPart) -> dict[str, Any]:
         case TextPart(text=text):
             return {"type": "text", "text": text}
         case ImagePart(url=url, detail=detail):
-            return {
-                "type": "image_url",
-                "image_url": {"url": url} if detail is None else {"url": url, "detail": detail},
-            }
+            image = {"url": url} if detail is None else {"url": url, "detail": detail}
+            return {"type": "image_url", "image_url": image}
         case AudioPart(data=data, format=form):
             return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
         case FilePart():
+            fields = msgspec.structs.asdict(part).items()
             return {
                 "type": "file",
-                "file": {
-                    key: value
-                    for key, value in msgspec.structs.asdict(part).items()
-                    if value is not None
-                },
+                "file": {name: value for name, value in fields if value is not None},
             }
 
 
@@ -290,19 +260,15 @@ def _parse_content(content: str | list[_Part]) -> list[ModelEvent]:
     for part in content:
         if part.thinking:
             thoughts = part.thinking if isinstance(part.thinking, list) else [part.thinking]
-            events += [
-                ReasoningDelta(
-                    str(thought.get("text", "")) if isinstance(thought, dict) else str(thought)
-                )
-                for thought in thoughts
-            ]
+            texts = (each.get("text", "") if isinstance(each, dict) else each for each in thoughts)
+            events += [ReasoningDelta(str(text)) for text in texts]
         elif part.text:
             events.append(TextDelta(part.text))
     return events
 
 
 class _AnswerAssembler:
-    """One answer, put together from its chunks; `done` once the provider says `[DONE]`."""
+    """Builds one answer from its chunks; `done` once the provider says `[DONE]`."""
 
     def __init__(self, target: HttpTarget, profile: Profile) -> None:
         self.done = False
@@ -314,7 +280,10 @@ class _AnswerAssembler:
         self._usage: Usage | None = None
 
     def take(self, data: bytes) -> list[ModelEvent]:
-        """What the chunk in `data` tells; raises the UpstreamError that it means."""
+        """Return the events of the chunk in `data`; raises the UpstreamError that it means."""
+        if data == b"[DONE]":
+            self.done = True
+            return []
         try:
             chunk = _decode_chunk(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -331,7 +300,9 @@ class _AnswerAssembler:
             if delta is not None:
                 if thought := delta.reasoning_content or delta.reasoning:
                     events.append(ReasoningDelta(thought))
-                    self._reasoning.append(getattr(delta, self._profile.reasoning_field) or "")
+                    is_other = self._profile.reasoning_field == "reasoning"
+                    wanted = delta.reasoning if is_other else delta.reasoning_content
+                    self._reasoning.append(wanted or "")
                 if delta.content:
                     events += _parse_content(delta.content)
                 if delta.refusal:
@@ -343,7 +314,7 @@ class _AnswerAssembler:
         return events
 
     def finish(self) -> ModelFinished:
-        """The last event; raises ProviderProtocolError when the answer did not come to its end."""
+        """Return the last event; raises ProviderProtocolError if the answer is incomplete."""
         if self._reason is None:
             raise ProviderProtocolError(
                 f"The answer of {self._target.provider} ended without a finish reason."
@@ -351,17 +322,13 @@ class _AnswerAssembler:
         if self._reason == "error":
             raise ProviderProtocolError(f"{self._target.provider} ended its answer with an error.")
         calls = self._calls.build_calls()
-        return ModelFinished(
-            to_finish_reason(self._reason),
-            calls,
-            self._usage,
-            "".join(self._reasoning) if calls else "",
-        )
+        reasoning = "".join(self._reasoning) if calls else ""
+        return ModelFinished(to_finish_reason(self._reason), calls, self._usage, reasoning)
 
 
 class _ToolCallAssembler:
-    """Puts tool calls together from their pieces; bears servers that leave out the index or the id,
-    or repeat them or the name."""
+    """Builds tool calls from their pieces, also from servers that omit the index or the id, or
+    repeat them or the name."""
 
     def __init__(self) -> None:
         self._calls: list[_PartialToolCall] = []
@@ -378,13 +345,11 @@ class _ToolCallAssembler:
                     call.arguments.append(delta.function.arguments)
 
     def build_calls(self) -> tuple[ToolCall, ...]:
-        taken: set[str] = set()
-        found: list[ToolCall] = []
+        found: dict[str, ToolCall] = {}
         for call in self._calls:
-            call_id = call.id if call.id and call.id not in taken else generate_id("call_")
-            taken.add(call_id)
-            found.append(ToolCall(call_id, call.name, "".join(call.arguments)))
-        return tuple(found)
+            call_id = call.id if call.id and call.id not in found else generate_id("call_")
+            found[call_id] = ToolCall(call_id, call.name, "".join(call.arguments))
+        return tuple(found.values())
 
     def _find_call(self, delta: _ToolCallDelta) -> "_PartialToolCall":
         """The call that `delta` is a piece of, a new one where it begins one."""
@@ -411,14 +376,11 @@ class _PartialToolCall(msgspec.Struct):
 def _is_new_call(delta: _ToolCallDelta, call: _PartialToolCall) -> bool:
     """Whether `delta` is no piece of `call` though it has its place: another id, or a name after
     whole arguments (Gemini has no ids)."""
+    if delta.function is None or not delta.function.name:
+        return False
     if delta.id and call.id:
-        return delta.id != call.id and bool(delta.function and delta.function.name)
-    return bool(
-        delta.function
-        and delta.function.name
-        and call.arguments
-        and _is_json("".join(call.arguments))
-    )
+        return delta.id != call.id
+    return bool(call.arguments) and _is_json("".join(call.arguments))
 
 
 def _is_json(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Asks other providers when an agent's own fails before its answer has begun."""
+"""Ask other providers when an agent's own fails before its answer has begun."""
 
 import logging
 import time
@@ -27,11 +27,11 @@ class FailoverCandidate(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """What log lines and `check` call it, such as `openrouter/openai/gpt-4.1`."""
+        """The name in log lines and in `check`, such as `openrouter/openai/gpt-4.1`."""
         return f"{self.provider.name}/{self.model}" if self.model else self.provider.name
 
     async def resolve_model(self) -> str:
-        """The model to ask for; raises UpstreamError, ProviderNotConfiguredError among them."""
+        """Return the model to ask for; raises UpstreamError, such as ProviderNotConfiguredError."""
         if self.provider.missing:
             raise ProviderNotConfiguredError(
                 f"{' and '.join(self.provider.missing)} must be set for {self.provider.name}."
@@ -40,14 +40,13 @@ class FailoverCandidate(msgspec.Struct, frozen=True):
 
 
 class FallbackProvider:
-    """The provider `own` of an agent, and `others` that are asked in their order when it fails.
+    """The provider `own` of an agent, and `others` that get the same request when it fails.
 
-    They are asked the same, within the same deadline, before the first event of an answer only, and
-    for errors of the provider only: what the request is wrong in, a conversation that is too long
-    (the loop shortens it) and the run's deadline go to the caller. A fallback that does not take a
-    request that the agent's own would is passed over. If all fail, the error of the first that
-    could be asked is raised, for that is the provider which the caller's agent is meant to have;
-    the log has the others.
+    They are asked in their order and within the same deadline, only before the first event of an
+    answer, and only for errors of the provider. An invalid request, a conversation that is too long
+    (the loop shortens it) and the run's deadline are the caller's errors. A fallback that rejects
+    the request is skipped. If all fail, the error of the first that could be asked is raised, since
+    that is the provider which the agent is meant to have; the log has the others.
     """
 
     def __init__(self, agent_id: str, own: Provider, others: tuple[FailoverCandidate, ...]) -> None:
@@ -57,22 +56,22 @@ class FallbackProvider:
 
     @property
     def name(self) -> str:
-        """The name of the agent's own."""
+        """The name of the agent's own provider."""
         return self.own.name
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What the agent's own needs, unless another one can answer."""
+        """What the agent's own provider needs, unless another one can answer."""
         return self.own.missing if all(other.provider.missing for other in self.others) else ()
 
     @property
     def model_list(self) -> tuple[str, ...]:
-        """Those of the agent's own."""
+        """The models of the agent's own provider."""
         return self.own.model_list
 
     async def default_model(self) -> str:
-        """That of the agent's own; empty where it cannot tell one and another can, as it is asked
-        for again when it is needed."""
+        """Return the agent's own default model; empty if only another provider has one, since
+        `stream` asks again."""
         try:
             return await self.own.default_model()
         except UpstreamError:
@@ -85,8 +84,8 @@ class FallbackProvider:
             raise
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer of the first that begins one; see Provider. Its last event names who answered
-        if it is not the agent's own."""
+        """Yield the answer of the first that begins one; see Provider. The last event names the
+        provider if it is not the agent's own."""
         errors: list[UpstreamError] = []
         failed: list[str] = []
         candidates = (FailoverCandidate(self.own, request.model), *self.others)
@@ -108,31 +107,27 @@ class FallbackProvider:
                     f"The answer of {candidate.provider.name} has nothing in it."
                 )
             except (UpstreamError, InvalidRequestError) as error:
-                if (
-                    begun
-                    or isinstance(error, ContextTooLongError)
-                    or (isinstance(error, InvalidRequestError) and not place)
-                ):
+                if begun or isinstance(error, ContextTooLongError):
                     raise
                 if isinstance(error, UpstreamError):
                     errors.append(error)
+                elif not place:
+                    raise
                 failed.append(f"{candidate.label}: {error.code}")
                 if time.monotonic() >= request.deadline:
                     break
                 if place + 1 < len(candidates):
-                    cause = (
-                        error.message if isinstance(error, UpstreamError) else ""
-                    )  # the other may repeat what the user said
                     extra = {
+                        "agent_id": self._agent_id,
                         "from": candidate.label,
                         "to": candidates[place + 1].label,
                         "code": error.code,
-                        "cause": cause,
+                        # An InvalidRequestError may repeat what the user said.
+                        "cause": error.message if isinstance(error, UpstreamError) else "",
                     }
-                    logger.warning("provider.fallback", extra={"agent_id": self._agent_id, **extra})
-        logger.warning(
-            "provider.fallbacks_failed", extra={"agent_id": self._agent_id, "failed": failed}
-        )
+                    logger.warning("provider.fallback", extra=extra)
+        all_failed = {"agent_id": self._agent_id, "failed": failed}
+        logger.warning("provider.fallbacks_failed", extra=all_failed)
         raise next(
             (error for error in errors if not isinstance(error, ProviderNotConfiguredError)),
             errors[0],
@@ -142,8 +137,7 @@ class FallbackProvider:
 async def _build_request(
     candidate: FailoverCandidate, request: ModelRequest, own: Provider
 ) -> ModelRequest:
-    """`request` as it is put to `candidate`: what another provider's model thought is not for
-    it."""
+    """Return `request` for `candidate`, without the reasoning of another provider's model."""
     model = await candidate.resolve_model()
     if candidate.provider.name == own.name:
         return request if model == request.model else msgspec.structs.replace(request, model=model)

@@ -9,8 +9,9 @@ import os
 import random
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Self
 
@@ -28,8 +29,8 @@ from ai_agent_service.core.errors import (
     UpstreamError,
 )
 from ai_agent_service.observability.tracing import add_trace_headers
-from ai_agent_service.providers.counters import ProviderCountsRegistry
-from ai_agent_service.providers.http_errors import HttpTarget, _parse_error
+from ai_agent_service.providers.counters import ProviderCounts
+from ai_agent_service.providers.http_errors import HttpTarget, parse_error
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,8 @@ class HttpClient:
         self._max_retries = max_retries
         self._first_delay = first_delay
         self._budgets: dict[str, float] = {}
-        self.counts = ProviderCountsRegistry()
-        """What the providers were asked; here retries are counted."""
+        self.counts: defaultdict[str, ProviderCounts] = defaultdict(ProviderCounts)
+        """The counts of each provider, of which only the retries are counted here."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -95,124 +96,99 @@ class HttpClient:
     async def post(
         self, target: HttpTarget, body: bytes, *, deadline: float
     ) -> AsyncGenerator[AsyncIterator[bytes], None]:
-        """Sends `body`, JSON, and gives the pieces of a successful answer as they arrive.
+        """Send the JSON `body` and yield the pieces of a successful answer as they arrive.
 
         Raises the UpstreamError, ContextTooLongError or InvalidRequestError that the provider's
-        answer means, and RunTimeoutError when `deadline` (of `time.monotonic()`) passes first. An
-        answer read to its end gives its connection back; any other is closed.
+        answer means, and RunTimeoutError when `deadline` (of `time.monotonic()`) passes first. The
+        connection of an answer that is read to its end is used again; any other is closed.
         """
         response = await self._send_with_retries(target, body, deadline)
         pieces = _ResponseChunks(response, self._timeouts, deadline)
         try:
             yield pieces
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._translate_error(
-                error, target, deadline, begun=pieces.begun or not isinstance(error, TimeoutError)
-            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            begun = pieces.begun or not isinstance(error, TimeoutError)
+            raise self._translate_error(error, target, deadline, begun=begun) from error
         finally:
             pieces.close()
             response.close()
 
     async def get_json(self, target: HttpTarget, *, timeout: float) -> object:
-        """The JSON answer to a GET within `timeout` seconds; raises UpstreamError."""
+        """Return the JSON answer to a GET within `timeout` seconds; raises UpstreamError."""
+        async with self._limit_time(target, timeout), self._get(target.url, target) as response:
+            text = await _read_limited(response.content, MAX_JSON_BYTES)
+            if response.status != 200:
+                raise parse_error(response.status, response.headers, text, target)
         try:
-            async with (
-                asyncio.timeout(timeout),
-                self._active_session.get(
-                    target.url,
-                    headers=target.headers,
-                    allow_redirects=False,
-                    proxy=find_proxy(target.url),
-                ) as response,
-            ):
-                text = await _read_limited(response.content, MAX_JSON_BYTES)
-                if response.status != 200:
-                    raise _parse_error(response.status, response.headers, text, target)
-                return msgspec.json.decode(text)
-        except TimeoutError as error:
-            raise ProviderTimeoutError(
-                f"{target.provider} did not answer within {timeout:g} seconds."
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._translate_error(error, target, math.inf, begun=False) from error
+            return msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ProviderProtocolError(
                 f"{target.provider} answered with something that is not JSON"
             ) from error
 
     async def probe(self, target: HttpTarget, *, timeout: float) -> None:
-        """Returns once a GET is answered with 200 within `timeout` seconds, whatever the answer is;
+        """Return once a GET is answered with 200 within `timeout` seconds, whatever the body is;
         raises UpstreamError."""
-        try:
-            async with (
-                asyncio.timeout(timeout),
-                self._active_session.get(
-                    target.url,
-                    headers=target.headers,
-                    allow_redirects=False,
-                    proxy=find_proxy(target.url),
-                ) as response,
-            ):
-                if response.status != 200:
-                    error = _parse_error(
-                        response.status,
-                        response.headers,
-                        await _read_limited(response.content, MAX_ERROR_BYTES),
-                        target,
-                    )
-                    # A request that has nothing in it cannot be what is wrong.
-                    raise (
-                        error
-                        if isinstance(error, UpstreamError)
-                        else ProviderUnavailableError(error.message)
-                    )
-        except TimeoutError as error:
-            raise ProviderTimeoutError(
-                f"{target.provider} did not answer within {timeout:g} seconds."
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._translate_error(error, target, math.inf, begun=False) from error
+        async with self._limit_time(target, timeout), self._get(target.url, target) as response:
+            if response.status == 200:
+                return
+            text = await _read_limited(response.content, MAX_ERROR_BYTES)
+            error = parse_error(response.status, response.headers, text, target)
+            # An empty request cannot be what is wrong.
+            if not isinstance(error, UpstreamError):
+                error = ProviderUnavailableError(error.message)
+            raise error
 
     async def fetch(self, url: str, *, limit_bytes: int, timeout: float) -> bytes:
-        """The body of a GET within `timeout` seconds, 5 redirects within the same server included.
+        """Return the body of a GET within `timeout` seconds, following at most 5 redirects within
+        the same server.
 
-        Raises UpstreamError, for any status but 200 and for more than `limit_bytes` as well. What
-        the answer says is not repeated.
+        Raises UpstreamError, also for any status but 200 and for more than `limit_bytes`, without
+        repeating what the answer says.
         """
         try:
-            target = HttpTarget(URL(url).origin().authority, url)
+            address = URL(url)
+            target = HttpTarget(address.origin().authority, url)
         except ValueError as error:
             raise ProviderUnavailableError("The address is not a valid URL.") from error
+        async with self._limit_time(target, timeout):
+            for _ in range(1 + MAX_REDIRECTS):
+                async with self._get(address, target) as response:
+                    if response.status in REDIRECT_STATUSES:
+                        location = response.headers.get("Location", "")
+                        address = _resolve_redirect(address, location, target)
+                        continue
+                    if response.status != 200:
+                        raise ProviderUnavailableError(
+                            f"{target.provider} answered with the status {response.status}."
+                        )
+                    body = await _read_limited(response.content, limit_bytes)
+                    if len(body) > limit_bytes:
+                        raise ProviderProtocolError(
+                            f"{target.provider} answered with more than {limit_bytes} bytes."
+                        )
+                    return body
+            raise ProviderProtocolError(f"{target.provider} redirects too often.")
+
+    def _get(
+        self, url: str | URL, target: HttpTarget
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._active_session.get(
+            url, headers=target.headers, allow_redirects=False, proxy=find_proxy(str(url))
+        )
+
+    @asynccontextmanager
+    async def _limit_time(self, target: HttpTarget, seconds: float) -> AsyncGenerator[None, None]:
+        """Give requests to `target` so many seconds, and raise UpstreamError where one fails."""
         try:
-            async with asyncio.timeout(timeout):
-                return await self._fetch(target, limit_bytes)
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError as error:
             raise ProviderTimeoutError(
-                f"{target.provider} did not answer within {timeout:g} seconds."
+                f"{target.provider} did not answer within {seconds:g} seconds."
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._translate_error(error, target, math.inf, begun=False) from error
-
-    async def _fetch(self, target: HttpTarget, limit: int) -> bytes:
-        url = URL(target.url)
-        for _ in range(1 + MAX_REDIRECTS):
-            async with self._active_session.get(
-                url, allow_redirects=False, proxy=find_proxy(str(url))
-            ) as response:
-                if response.status in REDIRECT_STATUSES:
-                    url = _resolve_redirect(url, response.headers.get("Location", ""), target)
-                    continue
-                if response.status != 200:
-                    raise ProviderUnavailableError(
-                        f"{target.provider} answered with the status {response.status}."
-                    )
-                body = await _read_limited(response.content, limit)
-                if len(body) > limit:
-                    raise ProviderProtocolError(
-                        f"{target.provider} answered with more than {limit} bytes."
-                    )
-                return body
-        raise ProviderProtocolError(f"{target.provider} redirects too often.")
 
     @property
     def _active_session(self) -> aiohttp.ClientSession:
@@ -223,56 +199,45 @@ class HttpClient:
     async def _send_with_retries(
         self, target: HttpTarget, body: bytes, deadline: float
     ) -> aiohttp.ClientResponse:
-        budget = self._budgets.get(target.provider, RETRY_BUDGET)
-        self._budgets[target.provider] = min(RETRY_BUDGET, budget + RETRY_BUDGET_PER_REQUEST)
-        attempt = 0
+        provider, attempt = target.provider, 0
+        budget = self._budgets.get(provider, RETRY_BUDGET)
+        self._budgets[provider] = min(RETRY_BUDGET, budget + RETRY_BUDGET_PER_REQUEST)
         while True:
-            failure, retried = ServiceError(""), True
             try:
                 response = await self._send(target, body, deadline)
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (aiohttp.ClientError, OSError) as error:
                 failure = self._translate_error(error, target, deadline, begun=False)
                 failure.__cause__ = error
-                logger.info(
-                    "provider.failed",
-                    extra={
-                        "provider": target.provider,
-                        "code": failure.code,
-                        "cause": _describe_cause(error),
-                    },
-                )
-                lasting = isinstance(error, TimeoutError | aiohttp.InvalidURL)
-                retried = not lasting or isinstance(error, aiohttp.ConnectionTimeoutError)
+                fields = {
+                    "provider": provider,
+                    "code": failure.code,
+                    "cause": _describe_cause(error),
+                }
+                logger.info("provider.failed", extra=fields)
+                is_lasting = isinstance(error, TimeoutError | aiohttp.InvalidURL)
+                is_retryable = not is_lasting or isinstance(error, aiohttp.ConnectionTimeoutError)
             else:
                 if response.status == 200:
                     return response
                 failure = await self._read_failure(response, target)
-                retried = response.status in RETRYABLE_STATUSES and not isinstance(
-                    failure, ContextTooLongError
-                )
+                is_too_long = isinstance(failure, ContextTooLongError)
+                is_retryable = response.status in RETRYABLE_STATUSES and not is_too_long
             delay = self._compute_delay(attempt, failure.retry_after)
             if (
-                not retried
+                not is_retryable
                 or attempt >= self._max_retries
                 or delay is None
                 or time.monotonic() + delay >= deadline
             ):
                 raise failure
-            if self._budgets[target.provider] < 1:
-                logger.warning("provider.retry_budget_spent", extra={"provider": target.provider})
+            if self._budgets[provider] < 1:
+                logger.warning("provider.retry_budget_spent", extra={"provider": provider})
                 raise failure
-            self._budgets[target.provider] -= 1
+            self._budgets[provider] -= 1
             attempt += 1
-            self.counts.get_counts(target.provider).retries += 1
-            logger.info(
-                "provider.retry",
-                extra={
-                    "provider": target.provider,
-                    "attempt": attempt,
-                    "code": failure.code,
-                    "delay": round(delay, 2),
-                },
-            )
+            self.counts[provider].retries += 1
+            retry = {"provider": provider, "attempt": attempt, "code": failure.code}
+            logger.info("provider.retry", extra={**retry, "delay": round(delay, 2)})
             await asyncio.sleep(delay)
 
     async def _send(
@@ -295,14 +260,12 @@ class HttpClient:
         try:
             async with asyncio.timeout(5):
                 text = await _read_limited(response.content, MAX_ERROR_BYTES)
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            logger.info(
-                "provider.error_without_body",
-                extra={"provider": target.provider, "status": response.status},
-            )
+        except (aiohttp.ClientError, OSError):
+            fields = {"provider": target.provider, "status": response.status}
+            logger.info("provider.error_without_body", extra=fields)
         finally:
             response.close()
-        return _parse_error(response.status, response.headers, text, target)
+        return parse_error(response.status, response.headers, text, target)
 
     def _compute_delay(self, attempt: int, retry_after: float | None) -> float | None:
         """Seconds to wait before the next attempt; None when the provider asks for more than is
@@ -316,41 +279,34 @@ class HttpClient:
     def _translate_error(
         self, error: Exception, target: HttpTarget, deadline: float, *, begun: bool
     ) -> ServiceError:
+        provider = target.provider
         if isinstance(error, TimeoutError):
             if time.monotonic() >= deadline - 0.01:
                 return RunTimeoutError()
             if isinstance(error, aiohttp.ConnectionTimeoutError):
-                return ProviderTimeoutError(
-                    f"{target.provider} did not accept a connection within"
-                    f" {self._timeouts.connect:g} seconds."
-                )
-            if begun:
-                return ProviderTimeoutError(
-                    f"{target.provider} paused for too long within its answer."
-                )
-            return ProviderTimeoutError(
-                f"{target.provider} did not begin to answer within {self._timeouts.first_byte:g}"
-                " seconds."
-            )
+                limit = self._timeouts.connect
+                problem = f"did not accept a connection within {limit:g} seconds"
+            elif begun:
+                problem = "paused for too long within its answer"
+            else:
+                problem = f"did not begin to answer within {self._timeouts.first_byte:g} seconds"
+            return ProviderTimeoutError(f"{provider} {problem}.")
         if begun:
             return ProviderProtocolError(
-                f"The connection to {target.provider} broke off within its answer."
+                f"The connection to {provider} broke off within its answer."
             )
+        problem = f"{provider} cannot be reached."
         if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return ProviderUnavailableError(
-                f"The host name of {target.provider} cannot be resolved."
+            problem = f"The host name of {provider} cannot be resolved."
+        elif isinstance(error, aiohttp.InvalidURL):
+            problem = f"The address of {provider} is not a valid URL."
+        elif isinstance(error, aiohttp.ClientSSLError):
+            problem = (
+                f"{provider} cannot be reached: its TLS certificate or protocol is not accepted."
             )
-        if isinstance(error, aiohttp.InvalidURL):
-            return ProviderUnavailableError(f"The address of {target.provider} is not a valid URL.")
-        if isinstance(error, aiohttp.ClientSSLError):
-            return ProviderUnavailableError(
-                f"{target.provider} cannot be reached: its TLS certificate or protocol is not"
-                " accepted."
-            )
-        reason = (
-            f": {os.strerror(error.errno)}" if isinstance(error, OSError) and error.errno else ""
-        )  # its own text has the address
-        return ProviderUnavailableError(f"{target.provider} cannot be reached{reason}.")
+        elif isinstance(error, OSError) and error.errno:  # whose own text contains the address
+            problem = f"{provider} cannot be reached: {os.strerror(error.errno)}."
+        return ProviderUnavailableError(problem)
 
 
 class _ResponseChunks:
@@ -380,9 +336,8 @@ class _ResponseChunks:
         self._waiting_since = None
         if not piece:
             raise StopAsyncIteration
-        if (
-            time.monotonic() >= self._deadline
-        ):  # the timer does not fire within a flood that never makes us wait
+        # The timer does not fire within a flood that never makes us wait.
+        if time.monotonic() >= self._deadline:
             raise TimeoutError
         if not self.begun:
             self.begun = True
@@ -411,12 +366,9 @@ class _ResponseChunks:
 
 def _describe_cause(error: Exception) -> str:
     """`error` for the log; what aiohttp says of an answer that is no HTTP repeats a part of it."""
-    is_of_connecting = isinstance(error, OSError | aiohttp.InvalidURL)
-    return (
-        repr(error)
-        if is_of_connecting or logger.isEnabledFor(logging.DEBUG)
-        else type(error).__name__
-    )
+    if isinstance(error, OSError | aiohttp.InvalidURL) or logger.isEnabledFor(logging.DEBUG):
+        return repr(error)
+    return type(error).__name__
 
 
 async def drain(pieces: AsyncIterator[bytes]) -> None:
@@ -429,7 +381,7 @@ async def drain(pieces: AsyncIterator[bytes]) -> None:
                 left -= len(piece)
                 if left < 0:
                     return
-    except (aiohttp.ClientError, TimeoutError):
+    except (aiohttp.ClientError, OSError):
         return  # the answer is whole; only its connection is lost
 
 

@@ -68,30 +68,23 @@ def parse_stream_error(value: Any, target: HttpTarget) -> ServiceError:
             status = int(code)
         case _:
             status = 429 if code == "rate_limit_exceeded" else 502
-    return _build_error(
-        status, None, format_error_message(value, target.secrets), str(code), target
-    )
+    message = format_error_message(value, target.secrets)
+    return _build_error(status, None, message, str(code), target)
 
 
-def _parse_error(
+def parse_error(
     status: int, headers: Mapping[str, str], text: bytes, target: HttpTarget
 ) -> ServiceError:
     value: Any
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        value = (
-            "" if text.lstrip().startswith(b"<") else text.decode(errors="replace")
-        )  # pages of proxies tell of the inside
+        # An HTML page of a proxy shows its internals.
+        value = "" if text.lstrip().startswith(b"<") else text.decode(errors="replace")
     inner = value.get("error") if isinstance(value, dict) else None
     code = str(inner.get("code")) if isinstance(inner, dict) else ""
-    return _build_error(
-        status,
-        _parse_retry_after(headers),
-        format_error_message(value, target.secrets),
-        code,
-        target,
-    )
+    message = format_error_message(value, target.secrets)
+    return _build_error(status, _parse_retry_after(headers), message, code, target)
 
 
 def _build_error(

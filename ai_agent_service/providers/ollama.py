@@ -45,9 +45,8 @@ class Ollama:
     async def list_installed_models(self, *, timeout: float = 2.0) -> tuple[str, ...]:
         """The names of the chat models installed there; raises UpstreamError when the server cannot
         be asked."""
-        answer = await self.http.get_json(
-            HttpTarget(self.name, f"{self.base_url}/api/tags"), timeout=timeout
-        )
+        target = HttpTarget(self.name, f"{self.base_url}/api/tags")
+        answer = await self.http.get_json(target, timeout=timeout)
         models = answer.get("models") if isinstance(answer, dict) else None
         if not isinstance(models, list):
             raise ProviderProtocolError(
@@ -80,9 +79,5 @@ class Ollama:
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it comes; see Provider."""
-        headers = {"Content-Type": "application/json"}
-        if request.request_id:
-            headers["X-Request-Id"] = request.request_id
-        return ollama_wire.stream(
-            self.http, HttpTarget(self.name, f"{self.base_url}/api/chat", headers), request
-        )
+        target = HttpTarget(self.name, f"{self.base_url}/api/chat", request.http_headers)
+        return ollama_wire.stream(self.http, target, request)

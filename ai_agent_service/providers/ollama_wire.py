@@ -1,8 +1,7 @@
-"""Ollama's native chat over newline-delimited JSON: a model request out, model events back."""
+"""Speak Ollama's native chat over newline-delimited JSON."""
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 import msgspec
@@ -13,11 +12,10 @@ from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import ImagePart, Message, TextPart, ToolCall
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from ai_agent_service.providers.chat_wire import to_finish_reason
-from ai_agent_service.providers.http import HttpClient, drain
+from ai_agent_service.providers.chat_wire import to_finish_reason, to_wire_tool
+from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
-
-_encode = msgspec.json.Encoder().encode
+from ai_agent_service.providers.wire import stream_answer
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _DATA_URL = re.compile(r"^data:[^;,]*;base64,(.*)$", re.DOTALL)
@@ -66,43 +64,12 @@ class _Line(msgspec.Struct):
 _decode_line = msgspec.json.Decoder(_Line).decode
 
 
-async def stream(
+def stream(
     http: HttpClient, target: HttpTarget, request: ModelRequest
 ) -> AsyncGenerator[ModelEvent, None]:
-    """Asks `target` and gives its answer as model events; what `Provider.stream` promises holds."""
-    calls: list[ToolCall] = []
-    thoughts: list[str] = []
-    last: _Line | None = None
-    async with (
-        http.post(target, encode_request(request), deadline=request.deadline) as pieces,
-        aclosing(_read_lines(pieces)) as lines,
-    ):
-        async for text in lines:
-            line = _parse_line(text, target)
-            if line.message is not None:
-                if line.message.thinking:
-                    thoughts.append(line.message.thinking)
-                    yield ReasoningDelta(line.message.thinking)
-                if line.message.content:
-                    yield TextDelta(line.message.content)
-                calls += [_build_tool_call(call) for call in line.message.tool_calls or ()]
-            if line.done:
-                last = line
-                await drain(pieces)
-                break
-    if last is None:
-        raise ProviderProtocolError(
-            f"The answer of {target.provider} ended without a finish reason."
-        )
-    usage = None
-    if last.prompt_eval_count is not None or last.eval_count is not None:
-        usage = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
-    yield ModelFinished(
-        "tool_calls" if calls else to_finish_reason(last.done_reason or "stop"),
-        tuple(calls),
-        usage,
-        "".join(thoughts) if calls else "",
-    )
+    """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
+    answer = _AnswerAssembler(target)
+    return stream_answer(http, target, request, encode_request, _LineReader(), answer)
 
 
 def encode_request(request: ModelRequest) -> bytes:
@@ -133,18 +100,8 @@ def encode_request(request: ModelRequest) -> bytes:
     if effort is not None and "think" not in body:
         body["think"] = False if effort in ("none", "minimal") else effort
     if request.tools and request.tool_choice != "none":
-        body["tools"] = [
-            {
-                "type": "function",
-                "function": {
-                    "name": spec.name,
-                    "description": spec.description,
-                    "parameters": spec.parameters,
-                },
-            }
-            for spec in request.tools
-        ]
-    return _encode(body)
+        body["tools"] = [to_wire_tool(spec) for spec in request.tools]
+    return msgspec.json.encode(body)
 
 
 def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
@@ -157,11 +114,7 @@ def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
         images = list(message.images)
         if not isinstance(message.content, str):
             images += [part for part in message.content if isinstance(part, ImagePart)]
-            other = next(
-                (part for part in message.content if not isinstance(part, TextPart | ImagePart)),
-                None,
-            )
-            if other is not None:
+            if not all(isinstance(part, TextPart | ImagePart) for part in message.content):
                 raise InvalidRequestError(
                     "Ollama takes text and images only.",
                     param="messages",
@@ -183,32 +136,73 @@ def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
     return found
 
 
-async def _read_lines(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The lines that are not blank; the last one need not be ended."""
-    rest = b""
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        if len(rest) > MAX_LINE_BYTES:
+class _LineReader:
+    """Splits a stream into its lines that are not blank; the last one need not be terminated."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> Iterable[bytes]:
+        """Return the lines that `piece` completes; raises ProviderProtocolError for one over 16
+        MiB."""
+        lines = (self._rest + piece).split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > MAX_LINE_BYTES:
             raise ProviderProtocolError("The provider sent a line of more than 16 MiB.")
-        for line in lines:
-            if line.strip():
-                yield line
-    if rest.strip():
-        yield rest
+        return filter(bytes.strip, lines)
+
+    def close(self) -> list[bytes]:
+        """Return the line that the stream's end left open."""
+        return [self._rest] if self._rest.strip() else []
 
 
-def _parse_line(text: bytes, target: HttpTarget) -> _Line:
-    try:
-        line = _decode_line(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProviderProtocolError(
-            f"{target.provider} sent a line that is not a chat answer."
-        ) from error
-    if line.error:
-        raise parse_stream_error(
-            {"message": line.error} if isinstance(line.error, str) else line.error, target
-        )
-    return line
+class _AnswerAssembler:
+    """Builds one answer from its lines; `done` once a line says so."""
+
+    def __init__(self, target: HttpTarget) -> None:
+        self.done = False
+        self._target = target
+        self._reasoning: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._last = _Line()
+
+    def take(self, data: bytes) -> list[ModelEvent]:
+        """Return the events of a line; raises the UpstreamError that it means."""
+        try:
+            line = _decode_line(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProviderProtocolError(
+                f"{self._target.provider} sent a line that is not a chat answer."
+            ) from error
+        if said := line.error:
+            raise parse_stream_error(
+                {"message": said} if isinstance(said, str) else said, self._target
+            )
+        events: list[ModelEvent] = []
+        if (message := line.message) is not None:
+            if message.thinking:
+                self._reasoning.append(message.thinking)
+                events.append(ReasoningDelta(message.thinking))
+            if message.content:
+                events.append(TextDelta(message.content))
+            if message.tool_calls:
+                self._calls += map(_build_tool_call, message.tool_calls)
+        if line.done:
+            self.done, self._last = True, line
+        return events
+
+    def finish(self) -> ModelFinished:
+        """Return the last event; raises ProviderProtocolError if the answer is incomplete."""
+        if not self.done:
+            raise ProviderProtocolError(
+                f"The answer of {self._target.provider} ended without a finish reason."
+            )
+        last, usage = self._last, None
+        if last.prompt_eval_count is not None or last.eval_count is not None:
+            usage = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
+        calls = tuple(self._calls)
+        reason = "tool_calls" if calls else to_finish_reason(last.done_reason or "stop")
+        return ModelFinished(reason, calls, usage, "".join(self._reasoning) if calls else "")
 
 
 def _build_tool_call(call: _ToolCall) -> ToolCall:

@@ -35,9 +35,7 @@ class OpenAICompatible:
         self.http = http
         self.base_url = base_url.rstrip("/")
         secret = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key or ""
-        self.api_key = (
-            secret.strip()
-        )  # a key read from a file ends with a newline, which no header bears
+        self.api_key = secret.strip()  # a file's last newline would make the header invalid
         self.model_list = model_list
         self.missing = missing
         self._default_model = default_model
@@ -45,8 +43,9 @@ class OpenAICompatible:
 
     @classmethod
     def from_setup(cls, setup: ProviderSetup) -> Self:
-        """OpenAI, or the server at OPENAI_BASE_URL, which may need no key."""
+        """Return OpenAI, or the server at OPENAI_BASE_URL, which may need no key."""
         settings = setup.settings
+        is_configured = settings.openai_api_key or settings.openai_base_url
         return cls(
             setup.http,
             base_url=settings.openai_base_url or OPENAI_URL,
@@ -54,21 +53,16 @@ class OpenAICompatible:
             default_model=settings.openai_default_model,
             default_model_variable="OPENAI_DEFAULT_MODEL",
             model_list=settings.openai_model_list,
-            missing=()
-            if settings.openai_api_key or settings.openai_base_url
-            else ("OPENAI_API_KEY",),
+            missing=() if is_configured else ("OPENAI_API_KEY",),
         )
 
     async def default_model(self) -> str:
         """The configured default; raises ProviderNotConfiguredError naming the variable without
         one."""
         if not self._default_model:
-            variable = (
-                f", or set {self._default_model_variable}" if self._default_model_variable else ""
-            )
-            raise ProviderNotConfiguredError(
-                f'The agent names no model for {self.name}: give it a "model"{variable}.'
-            )
+            variable = self._default_model_variable
+            remedy = f'give it a "model", or set {variable}' if variable else 'give it a "model"'
+            raise ProviderNotConfiguredError(f"The agent names no model for {self.name}: {remedy}.")
         return self._default_model
 
     def url(self, model: str) -> str:
@@ -86,22 +80,12 @@ class OpenAICompatible:
 
     async def ping(self, *, timeout: float) -> None:
         """See Pingable."""
-        target = HttpTarget(
-            self.name,
-            self.ping_url(),
-            {"Accept": "application/json", **self.headers()},
-            (self.api_key,),
-        )
+        headers = {"Accept": "application/json", **self.headers()}
+        target = HttpTarget(self.name, self.ping_url(), headers, (self.api_key,))
         await self.http.probe(target, timeout=timeout)
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The answer as it comes; see Provider."""
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream",
-            **self.headers(),
-        }
-        if request.request_id:
-            headers["X-Request-Id"] = request.request_id
+        headers = {**request.http_headers, "Accept": "text/event-stream", **self.headers()}
         target = HttpTarget(self.name, self.url(request.model), headers, (self.api_key,))
         return chat_wire.stream(self.http, target, request, self.profile)

@@ -260,9 +260,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._abort_if_stuck()
         elif self._is_deaf:
-            pass  # it is closed in a moment
-        elif self._is_deaf:
-            pass  # it ends by itself
+            pass  # linger() closes it
         elif self._head_since is not None:
             if self._running is not None and not self._running.response_complete:
                 self._head_since = now  # it is the next request's, which may wait

@@ -240,7 +240,7 @@ async def test_a_provider_that_is_down_costs_callers_no_wait_where_there_is_a_fa
             completion_of(await service.ask())
         assert (len(service.first.requests), len(service.second.requests)) == (2, 4)
         assert service.states == {"openai/big": "open", "openrouter/small": "closed"}
-        counts = service.service.http.counts.get_all()
+        counts = service.service.http.counts
         assert counts["openai"].errors == {"provider_timeout": 2, "provider_circuit_open": 2}
         assert (counts["openrouter"].requests, counts["openrouter"].errors) == (4, {})
 

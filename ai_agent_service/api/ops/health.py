@@ -15,7 +15,7 @@ from ai_agent_service.api.http.body import ServiceDependency, get_access
 from ai_agent_service.api.http.openapi import describe_route
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.health.checks import HealthChecks
-from ai_agent_service.health.report import Health, _add_details, _find_readiness_problem
+from ai_agent_service.health.report import Health, add_details, find_readiness_problem
 from ai_agent_service.runtime.shutdown import ShutdownState
 
 router = APIRouter(tags=["Service"])
@@ -77,9 +77,7 @@ async def health(request: Request, service: ServiceDependency) -> Response:
     )
     if _parse_flag(request, "detailed"):
         await authorize(request, "admin")
-        await _add_details(
-            body, service, access, _get_checks(request), _get_shutdown_state(request)
-        )
+        await add_details(body, service, access, _get_checks(request), _get_shutdown_state(request))
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 
@@ -103,7 +101,7 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """200 if so. 503 while the service stops, while nobody can be let in, and while no agent can
     answer."""
-    problem = await _find_readiness_problem(_get_shutdown_state(request), _get_checks(request))
+    problem = await find_readiness_problem(_get_shutdown_state(request), _get_checks(request))
     body = msgspec.json.encode(
         Readiness("not_ready" if problem else "ready", [problem] if problem else [])
     )
