@@ -17,13 +17,13 @@ from ai_agent_service.core.errors import (
     InvalidRequestError,
     ServiceError,
 )
-from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message, ToolSpec
 from ai_agent_service.core.usage import Usage, sum_usage
 from ai_agent_service.evaluation.dataset import Case, Expect, read_case
 from ai_agent_service.evaluation.documents import Piece
 from ai_agent_service.evaluation.model_option import Model
-from ai_agent_service.providers.base import ModelFinished, ModelRequest
+from ai_agent_service.providers.base import ModelRequest
+from ai_agent_service.providers.complete import complete
 
 logger = logging.getLogger(__name__)
 
@@ -228,20 +228,9 @@ class Generator:
         request = ModelRequest(
             model=self._model.name, messages=tuple(messages), settings=settings, deadline=deadline
         )
-        said: list[str] = []
-        is_cut = False
         self.questions += 1
         try:
-            async with aclosing(self._model.provider.stream(request)) as events:
-                async for event in events:
-                    match event:
-                        case TextDelta(text=text) | RefusalDelta(text=text):
-                            said.append(text)
-                        case ModelFinished():
-                            self._usages.append(event.usage)
-                            is_cut = event.reason == "length"
-                        case _:
-                            pass
+            answer = await complete(self._model.provider, request)
         except ServiceError:
             raise
         except Exception as error:
@@ -250,7 +239,9 @@ class Generator:
             raise InternalError(
                 f"{self._model.provider.name} failed unexpectedly; the log says more."
             ) from error
-        return "".join(said), is_cut
+        self._usages.append(answer.usage)
+        is_cut = answer.finish is not None and answer.finish.reason == "length"
+        return answer.text + answer.refusal, is_cut
 
     def _read(self, value: object, piece: Piece) -> tuple[dict[str, Any] | None, str]:
         """The case that `value` is, with a name that no other has; or None, and what is wrong with

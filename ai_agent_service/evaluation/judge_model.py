@@ -3,18 +3,22 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from ai_agent_service.core.errors import ContextTooLongError, InvalidRequestError, ServiceError
-from ai_agent_service.core.events import RefusalDelta, TextDelta
+from ai_agent_service.core.errors import (
+    ContextTooLongError,
+    InvalidRequestError,
+    RunTimeoutError,
+    ServiceError,
+)
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.evaluation.model_option import Model
-from ai_agent_service.providers.base import ModelFinished, ModelRequest
+from ai_agent_service.providers.base import ModelRequest
+from ai_agent_service.providers.complete import Completion, complete
 
 ATTEMPTS = 3
 """How often a judge is asked for the same judgement before it counts as not judged."""
@@ -24,9 +28,6 @@ MAX_REPEATED = 2_000
 
 MAX_ANSWER = 200_000
 """Characters of one answer that are read; what is longer is of no use."""
-
-TIMEOUT_GRACE_SECONDS = 1.0
-"""How much longer than its time a provider may take that does not end by itself."""
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -98,7 +99,11 @@ class Judge:
         for number in range(self._refused, len(choices)):
             try:
                 async with self._free:
-                    text = await self._stream_answer(messages, choices[number], usages)
+                    answer = await self._ask_model(messages, choices[number])
+            except RunTimeoutError:
+                raise JudgementError(
+                    f"the judge cannot be asked: it took longer than {self._timeout:g} s"
+                ) from None
             except ServiceError as error:
                 may_be_settings = isinstance(error, InvalidRequestError) and not isinstance(
                     error, ContextTooLongError
@@ -107,40 +112,18 @@ class Judge:
                     raise JudgementError(
                         f"the judge cannot be asked ({error.code}): {error.message}"
                     ) from None
-            except TimeoutError:
-                raise JudgementError(
-                    f"the judge cannot be asked: it took longer than {self._timeout:g} s"
-                ) from None
             else:
                 self._refused = max(self._refused, number)
-                return text
+                usages.append(answer.usage)
+                return answer.text + answer.refusal
         raise AssertionError("the last of the choices ends this")
 
-    async def _stream_answer(
-        self, messages: list[Message], settings: Mapping[str, Any], usages: list[Usage | None]
-    ) -> str:
+    async def _ask_model(self, messages: list[Message], settings: Mapping[str, Any]) -> Completion:
         deadline = time.monotonic() + self._timeout
         request = ModelRequest(
             model=self.model.name, messages=tuple(messages), settings=settings, deadline=deadline
         )
-        pieces: list[str] = []
-        left = MAX_ANSWER
-        async with (
-            asyncio.timeout(self._timeout + TIMEOUT_GRACE_SECONDS),
-            aclosing(self.model.provider.stream(request)) as events,
-        ):
-            async for event in events:
-                match event:
-                    case TextDelta(text=text) | RefusalDelta(text=text):
-                        pieces.append(text)
-                        left -= len(text)
-                        if left < 0:
-                            break
-                    case ModelFinished(usage=usage):
-                        usages.append(usage)
-                    case _:
-                        pass
-        return "".join(pieces)
+        return await complete(self.model.provider, request, max_characters=MAX_ANSWER)
 
 
 def to_strict_schema(schema: Any) -> Any:
