@@ -21,8 +21,8 @@ from ai_agent_service.evaluation.judge_model import (
     MAX_ANSWER,
     Judge,
     JudgementError,
-    to_strict_schema,
 )
+from ai_agent_service.evaluation.model_client import to_strict_schema
 from ai_agent_service.evaluation.model_option import Model
 from ai_agent_service.providers.base import ModelEvent, ModelRequest
 from tests.support.judges import Said, ScriptedJudge
