@@ -117,16 +117,12 @@ class ChatTaskAgent(BaseAgent):
         error: ServiceError | None = None
         asked_at = time.monotonic()
         if self._provider.name != "demo" and not self._provider.missing:
-            named: dict[str, Any] = {
-                "run_id": context.run_id,
-                "agent_id": self.agent_id,
-                "task": self._task,
-            }
+            named: dict[str, Any] = {"run_id": context.run_id, "agent_id": self.agent_id}
             try:
                 request = await self._build_request(turn, context)
                 asked_model = request.model
                 if self._is_free_text:
-                    streaming = stream_logged(self._provider, request, **named)
+                    streaming = stream_logged(self._provider, request, **named, task=self._task)
                     async with aclosing(streaming) as events:
                         async for event in events:
                             if isinstance(event, ModelFinished):
@@ -136,7 +132,11 @@ class ChatTaskAgent(BaseAgent):
                                 yield event
                 else:
                     whole = await complete(
-                        self._provider, request, max_characters=MAX_ANSWER, **named
+                        self._provider,
+                        request,
+                        max_characters=MAX_ANSWER,
+                        **named,
+                        task=self._task,
                     )
                     said, finished = whole.text, whole.finish
             except ServiceError as caught:

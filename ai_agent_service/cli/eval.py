@@ -136,9 +136,8 @@ def run_command(
         )
     if junit is not None and not junit.resolve().parent.is_dir():
         raise click.UsageError(f"There is no folder {junit.parent}.")
-    output = load_settings().evaluation_output_dir
     before, resumed = (
-        _require_run(output, name) if name is not None else None for name in (baseline, resume)
+        _require_run(name) if name is not None else None for name in (baseline, resume)
     )
     if resumed is not None:
         known = resumed.read_summary()
@@ -168,16 +167,7 @@ def run_command(
         _write_recorded(dataset, cases, results)
     if junit is not None:
         _write(junit, partial(write_junit, name=run.name, results=results))
-    failed = fail_under is not None and summary.score < fail_under - EPSILON
-    if failed:
-        click.echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
-    if compared is not None:
-        _echo_comparison(compared, run)
-        failed |= compared.comparison.verdict == "worse"
-    if summary.not_judged and (fail_under is not None or compared is not None):
-        failed = True
-        click.echo("Not all was judged, so that this is no pass.")
-    if failed:
+    if not _check_pass(run, summary, fail_under, compared):
         sys.exit(EXIT_WORSE)
 
 
@@ -185,7 +175,7 @@ def run_command(
 @click.argument("run", required=False, metavar="RUN")
 def show(run: str | None) -> None:
     """Show what came of RUN, by default the latest."""
-    found = _require_run(load_settings().evaluation_output_dir, run)
+    found = _require_run(run)
     _echo_run(found, found.read_summary(), found.read_results())
 
 
@@ -197,8 +187,7 @@ def compare_command(before: str, after: str) -> None:
 
     Ends with code 1 if it is worse, or if not all of it was done and judged.
     """
-    output = load_settings().evaluation_output_dir
-    old, new = _require_run(output, before), _require_run(output, after)
+    old, new = _require_run(before), _require_run(after)
     compared = Baseline(old, compare_runs(old, new))
     _echo_comparison(compared, new)
     is_stopped = new.read_summary().finished is None
@@ -224,28 +213,40 @@ def compare_command(before: str, after: str) -> None:
 def report_command(run: str | None, baseline: str | None, output: Path | None) -> None:
     """Write the report on RUN, by default the latest, anew: one page of HTML that needs nothing
     else."""
-    folder = load_settings().evaluation_output_dir
-    found = _require_run(folder, run)
-    before = _require_run(folder, baseline) if baseline is not None else None
+    found = _require_run(run)
+    before = _require_run(baseline) if baseline is not None else None
     path = output or found.report
     _write_report(found, path, _compare_with(before, found))
     click.echo(f"{path}")
 
 
-def _require_run(output: Path, name: str | None) -> EvaluationRun:
-    found = find_run(output, name)
-    if found is None:
-        known = (
-            ", ".join(sorted(path.parent.name for path in output.glob("*/summary.json"))[-5:])
-            or "none"
-        )
-        what = f"There is no one run {name!r}" if name is not None else "There is no run"
-        raise click.UsageError(f"{what} in {output}. The latest there: {known}.")
-    return found
+def _require_run(name: str | None) -> EvaluationRun:
+    output = load_settings().evaluation_output_dir
+    if (found := find_run(output, name)) is not None:
+        return found
+    latest = sorted(path.parent.name for path in output.glob("*/summary.json"))[-5:]
+    what = f"There is no one run {name!r}" if name is not None else "There is no run"
+    raise click.UsageError(f"{what} in {output}. The latest there: {', '.join(latest) or 'none'}.")
 
 
 def _compare_with(before: EvaluationRun | None, run: EvaluationRun) -> Baseline | None:
     return Baseline(before, compare_runs(before, run)) if before is not None else None
+
+
+def _check_pass(
+    run: EvaluationRun, summary: Summary, fail_under: float | None, compared: Baseline | None
+) -> bool:
+    """Print why the run is not good enough, and return whether it is."""
+    is_low = fail_under is not None and summary.score < fail_under - EPSILON
+    if is_low:
+        click.echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
+    if compared is not None:
+        _echo_comparison(compared, run)
+    is_open = summary.not_judged > 0 and (fail_under is not None or compared is not None)
+    if is_open:
+        click.echo("Not all was judged, so that this is no pass.")
+    is_worse = compared is not None and compared.comparison.verdict == "worse"
+    return not (is_low or is_open or is_worse)
 
 
 async def _evaluate_cases(

@@ -223,8 +223,8 @@ class Generator:
         case = self._normalize_case(value, piece)
         read, faults = read_case(json.dumps(case, ensure_ascii=False), 1, piece.source)
         if read is None:
-            told = "; ".join(f"{fault.field}: {fault.problem}" for fault in faults)
-            return None, f"{_shorten(value.get('id'))}: {told}"
+            problems = "; ".join(f"{fault.field}: {fault.problem}" for fault in faults)
+            return None, f"{_shorten(value.get('id'))}: {problems}"
         if problem := self._find_problem(read):
             return None, f"{read.id!r}: {problem}"
         asked = " ".join(turn.input for turn in read.session_turns)

@@ -1,4 +1,4 @@
-"""Opens the service for an evaluation, apart from the operator's database."""
+"""Opens the service for an evaluation, with a temporary database in place of the operator's."""
 
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Collection
@@ -20,8 +20,11 @@ async def open_isolated_service(
     agent_ids: Collection[str],
     toolset: Callable[..., Toolset] | None = None,
 ) -> AsyncGenerator[tuple[Service, Path], None]:
-    """The service with a database of its own and only the MCP servers of `agent_ids`, and a folder
-    for what lasts as long as it; `toolset` is as for `open_service`."""
+    """Open the service with a temporary database and only the MCP servers of `agent_ids`.
+
+    Yields it with the temporary folder, which is deleted at the end. `toolset` is as for
+    `open_service`.
+    """
     with tempfile.TemporaryDirectory(
         prefix="ai-agent-service-eval-", ignore_cleanup_errors=True
     ) as name:
