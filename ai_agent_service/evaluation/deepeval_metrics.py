@@ -41,8 +41,6 @@ class DeepEval:
     """All that DeepEval measures of an answer. Where `is_traced`, each answer measured is a trace
     for Confident AI, with its scores."""
 
-    name = "deepeval"
-
     def __init__(self, judge: Judge | None, *, is_traced: bool = False) -> None:
         self._judge = judge
         self._is_traced = is_traced
