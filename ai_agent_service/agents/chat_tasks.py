@@ -20,8 +20,6 @@ from ai_agent_service.core.errors import (
     ServiceError,
 )
 from ai_agent_service.core.events import (
-    ReasoningDelta,
-    RefusalDelta,
     RunEvent,
     RunFailed,
     RunFinished,
@@ -32,6 +30,7 @@ from ai_agent_service.core.messages import Message
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
+from ai_agent_service.providers.complete import complete
 from ai_agent_service.providers.debug_log import stream_logged
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,6 @@ class ChatTaskAgent(BaseAgent):
         self._task = task
         self._provider = provider
         self._model = model
-        self._asked_model = ""
 
     async def model(self) -> str:
         """The model that is asked."""
@@ -115,22 +113,34 @@ class ChatTaskAgent(BaseAgent):
 
     async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
         """Answers the task; see BaseAgent."""
-        said, finished, error = "", None, None
+        said, finished, asked_model = "", None, ""
+        error: ServiceError | None = None
         asked_at = time.monotonic()
         if self._provider.name != "demo" and not self._provider.missing:
+            named: dict[str, Any] = {"run_id": context.run_id, "agent_id": self.agent_id}
             try:
-                async with aclosing(self._stream_answer(turn, context)) as events:
-                    async for event in events:
-                        if isinstance(event, ModelFinished):
-                            finished = event
-                        elif isinstance(event, TextDelta):
-                            said += event.text
-                            if self._is_free_text:
+                request = await self._build_request(turn, context)
+                asked_model = request.model
+                if self._is_free_text:
+                    streaming = stream_logged(self._provider, request, **named, task=self._task)
+                    async with aclosing(streaming) as events:
+                        async for event in events:
+                            if isinstance(event, ModelFinished):
+                                finished = event
+                            elif isinstance(event, TextDelta):
+                                said += event.text
                                 yield event
-                            elif len(said) > MAX_ANSWER:
-                                break
+                else:
+                    whole = await complete(
+                        self._provider,
+                        request,
+                        max_characters=MAX_ANSWER,
+                        **named,
+                        task=self._task,
+                    )
+                    said, finished = whole.text, whole.finish
             except ServiceError as caught:
-                error = caught
+                error = self._explain(caught, context)
             except Exception:
                 # A provider may be a plug-in and raise anything: a task has an answer by rule all
                 # the same.
@@ -141,14 +151,10 @@ class ChatTaskAgent(BaseAgent):
         usage: Usage | None = None
         steps: tuple[StepRecord, ...] = ()
         if finished is not None:
-            model, provider = (
-                finished.model or self._asked_model,
-                finished.provider or self._provider.name,
-            )
-            usage, steps = (
-                finished.usage,
-                (StepRecord((), finished.usage, model, provider, time.monotonic() - asked_at),),
-            )
+            usage = finished.usage
+            model = finished.model or asked_model
+            provider = finished.provider or self._provider.name
+            steps = (StepRecord((), usage, model, provider, time.monotonic() - asked_at),)
         if self._is_free_text and said:
             yield (
                 RunFailed(error, usage, steps)
@@ -158,23 +164,10 @@ class ChatTaskAgent(BaseAgent):
             return
         answer = None if error is not None else self._parse_answer(said)
         if answer is None:
-            logger.log(
-                logging.DEBUG if self._provider.name == "demo" else logging.WARNING,
-                "task.answered_by_rule",
-                extra={
-                    "agent_id": self.agent_id,
-                    "task": self._task,
-                    "cause": error.code if error is not None else "unusable_answer",
-                },
-            )
-            answer = answer_by_rule(self._task, turn.messages, self._suggestions)
+            answer = self._answer_by_rule(turn, error)
         if answer is None:
-            yield RunFailed(
-                error
-                or ProviderProtocolError(f"{self._provider.name} has no answer to this task."),
-                usage,
-                steps,
-            )
+            missing = ProviderProtocolError(f"{self._provider.name} has no answer to this task.")
+            yield RunFailed(error or missing, usage, steps)
             return
         if answer:
             yield TextDelta(answer)
@@ -193,9 +186,7 @@ class ChatTaskAgent(BaseAgent):
     def _suggestions(self) -> tuple[str, ...]:
         return tuple(prompt.content for prompt in self.definition.display.suggestion_prompts)
 
-    async def _stream_answer(
-        self, turn: Turn, context: RunContext
-    ) -> AsyncGenerator[TextDelta | ReasoningDelta | RefusalDelta | ModelFinished, None]:
+    async def _build_request(self, turn: Turn, context: RunContext) -> ModelRequest:
         own = self.definition.model_settings if self._is_agents_own else {}
         settings: dict[str, Any] = {
             name: value for name, value in own.items() if name not in _CHAT_ONLY_SETTINGS
@@ -204,32 +195,33 @@ class ChatTaskAgent(BaseAgent):
             self._task != "emoji_generation"
         ):  # asked for in 4 tokens, which a model that thinks has used up before it says anything
             settings |= turn.settings
-        deadline = min(context.deadline, time.monotonic() + TASK_SECONDS)
-        self._asked_model = await self.model()
-        request = ModelRequest(
-            model=self._asked_model,
+        return ModelRequest(
+            model=await self.model(),
             messages=turn.messages,
             settings=settings,
-            deadline=deadline,
+            deadline=min(context.deadline, time.monotonic() + TASK_SECONDS),
             request_id=context.request_id,
         )
-        try:
-            answering = stream_logged(
-                self._provider,
-                request,
-                run_id=context.run_id,
-                agent_id=self.agent_id,
-                task=self._task,
-            )
-            async with aclosing(answering) as events:
-                async for event in events:
-                    yield event
-        except RunTimeoutError as error:
-            if context.seconds_left <= 0:
-                raise
-            raise ProviderTimeoutError(
-                f"{self._provider.name} took longer than {TASK_SECONDS:g} seconds for a task."
-            ) from error
+
+    def _explain(self, error: ServiceError, context: RunContext) -> ServiceError:
+        """The error to report: a task has less time than the run that asks for it."""
+        if not isinstance(error, RunTimeoutError) or context.seconds_left <= 0:
+            return error
+        return ProviderTimeoutError(
+            f"{self._provider.name} took longer than {TASK_SECONDS:g} seconds for a task."
+        )
+
+    def _answer_by_rule(self, turn: Turn, error: ServiceError | None) -> str | None:
+        logger.log(
+            logging.DEBUG if self._provider.name == "demo" else logging.WARNING,
+            "task.answered_by_rule",
+            extra={
+                "agent_id": self.agent_id,
+                "task": self._task,
+                "cause": error.code if error is not None else "unusable_answer",
+            },
+        )
+        return answer_by_rule(self._task, turn.messages, self._suggestions)
 
     def _parse_answer(self, said: str) -> str | None:
         """The answer, in the form that the task wants; None if it is not one."""

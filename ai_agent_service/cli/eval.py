@@ -4,7 +4,6 @@ that got better or worse."""
 import asyncio
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ import msgspec
 
 from ai_agent_service import __version__
 from ai_agent_service.cli.conventions import CONNECT_SECONDS, EXIT_INTERRUPTED
-from ai_agent_service.cli.eval_generate import generate
+from ai_agent_service.cli.eval_generate import format_cost, generate
 from ai_agent_service.cli.output import ProgressReporter, format_table
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import load_settings
@@ -30,13 +29,22 @@ from ai_agent_service.evaluation.deepeval_extra import (
     has_expectation,
     open_judging,
 )
+from ai_agent_service.evaluation.isolated_service import CONNECT_SECONDS, open_isolated_service
 from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.junit import write_junit
 from ai_agent_service.evaluation.metrics import METRICS
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.evaluation.replay import Replays, ReplayToolset
 from ai_agent_service.evaluation.report.page import Baseline, render_report
-from ai_agent_service.evaluation.results import EPSILON, Options, Result, RunAgent, Summary
+from ai_agent_service.evaluation.results import (
+    EPSILON,
+    Options,
+    Result,
+    RunAgent,
+    Summary,
+    describe_failures,
+    group_by_case,
+)
 from ai_agent_service.evaluation.run_folder import (
     EvaluationRun,
     build_recorded_case,
@@ -44,10 +52,9 @@ from ai_agent_service.evaluation.run_folder import (
     write_lines,
 )
 from ai_agent_service.evaluation.runner import Runner, summarize_results
-from ai_agent_service.evaluation.scoring import MIN_CASES, Comparison, compare_runs
+from ai_agent_service.evaluation.scoring import compare_runs
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.runtime.configuration import Configuration, load
-from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.service import Service
 
 MAX_NOT_MET = 60
@@ -130,15 +137,15 @@ def run_command(
         )
     if junit is not None and not junit.resolve().parent.is_dir():
         raise click.UsageError(f"There is no folder {junit.parent}.")
-    output = load_settings().evaluation_output_dir
-    before = _require_run(output, baseline) if baseline is not None else None
-    resumed = _require_run(output, resume) if resume is not None else None
-    options = (
-        resumed.read_summary().options
-        if resumed is not None
-        else Options(agent, model, repeat, record, judge)
+    before, resumed = (
+        _require_run(name) if name is not None else None for name in (baseline, resume)
     )
-    dataset = file if file is not None and resumed is None else _locate_dataset(resumed)
+    if resumed is not None:
+        known = resumed.read_summary()
+        options, dataset = known.options, Path(known.dataset)
+    else:
+        assert file is not None
+        options, dataset = Options(agent, model, repeat, record, judge), file
     cases = read_dataset(resumed.dataset if resumed is not None else dataset)
     configuration = load()
     cases = assign_agents(
@@ -154,23 +161,14 @@ def run_command(
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     summary, results = run.read_summary(), run.read_results()
-    compared = Baseline(before, compare_runs(before, run)) if before is not None else None
+    compared = _compare_with(before, run)
     _write_report(run, run.report, compared)
     _echo_run(run, summary, results)
     if options.record:
         _write_recorded(dataset, cases, results)
     if junit is not None:
         _write(junit, partial(write_junit, name=run.name, results=results))
-    failed = fail_under is not None and summary.score < fail_under - EPSILON
-    if failed:
-        click.echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
-    if compared is not None:
-        _echo_comparison(compared.run, run, compared.comparison)
-        failed |= compared.comparison.verdict == "worse"
-    if summary.not_judged and (fail_under is not None or compared is not None):
-        failed = True
-        click.echo("Not all was judged, so that this is no pass.")
-    if failed:
+    if not _check_pass(run, summary, fail_under, compared):
         sys.exit(EXIT_WORSE)
 
 
@@ -178,7 +176,7 @@ def run_command(
 @click.argument("run", required=False, metavar="RUN")
 def show(run: str | None) -> None:
     """Show what came of RUN, by default the latest."""
-    found = _require_run(load_settings().evaluation_output_dir, run)
+    found = _require_run(run)
     _echo_run(found, found.read_summary(), found.read_results())
 
 
@@ -190,16 +188,15 @@ def compare_command(before: str, after: str) -> None:
 
     Ends with code 1 if it is worse, or if not all of it was done and judged.
     """
-    output = load_settings().evaluation_output_dir
-    old, new = _require_run(output, before), _require_run(output, after)
-    found = compare_runs(old, new)
-    _echo_comparison(old, new, found)
+    old, new = _require_run(before), _require_run(after)
+    compared = Baseline(old, compare_runs(old, new))
+    _echo_comparison(compared, new)
     is_stopped = new.read_summary().finished is None
     if is_stopped:
         click.echo(f"{new.name} was stopped, so that this is no pass.")
     # The summary of a run that was stopped does not count them yet.
     if (
-        found.verdict == "worse"
+        compared.comparison.verdict == "worse"
         or is_stopped
         or any(result.not_judged for result in new.read_results())
     ):
@@ -217,31 +214,40 @@ def compare_command(before: str, after: str) -> None:
 def report_command(run: str | None, baseline: str | None, output: Path | None) -> None:
     """Write the report on RUN, by default the latest, anew: one page of HTML that needs nothing
     else."""
-    folder = load_settings().evaluation_output_dir
-    found = _require_run(folder, run)
-    before = _require_run(folder, baseline) if baseline is not None else None
+    found = _require_run(run)
+    before = _require_run(baseline) if baseline is not None else None
     path = output or found.report
-    _write_report(
-        found, path, Baseline(before, compare_runs(before, found)) if before is not None else None
-    )
+    _write_report(found, path, _compare_with(before, found))
     click.echo(f"{path}")
 
 
-def _require_run(output: Path, name: str | None) -> EvaluationRun:
-    found = find_run(output, name)
-    if found is None:
-        known = (
-            ", ".join(sorted(path.parent.name for path in output.glob("*/summary.json"))[-5:])
-            or "none"
-        )
-        what = f"There is no one run {name!r}" if name is not None else "There is no run"
-        raise click.UsageError(f"{what} in {output}. The latest there: {known}.")
-    return found
+def _require_run(name: str | None) -> EvaluationRun:
+    output = load_settings().evaluation_output_dir
+    if (found := find_run(output, name)) is not None:
+        return found
+    latest = sorted(path.parent.name for path in output.glob("*/summary.json"))[-5:]
+    what = f"There is no one run {name!r}" if name is not None else "There is no run"
+    raise click.UsageError(f"{what} in {output}. The latest there: {', '.join(latest) or 'none'}.")
 
 
-def _locate_dataset(run: EvaluationRun | None) -> Path:
-    assert run is not None
-    return Path(run.read_summary().dataset)
+def _compare_with(before: EvaluationRun | None, run: EvaluationRun) -> Baseline | None:
+    return Baseline(before, compare_runs(before, run)) if before is not None else None
+
+
+def _check_pass(
+    run: EvaluationRun, summary: Summary, fail_under: float | None, compared: Baseline | None
+) -> bool:
+    """Print why the run is not good enough, and return whether it is."""
+    is_low = fail_under is not None and summary.score < fail_under - EPSILON
+    if is_low:
+        click.echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
+    if compared is not None:
+        _echo_comparison(compared, run)
+    is_open = summary.not_judged > 0 and (fail_under is not None or compared is not None)
+    if is_open:
+        click.echo("Not all was judged, so that this is no pass.")
+    is_worse = compared is not None and compared.comparison.verdict == "worse"
+    return not (is_low or is_open or is_worse)
 
 
 async def _evaluate_cases(
@@ -253,78 +259,59 @@ async def _evaluate_cases(
     parallel: int,
 ) -> EvaluationRun:
     """The run of what is not done yet of `cases`, once it has come to its end."""
-    agent_ids = {case.agent for case in cases if case.agent is not None}
+    agent_ids = sorted({case.agent for case in cases if case.agent is not None})
     replays = Replays()
-    with tempfile.TemporaryDirectory(
-        prefix="ai-agent-service-eval-", ignore_cleanup_errors=True
-    ) as folder:
-        apart = configuration.restrict_servers(agent_ids).isolate(Path(folder))
-        async with AsyncExitStack() as opened:
-            service = await opened.enter_async_context(
-                open_service(apart, partial(ReplayToolset, replays))
+    isolated = open_isolated_service(configuration, agent_ids, partial(ReplayToolset, replays))
+    async with isolated as (service, folder), AsyncExitStack() as opened:
+        metrics = METRICS
+        if has_expectation(cases, DEEPEVAL_FIELDS):
+            judge = None
+            if has_expectation(cases, JUDGED_FIELDS):
+                judge = await _build_judge(service, options.judge, parallel)
+            label = judge.model.label if judge is not None else None
+            options = msgspec.structs.replace(options, judge=label)
+            judging = open_judging(judge, configuration.settings, configuration.environment, folder)
+            metrics = (*metrics, await opened.enter_async_context(judging))
+        await _connect_servers(service)
+        agents = {name: await _describe_agent(service, name, options.model) for name in agent_ids}
+        if resumed is not None:
+            _refuse_changed_agents(resumed, agents)
+            run, done = resumed, resumed.restore()
+        else:
+            summary = Summary(
+                dataset=str(dataset),
+                started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+                service_version=__version__,
+                options=options,
+                agents=agents,
             )
-            metrics = METRICS
-            if has_expectation(cases, DEEPEVAL_FIELDS):
-                judge = (
-                    await _build_judge(service, options.judge, parallel)
-                    if has_expectation(cases, JUDGED_FIELDS)
-                    else None
+            output = configuration.settings.evaluation_output_dir
+            run, done = EvaluationRun.begin(output, dataset, cases, summary), []
+        seen = {(result.id, result.attempt) for result in done}
+        every = [(case, attempt) for attempt in range(1, options.repeat + 1) for case in cases]
+        wanted = [(case, attempt) for case, attempt in every if (case.id, attempt) not in seen]
+        # A run that is resumed is not finished until it has come to its end again.
+        run.write_summary(msgspec.structs.replace(run.read_summary(), finished=None))
+        try:
+            with ProgressReporter("cases", len(every), len(done)) as steps:
+                await Runner(service, replays, options, metrics).run(
+                    wanted, parallel, partial(_save_result, run, steps)
                 )
-                options = msgspec.structs.replace(
-                    options, judge=judge.model.label if judge is not None else None
-                )
-                judging = open_judging(
-                    judge, configuration.settings, configuration.environment, Path(folder)
-                )
-                metrics = (*metrics, await opened.enter_async_context(judging))
-            await service.servers.wait_for_start(CONNECT_SECONDS)
-            for status in service.servers.statuses:
-                if status.state != "ready":
-                    click.echo(
-                        f"without the tools of {status.label}:"
-                        f" {status.error or 'it is still starting'}",
-                        err=True,
-                    )
-            agents = {
-                agent_id: await _describe_agent(service, agent_id, options.model)
-                for agent_id in sorted(agent_ids)
-            }
-            if resumed is not None:
-                _refuse_changed_agents(resumed, agents)
-                run, done = resumed, resumed.restore()
-            else:
-                started = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-                summary = Summary(
-                    dataset=str(dataset),
-                    started=started,
-                    service_version=__version__,
-                    options=options,
-                    agents=agents,
-                )
-                run, done = (
-                    EvaluationRun.begin(
-                        configuration.settings.evaluation_output_dir, dataset, cases, summary
-                    ),
-                    [],
-                )
-            seen = {(result.id, result.attempt) for result in done}
-            every = [(case, attempt) for attempt in range(1, options.repeat + 1) for case in cases]
-            wanted = [(case, attempt) for case, attempt in every if (case.id, attempt) not in seen]
-            run.write_summary(
-                msgspec.structs.replace(run.read_summary(), finished=None)
-            )  # until it has, once more
-            try:
-                with ProgressReporter("cases", len(every), len(done)) as steps:
-                    await Runner(service, replays, options, metrics).run(
-                        wanted, parallel, partial(_save_result, run, steps)
-                    )
-            except asyncio.CancelledError:
-                click.echo(
-                    f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True
-                )
-                raise
+        except asyncio.CancelledError:
+            click.echo(
+                f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True
+            )
+            raise
     run.write_summary(summarize_results(run.read_summary(), run.read_results()))
     return run
+
+
+async def _connect_servers(service: Service) -> None:
+    await service.servers.wait_for_start(CONNECT_SECONDS)
+    for status in service.servers.statuses:
+        if status.state != "ready":
+            why = status.error or "it is still starting"
+            click.echo(f"without the tools of {status.label}: {why}", err=True)
 
 
 async def _build_judge(service: Service, written: str | None, parallel: int) -> Judge:
@@ -346,10 +333,7 @@ def _refuse_changed_agents(run: EvaluationRun, agents: dict[str, RunAgent]) -> N
     """Half of a run by one agent and half by another would tell of neither."""
     for agent_id, before in run.read_summary().agents.items():
         if agents[agent_id] != before:
-            was, now = (
-                f"{each.version} by {each.provider} {each.model}"
-                for each in (before, agents[agent_id])
-            )
+            was, now = before.description, agents[agent_id].description
             raise click.UsageError(
                 f"{agent_id} is not what it was when {run.name} began ({was}; now {now}). Start a"
                 " new run."
@@ -364,9 +348,7 @@ def _save_result(run: EvaluationRun, steps: ProgressReporter, result: Result) ->
 
 def _echo_run(run: EvaluationRun, summary: Summary, results: Sequence[Result]) -> None:
     rows: list[tuple[str, ...]] = [("CASE", "SCORE", "STEPS", "SECONDS", "TOKENS", "NOT MET")]
-    by_case: dict[str, list[Result]] = {}
-    for result in results:
-        by_case.setdefault(result.id, []).append(result)
+    by_case = group_by_case(results)
     rows += (_format_row(name, attempts) for name, attempts in by_case.items())
     click.echo(format_table(rows))
     for name, attempts in by_case.items():
@@ -396,14 +378,14 @@ def _echo_run(run: EvaluationRun, summary: Summary, results: Sequence[Result]) -
             f"{len(summary.attempts)} attempts: mean {statistics.fmean(summary.attempts):.3f},"
             f" {spread}"
         )
-    cost = f", ${summary.cost:.4f}" if summary.cost else ""
+    cost = format_cost(summary.cost)
     took = f"{summary.steps} steps, {summary.seconds:.1f} s, {summary.tokens} tokens{cost}"
     click.echo(
         f"score {summary.score:.3f} of {summary.cases} cases, {summary.errors} broken by an error;"
         f" {took}"
     )
     if summary.options.judge is not None:
-        cost = f", ${summary.judge_cost:.4f}" if summary.judge_cost else ""
+        cost = format_cost(summary.judge_cost)
         click.echo(f"judged by {summary.options.judge}: {summary.judge_tokens} tokens{cost}")
     if summary.not_judged:
         what = (
@@ -424,20 +406,7 @@ def _format_row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
         if len(scores) > 1
         else ""
     )
-    errors = [
-        f"error {answer.error}: {answer.problem}"
-        for attempt in attempts
-        if (answer := attempt.error) is not None
-    ]
-    not_judged = [
-        f"not judged: {check.metric}: {check.not_judged}"
-        for attempt in attempts
-        for check in attempt.not_judged
-    ]
-    failed = [
-        f"{check.metric}: {check.expected}" for attempt in attempts for check in attempt.failed
-    ]
-    said = " ".join("; ".join(dict.fromkeys([*errors, *not_judged, *failed])).split())
+    said = describe_failures(attempts)
     return (
         name,
         f"{statistics.fmean(scores):.2f}{spread}",
@@ -448,7 +417,8 @@ def _format_row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
     )
 
 
-def _echo_comparison(before: EvaluationRun, after: EvaluationRun, found: Comparison) -> None:
+def _echo_comparison(compared: Baseline, after: EvaluationRun) -> None:
+    before, found = compared.run, compared.comparison
     click.echo(f"\n{before.name} -> {after.name}")
     for change in found.changed:
         click.echo(f"  {change.id}: {change.before:.2f} -> {change.after:.2f}")
@@ -468,16 +438,7 @@ def _echo_comparison(before: EvaluationRun, after: EvaluationRun, found: Compari
             " its own"
         )
     over = f"{found.before:.3f} -> {found.after:.3f} over {found.cases} cases"
-    if found.cases < MIN_CASES:
-        click.echo(
-            f"{found.verdict}: {over}; fewer than {MIN_CASES} cases tell nothing for certain"
-        )
-    else:
-        doubt = f"; {found.doubt}" if found.doubt else ""
-        between = f"95 % between {found.low:+.3f} and {found.high:+.3f}"
-        click.echo(
-            f"{found.verdict}: {over}, difference {found.difference:+.3f} ({between}){doubt}"
-        )
+    click.echo(f"{found.verdict}: {over}{found.certainty}")
 
 
 def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Result]) -> None:
@@ -507,12 +468,5 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         write(path)
     except OSError as error:
         problem = f"it cannot be written ({error.strerror})"
-        raise ConfigError(
-            [
-                Fault(
-                    file=str(path),
-                    problem=problem,
-                    remedy="Name another file, or give the right to write it",
-                )
-            ]
-        ) from None
+        remedy = "Name another file, or give the right to write it"
+        raise ConfigError([Fault(file=str(path), problem=problem, remedy=remedy)]) from None

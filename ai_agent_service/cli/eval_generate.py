@@ -6,8 +6,7 @@ import json
 import os
 import re
 import sys
-import tempfile
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,11 +19,11 @@ from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
 from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.evaluation.case_writer import Generator, TargetAgent
 from ai_agent_service.evaluation.documents import Piece, allocate_cases, read_documents
+from ai_agent_service.evaluation.isolated_service import CONNECT_SECONDS, open_isolated_service
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.runtime.configuration import Configuration, load
-from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.service import Service
 
 MAX_NAME = 40
@@ -120,25 +119,12 @@ async def _generate_cases(
     steps: ProgressReporter,
 ) -> Generator:
     agent_ids = [agent] if agent is not None else []
-    async with AsyncExitStack() as opened:
-        folder = opened.enter_context(
-            tempfile.TemporaryDirectory(prefix="ai-agent-service-eval-", ignore_cleanup_errors=True)
-        )
-        service = await opened.enter_async_context(
-            open_service(configuration.restrict_servers(agent_ids).isolate(Path(folder)))
-        )
+    async with open_isolated_service(configuration, agent_ids) as (service, _):
         writer = await find_model(service, model, "--model")
         if isinstance(writer.provider, Demo):
             problem = "demo is no language model and cannot write cases"
-            raise ConfigError(
-                [
-                    Fault(
-                        file="--model",
-                        problem=problem,
-                        remedy="Name a real one, such as ollama:qwen3",
-                    )
-                ]
-            )
+            remedy = "Name a real one, such as ollama:qwen3"
+            raise ConfigError([Fault(file="--model", problem=problem, remedy=remedy)])
         tested = await _describe_target(service, agent) if agent is not None else None
         generator = Generator(writer, seconds=configuration.settings.request_timeout, agent=tested)
         async with aclosing(generator.generate_cases(allocate_cases(pieces, count))) as cases:
@@ -221,7 +207,7 @@ def _echo_summary(
         click.echo(f"{generator.duplicates} left out that were like others")
     usage = generator.usage
     tokens = f"{usage.total_tokens} tokens" if usage is not None else "the provider told no tokens"
-    cost = f", ${usage.cost:.4f}" if usage is not None and usage.cost else ""
+    cost = format_cost(usage.cost if usage is not None else None)
     click.echo(
         f"{generator.questions} question{'' if generator.questions == 1 else 's'} to the model,"
         f" {tokens}{cost}"
@@ -230,6 +216,11 @@ def _echo_summary(
         click.echo(f"{wanted} were asked for; the model had no more of use.")
     if dataset.count:
         click.echo(dataset.summary)
+
+
+def format_cost(cost: float | None) -> str:
+    """The end of a list, with `cost` in US dollars where it is known."""
+    return f", ${cost:.4f}" if cost else ""
 
 
 def _to_file_name(named: str) -> str:

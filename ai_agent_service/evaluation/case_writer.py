@@ -4,26 +4,19 @@ again where they are of no use."""
 import json
 import logging
 import re
-import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
-from ai_agent_service.core.errors import (
-    ContextTooLongError,
-    InternalError,
-    InvalidRequestError,
-    ServiceError,
-)
-from ai_agent_service.core.events import RefusalDelta, TextDelta
+from ai_agent_service.core.errors import InternalError, ServiceError
 from ai_agent_service.core.messages import Message, ToolSpec
 from ai_agent_service.core.usage import Usage, sum_usage
 from ai_agent_service.evaluation.dataset import Case, Expect, read_case
 from ai_agent_service.evaluation.documents import Piece
+from ai_agent_service.evaluation.model_client import ModelClient, build_response_format
 from ai_agent_service.evaluation.model_option import Model
-from ai_agent_service.providers.base import ModelFinished, ModelRequest
 
 logger = logging.getLogger(__name__)
 
@@ -94,18 +87,20 @@ class Generator:
 
     def __init__(self, model: Model, *, seconds: float, agent: TargetAgent | None = None) -> None:
         self._model = model
-        self._seconds = seconds
+        self._client = ModelClient(model, seconds)
         self._agent = agent
-        self._is_structured = True
         self._usages: list[Usage | None] = []
         self._ids: set[str] = set()
         self._inputs: list[tuple[str, frozenset[str]]] = []
-        self.questions = 0
-        """How often the model was asked."""
         self.dropped: list[str] = []
         """Cases that were of no use at the last try, each with what is wrong with it."""
         self.duplicates = 0
         """Cases that were left out because there is one like them."""
+
+    @property
+    def questions(self) -> int:
+        """How often the model was asked."""
+        return self._client.questions
 
     @property
     def usage(self) -> Usage | None:
@@ -146,17 +141,13 @@ class Generator:
             Message(role="system", content=self._build_system_prompt()),
             Message(role="user", content=self._build_user_prompt(piece, count)),
         ]
-        for last in (False,) * (MAX_TRIES - 1) + (True,):
-            answer, is_cut = await self._request_answer(messages)
+        for attempt in range(1, MAX_TRIES + 1):
+            answer, is_cut = await self._ask_model(messages)
             found = _parse_cases(answer)
-            faults = (
-                []
-                if found
-                else [
-                    "this is not the JSON that was asked for"
-                    + (", and it is cut off: write less" if is_cut else "")
-                ]
-            )
+            faults = []
+            if not found:
+                cut = ", and it is cut off: write less" if is_cut else ""
+                faults.append(f"this is not the JSON that was asked for{cut}")
             for value in found:
                 if not count:
                     return
@@ -168,7 +159,7 @@ class Generator:
                     faults.append(fault)
             if not count:
                 return
-            if last:
+            if attempt == MAX_TRIES:
                 self.dropped += (
                     f"{piece.source}: {fault}" if piece.source else fault for fault in faults
                 )
@@ -207,41 +198,11 @@ class Generator:
             f" you.\n{about}\n{piece.text}\n</text>{others}\n\nWrite {count} cases."
         )
 
-    async def _request_answer(self, messages: Sequence[Message]) -> tuple[str, bool]:
-        """What the model says, and whether it was cut off; a provider that refuses a schema is
-        asked without."""
-        if self._is_structured:
-            try:
-                return await self._ask_model(
-                    messages, {"response_format": _build_response_format(self._agent)}
-                )
-            except ContextTooLongError:
-                raise
-            except InvalidRequestError:
-                self._is_structured = False
-        return await self._ask_model(messages, {})
-
-    async def _ask_model(
-        self, messages: Sequence[Message], settings: Mapping[str, Any]
-    ) -> tuple[str, bool]:
-        deadline = time.monotonic() + self._seconds
-        request = ModelRequest(
-            model=self._model.name, messages=tuple(messages), settings=settings, deadline=deadline
-        )
-        said: list[str] = []
-        is_cut = False
-        self.questions += 1
+    async def _ask_model(self, messages: Sequence[Message]) -> tuple[str, bool]:
+        """What the model says, and whether it was cut off."""
+        structured = build_response_format("cases", _build_schema(self._agent))
         try:
-            async with aclosing(self._model.provider.stream(request)) as events:
-                async for event in events:
-                    match event:
-                        case TextDelta(text=text) | RefusalDelta(text=text):
-                            said.append(text)
-                        case ModelFinished():
-                            self._usages.append(event.usage)
-                            is_cut = event.reason == "length"
-                        case _:
-                            pass
+            answer = await self._client.ask(messages, (structured, {}))
         except ServiceError:
             raise
         except Exception as error:
@@ -250,7 +211,9 @@ class Generator:
             raise InternalError(
                 f"{self._model.provider.name} failed unexpectedly; the log says more."
             ) from error
-        return "".join(said), is_cut
+        self._usages.append(answer.usage)
+        is_cut = answer.finish is not None and answer.finish.reason == "length"
+        return answer.text + answer.refusal, is_cut
 
     def _read(self, value: object, piece: Piece) -> tuple[dict[str, Any] | None, str]:
         """The case that `value` is, with a name that no other has; or None, and what is wrong with
@@ -260,13 +223,8 @@ class Generator:
         case = self._normalize_case(value, piece)
         read, faults = read_case(json.dumps(case, ensure_ascii=False), 1, piece.source)
         if read is None:
-            return (
-                None,
-                (
-                    f"{_shorten(value.get('id'))}:"
-                    f" {'; '.join(f'{fault.field}: {fault.problem}' for fault in faults)}"
-                ),
-            )
+            problems = "; ".join(f"{fault.field}: {fault.problem}" for fault in faults)
+            return None, f"{_shorten(value.get('id'))}: {problems}"
         if problem := self._find_problem(read):
             return None, f"{read.id!r}: {problem}"
         asked = " ".join(turn.input for turn in read.session_turns)
@@ -330,9 +288,8 @@ class Generator:
         return None
 
 
-def _build_response_format(agent: TargetAgent | None) -> dict[str, Any]:
-    """What a model's answer must be, for providers that can have it so. Source: OpenAI, Structured
-    Outputs: every field is required."""
+def _build_schema(agent: TargetAgent | None) -> dict[str, Any]:
+    """The form of a model's answer, for providers that can have it so."""
     texts = {"type": "array", "items": {"type": "string"}}
     expect: dict[str, Any] = {
         "contains": texts,
@@ -342,29 +299,16 @@ def _build_response_format(agent: TargetAgent | None) -> dict[str, Any]:
     }
     if agent is not None and agent.tools:
         name = {"type": "string", "enum": [spec.name for spec in agent.tools]}
-        expect["tools"] = {"type": "array", "items": _build_object_schema({"name": name})}
+        tool = {"type": "object", "properties": {"name": name}}
+        expect["tools"] = {"type": "array", "items": tool}
         expect["forbidden_tools"] = {"type": "array", "items": name}
-    case = _build_object_schema(
-        {
-            "id": {"type": "string"},
-            "input": {"type": "string"},
-            "expect": _build_object_schema(expect),
-        }
-    )
-    schema = _build_object_schema({"cases": {"type": "array", "items": case}})
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "cases", "strict": True, "schema": schema},
+    fields = {
+        "id": {"type": "string"},
+        "input": {"type": "string"},
+        "expect": {"type": "object", "properties": expect},
     }
-
-
-def _build_object_schema(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
+    cases = {"type": "array", "items": {"type": "object", "properties": fields}}
+    return {"type": "object", "properties": {"cases": cases}}
 
 
 def _parse_cases(text: str) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -261,24 +262,18 @@ def read_dataset(path: Path) -> list[Case]:
         if case is not None:
             cases.append(case)
             if (first := lines.setdefault(case.id, number)) != number:
-                problem = f"the case of line {first} has this id too"
                 faults.append(
                     Fault(
                         file=str(path),
                         where=f"line {number}",
                         field="id",
-                        problem=problem,
+                        problem=f"the case of line {first} has this id too",
                         remedy="Rename one of them",
                     )
                 )
     if not cases and not faults:
-        faults.append(
-            Fault(
-                file=str(path),
-                problem="there is no case in it",
-                remedy='Write one a line: {"id": ..., "input": ...}',
-            )
-        )
+        remedy = 'Write one a line: {"id": ..., "input": ...}'
+        faults.append(Fault(file=str(path), problem="there is no case in it", remedy=remedy))
     if faults:
         raise ConfigError(faults)
     return cases
@@ -295,23 +290,13 @@ def assign_agents(
     ]
     faults = []
     for case in named:
-        place = {"file": file, "where": f"line {case.line}", "field": "agent"}
+        fault = partial(Fault, file=file, where=f"line {case.line}", field="agent")
         if case.agent is None:
-            faults.append(
-                Fault(
-                    **place,
-                    problem="the case names no agent",
-                    remedy="Add it, or give --agent for all that name none",
-                )
-            )
+            remedy = "Add it, or give --agent for all that name none"
+            faults.append(fault(problem="the case names no agent", remedy=remedy))
         elif case.agent not in known:
-            faults.append(
-                Fault(
-                    **place,
-                    problem=f"{case.agent!r} is not an agent",
-                    remedy=suggest_name(case.agent, known),
-                )
-            )
+            problem = f"{case.agent!r} is not an agent"
+            faults.append(fault(problem=problem, remedy=suggest_name(case.agent, known)))
     if faults:
         raise ConfigError(faults)
     return named
@@ -321,51 +306,30 @@ def read_case(line: str, number: int, file: str) -> tuple[Case | None, list[Faul
     """The case that `line` of `file` is, and what is wrong with it; the case is None when there is
     a fault."""
     value, faults = parse_json(line, file)
+    place = f"line {number}"
     if faults:
         return None, [
-            msgspec.structs.replace(
-                fault, where=fault.where.replace("line 1", f"line {number}") or f"line {number}"
-            )
+            msgspec.structs.replace(fault, where=fault.where.replace("line 1", place) or place)
             for fault in faults
         ]
-    place = f"line {number}"
+    build_fault = partial(Fault, file=file, where=place)
     if not isinstance(value, dict):
-        return None, [
-            Fault(
-                file=file,
-                where=place,
-                problem="this is not an object",
-                remedy='Write {"id": ..., "input": ...}',
-            )
-        ]
-    own = [name for name in ("line", "written") if name in value]
-    try:
-        case = Case.model_validate({name: item for name, item in value.items() if name not in own})
-    except ValidationError as error:
-        faults = [
-            _build_fault(part, file, place)
-            for part in error.errors(include_input=False, include_url=False)
-        ]
-    else:
-        return (
-            (case.model_copy(update={"line": number, "written": value}), [])
-            if not own
-            else (None, _build_unknown_faults(own, file, place))
-        )
-    return None, [*faults, *_build_unknown_faults(own, file, place)]
-
-
-def _build_unknown_faults(names: list[str], file: str, place: str) -> list[Fault]:
-    return [
-        Fault(
-            file=file,
-            where=place,
-            field=name,
-            problem="this field is not known",
-            remedy=suggest_name(name, _CASE),
-        )
-        for name in names
+        remedy = 'Write {"id": ..., "input": ...}'
+        return None, [build_fault(problem="this is not an object", remedy=remedy)]
+    faults = [
+        build_fault(field=name, problem="this field is not known", remedy=suggest_name(name, _CASE))
+        for name in ("line", "written")
+        if name in value
     ]
+    rest = {name: item for name, item in value.items() if name not in ("line", "written")}
+    try:
+        case = Case.model_validate(rest)
+    except ValidationError as error:
+        parts = error.errors(include_input=False, include_url=False)
+        return None, [*(_build_fault(part, file, place) for part in parts), *faults]
+    if faults:
+        return None, faults
+    return case.model_copy(update={"line": number, "written": value}), []
 
 
 _CASE = Case.model_fields.keys() - {"line", "written"}
@@ -373,17 +337,14 @@ _CASE = Case.model_fields.keys() - {"line", "written"}
 
 def _build_fault(part: Any, file: str, place: str) -> Fault:
     field = ".".join(str(step) for step in part["loc"])
-    problem, remedy = (
-        part["msg"].removeprefix("Value error, "),
-        "Correct it; docs/evaluation.md describes every field",
-    )
     if part["type"] == "extra_forbidden":
-        problem, remedy = (
-            "this field is not known",
-            suggest_name(str(part["loc"][-1]), _find_fields(part["loc"][:-1])),
-        )
+        problem = "this field is not known"
+        remedy = suggest_name(str(part["loc"][-1]), _find_fields(part["loc"][:-1]))
     elif part["type"] == "missing":
         problem, remedy = "this field is missing", "Add it"
+    else:
+        problem = part["msg"].removeprefix("Value error, ")
+        remedy = "Correct it; docs/evaluation.md describes every field"
     return Fault(file=file, where=place, field=field, problem=problem, remedy=remedy)
 
 

@@ -32,28 +32,14 @@ def find_judging_faults(cases: Iterable[Case], dataset: str, judge: str | None) 
     judge."""
     cases = list(cases)
     found = []
-    if (needed := _find_first(cases, DEEPEVAL_FIELDS)) is not None and not is_installed():
+    if (place := _find_first(cases, DEEPEVAL_FIELDS)) is not None and not is_installed():
         problem = "this is measured by DeepEval, which is not installed"
-        found.append(
-            Fault(
-                file=dataset,
-                where=needed[0],
-                field=needed[1],
-                problem=problem,
-                remedy=f"Install it: {INSTALL_COMMAND}",
-            )
-        )
-    if judge is None and (needed := _find_first(cases, JUDGED_FIELDS)) is not None:
+        remedy = f"Install it: {INSTALL_COMMAND}"
+        found.append(Fault(file=dataset, **place, problem=problem, remedy=remedy))
+    if judge is None and (place := _find_first(cases, JUDGED_FIELDS)) is not None:
+        problem = "this takes a judge, and none is given"
         remedy = "Give one, such as --judge openai:gpt-4.1 or --judge ollama:qwen3"
-        found.append(
-            Fault(
-                file=dataset,
-                where=needed[0],
-                field=needed[1],
-                problem="this takes a judge, and none is given",
-                remedy=remedy,
-            )
-        )
+        found.append(Fault(file=dataset, **place, problem=problem, remedy=remedy))
     return found
 
 
@@ -80,15 +66,8 @@ async def open_judging(
     except Exception as error:  # noqa: BLE001
         problem = f"DeepEval cannot be loaded ({type(error).__name__}: {error})".replace("\n", " ")
         problem = redact_secrets(problem, find_secrets(environment))
-        raise ConfigError(
-            [
-                Fault(
-                    file="environment",
-                    problem=problem,
-                    remedy=f"Correct the variable, or {INSTALL_COMMAND}",
-                )
-            ]
-        ) from None
+        remedy = f"Correct the variable, or {INSTALL_COMMAND}"
+        raise ConfigError([Fault(file="environment", problem=problem, remedy=remedy)]) from None
     try:
         yield DeepEval(judge, is_traced=is_traced)
     finally:
@@ -129,14 +108,13 @@ def _prepare(settings: Settings, environment: Mapping[str, str], folder: Path) -
     return key is not None
 
 
-def _find_first(cases: Iterable[Case], fields: Collection[str]) -> tuple[str, str] | None:
-    """The line and the field of the first expectation in one of `fields`."""
+def _find_first(cases: Iterable[Case], fields: Collection[str]) -> dict[str, str] | None:
+    """The line and the field, as a Fault has them, of the first expectation in one of `fields`."""
     for case in cases:
         for number, turn in enumerate(case.session_turns):
+            expected = dict(turn.expect)
             for name in fields:
-                if getattr(turn.expect, name):
-                    return (
-                        f"line {case.line}",
-                        f"expect.{name}" if case.turns is None else f"turns.{number}.expect.{name}",
-                    )
+                if expected[name]:
+                    lead = "" if case.turns is None else f"turns.{number}."
+                    return {"where": f"line {case.line}", "field": f"{lead}expect.{name}"}
     return None

@@ -4,6 +4,7 @@ alone, which keeps DeepEval to itself."""
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 from deepeval.metrics import (
@@ -20,7 +21,7 @@ from deepeval.test_case import LLMTestCase, SingleTurnParams, ToolCall, ToolCall
 from deepeval.tracing import a_flush_traces, observe, update_current_trace
 from pydantic import BaseModel
 
-from ai_agent_service.core.usage import Usage
+from ai_agent_service.core.usage import Usage, sum_usage
 from ai_agent_service.evaluation import dataset
 from ai_agent_service.evaluation.dataset import Expect
 from ai_agent_service.evaluation.judge_model import Judge, JudgementError
@@ -39,8 +40,6 @@ _MAX_GEVAL_SCORE = 10.0
 class DeepEval:
     """All that DeepEval measures of an answer. Where `is_traced`, each answer measured is a trace
     for Confident AI, with its scores."""
-
-    name = "deepeval"
 
     def __init__(self, judge: Judge | None, *, is_traced: bool = False) -> None:
         self._judge = judge
@@ -101,8 +100,8 @@ class _JudgeModel(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has 
         return self._judge.model.label if self._judge is not None else "none"
 
     def generate(self, prompt: str, schema: type[BaseModel]) -> str:
-        """Is for metrics that are measured without an event loop, which none is here."""
-        raise NotImplementedError("This judge is asked by a_generate.")
+        """Not used: it serves metrics that are measured without an event loop."""
+        raise RuntimeError("This judge is asked by a_generate.")
 
     # it may be the schema's too
     async def a_generate(self, prompt: str, schema: type[BaseModel]) -> BaseModel:  # type: ignore[override]
@@ -132,7 +131,8 @@ class _JudgeModel(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has 
 
 
 class _Measure(msgspec.Struct, frozen=True):
-    """One score to be found: of `case`, by the metric that `make` makes for a judge.
+    """One score to be found: of `case`, by the metric that `make` makes for a `model`, the judge,
+    and a `threshold`.
 
     `missing` says why there is nothing to measure, so that the score is 0; `highest` and `items`
     are as for a judge.
@@ -142,7 +142,7 @@ class _Measure(msgspec.Struct, frozen=True):
     expected: str
     threshold: float
     case: LLMTestCase
-    make: Callable[[_JudgeModel], BaseMetric]
+    make: Callable[..., BaseMetric]
     missing: str = ""
     highest: float = 1.0
     items: int | None = None
@@ -160,7 +160,7 @@ class _Measure(msgspec.Struct, frozen=True):
                 warnings.simplefilter(
                     "ignore", DeprecationWarning
                 )  # that of 4.x on which end of a score is the good one
-                metric = self.make(asked)
+                metric = self.make(model=asked, threshold=self.threshold)
             score = float(await metric.a_measure(self.case, _show_indicator=False))
             came = f"{score:.2f}: {metric.reason}"
         except Exception as error:
@@ -170,6 +170,7 @@ class _Measure(msgspec.Struct, frozen=True):
                 problem = f"DeepEval failed ({type(error).__name__}: {error})"
         if not problem and not 0 <= score <= 1:
             score, problem = 0.0, f"the score is {score:g}, and not from 0 to 1"
+        usage = sum_usage(asked.usages) or Usage()
         return Check(
             self.name,
             score,
@@ -177,56 +178,51 @@ class _Measure(msgspec.Struct, frozen=True):
             truncate_text(" ".join((came or problem).split())),
             threshold=self.threshold,
             not_judged=problem,
-            tokens=sum(usage.total_tokens for usage in asked.usages if usage is not None),
-            cost=sum(usage.cost or 0.0 for usage in asked.usages if usage is not None),
+            tokens=usage.total_tokens,
+            cost=usage.cost or 0.0,
         )
 
 
 def _build_measures(expect: Expect, answer: TurnAnswer) -> Iterator[_Measure]:
     """A measure for each expectation that DeepEval is for."""
     without_text = "" if answer.text.strip() else "an answer without text"
-    for wanted in expect.g_eval:
-        yield _build_g_eval(wanted, answer, without_text)
+    results = _collect_tool_results(answer)
+
+    def find_missing(texts: tuple[str, ...]) -> str:
+        return without_text or ("" if texts else "no tool told anything that could bear it out")
+
+    for criteria in expect.g_eval:
+        yield _build_g_eval(criteria, answer, without_text)
     if (relevancy := expect.answer_relevancy) is not None:
         yield _Measure(
             "answer_relevancy",
             "an answer to the question",
             relevancy.threshold,
             _build_test_case(answer),
-            lambda judge: AnswerRelevancyMetric(
-                threshold=relevancy.threshold, model=judge, eval_mode="llm"
-            ),
+            partial(AnswerRelevancyMetric, eval_mode="llm"),
             missing=without_text,
         )
     if (faithfulness := expect.faithfulness) is not None:
-        texts = faithfulness.retrieval_context or _collect_tool_results(answer)
+        texts = faithfulness.retrieval_context or results
+        ambiguous = faithfulness.penalize_ambiguous_claims
         yield _Measure(
             "faithfulness",
             "nothing that contradicts what was found",
             faithfulness.threshold,
             _build_test_case(answer, retrieval_context=texts),
-            lambda judge: FaithfulnessMetric(
-                threshold=faithfulness.threshold,
-                model=judge,
-                eval_mode="llm",
-                penalize_ambiguous_claims=faithfulness.penalize_ambiguous_claims,
-            ),
-            missing=without_text
-            or ("" if texts else "no tool told anything that could bear it out"),
+            partial(FaithfulnessMetric, eval_mode="llm", penalize_ambiguous_claims=ambiguous),
+            missing=find_missing(texts),
         )
     if (hallucination := expect.hallucination) is not None:
-        texts = hallucination.context or _collect_tool_results(answer)
+        texts = hallucination.context or results
         yield _Measure(
             "hallucination",
             "nothing made up beside the context",
             hallucination.threshold,
             _build_test_case(answer, context=texts),
-            lambda judge: HallucinationMetric(
-                threshold=hallucination.threshold, model=judge, eval_mode="llm"
-            ),
+            partial(HallucinationMetric, eval_mode="llm"),
             items=len(texts),
-            missing=without_text
-            or ("" if texts else "no tool told anything that could bear it out"),
+            missing=find_missing(texts),
         )
     if (completion := expect.task_completion) is not None:
         yield _Measure(
@@ -234,9 +230,7 @@ def _build_measures(expect: Expect, answer: TurnAnswer) -> Iterator[_Measure]:
             f"done: {completion.task}" if completion.task else "what was asked for done",
             completion.threshold,
             _build_test_case(answer, tools_called=True),
-            lambda judge: TaskCompletionMetric(
-                threshold=completion.threshold, task=completion.task, model=judge, eval_mode="llm"
-            ),
+            partial(TaskCompletionMetric, eval_mode="llm", task=completion.task),
             missing=without_text,
         )
     if (correctness := expect.tool_correctness) is not None:
@@ -256,13 +250,12 @@ def _build_g_eval(wanted: dataset.GEval, answer: TurnAnswer, without_text: str) 
         truncate_text(wanted.criteria or " ".join(wanted.evaluation_steps)),
         wanted.threshold,
         case,
-        lambda judge: GEval(
+        partial(
+            GEval,
             name=wanted.name or "criteria",
             criteria=wanted.criteria,
             evaluation_steps=list(wanted.evaluation_steps) or None,
             evaluation_params=params,
-            threshold=wanted.threshold,
-            model=judge,
         ),
         highest=_MAX_GEVAL_SCORE,
         missing=without_text,
@@ -283,9 +276,8 @@ def _build_tool_correctness(wanted: dataset.ToolCorrectness, answer: TurnAnswer)
         f"{' and no other' if wanted.should_exact_match else ''}",
         wanted.threshold,
         case,
-        lambda judge: ToolCorrectnessMetric(
-            threshold=wanted.threshold,
-            model=judge,
+        partial(
+            ToolCorrectnessMetric,
             eval_mode="llm",
             evaluation_params=[ToolCallParams.INPUT_PARAMETERS] if with_arguments else [],
             should_consider_ordering=wanted.should_consider_ordering,

@@ -42,13 +42,8 @@ def read_documents(paths: Iterable[Path]) -> tuple[list[Piece], list[Path]]:
         usable = [file for file in inside if file.suffix.lower() in SUFFIXES]
         left_out += [file for file in inside if file.suffix.lower() not in SUFFIXES]
         if not usable:
-            faults.append(
-                Fault(
-                    file=str(path),
-                    problem=f"there is no file in it whose name ends with {_format_suffixes()}",
-                    remedy="Name another",
-                )
-            )
+            problem = f"there is no file in it whose name ends with {_format_suffixes()}"
+            faults.append(Fault(file=str(path), problem=problem, remedy="Name another"))
         for file in usable:
             files.setdefault(file, False)
     pieces: list[Piece] = []
@@ -64,19 +59,13 @@ def read_documents(paths: Iterable[Path]) -> tuple[list[Piece], list[Path]]:
         elif text.strip():
             pieces += (Piece(str(file), part) for part in split_text(text))
         elif is_named:
-            faults.append(
-                Fault(file=str(file), problem="there is nothing in it", remedy="Name another")
-            )
+            problem = "there is nothing in it"
+            faults.append(Fault(file=str(file), problem=problem, remedy="Name another"))
         else:
             left_out.append(file)
     if not pieces and not faults:
-        faults.append(
-            Fault(
-                file=", ".join(map(str, left_out)),
-                problem="there is nothing in any of them",
-                remedy="Name others",
-            )
-        )
+        names, problem = ", ".join(map(str, left_out)), "there is nothing in any of them"
+        faults.append(Fault(file=names, problem=problem, remedy="Name others"))
     if faults:
         raise ConfigError(faults)
     return pieces, left_out

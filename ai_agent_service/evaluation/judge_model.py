@@ -1,20 +1,21 @@
 """Asks a model for a judgement in a given form, and again where what it says has not that form."""
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from ai_agent_service.core.errors import ContextTooLongError, InvalidRequestError, ServiceError
-from ai_agent_service.core.events import RefusalDelta, TextDelta
+from ai_agent_service.core.errors import RunTimeoutError, ServiceError
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
+from ai_agent_service.evaluation.model_client import (
+    ModelClient,
+    build_response_format,
+    to_strict_schema,
+)
 from ai_agent_service.evaluation.model_option import Model
-from ai_agent_service.providers.base import ModelFinished, ModelRequest
 
 ATTEMPTS = 3
 """How often a judge is asked for the same judgement before it counts as not judged."""
@@ -24,9 +25,6 @@ MAX_REPEATED = 2_000
 
 MAX_ANSWER = 200_000
 """Characters of one answer that are read; what is longer is of no use."""
-
-TIMEOUT_GRACE_SECONDS = 1.0
-"""How much longer than its time a provider may take that does not end by itself."""
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -47,7 +45,7 @@ class Judge:
         self.model = model
         self._timeout = timeout
         self._free = asyncio.Semaphore(parallel)
-        self._refused = 0
+        self._client = ModelClient(model, timeout, max_characters=MAX_ANSWER)
 
     async def ask(
         self,
@@ -84,83 +82,21 @@ class Judge:
     async def _request_answer(
         self, messages: list[Message], form: type[BaseModel], usages: list[Usage | None]
     ) -> str:
-        schema = {
-            "name": form.__name__,
-            "strict": True,
-            "schema": to_strict_schema(form.model_json_schema()),
-        }
-        asked = {"type": "json_schema", "json_schema": schema}
-        choices: tuple[Mapping[str, Any], ...] = (
-            {"temperature": 0, "response_format": asked},
-            {"response_format": asked},
-            {},
-        )
-        for number in range(self._refused, len(choices)):
-            try:
-                async with self._free:
-                    text = await self._stream_answer(messages, choices[number], usages)
-            except ServiceError as error:
-                may_be_settings = isinstance(error, InvalidRequestError) and not isinstance(
-                    error, ContextTooLongError
-                )
-                if not may_be_settings or number == len(choices) - 1:
-                    raise JudgementError(
-                        f"the judge cannot be asked ({error.code}): {error.message}"
-                    ) from None
-            except TimeoutError:
-                raise JudgementError(
-                    f"the judge cannot be asked: it took longer than {self._timeout:g} s"
-                ) from None
-            else:
-                self._refused = max(self._refused, number)
-                return text
-        raise AssertionError("the last of the choices ends this")
-
-    async def _stream_answer(
-        self, messages: list[Message], settings: Mapping[str, Any], usages: list[Usage | None]
-    ) -> str:
-        deadline = time.monotonic() + self._timeout
-        request = ModelRequest(
-            model=self.model.name, messages=tuple(messages), settings=settings, deadline=deadline
-        )
-        pieces: list[str] = []
-        left = MAX_ANSWER
-        async with (
-            asyncio.timeout(self._timeout + TIMEOUT_GRACE_SECONDS),
-            aclosing(self.model.provider.stream(request)) as events,
-        ):
-            async for event in events:
-                match event:
-                    case TextDelta(text=text) | RefusalDelta(text=text):
-                        pieces.append(text)
-                        left -= len(text)
-                        if left < 0:
-                            break
-                    case ModelFinished(usage=usage):
-                        usages.append(usage)
-                    case _:
-                        pass
-        return "".join(pieces)
-
-
-def to_strict_schema(schema: Any) -> Any:
-    """`schema` as OpenAI's structured outputs take one: every property is required, and there are
-    no others.
-
-    Source: https://platform.openai.com/docs/guides/structured-outputs, "Supported schemas".
-    """
-    if isinstance(schema, list):
-        return [to_strict_schema(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {name: to_strict_schema(value) for name, value in schema.items() if name != "default"}
-    properties = schema.get("properties")
-    if schema.get("type") == "object" and isinstance(properties, dict):
-        kept = {
-            name: to_strict_schema(value) for name, value in properties.items()
-        }  # one may be called `default`
-        found |= {"properties": kept, "required": list(properties), "additionalProperties": False}
-    return found
+        asked = build_response_format(form.__name__, form.model_json_schema())
+        choices: tuple[dict[str, Any], ...] = ({"temperature": 0, **asked}, asked, {})
+        try:
+            async with self._free:
+                answer = await self._client.ask(messages, choices)
+        except RunTimeoutError:
+            raise JudgementError(
+                f"the judge cannot be asked: it took longer than {self._timeout:g} s"
+            ) from None
+        except ServiceError as error:
+            raise JudgementError(
+                f"the judge cannot be asked ({error.code}): {error.message}"
+            ) from None
+        usages.append(answer.usage)
+        return answer.text + answer.refusal
 
 
 def _read(text: str, form: type[Form]) -> tuple[Form | None, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from ai_agent_service.evaluation.results import Result
+from ai_agent_service.evaluation.results import Result, group_by_case
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -17,9 +17,7 @@ def write_junit(path: Path, name: str, results: Sequence[Result]) -> None:
 
     A case that an error broke, or that was not wholly judged, is an error and no failure.
     """
-    cases: dict[str, list[Result]] = {}
-    for result in results:
-        cases.setdefault(result.id, []).append(result)
+    cases = group_by_case(results)
     broken = {
         name
         for name, attempts in cases.items()

@@ -27,9 +27,6 @@ class Metric(Protocol):
     """Something that judges one answer by what is expected of it. A metric that nothing is expected
     of gives no checks."""
 
-    @property
-    def name(self) -> str: ...
-
     async def evaluate(self, expect: Expect, answer: TurnAnswer) -> list[Check]:
         """One for each expectation, its `turn` left open."""
         ...

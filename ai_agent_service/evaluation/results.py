@@ -1,6 +1,6 @@
 """What a run of a dataset came to, and the folder that it is kept in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -120,6 +120,11 @@ class RunAgent(msgspec.Struct, frozen=True):
     provider: str
     model: str
 
+    @property
+    def description(self) -> str:
+        """All three in words."""
+        return f"{self.version} by {self.provider} {self.model}"
+
 
 class Options(msgspec.Struct, frozen=True):
     """How a dataset is run. `agent` is that of cases that name none, `model` replaces the agents'
@@ -160,3 +165,24 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The cases of which an expectation was not judged in some attempt."""
     judge_tokens: int = 0
     judge_cost: float = 0.0
+
+
+def group_by_case(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Return the attempts at each case, by its id."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.id, []).append(result)
+    return found
+
+
+def describe_failures(attempts: Iterable[Result]) -> str:
+    """Say on one line what broke `attempts`, was not judged or not met; empty if nothing."""
+    errors, unknown, failed = [], [], []
+    for attempt in attempts:
+        if (answer := attempt.error) is not None:
+            errors.append(f"error {answer.error}: {answer.problem}")
+        unknown += [
+            f"not judged: {check.metric}: {check.not_judged}" for check in attempt.not_judged
+        ]
+        failed += [f"{check.metric}: {check.expected}" for check in attempt.failed]
+    return " ".join("; ".join(dict.fromkeys([*errors, *unknown, *failed])).split())

@@ -94,11 +94,9 @@ class EvaluationRun:
             try:
                 found.append(msgspec.json.decode(line, type=Result))
             except msgspec.DecodeError as error:
+                where, problem = f"line {number}", f"this is no result ({error})"
                 fault = Fault(
-                    file=str(path),
-                    where=f"line {number}",
-                    problem=f"this is no result ({error})",
-                    remedy="Take the line out",
+                    file=str(path), where=where, problem=problem, remedy="Take the line out"
                 )
                 raise ConfigError([fault]) from None
         places = {name: place for place, name in enumerate(self.read_cases())}
@@ -165,14 +163,10 @@ def build_recorded_case(case: Case, result: Result) -> dict[str, Any]:
 
 
 def _build_unwritable_error(output: Path, why: str) -> ConfigError:
-    problem = f"{output} cannot be written ({why})"
-    return ConfigError(
-        [
-            Fault(
-                file="environment",
-                field="EVALUATION_OUTPUT_DIR",
-                problem=problem,
-                remedy="Name a folder that can be made",
-            )
-        ]
+    fault = Fault(
+        file="environment",
+        field="EVALUATION_OUTPUT_DIR",
+        problem=f"{output} cannot be written ({why})",
+        remedy="Name a folder that can be made",
     )
+    return ConfigError([fault])

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from ai_agent_service.evaluation.results import EPSILON, Result
+from ai_agent_service.evaluation.results import EPSILON, Result, group_by_case
 from ai_agent_service.evaluation.run_folder import EvaluationRun
 
 MIN_CASES = 6
@@ -32,6 +32,11 @@ class Change(msgspec.Struct, frozen=True):
     id: str
     before: float
     after: float
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the score went down."""
+        return self.after < self.before
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -82,16 +87,25 @@ class Comparison(msgspec.Struct, frozen=True):
         return f"so few cases changed that chance alone does as much in {self.chance:.0%} of runs"
 
     @property
+    def certainty(self) -> str:
+        """What may be said of the difference, to follow the scores in a sentence."""
+        if self.cases < MIN_CASES:
+            return f"; fewer than {MIN_CASES} cases tell nothing for certain"
+        doubt = f"; {self.doubt}" if self.doubt else ""
+        between = f"95 % between {self.low:+.3f} and {self.high:+.3f}"
+        return f", difference {self.difference:+.3f} ({between}){doubt}"
+
+    @property
     def _may_be_chance(self) -> bool:
         return self.chance > 1 - CONFIDENCE + EPSILON
 
 
 def score_cases(results: Iterable[Result]) -> dict[str, float]:
     """Each case's score, the mean of its attempts."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for result in results:
-        found[result.id].append(result.score)
-    return {name: statistics.fmean(scores) for name, scores in found.items()}
+    return {
+        name: statistics.fmean(attempt.score for attempt in attempts)
+        for name, attempts in group_by_case(results).items()
+    }
 
 
 def compute_score(results: Iterable[Result]) -> float:

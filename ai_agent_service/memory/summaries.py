@@ -3,17 +3,15 @@ long."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any
 
 from ai_agent_service.core.errors import ContextTooLongError, ProviderProtocolError
-from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.messages import Message, TextPart
 from ai_agent_service.memory.counters import MemoryCounts
 from ai_agent_service.memory.tokens import TokenCounter, estimate
 from ai_agent_service.observability.request_id import current_request_id
-from ai_agent_service.providers.base import ModelFinished, ModelRequest, Provider
-from ai_agent_service.providers.debug_log import stream_logged
+from ai_agent_service.providers.base import ModelRequest, Provider
+from ai_agent_service.providers.complete import complete
 
 DEFAULT_PROMPT = (
     "You keep the memory of a conversation between a user and an assistant. Write a summary "
@@ -130,25 +128,17 @@ class Compressor:
             deadline=time.monotonic() + self._timeout,
             request_id=current_request_id.get(),
         )
-        said: list[str] = []
-        finished = False
-        async with aclosing(stream_logged(self._provider, request, task="summary")) as events:
-            async for event in events:
-                if isinstance(event, TextDelta):
-                    said.append(event.text)
-                elif isinstance(event, ModelFinished):
-                    finished = event.reason != "content_filter"
-                    if event.usage is not None:
-                        self._counts.summary_prompt_tokens += event.usage.prompt_tokens
-                        self._counts.summary_completion_tokens += event.usage.completion_tokens
-        text = "".join(said).strip()
-        if text and not finished:
-            raise ProviderProtocolError("The model's summary broke off.")
+        answer = await complete(self._provider, request, task="summary")
+        if answer.usage is not None:
+            self._counts.summary_prompt_tokens += answer.usage.prompt_tokens
+            self._counts.summary_completion_tokens += answer.usage.completion_tokens
+        text = answer.text.strip()
         if not text:
             raise ProviderProtocolError("The model gave an empty summary.")
-        return text[
-            : self._threshold * 2
-        ]  # a model that repeats its input does not make the conversation longer
+        if answer.finish is None or answer.finish.reason == "content_filter":
+            raise ProviderProtocolError("The model's summary broke off.")
+        # A model that repeats its input does not make the conversation longer.
+        return text[: self._threshold * 2]
 
 
 def _estimate_upper_bound(messages: Sequence[Message], earlier: str) -> int:

@@ -21,8 +21,8 @@ from ai_agent_service.evaluation.judge_model import (
     MAX_ANSWER,
     Judge,
     JudgementError,
-    to_strict_schema,
 )
+from ai_agent_service.evaluation.model_client import to_strict_schema
 from ai_agent_service.evaluation.model_option import Model
 from ai_agent_service.providers.base import ModelEvent, ModelRequest
 from tests.support.judges import Said, ScriptedJudge
@@ -182,7 +182,7 @@ class Endless(ScriptedJudge):
 async def test_a_judge_that_does_not_end_by_itself_is_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ai_agent_service.evaluation.judge_model.TIMEOUT_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("ai_agent_service.providers.complete.GRACE_SECONDS", 0.0)
     with pytest.raises(JudgementError, match=r"it took longer than 0\.05 s"):
         await Judge(Model(Endless(""), "m"), 0.05, 1).ask(
             "How good is it?", Verdict, without_fault, []
