@@ -1,6 +1,7 @@
 """What all tests share: a clean environment, and asyncio alone."""
 
 import os
+import signal
 
 import pytest
 
@@ -8,6 +9,9 @@ from ai_agent_service.config.settings import Settings
 from tests.support.postgres import database, postgres_18, postgres_pair
 
 __all__ = ["database", "postgres_18", "postgres_pair"]
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# which a shell that runs the tests in the background has them ignore, and their children too
 
 os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = (
     "YES"  # for all of the process, as what DeepEval counted is sent at its end
