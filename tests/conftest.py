@@ -10,12 +10,10 @@ from tests.support.postgres import database, postgres_18, postgres_pair
 
 __all__ = ["database", "postgres_18", "postgres_pair"]
 
+# Children inherit an ignored SIGINT, which is how shells start jobs in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# which a shell that runs the tests in the background has them ignore, and their children too
-
-os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = (
-    "YES"  # for all of the process, as what DeepEval counted is sent at its end
-)
+# Set for the whole process, because DeepEval sends what it counted when the process ends.
+os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = "YES"
 
 
 @pytest.fixture
