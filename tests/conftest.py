@@ -1,6 +1,7 @@
 """What all tests share: a clean environment, and asyncio alone."""
 
 import os
+import signal
 
 import pytest
 
@@ -9,9 +10,10 @@ from tests.support.postgres import database, postgres_18, postgres_pair
 
 __all__ = ["database", "postgres_18", "postgres_pair"]
 
-os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = (
-    "YES"  # for all of the process, as what DeepEval counted is sent at its end
-)
+# Children inherit an ignored SIGINT, which is how shells start jobs in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# Set for the whole process, because DeepEval sends what it counted when the process ends.
+os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = "YES"
 
 
 @pytest.fixture

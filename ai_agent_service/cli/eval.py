@@ -29,7 +29,7 @@ from ai_agent_service.evaluation.deepeval_extra import (
     has_expectation,
     open_judging,
 )
-from ai_agent_service.evaluation.isolated_service import CONNECT_SECONDS, open_isolated_service
+from ai_agent_service.evaluation.isolated_service import open_isolated_service
 from ai_agent_service.evaluation.judge_model import Judge
 from ai_agent_service.evaluation.junit import write_junit
 from ai_agent_service.evaluation.metrics import METRICS

@@ -19,7 +19,7 @@ from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
 from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.evaluation.case_writer import Generator, TargetAgent
 from ai_agent_service.evaluation.documents import Piece, allocate_cases, read_documents
-from ai_agent_service.evaluation.isolated_service import CONNECT_SECONDS, open_isolated_service
+from ai_agent_service.evaluation.isolated_service import open_isolated_service
 from ai_agent_service.evaluation.model_option import find_model
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.providers.demo import Demo

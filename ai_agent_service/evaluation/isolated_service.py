@@ -10,9 +10,6 @@ from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.tools.toolset import Toolset
 
-CONNECT_SECONDS = 15.0
-"""Seconds that an evaluation waits for the agents' MCP servers, before it goes on without them."""
-
 
 @asynccontextmanager
 async def open_isolated_service(

@@ -24,8 +24,8 @@ from ai_agent_service.cli.db import db
 from ai_agent_service.config.locations import STARTER_FOLDER
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.maintenance.config_archive import pack
-from tests.support.commands import command, logging_restored
-from tests.support.processes import ROOT, get, run, serving
+from tests.support.commands import command, invoke, logging_restored
+from tests.support.processes import ROOT, get, serving
 
 OWN = {"AGENT_CONFIG_FILE": "agent_config.json", "PROMPTS_DIR": "prompts"}
 
@@ -112,8 +112,8 @@ def test_the_plain_command_for_the_configuration_does_too(here: Path, tmp_path: 
         timeout=20,
     )
     before, after = (
-        run(here, "check", **OWN),
-        run(unpacked(archive, tmp_path / "elsewhere"), "check", **OWN),
+        invoke(here, "check", **OWN),
+        invoke(unpacked(archive, tmp_path / "elsewhere"), "check", **OWN),
     )
     assert (after.returncode, after.stdout, after.stderr) == (0, before.stdout, "")
     assert "no faults" in after.stdout

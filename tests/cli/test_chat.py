@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service.cli.chat import _split_last_block
+from tests.support.commands import invoke
 from tests.support.mcp_definitions import KEYLESS, TIME, configure, dead_server
-from tests.support.processes import Terminal, run
+from tests.support.processes import Terminal
 
 LIST = "1. Step:\n\n   ```bash\n   cmd\n   ```\n\n2. More\n\n   of step two\n3. Third\n"
 
@@ -51,7 +52,7 @@ class AsksTheTime(Demo):
 def chat_with(folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
     """One question to the agent `a`, whose provider calls `time__get_current_time` when it can."""
     (folder / "plugin.py").write_text(ASKS_THE_TIME, encoding="utf-8")
-    done = run(
+    done = invoke(
         folder,
         "chat",
         "a",
@@ -108,31 +109,31 @@ def test_debug_shows_on_a_terminal_what_a_model_is_asked(tmp_path: Path) -> None
 
 
 def test_chat_answers_one_message(tmp_path: Path) -> None:
-    done = run(tmp_path, "chat", "research_agent", "-m", "What is (17 + 4) * 2?")
+    done = invoke(tmp_path, "chat", "research_agent", "-m", "What is (17 + 4) * 2?")
     assert (done.returncode, done.stderr) == (0, "")
     assert '> calculate {"expression":"(17 + 4) * 2"}' in done.stdout
     assert done.stdout.endswith("(17 + 4) * 2 = **42**\n")
 
 
 def test_chat_remembers_what_was_said(tmp_path: Path) -> None:
-    done = run(tmp_path, "chat", "cli_agent", stdin="My name is Ada.\n\nWhat is my name?\n")
+    done = invoke(tmp_path, "chat", "cli_agent", stdin="My name is Ada.\n\nWhat is my name?\n")
     assert done.returncode == 0
     assert "Your name is Ada." in done.stdout
 
 
 def test_chat_tells_of_an_unknown_agent_and_of_bad_settings(tmp_path: Path) -> None:
-    unknown = run(tmp_path, "chat", "nobody", "-m", "x")
+    unknown = invoke(tmp_path, "chat", "nobody", "-m", "x")
     assert unknown.returncode == 2
     assert "There are: research_agent, cli_agent." in unknown.stderr
-    assert "'x' is not NAME=VALUE" in run(tmp_path, "chat", "cli_agent", "--setting", "x").stderr
+    assert "'x' is not NAME=VALUE" in invoke(tmp_path, "chat", "cli_agent", "--setting", "x").stderr
     assert (
         "messages cannot be set"
-        in run(tmp_path, "chat", "cli_agent", "--setting", "messages=1").stderr
+        in invoke(tmp_path, "chat", "cli_agent", "--setting", "messages=1").stderr
     )
 
 
 def test_chat_fails_when_the_agent_cannot_answer(tmp_path: Path) -> None:
-    done = run(tmp_path, "chat", "cli_agent", "-m", "x", DEFAULT_PROVIDER="openrouter")
+    done = invoke(tmp_path, "chat", "cli_agent", "-m", "x", DEFAULT_PROVIDER="openrouter")
     assert done.returncode == 1
     assert "OPENROUTER_API_KEY" in done.stdout
 

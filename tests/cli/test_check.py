@@ -5,9 +5,9 @@ import re
 import sys
 from pathlib import Path
 
+from tests.support.commands import invoke
 from tests.support.mcp_definitions import KEYLESS, TIME, configure, dead_server
 from tests.support.mcp_rogue import ROGUE
-from tests.support.processes import run
 
 
 def find_row(output: str, label: str) -> list[str]:
@@ -18,7 +18,7 @@ def find_row(output: str, label: str) -> list[str]:
 
 
 def test_check_shows_the_shipped_agents(tmp_path: Path) -> None:
-    done = run(tmp_path, "check")
+    done = invoke(tmp_path, "check")
     assert (done.returncode, done.stderr) == (0, "")
     assert "research_agent" in done.stdout
     assert "get_current_datetime, calculate" in done.stdout
@@ -27,14 +27,14 @@ def test_check_shows_the_shipped_agents(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_cannot_answer_is_told_of(tmp_path: Path) -> None:
-    done = run(tmp_path, "check", DEFAULT_PROVIDER="openai", OPENAI_API_KEY="k")
+    done = invoke(tmp_path, "check", DEFAULT_PROVIDER="openai", OPENAI_API_KEY="k")
     assert done.returncode == 0
     assert "no: The agent names no model for openai" in done.stdout
     assert (
         "no: OPENROUTER_API_KEY must be set for openrouter."
-        in run(tmp_path, "check", DEFAULT_PROVIDER="openrouter").stdout
+        in invoke(tmp_path, "check", DEFAULT_PROVIDER="openrouter").stdout
     )
-    assert run(tmp_path, "check", DEFAULT_PROVIDER="azure_openai_cc").returncode == 0
+    assert invoke(tmp_path, "check", DEFAULT_PROVIDER="azure_openai_cc").returncode == 0
 
 
 def test_check_shows_whom_an_agent_falls_back_to(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_check_shows_whom_an_agent_falls_back_to(tmp_path: Path) -> None:
         "fallback": others,
     }
     (tmp_path / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
-    done = run(tmp_path, "check", AGENT_CONFIG_FILE="agents.json", OPENROUTER_API_KEY="k")
+    done = invoke(tmp_path, "check", AGENT_CONFIG_FILE="agents.json", OPENROUTER_API_KEY="k")
     assert done.returncode == 0
     assert re.search(r"^helper +openai +big +- +- +yes$", done.stdout, re.MULTILINE)
     missing = "(no: OPENAI_API_KEY must be set for openai.)"
@@ -61,7 +61,7 @@ def test_check_shows_whom_an_agent_falls_back_to(tmp_path: Path) -> None:
     )
     agent["fallback"] = [{"provider": "opnai"}]
     (tmp_path / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
-    done = run(tmp_path, "check", AGENT_CONFIG_FILE="agents.json")
+    done = invoke(tmp_path, "check", AGENT_CONFIG_FILE="agents.json")
     assert done.returncode == 2
     assert (
         "agent 'helper': fallback.0.provider: 'opnai' is not a provider. Did you mean 'openai'?"
@@ -72,7 +72,7 @@ def test_check_shows_whom_an_agent_falls_back_to(tmp_path: Path) -> None:
 def test_check_names_the_servers_and_what_is_off(tmp_path: Path) -> None:
     files = {"server_label": "files", "command": "no-such-command-anywhere"}
     disabled = {**TIME, "disabled": True}
-    done = run(
+    done = invoke(
         tmp_path, "check", **configure(tmp_path, files, disabled, KEYLESS, files={}, wiki={})
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -90,7 +90,7 @@ def test_check_names_the_servers_and_what_is_off(tmp_path: Path) -> None:
 
 def test_check_connect_tells_of_each_server_and_fails_when_one_is_down(tmp_path: Path) -> None:
     with dead_server() as dead:
-        done = run(
+        done = invoke(
             tmp_path, "check", "--connect", **configure(tmp_path, TIME, dead, KEYLESS, time={})
         )
     assert (done.returncode, done.stderr) == (1, "")
@@ -125,7 +125,7 @@ def test_check_connect_succeeds_when_every_server_is_ready_or_off_and_warns_of_m
         "allowed_mcp_tools": ["convert_tme", "get_current_time"],
         "cached_mcp_tools": ["get_curent_time"],
     }
-    done = run(
+    done = invoke(
         tmp_path,
         "check",
         "--connect",
@@ -144,10 +144,10 @@ def test_check_connect_warns_of_more_tools_than_a_provider_takes(tmp_path: Path)
         "command": sys.executable,
         "args": [ROGUE, "offers-much"],
     }
-    done = run(tmp_path, "check", "--connect", **configure(tmp_path, many, many={}))
+    done = invoke(tmp_path, "check", "--connect", **configure(tmp_path, many, many={}))
     assert done.returncode == 0
     assert re.search(r"warning: agent \w+: it has 20\d tools, and OpenAI takes 128", done.stdout)
-    done = run(
+    done = invoke(
         tmp_path,
         "check",
         "--connect",
@@ -157,6 +157,6 @@ def test_check_connect_warns_of_more_tools_than_a_provider_takes(tmp_path: Path)
 
 
 def test_check_connect_without_servers_says_so(tmp_path: Path) -> None:
-    done = run(tmp_path, "check", "--connect")
+    done = invoke(tmp_path, "check", "--connect")
     assert done.returncode == 0
     assert "No MCP server is defined in mcp.json." in done.stdout

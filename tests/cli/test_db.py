@@ -19,10 +19,10 @@ from ai_agent_service.cli.db import db
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import HEAD_REVISION
 from tests.support import commands
-from tests.support.commands import Done, logging_restored
+from tests.support.commands import Done, invoke, logging_restored
 from tests.support.fake_provider import Script, calls, says
 from tests.support.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18
-from tests.support.processes import Terminal, run
+from tests.support.processes import Terminal
 from tests.support.service import AGENT, client_of, configuration
 
 HELPER = {**AGENT, "resources": ["memory"]}
@@ -215,7 +215,7 @@ def test_faults_of_the_settings_end_with_code_2_and_all_of_them_readable(tmp_pat
         "MEMORY_ENCRYPTION_KEYS": "hidden-word",
         "DATABASE_TIMEOUT": "soon",
     }
-    done = run(tmp_path, "db", "check", **wrong)
+    done = invoke(tmp_path, "db", "check", **wrong)
     assert (done.returncode, done.stdout) == (2, "")
     lines = done.stderr.splitlines()
     assert lines[0] == "The configuration has 3 faults:"

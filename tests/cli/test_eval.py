@@ -12,9 +12,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.support.commands import logging_restored
+from tests.support.commands import invoke, logging_restored
 from tests.support.eval_commands import CASES, evaluated, prepared, runs
-from tests.support.processes import ROOT, environment, run
+from tests.support.processes import ROOT, environment
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ async def test_the_report_is_written_with_each_run_and_anew_when_it_is_asked_for
     assert (done.code, done.stdout, other.read_text(encoding="utf-8")) == (0, f"{other}\n", written)
     again = await evaluated(tmp_path, worse, "report")
     assert (again.stdout, verdict in second.read_text(encoding="utf-8")) == (f"{second}\n", False)
-    missing = run(tmp_path, "eval", "report", "--output", "nowhere/r.html", **worse)
+    missing = invoke(tmp_path, "eval", "report", "--output", "nowhere/r.html", **worse)
     assert (missing.returncode, "nowhere/r.html: it cannot be written" in missing.stderr) == (
         2,
         True,
@@ -187,7 +187,7 @@ def test_faults_end_with_code_2_and_all_of_them(tmp_path: Path) -> None:
         tmp_path,
         cases=[{"id": "x", "inpt": "?"}, {"id": "y", "input": "?", "expect": {"exakt": 1}}],
     )
-    done = run(tmp_path, "eval", "run", "cases.jsonl", "--agent", "a", **settings)
+    done = invoke(tmp_path, "eval", "run", "cases.jsonl", "--agent", "a", **settings)
     assert done.returncode == 2
     assert (
         "cases.jsonl: line 1: inpt: this field is not known. Did you mean 'input'?" in done.stderr
@@ -199,7 +199,7 @@ def test_faults_end_with_code_2_and_all_of_them(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_there_is_not_ends_with_code_2(tmp_path: Path) -> None:
-    done = run(tmp_path, "eval", "run", "cases.jsonl", "--agent", "b", **prepared(tmp_path))
+    done = invoke(tmp_path, "eval", "run", "cases.jsonl", "--agent", "b", **prepared(tmp_path))
     assert (done.returncode, "cases.jsonl: line 1: agent: 'b' is not an agent" in done.stderr) == (
         2,
         True,
@@ -263,9 +263,9 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert [line.split(":")[0] for line in told] == ["[1/5] question1", "[2/5] question2"]
     assert f"Stopped. To go on: ai-agent-service eval run --resume {name}" in rest
-    shown = run(tmp_path, "eval", "show", **settings)
+    shown = invoke(tmp_path, "eval", "show", **settings)
     assert f"{name} was stopped" in shown.stdout
-    done = run(tmp_path, "eval", "run", "--resume", name, "--fail-under", "1", **settings)
+    done = invoke(tmp_path, "eval", "run", "--resume", name, "--fail-under", "1", **settings)
     assert (done.returncode, runs(tmp_path)) == (0, [name])
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         "[3/5] long",

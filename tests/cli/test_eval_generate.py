@@ -13,9 +13,9 @@ import pytest
 
 from ai_agent_service.cli.eval import evaluate
 from ai_agent_service.evaluation.dataset import read_dataset
-from tests.support.commands import Done, command, logging_restored
+from tests.support.commands import Done, command, invoke, logging_restored
 from tests.support.fake_upstream import Action, Upstream, delta, events, reply
-from tests.support.processes import environment, run
+from tests.support.processes import environment
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +180,7 @@ async def test_what_cannot_be_done_as_asked_ends_with_code_2(
 def test_a_model_that_cannot_write_cases_ends_with_code_2(
     tmp_path: Path, model: str, told: str
 ) -> None:
-    done = run(
+    done = invoke(
         tmp_path,
         "eval",
         "generate",
@@ -195,7 +195,7 @@ def test_a_model_that_cannot_write_cases_ends_with_code_2(
 
 
 def test_a_document_that_is_no_text_ends_with_code_2_and_its_name(tmp_path: Path) -> None:
-    done = run(
+    done = invoke(
         tmp_path,
         "eval",
         "generate",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run
+from tests.support.commands import invoke
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_faults_end_every_command_with_code_2_and_all_of_them_readable(
         ' "provider": "dmo"}]',
         encoding="utf-8",
     )
-    done = run(
+    done = invoke(
         tmp_path,
         *command,
         AGENT_CONFIG_FILE="agents.json",
@@ -43,21 +43,21 @@ def test_faults_end_every_command_with_code_2_and_all_of_them_readable(
 
 
 def test_a_wrong_setting_ends_with_code_2_and_its_name(tmp_path: Path) -> None:
-    done = run(tmp_path, PORT="many")
+    done = invoke(tmp_path, PORT="many")
     assert done.returncode == 2
     assert "environment: PORT: " in done.stderr
 
 
 def test_an_unknown_option_or_command_is_told(tmp_path: Path) -> None:
     for arguments in (("--nonsense",), ("nonsense",), ("chat",)):
-        done = run(tmp_path, *arguments)
+        done = invoke(tmp_path, *arguments)
         assert done.returncode == 2
         assert "Usage: ai-agent-service" in done.stderr
 
 
 def test_what_is_done_to_keys_stands_in_the_audit_log(tmp_path: Path) -> None:
     for arguments in (("create", "--name", "first"), ("rotate", "first"), ("revoke", "first")):
-        done = run(tmp_path, "keys", *arguments, AUDIT_LOG_FILE="audit.jsonl")
+        done = invoke(tmp_path, "keys", *arguments, AUDIT_LOG_FILE="audit.jsonl")
         assert (done.returncode, '"event"' in done.stderr) == (0, False), done.stderr
     lines = [
         json.loads(line)

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import invoke
 from tests.support.mcp_definitions import KEYLESS, TIME, configure
-from tests.support.processes import ROOT, environment, get, lines_of, logging_json, run, serving
+from tests.support.processes import ROOT, environment, get, lines_of, logging_json, serving
 
 
 def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = run(tmp_path, "--port", str(taken.getsockname()[1]))
+        done = invoke(tmp_path, "--port", str(taken.getsockname()[1]))
     assert done.returncode == 1
     assert done.stderr.startswith("Cannot listen on 127.0.0.1:")
     assert len(done.stderr.splitlines()) == 1
@@ -149,7 +150,7 @@ def test_each_of_several_workers_tells_which_it_is(tmp_path: Path) -> None:
 def test_beyond_this_machine_the_service_does_not_start_without_a_key(
     tmp_path: Path, host: str, workers: tuple[str, ...]
 ) -> None:
-    done = run(tmp_path, "serve", "--host", host, "--port", "0", *workers)
+    done = invoke(tmp_path, "serve", "--host", host, "--port", "0", *workers)
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == "The configuration has 1 fault:"
     for way_out in ("API_KEYS", "HOST=127.0.0.1", "ALLOW_UNAUTHENTICATED=true"):
@@ -185,7 +186,7 @@ def test_with_a_key_the_service_starts_anywhere(tmp_path: Path) -> None:
 
 
 def test_a_key_that_was_made_before_lets_the_service_start_anywhere(tmp_path: Path) -> None:
-    made = run(tmp_path, "keys", "create", "--name", "first")
+    made = invoke(tmp_path, "keys", "create", "--name", "first")
     assert made.returncode == 0, made.stderr
     with serving(tmp_path, "--host", "0.0.0.0") as (url, _):
         request = urllib.request.Request(
@@ -193,8 +194,8 @@ def test_a_key_that_was_made_before_lets_the_service_start_anywhere(tmp_path: Pa
         )
         with urllib.request.urlopen(request, timeout=5) as response:
             assert response.status == 200
-    assert run(tmp_path, "keys", "revoke", "first").returncode == 0
-    assert run(tmp_path, "--host", "0.0.0.0", "--port", "0").returncode == 2
+    assert invoke(tmp_path, "keys", "revoke", "first").returncode == 0
+    assert invoke(tmp_path, "--host", "0.0.0.0", "--port", "0").returncode == 2
 
 
 def test_to_be_open_to_everybody_is_said_loudly(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_the_audit_log_is_a_file_of_json_lines(tmp_path: Path) -> None:
 
 
 def test_an_audit_log_that_cannot_be_written_is_a_fault(tmp_path: Path) -> None:
-    done = run(tmp_path, AUDIT_LOG_FILE="absent/audit.jsonl")
+    done = invoke(tmp_path, AUDIT_LOG_FILE="absent/audit.jsonl")
     assert done.returncode == 2
     assert "AUDIT_LOG_FILE: absent/audit.jsonl cannot be written" in done.stderr
 

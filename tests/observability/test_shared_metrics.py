@@ -1,6 +1,8 @@
-"""The metrics of a service of several processes."""
+"""The metrics of several processes, which add up whichever is asked."""
 
+import os
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -8,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.metrics import Told
+from ai_agent_service.observability.metrics import (
+    FAMILIES,
+    HISTOGRAMS,
+    Metrics,
+    Snapshot,
+    Values,
+)
+from ai_agent_service.observability.prometheus import render_metrics
+from ai_agent_service.observability.shared_metrics import SharedMetrics, merge_snapshots
+from tests.support.metrics import Told, request_report, run_report
 from tests.support.processes import get, list_workers, serving
 
 REQUESTS = 30
@@ -57,3 +68,82 @@ def test_workers_add_up_whichever_is_asked_and_leave_nothing_behind(tmp_path: Pa
         [folder] = tmp_path.glob("ai-agent-service-metrics-*")
         assert folder.stat().st_mode & 0o777 == 0o700
     assert list(tmp_path.glob("ai-agent-service-metrics-*")) == []
+
+
+def counted(runs: int, in_flight: int) -> Metrics:
+    """The metrics of a process after so many runs."""
+    metrics = Metrics()
+    for _ in range(runs):
+        metrics.count_request(request_report(run_report()))
+    metrics.in_flight = in_flight
+    return metrics
+
+
+def dead_process() -> int:
+    """The id of a process that is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait(20)
+    return process.pid
+
+
+def workers_in(folder: Path, pid: int, monkeypatch: pytest.MonkeyPatch) -> SharedMetrics:
+    """What the process `pid` shares `folder` as."""
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    return SharedMetrics(folder)
+
+
+def test_the_metrics_of_processes_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, parent = os.getpid(), os.getppid()
+    first, second = (
+        workers_in(tmp_path, own, monkeypatch),
+        workers_in(tmp_path, parent, monkeypatch),
+    )
+    first.save(
+        counted(2, 1).take_snapshot(
+            {
+                "aas_database_up": {("primary",): 1.0},
+                "aas_provider_breaker_state": {("p", "m"): 0.0},
+            }
+        )
+    )
+    others: dict[str, Values] = {
+        "aas_database_up": {("primary",): 0.0},
+        "aas_provider_breaker_state": {("p", "m"): 2.0},
+    }
+    found = Told(render_metrics(second.merge(counted(3, 4).take_snapshot(others)), "")[0].decode())
+    assert found.value("aas_runs_total", agent="a") == 5
+    assert found.value("aas_request_duration_seconds_count") == 5
+    assert found.value("aas_request_duration_seconds_bucket", le="0.5") == 5
+    assert found.value("aas_requests_in_flight") == 5
+    assert found.value("aas_database_up", role="primary") == 0
+    assert found.value("aas_provider_breaker_state", provider="p", model="m") == 2
+
+
+def test_the_counters_of_a_process_that_is_gone_are_kept_and_its_gauges_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = workers_in(tmp_path, dead_process(), monkeypatch)
+    monkeypatch.undo()
+    living = SharedMetrics(tmp_path)
+    gone.save(counted(2, 7).take_snapshot({}))
+    for _ in range(2):
+        snapshot = living.merge(counted(3, 1).take_snapshot({}))
+        assert snapshot.values["aas_runs_total"] == {("a", "chat", "answered"): 5}
+        assert snapshot.values["aas_requests_in_flight"] == {(): 1}
+        assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+            (str(os.getpid()), "ended", "lock")
+        )
+
+
+def test_what_was_told_once_is_known_to_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = SharedMetrics(tmp_path)
+    second = workers_in(tmp_path, os.getppid(), monkeypatch)
+    before = first.merge(counted(9, 0).take_snapshot({})).values["aas_runs_total"]
+    assert second.merge(counted(0, 0).take_snapshot({})).values["aas_runs_total"] == before
+
+
+def test_nothing_is_made_of_nothing() -> None:
+    assert merge_snapshots(()) == Snapshot({}, {})
+    assert set(HISTOGRAMS) == {family.name for family in FAMILIES if family.buckets}

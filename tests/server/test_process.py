@@ -7,10 +7,7 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -18,93 +15,12 @@ import httpx2
 import pytest
 
 from tests.support.events import until
-from tests.support.mcp_rogue import ROGUE
 from tests.support.processes import list_workers, serving
+from tests.support.talker import configured, ended, talking
 
 STREAMS = 50
 WORKERS = pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
 pytestmark = pytest.mark.timeout(180)
-
-TALKER = """
-import asyncio
-from pathlib import Path
-from ai_agent_service.core.events import TextDelta
-from ai_agent_service.core.usage import Usage
-from ai_agent_service.providers.base import ModelFinished
-from ai_agent_service.providers.demo import Demo
-
-class Talker(Demo):
-    name = "talker"
-
-    async def stream(self, request):
-        last = request.messages[-1].text
-        while last != "quick" and not (last.startswith("ends") and Path("end").exists()):
-            yield TextDelta("word ")
-            await asyncio.sleep(0.1)
-        yield ModelFinished("stop", (), Usage(1, 1))
-"""
-
-
-def configured(folder: Path, **variables: str) -> dict[str, str]:
-    """The environment of a service in `folder` with an agent `a` that talks until it is told to
-    end, remembers, and has an MCP server."""
-    (folder / "talker.py").write_text(TALKER, encoding="utf-8")
-    agent = {
-        "agent_id": "a",
-        "system_prompt": "x",
-        "provider": "talker",
-        "resources": ["memory"],
-        "allowed_mcp_servers": {"rogue": {}},
-    }
-    (folder / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
-    server = {
-        "server_label": "rogue",
-        "command": sys.executable,
-        "args": [ROGUE, "behaves", str(folder)],
-    }
-    (folder / "mcp.json").write_text(json.dumps([server]), encoding="utf-8")
-    return {
-        "AGENT_CONFIG_FILE": "agents.json",
-        "PLUGINS_DIR": str(folder),
-        "ALLOW_UNAUTHENTICATED": "true",
-        **variables,
-    }
-
-
-async def talk(client: httpx2.AsyncClient, question: str, begun: asyncio.Event) -> str:
-    """All that a stream brings, to its end."""
-    body = {"model": "a", "messages": [{"role": "user", "content": question}], "stream": True}
-    said = ""
-    async with client.stream(
-        "POST", "/v1/chat/completions", json=body, headers={"X-Session-Id": question}
-    ) as response:
-        assert response.status_code == 200
-        async for piece in response.aiter_text():
-            said += piece
-            if "word" in said:
-                begun.set()
-    return said
-
-
-@contextlib.asynccontextmanager
-async def talking(
-    url: str, *questions: str
-) -> AsyncGenerator[tuple[httpx2.AsyncClient, list[asyncio.Task[str]]], None]:
-    """A client, and streams that have begun."""
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-        begun = [asyncio.Event() for _ in questions]
-        streams = [
-            asyncio.create_task(talk(client, *each)) for each in zip(questions, begun, strict=True)
-        ]
-        async with asyncio.timeout(60):
-            await asyncio.gather(*(event.wait() for event in begun))
-        yield client, streams
-
-
-async def ended(process: "subprocess.Popen[str]", *, within: float) -> int:
-    """The exit code."""
-    return await asyncio.to_thread(process.wait, within)
 
 
 def error_in(said: str) -> str | None:
@@ -246,98 +162,3 @@ async def test_a_service_manager_that_tells_each_process_hurries_none(tmp_path: 
             said = await asyncio.wait_for(asyncio.gather(*streams), 20)
         assert await ended(process, within=20) == 0
     assert [error_in(each) for each in said] == [None] * 3
-
-
-def test_workers_that_cannot_start_end_the_service(tmp_path: Path) -> None:
-    broken = (
-        "from ai_agent_service.providers.demo import Demo\nclass Broken(Demo):\n    name ="
-        " 'broken'\n    @classmethod\n    def from_setup(cls, setup):\n"
-    )
-    (tmp_path / "broken.py").write_text(
-        broken + "        raise RuntimeError('no')\n", encoding="utf-8"
-    )
-    (tmp_path / "agents.json").write_text(
-        '[{"agent_id": "a", "system_prompt": "x", "provider": "broken"}]', encoding="utf-8"
-    )
-    with serving(
-        tmp_path, "--workers", "2", AGENT_CONFIG_FILE="agents.json", PLUGINS_DIR=str(tmp_path)
-    ) as (_, process):
-        assert process.wait(60) == 3
-
-
-async def test_a_worker_that_cannot_restart_leaves_the_others_and_the_service_ends_with_the_last(
-    tmp_path: Path,
-) -> None:
-    with serving(tmp_path, "--workers", "2", **configured(tmp_path)) as (url, process):
-        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
-
-            async def answers() -> bool:
-                with contextlib.suppress(httpx2.TransportError):
-                    return "aas_workers 2.0" in (await client.get("/metrics")).text
-                return False
-
-            await until(answers, seconds=60)
-            first, second = list_workers(process)
-            agents = (tmp_path / "agents.json").read_text(encoding="utf-8")
-            (tmp_path / "agents.json").write_text("[{", encoding="utf-8")
-            os.kill(first, signal.SIGKILL)
-
-            async def is_tried_again() -> bool:
-                return len(set(list_workers(process)) - {first, second}) == 1
-
-            async def is_alone() -> bool:
-                return list_workers(process) == [second]
-
-            await until(is_tried_again)
-            await until(is_alone)
-            (tmp_path / "agents.json").write_text(agents, encoding="utf-8")
-            await until(answers, seconds=60)
-        (tmp_path / "agents.json").write_text("[{", encoding="utf-8")
-        for pid in list_workers(process):
-            os.kill(pid, signal.SIGKILL)
-        assert await ended(process, within=60) == 3
-
-
-async def test_a_worker_that_dies_is_followed_by_another(tmp_path: Path) -> None:
-    with serving(tmp_path, "--workers", "2", **configured(tmp_path)) as (url, process):
-        async with talking(url, "stays") as (client, [stream]):
-            before = list_workers(process)
-            for pid in before:
-                os.kill(pid, signal.SIGKILL)
-            await asyncio.wait((stream,), timeout=20)
-            assert isinstance(stream.exception(), httpx2.TransportError)
-
-            async def is_back() -> bool:
-                with contextlib.suppress(httpx2.TransportError):
-                    return (await client.get("/health/ready")).status_code == 200
-                return False
-
-            await until(is_back, seconds=60)
-            assert not set(before) & set(list_workers(process))
-        process.send_signal(signal.SIGTERM)
-        assert await ended(process, within=40) == 0
-
-
-async def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
-    with serving(tmp_path, "--workers", "2", ALLOW_UNAUTHENTICATED="true") as (url, process):
-        async with httpx2.AsyncClient(base_url=url) as client:
-
-            async def answers() -> bool:
-                with contextlib.suppress(httpx2.TransportError):
-                    return (await client.get("/health/live")).status_code == 200
-                return False
-
-            await until(answers)
-        workers = list_workers(process)
-        assert len(workers) == 2
-        process.kill()
-
-        async def are_gone() -> bool:
-            return not any(Path(f"/proc/{pid}").exists() for pid in workers)
-
-        try:
-            await until(are_gone)
-        finally:
-            for pid in workers:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)

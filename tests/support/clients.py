@@ -14,6 +14,16 @@ from tests.support.fake_provider import Action, Script
 from tests.support.openai_schema import checked_stream, validate
 
 CHAT = "/v1/chat/completions"
+ASK = "/agents/helper/chat"
+USAGE = {
+    "prompt_tokens": 30,
+    "completion_tokens": 7,
+    "total_tokens": 37,
+    "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
+}
+"""The usage of a run of two scripted answers, of which the first calls a tool."""
+
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {

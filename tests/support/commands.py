@@ -1,14 +1,21 @@
-"""Runs the commands on the database in this process, as an operator would in theirs."""
+"""Runs commands in this process, which takes a twentieth of the time that another one takes to
+start."""
 
 import asyncio
 import contextlib
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
 import click
 import msgspec
 from click.testing import CliRunner
+
+from ai_agent_service.main import main
+from tests.support.processes import environment
 
 _CONFIGURED = (
     "",
@@ -18,6 +25,7 @@ _CONFIGURED = (
     "aiosqlite",
     "alembic",
     "asyncio",
+    "audit",
     "markdown_it",
     "sqlalchemy",
 )
@@ -43,6 +51,8 @@ def logging_restored() -> Generator[None, None, None]:
         yield
     finally:
         for name, (level, handlers, propagate) in before.items():
+            for handler in {*found[name].handlers} - {*handlers}:
+                handler.close()
             found[name].setLevel(level)
             found[name].handlers[:] = handlers
             found[name].propagate = propagate
@@ -61,3 +71,29 @@ async def command(called: click.Command, folder: Path, *arguments: str, **enviro
         return Done(result.exit_code, result.stdout, result.stderr)
 
     return await asyncio.to_thread(invoke)
+
+
+def invoke(
+    folder: Path, *arguments: str, stdin: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Do in this process what `processes.run` does in one of its own, but read no .env file."""
+    own, before, there = environment(**variables), dict(os.environ), Path.cwd()
+    runner, code = CliRunner(), 0
+    with logging_restored(), runner.isolation(input=stdin) as (stdout, stderr, _):
+        os.chdir(folder)
+        os.environ.update(own)
+        argv, sys.argv = sys.argv, ["ai-agent-service", *arguments]
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        finally:
+            sys.argv = argv
+            os.environ.clear()
+            os.environ.update(before)
+            os.chdir(there)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return subprocess.CompletedProcess(
+        arguments, code, stdout.getvalue().decode(), stderr.getvalue().decode()
+    )

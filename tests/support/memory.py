@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -14,11 +15,12 @@ from fastapi import FastAPI
 
 from ai_agent_service.memory.opening import Memories
 from ai_agent_service.runtime.service import Service
+from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT
 from tests.support.events import until
 from tests.support.fake_provider import Script
 from tests.support.postgres import DatabaseUnderTest
-from tests.support.service import AGENT
+from tests.support.service import AGENT, client_of, configuration
 
 HELPER: dict[str, Any] = {**AGENT, "resources": ["memory"], "client_tools": "accept"}
 """An agent that remembers."""
@@ -188,3 +190,25 @@ def in_turn(messages: Sequence[Any]) -> list[dict[str, Any]]:
         else {"role": "assistant" if place % 2 else "user", "content": message}
         for place, message in enumerate(messages)
     ]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, database: DatabaseUnderTest) -> Serve:
+    """Runs the service in this process over the database, with a script as its provider; several at
+    once are as several replicas."""
+
+    @asynccontextmanager
+    async def serving(script: Script, **settings: Any) -> AsyncGenerator[Talking, None]:
+        app = create_app(
+            configuration(tmp_path, script, **{"agents": AGENTS, **database.settings, **settings})
+        )
+        async with client_of(app) as client:
+            yield Talking(app, client, script)
+
+    return serving
+
+
+@pytest.fixture
+def stored(database: DatabaseUnderTest) -> Database:
+    """What is really stored."""
+    return Database(database)

@@ -1,7 +1,11 @@
-"""Reads what /metrics tells, as Prometheus would."""
+"""Samples of /metrics as Prometheus reads them, and reports to be counted."""
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
+
+from ai_agent_service.core.events import StepRecord
+from ai_agent_service.core.usage import Usage
+from ai_agent_service.observability.records import RequestReport, RunReport
 
 Sample = tuple[str, dict[str, str], float]
 
@@ -36,3 +40,37 @@ async def metrics_of(client: httpx2.AsyncClient) -> Told:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/plain")
     return Told(response.text)
+
+
+def run_report(**fields: object) -> RunReport:
+    """A run of the agent `a`, answered in a quarter of a second."""
+    return RunReport(
+        **{  # type: ignore[arg-type]
+            "agent_id": "a",
+            "key_id": "k",
+            "tenant": "t",
+            "user": "u",
+            "session": None,
+            "run_id": "run_1",
+            "task": None,
+            "outcome": "answered",
+            "is_streamed": True,
+            "provider": "p",
+            "steps": (StepRecord((), Usage(10, 4, 3, 2, cost=0.5), "m", "p", 0.2),),
+            "step_count": 1,
+            "seconds": 0.25,
+            **fields,
+        }
+    )
+
+
+def request_report(
+    run: RunReport | None = None,
+    *,
+    route: str = "/r",
+    status: int = 200,
+    error: str = "",
+    method: str = "POST",
+) -> RequestReport:
+    """A request that began to be answered after 0.1 seconds and took 0.3."""
+    return RequestReport(method, route, status, 0.3, 0.1, "127.0.0.1", error, run)

@@ -25,6 +25,8 @@ SECONDS = 30.0
 USER = "agent_user"
 PASSWORD = "p@ss:word/%"
 QUOTED = "p%40ss%3Aword%2F%25"
+FAST = {"fsync": "off", "full_page_writes": "off"}
+"""Settings of a server whose machine will not crash."""
 
 
 def binaries_18() -> Path:
@@ -381,7 +383,7 @@ class DatabaseUnderTest(msgspec.Struct, frozen=True):
 @pytest.fixture(scope="session")
 def postgres_18() -> Generator[PostgresServer, None, None]:
     """PostgreSQL 18."""
-    server = PostgresServer(binaries_18()).make().start()
+    server = PostgresServer(binaries_18(), **FAST).make().start()
     yield server
     server.remove()
 
@@ -392,8 +394,8 @@ def postgres_pair() -> Generator[tuple[PostgresServer, PostgresServer], None, No
     binaries = binaries_of_the_system()
     if binaries is None:
         pytest.skip("the system has no PostgreSQL server")
-    primary = PostgresServer(binaries).make().start()
-    replica = primary.replica()
+    primary = PostgresServer(binaries, **FAST).make().start()
+    replica = primary.replica(**FAST)
     yield primary, replica
     replica.remove()
     primary.remove()

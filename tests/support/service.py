@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def configuration(
     `tools` and `agent_types` besides `plugins`, which are by default the built-in ones."""
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "agent_config.json").write_text(json.dumps(list(agents)), encoding="utf-8")
-    plugins = plugins or load_plugins()[0]
+    plugins = plugins or _copy_built_in_plugins()
     plugins.providers["scripted"] = script or Script([])
     plugins.tools.update({tool.spec.name: tool for tool in tools})
     plugins.agents.update({agent_type.type: agent_type for agent_type in agent_types})
@@ -58,6 +59,18 @@ def configuration(
         "allowed_hosts": ("service",),
     }
     return load_configuration(Settings(**{**defaults, **settings}), plugins)
+
+
+def _copy_built_in_plugins() -> Plugins:
+    """Return them in dictionaries of the caller's own."""
+    found = _load_built_in_plugins()
+    return Plugins({**found.tools}, {**found.providers}, {**found.agents}, {**found.memories})
+
+
+@cache
+def _load_built_in_plugins() -> Plugins:
+    """Load them once, because the entry points of all installed packages are searched for more."""
+    return load_plugins()[0]
 
 
 @asynccontextmanager

@@ -7,31 +7,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from dirty_equals import IsFloat, IsNow, IsStr
 
-from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import ProviderRateLimitError, ProviderUnavailableError
-from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
+from ai_agent_service.core.errors import ProviderRateLimitError
+from ai_agent_service.core.events import RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
-from ai_agent_service.tools.function import tool
-from tests.support.clients import CHAT, asking, chunks_of, completion_of, error_of, told
+from tests.support.agents import CLIMBER, climb, climbing
+from tests.support.clients import ASK, USAGE, error_of
 from tests.support.fake_provider import Action, Script, calls, says
-from tests.support.openai_schema import events_of, validate
+from tests.support.openai_schema import validate
 from tests.support.service import AGENT, client_of, configuration
-
-ASK = "/agents/helper/chat"
-USAGE = {
-    "prompt_tokens": 30,
-    "completion_tokens": 7,
-    "total_tokens": 37,
-    "prompt_tokens_details": {"cached_tokens": 0},
-    "completion_tokens_details": {"reasoning_tokens": 0},
-}
 
 
 async def chat(folder: Path, body: dict[str, Any], *answers: list[Action]) -> dict[str, Any]:
@@ -41,15 +30,6 @@ async def chat(folder: Path, body: dict[str, Any], *answers: list[Action]) -> di
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
-
-
-def events_in(response: httpx2.Response) -> list[dict[str, Any]]:
-    """The events of a stream, which has to end with `[DONE]`."""
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-    *events, last = events_of(response.text)
-    assert last == "[DONE]"
-    return [json.loads(event) for event in events]
 
 
 # What agents there are
@@ -337,77 +317,6 @@ async def test_an_error_before_the_first_event_is_answered_with_its_status(
     assert response.headers["retry-after"] == "7"
 
 
-# A stream
-
-
-async def test_a_stream_tells_everything_in_order(tmp_path: Path) -> None:
-    script = Script(
-        calls(("calculate", {"expression": "6*7"}), text="Let me see. ", thinking="Hm."),
-        says("It is ", "42."),
-    )
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        events = events_in(await client.post(ASK, json={"message": "6*7?", "stream": True}))
-    assert events == [
-        {"type": "reasoning_delta", "text": "Hm."},
-        {"type": "text_delta", "text": "Let me see. "},
-        {
-            "type": "tool_started",
-            "id": "call_000000001",
-            "name": "calculate",
-            "arguments": '{"expression":"6*7"}',
-        },
-        {
-            "type": "tool_finished",
-            "id": "call_000000001",
-            "name": "calculate",
-            "result": "42",
-            "is_error": False,
-            "seconds": IsFloat(ge=0, lt=10),
-        },
-        {"type": "text_delta", "text": "It is "},
-        {"type": "text_delta", "text": "42."},
-        {
-            "type": "run_finished",
-            "run_id": IsStr(regex="run_[0-9a-f]{24}"),
-            "finish_reason": "stop",
-            "steps": 2,
-            "usage": USAGE,
-        },
-    ]
-
-
-async def test_a_stream_tells_a_refusal_and_leaves_unknown_usage_out(tmp_path: Path) -> None:
-    script = Script([ReasoningDelta("Hm."), RefusalDelta("No."), ModelFinished("content_filter")])
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
-    assert events[1:] == [
-        {"type": "refusal_delta", "text": "No."},
-        {"type": "run_finished", "run_id": IsStr(), "finish_reason": "content_filter", "steps": 1},
-    ]
-
-
-async def test_a_stream_that_breaks_ends_with_the_error_and_keeps_what_was_said(
-    tmp_path: Path,
-) -> None:
-    answer: list[Action] = [TextDelta("Half"), ProviderUnavailableError("It is down.")]
-    async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
-        events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
-    assert events == [
-        {"type": "text_delta", "text": "Half"},
-        {
-            "type": "run_failed",
-            "run_id": IsStr(regex="run_[0-9a-f]{24}"),
-            "error": {
-                "message": "It is down.",
-                "type": "upstream_error",
-                "param": None,
-                "code": "provider_unavailable",
-            },
-        },
-    ]
-    validate("Error", events[1]["error"])
-
-
 async def test_the_usage_of_a_run_is_the_sum_over_its_steps(tmp_path: Path) -> None:
     steps = (
         calls(("calculate", {"expression": "6*7"}), usage=Usage(20, 5)),
@@ -445,59 +354,6 @@ async def test_nul_in_an_identifier_is_refused(tmp_path: Path, name: str) -> Non
     async with client_of(create_app(configuration(tmp_path))) as client:
         response = await client.post("/agents/helper/chat", json={"message": "x", name: "a\x00b"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, name)
-
-
-# Progress
-
-
-@tool
-async def climb(context: RunContext) -> str:
-    """Climbs."""
-    context.report_progress(1, 4, "base camp")
-    return "at the top"
-
-
-CLIMBER = {**AGENT, "allowed_regular_tools": ["climb"]}
-
-
-def climbing() -> Script:
-    return Script(calls(("climb", {})), says("Done."))
-
-
-async def test_a_stream_tells_how_far_a_tool_is(tmp_path: Path) -> None:
-    async with client_of(
-        create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
-    ) as client:
-        events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
-    assert [event["type"] for event in events] == [
-        "tool_started",
-        "tool_progress",
-        "tool_finished",
-        "text_delta",
-        "run_finished",
-    ]
-    assert events[1] == {
-        "type": "tool_progress",
-        "id": "call_000000001",
-        "name": "climb",
-        "progress": 1,
-        "total": 4,
-        "message": "base camp",
-    }
-
-
-async def test_progress_is_no_part_of_a_chat_completion(tmp_path: Path) -> None:
-    async with client_of(
-        create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
-    ) as client:
-        streamed = await client.post(CHAT, json=asking(stream=True))
-    async with client_of(
-        create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
-    ) as client:
-        whole = await client.post(CHAT, json=asking())
-    assert told(chunks_of(streamed)) == "Done."
-    assert completion_of(whole)["choices"][0]["message"]["content"] == "Done."
-    assert "base camp" not in streamed.text + whole.text
 
 
 async def test_a_whole_answer_has_the_tool_that_told_of_its_progress_once(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from ai_agent_service.evaluation.dataset import read_dataset
 from ai_agent_service.evaluation.report import page as reports
-from ai_agent_service.evaluation.report.charts import MAX_BINS, bin_scores, bin_values
 from ai_agent_service.evaluation.report.page import (
     MAX_DETAILS,
     MAX_TEXT,
@@ -447,32 +446,3 @@ def test_what_was_not_judged_is_no_pass_and_the_judge_is_named(tmp_path: Path) -
     assert "not judged: g_eval: the judge is away" in bad
     assert "g_eval not judged kind the judge is away" in bad
     assert "g_eval met (0.70) kind it is" in page.of(id="met")[0]
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        [0.0],
-        [5.0, 5.0],
-        [0.0, 1e9],
-        [0.001, 0.0012, 3.7],
-        [84.0, 84.0 + 1e-9],
-        list(map(float, range(1000))),
-    ],
-)
-def test_a_histogram_has_each_value_once_and_few_bins(values: list[float]) -> None:
-    bins = bin_values(values)
-    assert sum(found.count for found in bins) == len(values)
-    assert len(bins) <= MAX_BINS
-    assert bins[0].low <= min(values) <= max(values) <= bins[-1].high + 1e-9
-
-
-def test_scores_of_1_have_a_bin_of_their_own() -> None:
-    assert {
-        found.label: found.count for found in bin_scores([0.0, 0.3, 0.95, 1.0, 1.0]) if found.count
-    } == {
-        "0 to below 0.1": 1,
-        "0.3 to below 0.4": 1,
-        "0.9 to below 1": 1,
-        "1": 2,
-    }

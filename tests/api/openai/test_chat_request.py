@@ -1,0 +1,245 @@
+"""What a chat completion asks of the agent: its tools, messages and settings."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ai_agent_service.core.messages import (
+    AudioPart,
+    FilePart,
+    ImagePart,
+    Message,
+    NamedTool,
+    TextPart,
+    ToolSpec,
+)
+from ai_agent_service.server.application import create_app
+from tests.support.clients import (
+    CHAT,
+    IMAGE,
+    IMAGE_MESSAGE,
+    WEATHER,
+    asking,
+    chunks_of,
+    completion_of,
+)
+from tests.support.fake_provider import Script, says
+from tests.support.service import AGENT, client_of, configuration
+
+
+async def test_the_clients_tools_are_told_to_the_model_after_the_agents(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    bare = {"type": "function", "function": {"name": "now", "strict": True}}
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        completion_of(await client.post(CHAT, json=asking(tools=[WEATHER, bare])))
+    weather = WEATHER["function"]
+    assert script.requests[0].tools[2:] == (
+        ToolSpec("weather", weather["description"], weather["parameters"]),
+        ToolSpec("now", "", {"type": "object", "properties": {}}, True),
+    )
+    assert [spec.name for spec in script.requests[0].tools[:2]] == [
+        "calculate",
+        "get_current_datetime",
+    ]
+
+
+@pytest.mark.parametrize("none", [None, []])
+async def test_no_tools_may_be_said_as_null_or_as_an_empty_list(
+    tmp_path: Path, none: object
+) -> None:
+    script = Script(says("Hi"))
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        completion_of(await client.post(CHAT, json=asking(tools=none)))
+        chunks_of(await client.post(CHAT, json=asking(tools=none, stream=True)))
+    assert [[spec.name for spec in request.tools] for request in script.requests] == [
+        ["calculate", "get_current_datetime"]
+    ] * 2
+
+
+async def test_an_agent_may_ignore_the_clients_tools(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    async with client_of(
+        create_app(configuration(tmp_path, script, agents=[{**AGENT, "client_tools": "ignore"}]))
+    ) as client:
+        completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))
+    assert "weather" not in [spec.name for spec in script.requests[0].tools]
+
+
+@pytest.mark.parametrize(
+    ("given", "reaches"),
+    [
+        ("auto", "auto"),
+        ("none", "none"),
+        ("required", "required"),
+        ({"type": "function", "function": {"name": "weather"}}, NamedTool("weather")),
+        (None, None),
+    ],
+    ids=["auto", "none", "required", "named", "null"],
+)
+async def test_the_tool_choice_reaches_the_provider(
+    tmp_path: Path, given: object, reaches: object
+) -> None:
+    script = Script(says("Hi"))
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        completion_of(await client.post(CHAT, json=asking(tools=[WEATHER], tool_choice=given)))
+    assert script.requests[0].tool_choice == reaches
+
+
+async def test_the_agents_prompt_comes_first_and_the_clients_system_message_is_added_to_it(
+    tmp_path: Path,
+) -> None:
+    script = Script(says("Hi"))
+    messages = [
+        {"role": "system", "content": "Speak French."},
+        {"role": "user", "content": "Hello", "name": "ada"},
+        {"role": "assistant", "content": "Bonjour"},
+        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": "Again"},
+    ]
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        completion_of(await client.post(CHAT, json=asking(messages=messages)))
+    assert script.requests[0].messages == (
+        Message("system", "You help.\n\nSpeak French.\n\nBe brief."),
+        Message("user", "Hello"),
+        Message("assistant", "Bonjour"),
+        Message("user", "Again"),
+    )
+
+
+async def test_content_parts_reach_the_provider(tmp_path: Path) -> None:
+    script = Script(says("A cat."))
+    parts = [
+        *IMAGE_MESSAGE["content"],
+        {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}},
+        {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+        {
+            "type": "file",
+            "file": {"file_data": "data:application/pdf;base64,JVBERg==", "filename": "a.pdf"},
+        },
+    ]
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        completion_of(
+            await client.post(CHAT, json=asking(messages=[{"role": "user", "content": parts}]))
+        )
+    assert script.requests[0].messages[1].content == (
+        TextPart("What is this?"),
+        ImagePart(IMAGE, "low"),
+        ImagePart("https://example.com/cat.png"),
+        AudioPart("UklGRg==", "wav"),
+        FilePart(file_data="data:application/pdf;base64,JVBERg==", filename="a.pdf"),
+    )
+
+
+async def test_an_earlier_refusal_is_told_to_the_model_as_what_was_said(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None, "refusal": "No."},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "Never."}]},
+        {"role": "user", "content": "b"},
+    ]
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        completion_of(await client.post(CHAT, json=asking(messages=messages)))
+    assert script.requests[0].messages[2:4] == (
+        Message("assistant", "No."),
+        Message("assistant", (TextPart("Never."),)),
+    )
+
+
+async def test_the_settings_of_the_request_reach_the_provider_over_the_agents(
+    tmp_path: Path,
+) -> None:
+    asked: dict[str, Any] = {
+        "temperature": 0.25,
+        "top_p": 0.5,
+        "max_completion_tokens": 100,
+        "stop": ["END", "STOP"],
+        "seed": 7,
+        "presence_penalty": -1,
+        "frequency_penalty": 1.5,
+        "logit_bias": {"50256": -100},
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "n", "schema": {"type": "object"}},
+        },
+        "parallel_tool_calls": False,
+        "reasoning_effort": "low",
+        "verbosity": "low",
+    }
+    script = Script(says("Hi"))
+    agent = {**AGENT, "model_settings": {"temperature": 1, "max_tokens": 5, "top_k": 3}}
+    async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
+        completion_of(await client.post(CHAT, json=asking(**asked)))
+    assert script.requests[0].settings == {**asked, "top_k": 3}
+
+
+async def test_max_tokens_and_a_single_stop_reach_the_provider_as_they_are(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        completion_of(await client.post(CHAT, json=asking(max_tokens=5, stop="END")))
+    assert script.requests[0].settings == {"max_tokens": 5, "stop": "END"}
+
+
+async def test_a_setting_of_zero_or_false_is_not_taken_for_none(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    asked = {"temperature": 0, "seed": 0, "parallel_tool_calls": False}
+    async with client_of(
+        create_app(
+            configuration(
+                tmp_path, script, agents=[{**AGENT, "model_settings": {"temperature": 1}}]
+            )
+        )
+    ) as client:
+        completion_of(await client.post(CHAT, json=asking(**asked)))
+    assert script.requests[0].settings == asked
+
+
+async def test_null_and_unknown_fields_are_passed_over(tmp_path: Path) -> None:
+    names = (
+        "temperature",
+        "max_tokens",
+        "stop",
+        "tools",
+        "tool_choice",
+        "n",
+        "logprobs",
+        "stream",
+        "stream_options",
+        "user",
+        "metadata",
+    )
+    script = Script(says("Hi"))
+    async with client_of(create_app(configuration(tmp_path, script))) as client:
+        completion_of(
+            await client.post(
+                CHAT, json=asking(**dict.fromkeys(names), keep_alive="5m", chat_id={"a": [1]})
+            )
+        )
+    assert script.requests[0].settings == {}
+
+
+async def test_what_says_the_usual_is_taken(tmp_path: Path) -> None:
+    async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
+        completion_of(
+            await client.post(
+                CHAT,
+                json=asking(
+                    n=1, logprobs=False, modalities=["text"], functions=[], metadata={"a": "b"}
+                ),
+            )
+        )
+
+
+async def test_the_model_that_is_asked_is_the_agents(tmp_path: Path) -> None:
+    script = Script(says("Hi"))
+    async with client_of(
+        create_app(
+            configuration(
+                tmp_path, script, agents=[AGENT, {**AGENT, "agent_id": "own", "model": "big"}]
+            )
+        )
+    ) as client:
+        completion_of(await client.post(CHAT, json=asking()))
+        completion_of(await client.post(CHAT, json=asking(model="own")))
+    assert [request.model for request in script.requests] == ["scripted-model", "big"]
