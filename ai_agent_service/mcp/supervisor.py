@@ -6,7 +6,6 @@ import importlib
 import logging
 from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from types import TracebackType
 from typing import Any, Self, cast
 
 from ai_agent_service.config.server_definition import ServerDefinition
@@ -62,12 +61,7 @@ class McpSupervisor:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop(list(self._tasks))
 
     def build_servers(

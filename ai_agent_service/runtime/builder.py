@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 from ai_agent_service.agents.base import AgentParts, BaseAgent
@@ -82,12 +81,7 @@ class Builder:
         await self._opened.enter_async_context(self._supervision)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._tasks.finish()
         await self._close(tuple(self._held))
         await self._opened.aclose()
