@@ -26,6 +26,7 @@ CONTENTS = {
         "docs/architecture",
         "docs/benchmarks",
         "CONTRIBUTING",
+        "docs/releasing",
         "CHANGELOG",
     ],
 }

@@ -271,6 +271,26 @@ def test_the_case_that_the_page_on_evaluation_has_judged_is_valid(tmp_path: Path
     ) == (True, 1)
 
 
+def test_the_page_on_architecture_names_files_that_exist_and_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "ai_agent_service"
+    named = re.findall(r"`(\w[\w/]*(?:\.py|/))`", text)
+    assert len(named) > 40
+    assert [
+        name for name in named if not ((package / name).exists() or (ROOT / name).exists())
+    ] == []
+    folders = {each.parent.name for each in package.glob("*/__init__.py")} - {"__pycache__"}
+    assert folders - {name.rstrip("/") for name in named} == set()
+
+
+def test_the_page_on_architecture_shows_the_layers_that_are_enforced() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [layers] = re.findall(r"^    __main__ .*\n    >.*$", text, re.MULTILINE)
+    contract = project["tool"]["importlinter"]["contracts"][0]
+    assert " ".join(layers.split()) == " > ".join(contract["layers"])
+
+
 def test_the_api_page_names_every_code_of_an_error() -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     classes = [ServiceError]
