@@ -14,7 +14,6 @@ from ai_agent_service.core.errors import (
     HostNotAllowedError,
     UnauthorizedError,
 )
-from ai_agent_service.limits.limiter import Limiter
 from ai_agent_service.storage.database import Database
 
 MAX_KEY_LENGTH = 512
@@ -42,14 +41,12 @@ class Access:
         self,
         keys: KeyRing,
         identity: Identity,
-        limiter: Limiter,
         *,
         is_local: bool,
         allow_unauthenticated: bool,
         allowed_hosts: Collection[str],
         database: Database | None,
     ) -> None:
-        self.limiter = limiter
         self.database = database
         """Where the keys are; None where there is none."""
 

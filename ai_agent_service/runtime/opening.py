@@ -18,7 +18,6 @@ from ai_agent_service.core.errors import UpstreamError
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.instrumentation.providers import TracedProvider
 from ai_agent_service.instrumentation.runs import RunTracer
-from ai_agent_service.limits.postgres import open_limiter
 from ai_agent_service.providers.base import Provider, ProviderSetup
 from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.providers.http import HttpClient, Timeouts
@@ -131,7 +130,6 @@ async def open_access(
         yield Access(
             await opened.enter_async_context(keys),
             await opened.enter_async_context(open_identity(settings, fetch)),
-            await opened.enter_async_context(open_limiter(database)),
             is_local=settings.is_local,
             allow_unauthenticated=settings.allow_unauthenticated,
             allowed_hosts=settings.allowed_hosts,

@@ -26,6 +26,7 @@ from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.health.checks import open_checks
 from ai_agent_service.instrumentation.requests import TracingMiddleware
+from ai_agent_service.limits.postgres import open_limiter
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
@@ -58,12 +59,14 @@ def create_app(configuration: Configuration, workers: SharedMetrics | None = Non
             async with (
                 open_service(configuration, shutdown=stopping) as service,
                 open_access(configuration, service) as access,
+                open_limiter(access.database) as limiter,
                 open_checks(service, access) as checks,
                 watch_reload_triggers(service, told),
                 metrics.open_exporter(service, counts, workers) as exposition,
             ):
                 app.state.service = service
                 app.state.access = access
+                app.state.limiter = limiter
                 app.state.checks = checks
                 app.state.answers = IdempotencyCache()
                 app.state.exposition = exposition

@@ -21,7 +21,7 @@ from ai_agent_service.api.http.access import Caller, ChatCaller, resolve_user
 from ai_agent_service.api.http.body import (
     ServiceDependency,
     decode_body,
-    get_access,
+    get_limiter,
     get_request_id,
     get_service,
     read_body,
@@ -105,7 +105,7 @@ async def chat(agent_id: str, request: Request, caller: ChatCaller) -> Response:
         caller,
         user=resolve_user(caller, asked.user_id),
         request_id=get_request_id(request),
-        limiter=get_access(request).limiter,
+        limiter=get_limiter(request),
     )
     if asked.stream:
         response: RunResponse = StreamedRun(run, EventFrames(run.context))

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from ai_agent_service.api.http.json_limits import check_no_nul
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.errors import BodyTooLargeError, InvalidRequestError
+from ai_agent_service.limits.limiter import Limiter
 from ai_agent_service.runtime.service import Service
 
 LARGE_BODY = 1024 * 1024
@@ -32,6 +33,11 @@ def get_service(request: Request) -> Service:
 def get_access(request: Request) -> Access:
     """What tells who calls, which the lifespan opened."""
     return cast(Access, request.app.state.access)
+
+
+def get_limiter(request: Request) -> Limiter:
+    """Return what admits runs within the limits of their keys and users."""
+    return cast(Limiter, request.app.state.limiter)
 
 
 async def provide_service(request: Request) -> Service:

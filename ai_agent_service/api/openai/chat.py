@@ -12,7 +12,7 @@ from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.api.http.access import ChatCaller, RunRoute
 from ai_agent_service.api.http.body import (
     decode_body,
-    get_access,
+    get_limiter,
     get_request_id,
     get_service,
     read_body,
@@ -89,7 +89,7 @@ async def create_chat_completion(request: Request, caller: ChatCaller) -> Respon
         user=asked.user,
         request_id=get_request_id(request),
         task=task,
-        limiter=get_access(request).limiter,
+        limiter=get_limiter(request),
     )
     fingerprint = build_fingerprint(agent)
     if asked.stream:
