@@ -10,8 +10,8 @@ from ai_agent_service.auth.keys.ring import KeyRing
 from ai_agent_service.auth.principal import LOCAL, Headers, Key, Principal
 from ai_agent_service.core.errors import (
     AccessUnavailableError,
-    CrossSiteRequestError,
     HostNotAllowedError,
+    RequestError,
     UnauthorizedError,
 )
 from ai_agent_service.storage.database import Database
@@ -82,12 +82,7 @@ class Access:
         """Whether a request with these headers needs no key."""
         try:
             self._admit_without_key(headers)
-        except (
-            UnauthorizedError,
-            AccessUnavailableError,
-            HostNotAllowedError,
-            CrossSiteRequestError,
-        ):
+        except (RequestError, AccessUnavailableError):
             return False
         return True
 

@@ -40,7 +40,7 @@ from ai_agent_service.memory.store import HASH_KEY_NAME, Store
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, DecryptionError
-from ai_agent_service.storage.engine import DatabaseEngine
+from ai_agent_service.storage.engine import DatabaseEngine, T, Work
 from ai_agent_service.storage.migrate import (
     HEAD_REVISION,
     NewerSchemaError,
@@ -77,7 +77,7 @@ def upgrade_tables() -> None:
 def current() -> None:
     """Show the tables' revision, the kind of database and its address."""
     target = require_existing(read_target())
-    revision = asyncio.run(_read_revision(target))
+    revision = _read(target, read_revision)
     click.echo(f"revision {revision or 'none'}, {target.address.kind}, {target.shown}")
 
 
@@ -175,8 +175,8 @@ def _dump_existing(target: DatabaseTarget, *, force: bool) -> Path | None:
     """A dump of what is in the database, if there is anything of ours; with `force` also None if it
     cannot be made, which is told."""
     try:
-        if asyncio.run(_read_revision(target)) is None:
-            if theirs := asyncio.run(_find_conflicting_tables(target)):
+        if _read(target, read_revision) is None:
+            if theirs := _read(target, find_own_tables):
                 raise click.ClickException(
                     f"{target.shown} was not replaced: its tables {', '.join(theirs)} are in the"
                     " way, and seem to be those of another program; name another database, or"
@@ -318,14 +318,14 @@ async def _upgrade_schema(target: DatabaseTarget) -> str | None:
         return before
 
 
-async def _read_revision(target: DatabaseTarget) -> str | None:
-    async with open_target(target) as database:
-        return await database.read(read_revision)
+def _read(target: DatabaseTarget, work: Work[T]) -> T:
+    """Return the result of `work` on the database."""
 
+    async def run() -> T:
+        async with open_target(target) as database:
+            return await database.read(work)
 
-async def _find_conflicting_tables(target: DatabaseTarget) -> list[str]:
-    async with open_target(target) as database:
-        return await database.read(find_own_tables)
+    return asyncio.run(run())
 
 
 async def _check_usable(target: DatabaseTarget) -> None:

@@ -60,12 +60,11 @@ def reload(url: str | None) -> None:
     status, body = _post_reload(url, load_environment().get(API_KEY_VARIABLE))
     if status == 200:
         changes = _decode_body(body, Changes, url)
+        lists = msgspec.structs.asdict(changes)
         for field, words in _CHANGE_LABELS.items():
-            for name in getattr(changes, field):
-                click.echo(
-                    f"{words} {name}"
-                    + (f" ({changes.agents[name]})" if name in changes.agents else "")
-                )
+            for name in lists[field]:
+                version = f" ({changes.agents[name]})" if name in changes.agents else ""
+                click.echo(f"{words} {name}{version}")
         if not changes:
             click.echo("Nothing has changed.")
         return

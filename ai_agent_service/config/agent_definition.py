@@ -12,16 +12,8 @@ DEFAULT_MAX_STEPS = 12
 DEFAULT_CACHE_SECONDS = 300.0
 RESERVED_MODEL_SETTINGS = frozenset(
     {
-        *(
-            "messages",
-            "model",
-            "stream",
-            "stream_options",
-            "tools",
-            "tool_choice",
-            "functions",
-            "function_call",
-        ),
+        *("messages", "model", "stream", "stream_options"),
+        *("tools", "tool_choice", "functions", "function_call"),
         *("n", "logprobs", "top_logprobs", "modalities", "audio"),
     }
 )

@@ -84,38 +84,25 @@ def decide(ask: AdmissionRequest, levels: Sequence[Level], now: float) -> list[L
     for subject, level in zip(ask.subjects, levels, strict=True):
         limits, whose = subject.limits, subject.whose
         requests, tokens = level.requests_until, level.tokens_until
-        if limits.requests is not None:
-            requests = _charge(requests, 1, limits.requests, now)
-            if wait := _compute_wait(requests, limits.requests, now):
-                refusals.append(
-                    (
-                        wait,
-                        (
-                            f"This {whose} has used up its limit of {limits.requests} requests a"
-                            " minute."
-                        ),
-                    )
-                )
-        if limits.tokens is not None:
-            tokens = _charge(tokens, ask.tokens, limits.tokens, now)
-            if wait := _compute_wait(tokens, limits.tokens, now):
-                left = _count_remaining(level.tokens_until, limits.tokens, now)
+        if (rate := limits.requests) is not None:
+            requests = _charge(requests, 1, rate, now)
+            if wait := _compute_wait(requests, rate, now):
+                problem = f"This {whose} has used up its limit of {rate} requests a minute."
+                refusals.append((wait, problem))
+        if (rate := limits.tokens) is not None:
+            tokens = _charge(tokens, ask.tokens, rate, now)
+            if wait := _compute_wait(tokens, rate, now):
+                left = _count_remaining(level.tokens_until, rate, now)
                 problem = (
                     f"This request may take {ask.tokens} tokens, and this {whose} has {left} left"
-                    f" of its {limits.tokens} a minute."
+                    f" of its {rate} a minute."
                 )
                 refusals.append((wait, problem))
-        if limits.parallel is not None and level.running >= limits.parallel:
-            refusals.append(
-                (
-                    0.0,
-                    (
-                        f"This {whose} has {level.running} parallel runs under way and may have"
-                        f" {limits.parallel}."
-                    ),
-                )
-            )
-        after.append(Level(requests, tokens, level.running + 1))
+        running, most = level.running, limits.parallel
+        if most is not None and running >= most:
+            problem = f"This {whose} has {running} parallel runs under way and may have {most}."
+            refusals.append((0.0, problem))
+        after.append(Level(requests, tokens, running + 1))
     if refusals:
         wait, problem = max(refusals)
         wait = max(wait, PARALLEL_RETRY_SECONDS)
@@ -148,20 +135,18 @@ def build_headers(
 ) -> Mapping[str, str]:
     """What is left of requests and tokens, in OpenAI's headers; of each what the tightest subject
     has."""
-    requests = [
-        (_count_remaining(level.requests_until, limit, now), limit, level.requests_until)
-        for subject, level in zip(subjects, levels, strict=True)
-        if (limit := subject.limits.requests) is not None
-    ]
-    tokens = [
-        (_count_remaining(level.tokens_until, limit, now), limit, level.tokens_until)
-        for subject, level in zip(subjects, levels, strict=True)
-        if (limit := subject.limits.tokens) is not None
-    ]
+    pairs = list(zip(subjects, levels, strict=True))
+    requests = [(level.requests_until, subject.limits.requests) for subject, level in pairs]
+    tokens = [(level.tokens_until, subject.limits.tokens) for subject, level in pairs]
     headers = {}
-    for name, found in (("requests", requests), ("tokens", tokens)):
-        if found:
-            remaining, limit, until = min(found)
+    for name, used in (("requests", requests), ("tokens", tokens)):
+        left = [
+            (_count_remaining(until, limit, now), limit, until)
+            for until, limit in used
+            if limit is not None
+        ]
+        if left:
+            remaining, limit, until = min(left)
             headers[f"x-ratelimit-limit-{name}"] = str(limit)
             headers[f"x-ratelimit-remaining-{name}"] = str(remaining)
             headers[f"x-ratelimit-reset-{name}"] = format_duration(until - now)

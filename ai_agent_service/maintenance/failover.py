@@ -2,7 +2,8 @@
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import asyncpg
@@ -17,7 +18,7 @@ class PromotionError(Exception):
     """No server was promoted; the text says why, for the operator."""
 
 
-class FailoverCandidate(msgspec.Struct, frozen=True):
+class ServerState(msgspec.Struct, frozen=True):
     """What one server of PostgreSQL is now."""
 
     address: DatabaseUrl
@@ -38,8 +39,8 @@ class FailoverCandidate(msgspec.Struct, frozen=True):
 class PromotionResult(msgspec.Struct, frozen=True):
     """The server that is the primary now, and those that did not answer."""
 
-    server: FailoverCandidate
-    away: tuple[FailoverCandidate, ...]
+    server: ServerState
+    away: tuple[ServerState, ...]
     waits_for: str
     """The replicas that each commit waits for (synchronous_standby_names), though none follows;
     empty if it waits for none."""
@@ -80,8 +81,7 @@ async def promote(
         )
     chosen = max(replicas, key=lambda server: server.position)
     try:
-        connection = await _connect(chosen.address, timeout)
-        try:
+        async with _connect(chosen.address, timeout) as connection:
             seconds = PROMOTE_SECONDS + timeout
             if not await connection.fetchval(
                 "SELECT pg_promote(true, $1)", PROMOTE_SECONDS, timeout=seconds
@@ -91,8 +91,6 @@ async def promote(
                     " its log says why"
                 )
             waits_for = await connection.fetchval(_SYNCHRONOUS_STANDBYS, timeout=timeout)
-        finally:
-            connection.terminate()
     except asyncpg.InsufficientPrivilegeError as error:
         raise PromotionError(
             f"{chosen.name}: {error}. Name in DATABASE_URL a user that may, or run on that machine:"
@@ -107,9 +105,7 @@ async def promote(
     )
 
 
-async def probe_servers(
-    addresses: Iterable[DatabaseUrl], *, timeout: float
-) -> list[FailoverCandidate]:
+async def probe_servers(addresses: Iterable[DatabaseUrl], *, timeout: float) -> list[ServerState]:
     """What each server is now, all asked at once; each is named once."""
     named = {server.hosts: server for address in addresses for server in address.servers}
     return list(
@@ -117,31 +113,33 @@ async def probe_servers(
     )
 
 
-async def _probe_server(address: DatabaseUrl, timeout: float) -> FailoverCandidate:
+async def _probe_server(address: DatabaseUrl, timeout: float) -> ServerState:
     try:
-        connection = await _connect(address, timeout)
-        try:
+        async with _connect(address, timeout) as connection:
             is_replica, position = await connection.fetchrow(_STATE, timeout=timeout)
-        finally:
-            connection.terminate()
     except OSError as error:
         if isinstance(error, ssl.SSLError) or "SSL" in str(error):
             # Its certificate does not do, or it has none: those who do not look at that may write
             # to it.
-            return FailoverCandidate(address, "unknown", problem=str(error))
-        return FailoverCandidate(
+            return ServerState(address, "unknown", problem=str(error))
+        return ServerState(
             address, "away", problem=str(error) or f"it did not answer within {timeout:g} seconds"
         )
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        return FailoverCandidate(address, "unknown", problem=str(error))
-    return FailoverCandidate(address, "replica" if is_replica else "primary", position)
+        return ServerState(address, "unknown", problem=str(error))
+    return ServerState(address, "replica" if is_replica else "primary", position)
 
 
-async def _connect(address: DatabaseUrl, timeout: float) -> Any:
-    return await asyncpg.connect(
+@asynccontextmanager
+async def _connect(address: DatabaseUrl, timeout: float) -> AsyncGenerator[Any, None]:
+    connection = await asyncpg.connect(
         address.location,
         timeout=timeout,
         statement_cache_size=0,
         server_settings={"application_name": "ai-agent-service db"},
         target_session_attrs="any",
     )
+    try:
+        yield connection
+    finally:
+        connection.terminate()

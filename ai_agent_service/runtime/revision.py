@@ -60,11 +60,11 @@ class Changes(msgspec.Struct, frozen=True):
 
     @property
     def lists(self) -> dict[str, list[str]]:
-        """The lists by their names, an agent that there is as `id@version`."""
-        found = {name: getattr(self, name) for name in self.__struct_fields__ if name != "agents"}
+        """The lists by their names, an agent of the later revision as `id@version`."""
         return {
             name: [f"{each}@{self.agents[each]}" if each in self.agents else each for each in ids]
-            for name, ids in found.items()
+            for name, ids in msgspec.structs.asdict(self).items()
+            if name != "agents"
         }
 
 

@@ -58,13 +58,10 @@ def _build_owner_columns() -> tuple[Column[Any], Column[Any]]:
     return Column("tenant", Text, nullable=False), Column("user_id", Text, nullable=False)
 
 
-def _build_session_key() -> Column[Any]:
-    return Column(
-        "session_key",
-        LargeBinary(HASH_BYTES),
-        ForeignKey("sessions.key", ondelete="CASCADE"),
-        nullable=False,
-    )
+def _build_session_key(*, is_primary: bool = False) -> Column[Any]:
+    refers = ForeignKey("sessions.key", ondelete="CASCADE")
+    kind = LargeBinary(HASH_BYTES)
+    return Column("session_key", kind, refers, primary_key=is_primary, nullable=False)
 
 
 sessions = Table(
@@ -151,12 +148,7 @@ client's own id of the turn."""
 summaries = Table(
     "summaries",
     metadata,
-    Column(
-        "session_key",
-        LargeBinary(HASH_BYTES),
-        ForeignKey("sessions.key", ondelete="CASCADE"),
-        primary_key=True,
-    ),
+    _build_session_key(is_primary=True),
     Column("covers", LargeBinary(HASH_BYTES), primary_key=True),
     Column("settings", LargeBinary(HASH_BYTES), primary_key=True),
     *_build_owner_columns(),
@@ -213,7 +205,7 @@ limit_levels = Table(
     metadata,
     Column("subject", Text, primary_key=True),
     # Seconds since 1970 by the database's clock, at which all that was asked will have been earned
-    # again; see auth/allowance.py.
+    # again; see limits/rate_limit.py.
     Column("requests_until", Double, nullable=False),
     Column("tokens_until", Double, nullable=False),
 )

@@ -30,12 +30,7 @@ MAX_LIFETIME = 3600
 
 _SIGNED_HEADER = b"x-openwebui-user-jwt"
 _UNSIGNED_HEADERS = frozenset(
-    {
-        b"x-openwebui-user-id",
-        b"x-openwebui-user-name",
-        b"x-openwebui-user-email",
-        b"x-openwebui-user-role",
-    }
+    b"x-openwebui-user-" + part for part in (b"id", b"name", b"email", b"role")
 )
 """What Open WebUI sends when it cannot sign, and what anybody can write."""
 

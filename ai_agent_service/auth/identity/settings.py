@@ -13,16 +13,8 @@ from ai_agent_service.core.errors import Fault
 MIN_JWT_SECRET_BYTES = 32
 MIN_PROXY_SECRET_LENGTH = 20
 ALGORITHMS = (
-    "RS256",
-    "RS384",
-    "RS512",
-    "PS256",
-    "PS384",
-    "PS512",
-    "ES256",
-    "ES384",
-    "ES512",
-    "EdDSA",
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
 )
 """What tokens may be signed by: nothing that whoever verifies could sign with as well."""
 
