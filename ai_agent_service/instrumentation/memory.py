@@ -9,7 +9,6 @@ from ai_agent_service.observability.tracing import (
     AttributeValue,
     Context,
     Tracing,
-    build_context,
     get_context,
     use_context,
 )
@@ -30,10 +29,9 @@ class TracedMemory:
 
     async def begin(self, context: RunContext, turn: Turn) -> RememberedTurn:
         """Begins a turn; see Memory."""
-        attributes = _build_attributes("search_memory", context.session)
-        span = self._tracing.start("search_memory", attributes)
         run = get_context()
-        with self._tracing.end_on_exit(span), use_context(build_context(span)):
+        attributes = _build_attributes("search_memory", context.session)
+        with self._tracing.open_span("search_memory", attributes) as span:
             begun = await self._memory.begin(context, turn)
             span.set_attribute("gen_ai.memory.record.count", len(begun.messages))
         return _TracedTurn(begun, self._tracing, run, context.session)
@@ -73,10 +71,8 @@ class _TracedTurn:
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Stores the answer; see RememberedTurn."""
-        span = self._tracing.start(
-            "upsert_memory", _build_attributes("upsert_memory", self._session), parent=self._run
-        )
-        with self._tracing.end_on_exit(span), use_context(build_context(span)):
+        attributes = _build_attributes("upsert_memory", self._session)
+        with self._tracing.open_span("upsert_memory", attributes, parent=self._run):
             await self._turn.keep(answer, wait=wait)
 
 

@@ -57,14 +57,11 @@ class TracedProvider(WrappedProvider):
         )
         said: list[str] | None = [] if tracing.content and span.is_recording() else None
         if said is not None:
-            span.set_attribute(
-                "gen_ai.input.messages", tracing.encode_json(build_input_messages(request.messages))
-            )
+            messages = tracing.encode_json(build_input_messages(request.messages))
+            span.set_attribute("gen_ai.input.messages", messages)
             if request.tools:
-                span.set_attribute(
-                    "gen_ai.tool.definitions",
-                    tracing.encode_json(build_tool_definitions(request.tools)),
-                )
+                tools = tracing.encode_json(build_tool_definitions(request.tools))
+                span.set_attribute("gen_ai.tool.definitions", tools)
         began = time.monotonic()
         with tracing.end_on_exit(span):
             # A provider asks before its first event; beyond that nothing of the span is current, as
@@ -90,17 +87,13 @@ class TracedProvider(WrappedProvider):
         if not isinstance(event, ModelFinished):
             return
         span.set_attribute("gen_ai.response.finish_reasons", (event.reason,))
-        if event.usage is not None:
-            span.set_attribute("gen_ai.usage.input_tokens", event.usage.prompt_tokens)
-            span.set_attribute("gen_ai.usage.output_tokens", event.usage.completion_tokens)
-            if event.usage.cached_tokens:
-                span.set_attribute(
-                    "gen_ai.usage.cache_read.input_tokens", event.usage.cached_tokens
-                )
-            if event.usage.reasoning_tokens:
-                span.set_attribute(
-                    "gen_ai.usage.reasoning.output_tokens", event.usage.reasoning_tokens
-                )
+        if (usage := event.usage) is not None:
+            span.set_attribute("gen_ai.usage.input_tokens", usage.prompt_tokens)
+            span.set_attribute("gen_ai.usage.output_tokens", usage.completion_tokens)
+            if usage.cached_tokens:
+                span.set_attribute("gen_ai.usage.cache_read.input_tokens", usage.cached_tokens)
+            if usage.reasoning_tokens:
+                span.set_attribute("gen_ai.usage.reasoning.output_tokens", usage.reasoning_tokens)
         if said is not None:
             answer = build_output_messages("".join(said), event.tool_calls, event.reason)
             span.set_attribute("gen_ai.output.messages", self._tracing.encode_json(answer))

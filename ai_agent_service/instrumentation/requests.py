@@ -7,11 +7,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.observability.tracing import (
     AttributeValue,
+    Span,
     SpanKind,
     Tracing,
-    build_context,
     extract_context,
-    use_context,
 )
 
 UNTRACED_PATHS = ("/health", "/metrics")
@@ -39,24 +38,16 @@ class TracingMiddleware:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         method = scope["method"] if scope["method"] in METHODS else "HTTP"
         parent = extract_context(headers.get(b"traceparent", ""), headers.get(b"tracestate", ""))
-        span = self._tracing.start(
-            method, _build_attributes(scope, headers), kind=SpanKind.SERVER, parent=parent
-        )
+        attributes = _build_attributes(scope, headers)
+        with self._tracing.open_span(
+            method, attributes, kind=SpanKind.SERVER, parent=parent
+        ) as span:
 
-        async def send_and_trace(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                span.set_attribute("http.response.status_code", status)
-                if status >= 500:
-                    self._tracing.record_error(span, str(status))
-                for name, value in message.get("headers", ()):
-                    if name == b"x-request-id":
-                        span.set_attribute(
-                            "http.response.header.x-request-id", (value.decode("latin-1"),)
-                        )
-            await send(message)
+            async def send_and_trace(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    self._record_start(span, message)
+                await send(message)
 
-        with self._tracing.end_on_exit(span), use_context(build_context(span)):
             try:
                 await self.app(scope, receive, send_and_trace)
             finally:
@@ -64,6 +55,16 @@ class TracingMiddleware:
                 if isinstance(route, Route):
                     span.update_name(f"{method} {route.path}")
                     span.set_attribute("http.route", route.path)
+
+    def _record_start(self, span: Span, message: Message) -> None:
+        status = message["status"]
+        span.set_attribute("http.response.status_code", status)
+        if status >= 500:
+            self._tracing.record_error(span, str(status))
+        for name, value in message.get("headers", ()):
+            if name == b"x-request-id":
+                request_id = value.decode("latin-1")
+                span.set_attribute("http.response.header.x-request-id", (request_id,))
 
 
 def _build_attributes(scope: Scope, headers: dict[bytes, str]) -> dict[str, AttributeValue]:

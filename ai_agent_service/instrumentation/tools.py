@@ -5,12 +5,7 @@ from typing import Any
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import ToolCall, ToolResult
 from ai_agent_service.core.text import replace_unstorable
-from ai_agent_service.observability.tracing import (
-    AttributeValue,
-    Tracing,
-    build_context,
-    use_context,
-)
+from ai_agent_service.observability.tracing import AttributeValue, Tracing
 from ai_agent_service.tools.toolset import Toolset
 
 MAX_NAME_CHARACTERS = 100
@@ -34,17 +29,15 @@ class TracedToolset(Toolset):
             "gen_ai.tool.type": "function",
             "gen_ai.tool.call.id": replace_unstorable(call.id[:MAX_NAME_CHARACTERS]),
         }
-        span = tracing.start(
-            f"execute_tool {name}" if call.name in self else "execute_tool", attributes
-        )
-        with tracing.end_on_exit(span), use_context(build_context(span)):
-            if tracing.content and span.is_recording():
-                span.set_attribute(
-                    "gen_ai.tool.call.arguments", tracing.redact_text(call.arguments)
-                )
+        span_name = f"execute_tool {name}" if call.name in self else "execute_tool"
+        with tracing.open_span(span_name, attributes) as span:
+            has_content = tracing.content and span.is_recording()
+            if has_content:
+                arguments = tracing.redact_text(call.arguments)
+                span.set_attribute("gen_ai.tool.call.arguments", arguments)
             result = await super().execute(call, context)
             if result.is_error:
                 tracing.record_error(span, "tool_error", result.content)
-            elif tracing.content and span.is_recording():
+            elif has_content:
                 span.set_attribute("gen_ai.tool.call.result", tracing.redact_text(result.content))
             return result

@@ -27,7 +27,7 @@ from ai_agent_service.core.errors import (
     ServiceError,
     UpstreamError,
 )
-from ai_agent_service.observability.tracing import add_trace_headers
+from ai_agent_service.observability.tracing import build_trace_headers
 from ai_agent_service.providers.counters import ProviderCounts
 from ai_agent_service.providers.http_errors import HttpTarget, parse_error
 
@@ -241,7 +241,7 @@ class HttpClient:
             return await self._active_session.post(
                 target.url,
                 data=body,
-                headers=add_trace_headers(target.headers),
+                headers={**target.headers, **build_trace_headers()},
                 allow_redirects=False,
                 proxy=find_proxy(target.url),
                 timeout=self._only_connect,
