@@ -20,6 +20,7 @@ MAX_BITS = 14_000
 """Of a whole number: some 4,200 digits, which Python still writes out."""
 
 MAX_EXPONENT = 5_000
+_SIGNS = str.maketrans("×÷−", "*/-")
 
 
 @tool
@@ -81,9 +82,7 @@ async def calculate(expression: str) -> str:
     """
     if len(expression) > MAX_EXPRESSION:
         raise ToolError(f"the expression is longer than {MAX_EXPRESSION} characters")
-    source = (
-        expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/").replace("−", "-")
-    )
+    source = expression.strip().replace("^", "**").translate(_SIGNS)
     try:
         tree = ast.parse(source, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -93,13 +92,8 @@ async def calculate(expression: str) -> str:
             return _format_number(_evaluate(tree.body))
     except ZeroDivisionError:
         raise ToolError("this divides by zero") from None
-    except DecimalException as error:
-        problem = (
-            "this divides by zero"
-            if isinstance(error, ZeroDivisionError)
-            else "this has no result that can be written out"
-        )
-        raise ToolError(problem) from None
+    except DecimalException:
+        raise ToolError("this has no result that can be written out") from None
     except (OverflowError, ValueError, TypeError, RecursionError) as error:
         raise ToolError(f"this cannot be calculated ({error})") from None
 
@@ -152,12 +146,8 @@ def _compute_power(base: Number, exponent: Number) -> Number:
 
 
 def _divide(dividend: Number, divisor: Number) -> Number:
-    if (
-        isinstance(dividend, int)
-        and isinstance(divisor, int)
-        and divisor
-        and dividend % divisor == 0
-    ):
+    are_whole = isinstance(dividend, int) and isinstance(divisor, int)
+    if are_whole and divisor and dividend % divisor == 0:
         return dividend // divisor
     return Decimal(dividend) / Decimal(divisor)
 
@@ -167,9 +157,8 @@ def _floor_divide(dividend: Number, divisor: Number) -> Number:
         return dividend // divisor
     if not divisor:
         raise ZeroDivisionError
-    quotient, rest = divmod(
-        Decimal(dividend), Decimal(divisor)
-    )  # raises when the quotient has more digits than are kept
+    # It raises if the quotient has more digits than are kept.
+    quotient, rest = divmod(Decimal(dividend), Decimal(divisor))
     return quotient - 1 if rest and (rest < 0) != (divisor < 0) else quotient
 
 

@@ -1,4 +1,4 @@
-"""Keeps the results of tools whose answers may be a little old."""
+"""Cache the results of tools whose answers may be a little old."""
 
 import time
 from collections import OrderedDict
@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import msgspec
 
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.messages import ToolSpec
 from ai_agent_service.tools.base import Tool, ToolOutput, ToolSource
 
 MAX_RESULTS = 128
-"""Results kept per tool; the ones unused for longest go first."""
+"""Results kept per tool; the least recently used are dropped first."""
 
 MAX_RESULT_BYTES = 256 * 1024
 """A larger result is not kept."""
@@ -20,36 +19,19 @@ _key = msgspec.json.Encoder(order="sorted", decimal_format="number")
 
 
 class CachedTool:
-    """`tool`, whose result for the same arguments is used again for `seconds`. What failed is not
-    kept."""
+    """`tool`, whose result for the same arguments is kept for `seconds`, unless it is an error."""
 
     def __init__(self, tool: Tool, *, seconds: float) -> None:
+        self.spec = tool.spec
+        self.timeout = tool.timeout
+        self.parallel = tool.parallel
+        self.max_output = tool.max_output
         self._tool = tool
         self._seconds = seconds
         self._results: OrderedDict[bytes, tuple[float, ToolOutput]] = OrderedDict()
 
-    @property
-    def spec(self) -> ToolSpec:
-        """As the tool's."""
-        return self._tool.spec
-
-    @property
-    def timeout(self) -> float | None:
-        """As the tool's."""
-        return self._tool.timeout
-
-    @property
-    def parallel(self) -> bool:
-        """As the tool's."""
-        return self._tool.parallel
-
-    @property
-    def max_output(self) -> int:
-        """As the tool's."""
-        return self._tool.max_output
-
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """The result that is kept, or that of running the tool."""
+        """Return the kept result, else that of running the tool."""
         key = _key.encode(arguments)
         now = time.monotonic()
         if key in self._results:
@@ -59,11 +41,8 @@ class CachedTool:
                 return output
             del self._results[key]
         output = await self._tool.run(arguments, context)
-        if (
-            len(output.content.encode(errors="replace"))
-            + sum(len(image.url) for image in output.images)
-            <= MAX_RESULT_BYTES
-        ):
+        size = len(output.content.encode(errors="replace"))
+        if size + sum(len(image.url) for image in output.images) <= MAX_RESULT_BYTES:
             self._results[key] = (time.monotonic() + self._seconds, output)
             while len(self._results) > MAX_RESULTS:
                 self._results.popitem(last=False)
@@ -71,7 +50,7 @@ class CachedTool:
 
 
 class CachedSource:
-    """The tools of `source`; those that `seconds` names have their results kept for so long, until
+    """The tools of `source`. The results of those that `seconds` names are kept for so long, until
     the tool itself is replaced."""
 
     def __init__(self, source: ToolSource, seconds: Mapping[str, float]) -> None:
@@ -82,7 +61,7 @@ class CachedSource:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """The tools that there are now."""
+        """The current tools."""
         if (tools := self._source.tools) is not self._all:
             before = dict(zip(self._all, self._wrapped, strict=True))
             self._wrapped = tuple(before.get(tool) or self._wrap_tool(tool) for tool in tools)
@@ -91,7 +70,7 @@ class CachedSource:
 
     @property
     def unavailable(self) -> str:
-        """What of it cannot be used now."""
+        """What cannot be used now."""
         return self._source.unavailable
 
     def _wrap_tool(self, tool: Tool) -> Tool:

@@ -1,4 +1,4 @@
-"""Shows some of a source's tools and hides the others."""
+"""Show some of a source's tools and hide the others."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,7 @@ from ai_agent_service.tools.base import Tool, ToolSource
 
 
 class FilteredSource:
-    """The tools of `source` whose names are among `names`; nobody can run the others through it."""
+    """The tools of `source` that are among `names`; the others cannot be run through it."""
 
     def __init__(self, source: ToolSource, names: Collection[str]) -> None:
         self._source = source
@@ -16,15 +16,13 @@ class FilteredSource:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """The tools that there are now."""
+        """The current tools."""
         if (tools := self._source.tools) is not self._all:
-            self._all, self._kept = (
-                tools,
-                tuple(tool for tool in tools if tool.spec.name in self._names),
-            )
+            self._all = tools
+            self._kept = tuple(tool for tool in tools if tool.spec.name in self._names)
         return self._kept
 
     @property
     def unavailable(self) -> str:
-        """What of it cannot be used now."""
+        """What cannot be used now."""
         return self._source.unavailable

@@ -47,9 +47,7 @@ class FunctionTool:
                 f"a tool's name has letters, digits, _ and - only, 64 at most: {name!r}"
             )
         documented = docstring_parser.parse(inspect.getdoc(function) or "")
-        described = {
-            parameter.arg_name: parameter.description or "" for parameter in documented.params
-        }
+        described = {each.arg_name: each.description or "" for each in documented.params}
         fields: dict[str, Any] = {}
         self._context_parameter: str | None = None
         hints = get_type_hints(function, include_extras=True)
@@ -64,21 +62,16 @@ class FunctionTool:
             if annotation in (RunContext, RunContext | None):
                 self._context_parameter = parameter.name
                 continue
-            default = (
-                PydanticUndefined if parameter.default is parameter.empty else parameter.default
-            )
-            # Under a name of its own a parameter may be called `schema` or `_x`, which a model's
-            # field may not.
+            is_required = parameter.default is parameter.empty
+            default = PydanticUndefined if is_required else parameter.default
+            # The field has another name, since a model's may not be called `schema` or `_x`.
             self._parameters[f"parameter_{number}"] = parameter.name
-            described_as = described.get(parameter.name)
-            fields[f"parameter_{number}"] = (
-                annotation,
-                Field(default, alias=parameter.name, description=described_as),
-            )
+            text = described.get(parameter.name)
+            field = Field(default, alias=parameter.name, description=text)
+            fields[f"parameter_{number}"] = (annotation, field)
         self._model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-        description = "\n\n".join(
-            part for part in (documented.short_description, documented.long_description) if part
-        )
+        paragraphs = (documented.short_description, documented.long_description)
+        description = "\n\n".join(filter(None, paragraphs))
         parameters = _clean_schema(self._model.model_json_schema())
         self.spec = ToolSpec(name=name, description=description, parameters=parameters)
         self._expected = _to_json(parameters)
@@ -162,21 +155,18 @@ async def _run_in_thread(function: Function, values: dict[str, Any]) -> Any:
         error: BaseException | None = None
         try:
             value = context.run(function, **values)
+        # the only exception that a future refuses
         except StopIteration as stop:
-            error = RuntimeError(
-                f"the function raised {stop!r}"
-            )  # a future bears any exception but this
+            error = RuntimeError(f"the function raised {stop!r}")
         # it is raised again where the tool is awaited
         except BaseException as raised:  # noqa: BLE001
             error = raised
-        with contextlib.suppress(
-            RuntimeError
-        ):  # the loop has ended without waiting for this thread
+        # The loop may have ended without waiting for this thread.
+        with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(
-        target=work, name=f"tool {getattr(function, '__name__', '')}", daemon=True
-    ).start()
+    name = getattr(function, "__name__", "")  # a callable object has none
+    threading.Thread(target=work, name=f"tool {name}", daemon=True).start()
     return await done
 
 
