@@ -45,9 +45,9 @@ METRICS_FOLDER = "AI_AGENT_SERVICE_METRICS_FOLDER"
 
 
 def create_app(configuration: Configuration, workers: SharedMetrics | None = None) -> FastAPI:
-    """The application that serves `configuration`; its lifespan opens the service and closes it.
+    """Return the application of `configuration`, whose lifespan opens and closes the service.
 
-    `workers` is what several processes share.
+    `workers` are the metrics that several processes share.
     """
     counts = Metrics()
     pepper = configuration.settings.api_key_pepper
@@ -72,74 +72,57 @@ def create_app(configuration: Configuration, workers: SharedMetrics | None = Non
                 app.state.exposition = exposition
                 yield
 
-    traced = (
-        []
-        if configuration.tracing is None
-        else [Middleware(TracingMiddleware, configuration.tracing)]
-    )
     stopping = ShutdownState()
+    middleware = [
+        Middleware(RequestMiddleware, stopping=stopping, metrics=counts, access_log=access_log)
+    ]
+    if configuration.tracing is not None:
+        middleware.insert(0, Middleware(TracingMiddleware, configuration.tracing))
     app = FastAPI(
         title=configuration.settings.service_name,
         version=configuration.settings.service_version,
         description="Agents that appear as models to any OpenAI client.",
         lifespan=lifespan,
-        middleware=[
-            *traced,
-            Middleware(RequestMiddleware, stopping=stopping, metrics=counts, access_log=access_log),
-        ],
+        middleware=middleware,
         exception_handlers={
             ServiceError: handle_service_error,
             HTTPException: handle_http_exception,
         },
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-            "auto_configure": False,
-        },  # our own are in TracingMiddleware
+        # TracingMiddleware makes the spans.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         redirect_slashes=False,
         openapi_url=None,  # ai_agent_service/api/ops/docs.py answers there, to those who may see it
     )
     app.state.stopping = stopping
-    for part in (
-        openai_chat,
-        openai_models,
-        conversations,
-        agents,
-        health,
-        metrics,
-        admin,
-        docs,
-    ):  # looked through in this order
+    # Requests are matched against them in this order.
+    for part in (openai_chat, openai_models, conversations, agents, health, metrics, admin, docs):
         app.include_router(check_access_rules(part.router))
     install_openapi(app)
     return app
 
 
 def configure_logs(configuration: Configuration, *, is_one_of_several: bool = False) -> None:
-    """Sends log lines and audit lines where they are to go, the environment's secrets taken out;
-    raises ConfigError."""
+    """Send log lines and audit lines to their places, without the environment's secrets; raises
+    ConfigError."""
     settings, secrets = configuration.settings, find_secrets(configuration.environment)
+    log_format = settings.log_format
     configure_logging(
-        settings.log_level,
-        secrets,
-        log_format=settings.log_format,
-        is_one_of_several=is_one_of_several,
+        settings.log_level, secrets, log_format=log_format, is_one_of_several=is_one_of_several
     )
     configure_audit(settings.audit_log_file, secrets)
 
 
 def tune_garbage_collector() -> None:
-    """Takes what exists after start-up out of the garbage collector's sight, and makes it look less
-    often: a request leaves few cycles."""
+    """Hide what exists after start-up from the garbage collector, and run it less often, since a
+    request leaves few cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
 
 
 def create_worker_app() -> FastAPI:
-    """The application of one of several worker processes, each of which reads the configuration
-    anew."""
+    """Return the application of one of several worker processes, each of which reads the
+    configuration itself."""
     configuration = load()
     configure_logs(configuration, is_one_of_several=True)
     folder = os.environ.get(METRICS_FOLDER)

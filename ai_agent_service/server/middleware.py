@@ -1,5 +1,5 @@
-"""The outermost layer: gives each request its id, makes an answer of what nobody else caught, and
-tells of the request once it is over."""
+"""Give each request its id, answer errors that nothing else caught, and report the request at its
+end; the outermost layer."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ai_agent_service.api.http.errors import build_error_response, build_internal_error
-from ai_agent_service.core.errors import CrossSiteRequestError
+from ai_agent_service.core.errors import CrossSiteRequestError, ServiceError
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.observability.records import RequestReport
@@ -19,17 +19,19 @@ from ai_agent_service.runtime.shutdown import ShutdownState, build_stopping_erro
 logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status told of a request whose caller left before the answer began; nginx's."""
+"""The status in reports of a request whose caller left before the answer began; nginx's."""
 
 UNKNOWN_ROUTE = "unknown"
-"""The route of what has none."""
+"""The route of a request that matches none."""
 
 
 class RequestMiddleware:
     """ASGI middleware: `x-request-id` in and out, HEAD as GET without a body, no POST from other
-    sites' pages, a 500 in OpenAI's shape for a fault of ours, a 503 for what cannot be answered any
-    more; each request in `metrics` and in `access_log`, once. Each counts as under way, so that
-    what it may use stays open."""
+    sites' pages, a 500 in OpenAI's shape for a fault of ours, a 503 once the service is closed.
+
+    It reports each request once to `metrics` and `access_log`, and counts it as in progress, so
+    that what it may use stays open.
+    """
 
     def __init__(
         self, app: ASGIApp, stopping: ShutdownState, metrics: Metrics, access_log: AccessLog
@@ -40,7 +42,7 @@ class RequestMiddleware:
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on."""
+        """Pass the request on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -68,35 +70,33 @@ class RequestMiddleware:
                 message["body"] = b""
             await send(message)
 
+        async def refuse(error: ServiceError) -> None:
+            state["error"] = error.code
+            await build_error_response(error)(scope, receive, send_with_id)
+
         period = scope["app"].state.service.drain_tracker
         period.begin()
         self._metrics.in_flight += 1
         try:
             if method == "POST" and (b"sec-fetch-site", b"cross-site") in scope["headers"]:
-                refused = CrossSiteRequestError(
-                    "Requests from web pages of other sites are not taken."
-                )
-                state["error"] = refused.code
-                await build_error_response(refused)(scope, receive, send_with_id)
+                problem = "Requests from web pages of other sites are not taken."
+                await refuse(CrossSiteRequestError(problem))
             elif self._stopping.is_refused(scope["path"]):
-                state["error"] = build_stopping_error().code
-                await build_error_response(build_stopping_error())(scope, receive, send_with_id)
+                await refuse(build_stopping_error())
             else:
                 await self.app(scope, receive, send_with_id)
         except asyncio.CancelledError:
+            # Only the server cancels requests, once their time is up.
             if status or not self._stopping.is_closed:
                 raise
-            state["error"] = build_stopping_error().code
-            await build_error_response(build_stopping_error())(
-                scope, receive, send_with_id
-            )  # only the server cancels requests, once their time is up
+            await refuse(build_stopping_error())
         except Exception:
             logger.exception("request.failed", extra={"path": scope["path"]})
             failed = build_internal_error(request_id)
-            state["error"] = failed.code
             if status:
+                state["error"] = failed.code
                 raise
-            await build_error_response(failed)(scope, receive, send_with_id)
+            await refuse(failed)
         finally:
             period.end()
             self._metrics.in_flight -= 1
@@ -111,7 +111,7 @@ class RequestMiddleware:
         seconds: float,
         first_byte_seconds: float | None,
     ) -> None:
-        """Tells of a request that is over."""
+        """Report a request that has ended."""
         state, route, client = scope["state"], scope.get("route"), scope.get("client")
         run = state.get("run")
         error = state.get("error", "")

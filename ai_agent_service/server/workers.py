@@ -55,10 +55,8 @@ def _run_worker(
     try:
         server.run([listening])
     except ConfigError as error:  # the files were changed since the start
-        for fault in error.faults:
-            sys.stderr.write(
-                f"{fault}\n"
-            )  # how its log is to be written stands in what it could not read
+        # Without the settings it does not know the format of its log.
+        sys.stderr.writelines(f"{fault}\n" for fault in error.faults)
         sys.exit(STARTUP_FAILURE)
 
 

@@ -67,13 +67,11 @@ def _find_nul(decoded: object) -> tuple[bool, str | None]:
         elif isinstance(value, list):
             waiting += [(each, (trail, f"[{number}]")) for number, each in enumerate(value)]
         elif isinstance(value, dict):
-            waiting += [
-                (each, (trail, "[...]")) for pair in value.items() for each in pair
-            ]  # a key is the caller's words
+            # The place does not contain the key, which is the caller's text.
+            waiting += [(each, (trail, "[...]")) for pair in value.items() for each in pair]
         elif isinstance(value, msgspec.Struct):
-            waiting += [
-                (getattr(value, name), (trail, f".{name}")) for name in value.__struct_fields__
-            ]
+            fields = msgspec.structs.asdict(value)
+            waiting += [(each, (trail, f".{name}")) for name, each in fields.items()]
     return False, None
 
 

@@ -1,5 +1,4 @@
-"""Describes the routes that read and write msgspec structs, so that /docs shows them as it shows
-all others."""
+"""Describe the routes that read and write msgspec structs, which FastAPI cannot do."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -40,69 +39,62 @@ def describe_route(
     header: Mapping[str, tuple[str, dict[str, Any]]] | None = None,
     one_of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The `openapi_extra` of a route: its request body, its answer, `stream` as what it streams,
-    `lines` as what its JSON Lines are, its errors, a `flag` that its query may set, and what else
-    its `query` and its `header` may say: a description and a schema by name. `one_of` are fields of
-    the request of which one has to be given, and no more. A `response` that is a str says what text
-    is answered."""
+    """Return the `openapi_extra` of a route: its request body, its answer and its errors.
+
+    A `response` that is a str describes an answer of text. `stream` describes the events of a
+    streamed answer, `lines` those of JSON Lines. `query` and `header` are further parameters, a
+    description and a schema by name; `flag` is one more in the query that is true or false.
+    `one_of` are fields of the request of which exactly one has to be given.
+    """
+    content: dict[str, Any]
     if isinstance(response, str):
-        content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+        content = {"text/plain": {"schema": {"type": "string"}}}
         about = f"The answer: {response}"
     else:
-        content = {
-            "application/jsonl" if lines else "application/json": {
-                "schema": _register_schema(response)
-            }
-        }
+        media_type = "application/jsonl" if lines else "application/json"
+        content = {media_type: {"schema": _register_schema(response)}}
         about = f"The answer: {lines}" if lines else "The answer"
     if stream:
         content["text/event-stream"] = {}
         about = f"The answer; with `stream`, server-sent events: {stream}"
+    error = {"application/json": {"schema": _register_schema(ErrorResponse)}}
     extra: dict[str, Any] = {
         "responses": {
             "200": {"description": about, "content": content},
-            "default": {
-                "description": "An error",
-                "content": {"application/json": {"schema": _register_schema(ErrorResponse)}},
-            },
+            "default": {"description": "An error", "content": error},
         }
     }
-    parameters: list[dict[str, Any]] = [
-        {"name": name, "in": place, "description": text, "schema": schema}
-        for place, told in (("query", query), ("header", header))
-        for name, (text, schema) in (told or {}).items()
-    ]
     if flag:
-        parameters.append(
-            {
-                "name": flag,
-                "in": "query",
-                "description": flag_help,
-                "schema": {"type": "boolean", "default": False},
-            }
-        )
+        query = {**(query or {}), flag: (flag_help, {"type": "boolean", "default": False})}
+    parameters = [
+        {"name": name, "in": place, "description": text, "schema": schema}
+        for place, named in (("query", query), ("header", header))
+        for name, (text, schema) in (named or {}).items()
+    ]
     if parameters:
         extra["parameters"] = parameters
     if request is not None:
         schema = _register_schema(request)
         if one_of:
-            ways = (
-                {
-                    other: {"not": {"type": "null"}} if other == field else {"type": "null"}
-                    for other in one_of
-                }
-                for field in one_of
-            )
-            alternatives = [
-                {"required": [field], "properties": properties}
-                for field, properties in zip(one_of, ways, strict=True)
-            ]
-            schema = {"allOf": [schema, {"oneOf": alternatives}]}
+            schema = {"allOf": [schema, _require_one(one_of)]}
         extra["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": schema}},
         }
     return extra
+
+
+def _require_one(fields: tuple[str, ...]) -> dict[str, Any]:
+    """Return the schema of an object with exactly one of `fields`."""
+    absent = {"type": "null"}
+    alternatives = [
+        {
+            "required": [field],
+            "properties": {each: {"not": absent} if each == field else absent for each in fields},
+        }
+        for field in fields
+    ]
+    return {"oneOf": alternatives}
 
 
 def install_openapi(app: FastAPI) -> None:
