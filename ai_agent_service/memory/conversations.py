@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -92,39 +93,19 @@ class SqlConversations:
     async def get(
         self, tenant: str, user: str, agent_id: str, session_id: str, *, branches: bool = False
     ) -> Conversation:
-        """See Conversations. The messages come from the replica if that has the session as the
+        """See Conversations. The messages come from the replica if it has the session as the
         primary has it."""
         session = self._store.build_session(tenant, user, agent_id, session_id)
-        database = self._store.database
 
         def read_conversation(connection: Connection) -> tuple[RowMapping, Sequence[RowMapping]]:
             row = self._read_session(connection, session)
-            return row, connection.execute(
-                _select_messages(session, row, branches=branches)
-            ).mappings().all()
+            messages = _select_messages(session, row, branches=branches)
+            return row, connection.execute(messages).mappings().all()
 
-        if database.replica is None:
-            return await self._build_in_thread(
-                session, *await database.read(read_conversation, timeout=READ_SECONDS)
-            )
-        try:
-            current: RowMapping | None = await database.read(
-                lambda connection: self._read_session(connection, session)
-            )
-        except MemoryUnavailableError:
-            current = None  # what the replica has is better than nothing
-        try:
-            row, found = await database.read_replica(read_conversation, timeout=READ_SECONDS)
-        except (MemoryUnavailableError, NotFoundError):
-            return await self._build_in_thread(
-                session, *await database.read(read_conversation, timeout=READ_SECONDS)
-            )
-        if current is not None and (current["updated_at"], current["head"]) != (
-            row["updated_at"],
-            row["head"],
-        ):
-            row, found = await database.read(read_conversation, timeout=READ_SECONDS)
-        return await self._build_in_thread(session, row, found)
+        row, found = await self._read_newest(session, read_conversation)
+        if len(found) <= INLINE_MESSAGES:
+            return self._build_conversation(session, row, found)
+        return await asyncio.to_thread(self._build_conversation, session, row, found)
 
     async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> ErasureCounts:
         """See Conversations."""
@@ -173,6 +154,29 @@ class SqlConversations:
                 return
             last = rows[-1].key
 
+    async def _read_newest(
+        self,
+        session: Session,
+        read: Callable[[Connection], tuple[RowMapping, Sequence[RowMapping]]],
+    ) -> tuple[RowMapping, Sequence[RowMapping]]:
+        """Read from the replica if it has the session as the primary has it, or if the primary
+        cannot be used; else from the primary."""
+        database = self._store.database
+        if database.replica is not None:
+            try:
+                current: RowMapping | None = await database.read(
+                    lambda connection: self._read_session(connection, session)
+                )
+            except MemoryUnavailableError:
+                current = None
+            with suppress(MemoryUnavailableError, NotFoundError):
+                row, found = await database.read_replica(read, timeout=READ_SECONDS)
+                if current is None or all(
+                    current[name] == row[name] for name in ("updated_at", "head")
+                ):
+                    return row, found
+        return await database.read(read, timeout=READ_SECONDS)
+
     def _read_session(self, connection: Connection, session: Session) -> RowMapping:
         wanted = select(
             sessions.c.key, sessions.c.created_at, sessions.c.updated_at, sessions.c.head
@@ -181,13 +185,6 @@ class SqlConversations:
         if row is None:
             raise NotFoundError("There is no such conversation.", code="conversation_not_found")
         return row
-
-    async def _build_in_thread(
-        self, session: Session, row: RowMapping, found: Sequence[RowMapping]
-    ) -> Conversation:
-        if len(found) <= INLINE_MESSAGES:
-            return self._build_conversation(session, row, found)
-        return await asyncio.to_thread(self._build_conversation, session, row, found)
 
     def _build_conversation(
         self, session: Session, row: RowMapping, found: Sequence[RowMapping]
