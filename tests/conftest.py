@@ -6,9 +6,9 @@ import signal
 import pytest
 
 from ai_agent_service.config.settings import Settings
-from tests.support.postgres import database, postgres_18, postgres_pair
+from tests.support.postgres import database, own_postgres, postgres_18, postgres_pair
 
-__all__ = ["database", "postgres_18", "postgres_pair"]
+__all__ = ["database", "own_postgres", "postgres_18", "postgres_pair"]
 
 # Children inherit an ignored SIGINT, which is how shells start jobs in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
