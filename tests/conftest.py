@@ -16,6 +16,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = "YES"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Start one worker more than there are cores, because many tests wait for other processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (cores or 1) + 1
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     """The service runs on asyncio."""
