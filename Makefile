@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test e2e docker-check check format lock bench release clean webui webui-install otel deepeval docs reference
+.PHONY: install run test test-slow test-all e2e docker-check check format lock bench release clean webui webui-install otel deepeval docs reference
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
@@ -24,7 +24,15 @@ webui:
 webui-install:
 	@$(PYTHON) scripts/webui.py --install-only
 
-test: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp $(VENV)/kubectl.stamp
+TESTED := $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp $(VENV)/kubectl.stamp
+
+test: $(TESTED)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(TESTED)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-all: $(TESTED)
 	$(BIN)/python -m pytest $(ARGS)
 
 e2e:

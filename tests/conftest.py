@@ -6,14 +6,21 @@ import signal
 import pytest
 
 from ai_agent_service.config.settings import Settings
-from tests.support.postgres import database, postgres_18, postgres_pair
+from tests.support.postgres import database, own_postgres, postgres_18, postgres_pair
 
-__all__ = ["database", "postgres_18", "postgres_pair"]
+__all__ = ["database", "own_postgres", "postgres_18", "postgres_pair"]
 
 # Children inherit an ignored SIGINT, which is how shells start jobs in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Set for the whole process, because DeepEval sends what it counted when the process ends.
 os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = "YES"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Start one worker more than there are cores, because many tests wait for other processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (cores or 1) + 1
 
 
 @pytest.fixture

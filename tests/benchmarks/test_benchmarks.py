@@ -18,6 +18,7 @@ OF_MEMORY = [
 OTHERS = [name for name in ROWS if name not in OF_MEMORY]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(190)
 @pytest.mark.parametrize(
     "names", [OTHERS, OF_MEMORY], ids=["a service without memory", "a service with memory"]

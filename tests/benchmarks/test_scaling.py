@@ -109,6 +109,7 @@ def test_what_cannot_be_planned_is_told_in_a_line(arguments: tuple[str, ...], wo
     assert words in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(160)
 def test_a_quick_measurement_prints_a_whole_table() -> None:
     done = benchmarks("replicas", "--quick", "--count", "2")

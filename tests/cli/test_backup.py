@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import tarfile
 import time
-from collections.abc import Generator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,17 +23,10 @@ from ai_agent_service.cli.db import db
 from ai_agent_service.config.locations import STARTER_FOLDER
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.maintenance.config_archive import pack
-from tests.support.commands import command, invoke, logging_restored
-from tests.support.processes import ROOT, get, serving
+from tests.support.commands import command, invoke
+from tests.support.processes import ROOT, list_models, serving
 
 OWN = {"AGENT_CONFIG_FILE": "agent_config.json", "PROMPTS_DIR": "prompts"}
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Generator[None, None, None]:
-    """What the commands do to logging stays with each test."""
-    with logging_restored():
-        yield
 
 
 @pytest.fixture
@@ -97,7 +89,7 @@ async def test_what_was_backed_up_serves_the_same_agents_in_an_empty_folder(
     assert not (elsewhere / ".env").exists()
     assert (await command(db, elsewhere, "restore", str(made / "conversations.db"))).code == 0
     with serving(elsewhere, **OWN) as (url, _):
-        assert [model["id"] for model in get(f"{url}/v1/models")["data"]] == [
+        assert list_models(url) == [
             "research_agent",
             "cli_agent",
         ]

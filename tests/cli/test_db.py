@@ -6,7 +6,7 @@ import re
 import secrets
 import socket
 import sqlite3
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ai_agent_service.cli.db import db
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.migrate import HEAD_REVISION
 from tests.support import commands
-from tests.support.commands import Done, invoke, logging_restored
+from tests.support.commands import Done, invoke
 from tests.support.fake_provider import Script, calls, says
 from tests.support.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18
 from tests.support.processes import Terminal
@@ -28,13 +28,6 @@ from tests.support.service import AGENT, client_of, configuration
 HELPER = {**AGENT, "resources": ["memory"]}
 OLD, NEW = secrets.token_hex(32), secrets.token_hex(32)
 NOW_OF_SQLITE = "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now') || '000'"
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Generator[None, None, None]:
-    """What the commands do to logging stays with each test."""
-    with logging_restored():
-        yield
 
 
 @pytest.fixture

@@ -7,20 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.support.commands import invoke, logging_restored
-from tests.support.eval_commands import CASES, evaluated, prepared, runs
+from tests.support.commands import invoke
+from tests.support.eval_commands import CASES, evaluated, prepared, runs, shipped
 from tests.support.processes import ROOT, environment
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Any:
-    with logging_restored():
-        yield
 
 
 async def test_a_run_is_shown_and_kept_and_leaves_the_database_alone(tmp_path: Path) -> None:
@@ -314,13 +307,7 @@ async def test_a_dataset_is_recorded_and_then_replayed(tmp_path: Path) -> None:
 async def test_the_shipped_evaluations_pass_with_the_demo_provider(
     tmp_path: Path, agent: str
 ) -> None:
-    settings = {
-        "AGENT_CONFIG_FILE": str(ROOT / "agent_config.json"),
-        "PROMPTS_DIR": str(ROOT / "prompts"),
-        "MCP_CONFIG_FILE": str(tmp_path / "mcp.json"),
-        "DEFAULT_PROVIDER": "demo",
-        "EVALUATION_OUTPUT_DIR": str(tmp_path / "output"),
-    }
+    settings = shipped(tmp_path)
     file = str(ROOT / "evaluations" / f"{agent}.jsonl")
     done = await evaluated(
         tmp_path, settings, "run", file, "--agent", agent, "--fail-under", "1", "--parallel", "8"

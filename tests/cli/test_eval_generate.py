@@ -13,15 +13,9 @@ import pytest
 
 from ai_agent_service.cli.eval import evaluate
 from ai_agent_service.evaluation.dataset import read_dataset
-from tests.support.commands import Done, command, invoke, logging_restored
+from tests.support.commands import Done, command, invoke
 from tests.support.fake_upstream import Action, Upstream, delta, events, reply
 from tests.support.processes import environment
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Any:
-    with logging_restored():
-        yield
 
 
 def prepared(folder: Path, url: str = "http://127.0.0.1:9") -> dict[str, str]:

@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from ai_agent_service.core.errors import ConfigError
-from tests.support.commands import Done, logging_restored
-from tests.support.eval_commands import evaluated, prepared, runs
+from tests.support.commands import Done
+from tests.support.eval_commands import evaluated, prepared, runs, shipped
 from tests.support.judges import environment_restored, good, judged_by
 from tests.support.processes import ROOT
 
@@ -38,7 +38,7 @@ TOOLS = {"id": "tools", "input": "Hm?", "expect": {"tool_correctness": {"expecte
 
 @pytest.fixture(autouse=True)
 def _process() -> Generator[None, None, None]:
-    with logging_restored(), environment_restored():
+    with environment_restored():
         yield
 
 
@@ -64,13 +64,7 @@ def summary_of(folder: Path, name: str) -> dict[str, Any]:
 async def test_the_shipped_judged_evaluations_pass_with_the_demo_provider_and_a_kind_judge(
     tmp_path: Path, agent: str, score: float
 ) -> None:
-    settings = {
-        "AGENT_CONFIG_FILE": str(ROOT / "agent_config.json"),
-        "PROMPTS_DIR": str(ROOT / "prompts"),
-        "MCP_CONFIG_FILE": str(tmp_path / "mcp.json"),
-        "DEFAULT_PROVIDER": "demo",
-        "EVALUATION_OUTPUT_DIR": str(tmp_path / "output"),
-    }
+    settings = shipped(tmp_path)
     prompts: list[str] = []
 
     def kind(form: str, prompt: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from ai_agent_service.cli.init import init
 from ai_agent_service.config.env_template import render_env_file
 from ai_agent_service.config.locations import STARTER_FOLDER
-from tests.support.processes import get, run, serving
+from tests.support.processes import list_models, run, serving
 
 SHIPPED = ("agent_config.json", "mcp.json", "prompts/cli_agent.txt", "prompts/research_agent.txt")
 pytestmark = pytest.mark.timeout(180)
@@ -37,10 +37,7 @@ def test_what_init_writes_is_checked_and_served_without_an_edit(tmp_path: Path) 
     assert (checked.returncode, checked.stderr) == (0, "")
     assert checked.stdout.endswith("2 agents in agent_config.json: no faults.\n")
     with serving(folder, **UNSET) as (url, process):
-        assert [model["id"] for model in get(f"{url}/v1/models")["data"]] == [
-            "research_agent",
-            "cli_agent",
-        ]
+        assert list_models(url) == ["research_agent", "cli_agent"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert process.stderr is not None
@@ -97,7 +94,7 @@ def test_an_empty_folder_is_served_and_it_is_said_by_whom(
             " them as files to edit:" in next(notes)
         )
         if not workers:
-            assert [model["id"] for model in get(f"{url}/v1/models")["data"]] == [
+            assert list_models(url) == [
                 "research_agent",
                 "cli_agent",
             ]

@@ -3,7 +3,7 @@
 import json
 import re
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,18 +18,11 @@ from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.migrate import HEAD_REVISION
 from ai_agent_service.storage.opening import build_database_url, build_engine
 from tests.support import commands
-from tests.support.commands import Done, logging_restored
+from tests.support.commands import Done
 from tests.support.postgres import DatabaseUnderTest
 from tests.support.processes import ROOT, SHIPPED, run
 
 KEY = re.compile(r"aas_([0-9A-Za-z]{12})_[0-9A-Za-z]{38}\n")
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Generator[None, None, None]:
-    """What the commands do to logging stays with each test."""
-    with logging_restored():
-        yield
 
 
 async def command(folder: Path, *arguments: str, **environment: str) -> Done:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from ai_agent_service.cli.reload import reload
 from tests.support.events import wait_until
-from tests.support.processes import Terminal, get, list_workers, run, serving
+from tests.support.processes import Terminal, list_models, list_workers, run, serving
 
 KEY = "a-key-of-20-characters"
 
@@ -30,10 +30,6 @@ def break_it(folder: Path) -> None:
     (folder / "agents.json").write_text(
         '[{"agent_id": "a b", "system_prompt": "x"}, {"agent_id": "c"}]', encoding="utf-8"
     )
-
-
-def models(url: str) -> list[str]:
-    return [model["id"] for model in get(f"{url}/v1/models")["data"]]
 
 
 def line_with(process: "subprocess.Popen[str]", text: str) -> str:
@@ -61,7 +57,7 @@ def test_sighup_has_the_service_reload_and_a_faulty_file_is_told_and_changes_not
         write(tmp_path, "b")
         process.send_signal(signal.SIGHUP)
         assert "added_agents=b@" in line_with(process, "config.reloaded")
-        assert models(url) == ["b"]
+        assert list_models(url) == ["b"]
         break_it(tmp_path)
         process.send_signal(signal.SIGHUP)
         assert "fault=agents.json: agent 'a b': agent_id: an id has letters" in line_with(
@@ -70,7 +66,7 @@ def test_sighup_has_the_service_reload_and_a_faulty_file_is_told_and_changes_not
         assert "fault=agents.json: agent 'c': system_prompt: the agent has no prompt" in line_with(
             process, "config.rejected"
         )
-        assert models(url) == ["b"]
+        assert list_models(url) == ["b"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
@@ -95,7 +91,7 @@ def test_the_command_has_the_service_reload_and_prints_what_became_of_it(tmp_pat
         shown, *faults = result.stderr.splitlines()
         assert shown == "The configuration has 2 faults, and the service goes on as it was:"
         assert faults == run(tmp_path, "check", **FILES).stderr.splitlines()[1:]
-        assert models(url) == ["b", "c"]
+        assert list_models(url) == ["b", "c"]
 
 
 def test_the_command_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +122,12 @@ def test_with_reload_config_a_changed_file_is_enough(tmp_path: Path) -> None:
     write(tmp_path, "a")
     with serving(tmp_path, RELOAD_CONFIG="true", **FILES) as (url, process):
         write(tmp_path, "b")
-        wait_until(lambda: models(url) == ["b"])
+        wait_until(lambda: list_models(url) == ["b"])
         break_it(tmp_path)
         line_with(process, "config.rejected")
-        assert models(url) == ["b"]
+        assert list_models(url) == ["b"]
         write(tmp_path, "c")
-        wait_until(lambda: models(url) == ["c"])
+        wait_until(lambda: list_models(url) == ["c"])
 
 
 def catches_hangups(pid: int) -> bool:
@@ -150,7 +146,7 @@ def test_every_worker_reloads_and_none_is_replaced(tmp_path: Path) -> None:
         process.send_signal(signal.SIGHUP)
         for _ in range(2):
             assert "added_agents=b@" in line_with(process, "config.reloaded")
-        assert {tuple(models(url)) for _ in range(10)} == {("b",)}
+        assert {tuple(list_models(url)) for _ in range(10)} == {("b",)}
         assert list_workers(process) == before
 
 

@@ -15,7 +15,15 @@ import pytest
 
 from tests.support.commands import invoke
 from tests.support.mcp_definitions import KEYLESS, TIME, configure
-from tests.support.processes import ROOT, environment, get, lines_of, logging_json, serving
+from tests.support.processes import (
+    ROOT,
+    environment,
+    get,
+    lines_of,
+    list_models,
+    logging_json,
+    serving,
+)
 
 
 def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
@@ -31,10 +39,7 @@ def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
 def test_the_service_says_where_to_go_and_ends_well_when_it_is_told_to(tmp_path: Path) -> None:
     with serving(tmp_path) as (url, process):
         assert get(f"{url}/health")["status"] == "healthy"
-        assert [model["id"] for model in get(f"{url}/v1/models")["data"]] == [
-            "research_agent",
-            "cli_agent",
-        ]
+        assert list_models(url) == ["research_agent", "cli_agent"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
 from tests.support.events import until
-from tests.support.postgres import DatabaseUnderTest, PgBouncer, PostgresServer, binaries_18
+from tests.support.postgres import DatabaseUnderTest, PgBouncer, PostgresServer
 
 T = TypeVar("T")
 BOTH_POSTGRES = pytest.mark.parametrize("database", ["postgres18", "replicated"], indirect=True)
@@ -655,24 +655,16 @@ async def test_it_works_through_a_pooler(postgres_18: PostgresServer) -> None:
 # While the database is away.
 
 
-@pytest.fixture
-def server() -> Generator[PostgresServer, None, None]:
-    """A server that the test may break."""
-    server = PostgresServer(binaries_18()).make().start()
-    yield server
-    server.remove()
-
-
 async def test_a_database_that_is_away_refuses_nobody(
-    server: PostgresServer, caplog: pytest.LogCaptureFixture
+    own_postgres: PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     principal = caller(Limits(requests=3, parallel=2))
-    async with opened(server.url(), timeout=2) as seen, SharedLimiter(seen) as limiter:
+    async with opened(own_postgres.url(), timeout=2) as seen, SharedLimiter(seen) as limiter:
         before = [await ask(limiter, principal), await ask(limiter, principal)]
         await shift(
             seen, 0
         )  # a commit that waits for the disk, which those of limits before it then are on too
-        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(own_postgres.kill)
         async with asyncio.timeout(10):
             away = await ask(limiter, principal)
             await before[0].settle(None)
@@ -684,7 +676,7 @@ async def test_a_database_that_is_away_refuses_nobody(
             1,
             1,
         )
-        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(own_postgres.start)
 
         async def settled_later() -> bool:
             return seen.problem is None and await count(seen, "limit_runs") == 1

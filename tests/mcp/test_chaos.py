@@ -21,7 +21,7 @@ from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.tools.toolset import Toolset
 from tests.support.events import until
 from tests.support.mcp_connections import call, connected, context, opened
-from tests.support.mcp_rogue import ROGUE, alive, carried_out, pids, rogue
+from tests.support.mcp_rogue import ROGUE, alive, carried_out, define_rogue, pids
 from tests.support.mcp_rogue_http import HttpRogue
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ SECRET = "canary-5f3a9b"
 async def test_a_server_killed_in_the_middle_of_a_call_fails_it_and_serves_the_next(
     tmp_path: Path,
 ) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         before = await call(connection, "pid")
         began = time.monotonic()
         with pytest.raises(ToolError, match="not known whether it was carried out"):
@@ -49,7 +49,7 @@ async def test_a_server_killed_in_the_middle_of_a_call_fails_it_and_serves_the_n
 
 
 async def test_a_server_that_is_killed_while_nobody_calls_is_started_again(tmp_path: Path) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         before = await call(connection, "pid")
         os.kill(int(before), signal.SIGKILL)
         await until(lambda: connection.status.restarts == 1 and connection.state == "ready")
@@ -57,7 +57,7 @@ async def test_a_server_that_is_killed_while_nobody_calls_is_started_again(tmp_p
 
 
 async def test_a_server_that_dies_at_every_call_is_not_started_in_a_frenzy(tmp_path: Path) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         async with asyncio.timeout(30):
             while connection.state != "down":
                 with suppress(ToolError):
@@ -77,7 +77,7 @@ async def test_a_server_that_dies_at_every_call_is_not_started_in_a_frenzy(tmp_p
 async def test_last_words_and_code_of_a_server_that_exits_are_told_without_its_secrets(
     tmp_path: Path,
 ) -> None:
-    definition = rogue("exits", tmp_path, env={"ROGUE_SECRET": SECRET}, secrets=(SECRET,))
+    definition = define_rogue("exits", tmp_path, env={"ROGUE_SECRET": SECRET}, secrets=(SECRET,))
     async with opened(definition) as servers:
         await until(lambda: servers["rogue"].state == "down")
         assert (
@@ -90,7 +90,7 @@ async def test_last_words_and_code_of_a_server_that_exits_are_told_without_its_s
 async def test_a_server_that_exits_at_once_is_started_again_after_pauses_that_grow(
     tmp_path: Path,
 ) -> None:
-    async with opened(rogue("exits", tmp_path, env={"ROGUE_SECRET": SECRET})):
+    async with opened(define_rogue("exits", tmp_path, env={"ROGUE_SECRET": SECRET})):
         await until(lambda: len(pids(tmp_path)) >= 4, 30)
     starts = sorted(path.stat().st_mtime for path in tmp_path.glob("pid-*"))
     pauses = [after - before for before, after in pairwise(starts)]
@@ -105,7 +105,7 @@ async def test_what_a_server_says_on_stderr_is_logged_at_debug_under_its_label(
 ) -> None:
     caplog.set_level(logging.DEBUG, "ai_agent_service.mcp")
     async with connected(
-        rogue("talks-on-stderr", tmp_path, env={"ROGUE_SECRET": SECRET}, secrets=(SECRET,))
+        define_rogue("talks-on-stderr", tmp_path, env={"ROGUE_SECRET": SECRET}, secrets=(SECRET,))
     ):
         await until(lambda: any(record.message == "mcp.stderr" for record in caplog.records))
     [record] = [record for record in caplog.records if record.message == "mcp.stderr"]
@@ -121,7 +121,7 @@ async def test_what_a_server_says_on_stderr_is_logged_at_debug_under_its_label(
 async def test_a_flood_on_stderr_neither_fills_memory_nor_stops_the_loop(
     tmp_path: Path, behaviour: str
 ) -> None:
-    async with connected(rogue(behaviour, tmp_path)) as connection:
+    async with connected(define_rogue(behaviour, tmp_path)) as connection:
         before = _resident_kb()
         spent = time.process_time()
         lags = []
@@ -145,7 +145,7 @@ def _resident_kb() -> int:
 async def test_some_junk_on_stdout_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with connected(rogue("prints-some-junk", tmp_path)) as connection:
+    async with connected(define_rogue("prints-some-junk", tmp_path)) as connection:
         assert await call(connection, "echo", "hi") == "hi"
         assert connection.status.restarts == 0
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -154,7 +154,7 @@ async def test_some_junk_on_stdout_is_passed_over(
 async def test_lines_that_a_server_prints_beside_its_answers_never_end_a_call_under_way(
     tmp_path: Path,
 ) -> None:
-    async with connected(rogue("prints-a-line-at-every-call", tmp_path)) as connection:
+    async with connected(define_rogue("prints-a-line-at-every-call", tmp_path)) as connection:
         waiting = asyncio.ensure_future(call(connection, "hang"))
         for number in range(1100):
             assert await call(connection, "echo", str(number)) == str(number)
@@ -166,7 +166,7 @@ async def test_lines_that_a_server_prints_beside_its_answers_never_end_a_call_un
 async def test_a_server_that_prints_nothing_but_junk_is_given_up_and_told_why(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(rogue("prints-junk", tmp_path)) as servers:
+    async with opened(define_rogue("prints-junk", tmp_path)) as servers:
         await until(
             lambda: "that are not messages of the protocol" in (servers["rogue"].error or ""), 40
         )
@@ -180,7 +180,7 @@ async def test_a_server_that_prints_nothing_but_junk_is_given_up_and_told_why(
 async def test_nothing_of_a_server_that_clings_to_life_is_left(
     tmp_path: Path, behaviour: str, processes: int
 ) -> None:
-    async with connected(rogue(behaviour, tmp_path)) as connection:
+    async with connected(define_rogue(behaviour, tmp_path)) as connection:
         assert await call(connection, "echo", "hi") == "hi"
         assert alive(tmp_path)
         began = time.monotonic()
@@ -190,7 +190,7 @@ async def test_nothing_of_a_server_that_clings_to_life_is_left(
 
 
 async def test_nothing_of_a_server_that_is_stopped_is_left(tmp_path: Path) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         os.kill(int(await call(connection, "pid")), signal.SIGSTOP)
         began = time.monotonic()
     assert time.monotonic() - began < 10
@@ -201,7 +201,7 @@ async def test_a_server_that_hangs_in_initialize_delays_nobody_and_is_down_in_ti
     tmp_path: Path,
 ) -> None:
     began = time.monotonic()
-    async with opened(rogue("hangs-in-initialize", tmp_path), connect_seconds=1) as servers:
+    async with opened(define_rogue("hangs-in-initialize", tmp_path), connect_seconds=1) as servers:
         assert time.monotonic() - began < 0.5
         await until(lambda: servers["rogue"].state == "down")
         assert servers["rogue"].error == "it did not answer within 1 seconds"
@@ -209,7 +209,7 @@ async def test_a_server_that_hangs_in_initialize_delays_nobody_and_is_down_in_ti
 
 
 async def test_closing_does_not_wait_for_a_server_that_hangs_in_initialize(tmp_path: Path) -> None:
-    async with opened(rogue("hangs-in-initialize", tmp_path), connect_seconds=60) as servers:
+    async with opened(define_rogue("hangs-in-initialize", tmp_path), connect_seconds=60) as servers:
         await until(lambda: bool(pids(tmp_path)))
         assert servers["rogue"].state == "starting"
         began = time.monotonic()
@@ -220,7 +220,7 @@ async def test_closing_does_not_wait_for_a_server_that_hangs_in_initialize(tmp_p
 async def test_a_call_that_hangs_ends_in_time_and_is_cancelled_at_the_server(
     tmp_path: Path,
 ) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         toolset = Toolset(connection.tools, default_timeout=0.3)
         hanging = asyncio.ensure_future(
             toolset.execute(ToolCall("c", "rogue__hang", "{}"), context())
@@ -239,7 +239,7 @@ async def test_a_call_that_hangs_ends_in_time_and_is_cancelled_at_the_server(
 async def test_a_server_that_is_stopped_fails_calls_in_time_and_serves_once_it_goes_on(
     tmp_path: Path,
 ) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         pid = int(await call(connection, "pid"))
         toolset = Toolset(connection.tools, default_timeout=0.3)
         os.kill(pid, signal.SIGSTOP)
@@ -254,7 +254,7 @@ async def test_a_server_that_is_stopped_fails_calls_in_time_and_serves_once_it_g
 async def test_a_server_that_reads_no_more_fails_calls_in_time_though_its_pipe_is_full(
     tmp_path: Path,
 ) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         pid = int(await call(connection, "pid"))
         toolset = Toolset(connection.tools, default_timeout=0.3)
         large = json.dumps({"text": "x" * 1_000_000})
@@ -272,7 +272,7 @@ async def test_a_server_that_reads_no_more_fails_calls_in_time_though_its_pipe_i
 
 
 async def test_twenty_calls_at_once_each_get_their_own_answer(tmp_path: Path) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         answers = await asyncio.gather(
             *(call(connection, "later", str(number)) for number in range(20))
         )
@@ -280,7 +280,7 @@ async def test_twenty_calls_at_once_each_get_their_own_answer(tmp_path: Path) ->
 
 
 async def test_a_lost_session_fails_all_its_calls_and_none_is_made_again(tmp_path: Path) -> None:
-    async with connected(rogue("well", tmp_path)) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         pid = int(await call(connection, "pid"))
         waiting = [
             asyncio.ensure_future(call(connection, "hang", str(number))) for number in range(20)
@@ -296,12 +296,12 @@ async def test_a_lost_session_fails_all_its_calls_and_none_is_made_again(tmp_pat
 
 
 async def test_fifty_rounds_leave_no_process_task_or_descriptor(tmp_path: Path) -> None:
-    async with connected(rogue("well", tmp_path)):
+    async with connected(define_rogue("well", tmp_path)):
         pass  # what is loaded once is loaded now
     before = _held()
     for number in range(10):
         async with opened(
-            *(rogue("well", tmp_path, server_label=f"s{label}") for label in range(5))
+            *(define_rogue("well", tmp_path, server_label=f"s{label}") for label in range(5))
         ) as servers:
             await until(
                 lambda servers=servers: all(  # type: ignore[misc]

@@ -4,7 +4,6 @@ out."""
 import asyncio
 import json
 import logging
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ from tests.support.mcp_connections import (
     run,
     with_secret,
 )
-from tests.support.mcp_rogue import ROGUE
+from tests.support.mcp_rogue import define_rogue
 from tests.support.mcp_rogue_http import HttpRogue
 from tests.support.service import serving
 
@@ -194,14 +193,7 @@ async def test_nul_and_halves_of_surrogate_pairs_are_replaced(
 
 
 async def test_halves_of_surrogate_pairs_that_a_command_writes_are_replaced(tmp_path: Path) -> None:
-    definition = ServerDefinition.model_validate(
-        {
-            "server_label": "rogue",
-            "command": sys.executable,
-            "args": [ROGUE, "well", str(tmp_path)],
-        }
-    )
-    async with connected(definition) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         result = await executed(connection, "rogue__echo", r'{"text": "a\u0000"}')
         assert result.content == "a\ufffd"
         result = await executed(connection, "rogue__half", "{}")
@@ -419,14 +411,7 @@ async def test_a_tool_that_answers_with_a_question_ends_with_a_refusal(endless: 
 async def test_questions_of_a_command_are_refused_as_the_protocol_says(
     tmp_path: Path, method: str
 ) -> None:
-    definition = ServerDefinition.model_validate(
-        {
-            "server_label": "rogue",
-            "command": sys.executable,
-            "args": [ROGUE, "well", str(tmp_path)],
-        }
-    )
-    async with connected(definition) as connection:
+    async with connected(define_rogue("well", tmp_path)) as connection:
         answer = json.loads(await call(connection, "ask", method))
     assert answer["error"]["message"]
     assert "result" not in answer

@@ -23,6 +23,7 @@ from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT, chunks_of, error_of, told
 from tests.support.fake_provider import Script, calls
+from tests.support.memory import in_turn
 from tests.support.service import AGENT, client_of, configuration
 
 SMALL = {"threshold_tokens": 200, "recent_messages_to_keep": 2}
@@ -188,14 +189,7 @@ class Client:
 
 
 def conversation(*messages: dict[str, Any] | str) -> tuple[dict[str, Any], ...]:
-    return tuple(
-        (
-            {"role": "assistant" if place % 2 else "user", "content": message}
-            if isinstance(message, str)
-            else message
-        )
-        for place, message in enumerate(messages)
-    )
+    return tuple(in_turn(messages))
 
 
 @asynccontextmanager

@@ -22,6 +22,13 @@ from tests.support.memory import HELPER, SQLITE, Database, Serve, Talking
 from tests.support.postgres import PostgresServer, binaries_18, free_port
 
 LIST = "/agents/helper/conversations"
+ROUTES = (
+    ("GET", LIST),
+    ("GET", f"{LIST}/s"),
+    ("DELETE", f"{LIST}/s"),
+    ("GET", "/memory"),
+    ("DELETE", "/memory"),
+)
 
 
 async def listed(talking: Talking, **params: Any) -> dict[str, Any]:
@@ -262,26 +269,14 @@ async def test_an_unknown_agent_is_a_404(serve: Serve) -> None:
 @SQLITE
 async def test_a_service_without_memory_says_so(serve: Serve) -> None:
     async with serve(Script(says("Hi")), agents=[{**HELPER, "resources": []}]) as talking:
-        for method, path in (
-            ("GET", LIST),
-            ("GET", f"{LIST}/s"),
-            ("DELETE", f"{LIST}/s"),
-            ("GET", "/memory"),
-            ("DELETE", "/memory"),
-        ):
+        for method, path in ROUTES:
             assert error_of(await talking.client.request(method, path), 404)["code"] == "no_memory"
 
 
 @SQLITE
 async def test_nul_in_a_user_id_is_refused(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        for method, path in (
-            ("GET", LIST),
-            ("GET", f"{LIST}/s"),
-            ("DELETE", f"{LIST}/s"),
-            ("GET", "/memory"),
-            ("DELETE", "/memory"),
-        ):
+        for method, path in ROUTES:
             response = await talking.client.request(method, path, params={"user_id": "a\x00b"})
             assert error_of(response, 400)["param"] == "user_id"
 

@@ -20,6 +20,7 @@ from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT, completion_of, error_of
 from tests.support.fake_provider import Action, Script, calls, says
+from tests.support.memory import in_turn
 from tests.support.service import AGENT, client_of, configuration
 
 OLD = bytes(range(32))
@@ -94,17 +95,9 @@ class Client:
 
     async def ask(self, *messages: Any, user: str = "ada") -> str:
         """The answer to a conversation; texts are the user's and the assistant's in turn."""
-        sent = [
-            (
-                {"role": "assistant" if place % 2 else "user", "content": message}
-                if isinstance(message, str)
-                else message
-            )
-            for place, message in enumerate(messages)
-        ]
         response = await self.http.post(
             CHAT,
-            json={"model": "helper", "messages": sent, "user": user},
+            json={"model": "helper", "messages": in_turn(messages), "user": user},
             headers={"X-Session-Id": "monday"},
         )
         await self.settled()

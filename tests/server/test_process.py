@@ -19,7 +19,11 @@ from tests.support.processes import list_workers, serving
 from tests.support.talker import configured, ended, talking
 
 STREAMS = 50
-WORKERS = pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one", "workers"])
+WORKERS = pytest.mark.parametrize(
+    "workers",
+    [(), pytest.param(("--workers", "2"), marks=pytest.mark.slow)],
+    ids=["one", "workers"],
+)
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -107,7 +111,7 @@ async def test_while_load_balancers_take_notice_all_is_served_as_before(
     tmp_path: Path, workers: tuple[str, ...]
 ) -> None:
     (tmp_path / "end").touch()
-    with serving(tmp_path, *workers, **configured(tmp_path, DRAIN_SECONDS="10")) as (url, process):
+    with serving(tmp_path, *workers, **configured(tmp_path, DRAIN_SECONDS="5")) as (url, process):
         async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
             assert (await client.get("/health/ready")).status_code == 200
             process.send_signal(signal.SIGTERM)
@@ -145,6 +149,7 @@ async def test_told_twice_the_service_ends_at_once(
     assert alive(tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_a_service_manager_that_tells_each_process_hurries_none(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", **configured(tmp_path, SHUTDOWN_TIMEOUT="100")) as (
         url,

@@ -13,7 +13,7 @@ from tests.support.events import until
 from tests.support.processes import list_workers, serving
 from tests.support.talker import configured, ended, talking
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 def test_workers_that_cannot_start_end_the_service(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.support.postgres import (
     binaries_18,
     free_port,
 )
-from tests.support.storage import engine_of
+from tests.support.storage import engine_of, until_usable
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres18"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -93,13 +93,6 @@ def sleeping(seconds: float) -> Callable[[Connection], None]:
             connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
 
     return work
-
-
-async def until_usable(database: Database) -> None:
-    """Waits until the database is taken for usable."""
-    async with asyncio.timeout(30):
-        while database.problem is not None:  # noqa: ASYNC110 - it has no event for others
-            await asyncio.sleep(0.02)
 
 
 # Transactions

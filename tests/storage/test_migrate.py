@@ -51,6 +51,17 @@ async def opened(database: DatabaseUnderTest) -> AsyncGenerator[DatabaseEngine, 
         await engine.close()
 
 
+async def upgrade_beyond(engine: DatabaseEngine) -> None:
+    """Give the database tables of a version that the service does not know."""
+    await upgrade(engine)
+    await engine.run(
+        lambda connection: connection.execute(
+            text("UPDATE alembic_version SET version_num = '9999'")
+        ),
+        write=True,
+    )
+
+
 def tables(connection: Connection) -> set[str]:
     """The names of the tables that there are."""
     return set(inspect(connection).get_table_names())
@@ -113,13 +124,7 @@ async def test_processes_that_start_together_make_the_tables_once(
 
 async def test_tables_of_a_newer_version_are_left_alone(database: DatabaseUnderTest) -> None:
     async with opened(database) as engine:
-        await upgrade(engine)
-        await engine.run(
-            lambda connection: connection.execute(
-                text("UPDATE alembic_version SET version_num = '9999'")
-            ),
-            write=True,
-        )
+        await upgrade_beyond(engine)
         with pytest.raises(NewerSchemaError, match=r"'9999'.*does not know; use a newer one"):
             await upgrade(engine)
         assert await fetch_revision(engine) == "9999"
@@ -185,13 +190,7 @@ async def test_a_service_that_is_older_than_its_tables_says_so(
     tmp_path: Path, database: DatabaseUnderTest, migrate: bool
 ) -> None:
     async with opened(database) as engine:
-        await upgrade(engine)
-        await engine.run(
-            lambda connection: connection.execute(
-                text("UPDATE alembic_version SET version_num = '9999'")
-            ),
-            write=True,
-        )
+        await upgrade_beyond(engine)
     settings: dict[str, Any] = {
         **database.settings,
         "database_migrate": migrate,

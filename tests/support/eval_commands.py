@@ -6,6 +6,7 @@ from typing import Any
 
 from ai_agent_service.cli.eval import evaluate
 from tests.support.commands import Done, command
+from tests.support.processes import SHIPPED
 
 READS_ITS_PROMPT = """
 import asyncio
@@ -83,3 +84,12 @@ async def evaluated(folder: Path, settings: dict[str, str], *arguments: str) -> 
 
 def runs(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "output").iterdir())
+
+
+def shipped(folder: Path) -> dict[str, str]:
+    """Settings of the shipped agents with the demo provider; runs are kept in `folder`."""
+    return {
+        **SHIPPED,
+        "MCP_CONFIG_FILE": str(folder / "mcp.json"),
+        "EVALUATION_OUTPUT_DIR": str(folder / "output"),
+    }

@@ -10,7 +10,7 @@ from ai_agent_service.config.server_definition import ServerDefinition
 ROGUE = str(Path(__file__).with_name("mcp_rogue_stdio.py"))
 
 
-def rogue(behaviour: str, folder: Path, **changes: Any) -> ServerDefinition:
+def define_rogue(behaviour: str, folder: Path, **changes: Any) -> ServerDefinition:
     """A server of mcp_rogue_stdio.py."""
     entry = {
         "server_label": "rogue",

@@ -87,6 +87,10 @@ class Database(msgspec.Struct, frozen=True):
             for role, body, status, origin in found
         ]
 
+    async def origins(self) -> list[tuple[str, str]]:
+        """Return role and origin of every message, in the order of `nodes`."""
+        return [(role, origin) for role, _, _, origin in await self.nodes()]
+
     async def runs(self) -> list[tuple[str, str | None]]:
         """Status and error of every run, in the order of their beginning."""
         return [

@@ -388,6 +388,14 @@ def postgres_18() -> Generator[PostgresServer, None, None]:
     server.remove()
 
 
+@pytest.fixture
+def own_postgres() -> Generator[PostgresServer, None, None]:
+    """A server that the test may break."""
+    server = PostgresServer(binaries_18()).make().start()
+    yield server
+    server.remove()
+
+
 @pytest.fixture(scope="session")
 def postgres_pair() -> Generator[tuple[PostgresServer, PostgresServer], None, None]:
     """The system's PostgreSQL with a streaming replica."""

@@ -91,6 +91,11 @@ def get(url: str) -> Any:
             assert time.monotonic() < deadline
 
 
+def list_models(url: str) -> list[str]:
+    """Return the ids of the models of the service at `url`."""
+    return [model["id"] for model in get(f"{url}/v1/models")["data"]]
+
+
 def lines_of(log: Path) -> list[dict[str, Any]]:
     """The lines of a log of JSON; the last one may be on its way."""
     return [

@@ -1,9 +1,11 @@
 """Engines for tests of what is above them."""
 
+from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import parse_database_url
+from tests.support.events import until
 
 
 def engine_of(
@@ -14,3 +16,8 @@ def engine_of(
     if address.kind == "sqlite":
         return SqliteEngine(address, timeout=timeout)
     return PostgresEngine(address, pool_size=pool_size, timeout=timeout, read_only=read_only)
+
+
+async def until_usable(database: Database) -> None:
+    """Wait until the database is taken for usable."""
+    await until(lambda: database.problem is None)

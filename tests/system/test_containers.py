@@ -1,15 +1,14 @@
 """What docker/ holds, as far as files alone tell; scripts/docker_check.py builds and runs it."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
 
 from ai_agent_service.config.settings import Settings
+from tests.support.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -30,18 +29,8 @@ def services() -> dict[str, Any]:
     return found
 
 
-def webui() -> ModuleType:
-    """scripts/webui.py."""
-    spec = importlib.util.spec_from_file_location("webui", ROOT / "scripts" / "webui.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_open_webui_is_set_in_a_container_as_by_make_webui(tmp_path: Path) -> None:
-    ours = webui().variables({}, "http://ai-agent-service:8000", "", 3000, tmp_path)
+    ours = load_script("webui").variables({}, "http://ai-agent-service:8000", "", 3000, tmp_path)
     theirs: dict[str, str] = services()["open-webui"]["environment"]
     assert theirs["OPENAI_API_BASE_URLS"] == ours["OPENAI_API_BASE_URLS"]
     assert json.loads(theirs["OPENAI_API_CONFIGS"]) == json.loads(ours["OPENAI_API_CONFIGS"])

@@ -15,6 +15,8 @@ from tests.support.events import until
 from tests.support.ledger import Ledger, ServiceProcess, under_load
 from tests.support.postgres import DatabaseUnderTest
 
+pytestmark = pytest.mark.slow
+
 KILLS = 9
 SESSIONS = 6
 

@@ -20,6 +20,8 @@ from tests.support.mcp_rogue import ROGUE
 from tests.support.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18, free_port
 from tests.support.processes import environment
 
+pytestmark = pytest.mark.slow
+
 KEY = "canary-of-API-KEYS-0123"
 SECRETS = {
     "API_KEYS": KEY,

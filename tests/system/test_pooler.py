@@ -10,7 +10,7 @@ import pytest
 from tests.support.ledger import Ledger, ServiceProcess
 from tests.support.postgres import PgBouncer, PostgresServer
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.support.ledger import Ledger, ServiceProcess, under_load
 from tests.support.postgres import PostgresServer, binaries_18
 
 SESSIONS = [f"session-{number}" for number in range(6)]
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ SESSIONS = {f"{user}-{number}": user for user in USERS for number in range(2)}
 PROGRAMS = f"{binaries_18()}{os.pathsep}{os.environ['PATH']}"
 """Where the commands find pg_dump and psql."""
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @contextlib.contextmanager

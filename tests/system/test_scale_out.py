@@ -27,7 +27,7 @@ from tests.support.metrics import Told
 from tests.support.postgres import PostgresServer
 from tests.support.processes import list_workers, serving
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 CHAT = "/v1/chat/completions"
 ADMIN = "the-operators-own-key-0123456789"

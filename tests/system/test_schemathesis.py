@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.processes import environment, serving
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 20
 """How long requests are made up; a run takes some seconds more."""
 

@@ -2,7 +2,6 @@
 Open WebUI."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -14,12 +13,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Generator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from ai_agent_service.config.settings import Settings
 from tests.support.processes import ROOT, environment, serving
+from tests.support.scripts import load_script
 
 KEY = "k-0123456789-0123456789"
 STAND_IN = """#!{python}
@@ -125,16 +124,6 @@ def taken_port() -> Generator[int, None, None]:
     """A port of this machine that somebody listens on, and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         yield somebody.getsockname()[1]
-
-
-def the_script() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("webui", ROOT / "scripts" / "webui.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_it_says_where_to_go_and_which_agents_are_there(
@@ -370,7 +359,7 @@ def test_a_port_that_was_named_and_is_taken_is_told(
 
 
 def test_the_next_free_port_is_taken_when_none_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = the_script()
+    script = load_script("webui")
     with taken_port() as taken, taken_port() as free:
         monkeypatch.setattr(script, "PORTS", (taken, free))
         with pytest.raises(script.Problem, match="are all in use"):
@@ -410,7 +399,7 @@ def test_a_command_that_cannot_be_run_and_a_folder_that_cannot_be_written_are_to
 
 
 def test_a_python_that_open_webui_does_not_run_on_is_told(tmp_path: Path) -> None:
-    script = the_script()
+    script = load_script("webui")
     for name, code in (("python3.12", 1), ("python3.11", 0)):
         (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
@@ -426,7 +415,7 @@ def test_a_python_that_open_webui_does_not_run_on_is_told(tmp_path: Path) -> Non
 def test_it_installs_what_the_lock_says_once_and_anew_when_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = the_script()
+    script = load_script("webui")
     lock = tmp_path / "lock"
     lock.touch()
     monkeypatch.setattr(script, "LOCK", lock)
@@ -469,7 +458,7 @@ def test_the_lock_has_open_webui_and_leaves_out_what_it_does_without() -> None:
 def test_the_page_on_open_webui_has_its_headers_and_variables_as_the_script_sets_them(
     tmp_path: Path,
 ) -> None:
-    script = the_script()
+    script = load_script("webui")
     page = (ROOT / "docs" / "open-webui.md").read_text(encoding="utf-8")
     configs = [json.loads(text) for text in re.findall(r"'(\{\"0\".*)'", page)]
     assert configs == [{"0": {"enable": True, "headers": script.HEADERS}}] * 2

@@ -66,6 +66,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(ROOT, tmp_path_factory.mktemp("wheel"), "wheel")
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_whole_program_and_nothing_else(wheel: Path) -> None:
     files = (
         path.relative_to(ROOT) for path in (ROOT / "ai_agent_service").rglob("*") if path.is_file()
@@ -81,6 +82,7 @@ def test_the_wheel_has_the_whole_program_and_nothing_else(wheel: Path) -> None:
     assert program - names == set()
 
 
+@pytest.mark.slow
 def test_the_wheel_of_the_sdist_is_the_wheel_of_the_tree(wheel: Path, tmp_path: Path) -> None:
     sdist = build(ROOT, tmp_path, "sdist")
     with tarfile.open(sdist) as archive:
@@ -106,6 +108,7 @@ def test_the_wheel_of_the_sdist_is_the_wheel_of_the_tree(wheel: Path, tmp_path: 
     assert again.read_bytes() == wheel.read_bytes()
 
 
+@pytest.mark.slow
 def test_installed_into_an_empty_environment_it_serves_from_an_empty_folder(
     wheel: Path, tmp_path: Path
 ) -> None:

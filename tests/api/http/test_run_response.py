@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from starlette.types import Message
 
 from ai_agent_service.agents.base import BaseAgent
@@ -34,7 +35,7 @@ from tests.support.clients import (
     stream_of,
     told,
 )
-from tests.support.fake_provider import calls, says
+from tests.support.fake_provider import Script, calls, says
 from tests.support.openai_schema import checked_stream
 from tests.support.service import AGENT, client_of, configuration, serving
 
@@ -227,21 +228,26 @@ class Endless(BaseAgent):
         yield RunFinished("stop", None)
 
 
+def create_endless(folder: Path, script: Script, kind: str, *, seconds: float) -> FastAPI:
+    """Return the service with an agent of the type `kind` that has `seconds` for a run."""
+    return create_app(
+        configuration(
+            folder,
+            script,
+            agents=[{**AGENT, "type": kind}],
+            agent_types=[Endless],
+            request_timeout=seconds,
+        )
+    )
+
+
 ENDLESS = pytest.mark.parametrize("kind", ["agent", "endless"])
 
 
 @ENDLESS
 async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, kind: str) -> None:
     script = Watched([TextDelta("Half"), asyncio.Event()])
-    app = create_app(
-        configuration(
-            tmp_path,
-            script,
-            agents=[{**AGENT, "type": kind}],
-            agent_types=[Endless],
-            request_timeout=0.05,
-        )
-    )
+    app = create_endless(tmp_path, script, kind, seconds=0.05)
     async with asyncio.timeout(WAIT), client_of(app) as client:
         error = error_of(await client.post(CHAT, json=asking()), 504)
     assert (error["type"], error["code"]) == ("timeout_error", "run_timeout")
@@ -251,15 +257,7 @@ async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, kind: str) -> 
 @ENDLESS
 async def test_a_stream_that_takes_too_long_ends_with_an_error(tmp_path: Path, kind: str) -> None:
     script = Watched([TextDelta("Half"), asyncio.Event()])
-    app = create_app(
-        configuration(
-            tmp_path,
-            script,
-            agents=[{**AGENT, "type": kind}],
-            agent_types=[Endless],
-            request_timeout=0.5,
-        )
-    )
+    app = create_endless(tmp_path, script, kind, seconds=0.5)
     async with asyncio.timeout(WAIT), client_of(app) as client:
         chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
     assert told(chunks) == "Half"

@@ -9,7 +9,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -41,7 +41,8 @@ from ai_agent_service.storage.opening import prepare_tables
 from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.url import DatabaseUrl, parse_database_url
-from tests.support.postgres import DatabaseUnderTest, PostgresServer, binaries_18
+from tests.support.postgres import DatabaseUnderTest, PostgresServer
+from tests.support.storage import until_usable
 
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 PLAIN = Cipher(())
@@ -148,13 +149,6 @@ async def until_refused(ring: KeyRing, key: str) -> float:
                 await ring.find(key)
             except UnauthorizedError:
                 return time.monotonic() - began
-            await asyncio.sleep(0.02)
-
-
-async def until_usable(database: Database) -> None:
-    """Waits until the database is taken for usable."""
-    async with asyncio.timeout(30):
-        while database.problem is not None:  # noqa: ASYNC110 - it has no event for others
             await asyncio.sleep(0.02)
 
 
@@ -584,25 +578,17 @@ async def test_keys_are_known_as_soon_as_another_process_has_made_the_tables(
     await found.close()
 
 
-@pytest.fixture
-def server() -> Generator[PostgresServer, None, None]:
-    """A server that the test may break."""
-    server = PostgresServer(binaries_18()).make().start()
-    yield server
-    server.remove()
-
-
 async def test_a_server_that_is_killed_and_comes_back_fails_no_known_key(
-    server: PostgresServer,
+    own_postgres: PostgresServer,
 ) -> None:
-    async with opened(server.url(), timeout=1) as (found, _):
+    async with opened(own_postgres.url(), timeout=1) as (found, _):
         store = store_of(found)
         made = await store.create("desk")
         async with ring_of(found) as ring:
-            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(own_postgres.kill)
             await unknown(ring, generate_key().text)
             assert await ring.find(made.text) == made.stored.key
-            await asyncio.to_thread(server.start)
+            await asyncio.to_thread(own_postgres.start)
             await until_usable(found)
             await store.revoke("desk")
             await refused(ring, generate_key().text)
