@@ -173,7 +173,7 @@ class _LoopState:
         return stream_logged(
             provider,
             question,
-            told=self._logged_count,
+            logged_count=self._logged_count,
             run_id=context.run_id,
             agent_id=context.agent_id,
             step=len(self.steps) + 1,

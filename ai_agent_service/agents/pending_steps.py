@@ -115,8 +115,8 @@ class PendingSteps:
         kept = next(
             (step for call in message.tool_calls if (step := self._find(context, call.id))), None
         )
-        told = {call.id for earlier in before for call in earlier.tool_calls} if kept else set()
-        if kept and any(result.call_id in told for result in kept.results):
+        known = {call.id for earlier in before for call in earlier.tool_calls} if kept else set()
+        if kept and any(result.call_id in known for result in kept.results):
             kept = (
                 None  # a client that shows our calls tells them itself, in a message of their own
             )
@@ -129,7 +129,7 @@ class PendingSteps:
             unknown = Message(role="tool", content=UNKNOWN_RESULT, tool_call_id=call.id)
             results.append(ours.get(call.id) or given.get(call.id) or unknown)
         earlier = kept.earlier if kept else ()
-        if any(call.id in told for step in earlier for call in step.tool_calls):
+        if any(call.id in known for step in earlier for call in step.tool_calls):
             earlier = ()  # restored or told already
         return [*earlier, answer, *results]
 

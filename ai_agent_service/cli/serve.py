@@ -80,7 +80,7 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         timeout_keep_alive=75,
         timeout_graceful_shutdown=CANCEL_GRACE_SECONDS,
     )
-    patience = ShutdownTimeouts(settings.drain_seconds, settings.shutdown_timeout)
+    timeouts = ShutdownTimeouts(settings.drain_seconds, settings.shutdown_timeout)
     if workers > 1:
         os.environ.update(
             {name.upper(): str(value) for name, value in overrides.items()}
@@ -106,9 +106,9 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
             prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True
         ) as folder:
             os.environ[METRICS_FOLDER] = folder
-            code = WorkerPool(config, listening, patience).run(welcome)
+            code = WorkerPool(config, listening, timeouts).run(welcome)
         sys.exit(code)
-    server = GracefulServer(config, patience, partial(_handle_ready, configuration, listening))
+    server = GracefulServer(config, timeouts, partial(_handle_ready, configuration, listening))
     server.run(sockets=[listening])
     if not server.started:
         sys.exit(3)

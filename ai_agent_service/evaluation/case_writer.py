@@ -163,9 +163,11 @@ class Generator:
                 self.dropped += (
                     f"{piece.source}: {fault}" if piece.source else fault for fault in faults
                 )
-            told = "\n".join(f"- {fault}" for fault in faults) or "- fewer came than were asked for"
+            problems = (
+                "\n".join(f"- {fault}" for fault in faults) or "- fewer came than were asked for"
+            )
             more = (
-                f"What is wrong:\n{told}\nAll others are taken. Write {count} more, each about"
+                f"What is wrong:\n{problems}\nAll others are taken. Write {count} more, each about"
                 " something else than those, in the same form."
             )
             messages += [

@@ -55,8 +55,8 @@ class DeepEval:
         @observe(type="agent", name="evaluated answer")  # type: ignore[untyped-decorator]
         async def evaluate_traced() -> list[Check]:
             found = [await each.check(self._judge) for each in measures]
-            told = {check.metric: check.score for check in found if not check.not_judged}
-            metadata = {**told, "seconds": answer.seconds, "tokens": answer.tokens}
+            scores = {check.metric: check.score for check in found if not check.not_judged}
+            metadata = {**scores, "seconds": answer.seconds, "tokens": answer.tokens}
             update_current_trace(
                 input=answer.input,
                 output=answer.text,

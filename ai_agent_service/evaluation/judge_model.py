@@ -62,10 +62,10 @@ class Judge:
             text = await self._request_answer(messages, form, usages)
             found, problem = _read(text, form)
             if found is not None:
-                told = fault(found)
-                if told is None:
+                objection = fault(found)
+                if objection is None:
                     return found
-                problem = told
+                problem = objection
             again = (
                 f"That cannot be used: {problem}. Answer with one JSON object by this JSON Schema,"
                 f" and nothing else:\n{_format_schema(form)}"

@@ -60,7 +60,7 @@ def _collect_server_values(service: Service) -> dict[str, Values]:
 
 
 def _collect_memory_values(memories: Memories) -> dict[str, Values]:
-    database, keeper, counts = memories.database, memories.housekeeping, memories.counts
+    database, housekeeping, counts = memories.database, memories.housekeeping, memories.counts
     up: Values = {("primary",): float(database.problem is None)}
     if database.replica is not None:
         up["replica",] = float(database.replica_problem is None)
@@ -76,8 +76,8 @@ def _collect_memory_values(memories: Memories) -> dict[str, Values]:
             ("prompt",): counts.summary_prompt_tokens,
             ("completion",): counts.summary_completion_tokens,
         },
-        "aas_memory_cleaned_up_sessions_total": {(): keeper.erased.sessions},
-        "aas_memory_cleaned_up_messages_total": {(): keeper.erased.messages},
-        "aas_memory_ended_runs_total": {(): keeper.ended_runs},
+        "aas_memory_cleaned_up_sessions_total": {(): housekeeping.erased.sessions},
+        "aas_memory_cleaned_up_messages_total": {(): housekeeping.erased.messages},
+        "aas_memory_ended_runs_total": {(): housekeeping.ended_runs},
         "aas_database_up": up,
     }

@@ -119,8 +119,8 @@ async def add_details(
         status.label: _describe_server(status) for status in service.servers.statuses
     }
     if answer is not None and (database := checks.target_database) is not None:
-        keeper = None if service.memories is None else service.memories.housekeeping
-        body.database = _describe_database(database, answer, keeper)
+        housekeeping = None if service.memories is None else service.memories.housekeeping
+        body.database = _describe_database(database, answer, housekeeping)
     body.identity = _describe_identity(service.settings.identity_mode, access)
     body.reasons = [*([not_ready] if not_ready else ()), *_collect_reasons(body)]
     body.status = "unavailable" if not_ready else "degraded" if body.reasons else "healthy"
@@ -180,7 +180,7 @@ def _collect_database_reasons(database: DatabaseHealth) -> list[str]:
 
 
 def _describe_database(
-    database: Database, answer: DatabaseAnswer, keeper: Housekeeping | None
+    database: Database, answer: DatabaseAnswer, housekeeping: Housekeeping | None
 ) -> DatabaseHealth:
     error = database.problem or answer.error
     replica_error = database.replica_problem or answer.replica_error
@@ -188,7 +188,7 @@ def _describe_database(
     if database.problem is None and answer.is_late:
         state = "timeout"
     replica: Literal["none", "ready", "down"] = "ready" if replica_error is None else "down"
-    erased = ErasureCounts() if keeper is None else keeper.erased
+    erased = ErasureCounts() if housekeeping is None else housekeeping.erased
     return DatabaseHealth(
         state,
         database.kind,
@@ -202,7 +202,7 @@ def _describe_database(
         answer.replica_lag_seconds,
         erased.sessions,
         erased.messages,
-        0 if keeper is None else keeper.ended_runs,
+        0 if housekeeping is None else housekeeping.ended_runs,
     )
 
 

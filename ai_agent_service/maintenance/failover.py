@@ -63,20 +63,20 @@ async def promote(
     servers = await probe_servers(addresses, timeout=timeout)
     living = [server for server in servers if server.role in ("primary", "unknown")]
     if living and not force:
-        told = "; ".join(
+        states = "; ".join(
             f"{each.name}"
             f" {'takes writes' if each.role == 'primary' else f'answers: {each.problem}'}"
             for each in living
         )
         raise PromotionError(
-            f"{told}. With two servers that take writes conversations part for good: stop it first,"
-            " or promote all the same with --force"
+            f"{states}. With two servers that take writes conversations part for good: stop it"
+            " first, or promote all the same with --force"
         )
     replicas = [server for server in servers if server.role == "replica"]
     if not replicas:
-        told = "; ".join(f"{each.name}: {each.problem or each.role}" for each in servers)
+        states = "; ".join(f"{each.name}: {each.problem or each.role}" for each in servers)
         raise PromotionError(
-            f"there is no replica to promote ({told}); DATABASE_REPLICA_URL names one, or"
+            f"there is no replica to promote ({states}); DATABASE_REPLICA_URL names one, or"
             " DATABASE_URL with its others"
         )
     chosen = max(replicas, key=lambda server: server.position)

@@ -129,7 +129,7 @@ class Connection:
 
     async def supervise(self, opener: SessionOpener) -> None:
         """Keep the connection up until cancelled; then close it and all that belongs to it."""
-        failures, told = 0, ""
+        failures, reported = 0, ""
         while True:
             began = time.monotonic()
             reason = await self._run_session(opener)
@@ -149,8 +149,8 @@ class Connection:
                     * (1 + random.random())  # noqa: S311
                     / 2
                 )
-            level = logging.WARNING if was_ready or reason != told else logging.DEBUG
-            told = reason
+            level = logging.WARNING if was_ready or reason != reported else logging.DEBUG
+            reported = reason
             if was_ready and not logger.isEnabledFor(logging.DEBUG):
                 # After it come a command's last words, which may repeat what it was called with.
                 reason = reason.partition(": ")[0]

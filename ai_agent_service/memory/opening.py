@@ -50,14 +50,14 @@ class Memories:
     """The opened database and all that works on it."""
 
     def __init__(
-        self, settings: Settings, store: Store, keeper: Housekeeping, tasks: Tasks
+        self, settings: Settings, store: Store, housekeeping: Housekeeping, tasks: Tasks
     ) -> None:
         self._settings = settings
         self._store = store
         self._locks = SessionLocks()
         self._counter = TokenCounter()
         self.tasks = tasks
-        self.housekeeping = keeper
+        self.housekeeping = housekeeping
         self.database = store.database
         self.counts = store.counts
         self.conversations = SqlConversations(store)
@@ -122,7 +122,7 @@ async def open_memories(
     )
     process_id = f"{socket.gethostname()}:{os.getpid()}:{generate_id('')[:8]}"
     store = Store(database, cipher, process_id)
-    keeper = Housekeeping(
+    housekeeping = Housekeeping(
         store,
         retention_days=settings.memory_retention_days,
         agent_retention_days=retention_of_agents,
@@ -132,13 +132,13 @@ async def open_memories(
     await database.open()
     try:
         async with Tasks() as tasks:
-            keeping = asyncio.create_task(keeper.run())
+            keeping = asyncio.create_task(housekeeping.run())
             try:
-                yield Memories(settings, store, keeper, tasks)
+                yield Memories(settings, store, housekeeping, tasks)
             finally:
                 keeping.cancel()
                 await asyncio.wait((keeping,))
         with suppress(Exception):
-            await keeper.unregister_process()
+            await housekeeping.unregister_process()
     finally:
         await database.close()

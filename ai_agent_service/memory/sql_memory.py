@@ -473,7 +473,7 @@ class _StoredTurn:
             or self.in_progress is not None
         ):
             return
-        told = (
+        answered = (
             *[message for step in whole.steps for message in step.messages],
             Message(role="assistant", content=whole.last),
         )
@@ -484,7 +484,7 @@ class _StoredTurn:
                 for piece in _select_uncovered(self._pieces, self._summary)
                 for message in piece.messages
             ],
-            *told,
+            *answered,
         ]
         if self._held is not None or compressor.can_be_due(
             sent, self._summary.text if self._summary else ""
@@ -492,7 +492,7 @@ class _StoredTurn:
             path = store.hasher.hash_answer(self._question.path, prefix + answer.text)
             pieces = [
                 *self._pieces,
-                Entry(told, path, self._question.path, self._question.depth + 1),
+                Entry(answered, path, self._question.path, self._question.depth + 1),
             ]
             self._memory.tasks.run(self._compress_if_due(compressor, pieces, sent))
 

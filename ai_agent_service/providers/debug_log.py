@@ -15,7 +15,7 @@ from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequ
 
 
 def stream_logged(
-    provider: Provider, request: ModelRequest, *, told: int = 0, **named: Any
+    provider: Provider, request: ModelRequest, *, logged_count: int = 0, **named: Any
 ) -> AsyncGenerator[ModelEvent, None]:
     """`provider.stream(request)`, with two debug lines: `model.asked`, without the first `told`
     messages, which are known, and what came.
@@ -23,19 +23,19 @@ def stream_logged(
     `named` are further fields of the lines. Where no debug lines are written this costs nothing.
     """
     return (
-        _stream_logged(provider, request, told, named)
+        _stream_logged(provider, request, logged_count, named)
         if is_debug_enabled()
         else provider.stream(request)
     )
 
 
 async def _stream_logged(
-    provider: Provider, request: ModelRequest, told: int, named: dict[str, Any]
+    provider: Provider, request: ModelRequest, logged_count: int, named: dict[str, Any]
 ) -> AsyncGenerator[ModelEvent, None]:
     named = {**named, "provider": provider.name, "model": request.model}
     asked = drop_empty(
-        messages_before=told or None,
-        messages=[_describe_message(message) for message in request.messages[told:]],
+        messages_before=logged_count or None,
+        messages=[_describe_message(message) for message in request.messages[logged_count:]],
         tools=[spec.name for spec in request.tools],
         tool_choice=msgspec.to_builtins(request.tool_choice),
         settings=dict(request.settings),

@@ -337,15 +337,15 @@ def _render_part(part: ContentPart) -> Part:
 
 def _collect_tool_runs(step: Step) -> list[Any]:
     results = {message.tool_call_id: message for message in step.messages if message.role == "tool"}
-    told = {result.call_id: result for result in step.results}
+    known = {result.call_id: result for result in step.results}
     return [
         ToolRun(
             call.id,
             call.name,
             call.arguments,
             results[call.id].text,
-            told[call.id].is_error if call.id in told else True,
-            round(told[call.id].seconds, 3) if call.id in told else 0.0,
+            known[call.id].is_error if call.id in known else True,
+            round(known[call.id].seconds, 3) if call.id in known else 0.0,
         )
         for call in step.calls
     ]
