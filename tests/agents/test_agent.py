@@ -49,7 +49,7 @@ def context() -> RunContext:
     )
 
 
-async def events_of(agent: Agent, turn: Turn) -> list[RunEvent]:
+async def collect_events(agent: Agent, turn: Turn) -> list[RunEvent]:
     async with Tasks() as tasks:
         run = Run(agent, turn, context(), RunServices(LiveRuns(), tasks))
         await run.drive()
@@ -59,13 +59,13 @@ async def events_of(agent: Agent, turn: Turn) -> list[RunEvent]:
 async def asked(turn: Turn, **definition: Any) -> ModelRequest:
     """What the provider is asked for `turn`."""
     script = Script(says("ok"))
-    events = await events_of(agent(script, **definition), turn)
+    events = await collect_events(agent(script, **definition), turn)
     assert isinstance(events[-1], RunFinished), events
     return script.requests[0]
 
 
 async def refused(turn: Turn, script: Script | None = None, **definition: Any) -> ServiceError:
-    events = await events_of(agent(script or Script(says("ok")), **definition), turn)
+    events = await collect_events(agent(script or Script(says("ok")), **definition), turn)
     assert isinstance(events[-1], RunFailed)
     return events[-1].error
 
@@ -120,7 +120,7 @@ async def test_a_tool_choice_that_names_no_tool_is_refused() -> None:
 async def test_a_call_of_a_client_tool_that_is_not_admitted_is_refused_to_the_model() -> None:
     script = Script(calls(("theirs", {})), says("sorry"))
     turn = Turn(messages=(QUESTION,), tools=(ToolSpec("theirs", "", {}),))
-    events = await events_of(agent(script, client_tools="ignore"), turn)
+    events = await collect_events(agent(script, client_tools="ignore"), turn)
     assert isinstance(events[-1], RunFinished)
     assert events[-1].reason == "stop"
     assert script.requests[1].messages[-1].text.startswith("Error: There is no tool 'theirs'")
@@ -149,12 +149,12 @@ async def test_a_mixed_step_is_resumed_with_our_result() -> None:
     script = Script(calls(("theirs", {}), ("calculate", {"expression": "6*7"})), says("done"))
     helper = agent(script)
     tools = (ToolSpec("theirs", "", {}),)
-    events = await events_of(helper, Turn(messages=(QUESTION,), tools=tools))
+    events = await collect_events(helper, Turn(messages=(QUESTION,), tools=tools))
     assert isinstance(events[-1], RunFinished)
     assert events[-1].tool_calls == (ToolCall("call_000000001", "theirs", "{}"),)
     answer = Message(role="assistant", tool_calls=events[-1].tool_calls)
     theirs = Message(role="tool", content="their result", tool_call_id="call_000000001")
-    await events_of(helper, Turn(messages=(QUESTION, answer, theirs), tools=tools))
+    await collect_events(helper, Turn(messages=(QUESTION, answer, theirs), tools=tools))
     assert [message.content for message in script.requests[1].messages[2:]] == [
         "",
         "their result",
@@ -179,7 +179,7 @@ async def test_the_model_is_told_which_tools_cannot_be_used_after_all_that_it_wa
         Source(unavailable="the tools of eyes"),
         Source(unavailable="the tools of ears (it is just starting)"),
     )
-    await events_of(
+    await collect_events(
         agent(script, eyes, Source(), ears),
         Turn(messages=(Message(role="system", content="Be brief."), QUESTION)),
     )
@@ -195,9 +195,9 @@ async def test_the_model_is_told_nothing_of_tools_that_are_back() -> None:
     script = Script(says("ok"))
     eyes = Source(unavailable="the tools of eyes")
     helper = agent(script, eyes)
-    await events_of(helper, Turn(messages=(QUESTION,)))
+    await collect_events(helper, Turn(messages=(QUESTION,)))
     eyes.unavailable = ""
-    await events_of(helper, Turn(messages=(QUESTION,)))
+    await collect_events(helper, Turn(messages=(QUESTION,)))
     assert script.requests[1].messages[0].content == "You help."
 
 
@@ -206,12 +206,12 @@ async def test_a_run_keeps_to_the_tools_that_it_began_with_and_the_next_has_the_
     script = Script([changed, *calls(("look", {}))], says("seen"), says("new"))
     eyes = Source(Counting("look"))
     helper = agent(script, eyes)
-    run = asyncio.ensure_future(events_of(helper, Turn(messages=(QUESTION,))))
+    run = asyncio.ensure_future(collect_events(helper, Turn(messages=(QUESTION,))))
     await asyncio.wait_for(script.waiting.wait(), 15)
     eyes.tools, eyes.unavailable = (Counting("listen"),), "the tools of ears"
     changed.set()
     events = await asyncio.wait_for(run, 15)
-    await events_of(helper, Turn(messages=(QUESTION,)))
+    await collect_events(helper, Turn(messages=(QUESTION,)))
     assert [event.result.content for event in events if isinstance(event, ToolFinished)] == ["1"]
     assert [[spec.name for spec in request.tools] for request in script.requests] == [
         ["calculate", "look"]

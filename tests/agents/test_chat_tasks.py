@@ -51,7 +51,7 @@ async def done(
     ], script
 
 
-def text_of(events: list[RunEvent]) -> str:
+def join_text(events: list[RunEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
@@ -75,7 +75,7 @@ def text_of(events: list[RunEvent]) -> str:
 )
 async def test_a_title_is_what_the_model_means_or_else_the_question(said: str, title: str) -> None:
     events, _ = await done("title_generation", *says(said))
-    assert json.loads(text_of(events)) == {"title": title}
+    assert json.loads(join_text(events)) == {"title": title}
     assert isinstance(events[-1], RunFinished)
 
 
@@ -94,19 +94,19 @@ def test_many_spaces_in_a_history_take_no_time(text: str, title: str) -> None:
 
 async def test_an_answer_without_end_is_not_waited_for() -> None:
     events, script = await done("title_generation", *says("x" * 70_000, '{"title": "News"}'))
-    assert json.loads(text_of(events)) == {"title": "Tell me more, please, about all"}
+    assert json.loads(join_text(events)) == {"title": "Tell me more, please, about all"}
     assert script.closed == 1
 
 
 async def test_a_provider_that_fails_is_no_failure_of_a_task() -> None:
     events, _ = await done("tags_generation", ProviderUnavailableError("away"))
-    assert json.loads(text_of(events)) == {"tags": ["General"]}
+    assert json.loads(join_text(events)) == {"tags": ["General"]}
     assert isinstance(events[-1], RunFinished)
 
 
 async def test_a_provider_of_a_plug_in_that_crashes_is_none_either() -> None:
     events, _ = await done("title_generation", KeyError("x"))
-    assert json.loads(text_of(events)) == {"title": "Tell me more, please, about all"}
+    assert json.loads(join_text(events)) == {"title": "Tell me more, please, about all"}
     events, _ = await done("other", KeyError("x"))
     assert isinstance(events[-1], RunFailed)
     assert events[-1].error.code == "internal_error"
@@ -128,10 +128,10 @@ async def test_free_text_that_breaks_off_is_not_taken_for_whole() -> None:
 
 async def test_an_emoji_is_not_cut_off_and_nothing_longer_than_one() -> None:
     events, script = await done("emoji_generation", *says(" :) "), settings={"max_tokens": 4})
-    assert text_of(events) == ":)"
+    assert join_text(events) == ":)"
     assert script.requests[0].settings == {}
     events, _ = await done("emoji_generation", *says("The speaker is happy, so I would say"))
-    assert text_of(events) == "\N{SPEECH BALLOON}"
+    assert join_text(events) == "\N{SPEECH BALLOON}"
 
 
 async def test_a_task_has_little_time() -> None:

@@ -23,7 +23,7 @@ from tests.support.commands import Done, invoke
 from tests.support.fake_provider import Script, calls, says
 from tests.support.postgres import PASSWORD, QUOTED, PostgresServer, binaries_18
 from tests.support.processes import Terminal
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 HELPER = {**AGENT, "resources": ["memory"]}
 OLD, NEW = secrets.token_hex(32), secrets.token_hex(32)
@@ -64,7 +64,7 @@ async def serving(folder: Path, **settings: Any) -> AsyncGenerator[httpx2.AsyncC
     script = Script(
         calls(("calculate", {"expression": "6*7"})), says("It is 42."), says("You are welcome.")
     )
-    async with client_of(
+    async with open_client(
         create_app(configuration(folder, script, agents=[HELPER], **settings))
     ) as client:
         yield client

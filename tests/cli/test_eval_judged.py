@@ -56,7 +56,7 @@ async def judged(folder: Path, settings: dict[str, str], *arguments: str) -> Don
     )
 
 
-def summary_of(folder: Path, name: str) -> dict[str, Any]:
+def read_summary(folder: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((folder / "output" / name / "summary.json").read_text(encoding="utf-8")))
 
 
@@ -84,7 +84,7 @@ async def test_the_shipped_judged_evaluations_pass_with_the_demo_provider_and_a_
             "0.9",
         )
     assert done.code == 0, done.stdout + done.stderr
-    summary = summary_of(tmp_path, runs(tmp_path)[0])
+    summary = read_summary(tmp_path, runs(tmp_path)[0])
     assert (round(summary["score"], 3), summary["not_judged"], summary["options"]["judge"]) == (
         score,
         0,
@@ -166,7 +166,7 @@ async def test_what_is_not_judged_is_told_everywhere_and_is_never_a_pass(
     assert (await evaluated(tmp_path, settings, "show")).stdout in done.stdout
     assert (await evaluated(tmp_path, settings, "compare", name, name)).code == 1
     path = tmp_path / "output" / name / "summary.json"
-    stopped = {**summary_of(tmp_path, name), "finished": None, "not_judged": 0}
+    stopped = {**read_summary(tmp_path, name), "finished": None, "not_judged": 0}
     path.write_text(json.dumps(stopped), encoding="utf-8")
     done = await evaluated(tmp_path, settings, "compare", name, name)
     assert (done.code, f"{name} was stopped, so that this is no pass." in done.stdout) == (1, True)
@@ -191,7 +191,7 @@ async def test_what_was_not_judged_is_judged_again_by_resume_and_compares_not_be
         done = await judged(tmp_path, settings | judge, "--baseline", before)
         assert (done.code, "left out, not judged: kind" in done.stdout) == (1, True)
         [after] = set(runs(tmp_path)) - {before}
-        assert summary_of(tmp_path, after)["not_judged"] == 1
+        assert read_summary(tmp_path, after)["not_judged"] == 1
         broken = False
         asked.clear()
         done = await evaluated(
@@ -201,7 +201,10 @@ async def test_what_was_not_judged_is_judged_again_by_resume_and_compares_not_be
         0,
         ["[3/3] kind"],
     ), done.stderr
-    assert (set(asked), summary_of(tmp_path, after)["not_judged"]) == ({"Steps", "ReasonScore"}, 0)
+    assert (set(asked), read_summary(tmp_path, after)["not_judged"]) == (
+        {"Steps", "ReasonScore"},
+        0,
+    )
     assert "left out" not in done.stdout
     results = (
         (tmp_path / "output" / after / "results.jsonl").read_text(encoding="utf-8").splitlines()

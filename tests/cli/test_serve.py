@@ -19,9 +19,9 @@ from tests.support.processes import (
     ROOT,
     environment,
     get,
-    lines_of,
     list_models,
     logging_json,
+    read_lines,
     serving,
 )
 
@@ -123,7 +123,7 @@ def test_where_no_person_reads_the_log_each_line_is_json_from_the_first_to_the_l
             f"{url}/agents/cli_agent/chat", data=b'{"message": "Hi."}', timeout=10
         ) as response:
             assert response.status == 200
-    lines = lines_of(log)
+    lines = read_lines(log)
     assert [line["outcome"] for line in lines if line["event"] == "agent.called"] == ["answered"]
     [ready] = [line for line in lines if line["event"] == "service.ready"]
     assert (ready["agents"], ready["needs_key"], "pid" in ready) == (
@@ -143,7 +143,9 @@ def test_each_of_several_workers_tells_which_it_is(tmp_path: Path) -> None:
         ) as response,
     ):
         assert response.status == 200
-    lines = [line for line in lines_of(log) if "level" in line]  # which those of the audit log lack
+    lines = [
+        line for line in read_lines(log) if "level" in line
+    ]  # which those of the audit log lack
     assert all(line["pid"] > 0 for line in lines)
     assert [line for line in lines if line["event"] == "model.asked"]
     [ready] = [line for line in lines if line["event"] == "service.ready"]

@@ -39,14 +39,14 @@ def read(
     return read_agents(path, folder / "prompts", environment or {}, KNOWN)
 
 
-def memory_of(folder: Path, memory: object) -> MemoryDefinition:
+def read_memory(folder: Path, memory: object) -> MemoryDefinition:
     [agent], faults = read(folder, {"memory": memory})
     assert faults == []
     assert agent.memory is not None
     return agent.memory
 
 
-def fault_of(folder: Path, memory: object) -> Fault:
+def find_fault(folder: Path, memory: object) -> Fault:
     _, [fault] = read(folder, {"memory": memory})
     assert (fault.file, fault.where) == (str(folder / "agent_config.json"), "agent 'a'")
     return fault
@@ -102,7 +102,7 @@ def test_what_is_given_is_taken(folder: Path) -> None:
         "history_messages": 20,
         "compression": compression,
     }
-    assert memory_of(folder, memory) == MemoryDefinition(
+    assert read_memory(folder, memory) == MemoryDefinition(
         required=False,
         retention_days=0.5,
         history_messages=20,
@@ -113,7 +113,7 @@ def test_what_is_given_is_taken(folder: Path) -> None:
 def test_the_prompt_for_summaries_comes_from_its_file(folder: Path) -> None:
     for name in ("shorten.txt", "prompts/shorten.txt"):
         assert (
-            memory_of(folder, {"compression": {"prompt_file": name}}).compression.prompt
+            read_memory(folder, {"compression": {"prompt_file": name}}).compression.prompt
             == "Shorten this."
         )
 
@@ -134,7 +134,7 @@ def test_a_prompt_file_that_cannot_be_used_is_a_fault(
     (folder / "secret.txt").write_text("secret", encoding="utf-8")
     (folder / "prompts" / "outside.txt").symlink_to(folder / "secret.txt")
     (folder / "prompts" / "empty.txt").write_text(" \n", encoding="utf-8")
-    fault = fault_of(folder, {"compression": {"prompt_file": name}})
+    fault = find_fault(folder, {"compression": {"prompt_file": name}})
     assert fault.field == f"{PLACE}.compression.prompt_file"
     assert problem in fault.problem
     assert fault.remedy
@@ -160,7 +160,7 @@ def test_a_prompt_file_that_cannot_be_used_is_a_fault(
 def test_an_unknown_field_is_told_with_its_place_and_the_nearest_name(
     folder: Path, memory: object, field: str, nearest: str
 ) -> None:
-    fault = fault_of(folder, memory)
+    fault = find_fault(folder, memory)
     assert (fault.field, fault.problem, fault.remedy) == (
         f"{PLACE}.{field}",
         "this field is not known",
@@ -186,7 +186,7 @@ def test_an_unknown_field_is_told_with_its_place_and_the_nearest_name(
     ],
 )
 def test_a_wrong_value_is_a_fault_at_its_place(folder: Path, memory: object, field: str) -> None:
-    fault = fault_of(folder, memory)
+    fault = find_fault(folder, memory)
     assert fault.field == f"{PLACE}.{field}".rstrip(".")
     assert fault.problem
     assert fault.remedy

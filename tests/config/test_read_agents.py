@@ -33,7 +33,7 @@ def read(
     return read_agents(path, folder / "prompts", environment or {}, KNOWN)
 
 
-def faults_of(
+def find_faults(
     folder: Path, *entries: object, environment: dict[str, str] | None = None
 ) -> list[tuple[str, str, str, str]]:
     _, faults = read(folder, list(entries), environment)
@@ -41,14 +41,14 @@ def faults_of(
     return [(fault.where, fault.field, fault.problem, fault.remedy) for fault in faults]
 
 
-def agent_of(folder: Path, **fields: Any) -> AgentDefinition:
+def read_agent(folder: Path, **fields: Any) -> AgentDefinition:
     agents, faults = read(folder, [{**GOOD, **fields}])
     assert faults == []
     return agents[0]
 
 
 def test_absent_fields_have_safe_defaults(folder: Path) -> None:
-    agent = agent_of(folder)
+    agent = read_agent(folder)
     assert (agent.allowed_regular_tools, agent.allowed_mcp_servers, agent.model, agent.type) == (
         (),
         {},
@@ -65,7 +65,7 @@ def test_a_prompt_comes_from_its_file(folder: Path) -> None:
 
 
 def test_null_means_absent(folder: Path) -> None:
-    agent = agent_of(
+    agent = read_agent(
         folder,
         model=None,
         model_settings=None,
@@ -81,7 +81,7 @@ def test_null_means_absent(folder: Path) -> None:
 
 
 def test_azure_openai_cc_is_an_alias(folder: Path) -> None:
-    assert agent_of(folder, provider="azure_openai_cc").provider == "azure_openai"
+    assert read_agent(folder, provider="azure_openai_cc").provider == "azure_openai"
 
 
 def test_one_agent_may_stand_without_a_list(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_byte_order_mark_is_borne(folder: Path) -> None:
 
 
 def test_mcp_servers_are_read_in_both_forms(folder: Path) -> None:
-    new = agent_of(
+    new = read_agent(
         folder,
         allowed_mcp_servers={
             "wiki": {"allowed_mcp_tools": ["read"]},
@@ -101,7 +101,7 @@ def test_mcp_servers_are_read_in_both_forms(folder: Path) -> None:
             "x": {},
         },
     )
-    old = agent_of(
+    old = read_agent(
         folder, allowed_mcp_servers=["wiki", "fetch", "x"], allowed_mcp_tools={"wiki": ["read"]}
     )
     assert new.allowed_mcp_servers == old.allowed_mcp_servers
@@ -112,11 +112,13 @@ def test_mcp_servers_are_read_in_both_forms(folder: Path) -> None:
         "fetch": None,
         "x": None,
     }
-    assert agent_of(folder, allowed_mcp_servers=[], allowed_mcp_tools=[]).allowed_mcp_servers == {}
+    assert (
+        read_agent(folder, allowed_mcp_servers=[], allowed_mcp_tools=[]).allowed_mcp_servers == {}
+    )
 
 
 def test_all_faults_of_all_agents_are_found_at_once(folder: Path) -> None:
-    found = faults_of(
+    found = find_faults(
         folder,
         {**GOOD, "agent_id": "first", "allowed_tools": []},
         {"agent_id": "second", "provider": 5, "system_prompt_file": "absent.txt"},
@@ -154,7 +156,7 @@ def test_all_faults_of_all_agents_are_found_at_once(folder: Path) -> None:
 
 
 def test_an_unknown_field_of_a_server_is_told_with_the_nearest_name(folder: Path) -> None:
-    [fault] = faults_of(folder, {**GOOD, "allowed_mcp_servers": {"wiki": {"allowed_tools": []}}})
+    [fault] = find_faults(folder, {**GOOD, "allowed_mcp_servers": {"wiki": {"allowed_tools": []}}})
     assert fault[1:] == (
         "allowed_mcp_servers.wiki.allowed_tools",
         "this field is not known",
@@ -178,27 +180,27 @@ def test_the_nearest_name_is_one_of_the_same_object(folder: Path, place: str, kn
     entry: Any = 1
     for step in reversed(place.split(".")):
         entry = [entry] if step == "0" else {step: entry}
-    faults = faults_of(folder, {**GOOD, **entry})
+    faults = find_faults(folder, {**GOOD, **entry})
     assert (place, "this field is not known", f"Did you mean {known!r}?") in [
         fault[1:] for fault in faults
     ]
 
 
 def test_two_agents_cannot_have_one_id(folder: Path) -> None:
-    assert faults_of(folder, GOOD, GOOD) == [
+    assert find_faults(folder, GOOD, GOOD) == [
         ("agent 'a'", "agent_id", "another agent has this id", "Rename one of them")
     ]
 
 
 def test_fallbacks_are_read_with_the_aliases_of_providers(folder: Path) -> None:
-    agent = agent_of(
+    agent = read_agent(
         folder, fallback=[{"provider": "azure_openai_cc", "model": "mini"}, {"provider": "auto"}]
     )
     assert [(other.provider, other.model) for other in agent.fallback] == [
         ("azure_openai", "mini"),
         ("auto", None),
     ]
-    assert agent_of(folder, fallback=None).fallback == agent_of(folder).fallback == ()
+    assert read_agent(folder, fallback=None).fallback == read_agent(folder).fallback == ()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_fallbacks_are_read_with_the_aliases_of_providers(folder: Path) -> None:
 def test_what_is_wrong_in_a_fallback_is_a_fault_with_its_place(
     folder: Path, fallback: object, field: str, problem: str
 ) -> None:
-    assert [fault[1:3] for fault in faults_of(folder, {**GOOD, "fallback": fallback})] == [
+    assert [fault[1:3] for fault in find_faults(folder, {**GOOD, "fallback": fallback})] == [
         (field, problem)
     ]
 
@@ -232,7 +234,7 @@ def test_what_is_wrong_in_a_fallback_is_a_fault_with_its_place(
 def test_the_remedy_for_a_fallback_is_the_nearest_name(folder: Path) -> None:
     remedies = [
         fault[3]
-        for fault in faults_of(
+        for fault in find_faults(
             folder, {**GOOD, "fallback": [{"provider": "olama", "modle": "mini"}]}
         )
     ]
@@ -248,21 +250,21 @@ def test_the_remedy_for_a_fallback_is_the_nearest_name(folder: Path) -> None:
     ],
 )
 def test_a_fallback_to_the_same_is_warned_of(folder: Path, fallback: object) -> None:
-    [warning] = collect_agent_warnings(agent_of(folder, fallback=fallback), frozenset())
+    [warning] = collect_agent_warnings(read_agent(folder, fallback=fallback), frozenset())
     assert "for the same model again" in warning
 
 
 def test_a_fallback_to_another_model_is_not_warned_of(folder: Path) -> None:
     assert (
         collect_agent_warnings(
-            agent_of(folder, fallback=[{"provider": "demo", "model": "other"}]), frozenset()
+            read_agent(folder, fallback=[{"provider": "demo", "model": "other"}]), frozenset()
         )
         == []
     )
 
 
 def test_an_unknown_resource_is_a_fault(folder: Path) -> None:
-    [fault] = faults_of(folder, {**GOOD, "resources": ["memmory"]})
+    [fault] = find_faults(folder, {**GOOD, "resources": ["memmory"]})
     assert fault[1:] == ("resources", "'memmory' is not a resource", "Did you mean 'memory'?")
 
 
@@ -296,7 +298,7 @@ def test_a_prompt_that_cannot_be_used_is_a_fault(
     os.mkfifo(folder / "prompts" / "pipe.txt")
     (folder / "prompts" / "empty.txt").write_text(" \n", encoding="utf-8")
     (folder / "prompts" / "latin.txt").write_bytes("é".encode("latin-1"))
-    [fault] = faults_of(folder, {"agent_id": "a", **entry})
+    [fault] = find_faults(folder, {"agent_id": "a", **entry})
     assert problem in fault[2]
 
 
@@ -349,12 +351,13 @@ def test_variables_are_expanded_once_but_not_in_prompts(folder: Path) -> None:
 
 def test_an_unset_variable_is_a_fault(folder: Path) -> None:
     assert (
-        faults_of(folder, {**GOOD, "model": "${ABSENT}"})[0][2] == "the variable ABSENT is not set"
+        find_faults(folder, {**GOOD, "model": "${ABSENT}"})[0][2]
+        == "the variable ABSENT is not set"
     )
 
 
 def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
-    agent = agent_of(
+    agent = read_agent(
         folder,
         agent_id="gpt-5-helper",
         resources=["knowledge_base"],
@@ -378,7 +381,7 @@ def test_what_has_no_effect_is_warned_of(folder: Path) -> None:
         "cached_mcp_tools of wiki names raed",
     ):
         assert any(expected in warning for warning in warnings), expected
-    assert collect_agent_warnings(agent_of(folder), frozenset()) == []
+    assert collect_agent_warnings(read_agent(folder), frozenset()) == []
 
 
 LEGACY: list[dict[str, Any]] = [
@@ -459,7 +462,7 @@ def test_a_wrong_field_hides_no_other_fault_of_its_agent(folder: Path) -> None:
         "resources": ["memry"],
         "type": "agnt",
     }
-    found = faults_of(folder, GOOD, wrong)
+    found = find_faults(folder, GOOD, wrong)
     assert [(field, problem) for _, field, problem, _ in found] == [
         ("maxsteps", "this field is not known"),
         ("type", "'agnt' is not an agent type"),

@@ -26,7 +26,7 @@ def one(folder: Path, entry: dict[str, Any], **environment: str) -> ServerDefini
     return definition
 
 
-def faults_of(folder: Path, *entries: Any) -> list[tuple[str, str, str, str]]:
+def find_faults(folder: Path, *entries: Any) -> list[tuple[str, str, str, str]]:
     _, faults = read(folder, list(entries))
     return [(fault.where, fault.field, fault.problem, fault.remedy) for fault in faults]
 
@@ -155,7 +155,7 @@ def test_all_missing_variables_are_named_and_other_faults_are_still_told(tmp_pat
         one(tmp_path, {"command": "x", "args": ["${B}", "${A}"]}).off_reason
         == "A and B are not set."
     )
-    [(_, field, problem, _)] = faults_of(
+    [(_, field, problem, _)] = find_faults(
         tmp_path, {"server_label": "s", "server_url": "https://${A}", "header": "Bearer ${B}"}
     )
     assert (field, problem) == ("header", "Input should be a valid dictionary")
@@ -222,7 +222,7 @@ def test_a_placeholder_of_another_kind_is_a_fault_and_never_sent(
         {"server_url": url, "header": {"A": placeholder}},
         {"command": "x", "env": {"A": placeholder}},
     ):
-        [(where, field, problem, remedy)] = faults_of(tmp_path, {"server_label": "s", **entry})
+        [(where, field, problem, remedy)] = find_faults(tmp_path, {"server_label": "s", **entry})
         assert (where, field) == ("server 's'", list(entry)[-1])
         assert (problem, remedy[:13]) == (
             f"{placeholder} is not a variable that is filled in here",
@@ -235,7 +235,7 @@ def test_a_placeholder_of_another_kind_is_a_fault_and_never_sent(
 
 
 def test_every_fault_of_every_server_is_told_with_its_place(tmp_path: Path) -> None:
-    found = faults_of(
+    found = find_faults(
         tmp_path,
         {"server_label": "a", "server_url": "ftp://x", "headr": {}},
         {"server_label": "b"},

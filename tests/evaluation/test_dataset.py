@@ -9,7 +9,7 @@ from ai_agent_service.evaluation.dataset import assign_agents, read_dataset
 from tests.support.evaluation import dataset
 
 
-def faults_of(path: Path) -> list[tuple[str, str, str]]:
+def find_faults(path: Path) -> list[tuple[str, str, str]]:
     with pytest.raises(ConfigError) as caught:
         read_dataset(path)
     assert {fault.file for fault in caught.value.faults} == {str(path)}
@@ -72,7 +72,7 @@ def test_all_faults_are_told_at_once_with_line_and_field(tmp_path: Path) -> None
         {"id": "h", "input": "Hi", "expect": {"regex": "(", "json_schema": {"type": "objekt"}}},
         {"id": "i", "input": "Hi", "tool_results": [{"name": "t", "conten": "x"}], "line": 3},
     )
-    found = faults_of(path)
+    found = find_faults(path)
     assert [(where, field) for where, field, _ in found] == [
         ("line 1", "expct"),
         ("line 2", "expect.containz"),
@@ -115,7 +115,7 @@ def test_all_faults_are_told_at_once_with_line_and_field(tmp_path: Path) -> None
 def test_a_case_that_makes_no_sense_is_a_fault(
     tmp_path: Path, case: dict[str, object], problem: str
 ) -> None:
-    [(where, _, words)] = faults_of(dataset(tmp_path, {"id": "a", **case}))
+    [(where, _, words)] = find_faults(dataset(tmp_path, {"id": "a", **case}))
     assert (where, problem in words) == ("line 1", True)
 
 
@@ -196,7 +196,7 @@ def test_a_case_that_makes_no_sense_is_a_fault(
 def test_what_is_to_be_judged_is_checked_as_all_else(
     tmp_path: Path, expect: dict[str, object], field: str, told: str
 ) -> None:
-    found = faults_of(dataset(tmp_path, {"id": "a", "input": "Hi", "expect": expect}))
+    found = find_faults(dataset(tmp_path, {"id": "a", "input": "Hi", "expect": expect}))
     assert (found[0][:2], told in found[0][2]) == (("line 1", f"expect.{field}"), True), found
 
 
@@ -221,7 +221,7 @@ def test_a_criterion_stands_alone_or_in_a_list(tmp_path: Path) -> None:
 
 
 def test_two_cases_with_one_id_are_a_fault(tmp_path: Path) -> None:
-    [(where, field, words)] = faults_of(
+    [(where, field, words)] = find_faults(
         dataset(
             tmp_path,
             {"id": "a", "input": "1"},
@@ -233,8 +233,8 @@ def test_two_cases_with_one_id_are_a_fault(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_empty_or_not_there_is_a_fault(tmp_path: Path) -> None:
-    assert "there is no case in it" in faults_of(dataset(tmp_path))[0][2]
-    assert "does not exist" in faults_of(tmp_path / "none.jsonl")[0][2]
+    assert "there is no case in it" in find_faults(dataset(tmp_path))[0][2]
+    assert "does not exist" in find_faults(tmp_path / "none.jsonl")[0][2]
 
 
 def test_each_case_has_an_agent_that_there_is(tmp_path: Path) -> None:

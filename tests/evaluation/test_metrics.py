@@ -22,7 +22,7 @@ ANSWER = TurnAnswer(
 SCHEMA = {"type": "object", "required": ["a"]}
 
 
-async def checks_of(expect: dict[str, Any], answer: TurnAnswer = ANSWER) -> list[Check]:
+async def run_checks(expect: dict[str, Any], answer: TurnAnswer = ANSWER) -> list[Check]:
     parsed = Expect.model_validate(expect)
     return [check for metric in METRICS for check in await metric.evaluate(parsed, answer)]
 
@@ -51,7 +51,7 @@ async def checks_of(expect: dict[str, Any], answer: TurnAnswer = ANSWER) -> list
 async def test_each_kind_can_be_met_and_not_met(
     met: dict[str, Any], failing: dict[str, Any]
 ) -> None:
-    [good], [bad] = await checks_of(met), await checks_of(failing)
+    [good], [bad] = await run_checks(met), await run_checks(failing)
     assert (good.metric, good.score, bad.metric, bad.score) == (
         next(iter(met)),
         1.0,
@@ -75,7 +75,7 @@ async def test_each_kind_can_be_met_and_not_met(
 async def test_an_answer_may_have_to_be_json_by_a_schema(
     text: str, schema: dict[str, Any], score: float
 ) -> None:
-    [check] = await checks_of({"json_schema": schema}, TurnAnswer(input="?", text=text))
+    [check] = await run_checks({"json_schema": schema}, TurnAnswer(input="?", text=text))
     assert (check.metric, check.score) == ("json_schema", score)
 
 
@@ -84,27 +84,27 @@ async def test_an_answer_may_have_to_be_json_by_a_schema(
 )
 async def test_tools_may_have_to_come_in_an_order(names: list[str], score: float) -> None:
     expected = [{"name": name} for name in names]
-    assert [check.score for check in await checks_of({"tools": expected})] == [1.0, 1.0]
+    assert [check.score for check in await run_checks({"tools": expected})] == [1.0, 1.0]
     assert [
-        check.score for check in await checks_of({"tools": expected, "tools_in_order": True})
+        check.score for check in await run_checks({"tools": expected, "tools_in_order": True})
     ] == [1.0, 1.0, score]
 
 
 async def test_a_call_counts_for_one_expectation_alone() -> None:
     assert [
-        check.score for check in await checks_of({"tools": [{"name": "clock"}, {"name": "clock"}]})
+        check.score for check in await run_checks({"tools": [{"name": "clock"}, {"name": "clock"}]})
     ] == [1.0, 0.0]
 
 
 async def test_each_text_is_an_expectation_of_its_own() -> None:
     assert [
         check.score
-        for check in await checks_of({"contains": ["42", "43"], "not_contains": ["Ada"]})
+        for check in await run_checks({"contains": ["42", "43"], "not_contains": ["Ada"]})
     ] == [1.0, 0.0, 0.0]
 
 
 async def test_a_limit_of_what_nobody_tells_is_not_met() -> None:
-    [check] = await checks_of({"max_tokens": 10}, TurnAnswer(input="?"))
+    [check] = await run_checks({"max_tokens": 10}, TurnAnswer(input="?"))
     assert (check.score, check.came) == (0.0, "not told by the provider")
 
 
@@ -120,5 +120,5 @@ async def test_a_limit_of_what_nobody_tells_is_not_met() -> None:
 async def test_a_refusal_is_told_by_the_provider_or_by_its_words(
     answer: TurnAnswer, refused: bool
 ) -> None:
-    [check] = await checks_of({"refusal": refused}, answer)
+    [check] = await run_checks({"refusal": refused}, answer)
     assert check.score == 1.0

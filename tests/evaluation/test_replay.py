@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ai_agent_service.evaluation.results import Options
-from tests.support.evaluation import results_of
+from tests.support.evaluation import run_cases
 from tests.support.fake_provider import Script, calls, says
 
 
@@ -28,7 +28,7 @@ async def test_a_replay_tells_what_was_recorded_and_runs_no_tool(tmp_path: Path)
         recorded("1 + 1", "Error: no", is_error=True),
         recorded(None, "anything"),
     ]
-    [result] = await results_of(
+    [result] = await run_cases(
         tmp_path, script, {"id": "a", "input": "Hi", "tool_results": results}
     )
     assert [message.text for message in script.requests[1].messages if message.role == "tool"] == [
@@ -44,7 +44,7 @@ async def test_a_call_without_a_recorded_result_is_told_to_the_model_and_noted(
     tmp_path: Path,
 ) -> None:
     script = Script(calls(("calculate", {"expression": "1 + 1"}), ("calculate", "{")), says("done"))
-    [result] = await results_of(tmp_path, script, {"id": "a", "input": "Hi", "tool_results": []})
+    [result] = await run_cases(tmp_path, script, {"id": "a", "input": "Hi", "tool_results": []})
     first, second = (
         message.text for message in script.requests[1].messages if message.role == "tool"
     )
@@ -68,7 +68,7 @@ async def test_a_recorded_result_stands_for_the_same_call_again_and_results_are_
         says("done"),
     )
     results = [recorded("1", "first"), recorded("1", "second"), recorded(None, "third")]
-    await results_of(tmp_path, script, {"id": "a", "input": "Hi", "tool_results": results})
+    await run_cases(tmp_path, script, {"id": "a", "input": "Hi", "tool_results": results})
     assert [message.text for message in script.requests[4].messages if message.role == "tool"] == [
         "first",
         "second",
@@ -80,5 +80,5 @@ async def test_a_recorded_result_stands_for_the_same_call_again_and_results_are_
 async def test_recording_runs_the_tools_though_there_are_results(tmp_path: Path) -> None:
     script = Script(calls(("calculate", {"expression": "1 + 1"})), says("done"))
     case = {"id": "a", "input": "Hi", "tool_results": [recorded(None, "old")]}
-    [result] = await results_of(tmp_path, script, case, options=Options(record=True))
+    [result] = await run_cases(tmp_path, script, case, options=Options(record=True))
     assert [used.content for used in result.answers[0].tools] == ["2"]

@@ -15,7 +15,7 @@ from ai_agent_service.evaluation.metrics import METRICS
 from ai_agent_service.evaluation.results import Check, Options, TurnAnswer
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.tools.function import tool
-from tests.support.evaluation import results_of
+from tests.support.evaluation import run_cases
 from tests.support.fake_provider import Script, calls, says
 from tests.support.service import AGENT
 
@@ -31,7 +31,7 @@ async def test_the_turns_of_a_case_are_one_conversation_that_no_other_case_knows
     tmp_path: Path, agent: dict[str, object]
 ) -> None:
     script = Script(says("Hello."), says("You are Ada."), says("Who knows?"))
-    first, second = await results_of(
+    first, second = await run_cases(
         tmp_path,
         script,
         {"id": "a", "turns": TURNS},
@@ -49,7 +49,7 @@ async def test_the_turns_of_a_case_are_one_conversation_that_no_other_case_knows
 
 async def test_the_score_is_the_share_of_expectations_met(tmp_path: Path) -> None:
     case = {"id": "a", "input": "Hi", "expect": {"contains": ["a", "b", "c"], "regex": "x"}}
-    [result] = await results_of(tmp_path, Script(says("a b")), case)
+    [result] = await run_cases(tmp_path, Script(says("a b")), case)
     assert result.score == 0.5
     assert [check.expected for check in result.failed] == ["with 'c'", "matching 'x'"]
 
@@ -59,7 +59,7 @@ async def test_steps_tokens_and_cost_are_summed(tmp_path: Path) -> None:
         calls(("calculate", {"expression": "1 + 1"}), usage=Usage(5, 1, cost=0.5)),
         says("2", usage=Usage(7, 2, cost=0.25)),
     )
-    [result] = await results_of(tmp_path, script, {"id": "a", "input": "Hi"})
+    [result] = await run_cases(tmp_path, script, {"id": "a", "input": "Hi"})
     assert (result.steps, result.tokens, result.cost) == (2, 15, 0.75)
     [used] = result.answers[0].tools
     assert (used.name, used.arguments, used.content) == ("calculate", {"expression": "1 + 1"}, "2")
@@ -67,7 +67,7 @@ async def test_steps_tokens_and_cost_are_summed(tmp_path: Path) -> None:
 
 async def test_an_error_fails_its_case_with_its_code_and_no_other(tmp_path: Path) -> None:
     script = Script([ProviderUnavailableError("It is down.")], says("fine"))
-    broken, fine = await results_of(
+    broken, fine = await run_cases(
         tmp_path,
         script,
         {"id": "a", "turns": TURNS},
@@ -91,7 +91,7 @@ async def test_an_agent_that_raises_anything_fails_its_case(tmp_path: Path) -> N
         def run(self, turn: object, context: object) -> object:  # type: ignore[override]
             raise ZeroDivisionError
 
-    [result] = await results_of(
+    [result] = await run_cases(
         tmp_path,
         Script(says("x")),
         {"id": "a", "input": "Hi"},
@@ -103,7 +103,7 @@ async def test_an_agent_that_raises_anything_fails_its_case(tmp_path: Path) -> N
 
 
 async def test_a_run_ends_at_its_deadline(tmp_path: Path) -> None:
-    [result] = await results_of(
+    [result] = await run_cases(
         tmp_path, Script([asyncio.Event()]), {"id": "a", "input": "Hi"}, request_timeout=0.05
     )
     assert result.error is not None
@@ -125,7 +125,7 @@ async def test_cases_run_beside_each_other_up_to_the_limit(tmp_path: Path) -> No
 
     agent = {**AGENT, "allowed_regular_tools": ["meet"]}
     script = Script(calls(("meet", {})), calls(("meet", {})), says("done"))
-    results = await results_of(
+    results = await run_cases(
         tmp_path,
         script,
         {"id": "a", "input": "1"},
@@ -139,7 +139,7 @@ async def test_cases_run_beside_each_other_up_to_the_limit(tmp_path: Path) -> No
 
 async def test_a_refusal_that_the_provider_tells_is_one(tmp_path: Path) -> None:
     script = Script([RefusalDelta("No."), ModelFinished("stop", (), Usage(1, 1))])
-    [result] = await results_of(
+    [result] = await run_cases(
         tmp_path, script, {"id": "a", "input": "Hi", "expect": {"refusal": True}}
     )
     assert (result.score, result.answers[0].text) == (1.0, "No.")
@@ -147,7 +147,7 @@ async def test_a_refusal_that_the_provider_tells_is_one(tmp_path: Path) -> None:
 
 async def test_another_model_may_be_asked(tmp_path: Path) -> None:
     script = Script(says("x"))
-    await results_of(tmp_path, script, {"id": "a", "input": "Hi"}, options=Options(model="better"))
+    await run_cases(tmp_path, script, {"id": "a", "input": "Hi"}, options=Options(model="better"))
     assert [request.model for request in script.requests] == ["better"]
 
 
@@ -159,7 +159,7 @@ async def test_a_metric_of_ones_own_may_find_an_answer_half_right(tmp_path: Path
             return [Check(self.name, 1 / len(answer.text.split()), "one word", answer.text)]
 
     case = {"id": "a", "input": "Hi", "expect": {"contains": "two"}}
-    [result] = await results_of(
+    [result] = await run_cases(
         tmp_path, Script(says("two words")), case, metrics=[*METRICS, Brevity()]
     )
     assert [(check.metric, check.score) for check in result.checks] == [

@@ -21,7 +21,7 @@ from tests.support.events import until
 from tests.support.fake_provider import Script, says
 from tests.support.fake_upstream import Upstream, head, reply
 from tests.support.postgres import PostgresServer, binaries_18
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 DETAILED = "/health?detailed=true"
 OPENAI = {**AGENT, "provider": "openai", "model": "gpt"}
@@ -38,7 +38,7 @@ async def served(
     **settings: Any,
 ) -> AsyncGenerator[httpx2.AsyncClient, None]:
     """A client of the service."""
-    async with client_of(
+    async with open_client(
         create_app(configuration(folder, script, agents=agents, **settings))
     ) as client:
         yield client
@@ -265,7 +265,7 @@ async def test_threads_that_are_all_busy_hold_nobody_up(tmp_path: Path) -> None:
 
 async def test_tables_of_another_version_are_told_of(tmp_path: Path) -> None:
     app = create_app(configuration(tmp_path, agents=[{**AGENT, "resources": ["memory"]}]))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         database = app.state.checks.target_database
         await database.write(
             lambda connection: connection.exec_driver_sql(
@@ -364,7 +364,7 @@ async def test_a_secret_that_a_reload_brings_is_taken_out_too(
             raise ProviderUnavailableError("It says brand-new-value-1234.")
 
     app = create_app(configuration(tmp_path, Telling(says("Hi"))))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         monkeypatch.setenv("NEW_API_KEY", "brand-new-value-1234")
         assert (await client.post("/admin/reload")).status_code == 200
         found = await detailed(client)

@@ -89,7 +89,7 @@ def test_any_other_name_ends_in_a_digest_of_label_and_tool(
     assert build_model_name(label, tool) == f"{begins}_{digest}"
 
 
-def spec_of(description: str, parameters: dict[str, object]) -> ToolSpec:
+def build_spec(description: str, parameters: dict[str, object]) -> ToolSpec:
     async def call(tool: McpTool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
         return ToolOutput("")
 
@@ -104,7 +104,7 @@ def test_a_schema_of_an_object_is_passed_on_as_it_is() -> None:
         "$defs": {"path": {"type": "string", "x-theirs": [1, None]}},
         "additionalProperties": False,
     }
-    assert spec_of("Reads.", schema) == ToolSpec("files__read", "Reads.", schema)
+    assert build_spec("Reads.", schema) == ToolSpec("files__read", "Reads.", schema)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_a_schema_of_an_object_is_passed_on_as_it_is() -> None:
     [{}, {"type": "object"}, {"type": ["object", "null"], "properties": {}}, {"properties": {}}],
 )
 def test_a_schema_that_providers_would_refuse_is_completed(schema: dict[str, object]) -> None:
-    assert spec_of("Reads.", schema).parameters == {"type": "object", "properties": {}}
+    assert build_spec("Reads.", schema).parameters == {"type": "object", "properties": {}}
 
 
 def test_unstorable_characters_in_a_description_are_replaced() -> None:
-    assert spec_of("a\x00b\ud800", {}).description == "a\ufffdb\ufffd"
+    assert build_spec("a\x00b\ud800", {}).description == "a\ufffdb\ufffd"

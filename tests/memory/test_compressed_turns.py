@@ -21,10 +21,10 @@ from ai_agent_service.memory.summaries import DEFAULT_PROMPT
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, chunks_of, error_of, told
+from tests.support.clients import CHAT, read_chunks, read_error, told
 from tests.support.fake_provider import Script, calls
 from tests.support.memory import in_turn
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 SMALL = {"threshold_tokens": 200, "recent_messages_to_keep": 2}
 """One long question fits the threshold with its answer, two do not."""
@@ -141,7 +141,7 @@ class Client:
         sent = conversation(*messages)
         await self.settled()
         response = await self.posted(sent, session=session, user=user, model=model)
-        return (*sent, {"role": "assistant", "content": told(chunks_of(response))})
+        return (*sent, {"role": "assistant", "content": told(read_chunks(response))})
 
     async def posted(
         self,
@@ -205,7 +205,7 @@ async def service(
             **{"database_timeout": 30, **settings},
         )
     )
-    async with client_of(app) as http:
+    async with open_client(app) as http:
         yield Client(http, app)
 
 
@@ -240,7 +240,7 @@ async def test_older_messages_become_a_summary_after_the_answer_and_not_in_its_w
         assert whole[-1]["content"] == "answer 2"
         assert [status for _, _, status in await client.stored()] == ["complete"] * 4
         meanwhile = await client.posted((*whole, *conversation("blue")))
-        assert told(chunks_of(meanwhile)) == "answer 3"
+        assert told(read_chunks(meanwhile)) == "answer 3"
         assert len(window(talker.turns[-1])) == 5
         talker.gate.set()
         await client.ask(*whole, "violet")
@@ -562,7 +562,7 @@ async def test_a_conversation_that_the_model_finds_too_long_is_summarised_and_as
         whole = await client.ask(*await client.ask(long("red")), long("green"))
         talker.characters = len(shown(talker.turns[-1]))
         response = await client.posted((*whole, *conversation("blue")))
-        chunks = chunks_of(response)
+        chunks = read_chunks(response)
         assert [
             choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]
         ] == ["answer 4", None]
@@ -613,7 +613,7 @@ async def test_a_conversation_that_stays_too_long_is_told_to_the_caller_and_its_
     async with service(tmp_path, talker) as client:
         whole = await client.ask(long("red"))
         talker.characters = 10
-        error = error_of(await client.posted((*whole, *conversation("blue"))), 400)
+        error = read_error(await client.posted((*whole, *conversation("blue"))), 400)
         assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
         assert len(talker.turns) == 3
         assert (await client.stored())[-1] == ("user", "blue", "complete")
@@ -628,7 +628,7 @@ async def test_a_conversation_that_is_too_long_for_summaries_too_is_told_to_the_
         whole = await client.ask(long("red"))
         talker.characters = 10
         talker.failures = [ContextTooLongError("Too long.")] * 100
-        error = error_of(await client.posted((*whole, *conversation("blue"))), 400)
+        error = read_error(await client.posted((*whole, *conversation("blue"))), 400)
         assert error["code"] == "context_length_exceeded"
         assert runs_in(tmp_path)[-1] == ("incomplete", "context_length_exceeded")
         talker.characters, talker.failures = None, []
@@ -643,7 +643,7 @@ async def test_without_compression_a_conversation_that_is_too_long_is_told_to_th
         whole = await client.ask(long("red"))
         talker.characters = 10
         assert (
-            error_of(await client.posted((*whole, *conversation("blue"))), 400)["code"]
+            read_error(await client.posted((*whole, *conversation("blue"))), 400)["code"]
             == "context_length_exceeded"
         )
         assert (len(talker.turns), talker.summaries) == (2, [])

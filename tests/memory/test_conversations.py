@@ -15,7 +15,7 @@ from dirty_equals import IsStr
 
 from ai_agent_service.core.errors import NotFoundError, ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
-from tests.support.clients import completion_of, error_of
+from tests.support.clients import read_completion, read_error
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
 from tests.support.memory import HELPER, SQLITE, Database, Serve, Talking
@@ -42,7 +42,9 @@ async def listed(talking: Talking, **params: Any) -> dict[str, Any]:
 async def begin(talking: Talking, *sessions: str, **fields: Any) -> None:
     """A turn in each of the sessions, one after the other."""
     for session in sessions:
-        completion_of(await talking.complete("Hello", headers={"X-Session-Id": session}, **fields))
+        read_completion(
+            await talking.complete("Hello", headers={"X-Session-Id": session}, **fields)
+        )
 
 
 def names(page: dict[str, Any]) -> list[str]:
@@ -112,7 +114,7 @@ def position(*parts: object) -> str:
 async def test_a_position_that_no_list_gave_is_refused(serve: Serve, after: str) -> None:
     async with serve(Script(says("Hi"))) as talking:
         assert (
-            error_of(await talking.client.get(LIST, params={"after": after}), 400)["param"]
+            read_error(await talking.client.get(LIST, params={"after": after}), 400)["param"]
             == "after"
         )
         assert (await talking.client.get("/health/ready")).status_code == 200
@@ -123,7 +125,7 @@ async def test_a_limit_that_is_none_is_refused(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         for limit in ("0", "201", "-1", "ten", "1e2", "1000", "\u0661"):
             assert (
-                error_of(await talking.client.get(LIST, params={"limit": limit}), 400)["param"]
+                read_error(await talking.client.get(LIST, params={"limit": limit}), 400)["param"]
                 == "limit"
             )
 
@@ -135,7 +137,7 @@ async def test_a_conversation_is_shown_with_all_that_belongs_to_it(serve: Serve)
     async with serve(
         Script(calls(("calculate", {"expression": "6*7"}), text="Well. "), says("42."))
     ) as talking:
-        completion_of(await talking.complete("6*7?"))
+        read_completion(await talking.complete("6*7?"))
         shown = await talking.conversation()
     question, answer = shown["messages"]
     assert (shown["agent_id"], shown["session_id"]) == ("helper", "s")
@@ -168,7 +170,7 @@ async def test_a_call_whose_result_is_not_known_is_shown_as_that(serve: Serve) -
     script = Script(calls(("calculate", {"expression": "1"}), ("away", {})), says("ok"))
     tools = [{"type": "function", "function": {"name": "away"}}]
     async with serve(script) as talking:
-        completion_of(await talking.complete("?", tools=tools))
+        read_completion(await talking.complete("?", tools=tools))
         answer = (await talking.conversation())["messages"][1]
     assert answer["status"] == "incomplete"
     assert [(run["name"], run["is_error"]) for run in answer["tool_calls"]] == [
@@ -180,8 +182,8 @@ async def test_a_call_whose_result_is_not_known_is_shown_as_that(serve: Serve) -
 
 async def test_only_the_newest_branch_is_shown_unless_all_are_asked_for(serve: Serve) -> None:
     async with serve(Script(says("one"), says("two"), says("three"))) as talking:
-        completion_of(await talking.complete("1"))
-        completion_of(await talking.complete("1, edited"))
+        read_completion(await talking.complete("1"))
+        read_completion(await talking.complete("1, edited"))
         assert [content for _, content, _ in await talking.shown()] == ["1, edited", "two"]
         assert sorted(content for _, content, _ in await talking.shown(branches="true")) == [
             "1",
@@ -206,7 +208,7 @@ async def test_a_session_id_may_have_any_form_that_headers_bear(serve: Serve) ->
 async def test_what_is_not_ones_own_looks_as_if_it_were_not_there(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "s", user="ada")
-        absent = error_of(
+        absent = read_error(
             await talking.client.get(f"{LIST}/absent", params={"user_id": "ada"}), 404
         )
         for method in ("GET", "DELETE"):
@@ -216,7 +218,7 @@ async def test_what_is_not_ones_own_looks_as_if_it_were_not_there(serve: Serve) 
                 ("/agents/other/conversations/s", "ada"),
             ):
                 assert (
-                    error_of(
+                    read_error(
                         await talking.client.request(method, path, params={"user_id": user}), 404
                     )
                     == absent
@@ -248,19 +250,19 @@ async def test_another_tenant_sees_and_deletes_nothing(serve: Serve) -> None:
 
 async def test_an_agent_without_memory_has_no_conversations(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        completion_of(await talking.complete("Hello", model="forgetful"))
+        read_completion(await talking.complete("Hello", model="forgetful"))
         assert (await talking.client.get("/agents/forgetful/conversations")).json() == {
             "data": [],
             "next": None,
         }
-        error_of(await talking.client.get("/agents/forgetful/conversations/s"), 404)
+        read_error(await talking.client.get("/agents/forgetful/conversations/s"), 404)
 
 
 @SQLITE
 async def test_an_unknown_agent_is_a_404(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         for method, path in (("GET", ""), ("GET", "/s"), ("DELETE", "/s")):
-            error = error_of(
+            error = read_error(
                 await talking.client.request(method, f"/agents/nobody/conversations{path}"), 404
             )
             assert error["code"] == "model_not_found"
@@ -270,7 +272,9 @@ async def test_an_unknown_agent_is_a_404(serve: Serve) -> None:
 async def test_a_service_without_memory_says_so(serve: Serve) -> None:
     async with serve(Script(says("Hi")), agents=[{**HELPER, "resources": []}]) as talking:
         for method, path in ROUTES:
-            assert error_of(await talking.client.request(method, path), 404)["code"] == "no_memory"
+            assert (
+                read_error(await talking.client.request(method, path), 404)["code"] == "no_memory"
+            )
 
 
 @SQLITE
@@ -278,14 +282,14 @@ async def test_nul_in_a_user_id_is_refused(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         for method, path in ROUTES:
             response = await talking.client.request(method, path, params={"user_id": "a\x00b"})
-            assert error_of(response, 400)["param"] == "user_id"
+            assert read_error(response, 400)["param"] == "user_id"
 
 
 async def test_a_user_id_that_is_too_long_to_be_stored_is_refused(serve: Serve) -> None:
     endless = os.urandom(20_000).hex()
     async with serve(Script(says("Hi"))) as talking:
-        assert error_of(await talking.complete("Hello", user=endless), 400)["param"] == "user"
-        assert error_of(await talking.chat("Hello", user_id=endless), 400)["param"] == "user_id"
+        assert read_error(await talking.complete("Hello", user=endless), 400)["param"] == "user"
+        assert read_error(await talking.chat("Hello", user_id=endless), 400)["param"] == "user_id"
 
 
 # Export and deletion
@@ -295,12 +299,12 @@ async def test_everything_is_exported_as_json_lines(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "a", "b", user="ada")
         await begin(talking, "a", user="bob")
-        completion_of(
+        read_completion(
             await talking.complete(
                 "Hello", headers={"X-Session-Id": "a"}, model="other", user="ada"
             )
         )
-        completion_of(
+        read_completion(
             await talking.complete("Hello, edited", headers={"X-Session-Id": "a"}, user="ada")
         )
         response = await talking.client.get("/memory", params={"user_id": "ada"})
@@ -338,8 +342,8 @@ async def test_a_deleted_conversation_is_gone_for_good(serve: Serve, stored: Dat
             "runs": 1,
             "summaries": 0,
         }
-        error_of(await talking.client.get(f"{LIST}/s"), 404)
-        error_of(await talking.client.delete(f"{LIST}/s"), 404)
+        read_error(await talking.client.get(f"{LIST}/s"), 404)
+        read_error(await talking.client.delete(f"{LIST}/s"), 404)
         assert names(await listed(talking)) == ["kept"]
     assert await stored.value("SELECT count(*) FROM nodes") == 2
     assert await stored.value("SELECT count(*) FROM runs") == 1
@@ -358,7 +362,7 @@ async def test_everything_of_a_user_is_erased_with_all_agents_and_nothing_else(
 ) -> None:
     async with serve(Script(says("Hi"))) as talking:
         await begin(talking, "a", "b", user="ada")
-        completion_of(await talking.complete("Hello", model="other", user="ada"))
+        read_completion(await talking.complete("Hello", model="other", user="ada"))
         await begin(talking, "a", user="bob")
         erased = (await talking.client.delete("/memory", params={"user_id": "ada"})).json()
         assert erased == {"sessions": 3, "messages": 6, "runs": 3, "summaries": 0}
@@ -372,7 +376,7 @@ async def test_a_conversation_that_is_interrupted_is_exported_as_such(serve: Ser
     async with serve(
         Script([TextDelta("It is"), ProviderUnavailableError("It is down.")])
     ) as talking:
-        error_of(await talking.complete("?"), 502)
+        read_error(await talking.complete("?"), 502)
         (exported,) = [
             json.loads(line) for line in (await talking.client.get("/memory")).text.splitlines()
         ]
@@ -471,7 +475,7 @@ async def test_what_was_deleted_is_gone_though_the_replica_still_has_it(
         await begin(talking, "s")
         pause(paused)
         assert (await talking.client.delete(f"{LIST}/s")).status_code == 200
-        error_of(await talking.client.get(f"{LIST}/s"), 404)
+        read_error(await talking.client.get(f"{LIST}/s"), 404)
         assert (await talking.client.get("/memory")).text == ""
         assert (await talking.chat("New")).status_code == 200
         assert talking.asked() == [("user", "New")]

@@ -18,10 +18,10 @@ from fastapi import FastAPI
 
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, completion_of, error_of
+from tests.support.clients import CHAT, read_completion, read_error
 from tests.support.fake_provider import Action, Script, calls, says
 from tests.support.memory import in_turn
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 OLD = bytes(range(32))
 NEW = bytes(range(100, 132))
@@ -101,7 +101,7 @@ class Client:
             headers={"X-Session-Id": "monday"},
         )
         await self.settled()
-        answer: str = completion_of(response)["choices"][0]["message"]["content"]
+        answer: str = read_completion(response)["choices"][0]["message"]["content"]
         return answer
 
     async def converse(
@@ -141,16 +141,16 @@ async def service(
             **settings,
         )
     )
-    async with client_of(app) as http:
+    async with open_client(app) as http:
         yield Client(app, http)
 
 
-def file_of(folder: Path) -> Path:
+def find_file(folder: Path) -> Path:
     return folder / "data" / "ai-agent-service.db"
 
 
 def bodies(folder: Path) -> list[str]:
-    with closing(sqlite3.connect(file_of(folder))) as database:
+    with closing(sqlite3.connect(find_file(folder))) as database:
         return [
             body
             for (body,) in database.execute("SELECT body FROM nodes ORDER BY created_at, depth")
@@ -163,10 +163,10 @@ def found_in(folder: Path) -> list[bytes]:
     return [words for words in SAID if words in content]
 
 
-def values_of(folder: Path, user: str) -> set[tuple[str, str, Any]]:
+def read_values(folder: Path, user: str) -> set[tuple[str, str, Any]]:
     """All values in the rows of a user, with their table and column."""
     found = set()
-    with closing(sqlite3.connect(file_of(folder))) as database:
+    with closing(sqlite3.connect(find_file(folder))) as database:
         database.row_factory = sqlite3.Row
         for table in ("sessions", "nodes", "runs", "summaries"):
             for row in database.execute(f"SELECT * FROM {table} WHERE user_id = ?", (user,)):
@@ -181,9 +181,9 @@ async def test_with_a_key_nothing_that_was_said_stands_in_the_databases_files(
 ) -> None:
     async with service(tmp_path, *keys, provider=script()) as client:
         await client.converse()
-        assert file_of(tmp_path).with_name("ai-agent-service.db-wal").stat().st_size > 0
+        assert find_file(tmp_path).with_name("ai-agent-service.db-wal").stat().st_size > 0
         assert found_in(tmp_path) == list(found)
-        with closing(sqlite3.connect(file_of(tmp_path))) as database:
+        with closing(sqlite3.connect(find_file(tmp_path))) as database:
             assert database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
             assert database.execute("SELECT count(*) FROM summaries").fetchone() == (1,)
         assert found_in(tmp_path) == list(found)
@@ -201,7 +201,7 @@ async def test_equal_words_of_two_users_show_no_equal_values(
         await client.converse("ada")
         await client.converse("eve")
         await client.converse("bob", "My badger has no name.", "robin")
-    ada, eve, bob = (values_of(tmp_path, user) for user in ("ada", "eve", "bob"))
+    ada, eve, bob = (read_values(tmp_path, user) for user in ("ada", "eve", "bob"))
     assert {table for table, _, _ in bob} == {"sessions", "nodes", "runs", "summaries"}
     assert {(table, column) for table, column, _ in (ada & eve) - bob} == equal
 
@@ -287,7 +287,7 @@ async def test_without_its_key_the_memory_cannot_be_used_and_all_else_can(
             await client.http.delete("/memory", params={"user_id": "ada"}),
         ]
         for response in refused:
-            error = error_of(response, 503)
+            error = read_error(response, 503)
             assert error["code"] == "memory_unavailable"
             assert not any(
                 words in response.text for words in (key_id(OLD), "key", "KEY", "decrypt")
@@ -322,7 +322,7 @@ async def test_rows_whose_key_is_missing_are_refused_without_a_traceback(
             await client.http.get("/agents/helper/conversations/monday", params={"user_id": "ada"}),
             await client.http.get("/memory", params={"user_id": "ada"}),
         ):
-            assert error_of(response, 503)["code"] == "memory_unavailable"
+            assert read_error(response, 503)["code"] == "memory_unavailable"
             assert key_id(OLD) not in response.text
         assert [message["content"] for message in await client.stored("eve")] == [
             "In the clear",

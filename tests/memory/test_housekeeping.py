@@ -37,7 +37,7 @@ from ai_agent_service.storage.url import parse_database_url
 from tests.support.events import until
 from tests.support.fake_provider import Script, says
 from tests.support.postgres import PostgresServer
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 REMEMBERING: dict[str, Any] = {**AGENT, "resources": ["memory"]}
 RUN_SECONDS = 600.0
@@ -498,7 +498,7 @@ async def test_the_service_deletes_by_itself_what_is_too_old_and_health_counts_i
         "resource_config": {"memory": {"retention_days": 1}},
     }
     former = {**REMEMBERING, "agent_id": "former"}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING, brief, former]))
     ) as client:
         for agent_id in ("helper", "brief", "former"):
@@ -509,7 +509,7 @@ async def test_the_service_deletes_by_itself_what_is_too_old_and_health_counts_i
     app = create_app(
         configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING, brief], **settings)
     )
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         await until(lambda: counted(client, "cleaned_up_sessions", 2))
         assert await counted(client, "cleaned_up_messages", 4)
         kept = [
@@ -525,7 +525,7 @@ async def test_the_service_ends_the_runs_of_processes_that_are_gone_and_health_c
     tmp_path: Path,
 ) -> None:
     app = create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING]))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         await talk(client, "helper", "monday")
     with closing(sqlite3.connect(tmp_path / "data" / "ai-agent-service.db")) as database:
         assert database.execute("SELECT count(*) FROM processes").fetchone() == (0,)
@@ -535,5 +535,5 @@ async def test_the_service_ends_the_runs_of_processes_that_are_gone_and_health_c
         )
         database.commit()
     app = create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING]))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         await until(lambda: counted(client, "ended_runs", 1))

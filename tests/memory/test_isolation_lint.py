@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from ai_agent_service.storage import migrate, tables
-from tests.support.clients import completion_of
+from tests.support.clients import read_completion
 from tests.support.fake_provider import Script, says
 from tests.support.memory import HELPER, SESSION, Serve
 
@@ -174,9 +174,9 @@ async def test_every_statement_names_its_owner(serve: Serve, statements: Stateme
     async with serve(Script(says(long_text)), agents=[agent], memory_retention_days=5) as talking:
         again = {"x-stainless-retry-count": "1"}
         for headers in ({"X-AAS-Message": "m1"}, {"X-AAS-Message": "m1"}, again):
-            completion_of(await talking.complete("1", headers={**SESSION, **headers}))
-        completion_of(await talking.complete("1", long_text, "2"))
-        completion_of(await talking.complete(*(str(number) for number in range(41))))
+            read_completion(await talking.complete("1", headers={**SESSION, **headers}))
+        read_completion(await talking.complete("1", long_text, "2"))
+        read_completion(await talking.complete(*(str(number) for number in range(41))))
         for message in ("3", "3", "4"):
             await talking.settled()
             assert (
@@ -185,7 +185,7 @@ async def test_every_statement_names_its_owner(serve: Serve, statements: Stateme
         await talking.settled()
         assert (await talking.chat("5")).status_code == 200
         assert (await talking.chat("5", headers=again)).status_code == 200
-        completion_of(await talking.complete("1", headers={"X-Session-Id": "another"}))
+        read_completion(await talking.complete("1", headers={"X-Session-Id": "another"}))
         for path in (f"{conversations}/s", f"{conversations}/s?branches=true", "/memory"):
             assert (await talking.client.get(path)).status_code == 200
         page = (await talking.client.get(conversations, params={"limit": 1})).json()

@@ -18,7 +18,7 @@ from benchmarks.databases import fill
 from benchmarks.plans import Plan, logging_plans, plans_in
 from tests.support.fake_provider import Script, says
 from tests.support.postgres import PostgresServer
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 pytestmark = pytest.mark.xdist_group("plans")  # the database is filled once
 
@@ -89,7 +89,7 @@ def app(tmp_path: Path, explained: Explained) -> FastAPI:
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
     """A client of it."""
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         yield client
 
 

@@ -10,7 +10,7 @@ from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
-from tests.support.clients import chunks_of, completion_of, error_of, told
+from tests.support.clients import read_chunks, read_completion, read_error, told
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
 from tests.support.memory import SESSION, SQLITE, Database, Serve
@@ -26,7 +26,7 @@ async def test_a_complete_answer_is_told_again(
     async with serve(
         Script([TextDelta("It is "), TextDelta("42."), ModelFinished("length", (), Usage(10, 2))])
     ) as talking:
-        completion_of(await talking.complete("6*7?"))
+        read_completion(await talking.complete("6*7?"))
         response = await talking.complete(
             "6*7?",
             headers=AGAIN,
@@ -34,14 +34,14 @@ async def test_a_complete_answer_is_told_again(
             stream_options={"include_usage": True} if stream else None,
         )
         if stream:
-            chunks = chunks_of(response)
+            chunks = read_chunks(response)
             assert told(chunks) == "It is 42."
             assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]][
                 -1
             ] == "length"
             usage = chunks[-1]["usage"]
         else:
-            completion = completion_of(response)
+            completion = read_completion(response)
             assert completion["choices"][0]["message"]["content"] == "It is 42."
             assert completion["choices"][0]["finish_reason"] == "length"
             usage = completion["usage"]
@@ -82,9 +82,9 @@ async def test_a_request_whose_run_is_under_way_joins_it(
         gate.set()
         for response in (await first, await second):
             said = (
-                told(chunks_of(response))
+                told(read_chunks(response))
                 if stream
-                else completion_of(response)["choices"][0]["message"]["content"]
+                else read_completion(response)["choices"][0]["message"]["content"]
             )
             assert said == "It is 42."
         assert len(talking.script.requests) == 1
@@ -104,12 +104,12 @@ async def test_a_request_whose_run_is_under_way_in_another_process_is_told_so(
         async with asyncio.timeout(20):
             await one.script.waiting.wait()
         refused = await two.complete("Hello", headers=AGAIN)
-        assert error_of(refused, 409)["code"] == "session_busy"
+        assert read_error(refused, 409)["code"] == "session_busy"
         assert int(refused.headers["retry-after"]) >= 1
         gate.set()
-        completion_of(await first)
+        read_completion(await first)
         assert (
-            completion_of(await two.complete("Hello", headers=AGAIN))["choices"][0]["message"][
+            read_completion(await two.complete("Hello", headers=AGAIN))["choices"][0]["message"][
                 "content"
             ]
             == "Hi"
@@ -120,9 +120,9 @@ async def test_a_request_whose_run_is_under_way_in_another_process_is_told_so(
 
 async def test_a_run_of_a_process_that_is_gone_is_run_again(serve: Serve, stored: Database) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        completion_of(await talking.complete("Hello"))
+        read_completion(await talking.complete("Hello"))
         await stored.rows("UPDATE runs SET status = 'running', answer = NULL, process_id = 'gone'")
-        completion_of(await talking.complete("Hello", headers=AGAIN))
+        read_completion(await talking.complete("Hello", headers=AGAIN))
         assert len(talking.script.requests) == 2
 
 
@@ -143,17 +143,17 @@ async def test_a_run_of_a_process_that_has_just_found_its_database_is_not_taken_
         async with serve(Script(says("Other"))) as two:
             await two.memories.housekeeping.send_heartbeat()
             assert await stored.runs() == [("running", None)]
-            error_of(await two.complete("Hello", headers=AGAIN), 409)
+            read_error(await two.complete("Hello", headers=AGAIN), 409)
             gate.set()
-            completion_of(await asking)
+            read_completion(await asking)
 
 
 async def test_a_turn_that_failed_is_run_again(serve: Serve, stored: Database) -> None:
     async with serve(
         Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("It is 42."))
     ) as talking:
-        error_of(await talking.complete("6*7?"), 502)
-        completion_of(await talking.complete("6*7?", headers=AGAIN))
+        read_error(await talking.complete("6*7?"), 502)
+        read_completion(await talking.complete("6*7?", headers=AGAIN))
         assert await talking.shown() == [
             ("user", "6*7?", "complete"),
             ("assistant", "It is 42.", "complete"),
@@ -163,14 +163,14 @@ async def test_a_turn_that_failed_is_run_again(serve: Serve, stored: Database) -
 
 async def test_a_retry_of_what_never_arrived_is_run(serve: Serve) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        completion_of(await talking.complete("Hello", headers=AGAIN))
+        read_completion(await talking.complete("Hello", headers=AGAIN))
         assert len(talking.script.requests) == 1
 
 
 async def test_a_first_attempt_is_a_regenerate(serve: Serve) -> None:
     async with serve(Script(says("Hi"), says("Hello yourself"))) as talking:
-        completion_of(await talking.complete("Hello"))
-        completion_of(
+        read_completion(await talking.complete("Hello"))
+        read_completion(
             await talking.complete("Hello", headers={**SESSION, "x-stainless-retry-count": "0"})
         )
         assert len(talking.script.requests) == 2
@@ -179,15 +179,15 @@ async def test_a_first_attempt_is_a_regenerate(serve: Serve) -> None:
 async def test_a_retry_gets_the_newest_of_regenerated_answers(serve: Serve) -> None:
     async with serve(Script(says("first"), says("second"))) as talking:
         for headers in (SESSION, SESSION):
-            completion_of(await talking.complete("Hello", headers=headers))
-        again = completion_of(await talking.complete("Hello", headers=AGAIN))
+            read_completion(await talking.complete("Hello", headers=headers))
+        again = read_completion(await talking.complete("Hello", headers=AGAIN))
     assert again["choices"][0]["message"]["content"] == "second"
 
 
 async def test_a_repeated_message_id_gets_its_answer_again(serve: Serve) -> None:
     async with serve(Script(says("first"), says("second"))) as talking:
         said = [
-            completion_of(
+            read_completion(
                 await talking.complete("Hello", headers={**SESSION, "X-AAS-Message": name})
             )["choices"][0]["message"]["content"]
             for name in ("m1", "m1", "m2", "m1", "m2")
@@ -199,9 +199,9 @@ async def test_a_repeated_message_id_gets_its_answer_again(serve: Serve) -> None
 async def test_a_message_id_under_which_something_else_was_asked_is_run(serve: Serve) -> None:
     async with serve(Script(says("first"), says("second"), says("third"))) as talking:
         said = [
-            completion_of(await talking.complete(text, headers={**SESSION, "X-AAS-Message": name}))[
-                "choices"
-            ][0]["message"]["content"]
+            read_completion(
+                await talking.complete(text, headers={**SESSION, "X-AAS-Message": name})
+            )["choices"][0]["message"]["content"]
             for text, name in (("Hello", "m1"), ("Goodbye", "m2"), ("Goodbye", "m1"))
         ]
     assert said == ["first", "second", "third"]
@@ -210,9 +210,9 @@ async def test_a_message_id_under_which_something_else_was_asked_is_run(serve: S
 async def test_another_users_answer_is_not_told(serve: Serve) -> None:
     async with serve(Script(says("for ada"), says("for bob"))) as talking:
         said = [
-            completion_of(await talking.complete("Hello", headers=AGAIN, user=user))["choices"][0][
-                "message"
-            ]["content"]
+            read_completion(await talking.complete("Hello", headers=AGAIN, user=user))["choices"][
+                0
+            ]["message"]["content"]
             for user in ("ada", "bob", "ada")
         ]
     assert said == ["for ada", "for bob", "for ada"]
@@ -228,7 +228,7 @@ async def test_a_request_that_joined_a_run_which_is_stopped_is_told_so(serve: Se
         first.cancel()
         await asyncio.wait((first,), timeout=20)
         refused = await asyncio.wait_for(second, 20)
-    assert error_of(refused, 409)["code"] == "session_busy"
+    assert read_error(refused, 409)["code"] == "session_busy"
 
 
 async def test_a_turn_with_the_servers_history_is_not_asked_twice(serve: Serve) -> None:
@@ -255,7 +255,7 @@ async def test_a_failed_turn_with_the_servers_history_is_run_again_in_its_place(
         Script(says("one"), [TextDelta("tw"), ProviderUnavailableError("It is down.")], says("two"))
     ) as talking:
         assert (await talking.chat("1")).status_code == 200
-        error_of(await talking.chat("2"), 502)
+        read_error(await talking.chat("2"), 502)
         assert (await talking.chat("2", headers=AGAIN)).json()["response"] == "two"
         assert talking.asked() == [("user", "1"), ("assistant", "one"), ("user", "2")]
         assert [content for _, content, _ in await talking.shown()] == ["1", "one", "2", "two"]
@@ -290,12 +290,12 @@ async def test_another_replica_tells_the_answer_to_an_idempotency_key_again(
     serve: Serve, stored: Database, stream: bool
 ) -> None:
     async with serve(Script(says("Hi"))) as one, serve(Script(says("Other"))) as two:
-        completion_of(await one.complete("Hello", headers=KEYED))
+        read_completion(await one.complete("Hello", headers=KEYED))
         response = await two.complete("Hello", headers=KEYED, stream=stream)
         assert (
-            told(chunks_of(response))
+            told(read_chunks(response))
             if stream
-            else completion_of(response)["choices"][0]["message"]["content"]
+            else read_completion(response)["choices"][0]["message"]["content"]
         ) == "Hi"
         assert two.script.requests == []
     assert await stored.runs() == [("done", None)]
@@ -305,12 +305,12 @@ async def test_another_replica_refuses_an_idempotency_key_of_another_question(
     serve: Serve, stored: Database
 ) -> None:
     async with serve(Script(says("Hi"))) as one, serve(Script(says("Other"))) as two:
-        completion_of(await one.complete("Hello", headers=KEYED))
+        read_completion(await one.complete("Hello", headers=KEYED))
         for messages in (("Goodbye",), ("Hello", "Hi", "Hello")):
-            error = error_of(await two.complete(*messages, headers=KEYED), 422)
+            error = read_error(await two.complete(*messages, headers=KEYED), 422)
             assert (error["code"], error["param"]) == ("idempotency_mismatch", "Idempotency-Key")
         assert two.script.requests == []
-        completion_of(await two.complete("Hello", headers=KEYED))
+        read_completion(await two.complete("Hello", headers=KEYED))
         assert [content for _, content, _ in await two.shown(branches="true")] == ["Hello", "Hi"]
     assert await stored.runs() == [("done", None)]
 
@@ -322,12 +322,12 @@ async def test_a_failed_turn_is_run_again_under_its_idempotency_key(
         serve(Script([TextDelta("H"), ProviderUnavailableError("It is down.")])) as one,
         serve(Script(says("Hi"))) as two,
     ):
-        error_of(await one.complete("Hello", headers=KEYED), 502)
+        read_error(await one.complete("Hello", headers=KEYED), 502)
         for _ in range(2):
             assert (
-                completion_of(await two.complete("Hello", headers=KEYED))["choices"][0]["message"][
-                    "content"
-                ]
+                read_completion(await two.complete("Hello", headers=KEYED))["choices"][0][
+                    "message"
+                ]["content"]
                 == "Hi"
             )
     assert [status for status, _ in await stored.runs()] == ["incomplete", "done"]
@@ -336,7 +336,7 @@ async def test_a_failed_turn_is_run_again_under_its_idempotency_key(
 async def test_the_same_question_under_another_idempotency_key_is_asked(serve: Serve) -> None:
     async with serve(Script(says("one"), says("two"))) as talking:
         said = [
-            completion_of(
+            read_completion(
                 await talking.complete("Hello", headers={**SESSION, "Idempotency-Key": key})
             )["choices"][0]["message"]["content"]
             for key in ("k1", "k2", "k1", "k2")
@@ -362,7 +362,7 @@ async def test_an_idempotency_key_with_the_servers_history_is_known_to_another_r
                 "response"
             ] == said
         assert (
-            error_of(await two.chat("3", headers={"Idempotency-Key": "k10"}), 422)["code"]
+            read_error(await two.chat("3", headers={"Idempotency-Key": "k10"}), 422)["code"]
             == "idempotency_mismatch"
         )
         assert two.script.requests == []
@@ -387,7 +387,7 @@ async def test_a_failed_turn_with_the_servers_history_is_run_again_under_its_ide
     async with serve(
         Script([TextDelta("o"), ProviderUnavailableError("It is down.")], says("two"), says("one"))
     ) as talking:
-        error_of(await talking.chat("1", headers={"Idempotency-Key": "k1"}), 502)
+        read_error(await talking.chat("1", headers={"Idempotency-Key": "k1"}), 502)
         assert (await talking.chat("2", headers={"Idempotency-Key": "k2"})).json()[
             "response"
         ] == "two"

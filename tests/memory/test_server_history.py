@@ -8,7 +8,7 @@ import pytest
 
 from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
-from tests.support.clients import CHAT, WEATHER, completion_of, error_of
+from tests.support.clients import CHAT, WEATHER, read_completion, read_error
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
 from tests.support.memory import HELPER, SESSION, Database, Serve
@@ -39,18 +39,18 @@ async def test_the_model_sees_what_was_said_before(serve: Serve) -> None:
 
 async def test_a_chat_completion_may_ask_for_the_servers_history(serve: Serve) -> None:
     async with serve(Script(says("one"), says("two"), says("three"))) as talking:
-        completion_of(await talking.complete("1", headers=SERVER))
-        completion_of(await talking.complete("2", headers=SERVER))
+        read_completion(await talking.complete("1", headers=SERVER))
+        read_completion(await talking.complete("2", headers=SERVER))
         metadata = {"session_id": "s", "session_history": "server"}
-        completion_of(await talking.complete("3", headers={}, metadata=metadata))
+        read_completion(await talking.complete("3", headers={}, metadata=metadata))
         assert [text for _, text in talking.asked()] == ["1", "one", "2", "two", "3"]
 
 
 async def test_both_kinds_of_history_go_on_from_each_other(serve: Serve) -> None:
     async with serve(Script(says("one"), says("two"), says("three"))) as talking:
-        completion_of(await talking.complete("1"))
-        completion_of(await talking.complete("2", headers=SERVER))
-        completion_of(await talking.complete("1", "one", "2", "two", "3"))
+        read_completion(await talking.complete("1"))
+        read_completion(await talking.complete("2", headers=SERVER))
+        read_completion(await talking.complete("1", "one", "2", "two", "3"))
         assert [content for _, content, _ in await talking.shown(branches="true")] == [
             "1",
             "one",
@@ -89,16 +89,16 @@ async def test_only_the_newest_messages_are_loaded(serve: Serve) -> None:
 
 async def test_a_branch_is_gone_on_from_where_it_is_the_newest(serve: Serve) -> None:
     async with serve(Script(says("one"), says("other"), says("last"))) as talking:
-        completion_of(await talking.complete("1"))
-        completion_of(await talking.complete("1, edited"))
+        read_completion(await talking.complete("1"))
+        read_completion(await talking.complete("1, edited"))
         assert (await talking.chat("2")).status_code == 200
         assert [text for _, text in talking.asked()] == ["1, edited", "other", "2"]
 
 
 async def test_several_new_messages_are_taken_in_their_order(serve: Serve) -> None:
     async with serve(Script(says("one"), says("three"))) as talking:
-        completion_of(await talking.complete("1", headers=SERVER))
-        completion_of(await talking.complete("2", "two, by the client", "3", headers=SERVER))
+        read_completion(await talking.complete("1", headers=SERVER))
+        read_completion(await talking.complete("2", "two, by the client", "3", headers=SERVER))
         assert [content for _, content, _ in await talking.shown()] == [
             "1",
             "one",
@@ -113,7 +113,7 @@ async def test_what_a_failed_turn_said_is_gone_on_from(serve: Serve) -> None:
     async with serve(
         Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("42."))
     ) as talking:
-        error_of(await talking.chat("6*7?"), 502)
+        read_error(await talking.chat("6*7?"), 502)
         assert (await talking.chat("Go on")).status_code == 200
         assert [text for _, text in talking.asked()] == ["6*7?", "It is", "Go on"]
 
@@ -164,7 +164,7 @@ async def test_a_turn_that_waited_long_enough_is_refused(serve: Serve) -> None:
         async with asyncio.timeout(20):
             await one.script.waiting.wait()
         refused = await two.chat("2")
-        assert error_of(refused, 409)["code"] == "session_busy"
+        assert read_error(refused, 409)["code"] == "session_busy"
         assert int(refused.headers["retry-after"]) >= 1
         gate.set()
         assert (await first).status_code == 200
@@ -194,7 +194,7 @@ async def test_a_turn_that_failed_leaves_the_session_free(
     serve: Serve, answer: list[ProviderUnavailableError]
 ) -> None:
     async with serve(Script(answer)) as one, serve(Script(says("two")), request_timeout=10) as two:
-        error_of(await one.chat("1"), 502)
+        read_error(await one.chat("1"), 502)
         assert (await two.chat("2")).json()["response"] == "two"
 
 
@@ -218,7 +218,7 @@ async def test_a_turn_that_waits_for_the_clients_tools_leaves_the_session_free(
         serve(Script(calls(("weather", {"city": "Rome"})))) as one,
         serve(Script(says("two")), request_timeout=10) as two,
     ):
-        first = completion_of(await one.complete("1", headers=SERVER, tools=[WEATHER]))
+        first = read_completion(await one.complete("1", headers=SERVER, tools=[WEATHER]))
         assert first["choices"][0]["finish_reason"] == "tool_calls"
         assert (await two.chat("2")).json()["response"] == "two"
 
@@ -229,7 +229,7 @@ async def test_a_request_without_a_question_leaves_the_session_free(serve: Serve
         serve(Script(says("two")), request_timeout=10) as two,
     ):
         body = {"model": "helper", "messages": [{"role": "assistant", "content": "Welcome!"}]}
-        error_of(await one.client.post(CHAT, json=body, headers=SERVER), 400)
+        read_error(await one.client.post(CHAT, json=body, headers=SERVER), 400)
         for talking in (one, two):
             assert (await talking.chat("2")).status_code == 200
 
@@ -319,7 +319,7 @@ async def test_a_session_that_is_erased_under_way_stays_erased(
             ).status_code == 200
             gate.set()
             assert (await asking).status_code == 200
-            error_of(await talking.client.get("/agents/helper/conversations/s"), 404)
+            read_error(await talking.client.get("/agents/helper/conversations/s"), 404)
     assert await stored.nodes() == []
     assert await stored.runs() == []
 
@@ -333,8 +333,8 @@ async def test_what_was_erased_stays_erased_where_the_session_was_begun_anew(
         async with asyncio.timeout(20):
             await talking.script.waiting.wait()
         assert (await talking.client.delete("/memory")).status_code == 200
-        completion_of(await talking.complete("new question"))
+        read_completion(await talking.complete("new question"))
         gate.set()
-        completion_of(await asking)
+        read_completion(await asking)
         assert [content for _, content, _ in await talking.shown()] == ["new question", "new"]
     assert [body for _, body, _, _ in await stored.nodes()] == ["new question", "new"]

@@ -15,10 +15,10 @@ from tests.support.clients import (
     CHAT,
     IMAGE_MESSAGE,
     WEATHER,
-    chunks_of,
-    completion_of,
-    error_of,
-    stream_of,
+    read_chunks,
+    read_completion,
+    read_error,
+    read_stream,
     told,
 )
 from tests.support.events import until
@@ -71,7 +71,7 @@ async def test_a_question_is_stored_before_the_provider_is_asked(
 ) -> None:
     script = Looking(stored)
     async with serve(script) as talking:
-        completion_of(await talking.complete("Hello"))
+        read_completion(await talking.complete("Hello"))
     assert script.seen == [([("user", "Hello", "complete", "client")], [("running", None)])]
 
 
@@ -93,13 +93,13 @@ async def test_an_answer_is_stored_before_its_end_is_sent(
 
 async def test_a_run_that_came_to_its_end_is_done(serve: Serve, stored: Database) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        completion_of(await talking.complete("Hello"))
+        read_completion(await talking.complete("Hello"))
     assert await stored.runs() == [("done", None)]
 
 
 async def test_nothing_is_stored_without_a_session(serve: Serve, stored: Database) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        completion_of(await talking.complete("Hello", headers={}))
+        read_completion(await talking.complete("Hello", headers={}))
     assert await stored.value("SELECT count(*) FROM sessions") == 0
     assert await stored.nodes() == []
 
@@ -109,8 +109,8 @@ async def test_nothing_is_stored_without_a_session(serve: Serve, stored: Databas
 
 async def test_a_conversation_grows_by_what_is_new_in_it(serve: Serve, stored: Database) -> None:
     async with serve(Script(says("one"), says("two"))) as talking:
-        completion_of(await talking.complete("1"))
-        completion_of(await talking.complete("1", "one", "2"))
+        read_completion(await talking.complete("1"))
+        read_completion(await talking.complete("1", "one", "2"))
         shown = await talking.conversation()
     assert await stored.nodes() == [
         ("user", "1", "complete", "client"),
@@ -125,7 +125,7 @@ async def test_a_conversation_grows_by_what_is_new_in_it(serve: Serve, stored: D
 async def test_the_same_request_twice_leaves_no_duplicate(serve: Serve, stored: Database) -> None:
     async with serve(Script(says("Hi"))) as talking:
         for _ in range(2):
-            completion_of(await talking.complete("Hello"))
+            read_completion(await talking.complete("Hello"))
     assert await stored.nodes() == [
         ("user", "Hello", "complete", "client"),
         ("assistant", "Hi", "complete", "ours"),
@@ -136,7 +136,7 @@ async def test_the_same_request_twice_leaves_no_duplicate(serve: Serve, stored: 
 async def test_a_regenerated_answer_stands_beside_the_first(serve: Serve) -> None:
     async with serve(Script(says("first"), says("second"))) as talking:
         for _ in range(2):
-            completion_of(await talking.complete("Hello"))
+            read_completion(await talking.complete("Hello"))
         everything = (await talking.conversation(branches="true"))["messages"]
         newest = await talking.shown()
     question, *answers = everything
@@ -149,9 +149,9 @@ async def test_a_regenerated_answer_stands_beside_the_first(serve: Serve) -> Non
 
 async def test_an_edited_question_begins_a_branch(serve: Serve) -> None:
     async with serve(Script(says("one"), says("two"), says("three"))) as talking:
-        completion_of(await talking.complete("1"))
-        completion_of(await talking.complete("1", "one", "2"))
-        completion_of(await talking.complete("1", "one", "2, but better"))
+        read_completion(await talking.complete("1"))
+        read_completion(await talking.complete("1", "one", "2"))
+        read_completion(await talking.complete("1", "one", "2, but better"))
         everything = (await talking.conversation(branches="true"))["messages"]
         newest = await talking.shown()
     assert len(everything) == 6
@@ -163,8 +163,8 @@ async def test_an_edited_first_question_begins_another_conversation_in_the_sessi
     serve: Serve,
 ) -> None:
     async with serve(Script(says("one"))) as talking:
-        completion_of(await talking.complete("1"))
-        completion_of(await talking.complete("2"))
+        read_completion(await talking.complete("1"))
+        read_completion(await talking.complete("2"))
         everything = (await talking.conversation(branches="true"))["messages"]
     assert [
         (message["content"], message["parent"] is None)
@@ -181,8 +181,8 @@ async def test_a_foreign_history_is_stored_once_as_the_clients(
     serve: Serve, stored: Database
 ) -> None:
     async with serve(Script(says("two"), says("three"))) as talking:
-        completion_of(await talking.complete("1", "one, elsewhere", "2"))
-        completion_of(await talking.complete("1", "one, elsewhere", "2", "two", "3"))
+        read_completion(await talking.complete("1", "one, elsewhere", "2"))
+        read_completion(await talking.complete("1", "one, elsewhere", "2", "two", "3"))
     assert await stored.nodes() == [
         ("user", "1", "complete", "client"),
         ("assistant", "one, elsewhere", "complete", "client"),
@@ -198,9 +198,9 @@ async def test_a_long_foreign_history_is_stored_in_its_order(
 ) -> None:
     history = [str(number) for number in range(1200)]
     async with serve(Script(says("answer"))) as talking:
-        completion_of(await talking.complete(*history, "last"))
+        read_completion(await talking.complete(*history, "last"))
         assert [content for _, content, _ in await talking.shown()] == [*history, "last", "answer"]
-        completion_of(await talking.complete(*history, "last", "answer", "one more"))
+        read_completion(await talking.complete(*history, "last", "answer", "one more"))
         assert [content for _, content, _ in await talking.shown()] == [
             *history,
             "last",
@@ -217,8 +217,8 @@ async def test_what_follows_on_an_edited_message_is_stored_anew_and_nothing_else
 ) -> None:
     history = [str(number) for number in range(41)]
     async with serve(Script(says("An answer"))) as talking:
-        completion_of(await talking.complete(*history))
-        completion_of(await talking.complete(*history[:edited], "edited", *history[edited + 1 :]))
+        read_completion(await talking.complete(*history))
+        read_completion(await talking.complete(*history[:edited], "edited", *history[edited + 1 :]))
     bodies = [body for _, body, _, _ in await stored.nodes()]
     assert sorted(bodies) == sorted(
         [*history, "An answer", "edited", *history[edited + 1 :], "An answer"]
@@ -233,8 +233,8 @@ async def test_what_was_said_elsewhere_since_is_stored_after_what_is_known(
         [f"since {number}" for number in range(40)],
     )
     async with serve(Script(says("answer"))) as talking:
-        completion_of(await talking.complete(*known, "a question"))
-        completion_of(await talking.complete(*known, *since, "a question"))
+        read_completion(await talking.complete(*known, "a question"))
+        read_completion(await talking.complete(*known, *since, "a question"))
         assert [content for _, content, _ in await talking.shown()] == [
             *known,
             *since,
@@ -257,8 +257,8 @@ async def test_an_answer_that_came_back_in_another_form_is_found(
     serve: Serve, stored: Database, changed: str
 ) -> None:
     async with serve(Script(says("Caf\u00e9 au lait\n\n", "- one\n- two"), says("ok"))) as talking:
-        completion_of(await talking.complete("?"))
-        completion_of(await talking.complete("?", changed, "Thanks"))
+        read_completion(await talking.complete("?"))
+        read_completion(await talking.complete("?", changed, "Thanks"))
     assert await stored.origins() == [("user", "client"), ("assistant", "ours")] * 2
 
 
@@ -266,8 +266,8 @@ async def test_an_answer_that_the_client_changed_is_another_one(
     serve: Serve, stored: Database
 ) -> None:
     async with serve(Script(says("It is 41."), says("ok"))) as talking:
-        completion_of(await talking.complete("?"))
-        completion_of(await talking.complete("?", "It is 42.", "Thanks"))
+        read_completion(await talking.complete("?"))
+        read_completion(await talking.complete("?", "It is 42.", "Thanks"))
         assert [content for _, content, _ in await talking.shown()] == [
             "?",
             "It is 42.",
@@ -281,8 +281,8 @@ async def test_an_answer_that_the_client_changed_is_another_one(
 async def test_system_messages_are_sent_on_and_not_stored(serve: Serve, stored: Database) -> None:
     async with serve(Script(says("Hi"))) as talking:
         brief = {"role": "system", "content": "Be brief."}
-        completion_of(await talking.complete(brief, {"role": "user", "content": "Hello"}))
-        completion_of(
+        read_completion(await talking.complete(brief, {"role": "user", "content": "Hello"}))
+        read_completion(
             await talking.complete(
                 {"role": "user", "content": "Hello"}, {"role": "developer", "content": "Be long."}
             )
@@ -307,7 +307,7 @@ async def test_an_image_belongs_to_what_a_message_says(serve: Serve) -> None:
     }
     async with serve(Script(says("A dot."))) as talking:
         for message in (IMAGE_MESSAGE, another, IMAGE_MESSAGE):
-            completion_of(await talking.complete(message))
+            read_completion(await talking.complete(message))
         everything = (await talking.conversation(branches="true"))["messages"]
     questions = [message["content"] for message in everything if message["role"] == "user"]
     assert [(text["text"], image["image_url"]["url"]) for text, image in questions] == [
@@ -325,7 +325,7 @@ async def test_two_turns_at_once_are_two_branches(serve: Serve) -> None:
         await until(lambda: len(talking.script.requests) == 2)
         gate.set()
         for response in (await one, await two):
-            completion_of(response)
+            read_completion(response)
         everything = (await talking.conversation(branches="true"))["messages"]
     answers = {
         message["parent"]: message["content"]
@@ -338,7 +338,7 @@ async def test_two_turns_at_once_are_two_branches(serve: Serve) -> None:
 
 async def test_a_refusal_is_an_answer(serve: Serve) -> None:
     async with serve(Script([RefusalDelta("I will not."), ModelFinished("stop")])) as talking:
-        completion_of(await talking.complete("Do it"))
+        read_completion(await talking.complete("Do it"))
         assert await talking.shown() == [
             ("user", "Do it", "complete"),
             ("assistant", "I will not.", "complete"),
@@ -360,7 +360,7 @@ async def test_nul_in_an_answer_does_not_keep_it_from_being_stored(serve: Serve)
     async with serve(
         Script(calls(("calculate", {"expression": "1"}), text="a\x00"), says("b\x00c"))
     ) as talking:
-        completion_of(await talking.complete("?"))
+        read_completion(await talking.complete("?"))
         assert await talking.shown() == [
             ("user", "?", "complete"),
             ("assistant", "a\ufffdb\ufffdc", "complete"),
@@ -377,8 +377,8 @@ async def test_tool_steps_are_restored_where_the_client_leaves_them_out(serve: S
         says("Welcome."),
     )
     async with serve(script) as talking:
-        completion_of(await talking.complete("6*7?"))
-        completion_of(await talking.complete("6*7?", "Let me see. It is 42.", "Thanks"))
+        read_completion(await talking.complete("6*7?"))
+        read_completion(await talking.complete("6*7?", "Let me see. It is 42.", "Thanks"))
         assert talking.asked() == [
             ("user", "6*7?"),
             ("assistant", "Let me see. "),
@@ -421,8 +421,8 @@ async def test_tool_steps_that_the_client_brings_are_left_as_they_are(
         {"role": "user", "content": "Thanks"},
     )
     async with serve(script) as talking:
-        completion_of(await talking.complete("6*7?"))
-        completion_of(await talking.complete(*replayed))
+        read_completion(await talking.complete("6*7?"))
+        read_completion(await talking.complete(*replayed))
         assert ("tool", "about 42") in talking.asked()
         assert len(talking.asked()) == 5
     assert await stored.origins() == [("user", "client"), ("assistant", "ours")] * 2
@@ -442,7 +442,7 @@ async def test_the_tools_of_a_foreign_answer_are_kept_with_it(serve: Serve) -> N
         {"role": "user", "content": "Thanks"},
     )
     async with serve(Script(says("Welcome."))) as talking:
-        completion_of(await talking.complete(*brought))
+        read_completion(await talking.complete(*brought))
         answer = (await talking.conversation())["messages"][1]
     assert answer["content"] == "Well: 42."
     assert [(run["id"], run["name"], run["result"]) for run in answer["tool_calls"]] == [
@@ -459,8 +459,8 @@ async def test_the_beginning_of_an_answer_that_the_client_brings_is_kept_with_it
         says("Welcome."),
     )
     async with serve(script) as talking:
-        completion_of(await talking.complete("6*7?", "Let me "))
-        completion_of(await talking.complete("6*7?", "Let me see. It is 42", "Thanks"))
+        read_completion(await talking.complete("6*7?", "Let me "))
+        read_completion(await talking.complete("6*7?", "Let me see. It is 42", "Thanks"))
         assert talking.asked()[1:-1] == [
             ("assistant", "Let me see. "),
             ("tool", "42"),
@@ -481,12 +481,12 @@ async def test_a_turn_that_goes_on_with_the_clients_tool_makes_one_answer(serve:
         says("Welcome."),
     )
     async with serve(script) as talking:
-        first = completion_of(await talking.complete("Rome?", tools=[WEATHER]))["choices"][0]
+        first = read_completion(await talking.complete("Rome?", tools=[WEATHER]))["choices"][0]
         assert first["finish_reason"] == "tool_calls"
         call_id = first["message"]["tool_calls"][0]["id"]
         assert [status for _, _, status in await talking.shown()] == ["complete", "incomplete"]
         result = {"role": "tool", "tool_call_id": call_id, "content": "sunny"}
-        completion_of(await talking.complete("Rome?", first["message"], result, tools=[WEATHER]))
+        read_completion(await talking.complete("Rome?", first["message"], result, tools=[WEATHER]))
         assert await talking.shown() == [
             ("user", "Rome?", "complete"),
             ("assistant", "I look. It is sunny.", "complete"),
@@ -495,7 +495,7 @@ async def test_a_turn_that_goes_on_with_the_clients_tool_makes_one_answer(serve:
         assert [(run["name"], run["result"]) for run in answer["tool_calls"]] == [
             ("weather", "sunny")
         ]
-        completion_of(
+        read_completion(
             await talking.complete("Rome?", "I look. It is sunny.", "Thanks", tools=[WEATHER])
         )
         assert talking.asked() == [
@@ -519,11 +519,11 @@ async def test_what_a_failed_run_said_is_stored_as_incomplete(
     ) as talking:
         response = await talking.complete("?", stream=stream)
         if stream:
-            chunks, error = stream_of(response)
+            chunks, error = read_stream(response)
             assert told(chunks) == "It is"
             assert error is not None
         else:
-            error_of(response, 502)
+            read_error(response, 502)
         assert await talking.shown() == [
             ("user", "?", "complete"),
             ("assistant", "It is", "incomplete"),
@@ -535,7 +535,7 @@ async def test_a_failure_without_a_word_leaves_the_question_and_an_incomplete_ru
     serve: Serve, stored: Database
 ) -> None:
     async with serve(Script([ProviderUnavailableError("It is down.")])) as talking:
-        error_of(await talking.complete("?"), 502)
+        read_error(await talking.complete("?"), 502)
         assert await talking.shown() == [("user", "?", "complete")]
     assert await stored.runs() == [("incomplete", "provider_unavailable")]
 
@@ -546,7 +546,7 @@ async def test_the_tools_of_a_failed_run_are_kept(serve: Serve) -> None:
             calls(("calculate", {"expression": "6*7"})), [ProviderUnavailableError("It is down.")]
         )
     ) as talking:
-        error_of(await talking.complete("?"), 502)
+        read_error(await talking.complete("?"), 502)
         answer = (await talking.conversation())["messages"][1]
     assert (answer["status"], answer["tool_calls"][0]["result"]) == ("incomplete", "42")
 
@@ -555,7 +555,7 @@ async def test_an_answer_past_the_deadline_is_stored_as_incomplete(
     serve: Serve, stored: Database
 ) -> None:
     async with serve(Script([TextDelta("It is"), asyncio.Event()]), request_timeout=0.5) as talking:
-        chunks, error = stream_of(await talking.complete("?", stream=True))
+        chunks, error = read_stream(await talking.complete("?", stream=True))
         assert told(chunks) == "It is"
         assert error is not None
         assert error["code"] == "run_timeout"
@@ -599,8 +599,8 @@ async def test_an_incomplete_answer_that_the_client_goes_on_from_stays_incomplet
     async with serve(
         Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("42."))
     ) as talking:
-        stream_of(await talking.complete("?", stream=True))
-        completion_of(await talking.complete("?", "It is", "Go on"))
+        read_stream(await talking.complete("?", stream=True))
+        read_completion(await talking.complete("?", "It is", "Go on"))
         assert [(content, status) for _, content, status in await talking.shown()] == [
             ("?", "complete"),
             ("It is", "incomplete"),
@@ -613,8 +613,8 @@ async def test_an_equal_answer_that_is_complete_replaces_an_incomplete_one(serve
     async with serve(
         Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], says("It is"))
     ) as talking:
-        stream_of(await talking.complete("?", stream=True))
-        completion_of(await talking.complete("?"))
+        read_stream(await talking.complete("?", stream=True))
+        read_completion(await talking.complete("?"))
         assert await talking.shown(branches="true") == [
             ("user", "?", "complete"),
             ("assistant", "It is", "complete"),
@@ -626,13 +626,13 @@ async def test_what_a_complete_answer_says_is_kept_as_it_was_said(serve: Serve) 
     async with serve(
         Script([TextDelta("It is"), ProviderUnavailableError("It is down.")], tool, says("\nis"))
     ) as talking:
-        stream_of(await talking.complete("?", stream=True))
-        completion_of(await talking.complete("?"))
+        read_stream(await talking.complete("?", stream=True))
+        read_completion(await talking.complete("?"))
         assert await talking.shown(branches="true") == [
             ("user", "?", "complete"),
             ("assistant", "It \nis", "complete"),
         ]
-        again = completion_of(
+        again = read_completion(
             await talking.complete("?", headers={**SESSION, "x-stainless-retry-count": "1"})
         )
         assert again["choices"][0]["message"]["content"] == "It \nis"
@@ -642,8 +642,8 @@ async def test_an_equal_answer_that_is_incomplete_leaves_a_complete_one(serve: S
     async with serve(
         Script(says("It is"), [TextDelta("It is"), ProviderUnavailableError("It is down.")])
     ) as talking:
-        completion_of(await talking.complete("?"))
-        stream_of(await talking.complete("?", stream=True))
+        read_completion(await talking.complete("?"))
+        read_stream(await talking.complete("?", stream=True))
         assert await talking.shown(branches="true") == [
             ("user", "?", "complete"),
             ("assistant", "It is", "complete"),
@@ -670,7 +670,7 @@ async def test_a_client_that_left_before_its_question_was_stored_leaves_no_run_u
     serve: Serve, stored: Database
 ) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        completion_of(await talking.complete("Hello"))
+        read_completion(await talking.complete("Hello"))
         async with stored.locked():
             leaving = asyncio.create_task(talking.complete("Hello", "Hi", "?"))
             await talking.under_way(1)
@@ -689,13 +689,13 @@ async def test_a_conversation_without_a_question_is_answered_and_not_stored(
     serve: Serve, stored: Database
 ) -> None:
     async with serve(Script(says("Hi"))) as talking:
-        completion_of(await talking.complete({"role": "assistant", "content": "Welcome!"}))
+        read_completion(await talking.complete({"role": "assistant", "content": "Welcome!"}))
     assert await stored.nodes() == []
 
 
 async def test_an_answer_that_the_client_begins_is_kept_whole(serve: Serve) -> None:
     async with serve(Script(says(" upon a time."))) as talking:
-        completion_of(await talking.complete("A tale", "Once"))
+        read_completion(await talking.complete("A tale", "Once"))
         assert await talking.shown() == [
             ("user", "A tale", "complete"),
             ("assistant", "Once upon a time.", "complete"),
@@ -704,7 +704,7 @@ async def test_an_answer_that_the_client_begins_is_kept_whole(serve: Serve) -> N
 
 async def test_a_stream_tells_the_whole_answer_that_is_stored(serve: Serve) -> None:
     async with serve(Script(says("a", "b", "c"))) as talking:
-        assert told(chunks_of(await talking.complete("?", stream=True))) == "abc"
+        assert told(read_chunks(await talking.complete("?", stream=True))) == "abc"
         assert await talking.shown() == [
             ("user", "?", "complete"),
             ("assistant", "abc", "complete"),

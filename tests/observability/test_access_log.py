@@ -25,7 +25,7 @@ from tests.support.agents import CancelsItself
 from tests.support.clients import CHAT, Watched, asking, connected, connected_raw
 from tests.support.fake_provider import Script, calls, says
 from tests.support.keys import bearer, opened
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.service import AGENT, configuration, open_client, serving
 
 HASH = IsStr(regex=r"[0-9a-f]{12}")
 SECONDS = IsFloat(ge=0, lt=20)
@@ -84,7 +84,7 @@ async def test_a_run_is_told_with_all_that_is_known_of_it(
         says("42", usage=Usage(30, 1, 8, 1, cost=0.5)),
     )
     agent = {**AGENT, "resources": ["memory"]}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[agent], api_key_pepper=PEPPER))
     ) as client:
         response = await client.post(
@@ -127,7 +127,7 @@ async def test_an_answer_that_is_told_again_is_told_as_repeated(
     tmp_path: Path, lines: Lines
 ) -> None:
     agent = {**AGENT, "resources": ["memory"]}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Hi")), agents=[agent]))
     ) as client:
         for _ in range(2):
@@ -138,7 +138,7 @@ async def test_an_answer_that_is_told_again_is_told_as_repeated(
 
 
 async def test_a_task_is_told_by_its_name(tmp_path: Path, lines: Lines) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says('{"title": "Hi"}'))))
     ) as client:
         await client.post(CHAT, json=asking(TITLE), headers={"X-AAS-Task": "title_generation"})
@@ -150,7 +150,7 @@ async def test_a_task_is_told_by_its_name(tmp_path: Path, lines: Lines) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_an_error_of_the_provider_is_told(tmp_path: Path, lines: Lines, stream: bool) -> None:
     script = Script([TextDelta("Half"), ProviderUnavailableError("down")])
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         await client.post(CHAT, json=asking(stream=stream))
     [line] = lines.all
     assert (line["status"], line["error"], line["outcome"]) == (
@@ -242,7 +242,7 @@ class Crashing(BaseAgent):
 
 async def test_a_crash_is_told_once(tmp_path: Path, lines: Lines) -> None:
     found = configuration(tmp_path, agents=[{**AGENT, "type": "crashing"}], agent_types=[Crashing])
-    async with client_of(create_app(found)) as client:
+    async with open_client(create_app(found)) as client:
         assert (await client.post(CHAT, json=asking())).status_code == 500
     [line] = lines.all
     assert (line["route"], line["status"], line["error"]) == (CHAT, 500, "internal_error")
@@ -255,7 +255,7 @@ async def test_an_agent_that_cancels_its_own_run_is_told_as_a_crash(
     found = configuration(
         tmp_path, agents=[{**AGENT, "type": "cancels_itself"}], agent_types=[CancelsItself]
     )
-    async with client_of(create_app(found)) as client:
+    async with open_client(create_app(found)) as client:
         await client.post(CHAT, json=asking(stream=stream))
     [line] = lines.all
     assert (line["error"], line["outcome"]) == ("internal_error", "internal_error")
@@ -264,7 +264,7 @@ async def test_an_agent_that_cancels_its_own_run_is_told_as_a_crash(
 async def test_what_watches_the_service_is_told_at_debug_alone(
     tmp_path: Path, lines: Lines
 ) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         for path in ("/health", "/health/ready", "/metrics", "/v1/models"):
             assert (await client.get(path)).status_code == 200
         assert [line["route"] for line in lines.all] == ["/v1/models"]
@@ -294,7 +294,7 @@ async def test_nothing_of_what_is_said_and_of_who_says_it_is_told(
         calls(("calculate", {"expression": "1 + canary"}), ("canary", {})), says("canary")
     )
     agent = {**AGENT, "resources": ["memory"]}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
+    async with open_client(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
         headers = {"X-Session-Id": "canary", "User-Agent": "canary", "Referer": "canary"}
         await client.post(
             CHAT, json=asking("canary", user="canary"), headers=headers, params={"canary": "canary"}

@@ -23,7 +23,7 @@ from tests.support.fake_upstream import lines as upstream_lines
 from tests.support.fake_upstream import says as upstream_says
 from tests.support.mcp_connections import connected, run
 from tests.support.mcp_in_process import HandshakeOnly
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.service import AGENT, configuration, open_client, serving
 
 logger = logging.getLogger("plugin")
 
@@ -75,7 +75,7 @@ async def test_every_line_of_a_request_has_its_id(tmp_path: Path, ids: Ids) -> N
     app = create_app(
         configuration(tmp_path, script, agents=[agent], tools=[asynchronous, in_a_thread])
     )
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         ids.found.clear()
         response = await client.post(
             CHAT, json=asking(), headers={"x-request-id": "req-a", "x-session-id": "s"}
@@ -113,7 +113,7 @@ async def test_a_provider_is_told_the_id(
         agent = {**AGENT, "provider": provider, "model": "m"}
         settings[setting] = upstream.url + path
         app = create_app(configuration(tmp_path, agents=[agent], **settings))
-        async with client_of(app) as client:
+        async with open_client(app) as client:
             response = await client.post(CHAT, json=asking(), headers={"x-request-id": "req-a"})
         assert response.status_code == 200, response.text
     assert [request.headers.get("x-request-id") for request in upstream.requests] == ["req-a"]

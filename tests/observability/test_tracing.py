@@ -47,7 +47,7 @@ from tests.support.fake_upstream import says as chunks_that_say
 from tests.support.mcp_rogue_http import HttpRogue
 from tests.support.processes import ROOT, environment, run
 from tests.support.processes import serving as process_serving
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.service import AGENT, configuration, open_client, serving
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
@@ -80,7 +80,7 @@ class Spans:
     def tree(self) -> dict[str, Any]:
         """The names of all spans, each with those under it, in the order in which they began."""
         begun = sorted(self.all, key=lambda span: span.start_time or 0)
-        ids = {id_of(span) for span in begun}
+        ids = {format_id(span) for span in begun}
 
         def under(parent: int | None) -> list[Any]:
             children = [
@@ -90,7 +90,7 @@ class Spans:
                 == parent
             ]
             return [
-                {span.name: below} if (below := under(id_of(span))) else span.name
+                {span.name: below} if (below := under(format_id(span))) else span.name
                 for span in children
             ]
 
@@ -103,7 +103,7 @@ class Spans:
         return "\n".join(span.to_json() for span in self.all)
 
 
-def id_of(span: ReadableSpan) -> int:
+def format_id(span: ReadableSpan) -> int:
     assert span.context is not None
     found: int = span.context.span_id
     return found
@@ -135,7 +135,7 @@ async def test_a_run_is_a_tree_of_spans_under_the_callers_own(tmp_path: Path) ->
     )
     spans = Spans()
     app = create_app(traced(configuration(tmp_path, script, agents=[REMEMBERING]), spans))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         version = app.state.service.catalog.get("helper").version
         sent = {**HEADERS, "X-Session-Id": "s1"}
         answer = await client.post(
@@ -214,7 +214,7 @@ async def test_a_run_is_a_tree_of_spans_under_the_callers_own(tmp_path: Path) ->
 
 async def test_a_request_without_a_trace_begins_one_and_probes_are_left_out(tmp_path: Path) -> None:
     spans = Spans()
-    async with client_of(create_app(traced(configuration(tmp_path), spans))) as client:
+    async with open_client(create_app(traced(configuration(tmp_path), spans))) as client:
         await client.get("/health")
         await client.get("/agents/helper")
         await client.get("/nothing/here", headers={"traceparent": "no trace"})
@@ -233,7 +233,7 @@ async def test_a_request_without_a_trace_begins_one_and_probes_are_left_out(tmp_
 
 async def test_a_background_task_is_a_run_of_its_own_name(tmp_path: Path) -> None:
     spans = Spans()
-    async with client_of(
+    async with open_client(
         create_app(traced(configuration(tmp_path, Script(says('{"title": "T"}'))), spans))
     ) as client:
         await client.post(CHAT, json=asking(), headers={"X-AAS-Task": "title_generation"})
@@ -246,7 +246,7 @@ async def test_each_provider_that_is_asked_is_a_span_of_its_own(tmp_path: Path) 
     spans = Spans()
     agents = [{**AGENT, "fallback": [{"provider": "demo"}]}]
     script = Script([ProviderUnavailableError("It is down.")])
-    async with client_of(
+    async with open_client(
         create_app(traced(configuration(tmp_path, script, agents=agents), spans))
     ) as client:
         assert (await client.post(CHAT, json=asking("My name is Ada."))).status_code == 200
@@ -270,7 +270,7 @@ async def test_errors_are_marked_on_each_span_that_ends_in_one(tmp_path: Path) -
     )
     spans = Spans()
     agents = [{**AGENT, "allowed_regular_tools": ["broken"]}]
-    async with client_of(
+    async with open_client(
         create_app(traced(configuration(tmp_path, script, agents=agents, tools=[broken]), spans))
     ) as client:
         assert (await client.post(CHAT, json=asking())).status_code == 502
@@ -330,7 +330,7 @@ async def test_a_run_that_another_task_cancels_ends_its_span_and_says_nothing(
     async def emit(event: RunEvent) -> None:
         spoke.set()
 
-    async with client_of(app), asyncio.timeout(20):
+    async with open_client(app), asyncio.timeout(20):
         service: Service = app.state.service
         turn = Turn(messages=(Message("user", "Hi."),))
         run = service.create_run(service.catalog.get("helper"), turn, Principal(LOCAL))
@@ -381,7 +381,7 @@ async def test_providers_and_mcp_servers_are_told_of_the_trace(
         ]
         found = configuration(tmp_path, agents=agents, openai_base_url=f"{upstream.url}/v1")
         app = create_app(traced(found, spans) if is_traced else found)
-        async with client_of(app) as client:
+        async with open_client(app) as client:
             await app.state.service.servers.wait_for_start(20)
             answer = await client.post(CHAT, json=asking(), headers=HEADERS)
             assert answer.json()["choices"][0]["message"]["content"] == "Done."
@@ -393,10 +393,12 @@ async def test_providers_and_mcp_servers_are_told_of_the_trace(
         assert "traceparent" not in meta
         assert not any("traceparent" in head.lower() for head in server.heads)
         return
-    expected = [f"00-{TRACE}-{id_of(span):016x}-01" for span in spans.all if span.name == "chat m"]
+    expected = [
+        f"00-{TRACE}-{format_id(span):016x}-01" for span in spans.all if span.name == "chat m"
+    ]
     assert told == expected
     assert {request.headers.get("tracestate") for request in upstream.requests} == {"vendor=1"}
-    tool_span = f"00-{TRACE}-{id_of(spans.named('execute_tool rogue__echo')):016x}-01"
+    tool_span = f"00-{TRACE}-{format_id(spans.named('execute_tool rogue__echo')):016x}-01"
     assert meta["traceparent"] == tool_span
     assert sum(f"traceparent: {tool_span}" in head for head in server.heads) == 1
 
@@ -406,7 +408,7 @@ async def test_what_is_said_stands_in_no_span_unless_it_is_asked_for(tmp_path: P
         calls(("calculate", {"expression": "1234+1"}), text="Wait"), says("Your answer is 1235")
     )
     spans = Spans()
-    async with client_of(create_app(traced(configuration(tmp_path, script), spans))) as client:
+    async with open_client(create_app(traced(configuration(tmp_path, script), spans))) as client:
         await client.post(CHAT, json=asking("My question"))
     for text in ("My question", "You help", "Wait", "1234", "1235", "Evaluate an arithmetic"):
         assert text not in spans.said
@@ -418,7 +420,7 @@ async def test_what_is_said_stands_in_the_spans_without_secrets(tmp_path: Path) 
         says(f"Two, {SECRET}"),
     )
     spans = Spans()
-    async with client_of(
+    async with open_client(
         create_app(traced(configuration(tmp_path, script), spans, content=True, secrets=(SECRET,)))
     ) as client:
         image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
@@ -488,7 +490,7 @@ provider.add_span_processor(SimpleSpanProcessor(others.exporter))
 trace.set_tracer_provider(provider)
 async def main():
     plain = configuration(pathlib.Path({str(tmp_path)!r}), Script(says("Hi.")))
-    async with client_of(create_app(traced(plain, spans))) as client:
+    async with open_client(create_app(traced(plain, spans))) as client:
         await client.post(CHAT, json=asking())
 asyncio.run(main())
 print(sorted(span.name for span in spans.all), [span.name for span in others.all])
@@ -515,12 +517,12 @@ import app.main
 from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT, asking
 from tests.support.fake_provider import Script, calls, says
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, open_client, configuration
 async def main():
     script = Script(calls(("calculate", {{"expression": "1+1"}})), says("Hi."))
     agents = [{{**AGENT, "resources": ["memory"]}}]
     plain = configuration(pathlib.Path({str(tmp_path)!r}), script, agents=agents)
-    async with client_of(create_app(plain)) as client:
+    async with open_client(create_app(plain)) as client:
         headers = {{"X-Session-Id": "s"}}
         assert (await client.post(CHAT, json=asking(), headers=headers)).status_code == 200
 asyncio.run(main())
@@ -811,7 +813,7 @@ async def test_runs_are_traced_after_a_reload_and_new_secrets_are_kept_out(
     spans = Spans()
     found = traced(configuration(tmp_path, Script(says(f"It is {SECRET}."))), spans, content=True)
     app = create_app(found)
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         (tmp_path / "agent_config.json").write_text(
             json.dumps([{**AGENT, "system_prompt": "You help more."}]), encoding="utf-8"
         )

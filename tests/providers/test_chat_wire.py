@@ -49,7 +49,7 @@ async def answered(answer: Iterable[Action]) -> list[ModelEvent]:
         )
 
 
-async def calls_of(*pieces: list[dict[str, Any]]) -> list[ToolCall]:
+async def read_calls(*pieces: list[dict[str, Any]]) -> list[ToolCall]:
     """The tool calls of an answer with one delta for each of `pieces`."""
     *_, last = await answered(
         events(*(delta(tool_calls=piece) for piece in pieces), delta("tool_calls"))
@@ -285,7 +285,7 @@ async def test_an_answer_is_understood_however_it_is_cut(size: int, ending: byte
 
 
 async def test_split_arguments_are_put_together() -> None:
-    found = await calls_of(
+    found = await read_calls(
         [piece(0, "call_a", "weather", "")],
         [piece(0, arguments='{"ci')],
         [piece(0, arguments='ty": "Rome"}')],
@@ -295,17 +295,17 @@ async def test_split_arguments_are_put_together() -> None:
 
 async def test_arguments_are_kept_exactly_as_the_model_wrote_them() -> None:
     written = '{"n": 1.10, "big": 12345678901234567890, "broken": '
-    assert await calls_of([piece(0, "call_a", "weather", written)]) == [
+    assert await read_calls([piece(0, "call_a", "weather", written)]) == [
         ToolCall("call_a", "weather", written)
     ]
 
 
 async def test_a_call_without_arguments_has_none() -> None:
-    assert await calls_of([piece(0, "call_a", "weather")]) == [ToolCall("call_a", "weather", "")]
+    assert await read_calls([piece(0, "call_a", "weather")]) == [ToolCall("call_a", "weather", "")]
 
 
 async def test_parallel_calls_may_be_told_in_turns() -> None:
-    found = await calls_of(
+    found = await read_calls(
         [piece(0, "call_a", "weather", '{"a"'), piece(1, "call_b", "time", '{"b"')],
         [piece(1, arguments=": 2}")],
         [piece(0, arguments=": 1}")],
@@ -317,14 +317,14 @@ async def test_parallel_calls_may_be_told_in_turns() -> None:
 
 
 async def test_indexes_need_not_begin_at_0() -> None:
-    found = await calls_of(
+    found = await read_calls(
         [piece(1, "call_a", "weather", "{}")], [piece(7, "call_b", "time", "{}")]
     )
     assert [call.id for call in found] == ["call_a", "call_b"]
 
 
 async def test_calls_without_an_index_are_told_apart_by_their_ids() -> None:
-    found = await calls_of(
+    found = await read_calls(
         [piece(None, "call_a", "weather", '{"a"')],
         [piece(None, "call_b", "time", '{"b"')],
         [piece(None, None, None, ": 2}")],
@@ -338,7 +338,7 @@ async def test_calls_without_an_index_are_told_apart_by_their_ids() -> None:
 
 async def test_an_id_and_a_name_that_each_piece_repeats_begin_no_other_call() -> None:
     for index in (0, None):
-        found = await calls_of(
+        found = await read_calls(
             [piece(index, "call_a", "weather", '{"a"')], [piece(index, "call_a", "weather", ": 1}")]
         )
         assert found == [ToolCall("call_a", "weather", '{"a": 1}')]
@@ -346,14 +346,14 @@ async def test_an_id_and_a_name_that_each_piece_repeats_begin_no_other_call() ->
 
 async def test_a_name_that_each_piece_repeats_begins_no_other_call_without_ids_either() -> None:
     for index in (0, None):
-        found = await calls_of(
+        found = await read_calls(
             [piece(index, None, "weather", '{"a"')], [piece(index, None, "weather", ": 1}")]
         )
         assert found == [ToolCall(NEW_ID, "weather", '{"a": 1}')]
 
 
 async def test_an_index_that_each_call_repeats_does_not_merge_them() -> None:
-    found = await calls_of(
+    found = await read_calls(
         [piece(0, "call_a", "weather", '{"a": 1}')],
         [piece(0, "call_b", "weather", '{"b"')],
         [piece(0, arguments=": 2}")],
@@ -375,7 +375,7 @@ async def test_whole_calls_without_ids_are_told_apart_by_their_names(
         piece(index, no_id, "weather", '{"city": "Oslo"}'),
         piece(index, no_id, "time", "{}"),
     ]
-    found = await calls_of(pieces) if together else await calls_of(*([each] for each in pieces))
+    found = await read_calls(pieces) if together else await read_calls(*([each] for each in pieces))
     assert found == [
         ToolCall(NEW_ID, "weather", '{"city": "Rome"}'),
         ToolCall(NEW_ID, "weather", '{"city": "Oslo"}'),
@@ -385,7 +385,7 @@ async def test_whole_calls_without_ids_are_told_apart_by_their_names(
 
 
 async def test_calls_without_ids_are_given_some() -> None:
-    found = await calls_of(
+    found = await read_calls(
         [piece(0, None, "weather", '{"a"'), piece(1, "", "time", "{}")],
         [piece(0, None, None, ": 1}")],
     )
@@ -394,12 +394,14 @@ async def test_calls_without_ids_are_given_some() -> None:
 
 
 async def test_one_id_for_two_calls_is_used_once() -> None:
-    found = await calls_of([piece(0, "call_a", "weather", "{}"), piece(1, "call_a", "time", "{}")])
+    found = await read_calls(
+        [piece(0, "call_a", "weather", "{}"), piece(1, "call_a", "time", "{}")]
+    )
     assert found == [ToolCall("call_a", "weather", "{}"), ToolCall(NEW_ID, "time", "{}")]
 
 
 async def test_an_id_may_come_late() -> None:
-    found = await calls_of(
+    found = await read_calls(
         [piece(0, None, "weather", '{"a"')],
         [piece(0, "call_a", None, ": 1}")],
         [piece(0, "call_a")],
@@ -408,7 +410,7 @@ async def test_an_id_may_come_late() -> None:
 
 
 async def test_a_name_may_come_in_pieces() -> None:
-    assert await calls_of([piece(0, "call_a", "wea")], [piece(0, None, "ther", "{}")]) == [
+    assert await read_calls([piece(0, "call_a", "wea")], [piece(0, None, "ther", "{}")]) == [
         ToolCall("call_a", "weather", "{}")
     ]
 
@@ -427,7 +429,7 @@ async def test_text_and_tool_calls_may_stand_in_one_answer() -> None:
 
 
 async def test_a_null_function_adds_nothing() -> None:
-    found = await calls_of(
+    found = await read_calls(
         [piece(0, "call_a", "weather", "{}")],
         [{"index": 0, "function": None}],
         [{"index": 0, "function": {"name": None, "arguments": None}}],

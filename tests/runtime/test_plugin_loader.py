@@ -45,7 +45,7 @@ class Echo(BaseAgent):
 '''
 
 
-def faults_of(folder: Path) -> list[Fault]:
+def find_faults(folder: Path) -> list[Fault]:
     return sorted(load_plugins(folder)[1])
 
 
@@ -71,7 +71,7 @@ def test_a_plugin_that_imports_from_the_former_package_is_shown_the_new_import(
     tmp_path: Path, module: str
 ) -> None:
     (tmp_path / "old.py").write_text(f"from {module} import anything\n", encoding="utf-8")
-    assert faults_of(tmp_path) == [
+    assert find_faults(tmp_path) == [
         Fault(
             file=str(tmp_path / "old.py"),
             problem="it imports from 'app', the package's former name",
@@ -86,7 +86,7 @@ def test_all_faults_of_all_files_are_found(tmp_path: Path) -> None:
     (tmp_path / "c_taken.py").write_text(
         GOOD.replace("shout", "calculate").replace('"echo"', '""'), encoding="utf-8"
     )
-    found = [(Path(fault.file).name, fault.problem) for fault in faults_of(tmp_path)]
+    found = [(Path(fault.file).name, fault.problem) for fault in find_faults(tmp_path)]
     assert found == [
         ("a_broken.py", "it cannot be loaded (ZeroDivisionError: division by zero, line 2)"),
         ("b_syntax.py", found[1][1]),
@@ -97,7 +97,7 @@ def test_all_faults_of_all_files_are_found(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_absent_is_a_fault(tmp_path: Path) -> None:
-    assert faults_of(tmp_path / "absent")[0].field == "PLUGINS_DIR"
+    assert find_faults(tmp_path / "absent")[0].field == "PLUGINS_DIR"
 
 
 def test_entry_points_of_installed_packages_are_found(
@@ -135,11 +135,11 @@ def test_an_agent_type_that_lacks_its_method_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         GOOD.replace("async def run(", "async def rnu("), encoding="utf-8"
     )
-    [fault] = faults_of(tmp_path)
+    [fault] = find_faults(tmp_path)
     assert fault.problem == "the agent type Echo does not define run"
 
 
 def test_a_file_that_ends_the_process_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import sys\nsys.exit(0)\n", encoding="utf-8")
-    [fault] = faults_of(tmp_path)
+    [fault] = find_faults(tmp_path)
     assert fault.problem == "it cannot be loaded (SystemExit: 0, line 2)"

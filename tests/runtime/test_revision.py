@@ -31,11 +31,11 @@ from ai_agent_service.observability.logging import LineFormatter
 from ai_agent_service.runtime.revision import Changes
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, chunks_of, completion_of, error_of, told
+from tests.support.clients import CHAT, asking, read_chunks, read_completion, read_error, told
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
 from tests.support.mcp_rogue import ROGUE, alive, pids
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.service import AGENT, configuration, open_client, serving
 
 PROMPTED = {
     "agent_id": "helper",
@@ -81,7 +81,7 @@ class Opened(msgspec.Struct, frozen=True):
 
     async def fingerprint(self, agent: str = "helper") -> str:
         """What an answer of the agent says of its version."""
-        fingerprint: str = completion_of(
+        fingerprint: str = read_completion(
             await self.client.post(CHAT, json={**asking(), "model": agent})
         )["system_fingerprint"]
         return fingerprint
@@ -97,7 +97,7 @@ async def opened(
     if servers is not None:
         (folder / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")
     app = create_app(configuration(folder, script or Script(says("Hi")), **given))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         yield Opened(app, client, folder)
 
 
@@ -116,7 +116,7 @@ def nothing_but(agents: dict[str, str]) -> dict[str, Any]:
     return {**{name: [] for name in Changes.__struct_fields__}, "agents": agents}
 
 
-def lines_of(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
+def read_lines(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, Any]]:
     """What is told with the log lines of this event."""
     return [vars(record) for record in caplog.records if record.getMessage() == event]
 
@@ -149,17 +149,17 @@ async def test_agents_are_added_changed_and_removed(
         service.write(OTHER)
         assert (await service.reload())["removed_agents"] == ["new", "helper"]
         assert (
-            error_of(await service.client.post(CHAT, json=asking()), 404)["code"]
+            read_error(await service.client.post(CHAT, json=asking()), 404)["code"]
             == "model_not_found"
         )
         assert await service.reload() == nothing_but({"other": versions["other"]})
-    one, two = lines_of(caplog, "config.reloaded")
+    one, two = read_lines(caplog, "config.reloaded")
     assert (one["added_agents"], one["changed_agents"]) == (
         f"new@{versions['new']}",
         f"helper@{versions['helper']}",
     )
     assert two["removed_agents"] == "new,helper"
-    assert len(lines_of(caplog, "config.unchanged")) == 1
+    assert len(read_lines(caplog, "config.unchanged")) == 1
 
 
 async def test_a_running_turn_keeps_the_prompt_and_the_tools_that_it_began_with(
@@ -175,8 +175,8 @@ async def test_a_running_turn_keeps_the_prompt_and_the_tools_that_it_began_with(
             service.write({**PROMPTED, "allowed_regular_tools": []}, helper="You refuse.")
             await service.reload()
             go.set()
-            old = completion_of(await running)
-            new = completion_of(await service.client.post(CHAT, json=asking()))
+            old = read_completion(await running)
+            new = read_completion(await service.client.post(CHAT, json=asking()))
     assert (old["choices"][0]["message"]["content"], new["choices"][0]["message"]["content"]) == (
         "42",
         "new",
@@ -205,11 +205,11 @@ async def test_the_running_turn_of_an_agent_that_is_removed_comes_to_its_end(
         service.write(OTHER)
         await service.reload()
         assert (
-            error_of(await service.client.post(CHAT, json=asking()), 404)["code"]
+            read_error(await service.client.post(CHAT, json=asking()), 404)["code"]
             == "model_not_found"
         )
         go.set()
-        assert told(chunks_of(await running)) == "Done."
+        assert told(read_chunks(await running)) == "Done."
 
 
 async def test_an_agent_that_did_not_change_stays_the_object_that_it_is(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ async def test_a_faulty_file_changes_nothing_and_every_fault_is_told(
         service.write(
             PROMPTED, wrong, {**AGENT, "agent_id": "good"}, servers=[{"server_label": "two"}]
         )
-        error = error_of(await service.client.post("/admin/reload"), 409)
+        error = read_error(await service.client.post("/admin/reload"), 409)
         assert error["code"] == "configuration_error"
         assert service.service.revision is edition
         assert (await service.models(), await service.fingerprint()) == (
@@ -244,7 +244,7 @@ async def test_a_faulty_file_changes_nothing_and_every_fault_is_told(
         with pytest.raises(ConfigError) as caught:
             await service.service.reload()
         assert faults == [str(fault) for fault in caught.value.faults]
-        told = [line["fault"] for line in lines_of(caplog, "config.rejected")]
+        told = [line["fault"] for line in read_lines(caplog, "config.rejected")]
         assert told == [*faults, *faults]
         assert [fault.partition(": ")[0].rpartition("/")[2] for fault in faults] == [
             *["agent_config.json"] * 3,
@@ -266,7 +266,7 @@ async def test_what_is_no_configuration_is_a_fault_and_no_crash(tmp_path: Path, 
             )
             (tmp_path / file).write_text(text, encoding="utf-8")
             if (file, text) != ("mcp.json", "[]"):
-                assert error_of(await service.client.post("/admin/reload"), 409)["message"], (
+                assert read_error(await service.client.post("/admin/reload"), 409)["message"], (
                     file,
                     text,
                 )
@@ -280,7 +280,7 @@ async def test_a_file_that_is_gone_is_a_fault(tmp_path: Path) -> None:
         (tmp_path / "agent_config.json").unlink()
         assert (
             "the file does not exist"
-            in error_of(await service.client.post("/admin/reload"), 409)["message"]
+            in read_error(await service.client.post("/admin/reload"), 409)["message"]
         )
         assert await service.models() == ["helper"]
 
@@ -345,12 +345,12 @@ async def test_a_running_turn_keeps_its_server_which_is_closed_after_it(tmp_path
             service.write(with_servers("one"), servers=[])
             await service.reload()
             assert alive(tmp_path / "one") == [process]
-            completion_of(
+            read_completion(
                 await service.client.post(CHAT, json=asking())
             )  # one that began later does not close it
             assert alive(tmp_path / "one") == [process]
             go.set()
-            completion_of(await running)
+            read_completion(await running)
         assert script.requests[-1].messages[-1].text == "still here"
         await until(lambda: not alive(tmp_path / "one"))
 
@@ -421,7 +421,7 @@ async def test_an_agent_that_remembers_may_come_later_and_the_conversations_outl
         await service.reload()
         headers = {"X-Session-Id": "s"}
         assert service.service.memories is not None
-        completion_of(await service.client.post(CHAT, json=asking("I am Ada."), headers=headers))
+        read_completion(await service.client.post(CHAT, json=asking("I am Ada."), headers=headers))
         kept = {"memory": {"retention_days": 7, "history_messages": 50}}
         service.write({**REMEMBERING, "system_prompt": "You remember.", "resource_config": kept})
         await service.reload()
@@ -456,7 +456,7 @@ async def test_a_request_that_repeats_a_running_one_joins_it_over_a_reload(tmp_p
         await until(lambda: service.service.slots.in_use == 2)
         go.set()
         answers = [
-            completion_of(await each)["choices"][0]["message"]["content"]
+            read_completion(await each)["choices"][0]["message"]["content"]
             for each in (first, second)
         ]
     assert answers == ["Once.", "Once."]
@@ -488,7 +488,9 @@ async def test_a_service_that_stops_does_not_reload(tmp_path: Path) -> None:
     async with opened(tmp_path) as service:
         service.write(OTHER)
         service.service.shutdown.has_begun = True
-        assert error_of(await service.client.post("/admin/reload"), 503)["code"] == "shutting_down"
+        assert (
+            read_error(await service.client.post("/admin/reload"), 503)["code"] == "shutting_down"
+        )
         with pytest.raises(ShuttingDownError):
             await service.service.reload()
         assert await service.models() == ["helper"]
@@ -515,13 +517,13 @@ async def test_to_reload_is_for_administrators_and_is_audited(
     key = "a-key-of-20-characters"
     async with opened(tmp_path, api_keys=key) as service:
         assert (
-            error_of(await service.client.post("/admin/reload"), 401)["code"] == "invalid_api_key"
+            read_error(await service.client.post("/admin/reload"), 401)["code"] == "invalid_api_key"
         )
         caplog.set_level(logging.INFO, audit.name)
         assert (
             await service.client.post("/admin/reload", headers={"x-api-key": key})
         ).status_code == 200
-        [line] = lines_of(caplog, "config.reload")
+        [line] = read_lines(caplog, "config.reload")
         assert line["key_id"].startswith("env")
 
 
@@ -566,7 +568,7 @@ async def test_an_agent_type_of_a_plug_in_that_refuses_is_a_fault(tmp_path: Path
         tmp_path, agents=[{**AGENT, "type": "picky"}], agent_types=[Picky]
     ) as service:
         service.write({**AGENT, "type": "picky", "system_prompt": "bad"}, OTHER)
-        error = error_of(await service.client.post("/admin/reload"), 409)
+        error = read_error(await service.client.post("/admin/reload"), 409)
         assert "agent 'helper': type: it cannot be opened (RuntimeError)" in error["message"]
         assert await service.models() == ["helper"]
 
@@ -592,7 +594,7 @@ async def test_memories_of_plug_ins_are_opened_and_closed_with_their_agents(tmp_
         service.write(
             {**agent, "system_prompt": "3"}, {**agent, "agent_id": "b", "system_prompt": "bad"}
         )
-        error = error_of(await service.client.post("/admin/reload"), 409)
+        error = read_error(await service.client.post("/admin/reload"), 409)
         assert (
             "agent 'b': resource_config.memory.backend: it cannot be opened (RuntimeError)"
             in error["message"]
@@ -676,9 +678,9 @@ async def test_chunks_and_audit_lines_tell_the_version(
         version = service.service.catalog.get("helper").version
         caplog.set_level(logging.INFO, audit.name)
         asked = asking(stream=True, stream_options={"include_usage": True})
-        chunks = chunks_of(await service.client.post(CHAT, json=asked))
+        chunks = read_chunks(await service.client.post(CHAT, json=asked))
     assert [chunk["system_fingerprint"] for chunk in chunks] == [f"fp_{version}"] * 5
-    [line] = lines_of(caplog, "agent.called")
+    [line] = read_lines(caplog, "agent.called")
     assert line["agent_version"] == version
 
 
@@ -700,11 +702,11 @@ async def test_no_request_fails_while_the_service_reloads(tmp_path: Path) -> Non
                 CHAT, json=asking(stream=is_stream), headers={"X-Session-Id": f"s{number}"}
             )
             if is_stream:
-                chunks = chunks_of(response)
+                chunks = read_chunks(response)
                 assert told(chunks) == "Hi there."
                 seen.add(chunks[0]["system_fingerprint"])
             else:
-                seen.add(completion_of(response)["system_fingerprint"])
+                seen.add(read_completion(response)["system_fingerprint"])
 
         async def ask_often(worker: int) -> None:
             for number in range(10):

@@ -17,7 +17,7 @@ from ai_agent_service.server.application import create_app
 from ai_agent_service.server.http1 import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
 from tests.support.clients import Watched, asking, connected, connected_raw
 from tests.support.fake_provider import Script, says
-from tests.support.raw_http import parsed, refusal_of, refused, sent
+from tests.support.raw_http import parsed, read_refusal, refused, sent
 from tests.support.service import configuration, serving
 
 GET = b"GET /health HTTP/1.1\r\nhost: service\r\n"
@@ -290,7 +290,7 @@ async def test_the_first_request_of_a_connection_may_be_refused_in_peace(
 ) -> None:
     async with served(tmp_path, protocol=Hasty) as address:
         reader, writer = await connected_raw(address, b"CONNECT nowhere:443 HTTP/1.1\r\n\r\n")
-        refusal_of(await reader.read(), 400)
+        read_refusal(await reader.read(), 400)
         await asyncio.sleep(0.6)
         writer.close()
     assert "Exception in callback" not in caplog.text
@@ -373,7 +373,7 @@ async def test_a_body_that_nobody_waits_for_ends_the_connection(tmp_path: Path) 
             writer.write(chunked(b"[" * 4096))
             await asyncio.sleep(0.02)
         writer.close()
-    assert refusal_of(await reading, 413)["code"] == "request_too_large"
+    assert read_refusal(await reading, 413)["code"] == "request_too_large"
 
 
 # Several requests in one connection

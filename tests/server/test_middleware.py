@@ -12,7 +12,7 @@ from ai_agent_service.observability.metrics import Metrics
 from ai_agent_service.runtime.drain import DrainTracker
 from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.server.middleware import RequestMiddleware
-from tests.support.clients import error_of
+from tests.support.clients import read_error
 
 
 class Waits:
@@ -51,7 +51,7 @@ async def cut_off(stopping: ShutdownState, *, closed: bool) -> httpx2.Response:
 
 async def test_a_request_whose_time_is_up_at_the_end_is_told_so() -> None:
     response = await cut_off(ShutdownState(), closed=True)
-    assert error_of(response, 503)["code"] == "shutting_down"
+    assert read_error(response, 503)["code"] == "shutting_down"
     assert response.headers["retry-after"] == "1"
 
 
@@ -65,5 +65,5 @@ async def test_once_the_service_is_closed_new_requests_are_refused() -> None:
     stopping.is_closed = True
     async with client_at(Waits(), stopping) as client:
         refused = await client.get("/memory")
-    assert error_of(refused, 503)["code"] == "shutting_down"
+    assert read_error(refused, 503)["code"] == "shutting_down"
     assert refused.headers["retry-after"] == "1"

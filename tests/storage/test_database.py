@@ -24,7 +24,7 @@ from tests.support.postgres import (
     binaries_18,
     free_port,
 )
-from tests.support.storage import engine_of, until_usable
+from tests.support.storage import make_engine, until_usable
 
 POSTGRES = pytest.mark.parametrize("database", ["postgres18"], indirect=True)
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -45,8 +45,8 @@ async def opened(
         )
 
     database = Database(
-        engine_of(url, timeout=timeout, pool_size=pool_size),
-        None if replica is None else engine_of(replica, timeout=timeout, read_only=True),
+        make_engine(url, timeout=timeout, pool_size=pool_size),
+        None if replica is None else make_engine(replica, timeout=timeout, read_only=True),
         timeout=timeout,
         prepare=prepare,
     )
@@ -392,7 +392,7 @@ async def test_a_fault_in_preparing_keeps_the_database_from_being_used(
         if broken:
             raise DatabaseError(broken[0])
 
-    found = Database(engine_of(database.url), timeout=5, prepare=prepare)
+    found = Database(make_engine(database.url), timeout=5, prepare=prepare)
     await found.open()
     try:
         assert found.problem == "its key is missing"

@@ -26,11 +26,11 @@ from ai_agent_service.storage.postgres import PostgresEngine
 from ai_agent_service.storage.sqlite import SqliteEngine
 from ai_agent_service.storage.tables import metadata
 from ai_agent_service.storage.url import parse_database_url
-from tests.support.clients import asking, error_of
+from tests.support.clients import asking, read_error
 from tests.support.events import until
 from tests.support.fake_provider import Script, says
 from tests.support.postgres import DatabaseUnderTest
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 MIGRATIONS = Path(ai_agent_service.storage.migrate.__file__).parent / "migrations"
 
@@ -156,7 +156,7 @@ async def test_a_service_that_may_not_migrate_says_what_to_run(
         "allow_unauthenticated": True,
     }
     configured = configuration(tmp_path, Script(says("Hi")), agents=[HELPER], **settings)
-    async with client_of(create_app(configured)) as client, opened(database) as engine:
+    async with open_client(create_app(configured)) as client, opened(database) as engine:
         assert (await client.get("/health")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 503
         health = (await client.get("/health?detailed=true")).json()
@@ -166,7 +166,7 @@ async def test_a_service_that_may_not_migrate_says_what_to_run(
             == f"its tables have the revision none, not {HEAD_REVISION}; run: ai-agent-service db"
             " upgrade"
         )
-        refused = error_of(
+        refused = read_error(
             await client.post("/v1/chat/completions", json=asking(metadata={"session_id": "s"})),
             503,
         )
@@ -197,7 +197,7 @@ async def test_a_service_that_is_older_than_its_tables_says_so(
         "allow_unauthenticated": True,
     }
     configured = configuration(tmp_path, Script(says("Hi")), agents=[HELPER], **settings)
-    async with client_of(create_app(configured)) as client:
+    async with open_client(create_app(configured)) as client:
         assert (await client.get("/health/ready")).status_code == 503
         error = (await client.get("/health?detailed=true")).json()["database"]["error"]
     assert "'9999'" in error

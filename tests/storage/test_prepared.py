@@ -15,7 +15,7 @@ from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.prepared import PreparedStatement
 from ai_agent_service.storage.tables import metadata, secrets, sessions
 from tests.support.postgres import DatabaseUnderTest
-from tests.support.storage import engine_of
+from tests.support.storage import make_engine
 
 NOW = datetime(2026, 11, 24, 12, 30, tzinfo=timezone(timedelta(hours=2)))
 
@@ -27,7 +27,7 @@ async def opened(database: DatabaseUnderTest) -> AsyncGenerator[Database, None]:
     async def prepare(engine: DatabaseEngine) -> None:
         await engine.run(metadata.create_all, write=True)
 
-    found = Database(engine_of(database.url), timeout=5, prepare=prepare)
+    found = Database(make_engine(database.url), timeout=5, prepare=prepare)
     await found.open()
     yield found
     await found.close()

@@ -70,7 +70,7 @@ def asking(text: str = "Hello", /, **fields: Any) -> dict[str, Any]:
     return {"model": "helper", "messages": [{"role": "user", "content": text}], **fields}
 
 
-def completion_of(response: httpx2.Response) -> dict[str, Any]:
+def read_completion(response: httpx2.Response) -> dict[str, Any]:
     """The chat completion in `response`, which has to be a valid one."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/json"
@@ -80,14 +80,14 @@ def completion_of(response: httpx2.Response) -> dict[str, Any]:
     return completion
 
 
-def chunks_of(response: httpx2.Response) -> list[dict[str, Any]]:
+def read_chunks(response: httpx2.Response) -> list[dict[str, Any]]:
     """The chunks of a streamed `response`, which has to be valid and to end well."""
-    chunks, error = stream_of(response)
+    chunks, error = read_stream(response)
     assert error is None
     return chunks
 
 
-def stream_of(response: httpx2.Response) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+def read_stream(response: httpx2.Response) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The chunks of a streamed `response` and the error that ended it."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -103,7 +103,7 @@ def told(chunks: list[dict[str, Any]], field: str = "content") -> str:
     )
 
 
-def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
+def read_error(response: httpx2.Response, status: int) -> dict[str, Any]:
     """The error in `response`, which has to have this status and OpenAI's shape."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"

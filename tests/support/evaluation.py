@@ -27,7 +27,7 @@ def dataset(folder: Path, *cases: dict[str, Any] | str) -> Path:
     return path
 
 
-async def results_of(
+async def run_cases(
     folder: Path,
     script: Script,
     *written: dict[str, Any],

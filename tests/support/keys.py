@@ -14,7 +14,7 @@ from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.encryption import Cipher
 from tests.support.fake_provider import Script, says
 from tests.support.memory import HELPER
-from tests.support.service import client_of, configuration
+from tests.support.service import configuration, open_client
 
 AGENTS = (HELPER, {**HELPER, "agent_id": "other"})
 
@@ -46,5 +46,5 @@ async def opened(
     app = create_app(
         configuration(folder, script or Script(says("Hi")), **{"agents": AGENTS, **settings})
     )
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         yield Opened(app, client)

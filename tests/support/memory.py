@@ -20,7 +20,7 @@ from tests.support.clients import CHAT
 from tests.support.events import until
 from tests.support.fake_provider import Script
 from tests.support.postgres import DatabaseUnderTest
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 HELPER: dict[str, Any] = {**AGENT, "resources": ["memory"], "client_tools": "accept"}
 """An agent that remembers."""
@@ -206,7 +206,7 @@ def serve(tmp_path: Path, database: DatabaseUnderTest) -> Serve:
         app = create_app(
             configuration(tmp_path, script, **{"agents": AGENTS, **database.settings, **settings})
         )
-        async with client_of(app) as client:
+        async with open_client(app) as client:
             yield Talking(app, client, script)
 
     return serving

@@ -34,7 +34,7 @@ class Told:
         return [labels for found, labels, _ in self.samples if found == name]
 
 
-async def metrics_of(client: httpx2.AsyncClient) -> Told:
+async def read_metrics(client: httpx2.AsyncClient) -> Told:
     """What the service of `client` tells now."""
     response = await client.get("/metrics")
     assert response.status_code == 200, response.text

@@ -6,7 +6,7 @@ from typing import Any
 Item = dict[str, Any]
 
 
-def output_of(chunks: list[dict[str, Any]]) -> list[Item]:
+def build_output(chunks: list[dict[str, Any]]) -> list[Item]:
     """The items that it stores of a streamed answer, in its order."""
     output: list[Item] = []
     for chunk in chunks:
@@ -89,7 +89,7 @@ def unanswered(output: list[Item]) -> list[str]:
     ]
 
 
-def events_of(chunks: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def find_events(chunks: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     """What the events of this type carry, in order."""
     return [
         chunk["event"]["data"] for chunk in chunks if chunk.get("event", {}).get("type") == kind

@@ -23,7 +23,7 @@ def validate(name: str, value: object) -> None:
     _validator(name).validate(value)
 
 
-def events_of(body: str) -> list[str]:
+def split_events(body: str) -> list[str]:
     """The data of the server-sent events in `body`, each of which has to be one line; comments are
     passed over."""
     *events, rest = body.split("\n\n")
@@ -40,7 +40,7 @@ def checked_stream(body: str) -> tuple[list[dict[str, Any]], dict[str, Any] | No
     What must hold for every stream is asserted: one id, one model, the role in the first chunk
     only, one finish reason or one error at the end, and `[DONE]` as the last event.
     """
-    *events, last = events_of(body)
+    *events, last = split_events(body)
     assert last == "[DONE]"
     chunks = [json.loads(event) for event in events]
     error: dict[str, Any] | None = None
@@ -106,10 +106,10 @@ def _validator(name: str) -> Draft202012Validator:
     document = json.loads(
         (Path(__file__).parent / "openai.schema.json").read_text(encoding="utf-8")
     )
-    return validator_of(document, _ADDRESS, ("components", "schemas", name))
+    return build_validator(document, _ADDRESS, ("components", "schemas", name))
 
 
-def validator_of(
+def build_validator(
     document: dict[str, Any], address: str, path: Sequence[str]
 ) -> Draft202012Validator:
     """A validator for the schema at `path` of `document`, whose references are those within it."""

@@ -96,7 +96,7 @@ def list_models(url: str) -> list[str]:
     return [model["id"] for model in get(f"{url}/v1/models")["data"]]
 
 
-def lines_of(log: Path) -> list[dict[str, Any]]:
+def read_lines(log: Path) -> list[dict[str, Any]]:
     """The lines of a log of JSON; the last one may be on its way."""
     return [
         json.loads(line)
@@ -120,7 +120,7 @@ def logging_json(
     try:
         deadline = time.monotonic() + 30
         while (
-            len(found := [line for line in lines_of(log) if line["event"] == "service.ready"])
+            len(found := [line for line in read_lines(log) if line["event"] == "service.ready"])
             < ready
         ):
             assert time.monotonic() < deadline, log.read_text(encoding="utf-8")

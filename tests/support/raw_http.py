@@ -44,7 +44,7 @@ def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
     return int(first.split(" ")[1]), headers, body[:length]
 
 
-def refusal_of(answer: bytes, status: int) -> dict[str, Any]:
+def read_refusal(answer: bytes, status: int) -> dict[str, Any]:
     """The error that `answer` is, which has to have this status, OpenAI's shape and a request
     id."""
     found, headers, body = parsed(answer)
@@ -60,4 +60,4 @@ def refusal_of(answer: bytes, status: int) -> dict[str, Any]:
 
 async def refused(address: str, *pieces: bytes, status: int = 400) -> dict[str, Any]:
     """The error that `pieces` are answered with, and that ends the connection."""
-    return refusal_of(await sent(address, *pieces), status)
+    return read_refusal(await sent(address, *pieces), status)

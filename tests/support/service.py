@@ -74,7 +74,7 @@ def _load_built_in_plugins() -> Plugins:
 
 
 @asynccontextmanager
-async def client_of(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
+async def open_client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
     """A client of `app` in this process, its lifespan entered. The transport gives a response only
     once it is complete."""
     async with app.router.lifespan_context(app):
@@ -154,7 +154,7 @@ async def serving(
             await task
 
 
-def chunks_of(body: str) -> list[dict[str, Any]]:
+def parse_chunks(body: str) -> list[dict[str, Any]]:
     """The JSON objects of a server-sent event stream that ends with `[DONE]`."""
     events = [line.removeprefix("data: ") for line in body.split("\n") if line.startswith("data: ")]
     assert events[-1] == "[DONE]"

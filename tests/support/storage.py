@@ -8,7 +8,7 @@ from ai_agent_service.storage.url import parse_database_url
 from tests.support.events import until
 
 
-def engine_of(
+def make_engine(
     url: str, *, timeout: float = 5, pool_size: int = 2, read_only: bool = False
 ) -> DatabaseEngine:
     """An engine of the database at an address."""

@@ -22,7 +22,7 @@ from tests.support.clients import CHAT, asking
 from tests.support.commands import logging_restored
 from tests.support.fake_provider import Script, calls, says
 from tests.support.fake_upstream import Action, Upstream, delta, events, reply
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 SAID, ARGUMENT, RESULT, PROMPT, ANSWER = (
     f"canary-of-{name}" for name in ("a-user", "an-argument", "a-result", "a-prompt", "an-answer")
@@ -120,7 +120,7 @@ async def everything(folder: Path, upstream: Upstream) -> list[int]:
         configuration(folder, script, agents=agents, provider_max_retries=1, **plugins)
     )
     statuses = []
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         for agent in ("helper", "refused", "refused", "refused", "crashing"):
             for streamed in (False, True):
                 body = asking(f"{SAID} late" if streamed else SAID, model=agent, stream=streamed)

@@ -30,7 +30,7 @@ from ai_agent_service.server.application import create_app
 from scripts.reference import fields_of, page
 from tests.support.fake_provider import Script, calls, says
 from tests.support.fake_upstream import Upstream, reply
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -75,7 +75,7 @@ async def test_the_example_of_a_tool_runs(tmp_path: Path, plugins: Plugins) -> N
         calls(("roll_dice", {"sides": 6, "count": 3}), ("roll_dice", {"sides": 1})), says("rolled")
     )
     agent = {**AGENT, "allowed_regular_tools": ["roll_dice"]}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[agent], plugins=plugins))
     ) as client:
         answer = (await client.post("/agents/helper/chat", json={"message": "Roll."})).json()
@@ -96,7 +96,7 @@ async def test_the_example_of_a_provider_answers(
         monkeypatch.setenv("GROQ_API_KEY", "k")
         monkeypatch.setenv("GROQ_BASE_URL", f"{upstream.url}/openai/v1")
         found = configuration(tmp_path, agents=[{**AGENT, "provider": "groq"}], plugins=plugins)
-        async with client_of(create_app(found)) as client:
+        async with open_client(create_app(found)) as client:
             answer = (
                 await client.post(
                     "/agents/helper/chat",
@@ -114,7 +114,7 @@ async def test_the_example_of_a_provider_answers(
 
 async def test_the_example_of_an_agent_type_answers(tmp_path: Path, plugins: Plugins) -> None:
     found = configuration(tmp_path, agents=[{**AGENT, "type": "echo"}], plugins=plugins)
-    async with client_of(create_app(found)) as client:
+    async with open_client(create_app(found)) as client:
         answer = (
             await client.post(
                 "/v1/chat/completions",
@@ -131,7 +131,7 @@ async def test_the_example_of_a_memory_remembers(tmp_path: Path, plugins: Plugin
         "resources": ["memory"],
         "resource_config": {"memory": {"backend": "notebook"}},
     }
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[agent], plugins=plugins))
     ) as client:
         for message, user in (("I am Ada.", "a"), ("Who am I?", "a"), ("Who am I?", "b")):
@@ -316,11 +316,11 @@ def test_links_to_a_heading_lead_to_one(page: Path) -> None:
     assert [
         f"{file}#{anchor}"
         for file, anchor in links
-        if anchor not in anchors_of(page.parent / file if file else page)
+        if anchor not in find_anchors(page.parent / file if file else page)
     ] == []
 
 
-def anchors_of(page: Path) -> set[str]:
+def find_anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and GitLab make them, and the site as well."""
     text = re.sub(
         r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL

@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, connected_raw, error_of
+from tests.support.clients import CHAT, asking, connected_raw, read_error
 from tests.support.fake_provider import Script, says
-from tests.support.raw_http import parsed, refusal_of, sent
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.raw_http import parsed, read_refusal, sent
+from tests.support.service import AGENT, configuration, open_client, serving
 
 CANARY = "CANARY-91c4"
 CHAT_ROUTES = {CHAT: asking(), "/agents/helper/chat": {"message": "Hello"}}
@@ -42,7 +42,7 @@ async def served(folder: Path, **settings: Any) -> AsyncGenerator[tuple[str, Scr
     assert script.requests == []
 
 
-def routes_of(app: FastAPI) -> set[tuple[str, str]]:
+def list_routes(app: FastAPI) -> set[tuple[str, str]]:
     """Method and path of every route."""
 
     def walk(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
@@ -84,7 +84,7 @@ def request(
 
 def test_every_route_is_walked(tmp_path: Path) -> None:
     app = create_app(configuration(tmp_path))
-    routes = routes_of(app)
+    routes = list_routes(app)
     described = {
         (method.upper(), path)
         for path, methods in app.openapi()["paths"].items()
@@ -157,7 +157,7 @@ async def test_bodies_that_no_route_takes(tmp_path: Path, path: str) -> None:
     async with served(tmp_path) as (address, _):
         for kind, (body, expected) in bodies(CHAT_ROUTES[path]).items():
             answer = await sent(address, request("POST", path, body))
-            error = refusal_of(answer, 400)
+            error = read_refusal(answer, 400)
             assert {error["code"], error["param"]} & expected, (kind, error)
             assert CANARY.encode() not in answer, kind
             assert len(answer) < 2_000, kind
@@ -188,7 +188,7 @@ async def test_large_bodies_are_refused_early_and_not_held(
         answer = await sent(address, *pieces)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert refusal_of(answer, 413)["code"] == "request_too_large"
+    assert read_refusal(answer, 413)["code"] == "request_too_large"
     assert CANARY.encode() not in answer
     assert peak < 10_000_000
 
@@ -203,12 +203,12 @@ async def test_a_length_that_is_none_is_refused(tmp_path: Path) -> None:
                 + length
                 + b"\r\n\r\n{}"
             )
-            assert refusal_of(await sent(address, head), 400)["code"] == "invalid_http"
+            assert read_refusal(await sent(address, head), 400)["code"] == "invalid_http"
 
 
 async def test_routes_without_a_body_do_not_mind_one(tmp_path: Path) -> None:
     async with served(tmp_path) as (address, _):
-        for method, path in sorted(routes_of(create_app(configuration(tmp_path)))):
+        for method, path in sorted(list_routes(create_app(configuration(tmp_path)))):
             if method == "POST":
                 continue
             for pieces in (
@@ -243,7 +243,7 @@ def encoded(name: str) -> str:
 async def test_names_in_paths_are_not_found_and_not_repeated(tmp_path: Path) -> None:
     routes = sorted(
         (method, path)
-        for method, path in routes_of(create_app(configuration(tmp_path)))
+        for method, path in list_routes(create_app(configuration(tmp_path)))
         if "{" in path
     )
     assert routes
@@ -260,13 +260,13 @@ async def test_names_in_paths_are_not_found_and_not_repeated(tmp_path: Path) -> 
                     assert "x-injected" not in headers
                     assert CANARY.encode() not in answer, (method, path, name)
                     if method != "HEAD":
-                        refusal_of(answer, status)
+                        read_refusal(answer, status)
 
 
 async def test_queries_are_refused_or_passed_over_and_not_repeated(tmp_path: Path) -> None:
     routes = [
         (method, path)
-        for method, path in routes_of(create_app(configuration(tmp_path)))
+        for method, path in list_routes(create_app(configuration(tmp_path)))
         if method in ("GET", "DELETE")
     ]
     async with served(tmp_path) as (address, _):
@@ -297,20 +297,20 @@ async def test_queries_are_refused_or_passed_over_and_not_repeated(tmp_path: Pat
                     assert status in (200, 400, 404), (method, path, parameter, value, answer)
                     assert CANARY.encode() not in body
                     if status != 200:
-                        refusal_of(answer, status)
+                        read_refusal(answer, status)
 
 
 @pytest.mark.parametrize(
     "method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 )
 async def test_methods_that_a_route_does_not_take(tmp_path: Path, method: str) -> None:
-    routes = routes_of(create_app(configuration(tmp_path)))
+    routes = list_routes(create_app(configuration(tmp_path)))
     async with served(tmp_path) as (address, _):
         for path in sorted({path for _, path in routes}):
             if (method, path) in routes:
                 continue
             answer = await sent(address, request(method, filled(path), CANARY.encode()))
-            assert refusal_of(answer, 405)["code"] == "method_not_allowed", (method, path)
+            assert read_refusal(answer, 405)["code"] == "method_not_allowed", (method, path)
             assert CANARY.encode() not in answer
 
 
@@ -326,7 +326,7 @@ async def test_addresses_that_are_none(tmp_path: Path) -> None:
             "/v1//models",
         ):
             answer = await sent(address, request("GET", path))
-            assert refusal_of(answer, 404)["code"] == "not_found"
+            assert read_refusal(answer, 404)["code"] == "not_found"
             assert CANARY.encode() not in answer
 
 
@@ -350,7 +350,7 @@ async def test_a_crowd_of_hostile_requests_leaves_a_service_that_answers(tmp_pat
 
 async def test_a_key_of_requests_that_is_hostile(tmp_path: Path) -> None:
     """Headers that are read: each is refused, or taken as it is."""
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
+    async with open_client(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
         for header in (
             "Idempotency-Key",
             "X-Session-Id",
@@ -359,4 +359,4 @@ async def test_a_key_of_requests_that_is_hostile(tmp_path: Path) -> None:
         ):
             for value in (b"\x01" + CANARY.encode(), b"\xff" * 300, CANARY.encode() * 100):
                 response = await client.post(CHAT, json=asking(), headers={header.encode(): value})
-                assert CANARY not in error_of(response, 400)["message"]
+                assert CANARY not in read_error(response, 400)["message"]

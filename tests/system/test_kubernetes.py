@@ -146,7 +146,7 @@ def values(container: dict[str, Any]) -> dict[str, str]:
     return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
 
 
-def labels_of(workload: Manifest) -> dict[str, str]:
+def find_labels(workload: Manifest) -> dict[str, str]:
     """The labels of the pods."""
     labels: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
     return labels
@@ -157,7 +157,7 @@ def selected(labels: dict[str, str], manifests: list[Manifest]) -> list[str]:
     return [
         workload["metadata"]["name"]
         for workload, _ in pods(manifests)
-        if labels.items() <= labels_of(workload).items()
+        if labels.items() <= find_labels(workload).items()
     ]
 
 
@@ -543,7 +543,9 @@ class Mounted:
         (self._folder / "..data_tmp").replace(self._folder / "..data")
 
 
-def environment_of(manifests: list[Manifest], workload: Manifest, folder: Path) -> dict[str, str]:
+def build_environment(
+    manifests: list[Manifest], workload: Manifest, folder: Path
+) -> dict[str, str]:
     """The variables of a pod, with `folder` for its file system, and a database and a key that the
     Secret might name."""
     [container] = workload["spec"]["template"]["spec"]["containers"]
@@ -589,7 +591,7 @@ def versions(url: str) -> dict[str, str]:
     return {agent["agent_id"]: agent["version"] for agent in asked(f"{url}/agents")[1]}
 
 
-def config_of(manifests: list[Manifest], pod: dict[str, Any]) -> dict[str, str]:
+def find_config(manifests: list[Manifest], pod: dict[str, Any]) -> dict[str, str]:
     """The files that the ConfigMap of the pod's volume `config` has."""
     [volume] = [volume for volume in pod["volumes"] if volume["name"] == "config"]
     [config] = [
@@ -613,11 +615,11 @@ def test_the_service_runs_as_a_pod_would_run_it(
     assert "subPath" not in mount
     mounted, files = (
         Mounted(tmp_path / mount["mountPath"].removeprefix("/app/")),
-        config_of(manifests, pod),
+        find_config(manifests, pod),
     )
     mounted.lay(files)
     [port] = container["ports"]
-    environment = environment_of(manifests, deployment, tmp_path)
+    environment = build_environment(manifests, deployment, tmp_path)
     assert environment["PORT"] == str(port["containerPort"])
     paths = [
         container[probe]["httpGet"]["path"]
@@ -631,7 +633,7 @@ def test_the_service_runs_as_a_pod_would_run_it(
             503,
         ]  # its tables are not there yet, and no pod makes them
         done = run(
-            tmp_path, *migration["args"], **environment_of(built["migration"], job, tmp_path)
+            tmp_path, *migration["args"], **build_environment(built["migration"], job, tmp_path)
         )
         assert (done.returncode, done.stderr) == (0, "")
         wait_until(lambda: [asked(url + path)[0] for path in paths] == [200, 200, 200])
@@ -650,7 +652,7 @@ def test_the_service_runs_as_a_pod_would_run_it(
 def test_the_agents_of_an_overlay_have_no_faults(manifests: list[Manifest], tmp_path: Path) -> None:
     pod = server(manifests)["spec"]["template"]["spec"]
     folder = tmp_path / "config"
-    Mounted(folder).lay(config_of(manifests, pod))
+    Mounted(folder).lay(find_config(manifests, pod))
     settings = load_settings(
         agent_config_file=folder / "agent_config.json",
         mcp_config_file=folder / "mcp.json",

@@ -15,7 +15,7 @@ from ai_agent_service.server.application import create_app
 from ai_agent_service.tools import tool
 from tests.support.fake_provider import Script, calls, says
 from tests.support.mcp_rogue import ROGUE
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 TIME = {"server_label": "time", "command": sys.executable, "args": ["-m", "mcp_server_time"]}
 DEAD = {
@@ -65,7 +65,7 @@ async def test_an_agent_that_is_allowed_all_of_a_server_uses_its_tools(
     tmp_path: Path, allowed: dict[str, Any]
 ) -> None:
     script = Script(calls(("time__convert_time", CONVERT)), says("Half past midnight."))
-    async with client_of(
+    async with open_client(
         create_app(configured(tmp_path, script, [TIME], {"time": allowed}))
     ) as client:
         assert (await settled(client))["status"] == "healthy"
@@ -84,7 +84,7 @@ async def test_an_agent_with_a_dead_server_answers_and_its_model_and_health_are_
     tmp_path: Path,
 ) -> None:
     script = Script(says("Without it."))
-    async with client_of(
+    async with open_client(
         create_app(configured(tmp_path, script, [TIME, DEAD], {"time": {}, "dead": {}}))
     ) as client:
         health = await settled(client)
@@ -108,7 +108,7 @@ async def test_a_server_that_hangs_at_its_start_delays_nobody(tmp_path: Path) ->
         "command": sys.executable,
         "args": [ROGUE, "hangs-in-initialize"],
     }
-    async with client_of(
+    async with open_client(
         create_app(configured(tmp_path, Script(says("Here.")), [hangs], {"hangs": {}}))
     ) as client:
         assert await ask(client) == "Here."
@@ -134,7 +134,7 @@ async def test_an_agent_sees_and_runs_only_what_it_is_allowed(
         "args": [ROGUE, "well", str(tmp_path)],
     }
     allowed = {"time": {"allowed_mcp_tools": ["convert_time", "no_such_tool"]}}
-    async with client_of(
+    async with open_client(
         create_app(configured(tmp_path, script, [TIME, other], allowed))
     ) as client:
         await settled(client)
@@ -170,7 +170,7 @@ async def test_a_result_that_may_be_old_is_asked_for_once_by_each_agent(tmp_path
     agents = [
         {**AGENT, "agent_id": name, "allowed_mcp_servers": allowed} for name in ("helper", "other")
     ]
-    async with client_of(create_app(configuration(tmp_path, script, agents=agents))) as client:
+    async with open_client(create_app(configuration(tmp_path, script, agents=agents))) as client:
         await settled(client)
         for model in ("helper", "helper", "other", "helper", "helper"):
             await client.post(
@@ -195,7 +195,7 @@ async def test_a_server_cannot_take_the_place_of_a_tool_of_ours(tmp_path: Path) 
     }
     (tmp_path / "mcp.json").write_text(json.dumps([server]), encoding="utf-8")
     agent = {**AGENT, "allowed_regular_tools": ["s__echo"], "allowed_mcp_servers": {"s": {}}}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[agent], tools=[ours]))
     ) as client:
         await settled(client)

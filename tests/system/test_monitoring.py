@@ -16,8 +16,8 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT, Watched, asking
 from tests.support.fake_provider import calls, says
-from tests.support.metrics import metrics_of
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.metrics import read_metrics
+from tests.support.service import AGENT, configuration, open_client
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
 OF_THE_TARGET = {"job", "instance"}
@@ -77,7 +77,7 @@ async def told(tmp_path: Path) -> dict[str, set[str]]:
     app = create_app(
         configuration(tmp_path, script, agents=[remembering], max_concurrent_requests=1)
     )
-    async with client_of(app) as client, asyncio.timeout(40):
+    async with open_client(app) as client, asyncio.timeout(40):
         for stream in (True, False):
             await client.post(CHAT, json=asking(stream=stream), headers={"X-Session-Id": "s"})
         waiting = asyncio.create_task(client.post(CHAT, json=asking()))
@@ -85,7 +85,7 @@ async def told(tmp_path: Path) -> dict[str, set[str]]:
         assert (await client.post(CHAT, json=asking())).status_code == 429
         gate.set()
         await waiting
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     lenient = {
         **remembering,
         "allowed_mcp_servers": {},
@@ -97,12 +97,12 @@ async def told(tmp_path: Path) -> dict[str, set[str]]:
         "api_keys": "a-key-of-the-environment",
     }
     app = create_app(configuration(tmp_path, Watched(says("Hi")), agents=[lenient], **away))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         client.headers["authorization"] = "Bearer a-key-of-the-environment"
         assert (
             await client.post(CHAT, json=asking(), headers={"X-Session-Id": "s"})
         ).status_code == 200
-        samples = [*found.samples, *(await metrics_of(client)).samples]
+        samples = [*found.samples, *(await read_metrics(client)).samples]
     names = {name for name, _, _ in samples}
     return {
         name: {label for found, labels, _ in samples if found == name for label in labels}

@@ -17,7 +17,7 @@ from ai_agent_service.providers.fallback import FallbackProvider
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, chunks_of, completion_of
+from tests.support.clients import CHAT, asking, read_chunks, read_completion
 from tests.support.fake_upstream import (
     END,
     Action,
@@ -29,7 +29,7 @@ from tests.support.fake_upstream import (
     reply,
     says,
 )
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 AGENTS: dict[str, Any] = {
     **AGENT,
@@ -84,7 +84,7 @@ async def opened(
             "provider_idle_timeout": 0.5,
         }
         app = create_app(configuration(folder, agents=[agent], **{**defaults, **settings}))
-        async with client_of(app) as client:
+        async with open_client(app) as client:
             yield Opened(client, one, two, app)
 
 
@@ -114,12 +114,13 @@ async def test_the_fallback_answers_when_the_agents_own_provider_does_not_begin(
         if stream:
             assert (
                 "".join(
-                    chunk["choices"][0]["delta"].get("content", "") for chunk in chunks_of(response)
+                    chunk["choices"][0]["delta"].get("content", "")
+                    for chunk in read_chunks(response)
                 )
                 == "I am here."
             )
         else:
-            completion = completion_of(response)
+            completion = read_completion(response)
             assert (completion["choices"][0]["message"]["content"], completion["model"]) == (
                 "I am here.",
                 "helper",
@@ -226,7 +227,7 @@ async def test_a_provider_that_is_down_is_not_asked_until_it_may_be_back(tmp_pat
             BreakerStatus("openai", "big", "open", 3, "provider_unavailable", 20.0, 1)
         ]
         now += 20
-        assert completion_of(await service.ask())["choices"][0]["message"]["content"] == "Back."
+        assert read_completion(await service.ask())["choices"][0]["message"]["content"] == "Back."
         assert service.states == {"openai/big": "closed"}
 
 
@@ -237,7 +238,7 @@ async def test_a_provider_that_is_down_costs_callers_no_wait_where_there_is_a_fa
         tmp_path, [asyncio.Event()], says("Other."), provider_breaker_failures=2
     ) as service:
         for _ in range(4):
-            completion_of(await service.ask())
+            read_completion(await service.ask())
         assert (len(service.first.requests), len(service.second.requests)) == (2, 4)
         assert service.states == {"openai/big": "open", "openrouter/small": "closed"}
         counts = service.service.http.counts

@@ -422,7 +422,7 @@ def answer_key(text: str) -> str:
     return "".join(unicodedata.normalize("NFC", text).split())
 
 
-def entries_of(messages: Sequence[Message], address: Address) -> list[Entry]:
+def list_entries(messages: Sequence[Message], address: Address) -> list[Entry]:
     """A conversation that follows on `address`: all that is said between two questions is one
     answer."""
     found: list[Entry] = []
@@ -479,7 +479,7 @@ class Ledger:
         if request.server:
             return self._begin_server(request, tree, prompt, asked)
         last = max(place for place, message in enumerate(asked) if message.role == "user")
-        entries, begun = entries_of(asked[: last + 1], ()), asked[last + 1 :]
+        entries, begun = list_entries(asked[: last + 1], ()), asked[last + 1 :]
         question = entries[-1].address
         if not begun and (again := self._again(request, tree, question)) is not None:
             tree.head = again.answer or question
@@ -506,7 +506,9 @@ class Ledger:
         run.reason = plan.reason
         tree.head = run.question
         told = [message for step in plan.steps for message in step.messages]
-        answer = entries_of([*begun.begun, *told, Message("assistant", plan.last)], run.question)[0]
+        answer = list_entries([*begun.begun, *told, Message("assistant", plan.last)], run.question)[
+            0
+        ]
         text = "".join(message.text for message in answer.messages if message.role == "assistant")
         if not (text.strip() or answer.steps or plan.complete):
             return
@@ -533,7 +535,7 @@ class Ledger:
         if (
             repeats
             and last is not None
-            and [entry.address for entry in entries_of(asked, last[:-1])] == [last]
+            and [entry.address for entry in list_entries(asked, last[:-1])] == [last]
         ):
             if (again := self._again(request, tree, last)) is not None:
                 return Begun((), again)
@@ -548,7 +550,7 @@ class Ledger:
             *(message for address in window for message in tree.nodes[address].told),
             *asked,
         ]
-        return Begun(tuple(sent), run=self._asked(request, tree, entries_of(asked, before)))
+        return Begun(tuple(sent), run=self._asked(request, tree, list_entries(asked, before)))
 
     @staticmethod
     def _asked(request: Request, tree: Tree, entries: list[Entry]) -> Run:

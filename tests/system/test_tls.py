@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.certificates import certified
 from tests.support.processes import serving
-from tests.support.raw_http import refusal_of
+from tests.support.raw_http import read_refusal
 
 
 def trusting(cert: Path) -> ssl.SSLContext:
@@ -64,7 +64,7 @@ def test_the_service_speaks_https(tmp_path: Path, workers: str) -> None:
             received = b""
             while not received.endswith(b"}}"):
                 received += client.recv(65536)
-        assert refusal_of(received, 431)["code"] == "headers_too_large"
+        assert read_refusal(received, 431)["code"] == "headers_too_large"
         old = trusting(cert)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -24,7 +24,7 @@ from ai_agent_service.server.application import create_app
 from tests.support.commands import command, logging_restored
 from tests.support.events import until
 from tests.support.keys import bearer
-from tests.support.service import client_of
+from tests.support.service import open_client
 from tests.system.upgrade.make import ENCRYPTION_KEY
 
 HERE = Path(__file__).parent / "upgrade"
@@ -65,7 +65,7 @@ class Old:
         plugins, faults = load_plugins()
         assert faults == []
         plugins.providers["demo"] = self.model
-        async with client_of(create_app(load_configuration(load_settings(), plugins))) as client:
+        async with open_client(create_app(load_configuration(load_settings(), plugins))) as client:
             client.headers.update(bearer(self.keys["school"]))
             yield client
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ai_agent_service import __version__
-from tests.support.service import chunks_of
+from tests.support.service import parse_chunks
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("wheel")]
@@ -188,7 +188,7 @@ def test_installed_into_an_empty_environment_it_serves_from_an_empty_folder(
             {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=30) as response:
-            chunks = chunks_of(response.read().decode())
+            chunks = parse_chunks(response.read().decode())
         said = "".join(
             choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]
         )

@@ -12,17 +12,17 @@ from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
 from tests.support.agents import CLIMBER, climb, climbing
-from tests.support.clients import ASK, CHAT, USAGE, asking, chunks_of, completion_of, told
+from tests.support.clients import ASK, CHAT, USAGE, asking, read_chunks, read_completion, told
 from tests.support.fake_provider import Action, Script, calls, says
-from tests.support.openai_schema import events_of, validate
-from tests.support.service import client_of, configuration
+from tests.support.openai_schema import split_events, validate
+from tests.support.service import configuration, open_client
 
 
 def events_in(response: httpx2.Response) -> list[dict[str, Any]]:
     """The events of a stream, which has to end with `[DONE]`."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-    *events, last = events_of(response.text)
+    *events, last = split_events(response.text)
     assert last == "[DONE]"
     return [json.loads(event) for event in events]
 
@@ -32,7 +32,7 @@ async def test_a_stream_tells_everything_in_order(tmp_path: Path) -> None:
         calls(("calculate", {"expression": "6*7"}), text="Let me see. ", thinking="Hm."),
         says("It is ", "42."),
     )
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         events = events_in(await client.post(ASK, json={"message": "6*7?", "stream": True}))
     assert events == [
         {"type": "reasoning_delta", "text": "Hm."},
@@ -65,7 +65,7 @@ async def test_a_stream_tells_everything_in_order(tmp_path: Path) -> None:
 
 async def test_a_stream_tells_a_refusal_and_leaves_unknown_usage_out(tmp_path: Path) -> None:
     script = Script([ReasoningDelta("Hm."), RefusalDelta("No."), ModelFinished("content_filter")])
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
     assert events[1:] == [
         {"type": "refusal_delta", "text": "No."},
@@ -77,7 +77,7 @@ async def test_a_stream_that_breaks_ends_with_the_error_and_keeps_what_was_said(
     tmp_path: Path,
 ) -> None:
     answer: list[Action] = [TextDelta("Half"), ProviderUnavailableError("It is down.")]
-    async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
+    async with open_client(create_app(configuration(tmp_path, Script(answer)))) as client:
         events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
     assert events == [
         {"type": "text_delta", "text": "Half"},
@@ -96,7 +96,7 @@ async def test_a_stream_that_breaks_ends_with_the_error_and_keeps_what_was_said(
 
 
 async def test_a_stream_tells_how_far_a_tool_is(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
     ) as client:
         events = events_in(await client.post(ASK, json={"message": "?", "stream": True}))
@@ -118,14 +118,14 @@ async def test_a_stream_tells_how_far_a_tool_is(tmp_path: Path) -> None:
 
 
 async def test_progress_is_no_part_of_a_chat_completion(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
     ) as client:
         streamed = await client.post(CHAT, json=asking(stream=True))
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
     ) as client:
         whole = await client.post(CHAT, json=asking())
-    assert told(chunks_of(streamed)) == "Done."
-    assert completion_of(whole)["choices"][0]["message"]["content"] == "Done."
+    assert told(read_chunks(streamed)) == "Done."
+    assert read_completion(whole)["choices"][0]["message"]["content"] == "Done."
     assert "base camp" not in streamed.text + whole.text

@@ -17,15 +17,15 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
 from tests.support.agents import CLIMBER, climb, climbing
-from tests.support.clients import ASK, USAGE, error_of
+from tests.support.clients import ASK, USAGE, read_error
 from tests.support.fake_provider import Action, Script, calls, says
 from tests.support.openai_schema import validate
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 
 async def chat(folder: Path, body: dict[str, Any], *answers: list[Action]) -> dict[str, Any]:
     """The agent's answer to `body`."""
-    async with client_of(create_app(configuration(folder, Script(*answers)))) as client:
+    async with open_client(create_app(configuration(folder, Script(*answers)))) as client:
         response = await client.post(ASK, json=body)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -37,7 +37,7 @@ async def chat(folder: Path, body: dict[str, Any], *answers: list[Action]) -> di
 
 async def test_an_agent_is_shown_with_its_model_and_its_tools(tmp_path: Path) -> None:
     agent = {**AGENT, "description": "Helps.", "max_steps": 5}
-    async with client_of(create_app(configuration(tmp_path, agents=[agent]))) as client:
+    async with open_client(create_app(configuration(tmp_path, agents=[agent]))) as client:
         response = await client.get("/agents/helper")
     assert response.status_code == 200
     assert response.json() == {
@@ -59,16 +59,16 @@ async def test_an_agent_is_shown_with_its_model_and_its_tools(tmp_path: Path) ->
 
 async def test_the_agents_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
     agents = [{**AGENT, "agent_id": name} for name in ("writer", "helper")]
-    async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+    async with open_client(create_app(configuration(tmp_path, agents=agents))) as client:
         listed = (await client.get("/agents")).json()
         shown = [(await client.get(f"/agents/{name}")).json() for name in ("writer", "helper")]
     assert listed == shown
 
 
 async def test_an_unknown_agent_is_a_404(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
-        shown = error_of(await client.get("/agents/nobody"), 404)
-        asked = error_of(await client.post("/agents/nobody/chat", json={"message": "Hello"}), 404)
+    async with open_client(create_app(configuration(tmp_path))) as client:
+        shown = read_error(await client.get("/agents/nobody"), 404)
+        asked = read_error(await client.post("/agents/nobody/chat", json={"message": "Hello"}), 404)
     assert shown == asked
     assert shown["code"] == "model_not_found"
 
@@ -79,7 +79,7 @@ async def test_an_agent_without_its_key_says_what_is_missing(tmp_path: Path) -> 
         {**AGENT, "agent_id": "two", "provider": "openrouter"},
         {**AGENT, "agent_id": "three", "provider": "openai"},
     ]
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, agents=agents, openai_api_key="k"))
     ) as client:
         azure, openrouter, openai = (await client.get("/agents")).json()
@@ -107,7 +107,7 @@ async def test_an_agent_whose_provider_cannot_be_reached_does_not_hide_the_other
         app = create_app(
             configuration(tmp_path, agents=agents, ollama_base_url=address, provider_max_retries=0)
         )
-        async with client_of(app) as client:
+        async with open_client(app) as client:
             response = await client.get("/agents")
     assert response.status_code == 200, response.text
     assert [
@@ -132,7 +132,9 @@ async def test_an_agent_tells_which_servers_it_answers_without(tmp_path: Path) -
             {**AGENT, "agent_id": "other"},
         ]
         script = Script(says("Without."))
-        async with client_of(create_app(configuration(tmp_path, script, agents=agents))) as client:
+        async with open_client(
+            create_app(configuration(tmp_path, script, agents=agents))
+        ) as client:
             shown: dict[str, Any] = {}
             async with asyncio.timeout(30):
                 while shown.get("unavailable") != ["the tools of dead"]:
@@ -230,7 +232,7 @@ async def test_a_whole_conversation_may_be_sent(tmp_path: Path) -> None:
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": [{"type": "text", "text": "c"}]},
     ]
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         assert (await client.post(ASK, json={"messages": messages})).status_code == 200
     assert [(message.role, message.text) for message in script.requests[0].messages] == [
         ("system", "You help.\n\nBe brief."),
@@ -242,7 +244,7 @@ async def test_a_whole_conversation_may_be_sent(tmp_path: Path) -> None:
 
 async def test_one_message_is_what_the_user_says(tmp_path: Path) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         assert (await client.post(ASK, json={"message": "Hello"})).status_code == 200
     assert script.requests[0].messages == (Message("system", "You help."), Message("user", "Hello"))
 
@@ -250,7 +252,7 @@ async def test_one_message_is_what_the_user_says(tmp_path: Path) -> None:
 async def test_a_model_of_the_list_and_settings_may_be_chosen(tmp_path: Path) -> None:
     script = Script(says("Hi"))
     settings = {"temperature": 0.5, "max_tokens": 7}
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         response = await client.post(
             ASK, json={"message": "Hello", "model": "other-model", "model_settings": settings}
         )
@@ -260,7 +262,7 @@ async def test_a_model_of_the_list_and_settings_may_be_chosen(tmp_path: Path) ->
 
 async def test_the_agents_own_model_may_be_named(tmp_path: Path) -> None:
     script = Script(says("Hi"))
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[{**AGENT, "model": "big"}]))
     ) as client:
         response = await client.post(ASK, json={"message": "Hello", "model": "big"})
@@ -291,29 +293,29 @@ async def test_what_is_wrong_is_named_and_not_repeated(
     tmp_path: Path, body: dict[str, Any], param: str
 ) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        error = error_of(await client.post(ASK, json=body), 400)
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        error = read_error(await client.post(ASK, json=body), 400)
     assert error["param"] == param
     assert "SECRET" not in error["message"]
     assert script.requests == []
 
 
 async def test_a_body_over_the_limit_is_refused(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, max_request_bytes=1024))) as client:
-        error_of(await client.post(ASK, json={"message": "a" * 1024}), 413)
+    async with open_client(create_app(configuration(tmp_path, max_request_bytes=1024))) as client:
+        read_error(await client.post(ASK, json={"message": "a" * 1024}), 413)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_an_error_before_the_first_event_is_answered_with_its_status(
     tmp_path: Path, stream: bool
 ) -> None:
-    async with client_of(
+    async with open_client(
         create_app(
             configuration(tmp_path, Script([ProviderRateLimitError("Slow down.", retry_after=7)]))
         )
     ) as client:
         response = await client.post(ASK, json={"message": "Hello", "stream": stream})
-    assert error_of(response, 429)["code"] == "provider_rate_limited"
+    assert read_error(response, 429)["code"] == "provider_rate_limited"
     assert response.headers["retry-after"] == "7"
 
 
@@ -342,7 +344,7 @@ async def test_the_usage_of_a_run_is_the_sum_over_its_steps(tmp_path: Path) -> N
     ],
 )
 async def test_a_setting_that_is_not_the_callers_is_refused(tmp_path: Path, name: str) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.post(
             "/agents/helper/chat", json={"message": "x", "model_settings": {name: 1}}
         )
@@ -351,13 +353,13 @@ async def test_a_setting_that_is_not_the_callers_is_refused(tmp_path: Path, name
 
 @pytest.mark.parametrize("name", ["user_id", "session_id"])
 async def test_nul_in_an_identifier_is_refused(tmp_path: Path, name: str) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.post("/agents/helper/chat", json={"message": "x", name: "a\x00b"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, name)
 
 
 async def test_a_whole_answer_has_the_tool_that_told_of_its_progress_once(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
     ) as client:
         answer = (await client.post(ASK, json={"message": "?"})).json()

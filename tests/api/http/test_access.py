@@ -25,11 +25,11 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.opening import open_database
-from tests.support.clients import CHAT, asking, completion_of, error_of, stream_of
+from tests.support.clients import CHAT, asking, read_completion, read_error, read_stream
 from tests.support.fake_provider import Script, calls, says
 from tests.support.keys import bearer, opened
 from tests.support.memory import HELPER
-from tests.support.service import client_of, configuration
+from tests.support.service import configuration, open_client
 
 ENVIRONMENT_KEY = "an-environment-key-1"
 OPEN = {"/", "/health", "/health/live", "/health/ready"}
@@ -38,7 +38,7 @@ OPEN = {"/", "/health", "/health/live", "/health/ready"}
 SECRET = "a secret of Open WebUI's of 32 bytes or more"
 
 
-def routes_of(app: FastAPI) -> list[tuple[str, str]]:
+def list_routes(app: FastAPI) -> list[tuple[str, str]]:
     """Method and path of every route, the agent `helper` and the session `s` for what stands in
     braces."""
     found = [
@@ -71,7 +71,7 @@ async def ask(client: httpx2.AsyncClient, method: str, path: str, **given: Any) 
 
 async def test_every_route_but_those_that_tell_nothing_asks_for_a_key(tmp_path: Path) -> None:
     async with opened(tmp_path, api_keys=ENVIRONMENT_KEY) as service:
-        routes = routes_of(service.app)
+        routes = list_routes(service.app)
         assert len(routes) > 15
         for method, path in routes:
             response = await ask(service.client, method, path)
@@ -79,7 +79,7 @@ async def test_every_route_but_those_that_tell_nothing_asks_for_a_key(tmp_path: 
                 assert response.status_code == 200, path
                 assert "helper" not in response.text
             else:
-                assert error_of(response, 401)["code"] == "invalid_api_key", path
+                assert read_error(response, 401)["code"] == "invalid_api_key", path
                 assert response.headers["www-authenticate"] == "Bearer"
             assert (
                 await ask(service.client, method, path, headers=bearer(ENVIRONMENT_KEY))
@@ -145,7 +145,7 @@ async def test_what_is_no_key_of_use_is_refused_alike(tmp_path: Path) -> None:
         bodies = set()
         for attempt in attempts:
             response = await service.client.get("/v1/models", **attempt)
-            error_of(response, 401)
+            read_error(response, 401)
             bodies.add(
                 (response.text, tuple(name for name in response.headers if name != "x-request-id"))
             )
@@ -166,7 +166,7 @@ async def test_a_key_is_for_what_its_scopes_say(tmp_path: Path) -> None:
             scope: await service.key(scope, scopes=[scope])
             for scope in ("chat", "memory:read", "memory:delete", "admin")
         }
-        for method, path in routes_of(service.app):
+        for method, path in list_routes(service.app):
             any_key = path in OPEN or path in (
                 "/v1/models",
                 "/v1/models/helper",
@@ -186,7 +186,7 @@ async def test_a_key_is_for_what_its_scopes_say(tmp_path: Path) -> None:
                 if any_key or scope == ("admin" if admin else needs[method]):
                     assert response.status_code in (200, 404), (path, scope)
                 else:
-                    error = error_of(response, 403)
+                    error = read_error(response, 403)
                     assert (error["code"], error["type"]) == (
                         "insufficient_scope",
                         "permission_error",
@@ -204,14 +204,14 @@ async def test_an_agent_that_a_key_is_not_for_is_as_one_that_there_is_not(tmp_pa
             agent["agent_id"]
             for agent in (await service.client.get("/agents", headers=headers)).json()
         ] == ["helper"]
-        for method, path in routes_of(service.app):
+        for method, path in list_routes(service.app):
             if "helper" not in path:
                 continue
             found = [
                 await ask(service.client, method, path.replace("helper", name), headers=headers)
                 for name in ("other", "absent")
             ]
-            assert [error_of(response, 404)["code"] for response in found] == [
+            assert [read_error(response, 404)["code"] for response in found] == [
                 "model_not_found"
             ] * 2
             assert found[0].text == found[1].text
@@ -219,9 +219,9 @@ async def test_an_agent_that_a_key_is_not_for_is_as_one_that_there_is_not(tmp_pa
             await service.client.post(CHAT, json={**asking(), "model": name}, headers=headers)
             for name in ("other", "absent")
         ]
-        assert [error_of(response, 404)["code"] for response in found] == ["model_not_found"] * 2
+        assert [read_error(response, 404)["code"] for response in found] == ["model_not_found"] * 2
         assert found[0].text == found[1].text
-        completion_of(await service.client.post(CHAT, json=asking(), headers=headers))
+        read_completion(await service.client.post(CHAT, json=asking(), headers=headers))
 
 
 async def test_what_a_narrow_key_exports_and_deletes_is_of_its_agents(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ async def test_nothing_of_another_tenant_shows(tmp_path: Path) -> None:
             json=again,
             headers={**bob, "X-Session-Id": "of-ada", "x-stainless-retry-count": "1"},
         )
-        completion_of(retried)
+        read_completion(retried)
         assert len(script.requests) == 3, "another tenant's answer was told again"
         unchanged = await service.client.get(
             "/agents/helper/conversations/of-ada", params={"user_id": "ada"}, headers=ada
@@ -339,8 +339,8 @@ async def test_without_a_key_everything_is_open_to_this_machine(tmp_path: Path) 
             assert (await service.client.get("/health?detailed=true", headers=headers)).json()[
                 "access"
             ] == "open"
-            completion_of(await service.client.post(CHAT, json=asking(), headers=headers))
-        error_of(
+            read_completion(await service.client.post(CHAT, json=asking(), headers=headers))
+        read_error(
             await service.client.get("/v1/models", headers=bearer("aas_AAAAAAAAAAAA_mistyped")), 401
         )
 
@@ -350,7 +350,7 @@ async def test_the_first_key_ends_that(tmp_path: Path) -> None:
         assert (await service.client.get("/v1/models")).status_code == 200
         headers = await service.key("first")
         assert (await service.client.get("/v1/models", headers=headers)).status_code == 200
-        error_of(await service.client.get("/v1/models"), 401)
+        read_error(await service.client.get("/v1/models"), 401)
         assert (await service.client.get("/health")).json()["access"] == "keys"
 
 
@@ -361,12 +361,12 @@ async def test_while_no_key_is_needed_other_names_of_the_service_are_not_answere
     tmp_path: Path, host: str
 ) -> None:
     async with opened(tmp_path) as service:
-        for method, path in routes_of(service.app):
+        for method, path in list_routes(service.app):
             response = await ask(service.client, method, path, headers={"Host": host})
             if path in OPEN:
                 assert response.status_code == 200
             else:
-                assert error_of(response, 403)["code"] == "host_not_allowed", path
+                assert read_error(response, 403)["code"] == "host_not_allowed", path
         headers = await service.key("first")
         assert (
             await service.client.get("/v1/models", headers={**headers, "Host": host})
@@ -399,9 +399,9 @@ async def test_while_it_is_not_known_whether_there_are_keys_nobody_is_let_in_wit
     found = configuration(
         tmp_path, Script(says("Hi")), agents=agents, database_url=away, database_timeout=0.5
     )
-    async with client_of(create_app(found)) as client:
+    async with open_client(create_app(found)) as client:
         response = await client.post(CHAT, json=asking())
-        assert error_of(response, 503)["code"] == "access_unavailable"
+        assert read_error(response, 503)["code"] == "access_unavailable"
         assert int(response.headers["retry-after"]) >= 1
         assert (await client.get("/health")).status_code == 200
     found = configuration(
@@ -412,19 +412,19 @@ async def test_while_it_is_not_known_whether_there_are_keys_nobody_is_let_in_wit
         database_timeout=0.5,
         api_keys=ENVIRONMENT_KEY,
     )
-    async with client_of(create_app(found)) as client:
-        completion_of(await client.post(CHAT, json=asking(), headers=bearer(ENVIRONMENT_KEY)))
-        error_of(await client.post(CHAT, json=asking()), 401)
+    async with open_client(create_app(found)) as client:
+        read_completion(await client.post(CHAT, json=asking(), headers=bearer(ENVIRONMENT_KEY)))
+        read_error(await client.post(CHAT, json=asking()), 401)
 
 
 async def test_beyond_this_machine_nobody_is_let_in_without_a_key_whatever_the_database_says(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, host="0.0.0.0") as service:
-        for method, path in routes_of(service.app):
+        for method, path in list_routes(service.app):
             response = await ask(service.client, method, path)
             if path not in OPEN:
-                assert error_of(response, 401)["code"] == "invalid_api_key", path
+                assert read_error(response, 401)["code"] == "invalid_api_key", path
         assert (await service.client.get("/health")).json()["access"] == "keys"
         assert (await service.client.get("/")).json()["agents"] == []
 
@@ -445,7 +445,7 @@ async def test_keys_of_which_none_works_any_more_let_nobody_in(tmp_path: Path, h
             database.execute(f"UPDATE api_keys SET {change[how]}")
     async with opened(tmp_path) as service:
         for headers in ({}, bearer(made.text)):
-            error_of(await service.client.get("/v1/models", headers=headers), 401)
+            read_error(await service.client.get("/v1/models", headers=headers), 401)
         [listed] = await service.keys.list()
         assert listed.state == how
         assert (await service.keys.revoke(made.stored.key.key_id)).state == "revoked"
@@ -455,12 +455,12 @@ async def test_a_key_ends_openness_where_no_agent_remembers_too(tmp_path: Path) 
     app = create_app(
         configuration(tmp_path, Script(says("Hi")), agents=[{**HELPER, "resources": []}])
     )
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         assert (await client.get("/v1/models")).status_code == 200
         async with open_database(app.state.service.settings) as database:
             made = await KeyStore(database, pepper=None, cipher=Cipher(())).create("first")
         assert (await client.get("/v1/models", headers=bearer(made.text))).status_code == 200
-        error_of(await client.get("/v1/models"), 401)
+        read_error(await client.get("/v1/models"), 401)
 
 
 @pytest.mark.parametrize(
@@ -478,21 +478,21 @@ async def test_while_no_key_is_needed_neither_proxies_nor_pages_of_others_are_an
 ) -> None:
     async with opened(tmp_path) as service:
         assert (
-            error_of(await service.client.post(CHAT, json=asking(), headers=headers), 403)["code"]
+            read_error(await service.client.post(CHAT, json=asking(), headers=headers), 403)["code"]
             == code
         )
         assert (await service.client.get("/", headers=headers)).json()["agents"] == []
-        completion_of(
+        read_completion(
             await service.client.post(CHAT, json=asking(), headers={"Origin": "http://service"})
         )
         key = await service.key("first")
-        completion_of(await service.client.post(CHAT, json=asking(), headers={**headers, **key}))
+        read_completion(await service.client.post(CHAT, json=asking(), headers={**headers, **key}))
 
 
 # Users
 
 
-def token_of(user: str, *, role: str = "user", secret: str = SECRET) -> dict[str, str]:
+def sign_token(user: str, *, role: str = "user", secret: str = SECRET) -> dict[str, str]:
     """The header by which Open WebUI tells a user."""
     now = datetime.now(UTC)
     claims = {
@@ -515,8 +515,8 @@ WEBUI: dict[str, Any] = {
 async def test_the_users_of_one_open_webui_have_conversations_of_their_own(tmp_path: Path) -> None:
     async with opened(tmp_path, **WEBUI) as service:
         chat = {"X-OpenWebUI-Chat-Id": "c1"}
-        ada, bob = ({**bearer(ENVIRONMENT_KEY), **token_of(user)} for user in ("ada", "bob"))
-        completion_of(
+        ada, bob = ({**bearer(ENVIRONMENT_KEY), **sign_token(user)} for user in ("ada", "bob"))
+        read_completion(
             await service.client.post(
                 CHAT, json=asking("I am Ada.", user="bob"), headers={**ada, **chat}
             )
@@ -527,25 +527,25 @@ async def test_the_users_of_one_open_webui_have_conversations_of_their_own(tmp_p
             await service.client.get(place, params={"user_id": "ada"}, headers=ada)
         ).status_code == 200
         assert (
-            error_of(await service.client.get(place, headers=bob), 404)["code"]
+            read_error(await service.client.get(place, headers=bob), 404)["code"]
             == "conversation_not_found"
         )
         assert (
-            error_of(await service.client.get(place, params={"user_id": "ada"}, headers=bob), 404)[
-                "code"
-            ]
+            read_error(
+                await service.client.get(place, params={"user_id": "ada"}, headers=bob), 404
+            )["code"]
             == "user_not_found"
         )
         asked = {"message": "Hello", "session_id": "c1", "user_id": "ada"}
         assert (
-            error_of(
+            read_error(
                 await service.client.post("/agents/helper/chat", json=asked, headers=bob), 404
             )["code"]
             == "user_not_found"
         )
         assert (await service.client.delete("/memory", headers=bob)).json()["sessions"] == 0
         assert (
-            error_of(
+            read_error(
                 await service.client.delete("/memory", params={"user_id": "ada"}, headers=bob), 404
             )["code"]
             == "user_not_found"
@@ -556,12 +556,12 @@ async def test_the_users_of_one_open_webui_have_conversations_of_their_own(tmp_p
 async def test_where_users_are_verified_what_acts_for_one_needs_one(tmp_path: Path) -> None:
     plain = {"X-OpenWebUI-User-Id": "ada", "X-OpenWebUI-User-Email": "ada@example.org"}
     async with opened(tmp_path, **WEBUI) as service:
-        for method, path in routes_of(service.app):
+        for method, path in list_routes(service.app):
             for user in (
                 {},
-                token_of("ada", secret=SECRET[::-1]),
+                sign_token("ada", secret=SECRET[::-1]),
                 plain,
-                {**plain, **token_of("ada")},
+                {**plain, **sign_token("ada")},
             ):
                 response = await ask(
                     service.client, method, path, headers={**bearer(ENVIRONMENT_KEY), **user}
@@ -573,12 +573,12 @@ async def test_where_users_are_verified_what_acts_for_one_needs_one(tmp_path: Pa
                 ):
                     assert response.status_code == 200, path
                 else:
-                    assert error_of(response, 401)["code"] == "invalid_token", path
+                    assert read_error(response, 401)["code"] == "invalid_token", path
             if path not in OPEN:
                 assert (
-                    error_of(await ask(service.client, method, path, headers=token_of("ada")), 401)[
-                        "code"
-                    ]
+                    read_error(
+                        await ask(service.client, method, path, headers=sign_token("ada")), 401
+                    )["code"]
                     == "invalid_api_key"
                 )
 
@@ -587,7 +587,7 @@ async def test_the_headers_of_a_user_are_passed_over_where_nobody_vouches_for_th
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as service:
-        spoofed = {"X-OpenWebUI-User-Id": "ada", "X-Forwarded-User": "ada", **token_of("ada")}
+        spoofed = {"X-OpenWebUI-User-Id": "ada", "X-Forwarded-User": "ada", **sign_token("ada")}
         told = {"message": "Hello", "session_id": "s"}
         assert (
             await service.client.post("/agents/helper/chat", json=told, headers=spoofed)
@@ -598,19 +598,21 @@ async def test_an_agent_is_for_the_groups_and_roles_that_it_names(tmp_path: Path
     agents = (HELPER, {**HELPER, "agent_id": "other", "access": {"roles": ["admin", "editor"]}})
     async with opened(tmp_path, agents=agents, **WEBUI) as service:
         for role, allowed in (("admin", True), ("editor", True), ("user", False), ("ADMIN", False)):
-            headers = {**bearer(ENVIRONMENT_KEY), **token_of("ada", role=role)}
+            headers = {**bearer(ENVIRONMENT_KEY), **sign_token("ada", role=role)}
             found = await service.client.post(
                 CHAT, json={**asking(), "model": "other"}, headers=headers
             )
             if allowed:
-                completion_of(found)
+                read_completion(found)
                 continue
             absent = await service.client.post(
                 CHAT, json={**asking(), "model": "absent"}, headers=headers
             )
-            assert error_of(found, 404)["code"] == "model_not_found"
+            assert read_error(found, 404)["code"] == "model_not_found"
             assert found.text == absent.text
-            error_of(await service.client.get("/agents/other/conversations", headers=headers), 404)
+            read_error(
+                await service.client.get("/agents/other/conversations", headers=headers), 404
+            )
 
 
 async def test_an_agent_for_groups_is_for_nobody_where_users_are_not_verified(
@@ -619,8 +621,8 @@ async def test_an_agent_for_groups_is_for_nobody_where_users_are_not_verified(
     agents = ({**HELPER, "access": {"groups": ["hr"]}},)
     found = configuration(tmp_path, agents=agents)
     assert any("access" in warning and "IDENTITY_MODE" in warning for warning in found.warnings)
-    async with client_of(create_app(found)) as client:
-        error_of(await client.post(CHAT, json=asking()), 404)
+    async with open_client(create_app(found)) as client:
+        read_error(await client.post(CHAT, json=asking()), 404)
 
 
 # Limits
@@ -632,12 +634,12 @@ async def test_what_a_key_may_ask_a_minute_is_counted_and_told(tmp_path: Path) -
         headers = await service.key("limited", limits=Limits(requests=2, tokens=10_000))
         for left in (1, 0):
             response = await service.client.post(CHAT, json=asking(), headers=headers)
-            completion_of(response)
+            read_completion(response)
             assert response.headers["x-ratelimit-limit-requests"] == "2"
             assert response.headers["x-ratelimit-remaining-requests"] == str(left)
             assert response.headers["x-ratelimit-limit-tokens"] == "10000"
         response = await service.client.post(CHAT, json=asking(stream=True), headers=headers)
-        error = error_of(response, 429)
+        error = read_error(response, 429)
         assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
         assert 1 <= int(response.headers["retry-after"]) <= 31
         assert response.headers["x-ratelimit-remaining-requests"] == "0"
@@ -651,13 +653,13 @@ async def test_tokens_are_settled_by_what_was_used(tmp_path: Path) -> None:
     ) as service:
         headers = await service.key("limited", limits=Limits(tokens=1000))
         asked = asking(max_tokens=10)
-        completion_of(await service.client.post(CHAT, json=asked, headers=headers))
+        read_completion(await service.client.post(CHAT, json=asked, headers=headers))
         response = await service.client.post(
             CHAT, json={**asked, "max_tokens": 500}, headers=headers
         )
-        error_of(response, 429)
+        read_error(response, 429)
         assert int(response.headers["x-ratelimit-remaining-tokens"]) in range(40, 70)
-        completion_of(await service.client.post(CHAT, json=asked, headers=headers))
+        read_completion(await service.client.post(CHAT, json=asked, headers=headers))
 
 
 @pytest.mark.parametrize("usage", [None, Usage(1, 1)])
@@ -669,19 +671,19 @@ async def test_what_broke_off_counts_by_what_was_said(tmp_path: Path, usage: Usa
     )
     async with opened(tmp_path, script) as service:
         headers = await service.key("limited", limits=Limits(tokens=3000))
-        stream_of(
+        read_stream(
             await service.client.post(CHAT, json=asking(stream=True, max_tokens=1), headers=headers)
         )
         response = await service.client.post(CHAT, json=asking(max_tokens=1), headers=headers)
-        error_of(response, 429)
+        read_error(response, 429)
         assert response.headers["x-ratelimit-remaining-tokens"] == "0"
 
 
 async def test_the_largest_of_the_bounds_of_an_answer_is_reserved(tmp_path: Path) -> None:
     async with opened(tmp_path) as service:
         headers = await service.key("limited", limits=Limits(tokens=1000))
-        completion_of(await service.client.post(CHAT, json=asking(max_tokens=1), headers=headers))
-        error_of(
+        read_completion(await service.client.post(CHAT, json=asking(max_tokens=1), headers=headers))
+        read_error(
             await service.client.post(
                 CHAT, json=asking(max_completion_tokens=1, max_tokens=5000), headers=headers
             ),
@@ -693,8 +695,12 @@ async def test_each_user_behind_a_key_has_their_own_share(tmp_path: Path) -> Non
     async with opened(tmp_path) as service:
         headers = await service.key("shared", user_limits=Limits(requests=1))
         for user in ("ada", "bob"):
-            completion_of(await service.client.post(CHAT, json=asking(user=user), headers=headers))
-            error_of(await service.client.post(CHAT, json=asking(user=user), headers=headers), 429)
+            read_completion(
+                await service.client.post(CHAT, json=asking(user=user), headers=headers)
+            )
+            read_error(
+                await service.client.post(CHAT, json=asking(user=user), headers=headers), 429
+            )
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -704,10 +710,10 @@ async def test_a_run_that_fails_gives_its_place_back(tmp_path: Path, stream: boo
         headers = await service.key("one at a time", limits=Limits(parallel=1))
         broken = await service.client.post(CHAT, json=asking(stream=stream), headers=headers)
         if stream:
-            assert stream_of(broken)[1] is not None
+            assert read_stream(broken)[1] is not None
         else:
-            error_of(broken, 502)
-        completion_of(await service.client.post(CHAT, json=asking(), headers=headers))
+            read_error(broken, 502)
+        read_completion(await service.client.post(CHAT, json=asking(), headers=headers))
 
 
 # Audit
@@ -720,10 +726,10 @@ async def test_calls_and_refused_tools_stand_in_the_audit_log(
     script = Script(calls(("delete_everything", {})), says("Hi"))
     async with opened(tmp_path, script) as service:
         created = await service.keys.create("ada's")
-        completion_of(
+        read_completion(
             await service.client.post(CHAT, json=asking(user="ada"), headers=bearer(created.text))
         )
-        error_of(
+        read_error(
             await service.client.post(CHAT, json=asking(n=2), headers=bearer(created.text)), 400
         )
     lines = [vars(record) for record in caplog.records if record.name == "audit"]
@@ -751,7 +757,9 @@ async def test_what_is_done_to_conversations_and_refused_by_limits_stands_in_the
             await service.client.post("/agents/helper/chat", json=asked, headers=headers)
         ).status_code == 200
         caplog.set_level(logging.INFO, "audit")
-        error_of(await service.client.post("/agents/helper/chat", json=asked, headers=headers), 429)
+        read_error(
+            await service.client.post("/agents/helper/chat", json=asked, headers=headers), 429
+        )
         mine = {"user_id": "ada"}
         assert (
             await service.client.get("/memory", params=mine, headers=headers)

@@ -29,15 +29,15 @@ from tests.support.clients import (
     CHAT,
     WEATHER,
     asking,
-    completion_of,
     connected_raw,
-    error_of,
-    stream_of,
+    read_completion,
+    read_error,
+    read_stream,
     told,
 )
 from tests.support.fake_provider import Script, calls, says
 from tests.support.openai_schema import validate
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.service import AGENT, configuration, open_client, serving
 
 SECRET = "SECRET-3f9a"
 USER = {"role": "user", "content": "Hello"}
@@ -49,8 +49,8 @@ async def refused(
     """The error that posting `body` is answered with; the provider must not have been asked."""
     script = Script(says("Hi"))
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    async with client_of(create_app(configuration(folder, script))) as client:
-        error = error_of(await client.post(path, content=content), status)
+    async with open_client(create_app(configuration(folder, script))) as client:
+        error = read_error(await client.post(path, content=content), status)
     assert script.requests == []
     assert SECRET not in str(error)
     return error
@@ -331,11 +331,11 @@ async def test_an_endless_chunked_body_is_refused_while_it_is_sent(tmp_path: Pat
 
 async def test_a_body_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     body = json.dumps(asking()).encode().ljust(2048)
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Hi")), max_request_bytes=2048))
     ) as client:
-        completion_of(await client.post(CHAT, content=body))
-        error_of(await client.post(CHAT, content=body + b" "), 413)
+        read_completion(await client.post(CHAT, content=body))
+        read_error(await client.post(CHAT, content=body + b" "), 413)
 
 
 async def _answer_to(address: str, sent: bytes) -> tuple[int, dict[str, str], dict[str, Any]]:
@@ -369,8 +369,8 @@ async def _answer_to(address: str, sent: bytes) -> tuple[int, dict[str, str], di
     ],
 )
 async def test_an_unknown_address_is_a_404_in_openais_shape(tmp_path: Path, path: str) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
-        error = error_of(await client.get(path), 404)
+    async with open_client(create_app(configuration(tmp_path))) as client:
+        error = read_error(await client.get(path), 404)
     assert error["code"] in ("not_found", "model_not_found")
     assert SECRET not in error["message"]
 
@@ -388,9 +388,9 @@ async def test_an_unknown_address_is_a_404_in_openais_shape(tmp_path: Path, path
 async def test_a_wrong_method_is_a_405_that_says_what_is_allowed(
     tmp_path: Path, method: str, path: str, allowed: str
 ) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.request(method, path)
-    assert error_of(response, 405)["code"] == "method_not_allowed"
+    assert read_error(response, 405)["code"] == "method_not_allowed"
     assert response.headers["allow"] == allowed
 
 
@@ -399,21 +399,21 @@ async def test_a_wrong_method_is_a_405_that_says_what_is_allowed(
 
 @pytest.mark.parametrize("path", ["/health", "/nothing", "/v1/models/nobody", "/v1/models"])
 async def test_a_request_id_that_is_given_is_passed_back(tmp_path: Path, path: str) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.get(path, headers={"x-request-id": "trace:7.a_b-C"})
     assert response.headers.get_list("x-request-id") == ["trace:7.a_b-C"]
 
 
 @pytest.mark.parametrize("given", ["", "two words", "a" * 129, "ä", '"', "a,b"])
 async def test_a_request_id_of_another_form_is_replaced(tmp_path: Path, given: str) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.get("/health", headers={b"x-request-id": given.encode("latin-1")})
     assert re.fullmatch(r"req_[0-9a-f]{24}", response.headers["x-request-id"])
 
 
 async def test_request_ids_are_unique_and_reach_the_provider(tmp_path: Path) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         responses = [await client.post(CHAT, json=asking()) for _ in range(2)]
     ids = [response.headers["x-request-id"] for response in responses]
     assert len(set(ids)) == 2
@@ -454,9 +454,9 @@ PROVIDER_CODES = [code for _, _, _, code in PROVIDER_ERRORS]
 async def test_an_error_before_the_first_event_is_answered_with_its_status(
     tmp_path: Path, failure: ServiceError, status: int, kind: str, code: str, stream: bool
 ) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script([failure])))) as client:
+    async with open_client(create_app(configuration(tmp_path, Script([failure])))) as client:
         response = await client.post(CHAT, json=asking(stream=stream))
-    assert error_of(response, status) == {
+    assert read_error(response, status) == {
         "message": failure.message,
         "type": kind,
         "param": failure.param,
@@ -470,8 +470,8 @@ async def test_a_provider_without_its_key_is_a_503_that_names_the_variable(
     tmp_path: Path, stream: bool
 ) -> None:
     agent = {**AGENT, "provider": "openai", "model": "some-model"}
-    async with client_of(create_app(configuration(tmp_path, agents=[agent]))) as client:
-        error = error_of(await client.post(CHAT, json=asking(stream=stream)), 503)
+    async with open_client(create_app(configuration(tmp_path, agents=[agent]))) as client:
+        error = read_error(await client.post(CHAT, json=asking(stream=stream)), 503)
     assert error["code"] == "provider_not_configured"
     assert "OPENAI_API_KEY" in error["message"]
 
@@ -480,17 +480,17 @@ async def test_a_provider_without_its_key_is_a_503_that_names_the_variable(
 async def test_an_error_within_the_stream_is_its_last_event_and_what_was_said_stands(
     tmp_path: Path, failure: ServiceError, status: int, kind: str, code: str
 ) -> None:
-    async with client_of(
+    async with open_client(
         create_app(
             configuration(tmp_path, Script([TextDelta("Half an "), TextDelta("ans"), failure]))
         )
     ) as client:
-        chunks, error = stream_of(
+        chunks, error = read_stream(
             await client.post(
                 CHAT, json=asking(stream=True, stream_options={"include_usage": True})
             )
         )
-        whole = error_of(await client.post(CHAT, json=asking()), status)
+        whole = read_error(await client.post(CHAT, json=asking()), status)
     assert told(chunks) == "Half an ans"
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None]
     assert (
@@ -510,18 +510,18 @@ async def test_an_error_in_a_later_step_ends_the_stream_with_an_error(tmp_path: 
         calls(("calculate", {"expression": "6*7"}), text="Let me see."),
         [ProviderUnavailableError("It is down.")],
     )
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        chunks, error = read_stream(await client.post(CHAT, json=asking(stream=True)))
     assert told(chunks) == "Let me see."
     assert error is not None
     assert error["code"] == "provider_unavailable"
 
 
 async def test_an_answer_without_a_finish_is_an_error_and_no_made_up_stop(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script([TextDelta("Half")])))
     ) as client:
-        chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
+        chunks, error = read_stream(await client.post(CHAT, json=asking(stream=True)))
     assert told(chunks) == "Half"
     assert error is not None
     assert error["code"] == "provider_protocol_error"
@@ -551,7 +551,7 @@ class Faulty(BaseAgent):
 async def faulty(folder: Path, text: str, *, stream: bool) -> httpx2.Response:
     """The answer of the faulty agent to `text`."""
     agents = [{**AGENT, "type": "faulty"}]
-    async with client_of(
+    async with open_client(
         create_app(configuration(folder, agents=agents, agent_types=[Faulty]))
     ) as client:
         return await client.post(
@@ -575,7 +575,7 @@ async def test_a_bug_is_a_500_that_names_nothing_but_the_request_id(
     tmp_path: Path, text: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     response = await faulty(tmp_path, text, stream=stream)
-    _gives_nothing_away(error_of(response, 500))
+    _gives_nothing_away(read_error(response, 500))
     assert response.headers["x-request-id"] == "trace-7"
     assert "run.crashed" in caplog.text
 
@@ -584,7 +584,7 @@ async def test_a_bug_is_a_500_that_names_nothing_but_the_request_id(
 async def test_a_bug_within_the_stream_is_an_error_event(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    chunks, error = stream_of(await faulty(tmp_path, text, stream=True))
+    chunks, error = read_stream(await faulty(tmp_path, text, stream=True))
     assert told(chunks) == "Half"
     assert error is not None
     _gives_nothing_away(error)
@@ -592,7 +592,7 @@ async def test_a_bug_within_the_stream_is_an_error_event(
 
 
 async def test_an_agent_type_without_a_bug_answers(tmp_path: Path) -> None:
-    completion = completion_of(await faulty(tmp_path, "with no bug", stream=False))
+    completion = read_completion(await faulty(tmp_path, "with no bug", stream=False))
     assert completion["choices"][0]["message"]["content"] == "Half"
     assert "usage" not in completion
 
@@ -601,8 +601,8 @@ async def test_a_missing_tool_and_a_broken_one_are_reported_to_the_model_and_not
     tmp_path: Path,
 ) -> None:
     script = Script(calls(("delete_everything", {}), ("calculate", "{broken")), says("Sorry."))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion = completion_of(await client.post(CHAT, json=asking()))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        completion = read_completion(await client.post(CHAT, json=asking()))
     assert completion["choices"][0]["message"]["content"] == "Sorry."
     assert [message.text.startswith("Error: ") for message in script.requests[1].messages[-2:]] == [
         True,

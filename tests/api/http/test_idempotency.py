@@ -23,15 +23,15 @@ from ai_agent_service.server.application import create_app
 from tests.support.clients import (
     CHAT,
     asking,
-    chunks_of,
-    completion_of,
     connected_raw,
-    error_of,
-    stream_of,
+    read_chunks,
+    read_completion,
+    read_error,
+    read_stream,
     told,
 )
 from tests.support.fake_provider import Script, calls, says
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.service import AGENT, configuration, open_client, serving
 
 KEY = {"Idempotency-Key": "order-66"}
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -51,7 +51,7 @@ async def test_an_answer_is_told_again_and_nothing_is_run(
         calls(("calculate", {"expression": "6*7"})), says("It is ", "42."), says("Other")
     )
     body = asking(stream=stream) if path == CHAT else {"message": "Hello", "stream": stream}
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         first, again = [await client.post(path, json=body, headers=KEY) for _ in range(2)]
     assert len(script.requests) == 2
     assert again.content == first.content
@@ -64,9 +64,9 @@ async def test_an_answer_is_told_again_and_nothing_is_run(
     assert again.headers.get_list("x-request-id") != first.headers.get_list("x-request-id")
     if path == CHAT:
         assert (
-            told(chunks_of(again))
+            told(read_chunks(again))
             if stream
-            else completion_of(again)["choices"][0]["message"]["content"]
+            else read_completion(again)["choices"][0]["message"]["content"]
         ) == "It is 42."
 
 
@@ -85,7 +85,7 @@ async def test_another_request_is_run(
 ) -> None:
     script = Script(says("one"), says("two"))
     agents = [AGENT, {**AGENT, "agent_id": "other"}]
-    async with client_of(create_app(configuration(tmp_path, script, agents=agents))) as client:
+    async with open_client(create_app(configuration(tmp_path, script, agents=agents))) as client:
         await client.post(CHAT, json=asking(), headers=KEY)
         body = asking(**fields) if path == CHAT else {"message": "Hello"}
         assert "two" in (await client.post(path, json=body, headers=headers)).text
@@ -101,32 +101,32 @@ async def test_a_key_of_another_request_is_refused(
     tmp_path: Path, fields: dict[str, Any], headers: dict[str, str]
 ) -> None:
     script = Script(says("one"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(), headers=KEY))
-        error = error_of(
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(await client.post(CHAT, json=asking(), headers=KEY))
+        error = read_error(
             await client.post(CHAT, json=asking(**fields), headers={**KEY, **headers}), 422
         )
         assert (error["code"], error["param"]) == ("idempotency_mismatch", "Idempotency-Key")
-        assert completion_of(await client.post(CHAT, json=asking(), headers=KEY))
+        assert read_completion(await client.post(CHAT, json=asking(), headers=KEY))
     assert len(script.requests) == 1
 
 
 async def test_a_request_that_is_being_answered_is_not_begun_again(tmp_path: Path) -> None:
     gate = asyncio.Event()
     script = Script([TextDelta("a"), gate, ModelFinished("stop")])
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         first = asyncio.create_task(client.post(CHAT, json=asking(), headers=KEY))
         async with asyncio.timeout(10):
             await script.waiting.wait()
         refused = await client.post(CHAT, json=asking(), headers=KEY)
-        assert error_of(refused, 409)["code"] == "idempotency_in_flight"
+        assert read_error(refused, 409)["code"] == "idempotency_in_flight"
         assert int(refused.headers["retry-after"]) >= 1
         assert (
-            error_of(await client.post(CHAT, json=asking("other"), headers=KEY), 422)["code"]
+            read_error(await client.post(CHAT, json=asking("other"), headers=KEY), 422)["code"]
             == "idempotency_mismatch"
         )
         gate.set()
-        completion_of(await first)
+        read_completion(await first)
         assert replayed(await client.post(CHAT, json=asking(), headers=KEY))
     assert len(script.requests) == 1
 
@@ -144,25 +144,25 @@ async def test_a_request_that_is_being_answered_is_not_begun_again(tmp_path: Pat
 )
 async def test_what_failed_is_run_again(tmp_path: Path, failure: list[Any], stream: bool) -> None:
     script = Script(failure, says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         first = await client.post(CHAT, json=asking(stream=stream), headers=KEY)
         if first.status_code == 200:
-            assert stream_of(first)[1] is not None
+            assert read_stream(first)[1] is not None
         again = await client.post(CHAT, json=asking(stream=stream), headers=KEY)
     assert not replayed(again)
     assert (
-        told(chunks_of(again))
+        told(read_chunks(again))
         if stream
-        else completion_of(again)["choices"][0]["message"]["content"]
+        else read_completion(again)["choices"][0]["message"]["content"]
     ) == "Hi"
     assert len(script.requests) == 2
 
 
 async def test_a_refusal_of_the_run_is_an_answer(tmp_path: Path) -> None:
     script = Script([ContextTooLongError("Too long.", param="messages")], says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         first, again = [await client.post(CHAT, json=asking(), headers=KEY) for _ in range(2)]
-    assert error_of(first, 400) == error_of(again, 400)
+    assert read_error(first, 400) == read_error(again, 400)
     assert replayed(again)
     assert len(script.requests) == 1
 
@@ -188,7 +188,7 @@ async def test_what_its_caller_left_is_run_again(tmp_path: Path) -> None:
             if response.status_code != 409:
                 break
             await asyncio.sleep(0.02)
-        assert completion_of(response)["choices"][0]["message"]["content"] == "Hi"
+        assert read_completion(response)["choices"][0]["message"]["content"] == "Hi"
         assert not replayed(response)
 
 
@@ -197,8 +197,8 @@ async def test_what_its_caller_left_is_run_again(tmp_path: Path) -> None:
 async def test_a_key_of_another_form_is_refused(tmp_path: Path, key: str, path: str) -> None:
     script = Script(says("Hi"))
     body = asking() if path == CHAT else {"message": "Hello"}
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        error = error_of(
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        error = read_error(
             await client.post(path, json=body, headers={b"idempotency-key": key.encode()}), 400
         )
     assert error["param"] == "Idempotency-Key"
@@ -208,16 +208,16 @@ async def test_a_key_of_another_form_is_refused(tmp_path: Path, key: str, path: 
 
 async def test_an_answer_that_is_too_large_is_not_run_again(tmp_path: Path) -> None:
     script = Script(says("x" * 2_000_000))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         assert (
             len(
-                completion_of(await client.post(CHAT, json=asking(), headers=KEY))["choices"][0][
+                read_completion(await client.post(CHAT, json=asking(), headers=KEY))["choices"][0][
                     "message"
                 ]["content"]
             )
             == 2_000_000
         )
-        error = error_of(await client.post(CHAT, json=asking(), headers=KEY), 409)
+        error = read_error(await client.post(CHAT, json=asking(), headers=KEY), 409)
     assert error["code"] == "idempotency_not_kept"
     assert len(script.requests) == 1
 
@@ -229,7 +229,7 @@ async def test_an_answer_that_was_under_way_while_its_user_was_erased_is_not_kep
     script = Script([gate, *says("My secret is 42.")], says("New."))
     agent = {**AGENT, "resources": ["memory"]}
     asked = {"message": "Hello", "session_id": "s"}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
+    async with open_client(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
         first = asyncio.create_task(client.post(AGENTS_CHAT, json=asked, headers=KEY))
         async with asyncio.timeout(20):
             await script.waiting.wait()
@@ -243,11 +243,11 @@ async def test_an_answer_that_was_under_way_while_its_user_was_erased_is_not_kep
 async def test_erasure_forgets_the_users_answers(tmp_path: Path) -> None:
     script = Script(says("one"), says("two"))
     remembering = {**AGENT, "resources": ["memory"]}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[remembering]))
     ) as client:
         for user in ("ada", "bob"):
-            completion_of(await client.post(CHAT, json=asking(user=user), headers=KEY))
+            read_completion(await client.post(CHAT, json=asking(user=user), headers=KEY))
         assert (await client.delete("/memory", params={"user_id": "ada"})).status_code == 200
         assert not replayed(await client.post(CHAT, json=asking(user="ada"), headers=KEY))
         assert replayed(await client.post(CHAT, json=asking(user="bob"), headers=KEY))

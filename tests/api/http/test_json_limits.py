@@ -15,9 +15,9 @@ from ai_agent_service.api.http.json_limits import (
 )
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, completion_of, error_of
+from tests.support.clients import CHAT, asking, read_completion, read_error
 from tests.support.fake_provider import Script, says
-from tests.support.service import client_of, configuration
+from tests.support.service import configuration, open_client
 
 CANARY = "CANARY-5b02"
 NUL = f"{CANARY}\x00"
@@ -27,11 +27,11 @@ async def refused(folder: Path, body: bytes, path: str = CHAT) -> dict[str, Any]
     """The error that posting `body` is answered with, within a second and without asking the
     provider."""
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(folder, script))) as client:
+    async with open_client(create_app(configuration(folder, script))) as client:
         began = time.perf_counter()
         response = await client.post(path, content=body)
         seconds = time.perf_counter() - began
-    error = error_of(response, 400)
+    error = read_error(response, 400)
     assert script.requests == []
     assert CANARY not in response.text
     assert seconds < 3, "a second on a machine at rest"
@@ -155,8 +155,8 @@ async def test_nul_is_refused_in_the_agents_api_too(
 @pytest.mark.parametrize("text", ["\\u0000", "C:\\\\u0000", "\\\\u0000\\"])
 async def test_text_that_only_looks_like_an_escaped_nul_is_taken(tmp_path: Path, text: str) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(text)))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(await client.post(CHAT, json=asking(text)))
     assert script.requests[0].messages[-1].text == text
 
 

@@ -11,8 +11,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT, IMAGE_MESSAGE, WEATHER, asking
 from tests.support.fake_provider import Script, calls, says
-from tests.support.openai_schema import validator_of
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.openai_schema import build_validator
+from tests.support.service import AGENT, configuration, open_client
 
 ROUTES = {
     ("get", "/"),
@@ -37,7 +37,7 @@ ROUTES = {
 
 async def description(folder: Path) -> dict[str, Any]:
     """What /openapi.json holds."""
-    async with client_of(create_app(configuration(folder))) as client:
+    async with open_client(create_app(configuration(folder))) as client:
         response = await client.get("/openapi.json")
     assert response.status_code == 200
     found: dict[str, Any] = response.json()
@@ -107,7 +107,7 @@ async def test_the_requests_are_described(tmp_path: Path, path: str, name: str) 
 async def test_the_description_of_a_chat_request_takes_what_the_service_takes(
     tmp_path: Path,
 ) -> None:
-    request = validator_of(
+    request = build_validator(
         await description(tmp_path), "urn:ours", ("components", "schemas", "ChatCompletionRequest")
     )
     request.validate(
@@ -135,7 +135,7 @@ async def test_a_chat_with_an_agent_is_described_as_one_message_or_a_conversatio
     tmp_path: Path,
 ) -> None:
     document = await description(tmp_path)
-    request = validator_of(
+    request = build_validator(
         document,
         "urn:ours",
         (
@@ -164,7 +164,7 @@ async def test_a_chat_with_an_agent_is_described_as_one_message_or_a_conversatio
 async def test_every_answer_is_as_it_is_described(tmp_path: Path) -> None:
     script = Script(calls(("calculate", {"expression": "6*7"})), says("42"))
     remembering = {**AGENT, "resources": ["memory"]}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[remembering]))
     ) as client:
         document = (await client.get("/openapi.json")).json()
@@ -201,12 +201,12 @@ async def test_every_answer_is_as_it_is_described(tmp_path: Path) -> None:
             else [json.loads(line) for line in response.text.splitlines()]
         )
         for body in bodies:
-            validator_of(document, "urn:ours", place).validate(body)
+            build_validator(document, "urn:ours", place).validate(body)
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
 async def test_the_description_can_be_read_in_a_browser(tmp_path: Path, path: str) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.get(path)
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/html")

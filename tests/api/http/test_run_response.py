@@ -28,16 +28,16 @@ from tests.support.clients import (
     CHAT,
     Watched,
     asking,
-    chunks_of,
-    completion_of,
     connected,
-    error_of,
-    stream_of,
+    read_chunks,
+    read_completion,
+    read_error,
+    read_stream,
     told,
 )
 from tests.support.fake_provider import Script, calls, says
 from tests.support.openai_schema import checked_stream
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.service import AGENT, configuration, open_client, serving
 
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 WAIT = 10.0
@@ -76,11 +76,11 @@ async def test_a_client_that_leaves_before_the_first_token_stops_the_provider(
     async with one_at_a_time(tmp_path, script) as (address, client):
         _, writer = await connected(address, asking(stream=stream))
         await script.waiting.wait()
-        error_of(await client.post(CHAT, json=asking()), 429)
+        read_error(await client.post(CHAT, json=asking()), 429)
         await leave(writer)
         async with asyncio.timeout(1):
             await script.ended.wait()
-        completion_of(await client.post(CHAT, json=asking()))
+        read_completion(await client.post(CHAT, json=asking()))
 
 
 async def test_a_client_that_leaves_mid_stream_stops_the_provider(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ async def test_a_client_that_leaves_mid_stream_stops_the_provider(tmp_path: Path
             assert not script.ended.is_set()
         async with asyncio.timeout(1):
             await script.ended.wait()
-        completion_of(await client.post(CHAT, json=asking()))
+        read_completion(await client.post(CHAT, json=asking()))
 
 
 async def test_a_client_that_leaves_mid_answer_of_a_whole_reply_stops_the_provider(
@@ -106,7 +106,7 @@ async def test_a_client_that_leaves_mid_answer_of_a_whole_reply_stops_the_provid
         await leave(writer)
         async with asyncio.timeout(1):
             await script.ended.wait()
-        completion_of(await client.post(CHAT, json=asking()))
+        read_completion(await client.post(CHAT, json=asking()))
 
 
 @STREAMED
@@ -120,7 +120,7 @@ async def test_a_client_that_leaves_stops_the_tools(tmp_path: Path, stream: bool
         await leave(writer)
         async with asyncio.timeout(1):
             await stopped.wait()
-        completion_of(await client.post(CHAT, json=asking()))
+        read_completion(await client.post(CHAT, json=asking()))
 
 
 @STREAMED
@@ -145,8 +145,8 @@ async def test_the_connection_serves_on_after_an_answer(tmp_path: Path) -> None:
     script = Watched(says("Hi"))
     async with one_at_a_time(tmp_path, script) as (_, client):
         for _ in range(3):
-            chunks_of(await client.post(CHAT, json=asking(stream=True)))
-            completion_of(await client.post(CHAT, json=asking()))
+            read_chunks(await client.post(CHAT, json=asking(stream=True)))
+            read_completion(await client.post(CHAT, json=asking()))
     assert script.closed == 6
 
 
@@ -190,27 +190,27 @@ async def test_runs_over_the_limit_are_shed_and_the_next_is_taken_once_one_has_e
             ("/agents/helper/chat", {"message": "Hello", "stream": stream}),
         ):
             response = await client.post(path, json=body)
-            error = error_of(response, 429)
+            error = read_error(response, 429)
             assert (error["type"], error["code"]) == ("rate_limit_error", "server_busy")
             assert response.headers["retry-after"] == "1"
         assert (await client.get("/health")).status_code == 200
         gate.set()
         text = (
-            told(chunks_of(await first))
+            told(read_chunks(await first))
             if stream
-            else completion_of(await first)["choices"][0]["message"]["content"]
+            else read_completion(await first)["choices"][0]["message"]["content"]
         )
         assert text == "Slowly"
-        completion_of(await client.post(CHAT, json=asking()))
+        read_completion(await client.post(CHAT, json=asking()))
     assert len(script.requests) == 2
 
 
 async def test_a_request_that_is_refused_takes_no_slot(tmp_path: Path) -> None:
     async with one_at_a_time(tmp_path, Watched(says("Hi"))) as (_, client):
         for _ in range(2):
-            error_of(await client.post(CHAT, json=asking(n=2)), 400)
-            error_of(await client.post(CHAT, json=asking(model="nobody")), 404)
-            completion_of(await client.post(CHAT, json=asking()))
+            read_error(await client.post(CHAT, json=asking(n=2)), 400)
+            read_error(await client.post(CHAT, json=asking(model="nobody")), 404)
+            read_completion(await client.post(CHAT, json=asking()))
 
 
 # Time
@@ -248,8 +248,8 @@ ENDLESS = pytest.mark.parametrize("kind", ["agent", "endless"])
 async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, kind: str) -> None:
     script = Watched([TextDelta("Half"), asyncio.Event()])
     app = create_endless(tmp_path, script, kind, seconds=0.05)
-    async with asyncio.timeout(WAIT), client_of(app) as client:
-        error = error_of(await client.post(CHAT, json=asking()), 504)
+    async with asyncio.timeout(WAIT), open_client(app) as client:
+        error = read_error(await client.post(CHAT, json=asking()), 504)
     assert (error["type"], error["code"]) == ("timeout_error", "run_timeout")
     assert script.closed == len(script.requests)
 
@@ -258,8 +258,8 @@ async def test_a_run_that_takes_too_long_is_a_504(tmp_path: Path, kind: str) -> 
 async def test_a_stream_that_takes_too_long_ends_with_an_error(tmp_path: Path, kind: str) -> None:
     script = Watched([TextDelta("Half"), asyncio.Event()])
     app = create_endless(tmp_path, script, kind, seconds=0.5)
-    async with asyncio.timeout(WAIT), client_of(app) as client:
-        chunks, error = stream_of(await client.post(CHAT, json=asking(stream=True)))
+    async with asyncio.timeout(WAIT), open_client(app) as client:
+        chunks, error = read_stream(await client.post(CHAT, json=asking(stream=True)))
     assert told(chunks) == "Half"
     assert error is not None
     assert error["code"] == "run_timeout"
@@ -274,13 +274,13 @@ async def test_a_run_that_is_out_of_time_after_a_tool_asks_the_model_no_more(
     agent = {**AGENT, "allowed_regular_tools": ["slow"]}
     async with (
         asyncio.timeout(WAIT),
-        client_of(
+        open_client(
             create_app(
                 configuration(tmp_path, script, agents=[agent], tools=[slow], request_timeout=0.5)
             )
         ) as client,
     ):
-        assert error_of(await client.post(CHAT, json=asking()), 504)["code"] == "run_timeout"
+        assert read_error(await client.post(CHAT, json=asking()), 504)["code"] == "run_timeout"
     assert len(script.requests) == 1
 
 
@@ -453,7 +453,7 @@ async def test_the_end_of_the_service_is_the_last_event_of_a_stream(tmp_path: Pa
 
 async def test_an_agent_that_cancels_itself_ends_with_an_error(tmp_path: Path) -> None:
     agents = [{**AGENT, "type": "cancels_itself"}]
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, agents=agents, agent_types=[CancelsItself]))
     ) as client:
         streamed = await client.post(CHAT, json=asking(stream=True))
@@ -467,7 +467,7 @@ async def test_an_agent_that_cancels_itself_ends_with_an_error(tmp_path: Path) -
     ("site", "status"), [("cross-site", 403), ("same-origin", 200), ("none", 200)]
 )
 async def test_web_pages_of_other_sites_are_refused(tmp_path: Path, site: str, status: int) -> None:
-    async with client_of(create_app(configuration(tmp_path, Watched(says("Hi"))))) as client:
+    async with open_client(create_app(configuration(tmp_path, Watched(says("Hi"))))) as client:
         response = await client.post(CHAT, json=asking(), headers={"Sec-Fetch-Site": site})
     assert response.status_code == status
     assert "x-request-id" in response.headers

@@ -10,9 +10,9 @@ from ai_agent_service.api.http.session import read_session
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, completion_of, error_of
+from tests.support.clients import CHAT, asking, read_completion, read_error
 from tests.support.fake_provider import Script, says
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 AGENTS = [{**AGENT, "resources": ["memory"]}, {**AGENT, "agent_id": "forgetful"}]
 ASK = "/agents/helper/chat"
@@ -150,8 +150,8 @@ async def test_what_is_wrong_is_named(
     tmp_path: Path, headers: dict[str, str], metadata: dict[str, Any], param: str
 ) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script, agents=AGENTS))) as client:
-        error = error_of(
+    async with open_client(create_app(configuration(tmp_path, script, agents=AGENTS))) as client:
+        error = read_error(
             await client.post(CHAT, json=asking(metadata=metadata), headers=headers), 400
         )
     assert error["param"] == param
@@ -160,13 +160,13 @@ async def test_what_is_wrong_is_named(
 
 async def test_the_servers_history_is_refused_by_an_agent_that_has_none(tmp_path: Path) -> None:
     headers = {"X-Session-Id": "s", "X-Session-History": "server"}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))
     ) as client:
-        error = error_of(
+        error = read_error(
             await client.post(CHAT, json=asking() | {"model": "forgetful"}, headers=headers), 400
         )
-        completion_of(
+        read_completion(
             await client.post(
                 CHAT, json=asking() | {"model": "forgetful"}, headers={"X-Session-Id": "s"}
             )
@@ -175,7 +175,7 @@ async def test_the_servers_history_is_refused_by_an_agent_that_has_none(tmp_path
 
 
 async def test_a_session_id_of_the_chat_is_checked(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))
     ) as client:
         for body, param in (
@@ -183,13 +183,13 @@ async def test_a_session_id_of_the_chat_is_checked(tmp_path: Path) -> None:
             ({"session_id": 5}, "session_id"),
         ):
             assert (
-                error_of(await client.post(ASK, json={"message": "Hello", **body}), 400)["param"]
+                read_error(await client.post(ASK, json={"message": "Hello", **body}), 400)["param"]
                 == param
             )
         refused = await client.post(
             ASK, json={"message": "Hello"}, headers={"X-Session-History": "server"}
         )
-        assert error_of(refused, 400)["param"] == "metadata.session_id"
+        assert read_error(refused, 400)["param"] == "metadata.session_id"
 
 
 @pytest.mark.parametrize(
@@ -213,17 +213,17 @@ async def test_a_session_id_of_the_chat_is_checked(tmp_path: Path) -> None:
 async def test_these_are_answered_and_not_stored(
     tmp_path: Path, headers: dict[str, str], body: dict[str, Any]
 ) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))
     ) as client:
-        completion_of(await client.post(CHAT, json=asking() | body, headers=headers))
+        read_completion(await client.post(CHAT, json=asking() | body, headers=headers))
         assert (await client.get("/agents/helper/conversations")).json()["data"] == []
 
 
 async def test_the_chat_takes_messages_as_the_clients_history(tmp_path: Path) -> None:
     script = Script(says("Hi"))
     messages = [{"role": "user", "content": "a"}]
-    async with client_of(create_app(configuration(tmp_path, script, agents=AGENTS))) as client:
+    async with open_client(create_app(configuration(tmp_path, script, agents=AGENTS))) as client:
         for _ in range(2):
             assert (
                 await client.post(ASK, json={"messages": messages, "session_id": "s"})
@@ -239,7 +239,7 @@ async def test_the_chat_takes_messages_as_the_clients_history(tmp_path: Path) ->
 
 
 async def test_the_chat_tells_the_session_it_is_in(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Hi")), agents=AGENTS))
     ) as client:
         answers = [

@@ -7,9 +7,9 @@ import pytest
 from ai_agent_service.api.http.url_safety import validate_file_data, validate_image_url
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, error_of
+from tests.support.clients import CHAT, asking, read_error
 from tests.support.fake_provider import Script, says
-from tests.support.service import client_of, configuration
+from tests.support.service import configuration, open_client
 
 GOOD = [
     "https://example.com/cat.png",
@@ -316,12 +316,12 @@ async def test_the_provider_is_not_asked_with_a_private_address(
         {"role": "user", "content": "Hello"},
         {"role": role, "content": [{"type": "text", "text": "a"}, part]},
     ]
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         for path, body in (
             (CHAT, asking(messages=messages)),
             ("/agents/helper/chat", {"messages": messages}),
         ):
-            error = error_of(await client.post(path, json=body), 400)
+            error = read_error(await client.post(path, json=body), 400)
             assert (error["code"], error["param"]) == (
                 "url_not_allowed",
                 f"messages[1].content[1].{place}",

@@ -20,13 +20,13 @@ from tests.support.clients import (
     CHAT,
     WEATHER,
     asking,
-    chunks_of,
-    completion_of,
+    read_chunks,
+    read_completion,
     told,
 )
 from tests.support.fake_provider import Action, Script, calls, says
 from tests.support.openai_schema import validate
-from tests.support.service import client_of, configuration
+from tests.support.service import configuration, open_client
 
 
 def test_the_schema_that_answers_are_checked_against_can_refuse_one() -> None:
@@ -41,10 +41,10 @@ def test_the_schema_that_answers_are_checked_against_can_refuse_one() -> None:
 
 
 async def test_an_answer_is_one_chat_completion(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Good ", "day."))))
     ) as client:
-        completion = completion_of(await client.post(CHAT, json=asking()))
+        completion = read_completion(await client.post(CHAT, json=asking()))
     assert completion == {
         "id": IsStr(regex="chatcmpl-[0-9a-f]{24}"),
         "object": "chat.completion",
@@ -71,9 +71,9 @@ async def test_an_answer_is_one_chat_completion(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pieces", [(), ("",)], ids=["nothing", "an empty piece"])
 async def test_an_empty_answer_stays_empty(tmp_path: Path, pieces: tuple[str, ...]) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says(*pieces))))) as client:
-        completion = completion_of(await client.post(CHAT, json=asking()))
-        chunks = chunks_of(await client.post(CHAT, json=asking(stream=True)))
+    async with open_client(create_app(configuration(tmp_path, Script(says(*pieces))))) as client:
+        completion = read_completion(await client.post(CHAT, json=asking()))
+        chunks = read_chunks(await client.post(CHAT, json=asking(stream=True)))
     assert completion["choices"][0]["message"]["content"] == ""
     assert told(chunks) == ""
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
@@ -81,20 +81,20 @@ async def test_an_empty_answer_stays_empty(tmp_path: Path, pieces: tuple[str, ..
 
 @pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
 async def test_the_finish_reason_is_the_providers(tmp_path: Path, reason: Any) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Half", reason=reason))))
     ) as client:
-        completion = completion_of(await client.post(CHAT, json=asking()))
-        chunks = chunks_of(await client.post(CHAT, json=asking(stream=True)))
+        completion = read_completion(await client.post(CHAT, json=asking()))
+        chunks = read_chunks(await client.post(CHAT, json=asking(stream=True)))
     assert completion["choices"][0]["finish_reason"] == reason
     assert chunks[-1]["choices"][0]["finish_reason"] == reason
 
 
 async def test_reasoning_is_kept_apart_from_the_answer(tmp_path: Path) -> None:
     answer: list[Action] = [ReasoningDelta("Let me "), ReasoningDelta("think."), *says("42")]
-    async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
-        message = completion_of(await client.post(CHAT, json=asking()))["choices"][0]["message"]
-        chunks = chunks_of(await client.post(CHAT, json=asking(stream=True)))
+    async with open_client(create_app(configuration(tmp_path, Script(answer)))) as client:
+        message = read_completion(await client.post(CHAT, json=asking()))["choices"][0]["message"]
+        chunks = read_chunks(await client.post(CHAT, json=asking(stream=True)))
     assert (message["content"], message["reasoning_content"]) == ("42", "Let me think.")
     assert (told(chunks), told(chunks, "reasoning_content")) == ("42", "Let me think.")
 
@@ -105,18 +105,19 @@ async def test_a_refusal_is_no_content(tmp_path: Path) -> None:
         RefusalDelta("not."),
         ModelFinished("stop", (), Usage(1, 1)),
     ]
-    async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
-        message = completion_of(await client.post(CHAT, json=asking()))["choices"][0]["message"]
-        chunks = chunks_of(await client.post(CHAT, json=asking(stream=True)))
+    async with open_client(create_app(configuration(tmp_path, Script(answer)))) as client:
+        message = read_completion(await client.post(CHAT, json=asking()))["choices"][0]["message"]
+        chunks = read_chunks(await client.post(CHAT, json=asking(stream=True)))
     assert message == {"role": "assistant", "content": None, "refusal": "I will not."}
     assert (told(chunks), told(chunks, "refusal")) == ("", "I will not.")
 
 
 async def test_ids_are_unique(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
-        ids = {completion_of(await client.post(CHAT, json=asking()))["id"] for _ in range(3)}
+    async with open_client(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
+        ids = {read_completion(await client.post(CHAT, json=asking()))["id"] for _ in range(3)}
         ids |= {
-            chunks_of(await client.post(CHAT, json=asking(stream=True)))[0]["id"] for _ in range(3)
+            read_chunks(await client.post(CHAT, json=asking(stream=True)))[0]["id"]
+            for _ in range(3)
         }
     assert len(ids) == 6
 
@@ -138,9 +139,11 @@ async def test_usage_is_the_sum_over_the_steps(tmp_path: Path) -> None:
         "completion_tokens_details": {"reasoning_tokens": 3},
         "cost": 0.75,
     }
-    async with client_of(create_app(configuration(tmp_path, Script(*answers, *answers)))) as client:
-        completion = completion_of(await client.post(CHAT, json=asking()))
-        chunks = chunks_of(
+    async with open_client(
+        create_app(configuration(tmp_path, Script(*answers, *answers)))
+    ) as client:
+        completion = read_completion(await client.post(CHAT, json=asking()))
+        chunks = read_chunks(
             await client.post(
                 CHAT, json=asking(stream=True, stream_options={"include_usage": True})
             )
@@ -151,9 +154,9 @@ async def test_usage_is_the_sum_over_the_steps(tmp_path: Path) -> None:
 
 async def test_usage_that_the_provider_does_not_report_is_left_out(tmp_path: Path) -> None:
     answer: list[Action] = [TextDelta("Hi"), ModelFinished("stop")]
-    async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
-        completion = completion_of(await client.post(CHAT, json=asking()))
-        chunks = chunks_of(
+    async with open_client(create_app(configuration(tmp_path, Script(answer)))) as client:
+        completion = read_completion(await client.post(CHAT, json=asking()))
+        chunks = read_chunks(
             await client.post(
                 CHAT, json=asking(stream=True, stream_options={"include_usage": True})
             )
@@ -169,8 +172,8 @@ async def test_a_tool_is_run_and_only_its_outcome_is_answered(tmp_path: Path) ->
     script = Script(
         calls(("calculate", {"expression": "6*7"}), text="Let me see. "), says("It is 42.")
     )
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        choice = completion_of(await client.post(CHAT, json=asking("6*7?")))["choices"][0]
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        choice = read_completion(await client.post(CHAT, json=asking("6*7?")))["choices"][0]
     assert choice["message"] == {
         "role": "assistant",
         "content": "Let me see. It is 42.",
@@ -183,9 +186,11 @@ async def test_a_call_of_the_clients_tool_ends_the_turn(tmp_path: Path) -> None:
     answer = calls(
         ("weather", '{"city": "Oslo" }'), ("weather", {"city": "Rome"}), text="Let me look."
     )
-    async with client_of(create_app(configuration(tmp_path, Script(answer)))) as client:
-        choice = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][0]
-        chunks = chunks_of(await client.post(CHAT, json=asking(tools=[WEATHER], stream=True)))
+    async with open_client(create_app(configuration(tmp_path, Script(answer)))) as client:
+        choice = read_completion(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][
+            0
+        ]
+        chunks = read_chunks(await client.post(CHAT, json=asking(tools=[WEATHER], stream=True)))
     expected = [
         {
             "id": "call_000000001",
@@ -210,10 +215,10 @@ async def test_a_call_of_the_clients_tool_ends_the_turn(tmp_path: Path) -> None:
 
 
 async def test_a_call_without_text_has_no_content(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(calls(("weather", {"city": "Oslo"})))))
     ) as client:
-        message = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][
+        message = read_completion(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][
             0
         ]["message"]
     assert message["content"] is None
@@ -221,16 +226,16 @@ async def test_a_call_without_text_has_no_content(tmp_path: Path) -> None:
 
 async def test_the_clients_result_resumes_the_turn(tmp_path: Path) -> None:
     script = Script(calls(("weather", {"city": "Oslo"})), says("It is sunny."))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        first = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][0][
-            "message"
-        ]
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        first = read_completion(await client.post(CHAT, json=asking(tools=[WEATHER])))["choices"][
+            0
+        ]["message"]
         messages = [
             {"role": "user", "content": "Hello"},
             first,
             {"role": "tool", "tool_call_id": first["tool_calls"][0]["id"], "content": "sunny"},
         ]
-        choice = completion_of(
+        choice = read_completion(
             await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER]))
         )["choices"][0]
     assert choice["message"]["content"] == "It is sunny."
@@ -250,10 +255,10 @@ async def test_our_result_of_a_mixed_turn_is_restored_when_the_client_brings_its
         ("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"}), text="One moment."
     )
     script = Script(mixed, says("42, and sunny."))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         response = await client.post(CHAT, json=asking(tools=[WEATHER], stream=stream))
         if stream:
-            chunks = chunks_of(response)
+            chunks = read_chunks(response)
             named = [
                 call
                 for chunk in chunks
@@ -261,7 +266,7 @@ async def test_our_result_of_a_mixed_turn_is_restored_when_the_client_brings_its
             ]
             reason = chunks[-1]["choices"][0]["finish_reason"]
         else:
-            choice = completion_of(response)["choices"][0]
+            choice = read_completion(response)["choices"][0]
             named, reason = choice["message"]["tool_calls"], choice["finish_reason"]
         assert reason == "tool_calls"
         assert [(call["id"], call["function"]["name"]) for call in named] == [
@@ -270,7 +275,7 @@ async def test_our_result_of_a_mixed_turn_is_restored_when_the_client_brings_its
         assistant = {"role": "assistant", "content": "One moment.", "tool_calls": named}
         result = {"role": "tool", "tool_call_id": "call_000000002", "content": "sunny"}
         messages = [{"role": "user", "content": "Hello"}, assistant, result]
-        completion = completion_of(
+        completion = read_completion(
             await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER]))
         )
     assert completion["choices"][0]["message"]["content"] == "42, and sunny."
@@ -289,13 +294,13 @@ async def test_a_mixed_turn_is_restored_for_the_user_who_began_it_only(tmp_path:
     script = Script(
         calls(("calculate", {"expression": "6*7"}), ("weather", {"city": "Oslo"})), says("Sunny.")
     )
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        message = completion_of(await client.post(CHAT, json=asking(tools=[WEATHER], user="ada")))[
-            "choices"
-        ][0]["message"]
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        message = read_completion(
+            await client.post(CHAT, json=asking(tools=[WEATHER], user="ada"))
+        )["choices"][0]["message"]
         result = {"role": "tool", "tool_call_id": "call_000000002", "content": "sunny"}
         messages = [{"role": "user", "content": "Hello"}, message, result]
-        completion_of(
+        read_completion(
             await client.post(CHAT, json=asking(messages=messages, tools=[WEATHER], user="eve"))
         )
     assert [message.tool_call_id for message in script.requests[1].messages] == [
@@ -309,9 +314,9 @@ async def test_a_mixed_turn_is_restored_for_the_user_who_began_it_only(tmp_path:
 async def test_text_in_any_script_goes_through_unharmed(tmp_path: Path) -> None:
     text = 'Grüße, 世界 🌍  "quoted" \\ \n\t \x7f'
     script = Script(says(text))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion = completion_of(await client.post(CHAT, json=asking(text)))
-        chunks = chunks_of(await client.post(CHAT, json=asking(text, stream=True)))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        completion = read_completion(await client.post(CHAT, json=asking(text)))
+        chunks = read_chunks(await client.post(CHAT, json=asking(text, stream=True)))
     assert script.requests[0].messages[1].content == text
     assert completion["choices"][0]["message"]["content"] == text
     assert told(chunks) == text

@@ -21,18 +21,18 @@ from tests.support.clients import (
     IMAGE_MESSAGE,
     WEATHER,
     asking,
-    chunks_of,
-    completion_of,
+    read_chunks,
+    read_completion,
 )
 from tests.support.fake_provider import Script, says
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 
 async def test_the_clients_tools_are_told_to_the_model_after_the_agents(tmp_path: Path) -> None:
     script = Script(says("Hi"))
     bare = {"type": "function", "function": {"name": "now", "strict": True}}
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(tools=[WEATHER, bare])))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(await client.post(CHAT, json=asking(tools=[WEATHER, bare])))
     weather = WEATHER["function"]
     assert script.requests[0].tools[2:] == (
         ToolSpec("weather", weather["description"], weather["parameters"]),
@@ -49,9 +49,9 @@ async def test_no_tools_may_be_said_as_null_or_as_an_empty_list(
     tmp_path: Path, none: object
 ) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(tools=none)))
-        chunks_of(await client.post(CHAT, json=asking(tools=none, stream=True)))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(await client.post(CHAT, json=asking(tools=none)))
+        read_chunks(await client.post(CHAT, json=asking(tools=none, stream=True)))
     assert [[spec.name for spec in request.tools] for request in script.requests] == [
         ["calculate", "get_current_datetime"]
     ] * 2
@@ -59,10 +59,10 @@ async def test_no_tools_may_be_said_as_null_or_as_an_empty_list(
 
 async def test_an_agent_may_ignore_the_clients_tools(tmp_path: Path) -> None:
     script = Script(says("Hi"))
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[{**AGENT, "client_tools": "ignore"}]))
     ) as client:
-        completion_of(await client.post(CHAT, json=asking(tools=[WEATHER])))
+        read_completion(await client.post(CHAT, json=asking(tools=[WEATHER])))
     assert "weather" not in [spec.name for spec in script.requests[0].tools]
 
 
@@ -81,8 +81,8 @@ async def test_the_tool_choice_reaches_the_provider(
     tmp_path: Path, given: object, reaches: object
 ) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(tools=[WEATHER], tool_choice=given)))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(await client.post(CHAT, json=asking(tools=[WEATHER], tool_choice=given)))
     assert script.requests[0].tool_choice == reaches
 
 
@@ -97,8 +97,8 @@ async def test_the_agents_prompt_comes_first_and_the_clients_system_message_is_a
         {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
         {"role": "user", "content": "Again"},
     ]
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(messages=messages)))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(await client.post(CHAT, json=asking(messages=messages)))
     assert script.requests[0].messages == (
         Message("system", "You help.\n\nSpeak French.\n\nBe brief."),
         Message("user", "Hello"),
@@ -118,8 +118,8 @@ async def test_content_parts_reach_the_provider(tmp_path: Path) -> None:
             "file": {"file_data": "data:application/pdf;base64,JVBERg==", "filename": "a.pdf"},
         },
     ]
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(
             await client.post(CHAT, json=asking(messages=[{"role": "user", "content": parts}]))
         )
     assert script.requests[0].messages[1].content == (
@@ -139,8 +139,8 @@ async def test_an_earlier_refusal_is_told_to_the_model_as_what_was_said(tmp_path
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "Never."}]},
         {"role": "user", "content": "b"},
     ]
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(messages=messages)))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(await client.post(CHAT, json=asking(messages=messages)))
     assert script.requests[0].messages[2:4] == (
         Message("assistant", "No."),
         Message("assistant", (TextPart("Never."),)),
@@ -169,29 +169,29 @@ async def test_the_settings_of_the_request_reach_the_provider_over_the_agents(
     }
     script = Script(says("Hi"))
     agent = {**AGENT, "model_settings": {"temperature": 1, "max_tokens": 5, "top_k": 3}}
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
-        completion_of(await client.post(CHAT, json=asking(**asked)))
+    async with open_client(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
+        read_completion(await client.post(CHAT, json=asking(**asked)))
     assert script.requests[0].settings == {**asked, "top_k": 3}
 
 
 async def test_max_tokens_and_a_single_stop_reach_the_provider_as_they_are(tmp_path: Path) -> None:
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(await client.post(CHAT, json=asking(max_tokens=5, stop="END")))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(await client.post(CHAT, json=asking(max_tokens=5, stop="END")))
     assert script.requests[0].settings == {"max_tokens": 5, "stop": "END"}
 
 
 async def test_a_setting_of_zero_or_false_is_not_taken_for_none(tmp_path: Path) -> None:
     script = Script(says("Hi"))
     asked = {"temperature": 0, "seed": 0, "parallel_tool_calls": False}
-    async with client_of(
+    async with open_client(
         create_app(
             configuration(
                 tmp_path, script, agents=[{**AGENT, "model_settings": {"temperature": 1}}]
             )
         )
     ) as client:
-        completion_of(await client.post(CHAT, json=asking(**asked)))
+        read_completion(await client.post(CHAT, json=asking(**asked)))
     assert script.requests[0].settings == asked
 
 
@@ -210,8 +210,8 @@ async def test_null_and_unknown_fields_are_passed_over(tmp_path: Path) -> None:
         "metadata",
     )
     script = Script(says("Hi"))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion_of(
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        read_completion(
             await client.post(
                 CHAT, json=asking(**dict.fromkeys(names), keep_alive="5m", chat_id={"a": [1]})
             )
@@ -220,8 +220,8 @@ async def test_null_and_unknown_fields_are_passed_over(tmp_path: Path) -> None:
 
 
 async def test_what_says_the_usual_is_taken(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
-        completion_of(
+    async with open_client(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
+        read_completion(
             await client.post(
                 CHAT,
                 json=asking(
@@ -233,13 +233,13 @@ async def test_what_says_the_usual_is_taken(tmp_path: Path) -> None:
 
 async def test_the_model_that_is_asked_is_the_agents(tmp_path: Path) -> None:
     script = Script(says("Hi"))
-    async with client_of(
+    async with open_client(
         create_app(
             configuration(
                 tmp_path, script, agents=[AGENT, {**AGENT, "agent_id": "own", "model": "big"}]
             )
         )
     ) as client:
-        completion_of(await client.post(CHAT, json=asking()))
-        completion_of(await client.post(CHAT, json=asking(model="own")))
+        read_completion(await client.post(CHAT, json=asking()))
+        read_completion(await client.post(CHAT, json=asking(model="own")))
     assert [request.model for request in script.requests] == ["scripted-model", "big"]

@@ -6,18 +6,18 @@ from ai_agent_service.server.application import create_app
 from tests.support.clients import (
     CHAT,
     asking,
-    chunks_of,
+    read_chunks,
     told,
 )
 from tests.support.fake_provider import Script, calls, says
-from tests.support.service import client_of, configuration
+from tests.support.service import configuration, open_client
 
 
 async def test_a_streamed_answer_comes_piece_by_piece(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Good ", "day."))))
     ) as client:
-        chunks = chunks_of(await client.post(CHAT, json=asking(stream=True)))
+        chunks = read_chunks(await client.post(CHAT, json=asking(stream=True)))
     assert [
         (chunk["choices"][0]["delta"], chunk["choices"][0]["finish_reason"]) for chunk in chunks
     ] == [
@@ -29,7 +29,7 @@ async def test_a_streamed_answer_comes_piece_by_piece(tmp_path: Path) -> None:
 
 
 async def test_usage_is_streamed_only_when_it_is_asked_for(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
+    async with open_client(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
         bodies = [
             asking(stream=True),
             *(
@@ -37,8 +37,8 @@ async def test_usage_is_streamed_only_when_it_is_asked_for(tmp_path: Path) -> No
                 for options in (None, {}, {"include_usage": False})
             ),
         ]
-        without = [chunks_of(await client.post(CHAT, json=body)) for body in bodies]
-        asked = chunks_of(
+        without = [read_chunks(await client.post(CHAT, json=body)) for body in bodies]
+        asked = read_chunks(
             await client.post(
                 CHAT, json=asking(stream=True, stream_options={"include_usage": True})
             )
@@ -53,8 +53,8 @@ async def test_usage_is_streamed_only_when_it_is_asked_for(tmp_path: Path) -> No
 
 async def test_a_tool_is_run_and_only_its_outcome_is_streamed(tmp_path: Path) -> None:
     script = Script(calls(("calculate", {"expression": "6*7"})), says("It is ", "42."))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        chunks = chunks_of(await client.post(CHAT, json=asking("6*7?", stream=True)))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        chunks = read_chunks(await client.post(CHAT, json=asking("6*7?", stream=True)))
     assert told(chunks) == "It is 42."
     assert not any("tool_calls" in chunk["choices"][0]["delta"] for chunk in chunks)
     assert script.requests[1].messages[-1].content == "42"

@@ -4,9 +4,9 @@ import base64
 from pathlib import Path
 
 from ai_agent_service.server.application import create_app
-from tests.support.clients import error_of
+from tests.support.clients import read_error
 from tests.support.openai_schema import validate
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
 
@@ -14,7 +14,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
 async def test_every_agent_is_listed_as_a_model_in_the_order_of_the_file(tmp_path: Path) -> None:
     agents = [{**AGENT, "agent_id": name} for name in ("writer", "helper", "a.b:c@d-1")]
     app = create_app(configuration(tmp_path, agents=agents, service_name="Our agents"))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         response = await client.get("/v1/models")
     assert response.status_code == 200
     body = response.json()
@@ -44,7 +44,7 @@ async def test_a_model_carries_how_its_agent_is_to_be_shown(tmp_path: Path) -> N
         {**AGENT, "description": "For the operator.", "display": display},
         {**AGENT, "agent_id": "plain", "description": "Plain."},
     ]
-    async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+    async with open_client(create_app(configuration(tmp_path, agents=agents))) as client:
         body = (await client.get("/v1/models")).json()
     validate("ListModelsResponse", body)
     shown, plain = body["data"]
@@ -64,7 +64,7 @@ async def test_a_model_carries_how_its_agent_is_to_be_shown(tmp_path: Path) -> N
 
 
 async def test_an_agent_is_shown_as_a_model(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.get("/v1/models/helper")
         listed = (await client.get("/v1/models")).json()["data"]
     assert response.status_code == 200
@@ -73,7 +73,7 @@ async def test_an_agent_is_shown_as_a_model(tmp_path: Path) -> None:
 
 
 async def test_an_id_with_signs_is_found_when_it_is_escaped_in_the_address(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, agents=[{**AGENT, "agent_id": "a.b:c@d"}]))
     ) as client:
         response = await client.get("/v1/models/a.b%3Ac%40d")
@@ -82,8 +82,8 @@ async def test_an_id_with_signs_is_found_when_it_is_escaped_in_the_address(tmp_p
 
 
 async def test_an_unknown_model_is_a_404_in_openais_words(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
-        error = error_of(await client.get("/v1/models/SECRET"), 404)
+    async with open_client(create_app(configuration(tmp_path))) as client:
+        error = read_error(await client.get("/v1/models/SECRET"), 404)
     assert error["code"] == "model_not_found"
     assert error["type"] == "invalid_request_error"
     assert error["param"] == "model"

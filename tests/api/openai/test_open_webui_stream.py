@@ -23,11 +23,11 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.base import ToolOutput
 from ai_agent_service.tools.function import tool
-from tests.support.clients import CHAT, WEATHER, asking, chunks_of, stream_of, told
+from tests.support.clients import CHAT, WEATHER, asking, read_chunks, read_stream, told
 from tests.support.fake_provider import Script, calls, says
 from tests.support.keys import opened
-from tests.support.open_webui import events_of, output_of, replayed, unanswered
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.open_webui import build_output, find_events, replayed, unanswered
+from tests.support.service import AGENT, configuration, open_client
 
 CHAT_OF_ADA = {"X-OpenWebUI-Chat-Id": "chat-1", "X-OpenWebUI-User-Id": "ada"}
 SUM = ("calculate", {"expression": "2+3"})
@@ -60,16 +60,16 @@ async def streamed(
     client: httpx2.AsyncClient, headers: dict[str, str] | None = None, **fields: Any
 ) -> list[dict[str, Any]]:
     body = {"stream_options": {"include_usage": True}, **asking(stream=True), **fields}
-    return chunks_of(
+    return read_chunks(
         await client.post(CHAT, json=body, headers=CHAT_OF_ADA if headers is None else headers)
     )
 
 
 async def test_each_tool_that_runs_becomes_a_card_in_its_place(tmp_path: Path) -> None:
     script = Script(calls(SUM, PRODUCT, text="Let me see."), says("Five and six."))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         chunks = await streamed(client)
-    output = output_of(chunks)
+    output = build_output(chunks)
     assert [item["type"] for item in output] == [
         "message",
         "function_call",
@@ -95,10 +95,10 @@ async def test_each_tool_that_runs_becomes_a_card_in_its_place(tmp_path: Path) -
 async def test_a_failed_call_is_a_failed_card(tmp_path: Path) -> None:
     script = Script(calls(("broken", {"reason": "no luck"})), says("Sorry."))
     agent = {**AGENT, "allowed_regular_tools": ["broken"]}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[agent], tools=[broken]))
     ) as client:
-        output = output_of(await streamed(client))
+        output = build_output(await streamed(client))
     assert [item["status"] for item in output[:2]] == ["failed", "failed"]
     assert output[1]["output"][0]["text"] == "Error: no luck"
 
@@ -120,20 +120,20 @@ async def test_a_run_that_breaks_leaves_no_call_for_open_webui_to_run(tmp_path: 
             tmp_path, Script(calls(("slow", {}))), agents=[agent], tools=[slow], request_timeout=0.5
         )
     )
-    async with client_of(app) as client:
-        chunks, error = stream_of(
+    async with open_client(app) as client:
+        chunks, error = read_stream(
             await client.post(CHAT, json=asking(stream=True), headers=CHAT_OF_ADA)
         )
     assert begun.is_set()
     assert error is not None
     assert error["code"] == "run_timeout"
-    output = output_of(chunks)
+    output = build_output(chunks)
     assert [item["status"] for item in output] == ["incomplete", "incomplete"] or output[0][
         "status"
     ] == "failed"
     assert unanswered(output) == []
     assert "slow: a quarter, 25%" in [
-        status["description"] for status in events_of(chunks, "status")
+        status["description"] for status in find_events(chunks, "status")
     ]
 
 
@@ -143,15 +143,15 @@ def test_a_call_that_a_run_leaves_without_a_result_is_given_one() -> None:
     chunks = [
         json.loads(event.removeprefix("data: ")) for event in sent.decode().strip().split("\n\n")
     ]
-    output = output_of(chunks)
+    output = build_output(chunks)
     assert [item["status"] for item in output] == ["incomplete", "incomplete"]
     assert unanswered(output) == []
 
 
 async def test_status_lines_are_there_while_tools_run_and_go_afterwards(tmp_path: Path) -> None:
     script = Script(calls(SUM, ("get_current_datetime", {"timezone": "UTC"})), says("Done."))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        statuses = events_of(await streamed(client), "status")
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        statuses = find_events(await streamed(client), "status")
     assert [status["description"] for status in statuses[:2]] == [
         "Using calculate",
         "Using calculate and get_current_datetime",
@@ -169,11 +169,11 @@ async def test_a_server_that_is_missing_is_said_once_and_stays_said(tmp_path: Pa
     )
     agent = {**AGENT, "allowed_mcp_servers": {"gone": {"allowed_mcp_tools": None}}}
     script = Script(calls(SUM), says("Five."))
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
+    async with open_client(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
         chunks = await streamed(client)
         body = {"message": "Hello", "stream": True}
         events = (await client.post("/agents/helper/chat", json=body)).text
-    statuses = events_of(chunks, "status")
+    statuses = find_events(chunks, "status")
     assert statuses[0]["description"].startswith("Answering without the tools of gone")
     assert statuses[-1] == statuses[0]
     assert '"type":"tools_missing","reasons":["the tools of gone' in events
@@ -188,7 +188,7 @@ async def test_an_error_before_the_first_word_keeps_its_status_though_a_line_was
     )
     agent = {**AGENT, "allowed_mcp_servers": {"gone": {"allowed_mcp_tools": None}}}
     script = Script([ProviderUnavailableError("away")])
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
+    async with open_client(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
         response = await client.post(CHAT, json=asking(stream=True), headers=CHAT_OF_ADA)
     assert response.status_code == 502
 
@@ -200,11 +200,11 @@ async def test_links_and_images_of_tools_are_shown_once(tmp_path: Path) -> None:
         says("There."),
     )
     agent = {**AGENT, "allowed_regular_tools": ["search", "draw"]}
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[agent], tools=[search, draw]))
     ) as client:
         chunks = await streamed(client)
-    assert events_of(chunks, "source") == [
+    assert find_events(chunks, "source") == [
         {
             "source": {"name": "One", "url": "https://a.example/1"},
             "document": ["the text"],
@@ -237,11 +237,11 @@ async def test_a_file_that_a_tool_points_to_is_shown_as_one(tmp_path: Path) -> N
 
     agent = {**AGENT, "allowed_regular_tools": ["report"]}
     script = Script(calls(("report", {})), says("Here."))
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[agent], tools=[report]))
     ) as client:
         chunks = await streamed(client)
-    (files,) = events_of(chunks, "files")
+    (files,) = find_events(chunks, "files")
     assert files == {
         "files": [
             {
@@ -256,7 +256,7 @@ async def test_a_file_that_a_tool_points_to_is_shown_as_one(tmp_path: Path) -> N
 
 async def test_usage_tells_each_step(tmp_path: Path) -> None:
     script = Script(calls(SUM, usage=Usage(20, 5, cost=0.001)), says("Five.", usage=Usage(30, 2)))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         usage = (await streamed(client))[-1]["usage"]
     assert usage["total_tokens"] == 57
     assert usage["cost"] == 0.001
@@ -282,17 +282,17 @@ async def test_what_a_tool_says_never_names_the_type_of_an_event(tmp_path: Path)
 
     agent = {**AGENT, "allowed_regular_tools": ["trap"]}
     script = Script(calls(("trap", {})), says("No."))
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[agent], tools=[trap]))
     ) as client:
         chunks = await streamed(client)
     assert {chunk["event"]["type"] for chunk in chunks if "event" in chunk} == {"status"}
-    assert output_of(chunks)[1]["output"][0]["text"] == evil
+    assert build_output(chunks)[1]["output"][0]["text"] == evil
 
 
 async def test_other_clients_are_sent_openais_chunks_and_nothing_else(tmp_path: Path) -> None:
     script = Script(calls(SUM), says("Five."))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         chunks = await streamed(client, headers={"X-Session-Id": "s", "User-Agent": "openai"})
     assert all(
         chunk.keys()
@@ -306,7 +306,7 @@ async def test_a_key_that_open_webui_has_is_enough_to_know_it(tmp_path: Path) ->
     async with opened(tmp_path, Script(calls(SUM), says("Five."))) as service:
         key = await service.key("webui", client="open_webui")
         chunks = await streamed(service.client, headers=key)
-    assert output_of(chunks)[0]["type"] == "function_call"
+    assert build_output(chunks)[0]["type"] == "function_call"
 
 
 @pytest.mark.parametrize("parallel", [True, False])
@@ -321,8 +321,8 @@ async def test_turns_that_open_webui_tells_again_are_neither_run_nor_stored_agai
         says("Next."),
     )
     app = create_app(configuration(tmp_path, script, agents=[REMEMBERING]))
-    async with client_of(app) as client:
-        answered = replayed(output_of(await streamed(client)))
+    async with open_client(app) as client:
+        answered = replayed(build_output(await streamed(client)))
         assert [message["role"] for message in answered].count("tool") == len(wanted) + 1
         messages = [
             {"role": "user", "content": "Hello"},
@@ -344,11 +344,11 @@ async def test_open_webuis_own_tools_come_back_beside_ours_without_a_call_twice(
     script = Script(
         calls(SUM), calls(PRODUCT, ("weather", {"city": "Oslo"}), text="Both."), says("All done.")
     )
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[REMEMBERING]))
     ) as client:
         chunks = await streamed(client, tools=[WEATHER])
-        output = output_of(chunks)
+        output = build_output(chunks)
         (theirs,) = [
             call
             for chunk in chunks

@@ -13,9 +13,9 @@ from ai_agent_service.api.http.session import parse_task
 from ai_agent_service.api.openai.open_webui_tasks import detect_task
 from ai_agent_service.core.messages import Message
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, chunks_of, completion_of, told
+from tests.support.clients import CHAT, asking, read_chunks, read_completion, told
 from tests.support.fake_provider import Script, calls, says
-from tests.support.service import AGENT, client_of, configuration
+from tests.support.service import AGENT, configuration, open_client
 
 HISTORY = (
     "### Chat History:\n<chat_history>\nUSER: How high is K2?\nASSISTANT: 8611 m.\n</chat_history>"
@@ -120,8 +120,8 @@ async def test_a_task_goes_to_the_model_alone(
         **REMEMBERING,
         "model_settings": {"temperature": 0.1, "response_format": {"type": "json_object"}},
     }
-    async with client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
-        completion = completion_of(
+    async with open_client(create_app(configuration(tmp_path, script, agents=[agent]))) as client:
+        completion = read_completion(
             await client.post(CHAT, json={**body, "max_tokens": 50}, headers=headers)
         )
     assert json.loads(completion["choices"][0]["message"]["content"]) == {"title": "K2"}
@@ -135,18 +135,20 @@ async def test_a_task_goes_to_the_model_alone(
 
 async def test_a_question_about_documents_is_part_of_the_chat(tmp_path: Path) -> None:
     script = Script(says("8611 m."))
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[REMEMBERING]))
     ) as client:
-        completion_of(await client.post(CHAT, json=asking(DOCUMENTS), headers=OPEN_WEBUI))
+        read_completion(await client.post(CHAT, json=asking(DOCUMENTS), headers=OPEN_WEBUI))
     assert script.requests[0].tools
     assert stored(tmp_path) == 2
 
 
 async def test_a_model_that_wants_tools_for_a_task_gets_none(tmp_path: Path) -> None:
     script = Script(calls(("calculate", {"expression": "1+1"})))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        completion = completion_of(await client.post(CHAT, json=asking(TITLE), headers=OPEN_WEBUI))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        completion = read_completion(
+            await client.post(CHAT, json=asking(TITLE), headers=OPEN_WEBUI)
+        )
     choice = completion["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert json.loads(choice["message"]["content"]) == {"title": "How high is K2"}
@@ -159,18 +161,18 @@ async def test_tasks_have_a_provider_and_a_model_of_their_own_where_they_are_set
     chat, tasks = Script(says("Hi")), Script(says('{"title": "K2"}'))
     config = configuration(tmp_path, chat, task_provider="ollama", task_model="small")
     config.plugins.providers["ollama"] = tasks
-    async with client_of(create_app(config)) as client:
-        completion_of(await client.post(CHAT, json=asking(TITLE), headers=OPEN_WEBUI))
-        completion_of(await client.post(CHAT, json=asking(), headers=OPEN_WEBUI))
+    async with open_client(create_app(config)) as client:
+        read_completion(await client.post(CHAT, json=asking(TITLE), headers=OPEN_WEBUI))
+        read_completion(await client.post(CHAT, json=asking(), headers=OPEN_WEBUI))
     assert [request.model for request in tasks.requests] == ["small"]
     assert [request.model for request in chat.requests] == ["scripted-model"]
 
 
 async def test_the_demo_answers_tasks_by_rule(tmp_path: Path) -> None:
     agent = {**AGENT, "provider": "demo", "display": {"suggestion_prompts": ["What time is it?"]}}
-    async with client_of(create_app(configuration(tmp_path, agents=[agent]))) as client:
+    async with open_client(create_app(configuration(tmp_path, agents=[agent]))) as client:
         answers = [
-            completion_of(await client.post(CHAT, json=asking(text), headers=OPEN_WEBUI))[
+            read_completion(await client.post(CHAT, json=asking(text), headers=OPEN_WEBUI))[
                 "choices"
             ][0]["message"]["content"]
             for text, _ in SHAPES
@@ -188,8 +190,8 @@ async def test_the_demo_answers_tasks_by_rule(tmp_path: Path) -> None:
 async def test_a_task_may_be_streamed(tmp_path: Path) -> None:
     script = Script(says("The ", "best ", "of both."))
     headers = {**OPEN_WEBUI, "X-AAS-Task": "moa_response_generation"}
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
-        chunks = chunks_of(
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        chunks = read_chunks(
             await client.post(CHAT, json=asking("Merge.", stream=True), headers=headers)
         )
     assert told(chunks) == "The best of both."

@@ -13,8 +13,8 @@ from dirty_equals import IsNow, IsPositiveInt, IsStr
 
 from ai_agent_service import __version__
 from ai_agent_service.server.application import create_app
-from tests.support.clients import error_of
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.clients import read_error
+from tests.support.service import AGENT, configuration, open_client, serving
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
@@ -32,7 +32,9 @@ async def until_down(client: httpx2.AsyncClient, label: str) -> dict[str, Any]:
 
 
 async def test_health_says_that_the_service_is_up(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, service_name="Our agents"))) as client:
+    async with open_client(
+        create_app(configuration(tmp_path, service_name="Our agents"))
+    ) as client:
         response = await client.get("/health")
     body = response.json()
     assert response.status_code == 200
@@ -48,13 +50,13 @@ async def test_health_says_that_the_service_is_up(tmp_path: Path) -> None:
 
 
 async def test_the_version_that_is_told_can_be_set(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path, service_version="9.8.7"))) as client:
+    async with open_client(create_app(configuration(tmp_path, service_version="9.8.7"))) as client:
         told = {path: (await client.get(path)).json()["version"] for path in ("/health", "/")}
     assert set(told.values()) == {"9.8.7"}
 
 
 async def test_the_front_door_tells_programs_where_to_go(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, agents=[AGENT, {**AGENT, "agent_id": "writer"}]))
     ) as client:
         response = await client.get("/")
@@ -67,7 +69,7 @@ async def test_the_front_door_tells_programs_where_to_go(tmp_path: Path) -> None
 
 
 async def test_the_front_door_is_a_page_for_browsers(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, service_name="<script>alert(1)</script>"))
     ) as client:
         response = await client.get("/", headers=BROWSER)
@@ -80,13 +82,13 @@ async def test_the_front_door_is_a_page_for_browsers(tmp_path: Path) -> None:
 
 
 async def test_the_host_that_a_browser_names_cannot_write_into_the_page(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.get("/", headers={**BROWSER, "host": "a<b>c"})
     assert "a<b>c" not in response.text
 
 
 async def test_without_mcp_servers_the_details_are_empty(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         body = (await client.get(DETAILED)).json()
     assert (body["status"], body["mcp_servers"]) == ("healthy", {})
 
@@ -104,7 +106,7 @@ async def test_servers_that_are_off_are_told_with_the_reason_and_degrade_nothing
     ]
     (tmp_path / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")
     agents = [{**AGENT, "allowed_mcp_servers": {"wiki": {}}}]
-    async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+    async with open_client(create_app(configuration(tmp_path, agents=agents))) as client:
         body = (await client.get(DETAILED)).json()
     assert (body["status"], list(body["mcp_servers"])) == ("healthy", ["wiki", "unused"])
     since = body["mcp_servers"]["wiki"].pop("since")
@@ -136,7 +138,7 @@ async def test_a_server_that_is_down_degrades_the_details_and_the_service_stays_
             json.dumps([{"server_label": "dead", "server_url": url}]), encoding="utf-8"
         )
         agents = [{**AGENT, "allowed_mcp_servers": {"dead": {}}}]
-        async with client_of(create_app(configuration(tmp_path, agents=agents))) as client:
+        async with open_client(create_app(configuration(tmp_path, agents=agents))) as client:
             starting = (await client.get(DETAILED)).json()
             down = await until_down(client, "dead")
             plain = (await client.get("/health")).json()
@@ -160,15 +162,15 @@ async def test_a_server_that_is_down_degrades_the_details_and_the_service_stays_
 async def test_details_are_given_to_those_who_ask_for_them(
     tmp_path: Path, value: str, has_details: bool
 ) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         body = (await client.get(f"/health?detailed={value}")).json()
     assert ("mcp_servers" in body) == has_details
 
 
 @pytest.mark.parametrize("value", ["SECRET", "", "2"])
 async def test_any_other_value_of_detailed_is_refused(tmp_path: Path, value: str) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
-        error = error_of(await client.get(f"/health?detailed={value}"), 400)
+    async with open_client(create_app(configuration(tmp_path))) as client:
+        error = read_error(await client.get(f"/health?detailed={value}"), 400)
     assert error["param"] == "detailed"
     assert "SECRET" not in error["message"]
 
@@ -205,7 +207,7 @@ async def test_head_is_get_without_a_body(tmp_path: Path, path: str) -> None:
 
 
 async def test_head_of_what_is_there_is_a_200(tmp_path: Path) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         for path in ("/", "/health", "/health/live", "/health/ready", "/v1/models"):
             response = await client.head(path)
             assert (response.status_code, response.content) == (200, b"")

@@ -16,8 +16,8 @@ from ai_agent_service.tools.function import tool
 from tests.support.clients import CHAT, Watched, asking, connected
 from tests.support.fake_provider import Script, calls, says
 from tests.support.keys import opened
-from tests.support.metrics import Told, metrics_of
-from tests.support.service import AGENT, client_of, configuration, serving
+from tests.support.metrics import Told, read_metrics
+from tests.support.service import AGENT, configuration, open_client, serving
 
 REMEMBERING = {**AGENT, "resources": ["memory"]}
 TITLE = (
@@ -29,10 +29,10 @@ TITLE = (
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_an_answer_is_counted(tmp_path: Path, stream: bool) -> None:
     script = Script(says("Hi", usage=Usage(7, 3, 2, 1, cost=0.25)))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         for _ in range(2):
             assert (await client.post(CHAT, json=asking(stream=stream))).status_code == 200
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     assert found.value("aas_requests_total", route=CHAT, method="POST", status="200") == 2
     assert found.value("aas_runs_total", agent="helper", task="chat", outcome="answered") == 2
     assert found.value("aas_run_steps_total", agent="helper") == 2
@@ -77,9 +77,9 @@ async def test_tools_are_counted_by_what_they_came_to(tmp_path: Path) -> None:
     app = create_app(
         configuration(tmp_path, Script(wanted, says("Done")), agents=[agent], tools=[fail, hang])
     )
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         await client.post(CHAT, json=asking())
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     outcomes = {
         (labels["tool"], labels["outcome"]) for labels in found.labels("aas_tool_calls_total")
     }
@@ -100,9 +100,9 @@ async def test_tools_are_counted_by_what_they_came_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_an_error_of_the_provider_is_counted(tmp_path: Path, stream: bool) -> None:
     script = Script([TextDelta("Half"), ProviderUnavailableError("down")])
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         response = await client.post(CHAT, json=asking(stream=stream))
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     status = 200 if stream else 502
     assert response.status_code == status
     assert found.value("aas_requests_total", route=CHAT, status=str(status)) == 1
@@ -120,12 +120,12 @@ async def test_an_error_of_the_provider_is_counted(tmp_path: Path, stream: bool)
 
 async def test_a_breaker_that_opens_is_told(tmp_path: Path) -> None:
     script = Script([ProviderUnavailableError("down")])
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, provider_breaker_failures=1))
     ) as client:
         for _ in range(2):
             await client.post(CHAT, json=asking())
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     assert (
         found.value("aas_provider_breaker_state", provider="scripted", model="scripted-model") == 2
     )
@@ -145,13 +145,13 @@ async def test_a_caller_who_leaves_is_counted_once_they_have_left(tmp_path: Path
             script.waiting.clear()
             _, writer = await connected(address, asking(stream=stream))
             await script.waiting.wait()
-            assert (await metrics_of(client)).value("aas_runs_in_flight") == 1
+            assert (await read_metrics(client)).value("aas_runs_in_flight") == 1
             script.ended.clear()
             writer.close()
             await script.ended.wait()
-        found = await metrics_of(client)
+        found = await read_metrics(client)
         while found.value("aas_runs_total") < 2:
-            found = await metrics_of(client)
+            found = await read_metrics(client)
     assert found.value("aas_runs_total", outcome="left") == 2
     assert found.value("aas_requests_total", route=CHAT, status="200") == 1
     assert found.value("aas_requests_total", route=CHAT, status="499") == 1
@@ -171,7 +171,7 @@ async def test_what_a_limit_refuses_is_counted_as_shed(tmp_path: Path) -> None:
             for _ in range(2)
         ]
         service.client.headers.update(admin)
-        found = await metrics_of(service.client)
+        found = await read_metrics(service.client)
     assert statuses == [200, 429]
     assert found.value("aas_requests_shed_total", code="rate_limit_exceeded") == 1
     assert found.value("aas_runs_total", agent="helper", outcome="rate_limit_exceeded") == 1
@@ -181,11 +181,11 @@ async def test_what_a_limit_refuses_is_counted_as_shed(tmp_path: Path) -> None:
 async def test_a_server_that_is_busy_sheds_requests(tmp_path: Path) -> None:
     script = Watched([asyncio.Event()])
     app = create_app(configuration(tmp_path, script, max_concurrent_requests=1))
-    async with client_of(app) as client, asyncio.timeout(30):
+    async with open_client(app) as client, asyncio.timeout(30):
         first = asyncio.create_task(client.post(CHAT, json=asking()))
         await script.waiting.wait()
         assert (await client.post(CHAT, json=asking())).status_code == 429
-        found = await metrics_of(client)
+        found = await read_metrics(client)
         first.cancel()
         await asyncio.wait((first,))
     assert found.value("aas_requests_shed_total", code="server_busy") == 1
@@ -195,11 +195,11 @@ async def test_a_server_that_is_busy_sheds_requests(tmp_path: Path) -> None:
 
 async def test_a_task_beside_a_chat_is_counted_apart(tmp_path: Path) -> None:
     script = Script(says('{"title": "Hi"}', usage=Usage(9, 4)))
-    async with client_of(create_app(configuration(tmp_path, script))) as client:
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
         assert (
             await client.post(CHAT, json=asking(TITLE), headers={"X-AAS-Task": "title_generation"})
         ).status_code == 200
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     assert found.labels("aas_runs_total") == [
         {"agent": "helper", "task": "title_generation", "outcome": "answered"}
     ]
@@ -212,7 +212,7 @@ async def test_a_task_beside_a_chat_is_counted_apart(tmp_path: Path) -> None:
 async def test_what_is_refused_and_what_is_not_there_is_counted_without_its_address(
     tmp_path: Path,
 ) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         for method, path in (
             ("GET", "/secret-address"),
             ("POST", "/health"),
@@ -221,7 +221,7 @@ async def test_what_is_refused_and_what_is_not_there_is_counted_without_its_addr
         ):
             await client.request(method, path)
         await client.post(CHAT, content=b"{")
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     assert found.value("aas_requests_total", route="unknown", status="404") == 1
     assert found.value("aas_requests_total", route="/health", method="POST", status="405") == 1
     assert found.value("aas_requests_total", route="/agents/{agent_id}", status="404") == 1
@@ -237,7 +237,7 @@ async def test_the_memory_is_counted(tmp_path: Path) -> None:
         {"role": "assistant", "content": "One"},
         {"role": "user", "content": "b"},
     ]
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[REMEMBERING]))
     ) as client:
         headers = {"X-Session-Id": "s"}
@@ -248,7 +248,7 @@ async def test_the_memory_is_counted(tmp_path: Path) -> None:
                 json=asking(messages=conversation),
                 headers={**headers, "Idempotency-Key": "k"},
             )
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     assert found.value("aas_memory_messages_stored_total") == 4
     assert found.value("aas_memory_conversations_begun_total") == 1
     assert found.value("aas_database_up", role="primary") == 1
@@ -256,13 +256,13 @@ async def test_the_memory_is_counted(tmp_path: Path) -> None:
 
 
 async def test_a_conversation_of_the_server_is_counted(tmp_path: Path) -> None:
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, Script(says("Hi")), agents=[REMEMBERING]))
     ) as client:
         for text in ("a", "b", "c"):
             asked = {"message": text, "session_id": "s"}
             assert (await client.post("/agents/helper/chat", json=asked)).status_code == 200
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     assert found.value("aas_memory_messages_stored_total") == 6
     assert found.value("aas_memory_conversations_begun_total") == 1
 
@@ -276,14 +276,14 @@ async def test_summaries_are_counted_with_what_they_took_and_saved(tmp_path: Pat
     }
     script = Script(says("First " * 200), says("Second"), says("In short.", usage=Usage(300, 8)))
     async with (
-        client_of(create_app(configuration(tmp_path, script, agents=[agent]))) as client,
+        open_client(create_app(configuration(tmp_path, script, agents=[agent]))) as client,
         asyncio.timeout(30),
     ):
         for text in ("a" * 400, "b"):
             await client.post("/agents/helper/chat", json={"message": text, "session_id": "s"})
-        found = await metrics_of(client)
+        found = await read_metrics(client)
         while not found.value("aas_memory_summaries_total", outcome="made"):
-            found = await metrics_of(client)
+            found = await read_metrics(client)
     assert found.value("aas_memory_tokens_saved_total") > 200
     assert found.value("aas_memory_summary_tokens_total", type="prompt") > 0
 
@@ -296,10 +296,10 @@ async def test_runs_without_their_memory_are_counted(tmp_path: Path) -> None:
         "api_keys": "a-key-of-the-environment",
     }
     app = create_app(configuration(tmp_path, Script(says("Hi")), agents=[lenient], **away))
-    async with client_of(app) as client:
+    async with open_client(app) as client:
         client.headers["authorization"] = "Bearer a-key-of-the-environment"
         response = await client.post(CHAT, json=asking(), headers={"X-Session-Id": "s"})
-        found = await metrics_of(client)
+        found = await read_metrics(client)
     assert response.headers["x-memory"] == "unavailable"
     assert found.value("aas_runs_without_memory_total", agent="helper") == 1
     assert found.labels("aas_database_up") == [{"role": "primary"}]
@@ -308,13 +308,13 @@ async def test_runs_without_their_memory_are_counted(tmp_path: Path) -> None:
 
 async def test_nothing_of_what_is_said_and_of_who_says_it_is_told(tmp_path: Path) -> None:
     script = Script(calls(("calculate", {"expression": "1 + canary"})), says("canary"))
-    async with client_of(
+    async with open_client(
         create_app(configuration(tmp_path, script, agents=[REMEMBERING]))
     ) as client:
         headers = {"X-Session-Id": "canary", "x-request-id": "canary"}
         await client.post(CHAT, json=asking("canary", user="canary"), headers=headers)
         await client.get("/agents/helper/conversations/canary", params={"user_id": "canary"})
-        found: Told = await metrics_of(client)
+        found: Told = await read_metrics(client)
     assert found.value("aas_runs_total") == 1
     assert "canary" not in found.text
 
@@ -330,7 +330,7 @@ async def test_nothing_of_what_is_said_and_of_who_says_it_is_told(tmp_path: Path
 async def test_who_accepts_what_there_is_not_gets_the_older_form(
     tmp_path: Path, accept: str
 ) -> None:
-    async with client_of(create_app(configuration(tmp_path))) as client:
+    async with open_client(create_app(configuration(tmp_path))) as client:
         response = await client.get("/metrics", headers={"accept": accept})
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")

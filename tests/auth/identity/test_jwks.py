@@ -71,7 +71,7 @@ class Keys:
 
 
 @asynccontextmanager
-async def keys_of(*keys: Key, url: str | None = JWKS) -> AsyncGenerator[Keys, None]:
+async def open_keys(*keys: Key, url: str | None = JWKS) -> AsyncGenerator[Keys, None]:
     async with Tasks() as tasks:
         yield Keys(tasks, *keys, url=url)
     assert len(tasks) == 0
@@ -95,22 +95,22 @@ async def keys_of(*keys: Key, url: str | None = JWKS) -> AsyncGenerator[Keys, No
 async def test_a_key_is_found_by_its_id_for_the_algorithms_of_its_kind(
     key: Key, algorithms: list[str]
 ) -> None:
-    async with keys_of(*KEYS) as keys:
+    async with open_keys(*KEYS) as keys:
         assert [name for name in ALGORITHMS if await keys.has(key.kid, name)] == algorithms
 
 
 async def test_without_an_id_the_only_key_for_the_algorithm_is_meant() -> None:
-    async with keys_of(RSA, P256) as keys:
+    async with open_keys(RSA, P256) as keys:
         assert await keys.has(None, "RS256")
         assert await keys.has(None, "ES256")
         assert not await keys.has(None, "ES384")
-    async with keys_of(RSA, RSA_OTHER) as keys:
+    async with open_keys(RSA, RSA_OTHER) as keys:
         assert not await keys.has(None)
         assert not await keys.has("")
 
 
 async def test_keys_of_two_kinds_may_have_one_id() -> None:
-    async with keys_of() as keys:
+    async with open_keys() as keys:
         keys.provider.documents[JWKS] = public(RSA, P256, kid="same")
         assert await keys.has("same", "RS256")
         assert await keys.has("same", "ES256")
@@ -154,7 +154,7 @@ WEAK: dict[str, str | list[str]] = {"kty": "RSA", "n": int_to_base64((1 << 1023)
 )
 async def test_what_is_no_key_for_this_is_left_out_and_the_others_are_used(written: Any) -> None:
     unusable = written | {"kid": written.get("kid", "x")} if isinstance(written, dict) else written
-    async with keys_of() as keys:
+    async with open_keys() as keys:
         keys.provider.documents[JWKS] = json.dumps(
             {"keys": [unusable, RSA_OTHER.as_dict(private=False)]}
         ).encode()
@@ -166,7 +166,7 @@ async def test_what_is_no_key_for_this_is_left_out_and_the_others_are_used(writt
 
 
 async def test_keys_may_say_what_they_are_for() -> None:
-    async with keys_of() as keys:
+    async with open_keys() as keys:
         keys.provider.documents[JWKS] = public(
             RSA, use="sig", key_ops=["verify"], alg="RS256", x5t="AA", more={"a": 1}
         )
@@ -178,7 +178,7 @@ async def test_keys_may_say_what_they_are_for() -> None:
 
 
 async def test_keys_are_fetched_once_for_all_who_wait_and_then_kept() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         assert all(await asyncio.gather(*(keys.has("rsa") for _ in range(50))))
         keys.time.now += FRESH_SECONDS
         assert await keys.has("rsa")
@@ -186,7 +186,7 @@ async def test_keys_are_fetched_once_for_all_who_wait_and_then_kept() -> None:
 
 
 async def test_old_keys_are_used_while_they_are_fetched_anew_once() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         await keys.has("rsa")
         keys.time.now += FRESH_SECONDS + 1
         assert all(await asyncio.gather(*(keys.has("rsa") for _ in range(50))))
@@ -197,7 +197,7 @@ async def test_old_keys_are_used_while_they_are_fetched_anew_once() -> None:
 
 
 async def test_a_key_that_was_taken_away_is_gone_once_the_keys_are_fetched_anew() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         await keys.has("rsa")
         keys.provider.documents[JWKS] = public(RSA_OTHER)
         keys.time.now += FRESH_SECONDS + 1
@@ -208,7 +208,7 @@ async def test_a_key_that_was_taken_away_is_gone_once_the_keys_are_fetched_anew(
 
 
 async def test_a_new_key_is_found_at_once() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         await keys.has("rsa")
         keys.provider.documents[JWKS] = public(RSA, RSA_OTHER)
         keys.time.now += UNKNOWN_PAUSE
@@ -217,7 +217,7 @@ async def test_a_new_key_is_found_at_once() -> None:
 
 
 async def test_a_flood_of_ids_that_are_not_known_costs_one_fetch_in_half_a_minute() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         for second in range(int(UNKNOWN_PAUSE * 2)):
             assert not any(
                 await asyncio.gather(*(keys.has(f"{second}-{number}") for number in range(20)))
@@ -228,7 +228,7 @@ async def test_a_flood_of_ids_that_are_not_known_costs_one_fetch_in_half_a_minut
 
 
 async def test_who_leaves_does_not_end_the_fetch_of_the_others() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         go = asyncio.Event()
         fetch = keys.provider.__call__
 
@@ -264,7 +264,7 @@ async def test_a_fetch_under_way_ends_with_the_service() -> None:
 
 
 async def test_without_keys_it_cannot_be_told_who_calls() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         keys.provider.up = False
         for _ in range(50):
             with pytest.raises(AccessUnavailableError) as caught:
@@ -277,7 +277,7 @@ async def test_without_keys_it_cannot_be_told_who_calls() -> None:
 
 
 async def test_to_look_at_keys_that_are_not_there_has_them_fetched() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         keys.provider.up = False
         assert keys.jwks.source == KeySetStatus(False, 0, None, None)
         await keys.settled()
@@ -293,7 +293,7 @@ async def test_to_look_at_keys_that_are_not_there_has_them_fetched() -> None:
 
 
 async def test_kept_keys_are_used_for_a_day_while_no_others_can_be_had() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         await keys.has("rsa")
         keys.provider.up = False
         keys.time.now += MAX_STALE_SECONDS
@@ -305,7 +305,7 @@ async def test_kept_keys_are_used_for_a_day_while_no_others_can_be_had() -> None
 
 
 async def test_while_keys_cannot_be_had_they_are_not_asked_for_with_each_request() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         await keys.has("rsa")
         keys.provider.up = False
         keys.time.now += FRESH_SECONDS + 1
@@ -317,7 +317,7 @@ async def test_while_keys_cannot_be_had_they_are_not_asked_for_with_each_request
 
 
 async def test_a_new_key_that_cannot_be_had_is_not_the_callers_fault() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         await keys.has("rsa")
         keys.provider.up = False
         keys.time.now += UNKNOWN_PAUSE
@@ -345,7 +345,7 @@ async def test_a_new_key_that_cannot_be_had_is_not_the_callers_fault() -> None:
     ids=itertools.count(),
 )
 async def test_a_list_that_is_none_changes_nothing(document: bytes) -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         await keys.has("rsa")
         keys.provider.documents[JWKS] = document
         keys.time.now += FRESH_SECONDS + 1
@@ -356,12 +356,12 @@ async def test_a_list_that_is_none_changes_nothing(document: bytes) -> None:
 
 
 async def test_a_list_without_keys_says_that_there_are_none() -> None:
-    async with keys_of() as keys:
+    async with open_keys() as keys:
         assert not await keys.has("rsa")
 
 
 async def test_as_many_keys_as_allowed_are_read() -> None:
-    async with keys_of() as keys:
+    async with open_keys() as keys:
         keys.provider.documents[JWKS] = json.dumps(
             {"keys": [{}] * (MAX_KEYS - 1) + [RSA.as_dict(private=False)]}
         ).encode()
@@ -372,7 +372,7 @@ async def test_as_many_keys_as_allowed_are_read() -> None:
 
 
 async def test_the_discovery_document_tells_where_the_keys_are() -> None:
-    async with keys_of(RSA, url=None) as keys:
+    async with open_keys(RSA, url=None) as keys:
         assert await keys.has("rsa")
         assert keys.provider.asked == [DISCOVERY, JWKS]
 
@@ -404,7 +404,7 @@ async def test_the_slash_at_the_end_of_an_issuer_is_not_doubled() -> None:
     ids=str,
 )
 async def test_a_discovery_document_that_leads_elsewhere_is_not_followed(document: object) -> None:
-    async with keys_of(RSA, url=None) as keys:
+    async with open_keys(RSA, url=None) as keys:
         keys.provider.documents[DISCOVERY] = json.dumps(document).encode()
         with pytest.raises(AccessUnavailableError):
             await keys.has("rsa")
@@ -412,7 +412,7 @@ async def test_a_discovery_document_that_leads_elsewhere_is_not_followed(documen
 
 
 async def test_an_address_that_is_set_is_asked_without_discovery() -> None:
-    async with keys_of(RSA) as keys:
+    async with open_keys(RSA) as keys:
         assert await keys.has("rsa")
         assert keys.provider.asked == [JWKS]
 

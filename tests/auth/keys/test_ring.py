@@ -108,7 +108,7 @@ async def opened(
         await found.close()
 
 
-def ring_of(
+def make_ring(
     database: Database | None,
     *environment: str,
     pepper: str | None = None,
@@ -119,7 +119,7 @@ def ring_of(
     return KeyRing(database, environment_keys=environment, pepper=pepper, cipher=cipher, **seconds)
 
 
-def store_of(database: Database, pepper: str | None = None, cipher: Cipher = PLAIN) -> KeyStore:
+def make_store(database: Database, pepper: str | None = None, cipher: Cipher = PLAIN) -> KeyStore:
     """The keys of a database."""
     return KeyStore(database, pepper=pepper, cipher=cipher)
 
@@ -172,7 +172,7 @@ FIRST, SECOND = "sk-first-of-two-keys", "Zweiter/Schlüssel".encode().hex()
 
 
 async def test_keys_of_the_environment_may_do_everything_and_need_no_database() -> None:
-    async with ring_of(None, FIRST, SECOND) as ring:
+    async with make_ring(None, FIRST, SECOND) as ring:
         assert ring.has_keys is True
         found = await ring.find(FIRST)
         assert (found.name, found.scopes, found.agents, found.tenant) == (
@@ -185,12 +185,12 @@ async def test_keys_of_the_environment_may_do_everything_and_need_no_database() 
         assert (await ring.find(SECOND)).key_id != found.key_id
         for wrong in ("", FIRST[:-1], FIRST + "x", "\ud800", "x" * 100_000, generate_key().text):
             await refused(ring, wrong)
-    async with ring_of(None, SECOND, FIRST) as again:
+    async with make_ring(None, SECOND, FIRST) as again:
         assert await again.find(FIRST) == found
 
 
 async def test_without_any_key_there_are_none() -> None:
-    async with ring_of(None) as ring:
+    async with make_ring(None) as ring:
         assert ring.has_keys is False
         await refused(ring, generate_key().text)
 
@@ -230,7 +230,7 @@ async def test_a_new_key_works_at_once_in_every_process_for_what_it_is_for(
     async with (
         opened(database.url) as (mine, _),
         opened(database.url) as (other, _),
-        ring_of(other) as ring,
+        make_ring(other) as ring,
     ):
         assert ring.has_keys is False
         rights = Rights(
@@ -240,8 +240,8 @@ async def test_a_new_key_works_at_once_in_every_process_for_what_it_is_for(
             limits=limits,
             user_limits=Limits(tokens=9),
         )
-        made = await store_of(mine).create("desk", rights, tenant="local")
-        plain = await store_of(mine).create("plain")
+        made = await make_store(mine).create("desk", rights, tenant="local")
+        plain = await make_store(mine).create("plain")
         began = time.monotonic()
         assert await ring.find(made.text) == Key(
             key_id=made.stored.key.key_id,
@@ -268,10 +268,10 @@ async def test_a_revoked_key_is_refused_by_every_process_within_five_seconds(
     database: DatabaseUnderTest,
 ) -> None:
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
-        made = await store_of(mine).create("desk")
-        async with ring_of(other) as ring:
+        made = await make_store(mine).create("desk")
+        async with make_ring(other) as ring:
             assert await ring.find(made.text) == made.stored.key
-            assert (await store_of(mine).revoke("desk")).state == "revoked"
+            assert (await make_store(mine).revoke("desk")).state == "revoked"
             assert await until_refused(ring, made.text) < LIVE_SECONDS
             assert ring.has_keys is True  # that the last one was revoked lets nobody in
 
@@ -282,9 +282,9 @@ async def test_a_rotated_key_has_two_secrets_until_the_grace_is_over(
     async with (
         opened(database.url) as (mine, _),
         opened(database.url) as (other, _),
-        ring_of(other) as ring,
+        make_ring(other) as ring,
     ):
-        store = store_of(mine)
+        store = make_store(mine)
         first = await store.create("desk")
         second = await store.rotate("desk")
         assert second.stored.state == "rotating"
@@ -309,8 +309,8 @@ async def test_a_rotated_key_has_two_secrets_until_the_grace_is_over(
 async def test_the_old_secret_ends_with_its_grace_and_a_key_with_its_time(
     database: DatabaseUnderTest,
 ) -> None:
-    async with opened(database.url) as (found, _), ring_of(found) as ring:
-        store = store_of(found)
+    async with opened(database.url) as (found, _), make_ring(found) as ring:
+        store = make_store(found)
         rotated = await store.create("rotated")
         await store.rotate("rotated", grace=timedelta(seconds=2.5))
         expiring = await store.create("expiring", expires_in=timedelta(seconds=2.5))
@@ -323,13 +323,13 @@ async def test_the_old_secret_ends_with_its_grace_and_a_key_with_its_time(
 @SQLITE
 async def test_nothing_tells_why_a_key_is_refused(database: DatabaseUnderTest) -> None:
     async with opened(database.url) as (found, _):
-        store = store_of(found)
+        store = make_store(found)
         known = await store.create("known")
         revoked = await store.create("revoked")
         await store.revoke("revoked")
         expired = await store.create("expired", expires_in=timedelta())
         wrong = generate_key(known.stored.key.key_id).text
-        async with ring_of(found) as ring:
+        async with make_ring(found) as ring:
             given = (
                 generate_key().text,
                 wrong,
@@ -356,8 +356,8 @@ async def test_an_unknown_id_is_compared_as_a_known_one_is(
 
     monkeypatch.setattr(hmac, "compare_digest", counted)
     async with opened(database.url) as (found, _):
-        known = await store_of(found).create("known")
-        async with ring_of(found, FIRST) as ring:
+        known = await make_store(found).create("known")
+        async with make_ring(found, FIRST) as ring:
             work: list[list[int]] = []
             for key in (generate_key().text, generate_key(known.stored.key.key_id).text):
                 compared.clear()
@@ -373,8 +373,8 @@ async def test_keys_are_found_without_a_query_and_guesses_cost_four_a_second(
     database: DatabaseUnderTest,
 ) -> None:
     async with opened(database.url) as (found, engine):
-        made = await store_of(found).create("desk")
-        async with ring_of(found) as ring:
+        made = await make_store(found).create("desk")
+        async with make_ring(found) as ring:
             engine.asked = 0
             for _ in range(500):
                 await ring.find(made.text)
@@ -391,8 +391,8 @@ async def test_keys_are_found_without_a_query_and_guesses_cost_four_a_second(
 async def test_a_caller_that_leaves_does_not_take_the_others_answer(
     database: DatabaseUnderTest,
 ) -> None:
-    async with opened(database.url) as (found, engine), ring_of(found) as ring:
-        made = await store_of(found).create("desk")
+    async with opened(database.url) as (found, engine), make_ring(found) as ring:
+        made = await make_store(found).create("desk")
         engine.took = asyncio.Event()
         leaving, staying = (asyncio.create_task(ring.find(made.text)) for _ in range(2))
         await asyncio.sleep(0.05)
@@ -405,7 +405,7 @@ async def test_a_caller_that_leaves_does_not_take_the_others_answer(
 @SQLITE
 async def test_a_change_is_never_older_than_the_one_before(database: DatabaseUnderTest) -> None:
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
-        store = store_of(mine)
+        store = make_store(mine)
         made = await store.create("desk")
         [later] = await mine.read(
             lambda connection: (
@@ -416,7 +416,7 @@ async def test_a_change_is_never_older_than_the_one_before(database: DatabaseUnd
         await mine.write(
             lambda connection: connection.execute(tables.api_keys.update().values(changed_at=later))
         )
-        async with ring_of(other) as ring:
+        async with make_ring(other) as ring:
             await ring.find(made.text)
             await store.revoke("desk")
             await refused(ring, generate_key().text)
@@ -428,16 +428,18 @@ async def test_of_two_keys_made_at_once_with_one_name_one_is_refused(
 ) -> None:
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
         made = await asyncio.gather(
-            store_of(mine).create("desk"), store_of(other).create("desk"), return_exceptions=True
+            make_store(mine).create("desk"),
+            make_store(other).create("desk"),
+            return_exceptions=True,
         )
         assert sorted(type(each).__name__ for each in made) == ["KeyStoreError", "NewSecret"]
-        assert len(await store_of(mine).list()) == 1
+        assert len(await make_store(mine).list()) == 1
 
 
 @SQLITE
 async def test_a_name_is_free_again_once_its_key_is_revoked(database: DatabaseUnderTest) -> None:
     async with opened(database.url) as (found, _):
-        store = store_of(found)
+        store = make_store(found)
         first = await store.create("desk")
         with pytest.raises(KeyStoreError, match="there is a live key with the name 'desk' already"):
             await store.create("desk")
@@ -478,8 +480,8 @@ async def test_a_key_that_cannot_be_is_refused(
 ) -> None:
     async with opened(database.url) as (found, _):
         with pytest.raises(KeyStoreError, match=words):
-            await store_of(found).create(**{"name": "desk", **fields})
-        assert await store_of(found).list() == ()
+            await make_store(found).create(**{"name": "desk", **fields})
+        assert await make_store(found).list() == ()
 
 
 @SQLITE
@@ -487,7 +489,7 @@ async def test_a_key_whose_rights_this_version_does_not_know_is_refused_alone(
     database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(database.url) as (found, _):
-        store = store_of(found)
+        store = make_store(found)
         strange, known = await store.create("strange"), await store.create("known")
         rights = '{"scopes": ["fly"]}'
         await execute(
@@ -496,7 +498,7 @@ async def test_a_key_whose_rights_this_version_does_not_know_is_refused_alone(
             rights=rights,
             id=strange.stored.key.key_id,
         )
-        async with ring_of(found) as ring:
+        async with make_ring(found) as ring:
             await refused(ring, strange.text)
             assert await ring.find(known.text) == known.stored.key
     assert [
@@ -514,10 +516,10 @@ async def test_while_the_database_is_away_known_keys_work_for_a_time_and_others_
     database: DatabaseUnderTest,
 ) -> None:
     async with opened(database.url) as (found, engine):
-        store = store_of(found)
+        store = make_store(found)
         made, revoked = await store.create("desk"), await store.create("revoked")
         await store.revoke("revoked")
-        async with ring_of(found, FIRST, stale_seconds=2) as ring:
+        async with make_ring(found, FIRST, stale_seconds=2) as ring:
             engine.is_away = True
             assert await ring.find(made.text) == made.stored.key
             await unknown(ring, generate_key().text)
@@ -538,12 +540,12 @@ async def test_while_the_database_is_away_known_keys_work_for_a_time_and_others_
 @SQLITE
 async def test_before_the_database_was_read_nothing_is_known(database: DatabaseUnderTest) -> None:
     async with opened(database.url) as (first, _):
-        made = await store_of(first).create("desk")
+        made = await make_store(first).create("desk")
     engine = Breakable(database.url)
     engine.is_away = True
     found = Database(engine, timeout=5)
     await found.open()
-    async with ring_of(found) as ring:
+    async with make_ring(found) as ring:
         assert ring.has_keys is None
         await unknown(ring, made.text)
         engine.is_away = False
@@ -568,7 +570,7 @@ async def test_keys_are_known_as_soon_as_another_process_has_made_the_tables(
         other.execute("PRAGMA journal_mode=WAL").close()
         other.execute("BEGIN IMMEDIATE").close()
         await found.open()
-        async with ring_of(found) as ring:
+        async with make_ring(found) as ring:
             assert ring.has_keys is None
             other.execute("ROLLBACK").close()
             async with asyncio.timeout(30):
@@ -582,9 +584,9 @@ async def test_a_server_that_is_killed_and_comes_back_fails_no_known_key(
     own_postgres: PostgresServer,
 ) -> None:
     async with opened(own_postgres.url(), timeout=1) as (found, _):
-        store = store_of(found)
+        store = make_store(found)
         made = await store.create("desk")
-        async with ring_of(found) as ring:
+        async with make_ring(found) as ring:
             await asyncio.to_thread(own_postgres.kill)
             await unknown(ring, generate_key().text)
             assert await ring.find(made.text) == made.stored.key
@@ -605,7 +607,7 @@ async def test_only_digests_are_stored_and_the_pepper_is_made_once(
     async with opened(database.url) as (mine, _), opened(database.url) as (other, _):
         made = await asyncio.gather(
             *(
-                store_of(each, cipher=cipher).create(name)
+                make_store(each, cipher=cipher).create(name)
                 for each, name in ((mine, "one"), (other, "two"))
             )
         )
@@ -617,14 +619,14 @@ async def test_only_digests_are_stored_and_the_pepper_is_made_once(
         kept = dict(await execute(mine, "SELECT name, value FROM secrets"))
         assert kept.keys() == {PEPPER, FINGERPRINT}
         assert all(value.startswith("aesgcm:") for value in kept.values())
-        async with ring_of(other, cipher=cipher) as ring:
+        async with make_ring(other, cipher=cipher) as ring:
             assert [await ring.find(each.text) for each in made] == [
                 each.stored.key for each in made
             ]
         newer = Cipher((secrets.token_bytes(32),))
         assert (await reencrypt(mine, cipher, Cipher(()), lambda _: None)).changed == 2
         assert (await reencrypt(mine, newer, newer, lambda _: None)).changed == 2
-        async with ring_of(other, cipher=newer) as ring:
+        async with make_ring(other, cipher=newer) as ring:
             assert await ring.find(made[0].text) == made[0].stored.key
 
 
@@ -633,12 +635,12 @@ async def test_a_pepper_that_was_changed_is_told_and_no_key_accepted(
     database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(database.url) as (found, _):
-        store = store_of(found, "p" * 32)
+        store = make_store(found, "p" * 32)
         made = await store.create("desk")
         assert await store.find_problem() is None
         for pepper in ("q" * 32, None):
             caplog.clear()
-            async with ring_of(found, pepper=pepper) as ring:
+            async with make_ring(found, pepper=pepper) as ring:
                 await refused(ring, made.text)
                 assert ring.has_keys is True
             told = [
@@ -648,16 +650,16 @@ async def test_a_pepper_that_was_changed_is_told_and_no_key_accepted(
             ]
             assert [record.message for record in told] == ["keys.other_pepper"]
             assert "set API_KEY_PEPPER as it was then" in str(vars(told[0])["reason"])
-            other = store_of(found, pepper)
+            other = make_store(found, pepper)
             assert await other.find_problem() is not None
             for work in (other.create("new"), other.rotate("desk")):
                 with pytest.raises(KeyStoreError, match="the pepper is not the one"):
                     await work
-        async with ring_of(found, pepper="p" * 32) as ring:
+        async with make_ring(found, pepper="p" * 32) as ring:
             assert await ring.find(made.text) == made.stored.key
-        await store_of(found).revoke("desk")
-        again = await store_of(found, "q" * 32).create("desk")
-        async with ring_of(found, pepper="q" * 32) as ring:
+        await make_store(found).revoke("desk")
+        again = await make_store(found, "q" * 32).create("desk")
+        async with make_ring(found, pepper="q" * 32) as ring:
             assert await ring.find(again.text) == again.stored.key
 
 
@@ -666,8 +668,8 @@ async def test_a_pepper_that_cannot_be_decrypted_is_no_reason_to_refuse(
     database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(database.url) as (found, _):
-        made = await store_of(found, cipher=Cipher((secrets.token_bytes(32),))).create("desk")
-        async with ring_of(found) as ring:
+        made = await make_store(found, cipher=Cipher((secrets.token_bytes(32),))).create("desk")
+        async with make_ring(found) as ring:
             await unknown(ring, made.text)
             await unknown(ring, made.text)
             assert ring.has_keys is None
@@ -683,21 +685,21 @@ async def test_a_pepper_that_cannot_be_decrypted_is_no_reason_to_refuse(
 
 async def used(database: Database) -> list[Any]:
     """When keys were used last."""
-    return [each.last_used_at for each in await store_of(database).list()]
+    return [each.last_used_at for each in await make_store(database).list()]
 
 
 async def test_the_last_use_is_noted_in_a_batch_and_at_the_end(database: DatabaseUnderTest) -> None:
     async with opened(database.url) as (found, _):
-        store = store_of(found)
+        store = make_store(found)
         one, two = await store.create("one"), await store.create("two")
-        async with ring_of(found, FIRST, last_use_seconds=1) as ring:
+        async with make_ring(found, FIRST, last_use_seconds=1) as ring:
             await ring.find(one.text)
             await ring.find(FIRST)
             assert await used(found) == [None, None]
             async with asyncio.timeout(10):
                 while (await used(found))[0] is None:  # noqa: ASYNC110 - it has no event for others
                     await asyncio.sleep(0.02)
-        async with ring_of(found) as ring:
+        async with make_ring(found) as ring:
             await ring.find(one.text)
             await ring.find(two.text)
             before = await used(found)
@@ -711,8 +713,8 @@ async def test_a_use_that_cannot_be_noted_now_is_noted_later_and_hurts_nobody(
     database: DatabaseUnderTest,
 ) -> None:
     async with opened(database.url) as (found, engine):
-        made = await store_of(found).create("desk")
-        async with ring_of(found, last_use_seconds=0.1) as ring:
+        made = await make_store(found).create("desk")
+        async with make_ring(found, last_use_seconds=0.1) as ring:
             engine.is_away = True
             await ring.find(made.text)
             await asyncio.sleep(0.3)
@@ -728,8 +730,8 @@ async def test_changes_are_audited_and_no_secret_is_logged(
     database: DatabaseUnderTest, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    async with opened(database.url) as (found, _), ring_of(found, FIRST) as ring:
-        store = store_of(found)
+    async with opened(database.url) as (found, _), make_ring(found, FIRST) as ring:
+        store = make_store(found)
         made = [await store.create("desk"), await store.rotate("desk")]
         await ring.find(made[0].text)
         await refused(ring, made[0].text[:-1] + ("y" if made[0].text.endswith("x") else "x"))
