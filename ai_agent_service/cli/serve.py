@@ -240,8 +240,9 @@ def _announce_ready(
 
 def _build_url(configuration: Configuration, listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
-    # shown, not bound
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    shown = f"[{host}]" if ":" in host else host
+    # The address is shown, not bound.
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, shown)  # noqa: S104
     return f"{'https' if configuration.settings.tls_cert_file else 'http'}://{shown}:{port}"
 
 

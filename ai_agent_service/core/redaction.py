@@ -33,7 +33,8 @@ _MARKER_HINTS = ("bearer", "k-", "k_", "xox", "gh", "github", "glpat", "aas")
 
 _SECRET_NAMES = re.compile(
     r"(?i)^(?!(?:old)?pwd$).*?"
-    r"(?:(?:^|_)(?:keys?|pass|pat|auth|pepper|cookie)|api_?keys?|tokens?|secrets?|passwords?|passwd|pwd|passphrase|credentials?)(?:_?\d+)?$"
+    r"(?:(?:^|_)(?:keys?|pass|pat|auth|pepper|cookie)|api_?keys?|tokens?|secrets?|passwords?"
+    r"|passwd|pwd|passphrase|credentials?)(?:_?\d+)?$"
 )
 """PWD and OLDPWD are folders, which shells set."""
 

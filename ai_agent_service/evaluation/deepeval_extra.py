@@ -60,8 +60,12 @@ async def open_judging(
     """
     is_traced = _prepare(settings, environment, folder)
     try:
-        # the extra
-        from ai_agent_service.evaluation.deepeval_metrics import DeepEval, flush_traces  # noqa: PLC0415
+        # It imports the extra.
+        from ai_agent_service.evaluation.deepeval_metrics import (  # noqa: PLC0415
+            DeepEval,
+            flush_traces,
+        )
+
     # a variable that DeepEval reads is the likeliest reason
     except Exception as error:  # noqa: BLE001
         problem = f"DeepEval cannot be loaded ({type(error).__name__}: {error})".replace("\n", " ")

@@ -103,8 +103,10 @@ class _JudgeModel(DeepEvalBaseLLM):  # type: ignore[no-untyped-call]  # nor has 
         """Not used: it serves metrics that are measured without an event loop."""
         raise RuntimeError("This judge is asked by a_generate.")
 
-    # it may be the schema's too
-    async def a_generate(self, prompt: str, schema: type[BaseModel]) -> BaseModel:  # type: ignore[override]
+    # The base returns text; with a schema DeepEval takes an object.
+    async def a_generate(  # type: ignore[override]
+        self, prompt: str, schema: type[BaseModel]
+    ) -> BaseModel:
         """What the judge says, in the form of `schema`; raises JudgementError, which stays in
         `problem`, for DeepEval may raise another."""
         try:

@@ -332,11 +332,11 @@ def _check_sdk(environment: Mapping[str, str]) -> list[Fault]:
 
 def _create_processor() -> "SpanProcessor":
     """Return a processor that sends batches by OTLP, as the process's variables say."""
-    # the extra
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - the extra
+    # Both are of the extra.
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
-    return BatchSpanProcessor(OTLPSpanExporter())
+    return BatchSpanProcessor(trace_exporter.OTLPSpanExporter())
 
 
 @contextmanager

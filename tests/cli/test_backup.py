@@ -76,7 +76,8 @@ async def test_what_was_backed_up_serves_the_same_agents_in_an_empty_folder(
     [made] = backups.iterdir()
     size = (made / "conversations.db").stat().st_size
     assert said == (
-        f"{made} was made: 0 conversations, 0 messages, {size / 1e6:.1f} MB of sqlite:///{here}/data/ai-agent-service.db,"
+        f"{made} was made: 0 conversations, 0 messages, {size / 1e6:.1f} MB of"
+        f" sqlite:///{here}/data/ai-agent-service.db,"
         " and agent_config.json, mcp.json, prompts."
     )
     assert 0 <= (datetime.strptime(made.name, "%Y%m%dT%H%M%S%z") - began).total_seconds() + 1 < 30

@@ -149,7 +149,9 @@ async def test_pauses_vary_so_that_servers_are_not_tried_all_at_once(
     for _ in range(10):
         connection = connection_to()
         async with supervised(connection, ScriptedOpener(ServerConnectionError("no"))):
-            await until(lambda connection=connection: connection.state == "down")  # type: ignore[misc]
+            await until(
+                lambda connection=connection: connection.state == "down"  # type: ignore[misc]
+            )
     pauses = [line["again_in_seconds"] for line in told(caplog, "mcp.down")]
     assert len(pauses) == 10
     assert len(set(pauses)) > 1

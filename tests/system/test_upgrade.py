@@ -38,7 +38,8 @@ class RecordingDemo(Demo):
         super().__init__(pause=0)
         self.requests: list[ModelRequest] = []
 
-    def from_setup(self, setup: ProviderSetup) -> Self:  # type: ignore[override]  # an instance is its own provider
+    # An instance is its own provider.
+    def from_setup(self, setup: ProviderSetup) -> Self:  # type: ignore[override]
         return self
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:

@@ -15,7 +15,8 @@ SECRET_CHARACTERS = 32
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _CHECKSUM_CHARACTERS = 6
 _SHAPE = re.compile(
-    f"({PREFIX}_([0-9A-Za-z]{{{ID_CHARACTERS}}})_([0-9A-Za-z]{{{SECRET_CHARACTERS},64}}))([0-9A-Za-z]{{6}})"
+    f"({PREFIX}_([0-9A-Za-z]{{{ID_CHARACTERS}}})_([0-9A-Za-z]{{{SECRET_CHARACTERS},64}}))"
+    "([0-9A-Za-z]{6})"
 )
 
 

@@ -409,7 +409,8 @@ def test_sources_are_found_in_results_that_are_json_or_markdown() -> None:
         Link("https://a.example/1", "One", "s"),
         Link("https://a.example/2"),
     ]
-    text = "Read [One](https://a.example/1) and ![image](https://a.example/i.png) and [One](https://a.example/1)."
+    one, image = "[One](https://a.example/1)", "![image](https://a.example/i.png)"
+    text = f"Read {one} and {image} and {one}."
     assert find_links(call, result(text)) == [Link("https://a.example/1", "One")]
     assert (
         find_links(
