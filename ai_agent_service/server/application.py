@@ -55,13 +55,13 @@ def create_app(configuration: Configuration, workers: SharedMetrics | None = Non
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        with watch_hangups() as told:
+        with watch_hangups() as hangup:
             async with (
                 open_service(configuration, shutdown=stopping) as service,
                 open_access(configuration, service) as access,
                 open_limiter(access.database) as limiter,
                 open_checks(service, access) as checks,
-                watch_reload_triggers(service, told),
+                watch_reload_triggers(service, hangup),
                 metrics.open_exporter(service, counts, workers) as exposition,
             ):
                 app.state.service = service

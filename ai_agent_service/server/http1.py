@@ -1,5 +1,4 @@
-"""HTTP/1.1 as uvicorn reads it, within bounds: how large a request's head may be, and how long a
-caller may take to send a request."""
+"""Bound uvicorn's HTTP/1.1: the size of a request's head, and the time to send a request."""
 
 import asyncio
 import logging
@@ -21,38 +20,35 @@ from ai_agent_service.core.ids import generate_id
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
-"""What the request line and the headers may be together; as much may come, beside the body, in what
-else a request is framed with."""
+"""Limit of the request line and the headers together, and of everything else around the body."""
 
 MAX_HEADERS = 100
 MAX_PIPELINED = 8
-"""How many requests may wait for the answers of those before them; uvicorn itself would queue all
-that one read brings."""
+"""Requests that may wait for the answers of those before them; uvicorn would queue all that one
+read brings."""
 
 LINGER_SECONDS = 5.0
-"""How long a caller whose answer came early may go on sending: to close the connection under it
-would cost it the answer."""
+"""How long a caller whose answer came early may go on sending; closing the connection earlier could
+destroy the answer."""
 
 
 CONNECTION_CLOSE = (b"connection", b"close")
-"""Among the headers of every answer while the server ends."""
+"""A header of every answer during the shutdown."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself takes heads of any size, waits for them without end, and
-    takes trailers for headers.
+    """uvicorn's protocol, which by itself accepts heads of any size, waits for them without a
+    limit, and takes trailers for headers.
 
-    One timer for each connection looks after the times; a chunk of an answer costs nothing here. It
-    builds on uvicorn's inner names, so tests/server/test_http1.py must be run with a new uvicorn.
+    One timer for each connection checks the times, so that a chunk of an answer costs nothing here.
+    It relies on uvicorn's private names: run tests/server/test_http1.py with a new uvicorn.
     """
 
     HEAD_SECONDS = 30.0
-    """How long a request's head may take, the wait for the first byte of a new connection
-    included."""
+    """How long a request's head may take, including the wait for the first byte of a connection."""
 
     BODY_SECONDS = 30.0
-    """In each such span a body has to bring `BODY_BYTES`, so that no pause of twice as long remains
-    unseen."""
+    """In each such span a body must bring `BODY_BYTES`, so that no pause is twice as long."""
 
     BODY_BYTES = 1024
 
@@ -61,44 +57,44 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_since: float | None = None
         self._head_bytes = 0
         self._unread = 0
-        """Bytes that came since the last that was the end of a head, or of a body's."""
+        """Bytes since the last end of a head or piece of a body."""
 
         self._body_bytes = 0
         self._data = b""
-        """What was read last."""
+        """The bytes that were read last."""
 
         self._is_replaying = False
-        """Whether the parser is told again what is known of a request."""
+        """Whether the parser is fed again with the framing of a request."""
 
         self._refusal: ServiceError | None = None
         self._is_deaf = False
-        """Whether what still comes is passed over."""
+        """Whether further bytes are ignored."""
 
         self._running: RequestResponseCycle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: RequestResponseCycle | None = None
-        """The request whose body was waited for when the timer rang last."""
+        """The request whose body was incomplete at the last check."""
 
         self._was_idle = False
         self._unsent = -1
 
     # as uvicorn declares it
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begins to watch the connection."""
+        """Begin to watch the connection."""
         super().connection_made(transport)
         self._head_since = self.loop.time()
         self._timer = self.loop.call_later(self.HEAD_SECONDS, self._watch)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the watch, and tells the request that is being answered, where uvicorn tells the one
-        that came last."""
+        """End the watch, and notify the request that is being answered; uvicorn notifies the latest
+        one."""
         if self._timer is not None:
             self._timer.cancel()
         self._mark_disconnected(self._running)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Takes what the caller sent, unless it had its last answer."""
+        """Take what the caller sent, unless it had its last answer."""
         if self._is_deaf:
             return
         self._unread += len(data)
@@ -110,7 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def on_message_begin(self) -> None:
-        """Begins to measure a head."""
+        """Begin to measure a head."""
         if self._is_replaying:
             return
         super().on_message_begin()
@@ -118,15 +114,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the address."""
+        """Take a piece of the address."""
         if self._is_replaying:
             return
         self._measure(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header. What comes after the body is passed over: it would be added to the headers
-        while the request is answered."""
+        """Take a header. Trailers are ignored: uvicorn would add them to the headers while the
+        request is answered."""
         if self._head_since is None or self._is_replaying:
             return
         self._measure(len(name) + len(value))
@@ -135,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole."""
+        """Take the end of a head."""
         if self._is_replaying:
             return
         self._head_since = None
@@ -147,13 +143,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.transport = _LingeringTransport(self, self.cycle)
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Take a piece of the body."""
         self._unread = 0
         self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole, unless it asks for an upgrade and has a body, which the parser
+        """Take the end of a request, unless it asks for an upgrade and has a body, which the parser
         takes for another protocol's."""
         if self._is_replaying or (self.parser.should_upgrade() and self._find_framing_headers()):
             return
@@ -161,12 +157,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Goes on in HTTP/1.1 where a caller offers another protocol, as Java's client offers h2c
+        """Continue in HTTP/1.1 where a caller offers another protocol, as Java's client offers h2c
         with each first request.
 
-        The parser ends such a request at its head, and uvicorn drops what comes behind. A new
-        parser that is told how the body is framed reads it as what it is; without, the body would
-        be read as the next request.
+        The parser ends such a request at its head, and uvicorn drops the rest. A new parser that is
+        fed with the framing of the body reads it as a body, not as the next request.
         """
         stopped = sys.exc_info()[1]
         rest = (
@@ -189,7 +184,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.data_received(rest)
 
     def _find_framing_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that say how long the request's body is; none where it has no body."""
+        """Return the headers that frame the request's body; none without a body."""
         return [
             (name, value)
             for name, value in self.headers
@@ -197,7 +192,7 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what cannot be read, in OpenAI's shape, and ends the connection."""
+        """Answer what cannot be read, in OpenAI's shape, and end the connection."""
         self._is_deaf = True
         refusal = self._refusal or InvalidRequestError(
             "This is not HTTP that can be read.", code="invalid_http"
@@ -206,7 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
         is_answered = busy and (self._running is not self.cycle or self.cycle.response_started)
         self._mark_disconnected(self._running)
         if is_answered:
-            self.transport.close()  # nothing can be said within an answer
+            self.transport.close()  # an answer in progress cannot become an error
             return
         request_id = generate_id("req_")
         logger.info("connection.refused", extra={"code": refusal.code, "request_id": request_id})
@@ -223,7 +218,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.linger()
 
     def linger(self) -> None:
-        """Ends the connection, but lets a caller that is still sending read its answer."""
+        """End the connection, but let a caller that is still sending read its answer."""
         self._is_deaf = True
         self.flow.resume_reading()
         if self.transport.can_write_eof():
@@ -240,19 +235,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def _refuse_head(self) -> None:
-        """Ends the reading of a head, as only an error does; `send_400_response` is called for
-        it."""
+        """Stop reading a head, which takes an error; uvicorn then calls `send_400_response`."""
         self._refusal = _build_too_large_error()
         raise self._refusal
 
     def _mark_disconnected(self, cycle: RequestResponseCycle | None) -> None:
-        """Tells a request that its caller is gone."""
+        """Notify a request that its caller is gone."""
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
 
     def _watch(self) -> None:
-        """Closes the connection if its caller keeps it without use; else looks again later."""
+        """Close the connection if its caller does not use it; else check again later."""
         now = self.loop.time()
         again = self.HEAD_SECONDS
         waiting: RequestResponseCycle | None = None
@@ -263,13 +257,13 @@ class BoundedProtocol(HttpToolsProtocol):
             pass  # linger() closes it
         elif self._head_since is not None:
             if self._running is not None and not self._running.response_complete:
-                self._head_since = now  # it is the next request's, which may wait
+                self._head_since = now  # it belongs to the next request, which may wait
             again = max(self._head_since + self.HEAD_SECONDS - now, 0.0)
             if not again:
                 self._close("the head of a request did not come")
         elif self.cycle.response_complete:
-            # uvicorn's own timer watches a connection at rest. What stops that timer is a request,
-            # the rest of a body that was not waited for, or bytes that mean nothing.
+            # uvicorn's own timer watches an idle connection. A request stops that timer, and so do
+            # the rest of an unread body and bytes without meaning.
             is_idle = self.timeout_keep_alive_task is None
             if is_idle and self._was_idle:
                 self._close("what came after an answer was no request")
@@ -287,7 +281,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _abort_if_stuck(self) -> None:
-        """Ends a connection that is closed but for what its caller does not read."""
+        """Abort a closing connection whose caller does not read the rest."""
         unsent = self.transport.get_write_buffer_size()
         if unsent == self._unsent:
             self.transport.abort()
@@ -295,8 +289,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class _LingeringTransport(asyncio.Transport):
-    """What the answer to the last request of a connection is written to: closed only when nothing
-    more comes, or after a while."""
+    """The transport of a connection's last answer, which closes only when nothing more comes, or
+    after a while."""
 
     def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
         super().__init__()
@@ -307,7 +301,7 @@ class _LingeringTransport(asyncio.Transport):
         self.is_closing = protocol.transport.is_closing  # type: ignore[method-assign]  # as above
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Close the connection."""
         if self._cycle.more_body and self._cycle.response_complete:
             self._protocol.linger()
         else:

@@ -1,5 +1,5 @@
-"""The processes that serve, and how they end: not ready at once, open requests in peace, the rest
-told, everything closed, code 0."""
+"""Serve in one process, and shut it down gracefully: readiness first, then open requests, then the
+service."""
 
 import asyncio
 import faulthandler
@@ -18,24 +18,23 @@ from ai_agent_service.server.http1 import CONNECTION_CLOSE, BoundedProtocol
 logger = logging.getLogger(__name__)
 
 CANCEL_GRACE_SECONDS = 3
-"""How long requests that are cancelled at the end have to tell their callers."""
+"""How long requests that a shutdown cancels have to send an error."""
 
 CLOSE_TIMEOUT_SECONDS = 30.0
-"""How long it may take after that to close what the service holds open; it takes far less unless
-something hangs."""
+"""How long closing the service may take after that."""
 
 FORCED_SHUTDOWN_SECONDS = 10.0
-"""How long the end may take once it was asked for twice."""
+"""How long a shutdown may take after a second signal."""
 
 EXIT_FORCED = 1
-"""The exit code where the end took longer than it may."""
+"""The exit code of a shutdown that took too long."""
 
 POLL_SECONDS = 0.05
 
 
 class ShutdownTimeouts:
-    """How long the end may take: `drain` seconds in which all is served as before, `shutdown`
-    seconds for what is open then."""
+    """The time limits of a shutdown: for `drain` seconds all is served as before, and requests that
+    are open then have `shutdown` seconds."""
 
     def __init__(self, drain: float, shutdown: float) -> None:
         self.drain = drain
@@ -43,17 +42,17 @@ class ShutdownTimeouts:
 
     @property
     def total(self) -> float:
-        """After so many seconds the process is gone, whatever hangs."""
+        """Seconds after which the process is gone, whatever hangs."""
         return self.drain + self.shutdown + CANCEL_GRACE_SECONDS + CLOSE_TIMEOUT_SECONDS
 
 
 class GracefulServer(uvicorn.Server):
-    """uvicorn with our end; `when_ready` is called with it once it serves.
+    """uvicorn with a graceful shutdown; it calls `when_ready` with itself once it serves.
 
-    Told to stop (SIGTERM, SIGINT), it is not ready any more and serves on for DRAIN_SECONDS, in
-    which load balancers notice. Then it takes no new requests, and those that are open have
-    SHUTDOWN_TIMEOUT. Told once more, it ends at once. That it was told is no failure, so the signal
-    is not raised again as uvicorn would.
+    After SIGTERM or SIGINT it reports that it is not ready and serves for DRAIN_SECONDS, so that
+    load balancers notice. Then it takes no new requests, and open ones have SHUTDOWN_TIMEOUT. A
+    second signal ends it at once. Unlike uvicorn it does not raise the signal again, since a
+    shutdown is not a failure.
     """
 
     def __init__(
@@ -69,11 +68,11 @@ class GracefulServer(uvicorn.Server):
 
     @property
     def state(self) -> Any:
-        """What the application holds."""
+        """The state of the application."""
         return cast(Any, self.config.loaded_app).state
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and tells."""
+        """Start, and announce that it serves."""
         await super().startup(sockets)
         if self.started:
             notify_systemd("READY=1")
@@ -81,34 +80,34 @@ class GracefulServer(uvicorn.Server):
             await self._when_ready(self)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the end, or has it hurry."""
+        """Begin the shutdown, or force it."""
         if self.should_exit:
             self.force_shutdown()
         else:
             self.stop()
 
     def stop(self) -> None:
-        """Begins the end."""
+        """Begin the shutdown."""
         self.should_exit = True
         if self.started:
             self._announce_stop()
 
     def force_shutdown(self) -> None:
-        """Waits for nothing any more, and ends the process if that takes too long."""
+        """Stop waiting for requests, and end the process if closing takes too long."""
         if not self._is_forced:
             self.should_exit = self._is_forced = True
             self.config.timeout_graceful_shutdown = 1
             _exit_within(FORCED_SHUTDOWN_SECONDS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends in the way that the class tells."""
+        """Shut down as the class describes."""
         stopping = self._announce_stop()
         await self._wait_while(lambda: True, self._timeouts.drain)
         stopping.is_closed = True
         for connection in list(self.server_state.connections):
-            # Where there was no request yet, the first is on its way: it is told.
+            # A connection without a request yet stays open, so that its first one gets an answer.
             if not isinstance(connection, BoundedProtocol) or connection.cycle is not None:
-                connection.shutdown()  # at once where it rests, else after its answer
+                connection.shutdown()  # at once if it is idle, else after its answer
         await self._wait_while(lambda: bool(self.server_state.tasks), self._timeouts.shutdown)
         for task in self.server_state.tasks:
             task.cancel()
@@ -117,46 +116,40 @@ class GracefulServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _announce_stop(self) -> ShutdownState:
-        """Has health say that the service stops, and callers open another connection for their next
-        request."""
+        """Report that the service stops, and have callers connect again for their next request."""
         stopping = cast(ShutdownState, self.state.stopping)
         stopping.has_begun = True
         if CONNECTION_CLOSE not in self.server_state.default_headers:
-            self.server_state.default_headers = [
-                *self.server_state.default_headers,
-                CONNECTION_CLOSE,
-            ]
+            headers = self.server_state.default_headers
+            self.server_state.default_headers = [*headers, CONNECTION_CLOSE]
         return stopping
 
     async def _wait_while(self, goes_on: Callable[[], bool], seconds: float) -> None:
-        """Waits while `goes_on`, `seconds` at most."""
+        """Wait while `goes_on()`, `seconds` at most."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        # uvicorn tells of no end of a task
+        # uvicorn does not announce the end of a task
         while goes_on() and loop.time() < end and not self._is_forced:  # noqa: ASYNC110
             await asyncio.sleep(min(POLL_SECONDS, end - loop.time()))
 
 
 def notify_systemd(state: str) -> None:
-    """Tells systemd, where it is what started the service and waits for it (`Type=notify`). Source:
-    sd_notify(3).
+    """Send `state` to systemd if it started the service with `Type=notify`. Source: sd_notify(3).
 
-    Each of several workers tells it; the first has it know that the service is up, and the others
-    change nothing.
+    Every worker does so; only the first notification has an effect.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
+    if address.startswith("@"):
+        address = f"\0{address[1:]}"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.sendto(
-                state.encode(), "\0" + address[1:] if address.startswith("@") else address
-            )
+            manager.sendto(state.encode(), address)
     except OSError as error:
         logger.warning("manager.not_told", extra={"error": str(error)})
 
 
 def _exit_within(seconds: float) -> None:
-    """Ends the process with CUT_OFF if it is still there then, and writes where it hangs; this
-    works whatever hangs."""
+    """End the process with EXIT_FORCED if it still runs then, and write where it hangs."""
     faulthandler.dump_traceback_later(seconds, exit=True)

@@ -1,5 +1,4 @@
-"""What has the service read its files anew while it runs: the signal SIGHUP, and a change of the
-files where RELOAD_CONFIG says so."""
+"""Reload the configuration at SIGHUP, and after a change of the files if RELOAD_CONFIG is set."""
 
 import asyncio
 import logging
@@ -16,24 +15,23 @@ from ai_agent_service.runtime.service import Service
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""Between two looks at the files."""
+"""Between two checks of the files."""
 
 QUIET_SECONDS = 0.25
-"""For so long files have to stay as they are before they are read, so that what is half written is
-not."""
+"""How long files must not change before they are read, so that none is half written."""
 
 MAX_POLLS = 20
-"""Looks after which files are read that change all the time."""
+"""Checks after which files that change all the time are read."""
 
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
-"""None on Windows, which has no such signal."""
+"""None on Windows, which does not have it."""
 
 
 class ControllingTerminal:
-    """The terminal that the process was started in; it tells of its end by SIGHUP too, which means
-    to stop then, as ever.
+    """The terminal that the process was started in. When it closes, it sends SIGHUP too, which then
+    means to stop.
 
-    Processes that are to outlive it ignore the signal from their start (`nohup`).
+    Processes that outlive it ignore the signal from their start (`nohup`).
     """
 
     def __init__(self) -> None:
@@ -42,17 +40,16 @@ class ControllingTerminal:
         )
 
     def is_gone(self) -> bool:
-        """Whether it was closed, and the process is to end with it."""
+        """Return whether it was closed, so that the process has to stop."""
         return self._is_controlling and not _has_terminal()
 
 
 @contextmanager
 def watch_hangups() -> Generator[asyncio.Event, None, None]:
-    """An event that is set whenever SIGHUP comes; in another thread than the main one no signal
-    does."""
-    told = asyncio.Event()
+    """Yield an event that is set at each SIGHUP; only the main thread receives signals."""
+    requested = asyncio.Event()
     if HANGUP is None or threading.current_thread() is not threading.main_thread():
-        yield told
+        yield requested
         return
     terminal = ControllingTerminal()
 
@@ -60,13 +57,13 @@ def watch_hangups() -> Generator[asyncio.Event, None, None]:
         if terminal.is_gone():
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            told.set()
+            requested.set()
 
     before = signal.getsignal(HANGUP)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(HANGUP, handle_hangup)
     try:
-        yield told
+        yield requested
     finally:
         loop.remove_signal_handler(HANGUP)
         signal.signal(HANGUP, before)
@@ -74,11 +71,11 @@ def watch_hangups() -> Generator[asyncio.Event, None, None]:
 
 @asynccontextmanager
 async def watch_reload_triggers(
-    service: Service, told: asyncio.Event
+    service: Service, requested: asyncio.Event
 ) -> AsyncGenerator[None, None]:
-    """Has `service` reload whenever `told` is set, and when its files change where RELOAD_CONFIG
-    says so."""
-    tasks = [asyncio.create_task(_reload_on_signal(service, told))]
+    """Reload `service` whenever `requested` is set, and when its files change if RELOAD_CONFIG is
+    set."""
+    tasks = [asyncio.create_task(_reload_on_signal(service, requested))]
     if service.settings.reload_config:
         tasks.append(asyncio.create_task(_reload_on_change(service)))
     try:
@@ -89,10 +86,10 @@ async def watch_reload_triggers(
         await asyncio.wait(tasks)
 
 
-async def _reload_on_signal(service: Service, told: asyncio.Event) -> None:
+async def _reload_on_signal(service: Service, requested: asyncio.Event) -> None:
     while True:
-        await told.wait()
-        told.clear()
+        await requested.wait()
+        requested.clear()
         await _reload(service)
 
 
@@ -104,9 +101,8 @@ async def _reload_on_change(service: Service) -> None:
             hash_files, settings.agent_config_file, settings.mcp_config_file, settings.prompts_dir
         )
 
-    tried: bytes | None = (
-        None  # what the service was started with may be older than what is there now
-    )
+    # The files may have changed since the service was started.
+    tried: bytes | None = None
     while True:
         found = await read_current()
         if found != tried:
@@ -122,17 +118,17 @@ async def _reload_on_change(service: Service) -> None:
 
 
 async def _reload(service: Service) -> None:
-    """Reloads; whatever comes of it, the service goes on, and its log says why."""
+    """Reload; after a failure the service continues, and its log has the reason."""
     try:
         await service.reload()
     except ServiceError as error:
-        logger.debug("config.not_reloaded", extra={"code": error.code})  # its faults were told
+        logger.debug("config.not_reloaded", extra={"code": error.code})  # its faults are logged
     except Exception:
         logger.exception("config.reload_failed")
 
 
 def _has_terminal() -> bool:
-    """Whether the process has a terminal."""
+    """Return whether the process has a terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:

@@ -1,4 +1,4 @@
-"""Worker processes that share a port."""
+"""Run worker processes that share a port."""
 
 import logging
 import multiprocessing
@@ -28,26 +28,26 @@ from ai_agent_service.server.reload_triggers import HANGUP, ControllingTerminal
 logger = logging.getLogger(__name__)
 
 WORKER_CHECK_SECONDS = 0.5
-"""How often it is looked whether each worker is alive."""
+"""How often each worker is checked."""
 
 WORKER_RETRY_SECONDS = 5.0
-"""How long a worker is not started again that could not start, while others serve."""
+"""How long a worker that failed to start is not started again while others serve."""
 
 
 class _WorkerServer(GracefulServer):
-    """A worker's server. The supervisor, a terminal and a service manager may all tell it to stop,
-    so that only SIGQUIT has it hurry."""
+    """A worker's server. The supervisor, a terminal and a service manager may all send it a signal
+    to stop, so that only SIGQUIT forces it."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins the end."""
+        """Begin the shutdown."""
         self.stop()
 
 
 def _run_worker(
     config: uvicorn.Config, listening: socket.socket, patience: ShutdownTimeouts
 ) -> None:
-    """What a worker process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server takes it
+    """Serve in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server handles it
     server = _WorkerServer(config, patience)
     signal.signal(signal.SIGQUIT, lambda _, __: server.force_shutdown())
     threading.Thread(target=_exit_with_parent, name="parent", daemon=True).start()
@@ -61,8 +61,7 @@ def _run_worker(
 
 
 def _exit_with_parent() -> None:
-    """Ends this process in order once its parent is gone: nobody else would, and it would keep the
-    port."""
+    """Shut this process down once its parent is gone, so that it does not keep the port."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -70,10 +69,11 @@ def _exit_with_parent() -> None:
 
 
 class WorkerPool:
-    """Processes that share the port, each replaced when it dies. Told to stop, all end as the only
-    process does; told once more, at once. SIGHUP has each of them read its files anew.
+    """Processes that share the port, each replaced when it dies. After a signal to stop, all shut
+    down as a single process does; after a second one, at once. SIGHUP makes each read its files
+    again.
 
-    uvicorn's own supervisor does not hear a second signal, waits without end, ends with 0 where no
+    uvicorn's own supervisor ignores a second signal, waits without a limit, exits with 0 where no
     worker can start, and kills workers that take more than five seconds to start.
     """
 
@@ -86,16 +86,16 @@ class WorkerPool:
         self._stop_requests = 0
         self._hangups = 0
         self._failed: dict[int, float] = {}
-        """When the worker at a place last could not start."""
+        """When the worker at a place last failed to start."""
 
         self._terminal = ControllingTerminal()
         self.workers: list[SpawnProcess] = []
 
     def run(self, welcome: Callable[[], None]) -> int:
-        """Serves until it is told to stop; gives the exit code. `welcome` is called once it can be
-        told."""
-        for told in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(told, self._handle_stop)
+        """Serve until a signal to stop and return the exit code. `welcome` is called once signals
+        are handled."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle_stop)
         if HANGUP is not None:
             signal.signal(HANGUP, self._handle_hangup)
         welcome()
@@ -105,8 +105,7 @@ class WorkerPool:
         while not self._stop_requests and not code:
             time.sleep(POLL_SECONDS)
             if HANGUP is not None and self._hangups:
-                # One that is just starting ends by it and is started again, with the files that
-                # there are then.
+                # A worker that is just starting ends by it and is started again.
                 self._hangups = 0
                 self.send_signal(HANGUP)
             if time.monotonic() - looked >= WORKER_CHECK_SECONDS:
@@ -114,11 +113,11 @@ class WorkerPool:
                 looked = time.monotonic()
         return self._stop_workers() or code
 
-    def send_signal(self, told: signal.Signals) -> None:
-        """Sends a signal to every worker."""
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to every worker."""
         for worker in self.workers:
             if worker.pid is not None and worker.is_alive():
-                os.kill(worker.pid, told)
+                os.kill(worker.pid, number)
 
     def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:
         if self._terminal.is_gone():
@@ -137,8 +136,7 @@ class WorkerPool:
         return worker
 
     def _replace_dead_workers(self) -> int:
-        """Has each worker that died followed by another; gives an exit code where none can
-        start."""
+        """Replace each worker that died; return an exit code if none can start."""
         now = time.monotonic()
         for place, worker in enumerate(self.workers):
             if self._stop_requests or worker.is_alive():
@@ -158,7 +156,7 @@ class WorkerPool:
         return 0
 
     def _stop_workers(self) -> int:
-        """Ends every worker; gives the exit code."""
+        """End every worker and return the exit code."""
         self._listening.close()
         self.send_signal(signal.SIGTERM)
         end = time.monotonic() + self._timeouts.total
@@ -168,7 +166,7 @@ class WorkerPool:
                 is_hurried = True
                 end = time.monotonic() + FORCED_SHUTDOWN_SECONDS
                 self.send_signal(signal.SIGQUIT)
-            if time.monotonic() > end + 1:  # they end by themselves a moment before
+            if time.monotonic() > end + 1:  # they end themselves a moment earlier
                 self.send_signal(signal.SIGKILL)
                 return EXIT_FORCED
             time.sleep(POLL_SECONDS)
