@@ -1,1 +1,1 @@
-"""Health: probes of what the service depends on, and the report of them."""
+"""Probes of what the service depends on, and their report."""

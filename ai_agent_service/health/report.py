@@ -29,8 +29,7 @@ MAX_LAG_SECONDS = 60.0
 
 
 class McpServerHealth(msgspec.Struct):
-    """An MCP server: whether its tools can be used, else why not; `since` is when it came to
-    that."""
+    """An MCP server: whether its tools can be used, else why not; `since` is when that began."""
 
     state: State
     transport: str
@@ -46,8 +45,8 @@ class DatabaseHealth(msgspec.Struct):
     """The database of conversations and keys: whether it can be used, else why not; what was done
     in it since the start.
 
-    `revision` is that of its tables, `expected_revision` what this version works with;
-    `replica_lag_seconds` is how far the replica is behind, where that can be told.
+    `revision` is that of its tables, `expected_revision` the one of this version;
+    `replica_lag_seconds` is how far the replica is behind, if known.
     """
 
     state: Literal["ready", "down", "timeout"]
@@ -67,8 +66,8 @@ class DatabaseHealth(msgspec.Struct):
 
 
 class IdentityHealth(msgspec.Struct):
-    """What tells users by IDENTITY_MODE; `keys` and what follows are those of an OpenID Connect
-    provider."""
+    """The identification of users by IDENTITY_MODE; `keys` and the following fields are those of an
+    OpenID Connect provider."""
 
     mode: str
     state: Literal["ready", "down"]
@@ -78,11 +77,10 @@ class IdentityHealth(msgspec.Struct):
 
 
 class Health(msgspec.Struct):
-    """That the service is up. The parts, and a `status` that counts them, stand only in the
-    detailed form: `degraded` when a part cannot be used, `unavailable` when nothing can be served;
-    `reasons` say why.
+    """The service is up. Only the detailed form has the parts and a `status` that depends on them:
+    `degraded` if a part cannot be used, `unavailable` if nothing can be served; `reasons` say why.
 
-    `access` is `open` where callers need no key.
+    `access` is `open` if callers need no key.
     """
 
     status: Literal["healthy", "degraded", "unavailable"]
@@ -127,7 +125,7 @@ async def add_details(
 
 
 def _collect_reasons(body: Health) -> list[str]:
-    """What is wrong with each part, in a sentence."""
+    """Return what is wrong with each part, in a sentence."""
     found: list[str] = []
     for agent_id, agent in (body.agents or {}).items():
         if agent.state != "ready":

@@ -1,4 +1,4 @@
-"""What is said, in the form in which the conventions for GenAI have it in a span.
+"""Convert messages and tools to the form of span attributes in the conventions for GenAI.
 
 https://github.com/open-telemetry/semantic-conventions-genai/blob/main/docs/gen-ai/gen-ai-spans.md
 """
@@ -22,14 +22,14 @@ from ai_agent_service.core.messages import (
 
 
 def build_input_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
-    """`gen_ai.input.messages`; images and files that are sent as data stand there without it."""
+    """Return `gen_ai.input.messages`, without the data of images and files."""
     return [{"role": message.role, "parts": _build_parts(message)} for message in messages]
 
 
 def build_output_messages(
     text: str, calls: Iterable[ToolCall], reason: FinishReason
 ) -> list[dict[str, Any]]:
-    """`gen_ai.output.messages`."""
+    """Return `gen_ai.output.messages`."""
     parts = _build_parts(Message(role="assistant", content=text, tool_calls=tuple(calls)))
     return [
         {
@@ -41,7 +41,7 @@ def build_output_messages(
 
 
 def build_tool_definitions(tools: Iterable[ToolSpec]) -> list[dict[str, Any]]:
-    """`gen_ai.tool.definitions`."""
+    """Return `gen_ai.tool.definitions`."""
     return [
         {
             "type": "function",

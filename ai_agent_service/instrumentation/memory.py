@@ -1,4 +1,4 @@
-"""A memory whose operations are spans of a trace, by the conventions for GenAI."""
+"""Trace the operations of a memory, by the conventions for GenAI."""
 
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.messages import Message
@@ -15,7 +15,7 @@ from ai_agent_service.observability.tracing import (
 
 
 class TracedMemory:
-    """`memory`, with a span for each time that it is asked or told something."""
+    """`memory`, with a span for each operation."""
 
     def __init__(self, memory: Memory, tracing: Tracing) -> None:
         self.required = memory.required
@@ -28,7 +28,7 @@ class TracedMemory:
         return self._memory.problem
 
     async def begin(self, context: RunContext, turn: Turn) -> RememberedTurn:
-        """Begins a turn; see Memory."""
+        """Begin a turn; see Memory."""
         run = get_context()
         attributes = _build_attributes("search_memory", context.session)
         with self._tracing.open_span("search_memory", attributes) as span:
@@ -38,8 +38,8 @@ class TracedMemory:
 
 
 class _TracedTurn:
-    """A turn whose later operations are told to belong to `run`, for an answer is kept by tasks
-    that outlive it."""
+    """A turn whose later operations are traced in the context `run`, since tasks that outlive the
+    run store its answer."""
 
     def __init__(
         self, turn: RememberedTurn, tracing: Tracing, run: Context, session: str | None
@@ -65,12 +65,12 @@ class _TracedTurn:
         return self._turn.in_progress
 
     async def compact(self) -> tuple[Message, ...] | None:
-        """The turn's, with the questions to the model that it takes."""
+        """Shorten the turn, with spans of the model that makes the summary."""
         with use_context(self._run):
             return await self._turn.compact()
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
-        """Stores the answer; see RememberedTurn."""
+        """Store the answer; see RememberedTurn."""
         attributes = _build_attributes("upsert_memory", self._session)
         with self._tracing.open_span("upsert_memory", attributes, parent=self._run):
             await self._turn.keep(answer, wait=wait)

@@ -1,4 +1,4 @@
-"""A provider whose answers are spans of a trace, by the conventions for GenAI."""
+"""Trace the answers of a provider, by the conventions for GenAI."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -24,7 +24,7 @@ from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequ
 from ai_agent_service.providers.wrapper import WrappedProvider
 
 PROVIDER_NAMES = {"azure_openai": "azure.ai.openai"}
-"""What the conventions call a provider that is called otherwise here."""
+"""The conventions' names of providers that have another name here."""
 
 _SETTINGS = {
     "temperature": "gen_ai.request.temperature",
@@ -40,15 +40,15 @@ _SETTINGS = {
 
 
 class TracedProvider(WrappedProvider):
-    """`provider`, with a span for each answer, from the question to the answer's end; the
-    provider's server is told of it."""
+    """`provider`, with a span for each answer from the request to its end, which is sent to the
+    provider's server."""
 
     def __init__(self, provider: Provider, tracing: Tracing) -> None:
         super().__init__(provider)
         self._tracing = tracing
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer as it comes; see Provider."""
+        """Yield the answer as it comes; see Provider."""
         tracing = self._tracing
         span = tracing.start(
             f"chat {replace_unstorable(request.model)}",
@@ -64,8 +64,8 @@ class TracedProvider(WrappedProvider):
                 span.set_attribute("gen_ai.tool.definitions", tools)
         began = time.monotonic()
         with tracing.end_on_exit(span):
-            # A provider asks before its first event; beyond that nothing of the span is current, as
-            # a consumer may go on in another task.
+            # A provider sends its request before the first event. The span is not the current one
+            # after that, since a consumer may continue in another task.
             with use_context(build_context(span)):
                 events = self._provider.stream(request)
             async with aclosing(events):
@@ -101,7 +101,7 @@ class TracedProvider(WrappedProvider):
 
 
 def _build_attributes(provider: str, request: ModelRequest) -> dict[str, AttributeValue]:
-    """What a span says of `request` from its start."""
+    """Return the attributes of a span at its start."""
     attributes: dict[str, AttributeValue] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": PROVIDER_NAMES.get(provider, provider),

@@ -1,5 +1,4 @@
-"""The outermost layer where traces are switched on: a span for each request, by the conventions for
-HTTP."""
+"""Trace each request, by the conventions for HTTP; the outermost layer if traces are on."""
 
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,7 +13,7 @@ from ai_agent_service.observability.tracing import (
 )
 
 UNTRACED_PATHS = ("/health", "/metrics")
-"""What probes and scrapers ask all the time."""
+"""What probes and scrapers request all the time."""
 
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"}
@@ -24,14 +23,14 @@ MAX_TEXT = 256
 
 class TracingMiddleware:
     """ASGI middleware: a span from each request's head to the end of its answer, the child of the
-    caller's if they tell of one."""
+    span in the caller's headers."""
 
     def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
         self.app = app
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on."""
+        """Pass the request on."""
         if scope["type"] != "http" or scope["path"].startswith(UNTRACED_PATHS):
             await self.app(scope, receive, send)
             return
@@ -68,8 +67,8 @@ class TracingMiddleware:
 
 
 def _build_attributes(scope: Scope, headers: dict[bytes, str]) -> dict[str, AttributeValue]:
-    """What a span says of a request from its start; neither who asks nor the query, in which users
-    may stand."""
+    """Return the attributes of a span at its start, without the caller and the query, which may
+    name users."""
     known = scope["method"] in METHODS
     attributes: dict[str, AttributeValue] = {
         "http.request.method": scope["method"] if known else "_OTHER",

@@ -1,4 +1,4 @@
-"""Tools whose calls are spans of a trace, by the conventions for GenAI."""
+"""Trace the calls of tools, by the conventions for GenAI."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ai_agent_service.observability.tracing import AttributeValue, Tracing
 from ai_agent_service.tools.toolset import Toolset
 
 MAX_NAME_CHARACTERS = 100
-"""Characters of a name that is no tool's, for a model may write anything."""
+"""Characters of a name, since a model may write anything."""
 
 
 class TracedToolset(Toolset):
@@ -20,7 +20,7 @@ class TracedToolset(Toolset):
         self._tracing = tracing
 
     async def execute(self, call: ToolCall, context: RunContext) -> ToolResult:
-        """Carries out `call`; see Toolset."""
+        """Execute `call`; see Toolset."""
         tracing = self._tracing
         name = replace_unstorable(call.name[:MAX_NAME_CHARACTERS])
         attributes: dict[str, AttributeValue] = {

@@ -1,1 +1,1 @@
-"""MCP servers: kept connected, their tools as tools of agents."""
+"""The client side of MCP: connections to servers, whose tools become tools of agents."""

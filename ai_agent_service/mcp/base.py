@@ -1,4 +1,4 @@
-"""What a connection to an MCP server offers, whatever carries it."""
+"""The interface of a session with an MCP server, for every transport."""
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
@@ -12,10 +12,9 @@ from ai_agent_service.tools.base import ToolOutput
 
 
 class ServerConnectionError(Exception):
-    """The server cannot be reached, or not any more; the message says why, in words for the
-    operator and without secrets.
+    """The server cannot be reached. The message is for the operator and contains no secrets.
 
-    `not_sent` is set where it is certain that the server did nothing of what was asked.
+    `not_sent` is set where it is certain that the server did not start what was requested.
     """
 
     def __init__(self, reason: str, *, not_sent: bool = False) -> None:
@@ -37,34 +36,33 @@ class McpSession(Protocol):
 
     @property
     def transport(self) -> Transport:
-        """What carries it."""
+        """The transport."""
         ...
 
     async def list_tools(self) -> list[RemoteTool]:
-        """All tools of the server; raises ServerConnectionError."""
+        """Return all tools of the server; raises ServerConnectionError."""
         ...
 
     async def call(
         self, name: str, arguments: dict[str, object], context: RunContext
     ) -> ToolOutput:
-        """Runs a tool; raises ToolError with the server's words, or ServerConnectionError."""
+        """Run a tool; raises ToolError with the server's words, or ServerConnectionError."""
         ...
 
     async def ping(self) -> None:
-        """Returns if the server answers; raises ServerConnectionError."""
+        """Return if the server answers; raises ServerConnectionError."""
         ...
 
 
 class SessionListener(Protocol):
-    """Whoever wants to know what happens to a session beside the calls; its methods are called in
-    the session's event loop."""
+    """Receives a session's events beside the calls, in the session's event loop."""
 
     def handle_tools_changed(self) -> None:
-        """The server says that its list of tools is another one now."""
+        """Handle a changed list of tools."""
         ...
 
     def handle_session_end(self, reason: str) -> None:
-        """The server has ended or cannot be understood."""
+        """Handle the end of a server, or of a session that cannot be understood."""
         ...
 
 
@@ -72,13 +70,12 @@ class SessionOpener(Protocol):
     """Opens sessions with one server."""
 
     def __call__(self, listener: SessionListener) -> AbstractAsyncContextManager[McpSession]:
-        """A new session, which is closed with all that belongs to it at the end; raises
-        ServerConnectionError."""
+        """Yield a new session, and close all that belongs to it; raises ServerConnectionError."""
         ...
 
 
 class OpenerFactory(Protocol):
-    """Makes the opener of a server; what it takes to connect is loaded with it."""
+    """Makes the opener of a server; loaded together with the libraries that connect."""
 
     def __call__(
         self,

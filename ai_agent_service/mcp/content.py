@@ -1,4 +1,4 @@
-"""Makes of what an MCP tool returned what a model can read."""
+"""Convert the result of an MCP tool to what a model can read."""
 
 import json
 import re
@@ -23,20 +23,20 @@ from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.tools.base import ToolOutput
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
-"""Of one image, in base64; a larger one is left out, which is said."""
+"""Of one image, in base64; a larger one is replaced by a note."""
 
 _SUPPORTED_IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
-"""What providers take; with anything else they refuse the whole request."""
+"""The types that providers accept; for another one they refuse the whole request."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _WRAPPERS = frozenset({"result", "content"})
 
 
 def to_tool_output(result: CallToolResult) -> ToolOutput:
-    """The text and the images of `result`; raises ToolError with its text if it is an error.
+    """Return the text and the images of `result`; raises ToolError with its text if it is an error.
 
-    Structured content is added as JSON unless the text says the same already. What a model cannot
-    be shown is named with its type and size, and resources with their addresses.
+    Structured content is added as JSON unless the text contains it. Content that a model cannot
+    read is described by its type and size, a resource by its address.
     """
     texts: list[str] = []
     images: list[ImagePart] = []
@@ -118,11 +118,10 @@ def _count_bytes(base64: str) -> int:
 
 
 def _is_in_text(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> bool:
-    """Whether the rest of the result holds what `structured` holds, which servers send for hosts
-    that read nothing else.
+    """Return whether the text contains `structured` too, as servers send it for other hosts.
 
-    A value that is no object is wrapped in one by servers, as `result` or `content`, and a list is
-    sent as one text for each entry.
+    Servers wrap a value that is not an object in one, as `result` or `content`, and send a list as
+    one text for each entry.
     """
     if not blocks:
         return False
@@ -143,7 +142,7 @@ def _is_in_text(structured: Any, texts: list[str], blocks: list[ContentBlock]) -
 
 
 def _is_same(one: object, other: object) -> bool:
-    """Whether both are the same JSON; to Python, 1 is True."""
+    """Return whether both are the same JSON; in Python, 1 equals True."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 

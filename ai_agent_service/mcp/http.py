@@ -1,4 +1,4 @@
-"""MCP over HTTP: streamable, and the older one with server-sent events."""
+"""Reach MCP servers over streamable HTTP, and over the older HTTP with server-sent events."""
 
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -82,7 +82,7 @@ class _UncheckedTransport(ClientTransport):
         transport_options: TransportOptions | None = None,
         **session_kwargs: Unpack[SessionKwargs],
     ) -> AsyncGenerator[ClientSession, None]:
-        """A session; see fastmcp."""
+        """Yield a session; see fastmcp."""
         async with super().connect_session(transport_options=_OPTIONS, **session_kwargs) as session:
             yield session
 
@@ -101,7 +101,7 @@ class _HttpClient(httpx2.AsyncClient):
     message, where an MCP server looks for it."""
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Sends it; see httpx2."""
+        """Send a request; see httpx2."""
         request.headers.update(build_trace_headers())
         outcome = _current_outcome.get()
         # The session is shared; the requests of a call are sent in the context of its caller.
@@ -161,5 +161,5 @@ class _RepairedBody(httpx2.AsyncByteStream):
             yield replace_lone_surrogates(b"".join(open_line))
 
     async def aclose(self) -> None:
-        """Closes it."""
+        """Close it."""
         await self._body.aclose()

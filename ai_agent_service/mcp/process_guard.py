@@ -1,11 +1,9 @@
-"""Runs a command and sees to it that nothing of it stays behind: `python guard.py COMMAND [ARGUMENT
-...]`.
+"""Run a command and leave nothing of it behind: `python guard.py COMMAND [ARGUMENT ...]`.
 
-The guard leads a process group of its own, which the command belongs to. When whoever started the
-guard closes its standard input, or dies in whatever way, the command has some time to end by
-itself; then the group is ended. When the command ends, so does the group. The last line on standard
-error says how the command ended. Needs nothing but Python's standard library, and starts with
-little of it.
+The guard leads a process group, which the command belongs to. When its parent closes the standard
+input, or dies, the command has some time to end by itself before the group is ended. The group also
+ends with the command. The last line on standard error says how the command ended. The guard imports
+little, and only from Python's standard library.
 """
 
 import contextlib
@@ -19,11 +17,11 @@ GRACE_SECONDS = 2.0
 """From the end of standard input to SIGTERM, and again to SIGKILL."""
 
 EXITED = "\x00guard: "
-"""Begins the line that says how the command ended."""
+"""The prefix of the line that says how the command ended."""
 
 
 def main(command: list[str]) -> None:
-    """Runs `command` with this process's own standard input and output, until both have ended."""
+    """Run `command` with this process's standard input and output, until both have ended."""
     ended, ending = os.pipe()
     for end in (ended, ending):
         os.set_blocking(end, False)
@@ -72,7 +70,7 @@ def _exec_command(command: list[str]) -> None:
 
 
 def _has_exited(child: int) -> bool:
-    """Whether the command has ended; if so, that is told."""
+    """Return whether the command has ended, and report it then."""
     try:
         pid, status = os.waitpid(child, os.WNOHANG)
     except ChildProcessError:
@@ -86,12 +84,12 @@ def _has_exited(child: int) -> bool:
 
 
 def _report(how: str) -> None:
-    with contextlib.suppress(OSError):  # whoever would read it may be gone
+    with contextlib.suppress(OSError):  # its reader may be gone
         os.write(2, f"{EXITED}{how}\n".encode())
 
 
 def _signal_all(number: int) -> None:
-    """Signals the whole group, this process too if nothing stops it."""
+    """Signal the whole group, including this process."""
     os.killpg(0, number)
 
 

@@ -1,5 +1,7 @@
-"""Sessions with MCP servers by way of the fastmcp client; imported only where there is a server to
-connect to, for it takes a second."""
+"""Open sessions with MCP servers through the fastmcp client.
+
+Imported only if there is a server to connect to, since that takes a second.
+"""
 
 import asyncio
 import logging
@@ -46,11 +48,10 @@ from ai_agent_service.tools.base import ToolOutput
 logger = logging.getLogger(__name__)
 
 MAX_INVALID_LINES = 1_000
-"""Lines on standard output that are no messages, after which a server is given up; each costs our
-time."""
+"""Lines on standard output that are not messages, after which a server is given up."""
 
 MAX_TOOL_MESSAGE_LENGTH = 4_000
-"""Characters of a server's refusal that the model is told."""
+"""Characters of a server's refusal that reach the model."""
 
 LISTEN_RETRY_SECONDS = 5.0
 PING_SECONDS = 10.0
@@ -59,20 +60,20 @@ SESSION_CHECK_SECONDS = 2.0
 _CONNECTION_ERRORS = (httpx2.HTTPError, RuntimeError, OSError, ClosedResourceError)
 _SESSION_ERRORS = (MCPError, ValidationError, *_CONNECTION_ERRORS)
 _WRONG_TRANSPORT_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
-"""HTTP statuses by which a server tells that it does not speak streamable HTTP at this address."""
+"""HTTP statuses of a server that does not speak streamable HTTP at this address."""
 
 
 def build_opener(
     definition: ServerDefinition, environment: Mapping[str, str], *, connect_seconds: float
 ) -> SessionOpener:
-    """Opens sessions with the server of `definition`; a command is looked up by the PATH of
+    """Return an opener for the server of `definition`; a command is searched in the PATH of
     `environment`."""
     return _FastMcpOpener(definition, environment, connect_seconds)
 
 
 def quieten_libraries() -> None:
-    """Keeps the libraries' own lines out of the log: what matters of them is told by us, once, and
-    without addresses or secrets."""
+    """Keep the libraries' lines out of the log; ours report what matters once, without addresses or
+    secrets."""
     fastmcp_logger = logging.getLogger("fastmcp")
     for handler in list(fastmcp_logger.handlers):
         fastmcp_logger.removeHandler(handler)
@@ -184,7 +185,7 @@ class _UnsupportedTransportError(ServerConnectionError):
 
 
 class _FastMcpSession:
-    """A session that is open; see ai_agent_service/mcp/base.py."""
+    """An open session; see `McpSession`."""
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class _FastMcpSession:
         self._handler = handler
 
     async def list_tools(self) -> list[RemoteTool]:
-        """All tools of the server."""
+        """Return all tools of the server."""
         capabilities = self._client.server_capabilities
         if capabilities is not None and capabilities.tools is None:
             return []
@@ -363,8 +364,8 @@ class _NotificationHandler:
 
 
 async def _listen(client: Client[Any], listener: SessionListener) -> None:
-    """Asks a server of the 2026 protocol to tell of changed tools, which it does only when asked;
-    older ones tell by themselves."""
+    """Subscribe to changed tools at a server of the 2026 protocol; older ones report them
+    unasked."""
     capabilities = client.server_capabilities
     if client.protocol_version not in MODERN_PROTOCOL_VERSIONS or not (
         capabilities and capabilities.tools and capabilities.tools.list_changed
@@ -373,18 +374,18 @@ async def _listen(client: Client[Any], listener: SessionListener) -> None:
     while True:
         try:
             async with listen(client.session, tools_list_changed=True) as subscription:
-                listener.handle_tools_changed()  # what happened until now was not told
+                listener.handle_tools_changed()  # it may have missed a change
                 async for _ in subscription:
                     listener.handle_tools_changed()
         except SubscriptionLost:
             pass
         except (MCPError, *_CONNECTION_ERRORS):
-            return  # it does not offer this after all, or is gone, which others notice
+            return  # it does not offer this after all, or is gone, which the session notices
         await asyncio.sleep(LISTEN_RETRY_SECONDS)
 
 
 async def _close_client(client: Client[Any]) -> None:
-    """Leaves a session; what broke it, which leaving it tells once more, is known by then."""
+    """Leave a session; an error that broke it, which leaving raises again, is known by then."""
     try:
         await client.__aexit__(None, None, None)
     except _SESSION_ERRORS as error:
@@ -393,7 +394,7 @@ async def _close_client(client: Client[Any]) -> None:
 
 async def _cancel_task(task: asyncio.Task[None]) -> None:
     task.cancel()
-    await asyncio.wait((task,))  # which raises nothing but the cancellation of whoever waits
+    await asyncio.wait((task,))  # raises only if this task is cancelled
     if not task.cancelled():
         task.exception()
 
@@ -422,19 +423,19 @@ def _describe_cause(error: Exception) -> str:
 
 
 def _is_closed(error: MCPError) -> bool:
-    """Whether the library says that the connection is gone; a server may use the same code for
-    errors of its own."""
+    """Return whether the library reports a closed connection; servers may use the code for other
+    errors."""
     return error.error.code == CONNECTION_CLOSED and error.error.message == "Connection closed"
 
 
 def _is_cut_off(error: MCPError) -> bool:
-    """Whether the library says that the stream which was to have the answer ended without it; the
-    session may be well."""
+    """Return whether the library reports a stream that ended without the answer; the session may
+    still work."""
     return error.error.code == CONNECTION_CLOSED and error.error.message.startswith("SSE stream ")
 
 
 def _convert_decimals(value: Any) -> Any:
-    """`value` with numbers that JSON's libraries know."""
+    """Return `value` with floats instead of Decimals, which JSON libraries do not know."""
     match value:
         case Decimal():
             number = float(value)

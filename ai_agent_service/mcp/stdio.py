@@ -1,4 +1,4 @@
-"""MCP servers that are run as a command."""
+"""Run MCP servers as commands."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STDERR_BYTES_PER_SECOND = 1024 * 1024
-"""Of a server's standard error; beyond, reading waits, and so does the server."""
+"""Of a server's standard error; beyond that, reading waits, and so does the server."""
 
 MAX_STDERR_LINE = 2_000
 END_WAIT_SECONDS = 0.5
@@ -42,7 +42,7 @@ END_WAIT_SECONDS = 0.5
 def build_stdio_transport(
     definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr"
 ) -> "StdioTransport":
-    """How to run the command of `definition`, which is looked up by its own PATH or that of
+    """Return the transport that runs the command of `definition`, found in its own PATH or that of
     `environment`; raises ServerConnectionError."""
     assert definition.command is not None
     if definition.find_command_problem(environment):
@@ -65,11 +65,10 @@ def build_stdio_transport(
 
 
 class StdioTransport(ClientTransport):
-    """A command.
+    """Runs a command.
 
-    Not the client's own: it ends its wait for a server that will not end before that has ended, and
-    a line with half a surrogate pair in it, which JSON allows, would leave the call waiting that it
-    answers.
+    The client's own transport stops waiting for a hanging server before that has ended, and a line
+    with half a surrogate pair, which JSON allows, would leave the call that it answers waiting.
     """
 
     def __init__(self, parameters: StdioServerParameters, stderr: TextIO) -> None:
@@ -85,7 +84,7 @@ class StdioTransport(ClientTransport):
         transport_options: TransportOptions | None = None,
         **session_kwargs: Unpack[SessionKwargs],
     ) -> AsyncGenerator[ClientSession, None]:
-        """Starts the command, and ends it at the end."""
+        """Start the command, and end it at the exit."""
         self._closed.clear()
         try:
             async with (
@@ -97,23 +96,22 @@ class StdioTransport(ClientTransport):
             self._closed.set()
 
     async def wait_closed(self) -> None:
-        """Returns when nothing of the command is left."""
+        """Return when nothing of the command is left."""
         await self._closed.wait()
 
 
 class _RepairedLines:
-    """What a command writes, with lines that could not be read made readable where that is
-    possible."""
+    """The messages of a command, of which invalid ones are repaired if possible."""
 
     def __init__(self, lines: "ReadStream[SessionMessage | Exception]") -> None:
         self._lines = lines
 
     async def receive(self) -> SessionMessage | Exception:
-        """The next one."""
+        """Return the next message."""
         return _repair_message(await self._lines.receive())
 
     async def aclose(self) -> None:
-        """Closes it."""
+        """Close it."""
         await self._lines.aclose()
 
     def __aiter__(self) -> "_RepairedLines":
@@ -152,8 +150,7 @@ def _repair_message(item: SessionMessage | Exception) -> SessionMessage | Except
 
 
 class Stderr:
-    """A server's standard error: read to its end, logged at debug level, its last lines
-    remembered."""
+    """A server's standard error: logged at debug level, with its last lines kept."""
 
     def __init__(self, definition: ServerDefinition, listener: SessionListener) -> None:
         read, write = os.pipe()
@@ -171,17 +168,18 @@ class Stderr:
         return " | ".join(self._lines)
 
     def close_write_end(self) -> None:
-        """Leaves the writing to the server, so that its end is seen."""
+        """Leave the write end to the server, so that its end is noticed."""
         self.write_end.close()
 
     async def wait_for_end(self) -> None:
-        """Returns when all is read; a process that the server left behind does not keep us."""
+        """Return when all is read, or soon if a process that the server left behind keeps it
+        open."""
         with suppress(TimeoutError):
             async with asyncio.timeout(END_WAIT_SECONDS):
                 await self._end.wait()
 
     async def read(self, reader: asyncio.StreamReader) -> None:
-        """Reads until the last process that holds the other end is gone."""
+        """Read until the last process that has the other end is gone."""
         rest = b""
         allowance = float(STDERR_BYTES_PER_SECOND)
         before = time.monotonic()
@@ -218,7 +216,7 @@ class Stderr:
 
     @property
     def reason(self) -> str:
-        """How the server ended, and its last words."""
+        """How the server ended, and its last lines."""
         words = f": {self.last_lines}" if self.last_lines else ""
         return sanitize_message(
             f"it {self.exit_reason or 'closed its output'}{words}", self._definition
@@ -242,4 +240,4 @@ async def open_stderr(
         stderr.close_write_end()
         transport.close()
         task.cancel()
-        await asyncio.wait((task,))  # which raises nothing but the cancellation of whoever waits
+        await asyncio.wait((task,))  # raises only if this task is cancelled

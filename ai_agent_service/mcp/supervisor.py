@@ -1,5 +1,4 @@
-"""All MCP servers: connected in the background, taken over by the next configuration where they did
-not change, closed together."""
+"""Keep all MCP servers connected in the background; unchanged ones outlive a reload."""
 
 import asyncio
 import importlib
@@ -32,11 +31,11 @@ class McpServers:
 
     @property
     def statuses(self) -> tuple[ServerStatus, ...]:
-        """What is known of each server now, in the order of the file."""
+        """The state of each server, in the order of the file."""
         return tuple(connection.status for connection in self)
 
     async def wait_for_start(self, seconds: float) -> None:
-        """Returns once each server's first start has come to an end, or after `seconds`."""
+        """Return once each server's first start has succeeded or failed, or after `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for connection in self:
@@ -44,11 +43,10 @@ class McpServers:
 
 
 class McpSupervisor:
-    """Keeps connections up, each by a task of its own, until they are ended; at its end, all that
-    belongs to them is closed.
+    """Keeps connections up, each in its own task, and closes all that belongs to them at the end.
 
-    `connect_seconds` is what a server may take to start and to answer, `tools_seconds` how long a
-    list of its tools is used.
+    A server has `connect_seconds` to start and to answer; a list of its tools is used for
+    `tools_seconds`.
     """
 
     def __init__(self, *, connect_seconds: float, tools_seconds: float) -> None:
@@ -72,17 +70,16 @@ class McpSupervisor:
         wanted: Collection[str],
         before: McpServers | None = None,
     ) -> McpServers:
-        """The servers of `definitions`, of which those whose labels are `wanted` are to be
-        connected to; `begin` does so.
+        """Return the servers of `definitions`; `start` connects those whose labels are `wanted`.
 
-        One of `before` whose definition is the same stays the connection that it is.
+        A connection of `before` with the same definition is kept.
         """
         return McpServers(
             [self._build_connection(each, environment, wanted, before) for each in definitions]
         )
 
     def start(self, servers: McpServers, environment: Mapping[str, str]) -> None:
-        """Connects in the background to those of `servers` that are on and are not kept up yet."""
+        """Connect in the background those of `servers` that are on and not supervised yet."""
         for connection in servers:
             if connection.state != "off" and connection not in self._tasks:
                 self._tasks[connection] = asyncio.create_task(
@@ -90,15 +87,15 @@ class McpSupervisor:
                 )
 
     async def stop(self, connections: Collection[Connection]) -> None:
-        """Closes the connections, those that are kept up, and all that belongs to them. It may be
-        called again if it was cancelled."""
+        """Close the connections that are supervised, and all that belongs to them. It may be called
+        again if it was cancelled."""
         ending = {
             connection: task
             for connection in connections
             if (task := self._tasks.get(connection)) is not None
         }
         for task in ending.values():
-            if not task.cancelling():  # a second time would break off the closing
+            if not task.cancelling():  # a second time would interrupt the closing
                 task.cancel()
         if ending:
             await asyncio.wait(ending.values())
@@ -132,7 +129,7 @@ class McpSupervisor:
         return (task := self._tasks.get(connection)) is not None and not task.done()
 
     async def _supervise(self, connection: Connection, environment: Mapping[str, str]) -> None:
-        """Keeps the connection up until cancelled."""
+        """Keep the connection up until cancelled."""
         try:
             async with self._loading:
                 if self._opener_factory is None:
@@ -142,8 +139,7 @@ class McpSupervisor:
             opener = build_opener(connection.definition, environment, connect_seconds=seconds)
             await connection.supervise(opener)
         except Exception:
-            # Nobody waits for this task: what breaks it is a fault of ours, and agents go on
-            # without these tools.
+            # A fault of ours ends this task, and agents continue without these tools.
             logger.exception("mcp.broken", extra={"server": connection.label})
             connection.fail("the MCP client failed; the log of the service says how")
 
@@ -157,19 +153,18 @@ async def open_servers(
     connect_seconds: float,
     tools_seconds: float,
 ) -> AsyncGenerator[McpServers, None]:
-    """The servers of `definitions`, those whose labels are `wanted` being connected to in the
-    background; see Supervision."""
+    """Yield the servers of `definitions`, and connect those whose labels are `wanted` in the
+    background; see McpSupervisor."""
     async with McpSupervisor(
         connect_seconds=connect_seconds, tools_seconds=tools_seconds
-    ) as supervision:
-        servers = supervision.build_servers(definitions, environment, wanted=wanted)
-        supervision.start(servers, environment)
+    ) as supervisor:
+        servers = supervisor.build_servers(definitions, environment, wanted=wanted)
+        supervisor.start(servers, environment)
         yield servers
 
 
 def _load() -> OpenerFactory:
-    """What it takes to connect, which is imported only now: it takes a second, and nobody waits for
-    it."""
+    """Import what connects, in the background since that takes a second."""
     session: Any = importlib.import_module("ai_agent_service.mcp.session")
     session.quieten_libraries()
     return cast(OpenerFactory, session.build_opener)

@@ -1,4 +1,4 @@
-"""Makes JSON readable that strict readers refuse."""
+"""Repair JSON that strict readers refuse."""
 
 import re
 
@@ -11,13 +11,13 @@ _ESCAPE = re.compile(
 
 
 def has_lone_surrogate(json: bytes) -> bool:
-    """Whether `json` may have an escape that is half of a surrogate pair."""
+    """Return whether `json` may have an escape that is half of a surrogate pair."""
     return _SURROGATE_ESCAPE.search(json) is not None
 
 
 def replace_lone_surrogates(json: bytes) -> bytes:
-    """`json` with each escape that is half of a surrogate pair replaced by that of U+FFFD; some
-    servers write them, and no strict reader takes them."""
+    """Return `json` with U+FFFD in place of each half of a surrogate pair, which some servers
+    write."""
     if not has_lone_surrogate(json):
         return json
     return _ESCAPE.sub(lambda match: b"\\ufffd" if match["half"] else match[0], json)

@@ -1,4 +1,4 @@
-"""A tool of an MCP server as a tool of an agent."""
+"""Make a tool of an MCP server a tool of an agent."""
 
 import hashlib
 import re
@@ -21,7 +21,7 @@ ToolCaller = Callable[["McpTool", dict[str, object], RunContext], Awaitable[Tool
 
 
 class McpTool:
-    """The tool `remote` of the server `label`; `call` carries its calls out."""
+    """The tool `remote` of the server `label`; `call` executes its calls."""
 
     timeout: float | None = None
     parallel = True
@@ -38,8 +38,8 @@ class McpTool:
         self._call = call
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Runs the tool on its server; raises ToolError with the server's words, or with ours where
-        the server is not there."""
+        """Run the tool on its server; raises ToolError with the server's words, or with ours if it
+        cannot be reached."""
         return await self._call(self, arguments, context)
 
 
@@ -63,13 +63,13 @@ def build_model_name(label: str, tool: str) -> str:
 
 
 def build_model_names(label: str, tools: Iterable[str]) -> frozenset[str]:
-    """`build_model_name` of each of `tools`."""
+    """Return `build_model_name` of each of `tools`."""
     return frozenset(build_model_name(label, tool) for tool in tools)
 
 
 def _to_object_schema(schema: dict[str, object]) -> dict[str, object]:
-    """`schema` as it is, if it says that it is of an object and of which properties: providers
-    refuse a request with one that does not."""
+    """Return `schema` as that of an object with properties; providers refuse a request with another
+    one."""
     if (
         schema.get("type") == "object"
         and isinstance(schema.get("properties"), dict)

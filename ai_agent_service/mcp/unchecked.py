@@ -1,4 +1,4 @@
-"""The session class that all transports use."""
+"""Define the session class of all transports."""
 
 from mcp import ClientSession
 from mcp_types import CallToolResult
@@ -12,4 +12,4 @@ class UncheckedSession(ClientSession):
     """
 
     async def validate_tool_result(self, name: str, result: CallToolResult) -> None:
-        """Accepts it."""
+        """Accept it."""

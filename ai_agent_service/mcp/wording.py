@@ -1,4 +1,4 @@
-"""What we say of a server: on one line, short, and without its secrets."""
+"""Describe a server on one short line without its secrets."""
 
 from http import HTTPStatus
 
@@ -12,21 +12,21 @@ MAX_MESSAGE_LENGTH = 400
 def sanitize_message(
     text: str, definition: ServerDefinition, limit: int = MAX_MESSAGE_LENGTH
 ) -> str:
-    """`text` on one line, at most `limit` characters of it, and without the values of the server's
+    """Return `text` on one line, cut to `limit` characters, without the values of the server's
     variables."""
     return replace_unstorable(" ".join(redact_secrets(text, definition.secrets).split()))[:limit]
 
 
 def redact_credentials(text: str, definition: ServerDefinition) -> str:
-    """`text` without the server's credentials, and otherwise as it is: a path that a variable holds
-    is of use to the model."""
+    """Return `text` without the server's credentials. Other variables stay, such as a path that the
+    model can use."""
     for secret in definition.credentials:
         text = text.replace(secret, "[redacted]")
     return text
 
 
 def describe_status(status: int) -> str:
-    """An HTTP status that is an error, by its number and its name, and what to look at."""
+    """Return the number and the name of an HTTP error status, and what to check."""
     try:
         phrase = f" {HTTPStatus(status).phrase}"
     except ValueError:

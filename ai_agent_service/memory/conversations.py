@@ -1,4 +1,4 @@
-"""What is stored of a user's conversations: to list, to read, to export and to delete."""
+"""List, read, export and delete a user's conversations."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ from ai_agent_service.memory.store import Session, Store
 from ai_agent_service.storage.tables import nodes, runs, sessions, summaries
 
 ERASURE_SECONDS = 600.0
-"""How long the transaction may take that deletes everything of a user."""
+"""The time limit of the transaction that deletes everything of a user."""
 
 READ_SECONDS = 60.0
 INLINE_MESSAGES = 100
@@ -227,7 +227,7 @@ def _match_session(session: Session) -> Any:
 
 
 def _select_messages(session: Session, row: RowMapping, *, branches: bool) -> Select[Any]:
-    """The messages of the newest branch, or of all, those before others first."""
+    """Return a query for the messages of the newest branch, or of all, in their order."""
     owned = and_(nodes.c.tenant == session.tenant, nodes.c.user_id == session.user)
     if branches:
         return (
@@ -249,8 +249,8 @@ def _select_messages(session: Session, row: RowMapping, *, branches: bool) -> Se
 def _delete_sessions(
     connection: Connection, tenant: str, user: str, keys: Select[Any]
 ) -> ErasureCounts:
-    """Deletes the sessions of these `keys` and all that belongs to them. Turns take the session's
-    row first too, so none waits for another in a circle."""
+    """Delete the sessions of these `keys` and all that belongs to them. Turns lock the session's
+    row first too, so there is no deadlock."""
     connection.execute(keys.with_for_update()).close()
     counts = [
         connection.execute(

@@ -1,4 +1,4 @@
-"""Counts what the memory stores and summarises, as plain numbers that metrics read."""
+"""Count what the memory stores and summarises, as plain numbers that metrics read."""
 
 import msgspec
 
@@ -6,9 +6,9 @@ import msgspec
 class MemoryCounts(msgspec.Struct):
     """The numbers of one database since the start of this process.
 
-    `messages` are those stored; `conversations` the questions among them that nothing comes before.
-    `tokens_saved` is by how much summaries are shorter than what they stand for, estimated; the
-    tokens of `summary_...` are what making them took, as reported.
+    `messages` are the stored ones; `conversations` are the first questions among them.
+    `tokens_saved` estimates by how much summaries are shorter than what they replace; the tokens of
+    `summary_...` are those of making them, as reported.
     """
 
     messages: int = 0

@@ -1,5 +1,5 @@
-"""Looks after the database: tells that this process lives, ends the runs of those that do not,
-deletes what is too old."""
+"""Maintain the database: register this process, end the runs of dead ones, delete what is too
+old."""
 
 import asyncio
 import logging
@@ -19,11 +19,10 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 BATCH_SECONDS = 600.0
 BATCH = 200
-"""Sessions that are deleted in one transaction."""
+"""Sessions deleted in one transaction."""
 
 CLEANUP_LOCK = 0x61_61_73_5F_63_6C_65_61
-"""The advisory lock of PostgreSQL under which old conversations are deleted: `aas_clea` as a
-number."""
+"""The advisory lock of PostgreSQL for deleting old conversations: `aas_clea` as a number."""
 
 PROCESS_RETENTION = timedelta(days=1)
 
@@ -31,9 +30,9 @@ PROCESS_RETENTION = timedelta(days=1)
 class Housekeeping:
     """Runs beside the service.
 
-    `retention_days` is how long sessions are kept after their last use, None for ever, unless
-    `agent_retention_days` says otherwise of their agent. `run_seconds` is how long a run may take
-    at most: one that has been running for longer is none.
+    Sessions are kept for `retention_days` after their last use (None: for ever), unless
+    `agent_retention_days` has another value for their agent. A run that is older than `run_seconds`
+    cannot be running any more.
     """
 
     def __init__(
@@ -51,17 +50,16 @@ class Housekeeping:
         self._interval = interval_hours * 3600
         self._run_seconds = run_seconds
         self.erased = ErasureCounts()
-        """What was deleted for its age since the start of this process."""
+        """What this process has deleted for its age."""
         self.ended_runs = 0
-        """How many runs of processes that are gone were ended since the start of this process."""
+        """How many runs of dead processes this process has ended."""
 
     def set_agent_retention(self, agent_retention_days: Mapping[str, float]) -> None:
-        """Has agents keep their sessions for other times than until now."""
+        """Change how long agents keep their sessions."""
         self.agent_retention_days = dict(agent_retention_days)
 
     async def run(self) -> None:
-        """Looks after the database until it is cancelled. What fails is tried again the next
-        time."""
+        """Maintain the database until cancelled; a failed step is retried the next time."""
         loop = asyncio.get_running_loop()
         # Replicas that start together do not clean up together.
         # no secret
@@ -79,14 +77,14 @@ class Housekeeping:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def send_heartbeat(self) -> None:
-        """Tells that this process lives, and ends the runs of those that do not."""
+        """Record that this process is alive, and end the runs of dead ones."""
         ended = await self._store.database.write(self._record_heartbeat)
         if ended:
             self.ended_runs += ended
             logger.warning("memory.runs_ended", extra={"runs": ended})
 
     async def unregister_process(self) -> None:
-        """Tells that this process ends."""
+        """Record that this process ends."""
 
         def delete_process(connection: Connection) -> None:
             connection.execute(
@@ -96,7 +94,7 @@ class Housekeeping:
         await self._store.database.write(delete_process)
 
     async def clean_up(self) -> ErasureCounts:
-        """Deletes what is too old, in batches; nothing while another replica does so."""
+        """Delete what is too old, in batches; nothing while another replica does so."""
         total = ErasureCounts()
         while True:
             erased = await self._store.database.write(self._delete_batch, timeout=BATCH_SECONDS)
@@ -131,8 +129,8 @@ class Housekeeping:
         return ended
 
     def _delete_batch(self, connection: Connection) -> ErasureCounts:
-        # A lock of the transaction also works through a pooler, where the next transaction may use
-        # another connection.
+        # A lock of the transaction also works through a pooler, which may use another connection
+        # for the next one.
         lock = text("SELECT pg_try_advisory_xact_lock(:lock)")
         if (
             connection.dialect.name == "postgresql"
@@ -156,8 +154,7 @@ class Housekeeping:
             )
         if not too_old:
             return ErasureCounts()
-        # One that is used at this moment is locked, and one that was used since is not too old any
-        # more.
+        # A session in use is locked, and one that was used since is not too old any more.
         oldest = (
             select(sessions.c.key)
             .where(or_(*too_old))

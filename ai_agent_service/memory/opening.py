@@ -1,5 +1,4 @@
-"""Opens the memory of all agents: the database, what looks after it, and a memory for each agent
-that has one."""
+"""Open the memory of all agents: the database, its housekeeping, and each agent's memory."""
 
 import asyncio
 import logging
@@ -37,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 
 class Summarizer(msgspec.Struct, frozen=True):
-    """What an agent's summaries are made with; `build_model_name` is what the configuration says,
-    `model` gives the name that it comes to."""
+    """What makes an agent's summaries: `model_name` is the configured model, `model` returns the
+    effective one."""
 
     provider: Provider
     model: Callable[[], Awaitable[str]]
@@ -47,7 +46,7 @@ class Summarizer(msgspec.Struct, frozen=True):
 
 
 class Memories:
-    """The opened database and all that works on it."""
+    """The open database and what uses it."""
 
     def __init__(
         self, settings: Settings, store: Store, housekeeping: Housekeeping, tasks: Tasks
@@ -65,8 +64,8 @@ class Memories:
     def build_memory(
         self, definition: MemoryDefinition, summarizer: Summarizer, is_live: Callable[[str], bool]
     ) -> SqlMemory:
-        """The memory of an agent; `is_live` tells whether this process takes the run of an id
-        now."""
+        """Return the memory of an agent; `is_live` returns whether a run is in progress in this
+        process."""
         self._store.is_live = is_live
         compression = definition.compression
         compressor = None
@@ -98,7 +97,7 @@ class Memories:
 async def open_memories(
     settings: Settings, retention_of_agents: Mapping[str, float]
 ) -> AsyncGenerator[Memories, None]:
-    """The memory of all agents. A database that cannot be used at start is waited for in the
+    """Yield the memory of all agents. A database that cannot be used at the start is retried in the
     background."""
     address, cipher = build_database_url(settings), build_cipher(settings)
     replica = settings.database_replica_url

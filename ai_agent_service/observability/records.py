@@ -1,5 +1,4 @@
-"""What is told of a request and of its run once they are over, for the access log and the metrics
-alike."""
+"""Record a request and its run at their end, for the access log and the metrics."""
 
 import msgspec
 
@@ -17,13 +16,13 @@ class ToolUse(msgspec.Struct, frozen=True, gc=False):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that is over, whatever came of it.
+    """A run that has ended.
 
-    `outcome` is `answered`, `left` (the caller did), `stopped` (with the service) or an error's
-    code. `steps` are those that came to their end, `step_count` also has one that broke off.
-    `usage` is None where no provider reported any. `is_repeated` says that the answer was one given
-    before, or another request's, so that nothing was asked of a model. `tenant`, `user` and
-    `session` are as the caller named them, and are not to be shown. `seconds` is wall time.
+    `outcome` is `answered`, `left` (by the caller), `stopped` (with the service) or an error's
+    code. `steps` are the complete ones, `step_count` includes one that broke off. `usage` is None
+    if no provider reported any. `is_repeated` marks an answer from an earlier or a parallel
+    request, for which no model was asked. `tenant`, `user` and `session` are the caller's names,
+    which must not be shown. `seconds` is wall time.
     """
 
     agent_id: str
@@ -47,22 +46,21 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def provider_seconds(self) -> float:
-        """How long the answers of the model took, all of them together."""
+        """The sum of the times of the model's answers."""
         return sum(step.seconds for step in self.steps)
 
     @property
     def tool_seconds(self) -> float:
-        """How long the calls of tools took, all of them together; those of one step run beside each
-        other."""
+        """The sum of the times of tool calls, of which those of one step run in parallel."""
         return sum(use.seconds for use in self.tools)
 
 
 class RequestReport(msgspec.Struct, frozen=True):
-    """A request that is over, whatever came of it.
+    """A request that has ended.
 
-    `route` is the template of its address, `unknown` where there is none. `status` is what the
-    caller was told, 499 if they left before. `first_byte_seconds` is when the answer began; None if
-    it did not. `error` is the code of the error that it was answered with, or that ended it.
+    `route` is the template of its address or `unknown`. `status` is that of the answer, or 499 if
+    the caller left before. `first_byte_seconds` is when the answer began; None if it did not.
+    `error` is the code of the error in the answer, or of the one that ended it.
     """
 
     method: str

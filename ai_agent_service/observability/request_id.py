@@ -1,4 +1,4 @@
-"""The id of the request under way, for log lines, errors and providers."""
+"""The id of the current request, for log lines, errors and providers."""
 
 import re
 from contextvars import ContextVar
@@ -11,5 +11,5 @@ current_request_id: ContextVar[str] = ContextVar("current_request_id", default="
 
 
 def select_request_id(given: str) -> str:
-    """The caller's id if it is 1 to 128 letters, digits and . _ : -, else a new one."""
+    """Return the caller's id if it is 1 to 128 letters, digits and . _ : -, else a new one."""
     return given if _ACCEPTED.fullmatch(given) else generate_id("req_")

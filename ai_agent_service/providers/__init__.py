@@ -1,1 +1,1 @@
-"""Providers: each vendor's difference in a small file, each wire format written once."""
+"""Providers of models: one small file for each vendor, one for each wire format."""

@@ -1,5 +1,4 @@
-"""Azure OpenAI: a deployment's name as the model, its own header for the key, and two forms of
-address."""
+"""Ask Azure OpenAI, with a deployment's name as the model and its own header for the key."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Self
@@ -21,7 +20,7 @@ class AzureOpenAI(OpenAICompatible):
 
     @classmethod
     def from_setup(cls, setup: ProviderSetup) -> Self:
-        """The resource at AZURE_OPENAI_ENDPOINT."""
+        """Return the resource at AZURE_OPENAI_ENDPOINT."""
         settings = setup.settings
         needed = {
             "AZURE_OPENAI_API_KEY": settings.azure_openai_api_key,
@@ -46,7 +45,7 @@ class AzureOpenAI(OpenAICompatible):
         return provider
 
     def url(self, model: str) -> str:
-        """Where the requests for the deployment `model` go."""
+        """Return the address of requests for the deployment `model`."""
         version = self.api_version
         if version and version[0].isdigit():
             deployment = f"{self.base_url}/openai/deployments/{quote(model, safe='')}"
@@ -54,7 +53,7 @@ class AzureOpenAI(OpenAICompatible):
         return f"{self.base_url}/openai/v1/chat/completions{self._query}"
 
     def ping_url(self) -> str:
-        """The list of models that the resource can have, in the form of the API that is used."""
+        """Return the address of the list of models, in the form of the API that is used."""
         version = self.api_version
         if version and version[0].isdigit():
             return f"{self.base_url}/openai/models?api-version={quote(version)}"
@@ -69,5 +68,5 @@ class AzureOpenAI(OpenAICompatible):
         )
 
     def headers(self) -> Mapping[str, str]:
-        """Azure's own header."""
+        """Return Azure's header for the key."""
         return {"api-key": self.api_key}

@@ -1,4 +1,4 @@
-"""What a provider is, what it is asked and what it answers."""
+"""Define the interface of a provider: its requests and the events of its answers."""
 
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -13,11 +13,11 @@ from ai_agent_service.providers.http import HttpClient
 
 
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One question to a model.
+    """One request to a model.
 
     `settings` are OpenAI's request fields by their names (`temperature`, `max_tokens`,
-    `response_format`, ...); a provider drops what its vendor cannot do. `deadline` is a reading of
-    `time.monotonic()` in seconds.
+    `response_format`, ...); a provider drops those that its vendor does not support. `deadline` is
+    a reading of `time.monotonic()` in seconds.
     """
 
     model: str
@@ -36,12 +36,12 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelFinished(msgspec.Struct, frozen=True):
-    """The last event of an answer: why it ended, the calls it asks for, what it took (None: not
+    """The last event of an answer: why it ended, its tool calls, and its usage (None: not
     reported).
 
-    `reasoning` is what the provider wants back as `Message.reasoning`, for some refuse the results
-    of a thinking model's calls without. `model` and `provider` name what answered where it is
-    another than was asked.
+    `reasoning` must be sent back as `Message.reasoning`, without which some providers refuse the
+    results of a thinking model's calls. `model` and `provider` name what answered, if it is not
+    what was asked.
     """
 
     reason: FinishReason
@@ -56,12 +56,11 @@ ModelEvent = TextDelta | ReasoningDelta | RefusalDelta | ModelFinished
 
 
 class Provider(Protocol):
-    """Answers model requests. Holds no connection of its own: those belong to the HttpClient it is
-    given."""
+    """Answers model requests. Connections belong to the HttpClient that it gets."""
 
     @property
     def name(self) -> str:
-        """What `"provider"` in agent_config.json calls it."""
+        """The name in `"provider"` of agent_config.json."""
         ...
 
     @property
@@ -75,13 +74,13 @@ class Provider(Protocol):
         ...
 
     async def default_model(self) -> str:
-        """The model of agents that name none; raises ProviderNotConfiguredError when there is
-        none."""
+        """Return the model of agents that name none; raises ProviderNotConfiguredError without
+        one."""
         ...
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer as it comes, ending with exactly one ModelFinished; raises UpstreamError or
-        ContextTooLongError.
+        """Yield the answer as it comes, ending with exactly one ModelFinished; raises UpstreamError
+        or ContextTooLongError.
 
         Closing the generator ends the upstream request.
         """
@@ -90,18 +89,17 @@ class Provider(Protocol):
 
 @runtime_checkable
 class Pingable(Protocol):
-    """A provider that can be asked whether it is there; health says `unknown` of one that
-    cannot."""
+    """A provider whose health can be checked; that of another one is `unknown`."""
 
     async def ping(self, *, timeout: float) -> None:
-        """Returns when it answers, within `timeout` seconds and without cost; raises UpstreamError,
-        `provider_model_not_found` where it is there and does not know the question."""
+        """Return when it answers, within `timeout` seconds and without cost; raises UpstreamError,
+        with the code `provider_model_not_found` if it answers but does not know the request."""
         ...
 
 
 class ProviderSetup(msgspec.Struct, frozen=True):
-    """What a provider is made from: the settings, all environment variables (`.env` included), and
-    the shared HTTP client."""
+    """The input of a provider's factory: the settings, all environment variables (`.env` included),
+    and the shared HTTP client."""
 
     settings: Settings
     environment: Mapping[str, str]
@@ -112,5 +110,5 @@ class ProviderFactory(Protocol):
     """A class of providers, as plugins name them."""
 
     def from_setup(self, setup: ProviderSetup) -> Provider:
-        """Makes the provider; missing credentials show in `missing` and raise nothing."""
+        """Return the provider; missing credentials are listed in `missing` and raise nothing."""
         ...

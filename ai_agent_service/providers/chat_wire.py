@@ -47,7 +47,7 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """How a vendor departs from the wire format.
+    """How a vendor differs from the wire format.
 
     `extra_body` is added to each request; `renamed` maps OpenAI's setting names to the vendor's;
     `dropped` are settings it refuses; `reasoning_field` is where the reasoning before tool calls
@@ -132,7 +132,7 @@ def stream(
 
 
 def encode_request(request: ModelRequest, profile: Profile) -> bytes:
-    """`request` as the JSON body of a streamed chat completion."""
+    """Return `request` as the JSON body of a streamed chat completion."""
     body: dict[str, Any] = {
         "model": request.model,
         "messages": to_wire_messages(request.messages, profile),
@@ -159,8 +159,8 @@ def encode_request(request: ModelRequest, profile: Profile) -> bytes:
 def to_wire_messages(
     messages: Iterable[Message], profile: Profile = _DEFAULT_PROFILE
 ) -> list[dict[str, Any]]:
-    """`messages` in OpenAI's form; images that tools returned follow their results in a user
-    message, as tool messages take text only."""
+    """Return `messages` in OpenAI's form. Images that tools returned follow in a user message,
+    since tool messages contain only text."""
     found: list[dict[str, Any]] = []
     from_tools: list[dict[str, Any]] = []
     for message in messages:
@@ -196,8 +196,8 @@ def to_wire_messages(
 
 
 def to_finish_reason(said: str) -> FinishReason:
-    """A vendor's finish reason in OpenAI's words; an unknown one still says that the answer came to
-    its end."""
+    """Return OpenAI's name of a vendor's finish reason; an unknown one means that the answer is
+    complete."""
     if (reason := FINISH_REASONS.get(said.lower())) is not None:
         return reason
     logger.warning("provider.unknown_finish_reason", extra={"reason": said[:40]})
@@ -252,8 +252,8 @@ def _to_usage(usage: _Usage) -> Usage:
 
 
 def _parse_content(content: str | list[_Part]) -> list[ModelEvent]:
-    """The content of a delta: text, or (Mistral's thinking models) parts of text and of
-    thoughts."""
+    """Return the events of a delta's content: text or, from Mistral's thinking models, parts of
+    text and of thoughts."""
     if isinstance(content, str):
         return [TextDelta(content)]
     events: list[ModelEvent] = []
@@ -352,7 +352,7 @@ class _ToolCallAssembler:
         return tuple(found.values())
 
     def _find_call(self, delta: _ToolCallDelta) -> "_PartialToolCall":
-        """The call that `delta` is a piece of, a new one where it begins one."""
+        """Return the call that `delta` belongs to, a new one if it begins one."""
         if delta.index is not None:
             call = self._by_index.get(delta.index)
         elif delta.id:
@@ -374,8 +374,8 @@ class _PartialToolCall(msgspec.Struct):
 
 
 def _is_new_call(delta: _ToolCallDelta, call: _PartialToolCall) -> bool:
-    """Whether `delta` is no piece of `call` though it has its place: another id, or a name after
-    whole arguments (Gemini has no ids)."""
+    """Return whether `delta` begins a call at the place of `call`: it has another id, or a name
+    after complete arguments (Gemini has no ids)."""
     if delta.function is None or not delta.function.name:
         return False
     if delta.id and call.id:

@@ -1,4 +1,4 @@
-"""Asks a model, and traces at debug level what it is asked and what it answers."""
+"""Log at debug level what a model is asked and what it answers."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -17,10 +17,10 @@ from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequ
 def stream_logged(
     provider: Provider, request: ModelRequest, *, logged_count: int = 0, **named: Any
 ) -> AsyncGenerator[ModelEvent, None]:
-    """`provider.stream(request)`, with two debug lines: `model.asked`, without the first `told`
-    messages, which are known, and what came.
+    """Return `provider.stream(request)` with two debug lines: `model.asked`, without the first
+    `told` messages, which are logged already, and the answer.
 
-    `named` are further fields of the lines. Where no debug lines are written this costs nothing.
+    `named` are further fields of the lines. Without debug lines this costs nothing.
     """
     return (
         _stream_logged(provider, request, logged_count, named)
@@ -76,7 +76,7 @@ async def _stream_logged(
 
 
 def _describe_message(message: Message) -> dict[str, Any]:
-    """What can be shown of it: its texts, its calls, and how many other parts it has."""
+    """Return the texts and calls of `message`, and how many other parts it has."""
     parts = () if isinstance(message.content, str) else message.content
     others = sum(not isinstance(part, TextPart) for part in parts) + len(message.images)
     return drop_empty(

@@ -1,4 +1,4 @@
-"""A stand-in for a model: offline, deterministic, and open about what it is."""
+"""Answer without a model: offline, deterministic, and saying so."""
 
 import asyncio
 import re
@@ -22,8 +22,7 @@ HELP = (
     " with `AZURE_OPENAI_ENDPOINT` and `AZURE_OPENAI_DEFAULT_MODEL`, or run Ollama on this machine."
 )
 MAX_SEARCH_CHARACTERS = 1_000
-"""Characters of a message in which arithmetic is looked for; the time that takes grows with their
-square."""
+"""Characters of a message in which arithmetic is searched, in quadratic time."""
 
 _TIME = re.compile(r"\b(?:time|date|day)\b", re.IGNORECASE)
 _PLACE = re.compile(r"\b(?:in|at|for)\s+([A-Z][\w'-]*(?:[ /_][A-Z][\w'-]*)*)")
@@ -48,8 +47,8 @@ class _Now(msgspec.Struct):
 
 
 class Demo:
-    """Understands the time in a place, arithmetic and a name told before; says for all else how to
-    connect a real model.
+    """Answers questions about the time in a place, arithmetic and the user's name; explains
+    otherwise how to connect a real model.
 
     `pause` is the time in seconds between two words, so that streaming can be seen.
     """
@@ -63,18 +62,18 @@ class Demo:
 
     @classmethod
     def from_setup(cls, setup: ProviderSetup) -> Self:
-        """A demo needs nothing."""
+        """Return a demo, which needs no settings."""
         return cls()
 
     async def default_model(self) -> str:
-        """Always `demo`."""
+        """Return `demo`."""
         return "demo"
 
     async def ping(self, *, timeout: float) -> None:
-        """It is always there."""
+        """Return at once."""
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer word by word; its usage counts words, as there are no tokens."""
+        """Yield the answer word by word; its usage counts words instead of tokens."""
         read = sum(len(message.text.split()) for message in request.messages)
         call = self._tool_call(request)
         if call is not None:
@@ -130,7 +129,7 @@ class Demo:
 
 
 def _find_expression(text: str) -> str | None:
-    """The arithmetic in `text`, if there is an operation in it."""
+    """Return the arithmetic in `text`; None without an operation."""
     for match in _SUM.finditer(text[:MAX_SEARCH_CHARACTERS].replace("?", " ").replace("=", " ")):
         expression = match.group(0).strip()
         if _OPERATION.search(expression):
@@ -162,7 +161,7 @@ def _describe_result(result: Message, messages: tuple[Message, ...]) -> str:
                 f" {now.datetime[:10]}."
             )
     except (msgspec.DecodeError, RecursionError):
-        pass  # a client tells its own story of what was called and answered
+        pass  # a client may send a call and a result of its own
     return f"The tool answered: {result.text}"
 
 

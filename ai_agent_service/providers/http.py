@@ -1,5 +1,5 @@
-"""Asks providers over HTTP: one pooled session, deadlines, retries before the first byte, errors in
-our own terms."""
+"""Send requests to providers over one pooled HTTP session, with deadlines, retries before the first
+byte, and errors of our own."""
 
 import asyncio
 import functools
@@ -39,7 +39,7 @@ MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
 MAX_JSON_BYTES = 1_000_000
 MAX_RETRY_AFTER = 20.0
-"""Seconds of Retry-After that are waited out; a longer wait is the caller's to decide."""
+"""Seconds of Retry-After that are waited; a longer wait is left to the caller."""
 
 RETRY_BUDGET = 10.0
 RETRY_BUDGET_PER_REQUEST = 0.1
@@ -56,16 +56,16 @@ class Timeouts(msgspec.Struct, frozen=True):
 class HttpClient:
     """The one HTTP session that all providers share; opened by `async with`.
 
-    Retries are jittered, obey Retry-After, and are rationed per provider: a tenth of its requests
-    and a few more, so that an overloaded provider is not asked ever more.
+    Retries are jittered, obey Retry-After, and have a budget per provider of a tenth of its
+    requests and a few more, so that they do not increase an overload.
     """
 
     def __init__(
         self, timeouts: Timeouts | None = None, *, max_retries: int = 2, first_delay: float = 0.5
     ) -> None:
         self._timeouts = timeouts or Timeouts()
-        # aiohttp's own time limits set a timer for each piece; `_send` and `_Pieces` keep the
-        # others.
+        # aiohttp's other time limits set a timer for each piece; `_send` and `_ResponseChunks`
+        # enforce ours.
         self._only_connect = aiohttp.ClientTimeout(total=None, connect=self._timeouts.connect)
         self._max_retries = max_retries
         self._first_delay = first_delay
@@ -262,8 +262,7 @@ class HttpClient:
         return parse_error(response.status, response.headers, text, target)
 
     def _compute_delay(self, attempt: int, retry_after: float | None) -> float | None:
-        """Seconds to wait before the next attempt; None when the provider asks for more than is
-        waited out."""
+        """Return the seconds before the next attempt; None if the provider asks for too many."""
         # jitter needs no cryptography
         own: float = self._first_delay * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311
         if retry_after is None:
@@ -304,10 +303,10 @@ class HttpClient:
 
 
 class _ResponseChunks:
-    """The body of an answer as it arrives, each wait for a piece limited in time.
+    """The body of an answer as it arrives, with a time limit for each piece.
 
-    A plain iterator, as a generator would cost every piece another frame; and one timer that looks
-    again when it is due, as a timer for each piece would cost more than reading it.
+    It is a plain iterator, since a generator would cost each piece another frame, and has one timer
+    that is set again when due, since a timer for each piece would cost more than reading it.
     """
 
     def __init__(
@@ -341,7 +340,7 @@ class _ResponseChunks:
         return piece
 
     def close(self) -> None:
-        """Ends the timer."""
+        """Cancel the timer."""
         self._timer.cancel()
 
     def _set_timer(self, due: float) -> asyncio.TimerHandle:
@@ -359,15 +358,15 @@ class _ResponseChunks:
 
 
 def _describe_cause(error: Exception) -> str:
-    """`error` for the log; what aiohttp says of an answer that is no HTTP repeats a part of it."""
+    """Return `error` for the log; aiohttp's text about an answer that is not HTTP repeats it."""
     if isinstance(error, OSError | aiohttp.InvalidURL) or logger.isEnabledFor(logging.DEBUG):
         return repr(error)
     return type(error).__name__
 
 
 async def drain(pieces: AsyncIterator[bytes]) -> None:
-    """Reads what follows the end of a whole answer, usually nothing, so that its connection can be
-    used again."""
+    """Read what follows a complete answer, usually nothing, so that its connection can be
+    reused."""
     left = 64 * 1024
     try:
         async with asyncio.timeout(1):
@@ -376,12 +375,12 @@ async def drain(pieces: AsyncIterator[bytes]) -> None:
                 if left < 0:
                     return
     except (aiohttp.ClientError, OSError):
-        return  # the answer is whole; only its connection is lost
+        return  # the answer is complete; only its connection is lost
 
 
 def _resolve_redirect(url: URL, location: str, target: HttpTarget) -> URL:
-    """Where `location` leads from `url`; raises ProviderProtocolError where that is not the same
-    server by the same scheme."""
+    """Return the address `location` seen from `url`; raises ProviderProtocolError if its scheme or
+    server is another one."""
     try:
         found = url.join(URL(location))
     except ValueError:
@@ -392,8 +391,7 @@ def _resolve_redirect(url: URL, location: str, target: HttpTarget) -> URL:
 
 
 async def _read_limited(content: aiohttp.StreamReader, limit: int) -> bytes:
-    """All of `content`, or what came until it was more than `limit` bytes; a single read gives what
-    has arrived."""
+    """Return all of `content`, or more than `limit` bytes of it."""
     found = bytearray()
     while len(found) <= limit and (piece := await content.readany()):
         found += piece
@@ -402,7 +400,7 @@ async def _read_limited(content: aiohttp.StreamReader, limit: int) -> bytes:
 
 @functools.lru_cache(maxsize=256)
 def find_proxy(url: str) -> str | None:
-    """The proxy that the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY) names for `url`; raises
+    """Return the proxy for `url` by HTTP_PROXY, HTTPS_PROXY and NO_PROXY; raises
     aiohttp.InvalidURL."""
     try:
         address = URL(url)

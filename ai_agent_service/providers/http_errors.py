@@ -1,4 +1,4 @@
-"""What a provider's error response means."""
+"""Turn a provider's error response into an error of our own."""
 
 import math
 import time
@@ -29,13 +29,12 @@ CONTEXT_LENGTH_PHRASES = (
     "maximum context",
     "prompt is too long",
 )
-"""What the providers' messages about a conversation that does not fit have in common; 502 is an
-error within a stream."""
+"""Phrases in the providers' messages about a conversation that is too long."""
 
 
 class HttpTarget(msgspec.Struct, frozen=True):
-    """Where to send: the provider's name for messages, its headers, and the secrets to keep out of
-    messages."""
+    """The address of a request, its headers, and for messages the provider's name and the secrets
+    to redact."""
 
     provider: str
     url: str
@@ -44,8 +43,8 @@ class HttpTarget(msgspec.Struct, frozen=True):
 
 
 def format_error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
-    """The human part of a provider's error, in whichever of the usual forms it comes, without
-    secrets and at most 500 characters."""
+    """Return the message in a provider's error of any usual form, without secrets and cut to 500
+    characters."""
     while isinstance(value, dict | list):
         if isinstance(value, list):
             value = value[0] if value else ""
@@ -59,7 +58,7 @@ def format_error_message(value: object, secrets: tuple[str, ...] = ()) -> str:
 
 
 def parse_stream_error(value: Any, target: HttpTarget) -> ServiceError:
-    """The error that a provider sends within an answer that began with 200."""
+    """Return the error that a provider sends within an answer that began with 200."""
     code = value.get("code") if isinstance(value, dict) else None
     match code:
         case int():
@@ -75,6 +74,7 @@ def parse_stream_error(value: Any, target: HttpTarget) -> ServiceError:
 def parse_error(
     status: int, headers: Mapping[str, str], text: bytes, target: HttpTarget
 ) -> ServiceError:
+    """Return the error that a response with an error status means."""
     value: Any
     try:
         value = msgspec.json.decode(text)
@@ -118,8 +118,8 @@ def _build_error(
 
 
 def _parse_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds in `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date), None without a
-    usable one."""
+    """Return the seconds in `retry-after-ms` or `Retry-After` (RFC 9110: seconds or a date); None
+    without a valid one."""
     try:
         value = headers.get("Retry-After", "")
         if milliseconds := headers.get("retry-after-ms"):

@@ -1,4 +1,4 @@
-"""Ollama: local models on its native API, so that its own options work."""
+"""Ask local models of Ollama through its native API, so that its options work."""
 
 from collections.abc import AsyncGenerator
 from typing import ClassVar, Self
@@ -33,7 +33,7 @@ class Ollama:
 
     @classmethod
     def from_setup(cls, setup: ProviderSetup) -> Self:
-        """The server of the settings."""
+        """Return the server of the settings."""
         settings = setup.settings
         return cls(
             setup.http,
@@ -43,8 +43,7 @@ class Ollama:
         )
 
     async def list_installed_models(self, *, timeout: float = 2.0) -> tuple[str, ...]:
-        """The names of the chat models installed there; raises UpstreamError when the server cannot
-        be asked."""
+        """Return the names of the installed chat models; raises UpstreamError."""
         target = HttpTarget(self.name, f"{self.base_url}/api/tags")
         answer = await self.http.get_json(target, timeout=timeout)
         models = answer.get("models") if isinstance(answer, dict) else None
@@ -66,7 +65,7 @@ class Ollama:
         await self.list_installed_models(timeout=timeout)
 
     async def default_model(self) -> str:
-        """OLLAMA_DEFAULT_MODEL, else the first model installed there."""
+        """Return OLLAMA_DEFAULT_MODEL, else the first installed model."""
         if not self._default_model:
             installed = await self.list_installed_models()
             if not installed:
@@ -78,6 +77,6 @@ class Ollama:
         return self._default_model
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer as it comes; see Provider."""
+        """Yield the answer as it comes; see Provider."""
         target = HttpTarget(self.name, f"{self.base_url}/api/chat", request.http_headers)
         return ollama_wire.stream(self.http, target, request)

@@ -73,7 +73,7 @@ def stream(
 
 
 def encode_request(request: ModelRequest) -> bytes:
-    """`request` as the JSON body of a streamed `/api/chat`."""
+    """Return `request` as the JSON body of a streamed `/api/chat`."""
     body: dict[str, Any] = {
         "model": request.model,
         "messages": to_wire_messages(request.messages),
@@ -105,8 +105,8 @@ def encode_request(request: ModelRequest) -> bytes:
 
 
 def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
-    """`messages` in Ollama's form: text and base64 images apart, tool results by the tool's
-    name."""
+    """Return `messages` in Ollama's form: text separate from base64 images, tool results with the
+    tool's name."""
     names: dict[str, str] = {}
     found: list[dict[str, Any]] = []
     for message in messages:
@@ -212,8 +212,7 @@ def _build_tool_call(call: _ToolCall) -> ToolCall:
 
 
 def _parse_arguments(text: str) -> msgspec.Raw | dict[str, Any]:
-    """Arguments as the object Ollama expects; what the model once wrote wrongly becomes an empty
-    one."""
+    """Return arguments as the object that Ollama expects, an empty one in place of invalid JSON."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""OpenAI itself and any server that speaks its chat completions."""
+"""Ask OpenAI, or any server that speaks its chat completions."""
 
 from collections.abc import AsyncGenerator, Mapping
 from typing import ClassVar, Self
@@ -57,8 +57,8 @@ class OpenAICompatible:
         )
 
     async def default_model(self) -> str:
-        """The configured default; raises ProviderNotConfiguredError naming the variable without
-        one."""
+        """Return the configured default; raises ProviderNotConfiguredError that names the
+        variable."""
         if not self._default_model:
             variable = self._default_model_variable
             remedy = f'give it a "model", or set {variable}' if variable else 'give it a "model"'
@@ -66,15 +66,15 @@ class OpenAICompatible:
         return self._default_model
 
     def url(self, model: str) -> str:
-        """Where the requests for `model` go."""
+        """Return the address of requests for `model`."""
         return f"{self.base_url}/chat/completions"
 
     def headers(self) -> Mapping[str, str]:
-        """What authenticates a request."""
+        """Return the headers that authenticate a request."""
         return {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     def ping_url(self) -> str:
-        """What is asked to see that the server is there and takes the key: the list of models,
+        """Return the address that shows whether the server accepts the key: the list of models,
         which costs nothing."""
         return f"{self.base_url}/models"
 
@@ -85,7 +85,7 @@ class OpenAICompatible:
         await self.http.probe(target, timeout=timeout)
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer as it comes; see Provider."""
+        """Yield the answer as it comes; see Provider."""
         headers = {**request.http_headers, "Accept": "text/event-stream", **self.headers()}
         target = HttpTarget(self.name, self.url(request.model), headers, (self.api_key,))
         return chat_wire.stream(self.http, target, request, self.profile)

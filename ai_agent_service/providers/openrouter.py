@@ -1,4 +1,4 @@
-"""OpenRouter: chat completions with the cost of each answer."""
+"""Ask OpenRouter for chat completions with their cost."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Self
@@ -9,7 +9,7 @@ from ai_agent_service.providers.openai_compatible import OpenAICompatible
 
 
 class OpenRouter(OpenAICompatible):
-    """OpenRouter's API, which is asked to report usage with its cost in US dollars."""
+    """OpenRouter's API, which reports usage with its cost in US dollars."""
 
     name: ClassVar[str] = "openrouter"
     profile: ClassVar[Profile] = Profile(
@@ -19,7 +19,7 @@ class OpenRouter(OpenAICompatible):
 
     @classmethod
     def from_setup(cls, setup: ProviderSetup) -> Self:
-        """OpenRouter with OPENROUTER_API_KEY."""
+        """Return OpenRouter with OPENROUTER_API_KEY."""
         settings = setup.settings
         provider = cls(
             setup.http,
@@ -34,9 +34,9 @@ class OpenRouter(OpenAICompatible):
         return provider
 
     def ping_url(self) -> str:
-        """What OpenRouter knows of the key; its list of models is long, and is told without one."""
+        """Return the address of the key's data; the list of models is long and needs no key."""
         return f"{self.base_url}/key"
 
     def headers(self) -> Mapping[str, str]:
-        """The key, and the name that OpenRouter's statistics show."""
+        """Return the key, and the name for OpenRouter's statistics."""
         return {**super().headers(), "X-Title": self.title}

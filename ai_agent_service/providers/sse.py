@@ -1,4 +1,4 @@
-"""Reads server-sent events from pieces of bytes that may be cut anywhere (WHATWG HTML, 9.2.6)."""
+"""Read server-sent events from pieces of bytes that may be cut anywhere (WHATWG HTML, 9.2.6)."""
 
 from ai_agent_service.core.errors import ProviderProtocolError
 
@@ -6,8 +6,7 @@ MAX_EVENT_BYTES = 16 * 1024 * 1024
 
 
 class EventReader:
-    """Turns pieces of a stream into the data of its events; comments and all fields but `data` are
-    passed over."""
+    """Turns pieces of a stream into the data of its events; ignores comments and other fields."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -17,8 +16,8 @@ class EventReader:
         self._after_cr = False
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The data of each event that `piece` completes; raises ProviderProtocolError for an event
-        over 16 MiB."""
+        """Return the data of each event that `piece` completes; raises ProviderProtocolError for
+        one over 16 MiB."""
         if not self._begun:
             piece = self._rest + piece
             self._rest = b""
@@ -50,8 +49,7 @@ class EventReader:
         return events
 
     def close(self) -> list[bytes]:
-        """The data of an event that the stream's end left without its blank line; some servers end
-        so."""
+        """Return the data of an event that the stream's end left without its blank line."""
         if self._rest.startswith(b"data"):
             self._take(self._rest)
         self._rest = b""

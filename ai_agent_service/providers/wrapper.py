@@ -1,4 +1,4 @@
-"""What wrappers of a provider have in common: all but the answer is the provider's own."""
+"""Share what wrappers of a provider pass on."""
 
 from ai_agent_service.providers.base import Provider
 

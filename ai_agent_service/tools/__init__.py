@@ -1,4 +1,4 @@
-"""Tools that run here: what a tool is, how a function becomes one, how a call is carried out."""
+"""Tools that run in this process, and the execution of all tool calls."""
 
 from ai_agent_service.tools.base import ToolOutput
 from ai_agent_service.tools.function import tool

@@ -1,4 +1,4 @@
-"""What a tool is."""
+"""Define the interfaces of tools and of their sources."""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,9 +11,9 @@ DEFAULT_MAX_OUTPUT = 64 * 1024
 
 
 class ToolOutput(msgspec.Struct, frozen=True):
-    """What a tool returns: text for the model and images beside it.
+    """The result of a tool: text and images for the model.
 
-    `links` are for the person who asked, where their client can show them; no model sees them.
+    `links` are for users whose client can show them; no model sees them.
     """
 
     content: str
@@ -23,7 +23,7 @@ class ToolOutput(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class Tool(Protocol):
-    """Something a model may call.
+    """A function that a model may call.
 
     `timeout` is in seconds (None: TOOL_EXECUTION_TIMEOUT), `max_output` in bytes of UTF-8. A tool
     that is not `parallel` never runs beside another call of the same step.
@@ -39,19 +39,19 @@ class Tool(Protocol):
     def max_output(self) -> int: ...
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Runs the tool once; raises ToolError with words that the model can act on."""
+        """Run the tool once; raises ToolError with words that the model can act on."""
         ...
 
 
 class ToolSource(Protocol):
-    """Tools that come and go while the service runs."""
+    """Tools that change while the service runs."""
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """The tools that there are now: the same object as long as nothing has changed."""
+        """The current tools: the same object as long as nothing has changed."""
         ...
 
     @property
     def unavailable(self) -> str:
-        """What of it cannot be used now, in words for the model; empty when all can."""
+        """What cannot be used now, in words for the model; empty if all can."""
         ...

@@ -1,4 +1,4 @@
-"""The tools that every installation has: the time, and arithmetic."""
+"""Define the built-in tools: the time, and arithmetic."""
 
 import ast
 import difflib
@@ -17,7 +17,7 @@ Number = int | Decimal
 
 MAX_EXPRESSION = 1_000
 MAX_BITS = 14_000
-"""Of a whole number: some 4,200 digits, which Python still writes out."""
+"""Of a whole number: about 4,200 digits, fewer than Python refuses to write."""
 
 MAX_EXPONENT = 5_000
 _SIGNS = str.maketrans("×÷−", "*/-")
@@ -50,8 +50,8 @@ async def get_current_datetime(timezone: str = "UTC") -> dict[str, str]:
 
 @functools.cache
 def load_zones() -> dict[str, str]:
-    """The IANA time zones by their name in lower case, and by its last part: both `europe/paris`
-    and `paris`."""
+    """Return the IANA time zones by their name in lower case and by its last part, such as
+    `europe/paris` and `paris`."""
     names = sorted(available_timezones(), reverse=True)
     return {name.rsplit("/", 1)[-1].lower(): name for name in names} | {
         name.lower(): name for name in names

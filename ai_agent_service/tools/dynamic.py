@@ -1,4 +1,4 @@
-"""An agent's tools as they come and go: those that are always there, and those of sources."""
+"""Combine an agent's fixed tools with those of sources, which change."""
 
 import asyncio
 import operator
@@ -9,8 +9,7 @@ from ai_agent_service.tools.toolset import Toolset
 
 
 class AvailableTools:
-    """`tools`, which are always there, and those that each of `sources` has now, in a `toolset`
-    made of them."""
+    """The fixed `tools` and the current ones of `sources`, in a `toolset`."""
 
     def __init__(
         self,
@@ -29,8 +28,8 @@ class AvailableTools:
         self._toolset = self._build_toolset((), ())
 
     def get_toolset(self) -> Toolset:
-        """What there is now: the same object as long as nothing has changed, and one that does not
-        change any more."""
+        """Return the current tools: an immutable toolset, the same object until something
+        changes."""
         if not self._sources:
             return self._toolset
         seen = tuple(source.tools for source in self._sources)

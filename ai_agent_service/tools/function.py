@@ -1,4 +1,4 @@
-"""Makes a tool of a function: its signature is the schema, its docstring the description."""
+"""Make a function a tool: its signature is the schema, its docstring the description."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ _ANYTHING: TypeAdapter[object] = TypeAdapter(object)
 
 
 class FunctionTool:
-    """A function as a tool; it is still called as the function it was."""
+    """A function as a tool, which can still be called as a function."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class FunctionTool:
         self._expected = _to_json(parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the function itself."""
+        """Call the function itself."""
         return self.function(*args, **kwargs)
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Checks `arguments` against the signature and calls the function, in a thread unless it is
+        """Check `arguments` against the signature and call the function, in a thread unless it is
         async."""
         try:
             model = self._model.model_validate(arguments)
@@ -118,7 +118,7 @@ def tool(
     parallel: bool = True,
     max_output: int = DEFAULT_MAX_OUTPUT,
 ) -> FunctionTool | Callable[[Function], FunctionTool]:
-    """Makes a function a tool, as `@tool` or `@tool(timeout=5)`.
+    """Make a function a tool, as `@tool` or `@tool(timeout=5)`.
 
     A parameter annotated `RunContext` is filled by the service and not shown to the model.
     Descriptions come from the docstring (Google, NumPy or reST style). What the function returns
@@ -136,8 +136,8 @@ def tool(
 
 
 async def _run_in_thread(function: Function, values: dict[str, Any]) -> Any:
-    """What `function` returns or raises, run in a thread of its own: one that hangs keeps no other
-    waiting, nor the process's end."""
+    """Return or raise what `function` does, in a separate thread, so that one that hangs delays
+    neither others nor the shutdown."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
@@ -177,8 +177,7 @@ def _to_json(value: object) -> str:
 
 
 def _clean_schema(schema: dict[str, Any]) -> dict[str, object]:
-    """`schema` without the titles and the default descriptions that pydantic adds, which cost
-    tokens and say nothing."""
+    """Return `schema` without the titles that pydantic adds, which cost tokens and say nothing."""
 
     def clean(value: Any, *, names: bool = False) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The tools of one agent, and the one place where a call is carried out."""
+"""Hold the tools of one agent and execute their calls."""
 
 import asyncio
 import logging
@@ -23,9 +23,9 @@ CANCEL_GRACE = 0.9
 
 
 class Toolset:
-    """The tools that an agent may use now, by name; nothing outside of it can be run.
+    """The tools that an agent may use now, by name; no other can be run.
 
-    Where two tools have one name, the earlier one has it. `unavailable` says, in words for the
+    Of two tools with one name, the earlier one is used. `unavailable` says, in words for the
     model, what cannot be used now.
     """
 
@@ -50,12 +50,12 @@ class Toolset:
         return name in self._tools
 
     def is_parallel(self, name: str) -> bool:
-        """Whether a call of `name` may run beside others; so may one that will only be refused."""
+        """Return whether a call of `name` may run beside others, as one that is refused may."""
         return name not in self._tools or self._tools[name].parallel
 
     async def execute(self, call: ToolCall, context: RunContext) -> ToolResult:
-        """Carries out `call` and returns what came of it; only cancellation is raised, all else is
-        told to the model.
+        """Execute `call` and return its result; it raises only cancellation, and reports all errors
+        to the model.
 
         The call ends at the tool's own timeout or the run's deadline, whichever comes first.
         """
@@ -87,7 +87,7 @@ class Toolset:
                 else "error"
             )
         except Exception:
-            # A tool is foreign code: whatever it raises ends its call and not the chat.
+            # A tool is foreign code, whose errors end its call and not the chat.
             logger.exception("tool.failed", extra={"tool": call.name, "run_id": context.run_id})
             content = (
                 f"Error: the tool {call.name!r} failed unexpectedly. Do without it, or try other"
@@ -164,8 +164,8 @@ def _build_log_fields(call: ToolCall, context: RunContext) -> dict[str, object]:
 
 
 async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-    """Runs `tool`; what would end the process is caught within the task, for asyncio lets it
-    through at once."""
+    """Run `tool`, and catch within the task what would end the process, since asyncio raises it at
+    once."""
     try:
         return await tool.run(arguments, context)
     except (SystemExit, KeyboardInterrupt, BaseExceptionGroup) as error:
@@ -173,8 +173,8 @@ async def _run(tool: Tool, arguments: dict[str, object], context: RunContext) ->
 
 
 def parse_arguments(text: str) -> dict[str, object]:
-    """The arguments in `text`, a JSON object; no text at all means none. Raises ToolError with what
-    is wrong and what is expected."""
+    """Return the arguments in `text`, a JSON object; no text means none. Raises ToolError with the
+    problem and what is expected."""
     if not text.strip():
         return {}
     try:
@@ -192,7 +192,7 @@ def parse_arguments(text: str) -> dict[str, object]:
 
 
 def _parse_number(text: str) -> float | Decimal:
-    """A number with a fraction as a float, unless that would change its digits."""
+    """Return a number with a fraction as a float, unless that would change its digits."""
     number = float(text)
     exact = Decimal(text)
     return number if Decimal(repr(number)) == exact else exact

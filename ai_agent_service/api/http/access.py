@@ -1,4 +1,4 @@
-"""What each route asks of its callers, and the check that no route asks nothing."""
+"""Require a scope of callers in each route, and check that no route forgets to."""
 
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
@@ -14,15 +14,15 @@ from ai_agent_service.core.errors import InsufficientScopeError, NotFoundError
 
 
 class ScopeRequirement:
-    """A dependency that lets callers in whose key has `scope` (None: whatever it is for); with
-    `identified`, as a verified user where users are verified."""
+    """A dependency that requires a key with `scope` (None: any key) and, with `identified`, a
+    verified user where users are verified."""
 
     def __init__(self, scope: Scope | None, *, identified: bool) -> None:
         self.scope = scope
         self._identified = identified
 
     async def __call__(self, request: Request) -> Principal:
-        """Who calls; raises UnauthorizedError, InvalidTokenError, InsufficientScopeError,
+        """Return the caller; raises UnauthorizedError, InvalidTokenError, InsufficientScopeError,
         HostNotAllowedError and AccessUnavailableError."""
         return await authorize(request, self.scope, identified=self._identified)
 
@@ -30,7 +30,7 @@ class ScopeRequirement:
 async def authorize(
     request: Request, scope: Scope | None, *, identified: bool = False
 ) -> Principal:
-    """Who calls, as a key that has `scope`."""
+    """Return the caller, whose key has `scope`."""
     access = get_access(request)
     client = request.scope.get("client")
     principal = await access.authenticate(
@@ -42,11 +42,11 @@ async def authorize(
 
 
 async def allow_anyone() -> None:
-    """A dependency that says that a route asks nothing of its callers."""
+    """Mark a route as public."""
 
 
 Caller = Annotated[Principal, Depends(ScopeRequirement(None, identified=False))]
-"""Anybody with a key."""
+"""A caller with any key."""
 
 ChatCaller = Annotated[Principal, Depends(ScopeRequirement("chat", identified=True))]
 MemoryReader = Annotated[Principal, Depends(ScopeRequirement("memory:read", identified=True))]
@@ -56,14 +56,14 @@ PublicAccess = Depends(allow_anyone)
 
 
 class RunRoute(APIRoute):
-    """A route that takes the request and its caller alone, as `endpoint(request, caller)`.
+    """A route whose endpoint takes the request and its caller, as `endpoint(request, caller)`.
 
-    It finds out the caller by itself: FastAPI's own way of solving dependencies takes longer than
-    all else that is done for a run here.
+    It resolves the caller itself, since FastAPI's resolution of dependencies takes longer than all
+    other work for a run.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Answers a request; see APIRoute."""
+        """Return the handler of requests; see APIRoute."""
         endpoint = self.endpoint
         [allowed] = _list_dependencies(self)
         assert isinstance(allowed, ScopeRequirement)
@@ -76,8 +76,8 @@ class RunRoute(APIRoute):
 
 
 def resolve_user(caller: Principal, given: str | None) -> str | None:
-    """The user that is meant by `given`, which a request names; raises NotFoundError where users
-    are verified and it is another one."""
+    """Return the user that a request names as `given`; raises NotFoundError if users are verified
+    and it is not the caller."""
     if caller.user is None:
         return given
     if given not in (None, "", caller.user.user_id):
@@ -86,8 +86,8 @@ def resolve_user(caller: Principal, given: str | None) -> str | None:
 
 
 def check_access_rules(router: APIRouter) -> APIRouter:
-    """`router`; raises RuntimeError if one of its routes neither says what it asks of callers nor
-    that it asks nothing."""
+    """Return `router`; raises RuntimeError if one of its routes neither requires a scope nor is
+    marked as public."""
     for route in router.routes:
         if not isinstance(route, APIRoute) or not (
             is_public(route)
@@ -100,7 +100,7 @@ def check_access_rules(router: APIRouter) -> APIRouter:
 
 
 def is_public(route: APIRoute) -> bool:
-    """Whether the route asks nothing of its callers."""
+    """Return whether the route is public."""
     return allow_anyone in _list_dependencies(route)
 
 

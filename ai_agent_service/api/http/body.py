@@ -1,4 +1,4 @@
-"""What routes share: the service, the caller's body, the run's circumstances."""
+"""Read what routes share from a request: the service, the access, and the body."""
 
 import gc
 import re
@@ -26,12 +26,12 @@ _ECHO = re.compile(r"^Invalid (enum value|value) .*$")
 
 
 def get_service(request: Request) -> Service:
-    """The service that the lifespan opened."""
+    """Return the service that the lifespan opened."""
     return cast(Service, request.app.state.service)
 
 
 def get_access(request: Request) -> Access:
-    """What tells who calls, which the lifespan opened."""
+    """Return the access that the lifespan opened."""
     return cast(Access, request.app.state.access)
 
 
@@ -41,7 +41,7 @@ def get_limiter(request: Request) -> Limiter:
 
 
 async def provide_service(request: Request) -> Service:
-    """As `get_service`, as a dependency. It is async because FastAPI runs any other in a thread."""
+    """Return the service, as a dependency; async, since FastAPI runs others in a thread."""
     return get_service(request)
 
 
@@ -49,12 +49,12 @@ ServiceDependency = Annotated[Service, Depends(provide_service)]
 
 
 def get_request_id(request: Request) -> str:
-    """The id that the edge gave this request."""
+    """Return the id that the middleware gave this request."""
     return cast(str, request.state.request_id)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body; raises BodyTooLargeError before more than `max_bytes` are held, and
+    """Return the body; raises BodyTooLargeError before it holds more than `max_bytes`, and
     InvalidRequestError."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
@@ -73,8 +73,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """`body` as what `decoder` decodes; raises InvalidRequestError, which names the field in
-    `param` and never repeats what was sent."""
+    """Return the decoded `body`; raises InvalidRequestError, which names the field in `param` and
+    never repeats what was sent."""
     try:
         with _pause_garbage_collection() if len(body) > LARGE_BODY else nullcontext():
             value = decoder.decode(body)
@@ -96,8 +96,7 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 @contextmanager
 def _pause_garbage_collection() -> Generator[None, None, None]:
-    """Keeps the garbage collector, which looks at all that a large body becomes again and again,
-    from taking most of the time."""
+    """Pause the garbage collector, which would take most of the time for a large body."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,5 +1,4 @@
-"""Turns every error into OpenAI's error shape: one handler for ours, one for what the framework
-raises."""
+"""Turn every error into OpenAI's error shape: one handler for ours, one for the framework's."""
 
 import logging
 import math
@@ -40,12 +39,12 @@ class ErrorResponse(msgspec.Struct):
 
 
 def encode_error(error: ServiceError) -> bytes:
-    """`error` as `{"error": {"message", "type", "param", "code"}}`."""
+    """Return `error` as `{"error": {"message", "type", "param", "code"}}`."""
     return _encode(ErrorResponse(ErrorBody(error.message, error.type, error.param, error.code)))
 
 
 def build_error_response(error: ServiceError) -> Response:
-    """`error` as a response with its status and headers."""
+    """Return `error` as a response with its status and headers."""
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
@@ -53,7 +52,7 @@ def build_error_response(error: ServiceError) -> Response:
 
 
 def build_internal_error(request_id: str) -> InternalError:
-    """What a caller is told of a fault of ours; the log has the rest."""
+    """Return the caller's error for a fault of ours, whose details are in the log."""
     return InternalError(
         "Something went wrong in the service. Its log tells more under the request id"
         f" {request_id}."
@@ -61,15 +60,15 @@ def build_internal_error(request_id: str) -> InternalError:
 
 
 async def handle_service_error(request: Request, error: Exception) -> Response:
-    """Answers with a ServiceError."""
+    """Answer with a ServiceError."""
     assert isinstance(error, ServiceError)
     request.scope["state"]["error"] = error.code
     return build_error_response(error)
 
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:
-    """Answers with an error that the framework raised, its headers kept; `Allow` names the methods
-    of all routes of the address."""
+    """Answer with an error that the framework raised and its headers; `Allow` has the methods of
+    all routes of the address."""
     assert isinstance(error, HTTPException)
     code, message = FRAMEWORK_ERRORS.get(
         error.status_code, ("http_error", "The request cannot be answered.")
@@ -83,7 +82,7 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _collect_methods(request: Request) -> set[str]:
-    """The methods of all routes of the request's address."""
+    """Return the methods of all routes of the request's address."""
     found: set[str] = set()
     for context in iter_route_contexts(request.app.routes):
         route = context.original_route

@@ -1,5 +1,4 @@
-"""Checks what JSON cannot rule out: the character NUL, and values of free form that are nested too
-deeply or too many."""
+"""Reject the character NUL, and free-form values that are nested too deeply or too large."""
 
 import re
 from typing import Any
@@ -9,22 +8,21 @@ import msgspec
 from ai_agent_service.core.errors import InvalidRequestError
 
 MAX_DEPTH = 100
-"""How deep a value of free form, such as a tool's schema, may be nested: what is encoded again
-later must not exhaust the stack."""
+"""How deep a free-form value, such as a tool's schema, may be nested without exhausting the stack
+when it is encoded again."""
 
 MAX_VALUES = 100_000
 MAX_SEARCHED = 300_000
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _Trail = tuple["_Trail | None", str]
-"""Where a value is: where what holds it is, and its own part of the path."""
+"""The place of a value: that of its container, and its own part of the path."""
 
 
 def check_no_nul(body: bytes, decoded: object) -> None:
-    """Raises InvalidRequestError, with the place as `param`, if `decoded` has a NUL, which
-    databases and providers do not bear.
+    """Raise InvalidRequestError, with the place as `param`, if `decoded` has a NUL, which databases
+    and providers reject.
 
-    `body` is what it was decoded from: one that has no escaped NUL, as nearly all, is not searched
-    further.
+    It was decoded from `body`; without an escaped NUL there, nothing is searched.
     """
     if b"\\u0000" in body and _NUL.search(body):
         found, place = _find_nul(decoded)
@@ -33,8 +31,8 @@ def check_no_nul(body: bytes, decoded: object) -> None:
 
 
 def validate_values(value: Any, place: str) -> Any:
-    """`value`, JSON of free form, if it is neither nested too deeply nor too large; `place` names
-    it in the InvalidRequestError."""
+    """Return `value`, free-form JSON; raises InvalidRequestError with `place` if it is nested too
+    deeply or too large."""
     level = [value]
     count = 0
     for _ in range(MAX_DEPTH):
@@ -53,7 +51,7 @@ def validate_values(value: Any, place: str) -> Any:
 
 
 def _find_nul(decoded: object) -> tuple[bool, str | None]:
-    """Whether there is a NUL, and where; one that is past all bounds is taken to have it."""
+    """Return whether there is a NUL, and where; a value beyond all limits counts as having one."""
     waiting: list[tuple[object, _Trail | None]] = [(decoded, None)]
     searched = 0
     while waiting:
@@ -76,7 +74,7 @@ def _find_nul(decoded: object) -> tuple[bool, str | None]:
 
 
 def _format_path(trail: _Trail | None) -> str:
-    """The trail as errors tell it: what is within a value of free form is not told further."""
+    """Return the trail as errors show it, which ends at a free-form value."""
     parts: list[str] = []
     while trail is not None:
         trail, part = trail

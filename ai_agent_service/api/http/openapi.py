@@ -98,7 +98,7 @@ def _require_one(fields: tuple[str, ...]) -> dict[str, Any]:
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Makes the app's OpenAPI description hold the schemas of all documented structs."""
+    """Add the schemas of all documented structs to the app's OpenAPI description."""
     original = app.openapi
 
     def build_openapi() -> dict[str, Any]:
@@ -118,7 +118,7 @@ def install_openapi(app: FastAPI) -> None:
 
 
 def _list_public_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
-    """Path and method of each route that asks for no key."""
+    """Yield path and method of each route that needs no key."""
     for context in iter_route_contexts(app.routes):
         route = context.original_route
         if isinstance(route, APIRoute) and route.include_in_schema and is_public(route):
@@ -130,7 +130,7 @@ def _list_public_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
 
 
 def _register_schema(kind: type[Any]) -> dict[str, Any]:
-    """The schema of a struct, or of a list of them, by reference to what the description holds."""
+    """Return a reference to the schema of a struct, or of a list of them, and register it."""
     (schema,), components = msgspec.json.schema_components([kind], ref_template=_REFERENCE)
     _components.update(components)
     return schema

@@ -1,8 +1,8 @@
-"""Tells which addresses of images and files a caller may hand on to a provider, which may fetch
-them from where it runs.
+"""Check the addresses of images and files in requests, which a provider may fetch from where it
+runs.
 
-The service itself fetches none, so it does not resolve names: what a public name leads to is the
-provider's to check.
+The service itself fetches none, so it does not resolve names; the provider has to check where a
+public name leads.
 """
 
 import re
@@ -33,25 +33,25 @@ _PRIVATE_SUFFIXES = (
     ),
     *("metadata.tencentyun.com", "metadata.packet.net", "metadata.platformequinix.com"),
 )
-"""What names of a machine, of a network of one's own and of clouds' metadata services end with."""
+"""The suffixes of names of machines, private networks and metadata services of clouds."""
 
 _NON_PUBLIC_4 = tuple(
     IPv4Network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
 )
-"""What Python takes for public and is not: protocol assignments (a metadata service among them),
-6to4 relays, Azure's own host."""
+"""Networks that Python takes for public and are not: protocol assignments (with a metadata
+service), 6to4 relays, Azure's own host."""
 
 _PUBLIC_6 = IPv6Network("2000::/3")
 _NON_PUBLIC_6 = tuple(IPv6Network(text) for text in ("2001::/23", "2002::/16", "3fff::/20"))
-"""Protocol assignments (Teredo among them), 6to4 and documentation. IPv4 within IPv6 of other forms
-is outside of 2000::/3."""
+"""Protocol assignments (with Teredo), 6to4 and documentation. Other forms of IPv4 within IPv6 are
+outside of 2000::/3."""
 
 _ISATAP = (0x00005EFE, 0x02005EFE)
 
 
 def validate_image_url(url: str, place: str) -> str:
-    """`url`, if it is a `data:image/` URL or the http(s) address of a public host; raises
-    InvalidRequestError, `place` as its param."""
+    """Return `url`, a `data:image/` URL or the http(s) address of a public host; raises
+    InvalidRequestError with `place` as its param."""
     if url[:11].lower() == "data:image/":
         return url
     if not _HTTP.match(url):
@@ -60,14 +60,14 @@ def validate_image_url(url: str, place: str) -> str:
 
 
 def validate_file_data(text: str, place: str) -> str:
-    """As `validate_image_url` for what should be base64 or a `data:` URL of any kind, and is an
-    address for some providers."""
+    """Return `text`, base64 or any `data:` URL, or the address of a public host, which some
+    providers accept; raises InvalidRequestError."""
     if _HTTP.match(text):
         return _validate_url(text, place)
     if text[:5].lower() == "data:":
         return text
-    # Base64 has no colon; those who read addresses pass over spaces and control characters where
-    # they begin, and some within.
+    # Base64 has no colon. Parsers of addresses skip spaces and control characters at the beginning,
+    # and some of them within.
     if ":" in text:
         raise _build_error(
             "This is given in base64, as a data: URL or as an http(s) address.", place

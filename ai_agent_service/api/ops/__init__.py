@@ -1,1 +1,1 @@
-"""What operators ask: health, metrics, reload, documentation."""
+"""Routes for operators: health, metrics, reload, documentation."""

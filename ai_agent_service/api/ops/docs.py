@@ -1,4 +1,4 @@
-"""GET /docs, /redoc and /openapi.json: the API, described."""
+"""GET /docs, /redoc and /openapi.json: the description of the API."""
 
 import msgspec
 from fastapi import APIRouter

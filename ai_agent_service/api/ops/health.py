@@ -1,5 +1,5 @@
-"""GET /health, /health/live, /health/ready and GET /: how the service is, and where to go from
-here."""
+"""GET /health, /health/live, /health/ready and GET /: the health and the addresses of the
+service."""
 
 import html
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ _LINKS = {
 
 
 class Liveness(msgspec.Struct):
-    """That the process answers."""
+    """The process answers."""
 
     status: Literal["alive"] = "alive"
 
@@ -47,7 +47,7 @@ class Readiness(msgspec.Struct):
 
 
 class Welcome(msgspec.Struct):
-    """What this is and where to go; `agents` are told where callers need no key."""
+    """The service and its addresses; `agents` are listed if callers need no key."""
 
     service: str
     version: str
@@ -65,8 +65,8 @@ class Welcome(msgspec.Struct):
     ),
 )
 async def health(request: Request, service: ServiceDependency) -> Response:
-    """Answers when the service does; with `detailed=true`, tells those who may know of its
-    parts."""
+    """Answers when the service does; with `detailed=true` it reports the state of each part to
+    administrators."""
     settings, access = service.settings, get_access(request)
     body = Health(
         "healthy",
@@ -88,7 +88,7 @@ async def health(request: Request, service: ServiceDependency) -> Response:
     openapi_extra=describe_route(None, Liveness),
 )
 async def live() -> Response:
-    """200 as long as the process answers at all, also while it stops."""
+    """200 as long as the process answers, also while it stops."""
     return Response(msgspec.json.encode(Liveness()), media_type="application/json")
 
 
@@ -99,8 +99,8 @@ async def live() -> Response:
     openapi_extra=describe_route(None, Readiness),
 )
 async def ready(request: Request) -> Response:
-    """200 if so. 503 while the service stops, while nobody can be let in, and while no agent can
-    answer."""
+    """200 if so. 503 while the service stops, while no caller can be authenticated, and while no
+    agent can answer."""
     problem = await find_readiness_problem(_get_shutdown_state(request), _get_checks(request))
     body = msgspec.json.encode(
         Readiness("not_ready" if problem else "ready", [problem] if problem else [])
@@ -132,7 +132,7 @@ def _parse_flag(request: Request, name: str) -> bool:
     openapi_extra=describe_route(None, Welcome),
 )
 async def welcome(request: Request, service: ServiceDependency) -> Response:
-    """What this is and where to go: as a page to a browser, else as JSON."""
+    """The service and its addresses: as a page to a browser, else as JSON."""
     settings = service.settings
     agents = (
         [agent.agent_id for agent in service.catalog]

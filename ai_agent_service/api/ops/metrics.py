@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["Service"])
 
 PUBLISH_SECONDS = 1.0
-"""How often a worker process leaves its metrics for the others."""
+"""How often a worker process publishes its metrics to the others."""
 
 
 class MetricsExporter:
-    """What there is to tell of `service`: the counts in `metrics` and those that its parts keep;
-    with `workers`, of all processes."""
+    """Renders the counts in `metrics` and those of the parts of `service`; with `workers`, the sums
+    of all processes."""
 
     def __init__(self, service: Service, metrics: Metrics, workers: SharedMetrics | None) -> None:
         self._service = service
@@ -37,17 +37,16 @@ class MetricsExporter:
         self._workers = workers
 
     async def render(self, accept: str) -> tuple[bytes, str]:
-        """The metrics and their content type."""
+        """Return the metrics and their content type."""
         return await asyncio.to_thread(self._render, self._take_snapshot(), accept)
 
     async def publish(self) -> None:
-        """Leaves the metrics of this process for the others, again and again."""
+        """Publish the metrics of this process to the others until cancelled."""
         assert self._workers is not None
         while True:
             try:
-                await asyncio.to_thread(
-                    self._workers.save, _add_process_values(self._take_snapshot())
-                )
+                snapshot = _add_process_values(self._take_snapshot())
+                await asyncio.to_thread(self._workers.save, snapshot)
             except OSError:
                 logger.exception("metrics.not_kept")
             await asyncio.sleep(PUBLISH_SECONDS)
@@ -57,25 +56,25 @@ class MetricsExporter:
 
     def _render(self, snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
         snapshot = _add_process_values(snapshot)
-        return render_metrics(
-            snapshot if self._workers is None else self._workers.merge(snapshot), accept
-        )
+        if self._workers is not None:
+            snapshot = self._workers.merge(snapshot)
+        return render_metrics(snapshot, accept)
 
 
 @asynccontextmanager
 async def open_exporter(
     service: Service, metrics: Metrics, workers: SharedMetrics | None
 ) -> AsyncGenerator[MetricsExporter, None]:
-    """The exposition of a service, and what has to go on beside it."""
-    opened = MetricsExporter(service, metrics, workers)
-    keeping = None if workers is None else asyncio.create_task(opened.publish())
+    """Yield the exporter of a service, while its background work runs."""
+    exporter = MetricsExporter(service, metrics, workers)
+    publishing = None if workers is None else asyncio.create_task(exporter.publish())
     try:
         with measure_loop_lag(metrics.observe_lag):
-            yield opened
+            yield exporter
     finally:
-        if keeping is not None:
-            keeping.cancel()
-            await asyncio.wait((keeping,))
+        if publishing is not None:
+            publishing.cancel()
+            await asyncio.wait((publishing,))
 
 
 @router.get(
@@ -85,7 +84,7 @@ async def open_exporter(
     openapi_extra=describe_route(None, "the metrics in the form that Prometheus reads"),
 )
 async def metrics(request: Request, caller: AdminCaller) -> Response:
-    """The metrics, in the form of OpenMetrics for those who accept it."""
+    """The metrics, as OpenMetrics if the caller accepts that."""
     found = cast(MetricsExporter, request.app.state.exposition)
     text, content_type = await found.render(request.headers.get("accept", ""))
     return Response(text, headers={"content-type": content_type})

@@ -1,4 +1,4 @@
-"""POST /admin/reload: has the service read its files anew."""
+"""POST /admin/reload: read the configuration files again."""
 
 import msgspec
 from fastapi import APIRouter
@@ -19,7 +19,7 @@ router = APIRouter(tags=["Service"])
     openapi_extra=describe_route(None, Changes),
 )
 async def reload(service: ServiceDependency, caller: AdminCaller) -> Response:
-    """Reads the files that the operator wrote, in this process; what changed, or every fault in
-    them, after which nothing has changed."""
+    """Reads the configuration files in this process again. It answers what changed, or all faults
+    in the files, after which nothing has changed."""
     audit.info("config.reload", extra={"key_id": caller.key.key_id})
     return Response(msgspec.json.encode(await service.reload()), media_type="application/json")
