@@ -96,7 +96,7 @@ def read_stream(response: httpx2.Response) -> tuple[list[dict[str, Any]], dict[s
     return checked_stream(response.text)
 
 
-def told(chunks: list[dict[str, Any]], field: str = "content") -> str:
+def join_deltas(chunks: list[dict[str, Any]], field: str = "content") -> str:
     """Join `field` of the chunks' deltas."""
     return "".join(
         choice["delta"].get(field) or "" for chunk in chunks for choice in chunk["choices"]

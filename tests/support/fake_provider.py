@@ -12,7 +12,7 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, ProviderSetup
 
 Action = ModelEvent | Exception | asyncio.Event | float
-"""An event is told, an exception raised, an asyncio.Event waited for, a float slept (seconds)."""
+"""An event is yielded, an exception raised, an asyncio.Event awaited, a float slept (seconds)."""
 
 
 class Script:

@@ -141,7 +141,7 @@ async def supervised(connection: Connection, opener: ScriptedOpener) -> AsyncGen
     try:
         yield
     finally:
-        assert not task.done(), "nobody supervises the server any more"
+        assert not task.done(), "the supervision ended"
         task.cancel()
         await asyncio.wait((task,), timeout=10)
         assert task.cancelled()

@@ -10,7 +10,7 @@ from ai_agent_service.observability.records import RequestReport, RunReport
 Sample = tuple[str, dict[str, str], float]
 
 
-class Told:
+class Scrape:
     """The samples of one scrape."""
 
     def __init__(self, text: str) -> None:
@@ -34,12 +34,12 @@ class Told:
         return [labels for found, labels, _ in self.samples if found == name]
 
 
-async def read_metrics(client: httpx2.AsyncClient) -> Told:
+async def read_metrics(client: httpx2.AsyncClient) -> Scrape:
     """Scrape the service of `client`."""
     response = await client.get("/metrics")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/plain")
-    return Told(response.text)
+    return Scrape(response.text)
 
 
 def run_report(**fields: object) -> RunReport:

@@ -50,7 +50,7 @@ def setup(http: HttpClient | None = None, **settings: object) -> ProviderSetup:
     )
 
 
-async def told(events: AsyncGenerator[ModelEvent, None]) -> list[ModelEvent]:
+async def collect_events(events: AsyncGenerator[ModelEvent, None]) -> list[ModelEvent]:
     """Return all events of an answer; the last and no other must be a ModelFinished."""
     found = [event async for event in events]
     assert [isinstance(event, ModelFinished) for event in found] == [False] * (len(found) - 1) + [
@@ -61,7 +61,7 @@ async def told(events: AsyncGenerator[ModelEvent, None]) -> list[ModelEvent]:
 
 async def finish(events: AsyncGenerator[ModelEvent, None]) -> ModelFinished:
     """Return the end of an answer."""
-    last = (await told(events))[-1]
+    last = (await collect_events(events))[-1]
     assert isinstance(last, ModelFinished)
     return last
 
@@ -70,6 +70,6 @@ async def text(provider: Provider, request: ModelRequest | None = None) -> str:
     """Return the text that `provider` answers."""
     return "".join(
         event.text
-        for event in await told(provider.stream(request or question()))
+        for event in await collect_events(provider.stream(request or question()))
         if isinstance(event, TextDelta)
     )
