@@ -21,7 +21,7 @@ from ai_agent_service.memory.summaries import DEFAULT_PROMPT
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.runtime.plugin_loader import load_plugins
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, read_chunks, read_error, told
+from tests.support.clients import CHAT, join_deltas, read_chunks, read_error
 from tests.support.fake_provider import Script, calls
 from tests.support.memory import in_turn
 from tests.support.service import AGENT, configuration, open_client
@@ -141,7 +141,7 @@ class Client:
         sent = conversation(*messages)
         await self.settled()
         response = await self.posted(sent, session=session, user=user, model=model)
-        return (*sent, {"role": "assistant", "content": told(read_chunks(response))})
+        return (*sent, {"role": "assistant", "content": join_deltas(read_chunks(response))})
 
     async def posted(
         self,
@@ -240,7 +240,7 @@ async def test_older_messages_become_a_summary_after_the_answer_and_not_in_its_w
         assert whole[-1]["content"] == "answer 2"
         assert [status for _, _, status in await client.stored()] == ["complete"] * 4
         meanwhile = await client.posted((*whole, *conversation("blue")))
-        assert told(read_chunks(meanwhile)) == "answer 3"
+        assert join_deltas(read_chunks(meanwhile)) == "answer 3"
         assert len(window(talker.turns[-1])) == 5
         talker.gate.set()
         await client.ask(*whole, "violet")

@@ -10,7 +10,7 @@ from ai_agent_service.core.errors import ProviderUnavailableError
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelFinished
-from tests.support.clients import read_chunks, read_completion, read_error, told
+from tests.support.clients import join_deltas, read_chunks, read_completion, read_error
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
 from tests.support.memory import SESSION, SQLITE, Database, Serve
@@ -35,7 +35,7 @@ async def test_a_complete_answer_is_told_again(
         )
         if stream:
             chunks = read_chunks(response)
-            assert told(chunks) == "It is 42."
+            assert join_deltas(chunks) == "It is 42."
             assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]][
                 -1
             ] == "length"
@@ -82,7 +82,7 @@ async def test_a_request_whose_run_is_under_way_joins_it(
         gate.set()
         for response in (await first, await second):
             said = (
-                told(read_chunks(response))
+                join_deltas(read_chunks(response))
                 if stream
                 else read_completion(response)["choices"][0]["message"]["content"]
             )
@@ -293,7 +293,7 @@ async def test_another_replica_tells_the_answer_to_an_idempotency_key_again(
         read_completion(await one.complete("Hello", headers=KEYED))
         response = await two.complete("Hello", headers=KEYED, stream=stream)
         assert (
-            told(read_chunks(response))
+            join_deltas(read_chunks(response))
             if stream
             else read_completion(response)["choices"][0]["message"]["content"]
         ) == "Hi"

@@ -15,11 +15,11 @@ from tests.support.clients import (
     CHAT,
     IMAGE_MESSAGE,
     WEATHER,
+    join_deltas,
     read_chunks,
     read_completion,
     read_error,
     read_stream,
-    told,
 )
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
@@ -520,7 +520,7 @@ async def test_what_a_failed_run_said_is_stored_as_incomplete(
         response = await talking.complete("?", stream=stream)
         if stream:
             chunks, error = read_stream(response)
-            assert told(chunks) == "It is"
+            assert join_deltas(chunks) == "It is"
             assert error is not None
         else:
             read_error(response, 502)
@@ -556,7 +556,7 @@ async def test_an_answer_past_the_deadline_is_stored_as_incomplete(
 ) -> None:
     async with serve(Script([TextDelta("It is"), asyncio.Event()]), request_timeout=0.5) as talking:
         chunks, error = read_stream(await talking.complete("?", stream=True))
-        assert told(chunks) == "It is"
+        assert join_deltas(chunks) == "It is"
         assert error is not None
         assert error["code"] == "run_timeout"
         assert await talking.shown() == [
@@ -704,7 +704,7 @@ async def test_an_answer_that_the_client_begins_is_kept_whole(serve: Serve) -> N
 
 async def test_a_stream_tells_the_whole_answer_that_is_stored(serve: Serve) -> None:
     async with serve(Script(says("a", "b", "c"))) as talking:
-        assert told(read_chunks(await talking.complete("?", stream=True))) == "abc"
+        assert join_deltas(read_chunks(await talking.complete("?", stream=True))) == "abc"
         assert await talking.shown() == [
             ("user", "?", "complete"),
             ("assistant", "abc", "complete"),

@@ -8,12 +8,12 @@ from ai_agent_service.observability.metrics import (
 )
 from ai_agent_service.observability.prometheus import render_metrics
 from ai_agent_service.observability.records import ToolUse
-from tests.support.metrics import Told, request_report, run_report
+from tests.support.metrics import Scrape, request_report, run_report
 
 
-def told(metrics: Metrics) -> Told:
+def told(metrics: Metrics) -> Scrape:
     """What `metrics` are as text."""
-    return Told(render_metrics(metrics.take_snapshot({}), "")[0].decode())
+    return Scrape(render_metrics(metrics.take_snapshot({}), "")[0].decode())
 
 
 def test_a_request_and_its_run_are_counted() -> None:

@@ -19,19 +19,19 @@ from ai_agent_service.observability.metrics import (
 )
 from ai_agent_service.observability.prometheus import render_metrics
 from ai_agent_service.observability.shared_metrics import SharedMetrics, merge_snapshots
-from tests.support.metrics import Told, request_report, run_report
+from tests.support.metrics import Scrape, request_report, run_report
 from tests.support.processes import get, list_workers, serving
 
 REQUESTS = 30
 
 
-def told(url: str) -> Told:
+def told(url: str) -> Scrape:
     """What the process that takes the connection tells of all of them."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
-        return Told(response.read().decode())
+        return Scrape(response.read().decode())
 
 
-def reached(url: str, is_so: Callable[[Told], bool]) -> list[Told]:
+def reached(url: str, is_so: Callable[[Scrape], bool]) -> list[Scrape]:
     """What is told, again and again until `is_so`, on a connection of its own each time."""
     deadline, found = time.monotonic() + 40, [told(url)]
     while not is_so(found[-1]):
@@ -40,12 +40,12 @@ def reached(url: str, is_so: Callable[[Told], bool]) -> list[Told]:
     return found
 
 
-def models(found: Told) -> float:
+def models(found: Scrape) -> float:
     """How many requests for the models were counted."""
     return found.value("aas_requests_total", route="/v1/models", status="200")
 
 
-def both_live(process: "subprocess.Popen[str]") -> Callable[[Told], bool]:
+def both_live(process: "subprocess.Popen[str]") -> Callable[[Scrape], bool]:
     """Whether two processes tell of themselves."""
     return lambda found: found.value("aas_workers") == 2 and len(list_workers(process)) == 2
 
@@ -110,7 +110,9 @@ def test_the_metrics_of_processes_add_up(tmp_path: Path, monkeypatch: pytest.Mon
         "aas_database_up": {("primary",): 0.0},
         "aas_provider_breaker_state": {("p", "m"): 2.0},
     }
-    found = Told(render_metrics(second.merge(counted(3, 4).take_snapshot(others)), "")[0].decode())
+    found = Scrape(
+        render_metrics(second.merge(counted(3, 4).take_snapshot(others)), "")[0].decode()
+    )
     assert found.value("aas_runs_total", agent="a") == 5
     assert found.value("aas_request_duration_seconds_count") == 5
     assert found.value("aas_request_duration_seconds_bucket", le="0.5") == 5

@@ -37,14 +37,14 @@ from tests.support.fake_upstream import (
     events,
     head,
 )
-from tests.support.provider_requests import WEATHER, question, told
+from tests.support.provider_requests import WEATHER, collect_events, question
 
 NEW_ID: Any = IsStr(regex=r"call_[0-9a-f]{24}")
 
 
 async def answered(answer: Iterable[Action]) -> list[ModelEvent]:
     async with Upstream(answer) as upstream, HttpClient(max_retries=0) as http:
-        return await told(
+        return await collect_events(
             chat_wire.stream(http, HttpTarget("wire", upstream.url), question(), Profile())
         )
 

@@ -11,7 +11,7 @@ from ai_agent_service.core.messages import Message, ToolCall, ToolSpec
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelRequest
 from ai_agent_service.providers.demo import HELP, Demo
-from tests.support.provider_requests import finish, question, setup, text, told
+from tests.support.provider_requests import collect_events, finish, question, setup, text
 
 CALCULATE = ToolSpec("calculate", "Arithmetic.", {"type": "object"})
 CLOCK = ToolSpec("get_current_datetime", "The time.", {"type": "object"})
@@ -139,12 +139,15 @@ def test_the_help_names_variables_that_there_are() -> None:
 
 @pytest.mark.parametrize("said", ["Hello", "6*7?", "What is my name?"])
 async def test_the_same_question_is_answered_the_same(said: str) -> None:
-    first, second = await told(DEMO.stream(asked(said))), await told(DEMO.stream(asked(said)))
+    first, second = (
+        await collect_events(DEMO.stream(asked(said))),
+        await collect_events(DEMO.stream(asked(said))),
+    )
     assert first == second
 
 
 async def test_words_are_told_one_by_one_and_counted() -> None:
-    events = await told(DEMO.stream(asked("My name is Ada.")))
+    events = await collect_events(DEMO.stream(asked("My name is Ada.")))
     assert len(events) > 5
     assert (await finish(DEMO.stream(asked("My name is Ada.")))).usage == Usage(4, len(events) - 1)
 
@@ -161,7 +164,7 @@ async def test_words_are_told_one_by_one_and_counted() -> None:
 )
 async def test_a_long_message_does_not_hold_up_the_others(said: str) -> None:
     began = time.monotonic()
-    await told(DEMO.stream(asked(said)))
+    await collect_events(DEMO.stream(asked(said)))
     assert time.monotonic() - began < 1.0
 
 

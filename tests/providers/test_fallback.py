@@ -32,7 +32,7 @@ from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from tests.support.fake_provider import Action, Script, says
 from tests.support.fake_upstream import Upstream, reply
 from tests.support.fake_upstream import says as sent
-from tests.support.provider_requests import finish, question, text, told
+from tests.support.provider_requests import collect_events, finish, question, text
 
 DOWN = ProviderUnavailableError("own: It is down.")
 
@@ -67,7 +67,7 @@ def fallback(own: Script, *others: Script, model: str = "") -> FallbackProvider:
 
 async def failure(provider: FallbackProvider, *, seconds: float = 5.0) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
-        await told(provider.stream(question(seconds=seconds)))
+        await collect_events(provider.stream(question(seconds=seconds)))
     return caught.value
 
 
@@ -92,7 +92,7 @@ async def test_another_answers_when_the_agents_own_fails(error: ServiceError) ->
 
 async def test_the_agents_own_answers_while_it_can() -> None:
     own, other = Named("own", says("Own.")), Named("other", says("FailoverCandidate."))
-    assert (await told(fallback(own, other).stream(question())))[0] == TextDelta("Own.")
+    assert (await collect_events(fallback(own, other).stream(question())))[0] == TextDelta("Own.")
     assert other.requests == []
 
 
@@ -218,7 +218,7 @@ async def test_the_model_is_not_named_when_it_is_the_one_that_was_asked_for() ->
 async def test_all_are_asked_within_the_deadline_of_the_request() -> None:
     own, other = Named("own", [DOWN]), Named("other", says("x"))
     request = question()
-    await told(fallback(own, other).stream(request))
+    await collect_events(fallback(own, other).stream(request))
     assert own.requests[0].deadline == other.requests[0].deadline == request.deadline
 
 
@@ -231,7 +231,9 @@ async def test_nobody_is_asked_once_the_deadline_has_passed() -> None:
 async def test_what_one_model_thought_is_not_told_to_another_provider() -> None:
     own, same, other = Named("own", [DOWN]), Named("own", [DOWN]), Named("other", says("x"))
     thoughtful = Message("assistant", "Hm.", reasoning="I think.")
-    await told(fallback(own, same, other).stream(question(Message("user", "Hi"), thoughtful)))
+    await collect_events(
+        fallback(own, same, other).stream(question(Message("user", "Hi"), thoughtful))
+    )
     assert [script.requests[0].messages[1].reasoning for script in (own, same, other)] == [
         "I think.",
         "I think.",
@@ -241,7 +243,7 @@ async def test_what_one_model_thought_is_not_told_to_another_provider() -> None:
 
 async def test_leaving_ends_it_at_once() -> None:
     own, other = Named("own", [asyncio.Event()]), Named("other", says("x"))
-    asking = asyncio.create_task(told(fallback(own, other).stream(question())))
+    asking = asyncio.create_task(collect_events(fallback(own, other).stream(question())))
     async with asyncio.timeout(5):
         await own.waiting.wait()
     asking.cancel()

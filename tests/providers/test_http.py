@@ -41,7 +41,7 @@ from tests.support.fake_upstream import (
     reply,
     says,
 )
-from tests.support.provider_requests import finish, question, text, told
+from tests.support.provider_requests import collect_events, finish, question, text
 
 KEY = "sk-Zx81QqLm0042canary"
 HTML = b"<html><body><h1>502 Bad Gateway</h1>nginx at 10.1.2.3</body></html>"
@@ -65,7 +65,7 @@ async def served(
 async def failure(provider: OpenAICompatible, *, seconds: float = 5.0) -> ServiceError:
     """The error that a question ends with."""
     with pytest.raises(ServiceError) as caught:
-        await told(provider.stream(question(seconds=seconds)))
+        await collect_events(provider.stream(question(seconds=seconds)))
     return caught.value
 
 
@@ -148,7 +148,7 @@ async def test_leaving_an_answer_closes_its_connection_within_a_second() -> None
 
 async def test_leaving_before_the_first_byte_closes_the_connection_within_a_second() -> None:
     async with served([asyncio.Event()]) as (upstream, provider):
-        asking = asyncio.create_task(told(provider.stream(question())))
+        asking = asyncio.create_task(collect_events(provider.stream(question())))
         await upstream.until(lambda: len(upstream.requests) == 1)
         asking.cancel()
         await upstream.until(lambda: upstream.disconnects == 1, timeout=1)
@@ -202,7 +202,7 @@ async def test_a_host_of_no_proxy_is_asked_directly(monkeypatch: pytest.MonkeyPa
 async def test_a_client_is_used_within_its_async_with_only() -> None:
     provider = OpenAICompatible(HttpClient(), base_url="http://127.0.0.1:1")
     with pytest.raises(RuntimeError, match="async with"):
-        await told(provider.stream(question()))
+        await collect_events(provider.stream(question()))
 
 
 # Deadlines
@@ -413,7 +413,7 @@ async def test_no_retry_is_made_where_none_is_allowed() -> None:
 async def test_the_waits_grow_and_differ() -> None:
     async def give_up(model: str) -> None:
         with pytest.raises(ProviderUnavailableError):
-            await told(provider.stream(question(model=model)))
+            await collect_events(provider.stream(question(model=model)))
 
     async with served(refusal(503), first_delay=0.1) as (upstream, provider):
         await asyncio.gather(*(give_up(f"model-{number}") for number in range(5)))

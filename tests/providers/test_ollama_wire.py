@@ -34,7 +34,7 @@ from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
 from ai_agent_service.providers.ollama_wire import MAX_LINE_BYTES, encode_request, to_wire_messages
 from tests.support.fake_upstream import END, Action, Upstream, chunk, head, line, lines, reply
-from tests.support.provider_requests import WEATHER, question, told
+from tests.support.provider_requests import WEATHER, collect_events, question
 
 FINISHED = {
     "model": "m",
@@ -48,7 +48,9 @@ PNG = ImagePart("data:image/png;base64,iVBORw0KGgo=")
 
 async def answered(answer: Iterable[Action]) -> list[ModelEvent]:
     async with Upstream(answer) as upstream, HttpClient(max_retries=0) as http:
-        return await told(ollama_wire.stream(http, HttpTarget("ollama", upstream.url), question()))
+        return await collect_events(
+            ollama_wire.stream(http, HttpTarget("ollama", upstream.url), question())
+        )
 
 
 def says(**message: Any) -> dict[str, Any]:
@@ -201,7 +203,9 @@ async def test_a_connection_is_used_again_after_a_normal_stream() -> None:
         HttpClient() as http,
     ):
         for _ in range(3):
-            await told(ollama_wire.stream(http, HttpTarget("ollama", upstream.url), question()))
+            await collect_events(
+                ollama_wire.stream(http, HttpTarget("ollama", upstream.url), question())
+            )
         assert (upstream.connections, len(upstream.requests)) == (1, 3)
 
 

@@ -31,7 +31,14 @@ from ai_agent_service.observability.logging import LineFormatter
 from ai_agent_service.runtime.revision import Changes
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, read_chunks, read_completion, read_error, told
+from tests.support.clients import (
+    CHAT,
+    asking,
+    join_deltas,
+    read_chunks,
+    read_completion,
+    read_error,
+)
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
 from tests.support.mcp_rogue import ROGUE, alive, pids
@@ -209,7 +216,7 @@ async def test_the_running_turn_of_an_agent_that_is_removed_comes_to_its_end(
             == "model_not_found"
         )
         go.set()
-        assert told(read_chunks(await running)) == "Done."
+        assert join_deltas(read_chunks(await running)) == "Done."
 
 
 async def test_an_agent_that_did_not_change_stays_the_object_that_it_is(tmp_path: Path) -> None:
@@ -703,7 +710,7 @@ async def test_no_request_fails_while_the_service_reloads(tmp_path: Path) -> Non
             )
             if is_stream:
                 chunks = read_chunks(response)
-                assert told(chunks) == "Hi there."
+                assert join_deltas(chunks) == "Hi there."
                 seen.add(chunks[0]["system_fingerprint"])
             else:
                 seen.add(read_completion(response)["system_fingerprint"])

@@ -1,1 +1,1 @@
-"""What tests share: clients, stand-ins for upstreams, processes, databases."""
+"""Helpers of the tests: clients, stand-ins for upstream servers, processes, databases."""

@@ -13,12 +13,12 @@ from tests.support.service import AGENT
 
 
 class CancelsItself(BaseAgent):
-    """An agent type that breaks the rules of cancellation."""
+    """Agent type that breaks the rules of cancellation."""
 
     type = "cancels_itself"
 
     async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
-        """Half an answer."""
+        """Yield half an answer, then cancel."""
         yield TextDelta("Half")
         raise asyncio.CancelledError
 
@@ -34,5 +34,5 @@ CLIMBER = {**AGENT, "allowed_regular_tools": ["climb"]}
 
 
 def climbing() -> Script:
-    """A model that calls `climb` and then answers."""
+    """Return a model that calls `climb` and then answers."""
     return Script(calls(("climb", {})), says("Done."))

@@ -1,4 +1,4 @@
-"""Certificates for tests, made on the spot."""
+"""Generates certificates for tests."""
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
@@ -24,8 +24,10 @@ def certified(
     ends: float = 1,
     password: bytes | None = None,
 ) -> tuple[Path, Path]:
-    """The files of a certificate for 127.0.0.1 and localhost and of its key; `begins` and `ends`
-    are days from now."""
+    """Write a certificate for 127.0.0.1 and localhost and its key; return both files.
+
+    `begins` and `ends` are days from now.
+    """
     key = generate_private_key(SECP256R1())
     now = datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

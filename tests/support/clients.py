@@ -1,4 +1,4 @@
-"""Asks the service as a client would, and checks the form of every answer."""
+"""Sends requests as clients do, and checks the form of every answer."""
 
 import asyncio
 import json
@@ -49,14 +49,14 @@ IMAGE_MESSAGE: dict[str, Any] = {
 
 
 class Watched(Script):
-    """A script that tells when an answer was ended, by reading it to its end or by leaving."""
+    """Script that reports the end of an answer, whether it was read to its end or abandoned."""
 
     def __init__(self, *answers: list[Action]) -> None:
         super().__init__(*answers)
         self.ended = asyncio.Event()
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The next answer."""
+        """Yield the next answer."""
         try:
             async with aclosing(super().stream(request)) as events:
                 async for event in events:
@@ -66,12 +66,12 @@ class Watched(Script):
 
 
 def asking(text: str = "Hello", /, **fields: Any) -> dict[str, Any]:
-    """A request to the agent `helper`."""
+    """Build a request to the agent `helper`."""
     return {"model": "helper", "messages": [{"role": "user", "content": text}], **fields}
 
 
 def read_completion(response: httpx2.Response) -> dict[str, Any]:
-    """The chat completion in `response`, which has to be a valid one."""
+    """Return the chat completion in `response`, which must be valid."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
@@ -81,14 +81,14 @@ def read_completion(response: httpx2.Response) -> dict[str, Any]:
 
 
 def read_chunks(response: httpx2.Response) -> list[dict[str, Any]]:
-    """The chunks of a streamed `response`, which has to be valid and to end well."""
+    """Return the chunks of a streamed `response`, which must be valid and end without an error."""
     chunks, error = read_stream(response)
     assert error is None
     return chunks
 
 
 def read_stream(response: httpx2.Response) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The chunks of a streamed `response` and the error that ended it."""
+    """Return the chunks of a streamed `response` and the error that ended it, if any."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["cache-control"] == "no-cache"
@@ -96,15 +96,15 @@ def read_stream(response: httpx2.Response) -> tuple[list[dict[str, Any]], dict[s
     return checked_stream(response.text)
 
 
-def told(chunks: list[dict[str, Any]], field: str = "content") -> str:
-    """What the chunks add up to in `field` of their deltas."""
+def join_deltas(chunks: list[dict[str, Any]], field: str = "content") -> str:
+    """Join `field` of the chunks' deltas."""
     return "".join(
         choice["delta"].get(field) or "" for chunk in chunks for choice in chunk["choices"]
     )
 
 
 def read_error(response: httpx2.Response, status: int) -> dict[str, Any]:
-    """The error in `response`, which has to have this status and OpenAI's shape."""
+    """Return the error in `response`, which must have this status and OpenAI's shape."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]
@@ -119,7 +119,7 @@ def read_error(response: httpx2.Response, status: int) -> dict[str, Any]:
 async def connected(
     address: str, body: dict[str, Any], path: str = CHAT
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection over which `body` was posted; closing the writer is a client that leaves."""
+    """Open a connection and post `body` over it; closing the writer is a client that leaves."""
     content = json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nhost: service\r\ncontent-type:"
@@ -131,7 +131,7 @@ async def connected(
 async def connected_raw(
     address: str, sent: bytes
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection over which the bytes `sent` were sent."""
+    """Open a connection and send the bytes `sent` over it."""
     parts = urlsplit(address)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(sent)

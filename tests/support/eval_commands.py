@@ -1,4 +1,5 @@
-"""`ai-agent-service eval` in this process, on an agent whose model does what its prompt says."""
+"""Runs `ai-agent-service eval` in this process, on an agent whose model does what its prompt
+says."""
 
 import json
 from pathlib import Path
@@ -57,7 +58,7 @@ CASES = [
 def prepared(
     folder: Path, *, prompt: str = "Repeat the question, then answer.", cases: Any = CASES
 ) -> dict[str, str]:
-    """An agent `a` with `prompt`, whose model does what that says, and `cases.jsonl`."""
+    """Write an agent `a` with `prompt` and `cases.jsonl`; return the settings that name them."""
     (folder / "plugins").mkdir(exist_ok=True)
     (folder / "plugins" / "model.py").write_text(READS_ITS_PROMPT, encoding="utf-8")
     agent = {

@@ -18,7 +18,7 @@ from tests.support.service import AGENT, configuration
 
 
 def dataset(folder: Path, *cases: dict[str, Any] | str) -> Path:
-    """A file with `cases`, each an object or a line as it is."""
+    """Write a file with `cases`, each an object or a line as it is."""
     path = folder / f"{generate_id('cases_')}.jsonl"
     path.write_text(
         "\n".join(case if isinstance(case, str) else json.dumps(case) for case in cases) + "\n",
@@ -37,8 +37,10 @@ async def run_cases(
     parallel: int = 1,
     **others: Any,
 ) -> list[Result]:
-    """What comes of `written`, one attempt at each, by an agent that `script` answers for; `others`
-    are for `configuration`."""
+    """Run each of `written` once on an agent that `script` answers for; return the results.
+
+    `others` are arguments of `configuration`.
+    """
     cases: list[Case] = read_dataset(
         dataset(folder, *({"agent": "helper", **case} for case in written))
     )

@@ -1,4 +1,4 @@
-"""Waits for what a test expects, and for no longer than it may take."""
+"""Waits for conditions, each with a time limit."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""A provider that follows a script, for tests of everything above the providers."""
+"""Provider that follows a script, for tests of everything above the providers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
@@ -12,11 +12,11 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, ProviderSetup
 
 Action = ModelEvent | Exception | asyncio.Event | float
-"""An event is told, an exception raised, an asyncio.Event waited for, a float slept (seconds)."""
+"""An event is yielded, an exception raised, an asyncio.Event awaited, a float slept (seconds)."""
 
 
 class Script:
-    """The answers to come, in order, and the requests that came; the last answer is repeated."""
+    """Answers to come, in order, and the requests received; the last answer is repeated."""
 
     name = "scripted"
     missing: tuple[str, ...] = ()
@@ -31,15 +31,15 @@ class Script:
         """Set once an answer waits for an asyncio.Event."""
 
     def from_setup(self, setup: ProviderSetup) -> Self:
-        """A script is its own provider."""
+        """Return itself: a script is its own provider."""
         return self
 
     async def default_model(self) -> str:
-        """Always `scripted-model`."""
+        """Return `scripted-model`."""
         return "scripted-model"
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The next answer."""
+        """Yield the next answer."""
         number = min(len(self.requests), len(self.answers) - 1)
         self.requests.append(request)
         try:
@@ -58,7 +58,7 @@ class Script:
 
 
 def says(*pieces: str, reason: FinishReason = "stop", usage: Usage | None = None) -> list[Action]:
-    """An answer of text."""
+    """Build an answer of text."""
     return [
         *(TextDelta(piece) for piece in pieces),
         ModelFinished(reason, (), usage or Usage(10, len(pieces))),
@@ -68,8 +68,10 @@ def says(*pieces: str, reason: FinishReason = "stop", usage: Usage | None = None
 def calls(
     *wanted: tuple[str, Any], text: str = "", thinking: str = "", usage: Usage | None = None
 ) -> list[Action]:
-    """An answer that calls tools: each a name and its arguments, a dict or the text a model would
-    write. Ids count from call_000000001."""
+    """Build an answer that calls tools: each a name and its arguments, a dict or the model's text.
+
+    Ids count from call_000000001.
+    """
     found = tuple(
         ToolCall(
             f"call_{number:09}",

@@ -1,5 +1,4 @@
-"""A provider's server that follows a script byte by byte, so that any fault of HTTP and of TCP can
-be played."""
+"""Provider's server that follows a script byte by byte, to play any fault of HTTP and TCP."""
 
 import asyncio
 import contextlib
@@ -22,8 +21,7 @@ DEADLINE = 5.0
 
 
 class Received(msgspec.Struct):
-    """One request as it came: `headers` by their names in lower case, `at` a reading of
-    `time.monotonic()`."""
+    """One request: `headers` by their names in lower case, `at` a reading of `time.monotonic()`."""
 
     method: str
     path: str
@@ -38,12 +36,11 @@ class Received(msgspec.Struct):
 
 
 class Upstream:
-    """A server at a port of 127.0.0.1, by default a free one, open within `async with`; each
-    request is given the next of `answers`, the last repeatedly.
+    """Server at a port of 127.0.0.1, by default a free one, open within `async with`.
 
-    An answer is the whole of what is sent, status line and all: `reply`, `events` and `lines` make
-    common ones. It may be endless. A connection is kept for the next request unless the answer ends
-    it.
+    Each request gets the next of `answers`, the last one repeatedly. An answer is everything that
+    is sent, status line included; `reply`, `events` and `lines` build common ones. It may be
+    endless. A connection is kept for the next request unless the answer ends it.
     """
 
     def __init__(self, *answers: Iterable[Action], port: int = 0) -> None:
@@ -89,15 +86,15 @@ class Upstream:
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def until(self, met: Callable[[], bool], *, timeout: float = DEADLINE) -> None:
-        """Waits until `met()`, asked at each change here; raises TimeoutError when it is not within
-        `timeout` seconds."""
+        """Wait until `met()`, evaluated at each change here; raise TimeoutError after `timeout`
+        seconds."""
         async with asyncio.timeout(timeout):
             while not met():
                 self._changed.clear()
                 await self._changed.wait()
 
     def changed(self) -> None:
-        """Tells those who wait in `until`."""
+        """Wake those that wait in `until`."""
         self._changed.set()
 
 
@@ -195,7 +192,7 @@ class _Connection(asyncio.Protocol):
         return Received(method, path, headers, body, time.monotonic())
 
     async def _until(self, complete: Callable[[], int]) -> bytes:
-        """Takes the first `complete()` bytes once it is not 0."""
+        """Take the first `complete()` bytes once it is not 0."""
         while not (size := complete()):
             self._arrived.clear()
             await self._arrived.wait()
@@ -207,8 +204,10 @@ class _Connection(asyncio.Protocol):
 def reply(
     status: int = 200, body: object = b"", content_type: str = "application/json", **headers: str
 ) -> list[Action]:
-    """A whole answer with its length; a `body` that is not bytes is sent as JSON, `retry_after="1"`
-    as the header `retry-after: 1`."""
+    """Build a whole answer with its length.
+
+    A `body` that is not bytes is sent as JSON, `retry_after="1"` as the header `retry-after: 1`.
+    """
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
     return [
         head(status, content_type, chunked=False, content_length=str(len(sent)), **headers) + sent
@@ -222,8 +221,7 @@ def head(
     chunked: bool = True,
     **headers: str,
 ) -> bytes:
-    """The status line and the headers, by default of a stream whose pieces `chunk` makes and `END`
-    ends."""
+    """Build the status line and the headers, by default of a stream of `chunk`s that `END` ends."""
     fields = {"content-type": content_type, **({"transfer-encoding": "chunked"} if chunked else {})}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     return "\r\n".join(
@@ -237,7 +235,7 @@ def head(
 
 
 def chunk(data: bytes) -> bytes:
-    """`data` as one chunk of a chunked body."""
+    """Encode `data` as one chunk of a chunked body."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
@@ -246,7 +244,7 @@ END = b"0\r\n\r\n"
 
 
 def event(value: object) -> bytes:
-    """`value`, JSON, as one server-sent event in one chunk."""
+    """Encode `value`, JSON, as one server-sent event in one chunk."""
     return chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
 
 
@@ -255,7 +253,7 @@ DONE = chunk(b"data: [DONE]\n\n")
 
 
 def delta(finish_reason: str | None = None, **fields: object) -> dict[str, Any]:
-    """A chat completion chunk with `fields` in its delta."""
+    """Build a chat completion chunk with `fields` in its delta."""
     return {
         "object": "chat.completion.chunk",
         "choices": [{"index": 0, "delta": fields, "finish_reason": finish_reason}],
@@ -263,29 +261,29 @@ def delta(finish_reason: str | None = None, **fields: object) -> dict[str, Any]:
 
 
 def events(*values: object) -> list[Action]:
-    """A whole stream of server-sent events: `values`, then `[DONE]`."""
+    """Build a whole stream of server-sent events: `values`, then `[DONE]`."""
     return [head(), *(event(value) for value in values), DONE, END]
 
 
 def says(*pieces: str) -> list[Action]:
-    """A whole stream of chat completion chunks that say `pieces`."""
+    """Build a whole stream of chat completion chunks with the text `pieces`."""
     usage = {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": len(pieces)}}
     return events(*(delta(content=piece) for piece in pieces), delta("stop"), usage)
 
 
 def line(value: object) -> bytes:
-    """`value` as one line of JSON in one chunk."""
+    """Encode `value` as one line of JSON in one chunk."""
     return chunk(json.dumps(value).encode() + b"\n")
 
 
 def lines(*values: object) -> list[Action]:
-    """A whole stream of lines of JSON."""
+    """Build a whole stream of lines of JSON."""
     return [head(content_type="application/x-ndjson"), *(line(value) for value in values), END]
 
 
 @contextlib.contextmanager
 def deaf_port() -> Generator[int, None, None]:
-    """A port of 127.0.0.1 at which connections are never accepted: its queue is full."""
+    """Open a port of 127.0.0.1 that never accepts connections, because its queue is full."""
     with contextlib.ExitStack() as sockets:
         listening = sockets.enter_context(socket.socket())
         listening.bind(("127.0.0.1", 0))

@@ -1,5 +1,5 @@
-"""A judge that follows a script by the form that it is asked for: as a provider, and as a server of
-chat completions."""
+"""Judge that follows a script by the requested form: as a provider, and as a chat completions
+server."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ GOOD: dict[str, Said | list[Said]] = {
 
 @contextlib.contextmanager
 def environment_restored() -> Generator[None, None, None]:
-    """Undoes what is done to the process's variables for DeepEval."""
+    """Restore the process's environment, which is changed for DeepEval, at the end of the block."""
     before = dict(os.environ)
     try:
         yield
@@ -50,8 +50,10 @@ def environment_restored() -> Generator[None, None, None]:
 
 
 class ScriptedJudge:
-    """A provider whose answer to the form `name` is `answers[name]`, or the next of them if there
-    are several; the last is repeated."""
+    """Provider whose answer to the form `name` is `answers[name]`.
+
+    A list holds successive answers; the last is repeated.
+    """
 
     name = "scripted_judge"
     missing: tuple[str, ...] = ()
@@ -66,11 +68,11 @@ class ScriptedJudge:
         """The forms that were asked for."""
 
     async def default_model(self) -> str:
-        """Always `strict`."""
+        """Return `strict`."""
         return "strict"
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
-        """The answer to the form of `request`; without one, to that of the request before."""
+        """Yield the answer to the form of `request`, or to the previous form if it has none."""
         self.requests.append(request)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -92,21 +94,21 @@ class ScriptedJudge:
 
     @property
     def prompts(self) -> str:
-        """All that it was asked."""
+        """All prompts received."""
         return "\n".join(message.text for request in self.requests for message in request.messages)
 
     def judge(self, timeout: float = 10, parallel: int = 4) -> Judge:
-        """Itself as a judge."""
+        """Return it as a judge."""
         return Judge(Model(self, "strict"), timeout, parallel)
 
 
 def judging_server(
     answer: Callable[[str, str], dict[str, Any] | str | int], asked: list[str]
 ) -> FastAPI:
-    """A server whose answer to a form and a prompt is `answer(form, prompt)`, a number being the
+    """Build a server that answers a form and a prompt by `answer(form, prompt)`; a number is the
     status of a refusal.
 
-    The forms that were asked for are added to `asked`.
+    Adds each requested form to `asked`.
     """
     app = FastAPI()
 
@@ -140,7 +142,7 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def good(form: str, prompt: str) -> dict[str, Any]:
-    """What a judge says who likes everything."""
+    """Return a judge's answer that approves of everything."""
     said = GOOD[form]
     assert isinstance(said, dict)
     return said
@@ -150,8 +152,7 @@ def good(form: str, prompt: str) -> dict[str, Any]:
 def judged_by(
     answer: Callable[[str, str], dict[str, Any] | str | int],
 ) -> Generator[tuple[dict[str, str], list[str]], None, None]:
-    """The settings by which `openai` is a judge that gives `answer`, and the forms that it is asked
-    for."""
+    """Serve a judge that gives `answer`; yield the settings for it and the forms requested."""
     asked: list[str] = []
     with running(judging_server(answer, asked)) as address:
         yield {"OPENAI_BASE_URL": f"{address}/v1", "PROVIDER_MAX_RETRIES": "0"}, asked

@@ -1,4 +1,4 @@
-"""The service with keys."""
+"""The service with API keys."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -20,7 +20,7 @@ AGENTS = (HELPER, {**HELPER, "agent_id": "other"})
 
 
 class Opened:
-    """The service over an SQLite file, with a store of its keys."""
+    """The service over an SQLite file, with the store of its keys."""
 
     def __init__(self, app: FastAPI, client: httpx2.AsyncClient) -> None:
         self.app = app
@@ -28,13 +28,13 @@ class Opened:
         self.keys = KeyStore(app.state.service.memories.database, pepper=None, cipher=Cipher(()))
 
     async def key(self, name: str, tenant: str | None = None, **rights: Any) -> dict[str, str]:
-        """A new key, as a header."""
+        """Create a key and return its header."""
         wanted = msgspec.structs.replace(DEFAULT_RIGHTS, **rights)
         return bearer((await self.keys.create(name, wanted, tenant=tenant)).text)
 
 
 def bearer(key: str) -> dict[str, str]:
-    """A key as clients send it."""
+    """Return the header that sends a key."""
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -42,7 +42,7 @@ def bearer(key: str) -> dict[str, str]:
 async def opened(
     folder: Path, script: Script | None = None, **settings: Any
 ) -> AsyncGenerator[Opened, None]:
-    """The service, its agents remembering."""
+    """Open the service with agents that have a memory."""
     app = create_app(
         configuration(folder, script or Script(says("Hi")), **{"agents": AGENTS, **settings})
     )

@@ -1,5 +1,5 @@
-"""A service in a process of its own, many clients that talk to it, and the ledger that they keep of
-what they were told."""
+"""The service in its own process, clients that put it under load, and the ledger of what they were
+sent."""
 
 import asyncio
 import json
@@ -63,13 +63,13 @@ class Steady:
 
 
 def answer_to(question: str) -> str:
-    """What the service's provider says of a question."""
+    """Return the answer of the service's provider to a question."""
     return "".join(f"{question}, piece {number}. " for number in range(PIECES))
 
 
 class ServiceProcess:
-    """The service as `python -m app.main` runs it, with an agent `helper` that remembers and one
-    `plain` that does not."""
+    """The service as `python -m app.main` runs it, with an agent `helper` that has a memory and one
+    `plain` that has none."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self._folder = folder
@@ -120,7 +120,7 @@ class ServiceProcess:
         await self.kill()
 
     async def start(self, *, path: str = "/health/ready") -> None:
-        """Starts it and waits until it answers 200 at `path`."""
+        """Start it and wait until it answers 200 at `path`."""
         with (self._folder / "service.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -132,8 +132,8 @@ class ServiceProcess:
         await self.until(path, lambda status: status == 200)
 
     async def command(self, *arguments: str) -> tuple[int, str]:
-        """The exit code of `python -m app.main` with `arguments`, in the service's folder and
-        environment, and what it says."""
+        """Run `python -m app.main` with `arguments` in the service's folder and environment; return
+        the exit code and the output."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "app.main", *arguments),
@@ -148,21 +148,21 @@ class ServiceProcess:
     async def until(
         self, path: str, met: Callable[[int], bool], *, timeout: float = READY_SECONDS
     ) -> None:
-        """Waits until the status of `path` is as wanted; 0 stands for no answer."""
+        """Wait until `met` accepts the status of `path`; 0 means no answer."""
         await until(lambda: self._meets(path, met), seconds=timeout)
 
     async def _meets(self, path: str, met: Callable[[int], bool]) -> bool:
         return met(await self.status(path))
 
     async def status(self, path: str) -> int:
-        """The status of an answer to GET `path`; 0 where there is none."""
+        """Return the status of GET `path`; 0 if there is no answer."""
         try:
             return (await self.client.get(path)).status_code
         except httpx2.TransportError:
             return 0
 
     async def kill(self, how: signal.Signals = signal.SIGKILL) -> int:
-        """Ends it by a signal; gives its exit code."""
+        """End it by a signal and return its exit code."""
         if self.process is None:
             return 0
         if self.process.returncode is None:
@@ -171,8 +171,8 @@ class ServiceProcess:
 
 
 class Sent(msgspec.Struct):
-    """A turn that a client asked for: `history` as question and answer in turn, and what came of
-    it."""
+    """A turn that a client requested, with its outcome; `history` holds questions and answers in
+    turn."""
 
     session: str
     history: tuple[str, ...]
@@ -186,7 +186,7 @@ class Sent(msgspec.Struct):
 
 
 class Ledger:
-    """What clients sent and were told; `verify` compares it with what is stored."""
+    """What clients sent and received; `verify` compares it with what is stored."""
 
     def __init__(self, seed: int) -> None:
         self.turns: list[Sent] = []
@@ -202,8 +202,8 @@ class Ledger:
         again: Sent | None = None,
         user: str = "",
     ) -> Sent:
-        """Asks the next question of a user's conversation, or one `again` as a client's library
-        repeats it."""
+        """Send the next question of a user's conversation, or repeat `again` as a client library
+        does."""
         self._number += 1
         sent = Sent(
             session,
@@ -253,8 +253,11 @@ class Ledger:
         think: float = 0.0,
         user: str = "",
     ) -> None:
-        """Holds a conversation until `stop` is set: what fails is repeated after `pause` seconds,
-        or left for another question; `think` seconds after an answer comes the next one."""
+        """Hold a conversation until `stop` is set.
+
+        A failed turn is repeated after `pause` seconds or given up; the next question comes `think`
+        seconds after an answer.
+        """
         history: tuple[str, ...] = ()
         failed: Sent | None = None
         while not stop.is_set():
@@ -271,7 +274,7 @@ class Ledger:
     async def verify(
         self, client: httpx2.AsyncClient, may_be_lost: Callable[[Sent], bool] = lambda _: False
     ) -> list[str]:
-        """What is wrong with what is stored, in sentences; none if all is as it must be."""
+        """Return the faults of what is stored, as sentences."""
         problems = []
         for user, session in sorted({(sent.user, sent.session) for sent in self.turns}):
             asked = {"branches": "true", **({"user_id": user} if user else {})}
@@ -339,7 +342,7 @@ async def under_load(
     sessions: list[str],
     faults: Callable[[], Awaitable[None]],
 ) -> None:
-    """Has a client talk in each session while `faults` does its work."""
+    """Keep a client talking in each session while `faults` runs."""
     stop = asyncio.Event()
     talks = [asyncio.create_task(ledger.talk(client, session, stop)) for session in sessions]
     try:

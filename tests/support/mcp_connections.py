@@ -1,4 +1,4 @@
-"""MCP servers opened as the service opens them, for tests against real ones."""
+"""MCP servers opened as the service opens them, for tests with real ones."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tests.support.mcp_rogue_http import HttpRogue
 
 
 def context(seconds: float = 30.0) -> RunContext:
-    """The circumstances of a run that may take `seconds`."""
+    """Build the context of a run that may take `seconds`."""
     return RunContext(run_id="r", agent_id="a", deadline=time.monotonic() + seconds)
 
 
@@ -33,7 +33,7 @@ def context(seconds: float = 30.0) -> RunContext:
 async def opened(
     *definitions: ServerDefinition, connect_seconds: float = 20.0
 ) -> AsyncGenerator[McpServers, None]:
-    """The servers, being connected to."""
+    """Open the servers, without waiting for their connections."""
     wanted = {definition.server_label for definition in definitions}
     async with open_servers(
         definitions, os.environ, wanted=wanted, connect_seconds=connect_seconds, tools_seconds=3600
@@ -43,7 +43,7 @@ async def opened(
 
 @asynccontextmanager
 async def connected(definition: ServerDefinition) -> AsyncGenerator[Connection, None]:
-    """The server, connected to."""
+    """Open the server and wait until it is connected."""
     async with opened(definition) as servers:
         connection = servers[definition.server_label]
         await until(lambda: connection.state != "starting", 40)
@@ -54,14 +54,14 @@ async def connected(definition: ServerDefinition) -> AsyncGenerator[Connection, 
 async def run(
     connection: Connection, name: str, around: RunContext | None = None, **arguments: object
 ) -> ToolOutput:
-    """Runs the tool that its server calls `name`."""
+    """Run the tool that its server calls `name`."""
     [tool] = [tool for tool in connection.tools if tool.remote.name == name]
     async with asyncio.timeout(30):
         return await tool.run(arguments, around or context())
 
 
 async def call(connection: Connection, name: str, text: str = "") -> str:
-    """Runs a tool of mcp_rogue_stdio.py or its like on `text`, and gives its text."""
+    """Run a tool of mcp_rogue_stdio.py or its like on `text`; return its text."""
     return (await run(connection, name, text=text)).content
 
 
@@ -71,7 +71,7 @@ SECRET = "canary-77aa31"
 async def executed(
     connection: Connection, name: str, arguments: str, timeout: float = 20
 ) -> ToolResult:
-    """What the loop gets of a call of the tool that models know by `name`."""
+    """Return what the loop gets from the tool that models know by `name`."""
     return await Toolset(connection.tools, default_timeout=timeout).execute(
         ToolCall("c", name, arguments), context()
     )
@@ -80,7 +80,7 @@ async def executed(
 def with_secret(
     folder: Path, rogue: HttpRogue, monkeypatch: pytest.MonkeyPatch
 ) -> ServerDefinition:
-    """The server, asked with a key in its address and one in a header."""
+    """Define the server with a key in its address and one in a header."""
     entry = {
         "server_label": "rogue",
         "server_url": f"http://127.0.0.1:{rogue.port}/mcp?key=${{KEY}}",
@@ -93,6 +93,6 @@ def with_secret(
 
 
 class Name(BaseModel):
-    """What is asked for."""
+    """Form that a server asks a user to fill in."""
 
     name: Annotated[str, Field(description="Your name")]

@@ -22,7 +22,7 @@ KEYLESS = {
 
 @contextlib.contextmanager
 def dead_server() -> Generator[dict[str, str], None, None]:
-    """A server `dead` at an address where nobody listens."""
+    """Reserve an address at which no server listens; yield its entry, `dead`."""
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         yield {
@@ -32,8 +32,8 @@ def dead_server() -> Generator[dict[str, str], None, None]:
 
 
 def configure(folder: Path, *servers: dict[str, Any], **allowed: Any) -> dict[str, str]:
-    """The environment of a command in `folder` with `servers` and one agent that is `allowed` to
-    use them."""
+    """Write `servers` and one agent that is `allowed` to use them; return the command's
+    environment."""
     agent = {"agent_id": "a", "system_prompt": "x", "allowed_mcp_servers": allowed}
     (folder / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
     (folder / "mcp.json").write_text(json.dumps(servers), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""MCP servers of the library within the test's own process, and what is asked of them over HTTP."""
+"""MCP servers of the library in the test's own process, and the requests sent to them over HTTP."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -16,8 +16,8 @@ from tests.support.service import serving
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A request over HTTP: its method, its headers by their names in lower case, and the JSON-RPC
-    message in it."""
+    """A request over HTTP: its method, headers by their names in lower case, and JSON-RPC
+    message."""
 
     method: str
     headers: dict[str, str]
@@ -25,15 +25,15 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class HandshakeOnly:
-    """`app`, an MCP server at `/mcp`, without what it knows of the protocol of 2026; `requests` are
-    those that came."""
+    """`app`, an MCP server at `/mcp`, without the protocol of 2026; `requests` are those
+    received."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self.requests: list[Request] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Has `app` answer, unless the question is one of the newer protocol."""
+        """Pass the request to `app`, unless it belongs to the newer protocol."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -55,7 +55,7 @@ class HandshakeOnly:
         await self._app(scope, received, send)
 
     def asked(self, method: str) -> list[dict[str, Any]]:
-        """The JSON-RPC messages of this method, in the order in which they came."""
+        """Return the JSON-RPC messages of this method, in the order of their arrival."""
         return [
             request.message for request in self.requests if request.message.get("method") == method
         ]
@@ -72,8 +72,8 @@ async def _body(receive: Receive) -> bytes:
 
 @asynccontextmanager
 async def connected_to(app: ASGIApp, **fields: Any) -> AsyncGenerator[Connection, None]:
-    """A connection to `app`, served over HTTP as the server `server`; `fields` are further ones of
-    its definition."""
+    """Serve `app` over HTTP as the server `server` and connect to it; `fields` extend its
+    definition."""
     async with serving(app) as address:
         definition = ServerDefinition(server_label="server", server_url=f"{address}/mcp", **fields)
         async with connected(definition) as connection:

@@ -1,4 +1,4 @@
-"""The rogue as a server of mcp.json, and the processes that it leaves."""
+"""The misbehaving stdio server as an entry of mcp.json, and the processes that it leaves."""
 
 import sys
 from contextlib import suppress
@@ -11,7 +11,7 @@ ROGUE = str(Path(__file__).with_name("mcp_rogue_stdio.py"))
 
 
 def define_rogue(behaviour: str, folder: Path, **changes: Any) -> ServerDefinition:
-    """A server of mcp_rogue_stdio.py."""
+    """Define mcp_rogue_stdio.py as a server."""
     entry = {
         "server_label": "rogue",
         "command": sys.executable,
@@ -22,28 +22,28 @@ def define_rogue(behaviour: str, folder: Path, **changes: Any) -> ServerDefiniti
 
 
 def carried_out(folder: Path) -> list[str]:
-    """The calls that the server really carried out."""
+    """Return the calls that the server carried out."""
     calls = folder / "calls"
     return calls.read_text(encoding="utf-8").split("\n")[:-1] if calls.exists() else []
 
 
 def pids(folder: Path) -> list[int]:
-    """The processes that servers started in `folder`."""
+    """Return the processes that servers started in `folder`."""
     return [int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")]
 
 
 def alive(folder: Path) -> list[int]:
-    """Those of them that run."""
+    """Return those of `pids` that run."""
     return [pid for pid in pids(folder) if is_running(pid)]
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process runs; one that has ended and was not waited for does not."""
+    """Return whether a process runs; one that ended and was not waited for does not."""
     with suppress(OSError):
         return read_stat(pid)[0] != "Z"
     return False
 
 
 def read_stat(pid: int) -> list[str]:
-    """The state of a process, its parent and more; see proc_pidread_stat(5)."""
+    """Return the state of a process, its parent and more; see proc_pid_stat(5)."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()

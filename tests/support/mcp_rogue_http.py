@@ -1,5 +1,4 @@
-"""An MCP server over streamable HTTP that speaks the protocol by itself, so that it can break
-it."""
+"""MCP server over streamable HTTP that implements the protocol itself, so that it can break it."""
 
 import asyncio
 import json
@@ -14,13 +13,13 @@ from ai_agent_service.config.server_definition import ServerDefinition
 
 
 class HttpRogue:
-    """A server at one port, that can be stopped and started again; it knows the sessions that it
-    gave out since it was started.
+    """Server at one port that can be stopped and started again; it knows the sessions of this
+    start.
 
-    A call's answer has the text of the call, or is `result`, JSON as it stands, or `error`;
-    `as_event` sends answers as server-sent events. `refuses` is a status for every request,
-    `redirects_to` an address, `cuts_off` the event after which the answer to a call breaks off,
-    `forgotten` what unknown sessions are refused with.
+    The answer to a call is its text, or `result`, raw JSON, or `error`; `as_event` sends answers as
+    server-sent events. `refuses` is a status for every request, `redirects_to` an address,
+    `cuts_off` the event after which the answer to a call breaks off, `forgotten` the refusal of
+    unknown sessions.
     """
 
     def __init__(self) -> None:
@@ -49,29 +48,29 @@ class HttpRogue:
 
     @property
     def definition(self) -> ServerDefinition:
-        """It, as a server of mcp.json."""
+        """Its entry in mcp.json."""
         return ServerDefinition(
             server_label="rogue", server_url=f"http://127.0.0.1:{self.port}/mcp"
         )
 
     async def start(self) -> None:
-        """Listens, with no memory of earlier sessions."""
+        """Listen, without the sessions of an earlier start."""
         self.forget_sessions()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     def forget_sessions(self) -> None:
-        """Knows none of its sessions any more."""
+        """Forget all sessions."""
         self._sessions = set()
 
     def stop_listening(self) -> None:
-        """Takes no new connection, and drops those that are idle or wait for an answer."""
+        """Accept no new connection, and drop those that are idle or wait for an answer."""
         assert self._server is not None
         self._server.close()
         for writer in self.connections:
             writer.transport.abort()
 
     async def stop(self) -> None:
-        """Closes everything."""
+        """Close everything."""
         assert self._server is not None
         self._server.close()
         for writer in self.connections:
@@ -112,7 +111,7 @@ class HttpRogue:
         writer.close()
 
     async def _answered(self, head: str, body: str) -> tuple[str, list[str], str]:
-        """The status, the headers and the body that answer a request."""
+        """Return the status, the headers and the body of the answer to a request."""
         request: dict[str, Any] = json.loads(body) if body else {}
         session = re.search(r"mcp-session-id: (\w+)", head, re.IGNORECASE)
         method = request.get("method", "")

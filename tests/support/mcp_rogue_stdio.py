@@ -1,8 +1,8 @@
-"""An MCP server over standard input and output that misbehaves as its first argument says; needs
-nothing but Python.
+"""MCP server over standard input and output that misbehaves as its first argument says; needs only
+Python.
 
 `python mcp_rogue_stdio.py BEHAVIOUR [FOLDER]`. In FOLDER it leaves a file `pid-N` for itself and
-each child of its own, and a line in `calls` for each call that it really carries out.
+each of its children, and a line in `calls` for each call that it carries out.
 """
 
 import json
@@ -40,26 +40,26 @@ lock = threading.Lock()
 
 
 def send(message: dict[str, Any]) -> None:
-    """Writes one message."""
+    """Write one message."""
     with lock:
         sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
         sys.stdout.flush()
 
 
 def note(name: str, line: str) -> None:
-    """Leaves a line in a file of FOLDER."""
+    """Append a line to a file of FOLDER."""
     if FOLDER is not None:
         with (FOLDER / name).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
 def answer(request: dict[str, Any], text: str) -> None:
-    """Answers a call with `text`."""
+    """Answer a call with `text`."""
     send({"id": request["id"], "result": {"content": [{"type": "text", "text": text}]}})
 
 
 def call(request: dict[str, Any]) -> None:
-    """Carries a call out."""
+    """Carry a call out."""
     name, text = request["params"]["name"], request["params"].get("arguments", {}).get("text", "")
     note("calls", f"{name} {text}")
     match name:
@@ -84,7 +84,7 @@ def call(request: dict[str, Any]) -> None:
 
 
 def serve() -> None:
-    """Answers until standard input ends."""
+    """Answer until standard input ends."""
     for line in sys.stdin:
         request = json.loads(line)
         if request.get("id") == "question":
@@ -118,7 +118,7 @@ def serve() -> None:
 
 
 def chatter(write: Any, text: str, pause: float = 0.0) -> None:
-    """Writes `text` for ever in a thread."""
+    """Write `text` forever in a thread."""
 
     def run() -> None:
         while True:
@@ -129,7 +129,7 @@ def chatter(write: Any, text: str, pause: float = 0.0) -> None:
 
 
 def main() -> None:
-    """Serves, and misbehaves."""
+    """Serve, and misbehave."""
     note(f"pid-{os.getpid()}", "")
     match BEHAVIOUR:
         case "exits":

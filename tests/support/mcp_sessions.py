@@ -18,11 +18,11 @@ LISTEN = RemoteTool("listen", "Listens.", {"type": "object", "properties": {}})
 
 
 class ScriptedSession:
-    """A session whose server has `tools` and answers each call with `answer()`; both may be
-    replaced while it is open.
+    """Session whose server has `tools` and answers each call with `answer()`; both may be replaced
+    while it is open.
 
-    `listing` and `pinging` are awaited before the answer to each, and may raise. A call that is
-    under way at the end breaks.
+    `listing` and `pinging` are awaited before each of these answers, and may raise. A call in
+    progress at the end breaks.
     """
 
     transport: Transport = "stdio"
@@ -39,7 +39,7 @@ class ScriptedSession:
         self.closed = asyncio.Event()
 
     async def list_tools(self) -> list[RemoteTool]:
-        """The tools that there are now."""
+        """Return the current tools."""
         self.listed.append(time.monotonic())
         await self.listing()
         return list(self.tools)
@@ -47,7 +47,7 @@ class ScriptedSession:
     async def call(
         self, name: str, arguments: dict[str, object], context: RunContext
     ) -> ToolOutput:
-        """What `answer` says, unless the session is closed before it does."""
+        """Return what `answer` does, unless the session is closed first."""
         self.calls.append(name)
         answer, closed = (
             asyncio.ensure_future(self.answer()),
@@ -63,14 +63,14 @@ class ScriptedSession:
             closed.cancel()
 
     async def ping(self) -> None:
-        """What `pinging` does."""
+        """Do what `pinging` does."""
         self.pings += 1
         await self.pinging()
 
 
 class ScriptedOpener:
-    """Opens `openings` in order, the last one again and again: a session, an error to raise, or an
-    event to wait for before the next."""
+    """Opens `openings` in order, the last one repeatedly: a session, an error to raise, or an event
+    to wait for before the next."""
 
     def __init__(self, *openings: ScriptedSession | BaseException | asyncio.Event) -> None:
         self._openings = list(openings)
@@ -80,7 +80,7 @@ class ScriptedOpener:
 
     @asynccontextmanager
     async def __call__(self, listener: SessionListener) -> AsyncGenerator[ScriptedSession, None]:
-        """The next opening."""
+        """Open the next of `openings`."""
         self.began.append(time.monotonic())
         self.listener = listener
         while isinstance(opening := self._next(), asyncio.Event):
@@ -97,7 +97,7 @@ class ScriptedOpener:
 
 
 def says(text: str) -> Answer:
-    """Answers `text` at once."""
+    """Answer `text` at once."""
 
     async def answer() -> str:
         return text
@@ -106,7 +106,7 @@ def says(text: str) -> Answer:
 
 
 def fails(error: Exception) -> Answer:
-    """Raises `error`."""
+    """Raise `error`."""
 
     async def answer() -> str:
         raise error
@@ -115,7 +115,7 @@ def fails(error: Exception) -> Answer:
 
 
 def waits(event: asyncio.Event, then: str = "seen") -> Answer:
-    """Answers `then` once `event` is set."""
+    """Answer `then` once `event` is set."""
 
     async def answer() -> str:
         await event.wait()
@@ -127,7 +127,7 @@ def waits(event: asyncio.Event, then: str = "seen") -> Answer:
 def connection_to(
     *, tools_seconds: float = 3600.0, pin_tools: bool = False, off: str | None = None
 ) -> Connection:
-    """A connection to a server that is called `eyes`, to be supervised with a ScriptedOpener."""
+    """Build a connection to a server called `eyes`, to be supervised with a ScriptedOpener."""
     definition = ServerDefinition.model_validate(
         {"server_label": "eyes", "command": "eyes", "pin_tools": pin_tools}
     )
@@ -136,19 +136,19 @@ def connection_to(
 
 @asynccontextmanager
 async def supervised(connection: Connection, opener: ScriptedOpener) -> AsyncGenerator[None, None]:
-    """Supervises `connection`; that has to go on until it is cancelled at the end."""
+    """Supervise `connection` during the block; supervision must not end by itself."""
     task = asyncio.create_task(connection.supervise(opener))
     try:
         yield
     finally:
-        assert not task.done(), "nobody supervises the server any more"
+        assert not task.done(), "the supervision ended"
         task.cancel()
         await asyncio.wait((task,), timeout=10)
         assert task.cancelled()
 
 
 async def called(connection: Connection, name: str = "look") -> str:
-    """What the tool `name` answers."""
+    """Return the answer of the tool `name`."""
     tool = next(tool for tool in connection.tools if tool.remote.name == name)
     context = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 60)
     async with asyncio.timeout(15):

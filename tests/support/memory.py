@@ -1,4 +1,4 @@
-"""The service with a memory, and what is really stored there."""
+"""The service with a memory, and the content of its database."""
 
 import contextlib
 import sqlite3
@@ -33,12 +33,12 @@ SESSION = {"X-Session-Id": "s"}
 
 
 class Database(msgspec.Struct, frozen=True):
-    """What is really stored, seen over a connection that is not the service's."""
+    """The database's content, read over a connection that is not the service's."""
 
     under_test: DatabaseUnderTest
 
     async def rows(self, statement: str) -> list[tuple[Any, ...]]:
-        """What `statement` gives; what it changes is committed."""
+        """Execute `statement`, commit and return the rows."""
         if self.under_test.kind == "sqlite":
             path = self.under_test.url.removeprefix("sqlite:///")
             with contextlib.closing(
@@ -53,7 +53,7 @@ class Database(msgspec.Struct, frozen=True):
 
     @asynccontextmanager
     async def locked(self) -> AsyncGenerator[None, None]:
-        """Has nobody write while the block goes on; who wants to, waits."""
+        """Block all other writers during the block; they wait."""
         if self.under_test.kind == "sqlite":
             path = self.under_test.url.removeprefix("sqlite:///")
             with contextlib.closing(
@@ -72,13 +72,13 @@ class Database(msgspec.Struct, frozen=True):
             await connected.close()
 
     async def value(self, statement: str) -> Any:
-        """The one value that `statement` gives."""
+        """Return the one value that `statement` selects."""
         ((value,),) = await self.rows(statement)
         return value
 
     async def nodes(self) -> list[tuple[str, str, str, str]]:
-        """Role, body, status and origin of every message, in the order of the tree and then of
-        their storing."""
+        """Return role, body, status and origin of every message, in the order of the tree, then of
+        storing."""
         found = await self.rows(
             "SELECT role, body, status, origin FROM nodes ORDER BY depth, created_at, body"
         )
@@ -92,7 +92,7 @@ class Database(msgspec.Struct, frozen=True):
         return [(role, origin) for role, _, _, origin in await self.nodes()]
 
     async def runs(self) -> list[tuple[str, str | None]]:
-        """Status and error of every run, in the order of their beginning."""
+        """Return status and error of every run, in the order of their start."""
         return [
             (status, error)
             for status, error in await self.rows(
@@ -123,8 +123,8 @@ class Talking(msgspec.Struct, frozen=True):
     async def complete(
         self, *messages: Any, headers: dict[str, str] = SESSION, **fields: Any
     ) -> httpx2.Response:
-        """The answer to a chat completion of `messages`, texts in turn the user's and the
-        assistant's, or whole messages."""
+        """Request a chat completion of `messages`: texts of the user and the assistant in turn, or
+        whole messages."""
         return await self.client.post(
             CHAT, json={"model": "helper", "messages": in_turn(messages), **fields}, headers=headers
         )
@@ -137,7 +137,7 @@ class Talking(msgspec.Struct, frozen=True):
         headers: dict[str, str] | None = None,
         **fields: Any,
     ) -> httpx2.Response:
-        """The answer to one message in the session `s`, with the server's history."""
+        """Send one message in the session `s`, with the server's history."""
         return await self.client.post(
             f"/agents/{agent}/chat",
             json={"message": message, "session_id": "s", **fields},
@@ -145,24 +145,24 @@ class Talking(msgspec.Struct, frozen=True):
         )
 
     async def under_way(self, number: int) -> None:
-        """Waits until so many requests are being answered."""
+        """Wait until this many requests are being answered."""
         await until(lambda: self.service.slots.in_use == number)
 
     async def settled(self) -> None:
-        """Waits for what is done after answers, in the background."""
+        """Wait for the work that follows answers in the background."""
         await until(lambda: not len(self.memories.tasks))
 
     async def conversation(
         self, session: str = "s", *, agent: str = "helper", **params: str
     ) -> dict[str, Any]:
-        """The conversation as it is shown."""
+        """Return the conversation from the API."""
         response = await self.client.get(f"/agents/{agent}/conversations/{session}", params=params)
         assert response.status_code == 200, response.text
         found: dict[str, Any] = response.json()
         return found
 
     async def shown(self, session: str = "s", **params: str) -> list[tuple[str, Any, str]]:
-        """Role, content and status of the messages that are shown of a session."""
+        """Return role, content and status of a session's messages from the API."""
         found = await self.conversation(session, **params)
         return [
             (message["role"], message["content"], message["status"])
@@ -170,7 +170,7 @@ class Talking(msgspec.Struct, frozen=True):
         ]
 
     def asked(self, number: int = -1) -> list[tuple[str, str]]:
-        """Role and text of what the model was sent, without the system's message."""
+        """Return role and text of the messages sent to the model, without the system message."""
         return [
             (message.role, message.text)
             for message in self.script.requests[number].messages
@@ -186,8 +186,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Talking]]
 
 
 def in_turn(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """`messages` as the API takes them: a text is the user's where its place is even, else the
-    assistant's."""
+    """Convert `messages` to the API's form: texts alternate between the user and the assistant."""
     return [
         message
         if isinstance(message, dict)
@@ -198,8 +197,10 @@ def in_turn(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def serve(tmp_path: Path, database: DatabaseUnderTest) -> Serve:
-    """Runs the service in this process over the database, with a script as its provider; several at
-    once are as several replicas."""
+    """Run the service in this process over the database, with a script as its provider.
+
+    Several at once act as several replicas.
+    """
 
     @asynccontextmanager
     async def serving(script: Script, **settings: Any) -> AsyncGenerator[Talking, None]:
@@ -214,5 +215,5 @@ def serve(tmp_path: Path, database: DatabaseUnderTest) -> Serve:
 
 @pytest.fixture
 def stored(database: DatabaseUnderTest) -> Database:
-    """What is really stored."""
+    """The database's content."""
     return Database(database)

@@ -10,8 +10,8 @@ from ai_agent_service.observability.records import RequestReport, RunReport
 Sample = tuple[str, dict[str, str], float]
 
 
-class Told:
-    """What a service told of itself."""
+class Scrape:
+    """The samples of one scrape."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -22,7 +22,7 @@ class Told:
         ]
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum of the samples of `name` that have these labels."""
+        """Sum the samples of `name` that have these labels."""
         return sum(
             value
             for found, has, value in self.samples
@@ -30,20 +30,20 @@ class Told:
         )
 
     def labels(self, name: str) -> list[dict[str, str]]:
-        """The labels of each sample of `name`."""
+        """Return the labels of each sample of `name`."""
         return [labels for found, labels, _ in self.samples if found == name]
 
 
-async def read_metrics(client: httpx2.AsyncClient) -> Told:
-    """What the service of `client` tells now."""
+async def read_metrics(client: httpx2.AsyncClient) -> Scrape:
+    """Scrape the service of `client`."""
     response = await client.get("/metrics")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/plain")
-    return Told(response.text)
+    return Scrape(response.text)
 
 
 def run_report(**fields: object) -> RunReport:
-    """A run of the agent `a`, answered in a quarter of a second."""
+    """Report a run of the agent `a`, answered in a quarter of a second."""
     return RunReport(
         **{  # type: ignore[arg-type]
             "agent_id": "a",
@@ -72,5 +72,5 @@ def request_report(
     error: str = "",
     method: str = "POST",
 ) -> RequestReport:
-    """A request that began to be answered after 0.1 seconds and took 0.3."""
+    """Report a request whose answer began after 0.1 seconds and ended after 0.3."""
     return RequestReport(method, route, status, 0.3, 0.1, "127.0.0.1", error, run)

@@ -1,5 +1,5 @@
-"""What Open WebUI (0.12) makes of a stream, by the rules of its `utils/response.py` and
-`utils/misc.py`, for tests of what we send it."""
+"""Does with a stream what Open WebUI (0.12) does, by the rules of its `utils/response.py` and
+`utils/misc.py`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ Item = dict[str, Any]
 
 
 def build_output(chunks: list[dict[str, Any]]) -> list[Item]:
-    """The items that it stores of a streamed answer, in its order."""
+    """Return the items that it stores of a streamed answer, in its order."""
     output: list[Item] = []
     for chunk in chunks:
         if chunk.get("type") == "response.output_item.added":
@@ -37,7 +37,7 @@ def _add(output: list[Item], item: Item, index: int) -> None:
 
 
 def replayed(output: list[Item]) -> list[dict[str, Any]]:
-    """The messages that it sends of a stored answer with the next question."""
+    """Return the messages that it sends of a stored answer with the next question."""
     results = {item["call_id"] for item in output if item["type"] == "function_call_output"}
     done = {
         item["call_id"]
@@ -80,7 +80,7 @@ def replayed(output: list[Item]) -> list[dict[str, Any]]:
 
 
 def unanswered(output: list[Item]) -> list[str]:
-    """The names of calls that it would run itself, and ask the model again."""
+    """Return the names of calls that it would run itself before asking the model again."""
     results = {item["call_id"] for item in output if item["type"] == "function_call_output"}
     return [
         item["name"]
@@ -90,7 +90,7 @@ def unanswered(output: list[Item]) -> list[str]:
 
 
 def find_events(chunks: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """What the events of this type carry, in order."""
+    """Return the data of the events of this type, in order."""
     return [
         chunk["event"]["data"] for chunk in chunks if chunk.get("event", {}).get("type") == kind
     ]

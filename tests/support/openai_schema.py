@@ -1,4 +1,4 @@
-"""Checks what the service answers against OpenAI's own schema."""
+"""Checks the service's answers against OpenAI's own schema."""
 
 import json
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ _EXPECTED = {
 
 
 def validate(name: str, value: object) -> None:
-    """Raises jsonschema's ValidationError unless `value` is what OpenAI calls a `name`, such as
+    """Raise jsonschema's ValidationError unless `value` is OpenAI's `name`, such as
     `CreateChatCompletionResponse`."""
     _validator(name).validate(value)
 
 
 def split_events(body: str) -> list[str]:
-    """The data of the server-sent events in `body`, each of which has to be one line; comments are
-    passed over."""
+    """Return the data of the server-sent events in `body`, each of which must be one line; skip
+    comments."""
     *events, rest = body.split("\n\n")
     assert not rest, "the stream ends within an event"
     data = [event for event in events if not event.startswith(":")]
@@ -34,11 +34,11 @@ def split_events(body: str) -> list[str]:
 
 
 def checked_stream(body: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The chunks of a streamed chat completion and the error that ended it, if one did, all of them
-    valid.
+    """Return the chunks of a streamed chat completion and the error that ended it, if any; all must
+    be valid.
 
-    What must hold for every stream is asserted: one id, one model, the role in the first chunk
-    only, one finish reason or one error at the end, and `[DONE]` as the last event.
+    Assert what holds for every stream: one id, one model, the role in the first chunk only, one
+    finish reason or one error at the end, and `[DONE]` as the last event.
     """
     *events, last = split_events(body)
     assert last == "[DONE]"
@@ -64,7 +64,7 @@ def checked_stream(body: str) -> tuple[list[dict[str, Any]], dict[str, Any] | No
 
 
 class Recorded:
-    """`app`, with every complete answer of its OpenAI routes kept, to be checked by `check`."""
+    """Wrapper of `app` that keeps every complete answer of its OpenAI routes for `check`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -72,7 +72,7 @@ class Recorded:
         """Path, status and body."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on."""
+        """Pass the request on."""
         pieces: list[bytes] = []
         status = 0
 
@@ -89,7 +89,7 @@ class Recorded:
         await self.app(scope, receive, kept)
 
     def check(self) -> None:
-        """Validates all answers; there has to be one."""
+        """Validate all answers; there must be at least one."""
         assert self.answers
         for path, status, body in self.answers:
             text = body.decode()
@@ -112,7 +112,7 @@ def _validator(name: str) -> Draft202012Validator:
 def build_validator(
     document: dict[str, Any], address: str, path: Sequence[str]
 ) -> Draft202012Validator:
-    """A validator for the schema at `path` of `document`, whose references are those within it."""
+    """Build a validator for the schema at `path` of `document`, whose references stay within it."""
     resource: Resource[Any] = Resource.from_contents(
         {"$schema": "https://json-schema.org/draft/2020-12/schema", **document}
     )

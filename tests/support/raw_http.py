@@ -10,8 +10,8 @@ from tests.support.openai_schema import validate
 
 
 async def sent(address: str, *pieces: bytes) -> bytes:
-    """All that the server answers to `pieces`, until it ends the connection; how it takes them
-    shows in the answer alone."""
+    """Send `pieces` and return everything that the server answers until it closes the
+    connection."""
     reader, writer = await connected_raw(address, b"")
 
     async def send() -> None:
@@ -34,7 +34,7 @@ async def sent(address: str, *pieces: bytes) -> bytes:
 
 
 def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of one answer."""
+    """Return status, headers and body of one answer."""
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {
@@ -45,7 +45,7 @@ def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 def read_refusal(answer: bytes, status: int) -> dict[str, Any]:
-    """The error that `answer` is, which has to have this status, OpenAI's shape and a request
+    """Return the error in `answer`, which must have this status, OpenAI's shape and a request
     id."""
     found, headers, body = parsed(answer)
     assert found == status, answer[:1000]
@@ -59,5 +59,6 @@ def read_refusal(answer: bytes, status: int) -> dict[str, Any]:
 
 
 async def refused(address: str, *pieces: bytes, status: int = 400) -> dict[str, Any]:
-    """The error that `pieces` are answered with, and that ends the connection."""
+    """Send `pieces`, which must be answered with an error and a closed connection; return the
+    error."""
     return read_refusal(await sent(address, *pieces), status)

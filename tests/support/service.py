@@ -1,5 +1,4 @@
-"""Builds the real service over a temporary folder, for tests of the API, and a real server for
-tests of clients."""
+"""Builds the real service over a temporary folder, and a real server for tests of clients."""
 
 import asyncio
 import json
@@ -42,8 +41,11 @@ def configuration(
     plugins: Plugins | None = None,
     **settings: Any,
 ) -> Configuration:
-    """A configuration read from files in `folder`, with `script` as the provider `scripted`, and
-    `tools` and `agent_types` besides `plugins`, which are by default the built-in ones."""
+    """Load a configuration from files in `folder`.
+
+    `script` is the provider `scripted`; `tools` and `agent_types` are added to `plugins`, by
+    default the built-in ones.
+    """
     (folder / "prompts").mkdir(exist_ok=True)
     (folder / "agent_config.json").write_text(json.dumps(list(agents)), encoding="utf-8")
     plugins = plugins or _copy_built_in_plugins()
@@ -62,21 +64,23 @@ def configuration(
 
 
 def _copy_built_in_plugins() -> Plugins:
-    """Return them in dictionaries of the caller's own."""
+    """Return the built-in plug-ins in new dictionaries."""
     found = _load_built_in_plugins()
     return Plugins({**found.tools}, {**found.providers}, {**found.agents}, {**found.memories})
 
 
 @cache
 def _load_built_in_plugins() -> Plugins:
-    """Load them once, because the entry points of all installed packages are searched for more."""
+    """Load the built-in plug-ins once, because this searches all installed packages."""
     return load_plugins()[0]
 
 
 @asynccontextmanager
 async def open_client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
-    """A client of `app` in this process, its lifespan entered. The transport gives a response only
-    once it is complete."""
+    """Enter the lifespan of `app` and open a client of it in this process.
+
+    The transport returns a response only once it is complete.
+    """
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
@@ -84,7 +88,7 @@ async def open_client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn at a free port of 127.0.0.1, calling `ready` once it can be reached."""
+    """uvicorn at a free port of 127.0.0.1, which calls `ready` once it accepts requests."""
 
     def __init__(
         self,
@@ -111,14 +115,14 @@ class _Server(uvicorn.Server):
         self.address = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts, and tells."""
+        """Start, and call `ready`."""
         await super().startup(sockets)
         self._ready()
 
 
 @contextmanager
 def running(app: ASGIApp) -> Generator[str, None, None]:
-    """`app` on a real server in a thread, for clients that block; gives its address, such as
+    """Serve `app` in a thread, for clients that block; yield its address, such as
     `http://127.0.0.1:40123`."""
     ready = threading.Event()
     server = _Server(app, ready.set)
@@ -139,8 +143,8 @@ def running(app: ASGIApp) -> Generator[str, None, None]:
 async def serving(
     app: ASGIApp, protocol: type[BoundedProtocol] = BoundedProtocol
 ) -> AsyncGenerator[str, None]:
-    """`app` on a real server in this event loop, so that a test may share events with tools and
-    scripts; gives its address."""
+    """Serve `app` in this event loop, so that a test can share events with tools and scripts; yield
+    its address."""
     ready = asyncio.Event()
     server = _Server(app, ready.set, protocol)
     task = asyncio.create_task(server.serve(sockets=[server.listening]))
@@ -155,7 +159,7 @@ async def serving(
 
 
 def parse_chunks(body: str) -> list[dict[str, Any]]:
-    """The JSON objects of a server-sent event stream that ends with `[DONE]`."""
+    """Return the JSON objects of a server-sent event stream that ends with `[DONE]`."""
     events = [line.removeprefix("data: ") for line in body.split("\n") if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     return [json.loads(event) for event in events[:-1]]

@@ -1,4 +1,4 @@
-"""Engines for tests of what is above them."""
+"""Database engines for tests of the layers above them."""
 
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.engine import DatabaseEngine
@@ -11,7 +11,7 @@ from tests.support.events import until
 def make_engine(
     url: str, *, timeout: float = 5, pool_size: int = 2, read_only: bool = False
 ) -> DatabaseEngine:
-    """An engine of the database at an address."""
+    """Build an engine for the database at an address."""
     address = parse_database_url(url)
     if address.kind == "sqlite":
         return SqliteEngine(address, timeout=timeout)
@@ -19,5 +19,5 @@ def make_engine(
 
 
 async def until_usable(database: Database) -> None:
-    """Wait until the database is taken for usable."""
+    """Wait until the database counts as usable."""
     await until(lambda: database.problem is None)

@@ -1,4 +1,4 @@
-"""A service in a process of its own whose agent talks until it is told to end."""
+"""The service in its own process, with an agent that talks until it is stopped."""
 
 import asyncio
 import contextlib
@@ -33,8 +33,8 @@ class Talker(Demo):
 
 
 def configured(folder: Path, **variables: str) -> dict[str, str]:
-    """The environment of a service in `folder` with an agent `a` that talks until it is told to
-    end, remembers, and has an MCP server."""
+    """Write an agent `a` that talks until a file `end` exists, has a memory, and an MCP server;
+    return the service's environment."""
     (folder / "talker.py").write_text(TALKER, encoding="utf-8")
     agent = {
         "agent_id": "a",
@@ -59,7 +59,7 @@ def configured(folder: Path, **variables: str) -> dict[str, str]:
 
 
 async def talk(client: httpx2.AsyncClient, question: str, begun: asyncio.Event) -> str:
-    """All that a stream brings, to its end."""
+    """Return everything that a stream sends, to its end."""
     body = {"model": "a", "messages": [{"role": "user", "content": question}], "stream": True}
     said = ""
     async with client.stream(
@@ -77,7 +77,7 @@ async def talk(client: httpx2.AsyncClient, question: str, begun: asyncio.Event) 
 async def talking(
     url: str, *questions: str
 ) -> AsyncGenerator[tuple[httpx2.AsyncClient, list[asyncio.Task[str]]], None]:
-    """A client, and streams that have begun."""
+    """Open a client and one stream for each question, and wait until all have begun."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         begun = [asyncio.Event() for _ in questions]
@@ -90,5 +90,5 @@ async def talking(
 
 
 async def ended(process: "subprocess.Popen[str]", *, within: float) -> int:
-    """The exit code."""
+    """Wait for the end of a process and return its exit code."""
     return await asyncio.to_thread(process.wait, within)

@@ -28,7 +28,7 @@ KEYS: list[Key] = [RSA, P256, P384, P521, ED25519, ED448]
 
 
 class _Any(jws.JWSRegistry):
-    """Signs by any algorithm and with any header, so that what must be refused can be made."""
+    """Signs with any algorithm and any header, to create tokens that must be refused."""
 
     def get_alg(self, name: str) -> Any:
         return self.algorithms[name]
@@ -38,14 +38,14 @@ class _Any(jws.JWSRegistry):
 
 
 def encoded(part: object) -> str:
-    """A part of a token: JSON, or bytes as they are."""
+    """Encode a part of a token: JSON, or bytes as they are."""
     return urlsafe_b64encode(
         part if isinstance(part, bytes) else json.dumps(part).encode()
     ).decode()
 
 
 def signed(claims: object, key: Key, algorithm: str, **header: Any) -> str:
-    """A token whose claims may be anything, and its header too."""
+    """Sign a token; its claims and its header may be anything."""
     payload = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
     return jws.serialize_compact(
         {"typ": "JWT", "alg": algorithm, **header}, payload, key, registry=_Any()
@@ -53,17 +53,17 @@ def signed(claims: object, key: Key, algorithm: str, **header: Any) -> str:
 
 
 def without(claims: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The claims but some."""
+    """Return the claims without some."""
     return {name: value for name, value in claims.items() if name not in names}
 
 
 def public(*keys: Key, **members: Any) -> bytes:
-    """A JWK Set with the public parts of `keys`, each with `members` besides."""
+    """Build a JWK Set of the public parts of `keys`, each with `members` added."""
     return json.dumps({"keys": [key.as_dict(private=False) | members for key in keys]}).encode()
 
 
 class Time:
-    """A clock that stands until it is told to go on."""
+    """A clock that stands until a test moves it."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -73,8 +73,10 @@ class Time:
 
 
 class Provider:
-    """Documents by their addresses, in place of a network; what is not there cannot be had. Counts
-    what is asked for."""
+    """Documents by their addresses instead of a network; counts the requests.
+
+    An address without a document cannot be reached.
+    """
 
     def __init__(self, *keys: Key) -> None:
         self.documents: dict[str, bytes] = {

@@ -1,4 +1,4 @@
-"""Tools and sources of tools for the tests of what is put round them."""
+"""Tools and sources of tools for tests of their wrappers."""
 
 import time
 
@@ -10,7 +10,7 @@ CONTEXT = RunContext(run_id="run_1", agent_id="a", deadline=time.monotonic() + 6
 
 
 class Counting:
-    """A tool that answers with how often it ran; `output` or `error` stand in for that."""
+    """Tool that answers with the number of its runs, or with `output`, or raises `error`."""
 
     timeout: float | None = 7.0
     parallel = False
@@ -23,7 +23,7 @@ class Counting:
         self.error: Exception | None = None
 
     async def run(self, arguments: dict[str, object], context: RunContext) -> ToolOutput:
-        """Counts."""
+        """Count the run."""
         self.runs += 1
         if self.error is not None:
             raise self.error
@@ -31,7 +31,7 @@ class Counting:
 
 
 class Source:
-    """A source whose tools and words are set by the test."""
+    """Source whose tools and problem are set by the test."""
 
     def __init__(self, *tools: Tool, unavailable: str = "") -> None:
         self.tools: tuple[Tool, ...] = tools

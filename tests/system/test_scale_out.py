@@ -23,7 +23,7 @@ from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.opening import open_database
 from tests.support.events import until
 from tests.support.ledger import PROVIDER, Ledger, Sent, ServiceProcess, answer_to
-from tests.support.metrics import Told
+from tests.support.metrics import Scrape
 from tests.support.postgres import PostgresServer
 from tests.support.processes import list_workers, serving
 
@@ -418,7 +418,7 @@ async def test_workers_keep_one_limit_and_their_counts_outlive_them(
 
             async def runs(*, of: float, workers: int = 2) -> bool:
                 with contextlib.suppress(httpx2.TransportError):
-                    found = Told(
+                    found = Scrape(
                         (
                             await client.get(
                                 "/metrics", headers={"authorization": f"Bearer {ADMIN}"}

@@ -12,7 +12,15 @@ from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
 from tests.support.agents import CLIMBER, climb, climbing
-from tests.support.clients import ASK, CHAT, USAGE, asking, read_chunks, read_completion, told
+from tests.support.clients import (
+    ASK,
+    CHAT,
+    USAGE,
+    asking,
+    join_deltas,
+    read_chunks,
+    read_completion,
+)
 from tests.support.fake_provider import Action, Script, calls, says
 from tests.support.openai_schema import split_events, validate
 from tests.support.service import configuration, open_client
@@ -126,6 +134,6 @@ async def test_progress_is_no_part_of_a_chat_completion(tmp_path: Path) -> None:
         create_app(configuration(tmp_path, climbing(), agents=[CLIMBER], tools=[climb]))
     ) as client:
         whole = await client.post(CHAT, json=asking())
-    assert told(read_chunks(streamed)) == "Done."
+    assert join_deltas(read_chunks(streamed)) == "Done."
     assert read_completion(whole)["choices"][0]["message"]["content"] == "Done."
     assert "base camp" not in streamed.text + whole.text

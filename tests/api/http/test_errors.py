@@ -30,10 +30,10 @@ from tests.support.clients import (
     WEATHER,
     asking,
     connected_raw,
+    join_deltas,
     read_completion,
     read_error,
     read_stream,
-    told,
 )
 from tests.support.fake_provider import Script, calls, says
 from tests.support.openai_schema import validate
@@ -491,7 +491,7 @@ async def test_an_error_within_the_stream_is_its_last_event_and_what_was_said_st
             )
         )
         whole = read_error(await client.post(CHAT, json=asking()), status)
-    assert told(chunks) == "Half an ans"
+    assert join_deltas(chunks) == "Half an ans"
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None]
     assert (
         error
@@ -512,7 +512,7 @@ async def test_an_error_in_a_later_step_ends_the_stream_with_an_error(tmp_path: 
     )
     async with open_client(create_app(configuration(tmp_path, script))) as client:
         chunks, error = read_stream(await client.post(CHAT, json=asking(stream=True)))
-    assert told(chunks) == "Let me see."
+    assert join_deltas(chunks) == "Let me see."
     assert error is not None
     assert error["code"] == "provider_unavailable"
 
@@ -522,7 +522,7 @@ async def test_an_answer_without_a_finish_is_an_error_and_no_made_up_stop(tmp_pa
         create_app(configuration(tmp_path, Script([TextDelta("Half")])))
     ) as client:
         chunks, error = read_stream(await client.post(CHAT, json=asking(stream=True)))
-    assert told(chunks) == "Half"
+    assert join_deltas(chunks) == "Half"
     assert error is not None
     assert error["code"] == "provider_protocol_error"
 
@@ -585,7 +585,7 @@ async def test_a_bug_within_the_stream_is_an_error_event(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     chunks, error = read_stream(await faulty(tmp_path, text, stream=True))
-    assert told(chunks) == "Half"
+    assert join_deltas(chunks) == "Half"
     assert error is not None
     _gives_nothing_away(error)
     assert "run.crashed" in caplog.text

@@ -24,11 +24,11 @@ from tests.support.clients import (
     CHAT,
     asking,
     connected_raw,
+    join_deltas,
     read_chunks,
     read_completion,
     read_error,
     read_stream,
-    told,
 )
 from tests.support.fake_provider import Script, calls, says
 from tests.support.service import AGENT, configuration, open_client, serving
@@ -64,7 +64,7 @@ async def test_an_answer_is_told_again_and_nothing_is_run(
     assert again.headers.get_list("x-request-id") != first.headers.get_list("x-request-id")
     if path == CHAT:
         assert (
-            told(read_chunks(again))
+            join_deltas(read_chunks(again))
             if stream
             else read_completion(again)["choices"][0]["message"]["content"]
         ) == "It is 42."
@@ -151,7 +151,7 @@ async def test_what_failed_is_run_again(tmp_path: Path, failure: list[Any], stre
         again = await client.post(CHAT, json=asking(stream=stream), headers=KEY)
     assert not replayed(again)
     assert (
-        told(read_chunks(again))
+        join_deltas(read_chunks(again))
         if stream
         else read_completion(again)["choices"][0]["message"]["content"]
     ) == "Hi"

@@ -29,11 +29,11 @@ from tests.support.clients import (
     Watched,
     asking,
     connected,
+    join_deltas,
     read_chunks,
     read_completion,
     read_error,
     read_stream,
-    told,
 )
 from tests.support.fake_provider import Script, calls, says
 from tests.support.openai_schema import checked_stream
@@ -196,7 +196,7 @@ async def test_runs_over_the_limit_are_shed_and_the_next_is_taken_once_one_has_e
         assert (await client.get("/health")).status_code == 200
         gate.set()
         text = (
-            told(read_chunks(await first))
+            join_deltas(read_chunks(await first))
             if stream
             else read_completion(await first)["choices"][0]["message"]["content"]
         )
@@ -260,7 +260,7 @@ async def test_a_stream_that_takes_too_long_ends_with_an_error(tmp_path: Path, k
     app = create_endless(tmp_path, script, kind, seconds=0.5)
     async with asyncio.timeout(WAIT), open_client(app) as client:
         chunks, error = read_stream(await client.post(CHAT, json=asking(stream=True)))
-    assert told(chunks) == "Half"
+    assert join_deltas(chunks) == "Half"
     assert error is not None
     assert error["code"] == "run_timeout"
     assert script.closed == len(script.requests)
@@ -365,7 +365,7 @@ async def test_a_quiet_stream_is_kept_alive_by_comments_that_clients_pass_over(
     async with responding(tmp_path, events()) as response:
         await response({"type": "http", "state": {}}, caller.receive, caller.send)
     chunks, error = checked_stream(caller.body.decode())
-    assert (told(chunks), error) == ("Slowly", None)
+    assert (join_deltas(chunks), error) == ("Slowly", None)
 
 
 async def test_a_stream_that_is_quiet_from_the_start_is_begun_by_a_comment(tmp_path: Path) -> None:

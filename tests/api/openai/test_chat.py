@@ -20,9 +20,9 @@ from tests.support.clients import (
     CHAT,
     WEATHER,
     asking,
+    join_deltas,
     read_chunks,
     read_completion,
-    told,
 )
 from tests.support.fake_provider import Action, Script, calls, says
 from tests.support.openai_schema import validate
@@ -75,7 +75,7 @@ async def test_an_empty_answer_stays_empty(tmp_path: Path, pieces: tuple[str, ..
         completion = read_completion(await client.post(CHAT, json=asking()))
         chunks = read_chunks(await client.post(CHAT, json=asking(stream=True)))
     assert completion["choices"][0]["message"]["content"] == ""
-    assert told(chunks) == ""
+    assert join_deltas(chunks) == ""
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
 
 
@@ -96,7 +96,10 @@ async def test_reasoning_is_kept_apart_from_the_answer(tmp_path: Path) -> None:
         message = read_completion(await client.post(CHAT, json=asking()))["choices"][0]["message"]
         chunks = read_chunks(await client.post(CHAT, json=asking(stream=True)))
     assert (message["content"], message["reasoning_content"]) == ("42", "Let me think.")
-    assert (told(chunks), told(chunks, "reasoning_content")) == ("42", "Let me think.")
+    assert (join_deltas(chunks), join_deltas(chunks, "reasoning_content")) == (
+        "42",
+        "Let me think.",
+    )
 
 
 async def test_a_refusal_is_no_content(tmp_path: Path) -> None:
@@ -109,7 +112,7 @@ async def test_a_refusal_is_no_content(tmp_path: Path) -> None:
         message = read_completion(await client.post(CHAT, json=asking()))["choices"][0]["message"]
         chunks = read_chunks(await client.post(CHAT, json=asking(stream=True)))
     assert message == {"role": "assistant", "content": None, "refusal": "I will not."}
-    assert (told(chunks), told(chunks, "refusal")) == ("", "I will not.")
+    assert (join_deltas(chunks), join_deltas(chunks, "refusal")) == ("", "I will not.")
 
 
 async def test_ids_are_unique(tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ async def test_a_call_of_the_clients_tool_ends_the_turn(tmp_path: Path) -> None:
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] == "Let me look."
     assert choice["message"]["tool_calls"] == expected
-    assert told(chunks) == "Let me look."
+    assert join_deltas(chunks) == "Let me look."
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert [delta["tool_calls"] for delta in deltas if "tool_calls" in delta] == [
         [{"index": number, **call} for number, call in enumerate(expected)]
@@ -319,4 +322,4 @@ async def test_text_in_any_script_goes_through_unharmed(tmp_path: Path) -> None:
         chunks = read_chunks(await client.post(CHAT, json=asking(text, stream=True)))
     assert script.requests[0].messages[1].content == text
     assert completion["choices"][0]["message"]["content"] == text
-    assert told(chunks) == text
+    assert join_deltas(chunks) == text

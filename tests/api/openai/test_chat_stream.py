@@ -6,8 +6,8 @@ from ai_agent_service.server.application import create_app
 from tests.support.clients import (
     CHAT,
     asking,
+    join_deltas,
     read_chunks,
-    told,
 )
 from tests.support.fake_provider import Script, calls, says
 from tests.support.service import configuration, open_client
@@ -55,6 +55,6 @@ async def test_a_tool_is_run_and_only_its_outcome_is_streamed(tmp_path: Path) ->
     script = Script(calls(("calculate", {"expression": "6*7"})), says("It is ", "42."))
     async with open_client(create_app(configuration(tmp_path, script))) as client:
         chunks = read_chunks(await client.post(CHAT, json=asking("6*7?", stream=True)))
-    assert told(chunks) == "It is 42."
+    assert join_deltas(chunks) == "It is 42."
     assert not any("tool_calls" in chunk["choices"][0]["delta"] for chunk in chunks)
     assert script.requests[1].messages[-1].content == "42"

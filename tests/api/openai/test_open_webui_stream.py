@@ -23,7 +23,7 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.server.application import create_app
 from ai_agent_service.tools.base import ToolOutput
 from ai_agent_service.tools.function import tool
-from tests.support.clients import CHAT, WEATHER, asking, read_chunks, read_stream, told
+from tests.support.clients import CHAT, WEATHER, asking, join_deltas, read_chunks, read_stream
 from tests.support.fake_provider import Script, calls, says
 from tests.support.keys import opened
 from tests.support.open_webui import build_output, find_events, replayed, unanswered
@@ -89,7 +89,7 @@ async def test_each_tool_that_runs_becomes_a_card_in_its_place(tmp_path: Path) -
     assert results[second["call_id"]] == [{"type": "input_text", "text": "6"}]
     assert unanswered(output) == []
     assert {chunk["output_index"] for chunk in chunks if "item" in chunk} == {LAST_OUTPUT_INDEX}
-    assert told(chunks, "tool_calls") == ""
+    assert join_deltas(chunks, "tool_calls") == ""
 
 
 async def test_a_failed_call_is_a_failed_card(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ async def test_turns_that_open_webui_tells_again_are_neither_run_nor_stored_agai
             *answered,
             {"role": "user", "content": "And?"},
         ]
-        assert told(await streamed(client, messages=messages)) == "Next."
+        assert join_deltas(await streamed(client, messages=messages)) == "Next."
     asked = script.requests[-1].messages
     assert len([call for message in asked for call in message.tool_calls]) == len(wanted) + 1
     assert len({call.id for message in asked for call in message.tool_calls}) == len(wanted) + 1
@@ -373,7 +373,9 @@ async def test_open_webuis_own_tools_come_back_beside_ours_without_a_call_twice(
             }
         )
         messages = [{"role": "user", "content": "Hello"}, *replayed(output)]
-        assert told(await streamed(client, messages=messages, tools=[WEATHER])) == "All done."
+        assert (
+            join_deltas(await streamed(client, messages=messages, tools=[WEATHER])) == "All done."
+        )
     asked = script.requests[-1].messages
     ids = [call.id for message in asked for call in message.tool_calls]
     assert len(ids) == len(set(ids)) == 3

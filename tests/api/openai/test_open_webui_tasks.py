@@ -13,7 +13,7 @@ from ai_agent_service.api.http.session import parse_task
 from ai_agent_service.api.openai.open_webui_tasks import detect_task
 from ai_agent_service.core.messages import Message
 from ai_agent_service.server.application import create_app
-from tests.support.clients import CHAT, asking, read_chunks, read_completion, told
+from tests.support.clients import CHAT, asking, join_deltas, read_chunks, read_completion
 from tests.support.fake_provider import Script, calls, says
 from tests.support.service import AGENT, configuration, open_client
 
@@ -194,5 +194,5 @@ async def test_a_task_may_be_streamed(tmp_path: Path) -> None:
         chunks = read_chunks(
             await client.post(CHAT, json=asking("Merge.", stream=True), headers=headers)
         )
-    assert told(chunks) == "The best of both."
+    assert join_deltas(chunks) == "The best of both."
     assert len([chunk for chunk in chunks if chunk["choices"]]) == 4

@@ -16,7 +16,7 @@ from ai_agent_service.tools.function import tool
 from tests.support.clients import CHAT, Watched, asking, connected
 from tests.support.fake_provider import Script, calls, says
 from tests.support.keys import opened
-from tests.support.metrics import Told, read_metrics
+from tests.support.metrics import Scrape, read_metrics
 from tests.support.service import AGENT, configuration, open_client, serving
 
 REMEMBERING = {**AGENT, "resources": ["memory"]}
@@ -314,7 +314,7 @@ async def test_nothing_of_what_is_said_and_of_who_says_it_is_told(tmp_path: Path
         headers = {"X-Session-Id": "canary", "x-request-id": "canary"}
         await client.post(CHAT, json=asking("canary", user="canary"), headers=headers)
         await client.get("/agents/helper/conversations/canary", params={"user_id": "canary"})
-        found: Told = await read_metrics(client)
+        found: Scrape = await read_metrics(client)
     assert found.value("aas_runs_total") == 1
     assert "canary" not in found.text
 
