@@ -57,10 +57,11 @@ class EventReader:
         return [b"\n".join(data)] if data else []
 
     def _take(self, line: bytes) -> None:
-        value = line[4:]
-        if value[:1] == b":":
-            value = value[2:] if value[1:2] == b" " else value[1:]
-        elif value:
+        if line.startswith(b"data:"):
+            value = line[6:] if line.startswith(b"data: ") else line[5:]
+        elif line == b"data":
+            value = b""
+        else:
             return  # another field whose name begins with "data"
         self._data.append(value)
         self._size += len(line) + 1
