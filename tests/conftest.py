@@ -10,8 +10,10 @@ from tests.support.postgres import database, own_postgres, postgres_18, postgres
 
 __all__ = ["database", "own_postgres", "postgres_18", "postgres_pair"]
 
-# Children inherit an ignored SIGINT, which is how shells start jobs in the background.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+for ignored in (signal.SIGINT, signal.SIGHUP):
+    # `nohup` and jobs in the background ignore these, and children would inherit that.
+    if signal.getsignal(ignored) is signal.SIG_IGN:
+        signal.signal(ignored, lambda *_: None)
 # Set for the whole process, because DeepEval sends what it counted when the process ends.
 os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = "YES"
 

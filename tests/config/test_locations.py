@@ -1,21 +1,18 @@
 """Where the files lie: those of the folder, or the starter set of the program."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
-from ai_agent_service.config.env_template import GROUPS, OTHER_VARIABLES, render_env_file
 from ai_agent_service.config.json_files import read_json
 from ai_agent_service.config.locations import STARTER_FOLDER, locate_files
-from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.runtime.configuration import Configuration, load_configuration
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.runtime.plugin_loader import load_plugins
-
-ROOT = Path(__file__).parents[2]
+from tests.support.processes import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -91,15 +88,3 @@ async def test_files_that_come_are_taken_by_a_reload(folder: Path) -> None:
         write(folder, "mine")
         assert (await service.reload()).added_agents == ["mine"]
         assert [agent.agent_id for agent in service.catalog] == ["mine"]
-
-
-def test_the_variables_of_others_are_those_that_the_starter_set_names() -> None:
-    named = set(
-        re.findall(r"\$\{(\w+)\}", json.dumps(read_json(STARTER_FOLDER / "mcp.json"), default=str))
-    )
-    assert named == OTHER_VARIABLES["What the MCP servers of mcp.json need"].keys()
-
-
-def test_the_file_of_settings_is_what_the_settings_say() -> None:
-    assert GROUPS.keys() <= Settings.model_fields.keys()
-    assert (ROOT / ".env.example").read_text(encoding="utf-8") == render_env_file()

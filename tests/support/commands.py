@@ -95,3 +95,10 @@ def invoke(
     return subprocess.CompletedProcess(
         arguments, code, stdout.getvalue().decode(), stderr.getvalue().decode()
     )
+
+
+def unpacked(archive: Path, folder: Path) -> Path:
+    """Unpack an archive with tar into a new folder; return the folder."""
+    folder.mkdir()
+    subprocess.run(["tar", "-xzf", str(archive)], cwd=folder, check=True, timeout=20)
+    return folder

@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -138,7 +137,6 @@ class Terminal:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:  # the child
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` would have it ignored
             os.chdir(folder)
             os.execve(
                 sys.executable,

@@ -1,10 +1,16 @@
 """Requests to providers, and their answers."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from ai_agent_service.config.settings import Settings
+from ai_agent_service.core.errors import (
+    ServiceError,
+)
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.core.messages import Message, ToolChoice, ToolSpec
 from ai_agent_service.providers.base import (
@@ -14,8 +20,16 @@ from ai_agent_service.providers.base import (
     Provider,
     ProviderSetup,
 )
-from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.http import HttpClient, Timeouts
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
+from tests.support.fake_upstream import (
+    Action,
+    Upstream,
+    reply,
+)
 
+KEY = "sk-Zx81QqLm0042canary"
+HTML = b"<html><body><h1>502 Bad Gateway</h1>nginx at 10.1.2.3</body></html>"
 WEATHER = ToolSpec(
     "weather",
     "The weather in a city.",
@@ -73,3 +87,30 @@ async def text(provider: Provider, request: ModelRequest | None = None) -> str:
         for event in await collect_events(provider.stream(request or question()))
         if isinstance(event, TextDelta)
     )
+
+
+@asynccontextmanager
+async def served(
+    *answers: Iterable[Action],
+    timeouts: Timeouts | None = None,
+    max_retries: int = 2,
+    first_delay: float = 0.001,
+) -> AsyncGenerator[tuple[Upstream, OpenAICompatible], None]:
+    """Open a scripted server and a provider that asks it."""
+    async with (
+        Upstream(*answers) as upstream,
+        HttpClient(timeouts, max_retries=max_retries, first_delay=first_delay) as http,
+    ):
+        yield upstream, OpenAICompatible(http, base_url=f"{upstream.url}/v1", api_key=KEY)
+
+
+async def failure(provider: OpenAICompatible, *, seconds: float = 5.0) -> ServiceError:
+    """Return the error that a question ends with."""
+    with pytest.raises(ServiceError) as caught:
+        await collect_events(provider.stream(question(seconds=seconds)))
+    return caught.value
+
+
+def refusal(status: int, message: str = "No.", **headers: str) -> list[Action]:
+    """Build an answer that refuses with OpenAI's error object."""
+    return reply(status, {"error": {"message": message, "code": None}}, **headers)
