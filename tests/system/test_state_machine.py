@@ -51,8 +51,6 @@ from tests.support.fake_provider import Script
 from tests.support.memory import HELPER
 from tests.support.service import configuration
 
-pytestmark = pytest.mark.slow
-
 T = TypeVar("T")
 
 SECONDS = 20.0

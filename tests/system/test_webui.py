@@ -412,6 +412,7 @@ def test_a_python_that_open_webui_does_not_run_on_is_told(tmp_path: Path) -> Non
     assert script.interpreter((3, 12), str(tmp_path)) == sys.executable
 
 
+@pytest.mark.slow
 def test_it_installs_what_the_lock_says_once_and_anew_when_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
