@@ -13,3 +13,7 @@ def main() -> None:
         arguments[0].startswith("-") and arguments[0] not in ("--help", "--version")
     )
     run_command(["serve", *arguments] if serves else arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -158,7 +158,11 @@ def build_final_answer(record: RunRecord, end: RunFinished | RunFailed) -> TurnA
 
 
 def build_partial_answer(record: RunRecord) -> TurnAnswer:
-    """Return what memory keeps of a run that did not come to its end."""
+    """Return what memory keeps of a run that did not come to its end.
+
+    A result without a call, which only an agent type of a plug-in can send, belongs to no step and
+    is left out.
+    """
     steps: list[Step] = []
     number: int | None = None
     text: list[str] = []
@@ -174,7 +178,7 @@ def build_partial_answer(record: RunRecord) -> TurnAnswer:
                     number = step
                     said.clear()
                 steps[-1] = msgspec.structs.replace(steps[-1], calls=(*steps[-1].calls, call))
-            case ToolFinished(result=result):
+            case ToolFinished(result=result) if steps:
                 steps[-1] = msgspec.structs.replace(steps[-1], results=(*steps[-1].results, result))
             case _:
                 pass

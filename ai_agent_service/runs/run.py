@@ -118,8 +118,6 @@ class Run:
             if limit.expired():
                 raise RunTimeoutError from error
             raise
-        if isinstance(end, RunFinished):
-            self.apply(Finish(end.reason))
         return end
 
     def apply(self, command: Command) -> None:
@@ -179,8 +177,9 @@ class Run:
                     async for event in events:
                         if isinstance(event, _LAST_EVENTS):
                             if remembered is not None:
+                                answer = build_final_answer(self.record, event)
                                 is_stored = True
-                                event = await self._store(remembered, event)
+                                event = await self._store(remembered, answer, event)
                             return await self._finish(event, emit, span)
                         add(event)
                         await emit(event)
@@ -196,19 +195,20 @@ class Run:
     async def _finish(
         self, event: RunFinished | RunFailed, emit: Emit, span: RunSpan | None
     ) -> RunFinished | RunFailed:
-        """Hand out the last event."""
+        """Hand out the last event; a run that finished has its outcome once that is delivered."""
         self.record.end = event
         if span is not None:
             span.end(event, self.record.join_text)
         self.record.add(event)
         await emit(event)
+        if isinstance(event, RunFinished):
+            self.apply(Finish(event.reason))
         return event
 
     async def _store(
-        self, remembered: RememberedTurn, event: RunFinished | RunFailed
+        self, remembered: RememberedTurn, answer: TurnAnswer, event: RunFinished | RunFailed
     ) -> RunFinished | RunFailed:
         """Store the whole answer; return `event`, or a failure if it must be stored and cannot."""
-        answer = build_final_answer(self.record, event)
         error = await self._keep(remembered, answer, max(1.0, self.context.seconds_left))
         memory = self.agent.parts.memory
         if error is None or isinstance(event, RunFailed) or (memory and not memory.required):

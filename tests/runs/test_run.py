@@ -506,3 +506,35 @@ async def test_what_a_surface_raises_ends_the_run() -> None:
             await run.drive(emit)
     assert agent.closed
     assert [(answer.text, answer.status) for answer in memory.answers] == [("It is ", "incomplete")]
+
+
+@pytest.mark.parametrize("last", [ANSWERED[-1], ValueError("mine")], ids=["finished", "crashed"])
+async def test_a_result_without_a_call_costs_that_result_only(last: RunEvent | Exception) -> None:
+    memory = Kept()
+    agent = Telling(
+        TextDelta("It is "), ToolFinished(RESULT), TextDelta("42."), last, memory=memory
+    )
+    if isinstance(last, Exception):
+        with pytest.raises(ValueError, match="mine"):
+            await remembered(agent)
+    else:
+        assert (await remembered(agent))[-1] == last
+    (answer,) = memory.answers
+    assert (answer.text, answer.steps) == ("It is 42.", ())
+    assert answer.status == ("incomplete" if isinstance(last, Exception) else "complete")
+
+
+async def test_a_run_is_answered_once_its_last_event_is_delivered() -> None:
+    class Careless(Telling):
+        async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+            try:
+                yield ANSWERED[-1]
+            finally:
+                raise ValueError("too late")
+
+    async with Tasks() as tasks:
+        turn, services = Turn(messages=(QUESTION,)), RunServices(LiveRuns(), tasks)
+        run = Run(Careless(), turn, context(), services)
+        with pytest.raises(ValueError, match="too late"):
+            await run.drive()
+    assert run.lifecycle.outcome == "answered"

@@ -97,7 +97,8 @@ async def chat(agent_id: str, request: Request, caller: ChatCaller) -> Response:
     agent = service.find_agent(agent_id, caller)
     body = await read_body(request, service.settings.max_request_bytes)
     asked = decode_body(body, _decoder)
-    turn = read_session(_parse_turn(asked, agent), request, session_id=asked.session_id)
+    turn = read_session(Turn(messages=()), request, session_id=asked.session_id)
+    turn = _parse_turn(asked, agent, turn)
     turn = choose_history(turn, agent, default="client" if asked.message is None else "server")
     run = service.create_run(
         agent,
@@ -116,7 +117,8 @@ async def chat(agent_id: str, request: Request, caller: ChatCaller) -> Response:
     return make_idempotent(request, body, response)
 
 
-def _parse_turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
+def _parse_turn(asked: AgentChatRequest, agent: BaseAgent, session: Turn) -> Turn:
+    """Return the turn of `session` with what is asked; raises InvalidRequestError."""
     validate_name(asked.user_id or "", "user_id")
     if (asked.message is None) == (asked.messages is None):
         raise InvalidRequestError(
@@ -135,7 +137,7 @@ def _parse_turn(asked: AgentChatRequest, agent: BaseAgent) -> Turn:
         messages: tuple[Message, ...] = (Message("user", asked.message),)
     else:
         messages = parse_messages(asked.messages or ())
-    return Turn(messages=messages, settings=settings, model=asked.model)
+    return msgspec.structs.replace(session, messages=messages, settings=settings, model=asked.model)
 
 
 def _render_answer(

@@ -162,6 +162,8 @@ class RunResponse(Response, ABC):
         self.run.apply(Fail(error.code))
         if not self._started:
             raise error
+        if self._complete:
+            return
         # A caller that does not read its answer would hold this up for as long as it stays.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_GRACE_SECONDS):

@@ -88,7 +88,7 @@ def choose_history(turn: Turn, agent: BaseAgent, *, default: History = "client")
                 "This agent has no memory: send the whole conversation.",
                 param="metadata.session_history",
             )
-        return msgspec.structs.replace(turn, history=None, is_retry=False, message_id=None)
+        return msgspec.structs.replace(turn, history="client", is_retry=False, message_id=None)
     history = (turn.history or default) if turn.session is not None else "client"
     return msgspec.structs.replace(turn, history=history)
 
@@ -96,7 +96,7 @@ def choose_history(turn: Turn, agent: BaseAgent, *, default: History = "client")
 def drop_session(turn: Turn) -> Turn:
     """Return `turn` for a task beside the chat: without a session, but still idempotent."""
     return msgspec.structs.replace(
-        turn, session=None, history=None, is_retry=False, message_id=None
+        turn, session=None, history="client", is_retry=False, message_id=None
     )
 
 

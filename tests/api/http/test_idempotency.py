@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.api.http.idempotency import RETENTION_SECONDS, CacheKey, IdempotencyCache
+from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     ContextTooLongError,
     IdempotencyInFlightError,
@@ -17,7 +20,8 @@ from ai_agent_service.core.errors import (
     ProviderRateLimitError,
     ProviderUnavailableError,
 )
-from ai_agent_service.core.events import TextDelta
+from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta
+from ai_agent_service.core.turn import Turn
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
 from tests.support.clients import (
@@ -320,3 +324,28 @@ def test_answers_are_kept_for_a_day() -> None:
     now = RETENTION_SECONDS
     assert known(answers, range(1, 2)) == []
     assert answers.size == 0
+
+
+class Careless(BaseAgent):
+    """Agent type that raises after its last event."""
+
+    type = "careless"
+
+    async def run(self, turn: Turn, context: RunContext) -> AsyncGenerator[RunEvent, None]:
+        """Yield an answer, then raise."""
+        yield TextDelta(context.run_id)
+        try:
+            yield RunFinished("stop", None)
+        finally:
+            raise ValueError("too late")
+
+
+async def test_a_complete_answer_is_kept_though_the_agent_raises_after_it(tmp_path: Path) -> None:
+    agents = [{**AGENT, "type": "careless"}]
+    found = configuration(tmp_path, agents=agents, agent_types=[Careless])
+    async with open_client(create_app(found)) as client:
+        first, again = [
+            await client.post(CHAT, json=asking(stream=True), headers=KEY) for _ in range(2)
+        ]
+    assert first.content.endswith(b"data: [DONE]\n\n")
+    assert (replayed(again), again.content) == (True, first.content)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from ai_agent_service.api.http.session import read_session
+from ai_agent_service.api.http.session import drop_session, read_session
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.server.application import create_app
@@ -249,3 +249,18 @@ async def test_the_chat_tells_the_session_it_is_in(tmp_path: Path) -> None:
             for headers in ({}, {"X-Session-Id": "t"})
         ]
     assert answers == ["s", "t"]
+
+
+async def test_an_agents_api_request_with_two_faults_names_the_session_first(
+    tmp_path: Path,
+) -> None:
+    body = {"message": "x", "messages": [{"role": "user", "content": "x"}], "session_id": "a\nb"}
+    async with open_client(create_app(configuration(tmp_path, Script([])))) as client:
+        assert read_error(await client.post(ASK, json=body), 400)["param"] == "session_id"
+
+
+def test_a_turn_that_is_not_remembered_brings_its_whole_history() -> None:
+    turn = found({"X-Session-Id": "s", "Idempotency-Key": "k"})
+    dropped = drop_session(turn)
+    assert (dropped.session, dropped.history, dropped.message_id) == (None, "client", None)
+    assert dropped.idempotency_key == "k"
