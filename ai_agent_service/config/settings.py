@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     prompts_dir: Path = Path("prompts")
     """The folder that an agent's system_prompt_file is looked up in."""
     plugins_dir: Path | None = None
-    """A folder whose .py files add tools, providers and agent types; unset means none."""
+    """A folder whose .py files add tools, providers, agent types and memories; unset means none."""
     reload_config: bool = False
     """Read agents, MCP servers and prompts anew as soon as their files change; else when the
     service is told to."""
