@@ -9,7 +9,7 @@ import pytest
 from ai_agent_service.cli.chat import _split_last_block
 from tests.support.commands import invoke
 from tests.support.mcp_definitions import KEYLESS, TIME, configure, dead_server
-from tests.support.processes import Terminal
+from tests.support.processes import Terminal, run
 
 LIST = "1. Step:\n\n   ```bash\n   cmd\n   ```\n\n2. More\n\n   of step two\n3. Third\n"
 
@@ -52,7 +52,7 @@ class AsksTheTime(Demo):
 def chat_with(folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
     """One question to the agent `a`, whose provider calls `time__get_current_time` when it can."""
     (folder / "plugin.py").write_text(ASKS_THE_TIME, encoding="utf-8")
-    done = invoke(
+    done = run(
         folder,
         "chat",
         "a",

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.support.commands import invoke
 from tests.support.mcp_definitions import KEYLESS, TIME, configure, dead_server
 from tests.support.mcp_rogue import ROGUE
+from tests.support.processes import run
 
 
 def find_row(output: str, label: str) -> list[str]:
@@ -90,7 +91,7 @@ def test_check_names_the_servers_and_what_is_off(tmp_path: Path) -> None:
 
 def test_check_connect_tells_of_each_server_and_fails_when_one_is_down(tmp_path: Path) -> None:
     with dead_server() as dead:
-        done = invoke(
+        done = run(
             tmp_path, "check", "--connect", **configure(tmp_path, TIME, dead, KEYLESS, time={})
         )
     assert (done.returncode, done.stderr) == (1, "")
@@ -125,7 +126,7 @@ def test_check_connect_succeeds_when_every_server_is_ready_or_off_and_warns_of_m
         "allowed_mcp_tools": ["convert_tme", "get_current_time"],
         "cached_mcp_tools": ["get_curent_time"],
     }
-    done = invoke(
+    done = run(
         tmp_path,
         "check",
         "--connect",
@@ -144,10 +145,10 @@ def test_check_connect_warns_of_more_tools_than_a_provider_takes(tmp_path: Path)
         "command": sys.executable,
         "args": [ROGUE, "offers-much"],
     }
-    done = invoke(tmp_path, "check", "--connect", **configure(tmp_path, many, many={}))
+    done = run(tmp_path, "check", "--connect", **configure(tmp_path, many, many={}))
     assert done.returncode == 0
     assert re.search(r"warning: agent \w+: it has 20\d tools, and OpenAI takes 128", done.stdout)
-    done = invoke(
+    done = run(
         tmp_path,
         "check",
         "--connect",
@@ -157,6 +158,6 @@ def test_check_connect_warns_of_more_tools_than_a_provider_takes(tmp_path: Path)
 
 
 def test_check_connect_without_servers_says_so(tmp_path: Path) -> None:
-    done = invoke(tmp_path, "check", "--connect")
+    done = run(tmp_path, "check", "--connect")
     assert done.returncode == 0
     assert "No MCP server is defined in mcp.json." in done.stdout

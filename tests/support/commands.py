@@ -74,7 +74,10 @@ async def command(called: click.Command, folder: Path, *arguments: str, **enviro
 def invoke(
     folder: Path, *arguments: str, stdin: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Do in this process what `processes.run` does in one of its own, but read no .env file."""
+    """Do in this process what `processes.run` does in a new one, but read no .env file.
+
+    A command that starts MCP servers leaves pipes open, which only the end of its process closes.
+    """
     own, before, there = environment(**variables), dict(os.environ), Path.cwd()
     runner, code = CliRunner(), 0
     with logging_restored(), runner.isolation(input=stdin) as (stdout, stderr, _):
