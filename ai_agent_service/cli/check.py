@@ -6,7 +6,8 @@ import sys
 import click
 import msgspec
 
-from ai_agent_service.cli.output import STARTER_NOTE, format_table
+from ai_agent_service.cli.conventions import STARTER_NOTE
+from ai_agent_service.cli.output import format_table
 from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.config.read_servers import ServerDefinitions
 from ai_agent_service.core.errors import UpstreamError

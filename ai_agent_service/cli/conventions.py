@@ -13,6 +13,11 @@ EXIT_INTERRUPTED = 130
 CONNECT_SECONDS = 15.0
 """How long an agent's MCP servers are waited for before it is first asked."""
 
+STARTER_NOTE = (
+    "this folder has no agent_config.json, so the agents that come with the program are served. To"
+    " have them as files to edit: ai-agent-service init"
+)
+
 
 def exit_with_faults(faults: Sequence[object], consequence: str = "") -> NoReturn:
     """Print the faults of the configuration, one a line, and end the command."""

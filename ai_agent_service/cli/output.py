@@ -7,11 +7,6 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-STARTER_NOTE = (
-    "this folder has no agent_config.json, so the agents that come with the program are served. To"
-    " have them as files to edit: ai-agent-service init"
-)
-
 
 class ProgressReporter:
     """Counts `things`, of which there are `total` to be done, and `done` at the beginning."""

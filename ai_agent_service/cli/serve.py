@@ -16,7 +16,7 @@ import click
 import uvicorn
 
 from ai_agent_service.auth.access import Access
-from ai_agent_service.cli.output import STARTER_NOTE
+from ai_agent_service.cli.conventions import STARTER_NOTE
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.observability.logging import is_json_format

@@ -286,3 +286,13 @@ def test_the_start_tells_of_servers_that_are_off(tmp_path: Path) -> None:
         "note     MCP servers that are off: wiki (NO_SUCH_WIKI_KEY is not set), unused (No agent"
         " uses it)\n" in told
     )
+
+
+def test_serving_loads_no_library_of_the_terminal() -> None:
+    source = "import sys, ai_agent_service.cli.serve; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert "uvicorn" in loaded
+    assert [name for name in ("rich", "jinja2", "markdown_it", "fastmcp") if name in loaded] == []
