@@ -36,18 +36,19 @@ class RunRecord:
         """Whether the run had its slot."""
 
         self._is_closed = False
-        self._changed: asyncio.Event | None = None
+        self.waiting: asyncio.Event | None = None
+        """What those who follow the run wait for."""
 
     def add(self, event: RunEvent) -> None:
         """Take the next event."""
         self.events.append(event)
-        if self._changed is not None:
-            self._wake()
+        if self.waiting is not None:
+            self.wake()
 
     def close(self) -> None:
         """Let those who follow the run know that no event comes any more."""
         self._is_closed = True
-        self._wake()
+        self.wake()
 
     async def follow(self) -> AsyncGenerator[RunEvent, None]:
         """Yield all events from the first one on; they end early if the run is stopped."""
@@ -58,13 +59,14 @@ class RunRecord:
                 position += 1
             if self._is_closed:
                 return
-            self._changed = self._changed or asyncio.Event()
-            await self._changed.wait()
+            self.waiting = self.waiting or asyncio.Event()
+            await self.waiting.wait()
 
-    def _wake(self) -> None:
-        if self._changed is not None:
-            changed, self._changed = self._changed, None
-            changed.set()
+    def wake(self) -> None:
+        """Let those who follow the run look for new events."""
+        if self.waiting is not None:
+            waiting, self.waiting = self.waiting, None
+            waiting.set()
 
     def join_text(self) -> str:
         """Return the answer's text."""

@@ -162,14 +162,15 @@ class Run:
 
     async def _drive(self, emit: Emit, span: RunSpan | None) -> RunFinished | RunFailed:
         memory = self.agent.parts.memory if self.context.session is not None else None
-        live, run_id, add = self._services.live, self.context.run_id, self.record.add
+        live, run_id, record = self._services.live, self.context.run_id, self.record
+        append = record.events.append
         if memory is not None:
             # Before the question is stored, so that a request that repeats it joins at once.
-            live.begin(run_id, self.record)
+            live.begin(run_id, record)
         try:
             opening = await open_turn(self.agent, self.turn, self.context, memory, live)
             if opening.first is not None:
-                add(opening.first)
+                record.add(opening.first)
                 await emit(opening.first)
             remembered, is_stored = opening.remembered, opening.remembered is None
             try:
@@ -177,15 +178,17 @@ class Run:
                     async for event in events:
                         if isinstance(event, _LAST_EVENTS):
                             if remembered is not None:
-                                answer = build_final_answer(self.record, event)
+                                answer = build_final_answer(record, event)
                                 is_stored = True
                                 event = await self._store(remembered, answer, event)
                             return await self._finish(event, emit, span)
-                        add(event)
+                        append(event)
+                        if record.waiting is not None:
+                            record.wake()
                         await emit(event)
             finally:
                 if remembered is not None and not is_stored:
-                    partial = build_partial_answer(self.record)
+                    partial = build_partial_answer(record)
                     await self._keep(remembered, partial, INTERRUPTED_WAIT_SECONDS)
         finally:
             if memory is not None:

@@ -5,8 +5,7 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from typing import ClassVar
 
 from starlette.responses import Response
@@ -21,7 +20,7 @@ from ai_agent_service.core.events import (
 )
 from ai_agent_service.runs.lifecycle import Cancel, Command, Fail
 from ai_agent_service.runs.record import RunRecord
-from ai_agent_service.runs.run import Run
+from ai_agent_service.runs.run import Emit, Run
 from ai_agent_service.runtime.shutdown import build_stopping_error
 
 logger = logging.getLogger(__name__)
@@ -51,8 +50,8 @@ class Frames(ABC):
 
 
 class RunResponse(Response, ABC):
-    """Drives a run while the caller stays; `emit` renders its events. The report of the run is left
-    in the request's state as `run`."""
+    """Drives a run while the caller stays; `build_emit` says how its events are sent. The report of
+    the run is left in the request's state as `run`."""
 
     is_streamed: ClassVar[bool]
 
@@ -113,7 +112,7 @@ class RunResponse(Response, ABC):
     async def _drive(self, send: Send) -> None:
         """Drives the run to its end, whatever that is."""
         try:
-            end = await self.run.drive(partial(self.emit, send))
+            end = await self.run.drive(self.build_emit(send))
             if isinstance(end, RunFailed):
                 raise end.error
         # an agent type may be a plug-in and raise anything; `_fail` logs it
@@ -129,8 +128,8 @@ class RunResponse(Response, ABC):
         return {"run_id": self.run.context.run_id, "agent_id": self.run.context.agent_id}
 
     @abstractmethod
-    def emit(self, send: Send, event: RunEvent) -> Awaitable[None]:
-        """Sends what there is to send for the event; nothing for RunFailed, see `end_with`."""
+    def build_emit(self, send: Send) -> Emit:
+        """Return what sends an event; nothing is sent for RunFailed, see `end_with`."""
 
     @abstractmethod
     async def keep_alive(self, send: Send) -> None:
@@ -209,12 +208,21 @@ class StreamedRun(RunResponse):
         self._frames = frames
         self._sent_since_check = False
 
-    def emit(self, send: Send, event: RunEvent) -> Awaitable[None]:
-        """Send the event in one write. It is no coroutine itself: that would cost each chunk one
-        more frame."""
-        if isinstance(event, RunFinished):
-            return self._send(send, self._frames.render_finish(event) + DONE, more=False)
-        return self._send(send, self._frames.render_event(event))
+    def build_emit(self, send: Send) -> Emit:
+        """Return what sends an event in one write: one coroutine a chunk, with nothing to look
+        up."""
+        render = self._frames.render_event
+
+        async def emit(event: RunEvent) -> None:
+            if isinstance(event, RunFinished):
+                await self._send(send, self._frames.render_finish(event) + DONE, more=False)
+            elif frame := render(event):
+                if not self._started:
+                    await self.start(send, b"text/event-stream; charset=utf-8")
+                self._sent_since_check = True
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+
+        return emit
 
     async def keep_alive(self, send: Send) -> None:
         """Sends a comment when nothing else was sent, so that no proxy takes the stream for
@@ -228,8 +236,6 @@ class StreamedRun(RunResponse):
         await self._send(send, self._frames.render_error(error) + DONE, more=False)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        if not body:
-            return
         if not self._started:
             await self.start(send, b"text/event-stream; charset=utf-8")
         self._sent_since_check = True
@@ -246,13 +252,17 @@ class CollectedRun(RunResponse):
         super().__init__(run)
         self._render = render
 
-    async def emit(self, send: Send, event: RunEvent) -> None:
-        """Sends the answer once the run has ended."""
-        if isinstance(event, RunFinished):
-            body = self._render(self.run.record, event)
-            await self.start(send, b"application/json", len(body))
-            self._complete = True
-            await send({"type": "http.response.body", "body": body})
+    def build_emit(self, send: Send) -> Emit:
+        """Return what sends the answer once the run has ended."""
+
+        async def emit(event: RunEvent) -> None:
+            if isinstance(event, RunFinished):
+                body = self._render(self.run.record, event)
+                await self.start(send, b"application/json", len(body))
+                self._complete = True
+                await send({"type": "http.response.body", "body": body})
+
+        return emit
 
     async def keep_alive(self, send: Send) -> None:
         """A JSON answer cannot be kept alive: whatever is sent early would be part of it."""
