@@ -1,4 +1,4 @@
-"""What an agent is: something that takes a turn of a conversation and tells what happens."""
+"""The base of agents: an agent takes a turn of a conversation and yields run events."""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator

@@ -46,20 +46,21 @@ from ai_agent_service.tools.toolset import Toolset, parse_arguments
 logger = logging.getLogger(__name__)
 
 MAX_REPETITIONS = 2
-"""How often the same call runs in a row; after that the model is told that its result stands."""
+"""How often the same call runs in a row; after that the model gets a note that its result
+stands."""
 
 PROGRESS_SECONDS = 0.1
 """At least this long between two reports of progress of one call; those in between are left out."""
 
 MAX_PROGRESS_MESSAGE = 500
-"""Characters of a report's message that are told."""
+"""Characters of a progress message that are passed on."""
 
 CompactMessages = Callable[[], Awaitable[tuple[Message, ...] | None]]
 """Gives the request's messages with less of the older conversation; None if that cannot be done."""
 
 _RANDOM_ID = re.compile(r"[A-Za-z0-9]{9,}$")
-"""An id that nobody else is given, such as `call_` and 24 characters; Mistral's have nine, and it
-takes no others."""
+"""An id that is unique among all clients, such as `call_` and 24 characters. Mistral's have nine,
+and it accepts no others."""
 
 REPEATED_CALL_RESULT = (
     "Not run again: this call was just made with the same arguments, and its earlier result stands."
@@ -233,8 +234,7 @@ async def _run_tools(
     context: RunContext,
     repetitions: "_RepetitionCounter",
 ) -> AsyncGenerator[ToolStarted | ToolProgress | ToolFinished, None]:
-    """Runs `calls`, neighbours that may run in parallel together; tells of each as it starts, goes
-    on and ends."""
+    """Run `calls`, adjacent parallel ones together, and yield their starts, progress and ends."""
     repeated = repetitions.find_repeated(calls)
     for batch in _group_batches(calls, toolset):
         for call in batch:

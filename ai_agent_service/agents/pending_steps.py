@@ -26,8 +26,8 @@ class PendingSteps:
     """Steps that called the client's tools in a turn that called ours too, under the client's call
     ids, for an hour.
 
-    The client is told of its own calls only, so its follow-up lacks ours; `whole` puts the full
-    turn back. Steps are found only by the tenant, user and agent that made them.
+    The client sees its own calls only, so its follow-up lacks ours; `restore` puts the full turn
+    back. Steps are found only by the tenant, user and agent that made them.
     """
 
     def __init__(
@@ -117,9 +117,7 @@ class PendingSteps:
         )
         known = {call.id for earlier in before for call in earlier.tool_calls} if kept else set()
         if kept and any(result.call_id in known for result in kept.results):
-            kept = (
-                None  # a client that shows our calls tells them itself, in a message of their own
-            )
+            kept = None  # a client that shows our calls sends them itself, in a separate message
         answer = kept.answer if kept else message
         ours = (
             {result.call_id: build_tool_message(result) for result in kept.results} if kept else {}

@@ -130,7 +130,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErasureCounts(msgspec.Struct, frozen=True):
-    """How much was deleted for good."""
+    """How much was permanently deleted."""
 
     sessions: int = 0
     messages: int = 0
@@ -210,7 +210,7 @@ class Conversations(Protocol):
         ...
 
     async def delete(self, tenant: str, user: str, agent_id: str, session_id: str) -> ErasureCounts:
-        """Deletes the session for good; raises NotFoundError and MemoryUnavailableError."""
+        """Delete the session permanently; raises NotFoundError and MemoryUnavailableError."""
         ...
 
     async def erase(

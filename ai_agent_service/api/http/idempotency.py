@@ -1,5 +1,5 @@
-"""Answers a request that brings an Idempotency-Key once: whoever sends it again is told the
-recorded answer, and nothing is run."""
+"""Answers a request with an Idempotency-Key once: a repeated request gets the recorded answer, and
+nothing is run."""
 
 import hashlib
 import time

@@ -71,8 +71,8 @@ class RunResponse(Response, ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response; raises a ServiceError only before anything is sent.
 
-        The run has a task of its own, which a piece of the provider's answer wakes without going
-        through the framework's frames.
+        The run has a separate task, which a chunk of the provider wakes without passing through the
+        frames of the framework.
         """
         try:
             await self.run.admit()
