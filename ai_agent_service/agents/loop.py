@@ -140,7 +140,7 @@ async def run_loop(
                         loop.results[update.result.call_id] = update.result
                     yield update
             if theirs:
-                if ours or len(loop.steps) > 1:
+                if ours or len(loop.steps) > 1 or any(call.provider_data for call in calls):
                     loop.keep_pending(pending, context, theirs)
                 yield _build_finished("tool_calls", loop.steps, theirs)
                 return
@@ -206,7 +206,6 @@ class _LoopState:
             role="assistant",
             content="".join(said),
             tool_calls=calls,
-            reasoning=finished.reasoning,
         )
         self.results = {}
         return calls

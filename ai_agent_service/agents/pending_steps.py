@@ -9,7 +9,13 @@ import msgspec
 
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequestError
-from ai_agent_service.core.messages import UNKNOWN_RESULT, Message, ToolResult, build_tool_message
+from ai_agent_service.core.messages import (
+    UNKNOWN_RESULT,
+    Message,
+    ToolResult,
+    build_tool_message,
+    restore_provider_data,
+)
 
 PENDING_STEP_SECONDS = 3600.0
 MAX_PENDING_STEPS = 10_000
@@ -116,6 +122,8 @@ class PendingSteps:
             (step for call in message.tool_calls if (step := self._find(context, call.id))), None
         )
         known = {call.id for earlier in before for call in earlier.tool_calls} if kept else set()
+        if kept:
+            message = restore_provider_data(message, kept.answer.tool_calls)
         if kept and any(result.call_id in known for result in kept.results):
             kept = None  # a client that shows our calls sends them itself, in a separate message
         answer = kept.answer if kept else message

@@ -1,5 +1,6 @@
 """Messages, their parts and tool calls, as the loop and every provider see them."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -47,13 +48,30 @@ ContentPart = TextPart | ImagePart | AudioPart | FilePart
 Content = str | tuple[ContentPart, ...]
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ProviderData(msgspec.Struct, frozen=True):
+    """What a provider sent with a call and needs back unchanged, such as a signature or the
+    reasoning before it.
+
+    `data` is JSON text that only the wire format of `provider` reads. It is stored with the call
+    and never shown to clients.
+    """
+
+    provider: str
+    model: str
+    data: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
     """One call that the model asked for; `arguments` is the JSON text exactly as the model wrote
-    it."""
+    it.
+
+    `provider_data` of a step's first call also holds what belongs to the whole step.
+    """
 
     id: str
     name: str
     arguments: str
+    provider_data: ProviderData | None = None
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -88,8 +106,7 @@ class Message(msgspec.Struct, frozen=True):
 
     `tool_calls` stand only on an assistant message, `tool_call_id` only on a tool message. `images`
     of a tool message are what the tool returned beside its text; a wire puts them where its
-    provider takes them. `reasoning` is what the model thought before its `tool_calls`, where its
-    provider wants that back with their results.
+    provider takes them.
     """
 
     role: Role
@@ -97,7 +114,6 @@ class Message(msgspec.Struct, frozen=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     images: tuple[ImagePart, ...] = ()
-    reasoning: str = ""
 
     @property
     def text(self) -> str:
@@ -120,6 +136,19 @@ class NamedTool(msgspec.Struct, frozen=True):
     """A tool choice that names the one tool to call."""
 
     name: str
+
+
+def restore_provider_data(message: Message, known: Iterable[ToolCall]) -> Message:
+    """Return `message` with the provider data of those of its calls that are `known` by id, which
+    a client that repeats a conversation leaves out."""
+    data = {call.id: call.provider_data for call in known if call.provider_data is not None}
+    if not any(call.id in data for call in message.tool_calls):
+        return message
+    calls = tuple(
+        msgspec.structs.replace(call, provider_data=data.get(call.id, call.provider_data))
+        for call in message.tool_calls
+    )
+    return msgspec.structs.replace(message, tool_calls=calls)
 
 
 ToolChoice = Literal["auto", "none", "required"] | NamedTool

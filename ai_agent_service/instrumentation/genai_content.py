@@ -60,8 +60,6 @@ def _build_parts(message: Message) -> list[dict[str, Any]]:
         ]
     content = (TextPart(message.content),) if isinstance(message.content, str) else message.content
     parts = [_build_part(part) for part in content if not isinstance(part, TextPart) or part.text]
-    if message.reasoning:
-        parts.insert(0, {"type": "reasoning", "content": message.reasoning})
     calls = (
         {
             "type": "tool_call",

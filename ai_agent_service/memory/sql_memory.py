@@ -18,7 +18,7 @@ from ai_agent_service.core.errors import (
     ServiceError,
     SessionBusyError,
 )
-from ai_agent_service.core.messages import Message, TextPart
+from ai_agent_service.core.messages import Message, TextPart, restore_provider_data
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.memory.base import RememberedTurn, Step, TurnAnswer
@@ -632,14 +632,14 @@ def _count_characters(message: Message) -> int:
 
 
 def _restore_steps(entry: Entry, known: KnownMessage) -> Entry:
-    """The entry with the tool calls and results that belong to it, where the client left them
-    out."""
-    if (
-        not known.steps
-        or entry.is_question
-        or any(message.tool_calls for message in entry.messages)
-    ):
+    """Return the entry with the tool calls and results that belong to it, and with what the
+    provider sent with its calls, where the client left them out."""
+    if not known.steps or entry.is_question:
         return entry
+    if any(message.tool_calls for message in entry.messages):
+        calls = [call for step in known.steps for call in step.calls]
+        messages = tuple(restore_provider_data(message, calls) for message in entry.messages)
+        return msgspec.structs.replace(entry, messages=messages)
     return msgspec.structs.replace(entry, messages=_build_step_messages(known.steps, known.last))
 
 

@@ -39,15 +39,12 @@ class ModelFinished(msgspec.Struct, frozen=True):
     """The last event of an answer: why it ended, its tool calls, and its usage (None: not
     reported).
 
-    `reasoning` must be sent back as `Message.reasoning`, without which some providers refuse the
-    results of a thinking model's calls. `model` and `provider` name what answered, if it is not
-    what was asked.
+    `model` and `provider` name what answered, if it is not what was asked.
     """
 
     reason: FinishReason
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage | None = None
-    reasoning: str = ""
     model: str = ""
     provider: str = ""
 

@@ -26,6 +26,7 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
+from ai_agent_service.providers.provider_data import add_provider_data, read_provider_data
 from ai_agent_service.providers.sse import EventReader
 from ai_agent_service.providers.wire import stream_answer
 
@@ -126,16 +127,16 @@ def stream(
     http: HttpClient, target: HttpTarget, request: ModelRequest, profile: Profile
 ) -> AsyncGenerator[ModelEvent, None]:
     """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
-    encode = partial(encode_request, profile=profile)
-    answer = _AnswerAssembler(target, profile)
+    encode = partial(encode_request, profile=profile, provider=target.provider)
+    answer = _AnswerAssembler(target, request.model, profile)
     return stream_answer(http, target, request, encode, EventReader(), answer)
 
 
-def encode_request(request: ModelRequest, profile: Profile) -> bytes:
-    """Return `request` as the JSON body of a streamed chat completion."""
+def encode_request(request: ModelRequest, profile: Profile, provider: str = "") -> bytes:
+    """Return `request` as the JSON body of a streamed chat completion of `provider`."""
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": to_wire_messages(request.messages, profile),
+        "messages": to_wire_messages(request.messages, profile, provider),
         "stream": True,
     }
     if profile.usage_option:
@@ -157,10 +158,12 @@ def encode_request(request: ModelRequest, profile: Profile) -> bytes:
 
 
 def to_wire_messages(
-    messages: Iterable[Message], profile: Profile = _DEFAULT_PROFILE
+    messages: Iterable[Message], profile: Profile = _DEFAULT_PROFILE, provider: str = ""
 ) -> list[dict[str, Any]]:
-    """Return `messages` in OpenAI's form. Images that tools returned follow in a user message,
-    since tool messages contain only text."""
+    """Return `messages` in OpenAI's form, with the data that `provider` sent with its calls.
+
+    Images that tools returned follow in a user message, since tool messages contain only text.
+    """
     found: list[dict[str, Any]] = []
     from_tools: list[dict[str, Any]] = []
     for message in messages:
@@ -173,8 +176,7 @@ def to_wire_messages(
         }
         if message.tool_calls:
             wire["content"] = wire["content"] or None
-            if message.reasoning:
-                wire[profile.reasoning_field] = message.reasoning
+            wire |= read_provider_data(message.tool_calls[0], provider).get("message", {})
             wire["tool_calls"] = [
                 {
                     "id": call.id,
@@ -270,9 +272,10 @@ def _parse_content(content: str | list[_Part]) -> list[ModelEvent]:
 class _AnswerAssembler:
     """Builds one answer from its chunks; `done` once the provider says `[DONE]`."""
 
-    def __init__(self, target: HttpTarget, profile: Profile) -> None:
+    def __init__(self, target: HttpTarget, model: str, profile: Profile) -> None:
         self.done = False
         self._target = target
+        self._model = model
         self._profile = profile
         self._reasoning: list[str] = []
         self._calls = _ToolCallAssembler()
@@ -322,8 +325,14 @@ class _AnswerAssembler:
         if self._reason == "error":
             raise ProviderProtocolError(f"{self._target.provider} ended its answer with an error.")
         calls = self._calls.build_calls()
-        reasoning = "".join(self._reasoning) if calls else ""
-        return ModelFinished(to_finish_reason(self._reason), calls, self._usage, reasoning)
+        reasoning = "".join(self._reasoning)
+        if calls and reasoning:
+            data = {"message": {self._profile.reasoning_field: reasoning}}
+            calls = (
+                add_provider_data(calls[0], self._target.provider, self._model, data),
+                *calls[1:],
+            )
+        return ModelFinished(to_finish_reason(self._reason), calls, self._usage)
 
 
 class _ToolCallAssembler:

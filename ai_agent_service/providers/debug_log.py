@@ -1,7 +1,7 @@
 """Log at debug level what a model is asked and what it answers."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -9,7 +9,7 @@ import msgspec
 
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
-from ai_agent_service.core.messages import Message, TextPart
+from ai_agent_service.core.messages import Message, TextPart, ToolCall
 from ai_agent_service.observability.debug_log import debug_log, drop_empty, is_debug_enabled
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 
@@ -18,7 +18,7 @@ def stream_logged(
     provider: Provider, request: ModelRequest, *, logged_count: int = 0, **named: Any
 ) -> AsyncGenerator[ModelEvent, None]:
     """Return `provider.stream(request)` with two debug lines: `model.asked`, without the first
-    `told` messages, which are logged already, and the answer.
+    `logged_count` messages, which are logged already, and the answer.
 
     `named` are further fields of the lines. Without debug lines this costs nothing.
     """
@@ -61,7 +61,7 @@ async def _stream_logged(
                         usage = msgspec.to_builtins(event.usage) or {}
                         outcome = drop_empty(
                             finish_reason=event.reason,
-                            calls=msgspec.to_builtins(event.tool_calls),
+                            calls=_describe_calls(event.tool_calls),
                             usage={name: count for name, count in usage.items() if count},
                         )
                 yield event
@@ -82,8 +82,12 @@ def _describe_message(message: Message) -> dict[str, Any]:
     return drop_empty(
         role=message.role,
         call_id=message.tool_call_id,
-        reasoning=message.reasoning,
         text=message.text,
-        calls=msgspec.to_builtins(message.tool_calls),
+        calls=_describe_calls(message.tool_calls),
         images_and_files=others or None,
     )
+
+
+def _describe_calls(calls: Iterable[ToolCall]) -> list[dict[str, str]]:
+    """Return `calls` without the provider's data, which is opaque and may be long."""
+    return [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in calls]

@@ -92,7 +92,7 @@ class FallbackProvider:
         for place, candidate in enumerate(candidates):
             begun = False
             try:
-                question = await _build_request(candidate, request, self.own)
+                question = await _build_request(candidate, request)
                 async with aclosing(candidate.provider.stream(question)) as events:
                     async for event in events:
                         begun = True
@@ -134,15 +134,7 @@ class FallbackProvider:
         )
 
 
-async def _build_request(
-    candidate: FailoverCandidate, request: ModelRequest, own: Provider
-) -> ModelRequest:
-    """Return `request` for `candidate`, without the reasoning of another provider's model."""
+async def _build_request(candidate: FailoverCandidate, request: ModelRequest) -> ModelRequest:
+    """Return `request` for `candidate`."""
     model = await candidate.resolve_model()
-    if candidate.provider.name == own.name:
-        return request if model == request.model else msgspec.structs.replace(request, model=model)
-    messages = tuple(
-        msgspec.structs.replace(message, reasoning="") if message.reasoning else message
-        for message in request.messages
-    )
-    return msgspec.structs.replace(request, model=model, messages=messages)
+    return request if model == request.model else msgspec.structs.replace(request, model=model)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncGenerator, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequ
 from ai_agent_service.providers.chat_wire import to_finish_reason, to_wire_tool
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
+from ai_agent_service.providers.provider_data import add_provider_data, read_provider_data
 from ai_agent_service.providers.wire import stream_answer
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -68,15 +70,16 @@ def stream(
     http: HttpClient, target: HttpTarget, request: ModelRequest
 ) -> AsyncGenerator[ModelEvent, None]:
     """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
-    answer = _AnswerAssembler(target)
-    return stream_answer(http, target, request, encode_request, _LineReader(), answer)
+    answer = _AnswerAssembler(target, request.model)
+    encode = partial(encode_request, provider=target.provider)
+    return stream_answer(http, target, request, encode, _LineReader(), answer)
 
 
-def encode_request(request: ModelRequest) -> bytes:
-    """Return `request` as the JSON body of a streamed `/api/chat`."""
+def encode_request(request: ModelRequest, provider: str = "") -> bytes:
+    """Return `request` as the JSON body of a streamed `/api/chat` of `provider`."""
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": to_wire_messages(request.messages),
+        "messages": to_wire_messages(request.messages, provider),
         "stream": True,
     }
     options: dict[str, Any] = {}
@@ -104,9 +107,9 @@ def encode_request(request: ModelRequest) -> bytes:
     return msgspec.json.encode(body)
 
 
-def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
+def to_wire_messages(messages: Iterable[Message], provider: str = "") -> list[dict[str, Any]]:
     """Return `messages` in Ollama's form: text separate from base64 images, tool results with the
-    tool's name."""
+    tool's name, and the thoughts that `provider` sent with its calls."""
     names: dict[str, str] = {}
     found: list[dict[str, Any]] = []
     for message in messages:
@@ -123,8 +126,7 @@ def to_wire_messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
         if images:
             wire["images"] = [_extract_base64(image) for image in images]
         if message.tool_calls:
-            if message.reasoning:
-                wire["thinking"] = message.reasoning
+            wire |= read_provider_data(message.tool_calls[0], provider).get("message", {})
             wire["tool_calls"] = [
                 {"function": {"name": call.name, "arguments": _parse_arguments(call.arguments)}}
                 for call in message.tool_calls
@@ -159,9 +161,10 @@ class _LineReader:
 class _AnswerAssembler:
     """Builds one answer from its lines; `done` once a line says so."""
 
-    def __init__(self, target: HttpTarget) -> None:
+    def __init__(self, target: HttpTarget, model: str) -> None:
         self.done = False
         self._target = target
+        self._model = model
         self._reasoning: list[str] = []
         self._calls: list[ToolCall] = []
         self._last = _Line()
@@ -202,7 +205,13 @@ class _AnswerAssembler:
             usage = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
         calls = tuple(self._calls)
         reason = "tool_calls" if calls else to_finish_reason(last.done_reason or "stop")
-        return ModelFinished(reason, calls, usage, "".join(self._reasoning) if calls else "")
+        if calls and self._reasoning:
+            data = {"message": {"thinking": "".join(self._reasoning)}}
+            calls = (
+                add_provider_data(calls[0], self._target.provider, self._model, data),
+                *calls[1:],
+            )
+        return ModelFinished(reason, calls, usage)
 
 
 def _build_tool_call(call: _ToolCall) -> ToolCall:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 from dirty_equals import IsFloat, IsStr
 
@@ -37,6 +38,7 @@ from ai_agent_service.core.messages import (
     ImagePart,
     Message,
     NamedTool,
+    ProviderData,
     ToolCall,
     ToolChoice,
     ToolResult,
@@ -618,13 +620,28 @@ async def test_a_turn_whose_earlier_step_was_ours_is_restored_whole() -> None:
     ]
 
 
-async def test_what_was_thought_before_a_call_goes_back_with_its_result() -> None:
-    call = ToolCall("call_000000001", "add", '{"a":1,"b":1}')
-    script = Script(
-        [ReasoningDelta("hm"), ModelFinished("tool_calls", (call,), None, "hm")], says("2")
-    )
+async def test_what_a_provider_sent_with_a_call_goes_back_with_its_result() -> None:
+    data = ProviderData("script", "m", "{}")
+    call = ToolCall("call_000000001", "add", '{"a":1,"b":1}', data)
+    script = Script([ReasoningDelta("hm"), ModelFinished("tool_calls", (call,))], says("2"))
     await run(script)
-    assert script.requests[1].messages[1].reasoning == "hm"
+    assert script.requests[1].messages[1].tool_calls[0].provider_data == data
+
+
+async def test_what_a_provider_sent_with_a_clients_call_is_restored_in_the_follow_up() -> None:
+    data = ProviderData("script", "m", "{}")
+    call = ToolCall("call_0000000000001", "theirs", "{}", data)
+    pending = PendingSteps()
+    await run(
+        Script([ModelFinished("tool_calls", (call,))]), client_tools=["theirs"], pending=pending
+    )
+    sent = msgspec.structs.replace(call, provider_data=None)
+    follow_up = (
+        QUESTION,
+        Message(role="assistant", tool_calls=(sent,)),
+        Message(role="tool", content="theirs", tool_call_id=call.id),
+    )
+    assert pending.restore(follow_up, context())[1].tool_calls == (call,)
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])

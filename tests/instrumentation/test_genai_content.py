@@ -39,9 +39,8 @@ def test_each_part_of_a_message_has_its_form_and_data_is_left_out() -> None:
 
 def test_calls_have_their_arguments_as_an_object_where_they_are_one() -> None:
     calls = (ToolCall("call_1", "add", '{"a": 1}'), ToolCall("call_2", "add", "{broken"))
-    [message] = build_input_messages([Message("assistant", "", calls, reasoning="Let me add.")])
+    [message] = build_input_messages([Message("assistant", "", calls)])
     assert message["parts"] == [
-        {"type": "reasoning", "content": "Let me add."},
         {"type": "tool_call", "id": "call_1", "name": "add", "arguments": {"a": 1}},
         {"type": "tool_call", "id": "call_2", "name": "add", "arguments": "{broken"},
     ]

@@ -26,6 +26,7 @@ from ai_agent_service.providers.base import ModelEvent, ModelFinished
 from ai_agent_service.providers.chat_wire import Profile, encode_request, to_wire_messages
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
+from ai_agent_service.providers.provider_data import add_provider_data
 from tests.support.fake_upstream import (
     DONE,
     END,
@@ -643,6 +644,9 @@ async def test_a_long_answer_of_many_chunks_is_whole_and_quick() -> None:
 def test_what_was_thought_before_calls_goes_back_where_it_came_from(
     field: str, profile: Profile
 ) -> None:
-    answer = Message("assistant", "", (ToolCall("c", "weather", "{}"),), reasoning="hm")
-    assert to_wire_messages([answer], profile)[0][field] == "hm"
-    assert field not in to_wire_messages([Message("assistant", "x", reasoning="hm")], profile)[0]
+    call = add_provider_data(
+        ToolCall("c", "weather", "{}"), "openai", "m", {"message": {field: "hm"}}
+    )
+    answer = Message("assistant", "", (call,))
+    assert to_wire_messages([answer], profile, "openai")[0][field] == "hm"
+    assert field not in to_wire_messages([answer], profile, "other")[0]

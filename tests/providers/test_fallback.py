@@ -22,7 +22,6 @@ from ai_agent_service.core.errors import (
     UpstreamError,
 )
 from ai_agent_service.core.events import ReasoningDelta, TextDelta
-from ai_agent_service.core.messages import Message
 from ai_agent_service.observability.logging import read_extra
 from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.providers.demo import Demo
@@ -226,19 +225,6 @@ async def test_nobody_is_asked_once_the_deadline_has_passed() -> None:
     other = Named("other", says("x"))
     assert await failure(fallback(Named("own", [DOWN]), other), seconds=-1) is DOWN
     assert other.requests == []
-
-
-async def test_what_one_model_thought_is_not_told_to_another_provider() -> None:
-    own, same, other = Named("own", [DOWN]), Named("own", [DOWN]), Named("other", says("x"))
-    thoughtful = Message("assistant", "Hm.", reasoning="I think.")
-    await collect_events(
-        fallback(own, same, other).stream(question(Message("user", "Hi"), thoughtful))
-    )
-    assert [script.requests[0].messages[1].reasoning for script in (own, same, other)] == [
-        "I think.",
-        "I think.",
-        "",
-    ]
 
 
 async def test_leaving_ends_it_at_once() -> None:
