@@ -61,6 +61,9 @@ MAX_TITLE = 60
 MAX_EMOJI = 16
 """Characters of what still counts as an emoji."""
 
+MAX_SEARCHED = 100_000
+"""Characters of a task's text that are searched when it is answered by rule."""
+
 MAX_ANSWER = 64 * 1024
 """Characters of an answer that is put together before it is sent."""
 
@@ -306,7 +309,7 @@ def _find_last_message(asked: str, role: str) -> str:
     history, ends, _ = rest.partition("</chat_history>")
     if not (begins and ends):
         return ""
-    parts = _SPEAKER.split(history.strip())
+    parts = _SPEAKER.split(history[-MAX_SEARCHED:].strip())
     said = [
         text.strip()
         for speaker, text in zip(parts[1::2], parts[2::2], strict=True)
@@ -317,7 +320,7 @@ def _find_last_message(asked: str, role: str) -> str:
 
 def _build_title(text: str) -> str:
     """The first words of `text`, as a title."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
+    line = next((line for line in text[:MAX_SEARCHED].splitlines() if line.strip()), "")
     words = _MARKUP.sub(" ", line).split()
     title = " ".join(words[:MAX_TITLE_WORDS])[:MAX_TITLE].rstrip(" .,;:!?-")
     return title[:1].upper() + title[1:] if title else "New chat"

@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from ai_agent_service.api.agents import conversations
 from ai_agent_service.api.agents import routes as agents
 from ai_agent_service.api.http.access import check_access_rules
+from ai_agent_service.api.http.body import BodyBudget
 from ai_agent_service.api.http.errors import handle_http_exception, handle_service_error
 from ai_agent_service.api.http.idempotency import IdempotencyCache
 from ai_agent_service.api.http.openapi import install_openapi
@@ -26,6 +27,7 @@ from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.core.redaction import find_secrets
 from ai_agent_service.health.checks import open_checks
 from ai_agent_service.instrumentation.requests import TracingMiddleware
+from ai_agent_service.limits.gate import RequestGate
 from ai_agent_service.limits.postgres import open_limiter
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.audit import configure_audit
@@ -69,6 +71,8 @@ def create_app(configuration: Configuration, workers: SharedMetrics | None = Non
                 app.state.limiter = limiter
                 app.state.checks = checks
                 app.state.answers = IdempotencyCache()
+                app.state.bodies = BodyBudget()
+                app.state.gate = RequestGate()
                 app.state.exposition = exposition
                 yield
 

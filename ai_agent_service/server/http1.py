@@ -52,6 +52,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     BODY_BYTES = 1024
 
+    WRITE_SECONDS = 30.0
+    """In each such span a caller must read something of an answer that waits for it."""
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_since: float | None = None
@@ -253,6 +256,9 @@ class BoundedProtocol(HttpToolsProtocol):
         is_idle = False
         if self.transport.is_closing():
             self._abort_if_stuck()
+        elif self.flow.write_paused:
+            again = self.WRITE_SECONDS
+            self._abort_if_stuck()
         elif self._is_deaf:
             pass  # linger() closes it
         elif self._head_since is not None:
@@ -273,6 +279,8 @@ class BoundedProtocol(HttpToolsProtocol):
             if waiting is self._waiting and self._body_bytes < self.BODY_BYTES:
                 self._close("the body of a request did not come")
             self._body_bytes = 0
+        if not (self.transport.is_closing() or self.flow.write_paused):
+            self._unsent = -1
         self._waiting, self._was_idle = waiting, is_idle
         self._timer = self.loop.call_later(again or self.HEAD_SECONDS, self._watch)
 
@@ -281,9 +289,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _abort_if_stuck(self) -> None:
-        """Abort a closing connection whose caller does not read the rest."""
+        """Abort the connection if its caller has read nothing since the last check.
+
+        Nothing is written to a connection meanwhile: it is closing, or its writers wait.
+        """
         unsent = self.transport.get_write_buffer_size()
         if unsent == self._unsent:
+            logger.info("connection.closed", extra={"reason": "the answer was not read"})
             self.transport.abort()
         self._unsent = unsent
 

@@ -20,11 +20,10 @@ from ai_agent_service.api.agents.schema import (
 from ai_agent_service.api.http.access import Caller, ChatCaller, resolve_user
 from ai_agent_service.api.http.body import (
     ServiceDependency,
-    decode_body,
     get_limiter,
     get_request_id,
     get_service,
-    read_body,
+    read_json,
 )
 from ai_agent_service.api.http.idempotency import IDEMPOTENCY_HEADER, make_idempotent
 from ai_agent_service.api.http.json_limits import validate_values
@@ -95,8 +94,7 @@ async def chat(agent_id: str, request: Request, caller: ChatCaller) -> Response:
     event by event."""
     service = get_service(request)
     agent = service.find_agent(agent_id, caller)
-    body = await read_body(request, service.settings.max_request_bytes)
-    asked = decode_body(body, _decoder)
+    body, asked = await read_json(request, _decoder)
     turn = read_session(Turn(messages=()), request, session_id=asked.session_id)
     turn = _parse_turn(asked, agent, turn)
     turn = choose_history(turn, agent, default="client" if asked.message is None else "server")

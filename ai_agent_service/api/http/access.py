@@ -10,7 +10,9 @@ from starlette.responses import Response
 
 from ai_agent_service.api.http.body import get_access
 from ai_agent_service.auth.principal import Principal, Scope
-from ai_agent_service.core.errors import InsufficientScopeError, NotFoundError
+from ai_agent_service.core.errors import InsufficientScopeError, NotFoundError, RateLimitError
+from ai_agent_service.limits.gate import RequestGate
+from ai_agent_service.observability.audit import audit
 
 
 class ScopeRequirement:
@@ -69,10 +71,24 @@ class RunRoute(APIRoute):
         assert isinstance(allowed, ScopeRequirement)
 
         async def handle(request: Request) -> Response:
-            response: Response = await endpoint(request, await allowed(request))
+            caller = await allowed(request)
+            await _charge_request(request, caller)
+            response: Response = await endpoint(request, caller)
             return response
 
         return handle
+
+
+async def _charge_request(request: Request, caller: Principal) -> None:
+    """Count a request against its caller's limit; raises RateLimitError."""
+    gate: RequestGate = request.app.state.gate
+    try:
+        await gate.charge(caller)
+    except RateLimitError as error:
+        user = {} if caller.user is None else {"user": caller.user.user_id}
+        key = {"key_id": caller.key.key_id, "tenant": caller.key.tenant}
+        audit.info("agent.refused", extra={**key, **user, "outcome": error.code})
+        raise
 
 
 def resolve_user(caller: Principal, given: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """Read what routes share from a request: the service, the access, and the body."""
 
+import asyncio
 import gc
 import re
 from collections.abc import Generator
@@ -10,13 +11,18 @@ import msgspec
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
-from ai_agent_service.api.http.json_limits import check_no_nul
+from ai_agent_service.api.http.json_limits import check_no_nul, check_value_count
 from ai_agent_service.auth.access import Access
-from ai_agent_service.core.errors import BodyTooLargeError, InvalidRequestError
+from ai_agent_service.core.errors import BodyTooLargeError, InvalidRequestError, ServerBusyError
 from ai_agent_service.limits.limiter import Limiter
 from ai_agent_service.runtime.service import Service
 
-LARGE_BODY = 1024 * 1024
+LARGE_BODY = 256 * 1024
+"""Bytes from which a body counts as large: it is decoded off the event loop, and is one of those
+whose sizes together are limited."""
+
+MAX_LARGE_BODY_BYTES = 256 * 1024 * 1024
+"""How many bytes of large bodies may be read and decoded at once; at least one fits always."""
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `(key in )?\$\.?([^`]*)`$")
@@ -53,29 +59,86 @@ def get_request_id(request: Request) -> str:
     return cast(str, request.state.request_id)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Return the body; raises BodyTooLargeError before it holds more than `max_bytes`, and
-    InvalidRequestError."""
+class BodyBudget:
+    """The bytes of large bodies that a process holds at once, from their first byte until they are
+    decoded."""
+
+    def __init__(self, limit: int = MAX_LARGE_BODY_BYTES) -> None:
+        self._limit = limit
+        self._used = 0
+
+    @contextmanager
+    def open_share(self) -> Generator["BodyShare", None, None]:
+        """Return the share of one body, which ends with the context."""
+        share = BodyShare(self)
+        try:
+            yield share
+        finally:
+            self._used -= share.size
+
+    def grow(self, share: "BodyShare", size: int) -> None:
+        """Let `share` have `size` bytes; raises ServerBusyError if they are in use."""
+        if self._used and self._used - share.size + size > self._limit:
+            raise ServerBusyError(
+                "The service is reading as many large requests as it can hold. Try again.",
+                retry_after=1,
+            )
+        self._used += size - share.size
+        share.size = size
+
+
+class BodyShare:
+    """The bytes that one body has of a budget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self.size = 0
+        self._budget = budget
+
+    def grow(self, size: int) -> None:
+        """Have `size` bytes in all, none for a small body."""
+        if size > LARGE_BODY:
+            self._budget.grow(self, size)
+
+
+async def read_json(request: Request, decoder: msgspec.json.Decoder[T]) -> tuple[bytes, T]:
+    """Return the body and its decoded value, within the limits of one body and of all together.
+
+    Raises BodyTooLargeError, ServerBusyError and InvalidRequestError.
+    """
+    max_bytes = get_service(request).settings.max_request_bytes
+    budget = cast(BodyBudget, request.app.state.bodies)
+    with budget.open_share() as share:
+        body = await _read_body(request, max_bytes, share)
+        if len(body) <= LARGE_BODY:
+            return body, decode_body(body, decoder)
+        return body, await asyncio.to_thread(decode_body, body, decoder)
+
+
+async def _read_body(request: Request, max_bytes: int, share: BodyShare) -> bytes:
+    """Return the body; raises BodyTooLargeError before it holds more than `max_bytes`."""
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > max_bytes:
-        raise _build_too_large_error(max_bytes)
-    pieces: list[bytes] = []
-    size = 0
+    if length.isdecimal():
+        if int(length) > max_bytes:
+            raise _build_too_large_error(max_bytes)
+        share.grow(int(length))
+    body = bytearray()
     try:
         async for piece in request.stream():
-            size += len(piece)
-            if size > max_bytes:
+            body += piece
+            if len(body) > max_bytes:
                 raise _build_too_large_error(max_bytes)
-            pieces.append(piece)
+            if len(body) > share.size:
+                share.grow(len(body))
     except ClientDisconnect:
         raise InvalidRequestError("The body ended before it was complete.") from None
-    return b"".join(pieces)
+    return bytes(body)
 
 
 def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the decoded `body`; raises InvalidRequestError, which names the field in `param` and
     never repeats what was sent."""
     try:
+        check_value_count(body, decoder.type)
         with _pause_garbage_collection() if len(body) > LARGE_BODY else nullcontext():
             value = decoder.decode(body)
         check_no_nul(body, value)

@@ -1,6 +1,7 @@
-"""Reject the character NUL, and free-form values that are nested too deeply or too large."""
+"""Reject the character NUL, and JSON with too many values or nested too deeply."""
 
 import re
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -12,10 +13,48 @@ MAX_DEPTH = 100
 when it is encoded again."""
 
 MAX_VALUES = 100_000
+"""How many values a free-form value may hold."""
+
+BYTES_PER_VALUE = 20
+"""A larger body may hold one value for so many of its bytes, so that decoding it takes no more than
+some times its size. A value takes up to 150 bytes."""
+
 MAX_SEARCHED = 300_000
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_TOKEN = re.compile(rb'[,\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+"""What begins a value or separates it from the one before it, or a text as a whole."""
+
 _Trail = tuple["_Trail | None", str]
 """The place of a value: that of its container, and its own part of the path."""
+
+
+def check_value_count(body: bytes, kind: type[Any]) -> None:
+    """Raise InvalidRequestError if the JSON text `body` has more values than its size warrants,
+    before any of them is built.
+
+    The `param` is the largest of the fields that the struct `kind` has.
+    """
+    limit = max(MAX_VALUES, len(body) // BYTES_PER_VALUE)
+    most = 2 * limit  # a value that takes memory has two tokens or more
+    if sum(map(body.count, (b",", b"[", b"{", b'"'))) <= most:
+        return
+    if next(islice(_TOKEN.finditer(body), most, None), None) is not None:
+        place = _find_largest_field(body, kind)
+        raise InvalidRequestError(f"The body holds more than {limit} values.", param=place)
+
+
+def _find_largest_field(body: bytes, kind: type[Any]) -> str | None:
+    try:
+        fields = msgspec.structs.asdict(msgspec.json.decode(body, type=_build_outline(kind)))
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return max(fields, key=lambda name: len(fields[name]))
+
+
+def _build_outline(kind: type[Any]) -> type[Any]:
+    """Return a struct with the fields of `kind` that are not decoded any further."""
+    fields = [(name, msgspec.Raw, msgspec.Raw()) for name in kind.__struct_encode_fields__]
+    return msgspec.defstruct("Outline", fields)
 
 
 def check_no_nul(body: bytes, decoded: object) -> None:
@@ -36,17 +75,17 @@ def validate_values(value: Any, place: str) -> Any:
     level = [value]
     count = 0
     for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for each in level
-            if isinstance(each, dict | list) and each
-            for child in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
+        containers = [each for each in level if isinstance(each, dict | list) and each]
+        if not containers:
             return value
-        count += len(level)
+        count += sum(map(len, containers))
         if count > MAX_VALUES:
             raise InvalidRequestError(f"This holds more than {MAX_VALUES} values.", param=place)
+        level = [
+            child
+            for each in containers
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
     raise InvalidRequestError(f"This is nested more than {MAX_DEPTH} levels deep.", param=place)
 
 

@@ -183,8 +183,7 @@ class RunResponse(Response, ABC):
                 async with asyncio.timeout(self._keep_alive_seconds) as waiting:
                     message = await receive()
             except TimeoutError:
-                if not driving.done():
-                    await self.keep_alive(send)
+                await self._keep_alive_while(driving, send)
                 continue
             finally:
                 waiting = None
@@ -193,6 +192,19 @@ class RunResponse(Response, ABC):
                     await asyncio.wait((driving,))
                 self._client_left = not self._complete
                 return
+
+    async def _keep_alive_while(self, driving: asyncio.Task[None], send: Send) -> None:
+        """Call `keep_alive`, but not past the end of `driving`: a caller that does not read would
+        hold the run for as long as it stays."""
+        if driving.done():
+            return
+        sending = asyncio.ensure_future(self.keep_alive(send))
+        try:
+            await asyncio.wait((sending, driving), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
 
 
 class StreamedRun(RunResponse):

@@ -11,11 +11,10 @@ from starlette.responses import Response
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.api.http.access import ChatCaller, RunRoute
 from ai_agent_service.api.http.body import (
-    decode_body,
     get_limiter,
     get_request_id,
     get_service,
-    read_body,
+    read_json,
 )
 from ai_agent_service.api.http.idempotency import IDEMPOTENCY_HEADER, make_idempotent
 from ai_agent_service.api.http.openapi import describe_route
@@ -70,8 +69,7 @@ async def create_chat_completion(request: Request, caller: ChatCaller) -> Respon
     """Runs the agent named in `model` and answers with its chat completion; with `stream`, chunk by
     chunk."""
     service = get_service(request)
-    body = await read_body(request, service.settings.max_request_bytes)
-    asked = decode_body(body, _decoder)
+    body, asked = await read_json(request, _decoder)
     agent = service.find_agent(asked.model, caller)
     turn = read_session(parse_turn(asked), request, asked.metadata)
     is_open_webui = is_from_open_webui(request) or caller.key.client == "open_webui"

@@ -233,7 +233,7 @@ MANY = [
     ('"max_completion_tokens": %s', "9" * 40, 1, "max_completion_tokens"),
     ('"metadata": {"a": [%s]}', "[]", 2_000_000, "metadata"),
     ('"response_format": {"a": [%s]}', "1", 2_000_000, "response_format"),
-    ('"stop": [%s]', "0", 1_000_000, "stop[0]"),
+    ('"stop": [%s]', "0", 1_000_000, "stop"),
     ('"stop": [%s]', '""', 1_000_000, "stop"),
     ('"tools": [%s]', '{"function":{"name":"a"}}', 500_000, "tools"),
     ('"messages": [%s]', '{"role":"user","content":""}', 1_000_000, "messages"),
@@ -247,7 +247,7 @@ MANY = [
         '"messages": [{"role":"assistant","tool_calls":[%s]}]',
         '{"id":"a","function":{"name":"a"}}',
         400_000,
-        "messages[0].tool_calls",
+        "messages",
     ),
 ]
 

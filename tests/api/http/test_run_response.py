@@ -22,6 +22,7 @@ from ai_agent_service.core.turn import Turn
 from ai_agent_service.limits.limiter import InProcessLimiter
 from ai_agent_service.runtime.opening import open_service
 from ai_agent_service.server.application import create_app
+from ai_agent_service.server.http1 import BoundedProtocol
 from ai_agent_service.tools.function import FunctionTool, tool
 from tests.support.agents import CancelsItself
 from tests.support.clients import (
@@ -471,3 +472,52 @@ async def test_web_pages_of_other_sites_are_refused(tmp_path: Path, site: str, s
         response = await client.post(CHAT, json=asking(), headers={"Sec-Fetch-Site": site})
     assert response.status_code == status
     assert "x-request-id" in response.headers
+
+
+class Impatient(BoundedProtocol):
+    """The protocol that waits a moment for a caller to read."""
+
+    HEAD_SECONDS = 0.3
+    WRITE_SECONDS = 0.3
+
+
+def flood() -> list[Any]:
+    """Return an answer that fills the buffers of a caller that does not read."""
+    return [TextDelta("x" * 100_000)] * 400
+
+
+async def test_a_caller_that_never_reads_is_disconnected(tmp_path: Path) -> None:
+    script = Watched(flood(), says("Hi"))
+    app = create_app(configuration(tmp_path, script, max_concurrent_requests=1))
+    async with (
+        asyncio.timeout(WAIT),
+        serving(app, Impatient) as address,
+        httpx2.AsyncClient(base_url=address, timeout=WAIT) as client,
+    ):
+        reader, writer = await connected(address, asking(stream=True))
+        reader._transport.pause_reading()  # type: ignore[attr-defined]  # as one that never reads
+        await script.ended.wait()
+        read_completion(await client.post(CHAT, json=asking()))
+        writer.close()
+
+
+async def test_a_run_ends_at_its_deadline_though_its_caller_never_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = StreamedRun.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "keep_alive_seconds", 0.1)
+    script = Watched(flood(), says("Hi"))
+    app = create_app(configuration(tmp_path, script, max_concurrent_requests=1, request_timeout=1))
+    async with (
+        asyncio.timeout(WAIT),
+        serving(app) as address,
+        httpx2.AsyncClient(base_url=address, timeout=WAIT) as client,
+    ):
+        began = asyncio.get_running_loop().time()
+        reader, writer = await connected(address, asking(stream=True))
+        reader._transport.pause_reading()  # type: ignore[attr-defined]  # as one that never reads
+        await script.ended.wait()
+        read_completion(await client.post(CHAT, json=asking()))
+        assert asyncio.get_running_loop().time() - began < 6
+        writer.close()

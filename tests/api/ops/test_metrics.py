@@ -174,7 +174,7 @@ async def test_what_a_limit_refuses_is_counted_as_shed(tmp_path: Path) -> None:
         found = await read_metrics(service.client)
     assert statuses == [200, 429]
     assert found.value("aas_requests_shed_total", code="rate_limit_exceeded") == 1
-    assert found.value("aas_runs_total", agent="helper", outcome="rate_limit_exceeded") == 1
+    assert found.value("aas_runs_total", agent="helper", outcome="rate_limit_exceeded") == 0
     assert found.value("aas_run_steps_total") == 1
 
 
