@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test test-slow test-all e2e docker-check check format lock bench release clean webui webui-install otel deepeval docs reference
+.PHONY: install run test test-slow test-all e2e docker-check check format lock bench audit release clean webui webui-install otel deepeval docs reference
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
@@ -58,6 +58,11 @@ docs: $(VENV)/docs.stamp
 
 reference: $(VENV)/dev.stamp
 	$(BIN)/python -m scripts.reference
+
+# Asks a database of vulnerabilities, so it needs the internet.
+audit: $(VENV)/dev.stamp
+	@for lock in requirements.lock requirements-otel.lock requirements-eval.lock; do \
+		echo "$$lock"; $(BIN)/pip-audit --disable-pip --require-hashes --requirement $$lock || exit 1; done
 
 release: $(VENV)/dev.stamp
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/release

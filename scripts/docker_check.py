@@ -495,7 +495,7 @@ class Copy:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         services = {
-            name: {"build": {"network": "host"}}
+            name: {"build": {"network": "host", "args": {"PYTHON_IMAGE": BASE}}}
             for name in ("ai-agent-service", "settings", "migrate", "ai-agent-service-prod")
         }
         override: dict[str, Any] = {"services": services}

@@ -409,7 +409,7 @@ def test_pods_have_no_more_rights_than_they_need(manifests: list[Manifest]) -> N
 @everything
 def test_images_are_pinned_and_resources_are_set(manifests: list[Manifest]) -> None:
     for container in containers(manifests):
-        name, _, tag = container["image"].rpartition(":")
+        name, _, tag = container["image"].partition("@")[0].rpartition(":")
         assert name
         assert tag not in ("", "latest", "main")
         assert {"cpu", "memory"} <= set(container["resources"]["requests"])

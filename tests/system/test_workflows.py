@@ -1,6 +1,7 @@
 """The workflows of GitHub, and how a release is made."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -45,7 +46,7 @@ def test_jobs_may_do_little_and_use_what_is_pinned(path: Path) -> None:
     for job in workflow["jobs"].values():
         used = [step["uses"] for step in steps(job) if "uses" in step]
         assert [
-            each for each in used if not re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", each)
+            each for each in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", each)
         ] == []
         # What others write - a branch's name, a title - reaches no shell but as a variable.
         assert not [step for step in steps(job) if "${{" in step.get("run", "")]
@@ -89,7 +90,7 @@ def released(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_release_is_built_once_version_changelog_and_tag_agree(tmp_path: Path) -> None:
-    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+    for name in ("requirements.lock", "pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(
         ROOT / "ai_agent_service",
@@ -130,10 +131,12 @@ def test_a_release_is_built_once_version_changelog_and_tag_agree(tmp_path: Path)
         f"ai_agent_service-{__version__}-py3-none-any.whl",
         f"ai_agent_service-{__version__}.tar.gz",
     )
-    assert {path.name for path in dist.iterdir()} == {wheel, sdist, "SHA256SUMS", "NOTES.md"}
+    listed = (wheel, sdist, "sbom.cdx.json")
+    assert {path.name for path in dist.iterdir()} == {*listed, "SHA256SUMS", "NOTES.md"}
     assert (dist / "NOTES.md").read_text(encoding="utf-8").strip() == "### Added\n\n- this"
-    digests = {
-        name: hashlib.sha256((dist / name).read_bytes()).hexdigest() for name in (wheel, sdist)
-    }
+    digests = {name: hashlib.sha256((dist / name).read_bytes()).hexdigest() for name in listed}
+    parts = json.loads((dist / "sbom.cdx.json").read_text())["components"]
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert {part["name"] for part in parts} == set(re.findall(r"^([^\s=#]+)==", locked, re.M))
     assert done.stdout.splitlines() == [f"{digest}  {name}" for name, digest in digests.items()]
     assert released(tmp_path).stdout == done.stdout  # the same to the byte
