@@ -81,6 +81,7 @@ class Agent(BaseAgent):
             settings=_merge_settings(self.definition.model_settings, turn.settings),
             deadline=context.deadline,
             request_id=context.request_id,
+            caller=context.caller,
         )
         return request, frozenset(spec.name for spec in client_tools)
 

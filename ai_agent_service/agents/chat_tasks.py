@@ -61,8 +61,8 @@ MAX_TITLE = 60
 MAX_EMOJI = 16
 """Characters of what still counts as an emoji."""
 
-MAX_SEARCHED = 100_000
-"""Characters of a task's text that are searched when it is answered by rule."""
+MAX_SEARCHED = 1_000_000
+"""Characters of a message that are searched for a title."""
 
 MAX_ANSWER = 64 * 1024
 """Characters of an answer that is put together before it is sent."""
@@ -84,7 +84,7 @@ _CHAT_ONLY_SETTINGS = frozenset(
 )
 """Settings of an agent that are made for its chats."""
 
-_SPEAKER = re.compile(r"^(USER|ASSISTANT|SYSTEM|TOOL): ?", re.MULTILINE)
+_SPEAKERS = ("USER", "ASSISTANT", "SYSTEM", "TOOL")
 _RESPONSES = re.compile(r"Responses from models:\s*(.*)\Z", re.DOTALL)
 _QUOTED = re.compile(r'"""(.*?)"""', re.DOTALL)
 _MARKUP = re.compile(r"[#*_`>\[\]{}()\"\u201c\u201d]+")
@@ -204,6 +204,7 @@ class ChatTaskAgent(BaseAgent):
             settings=settings,
             deadline=min(context.deadline, time.monotonic() + TASK_SECONDS),
             request_id=context.request_id,
+            caller=context.caller,
         )
 
     def _explain(self, error: ServiceError, context: RunContext) -> ServiceError:
@@ -303,19 +304,18 @@ def _find_json_value(text: str, key: str, kind: type) -> object:
 
 def _find_last_message(asked: str, role: str) -> str:
     """What `role` said last in the history that the task holds."""
-    # By hand: a pattern that leaves out the spaces around the history takes for ever where there
-    # are many.
+    # Without patterns, which take long for a history of many spaces or lines.
     _, begins, rest = asked.partition("<chat_history>")
     history, ends, _ = rest.partition("</chat_history>")
     if not (begins and ends):
         return ""
-    parts = _SPEAKER.split(history[-MAX_SEARCHED:].strip())
-    said = [
-        text.strip()
-        for speaker, text in zip(parts[1::2], parts[2::2], strict=True)
-        if speaker == role
-    ]
-    return said[-1] if said else ""
+    history = f"\n{history.strip()}"
+    start = history.rfind(f"\n{role}:")
+    if start < 0:
+        return ""
+    start += len(role) + 2
+    places = [history.find(f"\n{speaker}:", start) for speaker in _SPEAKERS]
+    return history[start : min((place for place in places if place >= 0), default=None)].strip()
 
 
 def _build_title(text: str) -> str:

@@ -73,6 +73,11 @@ class Principal(msgspec.Struct, frozen=True):
     key: Key
     user: User | None = None
 
+    @property
+    def label(self) -> str:
+        """The key's id, with that of the verified user."""
+        return self.key.key_id if self.user is None else f"{self.key.key_id}|{self.user.user_id}"
+
 
 LOCAL = Key(key_id="none", name="no key", tenant=LOCAL_TENANT, scopes=SCOPES)
 """What stands for the key of callers who need none."""

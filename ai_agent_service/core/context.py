@@ -21,7 +21,8 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     `key_id` says who asked, `tenant` and `user` whose run it is, `session` which conversation
     (None: none was named), `agent_version` what the agent is at the time. `deadline` is a reading
     of `time.monotonic()` in seconds. `task` names what is asked for beside a chat, such as its
-    title. `on_progress` is set for the time of a tool call.
+    title. `on_progress` is set for the time of a tool call. `caller` is the key with the verified
+    user behind it, so that one caller's failures are not another's.
     """
 
     run_id: str
@@ -34,6 +35,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
     task: str | None = None
     agent_version: str = ""
+    caller: str = ""
     on_progress: OnProgress | None = None
 
     def report_progress(

@@ -17,7 +17,8 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     `settings` are OpenAI's request fields by their names (`temperature`, `max_tokens`,
     `response_format`, ...); a provider drops those that its vendor does not support. `deadline` is
-    a reading of `time.monotonic()` in seconds.
+    a reading of `time.monotonic()` in seconds. `caller` says whose request it is: the failures of
+    one caller do not keep others from the model.
     """
 
     model: str
@@ -27,6 +28,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     settings: Mapping[str, Any] = {}
     deadline: float
     request_id: str = ""
+    caller: str = ""
 
     @property
     def http_headers(self) -> dict[str, str]:

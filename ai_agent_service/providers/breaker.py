@@ -45,7 +45,7 @@ class BreakerStatus(msgspec.Struct, frozen=True):
 
     `closed` lets requests through, `open` does not for another `seconds_left`, and `half_open` lets
     one through as a trial. `failures` are those in a row; `last_error` is the code of the latest
-    ever; `openings` counts since the start.
+    ever; `openings` counts since the start. `is_for_one_caller` says that others are let through.
     """
 
     provider: str
@@ -55,13 +55,15 @@ class BreakerStatus(msgspec.Struct, frozen=True):
     last_error: str | None
     seconds_left: float | None
     openings: int
+    is_for_one_caller: bool = False
 
 
 class CircuitBreakers:
     """All breakers, one for each model of each provider.
 
     `limit` failures in a row open one (0: never), for `seconds`; `clock` gives seconds that only
-    grow.
+    grow. One that opens because of a single caller's requests is open for that caller only, since
+    it may be those requests that fail; one without a connection is open for all.
     """
 
     def __init__(
@@ -110,23 +112,23 @@ class _GuardedProvider(WrappedProvider):
         era = None
         begun = False
         try:
-            era = breaker.enter()
+            era = breaker.enter(request.caller)
             async with aclosing(self._provider.stream(request)) as events:
                 async for event in events:
                     if not begun:
                         begun = True
-                        breaker.record_start(era)
+                        breaker.record_start(era, request.caller)
                     yield event
         except ServiceError as error:
             self._counts.errors[error.code] += 1
             if era is not None:
-                breaker.record_failure(era, error)
+                breaker.record_failure(era, request.caller, error)
             raise
         except BaseException:
             if era is not None:
-                breaker.record_cancellation(era)
+                breaker.record_cancellation(era, request.caller)
             raise
-        breaker.record_success(era)
+        breaker.record_success(era, request.caller)
 
 
 class _CircuitBreaker:
@@ -146,27 +148,35 @@ class _CircuitBreaker:
         self._until = 0.0
         self._openings = 0
         self._last_error: str | None = None
+        self._failing: set[str] = set()
+        """The callers of the failures in a row."""
 
-    def enter(self) -> int:
+        self._is_unreachable = False
+        """Whether one of those failures was the connection's."""
+
+        self._only: str | None = None
+        """The one caller for which the breaker is not closed; None: it is for all."""
+
+    def enter(self, caller: str) -> int:
         """Return the era of a new request; raises ProviderCircuitOpenError if it may not begin."""
-        if self._state != "closed":
+        if self._state != "closed" and self._concerns(caller):
             self._probe()
         return self._era
 
-    def record_start(self, era: int) -> None:
+    def record_start(self, era: int, caller: str) -> None:
         """Record that an answer has begun: a trial closes the breaker, and until an answer is
         complete one more failure opens it again."""
-        if era == self._era and self._state == "half_open":
+        if era == self._era and self._state == "half_open" and self._concerns(caller):
             self._close(self._breakers.limit - 1)
 
-    def record_success(self, era: int) -> None:
+    def record_success(self, era: int, caller: str) -> None:
         """Record a complete answer."""
         if era == self._era:
-            if self._state == "half_open":
+            if self._state == "half_open" and self._concerns(caller):
                 self._close(0)
-            self.failures = 0
+            self._forget_failures(0)
 
-    def record_failure(self, era: int, error: ServiceError) -> None:
+    def record_failure(self, era: int, caller: str, error: ServiceError) -> None:
         """Record an answer that ended with `error`."""
         if era != self._era:
             return
@@ -174,16 +184,20 @@ class _CircuitBreaker:
             case True:
                 self._last_error = error.code
                 self.failures += 1
-                if self._state == "half_open" or self.failures == self._breakers.limit:
+                self._failing.add(caller)
+                self._is_unreachable |= is_unreachable(error)
+                is_trial = self._state == "half_open" and self._concerns(caller)
+                is_news = self._state == "closed" or not self._concerns(caller)
+                if is_trial or (is_news and 0 < self._breakers.limit <= self.failures):
                     self._open()
             case False:
-                self.record_success(era)
+                self.record_success(era, caller)
             case None:
-                self.record_cancellation(era)
+                self.record_cancellation(era, caller)
 
-    def record_cancellation(self, era: int) -> None:
+    def record_cancellation(self, era: int, caller: str) -> None:
         """Record that the caller left: a trial makes room for the next."""
-        if era == self._era and self._state == "half_open":
+        if era == self._era and self._state == "half_open" and self._concerns(caller):
             self._state = "open"
 
     def build_status(self) -> BreakerStatus:
@@ -201,7 +215,11 @@ class _CircuitBreaker:
             self._last_error,
             max(0.0, self._until - now) if state == "open" else None,
             self._openings,
+            state != "closed" and self._only is not None,
         )
+
+    def _concerns(self, caller: str) -> bool:
+        return self._only is None or caller == self._only
 
     def _probe(self) -> None:
         """Let one request through as a trial, once it is time."""
@@ -220,18 +238,34 @@ class _CircuitBreaker:
         self._era += 1
         self._openings += 1
         self._until = self._breakers.clock() + self._breakers.seconds
+        is_for_one = len(self._failing) == 1 and not self._is_unreachable
+        self._only = next(iter(self._failing)) if is_for_one else None
         failure = {"failures": self.failures, "code": self._last_error}
-        extra = {**self._log_fields, **failure, "seconds": self._breakers.seconds}
+        scope = {"seconds": self._breakers.seconds, "for_one_caller": is_for_one}
+        extra = {**self._log_fields, **failure, **scope}
         logger.warning("provider.breaker_opened", extra=extra)
 
     def _close(self, failures: int) -> None:
         self._state = "closed"
-        self.failures = failures
+        self._only = None
+        self._forget_failures(failures)
         logger.info("provider.breaker_closed", extra=self._log_fields)
+
+    def _forget_failures(self, left: int) -> None:
+        self.failures = left
+        self._is_unreachable = False
+        if not left:
+            self._failing.clear()
 
     @property
     def _log_fields(self) -> dict[str, str]:
         return {"provider": self._provider, "model": self._model}
+
+
+def is_unreachable(error: ServiceError) -> bool:
+    """Return whether there was no connection, as the error's cause says, which no request can be
+    the reason for."""
+    return isinstance(error, ProviderUnavailableError) and error.__cause__ is not None
 
 
 def is_unhealthy(error: ServiceError) -> bool | None:

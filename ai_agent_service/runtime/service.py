@@ -276,6 +276,7 @@ class Service:
             session=turn.session,
             task=task,
             agent_version=agent.version,
+            caller=caller.label,
         )
         admission = None if limiter is None else RunAdmission(caller, limiter, self.slots)
         return Run(agent, turn, context, self._parts.runs, admission)

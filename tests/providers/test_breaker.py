@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 
+import msgspec
 import pytest
 
 from ai_agent_service.core.errors import (
@@ -59,10 +60,11 @@ class Asked:
         [status] = self.breakers.list_statuses()
         return status
 
-    async def ask(self, model: str = "some-model") -> str:
+    async def ask(self, model: str = "some-model", caller: str = "") -> str:
         """`ok`, or the code of the error."""
+        request = msgspec.structs.replace(question(model=model), caller=caller)
         try:
-            await text(self.provider, question(model=model))
+            await text(self.provider, request)
         except ServiceError as error:
             return error.code
         return "ok"
@@ -83,6 +85,45 @@ async def test_a_provider_that_failed_so_often_is_not_asked() -> None:
     asked = Asked([DOWN])
     assert await asked.asks(5) == ["provider_unavailable"] * 3 + ["provider_circuit_open"] * 2
     assert asked.requests == 3
+
+
+async def test_the_failures_of_one_caller_stop_that_caller_alone() -> None:
+    asked = Asked([DOWN], [DOWN], [DOWN], says("x"))
+    assert [await asked.ask(caller="a") for _ in range(4)] == [
+        *["provider_unavailable"] * 3,
+        "provider_circuit_open",
+    ]
+    assert [await asked.ask(caller="b") for _ in range(5)] == ["ok"] * 5
+    assert await asked.ask(caller="a") == "provider_circuit_open"
+    assert asked.status.is_for_one_caller
+
+
+async def test_the_failures_of_several_callers_stop_all() -> None:
+    asked = Asked([DOWN])
+    assert [await asked.ask(caller=each) for each in "aaab"] == ["provider_unavailable"] * 4
+    assert await asked.ask(caller="c") == "provider_circuit_open"
+    assert not asked.status.is_for_one_caller
+
+
+async def test_a_failure_of_another_caller_after_an_answer_stops_neither() -> None:
+    asked = Asked([DOWN], [DOWN], [DOWN], says("x"), [DOWN], says("x"))
+    for _ in range(3):
+        await asked.ask(caller="a")
+    assert [await asked.ask(caller=each) for each in "bbcb"] == [
+        "ok",
+        "provider_unavailable",
+        "ok",
+        "ok",
+    ]
+
+
+async def test_a_connection_that_cannot_be_made_stops_all() -> None:
+    down = ProviderUnavailableError("It cannot be reached.")
+    down.__cause__ = ConnectionRefusedError()
+    asked = Asked([down])
+    for _ in range(3):
+        await asked.ask(caller="a")
+    assert await asked.ask(caller="b") == "provider_circuit_open"
 
 
 async def test_callers_are_told_until_when() -> None:
@@ -262,7 +303,7 @@ async def test_a_probe_that_fails_opens_again_for_the_whole_time() -> None:
     asked.now += 31
     assert await asked.asks(2) == ["provider_timeout", "provider_circuit_open"]
     assert asked.status == BreakerStatus(
-        "scripted", "some-model", "open", 4, "provider_timeout", 30.0, 2
+        "scripted", "some-model", "open", 4, "provider_timeout", 30.0, 2, True
     )
     asked.now += 30
     assert await asked.ask() == "ok"
@@ -363,7 +404,13 @@ async def test_each_change_is_told_in_the_log(caplog: pytest.LogCaptureFixture) 
         (
             "provider.breaker_opened",
             logging.WARNING,
-            {**named, "failures": 3, "code": "provider_unavailable", "seconds": 30},
+            {
+                **named,
+                "failures": 3,
+                "code": "provider_unavailable",
+                "seconds": 30,
+                "for_one_caller": True,
+            },
         ),
         ("provider.breaker_closed", logging.INFO, named),
     ]
