@@ -4,7 +4,7 @@ import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ai_agent_service import __version__
+from ai_agent_service.config.addresses import normalize_base_url, normalize_ollama_url
 from ai_agent_service.config.json_files import read_text
 from ai_agent_service.core.errors import ConfigError, Fault
 
@@ -28,13 +29,18 @@ def _split_names(value: object) -> object:
 
 
 def _check_url(value: str) -> str:
+    value = value.strip()
     if not value.startswith(("http://", "https://")):
         raise ValueError("an address beginning with http:// or https:// is needed")
+    if not urlsplit(value).hostname:
+        raise ValueError("the address names no host")
     return value
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_names)]
 Url = Annotated[str, AfterValidator(_check_url)]
+BaseUrl = Annotated[Url, AfterValidator(normalize_base_url)]
+OllamaUrl = Annotated[Url, AfterValidator(normalize_ollama_url)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -84,7 +90,8 @@ class Settings(BaseSettings):
     azure_openai_api_key: SecretStr | None = None
     """The key of the Azure OpenAI resource."""
     azure_openai_endpoint: Url | None = None
-    """The address of the Azure OpenAI resource, such as https://NAME.openai.azure.com/."""
+    """The address of the Azure OpenAI resource, such as https://NAME.openai.azure.com/, or the
+    Target URI of a deployment."""
     azure_openai_api_version: str | None = None
     """A dated API version selects the /openai/deployments addresses; unset selects /openai/v1/."""
     azure_openai_default_model: str | None = None
@@ -95,7 +102,7 @@ class Settings(BaseSettings):
 
     openrouter_api_key: SecretStr | None = None
     """The key for OpenRouter."""
-    openrouter_base_url: Url = "https://openrouter.ai/api/v1"
+    openrouter_base_url: BaseUrl = "https://openrouter.ai/api/v1"
     """The address of OpenRouter's API."""
     openrouter_default_model: str = "openrouter/auto"
     """The OpenRouter model of agents that name none."""
@@ -106,7 +113,7 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr | None = None
     """The key for OpenAI or the compatible server at OPENAI_BASE_URL; a server without keys needs
     none."""
-    openai_base_url: Url | None = None
+    openai_base_url: BaseUrl | None = None
     """The address of any OpenAI-compatible server, up to and with /v1; unset means OpenAI
     itself."""
     openai_default_model: str | None = None
@@ -114,7 +121,7 @@ class Settings(BaseSettings):
     openai_model_list: Names = ()
     """Models, separated by commas, that a caller may ask for instead of the agent's own."""
 
-    ollama_base_url: Url = "http://localhost:11434"
+    ollama_base_url: OllamaUrl = "http://localhost:11434"
     """The address of the Ollama server."""
     ollama_default_model: str | None = None
     """The Ollama model of agents that name none; unset takes the first one installed there."""

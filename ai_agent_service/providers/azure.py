@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Self
 from urllib.parse import quote
 
+from ai_agent_service.config.addresses import parse_azure_endpoint
 from ai_agent_service.providers.base import ProviderSetup
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 
@@ -20,28 +21,24 @@ class AzureOpenAI(OpenAICompatible):
 
     @classmethod
     def from_setup(cls, setup: ProviderSetup) -> Self:
-        """Return the resource at AZURE_OPENAI_ENDPOINT."""
+        """Return the resource at AZURE_OPENAI_ENDPOINT; the deployment and the API version in the
+        address are defaults."""
         settings = setup.settings
         needed = {
             "AZURE_OPENAI_API_KEY": settings.azure_openai_api_key,
             "AZURE_OPENAI_ENDPOINT": settings.azure_openai_endpoint,
         }
-        endpoint = (
-            (settings.azure_openai_endpoint or "")
-            .rstrip("/")
-            .removesuffix("/openai/v1")
-            .removesuffix("/openai")
-        )
+        endpoint = parse_azure_endpoint(settings.azure_openai_endpoint or "")
         provider = cls(
             setup.http,
-            base_url=endpoint,
+            base_url=endpoint.base_url,
             api_key=settings.azure_openai_api_key,
-            default_model=settings.azure_openai_default_model,
+            default_model=settings.azure_openai_default_model or endpoint.deployment,
             default_model_variable="AZURE_OPENAI_DEFAULT_MODEL",
             model_list=settings.azure_openai_model_list,
             missing=tuple(name for name, value in needed.items() if not value),
         )
-        provider.api_version = settings.azure_openai_api_version
+        provider.api_version = settings.azure_openai_api_version or endpoint.api_version
         return provider
 
     def url(self, model: str) -> str:

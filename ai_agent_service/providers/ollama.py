@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from typing import ClassVar, Self
 
+from ai_agent_service.config.addresses import join_path
 from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderProtocolError
 from ai_agent_service.providers import ollama_wire
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
@@ -27,7 +28,7 @@ class Ollama:
         model_list: tuple[str, ...] = (),
     ) -> None:
         self.http = http
-        self.base_url = base_url.rstrip("/").removesuffix("/v1").removesuffix("/api")
+        self.base_url = base_url.rstrip("/")
         self.model_list = model_list
         self._default_model = default_model
 
@@ -44,7 +45,7 @@ class Ollama:
 
     async def list_installed_models(self, *, timeout: float = 2.0) -> tuple[str, ...]:
         """Return the names of the installed chat models; raises UpstreamError."""
-        target = HttpTarget(self.name, f"{self.base_url}/api/tags")
+        target = HttpTarget(self.name, join_path(self.base_url, "/api/tags"))
         answer = await self.http.get_json(target, timeout=timeout)
         models = answer.get("models") if isinstance(answer, dict) else None
         if not isinstance(models, list):
@@ -78,5 +79,5 @@ class Ollama:
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """Yield the answer as it comes; see Provider."""
-        target = HttpTarget(self.name, f"{self.base_url}/api/chat", request.http_headers)
+        target = HttpTarget(self.name, join_path(self.base_url, "/api/chat"), request.http_headers)
         return ollama_wire.stream(self.http, target, request)

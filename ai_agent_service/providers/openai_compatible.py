@@ -5,6 +5,7 @@ from typing import ClassVar, Self
 
 from pydantic import SecretStr
 
+from ai_agent_service.config.addresses import join_path
 from ai_agent_service.core.errors import ProviderNotConfiguredError
 from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
@@ -67,7 +68,7 @@ class OpenAICompatible:
 
     def url(self, model: str) -> str:
         """Return the address of requests for `model`."""
-        return f"{self.base_url}/chat/completions"
+        return join_path(self.base_url, "/chat/completions")
 
     def headers(self) -> Mapping[str, str]:
         """Return the headers that authenticate a request."""
@@ -76,7 +77,7 @@ class OpenAICompatible:
     def ping_url(self) -> str:
         """Return the address that shows whether the server accepts the key: the list of models,
         which costs nothing."""
-        return f"{self.base_url}/models"
+        return join_path(self.base_url, "/models")
 
     async def ping(self, *, timeout: float) -> None:
         """See Pingable."""

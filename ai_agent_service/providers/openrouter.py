@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
+from ai_agent_service.config.addresses import join_path
 from ai_agent_service.providers.base import ProviderSetup
 from ai_agent_service.providers.chat_wire import Profile
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
@@ -35,7 +36,7 @@ class OpenRouter(OpenAICompatible):
 
     def ping_url(self) -> str:
         """Return the address of the key's data; the list of models is long and needs no key."""
-        return f"{self.base_url}/key"
+        return join_path(self.base_url, "/key")
 
     def headers(self) -> Mapping[str, str]:
         """Return the key, and the name for OpenRouter's statistics."""
