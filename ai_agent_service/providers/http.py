@@ -12,6 +12,7 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Self
 
 import aiohttp
@@ -73,18 +74,22 @@ class HttpClient:
         self.counts: defaultdict[str, ProviderCounts] = defaultdict(ProviderCounts)
         """The counts of each provider, of which only the retries are counted here."""
         self._session: aiohttp.ClientSession | None = None
+        self._unpooled: aiohttp.ClientSession | None = None
+        """A session whose every request opens a connection."""
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self._session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True
-        )
+        pool = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+        self._session = _open_session(pool)
+        self._unpooled = _open_session(aiohttp.TCPConnector(limit=0, force_close=True))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        if self._unpooled is not None:
+            await self._unpooled.close()
+            self._unpooled = None
 
     @asynccontextmanager
     async def post(
@@ -167,7 +172,7 @@ class HttpClient:
     def _get(
         self, url: str | URL, target: HttpTarget
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        return self._active_session.get(
+        return _require_open(self._session).get(
             url, headers=target.headers, allow_redirects=False, proxy=find_proxy(str(url))
         )
 
@@ -183,12 +188,6 @@ class HttpClient:
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._translate_error(error, target, math.inf, begun=False) from error
-
-    @property
-    def _active_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("the HttpClient is used outside of its 'async with'")
-        return self._session
 
     async def _send_with_retries(
         self, target: HttpTarget, body: bytes, deadline: float
@@ -237,15 +236,39 @@ class HttpClient:
     async def _send(
         self, target: HttpTarget, body: bytes, deadline: float
     ) -> aiohttp.ClientResponse:
+        """Return the response to one attempt.
+
+        If a connection of the pool ends before a byte of the response, the server closed it before
+        the request arrived, so it is sent once more, on a new connection.
+        """
+        connection = _ConnectionOrigin()
         async with asyncio.timeout(min(deadline - time.monotonic(), self._timeouts.first_byte)):
-            return await self._active_session.post(
-                target.url,
-                data=body,
-                headers={**target.headers, **build_trace_headers()},
-                allow_redirects=False,
-                proxy=find_proxy(target.url),
-                timeout=self._only_connect,
-            )
+            try:
+                return await self._post(self._session, target, body, connection)
+            except (aiohttp.ClientConnectionError, OSError) as error:
+                is_stale = connection.is_reused and not _has_response_begun(error)
+                if not is_stale or isinstance(error, TimeoutError):
+                    raise
+                fields = {"provider": target.provider, "cause": _describe_cause(error)}
+                logger.debug("provider.stale_connection", extra=fields)
+            return await self._post(self._unpooled, target, body, connection)
+
+    async def _post(
+        self,
+        session: aiohttp.ClientSession | None,
+        target: HttpTarget,
+        body: bytes,
+        connection: "_ConnectionOrigin",
+    ) -> aiohttp.ClientResponse:
+        return await _require_open(session).post(
+            target.url,
+            data=body,
+            headers={**target.headers, **build_trace_headers()},
+            allow_redirects=False,
+            proxy=find_proxy(target.url),
+            timeout=self._only_connect,
+            trace_request_ctx=connection,
+        )
 
     async def _read_failure(
         self, response: aiohttp.ClientResponse, target: HttpTarget
@@ -355,6 +378,41 @@ class _ResponseChunks:
             self._content.set_exception(aiohttp.SocketTimeoutError())
         else:
             self._timer = self._set_timer(since + self._limit)
+
+
+class _ConnectionOrigin(msgspec.Struct):
+    """Whether the connection of a request came from the pool."""
+
+    is_reused: bool = False
+
+
+async def _record_reuse(
+    _: aiohttp.ClientSession, trace: SimpleNamespace, __: aiohttp.TraceConnectionReuseconnParams
+) -> None:
+    if isinstance(origin := trace.trace_request_ctx, _ConnectionOrigin):
+        origin.is_reused = True
+
+
+def _open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_record_reuse)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=True,
+        trace_configs=[trace],
+    )
+
+
+def _require_open(session: aiohttp.ClientSession | None) -> aiohttp.ClientSession:
+    if session is None:
+        raise RuntimeError("the HttpClient is used outside of its 'async with'")
+    return session
+
+
+def _has_response_begun(error: Exception) -> bool:
+    """Return whether the server sent a part of its response's head before it disconnected."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
 
 
 def _describe_cause(error: Exception) -> str:

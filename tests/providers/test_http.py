@@ -95,6 +95,49 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced() -> No
         assert upstream.connections == 2
 
 
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_a_connection_of_the_pool_that_dies_at_once_is_replaced_without_a_retry(
+    end: Action,
+) -> None:
+    async with served(says("one"), [end], says("two"), max_retries=0) as (upstream, provider):
+        assert [await text(provider) for _ in range(2)] == ["one", "two"]
+        assert (upstream.connections, len(upstream.requests)) == (2, 3)
+        assert provider.http.counts["openai"].retries == 0
+
+
+async def test_a_connection_of_the_pool_is_replaced_once_and_by_a_new_one() -> None:
+    two = (says("one"), says("two"))
+    dead: list[Action] = ["close"]
+    async with served(*two, dead, dead, says("three"), max_retries=0) as (upstream, provider):
+        first = provider.stream(question())
+        await anext(first)
+        await text(provider)  # a second connection, so that the pool has another one
+        await collect_events(first)
+        assert upstream.connections == 2
+        assert isinstance(await failure(provider), ProviderUnavailableError)
+        assert (upstream.connections, len(upstream.requests)) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "lead", [b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n", head()]
+)
+async def test_a_connection_of_the_pool_that_dies_within_its_response_is_not_replaced(
+    lead: bytes,
+) -> None:
+    async with served(says("one"), [lead, "close"], max_retries=0) as (upstream, provider):
+        await text(provider)
+        assert isinstance(await failure(provider), UpstreamError)
+        assert len(upstream.requests) == 2
+
+
+async def test_a_server_that_announces_keep_alive_and_closes_can_be_asked_at_once() -> None:
+    answer = [head(keep_alive="timeout=5, max=100"), *says("Hi")[1:]]
+    async with served([*answer, "close"], max_retries=0) as (upstream, provider):
+        assert [await text(provider) for _ in range(60)] == ["Hi"] * 60
+        assert provider.http.counts["openai"].retries == 0
+        assert len(upstream.requests) >= 60
+
+
 async def test_a_server_that_goes_on_after_its_end_costs_a_second_and_its_connection() -> None:
     async with served([*says("one")[:-1], asyncio.Event()]) as (upstream, provider):
         began = time.monotonic()
@@ -584,7 +627,7 @@ async def test_a_clean_end_without_a_finish_reason_is_an_error() -> None:
     for actions in (
         [event(delta(content="x")), DONE, END],
         [event(delta(content="x")), END],
-        [END],
+        [chunk(b": nothing\n\n"), END],
     ):
         async with served([head(), *actions], says("fine")) as (upstream, provider):
             error = await failure(provider)
