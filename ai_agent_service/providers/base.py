@@ -32,9 +32,16 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def http_headers(self) -> dict[str, str]:
-        """The headers of the HTTP request that sends it as JSON."""
+        """The headers of the HTTP request that sends it as JSON.
+
+        The id goes by the name that OpenAI documents for clients, at most 512 ASCII characters:
+        some servers take `X-Request-Id` for theirs and refuse what is not a UUID.
+        """
         headers = {"Content-Type": "application/json"}
-        return {**headers, "X-Request-Id": self.request_id} if self.request_id else headers
+        request_id = self.request_id
+        if request_id and request_id.isascii() and len(request_id) <= 512:
+            headers["X-Client-Request-Id"] = request_id
+        return headers
 
 
 class ModelFinished(msgspec.Struct, frozen=True):

@@ -116,7 +116,7 @@ async def test_a_provider_is_told_the_id(
         async with open_client(app) as client:
             response = await client.post(CHAT, json=asking(), headers={"x-request-id": "req-a"})
         assert response.status_code == 200, response.text
-    assert [request.headers.get("x-request-id") for request in upstream.requests] == ["req-a"]
+    assert [request.headers["x-client-request-id"] for request in upstream.requests] == ["req-a"]
 
 
 class Headers:

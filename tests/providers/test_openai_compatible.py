@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderUnavailableError
@@ -22,7 +23,7 @@ async def test_a_question_goes_to_chat_completions_with_the_key() -> None:
     assert request.headers["authorization"] == "Bearer sk-key"
     assert request.headers["content-type"] == "application/json"
     assert request.headers["accept"] == "text/event-stream"
-    assert request.headers["x-request-id"] == "req-1"
+    assert request.headers["x-client-request-id"] == "req-1"
     assert request.json["model"] == "some-model"
 
 
@@ -49,6 +50,18 @@ async def test_a_streamed_answer_needs_no_content_type() -> None:
     answer[0] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
     async with Upstream(answer) as upstream, HttpClient() as http:
         assert await text(OpenAICompatible(http, base_url=upstream.url)) == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("request_id", "sent"), [("é", None), ("x" * 513, None), ("x" * 512, "x" * 512), ("", None)]
+)
+async def test_an_id_that_openai_would_refuse_is_not_sent(
+    request_id: str, sent: str | None
+) -> None:
+    asked = msgspec.structs.replace(question(), request_id=request_id)
+    async with Upstream(says("Hi")) as upstream, HttpClient() as http:
+        await text(OpenAICompatible(http, base_url=upstream.url), asked)
+    assert upstream.requests[0].headers.get("x-client-request-id") == sent
 
 
 async def test_nothing_is_asked_until_an_event_is_wanted() -> None:
