@@ -129,7 +129,9 @@ def page() -> str:
             "In the shape of [OpenAI's errors](api.md). Where there are more exact codes, the one"
             " in the second column is told if none of\nthem fits."
         ),
-        _table(("status", "code", "more exact codes", "type", "meaning"), sorted(_errors())),
+        _table(
+            ("status", "code", "more exact codes", "type", "retry", "meaning"), sorted(_errors())
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -301,12 +303,21 @@ def _errors() -> Iterator[tuple[str, ...]]:
             f"`{each.default_code}`",
             codes,
             f"`{each.type}`",
+            "yes" if _is_retried(each.status, each.headers) else "no",
             " ".join((each.__doc__ or "").split()),
         )
     told = {each.default_code for each in ours}
     for status, (code, message) in FRAMEWORK_ERRORS.items():
         if code not in told:
-            yield str(status), f"`{code}`", "", f"`{RequestError.type}`", message
+            retry = "yes" if _is_retried(status, {}) else "no"
+            yield str(status), f"`{code}`", "", f"`{RequestError.type}`", retry, message
+
+
+def _is_retried(status: int, headers: Mapping[str, str]) -> bool:
+    """Return whether OpenAI's libraries retry an answer: 408, 409, 429 and 5xx without the header
+    against it."""
+    may_pass = status in (408, 409, 429) or status >= 500
+    return may_pass and headers.get("x-should-retry") != "false"
 
 
 def _exact_codes() -> dict[str, set[str]]:

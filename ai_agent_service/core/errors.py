@@ -25,14 +25,17 @@ code.
     |-- MemoryUnavailableError             503  the database of conversations cannot be used
     |-- AccessUnavailableError             503  keys or users cannot be checked now
     |-- UpstreamError                      502  the provider
-    |   |-- ProviderNotConfiguredError     503  a credential is missing
-    |   |-- ProviderRefusedError           502  it does not accept our key, model or account
+    |   |-- ProviderNotConfiguredError     424  a credential is missing
+    |   |-- ProviderRefusedError           424  it does not accept our key, model or account
     |   |-- ProviderRateLimitError         429
     |   |-- ProviderUnavailableError       502  no connection, or a failure inside it
     |   |   `-- ProviderCircuitOpenError   503  it failed so often that it is not asked for a time
     |   |-- ProviderTimeoutError           504
     |   `-- ProviderProtocolError          502  its answer breaks its own protocol
     `-- InternalError                      500  a bug of the service
+
+424 (Failed Dependency) is for errors of the provider that only the operator can correct: no client
+retries it, as clients do with 5xx, and none takes it for an error in its own key or request.
 
 `ToolError` is separate: the model can repair it, so it becomes a tool result and never an answer.
 """
@@ -41,6 +44,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import msgspec
+
+NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
+"""The header that keeps OpenAI's libraries from retrying an answer, whatever its status is."""
 
 
 class ServiceError(Exception):
@@ -109,6 +115,8 @@ class ConfigError(
     """All faults found in the configuration; a process that starts ends with code 2, a running one
     keeps its configuration."""
 
+    headers = NO_RETRY
+
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = tuple(sorted(set(faults)))
         super().__init__("\n".join(str(fault) for fault in self.faults))
@@ -124,6 +132,13 @@ class InvalidRequestError(RequestError):
 
 class ContextTooLongError(InvalidRequestError, code="context_length_exceeded"):
     """The provider says that the conversation does not fit the model's context window."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, window: int | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.window = window
+        """The context window in tokens, where the provider states it."""
 
 
 class UnauthorizedError(RequestError, status=401, code="invalid_api_key"):
@@ -182,6 +197,8 @@ class IdempotencyNotStoredError(RequestError, status=409, code="idempotency_not_
     """The request with this Idempotency-Key was answered, and the answer is too large to be
     repeated."""
 
+    headers = NO_RETRY
+
 
 class IdempotencyMismatchError(RequestError, status=422, code="idempotency_mismatch"):
     """Another request was sent with this Idempotency-Key."""
@@ -229,13 +246,17 @@ class UpstreamError(ServiceError, status=502, type="upstream_error", code="provi
     """The provider could not be asked, or answered with an error."""
 
 
-class ProviderNotConfiguredError(UpstreamError, status=503, code="provider_not_configured"):
+class ProviderNotConfiguredError(UpstreamError, status=424, code="provider_not_configured"):
     """A setting that the provider needs is missing; the message names the variable."""
 
+    headers = NO_RETRY
 
-class ProviderRefusedError(UpstreamError, code="provider_refused"):
+
+class ProviderRefusedError(UpstreamError, status=424, code="provider_refused"):
     """The provider does not accept our key, our account or the model's name: the operator has to
     act."""
+
+    headers = NO_RETRY
 
 
 class ProviderRateLimitError(

@@ -1,5 +1,7 @@
 """Trace each request, by the conventions for HTTP; the outermost layer if traces are on."""
 
+from http import HTTPStatus
+
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,7 +60,7 @@ class TracingMiddleware:
     def _record_start(self, span: Span, message: Message) -> None:
         status = message["status"]
         span.set_attribute("http.response.status_code", status)
-        if status >= 500:
+        if status >= 500 or status == HTTPStatus.FAILED_DEPENDENCY:
             self._tracing.record_error(span, str(status))
         for name, value in message.get("headers", ()):
             if name == b"x-request-id":

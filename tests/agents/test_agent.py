@@ -131,7 +131,7 @@ async def test_a_provider_without_credentials_is_named_with_its_variables() -> N
     script.missing = ("SOME_KEY", "SOME_ENDPOINT")
     error = await refused(Turn(messages=(QUESTION,)), script)
     assert isinstance(error, ProviderNotConfiguredError)
-    assert (error.status, script.requests) == (503, [])
+    assert (error.status, script.requests) == (424, [])
     assert "SOME_KEY and SOME_ENDPOINT" in error.message
 
 

@@ -438,7 +438,7 @@ PROVIDER_ERRORS = [
     ),
     (
         ProviderRefusedError("It does not accept our key."),
-        502,
+        424,
         "upstream_error",
         "provider_refused",
     ),
@@ -463,15 +463,16 @@ async def test_an_error_before_the_first_event_is_answered_with_its_status(
         "code": code,
     }
     assert response.headers.get("retry-after") == ("7" if failure.retry_after else None)
+    assert response.headers.get("x-should-retry") == ("false" if status == 424 else None)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-async def test_a_provider_without_its_key_is_a_503_that_names_the_variable(
+async def test_a_provider_without_its_key_is_a_424_that_names_the_variable(
     tmp_path: Path, stream: bool
 ) -> None:
     agent = {**AGENT, "provider": "openai", "model": "some-model"}
     async with open_client(create_app(configuration(tmp_path, agents=[agent]))) as client:
-        error = read_error(await client.post(CHAT, json=asking(stream=stream)), 503)
+        error = read_error(await client.post(CHAT, json=asking(stream=stream)), 424)
     assert error["code"] == "provider_not_configured"
     assert "OPENAI_API_KEY" in error["message"]
 
