@@ -55,9 +55,13 @@ def is_azure(url: str) -> bool:
     return bool(_AZURE_HOST.search(_find_host(url)))
 
 
-def has_version(url: str) -> bool:
-    """Return whether the path of `url` has a part like `/v1`."""
-    return bool(_VERSION.search(urlsplit(url).path))
+def build_address_hint(variable: str, base_url: str | None) -> str:
+    """Return what to do if a server does not have the address of `variable`; empty if it is not
+    set."""
+    if not base_url:
+        return ""
+    has_version = _VERSION.search(urlsplit(base_url).path)
+    return f"Check {variable}{'' if has_version else ': it usually ends with /v1'}."
 
 
 def join_path(base_url: str, path: str) -> str:

@@ -35,6 +35,7 @@ class AzureOpenAI(OpenAICompatible):
             api_key=settings.azure_openai_api_key,
             default_model=settings.azure_openai_default_model or endpoint.deployment,
             default_model_variable="AZURE_OPENAI_DEFAULT_MODEL",
+            address_hint="Check AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_VERSION.",
             model_list=settings.azure_openai_model_list,
             missing=tuple(name for name, value in needed.items() if not value),
         )

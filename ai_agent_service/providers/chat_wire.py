@@ -25,7 +25,11 @@ from ai_agent_service.core.messages import (
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.providers.http import HttpClient
-from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
+from ai_agent_service.providers.http_errors import (
+    HttpTarget,
+    parse_stream_error,
+    raise_for_error_event,
+)
 from ai_agent_service.providers.provider_data import add_provider_data, read_provider_data
 from ai_agent_service.providers.sse import EventReader
 from ai_agent_service.providers.wire import stream_answer
@@ -295,6 +299,8 @@ class _AnswerAssembler:
             ) from error
         if chunk.error:
             raise parse_stream_error(chunk.error, self._target)
+        if not chunk.choices:
+            raise_for_error_event(data, self._target)
         if chunk.usage is not None:
             self._usage = _to_usage(chunk.usage)
         events: list[ModelEvent] = []

@@ -20,10 +20,11 @@ import msgspec
 from yarl import URL
 
 from ai_agent_service.core.errors import (
-    ContextTooLongError,
     ProviderProtocolError,
+    ProviderRefusedError,
     ProviderTimeoutError,
     ProviderUnavailableError,
+    RequestError,
     RunTimeoutError,
     ServiceError,
     UpstreamError,
@@ -213,8 +214,8 @@ class HttpClient:
                 if response.status == 200:
                     return response
                 failure = await self._read_failure(response, target)
-                is_too_long = isinstance(failure, ContextTooLongError)
-                is_retryable = response.status in RETRYABLE_STATUSES and not is_too_long
+                is_lasting = isinstance(failure, RequestError | ProviderRefusedError)
+                is_retryable = response.status in RETRYABLE_STATUSES and not is_lasting
             delay = self._compute_delay(attempt, failure.retry_after)
             if (
                 not is_retryable
@@ -273,7 +274,7 @@ class HttpClient:
     async def _read_failure(
         self, response: aiohttp.ClientResponse, target: HttpTarget
     ) -> ServiceError:
-        text = b""
+        text = None
         try:
             async with asyncio.timeout(5):
                 text = await _read_limited(response.content, MAX_ERROR_BYTES)

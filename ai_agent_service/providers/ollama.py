@@ -10,6 +10,7 @@ from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSe
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
 
+_HINT = "Check OLLAMA_BASE_URL."
 _EMBEDDING_MODELS = ("embed", "minilm", "bge-")
 
 
@@ -45,7 +46,7 @@ class Ollama:
 
     async def list_installed_models(self, *, timeout: float = 2.0) -> tuple[str, ...]:
         """Return the names of the installed chat models; raises UpstreamError."""
-        target = HttpTarget(self.name, join_path(self.base_url, "/api/tags"))
+        target = HttpTarget(self.name, join_path(self.base_url, "/api/tags"), address_hint=_HINT)
         answer = await self.http.get_json(target, timeout=timeout)
         models = answer.get("models") if isinstance(answer, dict) else None
         if not isinstance(models, list):
@@ -79,5 +80,11 @@ class Ollama:
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """Yield the answer as it comes; see Provider."""
-        target = HttpTarget(self.name, join_path(self.base_url, "/api/chat"), request.http_headers)
+        target = HttpTarget(
+            self.name,
+            join_path(self.base_url, "/api/chat"),
+            request.http_headers,
+            model=request.model,
+            address_hint=_HINT,
+        )
         return ollama_wire.stream(self.http, target, request)

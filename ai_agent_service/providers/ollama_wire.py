@@ -15,7 +15,11 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.providers.chat_wire import to_finish_reason, to_wire_tool
 from ai_agent_service.providers.http import HttpClient
-from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
+from ai_agent_service.providers.http_errors import (
+    HttpTarget,
+    parse_stream_error,
+    raise_for_error_event,
+)
 from ai_agent_service.providers.provider_data import add_provider_data, read_provider_data
 from ai_agent_service.providers.wire import stream_answer
 
@@ -181,6 +185,8 @@ class _AnswerAssembler:
             raise parse_stream_error(
                 {"message": said} if isinstance(said, str) else said, self._target
             )
+        if line.message is None and not line.done:
+            raise_for_error_event(data, self._target)
         events: list[ModelEvent] = []
         if (message := line.message) is not None:
             if message.thinking:

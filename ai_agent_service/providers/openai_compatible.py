@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 
 from pydantic import SecretStr
 
-from ai_agent_service.config.addresses import join_path
+from ai_agent_service.config.addresses import build_address_hint, join_path
 from ai_agent_service.core.errors import ProviderNotConfiguredError
 from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
@@ -30,6 +30,7 @@ class OpenAICompatible:
         api_key: SecretStr | str | None = None,
         default_model: str | None = None,
         default_model_variable: str = "",
+        address_hint: str = "",
         model_list: tuple[str, ...] = (),
         missing: tuple[str, ...] = (),
     ) -> None:
@@ -37,6 +38,7 @@ class OpenAICompatible:
         self.base_url = base_url.rstrip("/")
         secret = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key or ""
         self.api_key = secret.strip()  # a file's last newline would make the header invalid
+        self.address_hint = address_hint
         self.model_list = model_list
         self.missing = missing
         self._default_model = default_model
@@ -53,6 +55,7 @@ class OpenAICompatible:
             api_key=settings.openai_api_key,
             default_model=settings.openai_default_model,
             default_model_variable="OPENAI_DEFAULT_MODEL",
+            address_hint=build_address_hint("OPENAI_BASE_URL", settings.openai_base_url),
             model_list=settings.openai_model_list,
             missing=() if is_configured else ("OPENAI_API_KEY",),
         )
@@ -82,11 +85,14 @@ class OpenAICompatible:
     async def ping(self, *, timeout: float) -> None:
         """See Pingable."""
         headers = {"Accept": "application/json", **self.headers()}
-        target = HttpTarget(self.name, self.ping_url(), headers, (self.api_key,))
+        target = self._build_target(self.ping_url(), headers)
         await self.http.probe(target, timeout=timeout)
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """Yield the answer as it comes; see Provider."""
         headers = {**request.http_headers, "Accept": "text/event-stream", **self.headers()}
-        target = HttpTarget(self.name, self.url(request.model), headers, (self.api_key,))
+        target = self._build_target(self.url(request.model), headers, request.model)
         return chat_wire.stream(self.http, target, request, self.profile)
+
+    def _build_target(self, url: str, headers: Mapping[str, str], model: str = "") -> HttpTarget:
+        return HttpTarget(self.name, url, headers, (self.api_key,), model, self.address_hint)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
-from ai_agent_service.config.addresses import join_path
+from ai_agent_service.config.addresses import build_address_hint, join_path
 from ai_agent_service.providers.base import ProviderSetup
 from ai_agent_service.providers.chat_wire import Profile
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
@@ -28,6 +28,7 @@ class OpenRouter(OpenAICompatible):
             api_key=settings.openrouter_api_key,
             default_model=settings.openrouter_default_model,
             default_model_variable="OPENROUTER_DEFAULT_MODEL",
+            address_hint=build_address_hint("OPENROUTER_BASE_URL", settings.openrouter_base_url),
             model_list=settings.openrouter_model_list,
             missing=() if settings.openrouter_api_key else ("OPENROUTER_API_KEY",),
         )

@@ -1,11 +1,17 @@
 """Stream an answer over HTTP: the part that does not depend on the wire format."""
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Protocol
+
+import msgspec
 
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.providers.http import HttpClient, drain
-from ai_agent_service.providers.http_errors import HttpTarget
+from ai_agent_service.providers.http_errors import HttpTarget, find_body_error
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_LINE_BYTES = 64 * 1024
+_BLANK = b"\xef\xbb\xbf \t\r\n"
 
 
 class Reader(Protocol):
@@ -44,7 +50,8 @@ async def stream_answer(
 ) -> AsyncGenerator[ModelEvent, None]:
     """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
     async with http.post(target, encode(request), deadline=request.deadline) as pieces:
-        async for piece in pieces:
+        piece = await read_start(pieces, target)
+        while piece:
             for data in reader.feed(piece):
                 for event in answer.take(data):
                     yield event
@@ -53,7 +60,43 @@ async def stream_answer(
             if answer.done:
                 await drain(pieces)
                 break
+            piece = await anext(pieces, b"")
     for data in () if answer.done else reader.close():
         for event in answer.take(data):
             yield event
     yield answer.finish()
+
+
+async def read_start(pieces: AsyncIterator[bytes], target: HttpTarget) -> bytes:
+    """Return the first bytes of an answer; raises the error that an answer means which is an error
+    in JSON, a page, or empty.
+
+    An answer that begins like JSON or a page is read up to the first line with complete JSON, else
+    to its end.
+    """
+    body = bytearray()
+    is_whole = False
+    async for piece in pieces:
+        body += piece
+        if is_whole and len(body) <= MAX_BODY_BYTES:
+            continue
+        start = body.lstrip(_BLANK)
+        if is_whole or (start and start[0] not in b"{[<"):
+            return bytes(body)
+        line, newline, _ = start.partition(b"\n")
+        if newline and _is_json(line):
+            if (error := find_body_error(bytes(line), target)) is not None:
+                raise error
+            return bytes(body)
+        is_whole = bool(newline) or len(body) > MAX_LINE_BYTES
+    if (error := find_body_error(bytes(body), target)) is not None:
+        raise error
+    return bytes(body)
+
+
+def _is_json(text: bytes | bytearray) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ai_agent_service.config.addresses import (
     AzureEndpoint,
-    has_version,
+    build_address_hint,
     is_azure,
     is_openai,
     join_path,
@@ -180,17 +180,20 @@ def test_a_path_is_joined_before_the_query() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "found"),
+    ("url", "hint"),
     [
-        ("http://h/v1", True),
-        ("http://h/api/v4/", True),
-        ("http://h/v1beta/openai", True),
-        ("http://h", False),
-        ("http://h/vendor", False),
+        (None, ""),
+        ("http://h/v1", "Check X."),
+        ("http://h/api/v4", "Check X."),
+        ("http://h/v1beta/openai", "Check X."),
+        ("http://h", "Check X: it usually ends with /v1."),
+        ("http://h/vendor", "Check X: it usually ends with /v1."),
     ],
 )
-def test_a_version_in_the_path_is_found(url: str, found: bool) -> None:
-    assert has_version(url) is found
+def test_a_hint_names_the_variable_and_the_version_that_is_missing(
+    url: str | None, hint: str
+) -> None:
+    assert build_address_hint("X", url) == hint
 
 
 @given(st.from_regex(r"\Ahttps?://[a-z]{1,5}(/[a-z0-9]{0,9}){0,4}(\?[a-z=]*)?\Z"))

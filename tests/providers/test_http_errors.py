@@ -7,6 +7,7 @@ import pytest
 from ai_agent_service.core.errors import (
     ContextTooLongError,
     InvalidRequestError,
+    ProviderProtocolError,
     ProviderRateLimitError,
     ProviderRefusedError,
     ProviderTimeoutError,
@@ -31,7 +32,13 @@ from tests.support.provider_requests import (
     failure,
     refusal,
     served,
+    setup,
 )
+
+LEADS = {
+    402: "The provider openai wants payment from this service:",
+    403: "The provider openai refused access to this service:",
+}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,6 @@ from tests.support.provider_requests import (
         (400, InvalidRequestError, "provider_rejected_request"),
         (413, InvalidRequestError, "provider_rejected_request"),
         (422, InvalidRequestError, "provider_rejected_request"),
-        (401, ProviderRefusedError, "provider_authentication_failed"),
         (403, ProviderRefusedError, "provider_authentication_failed"),
         (402, ProviderRefusedError, "provider_payment_required"),
         (404, ProviderRefusedError, "provider_model_not_found"),
@@ -57,11 +63,51 @@ async def test_each_status_has_its_error_and_keeps_the_message(
 ) -> None:
     async with served(refusal(status, "The moon is in the way."), max_retries=0) as (_, provider):
         error = await failure(provider)
-        assert (type(error), error.code, error.message) == (
-            kind,
-            code,
-            "openai: The moon is in the way.",
+        lead = LEADS.get(status, "openai:")
+        assert (type(error), error.code) == (kind, code)
+        assert error.message == f"{lead} The moon is in the way."
+
+
+async def test_a_rejected_key_is_the_operators_and_its_details_are_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served(refusal(401, f"Incorrect API key provided: {KEY}.")) as (upstream, provider):
+        error = await failure(provider)
+        assert error.message == (
+            "The provider openai rejected this service's API key. Ask the operator to check it."
         )
+        assert (error.status, dict(error.headers)) == (424, {"x-should-retry": "false"})
+        assert len(upstream.requests) == 1
+    said = [vars(record)["said"] for record in caplog.records if "key_rejected" in record.message]
+    assert said == ["Incorrect API key provided: [redacted]."]
+
+
+async def test_an_unknown_model_is_named() -> None:
+    body = {"error": {"message": "The model does not exist.", "code": "model_not_found"}}
+    async with served(reply(404, body)) as (_, provider):
+        assert (await failure(provider)).message == (
+            "openai does not know the model 'some-model': The model does not exist."
+        )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"404 page not found", {"detail": "Not Found"}, {"error": "Invalid URL (POST /v1/v1)"}, HTML],
+)
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/v1", "Check OPENAI_BASE_URL."),
+        ("", "Check OPENAI_BASE_URL: it usually ends with /v1."),
+    ],
+)
+async def test_an_address_that_the_server_does_not_have_is_named(
+    body: object, path: str, hint: str
+) -> None:
+    async with Upstream(reply(404, body)) as upstream, HttpClient() as http:
+        provider = OpenAICompatible.from_setup(setup(http, openai_base_url=upstream.url + path))
+        error = await failure(provider)
+        assert (error.code, error.message[-len(hint) :]) == ("provider_model_not_found", hint)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +123,8 @@ async def test_each_status_has_its_error_and_keeps_the_message(
         (b"\xff\xfe", "openai: \ufffd\ufffd"),
         ({}, "openai answered with the status 400 and no explanation."),
         ([], "openai answered with the status 400 and no explanation."),
-        (b"", "openai answered with the status 400 and no explanation."),
+        (b"", "openai answered with the status 400 and an empty body."),
+        (b" \r\n", "openai answered with the status 400 and an empty body."),
         (b"null", "openai answered with the status 400 and no explanation."),
         (b"[" * 60_000, "openai: " + "[" * 500 + "..."),
     ],
@@ -92,17 +139,15 @@ async def test_the_message_is_found_in_every_usual_form(body: object, message: s
     [
         {
             "error": {
-                "message": (
-                    f"Incorrect API key provided: {KEY}. Header was 'Authorization: Bearer xyz'."
-                )
+                "message": (f"Not for this key: {KEY}. Header was 'Authorization: Bearer xyz'.")
             }
         },
-        f"Incorrect API key provided: {KEY}; Bearer xyz".encode(),
+        f"Not for this key: {KEY}; Bearer xyz".encode(),
         {"error": {"message": "x" * 490 + KEY + " Bearer xyz"}},
     ],
 )
 async def test_secrets_are_cut_from_the_message(body: object) -> None:
-    async with served(reply(401, body)) as (_, provider):
+    async with served(reply(403, body)) as (_, provider):
         message = (await failure(provider)).message
         assert "xyz" not in message
         assert "sk-" not in message
@@ -112,34 +157,45 @@ async def test_secrets_are_cut_from_the_message(body: object) -> None:
 
 async def test_a_secret_of_any_shape_is_cut_from_the_message() -> None:
     async with (
-        Upstream(refusal(401, "The key 0123abcd is wrong.")) as upstream,
+        Upstream(refusal(403, "The key 0123abcd is wrong.")) as upstream,
         HttpClient() as http,
     ):
         error = await failure(OpenAICompatible(http, base_url=upstream.url, api_key="0123abcd"))
-        assert error.message == "openai: The key [redacted] is wrong."
+        assert error.message.endswith(": The key [redacted] is wrong.")
 
 
 @pytest.mark.parametrize("cut", [len(KEY) // 2, 4])
 async def test_a_secret_that_arrives_in_two_pieces_is_cut_too(cut: int) -> None:
-    whole = reply(401, f"Wrong key: {KEY}".encode(), content_type="text/plain")[0]
+    whole = reply(403, f"Wrong key: {KEY}".encode(), content_type="text/plain")[0]
     assert isinstance(whole, bytes)
     async with served([whole[:-cut], 0.05, whole[-cut:]]) as (_, provider):
-        assert (await failure(provider)).message == "openai: Wrong key: [redacted]"
+        assert (await failure(provider)).message.endswith(": Wrong key: [redacted]")
 
 
 @pytest.mark.parametrize(
-    "page",
+    ("page", "title"),
     [
-        HTML,
-        b"<!DOCTYPE html>\n<head><title>10.1.2.3</title></head>",
-        b"\n<!-- " + b"x" * 600 + b"-->" + HTML,
+        (HTML, ""),
+        (b"<!DOCTYPE html>\n<head><title>10.1.2.3</title></head>", ""),
+        (b"<!DOCTYPE html>\n<title>\n502  Bad &amp; sad\n</title>", ' ("502 Bad & sad")'),
+        (b"\n<!-- " + b"x" * 600 + b"-->" + HTML, ""),
     ],
 )
-async def test_a_page_of_html_is_not_echoed(page: bytes) -> None:
-    async with served(reply(502, page, content_type="text/html"), max_retries=0) as (_, provider):
+@pytest.mark.parametrize("status", [200, 502])
+async def test_of_a_page_of_html_only_the_title_is_repeated(
+    page: bytes, title: str, status: int
+) -> None:
+    async with served(reply(status, page, content_type="text/html"), max_retries=0) as (
+        _,
+        provider,
+    ):
         error = await failure(provider)
-        assert isinstance(error, ProviderUnavailableError)
-        assert error.message == "openai answered with the status 502 and no explanation."
+        kind = ProviderProtocolError if status == 200 else ProviderUnavailableError
+        assert type(error) is kind
+        assert error.message == (
+            f"openai answered with the status {status} and an HTML page{title} in place of an"
+            " API's answer."
+        )
 
 
 async def test_a_long_message_is_cut_at_500_characters() -> None:
@@ -220,3 +276,23 @@ async def test_an_error_within_a_good_answer_is_an_error(
         assert error.message.startswith("openai")
         assert KEY not in error.message
         assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize("lead", [[], [event(delta(content="So far"))]], ids=["at once", "within"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
+        {"object": "error", "message": "Overloaded", "code": 503},
+        {"detail": "Overloaded"},
+        {"message": "Overloaded"},
+        {"choices": [], "error": "Overloaded"},
+    ],
+)
+async def test_an_error_in_another_envelope_within_an_answer_is_that_error(
+    said: object, lead: list[Action]
+) -> None:
+    async with served([head(), *lead, event(said), DONE, END]) as (_, provider):
+        error = await failure(provider)
+        assert isinstance(error, ProviderUnavailableError)
+        assert error.message == "openai: Overloaded"
