@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from ai_agent_service.config.addresses import parse_azure_endpoint
 from ai_agent_service.providers.base import ProviderSetup
+from ai_agent_service.providers.chat_wire import Profile
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 
 
@@ -17,6 +18,7 @@ class AzureOpenAI(OpenAICompatible):
     """
 
     name: ClassVar[str] = "azure_openai"
+    profile: ClassVar[Profile] = Profile(null_content=True)
     api_version: str | None = None
 
     @classmethod

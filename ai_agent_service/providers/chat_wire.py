@@ -66,6 +66,9 @@ class Profile(msgspec.Struct, frozen=True):
     reasoning_field: Literal["reasoning_content", "reasoning"] = "reasoning_content"
     usage_option: bool = True
     images: bool = True
+    null_content: bool = False
+    """Whether the content beside tool calls is null where there is no text, as OpenAI has it; some
+    servers take only a text."""
 
 
 _DEFAULT_PROFILE = Profile()
@@ -179,7 +182,7 @@ def to_wire_messages(
             "content": _build_content(message.content, images=profile.images),
         }
         if message.tool_calls:
-            wire["content"] = wire["content"] or None
+            wire["content"] = wire["content"] or (None if profile.null_content else "")
             wire |= read_provider_data(message.tool_calls[0], provider).get("message", {})
             wire["tool_calls"] = [
                 {

@@ -3,9 +3,15 @@
 from collections.abc import AsyncGenerator, Mapping
 from typing import ClassVar, Self
 
+import msgspec
 from pydantic import SecretStr
 
-from ai_agent_service.config.addresses import build_address_hint, join_path
+from ai_agent_service.config.addresses import (
+    build_address_hint,
+    is_azure,
+    is_openai,
+    join_path,
+)
 from ai_agent_service.core.errors import ProviderNotConfiguredError
 from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelRequest, ProviderSetup
@@ -39,6 +45,9 @@ class OpenAICompatible:
         secret = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key or ""
         self.api_key = secret.strip()  # a file's last newline would make the header invalid
         self.address_hint = address_hint
+        self.wire_profile = self.profile
+        if is_openai(base_url) or is_azure(base_url):
+            self.wire_profile = msgspec.structs.replace(self.profile, null_content=True)
         self.model_list = model_list
         self.missing = missing
         self._default_model = default_model
@@ -92,7 +101,7 @@ class OpenAICompatible:
         """Yield the answer as it comes; see Provider."""
         headers = {**request.http_headers, "Accept": "text/event-stream", **self.headers()}
         target = self._build_target(self.url(request.model), headers, request.model)
-        return chat_wire.stream(self.http, target, request, self.profile)
+        return chat_wire.stream(self.http, target, request, self.wire_profile)
 
     def _build_target(self, url: str, headers: Mapping[str, str], model: str = "") -> HttpTarget:
         return HttpTarget(self.name, url, headers, (self.api_key,), model, self.address_hint)

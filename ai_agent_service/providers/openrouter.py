@@ -10,12 +10,14 @@ from ai_agent_service.providers.openai_compatible import OpenAICompatible
 
 
 class OpenRouter(OpenAICompatible):
-    """OpenRouter's API, which reports usage with its cost in US dollars."""
+    """OpenRouter's API, which reports usage with its cost in US dollars, without being asked.
+
+    Other servers at OPENROUTER_BASE_URL report it where `stream_options` asks for it; OpenRouter
+    ignores that (openrouter.ai/docs/use-cases/usage-accounting).
+    """
 
     name: ClassVar[str] = "openrouter"
-    profile: ClassVar[Profile] = Profile(
-        extra_body={"usage": {"include": True}}, usage_option=False, reasoning_field="reasoning"
-    )
+    profile: ClassVar[Profile] = Profile(reasoning_field="reasoning")
     title: str = ""
 
     @classmethod

@@ -561,16 +561,19 @@ def test_a_vendor_without_images_is_sent_none() -> None:
     ]
 
 
-@pytest.mark.parametrize(("content", "expected"), [("", None), ("Let me see.", "Let me see.")])
-def test_an_assistant_that_only_calls_has_null_as_content(
-    content: str, expected: str | None
+@pytest.mark.parametrize(
+    ("content", "null_content", "expected"),
+    [("", True, None), ("", False, ""), ("Let me see.", True, "Let me see.")],
+)
+def test_an_assistant_that_only_calls_has_empty_content_and_null_where_that_is_the_custom(
+    content: str, null_content: bool, expected: str | None
 ) -> None:
     message = Message(
         "assistant",
         content,
         (ToolCall("call_a", "weather", '{"city": "Rome"}'), ToolCall("call_b", "time", "")),
     )
-    assert to_wire_messages([message]) == [
+    assert to_wire_messages([message], Profile(null_content=null_content)) == [
         {
             "role": "assistant",
             "content": expected,

@@ -6,6 +6,8 @@ import msgspec
 import pytest
 
 from ai_agent_service.core.errors import ProviderNotConfiguredError, ProviderUnavailableError
+from ai_agent_service.core.messages import Message, ToolCall
+from ai_agent_service.providers.chat_wire import to_wire_messages
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.openai_compatible import OPENAI_URL, OpenAICompatible
 from tests.support.fake_upstream import Upstream, reply, says
@@ -62,6 +64,20 @@ async def test_an_id_that_openai_would_refuse_is_not_sent(
     async with Upstream(says("Hi")) as upstream, HttpClient() as http:
         await text(OpenAICompatible(http, base_url=upstream.url), asked)
     assert upstream.requests[0].headers.get("x-client-request-id") == sent
+
+
+@pytest.mark.parametrize(
+    ("url", "content"),
+    [
+        (OPENAI_URL, None),
+        ("https://x.openai.azure.com/openai/v1", None),
+        ("http://127.0.0.1:1/v1", ""),
+    ],
+)
+def test_only_openai_and_azure_are_sent_null_as_content(url: str, content: str | None) -> None:
+    provider = OpenAICompatible(HttpClient(), base_url=url)
+    message = Message("assistant", "", (ToolCall("a", "b", "{}"),))
+    assert to_wire_messages([message], provider.wire_profile)[0]["content"] == content
 
 
 async def test_nothing_is_asked_until_an_event_is_wanted() -> None:

@@ -10,7 +10,7 @@ from tests.support.fake_upstream import DONE, END, Upstream, chunk, delta, event
 from tests.support.provider_requests import finish, question, setup
 
 
-async def test_the_cost_is_asked_for_and_read_between_signs_of_life() -> None:
+async def test_the_cost_is_read_between_signs_of_life() -> None:
     usage = {**delta(), "usage": {"prompt_tokens": 4, "completion_tokens": 2, "cost": 0.00014}}
     waiting = chunk(b": OPENROUTER PROCESSING\n\n")
     answer = [head(), waiting, waiting, event(delta("stop", content="Hi")), event(usage), DONE, END]
@@ -24,8 +24,8 @@ async def test_the_cost_is_asked_for_and_read_between_signs_of_life() -> None:
     assert request.path == "/api/v1/chat/completions"
     assert request.headers["authorization"] == "Bearer sk-or-1"
     assert request.headers["x-title"] == "Desk"
-    assert request.json["usage"] == {"include": True}
-    assert "stream_options" not in request.json
+    assert "usage" not in request.json
+    assert request.json["stream_options"] == {"include_usage": True}
 
 
 async def test_a_key_is_needed_and_a_model_is_not() -> None:
