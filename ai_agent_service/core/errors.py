@@ -258,6 +258,11 @@ class ProviderRefusedError(UpstreamError, status=424, code="provider_refused"):
 
     headers = NO_RETRY
 
+    def __init__(self, message: str, *, code: str | None = None, detail: str = "") -> None:
+        super().__init__(message, code=code)
+        self.detail = detail or message
+        """The message for the operator, with the provider's own words."""
+
 
 class ProviderRateLimitError(
     UpstreamError, status=429, type="rate_limit_error", code="provider_rate_limited"

@@ -12,7 +12,12 @@ import msgspec
 
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.auth.access import Access
-from ai_agent_service.core.errors import MemoryUnavailableError, ProviderTimeoutError, UpstreamError
+from ai_agent_service.core.errors import (
+    MemoryUnavailableError,
+    ProviderRefusedError,
+    ProviderTimeoutError,
+    UpstreamError,
+)
 from ai_agent_service.core.redaction import redact_secrets
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.health.probes import DiskHealth, DiskProbe, Probe, collect_answers
@@ -216,7 +221,8 @@ async def _ping_provider(provider: Provider) -> ProviderHealth:
     except UpstreamError as error:
         # A server may answer models' requests and have no list of them.
         is_there = error.code == "provider_model_not_found"
-        return ProviderHealth("unknown" if is_there else "down", error.message, None, [])
+        said = error.detail if isinstance(error, ProviderRefusedError) else error.message
+        return ProviderHealth("unknown" if is_there else "down", said, None, [])
     except Exception as error:  # noqa: BLE001 - a provider may be a plug-in and raise anything
         return ProviderHealth("down", _report_failure(provider.name, error), None, [])
     return ProviderHealth("ready", None, _measure_milliseconds(began), [])

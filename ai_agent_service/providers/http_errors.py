@@ -218,11 +218,10 @@ def _build_error(
     provider = target.provider
     exact = _find_status(status, report)
     words = _clean(report.message, target)
-    said = said or (
-        f"{provider}: {words}"
-        if words and not report.is_markup
-        else _describe_body(status or exact, report, target)
-    )
+    if report.is_markup or not words:
+        said = words = said or _describe_body(status or exact, report, target)
+    else:
+        said = f"{provider}: {words}"
     if exact not in _NOT_ABOUT_LENGTH and (overflow := find_overflow(report)):
         return ContextTooLongError(said, param="messages", window=overflow.window)
     match exact:
@@ -235,12 +234,13 @@ def _build_error(
                 f"The provider {provider} rejected this service's API key. Ask the operator to"
                 " check it.",
                 code="provider_authentication_failed",
+                detail=said,
             )
         case 403:
-            refused = f"The provider {provider} refused access to this service: {words or said}"
+            refused = f"The provider {provider} refused access to this service: {words}"
             return ProviderRefusedError(refused, code="provider_authentication_failed")
         case 402:
-            refused = f"The provider {provider} wants payment from this service: {words or said}"
+            refused = f"The provider {provider} wants payment from this service: {words}"
             return ProviderRefusedError(refused, code="provider_payment_required")
         case 404:
             missing = _describe_missing(said, words, report, target)
@@ -259,8 +259,9 @@ def _find_status(status: int | None, report: ErrorReport) -> int:
     stated = [found for found in names if found]
     stated += [found for phrase, found in ERROR_PHRASES if phrase.search(report.message)]
     exact = next((found for found in stated if found in EXACT_STATUSES), None)
+    status = status or report.status
     if status is None:
-        return report.status or exact or next(iter(stated), 502)
+        return exact or next(iter(stated), 502)
     if status == 429:
         return 402 if exact == 402 else 429
     return exact if exact and status in GENERAL_STATUSES else status

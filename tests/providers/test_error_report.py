@@ -126,6 +126,8 @@ def test_a_part_of_an_answer_is_no_error(value: Any) -> None:
         ({"type": "overloaded_error"}, ProviderUnavailableError),
         ({"type": "authentication_error"}, ProviderRefusedError),
         ({"code": "insufficient_quota"}, ProviderRefusedError),
+        ({"code": "insufficient_quota", "status": 429}, ProviderRefusedError),
+        ({"type": "not_found_error", "code": 400}, ProviderRefusedError),
         ({"code": 402}, ProviderRefusedError),
         ({"code": "model_not_found"}, ProviderRefusedError),
         ({"type": "invalid_request_error"}, InvalidRequestError),

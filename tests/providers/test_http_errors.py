@@ -198,6 +198,15 @@ async def test_of_a_page_of_html_only_the_title_is_repeated(
         )
 
 
+async def test_a_page_that_refuses_is_named_as_one() -> None:
+    page = b"<!DOCTYPE html><title>Just a moment...</title>"
+    async with served(reply(403, page, content_type="text/html")) as (_, provider):
+        assert (await failure(provider)).message == (
+            f"{LEADS[403]} openai answered with the status 403 and an HTML page"
+            ' ("Just a moment...") in place of an API\'s answer.'
+        )
+
+
 async def test_a_long_message_is_cut_at_500_characters() -> None:
     async with served(refusal(400, "x" * 100_000)) as (_, provider):
         assert (await failure(provider)).message.endswith("x...")
