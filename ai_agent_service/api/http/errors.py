@@ -17,7 +17,11 @@ logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 FRAMEWORK_ERRORS = {
-    404: ("not_found", "There is no such address here; / lists what there is."),
+    404: (
+        "not_found",
+        "There is no such address here. This service speaks OpenAI's chat completions: use"
+        " POST /v1/chat/completions; GET /v1/models lists the agents, / the other addresses.",
+    ),
     405: ("method_not_allowed", "This address does not take this method."),
     413: ("request_too_large", "The body is too large."),
 }

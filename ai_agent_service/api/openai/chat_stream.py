@@ -47,7 +47,7 @@ class ChunkFrames(Frames):
         self._created = int(time.time())
         self._model = model
         self._include_usage = include_usage
-        self._role_is_told = False
+        self._role_is_sent = False
         # One text chunk differs from the next in its text alone, so that everything around it is
         # encoded once.
         self._before, self._after = self._encode_frame(Delta(content="")).split(b'""')
@@ -55,9 +55,8 @@ class ChunkFrames(Frames):
     def render_event(self, event: RunEvent) -> bytes:
         """A chunk for a delta, nothing for the rest."""
         if isinstance(event, TextDelta):
-            if self._role_is_told:
-                return b"%b%b%b" % (self._before, _encoder.encode(event.text), self._after)
-            return self._encode_chunk(Delta(content=event.text))
+            frame = b"%b%b%b" % (self._before, _encoder.encode(event.text), self._after)
+            return frame if self._role_is_sent else self._put_role_before(frame)
         if isinstance(event, ReasoningDelta):
             return self._encode_chunk(Delta(reasoning_content=event.text))
         if isinstance(event, RefusalDelta):
@@ -66,7 +65,7 @@ class ChunkFrames(Frames):
 
     def render_finish(self, event: RunFinished) -> bytes:
         """The client's calls, the finish reason, and the usage if it was asked for."""
-        frames = [] if self._role_is_told else [self._encode_chunk(Delta(content=""))]
+        frames = []
         if event.tool_calls:
             calls = [
                 ToolCallDelta(number, call.id, to_called_function(call))
@@ -96,20 +95,22 @@ class ChunkFrames(Frames):
 
     def encode_custom_chunk(self, delta: dict[str, object]) -> bytes:
         """A chunk whose delta has what OpenAI's does not know."""
-        if not self._role_is_told:
-            self._role_is_told = True
-            delta = {"role": "assistant", **delta}
         choice = _encoder.encode(
             {"index": 0, "delta": delta, "finish_reason": None, "logprobs": None}
         )
         envelope = self.encode_envelope().replace(b'"choices":[]', b'"choices":[%b]' % choice)
-        return b"data: %b}\n\n" % envelope
+        return self._put_role_before(b"data: %b}\n\n" % envelope)
 
     def _encode_chunk(self, delta: Delta, finish_reason: str | None = None) -> bytes:
-        if not self._role_is_told:
-            self._role_is_told = True
-            delta.role = "assistant"
-        return self._encode_frame(delta, finish_reason)
+        return self._put_role_before(self._encode_frame(delta, finish_reason))
+
+    def _put_role_before(self, frame: bytes) -> bytes:
+        """Return the stream's first `frame` after one with the role alone, as OpenAI sends it:
+        some clients read no text from the chunk that has the role."""
+        if self._role_is_sent:
+            return frame
+        self._role_is_sent = True
+        return self._encode_frame(Delta(role="assistant", content="")) + frame
 
     def _encode_frame(self, delta: Delta, finish_reason: str | None = None) -> bytes:
         chunk = ChatCompletionChunk(

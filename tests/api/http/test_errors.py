@@ -376,6 +376,17 @@ async def test_an_unknown_address_is_a_404_in_openais_shape(tmp_path: Path, path
 
 
 @pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/messages", "/v1/embeddings", "/chat/completions", "/api/chat"]
+)
+async def test_an_address_of_another_api_is_answered_with_what_to_use(
+    tmp_path: Path, path: str
+) -> None:
+    async with open_client(create_app(configuration(tmp_path))) as client:
+        error = read_error(await client.post(path, json={"model": "helper"}), 404)
+    assert "POST /v1/chat/completions" in error["message"]
+
+
+@pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
         ("GET", CHAT, "POST"),
@@ -493,7 +504,7 @@ async def test_an_error_within_the_stream_is_its_last_event_and_what_was_said_st
         )
         whole = read_error(await client.post(CHAT, json=asking()), status)
     assert join_deltas(chunks) == "Half an ans"
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 3
     assert (
         error
         == whole

@@ -89,8 +89,8 @@ async def test_a_client_that_leaves_mid_stream_stops_the_provider(tmp_path: Path
     async with one_at_a_time(tmp_path, script) as (_, client):
         async with client.stream("POST", CHAT, json=asking(stream=True)) as response:
             async for line in response.aiter_lines():
-                assert '"Half"' in line
-                break
+                if '"Half"' in line:
+                    break
             assert not script.ended.is_set()
         async with asyncio.timeout(1):
             await script.ended.wait()

@@ -1,7 +1,12 @@
 """Chat completions that are streamed."""
 
+import json
 from pathlib import Path
 
+import pytest
+
+from ai_agent_service.api.openai.chat_stream import ChunkFrames
+from ai_agent_service.core.events import ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.server.application import create_app
 from tests.support.clients import (
     CHAT,
@@ -21,7 +26,8 @@ async def test_a_streamed_answer_comes_piece_by_piece(tmp_path: Path) -> None:
     assert [
         (chunk["choices"][0]["delta"], chunk["choices"][0]["finish_reason"]) for chunk in chunks
     ] == [
-        ({"role": "assistant", "content": "Good "}, None),
+        ({"role": "assistant", "content": ""}, None),
+        ({"content": "Good "}, None),
         ({"content": "day."}, None),
         ({}, "stop"),
     ]
@@ -58,3 +64,18 @@ async def test_a_tool_is_run_and_only_its_outcome_is_streamed(tmp_path: Path) ->
     assert join_deltas(chunks) == "It is 42."
     assert not any("tool_calls" in chunk["choices"][0]["delta"] for chunk in chunks)
     assert script.requests[1].messages[-1].content == "42"
+
+
+@pytest.mark.parametrize("lead", [ReasoningDelta("Hm"), RefusalDelta("No"), TextDelta("Hi")])
+async def test_the_role_comes_alone_in_the_first_chunk_in_one_write_with_the_next(
+    lead: ReasoningDelta | RefusalDelta | TextDelta,
+) -> None:
+    frames = ChunkFrames("helper", include_usage=False)
+    first, second = frames.render_event(lead).removesuffix(b"\n\n").split(b"\n\n")
+    deltas = [
+        json.loads(frame.removeprefix(b"data: "))["choices"][0]["delta"]
+        for frame in (first, second)
+    ]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert list(deltas[1].values()) == [lead.text]
+    assert b"role" not in frames.render_event(lead)

@@ -195,4 +195,4 @@ async def test_a_task_may_be_streamed(tmp_path: Path) -> None:
             await client.post(CHAT, json=asking("Merge.", stream=True), headers=headers)
         )
     assert join_deltas(chunks) == "The best of both."
-    assert len([chunk for chunk in chunks if chunk["choices"]]) == 4
+    assert len([chunk for chunk in chunks if chunk["choices"]]) == 5
