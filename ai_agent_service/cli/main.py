@@ -52,3 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         cli.main(arguments, prog_name="ai-agent-service", standalone_mode=True)
     except ConfigError as error:
         exit_with_faults(error.faults)
+
+
+if __name__ == "__main__":
+    main()
