@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 
 import msgspec
 
+from ai_agent_service.agents.calls import CallIds, make_sendable, repair_text
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
@@ -29,12 +29,13 @@ from ai_agent_service.core.events import (
     ToolProgress,
     ToolStarted,
 )
-from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import (
     Message,
     NamedTool,
     ToolCall,
+    ToolChoice,
     ToolResult,
+    ToolSpec,
     build_tool_message,
 )
 from ai_agent_service.core.text import replace_unstorable
@@ -57,10 +58,6 @@ MAX_PROGRESS_MESSAGE = 500
 
 CompactMessages = Callable[[], Awaitable[tuple[Message, ...] | None]]
 """Gives the request's messages with less of the older conversation; None if that cannot be done."""
-
-_RANDOM_ID = re.compile(r"[A-Za-z0-9]{9,}$")
-"""An id that is unique among all clients, such as `call_` and 24 characters. Mistral's have nine,
-and it accepts no others."""
 
 REPEATED_CALL_RESULT = (
     "Not run again: this call was just made with the same arguments, and its earlier result stands."
@@ -88,7 +85,7 @@ async def run_loop(
     once more, with those that `compact` gives.
     """
     client_tools = frozenset(name for name in client_tools if name not in toolset)
-    loop = _LoopState(request)
+    loop = _LoopState(request, client_tools, max_steps)
     repetitions = _RepetitionCounter()
     try:
         while True:
@@ -122,7 +119,7 @@ async def run_loop(
                 raise ProviderProtocolError(
                     f"The answer of {provider.name} ended without a finish reason."
                 )
-            calls = loop.take_answer(finished, said, client_tools, provider.name, asked_at)
+            calls = loop.take_answer(finished, said, provider.name, asked_at)
             theirs = tuple(call for call in calls if call.name in client_tools)
             ours = tuple(call for call in calls if call.name not in client_tools)
             if not calls:
@@ -155,21 +152,22 @@ class _LoopState:
     """What a run of the loop knows: the conversation with its steps, and the results of the step
     that it is in."""
 
-    def __init__(self, request: ModelRequest) -> None:
+    def __init__(self, request: ModelRequest, client_tools: frozenset[str], max_steps: int) -> None:
         self.steps: list[StepRecord] = []
         self.results: dict[str, ToolResult] = {}
         self._request = request
-        self._messages = list(request.messages)
+        self._client_tools = client_tools
+        self._max_steps = max_steps
+        self._messages = list(map(make_sendable, request.messages))
         self._answer = Message(role="assistant")
         self._logged_count = 0
-        self._ids = _CallIds(self._messages)
+        self._ids = CallIds(self._messages)
 
     def ask(self, provider: Provider, context: RunContext) -> AsyncGenerator[ModelEvent, None]:
         """Ask the model for the next step."""
+        tools, choice = self._select_tools()
         question = msgspec.structs.replace(
-            self._request,
-            messages=tuple(self._messages),
-            tool_choice=_select_tool_choice(self._request, len(self.steps)),
+            self._request, messages=tuple(self._messages), tools=tools, tool_choice=choice
         )
         return stream_logged(
             provider,
@@ -182,7 +180,7 @@ class _LoopState:
 
     def replace_conversation(self, messages: tuple[Message, ...]) -> None:
         """Take shorter messages for those that the run began with."""
-        self._messages[: len(self._request.messages)] = messages
+        self._messages[: len(self._request.messages)] = map(make_sendable, messages)
         self._request = msgspec.structs.replace(self._request, messages=messages)
         self._logged_count = 0
 
@@ -190,13 +188,13 @@ class _LoopState:
         self,
         finished: ModelFinished,
         said: list[str],
-        client_tools: frozenset[str],
         provider: str,
         asked_at: float,
     ) -> tuple[ToolCall, ...]:
         """Record the model's answer as a step, and return its calls under unique ids."""
         calls = self._ids.ensure_unique(
-            finished.tool_calls, sent_out=lambda call: call.name in client_tools
+            map(repair_text, finished.tool_calls),
+            sent_out=lambda call: call.name in self._client_tools,
         )
         seconds = time.monotonic() - asked_at
         model, answered_by = finished.model or self._request.model, finished.provider or provider
@@ -212,10 +210,35 @@ class _LoopState:
 
     def add_results(self) -> None:
         """Add the step and the results of its calls to the conversation."""
-        self._messages.append(self._answer)
+        self._messages.append(make_sendable(self._answer))
         self._messages += (
             build_tool_message(self.results[call.id]) for call in self._answer.tool_calls
         )
+
+    def _select_tools(self) -> tuple[tuple[ToolSpec, ...], ToolChoice | None]:
+        """Return the tools to offer in the next step, and the choice among them.
+
+        A choice that forces a call of the client's tools stands until one is called: ours may run
+        before that, up to the last step or until the model only repeats itself. One that forces a
+        call of ours holds for the first step, since a run with a call in each step never ends.
+        """
+        tools, choice = self._request.tools, self._request.tool_choice
+        if choice != "required" and not isinstance(choice, NamedTool):
+            return tools, choice
+        theirs = tuple(
+            spec
+            for spec in tools
+            if spec.name in self._client_tools and choice in ("required", NamedTool(spec.name))
+        )
+        if not theirs:
+            return tools, "auto" if self.steps else choice
+        is_last = len(self.steps) + 1 >= self._max_steps
+        repeats_itself = bool(self.results) and all(
+            result.content == REPEATED_CALL_RESULT for result in self.results.values()
+        )
+        if is_last or repeats_itself or isinstance(choice, NamedTool):
+            return theirs, choice
+        return tools, choice
 
     def keep_pending(
         self, pending: PendingSteps, context: RunContext, theirs: tuple[ToolCall, ...]
@@ -310,12 +333,6 @@ def _group_batches(calls: Iterable[ToolCall], toolset: Toolset) -> list[list[Too
     return batches
 
 
-def _select_tool_choice(request: ModelRequest, steps_done: int) -> object:
-    """The caller's choice in the first step; a call that is forced each time would never end."""
-    forced = request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool)
-    return "auto" if forced and steps_done else request.tool_choice
-
-
 def _build_finished(
     reason: FinishReason, steps: list[StepRecord], tool_calls: tuple[ToolCall, ...] = ()
 ) -> RunFinished:
@@ -332,34 +349,6 @@ def _build_stop_notice(max_steps: int, said: list[str]) -> str:
         f"{lead}I stopped here: this needs more than the {max_steps} steps that I may take. Ask me"
         " to go on, or ask for less at once."
     )
-
-
-class _CallIds:
-    """Gives a call a new id where the provider uses one twice in a conversation, for clients and
-    providers match results by it.
-
-    So it does with a call that is sent out under an id that others may have been given: some
-    providers count from 0 in every answer, and a result that comes back must name one call of one
-    user.
-    """
-
-    def __init__(self, messages: Iterable[Message]) -> None:
-        self._taken = {call.id for message in messages for call in message.tool_calls}
-
-    def ensure_unique(
-        self, calls: tuple[ToolCall, ...], *, sent_out: Callable[[ToolCall], bool]
-    ) -> tuple[ToolCall, ...]:
-        found = []
-        for call in calls:
-            usable = (
-                call.id
-                and call.id not in self._taken
-                and (_RANDOM_ID.search(call.id) or not sent_out(call))
-            )
-            kept = call if usable else msgspec.structs.replace(call, id=generate_id("call_"))
-            self._taken.add(kept.id)
-            found.append(kept)
-        return tuple(found)
 
 
 class _RepetitionCounter:

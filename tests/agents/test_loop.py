@@ -49,7 +49,7 @@ from ai_agent_service.providers.base import ModelFinished, ModelRequest
 from ai_agent_service.tools.base import Tool, ToolOutput
 from ai_agent_service.tools.function import tool
 from ai_agent_service.tools.toolset import Toolset
-from tests.support.fake_provider import Script, calls, says
+from tests.support.fake_provider import Action, Script, calls, says
 
 SOME_TIME: Any = IsFloat(ge=0)
 
@@ -467,6 +467,69 @@ async def test_a_forced_call_is_forced_in_the_first_step_only(choice: ToolChoice
     script = Script(calls(("add", {"a": 1, "b": 1})), says("2"))
     await run(script, tool_choice=choice)
     assert [request.tool_choice for request in script.requests] == [choice, "auto"]
+
+
+def offered(script: Script) -> list[tuple[list[str], Any]]:
+    return [
+        ([spec.name for spec in request.tools], request.tool_choice) for request in script.requests
+    ]
+
+
+def adding(*numbers: int) -> list[list[Action]]:
+    return [calls(("add", {"a": number, "b": 1})) for number in numbers]
+
+
+async def test_a_call_that_the_client_requires_stays_required_after_calls_of_ours() -> None:
+    script = Script(*adding(1, 2), calls(("theirs", {})))
+    events = await run(script, client_tools=["theirs"], tool_choice="required")
+    assert offered(script) == [(["add", "theirs"], "required")] * 3
+    assert isinstance(events[-1], RunFinished)
+    assert [call.name for call in events[-1].tool_calls] == ["theirs"]
+
+
+@pytest.mark.parametrize("max_steps", [1, 4])
+async def test_the_last_step_offers_only_the_clients_tools_where_one_is_required(
+    max_steps: int,
+) -> None:
+    script = Script(*adding(*range(1, max_steps)), calls(("theirs", {})))
+    events = await run(script, client_tools=["theirs"], tool_choice="required", max_steps=max_steps)
+    *before, last = offered(script)
+    assert before == [(["add", "theirs"], "required")] * (max_steps - 1)
+    assert last == (["theirs"], "required")
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "tool_calls"
+
+
+async def test_a_model_that_repeats_itself_is_offered_only_the_clients_tools() -> None:
+    script = Script(*adding(1, 1, 1), calls(("theirs", {})))
+    await run(script, client_tools=["theirs"], tool_choice="required")
+    assert [names for names, _ in offered(script)] == [["add", "theirs"]] * 3 + [["theirs"]]
+
+
+async def test_a_tool_of_the_client_that_is_named_is_the_only_one_offered_until_it_is_called() -> (
+    None
+):
+    choice = NamedTool("theirs")
+    script = Script(*adding(1), calls(("theirs", {})))
+    events = await run(script, client_tools=["theirs", "other"], tool_choice=choice)
+    assert offered(script) == [(["theirs"], choice)] * 2
+    assert [result.content for result in results(events)] == ["2"]
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "tool_calls"
+
+
+async def test_a_named_tool_of_ours_is_forced_once_though_the_client_has_tools() -> None:
+    script = Script(*adding(1), says("2"))
+    await run(script, client_tools=["theirs"], tool_choice=NamedTool("add"))
+    assert [choice for _, choice in offered(script)] == [NamedTool("add"), "auto"]
+
+
+async def test_text_in_place_of_a_required_call_is_the_answer() -> None:
+    script = Script(*adding(1), says("Two."))
+    events = await run(script, client_tools=["theirs"], tool_choice="required")
+    assert events[-2] == TextDelta("Two.")
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "stop"
 
 
 async def test_no_tools_stays_no_tools() -> None:

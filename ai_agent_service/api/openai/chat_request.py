@@ -15,10 +15,11 @@ from ai_agent_service.api.openai.chat_schema import (
     FileContent,
     ImageContent,
     ModelSettings,
-    OfferedFunction,
+    OfferedTool,
     Part,
     RefusalContent,
     TextContent,
+    ToolMode,
 )
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.messages import (
@@ -31,6 +32,7 @@ from ai_agent_service.core.messages import (
     Role,
     TextPart,
     ToolCall,
+    ToolChoice,
     ToolSpec,
 )
 from ai_agent_service.core.turn import Turn
@@ -78,14 +80,8 @@ def parse_turn(asked: ChatCompletionRequest) -> Turn:
     for name in FREE_FORM:
         validate_values(getattr(asked, name), name)
     settings = collect_settings(asked)
-    tools = tuple(
-        _parse_tool(tool.function, number) for number, tool in enumerate(asked.tools or ())
-    )
-    choice = (
-        NamedTool(asked.tool_choice.function.name)
-        if isinstance(asked.tool_choice, ChosenTool)
-        else asked.tool_choice
-    )
+    tools = tuple(_parse_tool(tool, number) for number, tool in enumerate(asked.tools or ()))
+    tools, choice = _parse_tool_choice(asked.tool_choice, tools)
     return Turn(
         messages=parse_messages(asked.messages), tools=tools, tool_choice=choice, settings=settings
     )
@@ -133,7 +129,47 @@ def _parse_message(message: ChatMessage, place: int) -> Message:
     return Message(role, content, calls if role == "assistant" else (), answered)
 
 
-def _parse_tool(function: OfferedFunction, number: int) -> ToolSpec:
+def _parse_tool_choice(
+    asked: ChosenTool | ToolMode | None, tools: tuple[ToolSpec, ...]
+) -> tuple[tuple[ToolSpec, ...], ToolChoice | None]:
+    """Return those of the client's `tools` that may be called, and the choice among them."""
+    if not isinstance(asked, ChosenTool):
+        return tools, asked
+    if asked.type == "function" and asked.function is not None:
+        return tools, NamedTool(asked.function.name)
+    if asked.type != "allowed_tools" or asked.allowed_tools is None:
+        raise InvalidRequestError(
+            "tool_choice is none, auto or required, or an object of the type 'function' or"
+            " 'allowed_tools' with the field of that name.",
+            param="tool_choice",
+            code="unsupported_value",
+        )
+    allowed = asked.allowed_tools
+    known = {spec.name for spec in tools}
+    names = [tool.function.name if tool.function else None for tool in allowed.tools]
+    if allowed.mode == "required" and not names:
+        raise InvalidRequestError(
+            "One of no tools cannot be required.", param="tool_choice.allowed_tools.tools"
+        )
+    for number, name in enumerate(names):
+        if name not in known:
+            raise InvalidRequestError(
+                "This names none of the functions in tools.",
+                param=f"tool_choice.allowed_tools.tools[{number}]",
+            )
+    return tuple(spec for spec in tools if spec.name in names), allowed.mode
+
+
+def _parse_tool(tool: OfferedTool, number: int) -> ToolSpec:
+    function = tool.function
+    if tool.type != "function":
+        raise InvalidRequestError(
+            "Tools of the type 'custom' are not supported: send tools of the type 'function'.",
+            param=f"tools[{number}].type",
+            code="unsupported_value",
+        )
+    if function is None:
+        raise InvalidRequestError("A tool needs its function.", param=f"tools[{number}].function")
     if not _TOOL_NAME.fullmatch(function.name):
         raise InvalidRequestError(
             "A tool's name has letters, digits, _ and - only, 64 at most.",

@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+ToolMode = Literal["auto", "none", "required"]
 Tokens = Annotated[int, Meta(ge=1, le=100_000_000)]
 
 
@@ -106,10 +107,10 @@ class OfferedFunction(msgspec.Struct):
 
 
 class OfferedTool(msgspec.Struct):
-    """A tool that the client runs."""
+    """A tool that the client runs: a function. OpenAI's `custom` tools are refused by name."""
 
-    function: OfferedFunction
-    type: Literal["function"] = "function"
+    function: OfferedFunction | None = None
+    type: Literal["function", "custom"] = "function"
 
 
 class ChosenFunction(msgspec.Struct):
@@ -118,11 +119,26 @@ class ChosenFunction(msgspec.Struct):
     name: str
 
 
-class ChosenTool(msgspec.Struct):
-    """The tool that the model has to call."""
+class ToolReference(msgspec.Struct):
+    """One of the client's functions."""
 
-    function: ChosenFunction
-    type: Literal["function"] = "function"
+    function: ChosenFunction | None = None
+    type: str = "function"
+
+
+class AllowedTools(msgspec.Struct):
+    """Those of the client's tools that may be called, or one of which has to be (`required`)."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolReference], Meta(max_length=1024)]
+
+
+class ChosenTool(msgspec.Struct):
+    """The tool that the model has to call, or those that it may call (`allowed_tools`)."""
+
+    function: ChosenFunction | None = None
+    allowed_tools: AllowedTools | None = None
+    type: Literal["function", "allowed_tools", "custom"] = "function"
 
 
 class StreamOptions(msgspec.Struct):
@@ -159,7 +175,7 @@ class ChatCompletionRequest(ModelSettings, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: Annotated[list[OfferedTool], Meta(max_length=1024)] | None = None
-    tool_choice: Literal["auto", "none", "required"] | ChosenTool | None = None
+    tool_choice: ToolMode | ChosenTool | None = None
     n: Integer | None = None
     logprobs: bool | None = None
     modalities: list[str] | None = None

@@ -23,8 +23,9 @@ from tests.support.clients import (
     asking,
     read_chunks,
     read_completion,
+    read_error,
 )
-from tests.support.fake_provider import Script, says
+from tests.support.fake_provider import Script, calls, says
 from tests.support.service import AGENT, configuration, open_client
 
 
@@ -84,6 +85,87 @@ async def test_the_tool_choice_reaches_the_provider(
     async with open_client(create_app(configuration(tmp_path, script))) as client:
         read_completion(await client.post(CHAT, json=asking(tools=[WEATHER], tool_choice=given)))
     assert script.requests[0].tool_choice == reaches
+
+
+NOW = {"type": "function", "function": {"name": "now"}}
+
+
+def allowed(*names: str, mode: str = "auto") -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_allowed_tools_leave_out_the_clients_others_and_none_of_the_agents(
+    tmp_path: Path, mode: str
+) -> None:
+    script = Script(says("Hi"))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        body = asking(tools=[WEATHER, NOW], tool_choice=allowed("now", mode=mode))
+        read_completion(await client.post(CHAT, json=body))
+    [request] = script.requests
+    assert [spec.name for spec in request.tools] == ["calculate", "get_current_datetime", "now"]
+    assert request.tool_choice == mode
+
+
+async def test_a_clients_tool_that_is_not_allowed_is_not_called(tmp_path: Path) -> None:
+    script = Script(calls(("weather", {})), says("I may not."))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        body = asking(tools=[WEATHER, NOW], tool_choice=allowed("now"))
+        answer = read_completion(await client.post(CHAT, json=body))
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert "There is no tool 'weather'" in script.requests[1].messages[-1].text
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        (allowed("weather", "calculate"), "tool_choice.allowed_tools.tools[1]"),
+        (allowed("unknown"), "tool_choice.allowed_tools.tools[0]"),
+        (allowed(mode="required"), "tool_choice.allowed_tools.tools"),
+        (allowed("weather", mode="any"), "tool_choice.allowed_tools.mode"),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "auto", "tools": [{"type": "mcp"}]},
+            },
+            "tool_choice.allowed_tools.tools[0]",
+        ),
+        ({"type": "allowed_tools"}, "tool_choice"),
+        ({"type": "function"}, "tool_choice"),
+        ({"type": "custom", "custom": {"name": "weather"}}, "tool_choice"),
+    ],
+)
+async def test_a_tool_choice_that_names_no_tool_of_the_client_is_refused(
+    tmp_path: Path, choice: dict[str, Any], param: str
+) -> None:
+    script = Script(says("Hi"))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        body = asking(tools=[WEATHER], tool_choice=choice)
+        assert read_error(await client.post(CHAT, json=body), 400)["param"] == param
+    assert script.requests == []
+
+
+async def test_custom_tools_are_refused_by_name(tmp_path: Path) -> None:
+    async with open_client(create_app(configuration(tmp_path, Script(says("Hi"))))) as client:
+        tools = [WEATHER, {"type": "custom", "custom": {"name": "sql"}}]
+        error = read_error(await client.post(CHAT, json=asking(tools=tools)), 400)
+        assert (error["param"], error["code"]) == ("tools[1].type", "unsupported_value")
+        assert "'custom'" in error["message"]
+        error = read_error(await client.post(CHAT, json=asking(tools=[{}])), 400)
+        assert error["param"] == "tools[0].function"
+
+
+async def test_a_required_call_of_the_clients_tool_survives_calls_of_the_agents(
+    tmp_path: Path,
+) -> None:
+    script = Script(calls(("calculate", {"expression": "6*7"})), calls(("weather", {})))
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        body = asking(tools=[WEATHER], tool_choice="required")
+        [choice] = read_completion(await client.post(CHAT, json=body))["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["weather"]
+    assert [request.tool_choice for request in script.requests] == ["required", "required"]
 
 
 async def test_the_agents_prompt_comes_first_and_the_clients_system_message_is_added_to_it(
