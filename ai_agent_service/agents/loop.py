@@ -101,6 +101,8 @@ async def run_loop(
                         if isinstance(event, ModelFinished):
                             finished = event
                             continue
+                        if (text := replace_unstorable(event.text)) is not event.text:
+                            event = type(event)(text)
                         if isinstance(event, TextDelta):
                             said.append(event.text)
                         has_output = True
@@ -197,7 +199,8 @@ class _LoopState:
             sent_out=lambda call: call.name in self._client_tools,
         )
         seconds = time.monotonic() - asked_at
-        model, answered_by = finished.model or self._request.model, finished.provider or provider
+        model = replace_unstorable(finished.model) or self._request.model
+        answered_by = finished.provider or provider
         self.steps.append(StepRecord(calls, finished.usage, model, answered_by, seconds))
         self._logged_count = len(self._messages)
         self._answer = Message(

@@ -45,6 +45,8 @@ from typing import ClassVar
 
 import msgspec
 
+from ai_agent_service.core.text import replace_unstorable
+
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 """The header that keeps OpenAI's libraries from retrying an answer, whatever its status is."""
 
@@ -79,7 +81,7 @@ class ServiceError(Exception):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = replace_unstorable(message)
         self.code = code or self.default_code
         self.param = param
         self.retry_after = retry_after

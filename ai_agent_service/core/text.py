@@ -6,9 +6,11 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def replace_unstorable(text: str) -> str:
-    """`text` with NUL and lone surrogates, which neither JSON nor PostgreSQL bears, replaced by
-    U+FFFD."""
-    return _UNSTORABLE.sub("\ufffd", text)
+    """Return `text` with U+FFFD in place of NUL and lone surrogates, which JSON and PostgreSQL do
+    not take; the same object if it has none."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return _UNSTORABLE.sub("\ufffd", text) if _UNSTORABLE.search(text) else text
 
 
 def truncate_utf8(text: str, limit: int) -> str:

@@ -12,7 +12,7 @@ from fastmcp.client.transports.base import SessionKwargs, TransportOptions
 from mcp import ClientSession
 
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
-from ai_agent_service.mcp.surrogates import replace_lone_surrogates
+from ai_agent_service.core.surrogates import replace_lone_surrogates
 from ai_agent_service.mcp.unchecked import UncheckedSession
 from ai_agent_service.observability.request_id import current_request_id
 from ai_agent_service.observability.tracing import build_trace_headers

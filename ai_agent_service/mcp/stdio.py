@@ -21,9 +21,9 @@ from mcp_types import jsonrpc_message_adapter
 from pydantic import ValidationError
 
 from ai_agent_service.config.server_definition import ServerDefinition
+from ai_agent_service.core.surrogates import has_lone_surrogate, replace_lone_surrogates
 from ai_agent_service.mcp import process_guard as guard
 from ai_agent_service.mcp.base import ServerConnectionError, SessionListener
-from ai_agent_service.mcp.surrogates import has_lone_surrogate, replace_lone_surrogates
 from ai_agent_service.mcp.unchecked import UncheckedSession
 from ai_agent_service.mcp.wording import sanitize_message
 

@@ -10,7 +10,7 @@ import msgspec
 
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolError, ToolTimeoutError
-from ai_agent_service.core.messages import ToolCall, ToolOutcome, ToolResult, ToolSpec
+from ai_agent_service.core.messages import Link, ToolCall, ToolOutcome, ToolResult, ToolSpec
 from ai_agent_service.core.text import replace_unstorable, truncate_utf8
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.debug_log import debug_log, is_debug_enabled
@@ -99,7 +99,7 @@ class Toolset:
             name=call.name,
             content=content,
             images=output.images,
-            links=output.links,
+            links=tuple(map(_repair_link, output.links)),
             is_error=outcome != "success",
             seconds=time.monotonic() - started,
             outcome=outcome,
@@ -152,6 +152,10 @@ class Toolset:
 
     def _describe_available(self) -> str:
         return f"There are: {', '.join(self._tools)}." if self._tools else "There are no tools."
+
+
+def _repair_link(link: Link) -> Link:
+    return Link(*map(replace_unstorable, msgspec.structs.astuple(link)))
 
 
 def _build_log_fields(call: ToolCall, context: RunContext) -> dict[str, object]:

@@ -105,6 +105,7 @@ def bodies(valid: dict[str, Any]) -> dict[str, tuple[bytes, set[str | None]]]:
     said = text.replace("Hello", f"{CANARY} %s")
     field = b'"model_settings"' if "message" in valid else b'"response_format"'
     unreadable: set[str | None] = {"invalid_json"}
+    stored: set[str | None] = {"response_format[...]", "model_settings.response_format[...]"}
 
     def held(value: bytes) -> bytes:
         inner = b'{"a": ' + value + b"}"
@@ -127,9 +128,9 @@ def bodies(valid: dict[str, Any]) -> dict[str, tuple[bytes, set[str | None]]]:
         "overlong UTF-8": ((said % "\xc0\xaf").encode("latin-1"), unreadable),
         "UTF-16": (text.encode("utf-16"), unreadable),
         "a raw NUL": ((said % "\x00").encode(), unreadable),
-        "NUL": ((said % "\\u0000").encode(), {"messages[0].content", "message"}),
-        "a lone surrogate": ((said % "\\ud800").encode(), unreadable),
-        "a low surrogate": ((said % "\\udc00").encode(), unreadable),
+        "NUL": (held(b'"\\u0000"'), stored),
+        "a lone surrogate": (held(b'"\\ud800"'), stored),
+        "a low surrogate": (held(b'"\\udc00"'), stored),
         "an encoded surrogate": ((said % "\xed\xa0\x80").encode("latin-1"), unreadable),
         "a long integer": (
             held(b"9" * 5_000),

@@ -1,11 +1,12 @@
 """The agents API's requests and responses."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from ai_agent_service.api.http.json_limits import WithTexts
 from ai_agent_service.api.openai.chat_schema import CallersSettings, ChatMessage, CompletionUsage
 
 
@@ -28,9 +29,10 @@ class AgentView(msgspec.Struct):
     version: str
 
 
-class AgentChatRequest(msgspec.Struct):
+class AgentChatRequest(WithTexts):
     """One message to an agent, or a whole conversation in `messages`."""
 
+    texts: ClassVar = frozenset({"message"})
     message: str | None = None
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=20_000)] | None = None
     user_id: str | None = None

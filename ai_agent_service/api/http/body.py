@@ -11,7 +11,11 @@ import msgspec
 from fastapi import Depends
 from starlette.requests import ClientDisconnect, Request
 
-from ai_agent_service.api.http.json_limits import check_no_nul, check_value_count
+from ai_agent_service.api.http.json_limits import (
+    check_value_count,
+    repair_texts,
+    replace_surrogates_by_nul,
+)
 from ai_agent_service.auth.access import Access
 from ai_agent_service.core.errors import BodyTooLargeError, InvalidRequestError, ServerBusyError
 from ai_agent_service.limits.limiter import Limiter
@@ -140,8 +144,14 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         check_value_count(body, decoder.type)
         with _pause_garbage_collection() if len(body) > LARGE_BODY else nullcontext():
-            value = decoder.decode(body)
-        check_no_nul(body, value)
+            try:
+                value = decoder.decode(body)
+            except msgspec.ValidationError:
+                raise
+            except msgspec.DecodeError:
+                body = replace_surrogates_by_nul(body)
+                value = decoder.decode(body)
+        repair_texts(body, value)
     except msgspec.ValidationError as error:
         message, path = _split_path(str(error))
         raise InvalidRequestError(message, param=path) from None

@@ -1,12 +1,15 @@
-"""Reject the character NUL, and JSON with too many values or nested too deeply."""
+"""Repair text that cannot be stored, and reject such names, and JSON with too many values or nested
+too deeply."""
 
 import re
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from ai_agent_service.core.errors import InvalidRequestError
+from ai_agent_service.core.surrogates import replace_lone_surrogates
+from ai_agent_service.core.text import replace_unstorable
 
 MAX_DEPTH = 100
 """How deep a free-form value, such as a tool's schema, may be nested without exhausting the stack
@@ -20,6 +23,9 @@ BYTES_PER_VALUE = 20
 some times its size. A value takes up to 150 bytes."""
 
 MAX_SEARCHED = 300_000
+MAX_REPAIRED = 10_000
+"""Lone surrogates of one body that are repaired."""
+
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _TOKEN = re.compile(rb'[,\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 """What begins a value or separates it from the one before it, or a text as a whole."""
@@ -57,16 +63,33 @@ def _build_outline(kind: type[Any]) -> type[Any]:
     return msgspec.defstruct("Outline", fields)
 
 
-def check_no_nul(body: bytes, decoded: object) -> None:
-    """Raise InvalidRequestError, with the place as `param`, if `decoded` has a NUL, which databases
-    and providers reject.
+class WithTexts(msgspec.Struct):
+    """A part of a request whose fields named in `texts` are text for a model.
 
-    It was decoded from `body`; without an escaped NUL there, nothing is searched.
+    In these, what cannot be stored is replaced: the text may come from an earlier answer, or stay
+    in the client's history, and would lock the conversation.
+    """
+
+    texts: ClassVar[frozenset[str]]
+
+
+def replace_surrogates_by_nul(body: bytes) -> bytes:
+    """Return `body` with NUL in place of lone surrogates, so that both are treated alike."""
+    return replace_lone_surrogates(body, rb"\u0000", max_count=MAX_REPAIRED)
+
+
+def repair_texts(body: bytes, decoded: object) -> None:
+    """Replace each NUL in the texts of `decoded`, see WithTexts.
+
+    Raises InvalidRequestError, with the place as `param`, for one elsewhere, since databases and
+    providers reject it. `decoded` was decoded from `body`; without an escaped NUL there, nothing is searched.
     """
     if b"\\u0000" in body and _NUL.search(body):
         found, place = _find_nul(decoded)
         if found:
-            raise InvalidRequestError("Text cannot contain the character NUL.", param=place)
+            raise InvalidRequestError(
+                "This cannot contain the character NUL or half of a surrogate pair.", param=place
+            )
 
 
 def validate_values(value: Any, place: str) -> Any:
@@ -90,7 +113,8 @@ def validate_values(value: Any, place: str) -> Any:
 
 
 def _find_nul(decoded: object) -> tuple[bool, str | None]:
-    """Return whether there is a NUL, and where; a value beyond all limits counts as having one."""
+    """Return whether there is a NUL outside of texts, which are repaired, and where; a value beyond
+    all limits counts as having one."""
     waiting: list[tuple[object, _Trail | None]] = [(decoded, None)]
     searched = 0
     while waiting:
@@ -108,6 +132,11 @@ def _find_nul(decoded: object) -> tuple[bool, str | None]:
             waiting += [(each, (trail, "[...]")) for pair in value.items() for each in pair]
         elif isinstance(value, msgspec.Struct):
             fields = msgspec.structs.asdict(value)
+            if isinstance(value, WithTexts):
+                for name in value.texts:
+                    if isinstance(text := fields[name], str):
+                        setattr(value, name, replace_unstorable(text))
+                        del fields[name]
             waiting += [(each, (trail, f".{name}")) for name, each in fields.items()]
     return False, None
 

@@ -5,10 +5,12 @@ and CreateChatCompletionStreamResponse. Fields of a request that are not named h
 as clients send many.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+
+from ai_agent_service.api.http.json_limits import WithTexts
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -39,15 +41,17 @@ class InputFile(msgspec.Struct):
     filename: str | None = None
 
 
-class TextContent(msgspec.Struct, tag_field="type", tag="text"):
+class TextContent(WithTexts, tag_field="type", tag="text"):
     """A text part."""
 
+    texts: ClassVar = frozenset({"text"})
     text: str
 
 
-class RefusalContent(msgspec.Struct, tag_field="type", tag="refusal"):
+class RefusalContent(WithTexts, tag_field="type", tag="refusal"):
     """A refusal that the assistant gave earlier."""
 
+    texts: ClassVar = frozenset({"refusal"})
     refusal: str
 
 
@@ -72,9 +76,10 @@ class FileContent(msgspec.Struct, tag_field="type", tag="file"):
 Part = TextContent | RefusalContent | ImageContent | AudioContent | FileContent
 
 
-class CalledFunction(msgspec.Struct):
+class CalledFunction(WithTexts):
     """A function and its arguments, as JSON text."""
 
+    texts: ClassVar = frozenset({"arguments"})
     name: str
     arguments: str = ""
 
@@ -87,9 +92,10 @@ class CalledTool(msgspec.Struct):
     type: Literal["function"] = "function"
 
 
-class ChatMessage(msgspec.Struct):
+class ChatMessage(WithTexts):
     """One message of the conversation."""
 
+    texts: ClassVar = frozenset({"content", "refusal"})
     role: str
     content: str | list[Part] | None = None
     tool_calls: Annotated[list[CalledTool], Meta(max_length=1024)] | None = None

@@ -30,6 +30,7 @@ from ai_agent_service.core.events import (
     ToolStarted,
 )
 from ai_agent_service.core.messages import Link, ToolCall, ToolResult
+from ai_agent_service.core.text import replace_unstorable
 
 EventType = Literal["status", "source", "files"]
 """The events that are sent. Open WebUI knows one, `execute`, that runs JavaScript in the browser:
@@ -294,7 +295,8 @@ def _find_url(value: dict[str, Any]) -> str | None:
 
 
 def _find_first_text(value: dict[str, Any], names: tuple[str, ...]) -> str:
-    return next((text for name in names if isinstance(text := value.get(name), str) and text), "")
+    found = (text for name in names if isinstance(text := value.get(name), str) and text)
+    return replace_unstorable(next(found, ""))  # `json.loads` takes lone surrogates
 
 
 def _parse_json(text: str) -> object:

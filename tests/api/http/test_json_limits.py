@@ -10,10 +10,11 @@ import pytest
 from ai_agent_service.api.http.json_limits import (
     MAX_DEPTH,
     MAX_VALUES,
-    check_no_nul,
+    repair_texts,
     validate_values,
 )
 from ai_agent_service.core.errors import InvalidRequestError
+from ai_agent_service.core.messages import Message, TextPart
 from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT, asking, read_completion, read_error
 from tests.support.fake_provider import Script, says
@@ -58,12 +59,6 @@ CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{
 NULS: list[tuple[dict[str, Any], str]] = [
     ({"model": NUL}, "model"),
     (message(role=NUL), "messages[1].role"),
-    (message(content=NUL), "messages[1].content"),
-    (
-        message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": NUL}]),
-        "messages[1].content[1].text",
-    ),
-    (message(content=[{"type": "refusal", "refusal": NUL}]), "messages[1].content[0].refusal"),
     (
         message(
             content=[{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{NUL}"}}]
@@ -90,14 +85,7 @@ NULS: list[tuple[dict[str, Any], str]] = [
         message(role="assistant", tool_calls=[{"id": "a", "function": {"name": NUL}}]),
         "messages[1].tool_calls[0].function.name",
     ),
-    (
-        message(
-            role="assistant", tool_calls=[{"id": "a", "function": {"name": "f", "arguments": NUL}}]
-        ),
-        "messages[1].tool_calls[0].function.arguments",
-    ),
     (message(role="tool", tool_call_id=NUL), "messages[1].tool_call_id"),
-    (message(refusal=NUL), "messages[1].refusal"),
     (tool(name=NUL), "tools[1].function.name"),
     (tool(description=NUL), "tools[1].function.description"),
     (tool(parameters={"type": NUL}), "tools[1].function.parameters[...]"),
@@ -126,22 +114,56 @@ NULS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("fields", "param"), NULS, ids=[f"{number} {param}" for number, (_, param) in enumerate(NULS)]
 )
-async def test_nul_is_refused_wherever_it_stands(
+async def test_nul_and_lone_surrogates_are_refused_outside_of_texts(
     tmp_path: Path, fields: dict[str, Any], param: str
 ) -> None:
-    error = await refused(tmp_path, json.dumps(asking(**fields)).encode())
-    assert (error["param"], error["code"]) == (param, "invalid_request")
+    body = json.dumps(asking(**fields)).encode()
+    for sent in (body, body.replace(rb"\u0000", rb"\udc00")):
+        error = await refused(tmp_path, sent)
+        assert (error["param"], error["code"]) == (param, "invalid_request")
+
+
+REPAIRED = f"{CANARY}\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("fields", "seen"),
+    [
+        ({"content": NUL}, Message("user", REPAIRED)),
+        ({"role": "system", "content": NUL}, Message("system", f"You help.\n\n{REPAIRED}")),
+        ({"role": "assistant", "content": NUL}, Message("assistant", REPAIRED)),
+        ({"role": "assistant", "content": None, "refusal": NUL}, Message("assistant", REPAIRED)),
+        (
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": NUL}]},
+            Message("assistant", (TextPart(REPAIRED),)),
+        ),
+        ({"content": [{"type": "text", "text": NUL}]}, Message("user", (TextPart(REPAIRED),))),
+    ],
+)
+async def test_nul_and_lone_surrogates_in_texts_are_replaced(
+    tmp_path: Path, fields: dict[str, Any], seen: Message
+) -> None:
+    script = Script(says("Hi"))
+    body = json.dumps(asking(**message(**fields))).encode()
+    async with open_client(create_app(configuration(tmp_path, script))) as client:
+        for sent in (body, body.replace(rb"\u0000", rb"\ud800")):
+            read_completion(await client.post(CHAT, content=sent))
+            assert seen in script.requests[-1].messages
+
+
+async def test_more_lone_surrogates_than_any_text_has_are_refused_at_once(tmp_path: Path) -> None:
+    user = r"\udc00" * 300_000
+    body = f'{BEGUN}, "user": "{user}"}}'
+    assert (await refused(tmp_path, body.encode()))["code"] == "invalid_json"
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"message": NUL}, "message"),
         ({"message": "a", "session_id": NUL}, "session_id"),
         ({"message": "a", "user_id": NUL}, "user_id"),
         ({"message": "a", "model": NUL}, "model"),
-        ({"message": "a", "model_settings": {"stop": [NUL]}}, "model_settings.stop[0]"),
-        ({"messages": [{"role": "user", "content": NUL}]}, "messages[0].content"),
+        ({"message": NUL, "model_settings": {"stop": [NUL]}}, "model_settings.stop[0]"),
     ],
 )
 async def test_nul_is_refused_in_the_agents_api_too(
@@ -161,12 +183,12 @@ async def test_text_that_only_looks_like_an_escaped_nul_is_taken(tmp_path: Path,
 
 
 def test_a_nul_in_what_is_passed_over_is_passed_over() -> None:
-    check_no_nul(b'{"unknown": "\\u0000"}', {})
+    repair_texts(b'{"unknown": "\\u0000"}', {})
 
 
 def test_a_nul_that_cannot_be_found_in_time_is_refused_without_its_place() -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        check_no_nul(b'"\\u0000"', [["a"] * 300_001])
+        repair_texts(b'"\\u0000"', [["a"] * 300_001])
     assert caught.value.param is None
 
 
@@ -214,8 +236,8 @@ async def test_numbers_without_measure_are_refused(
 @WITH
 @pytest.mark.parametrize(
     "text",
-    ['"\\ud800"', '"a\\udfffb"', '"\xed\xa0\x80"', '"\xff"'],
-    ids=["high", "low", "encoded", "bad UTF-8"],
+    ['"\xed\xa0\x80"', '"\xff"'],
+    ids=["encoded", "bad UTF-8"],
 )
 async def test_what_is_no_unicode_is_refused(
     tmp_path: Path, field: str, param: str, text: str

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ai_agent_service.core.surrogates import replace_lone_surrogates
 from ai_agent_service.mcp.http import _RepairedBody
-from ai_agent_service.mcp.surrogates import replace_lone_surrogates
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 """Lone surrogates too, which `json.dumps` writes as escapes."""
