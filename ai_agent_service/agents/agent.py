@@ -5,7 +5,8 @@ from contextlib import aclosing
 from typing import Any, ClassVar
 
 from ai_agent_service.agents.base import BaseAgent
-from ai_agent_service.agents.loop import CompactMessages, run_loop
+from ai_agent_service.agents.loop import run_loop
+from ai_agent_service.agents.shortening import CompactMessages
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     InvalidRequestError,
@@ -15,6 +16,7 @@ from ai_agent_service.core.errors import (
 from ai_agent_service.core.events import RunEvent, RunFailed, ToolsMissing
 from ai_agent_service.core.messages import Message, NamedTool, ToolSpec
 from ai_agent_service.core.turn import Turn
+from ai_agent_service.memory.windows import estimate_request
 from ai_agent_service.providers.base import ModelRequest
 from ai_agent_service.tools.toolset import Toolset
 
@@ -50,6 +52,7 @@ class Agent(BaseAgent):
             max_steps=self.definition.max_steps,
             pending=self.parts.pending,
             compact=self._build_compact(turn, toolset),
+            windows=self.parts.windows,
         )
         async with aclosing(loop):
             async for event in loop:
@@ -98,8 +101,9 @@ class Agent(BaseAgent):
         if (compact := turn.compact) is None:
             return None
 
-        async def compact_messages() -> tuple[Message, ...] | None:
-            fewer = await compact()
+        async def compact_messages(max_tokens: int) -> tuple[Message, ...] | None:
+            prompt = estimate_request(self._build_messages((), toolset))
+            fewer = await compact(max(0, max_tokens - prompt))
             return None if fewer is None else self._build_messages(fewer, toolset)
 
         return compact_messages

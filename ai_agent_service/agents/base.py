@@ -13,6 +13,7 @@ from ai_agent_service.core.errors import UpstreamError
 from ai_agent_service.core.events import RunEvent
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.memory.base import Memory
+from ai_agent_service.memory.windows import ContextWindows
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.tools.dynamic import AvailableTools
 from ai_agent_service.tools.toolset import Toolset
@@ -22,7 +23,8 @@ class AgentParts(msgspec.Struct, frozen=True):
     """What an agent works with; the service opens and closes all of it.
 
     `version` is that of the agent, see `compute_version`. `memory` is the run's business: an agent
-    gets the conversation that its memory knows in the turn's messages.
+    gets the conversation that its memory knows in the turn's messages. `windows` is what the
+    process knows of the models' context windows.
     """
 
     provider: Provider
@@ -30,6 +32,7 @@ class AgentParts(msgspec.Struct, frozen=True):
     pending: PendingSteps
     version: str = ""
     memory: Memory | None = None
+    windows: ContextWindows = msgspec.field(default_factory=ContextWindows)
 
     @property
     def toolset(self) -> Toolset:

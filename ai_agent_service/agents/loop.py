@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 
 import msgspec
 
 from ai_agent_service.agents.calls import CallIds, make_sendable, repair_text
 from ai_agent_service.agents.pending_steps import PendingSteps
+from ai_agent_service.agents.shortening import CompactMessages, Shortener
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     ContextTooLongError,
@@ -40,6 +41,7 @@ from ai_agent_service.core.messages import (
 )
 from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.core.usage import Usage, sum_usage
+from ai_agent_service.memory.windows import ContextWindows
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 from ai_agent_service.providers.debug_log import stream_logged
 from ai_agent_service.tools.toolset import Toolset, parse_arguments
@@ -55,9 +57,6 @@ PROGRESS_SECONDS = 0.1
 
 MAX_PROGRESS_MESSAGE = 500
 """Characters of a progress message that are passed on."""
-
-CompactMessages = Callable[[], Awaitable[tuple[Message, ...] | None]]
-"""Gives the request's messages with less of the older conversation; None if that cannot be done."""
 
 REPEATED_CALL_RESULT = (
     "Not run again: this call was just made with the same arguments, and its earlier result stands."
@@ -75,18 +74,20 @@ async def run_loop(
     max_steps: int,
     pending: PendingSteps,
     compact: CompactMessages | None = None,
+    windows: ContextWindows | None = None,
 ) -> AsyncGenerator[RunEvent, None]:
     """Takes steps until one has no calls of our tools, or `max_steps` is reached, or the deadline,
     or an error the model cannot repair.
 
     `client_tools` are the names in `request.tools` that the client runs itself; a name that
     `toolset` has too is ours. The events end with one RunFinished or RunFailed. Closing the
-    generator stops the provider and the tools. A model that finds the messages too long is asked
-    once more, with those that `compact` gives.
+    generator stops the provider and the tools. A model that finds the messages too long, or is
+    known in `windows` to do so, is asked with those that `compact` gives.
     """
     client_tools = frozenset(name for name in client_tools if name not in toolset)
     loop = _LoopState(request, client_tools, max_steps)
     repetitions = _RepetitionCounter()
+    shortener = Shortener(compact, windows or ContextWindows(), provider.name)
     try:
         while True:
             if context.seconds_left <= 0:
@@ -95,6 +96,9 @@ async def run_loop(
             has_output = False
             finished: ModelFinished | None = None
             asked_at = time.monotonic()
+            fewer = await shortener.fit(loop.question, loop.begun)
+            if fewer is not None:
+                loop.replace_conversation(fewer)
             try:
                 async with aclosing(loop.ask(provider, context)) as events:
                     async for event in events:
@@ -107,11 +111,12 @@ async def run_loop(
                             said.append(event.text)
                         has_output = True
                         yield event
-            except ContextTooLongError:
-                fewer = await compact() if compact is not None and not has_output else None
+            except ContextTooLongError as error:
+                if has_output:
+                    raise
+                fewer = await shortener.handle_refusal(loop.question, loop.begun, error)
                 if fewer is None:
                     raise
-                compact = None
                 logger.info(
                     "run.shortened", extra={"run_id": context.run_id, "agent_id": context.agent_id}
                 )
@@ -121,6 +126,7 @@ async def run_loop(
                 raise ProviderProtocolError(
                     f"The answer of {provider.name} ended without a finish reason."
                 )
+            shortener.note_answer(loop.question)
             calls = loop.take_answer(finished, said, provider.name, asked_at)
             theirs = tuple(call for call in calls if call.name in client_tools)
             ours = tuple(call for call in calls if call.name not in client_tools)
@@ -165,15 +171,24 @@ class _LoopState:
         self._logged_count = 0
         self._ids = CallIds(self._messages)
 
-    def ask(self, provider: Provider, context: RunContext) -> AsyncGenerator[ModelEvent, None]:
-        """Ask the model for the next step."""
+    @property
+    def begun(self) -> int:
+        """How many of the messages were there before the first step."""
+        return len(self._request.messages)
+
+    @property
+    def question(self) -> ModelRequest:
+        """What the model is asked for the next step."""
         tools, choice = self._select_tools()
-        question = msgspec.structs.replace(
+        return msgspec.structs.replace(
             self._request, messages=tuple(self._messages), tools=tools, tool_choice=choice
         )
+
+    def ask(self, provider: Provider, context: RunContext) -> AsyncGenerator[ModelEvent, None]:
+        """Ask the model for the next step."""
         return stream_logged(
             provider,
-            question,
+            self.question,
             logged_count=self._logged_count,
             run_id=context.run_id,
             agent_id=context.agent_id,

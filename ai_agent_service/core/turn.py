@@ -21,8 +21,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     conversation (None: nothing is stored). With `history` "server", `messages` holds only the new
     messages; otherwise it is the whole conversation. `is_retry` says that the caller may have asked
     this before, `message_id` is the caller's own id of the turn, and `idempotency_key` its
-    Idempotency-Key. `compact` returns the messages with less of the older conversation, for a model
-    that rejects them as too long, or None if it cannot.
+    Idempotency-Key. `compact` returns the messages with less of the older conversation, about as
+    many tokens as it is given, for a model that rejects them as too long, or None if it cannot.
     """
 
     messages: tuple[Message, ...]
@@ -35,4 +35,4 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     is_retry: bool = False
     message_id: str | None = None
     idempotency_key: str | None = None
-    compact: Callable[[], Awaitable[tuple[Message, ...] | None]] | None = None
+    compact: Callable[[int], Awaitable[tuple[Message, ...] | None]] | None = None

@@ -64,10 +64,10 @@ class _TracedTurn:
         """The turn's."""
         return self._turn.in_progress
 
-    async def compact(self) -> tuple[Message, ...] | None:
+    async def compact(self, max_tokens: int) -> tuple[Message, ...] | None:
         """Shorten the turn, with spans of the model that makes the summary."""
         with use_context(self._run):
-            return await self._turn.compact()
+            return await self._turn.compact(max_tokens)
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Store the answer; see RememberedTurn."""

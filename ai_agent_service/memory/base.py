@@ -81,9 +81,9 @@ class RememberedTurn(Protocol):
         run."""
         ...
 
-    async def compact(self) -> tuple[Message, ...] | None:
-        """As `messages`, the older ones summarised, for a model that found them too long; None if
-        that cannot be done."""
+    async def compact(self, max_tokens: int) -> tuple[Message, ...] | None:
+        """As `messages`, the older ones summarised so that about `max_tokens` are left, for a model
+        that found them too long; None if that cannot be done."""
         ...
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:

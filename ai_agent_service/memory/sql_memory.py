@@ -34,8 +34,9 @@ from ai_agent_service.memory.store import (
     TurnKey,
     TurnStart,
 )
-from ai_agent_service.memory.summaries import Compressor
+from ai_agent_service.memory.summaries import SUMMARY_TOKENS, Compressor
 from ai_agent_service.memory.tokens import estimate
+from ai_agent_service.memory.windows import cut_to_tokens, estimate_request
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,11 @@ MAX_INLINE_MESSAGES = 500
 MAX_INLINE_CHARACTERS = 200_000
 """Conversations longer than this, or with images, are digested in a thread, so that others' turns
 go on."""
+
+MAX_PIECES = 3
+"""In about how many requests older messages are summarised while the caller waits."""
+
+LEFT_OUT = "Earlier messages of this conversation are left out here, because they do not fit."
 
 SUMMARY_PREFIX = """\
 What was said earlier in this conversation, in summary:
@@ -88,6 +94,9 @@ class SqlMemory:
         self.required = required
         self.window = window
         self.compressor = compressor
+        self.limit: int | None = None
+        """How many tokens of a conversation the model took last, once it refused one."""
+
         self.compressing: set[bytes] = set()
         """The sessions of which a summary is being made."""
 
@@ -358,7 +367,7 @@ class UnstoredTurn:
         self.messages = messages
         self._held = held
 
-    async def compact(self) -> tuple[Message, ...] | None:
+    async def compact(self, max_tokens: int) -> tuple[Message, ...] | None:
         """Nothing is known that could be left out."""
         return None
 
@@ -398,51 +407,69 @@ class _StoredTurn:
         self._trailing = place.trailing
         self._summary = summary
         self._held = held
+        self._left_out = 0
+        """The depth of the last message that is left out, without a summary of it."""
+
+        self._summary_tokens: int | None = None
+        """How much of the summary the model is shown, if not all of it."""
+
         self.answer = begun.answer
         self.in_progress = begun.in_progress
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """What the model is to see."""
-        shown = _select_uncovered(self._pieces, self._summary)
-        summary = (
-            ()
-            if self._summary is None
-            else (Message(role="system", content=SUMMARY_PREFIX + self._summary.text),)
-        )
-        return (
-            *self._system,
-            *summary,
-            *(message for piece in shown for message in piece.messages),
-            *self._trailing,
-        )
+        return (*self._system, *self._lead, *_join_messages(self._shown), *self._trailing)
 
-    async def compact(self) -> tuple[Message, ...] | None:
-        """As `messages`, more of the older conversation in a summary, which is made now."""
+    @property
+    def _lead(self) -> tuple[Message, ...]:
+        """What stands for the messages that are not shown."""
+        texts = []
+        if self._summary is not None:
+            text = self._summary.text
+            if self._summary_tokens is not None:
+                text = cut_to_tokens(text, self._summary_tokens)
+            texts.append(SUMMARY_PREFIX + text)
+        if self._left_out:
+            texts.append(LEFT_OUT)
+        return tuple(Message(role="system", content=text) for text in texts)
+
+    @property
+    def _shown(self) -> list[Entry]:
+        return [
+            piece
+            for piece in _select_uncovered(self._pieces, self._summary)
+            if piece.depth > self._left_out
+        ]
+
+    async def compact(self, max_tokens: int) -> tuple[Message, ...] | None:
+        """As `messages`, more of the older conversation in a summary, which is made now.
+
+        Where none can be made, the older messages are left out for this turn.
+        """
         compressor = self._memory.compressor
         if compressor is None:
             return None
-        keep = compressor.recent_messages
-        while keep > 1 and not self._is_compact_enough(compressor, keep):
-            keep //= 2
+        self._memory.limit = max_tokens
+        fixed = estimate_request((*self._system, *self._trailing))
+        bound = min(SUMMARY_TOKENS, max(0, max_tokens - fixed) // 4)
+        room = min(max_tokens - fixed - bound, compressor.threshold)
+        keep = _select_keep(self._shown, compressor.recent_messages, room)
+        older = _select_older(self._shown, keep)
         try:
-            summary = await self._compress(compressor, self._pieces, keep=keep)
+            if not self._left_out:
+                summary = await self._compress(
+                    compressor, self._pieces, keep=keep, max_tokens=bound, limit=max_tokens
+                )
+                self._summary = summary or self._summary
+            elif older:
+                self._left_out = older[-1].depth
         except ServiceError as error:
             self._log_failure(error)
-            return None
-        if summary is None:
-            return None
-        self._summary = summary
+            self._left_out = older[-1].depth if older else 0
+        kept = estimate_request(_join_messages(self._shown))
+        self._summary_tokens = max(0, max_tokens - fixed - kept)
         return self.messages
-
-    def _is_compact_enough(self, compressor: Compressor, keep: int) -> bool:
-        """Whether a summary of all but `keep` messages would make what is sent as short as is
-        wanted."""
-        shown = _select_uncovered(self._pieces, self._summary)
-        older = len(_select_older(shown, keep))
-        return older > 0 and compressor.is_within_threshold(
-            [message for piece in shown[older:] for message in piece.messages]
-        )
 
     async def keep(self, answer: TurnAnswer, *, wait: float) -> None:
         """Stores the answer; a summary that has become due is made after that, in the
@@ -479,15 +506,13 @@ class _StoredTurn:
         )
         sent = [
             *self._system,
-            *[
-                message
-                for piece in _select_uncovered(self._pieces, self._summary)
-                for message in piece.messages
-            ],
+            *_join_messages(_select_uncovered(self._pieces, self._summary)),
             *answered,
         ]
-        if self._held is not None or compressor.can_be_due(
-            sent, self._summary.text if self._summary else ""
+        if (
+            self._held is not None
+            or self._memory.limit is not None
+            or compressor.can_be_due(sent, self._summary.text if self._summary else "")
         ):
             path = store.hasher.hash_answer(self._question.path, prefix + answer.text)
             pieces = [
@@ -511,10 +536,17 @@ class _StoredTurn:
                 and len(_select_uncovered(pieces, self._summary))
                 > self._memory.window * WINDOW_FILL_RATIO
             )
-            if crowded or await compressor.is_due(
-                sent, self._summary.text if self._summary else ""
+            limit = self._memory.limit
+            is_long = limit is not None and 4 * estimate_request(sent) > 3 * limit
+            if (
+                crowded
+                or is_long
+                or await compressor.is_due(sent, self._summary.text if self._summary else "")
             ):
-                await self._compress(compressor, pieces, keep=compressor.recent_messages)
+                keep = compressor.recent_messages
+                if limit is not None:
+                    keep = _select_keep(_select_uncovered(pieces, self._summary), keep, limit // 2)
+                await self._compress(compressor, pieces, keep=keep)
         except ServiceError as error:
             self._log_failure(error)
         finally:
@@ -529,18 +561,30 @@ class _StoredTurn:
         logger.debug("memory.compression_failed_because", extra={"reason": error.message})
 
     async def _compress(
-        self, compressor: Compressor, pieces: list[Entry], *, keep: int
+        self,
+        compressor: Compressor,
+        pieces: list[Entry],
+        *,
+        keep: int,
+        max_tokens: int = SUMMARY_TOKENS,
+        limit: int | None = None,
     ) -> Summary | None:
         """A stored summary of all but the last `keep` messages; None if it would cover nothing
-        new."""
+        new. With a `limit`, the tokens that the chat's model takes, it is made in few requests."""
         older = _select_older(_select_uncovered(pieces, self._summary), keep)
         if not older:
             return None
         store, session, last = self._memory.store, self._key.session, older[-1]
         settings = self._memory.hash_settings(compressor)
         earlier = self._summary.text if self._summary else None
-        messages = [message for piece in older for message in piece.messages]
-        text = await compressor.summarize(earlier, messages)
+        messages = _join_messages(older)
+        text = await compressor.summarize(
+            earlier,
+            messages,
+            max_tokens=max_tokens,
+            max_pieces=None if limit is None else MAX_PIECES,
+            piece_tokens=limit,
+        )
         made = Summary(last.path, last.depth, text)
         await store.database.write(
             lambda connection: store.store_summary(connection, session, made, settings),
@@ -675,6 +719,21 @@ def _prepend_steps(answer: TurnAnswer, trailing: tuple[Message, ...]) -> TurnAns
 def _select_uncovered(pieces: list[Entry], summary: Summary | None) -> list[Entry]:
     """Those that a summary does not cover."""
     return pieces if summary is None else [piece for piece in pieces if piece.depth > summary.depth]
+
+
+def _join_messages(pieces: Iterable[Entry]) -> list[Message]:
+    return [message for piece in pieces for message in piece.messages]
+
+
+def _select_keep(pieces: list[Entry], keep: int, max_tokens: int) -> int:
+    """How many of the last `pieces` may stay as they are so that these have about `max_tokens`:
+    `keep`, or half as often as it takes."""
+    while keep > 1:
+        older = len(_select_older(pieces, keep))
+        if older > 0 and estimate_request(_join_messages(pieces[older:])) <= max_tokens:
+            break
+        keep //= 2
+    return keep
 
 
 def _select_older(pieces: list[Entry], keep: int) -> list[Entry]:

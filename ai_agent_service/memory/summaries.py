@@ -9,6 +9,7 @@ from ai_agent_service.core.errors import ContextTooLongError, ProviderProtocolEr
 from ai_agent_service.core.messages import Message, TextPart
 from ai_agent_service.memory.counters import MemoryCounts
 from ai_agent_service.memory.tokens import TokenCounter, estimate
+from ai_agent_service.memory.windows import MESSAGE_TOKENS
 from ai_agent_service.observability.request_id import current_request_id
 from ai_agent_service.providers.base import ModelRequest, Provider
 from ai_agent_service.providers.complete import complete
@@ -29,12 +30,16 @@ DEFAULT_PROMPT = (
 MAX_TOOL_TEXT_CHARACTERS = 4000
 """How much of a tool's result is summarised; its beginning and its end are kept."""
 
+SUMMARY_TOKENS = 800
+"""How long a summary may be; a model that writes more is stopped."""
+
 MIN_PIECE_TOKENS = 250
+MIN_SUMMARY_TOKENS = 50
+MIN_TEXT_CHARACTERS = 200
+"""What is left at least of a message that is cut so that few requests summarise all of them."""
+
 LINE_TOKENS = 10
 """What a line of a transcript has beside what was said, by the estimate, at most."""
-
-MESSAGE_TOKENS = 4
-"""What a message costs beside its text."""
 
 
 class Compressor:
@@ -66,7 +71,10 @@ class Compressor:
         self._prompt = prompt or DEFAULT_PROMPT
         self._settings = settings or {}
         self._counts = counts or MemoryCounts()
-        self._threshold = threshold_tokens
+        self.threshold = threshold_tokens
+        self._piece_tokens = max(threshold_tokens, MIN_PIECE_TOKENS)
+        """How much the model is given at once, less where it refused that."""
+
         self.recent_messages = recent_messages
         self.identity = (self._prompt, provider.name, model_name)
         """What a summary depends on: one made otherwise is not used again."""
@@ -85,38 +93,55 @@ class Compressor:
         return 4 * _estimate_upper_bound(messages, earlier) >= 3 * self._compute_limit(messages)
 
     def _compute_limit(self, messages: Sequence[Message]) -> int:
-        return max(0, self._threshold - MESSAGE_TOKENS * (len(messages) + 1))
-
-    def is_within_threshold(self, messages: Sequence[Message]) -> bool:
-        """Whether `messages` are about within the threshold."""
-        return self.estimate_tokens(messages) <= self._threshold
+        return max(0, self.threshold - MESSAGE_TOKENS * (len(messages) + 1))
 
     def estimate_tokens(self, messages: Sequence[Message]) -> int:
         """About how many tokens `messages` have."""
         return sum(estimate(_render_message(message)) for message in messages)
 
-    async def summarize(self, earlier: str | None, messages: Sequence[Message]) -> str:
-        """A summary of `earlier`, a summary of what was before, and `messages`. Raises
-        UpstreamError, ContextTooLongError.
+    async def summarize(
+        self,
+        earlier: str | None,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = SUMMARY_TOKENS,
+        max_pieces: int | None = None,
+        piece_tokens: int | None = None,
+    ) -> str:
+        """Return a summary of `earlier`, a summary of what was before, and `messages`, of about
+        `max_tokens` at most.
 
-        What is too long for the model is summarised in pieces, one after the other.
+        What is longer than the model takes, or than `piece_tokens`, is summarised in pieces, one
+        after the other. What has more than `max_pieces` is cut. Raises UpstreamError,
+        ContextTooLongError.
         """
+        bound = max(MIN_SUMMARY_TOKENS, min(max_tokens, self.threshold // 2))
         transcript = [text for message in messages if (text := _render_message(message))]
-        size = max(self._threshold, MIN_PIECE_TOKENS)
+        if earlier and len(earlier) > 8 * bound:
+            transcript, earlier = [earlier, *transcript], None
         while transcript:
+            size = max(
+                min(self._piece_tokens, piece_tokens or self._piece_tokens), MIN_PIECE_TOKENS
+            )
+            if max_pieces is not None:
+                transcript = _shorten_texts(transcript, max_pieces * size)
             piece, rest = _split_transcript(transcript, size)
             try:
-                earlier = await self._ask_model(earlier, piece)
-            except ContextTooLongError:
+                earlier = await self._ask_model(earlier, piece, bound)
+            except ContextTooLongError as error:
                 if size <= MIN_PIECE_TOKENS:
                     raise
-                size = max(size // 2, MIN_PIECE_TOKENS)
+                stated = size if error.window is None else error.window // 2
+                self._piece_tokens = max(min(size // 2, stated), MIN_PIECE_TOKENS)
                 continue
             transcript = rest
+            max_pieces = None if max_pieces is None else max(1, max_pieces - 1)
         return earlier or ""
 
-    async def _ask_model(self, earlier: str | None, piece: Iterable[str]) -> str:
+    async def _ask_model(self, earlier: str | None, piece: Iterable[str], bound: int) -> str:
         lead = [f"The summary so far:\n{earlier}"] if earlier else []
+        if bound < SUMMARY_TOKENS:
+            lead.insert(0, f"Write {bound // 2} words at most.")
         question = "\n\n".join([*lead, "The conversation:", *piece])
         request = ModelRequest(
             model=await self._model(),
@@ -128,17 +153,18 @@ class Compressor:
             deadline=time.monotonic() + self._timeout,
             request_id=current_request_id.get(),
         )
-        answer = await complete(self._provider, request, task="summary")
+        # Limits of the length in the request differ by provider, and count a model's thoughts.
+        answer = await complete(self._provider, request, max_characters=4 * bound, task="summary")
         if answer.usage is not None:
             self._counts.summary_prompt_tokens += answer.usage.prompt_tokens
             self._counts.summary_completion_tokens += answer.usage.completion_tokens
         text = answer.text.strip()
         if not text:
             raise ProviderProtocolError("The model gave an empty summary.")
-        if answer.finish is None or answer.finish.reason == "content_filter":
+        is_cut = len(answer.text) + len(answer.refusal) > 4 * bound
+        if not is_cut and (answer.finish is None or answer.finish.reason == "content_filter"):
             raise ProviderProtocolError("The model's summary broke off.")
-        # A model that repeats its input does not make the conversation longer.
-        return text[: self._threshold * 2]
+        return text[: 4 * bound]
 
 
 def _estimate_upper_bound(messages: Sequence[Message], earlier: str) -> int:
@@ -172,10 +198,23 @@ def _render_message(message: Message) -> str:
     return "\n".join(lines)
 
 
-def _truncate_middle(text: str) -> str:
-    if len(text) <= MAX_TOOL_TEXT_CHARACTERS:
+def _shorten_texts(transcript: list[str], tokens: int) -> list[str]:
+    """Return `transcript` with its long texts cut in the middle, about `tokens` in all."""
+    size = sum(map(estimate, transcript))
+    if size <= tokens:
+        return transcript
+    cut = [
+        _truncate_middle(text, max(MIN_TEXT_CHARACTERS, len(text) * tokens // size))
+        for text in transcript
+    ]
+    size, whole = sum(map(estimate, cut)), "\n\n".join(cut)
+    return cut if size <= tokens else [_truncate_middle(whole, len(whole) * tokens // size)]
+
+
+def _truncate_middle(text: str, characters: int = MAX_TOOL_TEXT_CHARACTERS) -> str:
+    if len(text) <= characters:
         return text
-    half = MAX_TOOL_TEXT_CHARACTERS // 2
+    half = characters // 2
     return f"{text[:half]} [...] {text[-half:]}"
 
 

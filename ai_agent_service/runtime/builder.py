@@ -25,6 +25,7 @@ from ai_agent_service.mcp.supervisor import McpServers, McpSupervisor
 from ai_agent_service.mcp.tool import build_model_name, build_model_names
 from ai_agent_service.memory.base import Memory, MemorySetup
 from ai_agent_service.memory.opening import Memories, Summarizer, open_memories
+from ai_agent_service.memory.windows import ContextWindows
 from ai_agent_service.observability.tracing import Tracing
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.fallback import FailoverCandidate, FallbackProvider
@@ -67,6 +68,7 @@ class Builder:
         self._environment = environment
         self._providers = providers
         self._pending = pending
+        self._windows = ContextWindows()
         self._tracing = tracing
         self._toolset = toolset or (Toolset if tracing is None else partial(TracedToolset, tracing))
         self._live = runs.live
@@ -185,7 +187,7 @@ class Builder:
             toolset=self._toolset,
         )
         provider = _select_provider(definition, self._providers)
-        parts = AgentParts(provider, available, self._pending, str(key[0]), memory)
+        parts = AgentParts(provider, available, self._pending, str(key[0]), memory, self._windows)
         return self._plugins.agents[definition.type](definition, parts)
 
     async def _hold_memory(self, definition: AgentDefinition) -> ContextHolder[Memory] | None:

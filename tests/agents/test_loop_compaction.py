@@ -2,6 +2,7 @@
 it."""
 
 import asyncio
+import itertools
 import time
 from contextlib import aclosing
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from dirty_equals import IsFloat
 
-from ai_agent_service.agents.loop import CompactMessages, run_loop
+from ai_agent_service.agents.loop import run_loop
 from ai_agent_service.agents.pending_steps import PendingSteps
+from ai_agent_service.agents.shortening import MAX_ATTEMPTS, CompactMessages
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ContextTooLongError, ProviderUnavailableError
 from ai_agent_service.core.events import (
@@ -25,6 +27,7 @@ from ai_agent_service.core.events import (
 )
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.usage import Usage
+from ai_agent_service.memory.windows import ContextWindows
 from ai_agent_service.providers.base import ModelEvent, ModelRequest
 from ai_agent_service.tools.function import tool
 from ai_agent_service.tools.toolset import Toolset
@@ -45,13 +48,18 @@ class Shortening:
         self.messages = messages
         self.asked = 0
 
-    async def __call__(self) -> tuple[Message, ...] | None:
+    async def __call__(self, max_tokens: int) -> tuple[Message, ...] | None:
         self.asked += 1
         return self.messages
 
 
 async def run(
-    script: Script, shorter: CompactMessages | None, ran: list[int] | None = None
+    script: Script,
+    shorter: CompactMessages | None,
+    ran: list[int] | None = None,
+    *,
+    messages: tuple[Message, ...] = (SYSTEM, *OLD, QUESTION),
+    windows: ContextWindows | None = None,
 ) -> list[RunEvent]:
     @tool
     async def note(number: int) -> str:
@@ -61,10 +69,17 @@ async def run(
     toolset = Toolset([note], default_timeout=5)
     context = RunContext(run_id="run_1", agent_id="helper", deadline=time.monotonic() + 20)
     request = ModelRequest(
-        model="m", messages=(SYSTEM, *OLD, QUESTION), tools=toolset.specs, deadline=context.deadline
+        model="m", messages=messages, tools=toolset.specs, deadline=context.deadline
     )
     loop = run_loop(
-        script, request, toolset, context, max_steps=5, pending=PendingSteps(), compact=shorter
+        script,
+        request,
+        toolset,
+        context,
+        max_steps=5,
+        pending=PendingSteps(),
+        compact=shorter,
+        windows=windows,
     )
     async with asyncio.timeout(20), aclosing(loop) as events:
         return [event async for event in events]
@@ -88,7 +103,44 @@ async def test_a_conversation_that_is_still_too_long_ends_the_run() -> None:
     events = await run(script, shorter)
     assert isinstance(events[-1], RunFailed)
     assert (len(events), events[-1].error.code) == (1, "context_length_exceeded")
-    assert (len(script.requests), shorter.asked) == (2, 1)
+    assert (len(script.requests), shorter.asked) == (2, 2), "nothing is asked twice alike"
+
+
+async def test_a_conversation_is_shortened_a_few_times_each_time_by_more() -> None:
+    wanted: list[int] = []
+
+    async def compact(max_tokens: int) -> tuple[Message, ...]:
+        wanted.append(max_tokens)
+        return (SYSTEM, Message(role="user", content="x" * (3 * max_tokens)))
+
+    script = Script(*[TOO_LONG] * MAX_ATTEMPTS, says("Hello"))
+    long = (SYSTEM, Message(role="user", content="x" * 4000))
+    events = await run(script, compact, messages=long)
+    assert events[0] == TextDelta("Hello")
+    assert len(script.requests) == MAX_ATTEMPTS + 1
+    assert all(next_one < one * 3 / 4 for one, next_one in itertools.pairwise(wanted))
+    script = Script(*[TOO_LONG] * (MAX_ATTEMPTS + 1), says("Hello"))
+    assert isinstance((await run(script, compact, messages=long))[-1], RunFailed)
+
+
+@pytest.mark.parametrize("window", [None, 400])
+async def test_what_a_model_refused_is_not_sent_to_it_again(window: int | None) -> None:
+    windows, wanted = ContextWindows(), list[int]()
+
+    async def compact(max_tokens: int) -> tuple[Message, ...]:
+        wanted.append(max_tokens)
+        return (SYSTEM, Message(role="user", content="x" * max_tokens))
+
+    long = (SYSTEM, Message(role="user", content="x" * 4000))
+    refusal: list[Action] = [ContextTooLongError("This does not fit.", window=window)]
+    await run(Script(refusal, says("Hello")), compact, messages=long, windows=windows)
+    script = Script(says("Hello"))
+    await run(script, compact, messages=long, windows=windows)
+    await run(script, None, messages=long, windows=windows)
+    assert [len(request.messages[1].text) for request in script.requests] == [wanted[1], 4000]
+    assert wanted[0] == wanted[1] < (250 if window else 1000)
+    await run(script, compact, messages=long, windows=windows)
+    assert len(wanted) == 2, "the model answered to that much"
 
 
 async def test_the_error_stands_where_nothing_can_be_left_out() -> None:
@@ -143,7 +195,7 @@ async def test_a_later_step_that_is_too_long_again_ends_the_run() -> None:
     assert (events[-1].error.code, len(events[-1].steps), shorter.asked) == (
         "context_length_exceeded",
         1,
-        1,
+        2,
     )
 
 

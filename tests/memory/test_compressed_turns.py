@@ -565,7 +565,7 @@ async def test_a_conversation_that_the_model_finds_too_long_is_summarised_and_as
         chunks = read_chunks(response)
         assert [
             choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]
-        ] == ["answer 4", None]
+        ] == ["", "answer 4", None]
         refused, answered = talker.turns[-2:]
         assert [message.text for message in window(refused)] == [
             *(each["content"] for each in whole),

@@ -100,7 +100,7 @@ class Kept(Memory, RememberedTurn):
         self.turns.append(turn)
         return self
 
-    async def compact(self) -> tuple[Message, ...] | None:
+    async def compact(self, max_tokens: int) -> tuple[Message, ...] | None:
         """The question alone."""
         return (QUESTION,)
 
@@ -230,7 +230,7 @@ async def test_the_agent_is_told_what_the_memory_knows() -> None:
     (turn,) = agent.turns
     assert (turn.messages, turn.settings) == (known, {"seed": 1})
     assert turn.compact is not None
-    assert await turn.compact() == (QUESTION,)
+    assert await turn.compact(100) == (QUESTION,)
 
 
 async def test_the_last_event_comes_once_the_answer_is_kept() -> None:

@@ -633,7 +633,7 @@ class SlowTurn(msgspec.Struct):
     answer: TurnAnswer | None = None
     in_progress: str | None = None
 
-    async def compact(self) -> tuple[Message, ...] | None:
+    async def compact(self, max_tokens: int) -> tuple[Message, ...] | None:
         """It cannot be."""
         return None
 
@@ -686,7 +686,7 @@ async def test_chunks_and_audit_lines_tell_the_version(
         caplog.set_level(logging.INFO, audit.name)
         asked = asking(stream=True, stream_options={"include_usage": True})
         chunks = read_chunks(await service.client.post(CHAT, json=asked))
-    assert [chunk["system_fingerprint"] for chunk in chunks] == [f"fp_{version}"] * 5
+    assert [chunk["system_fingerprint"] for chunk in chunks] == [f"fp_{version}"] * 6
     [line] = read_lines(caplog, "agent.called")
     assert line["agent_version"] == version
 

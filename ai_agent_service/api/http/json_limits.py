@@ -82,7 +82,8 @@ def repair_texts(body: bytes, decoded: object) -> None:
     """Replace each NUL in the texts of `decoded`, see WithTexts.
 
     Raises InvalidRequestError, with the place as `param`, for one elsewhere, since databases and
-    providers reject it. `decoded` was decoded from `body`; without an escaped NUL there, nothing is searched.
+    providers reject it. `decoded` was decoded from `body`: without an escaped NUL there, nothing is
+    searched.
     """
     if b"\\u0000" in body and _NUL.search(body):
         found, place = _find_nul(decoded)

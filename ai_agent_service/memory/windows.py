@@ -1,0 +1,72 @@
+"""Remember how much of a conversation each model takes, from what its provider refuses."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from ai_agent_service.core.messages import Message, TextPart, ToolSpec
+from ai_agent_service.memory.tokens import estimate
+
+MESSAGE_TOKENS = 4
+"""What a message costs beside its text."""
+
+MEDIA_TOKENS = 1000
+"""About what an image, a sound or a file costs."""
+
+MIN_LIMIT = 250
+"""A smaller limit is not remembered: what was refused is not too long by its text."""
+
+
+class ContextWindows:
+    """How many tokens each model takes, by `estimate_request`, since the start of the process.
+
+    A model is known by its provider's name and its own. What is known is a guess that the next
+    refusal lowers, and an answer to more raises.
+    """
+
+    def __init__(self) -> None:
+        self._limits: dict[tuple[str, str], int] = {}
+
+    def find_limit(self, provider: str, model: str) -> int | None:
+        """Return about how many tokens fit; None if nothing was refused yet."""
+        return self._limits.get((provider, model))
+
+    def learn_refusal(
+        self, provider: str, model: str, *, fixed: int, variable: int, window: int | None
+    ) -> int:
+        """Take note that `fixed` and `variable` tokens together do not fit, and return how many to
+        try next, fewer of the variable ones; `window` is the model's own number, where its provider
+        states it."""
+        is_known = (provider, model) in self._limits
+        refused = fixed + variable
+        limit = fixed + (variable // 2 if is_known else variable * 3 // 4)
+        if window is not None and window * 3 // 4 < refused:
+            limit = window * 3 // 4  # the rest is for the answer, and for what the estimate misses
+        if limit >= MIN_LIMIT:
+            self._limits[provider, model] = limit
+        return limit
+
+    def learn_answer(self, provider: str, model: str, answered: int) -> None:
+        """Take note that `answered` tokens do fit."""
+        if answered > self._limits.get((provider, model), answered):
+            self._limits[provider, model] = answered
+
+
+def estimate_request(messages: Iterable[Message], tools: Iterable[ToolSpec] = ()) -> int:
+    """Return about how many tokens a model is sent."""
+    schemas = msgspec.json.encode(tuple(tools)).decode()
+    return estimate(schemas) + sum(map(_estimate_message, messages))
+
+
+def cut_to_tokens(text: str, tokens: int) -> str:
+    """Return the beginning of `text`, about `tokens` of it."""
+    size = estimate(text)
+    return text if size <= tokens else f"{text[: len(text) * tokens // size]} [...]"
+
+
+def _estimate_message(message: Message) -> int:
+    calls = "".join(f"{call.name}{call.arguments}" for call in message.tool_calls)
+    media = len(message.images)
+    if not isinstance(message.content, str):
+        media += sum(not isinstance(part, TextPart) for part in message.content)
+    return MESSAGE_TOKENS + estimate(message.text + calls) + MEDIA_TOKENS * media
