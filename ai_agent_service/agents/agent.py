@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Any, ClassVar
 
 from ai_agent_service.agents.base import BaseAgent
-from ai_agent_service.agents.loop import run_loop
+from ai_agent_service.agents.loop import LoopOptions, run_loop
 from ai_agent_service.agents.shortening import CompactMessages
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
@@ -48,11 +48,14 @@ class Agent(BaseAgent):
             request,
             toolset,
             context,
-            client_tools=client_tools,
-            max_steps=self.definition.max_steps,
-            pending=self.parts.pending,
-            compact=self._build_compact(turn, toolset),
-            windows=self.parts.windows,
+            LoopOptions(
+                client_tools=client_tools,
+                max_steps=self.definition.max_steps,
+                max_characters=self.parts.max_characters,
+                pending=self.parts.pending,
+                compact=self._build_compact(turn, toolset),
+                windows=self.parts.windows,
+            ),
         )
         async with aclosing(loop):
             async for event in loop:

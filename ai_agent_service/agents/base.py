@@ -24,7 +24,8 @@ class AgentParts(msgspec.Struct, frozen=True):
 
     `version` is that of the agent, see `compute_version`. `memory` is the run's business: an agent
     gets the conversation that its memory knows in the turn's messages. `windows` is what the
-    process knows of the models' context windows.
+    process knows of the models' context windows. `max_characters` bounds a run's text and
+    reasoning.
     """
 
     provider: Provider
@@ -33,6 +34,7 @@ class AgentParts(msgspec.Struct, frozen=True):
     version: str = ""
     memory: Memory | None = None
     windows: ContextWindows = msgspec.field(default_factory=ContextWindows)
+    max_characters: int = 1_000_000
 
     @property
     def toolset(self) -> Toolset:

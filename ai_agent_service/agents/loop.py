@@ -10,6 +10,7 @@ import msgspec
 
 from ai_agent_service.agents.calls import CallIds, make_sendable, repair_text
 from ai_agent_service.agents.pending_steps import PendingSteps
+from ai_agent_service.agents.repetition import RepetitionCounter
 from ai_agent_service.agents.shortening import CompactMessages, Shortener
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
@@ -17,7 +18,6 @@ from ai_agent_service.core.errors import (
     ProviderProtocolError,
     RunTimeoutError,
     ServiceError,
-    ToolError,
 )
 from ai_agent_service.core.events import (
     FinishReason,
@@ -44,13 +44,15 @@ from ai_agent_service.core.usage import Usage, sum_usage
 from ai_agent_service.memory.windows import ContextWindows
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest, Provider
 from ai_agent_service.providers.debug_log import stream_logged
-from ai_agent_service.tools.toolset import Toolset, parse_arguments
+from ai_agent_service.tools.toolset import Toolset
 
 logger = logging.getLogger(__name__)
 
-MAX_REPETITIONS = 2
-"""How often the same call runs in a row; after that the model gets a note that its result
-stands."""
+MAX_ANSWER_CHARACTERS = 1_000_000
+"""Characters of text and reasoning that a run may have, where no setting says otherwise."""
+
+MAX_CALLS_PER_STEP = 128
+"""Calls of one step that are taken; OpenAI's models make far fewer."""
 
 PROGRESS_SECONDS = 0.1
 """At least this long between two reports of progress of one call; those in between are left out."""
@@ -64,90 +66,68 @@ REPEATED_CALL_RESULT = (
 )
 
 
+class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run of the loop is limited, and what it shares with other runs.
+
+    `client_tools` are the names in `request.tools` that the client runs itself. `max_characters`
+    bounds the text and reasoning of all steps. `compact` gives shorter messages for a model that
+    finds them too long, or is known in `windows` to do so.
+    """
+
+    max_steps: int
+    pending: PendingSteps
+    client_tools: frozenset[str] = frozenset()
+    max_characters: int = MAX_ANSWER_CHARACTERS
+    compact: CompactMessages | None = None
+    windows: ContextWindows = msgspec.field(default_factory=ContextWindows)
+
+
 async def run_loop(
     provider: Provider,
     request: ModelRequest,
     toolset: Toolset,
     context: RunContext,
-    *,
-    client_tools: frozenset[str] = frozenset(),
-    max_steps: int,
-    pending: PendingSteps,
-    compact: CompactMessages | None = None,
-    windows: ContextWindows | None = None,
+    options: LoopOptions,
 ) -> AsyncGenerator[RunEvent, None]:
-    """Takes steps until one has no calls of our tools, or `max_steps` is reached, or the deadline,
-    or an error the model cannot repair.
+    """Take steps until one has no calls of our tools, or a limit of `options` or the deadline is
+    reached, or an error occurs that the model cannot repair.
 
-    `client_tools` are the names in `request.tools` that the client runs itself; a name that
-    `toolset` has too is ours. The events end with one RunFinished or RunFailed. Closing the
-    generator stops the provider and the tools. A model that finds the messages too long, or is
-    known in `windows` to do so, is asked with those that `compact` gives.
+    A name that the client and `toolset` have is ours. The events end with one RunFinished or
+    RunFailed. Closing the generator stops the provider and the tools.
     """
-    client_tools = frozenset(name for name in client_tools if name not in toolset)
-    loop = _LoopState(request, client_tools, max_steps)
-    repetitions = _RepetitionCounter()
-    shortener = Shortener(compact, windows or ContextWindows(), provider.name)
+    loop = _LoopState(provider, request, toolset, context, options)
     try:
         while True:
-            if context.seconds_left <= 0:
-                raise RunTimeoutError
-            said: list[str] = []
-            has_output = False
-            finished: ModelFinished | None = None
-            asked_at = time.monotonic()
-            fewer = await shortener.fit(loop.question, loop.begun)
-            if fewer is not None:
-                loop.replace_conversation(fewer)
+            said = await loop.begin_step()
             try:
-                async with aclosing(loop.ask(provider, context)) as events:
+                async with aclosing(loop.ask()) as events:
                     async for event in events:
                         if isinstance(event, ModelFinished):
-                            finished = event
+                            loop.finished = event
                             continue
                         if (text := replace_unstorable(event.text)) is not event.text:
                             event = type(event)(text)
-                        if isinstance(event, TextDelta):
-                            said.append(event.text)
-                        has_output = True
+                        said.append(event)
+                        loop.characters_left -= len(text)
                         yield event
+                        if loop.characters_left < 0:
+                            loop.finished = loop.cut_answer()
+                            break
             except ContextTooLongError as error:
-                if has_output:
-                    raise
-                fewer = await shortener.handle_refusal(loop.question, loop.begun, error)
-                if fewer is None:
-                    raise
-                logger.info(
-                    "run.shortened", extra={"run_id": context.run_id, "agent_id": context.agent_id}
-                )
-                loop.replace_conversation(fewer)
+                await loop.shorten(error)
                 continue
-            if finished is None:
-                raise ProviderProtocolError(
-                    f"The answer of {provider.name} ended without a finish reason."
-                )
-            shortener.note_answer(loop.question)
-            calls = loop.take_answer(finished, said, provider.name, asked_at)
-            theirs = tuple(call for call in calls if call.name in client_tools)
-            ours = tuple(call for call in calls if call.name not in client_tools)
-            if not calls:
-                reason = "stop" if finished.reason == "tool_calls" else finished.reason
-                yield _build_finished(reason, loop.steps)
+            ours, theirs = loop.take_answer()
+            if (end := loop.find_end(ours, theirs)) is not None:
+                for last in end:
+                    yield last
                 return
-            if len(loop.steps) >= max_steps and not theirs:
-                yield TextDelta(_build_stop_notice(max_steps, said))
-                yield _build_finished("stop", loop.steps)
-                return
-            running = _run_tools(ours, len(loop.steps), toolset, context, repetitions)
-            async with aclosing(running) as progress:
-                async for update in progress:
+            async with aclosing(loop.run_tools(ours)) as updates:
+                async for update in updates:
                     if isinstance(update, ToolFinished):
                         loop.results[update.result.call_id] = update.result
                     yield update
             if theirs:
-                if ours or len(loop.steps) > 1 or any(call.provider_data for call in calls):
-                    loop.keep_pending(pending, context, theirs)
-                yield _build_finished("tool_calls", loop.steps, theirs)
+                yield loop.hand_over(ours, theirs)
                 return
             loop.add_results()
     except ServiceError as error:
@@ -160,16 +140,32 @@ class _LoopState:
     """What a run of the loop knows: the conversation with its steps, and the results of the step
     that it is in."""
 
-    def __init__(self, request: ModelRequest, client_tools: frozenset[str], max_steps: int) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        request: ModelRequest,
+        toolset: Toolset,
+        context: RunContext,
+        options: LoopOptions,
+    ) -> None:
         self.steps: list[StepRecord] = []
         self.results: dict[str, ToolResult] = {}
+        self.finished: ModelFinished | None = None
+        self.characters_left = options.max_characters
+        self._provider = provider
         self._request = request
-        self._client_tools = client_tools
-        self._max_steps = max_steps
+        self._toolset = toolset
+        self._context = context
+        self._options = options
+        self._client_tools = frozenset(name for name in options.client_tools if name not in toolset)
         self._messages = list(map(make_sendable, request.messages))
+        self._said: list[ModelEvent] = []
+        self._asked_at = 0.0
         self._answer = Message(role="assistant")
         self._logged_count = 0
         self._ids = CallIds(self._messages)
+        self._repetitions = RepetitionCounter()
+        self._shortener = Shortener(options.compact, options.windows, provider.name)
 
     @property
     def begun(self) -> int:
@@ -184,16 +180,46 @@ class _LoopState:
             self._request, messages=tuple(self._messages), tools=tools, tool_choice=choice
         )
 
-    def ask(self, provider: Provider, context: RunContext) -> AsyncGenerator[ModelEvent, None]:
+    async def begin_step(self) -> list[ModelEvent]:
+        """Prepare the next step, and return the list that takes what the model says in it; raises
+        RunTimeoutError past the deadline."""
+        if self._context.seconds_left <= 0:
+            raise RunTimeoutError
+        self.finished = None
+        self._said = []
+        self._asked_at = time.monotonic()
+        fewer = await self._shortener.fit(self.question, self.begun)
+        if fewer is not None:
+            self.replace_conversation(fewer)
+        return self._said
+
+    def ask(self) -> AsyncGenerator[ModelEvent, None]:
         """Ask the model for the next step."""
         return stream_logged(
-            provider,
+            self._provider,
             self.question,
             logged_count=self._logged_count,
-            run_id=context.run_id,
-            agent_id=context.agent_id,
+            run_id=self._context.run_id,
+            agent_id=self._context.agent_id,
             step=len(self.steps) + 1,
         )
+
+    def cut_answer(self) -> ModelFinished:
+        """Return the end of an answer that is longer than a run may have."""
+        fields = {**self._context.log_fields, "characters": self._options.max_characters}
+        logger.warning("run.answer_cut", extra=fields)
+        return ModelFinished("length")
+
+    async def shorten(self, error: ContextTooLongError) -> None:
+        """Make the conversation shorter after `error`; raises it if that cannot be done."""
+        fewer = None
+        if not self._said:
+            fewer = await self._shortener.handle_refusal(self.question, self.begun, error)
+        if fewer is None:
+            raise error
+        run = {"run_id": self._context.run_id, "agent_id": self._context.agent_id}
+        logger.info("run.shortened", extra=run)
+        self.replace_conversation(fewer)
 
     def replace_conversation(self, messages: tuple[Message, ...]) -> None:
         """Take shorter messages for those that the run began with."""
@@ -201,30 +227,70 @@ class _LoopState:
         self._request = msgspec.structs.replace(self._request, messages=messages)
         self._logged_count = 0
 
-    def take_answer(
-        self,
-        finished: ModelFinished,
-        said: list[str],
-        provider: str,
-        asked_at: float,
-    ) -> tuple[ToolCall, ...]:
-        """Record the model's answer as a step, and return its calls under unique ids."""
+    def take_answer(self) -> tuple[tuple[ToolCall, ...], tuple[ToolCall, ...]]:
+        """Record the model's answer as a step, and return its calls of our tools and of the
+        client's, under unique ids."""
+        finished = self.finished
+        if finished is None:
+            raise ProviderProtocolError(
+                f"The answer of {self._provider.name} ended without a finish reason."
+            )
+        self._shortener.note_answer(self.question)
         calls = self._ids.ensure_unique(
-            map(repair_text, finished.tool_calls),
+            map(repair_text, self._limit_calls(finished.tool_calls)),
             sent_out=lambda call: call.name in self._client_tools,
         )
-        seconds = time.monotonic() - asked_at
+        seconds = time.monotonic() - self._asked_at
         model = replace_unstorable(finished.model) or self._request.model
-        answered_by = finished.provider or provider
+        answered_by = finished.provider or self._provider.name
         self.steps.append(StepRecord(calls, finished.usage, model, answered_by, seconds))
         self._logged_count = len(self._messages)
-        self._answer = Message(
-            role="assistant",
-            content="".join(said),
-            tool_calls=calls,
-        )
+        text = "".join([event.text for event in self._said if isinstance(event, TextDelta)])
+        self._answer = Message(role="assistant", content=text, tool_calls=calls)
         self.results = {}
-        return calls
+        ours = tuple(call for call in calls if call.name not in self._client_tools)
+        return ours, tuple(call for call in calls if call.name in self._client_tools)
+
+    def _limit_calls(self, calls: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+        """Return the first of `calls`; the model sees from its history that it made no more."""
+        if len(calls) > MAX_CALLS_PER_STEP:
+            fields = {**self._context.log_fields, "calls": len(calls)}
+            logger.warning("run.calls_dropped", extra=fields)
+        return calls[:MAX_CALLS_PER_STEP]
+
+    def find_end(
+        self, ours: tuple[ToolCall, ...], theirs: tuple[ToolCall, ...]
+    ) -> list[RunEvent] | None:
+        """Return the last events of the run if this step is its last and calls no tool."""
+        if not ours and not theirs:
+            assert self.finished is not None
+            reason = self.finished.reason
+            return [_build_finished("stop" if reason == "tool_calls" else reason, self.steps)]
+        if len(self.steps) >= self._options.max_steps and not theirs:
+            notice = _build_stop_notice(
+                self._options.max_steps, has_text=bool(self._answer.content)
+            )
+            return [TextDelta(notice), _build_finished("stop", self.steps)]
+        return None
+
+    def run_tools(
+        self, calls: tuple[ToolCall, ...]
+    ) -> AsyncGenerator[ToolStarted | ToolProgress | ToolFinished, None]:
+        """Run `calls`, one step's of our tools."""
+        repeated = self._repetitions.find_repeated(calls)
+        return _run_tools(calls, len(self.steps), self._toolset, self._context, repeated)
+
+    def hand_over(self, ours: tuple[ToolCall, ...], theirs: tuple[ToolCall, ...]) -> RunFinished:
+        """Return the end of a run that waits for the results of the client's tools, and keep what
+        the client does not know of the step."""
+        has_data = any(call.provider_data for call in self._answer.tool_calls)
+        if ours or has_data or len(self.steps) > 1:
+            earlier = self._messages[len(self._request.messages) :]
+            ids = [call.id for call in theirs]
+            self._options.pending.keep(
+                self._context, self._answer, self.results.values(), ids, earlier=earlier
+            )
+        return _build_finished("tool_calls", self.steps, theirs)
 
     def add_results(self) -> None:
         """Add the step and the results of its calls to the conversation."""
@@ -250,7 +316,7 @@ class _LoopState:
         )
         if not theirs:
             return tools, "auto" if self.steps else choice
-        is_last = len(self.steps) + 1 >= self._max_steps
+        is_last = len(self.steps) + 1 >= self._options.max_steps
         repeats_itself = bool(self.results) and all(
             result.content == REPEATED_CALL_RESULT for result in self.results.values()
         )
@@ -258,24 +324,16 @@ class _LoopState:
             return theirs, choice
         return tools, choice
 
-    def keep_pending(
-        self, pending: PendingSteps, context: RunContext, theirs: tuple[ToolCall, ...]
-    ) -> None:
-        """Keep the step until the client brings the results of its own calls."""
-        earlier = self._messages[len(self._request.messages) :]
-        ids = (call.id for call in theirs)
-        pending.keep(context, self._answer, self.results.values(), ids, earlier=earlier)
-
 
 async def _run_tools(
     calls: tuple[ToolCall, ...],
     step: int,
     toolset: Toolset,
     context: RunContext,
-    repetitions: "_RepetitionCounter",
+    repeated: frozenset[str],
 ) -> AsyncGenerator[ToolStarted | ToolProgress | ToolFinished, None]:
-    """Run `calls`, adjacent parallel ones together, and yield their starts, progress and ends."""
-    repeated = repetitions.find_repeated(calls)
+    """Run `calls` but those in `repeated`, adjacent parallel ones together, and yield their starts,
+    progress and ends."""
     for batch in _group_batches(calls, toolset):
         for call in batch:
             yield ToolStarted(call, step)
@@ -361,36 +419,9 @@ def _sum_steps(steps: list[StepRecord]) -> Usage | None:
     return sum_usage([step.usage for step in steps])
 
 
-def _build_stop_notice(max_steps: int, said: list[str]) -> str:
-    lead = "\n\n" if said else ""
+def _build_stop_notice(max_steps: int, *, has_text: bool) -> str:
+    lead = "\n\n" if has_text else ""
     return (
         f"{lead}I stopped here: this needs more than the {max_steps} steps that I may take. Ask me"
         " to go on, or ask for less at once."
     )
-
-
-class _RepetitionCounter:
-    """Counts how often in a row each call was made with the same arguments."""
-
-    def __init__(self) -> None:
-        self._counts: dict[tuple[str, bytes], int] = {}
-
-    def find_repeated(self, calls: tuple[ToolCall, ...]) -> frozenset[str]:
-        """The ids of those `calls`, one step's, that are repeated too often to run; all of them are
-        counted."""
-        counts: dict[tuple[str, bytes], int] = {}
-        repeated = set()
-        for call in calls:
-            key = (call.name, _canonicalize(call.arguments))
-            counts[key] = counts.get(key, self._counts.get(key, 0)) + 1
-            if counts[key] > MAX_REPETITIONS:
-                repeated.add(call.id)
-        self._counts = counts
-        return frozenset(repeated)
-
-
-def _canonicalize(arguments: str) -> bytes:
-    try:
-        return msgspec.json.encode(parse_arguments(arguments), order="sorted")
-    except ToolError:
-        return arguments.encode(errors="replace")

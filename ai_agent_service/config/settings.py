@@ -224,6 +224,9 @@ class Settings(BaseSettings):
     """Seconds that one tool call may take, unless the tool has its own limit."""
     max_concurrent_requests: int = Field(100, ge=1)
     """Runs under way at once in one process; more are answered 429."""
+    max_answer_characters: int = Field(1_000_000, ge=1000)
+    """Characters of text and reasoning that a run may have; a longer answer ends there, with the
+    finish reason `length`."""
     max_request_bytes: int = Field(32 * 1024 * 1024, ge=1024)
     """The largest request body, in bytes."""
     drain_seconds: float = Field(0, ge=0, le=3600)

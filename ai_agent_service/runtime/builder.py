@@ -187,7 +187,15 @@ class Builder:
             toolset=self._toolset,
         )
         provider = _select_provider(definition, self._providers)
-        parts = AgentParts(provider, available, self._pending, str(key[0]), memory, self._windows)
+        parts = AgentParts(
+            provider,
+            available,
+            self._pending,
+            str(key[0]),
+            memory,
+            self._windows,
+            self._settings.max_answer_characters,
+        )
         return self._plugins.agents[definition.type](definition, parts)
 
     async def _hold_memory(self, definition: AgentDefinition) -> ContextHolder[Memory] | None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ai_agent_service.agents.calls import make_sendable
-from ai_agent_service.agents.loop import run_loop
+from ai_agent_service.agents.loop import LoopOptions, run_loop
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.events import RunEvent, RunFinished, TextDelta, ToolFinished, ToolStarted
@@ -67,9 +67,7 @@ async def run(
         request,
         toolset,
         around,
-        client_tools=frozenset({"theirs"}),
-        max_steps=10,
-        pending=pending,
+        LoopOptions(client_tools=frozenset({"theirs"}), max_steps=10, pending=pending),
     )
     async with asyncio.timeout(10), aclosing(loop) as events:
         return [event async for event in events]

@@ -12,7 +12,12 @@ import pytest
 from dirty_equals import IsFloat, IsStr
 
 from ai_agent_service.agents import loop as module
-from ai_agent_service.agents.loop import REPEATED_CALL_RESULT, run_loop
+from ai_agent_service.agents.loop import (
+    MAX_CALLS_PER_STEP,
+    REPEATED_CALL_RESULT,
+    LoopOptions,
+    run_loop,
+)
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
@@ -85,6 +90,7 @@ async def run(
     tool_choice: ToolChoice | None = None,
     default_timeout: float = 5.0,
     messages: Iterable[Message] = (QUESTION,),
+    max_characters: int = 1_000_000,
 ) -> list[RunEvent]:
     toolset = Toolset(tools, default_timeout=default_timeout)
     specs = (*toolset.specs, *(ToolSpec(name, "", {"type": "object"}) for name in client_tools))
@@ -101,9 +107,12 @@ async def run(
         request,
         toolset,
         around,
-        client_tools=frozenset(client_tools),
-        max_steps=max_steps,
-        pending=pending or PendingSteps(),
+        LoopOptions(
+            client_tools=frozenset(client_tools),
+            max_steps=max_steps,
+            pending=pending or PendingSteps(),
+            max_characters=max_characters,
+        ),
     )
     async with asyncio.timeout(10), aclosing(loop) as events:
         return [event async for event in events]
@@ -408,6 +417,49 @@ async def test_the_same_call_is_not_run_a_third_time_in_a_row() -> None:
     ]
 
 
+async def test_steps_that_go_in_circles_are_not_run_a_third_time() -> None:
+    circle = [calls(("add", {"a": 1, "b": 1})), calls(("add", {"a": 2, "b": 2}))]
+    events = await run(Script(*circle * 4, says("done")))
+    contents = [result.content for result in results(events)]
+    assert contents == ["2", "4", "2", "4", *[REPEATED_CALL_RESULT] * 4]
+    assert isinstance(events[-1], RunFinished)
+
+
+async def test_steps_that_go_on_with_other_arguments_are_run() -> None:
+    steps = [calls(("add", {"a": number % 2, "b": number})) for number in range(8)]
+    events = await run(Script(*steps, says("done")))
+    assert REPEATED_CALL_RESULT not in [result.content for result in results(events)]
+
+
+async def test_an_endless_answer_is_cut_at_its_limit() -> None:
+    endless: list[Action] = [
+        *[ReasoningDelta("x" * 50), TextDelta("y" * 50)] * 1000,
+        asyncio.Event(),
+    ]
+    script = Script(endless)
+    events = await run(script, max_characters=1000)
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "length"
+    said = sum(len(event.text) for event in events if isinstance(event, TextDelta | ReasoningDelta))
+    assert 1000 < said <= 1050
+    assert script.closed == 1
+
+
+async def test_the_limit_of_an_answer_counts_all_steps() -> None:
+    step = calls(("add", {"a": 1, "b": 1}), text="x" * 60)
+    events = await run(Script(step, says("y" * 60), says("z")), max_characters=100)
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].reason == "length"
+
+
+async def test_of_too_many_calls_in_one_step_the_first_are_run() -> None:
+    many = [("add", {"a": number, "b": 0}) for number in range(MAX_CALLS_PER_STEP + 100)]
+    script = Script(calls(*many), says("done"))
+    events = await run(script)
+    assert len(results(events)) == MAX_CALLS_PER_STEP
+    assert len(script.requests[1].messages[1].tool_calls) == MAX_CALLS_PER_STEP
+
+
 async def test_a_call_that_one_step_repeats_is_not_run_a_third_time() -> None:
     events = await run(Script(calls(*[("add", {"a": 1, "b": 1})] * 4), says("2")))
     assert sorted(result.content for result in results(events)) == [
@@ -588,7 +640,11 @@ async def test_closing_the_run_closes_the_provider() -> None:
     around = context()
     request = ModelRequest(model="m", messages=(QUESTION,), deadline=around.deadline)
     loop = run_loop(
-        script, request, Toolset((), default_timeout=1), around, max_steps=3, pending=PendingSteps()
+        script,
+        request,
+        Toolset((), default_timeout=1),
+        around,
+        LoopOptions(max_steps=3, pending=PendingSteps()),
     )
     assert await anext(loop) == TextDelta("a")
     await loop.aclose()
@@ -816,7 +872,7 @@ async def test_progress_is_told_while_the_tool_is_still_at_work() -> None:
     script = Script(calls(("work", {})), says("done"))
     finished = []
     async with aclosing(
-        run_loop(script, request, toolset, around, max_steps=3, pending=PendingSteps())
+        run_loop(script, request, toolset, around, LoopOptions(max_steps=3, pending=PendingSteps()))
     ) as events:
         async for event in events:
             if isinstance(event, ToolProgress):
@@ -880,7 +936,7 @@ async def test_a_tool_that_was_stopped_tells_no_progress_any_more() -> None:
     told: list[str] = []
     toolset = Toolset([hang, wait], default_timeout=5)
     async with aclosing(
-        run_loop(script, request, toolset, around, max_steps=3, pending=PendingSteps())
+        run_loop(script, request, toolset, around, LoopOptions(max_steps=3, pending=PendingSteps()))
     ) as events:
         async for event in events:
             if isinstance(event, ToolProgress):

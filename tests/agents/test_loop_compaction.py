@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dirty_equals import IsFloat
 
-from ai_agent_service.agents.loop import run_loop
+from ai_agent_service.agents.loop import LoopOptions, run_loop
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.shortening import MAX_ATTEMPTS, CompactMessages
 from ai_agent_service.core.context import RunContext
@@ -76,10 +76,12 @@ async def run(
         request,
         toolset,
         context,
-        max_steps=5,
-        pending=PendingSteps(),
-        compact=shorter,
-        windows=windows,
+        LoopOptions(
+            max_steps=5,
+            pending=PendingSteps(),
+            compact=shorter,
+            windows=windows or ContextWindows(),
+        ),
     )
     async with asyncio.timeout(20), aclosing(loop) as events:
         return [event async for event in events]
