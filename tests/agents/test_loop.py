@@ -432,11 +432,10 @@ async def test_steps_that_go_on_with_other_arguments_are_run() -> None:
 
 
 async def test_an_endless_answer_is_cut_at_its_limit() -> None:
-    endless: list[Action] = [
-        *[ReasoningDelta("x" * 50), TextDelta("y" * 50)] * 1000,
-        asyncio.Event(),
-    ]
-    script = Script(endless)
+    answer: list[Action] = [ReasoningDelta("x" * 50), TextDelta("y" * 50)]
+    answer *= 1000
+    answer.append(asyncio.Event())
+    script = Script(answer)
     events = await run(script, max_characters=1000)
     assert isinstance(events[-1], RunFinished)
     assert events[-1].reason == "length"
