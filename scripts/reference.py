@@ -56,7 +56,7 @@ AGENTS: Mapping[str, tuple[str, type[BaseModel]]] = {
 """What is told of agent_config.json, by headings, which are named as the field that leads to
 them."""
 
-OWN = {"missing", "secrets", "credentials", "written", "prompt"}
+OWN = {"missing", "problem", "secrets", "credentials", "written", "prompt"}
 """Fields that are filled in when the files are read, and that nobody writes."""
 
 OTHERS = {

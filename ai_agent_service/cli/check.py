@@ -167,6 +167,9 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
     offered = {status.label: status.tools for status in statuses if status.state == "ready"}
     for label, tools in offered.items():
         click.echo(f"{label}: {', '.join(tools) or 'no tools'}")
+    for status in statuses:
+        for problem in status.problems:
+            click.echo(f"warning: {status.label}: {problem}")
     for agent in configuration.agents:
         total = len(agent.allowed_regular_tools)
         for label, allowed in agent.allowed_mcp_servers.items():

@@ -16,6 +16,7 @@ from ai_agent_service.config.faults import (
     read_entries,
 )
 from ai_agent_service.config.json_files import expand_variables, hash_json, read_json, suggest_name
+from ai_agent_service.config.other_hosts import select_servers, translate_entry
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
 from ai_agent_service.core.errors import Fault
 
@@ -25,13 +26,14 @@ _FIELDS = frozenset(ServerDefinition.model_fields) - {
     "credentials",
     "written",
     "transport",
+    "problem",
 }
 
 _SERVER = EntryKind(
     noun="server",
     id_field="server_label",
     id_noun="label",
-    id_rule="a label has letters, digits, spaces and . _ - only, 64 at most",
+    id_rule="a label is not blank",
     form="{...}",
 )
 
@@ -42,10 +44,8 @@ black out ordinary words."""
 _ALIASES = {"url": "server_url", "headers": "header"}
 """Names that other MCP hosts give to our fields."""
 
-_IGNORED_FIELDS = frozenset(
-    {"type", "transport", "server_description", "description", "alwaysAllow", "autoApprove", "icon"}
-)
-"""Fields that other MCP hosts write and that ask nothing of us."""
+_IGNORED_FIELDS = frozenset({"server_description", "description", "icon"})
+"""Fields that ask nothing of us; OpenAI's list has the first."""
 
 _TRANSPORTS: dict[object, Transport] = {
     "stdio": "stdio",
@@ -56,6 +56,9 @@ _TRANSPORTS: dict[object, Transport] = {
     "sse": "sse",
 }
 
+_OTHER_FORM = re.compile(
+    r"\$\{(?:env:)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^{}]*))?\}"
+)
 _PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
 
 _SECRET_NAME = re.compile(r"(?i)auth|key|token|secret|password|cookie")
@@ -90,54 +93,71 @@ def read_servers(
     value, faults = read_json(path)
     if faults:
         return ServerDefinitions(), faults
-    if not _is_known_form(value):
-        problem = "this is neither a list of servers nor an object with mcpServers"
-        remedy = 'Write [{"server_label": ..., "server_url": ...}] or {"mcpServers": {...}}'
-        return ServerDefinitions(), [Fault(file=str(path), problem=problem, remedy=remedy)]
+    if not isinstance(value, list):
+        return _read_other_host(path, value, environment)
     warnings: list[str] = []
-    is_strict = isinstance(value, list)
 
     def read(entry: dict[str, Any], where: str) -> tuple[ServerDefinition | None, list[Fault]]:
-        entry, faults = _normalize_fields(entry, None if is_strict else warnings, where)
+        entry, faults = _normalize_fields(entry)
         definition, found = _read_server(entry, environment)
         if definition is not None:
             warnings.extend(_collect_warnings(definition))
         return definition, [*faults, *found]
 
-    definitions, faults = read_entries(path, _list_entries(value), _SERVER, read)
+    definitions, faults = read_entries(path, number_entries(value, _SERVER), _SERVER, read)
     return ServerDefinitions(tuple(definitions), tuple(warnings)), faults
 
 
-def _is_known_form(value: object) -> bool:
-    return isinstance(value, list) or (
-        isinstance(value, dict) and isinstance(_select_servers(value), dict)
+def _read_other_host(
+    path: Path, value: object, environment: Mapping[str, str]
+) -> tuple[ServerDefinitions, list[Fault]]:
+    """Read a file of another MCP host. An entry that cannot be used here is off and says why."""
+    entries = select_servers(value)
+    if entries is None:
+        problem = "this is neither a list of servers nor an object with mcpServers"
+        remedy = 'Write [{"server_label": ..., "server_url": ...}] or {"mcpServers": {...}}'
+        return ServerDefinitions(), [Fault(file=str(path), problem=problem, remedy=remedy)]
+    definitions: list[ServerDefinition] = []
+    warnings: list[str] = []
+    for label, entry in entries.items():
+        if not label.strip():
+            warnings.append("An MCP server without a label is left out")
+            continue
+        fields, warning, problem = translate_entry(label, entry)
+        definition = _read_translated(label, fields, problem, environment)
+        warnings += [warning] if warning else []
+        if definition.problem and not definition.disabled:
+            warnings.append(f"MCP server {label!r}: it is off. {definition.problem}")
+        definitions.append(definition)
+        warnings += _collect_warnings(definition)
+    return ServerDefinitions(tuple(definitions), tuple(warnings)), []
+
+
+def _read_translated(
+    label: str, fields: dict[str, Any], problem: str, environment: Mapping[str, str]
+) -> ServerDefinition:
+    if not problem:
+        definition, faults = _read_server({**fields, "server_label": label}, environment)
+        if definition is not None and not faults:
+            return definition
+        problem = " ".join(
+            f"{fault.field}: {fault.problem}." if fault.field else f"{fault.problem}."
+            for fault in faults
+        )
+    transport: Transport = "stdio" if "command" in fields else "http"
+    is_disabled = fields.get("disabled") is True
+    written = hash_json(_strip_credentials(fields))
+    return ServerDefinition(
+        server_label=label,
+        transport=transport,
+        disabled=is_disabled,
+        problem=problem,
+        written=written,
     )
 
 
-def _select_servers(value: dict[str, Any]) -> Any:
-    """The servers by their labels, under the name that most hosts use, or that of Visual Studio
-    Code."""
-    return value.get("mcpServers", value.get("servers"))
-
-
-def _list_entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Each server's place in the file and its object, with its label in it."""
-    if isinstance(value, list):
-        yield from number_entries(value, _SERVER)
-        return
-    for label, entry in _select_servers(value).items():
-        named = {"server_label": label, **entry} if isinstance(entry, dict) else entry
-        yield f"server {label!r}", named
-
-
-def _normalize_fields(
-    entry: dict[str, Any], lenient: list[str] | None, where: str
-) -> tuple[dict[str, Any], list[Fault]]:
-    """`entry` with our field names and without what only other hosts understand.
-
-    A file that is shared with other hosts may have fields of theirs, which are told of in
-    `lenient`; in our own form (None) an unknown field is a fault.
-    """
+def _normalize_fields(entry: dict[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """Return an entry of our own form with our field names; an unknown field is a fault."""
     found: dict[str, Any] = {}
     faults: list[Fault] = []
     for name, value in entry.items():
@@ -164,13 +184,7 @@ def _normalize_fields(
             found[field] = value
         elif field not in _IGNORED_FIELDS:
             remedy = suggest_name(name, {*_FIELDS, *_ALIASES, "transport"})
-            if lenient is None:
-                problem = "this field is not known"
-                faults.append(Fault(field=name, problem=problem, remedy=remedy))
-            else:
-                lenient.append(
-                    f"MCP {where}: the field {name} is not known and has no effect. {remedy}"
-                )
+            faults.append(Fault(field=name, problem="this field is not known", remedy=remedy))
     return found, faults
 
 
@@ -181,6 +195,7 @@ def _read_server(
     missing: set[str] = set()
     used: dict[str, str] = {}
     written = hash_json(_strip_credentials(entry))
+    entry = {key: _resolve_forms(item, environment) for key, item in entry.items()}
     watched = _TrackedEnvironment(environment, used)
     expanded = {
         key: item if key in _UNEXPANDED_FIELDS else expand_variables(item, watched, missing)
@@ -229,6 +244,7 @@ def _read_server(
         checked = ServerDefinition.model_validate(_fill_placeholders(expanded))
         transport = checked.transport or ("stdio" if checked.command is not None else "http")
         kept = {"server_label", "require_approval", "pin_tools", "disabled"}
+        kept |= {"include_tools", "exclude_tools"}
         names = tuple(sorted(missing))
         return (
             ServerDefinition(
@@ -241,6 +257,24 @@ def _read_server(
         )
     except ValidationError as error:
         return None, [*faults, *build_validation_faults(error, ServerDefinition, kind=_SERVER)]
+
+
+def _resolve_forms(value: Any, environment: Mapping[str, str]) -> Any:
+    """Return `value` with `${NAME}` for `${env:NAME}`, and for `${NAME:-default}` if it is set."""
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        return f"${{{name}}}" if default is None or environment.get(name) else default
+
+    match value:
+        case str():
+            return _OTHER_FORM.sub(replace, value)
+        case dict():
+            return {key: _resolve_forms(item, environment) for key, item in value.items()}
+        case list():
+            return [_resolve_forms(item, environment) for item in value]
+        case _:
+            return value
 
 
 def _fill_placeholders(value: Any) -> Any:

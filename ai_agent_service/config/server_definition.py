@@ -20,16 +20,16 @@ class ServerDefinition(Definition):
 
     It has either a `server_url` or a `command`. `transport` is None where a server at a
     `server_url` is asked what it speaks. `missing` are the variables that it names and that are not
-    set: such a server is off, and its fields hold nothing of it. `secrets` are the values that its
+    set, and `problem` is what is wrong with an entry of another host's: such a server is off, and
+    its fields hold nothing of it. `secrets` are the values that its
     variables took and the credentials that it names itself, to be kept out of every message;
     `credentials` are those among them that are keys by their names or by their place in a header,
     to be kept out of what tools return too. `written` is a digest of the entry as it stands in the
     file, without the credentials in it.
     """
 
-    server_label: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,63}$")
-    """What agents call it by: 1 to 64 letters, digits, spaces and `. _ -`; in the form with
-    `mcpServers`, its key there."""
+    server_label: str = Field(pattern=r"\S")
+    """What agents call it by, in any characters; in the form with `mcpServers`, its key there."""
     server_url: str | None = None
     """The address of a server that is reached over HTTP; also `url`. It or `command` is needed."""
     header: dict[str, str] = Field(default={})
@@ -49,12 +49,17 @@ class ServerDefinition(Definition):
     pin_tools: bool = False
     """Withhold a tool whose description or parameters change after they were first seen, until the
     service is restarted."""
+    include_tools: tuple[str, ...] | None = None
+    """The only tools that agents may have of it; also `includeTools`."""
+    exclude_tools: tuple[str, ...] = ()
+    """Tools that no agent may have; also `excludeTools` and `disabledTools`."""
     disabled: bool = False
     """Leave the server out."""
     transport: Transport | None = None
     """What it speaks, where that is not to be found out; also `type`, and `streamable-http` for
     `http`."""
     missing: tuple[str, ...] = ()
+    problem: str = ""
     secrets: tuple[str, ...] = Field(default=(), repr=False)
     credentials: tuple[str, ...] = Field(default=(), repr=False)
     written: str = Field(default="", repr=False)
@@ -64,10 +69,17 @@ class ServerDefinition(Definition):
         """Why nothing is to connect to it, in a sentence; None for a server that is on."""
         if self.disabled:
             return "It is disabled in the MCP configuration."
+        if self.problem:
+            return self.problem
         if self.missing:
             verb = "is" if len(self.missing) == 1 else "are"
             return f"{' and '.join(self.missing)} {verb} not set."
         return None
+
+    def allows(self, tool: str) -> bool:
+        """Return whether agents may have a tool of the server, as far as its entry says."""
+        is_included = self.include_tools is None or tool in self.include_tools
+        return is_included and tool not in self.exclude_tools
 
     def find_command_problem(self, environment: Mapping[str, str]) -> str | None:
         """What is wrong with its command if it is not there, looked up by its own PATH or that of
@@ -88,7 +100,7 @@ class ServerDefinition(Definition):
         )
 
     _replace_null = field_validator(
-        "header", "env", "args", "disabled", "pin_tools", mode="before"
+        *("header", "env", "args", "disabled", "pin_tools", "exclude_tools"), mode="before"
     )(use_default_for_null)
 
     @field_validator("env", "header", mode="before")
@@ -147,7 +159,7 @@ class ServerDefinition(Definition):
     def _check_transport(self) -> "ServerDefinition":
         if self.command is not None and not self.command.strip():
             raise ValueError("command is empty")
-        if self.missing:
+        if self.missing or self.problem:
             return self
         if (self.server_url is None) == (self.command is None):
             raise ValueError(

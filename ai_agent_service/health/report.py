@@ -29,7 +29,8 @@ MAX_LAG_SECONDS = 60.0
 
 
 class McpServerHealth(msgspec.Struct):
-    """An MCP server: whether its tools can be used, else why not; `since` is when that began."""
+    """An MCP server: whether its tools can be used, else why not; `since` is when that began, and
+    `problems` are what is left out of its list of tools."""
 
     state: State
     transport: str
@@ -39,6 +40,7 @@ class McpServerHealth(msgspec.Struct):
     restarts: int
     schema_changes: int
     quarantined_tools: list[str]
+    problems: list[str]
 
 
 class DatabaseHealth(msgspec.Struct):
@@ -224,4 +226,5 @@ def _describe_server(status: ServerStatus) -> McpServerHealth:
         status.restarts,
         status.schema_changes,
         list(status.quarantined),
+        list(status.problems),
     )

@@ -24,11 +24,15 @@ class ServerConnectionError(Exception):
 
 
 class RemoteTool(msgspec.Struct, frozen=True):
-    """A tool as its server lists it; `parameters` is the JSON Schema of its arguments."""
+    """A tool as its server lists it; `parameters` should be the JSON Schema of its arguments.
+
+    An entry with a `problem` cannot be offered; the problem says why, for the operator.
+    """
 
     name: str
     description: str
-    parameters: dict[str, object]
+    parameters: object
+    problem: str = ""
 
 
 class McpSession(Protocol):

@@ -13,9 +13,11 @@ import msgspec
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolError
+from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.mcp.base import McpSession, RemoteTool, ServerConnectionError, SessionOpener
 from ai_agent_service.mcp.tool import McpTool
 from ai_agent_service.tools.base import ToolOutput
+from ai_agent_service.tools.schema import SchemaError
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ REFRESH_PAUSE = 1.0
 
 class ServerStatus(msgspec.Struct, frozen=True):
     """The state of a server; `since` is when it was reached, in Unix seconds, `connect_seconds` how
-    long the last start took."""
+    long the last start took, and `problems` what is left out of its list of tools, and why."""
 
     label: str
     transport: str
@@ -55,6 +57,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     restarts: int
     schema_changes: int
     quarantined: tuple[str, ...]
+    problems: tuple[str, ...]
     connect_seconds: float | None
 
 
@@ -94,6 +97,7 @@ class Connection:
         self._last_seen: dict[str, RemoteTool] = {}
         self._schema_changes = 0
         self._quarantined: frozenset[str] = frozenset()
+        self._problems: tuple[str, ...] = ()
         if self.state == "off":
             self._settled.set()
 
@@ -114,12 +118,13 @@ class Connection:
             label=self.label,
             transport=self._transport,
             state=self.state,
-            tools=tuple(tool.remote.name for tool in self.tools),
+            tools=tuple(replace_unstorable(tool.remote.name) for tool in self.tools),
             error=self.error,
             since=self._since,
             restarts=self._restarts,
             schema_changes=self._schema_changes,
             quarantined=tuple(sorted(self._quarantined)),
+            problems=self._problems,
             connect_seconds=self._connect_seconds,
         )
 
@@ -291,10 +296,14 @@ class Connection:
         """Make `listed` the tools; tools that did not change keep their objects."""
         offered: dict[str, McpTool] = {}
         quarantined = set()
+        problems: list[str] = []
         before = {tool.remote.name: tool for tool in self.tools}
         names = set()
         for remote in listed:
-            if remote.name in names:
+            if remote.problem:
+                problems.append(remote.problem)
+                continue
+            if remote.name in names or not self.definition.allows(remote.name):
                 continue
             names.add(remote.name)
             first = self._first_seen.setdefault(remote.name, remote)
@@ -309,15 +318,28 @@ class Connection:
                 quarantined.add(remote.name)
                 continue
             old = before.get(remote.name)
-            offered[remote.name] = (
-                old
-                if old is not None and old.remote == remote
-                else McpTool(self.label, remote, self.call)
-            )
+            try:
+                offered[remote.name] = (
+                    old
+                    if old is not None and old.remote == remote
+                    else McpTool(self.label, remote, self.call)
+                )
+            except SchemaError as error:
+                problems.append(f"the tool {remote.name!r} is left out: {error}")
+        self._report_problems(problems)
         # A run may still know a tool that is not listed any more.
         self._quarantined = frozenset(quarantined | (self._quarantined - names))
         if (tools := tuple(offered.values())) != self.tools:
             self.tools = tools
+
+    def _report_problems(self, problems: Iterable[str]) -> None:
+        """Keep what is left out, and log it once."""
+        known = set(self._problems)
+        self._problems = tuple(dict.fromkeys(map(replace_unstorable, problems)))
+        for problem in self._problems:
+            if problem not in known:
+                extra = {"server": self.label, "problem": problem}
+                logger.warning("mcp.left_out", extra=extra)
 
     async def _wait_for_session(self, context: RunContext) -> McpSession:
         """Return the session of a server that is being connected again; raises ToolError if it is

@@ -1,127 +1,162 @@
 """Convert the result of an MCP tool to what a model can read."""
 
 import json
-import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-from mcp_types import (
-    AudioContent,
-    BlobResourceContents,
-    CallToolResult,
-    ContentBlock,
-    EmbeddedResource,
-    ImageContent,
-    ResourceLink,
-    TextContent,
-    TextResourceContents,
-)
 
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ImagePart, Link
 from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.mcp.images import build_image_url, decode_base64, find_image_type
+from ai_agent_service.mcp.lenient import NOT_AN_OBJECT
 from ai_agent_service.tools.base import ToolOutput
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
 """Of one image, in base64; a larger one is replaced by a note."""
 
-_SUPPORTED_IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
-"""The types that providers accept; for another one they refuse the whole request."""
-
-_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _WRAPPERS = frozenset({"result", "content"})
+_Block = Mapping[str, Any]
 
 
-def to_tool_output(result: CallToolResult) -> ToolOutput:
-    """Return the text and the images of `result`; raises ToolError with its text if it is an error.
+class _Part(msgspec.Struct, frozen=True):
+    """What one block of content is to a model, and to a user."""
 
-    Structured content is added as JSON unless the text contains it. Content that a model cannot
-    read is described by its type and size, a resource by its address.
+    text: str = ""
+    image: ImagePart | None = None
+    link: Link | None = None
+
+
+def to_tool_output(result: Mapping[str, Any]) -> ToolOutput:
+    """Return the text and the images of `result`, a result as the server sent it; raises ToolError
+    with its text if it is an error.
+
+    Structured content is added as JSON unless the text contains it. A block that a model cannot
+    read is described in a line, a resource by its address.
     """
-    texts: list[str] = []
-    images: list[ImagePart] = []
-    for block in result.content:
-        if (image := _to_image(block)) is not None:
-            if len(image.url) <= MAX_IMAGE_BYTES:
-                images.append(image)
-            else:
-                texts.append(f"[an image of {len(image.url)} bytes, too large to be shown]")
-        else:
-            texts.append(_to_text(block))
-    structured: Any = result.structured_content
-    if structured is not None and not _is_in_text(structured, texts, result.content):
-        texts.append(json.dumps(structured, ensure_ascii=False))
+    blocks = _list_blocks(result)
+    parts = [_read_block(block) for block in blocks]
+    texts = [part.text for part in parts if part.image is None]
+    structured = result.get("structuredContent")
+    if structured is not None and not _is_in_text(structured, texts, blocks):
+        texts.append(_dump(structured))
     content = "\n\n".join(text for text in texts if text)
-    if result.is_error:
+    if result.get("isError") in (True, "true", "True"):
         raise ToolError(content or "the tool failed and did not say why")
-    links = tuple(link for block in result.content if (link := _to_link(block)) is not None)
-    return ToolOutput(content, tuple(images), links)
-
-
-def _to_image(block: ContentBlock) -> ImagePart | None:
-    match block:
-        case ImageContent(data=data, mime_type=mime_type):
-            pass
-        case EmbeddedResource(resource=BlobResourceContents(blob=data, mime_type=str(mime_type))):
-            pass
-        case _:
-            return None
-    return (
-        ImagePart(f"data:{mime_type};base64,{data}")
-        if mime_type in _SUPPORTED_IMAGES and _BASE64.fullmatch(data)
-        else None
+    return ToolOutput(
+        content,
+        tuple(part.image for part in parts if part.image is not None),
+        tuple(part.link for part in parts if part.link is not None),
     )
 
 
-def _to_link(block: ContentBlock) -> Link | None:
-    match block:
-        case ResourceLink(
-            uri=uri, name=name, title=title, description=description, mime_type=mime_type
-        ):
-            return Link(
-                str(uri),
-                replace_unstorable(title or name),
-                replace_unstorable(description or ""),
-                mime_type or "",
-            )
-        case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
-            return Link(str(uri), text=replace_unstorable(text))
-        case _:
-            return None
+def _list_blocks(result: Mapping[str, Any]) -> list[object]:
+    content = result.get(NOT_AN_OBJECT, result.get("content"))
+    if content is None or isinstance(content, list):
+        return content or []
+    return [content]
 
 
-def _to_text(block: ContentBlock) -> str:
-    match block:
-        case TextContent(text=text):
-            return text
-        case ImageContent(data=data, mime_type=mime_type):
-            return f"[an image ({mime_type}, {_count_bytes(data)} bytes), which cannot be shown]"
-        case AudioContent(data=data, mime_type=mime_type):
-            return f"[a sound ({mime_type}, {_count_bytes(data)} bytes), which cannot be shown]"
-        case ResourceLink(uri=uri, name=name, title=title, description=description):
-            return f"[{title or name}]({uri})" + (f": {description}" if description else "")
-        case EmbeddedResource(resource=TextResourceContents(uri=uri, text=text)):
-            return f"{uri}:\n{text}"
-        case EmbeddedResource(
-            resource=BlobResourceContents(uri=uri, mime_type=mime_type, blob=blob)
-        ):
-            return (
-                f"[{uri}: a file ({mime_type or 'of unknown type'}, {_count_bytes(blob)} bytes),"
-                " which cannot be shown]"
-            )
-        case _:
-            return f"[{block.type}, which cannot be shown]"
+def _read_block(block: object) -> _Part:
+    if isinstance(block, str):
+        return _Part(block)
+    if not isinstance(block, dict):
+        return _Part(_dump(block))
+    kind = block.get("type")
+    if isinstance(kind, str) and (read := _KINDS.get(kind)) is not None:
+        return read(block)
+    if isinstance(text := block.get("text"), str):
+        return _Part(text)
+    named = kind if isinstance(kind, str) and kind else "a part of unknown type"
+    return _Part(f"[{named}, which cannot be shown]")
 
 
-def _count_bytes(base64: str) -> int:
-    return len(base64) * 3 // 4 - base64.count("=")
+def _read_text(block: _Block) -> _Part:
+    text = block.get("text")
+    if text is None:
+        return _Part("[a text without content]")
+    return _Part(text if isinstance(text, str) else _dump(text))
 
 
-def _is_in_text(structured: Any, texts: list[str], blocks: list[ContentBlock]) -> bool:
+def _read_image(block: _Block) -> _Part:
+    kind = _get_text(block, "mimeType")
+    data = _get_text(block, "data")
+    return _show_image(data) or _Part(
+        f"[an image ({kind or 'of unknown type'}, {_describe_size(data)}), which cannot be shown]"
+    )
+
+
+def _read_audio(block: _Block) -> _Part:
+    kind, size = _get_text(block, "mimeType"), _describe_size(_get_text(block, "data"))
+    return _Part(f"[a sound ({kind or 'of unknown type'}, {size}), which cannot be shown]")
+
+
+def _read_link(block: _Block) -> _Part:
+    uri, description = _get_text(block, "uri"), _get_text(block, "description")
+    title = _get_text(block, "title") or _get_text(block, "name") or uri
+    if not uri:
+        return _Part(f"[{title or 'a link without an address'}]")
+    words = f"[{title}]({uri})" + (f": {description}" if description else "")
+    kind = _get_text(block, "mimeType")
+    link = Link(*map(replace_unstorable, (uri, title, description, kind)))
+    return _Part(words, link=link)
+
+
+def _read_resource(block: _Block) -> _Part:
+    resource = block.get("resource")
+    resource = resource if isinstance(resource, dict) else block
+    uri = _get_text(resource, "uri")
+    if isinstance(text := resource.get("text"), str):
+        link = Link(replace_unstorable(uri), text=replace_unstorable(text)) if uri else None
+        return _Part(f"{uri}:\n{text}" if uri else text, link=link)
+    blob = _get_text(resource, "blob")
+    kind = _get_text(resource, "mimeType")
+    return (_show_image(blob) if blob else None) or _Part(
+        f"[{uri or 'a resource'}: a file ({kind or 'of unknown type'}, {_describe_size(blob)}),"
+        " which cannot be shown]"
+    )
+
+
+_KINDS: Mapping[str, Callable[[_Block], _Part]] = {
+    "text": _read_text,
+    "image": _read_image,
+    "audio": _read_audio,
+    "resource_link": _read_link,
+    "resource": _read_resource,
+}
+
+
+def _show_image(data: str) -> _Part | None:
+    """Return an image that a model can be shown, or a note if it is too large; None for anything
+    else."""
+    decoded = decode_base64(data)
+    if decoded is None or (kind := find_image_type(decoded)) is None:
+        return None
+    if len(data) > MAX_IMAGE_BYTES:
+        return _Part(f"[an image of {len(decoded)} bytes, too large to be shown]")
+    return _Part(image=ImagePart(build_image_url(decoded, kind)))
+
+
+def _get_text(block: _Block, name: str) -> str:
+    value = block.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _describe_size(data: str) -> str:
+    decoded = decode_base64(data)
+    return "not base64" if decoded is None else f"{len(decoded)} bytes"
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _is_in_text(structured: Any, texts: list[str], blocks: list[object]) -> bool:
     """Return whether the text contains `structured` too, as servers send it for other hosts.
 
     Servers wrap a value that is not an object in one, as `result` or `content`, and send a list as
-    one text for each entry.
+    one text for each entry, or as one text with a line for each.
     """
     if not blocks:
         return False
@@ -133,11 +168,11 @@ def _is_in_text(structured: Any, texts: list[str], blocks: list[ContentBlock]) -
     ):
         whole.append(structured[name])
     values = [_parse_json(text) for text in texts]
-    dumped = [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in blocks]
+    lines = [text.splitlines() for text in texts]
     return any(
         _is_same(candidate, said)
         for candidate in whole
-        for said in (*values, *texts, values, texts, dumped)
+        for said in (*values, *texts, *lines, values, texts, blocks)
     )
 
 

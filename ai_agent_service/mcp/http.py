@@ -1,5 +1,6 @@
 """Reach MCP servers over streamable HTTP, and over the older HTTP with server-sent events."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -12,13 +13,10 @@ from fastmcp.client.transports.base import SessionKwargs, TransportOptions
 from mcp import ClientSession
 
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
-from ai_agent_service.core.surrogates import replace_lone_surrogates
-from ai_agent_service.mcp.unchecked import UncheckedSession
+from ai_agent_service.mcp.client_session import LenientSession
+from ai_agent_service.mcp.repaired_body import MAX_EVENT_BYTES, repair_response
 from ai_agent_service.observability.request_id import current_request_id
 from ai_agent_service.observability.tracing import build_trace_headers
-
-MAX_EVENT_BYTES = 64 * 1024 * 1024
-"""Of one event: a result with its images."""
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 86_400.0
@@ -26,8 +24,8 @@ IDLE_SECONDS = 86_400.0
 
 
 class RequestOutcome(msgspec.Struct):
-    """The outcome of the HTTP requests of one call: the last error status, and whether a request
-    reached no server.
+    """The outcome of the HTTP requests of one call: the status of the last one if it is an error,
+    and whether a request reached no server. `refused` is set with the first status.
 
     Once one `was_accepted`, a later failure, such as the library's attempt to resume an answer,
     does not mean that the call was not sent.
@@ -36,6 +34,7 @@ class RequestOutcome(msgspec.Struct):
     status: int | None = None
     was_not_sent: bool = False
     was_accepted: bool = False
+    refused: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
 
 _current_outcome: ContextVar[RequestOutcome | None] = ContextVar("asked_now", default=None)
@@ -51,7 +50,7 @@ def track_requests(outcome: RequestOutcome) -> Generator[None, None, None]:
         _current_outcome.reset(token)
 
 
-_OPTIONS = TransportOptions(session_class=UncheckedSession)
+_OPTIONS = TransportOptions(session_class=LenientSession)
 
 
 def build_http_transport(definition: ServerDefinition, transport: Transport) -> ClientTransport:
@@ -72,8 +71,8 @@ def build_http_transport(definition: ServerDefinition, transport: Transport) -> 
     )
 
 
-class _UncheckedTransport(ClientTransport):
-    """Opens sessions of `UncheckedSession` over the transport of the other base class."""
+class _LenientTransport(ClientTransport):
+    """Opens sessions of `LenientSession` over the transport of the other base class."""
 
     @asynccontextmanager
     async def connect_session(
@@ -87,11 +86,11 @@ class _UncheckedTransport(ClientTransport):
             yield session
 
 
-class _HttpTransport(_UncheckedTransport, StreamableHttpTransport):
+class _HttpTransport(_LenientTransport, StreamableHttpTransport):
     """An address that speaks streamable HTTP."""
 
 
-class _SseTransport(_UncheckedTransport, SSETransport):
+class _SseTransport(_LenientTransport, SSETransport):
     """An address that speaks the older HTTP with server-sent events."""
 
 
@@ -115,11 +114,10 @@ class _HttpClient(httpx2.AsyncClient):
             raise
         if outcome is not None and response.status_code >= 400:
             outcome.status = response.status_code
+            outcome.refused.set()
         elif outcome is not None:
-            outcome.was_accepted = True
-        is_encoded = "content-encoding" in response.headers
-        if isinstance(response.stream, httpx2.AsyncByteStream) and not is_encoded:
-            response.stream = _RepairedBody(response.stream)
+            outcome.status, outcome.was_accepted = None, True
+        repair_response(request, response)
         return response
 
 
@@ -138,28 +136,3 @@ def _create_http_client(
         timeout=httpx2.Timeout(CONNECT_SECONDS, read=None),
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
     )
-
-
-class _RepairedBody(httpx2.AsyncByteStream):
-    """A response's body, line by line, without lone surrogates, as from a command."""
-
-    def __init__(self, body: httpx2.AsyncByteStream) -> None:
-        self._body = body
-
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        open_line: list[bytes] = []
-        held = 0
-        async for piece in self._body:
-            whole, newline, rest = piece.rpartition(b"\n")
-            if not newline and held < MAX_EVENT_BYTES:
-                open_line.append(rest)
-                held += len(rest)
-                continue
-            yield replace_lone_surrogates(b"".join((*open_line, whole, newline)))
-            open_line, held = [rest], len(rest)
-        if held:
-            yield replace_lone_surrogates(b"".join(open_line))
-
-    async def aclose(self) -> None:
-        """Close it."""
-        await self._body.aclose()

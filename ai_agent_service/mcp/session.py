@@ -5,7 +5,8 @@ Imported only if there is a server to connect to, since that takes a second.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+import re
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from typing import Any
@@ -20,9 +21,12 @@ from mcp.client.subscriptions import SubscriptionLost, listen
 from mcp_types import (
     CONNECTION_CLOSED,
     METHOD_NOT_FOUND,
+    CallToolResult,
+    ErrorData,
     Implementation,
     LoggingMessageNotificationParams,
     ServerNotification,
+    Tool,
     ToolListChangedNotification,
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
@@ -41,6 +45,8 @@ from ai_agent_service.mcp.base import (
 )
 from ai_agent_service.mcp.content import to_tool_output
 from ai_agent_service.mcp.http import RequestOutcome, build_http_transport, track_requests
+from ai_agent_service.mcp.lenient import read_tool
+from ai_agent_service.mcp.session_refusals import SESSION_STATUSES, is_session_refusal
 from ai_agent_service.mcp.stdio import Stderr, StdioTransport, build_stdio_transport, open_stderr
 from ai_agent_service.mcp.wording import describe_status, redact_credentials, sanitize_message
 from ai_agent_service.tools.base import ToolOutput
@@ -53,12 +59,20 @@ MAX_INVALID_LINES = 1_000
 MAX_TOOL_MESSAGE_LENGTH = 4_000
 """Characters of a server's refusal that reach the model."""
 
+MAX_QUOTED_LINE = 200
+MAX_PAGES = 250
+"""Of a list of tools."""
+
 LISTEN_RETRY_SECONDS = 5.0
 PING_SECONDS = 10.0
 SESSION_CHECK_SECONDS = 2.0
 
 _CONNECTION_ERRORS = (httpx2.HTTPError, RuntimeError, OSError, ClosedResourceError)
 _SESSION_ERRORS = (MCPError, ValidationError, *_CONNECTION_ERRORS)
+_LIBRARY_WORDS = ("Server returned an error response", "Session terminated", "Not Found")
+"""Words of the library for an HTTP error without a message of the server."""
+
+_OTHER_VERSION = re.compile("Unsupported protocol version from the server: (.*)")
 _WRONG_TRANSPORT_STATUSES = frozenset({400, 404, 405, 406, 415, 501})
 """HTTP statuses of a server that does not speak streamable HTTP at this address."""
 
@@ -144,7 +158,7 @@ class _FastMcpOpener:
             except _SESSION_ERRORS as error:
                 if stderr is not None:
                     await stderr.wait_for_end()
-                raise self._build_error(error, outcome, stderr) from None
+                raise self._build_error(error, outcome, stderr, handler) from None
             finally:
                 if stderr is not None:
                     stderr.close_write_end()
@@ -154,30 +168,45 @@ class _FastMcpOpener:
             yield session
 
     def _build_error(
-        self, error: Exception, outcome: RequestOutcome, stderr: Stderr | None
+        self,
+        error: Exception,
+        outcome: RequestOutcome,
+        stderr: Stderr | None,
+        handler: "_NotificationHandler",
     ) -> ServerConnectionError:
         """Return the reason why the session could not be opened."""
-        root = _find_root_cause(error)
-        # In a task group the client's error loses its cause, so that only its message shows that
-        # time ran out.
-        if isinstance(root, TimeoutError) or "Failed to initialize server session" in str(root):
-            reason = f"it did not answer within {self._connect_seconds:g} seconds"
-        elif stderr is not None and stderr.exit_reason:
-            reason = f"it {stderr.exit_reason}"
-        elif outcome.status is not None:
-            reason = describe_status(outcome.status)
-        elif isinstance(root, MCPError):
-            reason = f"it refused the session ({root.error.message})"
-        elif isinstance(root, ValidationError):
-            reason = "its answer is not what MCP prescribes"
-        else:
-            reason = f"it cannot be reached ({_describe_cause(root)})"
+        reason = self._describe_start(_find_root_cause(error), outcome, stderr)
         if stderr is not None and stderr.last_lines:
             reason = f"{reason}: {stderr.last_lines}"
+        elif handler.invalid_lines:
+            line = handler.first_invalid_line
+            reason = f"{reason}; it writes what is not a message of the protocol: {line}"
         reason = sanitize_message(reason, self._definition)
         is_unsupported = outcome.status in _WRONG_TRANSPORT_STATUSES
         kind = _UnsupportedTransportError if is_unsupported else ServerConnectionError
         return kind(reason, not_sent=True)
+
+    def _describe_start(
+        self, root: Exception, outcome: RequestOutcome, stderr: Stderr | None
+    ) -> str:
+        """Return what went wrong. A command that is given up ends too, which is not the reason."""
+        if outcome.status is not None:
+            said = root.error.message if isinstance(root, MCPError) else ""
+            words = "" if said in ("", *_LIBRARY_WORDS) else f": {said}"
+            return f"{describe_status(outcome.status)}{words}"
+        # In a task group the client's error loses its cause, so that only its message shows that
+        # time ran out.
+        if isinstance(root, TimeoutError) or "Failed to initialize server session" in str(root):
+            return f"it did not answer within {self._connect_seconds:g} seconds"
+        if (match := _OTHER_VERSION.search(str(root))) is not None:
+            return f"it speaks version {match[1]} of the protocol, which is not supported"
+        if isinstance(root, MCPError) and not _is_closed(root):
+            return f"it refused the session ({root.error.message})"
+        if isinstance(root, ValidationError):
+            return f"its answer is not what MCP prescribes ({_describe_cause(root)})"
+        if stderr is not None:
+            return f"it {stderr.exit_reason or 'closed its output'}"
+        return f"it cannot be reached ({_describe_cause(root)})"
 
 
 class _UnsupportedTransportError(ServerConnectionError):
@@ -201,22 +230,38 @@ class _FastMcpSession:
         self._stderr = stderr
         self._handler = handler
 
+    @property
+    def _has_session(self) -> bool:
+        return self.transport == "http" and self._client.transport.get_session_id() is not None
+
     async def list_tools(self) -> list[RemoteTool]:
-        """Return all tools of the server."""
+        """Return all tools of the server, those before a page that it refuses too."""
         capabilities = self._client.server_capabilities
         if capabilities is not None and capabilities.tools is None:
             return []
+        listed: list[RemoteTool] = []
         try:
             async with asyncio.timeout(PING_SECONDS):
-                tools = await self._client.list_tools()
+                async for page in self._iterate_pages():
+                    listed += map(read_tool, page)
         except _SESSION_ERRORS as error:
-            raise ServerConnectionError(
-                f"it does not tell its tools ({self._describe_error(error)})", not_sent=True
-            ) from None
-        return [
-            RemoteTool(tool.name, tool.description or tool.title or "", tool.input_schema)
-            for tool in tools
-        ]
+            reason = f"it does not list its tools ({self._describe_error(error)})"
+            if not listed or not isinstance(error, MCPError) or _is_closed(error):
+                raise ServerConnectionError(reason, not_sent=True) from None
+            listed.append(RemoteTool("", "", {}, problem=f"after {len(listed)} tools {reason}"))
+        return listed
+
+    async def _iterate_pages(self) -> AsyncGenerator[list[Tool], None]:
+        cursor: str | None = None
+        seen: set[str | None] = set()
+        while cursor not in seen:
+            if len(seen) == MAX_PAGES:
+                raise RuntimeError("its list has no end")
+            seen.add(cursor)
+            result = await self._client.list_tools_mcp(cursor=cursor)
+            yield result.tools
+            if (cursor := result.next_cursor) is None:
+                return
 
     async def call(
         self, name: str, arguments: dict[str, object], context: RunContext
@@ -232,8 +277,11 @@ class _FastMcpSession:
         outcome = RequestOutcome()
         try:
             with track_requests(outcome):
-                result = await self._client.call_tool_mcp(
-                    name, _convert_decimals(arguments), progress_handler=forward_progress
+                result = await self._run_until_refused(
+                    self._client.call_tool_mcp(
+                        name, _convert_decimals(arguments), progress_handler=forward_progress
+                    ),
+                    outcome,
                 )
         except MCPError as error:
             raise await self._build_call_error(error, outcome) from None
@@ -252,7 +300,7 @@ class _FastMcpSession:
             ) from None
         self._handler.invalid_lines = 0
         try:
-            output = to_tool_output(result)
+            output = to_tool_output(result.structured_content)
         except ToolError as failed:
             raise ToolError(redact_credentials(str(failed), self._definition)) from None
         content = redact_credentials(output.content, self._definition)
@@ -272,8 +320,10 @@ class _FastMcpSession:
             if _is_closed(error) or _is_cut_off(error) or outcome.was_not_sent:
                 raise ServerConnectionError("the connection broke") from None
             # METHOD_NOT_FOUND is the answer of a server that has no ping.
-            if outcome.status is not None and error.error.code != METHOD_NOT_FOUND:
-                raise ServerConnectionError(describe_status(outcome.status)) from None
+            if error.error.code != METHOD_NOT_FOUND:
+                if outcome.status is not None:
+                    raise ServerConnectionError(describe_status(outcome.status)) from None
+                await self.list_tools()
         except TimeoutError:
             raise ServerConnectionError(
                 f"it did not answer within {PING_SECONDS:g} seconds"
@@ -301,30 +351,60 @@ class _FastMcpSession:
         status = None if outcome.was_accepted else outcome.status
         if status == 401:
             return ServerConnectionError(describe_status(status), not_sent=True)
-        if status in (400, 404) and await self._is_forgotten(status):
-            return ServerConnectionError("it does not know the session any more", not_sent=True)
-        if status is not None and (status == 403 or status >= 500):
-            return ToolError(f"the tool's server answered with {describe_status(status)}")
+        if is_session_refusal(error.error, status, has_session=self._has_session) and (
+            refusal := await self._find_session_refusal()
+        ):
+            # The same words for a listing show that the tool did not speak.
+            return ServerConnectionError(
+                "it does not know the session any more",
+                not_sent=status in SESSION_STATUSES
+                or (refusal.code, refusal.message) == (error.error.code, error.error.message),
+            )
         words = sanitize_message(error.error.message, self._definition, MAX_TOOL_MESSAGE_LENGTH)
+        if status is not None and (status == 403 or status == 429 or status >= 500):
+            said = "" if error.error.message in _LIBRARY_WORDS else f": {words}"
+            return ToolError(f"the tool's server answered with {describe_status(status)}{said}")
         return ToolError(words or "the tool's server refused the call and did not say why")
 
-    async def _is_forgotten(self, status: int) -> bool:
-        """Return whether a call was refused with this HTTP status because the server does not know
-        the session.
+    async def _find_session_refusal(self) -> ErrorData | None:
+        """Return the error by which the server refuses to list its tools in this session; None if
+        it lists them.
 
-        The status for that is 404. Some servers use 400, and then refuse everything else that is
-        asked in the session.
+        A server that does not know a session refuses everything in it. It may answer a ping even
+        then, as the Python library does before a session is initialized.
         """
-        if self.transport != "http" or self._client.transport.get_session_id() is None:
-            return False
-        if status == 404:
-            return True
         try:
             async with asyncio.timeout(SESSION_CHECK_SECONDS):
-                await self._client.ping()
-        except (MCPError, *_CONNECTION_ERRORS):
-            return True
-        return False
+                await self._client.list_tools_mcp()
+        except MCPError as error:
+            return None if error.error.code == METHOD_NOT_FOUND else error.error
+        except (ValidationError, *_CONNECTION_ERRORS) as error:
+            return ErrorData(code=CONNECTION_CLOSED, message=str(error))
+        return None
+
+    async def _run_until_refused(
+        self, call: Coroutine[Any, Any, CallToolResult], outcome: RequestOutcome
+    ) -> CallToolResult:
+        """Return the result of `call`; over the older HTTP the library would wait for the answer
+        even if the server refused to take the call."""
+        if self.transport != "sse":
+            return await call
+        running, refused = (
+            asyncio.ensure_future(call),
+            asyncio.ensure_future(outcome.refused.wait()),
+        )
+        try:
+            await asyncio.wait((running, refused), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            assert outcome.status is not None
+            raise ServerConnectionError(
+                describe_status(outcome.status), not_sent=outcome.status < 500
+            )
+        finally:
+            running.cancel()
+            refused.cancel()
+            await asyncio.wait((running, refused))
 
     def _describe_error(self, error: Exception) -> str:
         return sanitize_message(_describe_cause(_find_root_cause(error)), self._definition)
@@ -338,6 +418,7 @@ class _NotificationHandler:
         self._listener = listener
         self.invalid_lines = 0
         """Lines since the last answer that were not messages."""
+        self.first_invalid_line = ""
 
     async def handle_message(self, message: ServerNotification | Exception) -> None:
         """Handle a notification, or the error of reading a message."""
@@ -346,6 +427,7 @@ class _NotificationHandler:
         elif isinstance(message, Exception) and self._definition.command is not None:
             self.invalid_lines += 1
             if self.invalid_lines == 1:
+                self.first_invalid_line = _quote_line(message)
                 self._log("mcp.junk", problem="a line on stdout is not a message")
             if self.invalid_lines == MAX_INVALID_LINES:
                 self._listener.handle_session_end(
@@ -384,6 +466,16 @@ async def _listen(client: Client[Any], listener: SessionListener) -> None:
         await asyncio.sleep(LISTEN_RETRY_SECONDS)
 
 
+def _quote_line(error: Exception) -> str:
+    """Return the beginning of a line that the library refused."""
+    line = (
+        error.errors(include_url=False, include_context=False)[0]["input"]
+        if isinstance(error, ValidationError)
+        else ""
+    )
+    return line[:MAX_QUOTED_LINE].strip() if isinstance(line, str) else ""
+
+
 async def _close_client(client: Client[Any]) -> None:
     """Leave a session; an error that broke it, which leaving raises again, is known by then."""
     try:
@@ -417,8 +509,6 @@ def _describe_cause(error: Exception) -> str:
             words = error.error.message
         case _:
             words = str(error).strip()
-    if "pagination limit" in words:
-        return "its list has no end"
     return words or type(error).__name__
 
 

@@ -3,32 +3,25 @@
 import asyncio
 import logging
 import os
+import re
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, TextIO, Unpack
+from typing import TextIO, Unpack
 
 from fastmcp.client.transports import ClientTransport
 from fastmcp.client.transports.base import SessionKwargs, TransportOptions
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
-from mcp.shared.message import SessionMessage
-from mcp_types import jsonrpc_message_adapter
-from pydantic import ValidationError
 
 from ai_agent_service.config.server_definition import ServerDefinition
-from ai_agent_service.core.surrogates import has_lone_surrogate, replace_lone_surrogates
 from ai_agent_service.mcp import process_guard as guard
 from ai_agent_service.mcp.base import ServerConnectionError, SessionListener
-from ai_agent_service.mcp.unchecked import UncheckedSession
+from ai_agent_service.mcp.client_session import LenientSession
 from ai_agent_service.mcp.wording import sanitize_message
-
-if TYPE_CHECKING:
-    from mcp.shared._stream_protocols import ReadStream
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +30,11 @@ STDERR_BYTES_PER_SECOND = 1024 * 1024
 
 MAX_STDERR_LINE = 2_000
 END_WAIT_SECONDS = 0.5
+
+_NOISE = re.compile(
+    r"\s+at |\s*[\]\[{}()^~]+[,;]?\s*$|Node\.js v|npm (?:ERR!|error) A complete log|Traceback \("
+)
+"""Lines around an error that do not say what it is: frames of a stack, brackets, versions."""
 
 
 def build_stdio_transport(
@@ -65,11 +63,8 @@ def build_stdio_transport(
 
 
 class StdioTransport(ClientTransport):
-    """Runs a command.
-
-    The client's own transport stops waiting for a hanging server before that has ended, and a line
-    with half a surrogate pair, which JSON allows, would leave the call that it answers waiting.
-    """
+    """Runs a command. The client's own transport stops waiting for a hanging server before that has
+    ended."""
 
     def __init__(self, parameters: StdioServerParameters, stderr: TextIO) -> None:
         self._parameters = parameters
@@ -89,7 +84,7 @@ class StdioTransport(ClientTransport):
         try:
             async with (
                 stdio_client(self._parameters, errlog=self._stderr) as (read, write),
-                UncheckedSession(_RepairedLines(read), write, **session_kwargs) as session,
+                LenientSession(read, write, **session_kwargs) as session,
             ):
                 yield session
         finally:
@@ -98,55 +93,6 @@ class StdioTransport(ClientTransport):
     async def wait_closed(self) -> None:
         """Return when nothing of the command is left."""
         await self._closed.wait()
-
-
-class _RepairedLines:
-    """The messages of a command, of which invalid ones are repaired if possible."""
-
-    def __init__(self, lines: "ReadStream[SessionMessage | Exception]") -> None:
-        self._lines = lines
-
-    async def receive(self) -> SessionMessage | Exception:
-        """Return the next message."""
-        return _repair_message(await self._lines.receive())
-
-    async def aclose(self) -> None:
-        """Close it."""
-        await self._lines.aclose()
-
-    def __aiter__(self) -> "_RepairedLines":
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        return _repair_message(await self._lines.__anext__())
-
-    async def __aenter__(self) -> "_RepairedLines":
-        await self._lines.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        return await self._lines.__aexit__(kind, error, trace)
-
-
-def _repair_message(item: SessionMessage | Exception) -> SessionMessage | Exception:
-    if not isinstance(item, ValidationError):
-        return item
-    line = item.errors(include_url=False, include_context=False)[0]["input"]
-    if not isinstance(line, str) or not has_lone_surrogate(
-        encoded := line.encode(errors="replace")
-    ):
-        return item
-    try:
-        return SessionMessage(
-            jsonrpc_message_adapter.validate_json(replace_lone_surrogates(encoded), by_name=False)
-        )
-    except ValidationError:
-        return item
 
 
 class Stderr:
@@ -204,7 +150,8 @@ class Stderr:
         said, mark, how = line.partition(guard.EXITED.encode())
         text = said[:MAX_STDERR_LINE].decode(errors="replace").rstrip()
         if text.strip():
-            self._lines.append(text)
+            if not _NOISE.match(text):
+                self._lines.append(text)
             if logger.isEnabledFor(logging.DEBUG):
                 line_said = sanitize_message(text, self._definition)
                 extra = {"server": self._definition.server_label, "line": line_said}

@@ -9,6 +9,7 @@ from ai_agent_service.core.messages import ToolSpec
 from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.mcp.base import RemoteTool
 from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, ToolOutput
+from ai_agent_service.tools.schema import complete_schema
 
 MAX_NAME = 64
 _DIGEST = 8
@@ -21,7 +22,8 @@ ToolCaller = Callable[["McpTool", dict[str, object], RunContext], Awaitable[Tool
 
 
 class McpTool:
-    """The tool `remote` of the server `label`; `call` executes its calls."""
+    """The tool `remote` of the server `label`; `call` executes its calls. Raises SchemaError for a
+    tool that no provider accepts."""
 
     timeout: float | None = None
     parallel = True
@@ -33,7 +35,7 @@ class McpTool:
         self.spec = ToolSpec(
             build_model_name(label, remote.name),
             replace_unstorable(remote.description),
-            _to_object_schema(remote.parameters),
+            complete_schema(remote.parameters),
         )
         self._call = call
 
@@ -65,25 +67,3 @@ def build_model_name(label: str, tool: str) -> str:
 def build_model_names(label: str, tools: Iterable[str]) -> frozenset[str]:
     """Return `build_model_name` of each of `tools`."""
     return frozenset(build_model_name(label, tool) for tool in tools)
-
-
-def _to_object_schema(schema: dict[str, object]) -> dict[str, object]:
-    """Return `schema` as that of an object with properties; providers refuse a request with another
-    one."""
-    if (
-        schema.get("type") == "object"
-        and isinstance(schema.get("properties"), dict)
-        and isinstance(schema.get("required", []), list)
-    ):
-        return schema
-    properties, required = schema.get("properties"), schema.get("required")
-    kept = {
-        name: value
-        for name, value in schema.items()
-        if name != "required" or isinstance(required, list)
-    }
-    return {
-        **kept,
-        "type": "object",
-        "properties": properties if isinstance(properties, dict) else {},
-    }

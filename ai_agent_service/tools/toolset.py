@@ -15,6 +15,7 @@ from ai_agent_service.core.text import replace_unstorable, truncate_utf8
 from ai_agent_service.observability.audit import audit
 from ai_agent_service.observability.debug_log import debug_log, is_debug_enabled
 from ai_agent_service.tools.base import DEFAULT_MAX_OUTPUT, Tool, ToolOutput
+from ai_agent_service.tools.schema import SchemaError, complete_schema
 
 logger = logging.getLogger(__name__)
 _NOTHING = ToolOutput("")
@@ -25,7 +26,8 @@ CANCEL_GRACE = 0.9
 class Toolset:
     """The tools that an agent may use now, by name; no other can be run.
 
-    Of two tools with one name, the earlier one is used. `unavailable` says, in words for the
+    Of two tools with one name, the earlier one is used. Schemas are completed, and a tool whose
+    schema no provider accepts is left out. `unavailable` says, in words for the
     model, what cannot be used now.
     """
 
@@ -38,11 +40,21 @@ class Toolset:
         abandoned: set[asyncio.Task[ToolOutput]] | None = None,
     ) -> None:
         self._tools: dict[str, Tool] = {}
+        specs: list[ToolSpec] = []
         for tool in tools:
-            if self._tools.setdefault(tool.spec.name, tool) is not tool:
+            if tool.spec.name in self._tools:
                 logger.warning("tool.name_taken", extra={"tool": tool.spec.name})
+                continue
+            try:
+                parameters = complete_schema(tool.spec.parameters)
+            except SchemaError as error:
+                extra = {"tool": tool.spec.name, "problem": str(error)}
+                logger.warning("tool.left_out", extra=extra)
+                continue
+            self._tools[tool.spec.name] = tool
+            specs.append(msgspec.structs.replace(tool.spec, parameters=parameters))
         self._default_timeout = default_timeout
-        self.specs: tuple[ToolSpec, ...] = tuple(tool.spec for tool in self._tools.values())
+        self.specs: tuple[ToolSpec, ...] = tuple(specs)
         self.unavailable = unavailable
         self._abandoned = set() if abandoned is None else abandoned
 

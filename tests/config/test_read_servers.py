@@ -92,10 +92,14 @@ def test_an_absent_file_defines_none(tmp_path: Path) -> None:
     assert read_servers(tmp_path / "mcp.json", {}) == (ServerDefinitions(), [])
 
 
-@pytest.mark.parametrize("content", ["{", "5", '{"server": {}}', '{"mcpServers": []}', "null"])
+@pytest.mark.parametrize("content", ["{", "5", '{"server": {}}', "null"])
 def test_anything_else_is_one_fault(tmp_path: Path, content: str) -> None:
     servers, faults = read(tmp_path, content)
     assert (servers, len(faults)) == (ServerDefinitions(), 1)
+
+
+def test_an_empty_list_for_an_object_is_empty(tmp_path: Path) -> None:
+    assert read(tmp_path, {"mcpServers": []}) == (ServerDefinitions(), [])
 
 
 def test_variables_are_filled_in_once_in_address_header_arguments_and_environment(
@@ -210,9 +214,13 @@ def test_credentials_that_stand_in_the_file_are_secrets_too(tmp_path: Path) -> N
     assert http.secrets == stdio.secrets == (SECRET,)
 
 
-@pytest.mark.parametrize(
-    "placeholder", ["${env:TOKEN}", "${TOKEN:-default}", "${}", "${input:token}"]
-)
+def test_the_forms_of_variables_of_other_hosts_are_understood(tmp_path: Path) -> None:
+    entry = {"command": "x", "args": ["${env:A}-${B:-c d}-${A:-e}-${B:-}"]}
+    assert one(tmp_path, entry, A="a").args == ("a-c d-a-",)
+    assert one(tmp_path, {"command": "x", "env": {"A": "${env:A}"}}).off_reason == "A is not set."
+
+
+@pytest.mark.parametrize("placeholder", ["${}", "${input:token}"])
 def test_a_placeholder_of_another_kind_is_a_fault_and_never_sent(
     tmp_path: Path, placeholder: str
 ) -> None:
@@ -242,7 +250,7 @@ def test_every_fault_of_every_server_is_told_with_its_place(tmp_path: Path) -> N
         {"server_label": "c", "server_url": "https://x", "command": "y"},
         {"server_url": "https://x"},
         {"server_label": "a", "command": "x"},
-        {"server_label": "no/slash", "command": "x"},
+        {"server_label": " ", "command": "x"},
         {"server_label": "d", "command": "x", "header": {"A": "b"}},
         {"server_label": "e", "server_url": "https://x", "args": ["y"]},
         {"server_label": "f", "server_url": "https://x", "header": {"A": "b\r\nC: d"}},
@@ -262,9 +270,9 @@ def test_every_fault_of_every_server_is_told_with_its_place(tmp_path: Path) -> N
         ("server number 4", "server_label", "this field is missing"),
         ("server 'a'", "server_label", "another server has this label"),
         (
-            "server 'no/slash'",
+            "server ' '",
             "server_label",
-            "a label has letters, digits, spaces and . _ - only, 64 at most",
+            "a label is not blank",
         ),
         ("server 'd'", "", "header belongs to a server_url"),
         ("server 'e'", "", "args, env and cwd belong to a command"),
@@ -327,9 +335,11 @@ def test_a_file_shared_with_other_hosts_loads_and_says_what_it_does_not_know(
     ]
     assert servers.definitions[1].env == {"PORT": "8080", "ON": "true"}
     assert servers.definitions[1].off_reason == "It is disabled in the MCP configuration."
-    assert [warning[:62] for warning in servers.warnings] == [
-        "MCP server 'a': the field disabledTools is not known and has n"
-    ]
+    assert servers.definitions[0].exclude_tools == ("z",)
+    assert servers.warnings == (
+        "MCP server 'a': without effect here: alwaysAllow (it grants nothing: agents have what"
+        " allowed_mcp_servers names)",
+    )
 
 
 def test_the_form_of_visual_studio_code_is_read(tmp_path: Path) -> None:

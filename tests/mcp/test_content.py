@@ -1,5 +1,6 @@
 """What a model gets to read of what a tool returned."""
 
+import base64
 import json
 from typing import Any
 
@@ -17,17 +18,24 @@ from mcp_types import (
 
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp.content import MAX_IMAGE_BYTES, to_tool_output
+from ai_agent_service.tools.base import ToolOutput
 
 PNG = "iVBORw0KGgo="
+SVG = "PHN2Zz48L3N2Zz4="
 
 
 def text(content: str) -> TextContent:
     return TextContent(text=content)
 
 
+def read(result: CallToolResult) -> ToolOutput:
+    """Read a result as a server sends it."""
+    return to_tool_output(result.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
 def of(*blocks: Any, structured: Any = None, is_error: bool = False) -> str:
     """The text of a result with these parts."""
-    return to_tool_output(
+    return read(
         CallToolResult(content=list(blocks), structured_content=structured, is_error=is_error)
     ).content
 
@@ -41,42 +49,37 @@ def test_images_go_beside_the_text() -> None:
     blob = EmbeddedResource(
         resource=BlobResourceContents(uri="file:///a.png", mime_type="image/png", blob=PNG)
     )
-    output = to_tool_output(
+    output = read(
         CallToolResult(content=[text("look"), ImageContent(data=PNG, mime_type="image/jpeg"), blob])
     )
     assert output.content == "look"
     assert [image.url for image in output.images] == [
-        f"data:image/jpeg;base64,{PNG}",
+        f"data:image/png;base64,{PNG}",
         f"data:image/png;base64,{PNG}",
     ]
 
 
 def test_an_image_that_is_too_large_is_left_out_and_that_is_said() -> None:
-    large = ImageContent(data="A" * MAX_IMAGE_BYTES, mime_type="image/png")
-    output = to_tool_output(
-        CallToolResult(content=[large, ImageContent(data=PNG, mime_type="image/png")])
-    )
-    assert (
-        output.content
-        == f"[an image of {MAX_IMAGE_BYTES + len('data:image/png;base64,')} bytes, too large to be"
-        " shown]"
-    )
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(MAX_IMAGE_BYTES)
+    large = ImageContent(data=base64.b64encode(picture).decode(), mime_type="image/png")
+    output = read(CallToolResult(content=[large, ImageContent(data=PNG, mime_type="image/png")]))
+    assert output.content == f"[an image of {len(picture)} bytes, too large to be shown]"
     assert [image.url for image in output.images] == [f"data:image/png;base64,{PNG}"]
 
 
 @pytest.mark.parametrize(
     "block",
     [
-        ImageContent(data=PNG, mime_type="image/svg+xml"),
-        ImageContent(data=PNG, mime_type="text/plain"),
+        ImageContent(data=SVG, mime_type="image/svg+xml"),
+        ImageContent(data="not base64!", mime_type="image/png"),
         EmbeddedResource(
-            resource=BlobResourceContents(uri="file:///a.svg", mime_type="image/svg+xml", blob=PNG)
+            resource=BlobResourceContents(uri="file:///a.svg", mime_type="image/svg+xml", blob=SVG)
         ),
     ],
     ids=["drawing", "no image", "embedded drawing"],
 )
 def test_an_image_that_a_provider_would_refuse_is_named(block: Any) -> None:
-    output = to_tool_output(CallToolResult(content=[block]))
+    output = read(CallToolResult(content=[block]))
     assert output.images == ()
     assert "cannot be shown" in output.content
 

@@ -2,6 +2,7 @@
 out."""
 
 import asyncio
+import base64
 import json
 import logging
 from collections.abc import AsyncGenerator
@@ -94,8 +95,8 @@ async def test_a_change_before_the_subscription_is_acknowledged_is_not_missed(
         await until(lambda: [tool.remote.name for tool in connection.tools] == ["one", "two"])
 
 
-async def test_schemas_are_passed_on_as_they_are(rogue: HttpRogue) -> None:
-    schema = {
+async def test_schemas_are_completed_for_the_provider(rogue: HttpRogue) -> None:
+    schema: dict[str, Any] = {
         "type": "object",
         "properties": {
             "a": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "null"}]},
@@ -111,21 +112,37 @@ async def test_schemas_are_passed_on_as_they_are(rogue: HttpRogue) -> None:
     ]
     async with connected(rogue.definition) as connection:
         a, b = (tool.spec for tool in connection.tools)
-    assert (a.name, a.description, a.parameters) == ("rogue__a", "T", schema)
+        assert connection.tools[0].remote.parameters == schema
+    assert (a.name, a.description) == ("rogue__a", "T")
+    del schema["x-own"], schema["$defs"]
+    schema["properties"]["a"]["anyOf"][0] = {
+        "type": "object",
+        "properties": {},
+        "additionalProperties": False,
+    }
+    assert a.parameters == schema
     assert (b.description, b.parameters) == ("B", {"type": "object", "properties": {}})
 
 
-async def test_a_list_that_breaks_the_protocol_is_told_with_its_place(rogue: HttpRogue) -> None:
+async def test_a_tool_that_cannot_be_offered_costs_nothing_but_itself(
+    rogue: HttpRogue, caplog: pytest.LogCaptureFixture
+) -> None:
     rogue.tools = [
         {"name": "a", "inputSchema": {"type": "object"}},
         {"name": "b", "inputSchema": {}},
+        {"name": "c", "inputSchema": {"type": "string"}},
+        {"name": "d", "execution": {"taskSupport": "required"}},
+        {"name": 5},
     ]
-    async with opened(rogue.definition) as servers:
-        await until(lambda: servers["rogue"].state == "down")
-        assert (
-            servers["rogue"].error
-            == "it does not tell its tools (tools.1.inputSchema.type: Field required)"
-        )
+    async with connected(rogue.definition) as connection:
+        status = connection.status
+    assert (status.tools, status.state) == (("a", "b"), "ready")
+    assert sorted(status.problems) == [
+        "an entry of its list has no name",
+        "the tool 'c' is left out: the schema of its arguments does not accept an object",
+        "the tool 'd' runs only as a task, which is not supported",
+    ]
+    assert [record.message for record in caplog.records].count("mcp.left_out") == 3
 
 
 async def test_a_tool_that_breaks_its_own_schema_still_gives_its_result(rogue: HttpRogue) -> None:
@@ -138,11 +155,10 @@ async def test_a_tool_that_breaks_its_own_schema_still_gives_its_result(rogue: H
         assert await call(connection, "echo") == 'hi\n\n{"n": "none"}'
 
 
-async def test_a_result_that_is_none_fails_the_call_and_not_the_session(rogue: HttpRogue) -> None:
+async def test_an_odd_result_reaches_the_model_as_it_is(rogue: HttpRogue) -> None:
     async with connected(rogue.definition) as connection:
-        rogue.result = '{"content": 5}'
-        with pytest.raises(ToolError, match="not what the Model Context Protocol prescribes"):
-            await call(connection, "echo")
+        for rogue.result in ('{"content": 5}', '"5"', '[{"text": 5, "type": "text"}]'):
+            assert await call(connection, "echo") == "5"
         rogue.result = ""
         assert await call(connection, "echo", "hi") == "hi"
         assert connection.status.restarts == 0
@@ -172,7 +188,7 @@ async def test_numbers_reach_the_server_as_numbers(rogue: HttpRogue) -> None:
 
 async def test_a_result_of_megabytes_in_one_event_arrives(rogue: HttpRogue) -> None:
     rogue.as_event = True
-    picture = "A" * 3_000_000
+    picture = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(3_000_001)).decode()
     image = {"type": "image", "mimeType": "image/png", "data": picture}
     rogue.result = json.dumps({"content": [image, {"type": "text", "text": "b" * 3_000_000}]})
     async with connected(rogue.definition) as connection:

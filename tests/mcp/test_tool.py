@@ -96,7 +96,7 @@ def build_spec(description: str, parameters: dict[str, object]) -> ToolSpec:
     return McpTool("files", RemoteTool("read", description, parameters), call).spec
 
 
-def test_a_schema_of_an_object_is_passed_on_as_it_is() -> None:
+def test_a_schema_reaches_the_model_without_what_providers_refuse() -> None:
     schema: dict[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
@@ -104,7 +104,12 @@ def test_a_schema_of_an_object_is_passed_on_as_it_is() -> None:
         "$defs": {"path": {"type": "string", "x-theirs": [1, None]}},
         "additionalProperties": False,
     }
-    assert build_spec("Reads.", schema) == ToolSpec("files__read", "Reads.", schema)
+    completed = {
+        "type": "object",
+        "properties": {"path": {"type": "string"}},
+        "additionalProperties": False,
+    }
+    assert build_spec("Reads.", schema) == ToolSpec("files__read", "Reads.", completed)
 
 
 @pytest.mark.parametrize(

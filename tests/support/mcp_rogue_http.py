@@ -19,7 +19,8 @@ class HttpRogue:
     The answer to a call is its text, or `result`, raw JSON, or `error`; `as_event` sends answers as
     server-sent events. `refuses` is a status for every request, `redirects_to` an address,
     `cuts_off` the event after which the answer to a call breaks off, `forgotten` the refusal of
-    unknown sessions.
+    unknown sessions. `answer` is the status and the body of the answer to a call, with ID for its
+    id, and `content_type` the type.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,8 @@ class HttpRogue:
         self.cuts_off = ""
         self.error: dict[str, Any] | None = None
         self.forgotten = ("404 Not Found", "")
+        self.answer: tuple[str, str] | None = None
+        self.content_type = "application/json"
         self.on_call: Callable[[str], Awaitable[None]] | None = None
         self.tools: list[dict[str, Any]] = [
             {"name": name, "inputSchema": {"type": "object", "properties": {}}}
@@ -96,7 +99,7 @@ class HttpRogue:
                     await writer.drain()
                     break
                 status, headers, answer = await self._answered(head, body.decode())
-                kind = "text/event-stream" if self.as_event and answer else "application/json"
+                kind = "text/event-stream" if self.as_event and answer else self.content_type
                 text = (
                     f"event: message\ndata: {answer}\n\n" if self.as_event and answer else answer
                 ).encode()
@@ -138,13 +141,16 @@ class HttpRogue:
             }
             return "200 OK", [f"mcp-session-id: {name}"], self._json(request, result=result)
         if session is None or session[1] not in self._sessions:
-            return self.forgotten[0], [], self.forgotten[1]
+            body = self.forgotten[1].replace("ID", json.dumps(request.get("id")))
+            return self.forgotten[0], [], body
         if "id" not in request:
             return "202 Accepted", [], ""
         if method == "tools/list":
             return "200 OK", [], self._json(request, result={"tools": self.tools})
         if method == "tools/call":
-            return "200 OK", [], await self._called(request, body)
+            text = await self._called(request, body)
+            status, text = self.answer or ("200 OK", text)
+            return status, [], text.replace("ID", json.dumps(request["id"]))
         return "200 OK", [], self._json(request, result={})
 
     async def _called(self, request: dict[str, Any], body: str) -> str:

@@ -2,7 +2,8 @@
 Python.
 
 `python mcp_rogue_stdio.py BEHAVIOUR [FOLDER]`. In FOLDER it leaves a file `pid-N` for itself and
-each of its children, and a line in `calls` for each call that it carries out.
+each of its children, and a line in `calls` for each call that it carries out. A file `answers.json`
+there gives the whole answer to a method as text, with ID for the id of the request.
 """
 
 import json
@@ -17,6 +18,9 @@ from typing import Any
 
 BEHAVIOUR = sys.argv[1]
 FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+ANSWERS: dict[str, str] = {}
+if FOLDER is not None and (FOLDER / "answers.json").exists():
+    ANSWERS = json.loads((FOLDER / "answers.json").read_text(encoding="utf-8"))
 NAMES = ["echo", "die", "hang", "later", "pid", "half", "ask"]
 if BEHAVIOUR == "offers-much":
     NAMES += [f"tool_{number}" for number in range(200)]
@@ -87,6 +91,10 @@ def serve() -> None:
     """Answer until standard input ends."""
     for line in sys.stdin:
         request = json.loads(line)
+        if (text := ANSWERS.get(request.get("method", ""))) is not None:
+            sys.stdout.write(text.replace("ID", json.dumps(request.get("id"))) + "\n")
+            sys.stdout.flush()
+            continue
         if request.get("id") == "question":
             answer(asked_by.pop(), line)
             continue

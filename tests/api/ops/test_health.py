@@ -119,6 +119,7 @@ async def test_servers_that_are_off_are_told_with_the_reason_and_degrade_nothing
         "restarts": 0,
         "schema_changes": 0,
         "quarantined_tools": [],
+        "problems": [],
     }
     unused = body["mcp_servers"]["unused"]
     assert (unused["state"], unused["transport"], unused["error"]) == (
