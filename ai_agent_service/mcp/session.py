@@ -164,6 +164,8 @@ class _FastMcpOpener:
             reason = f"it did not answer within {self._connect_seconds:g} seconds"
         elif stderr is not None and stderr.exit_reason:
             reason = f"it {stderr.exit_reason}"
+        elif outcome.refusal:
+            reason = outcome.refusal
         elif outcome.status is not None:
             reason = describe_status(outcome.status)
         elif isinstance(root, MCPError):
@@ -288,6 +290,8 @@ class _FastMcpSession:
     ) -> ToolError | ServerConnectionError:
         if outcome.was_not_sent:
             return ServerConnectionError("it cannot be reached", not_sent=True)
+        if outcome.refusal:
+            return ToolError(outcome.refusal)
         if _is_cut_off(error):
             return ToolError(
                 "the server's answer broke off, and it is not known whether the call was"
