@@ -11,7 +11,6 @@ from decimal import Decimal
 from typing import Any
 
 import httpx2
-import msgspec
 from anyio import ClosedResourceError
 from fastmcp.client import Client
 from mcp import MCPError
@@ -42,7 +41,12 @@ from ai_agent_service.mcp.base import (
 from ai_agent_service.mcp.content import to_tool_output
 from ai_agent_service.mcp.http import RequestOutcome, build_http_transport, track_requests
 from ai_agent_service.mcp.stdio import Stderr, StdioTransport, build_stdio_transport, open_stderr
-from ai_agent_service.mcp.wording import describe_status, redact_credentials, sanitize_message
+from ai_agent_service.mcp.wording import (
+    describe_status,
+    redact_credentials,
+    redact_output,
+    sanitize_message,
+)
 from ai_agent_service.tools.base import ToolOutput
 
 logger = logging.getLogger(__name__)
@@ -257,8 +261,7 @@ class _FastMcpSession:
             output = to_tool_output(result)
         except ToolError as failed:
             raise ToolError(redact_credentials(str(failed), self._definition)) from None
-        content = redact_credentials(output.content, self._definition)
-        return msgspec.structs.replace(output, content=content)
+        return redact_output(output, self._definition)
 
     async def ping(self) -> None:
         """Return if the server answers."""
