@@ -11,6 +11,7 @@ from ai_agent_service.cli.output import format_table
 from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.config.read_servers import ServerDefinitions
 from ai_agent_service.core.errors import UpstreamError
+from ai_agent_service.core.process_privacy import hide_memory
 from ai_agent_service.mcp.connection import ServerStatus
 from ai_agent_service.mcp.supervisor import open_servers
 from ai_agent_service.observability.logging import configure_logging
@@ -137,6 +138,8 @@ async def _describe_fallbacks(agent_id: str, model: str, asked: FallbackProvider
 async def _connect_servers(configuration: Configuration) -> tuple[ServerStatus, ...]:
     """What becomes of starting every server, those that no agent uses too."""
     settings, servers = configuration.settings, configuration.servers
+    if settings.protect_process_memory:
+        hide_memory()
     seconds = settings.mcp_connect_timeout
     async with open_servers(
         servers.definitions,

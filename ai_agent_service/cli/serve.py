@@ -19,6 +19,7 @@ from ai_agent_service.auth.access import Access
 from ai_agent_service.cli.conventions import STARTER_NOTE
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
+from ai_agent_service.core.process_privacy import hide_memory, keep_descriptors
 from ai_agent_service.observability.logging import is_json_format
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.runtime.configuration import Configuration, load
@@ -57,6 +58,9 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
     configuration = load(**overrides)
     settings = configuration.settings
     configure_logs(configuration, is_one_of_several=workers > 1)
+    keep_descriptors()
+    if settings.protect_process_memory:
+        hide_memory()
     _refuse_without_keys(settings)
     listening = _open_listener(settings)
     config = uvicorn.Config(
@@ -182,7 +186,6 @@ def _open_listener(settings: Settings) -> socket.socket:
             file=sys.stderr,
         )
         sys.exit(1)
-    listening.set_inheritable(True)
     return listening
 
 

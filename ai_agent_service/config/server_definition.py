@@ -1,5 +1,6 @@
 """Reads mcp.json into server definitions, all faults of the file at once."""
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -43,6 +44,11 @@ class ServerDefinition(Definition):
     ours and no others."""
     cwd: str | None = None
     """The folder that the command runs in."""
+    user: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    """The user of this machine that the command runs as; the service must run as root."""
+    max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=64 * 1024)
+    """The largest message that the server may send: a line of a command, an answer or an event over
+    HTTP."""
     require_approval: str | dict[str, Any] | None = None
     """Read and kept; there is nobody to ask for approval here, and what is not `never` is warned
     of."""
@@ -86,6 +92,8 @@ class ServerDefinition(Definition):
         `environment`, or by its path in its `cwd`; None if it is."""
         if self.command is None:
             return None
+        if self.user is not None and (problem := _find_user_problem(self.user)):
+            return problem
         by_path = self.command != Path(self.command).name
         path = self.env.get("PATH") or environment.get("PATH")
         if (
@@ -99,8 +107,16 @@ class ServerDefinition(Definition):
             f"The command {self.command!r} is not found; install it, or name it with its full path."
         )
 
+    @property
+    def user_variables(self) -> dict[str, str]:
+        """The variables of its `user` that differ from ours."""
+        if self.user is None:
+            return {}
+        return {"HOME": _find_home(self.user) or "/", "LOGNAME": self.user, "USER": self.user}
+
     _replace_null = field_validator(
-        *("header", "env", "args", "disabled", "pin_tools", "exclude_tools"), mode="before"
+        *("header", "env", "args", "disabled", "pin_tools", "exclude_tools", "max_message_bytes"),
+        mode="before",
     )(use_default_for_null)
 
     @field_validator("env", "header", mode="before")
@@ -141,7 +157,7 @@ class ServerDefinition(Definition):
                 )
         return value
 
-    @field_validator("args", "env", "command", "cwd")
+    @field_validator("args", "env", "command", "cwd", "user")
     @classmethod
     def _reject_nul(cls, value: Any) -> Any:
         texts = (
@@ -167,6 +183,8 @@ class ServerDefinition(Definition):
             )
         if self.command is None and (self.args or self.env or self.cwd):
             raise ValueError("args, env and cwd belong to a command")
+        if self.command is None and self.user:
+            raise ValueError("user belongs to a command")
         if self.command is not None and self.header:
             raise ValueError("header belongs to a server_url")
         if self.transport is not None and (self.transport == "stdio") != (self.command is not None):
@@ -175,3 +193,23 @@ class ServerDefinition(Definition):
                 f" {'a command' if self.command else 'a server_url'}"
             )
         return self
+
+
+def _find_user_problem(user: str) -> str | None:
+    """Return what keeps a command from running as `user`, or None."""
+    if _find_home(user) is None:
+        return f"The user {user!r} is not known on this machine; create it, or correct the name."
+    if os.geteuid() != 0:
+        return (
+            f"Only root can run a command as the user {user!r}; start the service as root, or"
+            " remove user."
+        )
+    return None
+
+
+def _find_home(user: str) -> str | None:
+    """Return the home folder of a user of this machine; None if there is no such user."""
+    try:
+        return str(Path(f"~{user}").expanduser())
+    except RuntimeError:
+        return None

@@ -218,6 +218,10 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = None
     """The private key of TLS_CERT_FILE, as PEM."""
 
+    protect_process_memory: bool = True
+    """Keep other processes of the same user from reading keys in the memory of this one, on Linux;
+    false permits debuggers and core dumps."""
+
     request_timeout: Seconds = 300
     """Seconds that a whole run may take."""
     tool_execution_timeout: Seconds = 30

@@ -28,6 +28,9 @@ DUMP_FOOTER = b"-- PostgreSQL database dump complete\n"
 _COPY = re.compile(rb'COPY (?:(?:"?[^". ]+"?\.)?"?(\w+)"?|.+) \(.*\) FROM stdin;\n')
 """Where the rows of any table begin; it has the name of a table that may be ours."""
 
+_INHERITED = re.compile(r"(PATH|HOME|USER|LOGNAME|TMPDIR|LANG|TZ|KRB5\w+|LD_\w+|LC_\w+|PG\w+)$")
+"""The variables that the programs get; keys of ours are none of theirs."""
+
 _SMALL = ("alembic_version", "secrets")
 _TABLES = sorted([*metadata.tables, "alembic_version"])
 
@@ -176,4 +179,5 @@ def _build_environment(address: DatabaseUrl, timeout: float) -> dict[str, str]:
         "PGCONNECT_TIMEOUT": str(max(2, math.ceil(timeout))),
         "PGAPPNAME": "ai-agent-service db",
     }
-    return {**wanted, **os.environ, **({"PGPASSWORD": password} if password else {})}
+    ours = {name: value for name, value in os.environ.items() if _INHERITED.match(name)}
+    return {**wanted, **ours, **({"PGPASSWORD": password} if password else {})}

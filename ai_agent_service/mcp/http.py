@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Unpack
 
 import httpx2
@@ -13,8 +14,9 @@ from fastmcp.client.transports.base import SessionKwargs, TransportOptions
 from mcp import ClientSession
 
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
+from ai_agent_service.mcp.bounded_body import bound_response
 from ai_agent_service.mcp.client_session import LenientSession
-from ai_agent_service.mcp.repaired_body import MAX_EVENT_BYTES, repair_response
+from ai_agent_service.mcp.repaired_body import repair_response
 from ai_agent_service.observability.request_id import current_request_id
 from ai_agent_service.observability.tracing import build_trace_headers
 
@@ -28,13 +30,18 @@ class RequestOutcome(msgspec.Struct):
     and whether a request reached no server. `refused` is set with the first status.
 
     Once one `was_accepted`, a later failure, such as the library's attempt to resume an answer,
-    does not mean that the call was not sent.
+    does not mean that the call was not sent. `refusal` says why an answer was not read.
     """
 
     status: int | None = None
     was_not_sent: bool = False
     was_accepted: bool = False
     refused: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    refusal: str = ""
+
+    def set_refusal(self, reason: str) -> None:
+        """Note why an answer was not read."""
+        self.refusal = reason
 
 
 _current_outcome: ContextVar[RequestOutcome | None] = ContextVar("asked_now", default=None)
@@ -56,18 +63,19 @@ _OPTIONS = TransportOptions(session_class=LenientSession)
 def build_http_transport(definition: ServerDefinition, transport: Transport) -> ClientTransport:
     """Return the client for the server of `definition` by `transport`, `http` or `sse`."""
     assert definition.server_url is not None
+    create_client = partial(_create_http_client, max_bytes=definition.max_message_bytes)
     if transport == "sse":
         return _SseTransport(
             definition.server_url,
             headers=definition.header,
             sse_read_timeout=IDLE_SECONDS,
-            httpx_client_factory=_create_http_client,
+            httpx_client_factory=create_client,
         )
     return _HttpTransport(
         definition.server_url,
         headers=definition.header,
-        httpx_client_factory=_create_http_client,
-        max_sse_event_size=MAX_EVENT_BYTES,
+        httpx_client_factory=create_client,
+        max_sse_event_size=definition.max_message_bytes,
     )
 
 
@@ -99,6 +107,10 @@ class _HttpClient(httpx2.AsyncClient):
     library reports a failure to all calls of a session. The library itself adds the trace to the
     message, where an MCP server looks for it."""
 
+    def __init__(self, *, max_bytes: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._max_bytes = max_bytes
+
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request; see httpx2."""
         request.headers.update(build_trace_headers())
@@ -117,6 +129,8 @@ class _HttpClient(httpx2.AsyncClient):
             outcome.refused.set()
         elif outcome is not None:
             outcome.status, outcome.was_accepted = None, True
+        outcome = outcome or RequestOutcome()
+        bound_response(response, self._max_bytes, outcome.set_refusal)
         repair_response(request, response)
         return response
 
@@ -125,12 +139,15 @@ def _create_http_client(
     headers: dict[str, str] | None = None,
     timeout: httpx2.Timeout | None = None,
     auth: httpx2.Auth | None = None,
+    *,
+    max_bytes: int,
     **_: Any,
 ) -> httpx2.AsyncClient:
     """Return a client without a time limit for answers: each call has its own, and a stream of
     notifications has none."""
     return _HttpClient(
-        # Only a body that is not compressed can be repaired.
+        max_bytes=max_bytes,
+        # A compressed body has no bound, and cannot be repaired.
         headers={"accept-encoding": "identity", **(headers or {})},
         auth=auth,
         timeout=httpx2.Timeout(CONNECT_SECONDS, read=None),

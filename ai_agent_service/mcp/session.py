@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any
 
 import httpx2
-import msgspec
 from anyio import ClosedResourceError
 from fastmcp.client import Client
 from mcp import MCPError
@@ -48,7 +47,12 @@ from ai_agent_service.mcp.http import RequestOutcome, build_http_transport, trac
 from ai_agent_service.mcp.lenient import read_tool
 from ai_agent_service.mcp.session_refusals import SESSION_STATUSES, is_session_refusal
 from ai_agent_service.mcp.stdio import Stderr, StdioTransport, build_stdio_transport, open_stderr
-from ai_agent_service.mcp.wording import describe_status, redact_credentials, sanitize_message
+from ai_agent_service.mcp.wording import (
+    describe_status,
+    redact_credentials,
+    redact_output,
+    sanitize_message,
+)
 from ai_agent_service.tools.base import ToolOutput
 
 logger = logging.getLogger(__name__)
@@ -194,6 +198,8 @@ class _FastMcpOpener:
             said = root.error.message if isinstance(root, MCPError) else ""
             words = "" if said in ("", *_LIBRARY_WORDS) else f": {said}"
             return f"{describe_status(outcome.status)}{words}"
+        if outcome.refusal:
+            return outcome.refusal
         # In a task group the client's error loses its cause, so that only its message shows that
         # time ran out.
         if isinstance(root, TimeoutError) or "Failed to initialize server session" in str(root):
@@ -303,8 +309,7 @@ class _FastMcpSession:
             output = to_tool_output(result.structured_content)
         except ToolError as failed:
             raise ToolError(redact_credentials(str(failed), self._definition)) from None
-        content = redact_credentials(output.content, self._definition)
-        return msgspec.structs.replace(output, content=content)
+        return redact_output(output, self._definition)
 
     async def ping(self) -> None:
         """Return if the server answers."""
@@ -338,6 +343,8 @@ class _FastMcpSession:
     ) -> ToolError | ServerConnectionError:
         if outcome.was_not_sent:
             return ServerConnectionError("it cannot be reached", not_sent=True)
+        if outcome.refusal:
+            return ToolError(outcome.refusal)
         if _is_cut_off(error):
             return ToolError(
                 "the server's answer broke off, and it is not known whether the call was"

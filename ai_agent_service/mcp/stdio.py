@@ -4,22 +4,27 @@ import asyncio
 import logging
 import os
 import re
+import signal
 import sys
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TextIO, Unpack
+from typing import BinaryIO, Unpack
 
+from anyio import BrokenResourceError, EndOfStream
 from fastmcp.client.transports import ClientTransport
 from fastmcp.client.transports.base import SessionKwargs, TransportOptions
-from mcp import ClientSession, StdioServerParameters
-from mcp.client.stdio import stdio_client
+from mcp import ClientSession
+from mcp.client.stdio import get_default_environment
+from mcp.shared.message import SessionMessage
+from mcp_types import jsonrpc_message_adapter
+from pydantic import ValidationError
 
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp import process_guard as guard
 from ai_agent_service.mcp.base import ServerConnectionError, SessionListener
+from ai_agent_service.mcp.bounds import PIECE_BYTES, LineReader, MessageTooLargeError, Pace
 from ai_agent_service.mcp.client_session import LenientSession
 from ai_agent_service.mcp.wording import sanitize_message
 
@@ -36,6 +41,12 @@ _NOISE = re.compile(
 )
 """Lines around an error that do not say what it is: frames of a stack, brackets, versions."""
 
+FLUSH_SECONDS = 0.5
+"""How long a command has to read what was sent to it before its input is closed."""
+
+GUARD_SECONDS = 2 * guard.GRACE_SECONDS + guard.KILL_SECONDS + 1
+"""How long a guard may take to end its command."""
+
 
 def build_stdio_transport(
     definition: ServerDefinition, environment: Mapping[str, str], stderr: "Stderr"
@@ -43,34 +54,26 @@ def build_stdio_transport(
     """Return the transport that runs the command of `definition`, found in its own PATH or that of
     `environment`; raises ServerConnectionError."""
     assert definition.command is not None
-    if definition.find_command_problem(environment):
-        raise ServerConnectionError(
-            f"the command {definition.command!r} is not found any more", not_sent=True
-        )
+    if problem := definition.find_command_problem(environment):
+        raise ServerConnectionError(problem, not_sent=True)
     if definition.cwd is not None and not Path(definition.cwd).is_dir():
         raise ServerConnectionError(f"its cwd {definition.cwd!r} is no folder", not_sent=True)
-    command, *arguments = definition.command, *definition.args
-    if os.name == "posix":
-        command, arguments = sys.executable, ["-I", "-S", guard.__file__, command, *arguments]
-    parameters = StdioServerParameters(
-        command=command,
-        args=arguments,
-        env=definition.env,
-        cwd=definition.cwd,
-        encoding_error_handler="replace",
-    )
-    return StdioTransport(parameters, stderr.write_end)
+    return StdioTransport(definition, stderr)
 
 
 class StdioTransport(ClientTransport):
-    """Runs a command. The client's own transport stops waiting for a hanging server before that has
-    ended."""
+    """Runs a command under a guard, and reads its output within bounds.
 
-    def __init__(self, parameters: StdioServerParameters, stderr: TextIO) -> None:
-        self._parameters = parameters
+    The client's own transport stops waiting for a hanging server before that has ended, joins an
+    endless line in quadratic time, and does not notice that the guard is gone.
+    """
+
+    def __init__(self, definition: ServerDefinition, stderr: "Stderr") -> None:
+        self._definition = definition
         self._stderr = stderr
         self._closed = asyncio.Event()
         self._closed.set()
+        self._ending: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def connect_session(
@@ -80,19 +83,176 @@ class StdioTransport(ClientTransport):
         **session_kwargs: Unpack[SessionKwargs],
     ) -> AsyncGenerator[ClientSession, None]:
         """Start the command, and end it at the exit."""
-        self._closed.clear()
-        try:
-            async with (
-                stdio_client(self._parameters, errlog=self._stderr) as (read, write),
-                LenientSession(read, write, **session_kwargs) as session,
-            ):
-                yield session
-        finally:
-            self._closed.set()
+        async with (
+            self._run() as (read, write),
+            LenientSession(read, write, **session_kwargs) as session,
+        ):
+            yield session
 
     async def wait_closed(self) -> None:
         """Return when nothing of the command is left."""
         await self._closed.wait()
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncGenerator[tuple["_MessageReader", "_MessageWriter"], None]:
+        """Start the guard with the command, and yield the streams of messages; end both at the
+        exit."""
+        self._closed.clear()
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            stack.callback(self._closed.set)
+            (child_input, output), (input_, child_output) = _open_pipe(), _open_pipe()
+            with child_input, child_output:
+                lines = asyncio.StreamReader(PIECE_BYTES)
+                reading, _ = await loop.connect_read_pipe(
+                    lambda: asyncio.StreamReaderProtocol(lines), input_
+                )
+                stack.callback(reading.close)
+                # As the protocol of a writer; nothing is read by it.
+                protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+                writing, _ = await loop.connect_write_pipe(lambda: protocol, output)
+                stack.callback(writing.close)
+                process = await self._start_guard(child_input, child_output)
+            watch = asyncio.create_task(_watch_guard(process, self._stderr))
+            stack = stack.pop_all()
+        try:
+            yield (
+                _MessageReader(LineReader(lines, self._definition.max_message_bytes), self._stderr),
+                _MessageWriter(asyncio.StreamWriter(writing, protocol, None, loop)),
+            )
+        finally:
+            # The client cancels this after three seconds, which the command may need.
+            self._ending = asyncio.create_task(_end_guard(process, writing, watch, stack))
+            await asyncio.shield(self._ending)
+
+    async def _start_guard(
+        self, child_input: BinaryIO, child_output: BinaryIO
+    ) -> asyncio.subprocess.Process:
+        definition = self._definition
+        assert definition.command is not None
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", guard.__file__),
+            *([f"--user={definition.user}"] if definition.user else ()),
+            *(definition.command, *definition.args),
+            stdin=child_input,
+            stdout=child_output,
+            stderr=self._stderr.write_end,
+            env={**get_default_environment(), **definition.user_variables, **definition.env},
+            cwd=definition.cwd,
+            start_new_session=True,
+        )
+
+
+def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
+    """Return the ends of a new pipe, for reading and for writing."""
+    read, write = os.pipe()
+    return os.fdopen(read, "rb", buffering=0), os.fdopen(write, "wb", buffering=0)
+
+
+async def _watch_guard(process: asyncio.subprocess.Process, stderr: "Stderr") -> None:
+    """Wait for the guard's end, and report it; a guard that was killed leaves its group to us."""
+    await process.wait()
+    _kill_group(process)
+    await stderr.wait_for_end()
+    stderr.report_end("lost the process that guards it")
+
+
+async def _end_guard(
+    process: asyncio.subprocess.Process,
+    writing: asyncio.WriteTransport,
+    watch: asyncio.Task[None],
+    stack: AsyncExitStack,
+) -> None:
+    """Close the command's standard input, which has the guard end it, wait until it has, and leave
+    `stack`."""
+    async with stack:
+        writing.close()
+        for seconds in (FLUSH_SECONDS, GUARD_SECONDS):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await process.wait()
+                    break
+            if writing.get_write_buffer_size():  # which would keep the command's input open
+                writing.abort()
+        _kill_group(process)
+        await process.wait()
+        watch.cancel()
+        await asyncio.wait((watch,))
+
+
+def _kill_group(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+class _MessageReader:
+    """The messages of a command; a line that is not a message becomes an exception."""
+
+    def __init__(self, lines: LineReader, stderr: "Stderr") -> None:
+        self._lines = lines
+        self._stderr = stderr
+
+    async def receive(self) -> SessionMessage | Exception:
+        """Return the next message; raises EndOfStream."""
+        try:
+            line = await self._lines.read_line()
+        except MessageTooLargeError as error:
+            self._stderr.report_end(f"wrote a line that cannot be read: {error}")
+            raise EndOfStream from None
+        if line is None:
+            raise EndOfStream
+        return _parse_line(line)
+
+    async def aclose(self) -> None:
+        """Do nothing: the transport is closed by its owner."""
+
+    def __aiter__(self) -> "_MessageReader":
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        try:
+            return await self.receive()
+        except EndOfStream:
+            raise StopAsyncIteration from None
+
+    async def __aenter__(self) -> "_MessageReader":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Do nothing, as `aclose`."""
+
+
+def _parse_line(line: bytes) -> SessionMessage | Exception:
+    text = line.decode(errors="replace")
+    try:
+        return SessionMessage(jsonrpc_message_adapter.validate_json(text, by_name=False))
+    except ValidationError as error:
+        return error  # the session repairs its message
+
+
+class _MessageWriter:
+    """Sends messages to a command."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    async def send(self, item: SessionMessage) -> None:
+        """Send a message, once the command reads; raises BrokenResourceError."""
+        message = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+        try:
+            self._writer.write(f"{message}\n".encode(errors="replace"))
+            await self._writer.drain()
+        except (OSError, RuntimeError):
+            raise BrokenResourceError from None
+
+    async def aclose(self) -> None:
+        """Do nothing: the transport is closed by its owner."""
+
+    async def __aenter__(self) -> "_MessageWriter":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Do nothing, as `aclose`."""
 
 
 class Stderr:
@@ -127,23 +287,21 @@ class Stderr:
     async def read(self, reader: asyncio.StreamReader) -> None:
         """Read until the last process that has the other end is gone."""
         rest = b""
-        allowance = float(STDERR_BYTES_PER_SECOND)
-        before = time.monotonic()
-        while piece := await reader.read(64 * 1024):
+        pace = Pace(STDERR_BYTES_PER_SECOND, STDERR_BYTES_PER_SECOND)
+        while piece := await reader.read(PIECE_BYTES):
             *lines, rest = (rest + piece).split(b"\n")
             rest = rest[-MAX_STDERR_LINE:]
             for line in lines:
                 self._handle_line(line)
-            now = time.monotonic()
-            allowance += (now - before) * STDERR_BYTES_PER_SECOND
-            allowance = min(STDERR_BYTES_PER_SECOND, allowance) - len(piece)
-            before = now
-            if allowance < 0:
-                await asyncio.sleep(-allowance / STDERR_BYTES_PER_SECOND)
+            pace.charge(len(piece))
+            await pace.wait()
         self._handle_line(rest)
+        self.report_end("ended")
+
+    def report_end(self, how: str) -> None:
+        """Report that the server has ended or is to end; the first reason stays."""
+        self.exit_reason = self.exit_reason or how
         self._end.set()
-        if not self.exit_reason:
-            self.exit_reason = "ended"
         self._listener.handle_session_end(self.reason)
 
     def _handle_line(self, line: bytes) -> None:
@@ -157,9 +315,7 @@ class Stderr:
                 extra = {"server": self._definition.server_label, "line": line_said}
                 logger.debug("mcp.stderr", extra=extra)
         if mark:
-            self.exit_reason = how[:MAX_STDERR_LINE].decode(errors="replace")
-            self._end.set()
-            self._listener.handle_session_end(self.reason)
+            self.report_end(how[:MAX_STDERR_LINE].decode(errors="replace"))
 
     @property
     def reason(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Self, cast
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.mcp.base import OpenerFactory
 from ai_agent_service.mcp.connection import Connection, ServerStatus
+from ai_agent_service.mcp.wording import add_known_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class McpSupervisor:
         for connection in servers:
             if connection.state != "off" and connection not in self._tasks:
                 self._tasks[connection] = asyncio.create_task(
-                    self._supervise(connection, environment)
+                    self._supervise(connection, environment, servers)
                 )
 
     async def stop(self, connections: Collection[Connection]) -> None:
@@ -128,7 +129,9 @@ class McpSupervisor:
     def _is_supervised(self, connection: Connection) -> bool:
         return (task := self._tasks.get(connection)) is not None and not task.done()
 
-    async def _supervise(self, connection: Connection, environment: Mapping[str, str]) -> None:
+    async def _supervise(
+        self, connection: Connection, environment: Mapping[str, str], servers: McpServers
+    ) -> None:
         """Keep the connection up until cancelled."""
         try:
             async with self._loading:
@@ -136,7 +139,9 @@ class McpSupervisor:
                     self._opener_factory = await asyncio.to_thread(_load)
                 build_opener = self._opener_factory
             seconds = self._connect_seconds
-            opener = build_opener(connection.definition, environment, connect_seconds=seconds)
+            others = (other.definition for other in servers)
+            definition = add_known_secrets(connection.definition, environment, others)
+            opener = build_opener(definition, environment, connect_seconds=seconds)
             await connection.supervise(opener)
         except Exception:
             # A fault of ours ends this task, and agents continue without these tools.

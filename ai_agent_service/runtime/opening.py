@@ -15,6 +15,7 @@ from ai_agent_service.auth.keys.ring import KeyRing, parse_environment_keys
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import UpstreamError
+from ai_agent_service.core.process_privacy import hide_memory
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.instrumentation.providers import TracedProvider
 from ai_agent_service.instrumentation.runs import RunTracer
@@ -49,6 +50,8 @@ async def open_service(
     `toolset` is as for a Builder; `shutdown` is set by what serves the service.
     """
     settings = configuration.settings
+    if settings.protect_process_memory:
+        hide_memory()
     timeouts = Timeouts(
         settings.provider_connect_timeout,
         settings.provider_first_byte_timeout,

@@ -16,6 +16,12 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from ai_agent_service.core.errors import ConfigError
+from ai_agent_service.core.process_privacy import (
+    hide_memory,
+    is_memory_hidden,
+    keep_descriptors,
+    without_secrets,
+)
 from ai_agent_service.server.process import (
     EXIT_FORCED,
     FORCED_SHUTDOWN_SECONDS,
@@ -44,9 +50,17 @@ class _WorkerServer(GracefulServer):
 
 
 def _run_worker(
-    config: uvicorn.Config, listening: socket.socket, patience: ShutdownTimeouts
+    config: uvicorn.Config,
+    listening: socket.socket,
+    patience: ShutdownTimeouts,
+    hides_memory: bool,
+    secrets: dict[str, str],
 ) -> None:
-    """Serve in a worker process."""
+    """Serve in a worker process; `secrets` are the variables that it was started without."""
+    keep_descriptors()  # the socket among them, which the parent passed
+    if hides_memory:
+        hide_memory()
+    os.environ.update(secrets)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server handles it
     server = _WorkerServer(config, patience)
     signal.signal(signal.SIGQUIT, lambda _, __: server.force_shutdown())
@@ -129,10 +143,12 @@ class WorkerPool:
         self._stop_requests += 1
 
     def _start_worker(self) -> SpawnProcess:
-        worker = multiprocessing.get_context("spawn").Process(
-            target=_run_worker, args=(self._config, self._listening, self._timeouts)
-        )
-        worker.start()
+        with without_secrets() as secrets:  # multiprocessing's own helper gets none of them either
+            worker = multiprocessing.get_context("spawn").Process(
+                target=_run_worker,
+                args=(self._config, self._listening, self._timeouts, is_memory_hidden(), secrets),
+            )
+            worker.start()
         return worker
 
     def _replace_dead_workers(self) -> int:

@@ -1,10 +1,16 @@
 """Dumps of a PostgreSQL database: what they hold is read from them, and what is none is told."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ai_agent_service.maintenance.postgres_backup import DUMP_FOOTER, read_dump, strip_password
+from ai_agent_service.maintenance.postgres_backup import (
+    DUMP_FOOTER,
+    dump,
+    read_dump,
+    strip_password,
+)
 from ai_agent_service.maintenance.sqlite_backup import Backup, BackupError
 from ai_agent_service.storage.url import parse_database_url
 
@@ -80,3 +86,20 @@ def test_an_address_for_other_programs_may_name_other_servers() -> None:
     assert (
         strip_password(address, "postgres,one:1") == "postgresql://postgres@postgres,one:1/postgres"
     )
+
+
+def test_the_programs_of_postgres_get_no_key_of_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "pg_dump"
+    program.write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\nexit 1\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-1")
+    monkeypatch.setenv("PGSSLROOTCERT", "/ca.pem")
+    address = parse_database_url("postgresql://u:secret@127.0.0.1/d")
+    with pytest.raises(BackupError):
+        dump(address, tmp_path / "backup.sql", timeout=5)
+    seen = (tmp_path / "seen").read_text(encoding="utf-8")
+    assert "canary-1" not in seen
+    assert {"PGPASSWORD=secret", "PGSSLROOTCERT=/ca.pem"} <= set(seen.splitlines())

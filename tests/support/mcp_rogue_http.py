@@ -20,7 +20,7 @@ class HttpRogue:
     server-sent events. `refuses` is a status for every request, `redirects_to` an address,
     `cuts_off` the event after which the answer to a call breaks off, `forgotten` the refusal of
     unknown sessions. `answer` is the status and the body of the answer to a call, with ID for its
-    id, and `content_type` the type.
+    id, and `content_type` the type. `raw` writes the whole response to a call.
     """
 
     def __init__(self) -> None:
@@ -36,6 +36,7 @@ class HttpRogue:
         self.refuses = ""
         self.redirects_to = ""
         self.cuts_off = ""
+        self.raw: Callable[[asyncio.StreamWriter], Awaitable[None]] | None = None
         self.error: dict[str, Any] | None = None
         self.forgotten = ("404 Not Found", "")
         self.answer: tuple[str, str] | None = None
@@ -90,6 +91,9 @@ class HttpRogue:
                 body = await reader.readexactly(int(length[1]) if length else 0)
                 if self.silent:
                     await asyncio.sleep(600)
+                if self.raw is not None and '"tools/call"' in body.decode():
+                    await self.raw(writer)
+                    break
                 if self.cuts_off and '"tools/call"' in body.decode():
                     self.calls.append(self.cuts_off)
                     writer.write(

@@ -6,9 +6,11 @@ each of its children, and a line in `calls` for each call that it carries out. A
 there gives the whole answer to a method as text, with ID for the id of the request.
 """
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else None
 ANSWERS: dict[str, str] = {}
 if FOLDER is not None and (FOLDER / "answers.json").exists():
     ANSWERS = json.loads((FOLDER / "answers.json").read_text(encoding="utf-8"))
-NAMES = ["echo", "die", "hang", "later", "pid", "half", "ask"]
+NAMES = ["echo", "die", "hang", "later", "pid", "half", "ask", "write"]
 if BEHAVIOUR == "offers-much":
     NAMES += [f"tool_{number}" for number in range(200)]
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}}
@@ -78,6 +80,11 @@ def call(request: dict[str, Any]) -> None:
         case "ask":
             send({"id": "question", "method": text, "params": QUESTIONS[text]})
             asked_by.append(request)
+        case "write":
+            # The bytes of a Python expression, and without an end if it is an iterator.
+            written = eval(text)
+            for piece in [written] if isinstance(written, bytes) else written:
+                os.write(1, piece)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "later":
@@ -136,6 +143,48 @@ def chatter(write: Any, text: str, pause: float = 0.0) -> None:
     threading.Thread(target=run, daemon=True).start()
 
 
+def spy() -> None:
+    """Leave in FOLDER what this process has of the one that started it: its descriptors, those
+    that take connections, and the environments of its ancestors that it can read."""
+    assert FOLDER is not None
+    inherited = {}
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the one that listed them is closed
+            inherited[int(entry.name)] = str(entry.readlink())
+    accepting = []
+    for number in inherited:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as listening:
+            if listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                accepting.append(number)
+    environments, pid = "", os.getppid()
+    while pid > 1:
+        with contextlib.suppress(OSError):
+            environments += Path(f"/proc/{pid}/environ").read_text(
+                encoding="utf-8", errors="replace"
+            )
+        pid = int(
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+        )
+    result = {"descriptors": inherited, "accepting": accepting, "environments": environments}
+    temporary = FOLDER / "spying"
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    temporary.rename(FOLDER / f"spied-{os.getpid()}")
+
+
+def leave_daemon() -> None:
+    """Start a process that no longer belongs to this one, its session or its group."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in range(3):
+            os.close(number)
+        note(f"pid-{os.getpid()}", "")
+        time.sleep(600)
+    os.wait()
+
+
 def main() -> None:
     """Serve, and misbehave."""
     note(f"pid-{os.getpid()}", "")
@@ -155,6 +204,10 @@ def main() -> None:
             sys.stdout.flush()
         case "prints-junk":
             chatter(lambda text: os.write(1, text.encode()), "junk\n", 0.0001)
+        case "spies":
+            spy()
+        case "leaves-a-daemon":
+            leave_daemon()
         case "clings":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case "has-children":
