@@ -5,7 +5,6 @@ from typing import ClassVar, Self
 
 from ai_agent_service.config.addresses import build_address_hint, join_path
 from ai_agent_service.providers.base import ProviderSetup
-from ai_agent_service.providers.chat_wire import Profile
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 
 
@@ -17,7 +16,6 @@ class OpenRouter(OpenAICompatible):
     """
 
     name: ClassVar[str] = "openrouter"
-    profile: ClassVar[Profile] = Profile(reasoning_field="reasoning")
     title: str = ""
 
     @classmethod
