@@ -93,7 +93,7 @@ async def test_a_signature_goes_back_with_its_call_in_later_turns_and_after_a_re
     assert signatures == (expected if resources else expected[2:])
 
 
-@pytest.mark.parametrize("is_restarted", [False], ids=["running"])
+@pytest.mark.parametrize("is_restarted", [False, True], ids=["running", "restarted"])
 async def test_a_signature_goes_back_with_a_call_of_the_clients_own_tool(
     tmp_path: Path, is_restarted: bool
 ) -> None:
