@@ -1,6 +1,6 @@
 """Speak OpenAI's chat completions over server-sent events, for every vendor that has them."""
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,6 @@ from ai_agent_service.providers.finish_reasons import (
     read_finish_reason,
     to_finish_reason,
 )
-from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import (
     HttpTarget,
     parse_stream_error,
@@ -49,7 +48,7 @@ from ai_agent_service.providers.provider_data import (
 from ai_agent_service.providers.sse import EventReader
 from ai_agent_service.providers.tool_calls import ToolCallAssembler
 from ai_agent_service.providers.usage_fields import parse_usage
-from ai_agent_service.providers.wire import stream_answer
+from ai_agent_service.providers.wire import Exchange, Recover, not_recovered
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -57,7 +56,8 @@ class Profile(msgspec.Struct, frozen=True):
 
     `extra_body` is added to each request; `renamed` maps OpenAI's setting names to the vendor's;
     `dropped` are settings it refuses; `usage_option` says whether it knows
-    `stream_options.include_usage`; `images` whether it takes images at all.
+    `stream_options.include_usage`; `images` whether it takes images at all; `reasoning_object`
+    whether it takes `reasoning` as it is, in place of `reasoning_effort`.
     """
 
     extra_body: Mapping[str, Any] = {}
@@ -68,6 +68,7 @@ class Profile(msgspec.Struct, frozen=True):
     null_content: bool = False
     """Whether the content beside tool calls is null where there is no text, as OpenAI has it; some
     servers take only a text."""
+    reasoning_object: bool = False
 
 
 _DEFAULT_PROFILE = Profile()
@@ -115,13 +116,13 @@ class _Chunk(msgspec.Struct):
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
-def stream(
-    http: HttpClient, target: HttpTarget, request: ModelRequest, profile: Profile
-) -> AsyncGenerator[ModelEvent, None]:
-    """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
-    encode = partial(encode_request, profile=profile, provider=target.provider)
+def build_exchange(
+    target: HttpTarget, request: ModelRequest, profile: Profile, recover: Recover = not_recovered
+) -> Exchange:
+    """Return `request` to `target` as a chat completion."""
+    encode = partial(encode_request, request, profile, target.provider)
     answer = _AnswerAssembler(target, request.model, [spec.name for spec in request.tools])
-    return stream_answer(http, target, request, encode, EventReader(), answer)
+    return Exchange(target, encode, EventReader(), answer, recover)
 
 
 def encode_request(request: ModelRequest, profile: Profile, provider: str = "") -> bytes:
@@ -133,7 +134,8 @@ def encode_request(request: ModelRequest, profile: Profile, provider: str = "") 
     }
     if profile.usage_option:
         body["stream_options"] = {"include_usage": True}
-    for name, value in request.settings.items():
+    settings = request.settings if profile.reasoning_object else flatten_reasoning(request.settings)
+    for name, value in settings.items():
         if name not in profile.dropped and value is not None:
             body[profile.renamed.get(name, name)] = value
     if request.tools:
@@ -147,6 +149,18 @@ def encode_request(request: ModelRequest, profile: Profile, provider: str = "") 
         body.pop("parallel_tool_calls", None)
     body.update(profile.extra_body)
     return msgspec.json.encode(body)
+
+
+def flatten_reasoning(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `settings` with `reasoning_effort` in place of `reasoning`, of which servers without
+    the Responses API take only the effort."""
+    reasoning = settings.get("reasoning")
+    if not isinstance(reasoning, Mapping):
+        return settings
+    found = {name: value for name, value in settings.items() if name != "reasoning"}
+    if (effort := reasoning.get("effort")) is not None:
+        found.setdefault("reasoning_effort", effort)
+    return found
 
 
 def to_wire_messages(

@@ -13,7 +13,7 @@ from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import ImagePart, Message, TextPart, ToolCall
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from ai_agent_service.providers.chat_wire import to_wire_tool
+from ai_agent_service.providers.chat_wire import flatten_reasoning, to_wire_tool
 from ai_agent_service.providers.finish_reasons import read_finish_reason, to_finish_reason
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import (
@@ -33,7 +33,7 @@ from ai_agent_service.providers.lenient import (
 from ai_agent_service.providers.provider_data import add_provider_data, read_provider_data
 from ai_agent_service.providers.tool_calls import PartialToolCall, read_piece
 from ai_agent_service.providers.usage_fields import parse_usage
-from ai_agent_service.providers.wire import stream_answer
+from ai_agent_service.providers.wire import Exchange, stream_answer
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _DATA_URL = re.compile(r"^data:[^;,]*;base64,(.*)$", re.DOTALL)
@@ -88,8 +88,8 @@ def stream(
 ) -> AsyncGenerator[ModelEvent, None]:
     """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
     answer = _AnswerAssembler(target, request.model)
-    encode = partial(encode_request, provider=target.provider)
-    return stream_answer(http, target, request, encode, _LineReader(), answer)
+    encode = partial(encode_request, request, target.provider)
+    return stream_answer(http, request, Exchange(target, encode, _LineReader(), answer))
 
 
 def encode_request(request: ModelRequest, provider: str = "") -> bytes:
@@ -100,7 +100,8 @@ def encode_request(request: ModelRequest, provider: str = "") -> bytes:
         "stream": True,
     }
     options: dict[str, Any] = {}
-    for name, value in request.settings.items():
+    settings = flatten_reasoning(request.settings)
+    for name, value in settings.items():
         if value is None or name in DROPPED:
             continue
         if name in TOP_LEVEL:
@@ -116,7 +117,7 @@ def encode_request(request: ModelRequest, provider: str = "") -> bytes:
     form = _build_format(request.settings.get("response_format"))
     if form is not None:
         body["format"] = form
-    effort = request.settings.get("reasoning_effort")
+    effort = settings.get("reasoning_effort")
     if effort is not None and "think" not in body:
         body["think"] = False if effort in ("none", "minimal") else effort
     if request.tools and request.tool_choice != "none":

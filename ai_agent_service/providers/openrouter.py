@@ -5,6 +5,7 @@ from typing import ClassVar, Self
 
 from ai_agent_service.config.addresses import build_address_hint, join_path
 from ai_agent_service.providers.base import ProviderSetup
+from ai_agent_service.providers.chat_wire import Profile
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
 
 
@@ -16,6 +17,8 @@ class OpenRouter(OpenAICompatible):
     """
 
     name: ClassVar[str] = "openrouter"
+    profile: ClassVar[Profile] = Profile(reasoning_object=True)
+    has_responses: ClassVar[bool] = False
     title: str = ""
 
     @classmethod

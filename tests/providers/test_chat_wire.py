@@ -27,12 +27,17 @@ from ai_agent_service.core.messages import (
     ToolSpec,
 )
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelFinished
-from ai_agent_service.providers.chat_wire import Profile, encode_request, to_wire_messages
+from ai_agent_service.providers.chat_wire import (
+    Profile,
+    build_exchange,
+    encode_request,
+    to_wire_messages,
+)
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
 from ai_agent_service.providers.lenient import report_oddity
+from ai_agent_service.providers.wire import stream_answer
 from tests.support.fake_upstream import (
     DONE,
     END,
@@ -60,7 +65,11 @@ NEW_ID: Any = IsStr(regex=r"call_[0-9a-f]{24}")
 async def answered(answer: Iterable[Action]) -> list[ModelEvent]:
     async with Upstream(answer) as upstream, HttpClient(max_retries=0) as http:
         return await collect_events(
-            chat_wire.stream(http, HttpTarget("wire", upstream.url), question(), Profile())
+            stream_answer(
+                http,
+                asked := question(),
+                build_exchange(HttpTarget("wire", upstream.url), asked, Profile()),
+            )
         )
 
 
@@ -298,7 +307,9 @@ def body(*chunks: object, done: bool = True) -> bytes:
 def read(*pieces: bytes) -> list[ModelEvent]:
     """Return the events of an answer in `pieces`, without a server."""
     client = cast(HttpClient, PiecesClient(pieces))
-    events = chat_wire.stream(client, HttpTarget("wire", ""), question(tools=(WEATHER,)), Profile())
+    asked = question(tools=(WEATHER,))
+    exchange = build_exchange(HttpTarget("wire", ""), asked, Profile())
+    events = stream_answer(client, asked, exchange)
     return asyncio.run(collect_events(events))
 
 
