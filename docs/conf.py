@@ -11,7 +11,14 @@ from ai_agent_service import __version__
 
 CONTENTS = {
     "Start": ["docs/tour", "docs/open-webui", "docs/install"],
-    "Set up": ["docs/configuration", "docs/reference", "docs/mcp", "docs/memory", "docs/security"],
+    "Set up": [
+        "docs/configuration",
+        "docs/providers",
+        "docs/reference",
+        "docs/mcp",
+        "docs/memory",
+        "docs/security",
+    ],
     "Use": ["docs/api"],
     "Run": [
         "docs/operations",

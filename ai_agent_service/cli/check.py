@@ -91,7 +91,7 @@ async def _describe_agents(
         )
     ) as service:
         rows: list[tuple[str, ...]] = [
-            ("AGENT", "PROVIDER", "MODEL", "TOOLS", "MCP SERVERS", "READY")
+            ("AGENT", "PROVIDER", "MODEL", "API", "TOOLS", "MCP SERVERS", "READY")
         ]
         fallbacks = []
         for agent in service.catalog:
@@ -109,6 +109,7 @@ async def _describe_agents(
                     agent.agent_id,
                     agent.parts.provider.name,
                     model,
+                    service.describe_api(agent, model) or "-",
                     tools,
                     labels,
                     f"no: {problem}" if problem else "yes",

@@ -19,7 +19,20 @@ RESERVED_MODEL_SETTINGS = frozenset(
 )
 """Fields of a request that are the service's own, and those that ask for what agents do not
 give."""
+_SETTING_TYPES: dict[str, tuple[type, str]] = {
+    "reasoning": (dict, 'an object, such as {"effort": "low", "summary": "auto"}'),
+    "reasoning_effort": (str, "a text, such as 'low'"),
+    "verbosity": (str, "a text, such as 'low'"),
+    "service_tier": (str, "a text, such as 'flex'"),
+    "prompt_cache_key": (str, "a text"),
+    "parallel_tool_calls": (bool, "true or false"),
+    "include": (list, "a list of texts"),
+    "text": (dict, 'an object, such as {"verbosity": "low"}'),
+}
+"""The types of settings that the service reads."""
 AUTO = "auto"
+ApiName = Literal["auto", "chat_completions", "responses"]
+"""The API through which a model is asked."""
 PROVIDER_ALIASES = {"azure_openai_cc": "azure_openai"}
 ProviderName = Annotated[str, AfterValidator(lambda name: PROVIDER_ALIASES.get(name, name))]
 _NO_EFFECT = (
@@ -60,6 +73,8 @@ class FallbackDefinition(Definition):
     """A provider, as in the agent's own `provider`."""
     model: str | None = None
     """Its model; unset means the provider's default."""
+    api: ApiName = "auto"
+    """Its API, as in the agent's own `api`."""
 
 
 class AccessDefinition(Definition):
@@ -91,13 +106,17 @@ class AgentDefinition(Definition):
     `demo`, `auto`, or one of a plug-in."""
     model: str | None = None
     """The model, or Azure's deployment; unset means the provider's default."""
+    api: ApiName = "auto"
+    """The API of OpenAI that the provider is asked through: `responses`, `chat_completions`, or
+    `auto`, which is Responses for OpenAI and Azure OpenAI, chat completions for other servers, and
+    the other one where the server refuses that."""
     fallback: tuple[FallbackDefinition, ...] = Field(default=(), max_length=8)
     """Other providers that are asked, in this order, when the agent's own fails before its answer
     has begun."""
     model_settings: dict[str, Any] = Field(default={})
-    """Fields of the request to the provider, such as `temperature`, `max_tokens` or Ollama's
-    `num_ctx`; those of the service itself, such as `messages`, `tools`, `stream` and `n`, are
-    faults."""
+    """Fields of the request to the provider, such as `temperature`, `max_tokens`,
+    `reasoning_effort`, `verbosity` or Ollama's `num_ctx`; those of the service itself, such as
+    `messages`, `tools`, `stream` and `n`, are faults."""
     allowed_regular_tools: tuple[str, ...] = ()
     """The tools that the agent may use, built in or of plug-ins."""
     allowed_mcp_servers: dict[str, AllowedTools] = Field(default={})
@@ -162,6 +181,25 @@ class AgentDefinition(Definition):
             raise ValueError(
                 f"{', '.join(taken)} cannot be set here: the service decides on it for each request"
             )
+        return value
+
+    @field_validator("model_settings")
+    @classmethod
+    def _check_types(cls, value: dict[str, Any]) -> dict[str, Any]:
+        faults = [
+            f"{name} has to be {words}"
+            for name, (kind, words) in _SETTING_TYPES.items()
+            if value.get(name) is not None and not isinstance(value[name], kind)
+        ]
+        reasoning = value.get("reasoning")
+        if isinstance(reasoning, dict):
+            faults += [
+                f"reasoning.{name} has to be a text"
+                for name in ("effort", "summary")
+                if not isinstance(reasoning.get(name), str | None)
+            ]
+        if faults:
+            raise ValueError("; ".join(faults))
         return value
 
     @field_validator("client_tools", mode="before")

@@ -51,6 +51,14 @@ NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 """The header that keeps OpenAI's libraries from retrying an answer, whatever its status is."""
 
 
+class UpstreamAnswer(msgspec.Struct, frozen=True):
+    """What a provider's error says: the HTTP status, its own code, and its message."""
+
+    status: int
+    code: str = ""
+    message: str = ""
+
+
 class ServiceError(Exception):
     """An error with a message for the reader of the answer: it names no internals and no secret.
 
@@ -86,6 +94,8 @@ class ServiceError(Exception):
         self.param = param
         self.retry_after = retry_after
         """Seconds after which a retry may succeed, where that is known."""
+        self.upstream: UpstreamAnswer | None = None
+        """What the provider said, for an error that it sent."""
 
 
 class InternalError(ServiceError):

@@ -13,6 +13,13 @@ def replace_unstorable(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text) if _UNSTORABLE.search(text) else text
 
 
+def join_surrogates(text: str) -> str:
+    """Return `text` with the two halves of a surrogate pair as their character, and halves that
+    stand alone and NUL as U+FFFD."""
+    joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return joined.replace("\0", "\ufffd")
+
+
 def truncate_utf8(text: str, limit: int) -> str:
     """`text` cut to at most `limit` bytes of UTF-8, the cut being said in a last line."""
     encoded = text.encode()

@@ -7,6 +7,7 @@ class Usage(msgspec.Struct, frozen=True):
     """Tokens of one or several model calls; `cost` in US dollars where the provider states it.
 
     `cached_tokens` are part of `prompt_tokens`, `reasoning_tokens` part of `completion_tokens`.
+    `other_tokens` are those of the provider's total that are in neither.
     """
 
     prompt_tokens: int = 0
@@ -14,11 +15,12 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     cost: float | None = None
+    other_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and completion tokens together."""
-        return self.prompt_tokens + self.completion_tokens
+        """All tokens, as the provider counts them."""
+        return self.prompt_tokens + self.completion_tokens + self.other_tokens
 
     def __add__(self, other: "Usage") -> "Usage":
         cost = self.cost if other.cost is None else other.cost + (self.cost or 0.0)
@@ -28,6 +30,7 @@ class Usage(msgspec.Struct, frozen=True):
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
             cost,
+            self.other_tokens + other.other_tokens,
         )
 
 

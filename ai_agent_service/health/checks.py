@@ -77,10 +77,11 @@ class ProviderHealth(msgspec.Struct):
 
 
 class AgentHealth(msgspec.Struct):
-    """An agent: whether it can answer, else what prevents it."""
+    """An agent: whether it can answer, else what prevents it; `api` is as in `/agents`."""
 
     state: Literal["ready", "not_ready", "timeout"]
     problem: str | None
+    api: str | None = None
 
 
 class HealthChecks:
@@ -163,8 +164,19 @@ class HealthChecks:
     async def _ask_agent(self, agent_id: str) -> AgentHealth:
         agents = {agent.agent_id: agent for agent in self._service.catalog}
         agent = agents.get(agent_id)
-        problem = None if agent is None else self._redact(await _find_problem(agent))
-        return AgentHealth("ready" if problem is None else "not_ready", problem)
+        if agent is None:
+            return AgentHealth("ready", None)
+        if (problem := self._redact(await _find_problem(agent))) is not None:
+            return AgentHealth("not_ready", problem)
+        return AgentHealth("ready", None, await self._describe_api(agent))
+
+    async def _describe_api(self, agent: BaseAgent) -> str | None:
+        try:
+            return self._service.describe_api(agent, await agent.model())
+        # an agent type or a provider may be a plug-in and raise anything
+        except Exception as error:  # noqa: BLE001
+            _report_failure(agent.agent_id, error)
+            return None
 
     async def _ask_provider(self, name: str) -> ProviderHealth:
         provider = self._service.providers.get(name)

@@ -136,9 +136,10 @@ class SqlMemory:
             return UnstoredTurn(turn.messages)
         begun, trailing = conversation[: last + 1], conversation[last + 1 :]
         entries = await _build_entries(self.store.hasher, begun, key.session.key)
+        continued = next(iter(self.store.hasher.build_entries(trailing, entries[-1].path)), None)
 
         def begin_turn(connection: Connection) -> tuple[TurnStart, Summary | None]:
-            begun = self.store.begin(connection, key, entries, answered=not trailing)
+            begun = self.store.begin(connection, key, entries, continued=continued)
             return begun, self._find_summary(
                 connection,
                 key.session,
@@ -153,6 +154,8 @@ class SqlMemory:
             _restore_steps(entry, known[entry.path]) if entry.path in known else entry
             for entry in entries
         ]
+        if any(each.tool_calls for each in trailing) and continued and continued.path in known:
+            trailing = _restore_steps(continued, known[continued.path]).messages
         place = _TurnPlace(key, turn.messages, pieces, entries[-1], trailing)
         return _StoredTurn(self, place, found, summary)
 

@@ -238,17 +238,19 @@ class Store:
         turn: TurnKey,
         entries: Sequence[Entry],
         *,
-        answered: bool = True,
+        continued: Entry | None = None,
     ) -> TurnStart:
         """Stores the conversation of `entries`, whose last is the question, as far as it is not;
-        begins the run, unless it is a repeated one that was answered or is under way. Without
-        `answered` an earlier answer is of no use: this turn goes on with one."""
+        begins the run, unless it is a repeated one that was answered or is under way.
+
+        An earlier answer is of no use if this turn continues one, `continued`, which is looked up
+        as well.
+        """
         now, session, question = datetime.now(UTC), turn.session, entries[-1]
         has_summaries = bool(self._touch(connection, session, now, head=question.path))
-        known = self._find_known(connection, session, entries)
-        found = self.find_equal_turn(
-            connection, turn, question.path, known.get(question.path) if answered else None
-        )
+        known = self._find_known(connection, session, entries, continued)
+        asked = known.get(question.path) if continued is None else None
+        found = self.find_equal_turn(connection, turn, question.path, asked)
         if found.answer is not None or found.in_progress is not None:
             if found.answer is not None:
                 self._touch(connection, session, now, head=found.answer_path or question.path)
@@ -599,12 +601,17 @@ class Store:
         )
 
     def _find_known(
-        self, connection: Connection, session: Session, entries: Sequence[Entry]
+        self,
+        connection: Connection,
+        session: Session,
+        entries: Sequence[Entry],
+        continued: Entry | None = None,
     ) -> dict[bytes, KnownMessage]:
         """What is stored of the question and the message before it, and of the last answers where
         it has steps."""
         question = entries[-1]
         answers = [entry.path for entry in entries[-TAIL_MESSAGES:] if not entry.is_question]
+        answers = [*answers, *([continued.path] if continued else ())][-MAX_TAIL_ANSWERS:]
         padded = [*answers, *([question.path] * (MAX_TAIL_ANSWERS - len(answers)))]
         wanted = {f"answer_{place}": path for place, path in enumerate(padded)}
         rows = self._sql.known.fetch_rows(

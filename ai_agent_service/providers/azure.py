@@ -5,16 +5,21 @@ from typing import ClassVar, Self
 from urllib.parse import quote
 
 from ai_agent_service.config.addresses import parse_azure_endpoint
+from ai_agent_service.providers.api_choice import Api
 from ai_agent_service.providers.base import ProviderSetup
 from ai_agent_service.providers.chat_wire import Profile
 from ai_agent_service.providers.openai_compatible import OpenAICompatible
+
+FIRST_RESPONSES_VERSION = "2025-03-01-preview"
+"""The first dated API version with the Responses API."""
 
 
 class AzureOpenAI(OpenAICompatible):
     """Azure OpenAI's v1 API, or its dated API when AZURE_OPENAI_API_VERSION holds a date.
 
-    Addresses as in Azure's reference: `/openai/v1/chat/completions`, and
-    `/openai/deployments/{model}/chat/completions?api-version=2024-10-21`.
+    Addresses as in Azure's reference: `/openai/v1/chat/completions` and `/openai/v1/responses`;
+    `/openai/deployments/{model}/chat/completions?api-version=2024-10-21` and
+    `/openai/responses?api-version=2025-04-01-preview`.
     """
 
     name: ClassVar[str] = "azure_openai"
@@ -46,18 +51,36 @@ class AzureOpenAI(OpenAICompatible):
 
     def url(self, model: str) -> str:
         """Return the address of requests for the deployment `model`."""
-        version = self.api_version
-        if version and version[0].isdigit():
+        if version := self._dated_version:
             deployment = f"{self.base_url}/openai/deployments/{quote(model, safe='')}"
             return f"{deployment}/chat/completions?api-version={quote(version)}"
         return f"{self.base_url}/openai/v1/chat/completions{self._query}"
 
+    def responses_url(self) -> str:
+        """Return the address of the Responses API, in which the deployment is the model."""
+        if version := self._dated_version:
+            return f"{self.base_url}/openai/responses?api-version={quote(version)}"
+        return f"{self.base_url}/openai/v1/responses{self._query}"
+
+    def default_api(self) -> Api:
+        """Return the API of the resource; older API versions have chat completions only."""
+        version = self._dated_version
+        return (
+            "chat_completions"
+            if version and version < FIRST_RESPONSES_VERSION
+            else super().default_api()
+        )
+
     def ping_url(self) -> str:
         """Return the address of the list of models, in the form of the API that is used."""
-        version = self.api_version
-        if version and version[0].isdigit():
+        if version := self._dated_version:
             return f"{self.base_url}/openai/models?api-version={quote(version)}"
         return f"{self.base_url}/openai/v1/models{self._query}"
+
+    @property
+    def _dated_version(self) -> str | None:
+        version = self.api_version
+        return version if version and version[0].isdigit() else None
 
     @property
     def _query(self) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from ai_agent_service.config.agent_definition import ApiName
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.messages import Message, ToolCall, ToolChoice, ToolSpec
@@ -16,9 +17,10 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request to a model.
 
     `settings` are OpenAI's request fields by their names (`temperature`, `max_tokens`,
-    `response_format`, ...); a provider drops those that its vendor does not support. `deadline` is
-    a reading of `time.monotonic()` in seconds. `caller` says whose request it is: the failures of
-    one caller do not keep others from the model.
+    `response_format`, ...); a provider drops those that its vendor does not support. `api` is the
+    API that the agent wants, for a provider that has several. `deadline` is a reading of
+    `time.monotonic()` in seconds. `caller` says whose request it is: the failures of one caller do
+    not keep others from the model.
     """
 
     model: str
@@ -26,6 +28,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: ToolChoice | None = None
     settings: Mapping[str, Any] = {}
+    api: ApiName = "auto"
     deadline: float
     request_id: str = ""
     caller: str = ""
@@ -100,6 +103,15 @@ class Pingable(Protocol):
     async def ping(self, *, timeout: float) -> None:
         """Return when it answers, within `timeout` seconds and without cost; raises UpstreamError,
         with the code `provider_model_not_found` if it answers but does not know the request."""
+        ...
+
+
+@runtime_checkable
+class ApiChooser(Protocol):
+    """A provider that can be asked through more than one API."""
+
+    def describe_api(self, model: str, wanted: ApiName) -> str:
+        """Return the API through which `model` is asked now, for an agent that wants `wanted`."""
         ...
 
 

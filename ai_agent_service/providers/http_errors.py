@@ -18,6 +18,7 @@ from ai_agent_service.core.errors import (
     ProviderTimeoutError,
     ProviderUnavailableError,
     ServiceError,
+    UpstreamAnswer,
 )
 from ai_agent_service.core.redaction import redact_secrets
 from ai_agent_service.providers.context_length import find_overflow
@@ -214,6 +215,20 @@ def _build_error(
     report: ErrorReport,
     target: HttpTarget,
     said: str = "",
+) -> ServiceError:
+    error = _choose_error(status, retry_after, report, target, said)
+    code = next(iter(report.codes), "")
+    message = _clean(report.message, target)
+    error.upstream = UpstreamAnswer(status or _find_status(None, report), code, message)
+    return error
+
+
+def _choose_error(
+    status: int | None,
+    retry_after: float | None,
+    report: ErrorReport,
+    target: HttpTarget,
+    said: str,
 ) -> ServiceError:
     provider = target.provider
     exact = _find_status(status, report)

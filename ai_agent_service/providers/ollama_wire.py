@@ -1,7 +1,7 @@
 """Speak Ollama's native chat over newline-delimited JSON."""
 
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,15 +13,27 @@ from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import ImagePart, Message, TextPart, ToolCall
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from ai_agent_service.providers.chat_wire import to_finish_reason, to_wire_tool
+from ai_agent_service.providers.chat_wire import flatten_reasoning, to_wire_tool
+from ai_agent_service.providers.finish_reasons import read_finish_reason, to_finish_reason
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import (
     HttpTarget,
     parse_stream_error,
     raise_for_error_event,
 )
+from ai_agent_service.providers.lenient import (
+    UNREADABLE,
+    TextCleaner,
+    clean,
+    parse_json,
+    read_items,
+    read_text,
+    report_oddity,
+)
 from ai_agent_service.providers.provider_data import add_provider_data, read_provider_data
-from ai_agent_service.providers.wire import stream_answer
+from ai_agent_service.providers.tool_calls import PartialToolCall, read_piece
+from ai_agent_service.providers.usage_fields import parse_usage
+from ai_agent_service.providers.wire import Exchange, stream_answer
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _DATA_URL = re.compile(r"^data:[^;,]*;base64,(.*)$", re.DOTALL)
@@ -42,32 +54,33 @@ DROPPED = frozenset(
 )
 
 
-class _Function(msgspec.Struct):
-    name: str = ""
+class _RawFunction(msgspec.Struct):
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class _ToolCall(msgspec.Struct):
-    function: _Function
-    id: str | None = None
+class _RawCall(msgspec.Struct):
+    function: _RawFunction
 
 
 class _ResponseMessage(msgspec.Struct):
-    content: str | None = None
-    thinking: str | None = None
-    tool_calls: list[_ToolCall] | None = None
+    """A message. Only its shape is checked by the decoder."""
+
+    content: Any = None
+    thinking: Any = None
+    tool_calls: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Line(msgspec.Struct):
     message: _ResponseMessage | None = None
-    done: bool = False
-    done_reason: str | None = None
-    prompt_eval_count: int | None = None
-    eval_count: int | None = None
+    done: Any = False
+    done_reason: Any = None
+    prompt_eval_count: Any = None
+    eval_count: Any = None
     error: Any = None
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
+_decode_written_calls = msgspec.json.Decoder(list[_RawCall]).decode
 
 
 def stream(
@@ -75,8 +88,8 @@ def stream(
 ) -> AsyncGenerator[ModelEvent, None]:
     """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
     answer = _AnswerAssembler(target, request.model)
-    encode = partial(encode_request, provider=target.provider)
-    return stream_answer(http, target, request, encode, _LineReader(), answer)
+    encode = partial(encode_request, request, target.provider)
+    return stream_answer(http, request, Exchange(target, encode, _LineReader(), answer))
 
 
 def encode_request(request: ModelRequest, provider: str = "") -> bytes:
@@ -87,7 +100,8 @@ def encode_request(request: ModelRequest, provider: str = "") -> bytes:
         "stream": True,
     }
     options: dict[str, Any] = {}
-    for name, value in request.settings.items():
+    settings = flatten_reasoning(request.settings)
+    for name, value in settings.items():
         if value is None or name in DROPPED:
             continue
         if name in TOP_LEVEL:
@@ -103,7 +117,7 @@ def encode_request(request: ModelRequest, provider: str = "") -> bytes:
     form = _build_format(request.settings.get("response_format"))
     if form is not None:
         body["format"] = form
-    effort = request.settings.get("reasoning_effort")
+    effort = settings.get("reasoning_effort")
     if effort is not None and "think" not in body:
         body["think"] = False if effort in ("none", "minimal") else effort
     if request.tools and request.tool_choice != "none":
@@ -131,15 +145,18 @@ def to_wire_messages(messages: Iterable[Message], provider: str = "") -> list[di
             wire["images"] = [_extract_base64(image) for image in images]
         if message.tool_calls:
             wire |= read_provider_data(message.tool_calls[0], provider).get("message", {})
-            wire["tool_calls"] = [
-                {"function": {"name": call.name, "arguments": _parse_arguments(call.arguments)}}
-                for call in message.tool_calls
-            ]
+            wire["tool_calls"] = [_build_call(call, provider) for call in message.tool_calls]
             names.update((call.id, call.name) for call in message.tool_calls)
         if message.role == "tool":
             wire["tool_name"] = names.get(message.tool_call_id or "", "")
         found.append(wire)
     return found
+
+
+def _build_call(call: ToolCall, provider: str) -> dict[str, Any]:
+    kept = read_provider_data(call, provider)
+    function = {"name": call.name, "arguments": _parse_arguments(call.arguments)}
+    return {**kept.get("call", {}), "function": {**kept.get("function", {}), **function}}
 
 
 class _LineReader:
@@ -162,25 +179,38 @@ class _LineReader:
         return [self._rest] if self._rest.strip() else []
 
 
+_EVENTS: Mapping[str, Callable[[str], ModelEvent]] = {
+    "content": TextDelta,
+    "thinking": ReasoningDelta,
+}
+
+
 class _AnswerAssembler:
-    """Builds one answer from its lines; `done` once a line says so."""
+    """Builds one answer from its lines; `done` once a line says so.
+
+    Lines are decoded to structs, which is fast; one that has another shape or is not quite JSON is
+    read member by member.
+    """
 
     def __init__(self, target: HttpTarget, model: str) -> None:
         self.done = False
         self._target = target
         self._model = model
         self._reasoning: list[str] = []
-        self._calls: list[ToolCall] = []
-        self._last = _Line()
+        self._calls: list[tuple[ToolCall, dict[str, Any]]] = []
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+        self._has_text = False
+        self._is_unreadable = False
+        self._has_odd_text = False
+        self._cleaner = TextCleaner()
 
     def take(self, data: bytes) -> list[ModelEvent]:
         """Return the events of a line; raises the UpstreamError that it means."""
         try:
             line = _decode_line(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ProviderProtocolError(
-                f"{self._target.provider} sent a line that is not a chat answer."
-            ) from error
+        except UNREADABLE:
+            line = self._read_leniently(data)
         if said := line.error:
             raise parse_stream_error(
                 {"message": said} if isinstance(said, str) else said, self._target
@@ -189,41 +219,110 @@ class _AnswerAssembler:
             raise_for_error_event(data, self._target)
         events: list[ModelEvent] = []
         if (message := line.message) is not None:
-            if message.thinking:
-                self._reasoning.append(message.thinking)
-                events.append(ReasoningDelta(message.thinking))
-            if message.content:
-                events.append(TextDelta(message.content))
-            if message.tool_calls:
-                self._calls += map(_build_tool_call, message.tool_calls)
-        if line.done:
-            self.done, self._last = True, line
+            if thought := message.thinking:
+                if type(thought) is not str or self._has_odd_text or "\0" in thought:
+                    self._say("thinking", thought, events)
+                else:
+                    self._reasoning.append(thought)
+                    events.append(ReasoningDelta(thought))
+            if content := message.content:
+                if type(content) is not str or self._has_odd_text or "\0" in content:
+                    self._say("content", content, events)
+                else:
+                    self._has_text = True
+                    events.append(TextDelta(content))
+            if len(message.tool_calls):
+                self._take_calls(message.tool_calls)
+        if line.done or line.done_reason or line.eval_count:
+            self._take_end(line, events)
         return events
 
     def finish(self) -> ModelFinished:
         """Return the last event; raises ProviderProtocolError if the answer is incomplete."""
-        if not self.done:
+        if not self.done and self._reason is None:
             raise ProviderProtocolError(
                 f"The answer of {self._target.provider} ended without a finish reason."
             )
-        last, usage = self._last, None
-        if last.prompt_eval_count is not None or last.eval_count is not None:
-            usage = Usage(last.prompt_eval_count or 0, last.eval_count or 0)
-        calls = tuple(self._calls)
-        reason = "tool_calls" if calls else to_finish_reason(last.done_reason or "stop")
-        if calls and self._reasoning:
-            data = {"message": {"thinking": "".join(self._reasoning)}}
-            calls = (
-                add_provider_data(calls[0], self._target.provider, self._model, data),
-                *calls[1:],
+        reason = to_finish_reason(self._reason or "stop", self._target.provider)
+        if self._is_unreadable and not (self._has_text or self._calls):
+            raise ProviderProtocolError(
+                f"{self._target.provider} sent a line that is not a chat answer."
             )
-        return ModelFinished(reason, calls, usage)
+        calls = []
+        for place, (call, kept) in enumerate(self._calls):
+            if self._reasoning and not place:
+                kept["message"] = {"thinking": "".join(self._reasoning)}
+            calls.append(add_provider_data(call, self._target.provider, self._model, kept))
+        return ModelFinished("tool_calls" if calls else reason, tuple(calls), self._usage)
 
+    def _read_leniently(self, data: bytes) -> _Line:
+        """Return what can be read of a line that is not valid or has another shape."""
+        try:
+            value = parse_json(data)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            self._is_unreadable = True
+            self._report("line")
+            return _Line()
+        self._has_odd_text = True
+        self._report("members of a line")
+        line = _Line(**{name: value.get(name) for name in _Line.__struct_fields__})
+        message = value.get("message")
+        line.message = None
+        if isinstance(message, dict):
+            calls = msgspec.Raw(msgspec.json.encode(clean(message.get("tool_calls"))))
+            line.message = _ResponseMessage(message.get("content"), message.get("thinking"), calls)
+        return line
 
-def _build_tool_call(call: _ToolCall) -> ToolCall:
-    return ToolCall(
-        call.id or generate_id("call_"), call.function.name, bytes(call.function.arguments).decode()
-    )
+    def _take_calls(self, raw: msgspec.Raw) -> None:
+        """Take calls, each of which is whole, with their arguments as they are written."""
+        entries = msgspec.json.decode(raw)
+        try:
+            written = [
+                bytes(call.function.arguments).decode() for call in _decode_written_calls(raw)
+            ]
+        except UNREADABLE:
+            written = []
+        if entries is not None and not isinstance(entries, list):
+            self._report("tool_calls")
+        for place, entry in enumerate(read_items(entries)):
+            piece = read_piece(entry)
+            if piece is None or not piece.name:
+                self._report("tool_calls[]")
+                continue
+            arguments = piece.arguments
+            if written and not isinstance(entry["function"].get("arguments"), str):
+                arguments = written[place]
+            call = PartialToolCall(
+                name=piece.name,
+                arguments=[arguments or "{}"],
+                kept=list(piece.kept.items()),
+                function_kept=list(piece.function_kept.items()),
+            )
+            self._calls.append(call.build(piece.id or generate_id("call_")))
+
+    def _take_end(self, line: _Line, events: list[ModelEvent]) -> None:
+        if line.done is True or line.done in ("true", 1):
+            self.done = True
+        self._reason = read_finish_reason(line.done_reason) or self._reason
+        counts = {"prompt_eval_count": line.prompt_eval_count, "eval_count": line.eval_count}
+        self._usage = parse_usage(counts) or self._usage
+        if self.done or self._reason is not None:
+            events += [_EVENTS[kind](text) for kind, text in self._cleaner.take_rest()]
+
+    def _say(self, kind: str, value: Any, events: list[ModelEvent]) -> None:
+        """Add the event of a text that may be of any type and have odd characters."""
+        if not isinstance(value, str):
+            self._report(kind)
+        if text := self._cleaner.clean(kind, read_text(value)):
+            if kind == "thinking":
+                self._reasoning.append(text)
+            self._has_text = self._has_text or kind == "content"
+            events.append(_EVENTS[kind](text))
+
+    def _report(self, kind: str) -> None:
+        report_oddity(self._target.provider, kind)
 
 
 def _parse_arguments(text: str) -> msgspec.Raw | dict[str, Any]:

@@ -17,7 +17,8 @@ class OpenRouter(OpenAICompatible):
     """
 
     name: ClassVar[str] = "openrouter"
-    profile: ClassVar[Profile] = Profile(reasoning_field="reasoning")
+    profile: ClassVar[Profile] = Profile(reasoning_object=True)
+    has_responses: ClassVar[bool] = False
     title: str = ""
 
     @classmethod

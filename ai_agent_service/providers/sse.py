@@ -3,29 +3,51 @@
 from ai_agent_service.core.errors import ProviderProtocolError
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
 
 
 class EventReader:
-    """Turns pieces of a stream into the data of its events; ignores comments and other fields."""
+    """Turns pieces of a stream into the data of its events.
+
+    Ignores comments, other fields and events without data, which keep a connection open. A body
+    that is JSON in place of events is returned whole by `close`.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
         self._size = 0
         self._begun = False
+        self._is_json = False
         self._after_cr = False
 
     def feed(self, piece: bytes) -> list[bytes]:
         """Return the data of each event that `piece` completes; raises ProviderProtocolError for
         one over 16 MiB."""
+        if (
+            piece.startswith(b"data: ")
+            and piece.endswith(b"\n\n")
+            and piece.count(b"\n") == 2
+            and b"\r" not in piece
+            and self._begun
+            and not (self._rest or self._data or self._after_cr)
+        ):  # the usual case
+            data = piece[6:-2]
+            return [data] if data.strip() else []
         if not self._begun:
-            piece = self._rest + piece
-            self._rest = b""
-            if len(piece) < 3 and b"\xef\xbb\xbf".startswith(piece):
+            piece, self._rest = self._rest + piece, b""
+            start = piece.removeprefix(_BOM).lstrip()
+            if not start or _BOM.startswith(piece):
                 self._rest = piece
                 return []
             self._begun = True
-            piece = piece.removeprefix(b"\xef\xbb\xbf")
+            self._is_json = start[:1] in (b"{", b"[")
+            piece = piece.removeprefix(_BOM)
+        if self._is_json:
+            self._data.append(piece)
+            self._size += len(piece)
+            self._check_size()
+            return []
         if self._after_cr and piece:
             piece = piece.removeprefix(b"\n")
             self._after_cr = False
@@ -42,10 +64,11 @@ class EventReader:
                 if line.startswith(b"data"):
                     self._take(line)
             elif self._data:
-                events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
+                data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+                if data.strip():
+                    events.append(data)
                 self._data, self._size = [], 0
-        if len(self._rest) + self._size > MAX_EVENT_BYTES:
-            raise ProviderProtocolError("The provider sent an event of more than 16 MiB.")
+        self._check_size()
         return events
 
     def close(self) -> list[bytes]:
@@ -53,8 +76,13 @@ class EventReader:
         if self._rest.startswith(b"data"):
             self._take(self._rest)
         self._rest = b""
-        data, self._data = self._data, []
-        return [b"\n".join(data)] if data else []
+        data = (b"" if self._is_json else b"\n").join(self._data)
+        self._data = []
+        return [data] if data.strip() else []
+
+    def _check_size(self) -> None:
+        if len(self._rest) + self._size > MAX_EVENT_BYTES:
+            raise ProviderProtocolError("The provider sent an event of more than 16 MiB.")
 
     def _take(self, line: bytes) -> None:
         if line.startswith(b"data:"):

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.providers.http import HttpClient, drain
 from ai_agent_service.providers.http_errors import HttpTarget, find_body_error
@@ -40,31 +41,60 @@ class Assembler(Protocol):
         ...
 
 
+def not_recovered(error: ServiceError) -> None:
+    """Recover from no error."""
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """One HTTP request and how its answer is read.
+
+    `recover` gets the error of an answer that has no event yet, and returns what to send in place
+    of the request, or None."""
+
+    target: HttpTarget
+    encode: Callable[[], bytes]
+    reader: Reader
+    answer: Assembler
+    recover: "Recover" = not_recovered
+
+
+Recover = Callable[[ServiceError], Exchange | None]
+
+
 async def stream_answer(
-    http: HttpClient,
-    target: HttpTarget,
-    request: ModelRequest,
-    encode: Callable[[ModelRequest], bytes],
-    reader: Reader,
-    answer: Assembler,
+    http: HttpClient, request: ModelRequest, exchange: Exchange
 ) -> AsyncGenerator[ModelEvent, None]:
-    """Send `request` to `target` and yield the answer's events, as `Provider.stream` promises."""
-    async with http.post(target, encode(request), deadline=request.deadline) as pieces:
-        piece = await read_start(pieces, target)
-        while piece:
-            for data in reader.feed(piece):
+    """Send `exchange` for `request` and yield the answer's events, as `Provider.stream`
+    promises."""
+    sent: Exchange | None = exchange
+    while sent is not None:
+        reader, answer = sent.reader, sent.answer
+        has_output = False
+        try:
+            async with http.post(sent.target, sent.encode(), deadline=request.deadline) as pieces:
+                piece = await read_start(pieces, sent.target)
+                while piece:
+                    for data in reader.feed(piece):
+                        for event in answer.take(data):
+                            has_output = True
+                            yield event
+                        if answer.done:
+                            break
+                    if answer.done:
+                        await drain(pieces)
+                        break
+                    piece = await anext(pieces, b"")
+            for data in () if answer.done else reader.close():
                 for event in answer.take(data):
+                    has_output = True
                     yield event
-                if answer.done:
-                    break
-            if answer.done:
-                await drain(pieces)
-                break
-            piece = await anext(pieces, b"")
-    for data in () if answer.done else reader.close():
-        for event in answer.take(data):
-            yield event
-    yield answer.finish()
+            finished = answer.finish()
+        except ServiceError as error:
+            if has_output or (sent := sent.recover(error)) is None:
+                raise
+        else:
+            yield finished
+            return
 
 
 async def read_start(pieces: AsyncIterator[bytes], target: HttpTarget) -> bytes:

@@ -1,6 +1,11 @@
 """Share what wrappers of a provider pass on."""
 
-from ai_agent_service.providers.base import Provider
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from ai_agent_service.config.agent_definition import ApiName
+from ai_agent_service.providers.base import ModelEvent, ModelRequest, Provider
 
 
 class WrappedProvider:
@@ -27,3 +32,25 @@ class WrappedProvider:
     async def default_model(self) -> str:
         """The provider's."""
         return await self._provider.default_model()
+
+
+class ApiBoundProvider(WrappedProvider):
+    """`provider`, asked through the API that an agent wants."""
+
+    def __init__(self, provider: Provider, api: ApiName) -> None:
+        super().__init__(provider)
+        self._api = api
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ApiBoundProvider) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        """Return the answer's events; see Provider."""
+        return self._provider.stream(msgspec.structs.replace(request, api=self._api))
+
+    @property
+    def _key(self) -> tuple[Provider, ApiName]:
+        return (self._provider, self._api)

@@ -10,7 +10,11 @@ from typing import Self
 from ai_agent_service.agents.base import AgentParts, BaseAgent
 from ai_agent_service.agents.catalog import Catalog
 from ai_agent_service.agents.pending_steps import PendingSteps
-from ai_agent_service.config.agent_definition import AgentDefinition, AllowedTools
+from ai_agent_service.config.agent_definition import (
+    AgentDefinition,
+    AllowedTools,
+    FallbackDefinition,
+)
 from ai_agent_service.config.agent_version import compute_version
 from ai_agent_service.config.memory_definition import BUILT_IN
 from ai_agent_service.config.read_agents import LEGACY_TOOLS
@@ -29,6 +33,7 @@ from ai_agent_service.memory.windows import ContextWindows
 from ai_agent_service.observability.tracing import Tracing
 from ai_agent_service.providers.base import Provider
 from ai_agent_service.providers.fallback import FailoverCandidate, FallbackProvider
+from ai_agent_service.providers.wrapper import ApiBoundProvider
 from ai_agent_service.runs.run import RunServices
 from ai_agent_service.runtime.plugin_loader import Plugins
 from ai_agent_service.runtime.revision import BuiltAgent, ConfigSnapshot, Revision
@@ -280,17 +285,23 @@ def _find_helper(definition: AgentDefinition) -> str:
 def _select_provider(definition: AgentDefinition, providers: Mapping[str, Provider]) -> Provider:
     """The agent's provider, with those to fall back to; what is the same as one before it is left
     out."""
-    own = FailoverCandidate(providers[definition.provider], definition.model or "")
-    others = dict.fromkeys(
-        FailoverCandidate(providers[other.provider], other.model or "")
-        for other in definition.fallback
-    )
+    own = _build_candidate(definition, providers)
+    others = dict.fromkeys(_build_candidate(other, providers) for other in definition.fallback)
     others.pop(own, None)
     return (
         FallbackProvider(definition.agent_id, own.provider, tuple(others))
         if others
         else own.provider
     )
+
+
+def _build_candidate(
+    definition: AgentDefinition | FallbackDefinition, providers: Mapping[str, Provider]
+) -> FailoverCandidate:
+    provider = providers[definition.provider]
+    if definition.api != "auto":
+        provider = ApiBoundProvider(provider, definition.api)
+    return FailoverCandidate(provider, definition.model or "")
 
 
 def _build_source(connection: Connection, allowed: AllowedTools) -> ToolSource:

@@ -18,6 +18,7 @@ from ai_agent_service.config.settings import Settings, read_settings
 from ai_agent_service.config.tls import check_tls, collect_tls_warnings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.observability.tracing import Tracing, build_tracing, check_tracing
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
 from ai_agent_service.runtime.revision import ConfigSnapshot
 from ai_agent_service.storage.opening import build_cipher, build_database_url
@@ -135,6 +136,7 @@ def load_configuration(
         *find_identity_faults(settings),
         *check_tls(settings),
         *_check_memory(settings, agents),
+        *_check_apis(settings, agents, plugins),
     ]
     found += check_tracing(environment)
     if found:
@@ -177,6 +179,42 @@ def _check_access(settings: Settings, agents: Iterable[AgentDefinition]) -> list
         " none"
         for agent_id in limited
     ]
+
+
+def _check_apis(
+    settings: Settings, agents: Iterable[AgentDefinition], plugins: Plugins
+) -> list[Fault]:
+    """Return a fault for each agent that wants the Responses API of a provider without one."""
+    able = [name for name, factory in plugins.providers.items() if _has_responses(factory)]
+    asked = [
+        (agent.agent_id, field, name)
+        for agent in agents
+        for field, name, api in (
+            ("api", agent.provider, agent.api),
+            *(
+                (f"fallback.{number}.api", other.provider, other.api)
+                for number, other in enumerate(agent.fallback)
+            ),
+        )
+        if api == "responses"
+    ]
+    return [
+        Fault(
+            file=str(settings.agent_config_file),
+            where=f"agent {agent_id!r}",
+            field=field,
+            problem=f"the provider {name!r} is not asked through the Responses API",
+            remedy=f"Name a provider that has it ({', '.join(able)}), or leave api out",
+        )
+        for agent_id, field, name in asked
+        if name not in able
+    ]
+
+
+def _has_responses(factory: object) -> bool:
+    if isinstance(factory, type) and issubclass(factory, OpenAICompatible):
+        return factory.has_responses
+    return False
 
 
 def _check_memory(settings: Settings, agents: Iterable[AgentDefinition]) -> list[Fault]:

@@ -33,7 +33,7 @@ from ai_agent_service.mcp.supervisor import McpServers
 from ai_agent_service.memory.base import Conversations
 from ai_agent_service.memory.opening import Memories
 from ai_agent_service.observability.logging import add_secrets
-from ai_agent_service.providers.base import Provider
+from ai_agent_service.providers.base import ApiChooser, Provider
 from ai_agent_service.providers.breaker import CircuitBreakers
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.runs.admission import RunAdmission
@@ -158,6 +158,14 @@ class Service:
             self._parts.providers[self.auto_provider if name == AUTO else name] for name in named
         ]
         return {provider.name: provider for provider in used}
+
+    def describe_api(self, agent: BaseAgent, model: str) -> str | None:
+        """Return the API through which the agent's `model` is asked, such as `auto: responses`;
+        None for a provider with one API."""
+        provider = self.providers.get(agent.parts.provider.name)
+        if not isinstance(provider, ApiChooser):
+            return None
+        return provider.describe_api(model, agent.definition.api)
 
     def build_task_agent(self, agent: BaseAgent, task: Task) -> BaseAgent:
         """What answers `task` for `agent`: TASK_PROVIDER and TASK_MODEL where they are set, else

@@ -204,6 +204,31 @@ def test_fallbacks_are_read_with_the_aliases_of_providers(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"reasoning": "low"}, "reasoning has to be an object"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort has to be a text"),
+        ({"reasoning_effort": True}, "reasoning_effort has to be a text"),
+        ({"verbosity": 1}, "verbosity has to be a text"),
+        ({"service_tier": []}, "service_tier has to be a text"),
+        ({"prompt_cache_key": 5}, "prompt_cache_key has to be a text"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls has to be true or false"),
+    ],
+)
+def test_a_setting_of_another_type_is_a_fault(
+    folder: Path, settings: dict[str, Any], problem: str
+) -> None:
+    [(_, field, found, _)] = find_faults(folder, {**GOOD, "model_settings": settings})
+    assert field == "model_settings"
+    assert found.startswith(problem)
+
+
+def test_the_settings_of_reasoning_may_be_null(folder: Path) -> None:
+    settings = {"reasoning": {"effort": "low", "summary": None}, "verbosity": None}
+    assert read_agent(folder, model_settings=settings).model_settings == settings
+
+
+@pytest.mark.parametrize(
     ("fallback", "field", "problem"),
     [
         (

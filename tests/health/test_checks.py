@@ -74,7 +74,7 @@ async def test_a_service_that_is_well_says_so_of_each_part(tmp_path: Path) -> No
         health = await detailed(client)
         assert await ready(client) == (200, [])
     assert (health["status"], health["reasons"]) == ("healthy", [])
-    assert health["agents"] == {"helper": {"state": "ready", "problem": None}}
+    assert health["agents"] == {"helper": {"state": "ready", "problem": None, "api": None}}
     assert health["providers"] == {
         "demo": {"state": "ready", "error": None, "round_trip_ms": IsFloat(), "breakers": []}
     }
@@ -187,6 +187,7 @@ async def test_what_is_not_configured_is_told_without_a_call(tmp_path: Path) -> 
     assert health["agents"]["other"] == {
         "state": "not_ready",
         "problem": f"{needed} for azure_openai.",
+        "api": None,
     }
     assert health["status"] == "degraded"
     assert len(health["reasons"]) == 2

@@ -1,14 +1,20 @@
 """Chat completions over server-sent events: what is asked, and what is understood."""
 
+import asyncio
 import json
+import logging
+import re
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 from dirty_equals import IsStr
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ai_agent_service.core.errors import ProviderProtocolError
+from ai_agent_service.core.errors import ProviderProtocolError, ServiceError
 from ai_agent_service.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.messages import (
     AudioPart,
@@ -21,12 +27,17 @@ from ai_agent_service.core.messages import (
     ToolSpec,
 )
 from ai_agent_service.core.usage import Usage
-from ai_agent_service.providers import chat_wire
 from ai_agent_service.providers.base import ModelEvent, ModelFinished
-from ai_agent_service.providers.chat_wire import Profile, encode_request, to_wire_messages
+from ai_agent_service.providers.chat_wire import (
+    Profile,
+    build_exchange,
+    encode_request,
+    to_wire_messages,
+)
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
-from ai_agent_service.providers.provider_data import add_provider_data
+from ai_agent_service.providers.lenient import report_oddity
+from ai_agent_service.providers.wire import stream_answer
 from tests.support.fake_upstream import (
     DONE,
     END,
@@ -38,7 +49,15 @@ from tests.support.fake_upstream import (
     events,
     head,
 )
-from tests.support.provider_requests import WEATHER, collect_events, question
+from tests.support.odd_json import Path, list_places, odd_values, replace_place
+from tests.support.provider_requests import (
+    WEATHER,
+    PiecesClient,
+    collect_events,
+    cut,
+    is_passable,
+    question,
+)
 
 NEW_ID: Any = IsStr(regex=r"call_[0-9a-f]{24}")
 
@@ -46,7 +65,11 @@ NEW_ID: Any = IsStr(regex=r"call_[0-9a-f]{24}")
 async def answered(answer: Iterable[Action]) -> list[ModelEvent]:
     async with Upstream(answer) as upstream, HttpClient(max_retries=0) as http:
         return await collect_events(
-            chat_wire.stream(http, HttpTarget("wire", upstream.url), question(), Profile())
+            stream_answer(
+                http,
+                asked := question(),
+                build_exchange(HttpTarget("wire", upstream.url), asked, Profile()),
+            )
         )
 
 
@@ -148,7 +171,8 @@ async def test_the_parts_of_usage_and_its_cost_are_read() -> None:
     ("usage", "expected"),
     [
         (None, None),
-        ({}, Usage()),
+        ({}, None),
+        ([], None),
         (
             {
                 "prompt_tokens": 3,
@@ -229,13 +253,11 @@ async def test_the_finish_reason_error_is_an_error() -> None:
         b"null",
         b"7",
         b"no json",
-        b'{"choices": {}}',
-        b'{"choices": [{"delta": {"content": 7}}]}',
-        b'{"choices": [{"delta": {"content": "\xff"}}]}',
+        b'{"choices": [{"delta": {"content": "Hi',
         b"[" * 5000,
     ],
 )
-async def test_a_chunk_that_is_none_is_an_error(data: bytes) -> None:
+async def test_an_answer_of_which_nothing_can_be_read_is_an_error(data: bytes) -> None:
     with pytest.raises(
         ProviderProtocolError, match=r"^wire sent a chunk that is not a chat completion chunk\.$"
     ):
@@ -247,15 +269,6 @@ async def test_nothing_is_read_after_the_end() -> None:
         [head(), event(delta("stop", content="Hi")), DONE, event(delta(content=" there")), END]
     )
     assert found == [TextDelta("Hi"), ModelFinished("stop")]
-
-
-async def test_an_answer_that_was_never_streamed_is_an_error() -> None:
-    whole = (
-        b'{"object": "chat.completion", "choices": [{"message": {"content": "Hi"}, "finish_reason":'
-        b' "stop"}]}'
-    )
-    with pytest.raises(ProviderProtocolError, match="without a finish reason"):
-        await answered([head(content_type="application/json"), chunk(whole), END])
 
 
 @pytest.mark.parametrize("size", [1, 7])
@@ -279,6 +292,390 @@ async def test_an_answer_is_understood_however_it_is_cut(size: int, ending: byte
     assert found == [
         TextDelta("é😀"),
         ModelFinished("tool_calls", (ToolCall("call_a", "weather", "{}"),)),
+    ]
+
+
+# Answers that are not quite what the format says
+
+
+def body(*chunks: object, done: bool = True) -> bytes:
+    """Encode a stream of `chunks`, JSON or bytes, with the end of it."""
+    encoded = (each if isinstance(each, bytes) else json.dumps(each).encode() for each in chunks)
+    return b"".join(b"data: " + each + b"\n\n" for each in encoded) + b"data: [DONE]\n\n" * done
+
+
+def read(*pieces: bytes) -> list[ModelEvent]:
+    """Return the events of an answer in `pieces`, without a server."""
+    client = cast(HttpClient, PiecesClient(pieces))
+    asked = question(tools=(WEATHER,))
+    exchange = build_exchange(HttpTarget("wire", ""), asked, Profile())
+    events = stream_answer(client, asked, exchange)
+    return asyncio.run(collect_events(events))
+
+
+def join(
+    events: Iterable[ModelEvent], kind: type[TextDelta | ReasoningDelta | RefusalDelta]
+) -> str:
+    return "".join([event.text for event in events if isinstance(event, kind)])
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        ({"choices": {"index": 0, "delta": {"content": "Hi"}}}, "Hi"),
+        ({"choices": {"0": {"index": 0, "delta": {"content": "Hi"}}}}, "Hi"),
+        ({"choices": [None, 7, {"delta": {"content": "Hi"}}]}, "Hi"),
+        (delta(content=7), "7"),
+        (delta(content=[{"type": "text", "text": "H"}, "i", None, {"type": "image_url"}]), "Hi"),
+        (delta(content={"type": "text", "text": "Hi"}), "Hi"),
+        (delta(content=False), ""),
+        (delta(content={}), ""),
+        (delta(content="Hi", refusal=False, reasoning=[], tool_calls={}), "Hi"),
+        (delta(content="Hi", tool_calls="none", function_call=7), "Hi"),
+        ({"choices": [{"index": "0", "delta": {"content": "Hi"}, "logprobs": [[]]}]}, "Hi"),
+        ({"choices": [{"delta": None, "message": {"content": "Hi"}}]}, "Hi"),
+        ({"choices": [{"delta": [], "finish_reason": {}}], "usage": "none", "error": False}, ""),
+        (b'{"choices":[{"delta":{"content":"Hi"},"logprobs":{"content":[NaN,-Infinity]}}]}', "Hi"),
+        (b'\xef\xbb\xbf {"choices":[{"delta":{"content":"H\xff"}}]} ', "H\ufffd"),
+        (b'{"choices":[{"delta":{"content":"H\ti"}}]}', "H\ti"),
+        (b'{"choices":[{"delta":{"content":"H\\u0000"}}]}', "H\ufffd"),
+        (b'{"choices":[{"delta":{"content":"lost', ""),
+        (b"", ""),
+        (b" ", ""),
+        (b"null", ""),
+        (b"nonsense", ""),
+    ],
+)
+def test_an_odd_part_costs_that_part_only(odd: object, expected: str) -> None:
+    found = read(body(delta(content="A"), odd, delta(content="Z"), delta("stop")))
+    assert join(found, TextDelta) == f"A{expected}Z"
+    assert found[-1] == ModelFinished("stop")
+
+
+def test_what_is_odd_is_logged_once_for_each_provider(caplog: pytest.LogCaptureFixture) -> None:
+    report_oddity.cache_clear()
+    odd = body(*[delta(content=7)] * 9, *[b"{"] * 9, delta("stop"))
+    with caplog.at_level(logging.WARNING):
+        read(odd)
+        read(odd)
+    logged = [(record.message, record.__dict__["odd"]) for record in caplog.records]
+    assert logged == [("provider.odd_answer", "text"), ("provider.odd_answer", "chunk")]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ((b"a \\ud83d", b"\\ude00 b"), "a \U0001f600 b"),
+        ((b"a \\ud83d", b"", b"\\ude00"), "a \U0001f600"),
+        ((b"a \\ud83d", b" b"), "a \ufffd b"),
+        ((b"\\ude00", b"b"), "\ufffdb"),
+        ((b"a \\ud83d",), "a \ufffd"),
+    ],
+)
+@pytest.mark.parametrize("member", ["content", "reasoning_content", "refusal"])
+def test_halves_of_a_surrogate_pair_are_joined_or_replaced(
+    pieces: tuple[bytes, ...], expected: str, member: str
+) -> None:
+    chunks = [b'{"choices":[{"delta":{"%b":"%b"}}]}' % (member.encode(), each) for each in pieces]
+    found = read(body(*chunks, delta(content="."), delta("stop")))
+    texts = [join(found, kind) for kind in (TextDelta, ReasoningDelta, RefusalDelta)]
+    assert "".join(texts).replace(".", "") == expected
+
+
+@pytest.mark.parametrize("ending", [b"[DONE]", b" [DONE] ", b"[DONE]\r"])
+def test_an_answer_that_is_done_needs_no_finish_reason(ending: bytes) -> None:
+    end = b"data:" + ending + b"\n\n"
+    assert read(body(delta(content="Hi"), done=False) + end)[-1] == ModelFinished("stop")
+    assert read(body(delta(refusal="No"), done=False) + end)[-1] == ModelFinished("stop")
+    called = read(body(delta(tool_calls=[piece(0, "c", "weather", "{}")]), done=False) + end)
+    assert called[-1] == ModelFinished("tool_calls", (ToolCall("c", "weather", "{}"),))
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        body(delta(content="Hi"), done=False),
+        body(),
+        body(delta(reasoning="Hm")),
+        body({"usage": {"prompt_tokens": 1}}),
+        body(delta(content="Hi"), delta(tool_calls=[piece(0, "c", "weather", '{"ci')])),
+    ],
+)
+def test_an_answer_that_breaks_off_is_an_error(stream: bytes) -> None:
+    with pytest.raises(ProviderProtocolError, match="without a finish reason"):
+        read(stream)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "meant"),
+    [
+        (("stop", "stop"), "stop"),
+        (("length", "stop"), "length"),
+        (("stop", "length"), "length"),
+        (("null", "", "stop"), "stop"),
+        ((False, 0, "length"), "length"),
+    ],
+)
+def test_a_finish_reason_may_be_repeated_and_precede_content(
+    reasons: tuple[Any, ...], meant: FinishReason
+) -> None:
+    chunks = [delta(reason, content="x") for reason in reasons]
+    found = read(body(*chunks, delta(content="y")))
+    assert found[-1] == ModelFinished(meant)
+    assert join(found, TextDelta) == "x" * len(reasons) + "y"
+
+
+def test_an_error_in_a_choice_is_an_error() -> None:
+    choice = {
+        "delta": {"content": ""},
+        "finish_reason": "error",
+        "error": {"message": "Overloaded"},
+    }
+    with pytest.raises(ServiceError, match="Overloaded"):
+        read(body(delta(content="Hi"), {"choices": [choice]}))
+
+
+WHOLE = {
+    "object": "chat.completion",
+    "choices": [
+        {
+            "index": 0,
+            "message": {
+                "role": "assistant",
+                "content": "Hello",
+                "reasoning_content": "Hm",
+                "tool_calls": [{"id": "c", "function": {"name": "weather", "arguments": "{}"}}],
+            },
+            "finish_reason": "tool_calls",
+        }
+    ],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+}
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        json.dumps(WHOLE).encode(),
+        json.dumps(WHOLE, indent=2).encode(),
+        b"\n\n" + json.dumps(WHOLE).encode() + b"\n",
+        body(WHOLE),
+        body(delta(content="Hel", reasoning_content="Hm"), delta(content="lo"), WHOLE),
+        body({"choices": [{"message": {"content": "Hel"}}]}, WHOLE),
+    ],
+)
+def test_a_whole_completion_is_an_answer(stream: bytes) -> None:
+    *found, last = read(stream)
+    assert (join(found, ReasoningDelta), join(found, TextDelta)) == ("Hm", "Hello")
+    assert isinstance(last, ModelFinished)
+    assert [(call.id, call.name) for call in last.tool_calls] == [("c", "weather")]
+    assert (last.reason, last.usage) == ("tool_calls", Usage(1, 2))
+
+
+def test_a_message_that_grows_beside_the_deltas_is_shown_once() -> None:
+    said = ["Hel", "lo", "!"]
+    chunks = [
+        {
+            "choices": [
+                {
+                    "delta": {"content": said[place]},
+                    "message": {"content": "".join(said[: place + 1])},
+                }
+            ]
+        }
+        for place in range(3)
+    ]
+    assert join(read(body(*chunks, delta("stop"))), TextDelta) == "Hello!"
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}},
+        {"choices": [{"delta": {}, "usage": {"prompt_tokens": 5, "completion_tokens": 3}}]},
+        {"x_groq": {"usage": {"prompt_tokens": 5, "completion_tokens": 3}}},
+    ],
+)
+def test_usage_is_read_where_vendors_put_it(chunk: dict[str, Any]) -> None:
+    empty = {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
+    found = read(body(delta("stop", content="Hi"), chunk, empty, {"usage": []}))
+    assert found[-1] == ModelFinished("stop", (), Usage(5, 3))
+
+
+CHUNKS: list[dict[str, Any]] = [
+    {"id": "x", "created": 1, "model": "m", **each}
+    for each in cast(
+        tuple[dict[str, Any], ...],
+        (
+            delta(role="assistant", reasoning_content="<r>", content=None),
+            delta(content="<1>", refusal=None),
+            delta(content="<2>", annotations=[], tool_calls=None),
+            delta(tool_calls=[piece(0, "call_a", "weather", "")]),
+            delta(tool_calls=[piece(0, arguments='{"city":')]),
+            delta(tool_calls=[piece(0, arguments=' "Rome"}')]),
+            delta("tool_calls"),
+            {
+                "choices": [],
+                "usage": {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 1}},
+                "error": None,
+            },
+        ),
+    )
+]
+PLACES = [(number, place) for number, each in enumerate(CHUNKS) for place in list_places(each)]
+
+
+@given(st.sampled_from(PLACES), odd_values)
+def test_any_value_in_any_place_costs_at_most_its_part(
+    where: tuple[int, Path], value: object
+) -> None:
+    number, place = where
+    chunks = [*CHUNKS]
+    chunks[number] = replace_place(chunks[number], place, value)
+    try:
+        *events, last = read(body(*chunks))
+    except ServiceError:
+        assert "error" in json.dumps([place, value]) or number in (4, 5, 6)
+        return
+    assert all(map(is_passable, [*events, last]))
+    assert isinstance(last, ModelFinished)
+    text, thoughts = join(events, TextDelta), join(events, ReasoningDelta)
+    is_text = {"content", "message", "delta", "choices"} & set(map(str, place))
+    for mark, source in (("<1>", 1), ("<2>", 2)):
+        assert text.count(mark) == 1 or number == source
+    if number != 0:
+        assert thoughts.startswith("<r>")
+    if not is_text:
+        assert text.replace("<1>", "").replace("<2>", "") == ""
+    if number < 3 or number > 6:
+        whole = '{"city": "Rome"}'
+        calls = [(each.name, each.arguments) for each in last.tool_calls]
+        assert ("weather", whole) in calls
+        assert len(calls) == 1 or "tool_calls" in json.dumps([place, value])
+    assert last.reason in ("stop", "tool_calls")
+    if number != 7:
+        assert last.usage == Usage(5, 0, 1)
+
+
+@given(st.sampled_from(PLACES), odd_values, st.lists(st.integers(0, 5000), max_size=9))
+def test_any_split_of_the_bytes_gives_the_same_answer(
+    where: tuple[int, Path], value: object, places: list[int]
+) -> None:
+    number, place = where
+    chunks = [*CHUNKS]
+    chunks[number] = replace_place(chunks[number], place, value)
+    stream = body(*chunks)
+    outcomes = []
+    for pieces in ([stream], cut(stream, places)):
+        try:
+            outcomes.append(re.sub("call_[0-9a-f]{24}", "", repr(read(*pieces))))
+        except ServiceError as error:
+            outcomes.append(repr(error))
+    assert outcomes[0] == outcomes[1]
+
+
+# What a provider wants back
+
+
+def call_and_return(*chunks: object) -> dict[str, Any]:
+    """Return the message with the calls of the answer `chunks` as it is sent back."""
+    *events, last = read(body(*chunks, delta("tool_calls")))
+    assert isinstance(last, ModelFinished)
+    message = Message("assistant", join(events, TextDelta), last.tool_calls)
+    (sent_back,) = to_wire_messages([message], Profile(), "wire")
+    (elsewhere,) = to_wire_messages([message], Profile(), "other")
+    assert elsewhere.keys() == {"role", "content", "tool_calls"}
+    assert all(
+        call.keys() == {"id", "type", "function"}
+        and call["function"].keys() == {"name", "arguments"}
+        for call in elsewhere["tool_calls"]
+    )
+    return json.loads(msgspec.json.encode(sent_back))  # type: ignore[no-any-return]
+
+
+CALL = {"index": 0, "id": "c", "function": {"name": "weather", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("member", ["reasoning_content", "reasoning", "reasoning_text"])
+def test_thoughts_before_calls_go_back_under_the_name_they_came_by(member: str) -> None:
+    found = call_and_return(
+        delta(**{member: "I "}), delta(**{member: "see"}), delta(tool_calls=[CALL])
+    )
+    assert found[member] == "I see"
+    assert found.keys() == {"role", "content", "tool_calls", member}
+
+
+def test_thoughts_under_two_names_go_back_under_both() -> None:
+    found = call_and_return(delta(reasoning="Hm", reasoning_content="Hm", tool_calls=[CALL]))
+    assert (found["reasoning"], found["reasoning_content"]) == ("Hm", "Hm")
+
+
+def test_reasoning_details_go_back_put_together() -> None:
+    text = {"type": "reasoning.text", "index": 0, "format": "anthropic-claude-v1"}
+    found = call_and_return(
+        delta(reasoning="I ", reasoning_details=[{**text, "text": "I "}]),
+        delta(reasoning="see", reasoning_details=[{**text, "text": "see"}]),
+        delta(reasoning_details=[{**text, "signature": "sig"}]),
+        delta(tool_calls=[CALL]),
+    )
+    assert found["reasoning_details"] == [{**text, "text": "I see", "signature": "sig"}]
+    assert found["reasoning"] == "I see"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"reasoning_details": [{"type": "reasoning.summary", "summary": "Hm"}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "Hm", "signature": "s"}]},
+        {"reasoning": {"text": "Hm"}},
+        {"reasoning_content": ["Hm"]},
+    ],
+)
+def test_thoughts_of_other_forms_are_shown_once_and_go_back_unchanged(
+    members: dict[str, Any],
+) -> None:
+    chunks = [delta(**members), delta(tool_calls=[CALL])]
+    assert join(read(body(*chunks, delta("tool_calls"))), ReasoningDelta) == "Hm"
+    assert members.items() <= call_and_return(*chunks).items()
+
+
+def test_thoughts_in_parts_of_content_go_back_as_parts() -> None:
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
+    chunks = [
+        delta(content=[thought]),
+        delta(content=[{"type": "text", "text": "I look."}]),
+        delta(tool_calls=[CALL]),
+    ]
+    found = read(body(*chunks, delta("tool_calls")))
+    assert (join(found, ReasoningDelta), join(found, TextDelta)) == ("Hm", "I look.")
+    content = call_and_return(*chunks)["content"]
+    assert content == [thought, {"type": "text", "text": "I look."}]
+
+
+def test_members_of_calls_go_back_unchanged() -> None:
+    google = {"google": {"thought_signature": "sig"}}
+    first = {**CALL, "extra_content": google}
+    second = {
+        "index": 1,
+        "id": "d",
+        "provider_specific_fields": {"thought_signature": "other"},
+        "function": {"name": "weather", "arguments": "{}", "thought_signature": "third"},
+    }
+    found = call_and_return(delta(content="Let me see.", tool_calls=[first, second]))
+    assert found["content"] == "Let me see."
+    assert found["tool_calls"] == [
+        {
+            "id": "c",
+            "type": "function",
+            "function": {"name": "weather", "arguments": "{}"},
+            "extra_content": google,
+        },
+        {
+            "id": "d",
+            "type": "function",
+            "provider_specific_fields": {"thought_signature": "other"},
+            "function": {"name": "weather", "arguments": "{}", "thought_signature": "third"},
+        },
     ]
 
 
@@ -638,18 +1035,3 @@ async def test_a_long_answer_of_many_chunks_is_whole_and_quick() -> None:
     found = await answered(events(*(delta(content=word) for word in words), delta("stop")))
     assert [each.text for each in found if isinstance(each, TextDelta)] == words
     assert time.monotonic() - began < 2
-
-
-@pytest.mark.parametrize(
-    ("field", "profile"),
-    [("reasoning_content", Profile()), ("reasoning", Profile(reasoning_field="reasoning"))],
-)
-def test_what_was_thought_before_calls_goes_back_where_it_came_from(
-    field: str, profile: Profile
-) -> None:
-    call = add_provider_data(
-        ToolCall("c", "weather", "{}"), "openai", "m", {"message": {field: "hm"}}
-    )
-    answer = Message("assistant", "", (call,))
-    assert to_wire_messages([answer], profile, "openai")[0][field] == "hm"
-    assert field not in to_wire_messages([answer], profile, "other")[0]

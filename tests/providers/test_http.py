@@ -625,9 +625,9 @@ async def test_a_body_without_length_ends_with_its_connection() -> None:
 
 async def test_a_clean_end_without_a_finish_reason_is_an_error() -> None:
     for actions in (
-        [event(delta(content="x")), DONE, END],
         [event(delta(content="x")), END],
         [chunk(b": nothing\n\n"), END],
+        [DONE, END],
     ):
         async with served([head(), *actions], says("fine")) as (upstream, provider):
             error = await failure(provider)

@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 from dirty_equals import IsStr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ai_agent_service.core.errors import (
     ContextTooLongError,
@@ -34,7 +37,15 @@ from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
 from ai_agent_service.providers.ollama_wire import MAX_LINE_BYTES, encode_request, to_wire_messages
 from tests.support.fake_upstream import END, Action, Upstream, chunk, head, line, lines, reply
-from tests.support.provider_requests import WEATHER, collect_events, question
+from tests.support.odd_json import Path, list_places, odd_values, replace_place
+from tests.support.provider_requests import (
+    WEATHER,
+    PiecesClient,
+    collect_events,
+    cut,
+    is_passable,
+    question,
+)
 
 FINISHED = {
     "model": "m",
@@ -149,11 +160,8 @@ async def test_an_answer_that_ends_before_it_is_done_is_an_error(end: Action) ->
         await answered([head(), line(says(content="So far")), 0.02, end])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [b"{", b"[]", b"7", b'{"message": "Hi"}', b'{"message": {"content": "\xff"}}', b"[" * 5000],
-)
-async def test_a_line_that_is_none_is_an_error(text: bytes) -> None:
+@pytest.mark.parametrize("text", [b"{", b"[]", b"7", b'{"message": {"content": "Hi', b"[" * 5000])
+async def test_an_answer_of_which_nothing_can_be_read_is_an_error(text: bytes) -> None:
     with pytest.raises(
         ProviderProtocolError, match=r"^ollama sent a line that is not a chat answer\.$"
     ):
@@ -225,6 +233,172 @@ async def test_leaving_an_answer_closes_its_connection_within_a_second() -> None
             "a generator was left to the garbage collector"
         )
         await upstream.until(lambda: upstream.disconnects == 1, timeout=1)
+
+
+# Answers that are not quite what the format says
+
+
+def read(*pieces: bytes) -> list[ModelEvent]:
+    """Return the events of an answer in `pieces`, without a server."""
+    client = cast(HttpClient, PiecesClient(pieces))
+    events = ollama_wire.stream(client, HttpTarget("ollama", ""), question())
+    return asyncio.run(collect_events(events))
+
+
+def body(*values: object) -> bytes:
+    encoded = (each if isinstance(each, bytes) else json.dumps(each).encode() for each in values)
+    return b"".join(each + b"\n" for each in encoded)
+
+
+def join(events: Iterable[ModelEvent], kind: type[TextDelta | ReasoningDelta]) -> str:
+    return "".join([event.text for event in events if isinstance(event, kind)])
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        (says(content=7), "7"),
+        (says(content=["H", {"type": "text", "text": "i"}]), "Hi"),
+        (says(content=False, thinking=[], tool_calls="none"), ""),
+        (says(content="Hi", tool_calls=[None, {}, {"function": None}, {"id": "a"}]), "Hi"),
+        ({"message": "Hi", "done": "no"}, ""),
+        ({"message": None}, ""),
+        (b"{}", ""),
+        (b"null", ""),
+        (b"nonsense", ""),
+        (b'{"message": {"content": "lost', ""),
+        (b'\xef\xbb\xbf{"message": {"content": "H\xff"}}', "H\ufffd"),
+        (b'{"message": {"content": "Hi"}, "logprobs": [NaN]}', "Hi"),
+        (b'{"message": {"content": "H\\u0000"}}', "H\ufffd"),
+        (b'{"message": {"content": "\\ud83d"}}\n{"message": {"content": "\\ude00"}}', "\U0001f600"),
+    ],
+)
+def test_an_odd_part_costs_that_part_only(odd: object, expected: str) -> None:
+    found = read(body(says(content="A"), odd, says(content="Z"), FINISHED))
+    assert join(found, TextDelta) == f"A{expected}Z"
+    assert found[-1] == ModelFinished("stop")
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ({"name": "time", "arguments": "{}"}, ToolCall(NEW_ID, "time", "{}")),
+        (
+            {"function": {"name": "time", "arguments": '{"a": 1.10}'}},
+            ToolCall(NEW_ID, "time", '{"a": 1.10}'),
+        ),
+        ({"function": {"name": "time", "arguments": ""}}, ToolCall(NEW_ID, "time", "{}")),
+        ({"function": {"name": "time", "arguments": []}}, ToolCall(NEW_ID, "time", "{}")),
+        ({"function": {"name": "time", "arguments": None}}, ToolCall(NEW_ID, "time", "{}")),
+        ({"id": 7, "function": {"index": 0, "name": "time"}}, ToolCall("7", "time", "{}")),
+    ],
+)
+def test_calls_may_have_other_forms(call: object, expected: ToolCall) -> None:
+    line = says(tool_calls=[None, call])
+    assert read(body(line, FINISHED)) == [ModelFinished("tool_calls", (expected,))]
+    assert read(body(says(tool_calls=call), FINISHED)) == [ModelFinished("tool_calls", (expected,))]
+
+
+@pytest.mark.parametrize(
+    ("last", "meant"),
+    [
+        ({"done": False, "done_reason": "stop"}, "stop"),
+        ({"done_reason": "length"}, "length"),
+        ({"done": "true"}, "stop"),
+        ({"done": 1}, "stop"),
+    ],
+)
+def test_an_answer_ends_with_done_or_a_reason(last: dict[str, Any], meant: FinishReason) -> None:
+    counts = {"prompt_eval_count": "26", "eval_count": 3.0}
+    found = read(body(says(content="Hi"), {**last, **counts}))
+    assert found == [TextDelta("Hi"), ModelFinished(meant, (), Usage(26, 3))]
+
+
+def test_a_reason_that_means_a_failure_is_an_error() -> None:
+    with pytest.raises(ProviderProtocolError, match="with an error: abort"):
+        read(body(says(content="Hi"), {**FINISHED, "done_reason": "abort"}))
+
+
+def test_thoughts_and_members_of_calls_go_back_unchanged_to_ollama_alone() -> None:
+    call = {
+        "id": "call_a",
+        "thought_signature": "s",
+        "function": {"index": 0, "name": "time", "arguments": {}, "signature": "t"},
+    }
+    last = read(body(says(thinking="Hm"), says(thinking="!", tool_calls=[call]), FINISHED))[-1]
+    assert isinstance(last, ModelFinished)
+    message = Message("assistant", "", last.tool_calls)
+    function = {"name": "time", "arguments": {}}
+    assert json.loads(msgspec.json.encode(to_wire_messages([message], "ollama"))) == [
+        {
+            "role": "assistant",
+            "content": "",
+            "thinking": "Hm!",
+            "tool_calls": [{"thought_signature": "s", "function": {**function, "signature": "t"}}],
+        }
+    ]
+    assert json.loads(msgspec.json.encode(to_wire_messages([message], "other"))) == [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
+    ]
+
+
+LINES: list[dict[str, Any]] = [
+    says(thinking="<r>"),
+    says(content="<1>", images=[]),
+    says(content="<2>"),
+    says(tool_calls=[{"function": {"index": 0, "name": "weather", "arguments": {"city": "Rome"}}}]),
+    {**FINISHED, "prompt_eval_count": 5, "eval_count": 6, "error": None},
+]
+PLACES = [(number, place) for number, each in enumerate(LINES) for place in list_places(each)]
+
+
+@given(st.sampled_from(PLACES), odd_values)
+def test_any_value_in_any_place_costs_at_most_its_part(
+    where: tuple[int, Path], value: object
+) -> None:
+    number, place = where
+    values = [*LINES]
+    values[number] = replace_place(values[number], place, value)
+    try:
+        *events, last = read(body(*values))
+    except ServiceError:
+        # A line with a text as its message is an error.
+        assert "error" in place or place in (("done",), ("message",))
+        return
+    assert all(map(is_passable, [*events, last]))
+    assert isinstance(last, ModelFinished)
+    if place == ("done",) and value in (True, "true"):
+        return  # this line ends the answer
+    text = join(events, TextDelta)
+    for mark, source in (("<1>", 1), ("<2>", 2)):
+        assert text.count(mark) == 1 or number == source
+    if number != 0:
+        assert join(events, ReasoningDelta).startswith("<r>")
+    if "content" not in place and "message" not in place:
+        assert text == "<1><2>"
+    if number != 3:
+        assert [(call.name, call.arguments) for call in last.tool_calls][:1] == [
+            ("weather", '{"city": "Rome"}')
+        ]
+    if number != 4 and place != ("done",):
+        assert last.usage == Usage(5, 6)
+
+
+@given(st.sampled_from(PLACES), odd_values, st.lists(st.integers(0, 5000), max_size=9))
+def test_any_split_of_the_bytes_gives_the_same_answer(
+    where: tuple[int, Path], value: object, places: list[int]
+) -> None:
+    number, place = where
+    values = [*LINES]
+    values[number] = replace_place(values[number], place, value)
+    stream = body(*values)
+    outcomes = []
+    for pieces in ([stream], cut(stream, places)):
+        try:
+            outcomes.append(re.sub("call_[0-9a-f]{24}", "", repr(read(*pieces))))
+        except ServiceError as error:
+            outcomes.append(repr(error))
+    assert outcomes[0] == outcomes[1]
 
 
 # Requests

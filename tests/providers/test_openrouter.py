@@ -5,9 +5,10 @@ import pytest
 from ai_agent_service.core.errors import ProviderRefusedError
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.http import HttpClient
+from ai_agent_service.providers.openai_compatible import OpenAICompatible
 from ai_agent_service.providers.openrouter import OpenRouter
-from tests.support.fake_upstream import DONE, END, Upstream, chunk, delta, event, head, reply
-from tests.support.provider_requests import finish, question, setup
+from tests.support.fake_upstream import DONE, END, Upstream, chunk, delta, event, head, reply, says
+from tests.support.provider_requests import finish, question, setup, text
 
 
 async def test_the_cost_is_read_between_signs_of_life() -> None:
@@ -54,3 +55,20 @@ async def test_whether_it_is_there_and_takes_the_key_is_asked_by_what_it_knows_o
         "/api/v1/key",
         "Bearer sk-or-1",
     )
+
+
+@pytest.mark.parametrize(
+    ("provider", "sent"),
+    [
+        (OpenRouter, {"reasoning": {"effort": "low", "summary": "auto"}}),
+        (OpenAICompatible, {"reasoning_effort": "low"}),
+    ],
+)
+async def test_reasoning_is_an_object_for_openrouter_and_an_effort_for_others(
+    provider: type[OpenAICompatible], sent: dict[str, object]
+) -> None:
+    async with Upstream(says("Hi")) as upstream, HttpClient() as http:
+        asked = question(reasoning={"effort": "low", "summary": "auto"})
+        await text(provider(http, base_url=upstream.url), asked)
+    body = upstream.requests[0].json
+    assert {name: body[name] for name in body if name.startswith("reasoning")} == sent

@@ -1,8 +1,7 @@
 """Server-sent events, cut anywhere."""
 
 import re
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from ai_agent_service.core.errors import ProviderProtocolError
 from ai_agent_service.providers.sse import MAX_EVENT_BYTES, EventReader
+from tests.support.provider_requests import cut
 
 BOM = b"\xef\xbb\xbf"
 
@@ -22,7 +22,10 @@ def read(pieces: Iterable[bytes]) -> list[bytes]:
 
 def specified(stream: bytes) -> list[bytes]:
     """What WHATWG's algorithm makes of the whole stream, except that the last event needs no blank
-    line."""
+    line, blank events are left out, and a body of JSON is given whole."""
+    body = stream.removeprefix(BOM)
+    if body.lstrip()[:1] in (b"{", b"["):
+        return [body]
     found: list[bytes] = []
     data: list[bytes] = []
     for line in [*re.split(rb"\r\n|\r|\n", stream.removeprefix(BOM)), b""]:
@@ -32,12 +35,7 @@ def specified(stream: bytes) -> list[bytes]:
         elif data:
             found.append(b"\n".join(data))
             data = []
-    return found
-
-
-def cut(stream: bytes, places: Sequence[int]) -> list[bytes]:
-    edges = sorted({0, len(stream), *(place % (len(stream) + 1) for place in places)})
-    return [stream[start:end] for start, end in pairwise(edges)]
+    return [event for event in found if event.strip()]
 
 
 streams = st.builds(
@@ -75,7 +73,7 @@ streams = st.builds(
         ([b"data: one", b"", b"data: two", b""], [b"one", b"two"]),
         ([b"data:one", b"", b"data:  two", b""], [b"one", b" two"]),
         ([b"data: one", b"data: two", b"data:", b"data: three", b""], [b"one\ntwo\n\nthree"]),
-        ([b"data", b""], [b""]),
+        ([b"data", b"", b"data:", b"", b"data: ", b"", b"event: ping", b"data:", b""], []),
         ([b": keep-alive", b"", b":", b"data: one", b": within", b""], [b"one"]),
         ([b"event: error", b"id: 1", b"retry: 9", b"database: x", b"data: one", b""], [b"one"]),
         ([b"database: x", b"datax", b""], []),
@@ -135,10 +133,22 @@ def test_any_mix_of_line_endings_gives_the_same_events(
         if stream.endswith(b"\r") and not line and ending == b"\n":
             ending = b"\r"  # a blank line's own LF would make one CRLF with the CR before it
         stream += line + ending
-    assert read(cut(stream, places)) == [b"\n".join(event) for event in events]
+    expected = [b"\n".join(event) for event in events]
+    assert read(cut(stream, places)) == [data for data in expected if data.strip()]
 
 
-@pytest.mark.parametrize("beginning", [b"data: ", b": ", b"data: x\ndata: "])
+@given(
+    st.sampled_from([b"", BOM, b"\r\n \n"]),
+    st.sampled_from([b'{"a": 1}', b'{\n  "data": [\n\n]\n}\n', b'[\r{"error": 1}]']),
+    st.lists(st.integers(0, 1000), max_size=12),
+)
+def test_a_body_of_json_in_place_of_events_is_given_whole(
+    before: bytes, body: bytes, places: list[int]
+) -> None:
+    assert [data.strip() for data in read(cut(before + body, places))] == [body.strip()]
+
+
+@pytest.mark.parametrize("beginning", [b"data: ", b": ", b"data: x\ndata: ", b"{"])
 def test_an_event_over_16_mib_is_refused(beginning: bytes) -> None:
     reader = EventReader()
     reader.feed(beginning)

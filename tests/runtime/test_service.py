@@ -30,6 +30,24 @@ def test_names_that_nothing_has_are_faults_with_the_nearest_name(tmp_path: Path)
     ]
 
 
+@pytest.mark.parametrize("provider", ["openrouter", "ollama", "demo", "auto", "scripted"])
+def test_the_responses_api_of_a_provider_without_one_is_a_fault(
+    tmp_path: Path, provider: str
+) -> None:
+    fallback = [
+        {"provider": "openai", "api": "responses"},
+        {"provider": "demo", "api": "responses"},
+    ]
+    agent = {**AGENT, "provider": provider, "api": "responses", "fallback": fallback}
+    with pytest.raises(ConfigError) as caught:
+        configuration(tmp_path, agents=[agent])
+    assert [(fault.field, fault.problem) for fault in caught.value.faults] == [
+        ("api", f"the provider {provider!r} is not asked through the Responses API"),
+        ("fallback.1.api", "the provider 'demo' is not asked through the Responses API"),
+    ]
+    assert "openai" in caught.value.faults[0].remedy
+
+
 def test_faults_of_all_files_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "mcp.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:

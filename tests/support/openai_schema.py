@@ -103,10 +103,20 @@ class Recorded:
 
 @cache
 def _validator(name: str) -> Draft202012Validator:
-    document = json.loads(
-        (Path(__file__).parent / "openai.schema.json").read_text(encoding="utf-8")
-    )
-    return build_validator(document, _ADDRESS, ("components", "schemas", name))
+    return build_validator(_load_document(), _ADDRESS, ("components", "schemas", name))
+
+
+@cache
+def _load_document() -> dict[str, Any]:
+    path = Path(__file__).parent / "openai.schema.json"
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def load_schemas() -> dict[str, dict[str, Any]]:
+    """Return OpenAI's schemas by their names."""
+    schemas: dict[str, dict[str, Any]] = _load_document()["components"]["schemas"]
+    return schemas
 
 
 def build_validator(

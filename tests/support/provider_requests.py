@@ -1,10 +1,12 @@
 """Requests to providers, and their answers."""
 
 import time
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 from ai_agent_service.config.settings import Settings
@@ -114,3 +116,33 @@ async def failure(provider: OpenAICompatible, *, seconds: float = 5.0) -> Servic
 def refusal(status: int, message: str = "No.", **headers: str) -> list[Action]:
     """Build an answer that refuses with OpenAI's error object."""
     return reply(status, {"error": {"message": message, "code": None}}, **headers)
+
+
+class PiecesClient:
+    """In place of an HttpClient: every answer is `pieces`, for tests that read very many."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
+
+    @asynccontextmanager
+    async def post(self, *_: object, **__: object) -> AsyncGenerator[AsyncIterator[bytes], None]:
+        """Yield the pieces."""
+
+        async def read() -> AsyncGenerator[bytes, None]:
+            for piece in self._pieces:
+                yield piece
+
+        async with aclosing(read()) as pieces:
+            yield pieces
+
+
+def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
+    """Return `stream` in pieces that are cut at `places`, modulo its length."""
+    edges = sorted({0, len(stream), *(place % (len(stream) + 1) for place in places)})
+    return [stream[start:end] for start, end in pairwise(edges)]
+
+
+def is_passable(event: ModelEvent) -> bool:
+    """Return whether no text in `event` has NUL or half of a surrogate pair."""
+    text = repr(msgspec.to_builtins(event))
+    return "\\x00" not in text and "\\ud8" not in text and "\\udc" not in text

@@ -50,6 +50,7 @@ from ai_agent_service.core.events import (
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.runs.record import RunRecord
+from ai_agent_service.runtime.service import Service
 
 _decoder = msgspec.json.Decoder(AgentChatRequest)
 
@@ -63,7 +64,9 @@ _encoder = msgspec.json.Encoder()
 )
 async def list_agents(service: ServiceDependency, caller: Caller) -> Response:
     """The agents that the key is for, in the order of agent_config.json."""
-    views = await asyncio.gather(*(_build_view(agent) for agent in service.list_agents(caller)))
+    views = await asyncio.gather(
+        *(_build_view(service, agent) for agent in service.list_agents(caller))
+    )
     return Response(_encoder.encode(views), media_type="application/json")
 
 
@@ -73,7 +76,7 @@ async def list_agents(service: ServiceDependency, caller: Caller) -> Response:
 async def show_agent(agent_id: str, service: ServiceDependency, caller: Caller) -> Response:
     """The agent with this id."""
     return Response(
-        _encoder.encode(await _build_view(service.find_visible_agent(agent_id, caller))),
+        _encoder.encode(await _build_view(service, service.find_visible_agent(agent_id, caller))),
         media_type="application/json",
     )
 
@@ -180,7 +183,7 @@ async def _find_model(agent: BaseAgent) -> str | None:
         return None
 
 
-async def _build_view(agent: BaseAgent) -> AgentView:
+async def _build_view(service: Service, agent: BaseAgent) -> AgentView:
     definition, provider = agent.definition, agent.parts.provider
     problem = await agent.find_problem()
     model = definition.model or (await agent.model() if problem is None else None)
@@ -191,6 +194,7 @@ async def _build_view(agent: BaseAgent) -> AgentView:
         type=definition.type,
         provider=provider.name,
         model=model or None,
+        api=service.describe_api(agent, model or ""),
         tools_available=[spec.name for spec in toolset.specs],
         mcp_servers=list(definition.allowed_mcp_servers),
         resources=list(definition.resources),

@@ -12,13 +12,17 @@ from ai_agent_service.api.openai.chat_schema import CallersSettings, ChatMessage
 
 class AgentView(msgspec.Struct):
     """An agent; `problem` is what keeps it from answering, `unavailable` what it answers without
-    for now. `version` is another one whenever its definition is."""
+    for now. `version` is another one whenever its definition is.
+
+    `api` is the API through which its model is asked, such as `auto: responses`; null for a
+    provider with one API."""
 
     agent_id: str
     description: str
     type: str
     provider: str
     model: str | None
+    api: str | None
     tools_available: list[str]
     mcp_servers: list[str]
     resources: list[str]

@@ -46,6 +46,7 @@ async def test_an_agent_is_shown_with_its_model_and_its_tools(tmp_path: Path) ->
         "type": "agent",
         "provider": "scripted",
         "model": "scripted-model",
+        "api": None,
         "tools_available": ["calculate", "get_current_datetime"],
         "mcp_servers": [],
         "resources": [],

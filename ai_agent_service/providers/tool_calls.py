@@ -1,0 +1,270 @@
+"""Build tool calls from the pieces that servers stream, whatever they omit or repeat."""
+
+from collections.abc import Callable, Iterable, Set
+from typing import Any
+
+import msgspec
+
+from ai_agent_service.core.ids import generate_id
+from ai_agent_service.core.messages import ToolCall
+from ai_agent_service.core.text import join_surrogates
+from ai_agent_service.providers.lenient import UNREADABLE, clean, read_count, read_items, read_text
+from ai_agent_service.providers.provider_data import merge_members
+
+LEGACY_INDEX = -1
+"""The index of the one call in `function_call`, which came before `tool_calls`."""
+
+_MEMBERS = frozenset({"id", "type", "index", "function"})
+_FUNCTION_MEMBERS = frozenset({"name", "arguments", "index"})
+_NO_ARGUMENTS = frozenset({"{}", "null"})
+
+
+class ToolCallPiece(msgspec.Struct):
+    """One entry of a `tool_calls` array: a whole call, or the next piece of one.
+
+    `kept` and `function_kept` are members of the entry and of its function that the wire format
+    does not know, such as a signature.
+    """
+
+    name: str = ""
+    arguments: str = ""
+    id: str = ""
+    index: int | None = None
+    kept: dict[str, Any] = {}
+    function_kept: dict[str, Any] = {}
+
+
+def read_piece(entry: Any) -> ToolCallPiece | None:
+    """Return an entry of a `tool_calls` array; None for what is not a call."""
+    if not isinstance(entry, dict):
+        return None
+    function = entry.get("function")
+    known = _MEMBERS
+    if not isinstance(function, dict):
+        if function:
+            return None
+        is_flat = "name" in entry and "arguments" in entry
+        function = {name: entry[name] for name in ("name", "arguments")} if is_flat else {}
+        known = known | function.keys()
+    name, call_id = function.get("name"), entry.get("id")
+    has_id = not isinstance(call_id, dict | list)
+    return ToolCallPiece(
+        name if isinstance(name, str) else "",
+        _read_arguments(function.get("arguments")),
+        read_text(call_id) if has_id else "",
+        read_count(entry.get("index")),
+        _select_kept(entry, known),
+        _select_kept(function, _FUNCTION_MEMBERS),
+    )
+
+
+def _select_kept(members: dict[str, Any], known: Set[str]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in members.items()
+        if name not in known and value and isinstance(value, str | dict | list)
+    }
+
+
+def _read_arguments(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or value is False:
+        return ""
+    return msgspec.json.encode({} if value == [] else clean(value)).decode()
+
+
+class PartialToolCall(msgspec.Struct, eq=False):
+    """A tool call whose pieces are still arriving."""
+
+    id: str = ""
+    name: str = ""
+    index: int | None = None
+    arguments: list[str] = []
+    kept: list[tuple[str, Any]] = []
+    function_kept: list[tuple[str, Any]] = []
+
+    @property
+    def joined_arguments(self) -> str:
+        """The arguments that have arrived, as one text."""
+        return join_arguments(self.arguments)
+
+    @property
+    def has_complete_arguments(self) -> bool:
+        """Whether no further piece of arguments can follow."""
+        return not self.arguments or _is_object(self.joined_arguments)
+
+    def build(self, call_id: str) -> tuple[ToolCall, dict[str, Any]]:
+        """Return the call and the members that its provider wants back."""
+        kept = {
+            "call": merge_members(self.kept),
+            "function": merge_members(self.function_kept),
+        }
+        name, arguments = join_surrogates(self.name), join_surrogates(self.joined_arguments)
+        return ToolCall(join_surrogates(call_id), name, arguments), kept
+
+
+class ToolCallAssembler:
+    """Builds the calls of one answer; `tools` are the names in the request, which distinguish the
+    second piece of a name from another call."""
+
+    def __init__(self, tools: Iterable[str], report: Callable[[str], None]) -> None:
+        self.calls: list[PartialToolCall] = []
+        self._by_index: dict[int, PartialToolCall] = {}
+        self._tools = frozenset(tools)
+        self._report = report
+
+    def add(self, entries: Any) -> None:
+        """Take the value of `tool_calls` in a delta or a message."""
+        if type(entries) is list and len(entries) == 1 and self._add_arguments(entries[0]):
+            return
+        if not isinstance(entries, list):
+            self._report("tool_calls")
+        touched: list[PartialToolCall] = []
+        for entry in read_items(entries):
+            piece = read_piece(entry)
+            if piece is None:
+                self._report("tool_calls[]")
+                continue
+            call = self._find(piece)
+            if call is None or self._begins_call(piece, call, is_touched=call in touched):
+                call = PartialToolCall(index=piece.index)
+                self.calls.append(call)
+                if piece.index is not None:
+                    self._by_index[piece.index] = call
+            touched.append(call)
+            self._extend(call, piece)
+
+    def add_legacy(self, function: Any) -> None:
+        """Take the value of `function_call`, which some servers send beside `tool_calls`."""
+        if not self.calls or LEGACY_INDEX in self._by_index:
+            self._by_index.setdefault(LEGACY_INDEX, PartialToolCall(index=LEGACY_INDEX))
+            self.calls = [self._by_index[LEGACY_INDEX]]
+            piece = read_piece({"function": function})
+            if piece is None:
+                self._report("function_call")
+            else:
+                self._extend(self.calls[0], piece)
+
+    def build_calls(self) -> list[tuple[ToolCall, dict[str, Any]]]:
+        """Return the calls under unique ids, each with the members that its provider wants back; a
+        call without a name is left out."""
+        found: dict[str, tuple[ToolCall, dict[str, Any]]] = {}
+        for call in self.calls:
+            if not call.name:
+                self._report("tool_calls[].function.name")
+                continue
+            call_id = call.id if call.id and call.id not in found else generate_id("call_")
+            found[call_id] = call.build(call_id)
+        return list(found.values())
+
+    def _add_arguments(self, entry: Any) -> bool:
+        """Add the usual piece, which has an index and arguments; return whether it is one."""
+        if type(entry) is not dict or type(function := entry.get("function")) is not dict:
+            return False
+        arguments, index = function.get("arguments"), entry.get("index")
+        call = self._by_index.get(index) if type(index) is int else None
+        if (
+            call is None
+            or type(arguments) is not str
+            or entry.get("id")
+            or function.get("name")
+            or not (len(entry) == 2 or entry.keys() <= _MEMBERS)
+            or not (len(function) == 1 or function.keys() <= _FUNCTION_MEMBERS)
+        ):
+            return False
+        if arguments:
+            call.arguments.append(arguments)
+        return True
+
+    def _extend(self, call: PartialToolCall, piece: ToolCallPiece) -> None:
+        call.id = call.id or piece.id
+        if piece.name and piece.name != call.name:
+            is_cumulative = piece.name.startswith(call.name) and piece.name in self._tools
+            if is_cumulative and call.name + piece.name not in self._tools:
+                call.name = piece.name
+            else:
+                call.name += piece.name
+        if piece.arguments:
+            call.arguments.append(piece.arguments)
+        call.kept += piece.kept.items()
+        call.function_kept += piece.function_kept.items()
+
+    def _find(self, piece: ToolCallPiece) -> PartialToolCall | None:
+        """Return the call that `piece` may belong to."""
+        call = None if piece.index is None else self._by_index.get(piece.index)
+        if call is None and piece.id:
+            is_unplaced = piece.index is None
+            call = next(
+                (
+                    each
+                    for each in self.calls
+                    if each.id == piece.id and (is_unplaced or each.index is None)
+                ),
+                None,
+            )
+        if call is not None or not self.calls:
+            return call
+        is_continued = not piece.name and (piece.index is None or not piece.id)
+        is_unmarked = piece.index is None and not piece.id
+        return self.calls[-1] if is_continued or is_unmarked else None
+
+    def _begins_call(
+        self, piece: ToolCallPiece, call: PartialToolCall, *, is_touched: bool
+    ) -> bool:
+        """Return whether `piece` begins another call in the place of `call`, for it has another
+        id, or a name where none can follow (Gemini has no ids)."""
+        if not piece.name or not call.name:
+            return False
+        if is_touched:
+            return not piece.id or piece.id != call.id or call.has_complete_arguments
+        if piece.id and call.id:
+            is_other = bool(call.arguments) and call.has_complete_arguments
+            return piece.id != call.id or (is_other and piece.name != call.name)
+        if not call.arguments:
+            return piece.name != call.name and not self._continues_name(piece, call)
+        if not call.has_complete_arguments:
+            return piece.name != call.name and piece.name in self._tools
+        if piece.name != call.name:
+            return True
+        whole = call.joined_arguments
+        is_repeated = len(call.arguments) > 1 and piece.arguments == whole
+        is_filled = piece.index is not None and whole in _NO_ARGUMENTS
+        return not is_repeated and not (is_filled and piece.arguments not in _NO_ARGUMENTS)
+
+    def _continues_name(self, piece: ToolCallPiece, call: PartialToolCall) -> bool:
+        if call.name + piece.name in self._tools:
+            return True
+        if call.name in self._tools:
+            return False
+        is_cumulative = piece.name.startswith(call.name) and piece.name in self._tools
+        return is_cumulative or piece.index is not None
+
+
+def join_arguments(pieces: list[str]) -> str:
+    """Return the arguments of one call from their pieces.
+
+    Some servers send `{}` before the real arguments, repeat the whole at the end, or send with each
+    piece all of what came before.
+    """
+    text = "".join(pieces)
+    if len(pieces) < 2 or _is_object(text):
+        return text
+    if pieces[0] in _NO_ARGUMENTS:
+        return join_arguments(pieces[1:])
+    *earlier, last = pieces
+    if _is_object(last) and (
+        all(last.startswith(piece) for piece in earlier) or _is_object(join_arguments(earlier))
+    ):
+        return last
+    return text
+
+
+def _is_object(text: str) -> bool:
+    """Return whether `text` is a whole JSON object."""
+    if not text.rstrip().endswith("}"):
+        return False
+    try:
+        return isinstance(msgspec.json.decode(clean(text)), dict)
+    except UNREADABLE:
+        return False
