@@ -103,15 +103,19 @@ class StdioTransport(ClientTransport):
             stack.callback(self._closed.set)
             (child_input, output), (input_, child_output) = _open_pipe(), _open_pipe()
             with child_input, child_output:
+                # As the protocol of a writer; nothing is read by it.
+                protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+                try:
+                    writing, _ = await loop.connect_write_pipe(lambda: protocol, output)
+                except BaseException:
+                    input_.close()
+                    raise
+                stack.callback(writing.close)
                 lines = asyncio.StreamReader(PIECE_BYTES)
                 reading, _ = await loop.connect_read_pipe(
                     lambda: asyncio.StreamReaderProtocol(lines), input_
                 )
                 stack.callback(reading.close)
-                # As the protocol of a writer; nothing is read by it.
-                protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
-                writing, _ = await loop.connect_write_pipe(lambda: protocol, output)
-                stack.callback(writing.close)
                 process = await self._start_guard(child_input, child_output)
             watch = asyncio.create_task(_watch_guard(process, self._stderr))
             stack = stack.pop_all()
