@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -12,10 +10,10 @@ import msgspec
 
 from ai_agent_service.config.memory_definition import MemoryDefinition
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.memory.conversations import SqlConversations
 from ai_agent_service.memory.housekeeping import Housekeeping
+from ai_agent_service.memory.processes import generate_process_id
 from ai_agent_service.memory.sql_memory import SessionLocks, SqlMemory
 from ai_agent_service.memory.store import Store
 from ai_agent_service.memory.summaries import Compressor
@@ -54,6 +52,7 @@ class Memories:
         self._settings = settings
         self._store = store
         self._locks = SessionLocks()
+        store.is_held = self._locks.is_held
         self._counter = TokenCounter()
         self.tasks = tasks
         self.housekeeping = housekeeping
@@ -119,8 +118,7 @@ async def open_memories(
         name=address.redacted,
         prepare=prepare,
     )
-    process_id = f"{socket.gethostname()}:{os.getpid()}:{generate_id('')[:8]}"
-    store = Store(database, cipher, process_id)
+    store = Store(database, cipher, generate_process_id())
     housekeeping = Housekeeping(
         store,
         retention_days=settings.memory_retention_days,

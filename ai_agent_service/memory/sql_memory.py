@@ -5,7 +5,6 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 from sqlalchemy import Connection
@@ -42,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 SESSION_WAIT_SECONDS = 30.0
 """How long a turn with the server's history waits for an earlier one of its session."""
-
-LEASE_GRACE_SECONDS = 30.0
-"""How much longer than its run's deadline a turn may have its session for itself."""
 
 MAX_HISTORY = 2000
 """How many messages of the server's history a model is shown where there is no summary of those
@@ -162,14 +158,13 @@ class SqlMemory:
         held = self._locks.lock(key.session.key, wait)
         await held.__aenter__()
         try:
-            until = datetime.now(UTC) + timedelta(seconds=seconds_left + LEASE_GRACE_SECONDS)
-            return await self._begin_leased(key, turn, until, wait, held)
+            return await self._begin_leased(key, turn, wait, held)
         except BaseException:
             await held.__aexit__(None, None, None)
             raise
 
     async def _begin_leased(
-        self, key: TurnKey, turn: Turn, until: datetime, wait: float, held: "_SessionLock"
+        self, key: TurnKey, turn: Turn, wait: float, held: "_SessionLock"
     ) -> RememberedTurn:
         new = tuple(message for message in turn.messages if message.role != "system")
         if not new or new[-1].role != "user":
@@ -179,22 +174,20 @@ class SqlMemory:
                 param="messages",
             )
         database, store, session = self.store.database, self.store, key.session
-        leased = await self._acquire_lease(session, until, wait)
+        leased = await self._acquire_lease(session, wait)
         nodes, covering = await self._read_history(session, leased)
 
         def begin_turn(
             connection: Connection,
         ) -> tuple[TurnStart, Summary | None, list[Node], list[Entry]]:
-            now = datetime.now(UTC)
             before, entries, begun = self._place_messages(connection, key, nodes, new)
             if begun.answer is not None or begun.in_progress is not None:
                 store.release(connection, session)
                 return begun, None, before, entries
-            store.touch_head(
-                connection, session, entries[-1].path, now
-            )  # makes it again where it was deleted meanwhile
-            store.store_entries(connection, session, entries[:-1], now)
-            store.store_question(connection, key, entries[-1], now)
+            # makes it again where it was deleted meanwhile
+            store.touch(connection, session, head=entries[-1].path)
+            store.store_entries(connection, session, entries[:-1])
+            store.store_question(connection, key, entries[-1])
             summary = covering
             if begun.repeated:  # the summary may cover it
                 paths = [*(node.path for node in before), *(entry.path for entry in entries)]
@@ -269,12 +262,12 @@ class SqlMemory:
         )
         return nodes, entries, TurnStart(known={}, has_summaries=False)
 
-    async def _acquire_lease(self, session: Session, until: datetime, wait: float) -> SessionLease:
+    async def _acquire_lease(self, session: Session, wait: float) -> SessionLease:
         """The session, once no other process has it."""
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             leased = await self.store.database.write(
-                lambda connection: self.store.lease(connection, session, until)
+                lambda connection: self.store.lease(connection, session)
             )
             if leased is not None:
                 return leased

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import Connection, exc, text
 
 from ai_agent_service.core.errors import MemoryUnavailableError
+from ai_agent_service.storage.clock import read_database_time
 from ai_agent_service.storage.database import Database, DatabaseError
-from ai_agent_service.storage.engine import DatabaseEngine, ping, read_database_time
+from ai_agent_service.storage.engine import DatabaseEngine, ping
 from tests.support.events import wait_until
 from tests.support.postgres import (
     PASSWORD,
