@@ -29,6 +29,7 @@ from ai_agent_service.memory.store import (
     Session,
     SessionLease,
     Store,
+    StoredAnswer,
     Summary,
     TurnKey,
     TurnStart,
@@ -154,17 +155,18 @@ class SqlMemory:
 
     async def _begin_server(self, key: TurnKey, turn: Turn, seconds_left: float) -> RememberedTurn:
         """As the only turn of its session; the lock is given back when the answer is kept."""
+        began = asyncio.get_running_loop().time()
         wait = min(SESSION_WAIT_SECONDS, seconds_left)
         held = self._locks.lock(key.session.key, wait)
         await held.__aenter__()
         try:
-            return await self._begin_leased(key, turn, wait, held)
+            return await self._begin_leased(key, turn, wait, held, began)
         except BaseException:
             await held.__aexit__(None, None, None)
             raise
 
     async def _begin_leased(
-        self, key: TurnKey, turn: Turn, wait: float, held: "_SessionLock"
+        self, key: TurnKey, turn: Turn, wait: float, held: "_SessionLock", began: float
     ) -> RememberedTurn:
         new = tuple(message for message in turn.messages if message.role != "system")
         if not new or new[-1].role != "user":
@@ -176,11 +178,12 @@ class SqlMemory:
         database, store, session = self.store.database, self.store, key.session
         leased = await self._acquire_lease(session, wait)
         nodes, covering = await self._read_history(session, leased)
+        waited = asyncio.get_running_loop().time() - began
 
         def begin_turn(
             connection: Connection,
         ) -> tuple[TurnStart, Summary | None, list[Node], list[Entry]]:
-            before, entries, begun = self._place_messages(connection, key, nodes, new)
+            before, entries, begun = self._place_messages(connection, key, nodes, new, waited)
             if begun.answer is not None or begun.in_progress is not None:
                 store.release(connection, session)
                 return begun, None, before, entries
@@ -220,9 +223,14 @@ class SqlMemory:
         key: TurnKey,
         nodes: list[Node],
         new: tuple[Message, ...],
+        waited: float,
     ) -> tuple[list[Node], list[Entry], TurnStart]:
         """The history before the `new` messages, these as entries, and what came of an equal turn,
-        if this repeats the last one."""
+        if this repeats the last one.
+
+        A request that does not say that it is a retry repeats the last turn too if that has no
+        answer, or none that its caller can have; `waited` is as for Store.is_unconfirmed.
+        """
         addresses = self.store.hasher
         first = None
         if key.is_idempotency_key:
@@ -242,7 +250,7 @@ class SqlMemory:
                     addresses.build_entries(new[-1:], first.parent, first.depth - 1),
                     found,
                 )
-        if (key.is_retry or key.message_id) and nodes:
+        if nodes:
             place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
             if place >= 0 and nodes[place].role == "user":
                 question = nodes[place]
@@ -253,6 +261,11 @@ class SqlMemory:
                     and (first is None or first.path == question.path)
                 ):
                     known = KnownMessage((), "", question.run_id)
+                    if not (key.is_retry or key.message_id):
+                        is_retry = nodes[-1].role == "user" or self.store.is_unconfirmed(
+                            connection, key, question, waited
+                        )
+                        key = msgspec.structs.replace(key, is_retry=is_retry)
                     found = self.store.find_equal_turn(connection, key, question.path, known)
                     if found.repeated:
                         return nodes[:place], repeated, found
@@ -471,7 +484,7 @@ class _StoredTurn:
         prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
         whole = _prepend_steps(answer, self._trailing) if self._trailing else answer
 
-        def store_answer(connection: Connection) -> bool:
+        def store_answer(connection: Connection) -> StoredAnswer:
             leased = self._held is not None
             return store.finish(
                 connection, self._key, self._question, whole, prefix=prefix, leased=leased
@@ -481,7 +494,16 @@ class _StoredTurn:
             if self.answer is None and self.in_progress is None:
                 with suppress(ConversationErasedError):
                     stored = await store.database.write(store_answer, wait=wait)
-                    store.counts.messages += stored
+                    store.counts.messages += stored.has_said
+                    if not stored.is_newest:
+                        raise SessionBusyError(
+                            "Another turn of this session took the place of this one, which stood"
+                            " still for too long. Send it again.",
+                            retry_after=1,
+                        )
+        except MemoryUnavailableError:
+            self._memory.tasks.run(self._mark_unconfirmed())
+            raise
         finally:
             if self._held is not None:
                 await self._held.__aexit__(None, None, None)
@@ -513,6 +535,15 @@ class _StoredTurn:
                 Entry(answered, path, self._question.path, self._question.depth + 1),
             ]
             self._memory.tasks.run(self._compress_if_due(compressor, pieces, sent))
+
+    async def _mark_unconfirmed(self) -> None:
+        """Have the next equal question get this answer, in case it was stored after all."""
+        store = self._memory.store
+        with suppress(MemoryUnavailableError):
+            await store.database.write(
+                lambda connection: store.mark_unconfirmed(connection, self._key),
+                wait=ABANDON_SECONDS,
+            )
 
     async def _compress_if_due(
         self, compressor: Compressor, pieces: list[Entry], sent: list[Message]

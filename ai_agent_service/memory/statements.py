@@ -7,6 +7,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     exists,
     literal,
     not_,
@@ -35,6 +36,9 @@ needs what was before it."""
 
 NODE_COLUMNS = ("path", "parent", "depth", "role", "body", "steps", "run_id")
 """The columns of a stored message."""
+
+UNCONFIRMED = "memory_unavailable"
+"""The error of a run whose caller does not know whether it was stored."""
 
 _NEW_SESSION_COLUMNS = (
     "key",
@@ -206,6 +210,15 @@ class Statements:
             runs.c.status,
             runs.c.process_id,
             runs.c.finish_reason,
+            runs.c.message_id,
+            runs.c.error,
+            runs.c.ended_at,
+        )
+        is_running = runs.c.status == "running"
+        self.mark_unconfirmed = (
+            update(runs)
+            .where(this_run)
+            .values(error=UNCONFIRMED, status=case((is_running, "incomplete"), else_=runs.c.status))
         )
         in_session = and_(runs.c.session_key == bindparam("key_"), _match_owner(runs))
         self.run_by_id = select(*of_run).where(runs.c.run_id == bindparam("run_id"), in_session)

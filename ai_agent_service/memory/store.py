@@ -3,7 +3,7 @@
 import logging
 import secrets as random
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ from ai_agent_service.memory.statements import (
     MAX_TAIL_ANSWERS,
     NODE_COLUMNS,
     TAIL_MESSAGES,
+    UNCONFIRMED,
     Statements,
 )
 from ai_agent_service.storage.clock import read_database_time
@@ -41,6 +42,10 @@ logger = logging.getLogger(__name__)
 HASH_KEY_NAME = "address_key"
 CHUNK = 500
 """How many are looked up at once, and inserted at once, where more must be."""
+
+
+RETRY_MARK = "\nretry"
+"""In the place of a `message_id`, of a run that a retry without one began; no header can say it."""
 
 
 class ConversationErasedError(Exception):
@@ -127,6 +132,14 @@ class TurnStart(msgspec.Struct, frozen=True, kw_only=True):
     repeated: bool = False
     """Whether an equal turn was asked before; it is run again where it has neither answer nor is
     under way."""
+
+
+class StoredAnswer(msgspec.Struct, frozen=True):
+    """What became of an answer: whether it said anything, and whether the session goes on from it,
+    as it does unless another turn took the lease from this one."""
+
+    has_said: bool
+    is_newest: bool
 
 
 class SessionLease(msgspec.Struct, frozen=True):
@@ -314,7 +327,7 @@ class Store:
                 "question": question.path,
                 "status": "running",
                 "process_id": self.process_id,
-                "message_id": turn.message_id,
+                "message_id": turn.message_id or (RETRY_MARK if turn.is_retry else None),
             },
         )
 
@@ -408,6 +421,33 @@ class Store:
         )
         return self.build_node(*(row[name] for name in NODE_COLUMNS)) if row else None
 
+    def is_unconfirmed(
+        self, connection: Connection, turn: TurnKey, question: Node, waited: float
+    ) -> bool:
+        """Return whether the session's last turn, of this answered question, is one whose caller
+        cannot have the answer.
+
+        It failed because of the database; or a retry began it, and it ended within the `waited`
+        seconds for which `turn` has been here: then `turn` is the attempt before that retry.
+        """
+        wanted = {
+            **turn.session.owner_parameters,
+            "key_": turn.session.key,
+            "run_id": question.run_id,
+        }
+        run = connection.execute(self._sql.run_by_id, wanted).mappings().first()
+        if run is None or run["error"] == UNCONFIRMED:
+            return run is not None
+        since = read_database_time(connection) - timedelta(seconds=waited)
+        return bool(
+            run["message_id"] == RETRY_MARK and run["ended_at"] and run["ended_at"] >= since
+        )
+
+    def mark_unconfirmed(self, connection: Connection, turn: TurnKey) -> None:
+        """Note that the caller of a run does not know whether its answer was stored."""
+        wanted = {**turn.session.owner_parameters, "run_id_": turn.run_id}
+        connection.execute(self._sql.mark_unconfirmed, wanted)
+
     def abandon(self, connection: Connection, turn: TurnKey, *, leased: bool) -> None:
         """Ends a run of which its caller was told that it could not begin; gives its session back
         where it was `leased`."""
@@ -417,7 +457,7 @@ class Store:
         ended = {
             "status_": "incomplete",
             "answer_": None,
-            "error_": "memory_unavailable",
+            "error_": UNCONFIRMED,
             "finish_reason_": None,
         }
         self._sql.end_run.execute(
@@ -434,9 +474,9 @@ class Store:
         *,
         prefix: str = "",
         leased: bool = False,
-    ) -> bool:
+    ) -> StoredAnswer:
         """Stores the answer, which `prefix` begins where the client brought its beginning, and ends
-        the run; gives whether there was one.
+        the run.
 
         Raises ConversationErasedError, and must be rolled back then, where the question was erased
         meanwhile.
@@ -453,9 +493,8 @@ class Store:
             "head_": head,
             "process": self.process_id,
         }
-        if statement.execute(connection, wanted) == 0 and not self._has_session(
-            connection, session
-        ):
+        is_newest = statement.execute(connection, wanted) > 0
+        if not is_newest and not self._has_session(connection, session):
             raise ConversationErasedError
         ended = self._sql.end_run.execute(
             connection,
@@ -490,7 +529,7 @@ class Store:
                     else msgspec.json.encode(answer.usage).decode(),
                 },
             )
-        return said
+        return StoredAnswer(said, is_newest)
 
     def find_summary(
         self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes

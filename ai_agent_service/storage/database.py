@@ -31,6 +31,10 @@ OPEN_SECONDS = 60.0
 """How long the start waits for the tables to be made and changed; it goes on in the background."""
 
 PREPARE_SECONDS = 3600.0
+UNKNOWN_OUTCOME = (
+    "The database did not confirm in time that this was stored, so it may be or not. Send the same"
+    " again: it is stored once."
+)
 _TOO_MANY, _CANCELLED = "53300", "57014"
 _LOST_RACE = ("40001", "40P01", "55P03")
 _READ_ONLY = "25006"
@@ -207,6 +211,10 @@ class Database:
                 else:
                     self.mark_lost(str(error))
                 if time.monotonic() >= deadline:
+                    if write and isinstance(error, DatabaseTimeoutError):
+                        raise MemoryUnavailableError(
+                            UNKNOWN_OUTCOME, retry_after=RETRY_AFTER
+                        ) from None
                     raise self._build_unavailable_error() from None
                 await asyncio.sleep(BUSY_PAUSE)
 

@@ -12,6 +12,7 @@ import asyncpg
 import httpx2
 import pytest
 
+from tests.support.events import until
 from tests.support.ledger import Ledger, ServiceProcess, under_load
 from tests.support.postgres import PostgresServer, binaries_18
 
@@ -197,3 +198,40 @@ async def test_a_server_without_a_free_connection_is_told_as_503(
                 await other.close()
         await service.until("/memory", lambda status: status == 200)
         assert (await asked(service.client, "helper")).status_code == 200
+
+
+@pytest.mark.parametrize("history", ["client", "server"])
+async def test_a_turn_whose_commit_nobody_confirms_is_stored_once(
+    tmp_path: Path, server: PostgresServer, history: str
+) -> None:
+    """The synchronous standby is away: commits are durable here, and wait for it for ever."""
+    settings = {"DATABASE_URL": server.url(), "DATABASE_TIMEOUT": "1"}
+    async with ServiceProcess(tmp_path, **settings) as service:
+
+        async def ask(text: str) -> httpx2.Response:
+            body = {"model": "helper", "messages": [{"role": "user", "content": text}]}
+            headers = {"X-Session-Id": "one", "X-Session-History": history}
+            return await service.client.post("/v1/chat/completions", json=body, headers=headers)
+
+        def set_standby(name: str) -> None:
+            server.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+            server.sql("SELECT pg_reload_conf()")
+
+        set_standby("away")
+        await until(lambda: server.sql("SHOW synchronous_standby_names") == "away")
+        answer = await ask("Hello")
+        assert answer.status_code == 503
+        assert "Send the same again: it is stored once." in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"]
+        # With the server's history the turn first takes its session, which was not confirmed.
+        stored = "1" if history == "client" else "0"
+        assert server.sql("SELECT count(*) FROM nodes") == stored
+        set_standby("")
+
+        async def is_answered() -> bool:
+            return (await ask("Hello")).status_code == 200
+
+        await until(is_answered)
+        assert server.sql("SELECT role, count(*) FROM nodes GROUP BY 1 ORDER BY 1") == (
+            "assistant|1\nuser|1"
+        )
