@@ -19,7 +19,7 @@ from ai_agent_service.memory.store import Store
 from ai_agent_service.memory.summaries import Compressor
 from ai_agent_service.memory.tokens import TokenCounter
 from ai_agent_service.providers.base import Provider
-from ai_agent_service.storage.database import Database, DatabaseError
+from ai_agent_service.storage.database import START_SECONDS, Database, DatabaseError
 from ai_agent_service.storage.encryption import DecryptionError
 from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.opening import (
@@ -96,8 +96,7 @@ class Memories:
 async def open_memories(
     settings: Settings, retention_of_agents: Mapping[str, float]
 ) -> AsyncGenerator[Memories, None]:
-    """Yield the memory of all agents. A database that cannot be used at the start is retried in the
-    background."""
+    """Yield the memory of all agents at once; the database is prepared in the background."""
     address, cipher = build_database_url(settings), build_cipher(settings)
     replica = settings.database_replica_url
     store: Store
@@ -105,7 +104,8 @@ async def open_memories(
     async def prepare(engine: DatabaseEngine) -> None:
         try:
             await prepare_tables(engine, migrate=settings.database_migrate)
-            await store.prepare(engine)
+            async with asyncio.timeout(START_SECONDS):
+                await store.prepare(engine)
         except DecryptionError as error:
             raise DatabaseError(str(error)) from error
 
@@ -126,7 +126,7 @@ async def open_memories(
         interval_hours=settings.memory_cleanup_interval_hours,
         run_seconds=settings.request_timeout + settings.shutdown_timeout + 60,
     )
-    await database.open()
+    await database.open(within=0)
     try:
         async with Tasks() as tasks:
             keeping = asyncio.create_task(housekeeping.run())

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
@@ -235,3 +235,26 @@ async def test_a_turn_whose_commit_nobody_confirms_is_stored_once(
         assert server.sql("SELECT role, count(*) FROM nodes GROUP BY 1 ORDER BY 1") == (
             "assistant|1\nuser|1"
         )
+
+
+async def test_a_start_while_commits_hang_is_alive_and_becomes_ready(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'")
+    server.sql("SELECT pg_reload_conf()")
+    await until(lambda: server.sql("SHOW synchronous_standby_names") == "away")
+    service = ServiceProcess(tmp_path, DATABASE_URL=server.url())
+    async with AsyncExitStack() as opened:
+        opened.push_async_exit(service.__aexit__)
+        began = time.monotonic()
+        await service.start(path="/health/live")
+        assert time.monotonic() - began < 20  # far less where the machine is not busy
+        ready = await service.client.get("/health/ready")
+        assert ready.status_code == 503
+        assert ready.json()["problems"] == ["The database is being prepared."]
+        answer = await asked(service.client, "helper")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        server.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        server.sql("SELECT pg_reload_conf()")
+        await service.until("/health/ready", lambda status: status == 200)
+        assert (await asked(service.client, "helper")).status_code == 200

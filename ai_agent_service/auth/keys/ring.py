@@ -215,6 +215,10 @@ class KeyRing:
             return True
         return self._read_at is not None and time.monotonic() - self._read_at <= self._stale_seconds
 
+    async def wait_until_read(self) -> None:
+        """Return once the keys were read since this was called, or could not be."""
+        await self._request_refresh()
+
     async def find(self, text: str) -> Key:
         """The key that `text` is. Raises UnauthorizedError, or AccessUnavailableError while that
         cannot be told."""
