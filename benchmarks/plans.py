@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 TABLES = frozenset({"sessions", "nodes", "runs", "summaries"})
 """The tables that grow."""
 
-PARTIAL_INDEX = "ix_runs_running"
-"""Has the runs under way alone, so that it may be read from its beginning to its end."""
+PARTIAL_INDEXES = frozenset({"ix_runs_running", "ix_sessions_leased"})
+"""They have the runs in progress and the leased sessions alone, so that they may be read from their
+beginning to their end."""
 
 _PLAN = re.compile(r"LOG:  duration: [\d.]+ ms  plan:\n")
 
@@ -70,5 +71,5 @@ def _is_read_through(node: dict[str, Any]) -> bool:
     if node.get("Relation Name") not in TABLES:
         return False
     if node["Node Type"].startswith("Index"):
-        return "Index Cond" not in node and node["Index Name"] != PARTIAL_INDEX
+        return "Index Cond" not in node and node["Index Name"] not in PARTIAL_INDEXES
     return bool(node["Node Type"] == "Seq Scan")

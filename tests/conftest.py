@@ -32,6 +32,13 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
+def _patient_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take long to prepare a database, and tests in this process do not ask
+    whether it is ready."""
+    monkeypatch.setattr("ai_agent_service.runtime.opening.SERVE_SECONDS", 20.0)
+
+
+@pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own shell or .env reaches a test, and no proxy of theirs stands
     between a test and its server."""

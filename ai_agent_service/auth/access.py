@@ -66,6 +66,12 @@ class Access:
         """Whether there is a key that works."""
         return self._keys.has_live_keys
 
+    async def wait_until_known(self) -> None:
+        """Return once the database was prepared and its keys were read, or that has failed."""
+        if self.database is not None:
+            await self.database.wait_until_tried()
+            await self._keys.wait_until_read()
+
     @property
     def problem(self) -> str | None:
         """What keeps everybody out, in a sentence; None if nothing is known to."""

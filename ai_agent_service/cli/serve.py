@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ai_agent_service.core.process_privacy import hide_memory, keep_descriptors
 from ai_agent_service.observability.logging import is_json_format
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.runtime.configuration import Configuration, load
-from ai_agent_service.runtime.opening import check_database_keys
+from ai_agent_service.runtime.opening import KeyState, check_database_keys
 from ai_agent_service.runtime.service import Service
 from ai_agent_service.server.application import (
     METRICS_FOLDER,
@@ -34,6 +35,8 @@ from ai_agent_service.server.application import (
 from ai_agent_service.server.http1 import BoundedProtocol
 from ai_agent_service.server.process import CANCEL_GRACE_SECONDS, GracefulServer, ShutdownTimeouts
 from ai_agent_service.server.workers import WorkerPool
+
+KEY_CHECK_SECONDS = 0.75
 
 
 @click.command()
@@ -93,19 +96,16 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
             os.environ["AGENT_CONFIG_FILE"] = str(
                 configuration.files.agents
             )  # a worker of later takes none in its place
-        is_open = (
-            settings.is_local
-            and settings.api_keys is None
-            and asyncio.run(check_database_keys(settings)) == "none"
-        )
-        is_open = is_open or settings.allow_unauthenticated
-        welcome = partial(
-            _announce_ready,
-            configuration,
-            listening,
-            _collect_file_notes(configuration),
-            is_open=is_open,
-        )
+
+        def welcome() -> None:
+            is_open = settings.allow_unauthenticated or (
+                settings.is_local
+                and settings.api_keys is None
+                and _check_keys(settings, within=settings.database_timeout) == "none"
+            )
+            notes = _collect_file_notes(configuration)
+            _announce_ready(configuration, listening, notes, is_open=is_open)
+
         with tempfile.TemporaryDirectory(
             prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True
         ) as folder:
@@ -171,13 +171,13 @@ def _create_tls_context(
 
 
 def _open_listener(settings: Settings) -> socket.socket:
-    """A socket that listens where the settings say; a port in use is a fault like any other."""
+    """A socket bound to where the settings say; a port in use is a fault like any other."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        # Connections are refused until the service takes them.
         listening.bind((settings.host, settings.port))
-        listening.listen(2048)
     except OSError as error:
         listening.close()
         print(
@@ -187,6 +187,18 @@ def _open_listener(settings: Settings) -> socket.socket:
         )
         sys.exit(1)
     return listening
+
+
+def _check_keys(settings: Settings, *, within: float) -> KeyState | None:
+    """As check_database_keys, but None as well where the database does not answer `within` seconds:
+    what hangs there must not keep the service from starting."""
+    found: list[KeyState | None] = []
+    check = threading.Thread(
+        target=lambda: found.append(asyncio.run(check_database_keys(settings))), daemon=True
+    )
+    check.start()
+    check.join(within)
+    return found[0] if found else None
 
 
 def _refuse_without_keys(settings: Settings) -> None:
@@ -205,7 +217,7 @@ def _refuse_without_keys(settings: Settings) -> None:
         return
     if settings.is_local or settings.api_keys is not None:
         return
-    if asyncio.run(check_database_keys(settings)) in ("live", None):
+    if _check_keys(settings, within=KEY_CHECK_SECONDS) in ("live", None):
         return
     problem = (
         f"the service would listen on {settings.host}, beyond this machine, and there is no API key"

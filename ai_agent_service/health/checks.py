@@ -109,6 +109,9 @@ class HealthChecks:
 
     async def find_problem(self) -> str | None:
         """Return why nothing can be served; None if something can, or nothing is known in time."""
+        database = self.target_database
+        if database is not None and database.is_starting:
+            return "The database is being prepared."
         if (problem := self._access.problem) is not None:
             return problem
         agents = await self.check_agents(READY_SECONDS)

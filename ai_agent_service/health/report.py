@@ -19,7 +19,7 @@ from ai_agent_service.health.probes import DiskHealth
 from ai_agent_service.mcp.connection import ServerStatus, State
 from ai_agent_service.memory.base import ErasureCounts
 from ai_agent_service.memory.housekeeping import Housekeeping
-from ai_agent_service.runtime.service import Service
+from ai_agent_service.runtime.service import RejectedReload, Service
 from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.migrate import HEAD_REVISION
@@ -82,7 +82,8 @@ class Health(msgspec.Struct):
     """The service is up. Only the detailed form has the parts and a `status` that depends on them:
     `degraded` if a part cannot be used, `unavailable` if nothing can be served; `reasons` say why.
 
-    `access` is `open` if callers need no key.
+    `access` is `open` if callers need no key. `rejected_reload` is the last reload, if its files
+    had faults: the service goes on as it was.
     """
 
     status: Literal["healthy", "degraded", "unavailable"]
@@ -97,6 +98,7 @@ class Health(msgspec.Struct):
     database: DatabaseHealth | UnsetType = UNSET
     identity: IdentityHealth | UnsetType = UNSET
     disk: dict[str, DiskHealth] | UnsetType = UNSET
+    rejected_reload: RejectedReload | UnsetType = UNSET
 
 
 async def find_readiness_problem(stopping: ShutdownState, checks: HealthChecks) -> str | None:
@@ -122,6 +124,9 @@ async def add_details(
         housekeeping = None if service.memories is None else service.memories.housekeeping
         body.database = _describe_database(database, answer, housekeeping)
     body.identity = _describe_identity(service.settings.identity_mode, access)
+    if (rejected := service.rejected_reload) is not None:
+        fault = redact_secrets(rejected.fault, service.secrets)
+        body.rejected_reload = msgspec.structs.replace(rejected, fault=fault)
     body.reasons = [*([not_ready] if not_ready else ()), *_collect_reasons(body)]
     body.status = "unavailable" if not_ready else "degraded" if body.reasons else "healthy"
 
@@ -151,6 +156,8 @@ def _collect_reasons(body: Health) -> list[str]:
         found += _collect_database_reasons(body.database)
     if body.identity and body.identity.error is not None:
         found.append(f"The keys of the identity provider cannot be fetched: {body.identity.error}")
+    if body.rejected_reload:
+        found.append(f"The last reload was rejected: {body.rejected_reload.fault}")
     for path, disk in (body.disk or {}).items():
         if disk.state == "low":
             found.append(

@@ -25,6 +25,7 @@ from ai_agent_service.limits.rate_limit import (
     Level,
     build_headers,
     decide,
+    rebase_level,
     settle_level,
 )
 from ai_agent_service.storage.database import Database
@@ -57,7 +58,8 @@ RETURNING subject, requests_until, tokens_until,
     set_config('synchronous_commit', 'off', true)
 """
 _RUNS = """
-SELECT subject, count(*) FILTER (WHERE until > $2 AND run_id <> $3) AS others,
+SELECT subject,
+    count(*) FILTER (WHERE until > $2 AND until <= $4 AND run_id <> $3) AS others,
     bool_or(run_id = $3) AS admitted
 FROM limit_runs WHERE subject = ANY($1::text[]) GROUP BY subject
 """
@@ -251,8 +253,12 @@ def _begin_run(ask: AdmissionRequest, connection: Connection) -> Mapping[str, st
     RateLimitError."""
     names = [subject.name for subject in ask.subjects]
     levels, now = _lock_levels(connection, names)
+    # A run that may take longer was left behind by a process that died before the clock was set
+    # back.
+    latest = now + 2 * ask.seconds + RUN_GRACE
     under_way = {
-        row.subject: row for row in connection.exec_driver_sql(_RUNS, (names, now, ask.run_id))
+        row.subject: row
+        for row in connection.exec_driver_sql(_RUNS, (names, now, ask.run_id, latest))
     }
     found = [
         (
@@ -306,9 +312,11 @@ def _lock_levels(connection: Connection, names: list[str]) -> tuple[dict[str, Le
     """The levels of these subjects, which nobody else changes until the transaction ends, and the
     time once that is so."""
     rows = connection.exec_driver_sql(_LOCK, (names,)).all()
-    return {row.subject: Level(row.requests_until, row.tokens_until, 0) for row in rows}, max(
-        row.now for row in rows
-    )
+    now = max(row.now for row in rows)
+    return {
+        row.subject: rebase_level(Level(row.requests_until, row.tokens_until, 0), now)
+        for row in rows
+    }, now
 
 
 def _delete_stale(connection: Connection) -> tuple[int, int]:

@@ -24,6 +24,9 @@ TOLERANCE = 0.01
 """The part of one request or token by which a bucket may be too full: sums of times since 1970 are
 not exact."""
 
+CLOCK_TOLERANCE = 1.0
+"""Seconds by which a clock may go back without being taken for one that was set back."""
+
 MAX_USER_ID_LENGTH = 255
 """Characters of a user's id that name a subject; of a longer one its digest does."""
 
@@ -62,6 +65,17 @@ class Level(msgspec.Struct, frozen=True):
     running: int
 
 
+def rebase_level(level: Level, now: float) -> Level:
+    """Return the level by a clock that may have been set back since it was charged, as no charge
+    takes `requests_until` further than a minute away."""
+    ahead = level.requests_until - now - MINUTE
+    if ahead <= CLOCK_TOLERANCE:
+        return level
+    return msgspec.structs.replace(
+        level, requests_until=now + MINUTE, tokens_until=level.tokens_until - ahead
+    )
+
+
 def list_subjects(principal: Principal, user: str) -> tuple[Subject, ...]:
     """What is limited of a caller: the key, and the user behind it."""
     key = principal.key
@@ -83,7 +97,7 @@ def decide(ask: AdmissionRequest, levels: Sequence[Level], now: float) -> list[L
     refusals: list[tuple[float, str]] = []
     for subject, level in zip(ask.subjects, levels, strict=True):
         limits, whose = subject.limits, subject.whose
-        requests, tokens = level.requests_until, level.tokens_until
+        requests, tokens = max(level.requests_until, now), level.tokens_until
         if (rate := limits.requests) is not None:
             requests = _charge(requests, 1, rate, now)
             if wait := _compute_wait(requests, rate, now):

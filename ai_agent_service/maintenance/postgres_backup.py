@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
@@ -31,6 +33,12 @@ _COPY = re.compile(rb'COPY (?:(?:"?[^". ]+"?\.)?"?(\w+)"?|.+) \(.*\) FROM stdin;
 _INHERITED = re.compile(r"(PATH|HOME|USER|LOGNAME|TMPDIR|LANG|TZ|KRB5\w+|LD_\w+|LC_\w+|PG\w+)$")
 """The variables that the programs get; keys of ours are none of theirs."""
 
+_SECRET_OPTIONS = frozenset(
+    {"password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"}
+)
+"""Options of an address that must not stand in the list of processes. Source: PostgreSQL, libpq."""
+
+_SERVICE = "ai-agent-service"
 _SMALL = ("alembic_version", "secrets")
 _TABLES = sorted([*metadata.tables, "alembic_version"])
 
@@ -131,12 +139,13 @@ def read_dump(file: Path) -> Dump:
 
 
 def strip_password(address: DatabaseUrl, hosts: str = "") -> str:
-    """A PostgreSQL address as its programs take it, its password left out; `hosts` stand in its
+    """A PostgreSQL address as its programs take it, its secrets left out; `hosts` stand in its
     servers' place."""
     parts = urlsplit(address.location)
     user, at, own = parts.netloc.rpartition("@")
     query = urlencode(
-        [each for each in parse_qsl(parts.query) if each[0].lower() != "password"], quote_via=quote
+        [each for each in parse_qsl(parts.query) if each[0].lower() not in _SECRET_OPTIONS],
+        quote_via=quote,
     )
     # Not by urlunsplit, which leaves the slashes out where no host is named.
     name = user.partition(":")[0]
@@ -153,20 +162,40 @@ def _run(program: str, address: DatabaseUrl, arguments: Sequence[str], timeout: 
             " postgresql-client"
         )
     command = [found, "--no-password", *arguments, f"--dbname={strip_password(address)}"]
-    # arguments are a list
-    done = subprocess.run(  # noqa: S603
-        command,
-        env=_build_environment(address, timeout),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-    )
+    with _hold_secrets(address) as secrets:
+        # arguments are a list
+        done = subprocess.run(  # noqa: S603
+            command,
+            env={**_build_environment(address, timeout), **secrets},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").splitlines()
         raise BackupError(
             " ".join(line.strip() for line in lines[:3])
             or f"{program} ended with {done.returncode}"
         )
+
+
+@contextmanager
+def _hold_secrets(address: DatabaseUrl) -> Generator[dict[str, str], None, None]:
+    """Yield variables by which the programs find secrets that no variable takes: in a service file
+    that only this user can read."""
+    options = {name.lower(): value for name, value in parse_qsl(urlsplit(address.location).query)}
+    kept = {name: options[name] for name in _SECRET_OPTIONS - {"password"} if name in options}
+    if not kept:
+        yield {}
+        return
+    if "service" in options or "PGSERVICE" in os.environ:
+        raise BackupError(f"{' and '.join(sorted(kept))} cannot be used beside a service of libpq")
+    if any("\n" in value for value in kept.values()):
+        raise BackupError(f"{' or '.join(sorted(kept))} has a line break")
+    with NamedTemporaryFile("w", prefix="ai-agent-service-", encoding="utf-8") as file:
+        file.write(f"[{_SERVICE}]\n" + "".join(f"{name}={kept[name]}\n" for name in kept))
+        file.flush()
+        yield {"PGSERVICEFILE": file.name, "PGSERVICE": _SERVICE}
 
 
 def _build_environment(address: DatabaseUrl, timeout: float) -> dict[str, str]:

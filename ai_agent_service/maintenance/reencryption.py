@@ -19,10 +19,11 @@ from sqlalchemy import (
     update,
 )
 
-from ai_agent_service.memory.store import HASH_KEY_NAME, PROCESS_STALE_SECONDS
+from ai_agent_service.memory.processes import PROCESS_STALE_SECONDS
+from ai_agent_service.memory.store import HASH_KEY_NAME
+from ai_agent_service.storage.clock import read_database_time
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, DecryptionError
-from ai_agent_service.storage.engine import read_database_time
 from ai_agent_service.storage.tables import nodes, processes, secrets, summaries
 
 BATCH = 500

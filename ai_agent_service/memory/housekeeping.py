@@ -4,19 +4,26 @@ old."""
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 from sqlalchemy import Connection, and_, delete, literal, or_, select, text, update
 
 from ai_agent_service.core.errors import MemoryUnavailableError
 from ai_agent_service.memory.base import ErasureCounts
-from ai_agent_service.memory.store import PROCESS_STALE_SECONDS, Store
+from ai_agent_service.memory.processes import HEARTBEAT_SECONDS, ProcessWatch, has_exited
+from ai_agent_service.memory.store import Store
+from ai_agent_service.storage.clock import (
+    MAX_SKEW,
+    ClockWatch,
+    DatabaseNow,
+    read_database_time,
+    read_uptime,
+)
 from ai_agent_service.storage.tables import nodes, processes, runs, sessions, summaries
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 5.0
 BATCH_SECONDS = 600.0
 BATCH = 200
 """Sessions deleted in one transaction."""
@@ -24,15 +31,13 @@ BATCH = 200
 CLEANUP_LOCK = 0x61_61_73_5F_63_6C_65_61
 """The advisory lock of PostgreSQL for deleting old conversations: `aas_clea` as a number."""
 
-PROCESS_RETENTION = timedelta(days=1)
-
 
 class Housekeeping:
     """Runs beside the service.
 
     Sessions are kept for `retention_days` after their last use (None: for ever), unless
-    `agent_retention_days` has another value for their agent. A run that is older than `run_seconds`
-    cannot be running any more.
+    `agent_retention_days` has another value for their agent. A run of this process that is older
+    than `run_seconds` and not live cannot be running any more. `clock` is as for ClockWatch.
     """
 
     def __init__(
@@ -43,12 +48,15 @@ class Housekeeping:
         agent_retention_days: Mapping[str, float],
         interval_hours: float,
         run_seconds: float,
+        clock: Callable[[], float] = read_uptime,
     ) -> None:
         self._store = store
         self._retention = retention_days
         self.agent_retention_days = dict(agent_retention_days)
         self._interval = interval_hours * 3600
         self._run_seconds = run_seconds
+        self._watch = ProcessWatch(clock)
+        self._settling = ClockWatch(clock)
         self.erased = ErasureCounts()
         """What this process has deleted for its age."""
         self.ended_runs = 0
@@ -109,24 +117,70 @@ class Housekeeping:
         return total
 
     def _record_heartbeat(self, connection: Connection) -> int:
-        now = self._store.mark_alive(connection)
-        living = select(processes.c.process_id).where(
-            processes.c.seen_at >= now - timedelta(seconds=PROCESS_STALE_SECONDS)
+        self._settling.observe(self._store.mark_alive(connection))
+        rows = connection.execute(
+            select(processes.c.process_id, processes.c.host, processes.c.seen_at)
+        ).all()
+        gone = self._watch.find_silent((row.process_id, row.seen_at) for row in rows)
+        gone |= {
+            row.process_id for row in rows if has_exited(row.host, row.process_id, self._store.host)
+        }
+        gone.discard(self._store.process_id)
+        if gone:
+            connection.execute(delete(processes).where(processes.c.process_id.in_(sorted(gone))))
+        self._release_dead_sessions(connection)
+        self._release_own_sessions(connection)
+        return self._end_runs(connection)
+
+    def _end_runs(self, connection: Connection) -> int:
+        """End the runs of processes that are not known, and those that this process no longer
+        takes though their time is over; return their number."""
+        is_orphaned = runs.c.process_id.not_in(select(processes.c.process_id))
+        since = read_database_time(connection) - timedelta(seconds=self._run_seconds)
+        late = select(runs.c.run_id).where(
+            runs.c.status == "running",
+            runs.c.process_id == self._store.process_id,
+            runs.c.started_at < since,
         )
-        gone = runs.c.process_id.not_in(living)
-        overdue = runs.c.started_at < datetime.now(UTC) - timedelta(seconds=self._run_seconds)
-        ended = connection.execute(
+        over = [
+            run_id
+            for run_id in connection.execute(late).scalars()
+            if not self._store.is_live(run_id)
+        ]
+        return connection.execute(
             update(runs)
-            .where(runs.c.status == "running", or_(gone, overdue))
-            .values(status="incomplete", error="process_gone", ended_at=datetime.now(UTC))
+            .where(runs.c.status == "running", or_(is_orphaned, runs.c.run_id.in_(over)))
+            .values(status="incomplete", error="process_gone", ended_at=DatabaseNow())
         ).rowcount
-        connection.execute(
-            update(sessions)
-            .where(sessions.c.lease_process.is_not(None), sessions.c.lease_process.not_in(living))
-            .values(lease_process=None, lease_until=None)
+
+    @staticmethod
+    def _release_dead_sessions(connection: Connection) -> None:
+        """Release the sessions of processes that are not known."""
+        # By name, since a session may be leased meanwhile by a process that was not known here.
+        holders = select(sessions.c.lease_process).where(sessions.c.lease_process.is_not(None))
+        leased = set(connection.execute(holders).scalars())
+        living = set(connection.execute(select(processes.c.process_id)).scalars())
+        if dead := leased - living:
+            connection.execute(
+                update(sessions)
+                .where(sessions.c.lease_process.in_(sorted(dead)))
+                .values(lease_process=None)
+            )
+
+    def _release_own_sessions(self, connection: Connection) -> None:
+        """Release sessions that none of this process's turns has, as after a failure."""
+        # A turn that takes one now waits for the lock, and is_held knows of one that has it.
+        leased = (
+            select(sessions.c.key)
+            .where(sessions.c.lease_process == self._store.process_id)
+            .with_for_update(skip_locked=True)
         )
-        connection.execute(delete(processes).where(processes.c.seen_at < now - PROCESS_RETENTION))
-        return ended
+        if free := [
+            key for key in connection.execute(leased).scalars() if not self._store.is_held(key)
+        ]:
+            connection.execute(
+                update(sessions).where(sessions.c.key.in_(free)).values(lease_process=None)
+            )
 
     def _delete_batch(self, connection: Connection) -> ErasureCounts:
         # A lock of the transaction also works through a pooler, which may use another connection
@@ -137,7 +191,16 @@ class Housekeeping:
             and not connection.execute(lock, {"lock": CLEANUP_LOCK}).scalar()
         ):
             return ErasureCounts()
-        now = datetime.now(UTC)
+        now = read_database_time(connection)
+        self._settling.observe(now)
+        if not self._settling.is_settled:
+            return ErasureCounts()
+        # What was used while the clock was ahead would be kept until it has caught up.
+        connection.execute(
+            update(sessions)
+            .where(sessions.c.updated_at > now + MAX_SKEW)
+            .values(updated_at=DatabaseNow())
+        )
         of_agents = self.agent_retention_days  # once: another thread may replace it
         too_old = [
             and_(

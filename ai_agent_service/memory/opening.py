@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import os
-import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -12,16 +10,16 @@ import msgspec
 
 from ai_agent_service.config.memory_definition import MemoryDefinition
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.tasks import Tasks
 from ai_agent_service.memory.conversations import SqlConversations
 from ai_agent_service.memory.housekeeping import Housekeeping
+from ai_agent_service.memory.processes import generate_process_id
 from ai_agent_service.memory.sql_memory import SessionLocks, SqlMemory
 from ai_agent_service.memory.store import Store
 from ai_agent_service.memory.summaries import Compressor
 from ai_agent_service.memory.tokens import TokenCounter
 from ai_agent_service.providers.base import Provider
-from ai_agent_service.storage.database import Database, DatabaseError
+from ai_agent_service.storage.database import START_SECONDS, Database, DatabaseError
 from ai_agent_service.storage.encryption import DecryptionError
 from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.opening import (
@@ -54,6 +52,7 @@ class Memories:
         self._settings = settings
         self._store = store
         self._locks = SessionLocks()
+        store.is_held = self._locks.is_held
         self._counter = TokenCounter()
         self.tasks = tasks
         self.housekeeping = housekeeping
@@ -97,8 +96,7 @@ class Memories:
 async def open_memories(
     settings: Settings, retention_of_agents: Mapping[str, float]
 ) -> AsyncGenerator[Memories, None]:
-    """Yield the memory of all agents. A database that cannot be used at the start is retried in the
-    background."""
+    """Yield the memory of all agents at once; the database is prepared in the background."""
     address, cipher = build_database_url(settings), build_cipher(settings)
     replica = settings.database_replica_url
     store: Store
@@ -106,7 +104,8 @@ async def open_memories(
     async def prepare(engine: DatabaseEngine) -> None:
         try:
             await prepare_tables(engine, migrate=settings.database_migrate)
-            await store.prepare(engine)
+            async with asyncio.timeout(START_SECONDS):
+                await store.prepare(engine)
         except DecryptionError as error:
             raise DatabaseError(str(error)) from error
 
@@ -119,8 +118,7 @@ async def open_memories(
         name=address.redacted,
         prepare=prepare,
     )
-    process_id = f"{socket.gethostname()}:{os.getpid()}:{generate_id('')[:8]}"
-    store = Store(database, cipher, process_id)
+    store = Store(database, cipher, generate_process_id())
     housekeeping = Housekeeping(
         store,
         retention_days=settings.memory_retention_days,
@@ -128,7 +126,7 @@ async def open_memories(
         interval_hours=settings.memory_cleanup_interval_hours,
         run_seconds=settings.request_timeout + settings.shutdown_timeout + 60,
     )
-    await database.open()
+    await database.open(within=0)
     try:
         async with Tasks() as tasks:
             keeping = asyncio.create_task(housekeeping.run())

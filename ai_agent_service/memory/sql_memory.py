@@ -5,7 +5,6 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 
 import msgspec
 from sqlalchemy import Connection
@@ -30,6 +29,7 @@ from ai_agent_service.memory.store import (
     Session,
     SessionLease,
     Store,
+    StoredAnswer,
     Summary,
     TurnKey,
     TurnStart,
@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 SESSION_WAIT_SECONDS = 30.0
 """How long a turn with the server's history waits for an earlier one of its session."""
-
-LEASE_GRACE_SECONDS = 30.0
-"""How much longer than its run's deadline a turn may have its session for itself."""
 
 MAX_HISTORY = 2000
 """How many messages of the server's history a model is shown where there is no summary of those
@@ -161,18 +158,18 @@ class SqlMemory:
 
     async def _begin_server(self, key: TurnKey, turn: Turn, seconds_left: float) -> RememberedTurn:
         """As the only turn of its session; the lock is given back when the answer is kept."""
+        began = asyncio.get_running_loop().time()
         wait = min(SESSION_WAIT_SECONDS, seconds_left)
         held = self._locks.lock(key.session.key, wait)
         await held.__aenter__()
         try:
-            until = datetime.now(UTC) + timedelta(seconds=seconds_left + LEASE_GRACE_SECONDS)
-            return await self._begin_leased(key, turn, until, wait, held)
+            return await self._begin_leased(key, turn, wait, held, began)
         except BaseException:
             await held.__aexit__(None, None, None)
             raise
 
     async def _begin_leased(
-        self, key: TurnKey, turn: Turn, until: datetime, wait: float, held: "_SessionLock"
+        self, key: TurnKey, turn: Turn, wait: float, held: "_SessionLock", began: float
     ) -> RememberedTurn:
         new = tuple(message for message in turn.messages if message.role != "system")
         if not new or new[-1].role != "user":
@@ -182,22 +179,21 @@ class SqlMemory:
                 param="messages",
             )
         database, store, session = self.store.database, self.store, key.session
-        leased = await self._acquire_lease(session, until, wait)
+        leased = await self._acquire_lease(session, wait)
         nodes, covering = await self._read_history(session, leased)
+        waited = asyncio.get_running_loop().time() - began
 
         def begin_turn(
             connection: Connection,
         ) -> tuple[TurnStart, Summary | None, list[Node], list[Entry]]:
-            now = datetime.now(UTC)
-            before, entries, begun = self._place_messages(connection, key, nodes, new)
+            before, entries, begun = self._place_messages(connection, key, nodes, new, waited)
             if begun.answer is not None or begun.in_progress is not None:
                 store.release(connection, session)
                 return begun, None, before, entries
-            store.touch_head(
-                connection, session, entries[-1].path, now
-            )  # makes it again where it was deleted meanwhile
-            store.store_entries(connection, session, entries[:-1], now)
-            store.store_question(connection, key, entries[-1], now)
+            # makes it again where it was deleted meanwhile
+            store.touch(connection, session, head=entries[-1].path)
+            store.store_entries(connection, session, entries[:-1])
+            store.store_question(connection, key, entries[-1])
             summary = covering
             if begun.repeated:  # the summary may cover it
                 paths = [*(node.path for node in before), *(entry.path for entry in entries)]
@@ -230,9 +226,14 @@ class SqlMemory:
         key: TurnKey,
         nodes: list[Node],
         new: tuple[Message, ...],
+        waited: float,
     ) -> tuple[list[Node], list[Entry], TurnStart]:
         """The history before the `new` messages, these as entries, and what came of an equal turn,
-        if this repeats the last one."""
+        if this repeats the last one.
+
+        A request that does not say that it is a retry repeats the last turn too if that has no
+        answer, or none that its caller can have; `waited` is as for Store.is_unconfirmed.
+        """
         addresses = self.store.hasher
         first = None
         if key.is_idempotency_key:
@@ -252,7 +253,7 @@ class SqlMemory:
                     addresses.build_entries(new[-1:], first.parent, first.depth - 1),
                     found,
                 )
-        if (key.is_retry or key.message_id) and nodes:
+        if nodes:
             place = len(nodes) - (1 if nodes[-1].role == "user" else 2)
             if place >= 0 and nodes[place].role == "user":
                 question = nodes[place]
@@ -263,6 +264,11 @@ class SqlMemory:
                     and (first is None or first.path == question.path)
                 ):
                     known = KnownMessage((), "", question.run_id)
+                    if not (key.is_retry or key.message_id):
+                        is_retry = nodes[-1].role == "user" or self.store.is_unconfirmed(
+                            connection, key, question, waited
+                        )
+                        key = msgspec.structs.replace(key, is_retry=is_retry)
                     found = self.store.find_equal_turn(connection, key, question.path, known)
                     if found.repeated:
                         return nodes[:place], repeated, found
@@ -272,12 +278,12 @@ class SqlMemory:
         )
         return nodes, entries, TurnStart(known={}, has_summaries=False)
 
-    async def _acquire_lease(self, session: Session, until: datetime, wait: float) -> SessionLease:
+    async def _acquire_lease(self, session: Session, wait: float) -> SessionLease:
         """The session, once no other process has it."""
         deadline = asyncio.get_running_loop().time() + wait
         while True:
             leased = await self.store.database.write(
-                lambda connection: self.store.lease(connection, session, until)
+                lambda connection: self.store.lease(connection, session)
             )
             if leased is not None:
                 return leased
@@ -481,7 +487,7 @@ class _StoredTurn:
         prefix = "".join(message.text for message in self._trailing if message.role == "assistant")
         whole = _prepend_steps(answer, self._trailing) if self._trailing else answer
 
-        def store_answer(connection: Connection) -> bool:
+        def store_answer(connection: Connection) -> StoredAnswer:
             leased = self._held is not None
             return store.finish(
                 connection, self._key, self._question, whole, prefix=prefix, leased=leased
@@ -491,7 +497,16 @@ class _StoredTurn:
             if self.answer is None and self.in_progress is None:
                 with suppress(ConversationErasedError):
                     stored = await store.database.write(store_answer, wait=wait)
-                    store.counts.messages += stored
+                    store.counts.messages += stored.has_said
+                    if not stored.is_newest:
+                        raise SessionBusyError(
+                            "Another turn of this session took the place of this one, which stood"
+                            " still for too long. Send it again.",
+                            retry_after=1,
+                        )
+        except MemoryUnavailableError:
+            self._memory.tasks.run(self._mark_unconfirmed())
+            raise
         finally:
             if self._held is not None:
                 await self._held.__aexit__(None, None, None)
@@ -523,6 +538,15 @@ class _StoredTurn:
                 Entry(answered, path, self._question.path, self._question.depth + 1),
             ]
             self._memory.tasks.run(self._compress_if_due(compressor, pieces, sent))
+
+    async def _mark_unconfirmed(self) -> None:
+        """Have the next equal question get this answer, in case it was stored after all."""
+        store = self._memory.store
+        with suppress(MemoryUnavailableError):
+            await store.database.write(
+                lambda connection: store.mark_unconfirmed(connection, self._key),
+                wait=ABANDON_SECONDS,
+            )
 
     async def _compress_if_due(
         self, compressor: Compressor, pieces: list[Entry], sent: list[Message]

@@ -7,6 +7,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     exists,
     literal,
     not_,
@@ -19,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.sql.elements import ClauseElement
 
+from ai_agent_service.storage.clock import DatabaseNow
 from ai_agent_service.storage.prepared import PreparedStatement
 from ai_agent_service.storage.tables import nodes, runs, sessions, summaries
 
@@ -35,14 +37,15 @@ needs what was before it."""
 NODE_COLUMNS = ("path", "parent", "depth", "role", "body", "steps", "run_id")
 """The columns of a stored message."""
 
+UNCONFIRMED = "memory_unavailable"
+"""The error of a run whose caller does not know whether it was stored."""
+
 _NEW_SESSION_COLUMNS = (
     "key",
     "tenant",
     "user_id",
     "agent_id",
     "session_id",
-    "created_at",
-    "updated_at",
 )
 _NEW_RUN_COLUMNS = (
     "run_id",
@@ -53,7 +56,6 @@ _NEW_RUN_COLUMNS = (
     "status",
     "process_id",
     "message_id",
-    "started_at",
 )
 
 
@@ -74,7 +76,8 @@ class Statements:
     def _build_session_statements(self) -> None:
         this_session = and_(sessions.c.key == bindparam("key_"), _match_owner(sessions))
         self.session = select(sessions.c.key).where(this_session)
-        upsert = self.insert(sessions)
+        now = DatabaseNow()
+        upsert = self.insert(sessions).values(created_at=now, updated_at=now)
         self.upsert_session = self._prepare(
             upsert.on_conflict_do_update(
                 index_elements=["key"],
@@ -83,34 +86,23 @@ class Statements:
             *_NEW_SESSION_COLUMNS,
             "head",
         )
+        leased = upsert.excluded.lease_process
         lease = upsert.on_conflict_do_update(
             index_elements=["key"],
-            set_={
-                "updated_at": upsert.excluded.updated_at,
-                "lease_process": upsert.excluded.lease_process,
-                "lease_until": upsert.excluded.lease_until,
-            },
-            where=or_(
-                sessions.c.lease_process.is_(None),
-                sessions.c.lease_process == bindparam("process"),
-                sessions.c.lease_until < bindparam("now", type_=sessions.c.lease_until.type),
-            ),
+            set_={"updated_at": upsert.excluded.updated_at, "lease_process": leased},
+            where=or_(sessions.c.lease_process.is_(None), sessions.c.lease_process == leased),
         ).returning(sessions.c.head, sessions.c.summaries)
-        self.lease = self._prepare(lease, *_NEW_SESSION_COLUMNS, "lease_process", "lease_until")
+        self.lease = self._prepare(lease, *_NEW_SESSION_COLUMNS, "lease_process")
+        self.lease_holder = select(sessions.c.lease_process).where(this_session).with_for_update()
         has_lease = and_(this_session, sessions.c.lease_process == bindparam("process"))
-        self.release = (
-            update(sessions).where(has_lease).values(lease_process=None, lease_until=None)
-        )
-        moved = {
-            "head": bindparam("head_"),
-            "updated_at": bindparam("now", type_=sessions.c.updated_at.type),
-        }
+        self.release = update(sessions).where(has_lease).values(lease_process=None)
+        moved = {"head": bindparam("head_"), "updated_at": now}
         self.close = self._prepare(update(sessions).where(this_session).values(moved))
         # A session that was deleted and made again meanwhile has no lease any more.
         ours = or_(
             sessions.c.lease_process.is_(None), sessions.c.lease_process == bindparam("process")
         )
-        given_back = {**moved, "lease_process": null(), "lease_until": null()}
+        given_back = {**moved, "lease_process": null()}
         self.close_leased = self._prepare(
             update(sessions).where(this_session, ours).values(given_back)
         )
@@ -139,7 +131,8 @@ class Statements:
         self.node = select(*columns, nodes.c.status, nodes.c.usage).where(
             nodes.c.path == bindparam("path_"), _match_owner(nodes)
         )
-        insert, all_columns = self.insert(nodes), [column.name for column in nodes.columns]
+        insert = self.insert(nodes).values(created_at=DatabaseNow())
+        all_columns = [each.name for each in nodes.columns if each.name != "created_at"]
         self.insert_node = self._prepare(
             insert.on_conflict_do_nothing(index_elements=["path"]), *all_columns
         )
@@ -198,12 +191,17 @@ class Statements:
 
     def _build_run_statements(self) -> None:
         self.insert_run = self._prepare(
-            self.insert(runs).on_conflict_do_nothing(index_elements=["run_id"]), *_NEW_RUN_COLUMNS
+            self.insert(runs)
+            .values(started_at=DatabaseNow())
+            .on_conflict_do_nothing(index_elements=["run_id"]),
+            *_NEW_RUN_COLUMNS,
         )
         this_run = and_(runs.c.run_id == bindparam("run_id_"), _match_owner(runs))
-        ended = ("status", "answer", "error", "finish_reason", "ended_at")
+        ended: dict[str, Any] = {
+            name: bindparam(f"{name}_") for name in ("status", "answer", "error", "finish_reason")
+        }
         self.end_run = self._prepare(
-            update(runs).where(this_run).values({name: bindparam(f"{name}_") for name in ended})
+            update(runs).where(this_run).values({**ended, "ended_at": DatabaseNow()})
         )
         of_run = (
             runs.c.run_id,
@@ -212,6 +210,15 @@ class Statements:
             runs.c.status,
             runs.c.process_id,
             runs.c.finish_reason,
+            runs.c.message_id,
+            runs.c.error,
+            runs.c.ended_at,
+        )
+        is_running = runs.c.status == "running"
+        self.mark_unconfirmed = (
+            update(runs)
+            .where(this_run)
+            .values(error=UNCONFIRMED, status=case((is_running, "incomplete"), else_=runs.c.status))
         )
         in_session = and_(runs.c.session_key == bindparam("key_"), _match_owner(runs))
         self.run_by_id = select(*of_run).where(runs.c.run_id == bindparam("run_id"), in_session)
@@ -237,8 +244,10 @@ class Statements:
         )
         covering = and_(these, summaries.c.covers == bindparam("covers_"))
         self.summary = self._prepare(select(summaries.c.depth, summaries.c.body).where(covering))
-        self.insert_summary = self.insert(summaries).on_conflict_do_nothing(
-            index_elements=["session_key", "covers", "settings"]
+        self.insert_summary = (
+            self.insert(summaries)
+            .values(created_at=DatabaseNow())
+            .on_conflict_do_nothing(index_elements=["session_key", "covers", "settings"])
         )
 
     def _prepare(self, statement: ClauseElement, *columns: str) -> PreparedStatement:

@@ -2,9 +2,8 @@
 
 import logging
 import secrets as random
-import socket
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -24,15 +23,18 @@ from ai_agent_service.core.usage import Usage
 from ai_agent_service.memory.base import Step, TurnAnswer
 from ai_agent_service.memory.counters import MemoryCounts
 from ai_agent_service.memory.message_tree import Entry, MessageHasher
+from ai_agent_service.memory.processes import has_exited, identify_host
 from ai_agent_service.memory.statements import (
     MAX_TAIL_ANSWERS,
     NODE_COLUMNS,
     TAIL_MESSAGES,
+    UNCONFIRMED,
     Statements,
 )
+from ai_agent_service.storage.clock import read_database_time
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, DecryptionError
-from ai_agent_service.storage.engine import DatabaseEngine, read_database_time
+from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.tables import processes, secrets
 
 logger = logging.getLogger(__name__)
@@ -41,8 +43,9 @@ HASH_KEY_NAME = "address_key"
 CHUNK = 500
 """How many are looked up at once, and inserted at once, where more must be."""
 
-PROCESS_STALE_SECONDS = 20.0
-"""A process that was not seen for so long is gone."""
+
+RETRY_MARK = "\nretry"
+"""In the place of a `message_id`, of a run that a retry without one began; no header can say it."""
 
 
 class ConversationErasedError(Exception):
@@ -131,6 +134,14 @@ class TurnStart(msgspec.Struct, frozen=True, kw_only=True):
     under way."""
 
 
+class StoredAnswer(msgspec.Struct, frozen=True):
+    """What became of an answer: whether it said anything, and whether the session goes on from it,
+    as it does unless another turn took the lease from this one."""
+
+    has_said: bool
+    is_newest: bool
+
+
 class SessionLease(msgspec.Struct, frozen=True):
     """A session that one run has for itself."""
 
@@ -158,9 +169,12 @@ class Store:
     def __init__(self, database: Database, cipher: Cipher, process_id: str) -> None:
         self.is_live: Callable[[str], bool] = lambda _: False
         """Whether this process takes the run of an id now."""
+        self.is_held: Callable[[bytes], bool] = lambda _: True
+        """Whether a turn of this process has the session of a key, or waits for it."""
         self.database = database
         self.cipher = cipher
         self.process_id = process_id
+        self.host = identify_host()
         self.counts = MemoryCounts()
         self._hasher: MessageHasher | None = None
         self._sql = Statements(database.kind)
@@ -190,7 +204,7 @@ class Store:
         if connection.execute(known).rowcount == 0:
             new = {
                 "process_id": self.process_id,
-                "host": socket.gethostname(),
+                "host": self.host,
                 "started_at": now,
                 "seen_at": now,
             }
@@ -246,37 +260,41 @@ class Store:
         An earlier answer is of no use if this turn continues one, `continued`, which is looked up
         as well.
         """
-        now, session, question = datetime.now(UTC), turn.session, entries[-1]
-        has_summaries = bool(self._touch(connection, session, now, head=question.path))
+        session, question = turn.session, entries[-1]
+        has_summaries = bool(self.touch(connection, session, head=question.path))
         known = self._find_known(connection, session, entries, continued)
         asked = known.get(question.path) if continued is None else None
         found = self.find_equal_turn(connection, turn, question.path, asked)
         if found.answer is not None or found.in_progress is not None:
             if found.answer is not None:
-                self._touch(connection, session, now, head=found.answer_path or question.path)
+                self.touch(connection, session, head=found.answer_path or question.path)
             return msgspec.structs.replace(found, known=known, has_summaries=has_summaries)
-        stored = self._store_entries(connection, session, entries, known, now)
-        self.store_question(connection, turn, question, now)
+        stored = self._store_entries(connection, session, entries, known)
+        self.store_question(connection, turn, question)
         return TurnStart(
             known=known, has_summaries=has_summaries, stored=stored + (question.path not in known)
         )
 
-    def lease(
-        self, connection: Connection, session: Session, until: datetime
-    ) -> SessionLease | None:
-        """Has this process take the session for itself; None while another has it."""
-        now = datetime.now(UTC)
-        rows = self._sql.lease.fetch_rows(
-            connection,
-            {
-                **self._build_session_row(session, now),
-                "lease_process": self.process_id,
-                "lease_until": until,
-                "now": now,
-                "process": self.process_id,
-            },
-        )
+    def lease(self, connection: Connection, session: Session) -> SessionLease | None:
+        """Has this process take the session for itself; None while another has it that lives."""
+        leased = self._take_lease(connection, session)
+        if leased is None and self._release_from_dead(connection, session):
+            leased = self._take_lease(connection, session)
+        return leased
+
+    def _take_lease(self, connection: Connection, session: Session) -> SessionLease | None:
+        row = {**self._build_session_row(session), "lease_process": self.process_id}
+        rows = self._sql.lease.fetch_rows(connection, row)
         return next((SessionLease(head, bool(summaries)) for head, summaries in rows), None)
+
+    def _release_from_dead(self, connection: Connection, session: Session) -> bool:
+        """Release the session where the process that has it is gone; return whether it is free."""
+        wanted = {**session.owner_parameters, "key_": session.key}
+        holder = connection.execute(self._sql.lease_holder, wanted).scalar()
+        if holder is not None and not self._is_alive(connection, holder):
+            connection.execute(self._sql.release, {**wanted, "process": holder})
+            return True
+        return holder is None
 
     def release(self, connection: Connection, session: Session) -> None:
         """Gives a session back that `lease` took, where nothing is stored of the turn."""
@@ -297,12 +315,10 @@ class Store:
         covers = next((path for path, *_, is_summarised in rows if is_summarised), None)
         return nodes, None if covers is None else self._read_summary(connection, wanted, covers)
 
-    def store_question(
-        self, connection: Connection, turn: TurnKey, question: Entry, now: datetime
-    ) -> None:
+    def store_question(self, connection: Connection, turn: TurnKey, question: Entry) -> None:
         """Stores the question and its run."""
         session, run_id = turn.session, turn.run_id
-        row = self._build_row(session, question, "client", now)
+        row = self._build_row(session, question, "client")
         self._sql.insert_question.execute(connection, {**row, "run_id": run_id})
         self._sql.insert_run.execute(
             connection,
@@ -313,25 +329,18 @@ class Store:
                 "question": question.path,
                 "status": "running",
                 "process_id": self.process_id,
-                "message_id": turn.message_id,
-                "started_at": now,
+                "message_id": turn.message_id or (RETRY_MARK if turn.is_retry else None),
             },
         )
 
     def store_entries(
-        self, connection: Connection, session: Session, entries: Sequence[Entry], now: datetime
+        self, connection: Connection, session: Session, entries: Sequence[Entry]
     ) -> None:
         """Stores messages that follow on stored ones."""
         if entries:
             self._sql.insert_node.execute_many(
-                connection, [self._build_row(session, entry, "client", now) for entry in entries]
+                connection, [self._build_row(session, entry, "client") for entry in entries]
             )
-
-    def touch_head(
-        self, connection: Connection, session: Session, head: bytes, now: datetime
-    ) -> None:
-        """Makes `head` the session's newest message."""
-        self._touch(connection, session, now, head=head)
 
     def find_equal_turn(
         self,
@@ -414,6 +423,33 @@ class Store:
         )
         return self.build_node(*(row[name] for name in NODE_COLUMNS)) if row else None
 
+    def is_unconfirmed(
+        self, connection: Connection, turn: TurnKey, question: Node, waited: float
+    ) -> bool:
+        """Return whether the session's last turn, of this answered question, is one whose caller
+        cannot have the answer.
+
+        It failed because of the database; or a retry began it, and it ended within the `waited`
+        seconds for which `turn` has been here: then `turn` is the attempt before that retry.
+        """
+        wanted = {
+            **turn.session.owner_parameters,
+            "key_": turn.session.key,
+            "run_id": question.run_id,
+        }
+        run = connection.execute(self._sql.run_by_id, wanted).mappings().first()
+        if run is None or run["error"] == UNCONFIRMED:
+            return run is not None
+        since = read_database_time(connection) - timedelta(seconds=waited)
+        return bool(
+            run["message_id"] == RETRY_MARK and run["ended_at"] and run["ended_at"] >= since
+        )
+
+    def mark_unconfirmed(self, connection: Connection, turn: TurnKey) -> None:
+        """Note that the caller of a run does not know whether its answer was stored."""
+        wanted = {**turn.session.owner_parameters, "run_id_": turn.run_id}
+        connection.execute(self._sql.mark_unconfirmed, wanted)
+
     def abandon(self, connection: Connection, turn: TurnKey, *, leased: bool) -> None:
         """Ends a run of which its caller was told that it could not begin; gives its session back
         where it was `leased`."""
@@ -423,17 +459,12 @@ class Store:
         ended = {
             "status_": "incomplete",
             "answer_": None,
-            "error_": "memory_unavailable",
+            "error_": UNCONFIRMED,
             "finish_reason_": None,
         }
         self._sql.end_run.execute(
             connection,
-            {
-                **session.owner_parameters,
-                "run_id_": turn.run_id,
-                **ended,
-                "ended_at_": datetime.now(UTC),
-            },
+            {**session.owner_parameters, "run_id_": turn.run_id, **ended},
         )
 
     def finish(
@@ -445,14 +476,14 @@ class Store:
         *,
         prefix: str = "",
         leased: bool = False,
-    ) -> bool:
+    ) -> StoredAnswer:
         """Stores the answer, which `prefix` begins where the client brought its beginning, and ends
-        the run; gives whether there was one.
+        the run.
 
         Raises ConversationErasedError, and must be rolled back then, where the question was erased
         meanwhile.
         """
-        now, session, run_id = datetime.now(UTC), turn.session, turn.run_id
+        session, run_id = turn.session, turn.run_id
         text = replace_unstorable(prefix + answer.text)
         path = self.hasher.hash_answer(question.path, text)
         said = bool(text.strip() or answer.steps or answer.status == "complete")
@@ -462,12 +493,10 @@ class Store:
             **session.owner_parameters,
             "key_": session.key,
             "head_": head,
-            "now": now,
             "process": self.process_id,
         }
-        if statement.execute(connection, wanted) == 0 and not self._has_session(
-            connection, session
-        ):
+        is_newest = statement.execute(connection, wanted) > 0
+        if not is_newest and not self._has_session(connection, session):
             raise ConversationErasedError
         ended = self._sql.end_run.execute(
             connection,
@@ -478,7 +507,6 @@ class Store:
                 "answer_": path if said else None,
                 "error_": answer.error,
                 "finish_reason_": answer.reason if answer.status == "complete" else None,
-                "ended_at_": now,
             },
         )
         if ended == 0:
@@ -501,10 +529,9 @@ class Store:
                     "usage": None
                     if answer.usage is None
                     else msgspec.json.encode(answer.usage).decode(),
-                    "created_at": now,
                 },
             )
-        return said
+        return StoredAnswer(said, is_newest)
 
     def find_summary(
         self, connection: Connection, session: Session, paths: Sequence[bytes], settings: bytes
@@ -553,7 +580,6 @@ class Store:
                 "body": self._encrypt(
                     msgspec.json.encode(replace_unstorable(summary.text)), summary.covers + settings
                 ),
-                "created_at": datetime.now(UTC),
             },
         )
         if stored.rowcount:
@@ -634,7 +660,6 @@ class Store:
         session: Session,
         entries: Sequence[Entry],
         known: dict[bytes, KnownMessage],
-        now: datetime,
     ) -> int:
         """Stores those before the question that are not stored, and gives their number. One that is
         stored has all before it stored too."""
@@ -643,7 +668,7 @@ class Store:
             return 0
         missing = before[self._find_deepest_stored(connection, session, before) :]
         for start in range(0, len(missing), CHUNK):
-            self.store_entries(connection, session, missing[start : start + CHUNK], now)
+            self.store_entries(connection, session, missing[start : start + CHUNK])
         return len(missing)
 
     def _find_deepest_stored(
@@ -666,9 +691,7 @@ class Store:
             end, size = start, CHUNK
         return 0
 
-    def _build_row(
-        self, session: Session, entry: Entry, origin: str, now: datetime
-    ) -> dict[str, Any]:
+    def _build_row(self, session: Session, entry: Entry, origin: str) -> dict[str, Any]:
         return {
             "path": entry.path,
             "session_key": session.key,
@@ -684,7 +707,6 @@ class Store:
             else self._encrypt_steps(entry.steps, entry.last, entry.path),
             "run_id": None,
             "usage": None,
-            "created_at": now,
         }
 
     def _encrypt(self, value: bytes, address: bytes) -> str:
@@ -711,24 +733,21 @@ class Store:
         text: str = msgspec.json.decode(self._decrypt(value, address), type=str)
         return text
 
-    def _touch(
-        self, connection: Connection, session: Session, now: datetime, *, head: bytes
-    ) -> int:
-        """Makes the session, or tells when it was used last; gives how many summaries it has."""
+    def touch(self, connection: Connection, session: Session, *, head: bytes) -> int:
+        """Makes the session, or tells when it was used last, with `head` as its newest message;
+        gives how many summaries it has."""
         ((summaries,),) = self._sql.upsert_session.fetch_rows(
-            connection, {**self._build_session_row(session, now), "head": head}
+            connection, {**self._build_session_row(session), "head": head}
         )
         return int(summaries)
 
     @staticmethod
-    def _build_session_row(session: Session, now: datetime) -> dict[str, Any]:
+    def _build_session_row(session: Session) -> dict[str, Any]:
         return {
             "key": session.key,
             **session.owner_columns,
             "agent_id": session.agent_id,
             "session_id": session.session_id,
-            "created_at": now,
-            "updated_at": now,
         }
 
     def _has_session(self, connection: Connection, session: Session) -> bool:
@@ -740,9 +759,7 @@ class Store:
         )
 
     def _is_alive(self, connection: Connection, process_id: str) -> bool:
-        row = connection.execute(
-            select(processes.c.seen_at).where(processes.c.process_id == process_id)
-        ).first()
-        return row is not None and read_database_time(connection) - row.seen_at < timedelta(
-            seconds=PROCESS_STALE_SECONDS
-        )
+        """Whether a process is known, as those that are gone are forgotten, and did not exit."""
+        wanted = select(processes.c.host).where(processes.c.process_id == process_id)
+        host = connection.execute(wanted).scalar()
+        return host is not None and not has_exited(host, process_id, self.host)

@@ -109,6 +109,8 @@ class Builder:
             database = ContextHolder(open_memories(self._settings, {}))
             self.memories = await database.wait_until_open()
             self._opened.push_async_callback(database.close)
+            if before is not None:  # a reload may take its time
+                await self.memories.database.wait_until_tried()
         old = before.built if before is not None else {}
         definitions = {definition.agent_id: definition for definition in snapshot.agents}
         keys = {

@@ -29,6 +29,7 @@ from ai_agent_service.runtime.builder import Builder
 from ai_agent_service.runtime.configuration import Configuration
 from ai_agent_service.runtime.service import Service, ServiceParts
 from ai_agent_service.runtime.shutdown import ShutdownState
+from ai_agent_service.storage.database import START_SECONDS
 from ai_agent_service.storage.opening import build_cipher, build_database_url, open_database
 from ai_agent_service.tools.toolset import Toolset
 
@@ -37,6 +38,12 @@ logger = logging.getLogger(__name__)
 AUTO_PROVIDER_ORDER = ("azure_openai", "openrouter", "openai")
 
 OLLAMA_PROBE_SECONDS = 0.5
+
+SERVE_SECONDS = 0.5
+"""How long requests are not yet taken while the database is being prepared; after that they are
+answered 503, so that probes find the process alive."""
+
+KeyState = Literal["none", "ended", "live"]
 
 
 @asynccontextmanager
@@ -47,7 +54,8 @@ async def open_service(
 ) -> AsyncGenerator[Service, None]:
     """Open the service of `configuration`, and close at the end everything that it holds open.
 
-    `toolset` is as for a Builder; `shutdown` is set by what serves the service.
+    `toolset` is as for a Builder; `shutdown` is set by what serves the service, which does not wait
+    for the database for long.
     """
     settings = configuration.settings
     if settings.protect_process_memory:
@@ -98,6 +106,9 @@ async def open_service(
         ) as builder:
             revision = await builder.build(configuration.snapshot)
             builder.activate(revision)
+            if builder.memories is not None:
+                within = START_SECONDS if shutdown is None else SERVE_SECONDS
+                await builder.memories.database.wait_until_tried(within)
             for warning in configuration.warnings:
                 logger.warning(warning)
             parts = ServiceParts(
@@ -121,7 +132,9 @@ async def open_access(
         if service.memories is not None:
             database = service.memories.database
         elif settings.api_keys is None or _has_database(settings):
-            database = await opened.enter_async_context(open_database(settings))
+            database = await opened.enter_async_context(
+                open_database(settings, within=SERVE_SECONDS)
+            )
         pepper = settings.api_key_pepper
         fetch = partial(service.http.fetch, limit_bytes=MAX_DOCUMENT_BYTES, timeout=FETCH_SECONDS)
         keys = KeyRing(
@@ -146,7 +159,7 @@ def _has_database(settings: Settings) -> bool:
     return address.kind == "postgresql" or address.path.exists()
 
 
-async def check_database_keys(settings: Settings) -> Literal["none", "ended", "live"] | None:
+async def check_database_keys(settings: Settings) -> KeyState | None:
     """Whether there is a key in the database, and one that is neither revoked nor expired; None if
     it cannot be asked."""
     if not _has_database(settings):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import Context
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -70,6 +71,13 @@ class ServiceParts(msgspec.Struct, frozen=True):
     shutdown: ShutdownState
 
 
+class RejectedReload(msgspec.Struct, frozen=True):
+    """A reload that changed nothing: when it was tried, and the first of its faults."""
+
+    at: datetime
+    fault: str
+
+
 class Service:
     """The running service: its agents, which a later revision may replace, and its runs."""
 
@@ -93,6 +101,9 @@ class Service:
 
         self.secrets = find_secrets(configuration.environment)
         """What no message may show: the secrets of the start and of each reload."""
+
+        self.rejected_reload: RejectedReload | None = None
+        """The last reload, if it was rejected."""
 
         self._parts = parts
         self._configuration = configuration
@@ -192,11 +203,13 @@ class Service:
         # request id in all that is begun.
         found = await asyncio.shield(Context().run(self._work.start, self._load_revision()))
         if isinstance(found, ConfigError):
+            self.rejected_reload = RejectedReload(datetime.now(UTC), str(found.faults[0]))
             for fault in found.faults:
                 logger.error("config.rejected", extra={"fault": str(fault)})
             raise found
         if isinstance(found, ShuttingDownError):
             raise found
+        self.rejected_reload = None
         lists = {name: ",".join(names) for name, names in found.lists.items() if names}
         logger.info("config.reloaded" if lists else "config.unchanged", extra=lists)
         return found

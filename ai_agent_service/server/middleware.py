@@ -74,6 +74,7 @@ class RequestMiddleware:
             state["error"] = error.code
             await build_error_response(error)(scope, receive, send_with_id)
 
+        self._stopping.requested_at = time.monotonic()
         period = scope["app"].state.service.drain_tracker
         period.begin()
         self._metrics.in_flight += 1

@@ -7,12 +7,16 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 
-from ai_agent_service.runtime.shutdown import ShutdownState
+from ai_agent_service.auth.access import Access
+from ai_agent_service.core.tasks import Tasks
+from ai_agent_service.runtime.shutdown import DEFAULT_DRAIN_SECONDS, ShutdownState
+from ai_agent_service.server.certificate import watch_certificate
 from ai_agent_service.server.http1 import CONNECTION_CLOSE, BoundedProtocol
 
 logger = logging.getLogger(__name__)
@@ -33,17 +37,18 @@ POLL_SECONDS = 0.05
 
 
 class ShutdownTimeouts:
-    """The time limits of a shutdown: for `drain` seconds all is served as before, and requests that
-    are open then have `shutdown` seconds."""
+    """The time limits of a shutdown: for `drain` seconds (None: see ShutdownState) all is served as
+    before, and requests that are open then have `shutdown` seconds."""
 
-    def __init__(self, drain: float, shutdown: float) -> None:
+    def __init__(self, drain: float | None, shutdown: float) -> None:
         self.drain = drain
         self.shutdown = shutdown
 
     @property
     def total(self) -> float:
         """Seconds after which the process is gone, whatever hangs."""
-        return self.drain + self.shutdown + CANCEL_GRACE_SECONDS + CLOSE_TIMEOUT_SECONDS
+        drain = DEFAULT_DRAIN_SECONDS if self.drain is None else self.drain
+        return drain + self.shutdown + CANCEL_GRACE_SECONDS + CLOSE_TIMEOUT_SECONDS
 
 
 class GracefulServer(uvicorn.Server):
@@ -65,6 +70,7 @@ class GracefulServer(uvicorn.Server):
         self._timeouts = patience
         self._when_ready = when_ready
         self._is_forced = False
+        self._tasks = Tasks(grace=0)
 
     @property
     def state(self) -> Any:
@@ -72,11 +78,19 @@ class GracefulServer(uvicorn.Server):
         return cast(Any, self.config.loaded_app).state
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and announce that it serves."""
+        """Start, and announce that it serves once the database was prepared or found to be away."""
         await super().startup(sockets)
         if self.started:
-            notify_systemd("READY=1")
-        if self.started and self._when_ready is not None:
+            self._tasks.run(self._announce_start())
+        config = self.config
+        if self.started and config.ssl is not None and config.ssl_certfile and config.ssl_keyfile:
+            files = Path(config.ssl_certfile), Path(config.ssl_keyfile)
+            self._tasks.run(watch_certificate(config.ssl, *files))
+
+    async def _announce_start(self) -> None:
+        await cast(Access, self.state.access).wait_until_known()
+        notify_systemd("READY=1")
+        if self._when_ready is not None:
             await self._when_ready(self)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -102,7 +116,8 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down as the class describes."""
         stopping = self._announce_stop()
-        await self._wait_while(lambda: True, self._timeouts.drain)
+        await self._tasks.finish()
+        await self._wait_while(lambda: True, stopping.choose_drain_seconds(self._timeouts.drain))
         stopping.is_closed = True
         for connection in list(self.server_state.connections):
             # A connection without a request yet stays open, so that its first one gets an answer.

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
 from types import FrameType
 
 import uvicorn
@@ -53,16 +54,22 @@ def _run_worker(
     config: uvicorn.Config,
     listening: socket.socket,
     patience: ShutdownTimeouts,
+    ready: Event,
     hides_memory: bool,
     secrets: dict[str, str],
 ) -> None:
-    """Serve in a worker process; `secrets` are the variables that it was started without."""
+    """Serve in a worker process, which sets `ready` once it does; `secrets` are the variables that
+    it was started without."""
     keep_descriptors()  # the socket among them, which the parent passed
     if hides_memory:
         hide_memory()
     os.environ.update(secrets)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server handles it
-    server = _WorkerServer(config, patience)
+
+    async def announce(_: GracefulServer) -> None:
+        ready.set()
+
+    server = _WorkerServer(config, patience, announce)
     signal.signal(signal.SIGQUIT, lambda _, __: server.force_shutdown())
     threading.Thread(target=_exit_with_parent, name="parent", daemon=True).start()
     config.configure_logging()
@@ -102,22 +109,27 @@ class WorkerPool:
         self._failed: dict[int, float] = {}
         """When the worker at a place last failed to start."""
 
+        self._context = multiprocessing.get_context("spawn")
+        self._ready = [self._context.Event() for _ in range(config.workers)]
         self._terminal = ControllingTerminal()
         self.workers: list[SpawnProcess] = []
 
     def run(self, welcome: Callable[[], None]) -> int:
-        """Serve until a signal to stop and return the exit code. `welcome` is called once signals
-        are handled."""
+        """Serve until a signal to stop and return the exit code. `welcome` is called once all
+        workers serve."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle_stop)
         if HANGUP is not None:
             signal.signal(HANGUP, self._handle_hangup)
-        welcome()
-        self.workers = [self._start_worker() for _ in range(self._config.workers)]
+        self.workers = [self._start_worker(ready) for ready in self._ready]
         looked = time.monotonic()
         code = 0
+        is_welcome = False
         while not self._stop_requests and not code:
             time.sleep(POLL_SECONDS)
+            if not is_welcome and all(ready.is_set() for ready in self._ready):
+                is_welcome = True
+                welcome()
             if HANGUP is not None and self._hangups:
                 # A worker that is just starting ends by it and is started again.
                 self._hangups = 0
@@ -142,11 +154,14 @@ class WorkerPool:
     def _handle_stop(self, sig: int, frame: FrameType | None) -> None:
         self._stop_requests += 1
 
-    def _start_worker(self) -> SpawnProcess:
+    def _start_worker(self, ready: Event) -> SpawnProcess:
         with without_secrets() as secrets:  # multiprocessing's own helper gets none of them either
-            worker = multiprocessing.get_context("spawn").Process(
+            worker = self._context.Process(
                 target=_run_worker,
-                args=(self._config, self._listening, self._timeouts, is_memory_hidden(), secrets),
+                args=(
+                    *(self._config, self._listening, self._timeouts, ready),
+                    *(is_memory_hidden(), secrets),
+                ),
             )
             worker.start()
         return worker
@@ -168,7 +183,7 @@ class WorkerPool:
                 del self._failed[place]
             else:
                 logger.error("worker.died", extra={"exit_code": worker.exitcode})
-            self.workers[place] = self._start_worker()
+            self.workers[place] = self._start_worker(self._ready[place])
         return 0
 
     def _stop_workers(self) -> int:

@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from sqlalchemy import exc
@@ -27,10 +28,14 @@ MAX_ATTEMPTS = 3
 out to be closed."""
 
 BUSY_PAUSE = 0.05
-OPEN_SECONDS = 60.0
-"""How long the start waits for the tables to be made and changed; it goes on in the background."""
+START_SECONDS = 60.0
+"""How long a database that is being prepared for the first time counts as starting."""
 
 PREPARE_SECONDS = 3600.0
+UNKNOWN_OUTCOME = (
+    "The database did not confirm in time that this was stored, so it may be or not. Send the same"
+    " again: it is stored once."
+)
 _TOO_MANY, _CANCELLED = "53300", "57014"
 _LOST_RACE = ("40001", "40P01", "55P03")
 _READ_ONLY = "25006"
@@ -83,6 +88,7 @@ class Database:
         known to."""
         self.replica_problem: str | None = None
         self._up = asyncio.Event()
+        self._tried = asyncio.Event()
         self._abandoned = Tasks(grace=timeout)
         self._watcher: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -93,15 +99,24 @@ class Database:
         """`sqlite` or `postgresql`."""
         return self.primary.name
 
-    async def open(self) -> None:
-        """Connects to the primary; if it cannot be used, it is watched from now on and this returns
-        all the same."""
-        try:
-            async with asyncio.timeout(OPEN_SECONDS):
-                await self._make_ready()
-        except (DatabaseError, TimeoutError) as error:
-            self.problem = None
-            self.mark_lost(str(error) or f"it was not ready within {OPEN_SECONDS:g} seconds")
+    @property
+    def is_starting(self) -> bool:
+        """Whether the primary is being prepared for the first time, and that was not found to be
+        impossible."""
+        return not self._tried.is_set()
+
+    async def open(self, *, within: float = START_SECONDS) -> None:
+        """Prepare the primary in the background, and return once that has succeeded or failed, or
+        after `within` seconds. One that cannot be used is watched from then on."""
+        self.problem = "it is being prepared"
+        self._watcher = asyncio.create_task(self._start())
+        await self.wait_until_tried(within)
+
+    async def wait_until_tried(self, within: float = START_SECONDS) -> None:
+        """Return once the database is not starting any more, or after `within` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._tried.wait()
 
     async def write(self, work: Work[T], *, wait: float = 0.0, timeout: float | None = None) -> T:
         """The result of `work`, committed. If the database is away it is waited for, `wait` seconds
@@ -207,6 +222,10 @@ class Database:
                 else:
                     self.mark_lost(str(error))
                 if time.monotonic() >= deadline:
+                    if write and isinstance(error, DatabaseTimeoutError):
+                        raise MemoryUnavailableError(
+                            UNKNOWN_OUTCOME, retry_after=RETRY_AFTER
+                        ) from None
                     raise self._build_unavailable_error() from None
                 await asyncio.sleep(BUSY_PAUSE)
 
@@ -308,6 +327,20 @@ class Database:
                 transaction.exception()
 
         self._abandoned.run(cancel_transaction())
+
+    async def _start(self) -> None:
+        """Prepare the primary for the first time; watch it if that fails."""
+        asyncio.get_running_loop().call_later(START_SECONDS, self._tried.set)
+        try:
+            await self._make_ready()
+        except DatabaseError as error:
+            logger.error(  # noqa: TRY400 - the reason says all
+                "database.lost", extra={"database": self._name, "reason": str(error)}
+            )
+            self.problem = str(error)
+            self._tried.set()
+            await self._watch()
+        self._tried.set()
 
     async def _watch(self) -> None:
         """Asks the primary until it answers."""

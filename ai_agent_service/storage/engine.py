@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import Connection, text
 
 T = TypeVar("T")
 
@@ -52,9 +51,3 @@ class DatabaseEngine(Protocol):
 def ping(connection: Connection) -> None:
     """Work that asks for nothing, to see that it is answered."""
     connection.execute(text("SELECT 1")).close()
-
-
-def read_database_time(connection: Connection) -> datetime:
-    """The database's own clock, which all replicas share."""
-    now = connection.execute(select(func.now())).scalar_one()
-    return now if now.tzinfo is not None else now.replace(tzinfo=UTC)

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from ai_agent_service.config.settings import Settings
-from ai_agent_service.storage.database import Database, DatabaseError
+from ai_agent_service.storage.database import START_SECONDS, Database, DatabaseError
 from ai_agent_service.storage.encryption import Cipher, parse_keys
 from ai_agent_service.storage.engine import DatabaseEngine
 from ai_agent_service.storage.migrate import (
@@ -65,9 +65,11 @@ async def prepare_tables(engine: DatabaseEngine, *, migrate: bool) -> None:
 
 
 @asynccontextmanager
-async def open_database(settings: Settings) -> AsyncGenerator[Database, None]:
+async def open_database(
+    settings: Settings, *, within: float = START_SECONDS
+) -> AsyncGenerator[Database, None]:
     """The database, its tables made, for those who have no business with conversations; one that
-    cannot be used is waited for."""
+    cannot be used `within` so many seconds is waited for in the background."""
     address = build_database_url(settings)
     database = Database(
         build_engine(address, settings),
@@ -75,7 +77,7 @@ async def open_database(settings: Settings) -> AsyncGenerator[Database, None]:
         name=address.redacted,
         prepare=lambda engine: prepare_tables(engine, migrate=settings.database_migrate),
     )
-    await database.open()
+    await database.open(within=within)
     try:
         yield database
     finally:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, cast
@@ -16,6 +17,9 @@ from ai_agent_service.storage.url import DatabaseUrl
 
 MAX_BATCH = 64
 """Transactions of an SQLite file that share one commit at most."""
+
+BUSY_SECONDS = 0.01
+"""How soon a file that is locked is tried again."""
 
 READER_THREADS = 2
 """Threads that read an SQLite file beside the one that writes."""
@@ -161,8 +165,8 @@ def _create_sqlite_engine(path: str, timeout: float) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        _switch_to_wal(connection, timeout)
         for pragma in (
-            "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
             "secure_delete=ON",
@@ -172,3 +176,18 @@ def _create_sqlite_engine(path: str, timeout: float) -> Engine:
             connection.execute(f"PRAGMA {pragma}").close()
 
     return engine
+
+
+def _switch_to_wal(connection: sqlite3.Connection, timeout: float) -> None:
+    """Have the file use WAL; SQLite itself does not wait for another process that does the same
+    with a new file."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(BUSY_SECONDS)
+        else:
+            return

@@ -76,10 +76,10 @@ sessions = Table(
     # The path of the newest message, which a turn with the server's history goes on from.
     Column("head", LargeBinary(HASH_BYTES)),
     Column("summaries", Integer, nullable=False, server_default="0"),
-    # The process that takes a turn with the server's history, and until when at the latest it has
-    # the session for itself.
+    # The process that takes a turn with the server's history and has the session for itself, until
+    # it releases it or is gone.
     Column("lease_process", Text),
-    Column("lease_until", UtcDateTime),
+    Column("lease_until", UtcDateTime),  # not used any more
     Index("ix_sessions_newest", "tenant", "user_id", "agent_id", "updated_at"),
     Index("ix_sessions_activity", "agent_id", "updated_at"),
 )
@@ -167,7 +167,7 @@ processes = Table(
     Column("started_at", UtcDateTime, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
 )
-"""The service's processes; one that was not seen for a while is gone, and its runs with it."""
+"""The service's processes; one whose `seen_at` stops changing is gone, and its runs with it."""
 
 secrets = Table(
     "secrets",

@@ -32,7 +32,7 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
         return re.sub(
             r"(?<=://)([^:@/]*):[^/]*@",
             r"\1:***@",
-            re.sub(r"(?i)(password=)[^&]*", r"\1***", self.location),
+            re.sub(r"(?i)((?:password|_key|secret)=)[^&]*", r"\1***", self.location),
         )
 
     @property

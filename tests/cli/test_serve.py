@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ai_agent_service.cli.serve import _open_listener
+from ai_agent_service.config.settings import Settings
 from tests.support.commands import invoke
 from tests.support.mcp_definitions import KEYLESS, TIME, configure
 from tests.support.processes import (
@@ -296,3 +298,11 @@ def test_serving_loads_no_library_of_the_terminal() -> None:
     loaded = done.stdout.split()
     assert "uvicorn" in loaded
     assert [name for name in ("rich", "jinja2", "markdown_it", "fastmcp") if name in loaded] == []
+
+
+def test_connections_are_refused_until_the_service_takes_them() -> None:
+    """So that a proxy sends a request elsewhere while a replica starts."""
+    with _open_listener(Settings.model_validate({"port": 0})) as bound:
+        assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 0
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(bound.getsockname(), timeout=5)

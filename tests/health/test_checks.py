@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +371,20 @@ async def test_a_secret_that_a_reload_brings_is_taken_out_too(
         assert (await client.post("/admin/reload")).status_code == 200
         found = await detailed(client)
     assert found["providers"]["scripted"]["error"] == "It says [redacted]."
+
+
+async def test_a_rejected_reload_is_shown_until_a_good_one(tmp_path: Path) -> None:
+    async with open_client(create_app(configuration(tmp_path))) as client:
+        file = tmp_path / "agent_config.json"
+        good = file.read_text(encoding="utf-8")
+        file.write_text('[{"agent_id": 1}]', encoding="utf-8")
+        assert (await client.post("/admin/reload")).status_code == 409
+        found = (await client.get("/health", params={"detailed": "true"})).json()
+        assert found["status"] == "degraded"
+        assert "agent_config.json" in found["rejected_reload"]["fault"]
+        age = datetime.now(UTC) - datetime.fromisoformat(found["rejected_reload"]["at"])
+        assert age < timedelta(minutes=1)
+        file.write_text(good, encoding="utf-8")
+        assert (await client.post("/admin/reload")).status_code == 200
+        found = (await client.get("/health", params={"detailed": "true"})).json()
+        assert (found["status"], "rejected_reload" in found) == ("healthy", False)

@@ -636,6 +636,26 @@ async def test_what_is_as_if_it_had_never_been_asked_is_deleted(address: str) ->
         assert (await count(seen, "limit_levels"), await count(seen, "limit_runs")) == (1, 1)
 
 
+async def test_a_clock_that_is_set_back_blocks_nobody_for_long(address: str) -> None:
+    """What was charged before is in the future then."""
+    async with opened(address) as database, SharedLimiter(database) as limiter:
+        for limits, tokens in ((Limits(requests=2), 0), (Limits(tokens=100), 50)):
+            await database.write(empty)
+            principal = caller(limits)
+            for _ in range(2):
+                await (await ask(limiter, principal, tokens=tokens)).settle(tokens)
+            await shift(database, -3 * 86_400)
+            with pytest.raises(RateLimitError) as refusal:
+                await ask(limiter, principal, tokens=tokens)
+            assert refusal.value.retry_after is not None
+            assert refusal.value.retry_after <= 120
+        await database.write(empty)
+        principal = caller(Limits(parallel=1))
+        await ask(limiter, principal)  # its process dies
+        await shift(database, -3 * 86_400)
+        assert await is_admitted(limiter, principal)
+
+
 async def test_it_works_through_a_pooler(postgres_18: PostgresServer) -> None:
     if PgBouncer.program() is None:
         pytest.skip("there is no pgbouncer here; `make test` fetches it where apt can")

@@ -72,6 +72,10 @@ def test_what_is_no_dump_of_ours_is_told(tmp_path: Path, content: bytes, told: s
             "postgresql:///chats?user=ann&options=-c%20a%3Db",
         ),
         (
+            "postgresql://ann@db/chats?sslmode=require&sslpassword=p&scram_client_key=k",
+            "postgresql://ann@db/chats?sslmode=require",
+        ),
+        (
             "postgresql://ann:p@[::1]/chats?ssl=require",
             "postgresql://ann@[::1]/chats?sslmode=require",
         ),

@@ -3,6 +3,8 @@ ended."""
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
@@ -17,10 +19,15 @@ from sqlalchemy import Connection, func, insert, select, update
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import SessionBusyError
 from ai_agent_service.core.messages import Message
+from ai_agent_service.memory import housekeeping
 from ai_agent_service.memory.base import ErasureCounts, TurnAnswer
 from ai_agent_service.memory.housekeeping import BATCH, CLEANUP_LOCK, Housekeeping
-from ai_agent_service.memory.store import (
+from ai_agent_service.memory.processes import (
+    HEARTBEAT_SECONDS,
     PROCESS_STALE_SECONDS,
+    generate_process_id,
+)
+from ai_agent_service.memory.store import (
     Session,
     Store,
     Summary,
@@ -28,6 +35,7 @@ from ai_agent_service.memory.store import (
     TurnStart,
 )
 from ai_agent_service.server.application import create_app
+from ai_agent_service.storage.clock import SETTLE_SECONDS, read_database_time
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
 from ai_agent_service.storage.migrate import upgrade
@@ -56,6 +64,8 @@ class Replica:
     def __init__(self, database: Database, process_id: str) -> None:
         self.database = database
         self.store = Store(database, Cipher(()), process_id)
+        self.uptime = 1000.0
+        self.heart = self.keeper()
 
     def keeper(
         self, days: float | None = None, of_agents: Mapping[str, float] | None = None
@@ -67,7 +77,15 @@ class Replica:
             agent_retention_days=of_agents or {},
             interval_hours=24,
             run_seconds=RUN_SECONDS,
+            clock=lambda: self.uptime,
         )
+
+    async def beat_for(self, seconds: float, *others: "Replica") -> None:
+        """Sends the heartbeats of so many seconds, and those of `others` that live too."""
+        for _ in range(int(seconds // HEARTBEAT_SECONDS) + 1):
+            for each in (*others, self):
+                await each.heart.send_heartbeat()
+            self.uptime += HEARTBEAT_SECONDS
 
     def session(self, session_id: str, agent_id: str = "helper") -> Session:
         return self.store.build_session("local", "ada", agent_id, session_id)
@@ -126,14 +144,9 @@ class Replica:
 
     async def lease(self, session_id: str) -> bool:
         """Takes the session for itself, if no other process has it."""
-        until = datetime.now(UTC) + timedelta(seconds=300)
         session = self.session(session_id)
-        return (
-            await self.database.write(
-                lambda connection: self.store.lease(connection, session, until)
-            )
-            is not None
-        )
+        work = self.store.lease
+        return await self.database.write(lambda connection: work(connection, session)) is not None
 
     async def rows(self) -> dict[str, int]:
         """How many rows each table has."""
@@ -166,15 +179,6 @@ class Replica:
         """The processes that are known."""
         return await self.database.read(
             lambda connection: sorted(connection.execute(select(processes.c.process_id)).scalars())
-        )
-
-    async def unseen_for(self, seconds: float) -> None:
-        """As if this process had not told for so long that it lives."""
-        mine = update(processes).where(processes.c.process_id == self.store.process_id)
-        await self.database.write(
-            lambda connection: connection.execute(
-                mine.values(seen_at=datetime.now(UTC) - timedelta(seconds=seconds))
-            )
         )
 
 
@@ -348,59 +352,107 @@ async def _waiting(url: str, transactions: int, *, unless: asyncio.Task[Any] | N
 async def test_the_runs_of_a_process_that_is_gone_become_incomplete_and_its_sessions_are_free(
     one: Replica, two: Replica
 ) -> None:
-    await two.keeper().send_heartbeat()
     await two.lease("monday")
     run_id = await two.ask("monday")
-    await two.unseen_for(PROCESS_STALE_SECONDS + 2)
-    keeper = one.keeper()
+    await one.beat_for(PROCESS_STALE_SECONDS - HEARTBEAT_SECONDS)
+    assert await one.runs() == {run_id: ("running", None)}
     assert not await one.lease("monday")
-    await keeper.send_heartbeat()
+    await one.beat_for(HEARTBEAT_SECONDS)
     assert await one.runs() == {run_id: ("incomplete", "process_gone")}
     assert await one.lease("monday")
-    assert keeper.ended_runs == 1
-    await keeper.send_heartbeat()
-    assert keeper.ended_runs == 1
+    assert await one.processes() == ["one"]
+    await one.beat_for(HEARTBEAT_SECONDS)
+    assert one.heart.ended_runs == 1
 
 
 async def test_a_session_that_a_process_took_before_it_was_gone_is_free_though_it_began_no_run(
     one: Replica, two: Replica
 ) -> None:
-    await two.keeper().send_heartbeat()
     await two.lease("monday")
-    await two.unseen_for(PROCESS_STALE_SECONDS + 2)
-    await one.keeper().send_heartbeat()
+    await one.beat_for(PROCESS_STALE_SECONDS)
     assert await one.lease("monday")
 
 
 async def test_the_runs_and_the_sessions_of_a_living_process_stay_its_own(
     one: Replica, two: Replica
 ) -> None:
-    await two.keeper().send_heartbeat()
-    await two.unseen_for(PROCESS_STALE_SECONDS - 10)
     await two.lease("monday")
     run_id = await two.ask("monday")
-    await two.ask("tuesday")
     gone = Replica(one.database, "gone")
     await gone.store.prepare(one.database.primary)
-    await gone.keeper().send_heartbeat()
     await gone.ask("wednesday")
-    await gone.unseen_for(PROCESS_STALE_SECONDS + 2)
-    await one.keeper().send_heartbeat()
+    await one.beat_for(PROCESS_STALE_SECONDS, two)
     assert await one.runs() == {
         run_id: ("running", None),
-        "run 1 of tuesday": ("running", None),
         "run 1 of wednesday": ("incomplete", "process_gone"),
     }
     assert not await one.lease("monday")
 
 
-async def test_a_process_keeps_its_own_runs_by_its_beats(one: Replica, two: Replica) -> None:
-    await two.keeper().send_heartbeat()
+async def test_a_process_whose_clock_stood_still_with_the_database_loses_nothing(
+    one: Replica, two: Replica
+) -> None:
     run_id = await two.ask("monday")
-    await two.unseen_for(PROCESS_STALE_SECONDS + 2)
-    await two.keeper().send_heartbeat()
-    await one.keeper().send_heartbeat()
+    await one.beat_for(0, two)
+    one.uptime += 600  # nothing could be written for so long, by any process
+    await one.heart.send_heartbeat()
     assert await one.runs() == {run_id: ("running", None)}
+    await one.beat_for(PROCESS_STALE_SECONDS, two)
+    assert await one.runs() == {run_id: ("running", None)}
+
+
+async def test_a_process_of_this_host_that_exited_is_gone_at_once(one: Replica) -> None:
+    dead = await _begin_in_dead_process(one, "monday")
+    assert await one.lease("monday")
+    begun = await one.begin("monday", run_id="again", is_retry=True)
+    assert (begun.answer, begun.in_progress) == (None, None)
+    await one.heart.send_heartbeat()
+    assert (await one.runs())[dead] == ("incomplete", "process_gone")
+    assert await one.processes() == ["one", "two"]
+
+
+@pytest.mark.parametrize("other", ["host", "start"])
+async def test_a_process_is_judged_by_the_own_process_table_only_if_it_is_in_it(
+    one: Replica, two: Replica, other: str
+) -> None:
+    """`host`: its number means nothing here. `start`: another process has its number now."""
+    host, pid, start, rest = generate_process_id().split(":")
+    if other == "host":
+        pid = str(_find_free_pid())
+    else:
+        start = str(int(start) + 1)
+    foreign = Replica(one.database, f"{host}:{pid}:{start}:{rest}")
+    foreign.store.host = "elsewhere pid:[1]" if other == "host" else one.store.host
+    await foreign.store.prepare(one.database.primary)
+    assert await foreign.lease("monday")
+    assert await one.lease("monday") is (other == "start")
+
+
+def _find_free_pid() -> int:
+    """The number of a process that has exited."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+async def _begin_in_dead_process(one: Replica, session_id: str) -> str:
+    """Takes a session and begins a run as a process that has exited since; gives the run's id."""
+    dead = Replica(one.database, f"host:{_find_free_pid()}:1:abcdefgh")
+    await dead.store.prepare(one.database.primary)
+    assert await dead.lease(session_id)
+    return await dead.ask(session_id)
+
+
+async def test_a_session_that_no_turn_of_its_process_has_any_more_is_released(
+    one: Replica, two: Replica
+) -> None:
+    held = one.session("held").key
+    one.store.is_held = held.__eq__
+    assert await one.lease("held")
+    assert await one.lease("left")
+    await one.heart.send_heartbeat()
+    assert not await two.lease("held")
+    assert await two.lease("left")
 
 
 async def test_runs_that_were_ended_stay_as_they_are(one: Replica) -> None:
@@ -416,15 +468,21 @@ async def test_a_run_that_takes_longer_than_any_may_is_ended_though_its_process_
     await keeper.send_heartbeat()
     run_id = await one.ask("monday")
     await one.ask("tuesday")
+    await one.ask("wednesday")
+    one.store.is_live = "run 1 of wednesday".__eq__
     late = (
         update(runs)
-        .where(runs.c.run_id == run_id)
+        .where(runs.c.run_id.in_((run_id, "run 1 of wednesday")))
         .values(started_at=datetime.now(UTC) - timedelta(seconds=RUN_SECONDS + 5))
     )
     await one.database.write(lambda connection: connection.execute(late))
     await keeper.send_heartbeat()
     found = await one.runs()
-    assert (found[run_id][0], found["run 1 of tuesday"][0]) == ("incomplete", "running")
+    assert {name: status for name, (status, _) in found.items()} == {
+        run_id: "incomplete",
+        "run 1 of tuesday": "running",
+        "run 1 of wednesday": "running",
+    }
 
 
 async def test_a_process_that_leaves_is_gone_at_once(one: Replica, two: Replica) -> None:
@@ -438,26 +496,71 @@ async def test_a_process_that_leaves_is_gone_at_once(one: Replica, two: Replica)
     assert (await one.runs())[run_id][0] == "incomplete"
 
 
-async def test_a_process_that_was_not_seen_for_days_is_forgotten(
-    one: Replica, two: Replica
-) -> None:
-    await two.keeper().send_heartbeat()
-    await two.unseen_for(3 * 24 * 3600)
-    await one.keeper().send_heartbeat()
-    assert await one.processes() == ["one"]
-
-
 async def test_a_turn_is_repeated_once_the_process_that_took_it_is_gone(
     one: Replica, two: Replica
 ) -> None:
-    await two.keeper().send_heartbeat()
     await two.ask("monday")
     with pytest.raises(SessionBusyError):
         await one.begin("monday", run_id="again", is_retry=True)
-    await two.unseen_for(PROCESS_STALE_SECONDS + 2)
+    await one.beat_for(PROCESS_STALE_SECONDS)
     begun = await one.begin("monday", run_id="again", is_retry=True)
     assert (begun.answer, begun.in_progress) == (None, None)
     assert (await one.runs())["again"] == ("running", None)
+
+
+# A clock that jumps
+
+
+@pytest.mark.parametrize("days", [-40, 40])
+async def test_nothing_is_deleted_by_a_clock_that_has_jumped_until_it_has_stayed_so(
+    one: Replica, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, days: float
+) -> None:
+    await one.talk("old", age=timedelta(days=31))
+    await one.talk("young")
+    keeper = one.keeper(30)
+    shift = timedelta()
+    monkeypatch.setattr(
+        housekeeping, "read_database_time", lambda found: read_database_time(found) + shift
+    )
+    await keeper.send_heartbeat()
+    shift = timedelta(days=days)
+    one.uptime += HEARTBEAT_SECONDS
+    assert await keeper.clean_up() == ErasureCounts()
+    assert "database.clock_jumped" in caplog.text
+    one.uptime += SETTLE_SECONDS - 1
+    shift += timedelta(seconds=SETTLE_SECONDS - 1)
+    assert await keeper.clean_up() == ErasureCounts()
+    one.uptime += HEARTBEAT_SECONDS
+    shift += timedelta(seconds=HEARTBEAT_SECONDS)
+    assert (await keeper.clean_up()).sessions == (2 if days > 0 else 0)
+
+
+async def test_a_jump_that_is_taken_back_deletes_nothing(
+    one: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.talk("young")
+    keeper = one.keeper(30)
+    shift = timedelta(days=400)
+    monkeypatch.setattr(
+        housekeeping, "read_database_time", lambda found: read_database_time(found) + shift
+    )
+    assert await keeper.clean_up() == ErasureCounts()  # it differs from the process's own
+    shift = timedelta()
+    one.uptime += SETTLE_SECONDS + 1
+    assert await keeper.clean_up() == ErasureCounts()
+    shift = timedelta(seconds=SETTLE_SECONDS)
+    one.uptime += SETTLE_SECONDS
+    assert await keeper.clean_up() == ErasureCounts()
+    assert await one.sessions() == ["young"]
+
+
+async def test_what_was_used_while_the_clock_was_ahead_is_not_kept_for_years(one: Replica) -> None:
+    await one.talk("ahead", age=timedelta(days=-4000))
+    await one.keeper(30).clean_up()
+    newest = await one.database.read(
+        lambda connection: connection.execute(select(sessions.c.updated_at)).scalar_one()
+    )
+    assert abs(newest - datetime.now(UTC)) < timedelta(minutes=5)
 
 
 # The service

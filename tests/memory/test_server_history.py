@@ -2,7 +2,6 @@
 them at a time."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -11,7 +10,7 @@ from ai_agent_service.core.events import TextDelta
 from tests.support.clients import CHAT, WEATHER, read_completion, read_error
 from tests.support.events import until
 from tests.support.fake_provider import Script, calls, says
-from tests.support.memory import HELPER, SESSION, Database, Serve
+from tests.support.memory import HELPER, SESSION, SQLITE, Database, Serve
 
 SERVER = {**SESSION, "X-Session-History": "server"}
 
@@ -234,26 +233,16 @@ async def test_a_request_without_a_question_leaves_the_session_free(serve: Serve
             assert (await talking.chat("2")).status_code == 200
 
 
-async def test_what_a_dead_process_holds_is_free_once_its_time_is_over(
-    serve: Serve, stored: Database
-) -> None:
-    async with serve(Script(says("Hi")), request_timeout=10) as talking:
-        assert (await talking.chat("1")).status_code == 200
-        past = (datetime.now(UTC) - timedelta(seconds=1)).strftime("%Y-%m-%d %H:%M:%S.%f")
-        zone = "" if stored.under_test.kind == "sqlite" else "+00"
-        await stored.rows(
-            f"UPDATE sessions SET lease_process = 'gone', lease_until = '{past}{zone}'"
-        )
-        assert (await talking.chat("2")).status_code == 200
-
-
 async def hold_for_a_dead_process(stored: Database) -> None:
     """Makes it as if another process had taken the session for a turn, and died."""
-    until_then = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%d %H:%M:%S.%f")
-    zone = "" if stored.under_test.kind == "sqlite" else "+00"
-    await stored.rows(
-        f"UPDATE sessions SET lease_process = 'gone', lease_until = '{until_then}{zone}'"
-    )
+    await stored.rows("UPDATE sessions SET lease_process = 'gone'")
+
+
+async def test_what_a_dead_process_holds_is_free_at_once(serve: Serve, stored: Database) -> None:
+    async with serve(Script(says("Hi")), request_timeout=2) as talking:
+        assert (await talking.chat("1")).status_code == 200
+        await hold_for_a_dead_process(stored)
+        assert (await talking.chat("2")).status_code == 200
 
 
 async def test_a_session_that_a_dead_process_holds_with_a_run_is_given_back(
@@ -338,3 +327,72 @@ async def test_what_was_erased_stays_erased_where_the_session_was_begun_anew(
         read_completion(await asking)
         assert [content for _, content, _ in await talking.shown()] == ["new question", "new"]
     assert [body for _, body, _, _ in await stored.nodes()] == ["new question", "new"]
+
+
+# The same turn, sent more than once
+
+
+@SQLITE
+async def test_the_first_attempt_that_comes_after_its_retry_gets_the_retrys_answer(
+    serve: Serve,
+) -> None:
+    gate = asyncio.Event()
+    async with serve(Script([gate, *says("one")], says("two"))) as talking:
+        retry = asyncio.create_task(talking.chat("next", headers={"x-stainless-retry-count": "1"}))
+        async with asyncio.timeout(20):
+            await talking.script.waiting.wait()
+        first = asyncio.create_task(talking.chat("next"))
+        await talking.under_way(2)
+        gate.set()
+        answers = [(await each).json()["response"] for each in (retry, first)]
+        assert answers == ["one", "one"]
+        # What is asked after that is another turn, though it says the same.
+        assert (await talking.chat("next")).json()["response"] == "two"
+        assert [content for _, content, _ in await talking.shown()] == [
+            "next",
+            "one",
+            "next",
+            "two",
+        ]
+
+
+@SQLITE
+async def test_two_equal_questions_without_a_retry_are_two_turns(serve: Serve) -> None:
+    gate = asyncio.Event()
+    async with serve(Script([gate, *says("one")], says("two"))) as talking:
+        asking = [asyncio.create_task(talking.chat("next")) for _ in range(2)]
+        await talking.under_way(2)
+        gate.set()
+        assert sorted([(await each).json()["response"] for each in asking]) == ["one", "two"]
+
+
+@SQLITE
+async def test_a_question_without_an_answer_that_is_asked_again_is_the_same_turn(
+    serve: Serve, stored: Database
+) -> None:
+    async with serve(Script([ProviderUnavailableError("x")], says("one"))) as talking:
+        assert (await talking.chat("next")).status_code == 502
+        assert (await talking.chat("next")).json()["response"] == "one"
+        assert [content for _, content, _ in await talking.shown()] == ["next", "one"]
+    assert len(await stored.nodes()) == 2
+
+
+async def test_a_turn_whose_session_was_taken_from_it_is_not_acknowledged(
+    serve: Serve, stored: Database
+) -> None:
+    gate = asyncio.Event()
+    async with (
+        serve(Script([gate, *says("one")])) as frozen,
+        serve(Script(says("two"))) as other,
+    ):
+        asking = asyncio.create_task(frozen.chat("1"))
+        async with asyncio.timeout(20):
+            await frozen.script.waiting.wait()
+        await stored.rows("UPDATE sessions SET lease_process = 'other'")
+        await stored.rows(
+            "INSERT INTO processes SELECT 'other', host, started_at, seen_at FROM processes LIMIT 1"
+        )
+        gate.set()
+        assert (await asking).status_code == 409
+        await stored.rows("DELETE FROM processes WHERE process_id = 'other'")
+        assert (await other.chat("2")).status_code == 200

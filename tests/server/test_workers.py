@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.support.events import until
-from tests.support.processes import list_workers, serving
+from tests.support.processes import list_workers, run, serving
 from tests.support.talker import configured, ended, talking
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -27,10 +27,14 @@ def test_workers_that_cannot_start_end_the_service(tmp_path: Path) -> None:
     (tmp_path / "agents.json").write_text(
         '[{"agent_id": "a", "system_prompt": "x", "provider": "broken"}]', encoding="utf-8"
     )
-    with serving(
-        tmp_path, "--workers", "2", AGENT_CONFIG_FILE="agents.json", PLUGINS_DIR=str(tmp_path)
-    ) as (_, process):
-        assert process.wait(60) == 3
+    done = run(
+        tmp_path,
+        *("--port", "0", "--workers", "2"),
+        AGENT_CONFIG_FILE="agents.json",
+        PLUGINS_DIR=str(tmp_path),
+    )
+    assert done.returncode == 3
+    assert "is ready" not in done.stderr
 
 
 async def test_a_worker_that_cannot_restart_leaves_the_others_and_the_service_ends_with_the_last(

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import Connection, exc, text
 
 from ai_agent_service.core.errors import MemoryUnavailableError
+from ai_agent_service.storage.clock import read_database_time
 from ai_agent_service.storage.database import Database, DatabaseError
-from ai_agent_service.storage.engine import DatabaseEngine, ping, read_database_time
+from ai_agent_service.storage.engine import DatabaseEngine, ping
 from tests.support.events import wait_until
 from tests.support.postgres import (
     PASSWORD,
@@ -473,3 +474,21 @@ async def test_a_primary_that_hangs_does_not_keep_its_promoted_replica_from_bein
     finally:
         server.thaw()
         replica.remove()
+
+
+async def test_a_new_sqlite_file_that_another_process_makes_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "new.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("CREATE TABLE other (value INTEGER)")
+        async with asyncio.TaskGroup() as group:
+            opening = group.create_task(_open_and_read(f"sqlite:///{path}"))
+            await asyncio.sleep(0.3)  # it waits meanwhile
+            other.execute("COMMIT")
+        assert opening.result() is None
+
+
+async def _open_and_read(url: str) -> str | None:
+    """What keeps a database from being used."""
+    async with opened(url) as found:
+        return found.problem

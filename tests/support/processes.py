@@ -34,6 +34,7 @@ def environment(**variables: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "COLUMNS": "100",
         "LOG_FORMAT": "text",
+        "DRAIN_SECONDS": "0",
         **SHIPPED,
         **variables,
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ai_agent_service.memory.store import PROCESS_STALE_SECONDS
+from ai_agent_service.memory.processes import PROCESS_STALE_SECONDS
 from tests.support.events import until
 from tests.support.ledger import Ledger, ServiceProcess, under_load
 from tests.support.postgres import DatabaseUnderTest

@@ -5,13 +5,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
 import httpx2
 import pytest
 
+from tests.support.events import until
 from tests.support.ledger import Ledger, ServiceProcess, under_load
 from tests.support.postgres import PostgresServer, binaries_18
 
@@ -196,4 +197,64 @@ async def test_a_server_without_a_free_connection_is_told_as_503(
             for other in others:
                 await other.close()
         await service.until("/memory", lambda status: status == 200)
+        assert (await asked(service.client, "helper")).status_code == 200
+
+
+@pytest.mark.parametrize("history", ["client", "server"])
+async def test_a_turn_whose_commit_nobody_confirms_is_stored_once(
+    tmp_path: Path, server: PostgresServer, history: str
+) -> None:
+    """The synchronous standby is away: commits are durable here, and wait for it for ever."""
+    settings = {"DATABASE_URL": server.url(), "DATABASE_TIMEOUT": "1"}
+    async with ServiceProcess(tmp_path, **settings) as service:
+
+        async def ask(text: str) -> httpx2.Response:
+            body = {"model": "helper", "messages": [{"role": "user", "content": text}]}
+            headers = {"X-Session-Id": "one", "X-Session-History": history}
+            return await service.client.post("/v1/chat/completions", json=body, headers=headers)
+
+        def set_standby(name: str) -> None:
+            server.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+            server.sql("SELECT pg_reload_conf()")
+
+        set_standby("away")
+        await until(lambda: server.sql("SHOW synchronous_standby_names") == "away")
+        answer = await ask("Hello")
+        assert answer.status_code == 503
+        assert "Send the same again: it is stored once." in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"]
+        # With the server's history the turn first takes its session, which was not confirmed.
+        stored = "1" if history == "client" else "0"
+        assert server.sql("SELECT count(*) FROM nodes") == stored
+        set_standby("")
+
+        async def is_answered() -> bool:
+            return (await ask("Hello")).status_code == 200
+
+        await until(is_answered)
+        assert server.sql("SELECT role, count(*) FROM nodes GROUP BY 1 ORDER BY 1") == (
+            "assistant|1\nuser|1"
+        )
+
+
+async def test_a_start_while_commits_hang_is_alive_and_becomes_ready(
+    tmp_path: Path, server: PostgresServer
+) -> None:
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'away'")
+    server.sql("SELECT pg_reload_conf()")
+    await until(lambda: server.sql("SHOW synchronous_standby_names") == "away")
+    service = ServiceProcess(tmp_path, DATABASE_URL=server.url())
+    async with AsyncExitStack() as opened:
+        opened.push_async_exit(service.__aexit__)
+        began = time.monotonic()
+        await service.start(path="/health/live")
+        assert time.monotonic() - began < 20  # far less where the machine is not busy
+        ready = await service.client.get("/health/ready")
+        assert ready.status_code == 503
+        assert ready.json()["problems"] == ["The database is being prepared."]
+        answer = await asked(service.client, "helper")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        server.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        server.sql("SELECT pg_reload_conf()")
+        await service.until("/health/ready", lambda status: status == 200)
         assert (await asked(service.client, "helper")).status_code == 200

@@ -196,6 +196,42 @@ async def test_turns_of_a_session_on_two_replicas_keep_their_order_and_are_taken
     assert counted == "15|15|15"
 
 
+async def test_attempts_of_one_turn_that_reach_three_replicas_at_once_are_one_turn(
+    tmp_path: Path, postgres_18: PostgresServer
+) -> None:
+    """As a client library sends them: without an id, the first without a mark."""
+    turns, attempts = 8, 6
+    name = postgres_18.new_database()
+    url = postgres_18.url(name)
+    async with AsyncExitStack() as opened:
+        members = [Replica(tmp_path, number, pause=0.05, DATABASE_URL=url) for number in range(3)]
+        for each in members:
+            opened.push_async_exit(each.__aexit__)
+        await asyncio.gather(*(each.start() for each in members))
+
+        async def attempt(number: int, text: str) -> str:
+            service = members[number % 3]
+            marks = {"x-stainless-retry-count": str(number)} if number else {}
+            async with asyncio.timeout(90):
+                # another process
+                while (  # noqa: ASYNC110
+                    answer := await chat(service, text, "once", **marks)
+                ).status_code == 409:
+                    await asyncio.sleep(0.05)
+            assert answer.status_code == 200, answer.text
+            return str(answer.json()["response"])
+
+        texts = [f"attempted {turn}." for turn in range(turns)]
+        for text in texts:
+            # Those with a mark come first, so that one of them begins the turn.
+            order = [*range(1, attempts), 0]
+            answers = await asyncio.gather(*(attempt(number, text) for number in order))
+            assert set(answers) == {answer_to(text)}
+        stored = await conversation(members[0], "once", branches="true")
+        assert [message["content"] for message in stored[::2]] == texts
+        assert len(stored) == 2 * turns
+
+
 async def conversation(service: Replica, session: str, **params: str) -> list[dict[str, Any]]:
     """The messages of a session, as a replica tells them."""
     response = await service.client.get(f"/agents/helper/conversations/{session}", params=params)

@@ -24,6 +24,7 @@ from ai_agent_service.core.errors import (
     MemoryUnavailableError,
     UnauthorizedError,
 )
+from ai_agent_service.storage.clock import read_database_time
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher, DecryptionError
 from ai_agent_service.storage.tables import api_keys
@@ -141,6 +142,8 @@ class KeyRing:
         self._has_live = False
         self._newest: datetime | None = None
         self._read_at: float | None = None
+        self._database_time = datetime.min.replace(tzinfo=UTC)
+        """What the database's clock said at `_read_at`."""
         self._all_read_at: float | None = None
         self._is_awaited = False
         """Whether the database, never read before, was not there: it may be in a moment, such as
@@ -212,6 +215,10 @@ class KeyRing:
             return True
         return self._read_at is not None and time.monotonic() - self._read_at <= self._stale_seconds
 
+    async def wait_until_read(self) -> None:
+        """Return once the keys were read since this was called, or could not be."""
+        await self._request_refresh()
+
     async def find(self, text: str) -> Key:
         """The key that `text` is. Raises UnauthorizedError, or AccessUnavailableError while that
         cannot be told."""
@@ -227,7 +234,7 @@ class KeyRing:
             held = self._match_key(given)
         if held is None:
             raise UnauthorizedError
-        now = datetime.now(UTC)
+        now = self._compute_now()
         if not held.is_live(now):
             raise UnauthorizedError
         if self._read_at is None or time.monotonic() - self._read_at > self._stale_seconds:
@@ -256,7 +263,7 @@ class KeyRing:
             if (
                 held.previous_digest is not None
                 and held.previous_until is not None
-                and held.previous_until > datetime.now(UTC)
+                and held.previous_until > self._compute_now()
             ):
                 previous = held.previous_digest
         is_present = hmac.compare_digest(digest, present)
@@ -317,15 +324,18 @@ class KeyRing:
         )
         since = None if is_full or self._newest is None else self._newest - OVERLAP
 
-        def load_rows(connection: Connection) -> tuple[PepperState, list[RowMapping]]:
+        def load_rows(
+            connection: Connection,
+        ) -> tuple[datetime, PepperState, list[RowMapping]]:
             wanted = (
                 select(api_keys)
                 if since is None
                 else select(api_keys).where(api_keys.c.changed_at >= since)
             )
-            return self._pepper.read(connection), list(connection.execute(wanted).mappings())
+            now, state = read_database_time(connection), self._pepper.read(connection)
+            return now, state, list(connection.execute(wanted).mappings())
 
-        peppered, rows = await database.read(load_rows)
+        now, peppered, rows = await database.read(load_rows)
         held = {} if is_full else self._held
         for row in rows:
             try:
@@ -341,15 +351,20 @@ class KeyRing:
             newest if is_full or self._newest is None else max(self._newest, newest or self._newest)
         )
         self._held, self._digests = held, peppered.digests
-        self._read_at = began
+        self._read_at, self._database_time = began, now
         if is_full:
             self._all_read_at = began
-        now = datetime.now(UTC)
         is_live = any(each.is_live(now) for each in held.values())
         self._had_keys = self._had_keys or bool(rows)
         self._has_live = is_live
         if peppered.is_other and is_live:
             self._log_once("keys.other_pepper", PEPPER_MISMATCH)
+
+    def _compute_now(self) -> datetime:
+        """The time by the database's clock, as far as it is known since the last reading."""
+        if self._read_at is None:
+            return self._database_time
+        return self._database_time + timedelta(seconds=time.monotonic() - self._read_at)
 
     def _log_once(self, event: str, reason: str) -> None:
         """Logs what keeps keys from being accepted, once."""

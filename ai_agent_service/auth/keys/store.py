@@ -10,9 +10,9 @@ from ai_agent_service.auth.keys.format import ParsedKey, generate_key, parse_key
 from ai_agent_service.auth.keys.hashing import PEPPER_MISMATCH, KeyHasher, Pepper
 from ai_agent_service.auth.principal import DEFAULT_SCOPES, Key, Rights
 from ai_agent_service.observability.audit import audit
+from ai_agent_service.storage.clock import read_database_time
 from ai_agent_service.storage.database import Database
 from ai_agent_service.storage.encryption import Cipher
-from ai_agent_service.storage.engine import read_database_time
 from ai_agent_service.storage.tables import api_keys
 
 ENVIRONMENT_PREFIX = "env_"

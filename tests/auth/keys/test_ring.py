@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ import pytest
 from sqlalchemy import select, text
 
 import ai_agent_service.auth.keys.ring
+from ai_agent_service.auth.keys import ring as ring_module
 from ai_agent_service.auth.keys.format import generate_key, parse_key
 from ai_agent_service.auth.keys.hashing import FINGERPRINT, PEPPER
 from ai_agent_service.auth.keys.ring import (
@@ -318,6 +319,26 @@ async def test_the_old_secret_ends_with_its_grace_and_a_key_with_its_time(
         await ring.find(expiring.text)
         assert await until_refused(ring, rotated.text) < 4
         assert await until_refused(ring, expiring.text) < 4
+
+
+@SQLITE
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_keys_end_by_the_clock_of_the_database(
+    database: DatabaseUnderTest, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Shifted":
+            return super().now(tz) + timedelta(hours=hours)
+
+    monkeypatch.setattr(ring_module, "datetime", Shifted)
+    async with opened(database.url) as (found, _), make_ring(found) as ring:
+        store = make_store(found)
+        expired = await store.create("expired", expires_in=timedelta())
+        live = await store.create("live", expires_in=timedelta(hours=1))
+        await store.rotate("live", grace=timedelta(hours=1))
+        assert (await ring.find(live.text)).name == "live"
+        await refused(ring, expired.text)
 
 
 @SQLITE
