@@ -6,7 +6,6 @@ import os
 import socket
 import ssl
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from ai_agent_service.cli.conventions import STARTER_NOTE
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.observability.logging import is_json_format
+from ai_agent_service.observability.shared_metrics import open_metrics_folder
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import check_database_keys
@@ -102,10 +102,8 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
             _collect_file_notes(configuration),
             is_open=is_open,
         )
-        with tempfile.TemporaryDirectory(
-            prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True
-        ) as folder:
-            os.environ[METRICS_FOLDER] = folder
+        with open_metrics_folder() as folder:
+            os.environ[METRICS_FOLDER] = str(folder)
             code = WorkerPool(config, listening, timeouts).run(welcome)
         sys.exit(code)
     server = GracefulServer(config, timeouts, partial(_handle_ready, configuration, listening))
