@@ -33,6 +33,7 @@ from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.observability.metrics import Metrics
+from ai_agent_service.observability.records import RequestReport
 from ai_agent_service.observability.shared_metrics import SharedMetrics
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import open_access, open_service
@@ -98,6 +99,12 @@ def create_app(configuration: Configuration, workers: SharedMetrics | None = Non
         openapi_url=None,  # ai_agent_service/api/ops/docs.py answers there, to those who may see it
     )
     app.state.stopping = stopping
+
+    def report_request(report: RequestReport) -> None:
+        counts.count_request(report)
+        access_log.write(report)
+
+    app.state.report_request = report_request
     # Requests are matched against them in this order.
     for part in (openai_chat, openai_models, conversations, agents, health, metrics, admin, docs):
         app.include_router(check_access_rules(part.router))
