@@ -16,6 +16,7 @@ import uvicorn
 
 from ai_agent_service.auth.access import Access
 from ai_agent_service.cli.conventions import STARTER_NOTE
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.observability.logging import is_json_format
@@ -174,10 +175,10 @@ def _open_listener(settings: Settings) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        print(
+        echo(
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set HOST or PORT,"
             " or stop what listens there.",
-            file=sys.stderr,
+            err=True,
         )
         sys.exit(1)
     listening.set_inheritable(True)

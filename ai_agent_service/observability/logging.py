@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Collection, Mapping
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from ai_agent_service.core.redaction import has_secret_marker, redact_known, redact_secrets
-from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.core.text import escape_unprintable, replace_unstorable, show_foreign
 from ai_agent_service.observability.request_id import current_request_id
 
 LogFormat = Literal["auto", "json", "text"]
@@ -25,10 +24,6 @@ MAX_CAUSES = 20
 """Errors of a chain that a traceback shows."""
 
 _STANDARD_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
-_LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
-"""Characters that JSON does not escape and that some programs take for the end of a line or for a
-terminal command."""
-
 _NOISY_LOGGERS = ("aiosqlite", "alembic", "asyncio", "markdown_it", "sqlalchemy")
 """Libraries whose lines below WARNING would drown ours."""
 
@@ -71,9 +66,7 @@ def encode_line(
             for name, value in fields.items()
         }
         line = _encode(redacted).decode()
-    if line.isprintable():
-        return line
-    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+    return escape_unprintable(line)
 
 
 @functools.lru_cache(maxsize=4)
@@ -233,9 +226,8 @@ def _is_long(value: object) -> bool:
 
 
 def _escape_line(value: object) -> str:
-    """Return `value` as text without control characters, so that it cannot forge a line."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)[1:-1]
+    """Return `value` as text that cannot forge a line."""
+    return show_foreign(str(value))
 
 
 def add_secrets(secrets: tuple[str, ...]) -> None:
