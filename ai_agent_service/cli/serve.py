@@ -19,7 +19,7 @@ from ai_agent_service.cli.conventions import STARTER_NOTE
 from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
-from ai_agent_service.observability.logging import is_json_format
+from ai_agent_service.observability.logging import is_json_format, write_plain
 from ai_agent_service.observability.shared_metrics import open_metrics_folder
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.runtime.configuration import Configuration, load
@@ -221,9 +221,7 @@ def _announce_ready(
     them."""
     settings, url = configuration.settings, _build_url(configuration, listening)
     if not is_json_format(settings.log_format):
-        print(
-            _format_welcome(configuration, url, notes, is_open=is_open), file=sys.stderr, flush=True
-        )
+        write_plain(f"{_format_welcome(configuration, url, notes, is_open=is_open)}\n")
         return
     ready: dict[str, Any] = {
         "service": settings.service_name,

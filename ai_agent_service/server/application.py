@@ -116,11 +116,20 @@ def configure_logs(configuration: Configuration, *, is_one_of_several: bool = Fa
     """Send log lines and audit lines to their places, without the environment's secrets; raises
     ConfigError."""
     settings, secrets = configuration.settings, find_secrets(configuration.environment)
-    log_format = settings.log_format
     configure_logging(
-        settings.log_level, secrets, log_format=log_format, is_one_of_several=is_one_of_several
+        settings.log_level,
+        secrets,
+        log_format=settings.log_format,
+        is_one_of_several=is_one_of_several,
+        queue_lines=settings.log_queue_lines,
     )
-    configure_audit(settings.audit_log_file, secrets)
+    configure_audit(
+        settings.audit_log_file,
+        secrets,
+        queue_lines=settings.log_queue_lines,
+        is_required=settings.audit_required,
+    )
+    logging.captureWarnings(True)
 
 
 def tune_garbage_collector() -> None:
