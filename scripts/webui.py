@@ -49,6 +49,13 @@ THE_SERVICES = (
 service, down to its database."""
 
 
+class NoRedirectHandler(urllib.request.HTTPRedirectHandler):
+    """Reports a redirect as an error, so that the key goes to no other address."""
+
+    def redirect_request(self, *arguments: object) -> None:
+        """Follow nothing."""
+
+
 class Problem(Exception):
     """What has to be put right first, in words for the terminal."""
 
@@ -150,7 +157,8 @@ def agents_of(url: str, key: str) -> list[str]:
         request = urllib.request.Request(
             f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {}
         )
-        with urllib.request.urlopen(request, timeout=10) as response:
+        opener = urllib.request.build_opener(NoRedirectHandler)
+        with opener.open(request, timeout=10) as response:
             return [str(model["id"]) for model in json.load(response)["data"]]
     except urllib.error.HTTPError as error:
         if error.code == 401 and key:

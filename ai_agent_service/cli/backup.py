@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from ai_agent_service.cli.database_target import back_up_target, read_target, require_existing
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.maintenance.config_archive import pack
 from ai_agent_service.maintenance.sqlite_backup import (
     BackupError,
@@ -70,7 +71,7 @@ def backup(folder: Path, keep: int | None, days: float | None) -> None:
     except BackupError as error:
         raise click.ClickException(str(error)) from error
     older = f" {deleted} older {'was' if deleted == 1 else 'were'} deleted." if deleted else ""
-    click.echo(f"{made} was made: {found} of {target.shown}, and {', '.join(names)}.{older}")
+    echo(f"{made} was made: {found} of {target.shown}, and {', '.join(names)}.{older}")
 
 
 def _delete_old(folder: Path, newest: str, keep: int | None, since: datetime | None) -> int:

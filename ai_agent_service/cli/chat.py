@@ -36,7 +36,7 @@ from ai_agent_service.core.events import (
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import Message
 from ai_agent_service.core.redaction import find_secrets
-from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.core.text import replace_unstorable, show_foreign
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.runtime.configuration import load
@@ -97,9 +97,8 @@ def chat(
             for status in opened.servers.statuses:
                 if status.label in agent.definition.allowed_mcp_servers and status.state != "ready":
                     why = status.error or "it is still starting"
-                    Console(stderr=True).print(
-                        Text(f"without the tools of {status.label}: {why}", "yellow")
-                    )
+                    notice = show_foreign(f"without the tools of {status.label}: {why}")
+                    Console(stderr=True).print(Text(notice, "yellow"))
             if session is not None and agent.definition.memory is None:
                 raise click.UsageError(
                     f"{agent_id} has no memory, so it has no session to go on with."
@@ -149,14 +148,11 @@ class TerminalChat:
             return self._run_turn(message)
         provider = self._agent.parts.provider.name
         if sys.stdin.isatty():
-            self._console.print(
-                f"[bold]{self._agent.agent_id}[/] [dim]({provider}) - Ctrl-C stops an answer,"
-                " Ctrl-D ends the chat[/]"
-            )
+            keys = f" ({provider}) - Ctrl-C stops an answer, Ctrl-D ends the chat"
+            self._console.print(Text.assemble((self._agent.agent_id, "bold"), (keys, "dim")))
             if self._session is not None:
-                self._console.print(
-                    f"[dim]remembered: go on later with --session {self._session}[/]"
-                )
+                hint = f"remembered: go on later with --session {show_foreign(self._session)}"
+                self._console.print(Text(hint, "dim"))
         succeeded = True
         while True:
             try:
@@ -200,7 +196,8 @@ class TerminalChat:
         run = self._service.create_run(self._agent, turn, Principal(LOCAL), user=USER)
         end = await run.drive(show)
         if isinstance(end, RunFailed):
-            self._console.print(Text(f"error: {end.error.message}", style="red"))
+            error = show_foreign(f"error: {end.error.message}", keep="\n")
+            self._console.print(Text(error, style="red"))
         return isinstance(end, RunFinished)
 
 
@@ -247,6 +244,7 @@ class TerminalAnswer:
         """Shows the next piece of the answer."""
         self._end_thinking()
         self.text += text
+        text = show_foreign(text, keep="\n\t")
         if not self._console.is_terminal:
             self._console.out(text, end="")
             return
@@ -255,7 +253,7 @@ class TerminalAnswer:
             whole, self._open = _split_last_block(self._open)
             if whole:
                 self._stop_live()
-                self._console.print(Markdown(whole))
+                self._console.print(_parse_markdown(whole))
                 self._console.print()
         if self._open.strip() and self._live is None:
             # What is shown is asked for at each refresh, so that the text is parsed twelve times a
@@ -263,19 +261,21 @@ class TerminalAnswer:
             self._live = Live(
                 console=self._console,
                 refresh_per_second=12,
-                get_renderable=lambda: Markdown(self._open),
+                get_renderable=lambda: _parse_markdown(self._open),
             )
             self._live.start()
 
     def add_reasoning(self, text: str) -> None:
         """Shows what the model thinks, dimmed."""
         self._thinking = True
-        self._console.print(Text(text, style="dim italic"), end="")
+        shown = show_foreign(text, keep="\n\t")
+        self._console.print(Text(shown, style="dim italic"), end="")
 
     def add_note(self, sign: str, style: str, name: str, detail: str) -> None:
         """Shows a tool at work."""
         self._finish_block()
         shown = detail if len(detail) <= MAX_SHOWN_RESULT else f"{detail[:MAX_SHOWN_RESULT]}..."
+        name, shown = show_foreign(name), show_foreign(shown, keep="\n\t")
         self._console.print(
             Text.assemble((sign, style), (name, "bold"), " ", (shown, "dim")), soft_wrap=True
         )
@@ -301,6 +301,23 @@ class TerminalAnswer:
         if self._thinking:
             self._thinking = False
             self._console.print()
+
+
+def _parse_markdown(text: str) -> Markdown:
+    """Return `text` for the terminal: links with their addresses, and no character that an entity
+    such as `&#x202e;` brings in."""
+    parsed = Markdown(text, hyperlinks=False)
+    tokens = list(parsed.parsed)
+    while tokens:
+        token = tokens.pop()
+        token.content = show_foreign(token.content, keep="\n\t")
+        token.info = show_foreign(token.info)
+        token.attrs = {
+            name: show_foreign(value) if isinstance(value, str) else value
+            for name, value in token.attrs.items()
+        }
+        tokens += token.children or ()
+    return parsed
 
 
 def _split_last_block(text: str) -> tuple[str, str]:

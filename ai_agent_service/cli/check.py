@@ -8,6 +8,7 @@ import msgspec
 
 from ai_agent_service.cli.conventions import STARTER_NOTE
 from ai_agent_service.cli.output import format_table
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.config.read_servers import ServerDefinitions
 from ai_agent_service.core.errors import UpstreamError
@@ -33,13 +34,13 @@ def check(connect: bool) -> None:
     configuration = load()
     configure_logging("CRITICAL")
     rows, fallbacks, auto = asyncio.run(_describe_agents(configuration))
-    click.echo(format_table(rows))
+    echo(format_table(rows))
     for line in fallbacks:
-        click.echo(line)
-    click.echo(f"\nAgents with the provider auto use: {auto}")
+        echo(line)
+    echo(f"\nAgents with the provider auto use: {auto}")
     definitions = configuration.servers.definitions
     if connect and definitions:
-        click.echo(
+        echo(
             f"Starting {len(definitions)} MCP servers (up to"
             f" {configuration.settings.mcp_connect_timeout:g} s) ..."
         )
@@ -56,23 +57,21 @@ def check(connect: bool) -> None:
         shown = (
             f"{label} (off: {why.rstrip('.')})" if why else label for label, why in off.items()
         )
-        click.echo(
+        echo(
             f"MCP servers: {', '.join(shown)}. To see whether they can be reached: check --connect"
         )
     for warning in configuration.warnings:
-        click.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
     count = len(configuration.agents)
-    click.echo(
-        f"{count} agent{'s' if count > 1 else ''} in {configuration.files.agents}: no faults."
-    )
+    echo(f"{count} agent{'s' if count > 1 else ''} in {configuration.files.agents}: no faults.")
     if configuration.files.is_starter:
-        click.echo(f"note: {STARTER_NOTE}")
+        echo(f"note: {STARTER_NOTE}")
     meant = {definition.server_label for definition in definitions if definition.off_reason is None}
     failed = [
         status.label for status in statuses if status.label in meant and status.state != "ready"
     ]
     if failed:
-        click.echo(
+        echo(
             f"{len(failed)} of {len(definitions)} MCP servers cannot be used: {', '.join(failed)}."
         )
         sys.exit(1)
@@ -155,7 +154,7 @@ async def _connect_servers(configuration: Configuration) -> tuple[ServerStatus, 
 
 def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ...]) -> None:
     if not statuses:
-        click.echo(f"No MCP server is defined in {configuration.files.servers}.")
+        echo(f"No MCP server is defined in {configuration.files.servers}.")
         return
     rows: list[tuple[str, ...]] = [("MCP SERVER", "TRANSPORT", "STATE", "TOOLS", "TIME", "ERROR")]
     for status in statuses:
@@ -167,13 +166,13 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
         rows.append(
             (status.label, status.transport, status.state, count, seconds, status.error or "")
         )
-    click.echo(f"\n{format_table(rows)}\n")
+    echo(f"\n{format_table(rows)}\n")
     offered = {status.label: status.tools for status in statuses if status.state == "ready"}
     for label, tools in offered.items():
-        click.echo(f"{label}: {', '.join(tools) or 'no tools'}")
+        echo(f"{label}: {', '.join(tools) or 'no tools'}")
     for status in statuses:
         for problem in status.problems:
-            click.echo(f"warning: {status.label}: {problem}")
+            echo(f"warning: {status.label}: {problem}")
     for agent in configuration.agents:
         total = len(agent.allowed_regular_tools)
         for label, allowed in agent.allowed_mcp_servers.items():
@@ -181,7 +180,7 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
                 continue
             named = {*(allowed.allowed_mcp_tools or ()), *allowed.cached_mcp_tools}
             for name in sorted(named - set(offered[label])):
-                click.echo(
+                echo(
                     f"warning: agent {agent.agent_id}: {label} has no tool {name!r}."
                     f" {suggest_name(name, offered[label])}"
                 )
@@ -192,7 +191,7 @@ def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ..
             )
         if total > MAX_OPENAI_TOOLS:
             remedy = "Name those that it needs in allowed_mcp_tools"
-            click.echo(
+            echo(
                 f"warning: agent {agent.agent_id}: it has {total} tools, and OpenAI takes"
                 f" {MAX_OPENAI_TOOLS}. {remedy}"
             )

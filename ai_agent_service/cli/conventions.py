@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import click
+from ai_agent_service.cli.streams import echo
 
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
@@ -22,7 +22,7 @@ STARTER_NOTE = (
 def exit_with_faults(faults: Sequence[object], consequence: str = "") -> NoReturn:
     """Print the faults of the configuration, one a line, and end the command."""
     plural = "s" if len(faults) > 1 else ""
-    click.echo(f"The configuration has {len(faults)} fault{plural}{consequence}:", err=True)
+    echo(f"The configuration has {len(faults)} fault{plural}{consequence}:", err=True)
     for fault in faults:
-        click.echo(f"  - {fault}", err=True)
+        echo(f"  - {fault}", err=True)
     sys.exit(EXIT_CONFIGURATION)

@@ -17,6 +17,7 @@ from ai_agent_service.cli.database_target import (
     read_target,
     require_existing,
 )
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.core.context import LOCAL_TENANT
 from ai_agent_service.maintenance.failover import PromotionError, promote
 from ai_agent_service.maintenance.postgres_backup import read_dump, restore_dump, strip_password
@@ -63,11 +64,11 @@ def upgrade_tables() -> None:
     target = read_target()
     before = asyncio.run(_upgrade_schema(target))
     if before == HEAD_REVISION:
-        click.echo(f"The tables of {target.shown} have the revision {HEAD_REVISION} already.")
+        echo(f"The tables of {target.shown} have the revision {HEAD_REVISION} already.")
     elif before is None:
-        click.echo(f"The tables of {target.shown} were made, with the revision {HEAD_REVISION}.")
+        echo(f"The tables of {target.shown} were made, with the revision {HEAD_REVISION}.")
     else:
-        click.echo(
+        echo(
             f"The tables of {target.shown} were changed from the revision {before} to"
             f" {HEAD_REVISION}."
         )
@@ -78,7 +79,7 @@ def current() -> None:
     """Show the tables' revision, the kind of database and its address."""
     target = require_existing(read_target())
     revision = _read(target, read_revision)
-    click.echo(f"revision {revision or 'none'}, {target.address.kind}, {target.shown}")
+    echo(f"revision {revision or 'none'}, {target.address.kind}, {target.shown}")
 
 
 @db.command()
@@ -86,7 +87,7 @@ def check() -> None:
     """Tell whether the service can use the database. If it cannot, tell why and exit with 1."""
     target = require_existing(read_target())
     asyncio.run(_check_usable(target))
-    click.echo(f"{target.shown} can be used; its tables have the revision {HEAD_REVISION}.")
+    echo(f"{target.shown} can be used; its tables have the revision {HEAD_REVISION}.")
 
 
 @db.command()
@@ -100,7 +101,7 @@ def backup(file: Path, force: bool) -> None:
         made = back_up_target(target, file, force=force)
     except BackupError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{target.shown} was backed up to {file}: {made}.")
+    echo(f"{target.shown} was backed up to {file}: {made}.")
 
 
 @db.command()
@@ -130,7 +131,7 @@ def restore(file: Path, force: bool) -> None:
     )
     note = f" What was there before is in {kept}." if kept else ""
     restart = " Restart the service." if force else ""
-    click.echo(f"{target.shown} was restored from {file}{changed}.{note}{restart}")
+    echo(f"{target.shown} was restored from {file}{changed}.{note}{restart}")
 
 
 def _restore_file(
@@ -192,7 +193,7 @@ def _dump_existing(target: DatabaseTarget, *, force: bool) -> Path | None:
     except (BackupError, click.ClickException) as error:
         if not force:
             raise
-        click.echo(f"What is there is not kept: {error}", err=True)
+        echo(f"What is there is not kept: {error}", err=True)
         return None
 
 
@@ -219,7 +220,7 @@ def promote_replica(force: bool) -> None:
         raise click.ClickException(str(error)) from error
     name = done.server.name
     if any(name == server.hosts for server in target.address.servers):
-        click.echo(
+        echo(
             f"{name} is the primary now. Services whose DATABASE_URL names it find it by"
             " themselves."
         )
@@ -229,17 +230,17 @@ def promote_replica(force: bool) -> None:
             done.server.address,
             "" if "/" in name + target.address.hosts else f"{name},{target.address.hosts}",
         )
-        click.echo(
+        echo(
             f"{name} is the primary now. Set DATABASE_URL={both} (and the password) and restart the"
             " service."
         )
     for server in done.away:
-        click.echo(
+        echo(
             f"{server.name} did not answer. It must not take writes when it comes back: make it a"
             f" replica of {name} first."
         )
     if done.waits_for:
-        click.echo(
+        echo(
             f"{name} waits with each commit for a replica (synchronous_standby_names ="
             f" {done.waits_for!r}), and none follows it. Until one does, run there: ALTER SYSTEM"
             " SET synchronous_standby_names = ''; SELECT pg_reload_conf();"
@@ -263,7 +264,7 @@ def reencrypt_values(plain: bool) -> None:
         )
     found = asyncio.run(_reencrypt_target(target, plain=plain))
     already = f"{found.unchanged:,} were {'in the clear' if plain else 'under it'} already"
-    click.echo(
+    echo(
         f"{found.changed:,} values were"
         f" {'decrypted' if plain else 'encrypted with the newest key'}; {already}."
     )
@@ -303,7 +304,7 @@ def erase(user: str, tenant: str, yes: bool) -> None:
         f"{gone.sessions:,} conversations, {gone.messages:,} messages, {gone.runs:,} runs and"
         f" {gone.summaries:,} summaries"
     )
-    click.echo(f"{counts} of the user {user!r} of the tenant {tenant!r} were deleted.")
+    echo(f"{counts} of the user {user!r} of the tenant {tenant!r} were deleted.")
 
 
 async def _upgrade_schema(target: DatabaseTarget) -> str | None:
@@ -337,6 +338,8 @@ async def _check_usable(target: DatabaseTarget) -> None:
 
 async def _require_this_version(target: DatabaseTarget, database: Database) -> None:
     revision = await database.read(read_revision)
+    if revision is not None and revision > HEAD_REVISION:
+        raise build_unusable_error(target, str(NewerSchemaError(revision)))
     if revision != HEAD_REVISION:
         raise build_unusable_error(
             target,

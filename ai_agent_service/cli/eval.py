@@ -17,6 +17,7 @@ from ai_agent_service import __version__
 from ai_agent_service.cli.conventions import CONNECT_SECONDS, EXIT_INTERRUPTED
 from ai_agent_service.cli.eval_generate import format_cost, generate
 from ai_agent_service.cli.output import ProgressReporter, format_table
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import load_settings
 from ai_agent_service.core.errors import ConfigError, Fault
@@ -193,7 +194,7 @@ def compare_command(before: str, after: str) -> None:
     _echo_comparison(compared, new)
     is_stopped = new.read_summary().finished is None
     if is_stopped:
-        click.echo(f"{new.name} was stopped, so that this is no pass.")
+        echo(f"{new.name} was stopped, so that this is no pass.")
     # The summary of a run that was stopped does not count them yet.
     if (
         compared.comparison.verdict == "worse"
@@ -218,7 +219,7 @@ def report_command(run: str | None, baseline: str | None, output: Path | None) -
     before = _require_run(baseline) if baseline is not None else None
     path = output or found.report
     _write_report(found, path, _compare_with(before, found))
-    click.echo(f"{path}")
+    echo(f"{path}")
 
 
 def _require_run(name: str | None) -> EvaluationRun:
@@ -240,12 +241,12 @@ def _check_pass(
     """Print why the run is not good enough, and return whether it is."""
     is_low = fail_under is not None and summary.score < fail_under - EPSILON
     if is_low:
-        click.echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
+        echo(f"The score {summary.score:.3f} is under {fail_under:g}.")
     if compared is not None:
         _echo_comparison(compared, run)
     is_open = summary.not_judged > 0 and (fail_under is not None or compared is not None)
     if is_open:
-        click.echo("Not all was judged, so that this is no pass.")
+        echo("Not all was judged, so that this is no pass.")
     is_worse = compared is not None and compared.comparison.verdict == "worse"
     return not (is_low or is_open or is_worse)
 
@@ -298,9 +299,7 @@ async def _evaluate_cases(
                     wanted, parallel, partial(_save_result, run, steps)
                 )
         except asyncio.CancelledError:
-            click.echo(
-                f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True
-            )
+            echo(f"Stopped. To go on: ai-agent-service eval run --resume {run.name}", err=True)
             raise
     run.write_summary(summarize_results(run.read_summary(), run.read_results()))
     return run
@@ -311,7 +310,7 @@ async def _connect_servers(service: Service) -> None:
     for status in service.servers.statuses:
         if status.state != "ready":
             why = status.error or "it is still starting"
-            click.echo(f"without the tools of {status.label}: {why}", err=True)
+            echo(f"without the tools of {status.label}: {why}", err=True)
 
 
 async def _build_judge(service: Service, written: str | None, parallel: int) -> Judge:
@@ -350,53 +349,49 @@ def _echo_run(run: EvaluationRun, summary: Summary, results: Sequence[Result]) -
     rows: list[tuple[str, ...]] = [("CASE", "SCORE", "STEPS", "SECONDS", "TOKENS", "NOT MET")]
     by_case = group_by_case(results)
     rows += (_format_row(name, attempts) for name, attempts in by_case.items())
-    click.echo(format_table(rows))
+    echo(format_table(rows))
     for name, attempts in by_case.items():
         notes = dict.fromkeys(
             note for attempt in attempts for answer in attempt.answers for note in answer.notes
         )
         for note in notes:
-            click.echo(f"note: {name}: {note}")
+            echo(f"note: {name}: {note}")
     if summary.finished is None:
-        click.echo(
-            f"\n{run.name} was stopped. To go on: ai-agent-service eval run --resume {run.name}"
-        )
+        echo(f"\n{run.name} was stopped. To go on: ai-agent-service eval run --resume {run.name}")
         return
     agents = ", ".join(
         f"{name}@{each.version} ({each.provider} {each.model})"
         for name, each in summary.agents.items()
     )
-    click.echo(f"\n{agents}")
+    echo(f"\n{agents}")
     if summary.metrics:
-        click.echo(", ".join(f"{name} {score:.2f}" for name, score in summary.metrics.items()))
+        echo(", ".join(f"{name} {score:.2f}" for name, score in summary.metrics.items()))
     if len(summary.attempts) > 1:
         spread = (
             f"standard deviation {summary.deviation:.3f}, {summary.minimum:.3f} to"
             f" {summary.maximum:.3f}"
         )
-        click.echo(
+        echo(
             f"{len(summary.attempts)} attempts: mean {statistics.fmean(summary.attempts):.3f},"
             f" {spread}"
         )
     cost = format_cost(summary.cost)
     took = f"{summary.steps} steps, {summary.seconds:.1f} s, {summary.tokens} tokens{cost}"
-    click.echo(
+    echo(
         f"score {summary.score:.3f} of {summary.cases} cases, {summary.errors} broken by an error;"
         f" {took}"
     )
     if summary.options.judge is not None:
         cost = format_cost(summary.judge_cost)
-        click.echo(f"judged by {summary.options.judge}: {summary.judge_tokens} tokens{cost}")
+        echo(f"judged by {summary.options.judge}: {summary.judge_tokens} tokens{cost}")
     if summary.not_judged:
         what = (
             f"{summary.not_judged} of {summary.cases} cases not judged, whose expectations count 0"
         )
-        click.echo(
-            f"{what}. To have them judged again: ai-agent-service eval run --resume {run.name}"
-        )
+        echo(f"{what}. To have them judged again: ai-agent-service eval run --resume {run.name}")
     if run.report.exists():
-        click.echo(f"report: {run.report}")
-    click.echo(f"{run.folder}")
+        echo(f"report: {run.report}")
+    echo(f"{run.folder}")
 
 
 def _format_row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
@@ -419,9 +414,9 @@ def _format_row(name: str, attempts: Sequence[Result]) -> tuple[str, ...]:
 
 def _echo_comparison(compared: Baseline, after: EvaluationRun) -> None:
     before, found = compared.run, compared.comparison
-    click.echo(f"\n{before.name} -> {after.name}")
+    echo(f"\n{before.name} -> {after.name}")
     for change in found.changed:
-        click.echo(f"  {change.id}: {change.before:.2f} -> {change.after:.2f}")
+        echo(f"  {change.id}: {change.before:.2f} -> {change.after:.2f}")
     left_out = {
         f"only in {before.name}": found.only_before,
         f"only in {after.name}": found.only_after,
@@ -430,15 +425,15 @@ def _echo_comparison(compared: Baseline, after: EvaluationRun) -> None:
     }
     for why, names in left_out.items():
         if names:
-            click.echo(f"  left out, {why}: {', '.join(names)}")
+            echo(f"  left out, {why}: {', '.join(names)}")
     judges = [run.read_summary().options.judge for run in (before, after)]
     if None not in judges and judges[0] != judges[1]:
-        click.echo(
+        echo(
             f"  judged by {judges[0]} first and by {judges[1]} then, which makes a difference of"
             " its own"
         )
     over = f"{found.before:.3f} -> {found.after:.3f} over {found.cases} cases"
-    click.echo(f"{found.verdict}: {over}{found.certainty}")
+    echo(f"{found.verdict}: {over}{found.certainty}")
 
 
 def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Result]) -> None:
@@ -452,7 +447,7 @@ def _write_recorded(dataset: Path, cases: Sequence[Case], results: Sequence[Resu
         for case in cases
     ]
     _write(path, partial(write_lines, values=lines))
-    click.echo(
+    echo(
         f"Recorded: {path}"
         + (f", without {', '.join(broken)}, which an error broke" if broken else "")
     )

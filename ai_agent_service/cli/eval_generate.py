@@ -14,6 +14,7 @@ import click
 
 from ai_agent_service.cli.conventions import CONNECT_SECONDS, EXIT_INTERRUPTED
 from ai_agent_service.cli.output import ProgressReporter
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.core.errors import ConfigError, Fault, ServiceError
 from ai_agent_service.core.redaction import find_secrets
@@ -101,12 +102,12 @@ def generate(
         except ServiceError as error:
             raise click.ClickException(f"{error.message.rstrip('.')}. {dataset.summary}") from error
         except KeyboardInterrupt:
-            click.echo(f"Stopped. {dataset.summary}", err=True)
+            echo(f"Stopped. {dataset.summary}", err=True)
             sys.exit(EXIT_INTERRUPTED)
     _echo_summary(generator, dataset, left_out, count)
     if not dataset.count:
         raise click.ClickException(f"{model} wrote no case of use. Try another model, or say more.")
-    click.echo(f"To run them: ai-agent-service eval run {path}" + ("" if agent else " --agent ID"))
+    echo(f"To run them: ai-agent-service eval run {path}" + ("" if agent else " --agent ID"))
 
 
 async def _generate_cases(
@@ -140,7 +141,7 @@ async def _describe_target(service: Service, agent_id: str) -> TargetAgent:
     agent = service.catalog.get(agent_id)
     toolset = agent.parts.toolset
     for words in toolset.unavailable:
-        click.echo(f"note: {words}", err=True)
+        echo(f"note: {words}", err=True)
     return TargetAgent(agent_id, agent.definition.system_prompt, toolset.specs)
 
 
@@ -200,22 +201,22 @@ def _echo_summary(
         ("dropped", generator.dropped),
     ):
         for name in names[:MAX_LISTED]:
-            click.echo(f"{what}: {name}")
+            echo(f"{what}: {name}")
         if len(names) > MAX_LISTED:
-            click.echo(f"{what}: {len(names) - MAX_LISTED} more")
+            echo(f"{what}: {len(names) - MAX_LISTED} more")
     if generator.duplicates:
-        click.echo(f"{generator.duplicates} left out that were like others")
+        echo(f"{generator.duplicates} left out that were like others")
     usage = generator.usage
     tokens = f"{usage.total_tokens} tokens" if usage is not None else "the provider told no tokens"
     cost = format_cost(usage.cost if usage is not None else None)
-    click.echo(
+    echo(
         f"{generator.questions} question{'' if generator.questions == 1 else 's'} to the model,"
         f" {tokens}{cost}"
     )
     if 0 < dataset.count < wanted:
-        click.echo(f"{wanted} were asked for; the model had no more of use.")
+        echo(f"{wanted} were asked for; the model had no more of use.")
     if dataset.count:
-        click.echo(dataset.summary)
+        echo(dataset.summary)
 
 
 def format_cost(cost: float | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ai_agent_service.cli.conventions import EXIT_CONFIGURATION
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.env_template import render_env_file
 from ai_agent_service.config.locations import STARTER_FOLDER
 
@@ -36,15 +37,15 @@ def init(folder: Path, force: bool) -> None:
     for name, text in _read_starter_files().items():
         if _write(folder, name, text, force=force):
             written += 1
-            click.echo(f"wrote  {folder / name}")
+            echo(f"wrote  {folder / name}")
         else:
             kept += 1
-            click.echo(f"kept   {folder / name}   (it is there already)")
+            echo(f"kept   {folder / name}   (it is there already)")
     if kept:
-        click.echo(f"{written} files written, {kept} kept as they were; --force overwrites them.")
+        echo(f"{written} files written, {kept} kept as they were; --force overwrites them.")
     where = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
-    click.echo("\nPut a provider's key into .env, or none to try the demo provider. Then:")
-    click.echo(f"  {where}ai-agent-service check && ai-agent-service serve")
+    echo("\nPut a provider's key into .env, or none to try the demo provider. Then:")
+    echo(f"  {where}ai-agent-service check && ai-agent-service serve")
 
 
 def _read_starter_files() -> dict[str, str]:

@@ -25,6 +25,7 @@ from ai_agent_service.cli.database_target import (
     require_existing,
 )
 from ai_agent_service.cli.output import format_table
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.core.errors import ConfigError
 from ai_agent_service.observability.audit import configure_audit
@@ -143,17 +144,14 @@ def list_keys(as_json: bool) -> None:
 
     found, problem = _run_with_store(read_keys)
     if as_json:
-        click.echo(
-            msgspec.json.format(
-                msgspec.json.encode([_to_json(each) for each in found], order="sorted"), indent=2
-            )
-        )
+        listed = msgspec.json.encode([_to_json(each) for each in found], order="sorted")
+        echo(msgspec.json.format(listed, indent=2).decode())
     elif found:
-        click.echo(format_table([_COLUMNS, *map(_format_row, found)]))
+        echo(format_table([_COLUMNS, *map(_format_row, found)]))
     else:
-        click.echo("There are no keys. To make one: ai-agent-service keys create --name NAME")
+        echo("There are no keys. To make one: ai-agent-service keys create --name NAME")
     if problem is not None:
-        click.echo(f"warning: {problem}.", err=True)
+        echo(f"warning: {problem}.", err=True)
 
 
 @keys.command()
@@ -161,7 +159,7 @@ def list_keys(as_json: bool) -> None:
 def revoke(key: str) -> None:
     """Have a key refused, everywhere within seconds and for good."""
     revoked = _run_with_store(lambda store: store.revoke(key))
-    click.echo(f"{_describe_key(revoked)} is revoked.")
+    echo(f"{_describe_key(revoked)} is revoked.")
 
 
 @keys.command()
@@ -230,7 +228,7 @@ def _parse_agents(text: str | None) -> frozenset[str] | None:
     try:
         _check_names(names, [agent.agent_id for agent in load().agents], "agent")
     except ConfigError:
-        click.echo(
+        echo(
             "note: the configuration has faults, so it is not known whether these agents are"
             " there.",
             err=True,
@@ -261,13 +259,13 @@ def _echo_secret(made: NewSecret, what: str) -> None:
         if made.stored.expires_at
         else "until it is revoked"
     )
-    click.echo(
+    echo(
         f"{_describe_key(made.stored)} {what}. It is for {agents}, with the scopes"
         f" {', '.join(sorted(key.scopes))}, {expires}.",
         err=True,
     )
-    click.echo("It is shown this once; keep it where its user reads it:", err=True)
-    click.echo(made.text)
+    echo("It is shown this once; keep it where its user reads it:", err=True)
+    echo(made.text)
 
 
 def _describe_key(stored: StoredKey) -> str:

@@ -2,13 +2,15 @@
 of the terminal."""
 
 import importlib
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import click
 
 from ai_agent_service import __version__
 from ai_agent_service.cli.conventions import exit_with_faults
+from ai_agent_service.cli.streams import open_closed_streams, release_broken_streams
 from ai_agent_service.core.errors import ConfigError
+from ai_agent_service.core.text import show_foreign
 
 
 class LazyGroup(click.Group):
@@ -38,6 +40,14 @@ class LazyGroup(click.Group):
         module, name = self.LAZY[cmd_name].split(":")
         return cast(click.Command, getattr(importlib.import_module(module), name))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; its error message may repeat what others said."""
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = show_foreign(error.message, keep="\n")
+            raise
+
 
 @click.group(cls=LazyGroup)
 @click.version_option(__version__)
@@ -48,10 +58,13 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; a configuration with faults ends it with code 2 and one readable
     message."""
+    open_closed_streams()
     try:
         cli.main(arguments, prog_name="ai-agent-service", standalone_mode=True)
     except ConfigError as error:
         exit_with_faults(error.faults)
+    finally:
+        release_broken_streams()
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@ error."""
 
 from typing import Self
 
-import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
+
+from ai_agent_service.cli.streams import echo
+from ai_agent_service.core.text import show_foreign
 
 
 class ProgressReporter:
@@ -33,11 +35,12 @@ class ProgressReporter:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
         else:
-            click.echo(f"[{self._done}/{self._total}] {words}", err=True)
+            echo(f"[{self._done}/{self._total}] {words}", err=True)
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:
     """`rows`, the first of which are the columns' names, as lines of columns."""
+    rows = [tuple(map(show_foreign, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from ai_agent_service.cli.conventions import exit_with_faults
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.json_files import load_environment
 from ai_agent_service.config.settings import Settings, load_settings
 from ai_agent_service.runtime.revision import Changes
@@ -64,9 +65,9 @@ def reload(url: str | None) -> None:
         for field, words in _CHANGE_LABELS.items():
             for name in lists[field]:
                 version = f" ({changes.agents[name]})" if name in changes.agents else ""
-                click.echo(f"{words} {name}{version}")
+                echo(f"{words} {name}{version}")
         if not changes:
-            click.echo("Nothing has changed.")
+            echo("Nothing has changed.")
         return
     error = _decode_body(body, _ErrorResponse, url).error
     if error.code != "configuration_error":

@@ -6,7 +6,6 @@ import os
 import socket
 import ssl
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -18,10 +17,12 @@ import uvicorn
 
 from ai_agent_service.auth.access import Access
 from ai_agent_service.cli.conventions import STARTER_NOTE
+from ai_agent_service.cli.streams import echo
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.core.errors import ConfigError, Fault
 from ai_agent_service.core.process_privacy import hide_memory, keep_descriptors
-from ai_agent_service.observability.logging import is_json_format
+from ai_agent_service.observability.logging import is_json_format, write_plain
+from ai_agent_service.observability.shared_metrics import open_metrics_folder
 from ai_agent_service.providers.demo import Demo
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import KeyState, check_database_keys
@@ -106,10 +107,8 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
             notes = _collect_file_notes(configuration)
             _announce_ready(configuration, listening, notes, is_open=is_open)
 
-        with tempfile.TemporaryDirectory(
-            prefix="ai-agent-service-metrics-", ignore_cleanup_errors=True
-        ) as folder:
-            os.environ[METRICS_FOLDER] = folder
+        with open_metrics_folder() as folder:
+            os.environ[METRICS_FOLDER] = str(folder)
             code = WorkerPool(config, listening, timeouts).run(welcome)
         sys.exit(code)
     server = GracefulServer(config, timeouts, partial(_handle_ready, configuration, listening))
@@ -180,10 +179,10 @@ def _open_listener(settings: Settings) -> socket.socket:
         listening.bind((settings.host, settings.port))
     except OSError as error:
         listening.close()
-        print(
+        echo(
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Set HOST or PORT,"
             " or stop what listens there.",
-            file=sys.stderr,
+            err=True,
         )
         sys.exit(1)
     return listening
@@ -237,9 +236,7 @@ def _announce_ready(
     them."""
     settings, url = configuration.settings, _build_url(configuration, listening)
     if not is_json_format(settings.log_format):
-        print(
-            _format_welcome(configuration, url, notes, is_open=is_open), file=sys.stderr, flush=True
-        )
+        write_plain(f"{_format_welcome(configuration, url, notes, is_open=is_open)}\n")
         return
     ready: dict[str, Any] = {
         "service": settings.service_name,

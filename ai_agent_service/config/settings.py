@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = "auto"
     """The form of log lines: json, text, or auto, which is text on a terminal and json
     elsewhere."""
+    log_queue_lines: int = Field(10_000, ge=100, le=1_000_000)
+    """Log lines, and audit lines, that wait at most for a reader or a disk that is slow; further
+    ones are dropped and counted."""
 
     agent_config_file: Path = Path("agent_config.json")
     """The file that defines the agents."""
@@ -213,6 +216,9 @@ class Settings(BaseSettings):
     """The claim with the user's roles."""
     audit_log_file: Path | None = None
     """Where audit lines go; unset means standard error."""
+    audit_required: bool = False
+    """Write the audit line of a run's start before the run is answered; refuse runs with 503 while
+    that is impossible."""
     tls_cert_file: Path | None = None
     """The certificate, and those between it and its root, as PEM; unset means HTTP."""
     tls_key_file: Path | None = None

@@ -24,6 +24,7 @@ code.
     |-- ShuttingDownError                  503  the service stops before the run ends
     |-- MemoryUnavailableError             503  the database of conversations cannot be used
     |-- AccessUnavailableError             503  keys or users cannot be checked now
+    |-- AuditUnavailableError              503  the audit log cannot be written now
     |-- UpstreamError                      502  the provider
     |   |-- ProviderNotConfiguredError     424  a credential is missing
     |   |-- ProviderRefusedError           424  it does not accept our key, model or account
@@ -252,6 +253,10 @@ class MemoryUnavailableError(ServiceError, status=503, code="memory_unavailable"
 
 class AccessUnavailableError(ServiceError, status=503, code="access_unavailable"):
     """The database of keys or the identity provider cannot be asked now."""
+
+
+class AuditUnavailableError(ServiceError, status=503, code="audit_unavailable"):
+    """The audit log cannot be written now, and AUDIT_REQUIRED is set; the log says why."""
 
 
 class UpstreamError(ServiceError, status=502, type="upstream_error", code="provider_error"):

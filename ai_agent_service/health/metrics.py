@@ -3,6 +3,7 @@
 import platform
 
 from ai_agent_service.memory.opening import Memories
+from ai_agent_service.observability.line_writer import find_writers
 from ai_agent_service.observability.metrics import Values
 from ai_agent_service.runtime.service import Service
 
@@ -17,12 +18,21 @@ def collect_values(service: Service) -> dict[str, Values]:
         "aas_workers": {(): 1},
         "aas_agent_info": {(agent.agent_id, agent.version): 1 for agent in service.catalog},
         "aas_build_info": {version: 1},
+        **_collect_log_values(),
         **_collect_provider_values(service),
         **_collect_server_values(service),
     }
     if service.memories is not None:
         values |= _collect_memory_values(service.memories)
     return values
+
+
+def _collect_log_values() -> dict[str, Values]:
+    writers = find_writers()
+    return {
+        "aas_log_lines_dropped_total": {(name,): each.dropped for name, each in writers.items()},
+        "aas_log_write_failures_total": {(name,): each.failures for name, each in writers.items()},
+    }
 
 
 def _collect_provider_values(service: Service) -> dict[str, Values]:

@@ -19,6 +19,7 @@ from ai_agent_service.health.probes import DiskHealth
 from ai_agent_service.mcp.connection import ServerStatus, State
 from ai_agent_service.memory.base import ErasureCounts
 from ai_agent_service.memory.housekeeping import Housekeeping
+from ai_agent_service.observability.line_writer import find_writers
 from ai_agent_service.runtime.service import RejectedReload, Service
 from ai_agent_service.runtime.shutdown import ShutdownState
 from ai_agent_service.storage.database import Database
@@ -78,6 +79,16 @@ class IdentityHealth(msgspec.Struct):
     error: str | None
 
 
+class LogHealth(msgspec.Struct):
+    """The log or the audit log: its file, or standard error; why lines cannot be written now, and
+    how many were dropped since the start."""
+
+    state: Literal["ready", "down"]
+    file: str
+    error: str | None
+    dropped: int
+
+
 class Health(msgspec.Struct):
     """The service is up. Only the detailed form has the parts and a `status` that depends on them:
     `degraded` if a part cannot be used, `unavailable` if nothing can be served; `reasons` say why.
@@ -99,6 +110,7 @@ class Health(msgspec.Struct):
     identity: IdentityHealth | UnsetType = UNSET
     disk: dict[str, DiskHealth] | UnsetType = UNSET
     rejected_reload: RejectedReload | UnsetType = UNSET
+    logs: dict[str, LogHealth] | UnsetType = UNSET
 
 
 async def find_readiness_problem(stopping: ShutdownState, checks: HealthChecks) -> str | None:
@@ -123,6 +135,15 @@ async def add_details(
     if answer is not None and (database := checks.target_database) is not None:
         housekeeping = None if service.memories is None else service.memories.housekeeping
         body.database = _describe_database(database, answer, housekeeping)
+    body.logs = {
+        name: LogHealth(
+            "ready" if writer.problem is None else "down",
+            str(writer.file.path or "standard error"),
+            writer.problem,
+            writer.dropped,
+        )
+        for name, writer in find_writers().items()
+    }
     body.identity = _describe_identity(service.settings.identity_mode, access)
     if (rejected := service.rejected_reload) is not None:
         fault = redact_secrets(rejected.fault, service.secrets)
@@ -158,6 +179,9 @@ def _collect_reasons(body: Health) -> list[str]:
         found.append(f"The keys of the identity provider cannot be fetched: {body.identity.error}")
     if body.rejected_reload:
         found.append(f"The last reload was rejected: {body.rejected_reload.fault}")
+    for name, log in (body.logs or {}).items():
+        if log.error is not None:
+            found.append(f"Lines of the {name} cannot be written to {log.file}: {log.error}")
     for path, disk in (body.disk or {}).items():
         if disk.state == "low":
             found.append(

@@ -1,19 +1,19 @@
 """Format log lines for standard error, with the request's id and without secrets."""
 
-import functools
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import msgspec
 
 from ai_agent_service.core.redaction import has_secret_marker, redact_known, redact_secrets
-from ai_agent_service.core.text import replace_unstorable
+from ai_agent_service.core.text import escape_unprintable, replace_unstorable, show_foreign
+from ai_agent_service.observability.line_writer import LineFile, LineWriter
 from ai_agent_service.observability.request_id import current_request_id
 
 LogFormat = Literal["auto", "json", "text"]
@@ -25,10 +25,6 @@ MAX_CAUSES = 20
 """Errors of a chain that a traceback shows."""
 
 _STANDARD_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
-_LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
-"""Characters that JSON does not escape and that some programs take for the end of a line or for a
-terminal command."""
-
 _NOISY_LOGGERS = ("aiosqlite", "alembic", "asyncio", "markdown_it", "sqlalchemy")
 """Libraries whose lines below WARNING would drown ours."""
 
@@ -71,12 +67,10 @@ def encode_line(
             for name, value in fields.items()
         }
         line = _encode(redacted).decode()
-    if line.isprintable():
-        return line
-    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+    return escape_unprintable(line)
 
 
-@functools.lru_cache(maxsize=4)
+@lru_cache(maxsize=4)
 def _escape_secrets(secrets: tuple[str, ...]) -> tuple[str, ...]:
     """Return `secrets` as JSON contains them."""
     return tuple(_encode(replace_unstorable(secret))[1:-1].decode() for secret in secrets)
@@ -233,9 +227,8 @@ def _is_long(value: object) -> bool:
 
 
 def _escape_line(value: object) -> str:
-    """Return `value` as text without control characters, so that it cannot forge a line."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)[1:-1]
+    """Return `value` as text that cannot forge a line."""
+    return show_foreign(str(value))
 
 
 def add_secrets(secrets: tuple[str, ...]) -> None:
@@ -289,6 +282,26 @@ class _StderrHandler(logging.StreamHandler[Any]):
             return  # the log has no reader any more
 
 
+def _describe_dropped(formatter: logging.Formatter, count: int) -> str:
+    record = logging.makeLogRecord(
+        {
+            "name": __name__,
+            "levelname": "WARNING",
+            "levelno": logging.WARNING,
+            "msg": f"{count} log lines were dropped",
+            "dropped": count,
+        }
+    )
+    return f"{formatter.format(record)}\n"
+
+
+def write_plain(text: str) -> None:
+    """Write `text` among the log lines, as it is."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _StderrHandler):
+            handler.stream.write(text)
+
+
 def is_json_format(log_format: LogFormat) -> bool:
     """Return whether lines are JSON, as `auto` means where standard error is not a terminal."""
     return log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
@@ -300,21 +313,28 @@ def configure_logging(
     *,
     log_format: LogFormat = "text",
     is_one_of_several: bool = False,
+    queue_lines: int | None = None,
 ) -> None:
     """Send every logger's lines of at least `level` to standard error, without `secrets`.
 
     The lines of one of several processes contain its pid. At the level DEBUG they contain the
-    messages of errors.
+    messages of errors. With `queue_lines` a thread writes them, so that logging never blocks;
+    further lines than that are dropped.
     """
     pid = os.getpid() if is_one_of_several else None
     with_words = level == "DEBUG"
-    handler = _StderrHandler(sys.stderr)
+    formatter: JsonFormatter | LineFormatter
     if is_json_format(log_format):
-        handler.setFormatter(JsonFormatter(secrets, pid=pid, with_words=with_words))
+        formatter = JsonFormatter(secrets, pid=pid, with_words=with_words)
     else:
         formatter = LineFormatter(secrets, pid=pid, with_words=with_words)
         formatter.is_coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        handler.setFormatter(formatter)
+    handler = _StderrHandler(
+        sys.stderr
+        if queue_lines is None
+        else LineWriter(LineFile(None), queue_lines, partial(_describe_dropped, formatter))
+    )
+    handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # No line contains them, and finding them takes a third of a line's time; see "Optimization" in
     # the documentation of logging.

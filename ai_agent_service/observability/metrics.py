@@ -140,6 +140,14 @@ FAMILIES = (
         "How late a timer rings that is set each second.",
         buckets=LAG_BUCKETS,
     ),
+    _counter(
+        "aas_log_lines_dropped_total{log}",
+        "Lines of the log or the audit log that their reader or disk did not take in time.",
+    ),
+    _counter(
+        "aas_log_write_failures_total{log}",
+        "How often writing the log or the audit log began to fail.",
+    ),
     _gauge("aas_workers", "Processes that answer requests."),
     _gauge(
         "aas_agent_info{agent,version}",

@@ -6,6 +6,9 @@ from ai_agent_service.core.events import StepRecord
 from ai_agent_service.core.messages import ToolOutcome
 from ai_agent_service.core.usage import Usage
 
+UNKNOWN_ROUTE = "unknown"
+"""The route of a request that matches none."""
+
 
 class ToolUse(msgspec.Struct, frozen=True, gc=False):
     """One call of a tool; `seconds` is wall time."""

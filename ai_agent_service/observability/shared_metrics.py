@@ -3,6 +3,8 @@
 import fcntl
 import operator
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,10 @@ from ai_agent_service.observability.metrics import (
 ENDED_FILE = "ended"
 """The file with the sums of the counters of processes that have ended."""
 
+FOLDER_PREFIX = "ai-agent-service-metrics-"
+OWNER_FILE = "owner"
+"""The file that the parent of the workers holds a lock on for as long as it runs."""
+
 _FAMILIES = {family.name: family for family in FAMILIES}
 _MERGERS: dict[Aggregation, Callable[[float, float], float]] = {
     "sum": operator.add,
@@ -27,6 +33,34 @@ _MERGERS: dict[Aggregation, Callable[[float, float], float]] = {
     "min": min,
 }
 _decode = msgspec.msgpack.Decoder(Snapshot).decode
+
+
+@contextmanager
+def open_metrics_folder() -> Generator[Path, None, None]:
+    """Yield a new folder for the metrics of workers, which is deleted at the end, together with
+    those of processes that were killed."""
+    parent = Path(tempfile.gettempdir())
+    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError), _hold_lock(folder / OWNER_FILE, os.O_RDWR):
+            if folder.lstat().st_uid == os.geteuid():
+                shutil.rmtree(folder)
+    with (
+        tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as name,
+        _hold_lock(Path(name) / OWNER_FILE, os.O_RDWR | os.O_CREAT),
+    ):
+        yield Path(name)
+
+
+@contextmanager
+def _hold_lock(file: Path, flags: int) -> Generator[None, None, None]:
+    """Hold the lock of `file`, which the system releases if this process dies; raises OSError if
+    another process has it."""
+    descriptor = os.open(file, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class SharedMetrics:

@@ -5,12 +5,12 @@ from contextlib import AbstractContextManager
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.auth.principal import Principal
 from ai_agent_service.core.context import RunContext
-from ai_agent_service.core.errors import RateLimitError
+from ai_agent_service.core.errors import AuditUnavailableError, RateLimitError
 from ai_agent_service.core.events import RunFinished
 from ai_agent_service.core.turn import Turn
 from ai_agent_service.limits.limiter import NOT_LIMITED, Limiter
 from ai_agent_service.memory.tokens import estimate
-from ai_agent_service.observability.audit import audit
+from ai_agent_service.observability.audit import audit, record_start
 from ai_agent_service.runs.record import RunRecord
 from ai_agent_service.runs.slots import RunSlots
 
@@ -33,7 +33,20 @@ class RunAdmission:
         self._prompt_tokens = 0
 
     async def admit(self, agent: BaseAgent, turn: Turn, context: RunContext) -> None:
-        """Reserve what the run may use; raises RateLimitError when a limit is reached."""
+        """Reserve what the run may use, and write the audit line of its start if that is required.
+
+        Raises RateLimitError when a limit is reached, and AuditUnavailableError.
+        """
+        await self._reserve(agent, turn, context)
+        try:
+            await record_start(context.audit_fields)
+        except BaseException as error:
+            code = error.code if isinstance(error, AuditUnavailableError) else "stopped"
+            audit.info("agent.refused", extra={**context.audit_fields, "outcome": code})
+            await self._granted.settle(0)
+            raise
+
+    async def _reserve(self, agent: BaseAgent, turn: Turn, context: RunContext) -> None:
         key = self._caller.key
         if not (key.limits or key.user_limits):
             return

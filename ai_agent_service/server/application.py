@@ -33,6 +33,7 @@ from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.audit import configure_audit
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.observability.metrics import Metrics
+from ai_agent_service.observability.records import RequestReport
 from ai_agent_service.observability.shared_metrics import SharedMetrics
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import open_access, open_service
@@ -98,6 +99,12 @@ def create_app(configuration: Configuration, workers: SharedMetrics | None = Non
         openapi_url=None,  # ai_agent_service/api/ops/docs.py answers there, to those who may see it
     )
     app.state.stopping = stopping
+
+    def report_request(report: RequestReport) -> None:
+        counts.count_request(report)
+        access_log.write(report)
+
+    app.state.report_request = report_request
     # Requests are matched against them in this order.
     for part in (openai_chat, openai_models, conversations, agents, health, metrics, admin, docs):
         app.include_router(check_access_rules(part.router))
@@ -109,11 +116,20 @@ def configure_logs(configuration: Configuration, *, is_one_of_several: bool = Fa
     """Send log lines and audit lines to their places, without the environment's secrets; raises
     ConfigError."""
     settings, secrets = configuration.settings, find_secrets(configuration.environment)
-    log_format = settings.log_format
     configure_logging(
-        settings.log_level, secrets, log_format=log_format, is_one_of_several=is_one_of_several
+        settings.log_level,
+        secrets,
+        log_format=settings.log_format,
+        is_one_of_several=is_one_of_several,
+        queue_lines=settings.log_queue_lines,
     )
-    configure_audit(settings.audit_log_file, secrets)
+    configure_audit(
+        settings.audit_log_file,
+        secrets,
+        queue_lines=settings.log_queue_lines,
+        is_required=settings.audit_required,
+    )
+    logging.captureWarnings(True)
 
 
 def tune_garbage_collector() -> None:

@@ -16,6 +16,8 @@ from uvicorn.protocols.http.httptools_impl import (
 from ai_agent_service.api.http.errors import encode_error
 from ai_agent_service.core.errors import HeadersTooLargeError, InvalidRequestError, ServiceError
 from ai_agent_service.core.ids import generate_id
+from ai_agent_service.observability.records import UNKNOWN_ROUTE, RequestReport
+from ai_agent_service.observability.request_id import current_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +209,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()  # an answer in progress cannot become an error
             return
         request_id = generate_id("req_")
-        logger.info("connection.refused", extra={"code": refusal.code, "request_id": request_id})
+        self._report(refusal, request_id)
         body = encode_error(refusal)
         headers = [
             *self.server_state.default_headers,
@@ -219,6 +221,23 @@ class BoundedProtocol(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[refusal.status], lines, body))
         self.linger()
+
+    def _report(self, refusal: ServiceError, request_id: str) -> None:
+        """Count the refused request and log it, as the application does with those that reach
+        it."""
+        # Before the address the parser would name a default method.
+        method = self.parser.get_method().decode() if self.url else ""
+        now = self.loop.time()
+        seconds = now - (self._head_since or now)
+        client = self.client[0] if self.client else ""
+        report = RequestReport(
+            method, UNKNOWN_ROUTE, refusal.status, seconds, seconds, client, refusal.code, None
+        )
+        token = current_request_id.set(request_id)
+        try:
+            self.config.loaded_app.state.report_request(report)
+        finally:
+            current_request_id.reset(token)
 
     def linger(self) -> None:
         """End the connection, but let a caller that is still sending read its answer."""

@@ -12,7 +12,7 @@ from ai_agent_service.api.http.errors import build_error_response, build_interna
 from ai_agent_service.core.errors import CrossSiteRequestError, ServiceError
 from ai_agent_service.observability.access_log import AccessLog
 from ai_agent_service.observability.metrics import Metrics
-from ai_agent_service.observability.records import RequestReport
+from ai_agent_service.observability.records import UNKNOWN_ROUTE, RequestReport
 from ai_agent_service.observability.request_id import current_request_id, select_request_id
 from ai_agent_service.runtime.shutdown import ShutdownState, build_stopping_error
 
@@ -20,9 +20,6 @@ logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499
 """The status in reports of a request whose caller left before the answer began; nginx's."""
-
-UNKNOWN_ROUTE = "unknown"
-"""The route of a request that matches none."""
 
 
 class RequestMiddleware:

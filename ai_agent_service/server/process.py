@@ -5,6 +5,7 @@ import asyncio
 import faulthandler
 import logging
 import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -33,7 +34,12 @@ FORCED_SHUTDOWN_SECONDS = 10.0
 EXIT_FORCED = 1
 """The exit code of a shutdown that took too long."""
 
+ALARM_SECONDS = 2.0
+"""How much later the kernel's timer ends a process whose forced shutdown hangs as well."""
+
 POLL_SECONDS = 0.05
+STDERR = 2
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class ShutdownTimeouts:
@@ -95,14 +101,21 @@ class GracefulServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the shutdown, or force it."""
-        if self.should_exit:
+        # In one step: the next signal may come within any call.
+        is_second, self.should_exit = self.should_exit, True
+        if is_second:
             self.force_shutdown()
         else:
-            self.stop()
+            self._begin_shutdown()
 
     def stop(self) -> None:
         """Begin the shutdown."""
         self.should_exit = True
+        self._begin_shutdown()
+
+    def _begin_shutdown(self) -> None:
+        """Set a deadline, which holds even if the event loop never gets to the shutdown."""
+        exit_within(self._timeouts.total)
         if self.started:
             self._announce_stop()
 
@@ -111,7 +124,7 @@ class GracefulServer(uvicorn.Server):
         if not self._is_forced:
             self.should_exit = self._is_forced = True
             self.config.timeout_graceful_shutdown = 1
-            _exit_within(FORCED_SHUTDOWN_SECONDS)
+            exit_within(FORCED_SHUTDOWN_SECONDS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down as the class describes."""
@@ -127,7 +140,7 @@ class GracefulServer(uvicorn.Server):
         for task in self.server_state.tasks:
             task.cancel()
         if not self._is_forced:
-            _exit_within(CANCEL_GRACE_SECONDS + CLOSE_TIMEOUT_SECONDS)
+            exit_within(CANCEL_GRACE_SECONDS + CLOSE_TIMEOUT_SECONDS)
         await super().shutdown(sockets)
 
     def _announce_stop(self) -> ShutdownState:
@@ -165,6 +178,28 @@ def notify_systemd(state: str) -> None:
         logger.warning("manager.not_told", extra={"error": str(error)})
 
 
-def _exit_within(seconds: float) -> None:
-    """End the process with EXIT_FORCED if it still runs then, and write where it hangs."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+def exit_within(seconds: float) -> None:
+    """End the process with EXIT_FORCED if it still runs then, and write where it hangs.
+
+    The earliest deadline counts.
+    It needs neither the interpreter's lock nor a reader of standard error: the report is left out
+    if it would block, and the kernel's timer ends what hangs even so.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they may set one as well
+    try:
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        if not 0 < left <= seconds + ALARM_SECONDS:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=_open_report())
+            signal.setitimer(signal.ITIMER_REAL, seconds + ALARM_SECONDS)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _open_report() -> int:
+    """Return standard error, opened again so that a write to it never blocks, if that is
+    possible. It stays open until the process ends."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        return os.open(f"/proc/self/fd/{STDERR}", flags)
+    except OSError:  # a socket, a file of another user, or not Linux
+        return STDERR

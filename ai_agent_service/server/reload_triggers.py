@@ -1,4 +1,6 @@
-"""Reload the configuration at SIGHUP, and after a change of the files if RELOAD_CONFIG is set."""
+"""Reload the configuration at SIGHUP, and after a change of the files if RELOAD_CONFIG is set.
+
+SIGHUP reopens the audit file too."""
 
 import asyncio
 import logging
@@ -10,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from ai_agent_service.config.fingerprint import hash_files
 from ai_agent_service.core.errors import ServiceError
+from ai_agent_service.observability.audit import reopen_audit_file
 from ai_agent_service.runtime.service import Service
 
 logger = logging.getLogger(__name__)
@@ -90,6 +93,7 @@ async def _reload_on_signal(service: Service, requested: asyncio.Event) -> None:
     while True:
         await requested.wait()
         requested.clear()
+        reopen_audit_file()
         await _reload(service)
 
 

@@ -29,6 +29,7 @@ from ai_agent_service.server.process import (
     POLL_SECONDS,
     GracefulServer,
     ShutdownTimeouts,
+    exit_within,
 )
 from ai_agent_service.server.reload_triggers import HANGUP, ControllingTerminal
 
@@ -39,6 +40,9 @@ WORKER_CHECK_SECONDS = 0.5
 
 WORKER_RETRY_SECONDS = 5.0
 """How long a worker that failed to start is not started again while others serve."""
+
+SUPERVISOR_SECONDS = 3.0
+"""How much longer than its workers the supervisor may take to end."""
 
 
 class _WorkerServer(GracefulServer):
@@ -147,12 +151,15 @@ class WorkerPool:
 
     def _handle_hangup(self, sig: int, frame: FrameType | None) -> None:
         if self._terminal.is_gone():
-            self._stop_requests += 1
+            self._handle_stop(sig, frame)
         else:
             self._hangups += 1
 
     def _handle_stop(self, sig: int, frame: FrameType | None) -> None:
         self._stop_requests += 1
+        if self._stop_requests <= 2:
+            seconds = self._timeouts.total if self._stop_requests == 1 else FORCED_SHUTDOWN_SECONDS
+            exit_within(seconds + SUPERVISOR_SECONDS)
 
     def _start_worker(self, ready: Event) -> SpawnProcess:
         with without_secrets() as secrets:  # multiprocessing's own helper gets none of them either
@@ -201,4 +208,5 @@ class WorkerPool:
                 self.send_signal(signal.SIGKILL)
                 return EXIT_FORCED
             time.sleep(POLL_SECONDS)
-        return EXIT_FORCED if any(worker.exitcode == EXIT_FORCED for worker in self.workers) else 0
+        forced = (EXIT_FORCED, -signal.SIGALRM)
+        return EXIT_FORCED if any(worker.exitcode in forced for worker in self.workers) else 0

@@ -3,6 +3,7 @@ whether it can be used now."""
 
 import asyncio
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER = 2.0
 PING_SECONDS = 0.5
 """How often a database that went away is asked whether it is back."""
+
+STABLE_SECONDS = 60.0
+"""How long a database that keeps failing must be well before the log says that it is back."""
 
 MAX_ATTEMPTS = 3
 """How often a transaction is tried that lost against another one, or whose pooled connection turned
@@ -89,6 +93,12 @@ class Database:
         self.replica_problem: str | None = None
         self._up = asyncio.Event()
         self._tried = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._back_at = -math.inf
+        self._keeps_failing = False
+        """Whether it was lost again soon after it was back, as a damaged file is: it answers, and
+        some work fails. Further losses are not logged then."""
+
         self._abandoned = Tasks(grace=timeout)
         self._watcher: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[None] | None = None
@@ -196,10 +206,13 @@ class Database:
 
     def mark_lost(self, reason: str) -> None:
         """Takes the primary for unusable because of `reason` until it answers again."""
-        if self.problem is None:
-            logger.error("database.lost", extra={"database": self._name, "reason": reason})
+        if self.problem is None and not self._keeps_failing:
+            self._keeps_failing = time.monotonic() - self._back_at < STABLE_SECONDS
+            event = "database.keeps_failing" if self._keeps_failing else "database.lost"
+            logger.error(event, extra={"database": self._name, "reason": reason})
         self.problem = reason
         self._up.clear()
+        self._lost.set()
         if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._watch())
 
@@ -354,8 +367,19 @@ class Database:
             except DatabaseError as error:
                 self.problem = str(error)
                 continue
+            if self._keeps_failing and await self._is_lost_again():
+                continue
+            self._keeps_failing, self._back_at = False, time.monotonic()
             logger.warning("database.back", extra={"database": self._name})
             return
+
+    async def _is_lost_again(self) -> bool:
+        """Return whether the primary is lost within STABLE_SECONDS."""
+        self._lost.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STABLE_SECONDS):
+                await self._lost.wait()
+        return self._lost.is_set()
 
     async def _make_ready(self) -> None:
         """Returns once the primary is found to be of use; raises DatabaseError."""

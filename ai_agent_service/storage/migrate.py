@@ -27,7 +27,7 @@ class NewerSchemaError(Exception):
     def __init__(self, revision: str) -> None:
         super().__init__(
             f"its tables have the revision {revision!r}, which this version (at {HEAD_REVISION!r})"
-            " does not know; use a newer one"
+            " does not know: this program is older than the tables; use a newer one"
         )
         self.revision = revision
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -40,6 +42,7 @@ class SqliteEngine:
             address.path.parent.mkdir(
                 mode=0o700, parents=True, exist_ok=True
             )  # what is said in it is for nobody else
+            _protect_files(address.path)
         self._engine = _create_sqlite_engine(address.path.as_posix(), timeout)
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="sqlite-writer", daemon=True)
@@ -151,6 +154,22 @@ def _notify_waiters(jobs: list[_Job]) -> None:
 
     with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits any more
         jobs[0].loop.call_soon_threadsafe(settle)
+
+
+def _protect_files(path: Path) -> None:
+    """Create the database, and let only its owner read it and the files beside it; SQLite gives new
+    ones its mode.
+
+    An existing file is not opened: closing it would drop the locks that this process holds on it.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    for suffix in ("", "-wal", "-shm"):
+        file = path.with_name(f"{path.name}{suffix}")
+        with contextlib.suppress(FileNotFoundError):
+            found = file.stat()
+            if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+                file.chmod(0o600)
 
 
 def _create_sqlite_engine(path: str, timeout: float) -> Engine:

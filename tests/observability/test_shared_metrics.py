@@ -18,7 +18,13 @@ from ai_agent_service.observability.metrics import (
     Values,
 )
 from ai_agent_service.observability.prometheus import render_metrics
-from ai_agent_service.observability.shared_metrics import SharedMetrics, merge_snapshots
+from ai_agent_service.observability.shared_metrics import (
+    FOLDER_PREFIX,
+    OWNER_FILE,
+    SharedMetrics,
+    merge_snapshots,
+    open_metrics_folder,
+)
 from tests.support.metrics import Scrape, request_report, run_report
 from tests.support.processes import get, list_workers, serving
 
@@ -149,3 +155,16 @@ def test_what_was_told_once_is_known_to_all_processes(
 def test_nothing_is_made_of_nothing() -> None:
     assert merge_snapshots(()) == Snapshot({}, {})
     assert set(HISTOGRAMS) == {family.name for family in FAMILIES if family.buckets}
+
+
+def test_folders_of_processes_that_were_killed_are_deleted_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    stale, starting = tmp_path / f"{FOLDER_PREFIX}stale", tmp_path / f"{FOLDER_PREFIX}starting"
+    for folder in (stale, starting):
+        folder.mkdir()
+    (stale / OWNER_FILE).touch()
+    with open_metrics_folder() as first, open_metrics_folder() as second:
+        assert {first, second, starting} == set(tmp_path.iterdir())
+    assert {starting} == set(tmp_path.iterdir())

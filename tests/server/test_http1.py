@@ -23,6 +23,7 @@ from tests.support.service import configuration, serving
 GET = b"GET /health HTTP/1.1\r\nhost: service\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: service\r\ncontent-type: application/json\r\n"
 CHUNKED = POST + b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nhost: service\r\nconnection: close\r\n\r\n"
 CANARY = b"CANARY-7d1e"
 
 
@@ -122,6 +123,34 @@ async def test_what_is_not_http_is_a_400_in_openais_shape(tmp_path: Path, garbag
         error = await refused(address, garbage)
     assert error["code"] == "invalid_http"
     assert CANARY.decode() not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "method", "status", "code"),
+    [
+        (b"nonsense\r\n\r\n", "", 400, "invalid_http"),
+        (GET + b"a: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n", "GET", 431, "headers_too_large"),
+    ],
+)
+async def test_what_the_protocol_refuses_is_counted_and_has_a_line_in_the_access_log(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    request_bytes: bytes,
+    method: str,
+    status: int,
+    code: str,
+) -> None:
+    caplog.set_level("INFO", "access")
+    async with served(tmp_path) as address:
+        await refused(address, request_bytes, status=status)
+        counted = parsed(await sent(address, METRICS))[2].decode()
+    [line] = [vars(each) for each in caplog.records if vars(each).get("error") == code]
+    assert (line["msg"], line["method"], line["status"]) == ("request", method, status)
+    assert line["client"] == "127.0.0.1"
+    label = method or "other"
+    series = f'aas_requests_total{{method="{label}",route="unknown",status="{status}"}} 1.0'
+    assert series in counted
+    assert f'aas_errors_total{{code="{code}"}} 1.0' in counted
 
 
 UPGRADE = (

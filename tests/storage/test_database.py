@@ -16,7 +16,7 @@ from ai_agent_service.core.errors import MemoryUnavailableError
 from ai_agent_service.storage.clock import read_database_time
 from ai_agent_service.storage.database import Database, DatabaseError
 from ai_agent_service.storage.engine import DatabaseEngine, ping
-from tests.support.events import wait_until
+from tests.support.events import until, wait_until
 from tests.support.postgres import (
     PASSWORD,
     QUOTED,
@@ -94,6 +94,49 @@ def sleeping(seconds: float) -> Callable[[Connection], None]:
             connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
 
     return work
+
+
+# Files
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+async def test_only_the_owner_may_read_the_files_of_a_database(
+    tmp_path: Path, was_there: bool
+) -> None:
+    tmp_path.chmod(0o755)
+    if was_there:
+        with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as there:
+            there.execute("CREATE TABLE old (value)")
+        (tmp_path / "x.db").chmod(0o644)
+    async with opened(f"sqlite:///{tmp_path / 'x.db'}") as found:
+        await found.write(add(1))
+        files = list(tmp_path.iterdir())
+        assert {file.name for file in files} == {"x.db", "x.db-wal", "x.db-shm"}
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+async def test_a_damaged_file_that_still_answers_is_logged_once_for_each_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(connection: Connection) -> None:
+        raise exc.DatabaseError("SELECT", {}, sqlite3.DatabaseError("malformed"))
+
+    def said() -> list[str]:
+        names = [record.message for record in caplog.records]
+        return [name for name in names if name.startswith("database.")]
+
+    monkeypatch.setattr("ai_agent_service.storage.database.PING_SECONDS", 0.01)
+    async with opened(f"sqlite:///{tmp_path / 'x.db'}") as found:
+        for _ in range(5):
+            with pytest.raises(MemoryUnavailableError):
+                await found.read(fail)
+            await until(lambda: found.problem is None)
+        expected = ["database.lost", "database.back", "database.keeps_failing"]
+        assert said() == expected
+        monkeypatch.setattr("ai_agent_service.storage.database.STABLE_SECONDS", 0.05)
+        with pytest.raises(MemoryUnavailableError):
+            await found.read(fail)
+        await until(lambda: said() == [*expected, "database.back"])
 
 
 # Transactions

@@ -177,7 +177,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
 
-def list_workers(process: "subprocess.Popen[str]") -> list[int]:
+def list_workers(process: "subprocess.Popen[Any]") -> list[int]:
     """Return the numbers of the worker processes of a service."""
     children = (
         Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()

@@ -2,6 +2,7 @@
 Open WebUI."""
 
 import contextlib
+import http.server
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Generator
@@ -467,3 +469,30 @@ def test_the_page_on_open_webui_has_its_headers_and_variables_as_the_script_sets
     assert json.loads(of_a_connection) == script.HEADERS
     told = script.variables({}, "http://s", "", 3000, tmp_path)
     assert [name for name in [*told, *script.THE_SERVICES] if f"`{name}`" not in page] == []
+
+
+def test_a_redirect_does_not_get_the_key(tmp_path: Path, stand_in: Path) -> None:
+    seen: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/v1/models":
+                self.send_response(302)
+                self.send_header("location", f"http://127.0.0.1:{port}/elsewhere")
+            else:
+                seen.append(self.headers["authorization"])
+                self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        port = server.server_port
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = ("--service-url", f"http://127.0.0.1:{port}", "--command", str(stand_in))
+        code, said = ended(tmp_path, *where, AAS_API_KEY=KEY)
+        server.shutdown()
+    assert (code, seen) == (2, [])
+    assert "GET /v1/models came to 302" in said

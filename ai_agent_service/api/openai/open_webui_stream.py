@@ -53,6 +53,9 @@ MAX_SOURCE_TEXT = 2000
 MAX_DEPTH = 4
 """How deep links are looked for in a result that is JSON."""
 
+_SHOWN_TYPES = ("text/html", "image/")
+"""Media types of links that are sources and not files."""
+
 _MARKDOWN_LINK = re.compile(r"(?<!!)\[([^\[\]\n]{1,300})\]\((https?://[^\s()<>]{1,2000})\)")
 _URL = re.compile(r"https?://[^\s<>\"]{1,2000}")
 _URL_NAMES = ("url", "link", "href", "uri")
@@ -161,10 +164,13 @@ class OpenWebUIFrames(ChunkFrames):
             if link.url not in self._cited:
                 self._cited.add(link.url)
                 frames.append(self._render_link(link))
-        if result.images:
-            images = [
-                {"type": "image_url", "image_url": {"url": image.url}} for image in result.images
-            ]
+        images = []
+        for image in result.images:
+            if image.url.startswith("data:"):
+                images.append({"type": "image_url", "image_url": {"url": image.url}})
+            else:
+                frames.append(self._render_link(Link(image.url)))
+        if images:
             frames.append(self.encode_custom_chunk({"images": images}))
         frames.append(
             self._encode_status(self._describe_open_calls()) if self._open else self._clear_status()
@@ -172,10 +178,11 @@ class OpenWebUIFrames(ChunkFrames):
         return b"".join(frames)
 
     def _render_link(self, link: Link) -> bytes:
-        if link.media_type and link.media_type != "text/html" and _URL.fullmatch(link.url):
-            kind = "image" if link.media_type.startswith("image/") else "file"
+        # A browser would fetch a remote image by itself, and so report to its server who reads.
+        is_file = link.media_type and not link.media_type.lower().startswith(_SHOWN_TYPES)
+        if is_file and _URL.fullmatch(link.url):
             file = {
-                "type": kind,
+                "type": "file",
                 "name": link.title or link.url,
                 "url": link.url,
                 "content_type": link.media_type,

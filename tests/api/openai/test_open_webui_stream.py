@@ -227,6 +227,30 @@ async def test_links_and_images_of_tools_are_shown_once(tmp_path: Path) -> None:
     ]
 
 
+async def test_a_remote_image_is_a_source_and_nothing_that_a_browser_fetches(
+    tmp_path: Path,
+) -> None:
+    @tool
+    def paint() -> ToolOutput:
+        """Paint."""
+        link = Link("https://a.example/i.png", "i.png", media_type="Image/PNG")
+        remote = ImagePart("https://a.example/j.png")
+        return ToolOutput("done", images=(remote,), links=(link,))
+
+    script = Script(calls(("paint", {})), says("There."))
+    agent = {**AGENT, "allowed_regular_tools": ["paint"]}
+    app = create_app(configuration(tmp_path, script, agents=[agent], tools=[paint]))
+    async with open_client(app) as client:
+        chunks = await streamed(client)
+    assert find_events(chunks, "files") == []
+    assert not any("images" in each["delta"] for chunk in chunks for each in chunk["choices"])
+    sources = [event["source"] for event in find_events(chunks, "source")]
+    assert sources == [
+        {"name": "i.png", "url": "https://a.example/i.png"},
+        {"name": "https://a.example/j.png", "url": "https://a.example/j.png"},
+    ]
+
+
 async def test_a_file_that_a_tool_points_to_is_shown_as_one(tmp_path: Path) -> None:
     @tool
     def report() -> ToolOutput:
