@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test test-slow test-all e2e docker-check check format lock bench audit release clean webui webui-install otel deepeval docs reference
+.PHONY: install run test test-slow test-all e2e docker-check check format lock bench audit release clean real-servers webui webui-install otel deepeval docs reference
 
 run: $(VENV)/runtime.stamp
 	@$(BIN)/python -m app.main
@@ -37,6 +37,10 @@ test-all: $(TESTED)
 
 e2e:
 	@scripts/e2e $(ARGS)
+
+# Installs a gigabyte of model servers at first. It needs no key and is not part of CI.
+real-servers: $(VENV)/dev.stamp $(VENV)/real-llama.stamp $(VENV)/real-litellm.stamp
+	$(BIN)/python -m pytest -n 0 -p no:randomly -o timeout=600 real_servers $(ARGS)
 
 docker-check:
 	@$(PYTHON) scripts/docker_check.py $(ARGS)
@@ -74,6 +78,8 @@ lock: $(VENV)/dev.stamp
 	$(LOCK) --extra otel --extra eval --group dev --constraint requirements-eval.lock --constraint requirements-otel.lock \
 		--output-file requirements-dev.lock
 	$(COMPILE) --group e2e --constraint requirements-dev.lock --output-file requirements-e2e.lock
+	$(COMPILE) --group model-server --no-deps --output-file real_servers/llama.lock
+	$(COMPILE) --group model-proxy --output-file real_servers/litellm.lock
 	$(COMPILE) --group docs --constraint requirements-dev.lock --output-file requirements-docs.lock
 	$(COMPILE) --group container-development --constraint requirements-dev.lock --output-file docker/development.lock
 	$(COMPILE) --group container-node --output-file docker/node.lock
@@ -123,6 +129,12 @@ $(VENV)/dev.stamp: requirements-dev.lock | $(VENV)/bin/python
 
 $(VENV)/e2e.stamp: requirements-e2e.lock $(VENV)/dev.stamp
 	@$(PIP) install --no-deps --require-hashes -r requirements-e2e.lock
+	@touch $@
+
+$(VENV)/real-%.stamp: real_servers/%.lock | $(VENV)/bin/python
+	@echo "Installing $* for the tests against real model servers (once) ..."
+	@$(BIN)/python -m venv --clear $(VENV)/real-$*
+	@$(VENV)/real-$*/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --require-hashes -r $<
 	@touch $@
 
 $(VENV)/docs.stamp: requirements-docs.lock $(VENV)/runtime.stamp
