@@ -20,8 +20,9 @@ MIN_LIMIT = 250
 class ContextWindows:
     """How many tokens each model takes, by `estimate_request`, since the start of the process.
 
-    A model is known by its provider's name and its own. What is known is a guess that the next
-    refusal lowers, and an answer to more raises.
+    A model is known by its provider's name and its own. Only a window that its provider stated is
+    remembered: a refusal without one may have been about something else, and would shorten every
+    later conversation. The next refusal lowers what is remembered, and an answer to more raises it.
     """
 
     def __init__(self) -> None:
@@ -37,12 +38,14 @@ class ContextWindows:
         """Take note that `fixed` and `variable` tokens together do not fit, and return how many to
         try next, fewer of the variable ones; `window` is the model's own number, where its provider
         states it."""
-        is_known = (provider, model) in self._limits
+        known = self._limits.get((provider, model))
         refused = fixed + variable
-        limit = fixed + (variable // 2 if is_known else variable * 3 // 4)
-        if window is not None and window * 3 // 4 < refused:
-            limit = window * 3 // 4  # the rest is for the answer, and for what the estimate misses
-        if limit >= MIN_LIMIT:
+        # The rest of a window is for the answer, and for what the estimate misses.
+        stated = None if window is None else window * 3 // 4
+        limit = fixed + variable // 2
+        if known is None and stated is not None and stated < refused:
+            known = limit = stated
+        if known is not None and limit >= MIN_LIMIT:
             self._limits[provider, model] = limit
         return limit
 

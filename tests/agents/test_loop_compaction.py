@@ -125,8 +125,15 @@ async def test_a_conversation_is_shortened_a_few_times_each_time_by_more() -> No
     assert isinstance((await run(script, compact, messages=long))[-1], RunFailed)
 
 
-@pytest.mark.parametrize("window", [None, 400])
-async def test_what_a_model_refused_is_not_sent_to_it_again(window: int | None) -> None:
+async def test_a_window_that_was_not_stated_is_not_remembered() -> None:
+    windows = ContextWindows()
+    first = windows.learn_refusal("p", "m", fixed=100, variable=1000, window=None)
+    assert (first, windows.find_limit("p", "m")) == (600, None)
+    windows.learn_refusal("p", "m", fixed=100, variable=1000, window=1_000_000)
+    assert windows.find_limit("p", "m") is None
+
+
+async def test_what_does_not_fit_a_stated_window_is_not_sent_again() -> None:
     windows, wanted = ContextWindows(), list[int]()
 
     async def compact(max_tokens: int) -> tuple[Message, ...]:
@@ -134,7 +141,7 @@ async def test_what_a_model_refused_is_not_sent_to_it_again(window: int | None) 
         return (SYSTEM, Message(role="user", content="x" * max_tokens))
 
     long = (SYSTEM, Message(role="user", content="x" * 4000))
-    refusal: list[Action] = [ContextTooLongError("This does not fit.", window=window)]
+    refusal: list[Action] = [ContextTooLongError("This does not fit.", window=400)]
     await run(Script(refusal, says("Hello")), compact, messages=long, windows=windows)
     script = Script(says("Hello"))
     await run(script, compact, messages=long, windows=windows)
