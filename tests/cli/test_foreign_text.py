@@ -128,6 +128,7 @@ def test_check_shows_what_mcp_servers_say(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state: Any = dict.fromkeys(("since", "restarts", "schema_changes"), 0) | {"quarantined": ()}
+    state["problems"] = (f"left out {ALL}",)
     common = {**state, "connect_seconds": 1.0, "transport": "stdio"}
     ready = ServerStatus(label="good", state="ready", tools=(f"tool{ALL}",), error=None, **common)
     down = ServerStatus(label="bad", state="down", tools=(), error=f"it said {ALL}", **common)
@@ -136,6 +137,7 @@ def test_check_shows_what_mcp_servers_say(
     assert_harmless(shown)
     assert r"tool\u001b]52;c;" in shown
     assert r"it said \u001b]52;c;" in shown
+    assert r"left out \u001b]52;c;" in shown
 
 
 def test_keys_shows_names(tmp_path: Path) -> None:
