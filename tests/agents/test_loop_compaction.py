@@ -147,7 +147,7 @@ async def test_what_does_not_fit_a_stated_window_is_not_sent_again() -> None:
     await run(script, compact, messages=long, windows=windows)
     await run(script, None, messages=long, windows=windows)
     assert [len(request.messages[1].text) for request in script.requests] == [wanted[1], 4000]
-    assert wanted[0] == wanted[1] < (250 if window else 1000)
+    assert wanted[0] == wanted[1] < 400
     await run(script, compact, messages=long, windows=windows)
     assert len(wanted) == 2, "the model answered to that much"
 
