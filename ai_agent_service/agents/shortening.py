@@ -47,7 +47,11 @@ class Shortener:
         variable = estimate_request(request.messages[:begun])
         fixed = estimate_request(request.messages[begun:], request.tools)
         limit = self._windows.learn_refusal(
-            self._provider, request.model, fixed=fixed, variable=variable, window=error.window
+            (self._provider, request.model),
+            fixed=fixed,
+            variable=variable,
+            window=error.window,
+            is_repeated=self._attempts > 0,
         )
         self._attempts += 1
         if self._attempts > MAX_ATTEMPTS:

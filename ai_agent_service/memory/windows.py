@@ -33,20 +33,29 @@ class ContextWindows:
         return self._limits.get((provider, model))
 
     def learn_refusal(
-        self, provider: str, model: str, *, fixed: int, variable: int, window: int | None
+        self,
+        model: tuple[str, str],
+        *,
+        fixed: int,
+        variable: int,
+        window: int | None,
+        is_repeated: bool = False,
     ) -> int:
         """Take note that `fixed` and `variable` tokens together do not fit, and return how many to
-        try next, fewer of the variable ones; `window` is the model's own number, where its provider
-        states it."""
-        known = self._limits.get((provider, model))
+        try next, fewer of the variable ones.
+
+        `model` is the provider's name and the model's, `window` the number that the provider
+        states, and `is_repeated` says that what this returned was refused.
+        """
+        known = self._limits.get(model)
         refused = fixed + variable
         # The rest of a window is for the answer, and for what the estimate misses.
         stated = None if window is None else window * 3 // 4
-        limit = fixed + variable // 2
+        limit = fixed + (variable // 2 if is_repeated or known else variable * 3 // 4)
         if known is None and stated is not None and stated < refused:
             known = limit = stated
         if known is not None and limit >= MIN_LIMIT:
-            self._limits[provider, model] = limit
+            self._limits[model] = limit
         return limit
 
     def learn_answer(self, provider: str, model: str, answered: int) -> None:

@@ -99,7 +99,8 @@ ERROR_PHRASES = (
     (
         re.compile(
             r"(?:incorrect|invalid|wrong|expired|missing) api[ _-]?key"
-            r"|api[ _-]?key (?:is )?(?:not valid|invalid|expired)",
+            r"|api[ _-]?key (?:is )?(?:not valid|invalid|expired)"
+            r"|no connected db",  # LiteLLM with a master key only, about any other key
             re.IGNORECASE,
         ),
         401,

@@ -114,7 +114,8 @@ class WorkerPool:
         """When the worker at a place last failed to start."""
 
         self._context = multiprocessing.get_context("spawn")
-        self._ready = [self._context.Event() for _ in range(config.workers)]
+        with without_secrets():  # the first event starts multiprocessing's own helper
+            self._ready = [self._context.Event() for _ in range(config.workers)]
         self._terminal = ControllingTerminal()
         self.workers: list[SpawnProcess] = []
 

@@ -127,9 +127,9 @@ async def test_a_conversation_is_shortened_a_few_times_each_time_by_more() -> No
 
 async def test_a_window_that_was_not_stated_is_not_remembered() -> None:
     windows = ContextWindows()
-    first = windows.learn_refusal("p", "m", fixed=100, variable=1000, window=None)
-    assert (first, windows.find_limit("p", "m")) == (600, None)
-    windows.learn_refusal("p", "m", fixed=100, variable=1000, window=1_000_000)
+    first = windows.learn_refusal(("p", "m"), fixed=100, variable=1000, window=None)
+    assert (first, windows.find_limit("p", "m")) == (850, None)
+    windows.learn_refusal(("p", "m"), fixed=100, variable=1000, window=1_000_000)
     assert windows.find_limit("p", "m") is None
 
 

@@ -74,7 +74,7 @@ def test_the_javascript_client_is_served(tmp_path: Path, node: str) -> None:
         },
         {
             "step": "broken stream",
-            "half": ["Half"],
+            "half": ["", "Half"],
             "kind": "APIError",
             "code": "provider_unavailable",
         },

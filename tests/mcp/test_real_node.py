@@ -211,7 +211,7 @@ async def test_server_memory_remembers(node_servers: Path, tmp_path: Path) -> No
 async def test_an_image_that_server_filesystem_sends_twice_is_shown_once_and_not_as_text(
     node_servers: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.png").write_bytes(b"\x89PNG" + b"x" * 3000)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 3000)
     (tmp_path / "a.wav").write_bytes(b"RIFF" + b"x" * 3000)
     async with connected(node_server(node_servers, "server-filesystem", str(tmp_path))) as server:
         image = await run(server, "read_media_file", path=str(tmp_path / "a.png"))

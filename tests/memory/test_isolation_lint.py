@@ -194,6 +194,7 @@ async def test_every_statement_names_its_owner(serve: Serve, statements: Stateme
         ).status_code == 200
         assert (await talking.client.delete(f"{conversations}/s")).json()["summaries"] > 0
         assert (await talking.client.delete("/memory")).json()["sessions"] == 1
+        await talking.memories.housekeeping.send_heartbeat()
         await talking.memories.housekeeping.clean_up()
     assert statements.faults == []
     everything = {(verb, name) for verb in ("SELECT", "INSERT", "DELETE") for name in OWNED} | {

@@ -202,9 +202,10 @@ async def test_what_is_refused_is_told_with_its_code(tmp_path: Path, lines: Line
         await client.post(CHAT, json=asking(), headers=key)
         await client.post(CHAT, json=asking(), headers=key)
         await client.post(CHAT, json=asking(), headers=wrong)
-        await client.post(CHAT, json=asking("x" * 2000), headers=key)
-        await client.post(CHAT, content=b"{", headers=key)
-        await client.post(CHAT, json={**asking(), "model": "absent"}, headers=key)
+        free = await service.key("free")
+        await client.post(CHAT, json=asking("x" * 2000), headers=free)
+        await client.post(CHAT, content=b"{", headers=free)
+        await client.post(CHAT, json={**asking(), "model": "absent"}, headers=free)
         await client.get("/absent/secret", headers=key)
         await client.post("/health", headers=key)
         await client.get("/metrics", headers=key)
@@ -224,7 +225,7 @@ async def test_what_is_refused_is_told_with_its_code(tmp_path: Path, lines: Line
     ]
     assert [line.get("outcome") for line in lines.all[:3]] == [
         "answered",
-        "rate_limit_exceeded",
+        None,
         None,
     ]
     assert "secret" not in str(lines.all)

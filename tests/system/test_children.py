@@ -24,7 +24,7 @@ STARTS = {
     ("mcp/process_guard.py", "os.execvp"),
     ("mcp/process_guard.py", "os.fork"),
     ("mcp/stdio.py", "asyncio.create_subprocess_exec"),
-    ("server/workers.py", "multiprocessing.get_context('spawn').Process"),
+    ("server/workers.py", "self._context.Process"),
 }
 """The places of the package that start a process."""
 

@@ -224,7 +224,7 @@ async def test_a_provider_that_is_down_is_not_asked_until_it_may_be_back(tmp_pat
             assert response.json()["error"]["code"] == "provider_circuit_open"
         assert len(service.first.requests) == 3
         assert service.service.breakers.list_statuses() == [
-            BreakerStatus("openai", "big", "open", 3, "provider_unavailable", 20.0, 1)
+            BreakerStatus("openai", "big", "open", 3, "provider_unavailable", 20.0, 1, True)
         ]
         now += 20
         assert read_completion(await service.ask())["choices"][0]["message"]["content"] == "Back."

@@ -525,7 +525,10 @@ class Ledger:
         self, request: Request, tree: Tree, prompt: Message, asked: tuple[Message, ...]
     ) -> Begun:
         before = tree.head
-        repeats = request.is_retry or request.message_id is not None
+        # A question without an answer that is asked again is the same turn.
+        is_unanswered = bool(before) and before[-1][0] == "user" and request.message_id is None
+        is_retry = request.is_retry or is_unanswered
+        repeats = is_retry or request.message_id is not None
         last = next(
             (before[:end] for end in range(len(before), 0, -1) if before[end - 1][0] == "user"),
             None,
@@ -537,7 +540,7 @@ class Ledger:
         ):
             if (again := self._again(request, tree, last)) is not None:
                 return Begun((), again)
-            if request.is_retry or self._named_alike(request, tree, last) is not None:
+            if is_retry or self._named_alike(request, tree, last) is not None:
                 before = last[:-1]
         window = [before[:end] for end in range(1, len(before) + 1)]
         if request.owner.agent == "other":

@@ -102,15 +102,18 @@ class ChunkFrames(Frames):
         return self._put_role_before(b"data: %b}\n\n" % envelope)
 
     def _encode_chunk(self, delta: Delta, finish_reason: str | None = None) -> bytes:
-        return self._put_role_before(self._encode_frame(delta, finish_reason))
+        frame = self._encode_frame(delta, finish_reason)
+        return self._put_role_before(frame, content=not delta.refusal)
 
-    def _put_role_before(self, frame: bytes) -> bytes:
+    def _put_role_before(self, frame: bytes, *, content: bool = True) -> bytes:
         """Return the stream's first `frame` after one with the role alone, as OpenAI sends it:
-        some clients read no text from the chunk that has the role."""
+        some clients read no text from the chunk that has the role. It has empty `content`, unless
+        none follows."""
         if self._role_is_sent:
             return frame
         self._role_is_sent = True
-        return self._encode_frame(Delta(role="assistant", content="")) + frame
+        role = Delta(role="assistant", content="") if content else Delta(role="assistant")
+        return self._encode_frame(role) + frame
 
     def _encode_frame(self, delta: Delta, finish_reason: str | None = None) -> bytes:
         chunk = ChatCompletionChunk(
