@@ -40,6 +40,9 @@ REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 MAX_ERROR_BYTES = 64 * 1024
 MAX_JSON_BYTES = 1_000_000
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""Bytes of one answer, a stream as a whole. The longest answers of models take a few."""
+
 MAX_RETRY_AFTER = 20.0
 """Seconds of Retry-After that are waited; a longer wait is left to the caller."""
 
@@ -105,7 +108,16 @@ class HttpClient:
         response = await self._send_with_retries(target, body, deadline)
         pieces = _ResponseChunks(response, self._timeouts, deadline)
         try:
+            if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+                raise ProviderProtocolError(
+                    f"{target.provider} compressed its answer ({encoding[:20]}), which was not"
+                    " asked for."
+                )
             yield pieces
+        except _AnswerTooLargeError as error:
+            raise ProviderProtocolError(
+                f"The answer of {target.provider} is larger than {MAX_ANSWER_BYTES >> 20} MiB."
+            ) from error
         except (aiohttp.ClientError, OSError) as error:
             begun = pieces.begun or not isinstance(error, TimeoutError)
             raise self._translate_error(error, target, deadline, begun=begun) from error
@@ -326,6 +338,10 @@ class HttpClient:
         return ProviderUnavailableError(problem)
 
 
+class _AnswerTooLargeError(Exception):
+    """An answer has more bytes than are read of one."""
+
+
 class _ResponseChunks:
     """The body of an answer as it arrives, with a time limit for each piece.
 
@@ -337,6 +353,7 @@ class _ResponseChunks:
         self, response: aiohttp.ClientResponse, timeouts: Timeouts, deadline: float
     ) -> None:
         self.begun = False
+        self._bytes_left = MAX_ANSWER_BYTES
         self._content = response.content
         self._limit = timeouts.first_byte
         self._idle = timeouts.idle
@@ -353,6 +370,9 @@ class _ResponseChunks:
         self._waiting_since = None
         if not piece:
             raise StopAsyncIteration
+        self._bytes_left -= len(piece)
+        if self._bytes_left < 0:
+            raise _AnswerTooLargeError
         # The timer does not fire within a flood that never makes us wait.
         if time.monotonic() >= self._deadline:
             raise TimeoutError
@@ -400,7 +420,9 @@ def _open_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=True,
+        # A compressed answer has no bound.
+        auto_decompress=False,
+        headers={"Accept-Encoding": "identity"},
         trace_configs=[trace],
     )
 

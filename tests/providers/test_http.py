@@ -1,6 +1,7 @@
 """Deadlines, retries and errors of the HTTP client that all providers share."""
 
 import asyncio
+import gzip
 import itertools
 import json
 import time
@@ -21,6 +22,7 @@ from ai_agent_service.core.errors import (
     UpstreamError,
 )
 from ai_agent_service.core.events import TextDelta
+from ai_agent_service.providers import http as http_module
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.providers.http import MAX_RETRY_AFTER, RETRY_BUDGET, HttpClient, Timeouts
 from ai_agent_service.providers.http_errors import HttpTarget
@@ -782,3 +784,22 @@ async def test_an_answer_that_breaks_off_is_not_fetched() -> None:
     async with Upstream([head(), chunk(b"x"), "reset"]) as upstream:
         with pytest.raises(UpstreamError):
             await fetched(upstream.url)
+
+
+async def test_an_answer_without_end_is_an_error_of_the_provider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_module, "MAX_ANSWER_BYTES", 100_000)
+    answer = endless([head(), event(delta(content="Hi"))], chunk(b": " + b"x" * 5000 + b"\n\n"))
+    async with served(answer) as (_, provider):
+        error = await failure(provider)
+    assert isinstance(error, ProviderProtocolError)
+    assert error.message.startswith("The answer of openai is larger than")
+
+
+async def test_a_compressed_answer_is_refused_as_it_was_not_asked_for() -> None:
+    body = gzip.compress(b"data: " + b"x" * 10_000_000)
+    async with served([head(content_encoding="gzip"), chunk(body), END]) as (upstream, provider):
+        with pytest.raises(ProviderProtocolError, match=r"compressed its answer \(gzip\)"):
+            await text(provider)
+    assert upstream.requests[0].headers["accept-encoding"] == "identity"
