@@ -2,9 +2,11 @@
 route and error: `make reference`."""
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from ai_agent_service.config.display_definition import DisplayDefinition, Sugges
 from ai_agent_service.config.memory_definition import CompressionDefinition, MemoryDefinition
 from ai_agent_service.config.server_definition import ServerDefinition
 from ai_agent_service.config.settings import Settings, load_settings
+from ai_agent_service.core import bounds
 from ai_agent_service.core.errors import RequestError, ServiceError, UpstreamError
 from ai_agent_service.runtime.configuration import load_configuration
 from ai_agent_service.runtime.plugin_loader import load_plugins
@@ -132,6 +135,13 @@ def page() -> str:
         _table(
             ("status", "code", "more exact codes", "type", "retry", "meaning"), sorted(_errors())
         ),
+        "## Limits",
+        (
+            "Limits of what comes in, which are not settings. Settings that limit are"
+            " `MAX_REQUEST_BYTES`, `MAX_ANSWER_CHARACTERS`, `MAX_CONCURRENT_REQUESTS` and"
+            " `LOG_QUEUE_LINES`, and `max_message_bytes` of an MCP server."
+        ),
+        _table(("limit", "value", "meaning"), _bounds()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -334,6 +344,19 @@ def _exact_codes() -> dict[str, set[str]]:
                 }
                 found.setdefault(node.func.id, set()).update(codes)
     return found
+
+
+def _bounds() -> Iterator[tuple[str, ...]]:
+    """Yield each limit of core/bounds.py: its name, its value and its docstring."""
+    for name, text in pairwise(ast.parse(inspect.getsource(bounds)).body):
+        match name, text:
+            case (
+                ast.Assign(targets=[ast.Name(id=found)]),
+                ast.Expr(value=ast.Constant(value=str(meaning))),
+            ):
+                yield f"`{found}`", f"{getattr(bounds, found):,}", " ".join(meaning.split())
+            case _:
+                pass
 
 
 def _names(names: str) -> str:

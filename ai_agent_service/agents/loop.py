@@ -12,6 +12,7 @@ from ai_agent_service.agents.calls import CallIds, make_sendable, repair_text
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.agents.repetition import RepetitionCounter
 from ai_agent_service.agents.shortening import CompactMessages, Shortener
+from ai_agent_service.core.bounds import MAX_ANSWER_CHARACTERS, MAX_CALLS_PER_STEP
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     ContextTooLongError,
@@ -48,11 +49,6 @@ from ai_agent_service.tools.toolset import Toolset
 
 logger = logging.getLogger(__name__)
 
-MAX_ANSWER_CHARACTERS = 1_000_000
-"""Characters of text and reasoning that a run may have, where no setting says otherwise."""
-
-MAX_CALLS_PER_STEP = 128
-"""Calls of one step that are taken; OpenAI's models make far fewer."""
 
 PROGRESS_SECONDS = 0.1
 """At least this long between two reports of progress of one call; those in between are left out."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from ai_agent_service.core.bounds import MAX_PENDING_STEPS
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.messages import (
@@ -18,7 +19,6 @@ from ai_agent_service.core.messages import (
 )
 
 PENDING_STEP_SECONDS = 3600.0
-MAX_PENDING_STEPS = 10_000
 
 
 class _PendingStep(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from ai_agent_service.auth.identity.base import Identity
 from ai_agent_service.auth.keys.format import PREFIX
 from ai_agent_service.auth.keys.ring import KeyRing
 from ai_agent_service.auth.principal import LOCAL, Headers, Key, Principal
+from ai_agent_service.core.bounds import MAX_KEY_LENGTH
 from ai_agent_service.core.errors import (
     AccessUnavailableError,
     HostNotAllowedError,
@@ -15,9 +16,6 @@ from ai_agent_service.core.errors import (
     UnauthorizedError,
 )
 from ai_agent_service.storage.database import Database
-
-MAX_KEY_LENGTH = 512
-"""Characters that a key may have; what is longer is none."""
 
 PROXY_HEADERS = frozenset(
     {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"}

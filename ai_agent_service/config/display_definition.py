@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from ai_agent_service.config.definition import Definition, use_default_for_null
+from ai_agent_service.core.bounds import MAX_AVATAR_BYTES
 from ai_agent_service.core.errors import Fault
 
-MAX_AVATAR_BYTES = 256 * 1024
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),

@@ -5,10 +5,9 @@ import re
 import time
 from collections import deque
 
+from ai_agent_service.core.bounds import MAX_MCP_VALUES, MCP_BURST_BYTES
+
 BYTES_PER_SECOND = 16 * 1024 * 1024
-BURST_BYTES = 64 * 1024 * 1024
-"""A server is read as fast as it writes for so many bytes, and then at BYTES_PER_SECOND, so that
-one that floods leaves the event loop to others."""
 
 MESSAGE_COST, VALUE_COST = 4096, 32
 """What a message, and each value in it, count as, in bytes: they cost time beyond their size."""
@@ -16,9 +15,6 @@ MESSAGE_COST, VALUE_COST = 4096, 32
 YIELD_COST = 256 * 1024
 """After so much, other tasks run first."""
 
-MAX_VALUES = 250_000
-"""Values in one message. Decoding holds the interpreter's lock, in any thread, and takes a hundred
-bytes or more for each."""
 
 PIECE_BYTES = 64 * 1024
 """How much is read at once."""
@@ -33,7 +29,7 @@ class MessageTooLargeError(Exception):
 class Pace:
     """Slows reading down to `rate` a second once `burst` are used up."""
 
-    def __init__(self, rate: int = BYTES_PER_SECOND, burst: int = BURST_BYTES) -> None:
+    def __init__(self, rate: int = BYTES_PER_SECOND, burst: int = MCP_BURST_BYTES) -> None:
         self._rate, self._burst = rate, burst
         self._left, self._spent, self._before = float(burst), 0, time.monotonic()
 
@@ -58,10 +54,10 @@ class Pace:
 def check_message(message: bytes) -> int:
     """Return what `message` costs; raises MessageTooLargeError if it has too many values."""
     values = _count_values(message)
-    if values > MAX_VALUES:  # commas and brackets in its texts are none
+    if values > MAX_MCP_VALUES:  # commas and brackets in its texts are none
         values = _count_values(_STRING.sub(b"", message))
-        if values > MAX_VALUES:
-            raise MessageTooLargeError(f"it has more than {MAX_VALUES:,} values")
+        if values > MAX_MCP_VALUES:
+            raise MessageTooLargeError(f"it has more than {MAX_MCP_VALUES:,} values")
     return len(message) + MESSAGE_COST + values * VALUE_COST
 
 

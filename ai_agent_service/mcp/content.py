@@ -6,15 +6,13 @@ from typing import Any
 
 import msgspec
 
+from ai_agent_service.core.bounds import MAX_TOOL_IMAGE_BYTES
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.core.messages import ImagePart, Link
 from ai_agent_service.core.text import replace_unstorable
 from ai_agent_service.mcp.images import build_image_url, decode_base64, find_image_type
 from ai_agent_service.mcp.lenient import NOT_AN_OBJECT
 from ai_agent_service.tools.base import ToolOutput
-
-MAX_IMAGE_BYTES = 20 * 1024 * 1024
-"""Of one image, in base64; a larger one is replaced by a note."""
 
 _WRAPPERS = frozenset({"result", "content"})
 _Block = Mapping[str, Any]
@@ -133,7 +131,7 @@ def _show_image(data: str) -> _Part | None:
     decoded = decode_base64(data)
     if decoded is None or (kind := find_image_type(decoded)) is None:
         return None
-    if len(data) > MAX_IMAGE_BYTES:
+    if len(data) > MAX_TOOL_IMAGE_BYTES:
         return _Part(f"[an image of {len(decoded)} bytes, too large to be shown]")
     return _Part(image=ImagePart(build_image_url(decoded, kind)))
 

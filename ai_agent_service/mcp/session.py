@@ -33,6 +33,7 @@ from pydantic import ValidationError
 
 from ai_agent_service import __version__
 from ai_agent_service.config.server_definition import ServerDefinition, Transport
+from ai_agent_service.core.bounds import MAX_TOOL_PAGES
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import ToolError
 from ai_agent_service.mcp.base import (
@@ -64,8 +65,6 @@ MAX_TOOL_MESSAGE_LENGTH = 4_000
 """Characters of a server's refusal that reach the model."""
 
 MAX_QUOTED_LINE = 200
-MAX_PAGES = 250
-"""Of a list of tools."""
 
 LISTEN_RETRY_SECONDS = 5.0
 PING_SECONDS = 10.0
@@ -261,7 +260,7 @@ class _FastMcpSession:
         cursor: str | None = None
         seen: set[str | None] = set()
         while cursor not in seen:
-            if len(seen) == MAX_PAGES:
+            if len(seen) == MAX_TOOL_PAGES:
                 raise RuntimeError("its list has no end")
             seen.add(cursor)
             result = await self._client.list_tools_mcp(cursor=cursor)

@@ -19,6 +19,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from ai_agent_service.core.bounds import MAX_ANSWER_BYTES, MAX_ERROR_BYTES
 from ai_agent_service.core.errors import (
     ProviderProtocolError,
     ProviderRefusedError,
@@ -38,10 +39,7 @@ logger = logging.getLogger(__name__)
 RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
-MAX_ERROR_BYTES = 64 * 1024
 MAX_JSON_BYTES = 1_000_000
-MAX_ANSWER_BYTES = 64 * 1024 * 1024
-"""Bytes of one answer, a stream as a whole. The longest answers of models take a few."""
 
 MAX_RETRY_AFTER = 20.0
 """Seconds of Retry-After that are waited; a longer wait is left to the caller."""

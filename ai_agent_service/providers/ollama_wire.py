@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ai_agent_service.core.bounds import MAX_OLLAMA_LINE_BYTES
 from ai_agent_service.core.errors import InvalidRequestError, ProviderProtocolError
 from ai_agent_service.core.events import ReasoningDelta, TextDelta
 from ai_agent_service.core.ids import generate_id
@@ -35,7 +36,6 @@ from ai_agent_service.providers.tool_calls import PartialToolCall, read_piece
 from ai_agent_service.providers.usage_fields import parse_usage
 from ai_agent_service.providers.wire import Exchange, stream_answer
 
-MAX_LINE_BYTES = 16 * 1024 * 1024
 _DATA_URL = re.compile(r"^data:[^;,]*;base64,(.*)$", re.DOTALL)
 
 TOP_LEVEL = frozenset({"keep_alive", "think", "format"})
@@ -170,7 +170,7 @@ class _LineReader:
         MiB."""
         lines = (self._rest + piece).split(b"\n")
         self._rest = lines.pop()
-        if len(self._rest) > MAX_LINE_BYTES:
+        if len(self._rest) > MAX_OLLAMA_LINE_BYTES:
             raise ProviderProtocolError("The provider sent a line of more than 16 MiB.")
         return filter(bytes.strip, lines)
 

@@ -1,8 +1,8 @@
 """Read server-sent events from pieces of bytes that may be cut anywhere (WHATWG HTML, 9.2.6)."""
 
+from ai_agent_service.core.bounds import MAX_EVENT_BYTES
 from ai_agent_service.core.errors import ProviderProtocolError
 
-MAX_EVENT_BYTES = 16 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 

@@ -5,12 +5,12 @@ from typing import Protocol
 
 import msgspec
 
+from ai_agent_service.core.bounds import MAX_WHOLE_ANSWER_BYTES
 from ai_agent_service.core.errors import ServiceError
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
 from ai_agent_service.providers.http import HttpClient, drain
 from ai_agent_service.providers.http_errors import HttpTarget, find_body_error
 
-MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 
@@ -108,7 +108,7 @@ async def read_start(pieces: AsyncIterator[bytes], target: HttpTarget) -> bytes:
     is_whole = False
     async for piece in pieces:
         body += piece
-        if is_whole and len(body) <= MAX_BODY_BYTES:
+        if is_whole and len(body) <= MAX_WHOLE_ANSWER_BYTES:
             continue
         start = body.lstrip(_BLANK)
         if is_whole or (start and start[0] not in b"{[<"):

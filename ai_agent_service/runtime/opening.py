@@ -10,10 +10,11 @@ from typing import Literal
 from ai_agent_service.agents.pending_steps import PendingSteps
 from ai_agent_service.auth.access import Access
 from ai_agent_service.auth.identity.base import open_identity
-from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
+from ai_agent_service.auth.identity.fetch import FETCH_SECONDS
 from ai_agent_service.auth.keys.ring import KeyRing, parse_environment_keys
 from ai_agent_service.config.agent_definition import AUTO, PROVIDER_ALIASES
 from ai_agent_service.config.settings import Settings
+from ai_agent_service.core.bounds import MAX_DOCUMENT_BYTES
 from ai_agent_service.core.errors import UpstreamError
 from ai_agent_service.core.process_privacy import hide_memory
 from ai_agent_service.core.tasks import Tasks

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from ai_agent_service.api.http.errors import encode_error
+from ai_agent_service.core.bounds import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
 from ai_agent_service.core.errors import HeadersTooLargeError, InvalidRequestError, ServiceError
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.observability.records import UNKNOWN_ROUTE, RequestReport
@@ -21,13 +22,6 @@ from ai_agent_service.observability.request_id import current_request_id
 
 logger = logging.getLogger(__name__)
 
-MAX_HEAD_BYTES = 64 * 1024
-"""Limit of the request line and the headers together, and of everything else around the body."""
-
-MAX_HEADERS = 100
-MAX_PIPELINED = 8
-"""Requests that may wait for the answers of those before them; uvicorn would queue all that one
-read brings."""
 
 LINGER_SECONDS = 5.0
 """How long a caller whose answer came early may go on sending; closing the connection earlier could

@@ -12,13 +12,9 @@ import pytest
 from dirty_equals import IsFloat, IsStr
 
 from ai_agent_service.agents import loop as module
-from ai_agent_service.agents.loop import (
-    MAX_CALLS_PER_STEP,
-    REPEATED_CALL_RESULT,
-    LoopOptions,
-    run_loop,
-)
+from ai_agent_service.agents.loop import REPEATED_CALL_RESULT, LoopOptions, run_loop
 from ai_agent_service.agents.pending_steps import PendingSteps
+from ai_agent_service.core.bounds import MAX_CALLS_PER_STEP
 from ai_agent_service.core.context import RunContext
 from ai_agent_service.core.errors import (
     ProviderProtocolError,

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.config.display_definition import MAX_AVATAR_BYTES
 from ai_agent_service.config.read_agents import KnownNames, read_agents
+from ai_agent_service.core.bounds import MAX_AVATAR_BYTES
 from ai_agent_service.core.errors import Fault
 
 KNOWN = KnownNames(("agent",), ("demo",), ())

@@ -16,8 +16,9 @@ from mcp_types import (
     TextResourceContents,
 )
 
+from ai_agent_service.core.bounds import MAX_TOOL_IMAGE_BYTES
 from ai_agent_service.core.errors import ToolError
-from ai_agent_service.mcp.content import MAX_IMAGE_BYTES, to_tool_output
+from ai_agent_service.mcp.content import to_tool_output
 from ai_agent_service.tools.base import ToolOutput
 
 PNG = "iVBORw0KGgo="
@@ -60,7 +61,7 @@ def test_images_go_beside_the_text() -> None:
 
 
 def test_an_image_that_is_too_large_is_left_out_and_that_is_said() -> None:
-    picture = b"\x89PNG\r\n\x1a\n" + bytes(MAX_IMAGE_BYTES)
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(MAX_TOOL_IMAGE_BYTES)
     large = ImageContent(data=base64.b64encode(picture).decode(), mime_type="image/png")
     output = read(CallToolResult(content=[large, ImageContent(data=PNG, mime_type="image/png")]))
     assert output.content == f"[an image of {len(picture)} bytes, too large to be shown]"

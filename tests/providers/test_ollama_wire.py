@@ -13,6 +13,7 @@ from dirty_equals import IsStr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ai_agent_service.core.bounds import MAX_OLLAMA_LINE_BYTES
 from ai_agent_service.core.errors import (
     ContextTooLongError,
     InvalidRequestError,
@@ -35,7 +36,7 @@ from ai_agent_service.providers import ollama_wire
 from ai_agent_service.providers.base import ModelEvent, ModelFinished
 from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import HttpTarget
-from ai_agent_service.providers.ollama_wire import MAX_LINE_BYTES, encode_request, to_wire_messages
+from ai_agent_service.providers.ollama_wire import encode_request, to_wire_messages
 from tests.support.fake_upstream import END, Action, Upstream, chunk, head, line, lines, reply
 from tests.support.odd_json import Path, list_places, odd_values, replace_place
 from tests.support.provider_requests import (
@@ -191,7 +192,7 @@ async def test_a_model_that_is_not_installed_is_told() -> None:
 
 
 async def test_a_line_over_16_mib_is_refused() -> None:
-    piece = chunk(b"x" * (MAX_LINE_BYTES // 8))
+    piece = chunk(b"x" * (MAX_OLLAMA_LINE_BYTES // 8))
     with pytest.raises(ProviderProtocolError, match="more than 16 MiB"):
         await answered([head(), *([piece] * 9), asyncio.Event()])
 

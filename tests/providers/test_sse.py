@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ai_agent_service.core.bounds import MAX_EVENT_BYTES
 from ai_agent_service.core.errors import ProviderProtocolError
-from ai_agent_service.providers.sse import MAX_EVENT_BYTES, EventReader
+from ai_agent_service.providers.sse import EventReader
 from tests.support.provider_requests import cut
 
 BOM = b"\xef\xbb\xbf"

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from ai_agent_service.core.bounds import MAX_HEAD_BYTES, MAX_HEADERS
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
-from ai_agent_service.server.http1 import MAX_HEAD_BYTES, MAX_HEADERS, BoundedProtocol
+from ai_agent_service.server.http1 import BoundedProtocol
 from tests.support.clients import Watched, asking, connected, connected_raw
 from tests.support.fake_provider import Script, says
 from tests.support.raw_http import parsed, read_refusal, refused, sent

@@ -17,16 +17,10 @@ from ai_agent_service.api.http.json_limits import (
     replace_surrogates_by_nul,
 )
 from ai_agent_service.auth.access import Access
+from ai_agent_service.core.bounds import LARGE_BODY, MAX_LARGE_BODY_BYTES
 from ai_agent_service.core.errors import BodyTooLargeError, InvalidRequestError, ServerBusyError
 from ai_agent_service.limits.limiter import Limiter
 from ai_agent_service.runtime.service import Service
-
-LARGE_BODY = 256 * 1024
-"""Bytes from which a body counts as large: it is decoded off the event loop, and is one of those
-whose sizes together are limited."""
-
-MAX_LARGE_BODY_BYTES = 256 * 1024 * 1024
-"""How many bytes of large bodies may be read and decoded at once; at least one fits always."""
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `(key in )?\$\.?([^`]*)`$")

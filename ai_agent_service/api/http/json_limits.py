@@ -7,20 +7,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from ai_agent_service.core.bounds import BYTES_PER_VALUE, MAX_JSON_DEPTH, MAX_JSON_VALUES
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.surrogates import replace_lone_surrogates
 from ai_agent_service.core.text import replace_unstorable
-
-MAX_DEPTH = 100
-"""How deep a free-form value, such as a tool's schema, may be nested without exhausting the stack
-when it is encoded again."""
-
-MAX_VALUES = 100_000
-"""How many values a free-form value may hold."""
-
-BYTES_PER_VALUE = 20
-"""A larger body may hold one value for so many of its bytes, so that decoding it takes no more than
-some times its size. A value takes up to 150 bytes."""
 
 MAX_SEARCHED = 300_000
 MAX_REPAIRED = 10_000
@@ -40,7 +30,7 @@ def check_value_count(body: bytes, kind: type[Any]) -> None:
 
     The `param` is the largest of the fields that the struct `kind` has.
     """
-    limit = max(MAX_VALUES, len(body) // BYTES_PER_VALUE)
+    limit = max(MAX_JSON_VALUES, len(body) // BYTES_PER_VALUE)
     most = 2 * limit  # a value that takes memory has two tokens or more
     if sum(map(body.count, (b",", b"[", b"{", b'"'))) <= most:
         return
@@ -98,19 +88,21 @@ def validate_values(value: Any, place: str) -> Any:
     deeply or too large."""
     level = [value]
     count = 0
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_JSON_DEPTH):
         containers = [each for each in level if isinstance(each, dict | list) and each]
         if not containers:
             return value
         count += sum(map(len, containers))
-        if count > MAX_VALUES:
-            raise InvalidRequestError(f"This holds more than {MAX_VALUES} values.", param=place)
+        if count > MAX_JSON_VALUES:
+            problem = f"This holds more than {MAX_JSON_VALUES} values."
+            raise InvalidRequestError(problem, param=place)
         level = [
             child
             for each in containers
             for child in (each.values() if isinstance(each, dict) else each)
         ]
-    raise InvalidRequestError(f"This is nested more than {MAX_DEPTH} levels deep.", param=place)
+    problem = f"This is nested more than {MAX_JSON_DEPTH} levels deep."
+    raise InvalidRequestError(problem, param=place)
 
 
 def _find_nul(decoded: object) -> tuple[bool, str | None]:

@@ -21,6 +21,7 @@ from ai_agent_service.api.openai.chat_schema import (
     TextContent,
     ToolMode,
 )
+from ai_agent_service.core.bounds import MAX_MESSAGE_PARTS
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.messages import (
     AudioPart,
@@ -50,7 +51,6 @@ _ROLES: dict[str, Role] = {
 
 MAX_NAME = 255
 
-MAX_PARTS = 20_000
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -91,10 +91,10 @@ def parse_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """A request's messages; raises InvalidRequestError."""
     if (
         sum(len(message.content) for message in messages if isinstance(message.content, list))
-        > MAX_PARTS
+        > MAX_MESSAGE_PARTS
     ):
         raise InvalidRequestError(
-            f"The messages have more than {MAX_PARTS} parts together.", param="messages"
+            f"The messages have more than {MAX_MESSAGE_PARTS} parts together.", param="messages"
         )
     return tuple([_parse_message(message, number) for number, message in enumerate(messages)])
 

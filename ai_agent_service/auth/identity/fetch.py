@@ -12,7 +12,6 @@ Fetch = Callable[[str], Awaitable[bytes]]
 """Gets the body of an address, of at most MAX_DOCUMENT_BYTES, within FETCH_SECONDS; raises
 UpstreamError."""
 
-MAX_DOCUMENT_BYTES = 1_000_000
 FETCH_SECONDS = 10.0
 
 

@@ -14,13 +14,9 @@ from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key
 from joserfc.util import base64_to_int
 
-from ai_agent_service.auth.identity.fetch import (
-    MAX_DOCUMENT_BYTES,
-    Fetch,
-    KeySetStatus,
-    find_url_problem,
-)
+from ai_agent_service.auth.identity.fetch import Fetch, KeySetStatus, find_url_problem
 from ai_agent_service.auth.identity.jwt import PinnedAlgorithms
+from ai_agent_service.core.bounds import MAX_DOCUMENT_BYTES
 from ai_agent_service.core.errors import AccessUnavailableError, UpstreamError
 from ai_agent_service.core.tasks import Tasks
 

@@ -17,8 +17,8 @@ from joserfc.jwt import Claims, JWTClaimsRegistry
 from joserfc.util import urlsafe_b64decode
 
 from ai_agent_service.auth.identity.claims import IdentityError
+from ai_agent_service.core.bounds import MAX_TOKEN_BYTES
 
-MAX_TOKEN_BYTES = 16 * 1024
 MAX_SECONDS = 2**53
 """Whole numbers up to here are the same as floats; arithmetic with larger ones may overflow."""
 

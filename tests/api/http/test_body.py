@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ai_agent_service.api.http.body import LARGE_BODY, BodyBudget, decode_body
+from ai_agent_service.api.http.body import BodyBudget, decode_body
 from ai_agent_service.api.openai.chat_schema import ChatCompletionRequest
 from ai_agent_service.auth.principal import Limits
+from ai_agent_service.core.bounds import LARGE_BODY
 from ai_agent_service.core.errors import InvalidRequestError, ServerBusyError
 from ai_agent_service.server.application import create_app
 from tests.support.clients import CHAT, asking, read_completion, read_error

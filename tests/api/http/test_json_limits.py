@@ -7,12 +7,8 @@ from typing import Any
 
 import pytest
 
-from ai_agent_service.api.http.json_limits import (
-    MAX_DEPTH,
-    MAX_VALUES,
-    repair_texts,
-    validate_values,
-)
+from ai_agent_service.api.http.json_limits import repair_texts, validate_values
+from ai_agent_service.core.bounds import MAX_JSON_DEPTH, MAX_JSON_VALUES
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.core.messages import Message, TextPart
 from ai_agent_service.server.application import create_app
@@ -209,7 +205,7 @@ BEGUN = json.dumps(asking(CANARY))[:-1]
 @pytest.mark.parametrize(
     ("opening", "closing"), [('{"a":', "}"), ('{"a":[', "]}")], ids=["objects", "arrays"]
 )
-@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 300, 450, 5_000])
+@pytest.mark.parametrize("depth", [MAX_JSON_DEPTH + 1, 300, 450, 5_000])
 async def test_deep_nesting_is_refused(
     tmp_path: Path, field: str, param: str, opening: str, closing: str, depth: int
 ) -> None:
@@ -293,8 +289,8 @@ async def test_too_many_biases_are_refused_at_once(tmp_path: Path) -> None:
 
 def test_what_is_within_bounds_is_taken_as_it_is() -> None:
     deep: Any = 1
-    for _ in range(MAX_DEPTH - 1):
+    for _ in range(MAX_JSON_DEPTH - 1):
         deep = {"a": deep}
-    wide = {"a": [1] * (MAX_VALUES - 1)}
+    wide = {"a": [1] * (MAX_JSON_VALUES - 1)}
     for value in (None, {}, deep, wide):
         assert validate_values(value, "p") is value

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from joserfc.jwk import OctKey
 
 from ai_agent_service.auth.identity.base import UnverifiedIdentity, open_identity
-from ai_agent_service.auth.identity.fetch import FETCH_SECONDS, MAX_DOCUMENT_BYTES
+from ai_agent_service.auth.identity.fetch import FETCH_SECONDS
 from ai_agent_service.auth.principal import User
 from ai_agent_service.config.settings import load_settings
+from ai_agent_service.core.bounds import MAX_DOCUMENT_BYTES
 from ai_agent_service.core.errors import AccessUnavailableError, ConfigError, InvalidTokenError
 from ai_agent_service.providers.http import HttpClient
 from tests.support.fake_upstream import Upstream, reply

@@ -12,7 +12,7 @@ import pytest
 from joserfc.jwk import Key, OctKey, OKPKey, RSAKey
 from joserfc.util import int_to_base64
 
-from ai_agent_service.auth.identity.fetch import MAX_DOCUMENT_BYTES, KeySetStatus
+from ai_agent_service.auth.identity.fetch import KeySetStatus
 from ai_agent_service.auth.identity.jwks import (
     FAILED_PAUSE,
     FRESH_SECONDS,
@@ -23,6 +23,7 @@ from ai_agent_service.auth.identity.jwks import (
 )
 from ai_agent_service.auth.identity.jwt import PinnedAlgorithms
 from ai_agent_service.auth.identity.settings import ALGORITHMS
+from ai_agent_service.core.bounds import MAX_DOCUMENT_BYTES
 from ai_agent_service.core.errors import AccessUnavailableError
 from ai_agent_service.core.tasks import Tasks
 from tests.support.tokens import (
