@@ -3,6 +3,7 @@
 import os
 import signal
 
+import hypothesis
 import pytest
 
 from ai_agent_service.config.settings import Settings
@@ -16,6 +17,12 @@ for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, lambda *_: None)
 # Set for the whole process, because DeepEval sends what it counted when the process ends.
 os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = "YES"
+
+# A busy machine is slow, which says nothing about a test.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.hookimpl(optionalhook=True)
