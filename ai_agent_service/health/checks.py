@@ -235,7 +235,8 @@ async def _ping_provider(provider: Provider) -> ProviderHealth:
         return ProviderHealth("timeout", error.message, None, [])
     except UpstreamError as error:
         # A server may answer models' requests and have no list of them.
-        is_there = error.code == "provider_model_not_found"
+        status = error.upstream.status if error.upstream else None
+        is_there = error.code == "provider_model_not_found" or status in (405, 501)
         said = error.detail if isinstance(error, ProviderRefusedError) else error.message
         return ProviderHealth("unknown" if is_there else "down", said, None, [])
     except Exception as error:  # noqa: BLE001 - a provider may be a plug-in and raise anything
