@@ -54,9 +54,7 @@ def test_check_shows_whom_an_agent_falls_back_to(tmp_path: Path) -> None:
     (tmp_path / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
     done = invoke(tmp_path, "check", AGENT_CONFIG_FILE="agents.json", OPENROUTER_API_KEY="k")
     assert done.returncode == 0
-    assert re.search(
-        r"^helper +openai +big +auto: responses +- +- +yes$", done.stdout, re.MULTILINE
-    )
+    assert re.search(r"^helper +openai +big +- +- +- +yes$", done.stdout, re.MULTILINE)
     missing = "(no: OPENAI_API_KEY must be set for openai.)"
     assert (
         f"helper asks openai/big {missing}; if that fails: openrouter/a/b, openai {missing}, demo\n"
