@@ -185,7 +185,7 @@ class HealthChecks:
         provider = self._service.providers.get(name)
         if provider is None:
             return ProviderHealth("unknown", None, None, [])
-        answer = await _ping_provider(provider)
+        answer = await ping_provider(provider)
         answer.error = self._redact(answer.error)
         return answer
 
@@ -222,7 +222,8 @@ async def open_checks(service: Service, access: Access) -> AsyncGenerator[Health
         yield HealthChecks(service, access, tasks)
 
 
-async def _ping_provider(provider: Provider) -> ProviderHealth:
+async def ping_provider(provider: Provider) -> ProviderHealth:
+    """Return whether `provider` can be used now. The error may contain its credentials."""
     if provider.missing:
         problem = f"{' and '.join(provider.missing)} must be set."
         return ProviderHealth("not_configured", problem, None, [])
