@@ -1,4 +1,4 @@
-# `make run` starts the service, `make test` runs the tests; both install what they need into .venv first. `make webui` starts Open WebUI beside it.
+# `make run` starts the service, `make test` runs the tests; both install what they need into .venv first. `make webui` starts Open WebUI beside it, and `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,18 +7,21 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test test-slow test-all e2e docker-check check format lock bench audit release clean real-servers webui webui-install otel deepeval docs reference
+.PHONY: install run test test-slow test-all e2e docker-check check format lock bench audit release clean real-servers webui webui-install otel deepeval docs reference help
 
-run: $(VENV)/runtime.stamp
+run: $(VENV)/runtime.stamp ## start the service
 	@$(BIN)/python -m app.main
 
-install: $(VENV)/dev.stamp
+help: ## list the targets
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 
-otel: $(VENV)/otel.stamp
+install: $(VENV)/dev.stamp ## install everything for development
 
-deepeval: $(VENV)/deepeval.stamp
+otel: $(VENV)/otel.stamp ## install what traces need
 
-webui:
+deepeval: $(VENV)/deepeval.stamp ## install what judged metrics need
+
+webui: ## start Open WebUI with the agents of the running service
 	@$(PYTHON) scripts/webui.py $(ARGS)
 
 webui-install:
@@ -26,52 +29,52 @@ webui-install:
 
 TESTED := $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp $(VENV)/kubectl.stamp
 
-test: $(TESTED)
+test: $(TESTED) ## run the fast tests
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(TESTED)
+test-slow: $(TESTED) ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-all: $(TESTED)
+test-all: $(TESTED) ## run all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-e2e:
+e2e: ## test with Open WebUI in a browser
 	@scripts/e2e $(ARGS)
 
 # Installs a gigabyte of model servers at first. It needs no key and is not part of CI.
-real-servers: $(VENV)/dev.stamp $(VENV)/real-llama.stamp $(VENV)/real-litellm.stamp
+real-servers: $(VENV)/dev.stamp $(VENV)/real-llama.stamp $(VENV)/real-litellm.stamp ## test against real model servers
 	$(BIN)/python -m pytest -n 0 -p no:randomly -o timeout=600 real_servers $(ARGS)
 
-docker-check:
+docker-check: ## build and test the containers
 	@$(PYTHON) scripts/docker_check.py $(ARGS)
 
-check: $(VENV)/dev.stamp
+check: $(VENV)/dev.stamp ## check format, lint, types and layers
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
 
-format: $(VENV)/dev.stamp
+format: $(VENV)/dev.stamp ## format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp
+bench: $(VENV)/dev.stamp $(VENV)/pgbouncer.stamp ## run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(VENV)/docs.stamp
+docs: $(VENV)/docs.stamp ## build the documentation into site/
 	@rm -rf site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --nitpicky --fresh-env -d $(VENV)/doctrees -c docs . site
 	@echo "docs: open site/index.html"
 
-reference: $(VENV)/dev.stamp
+reference: $(VENV)/dev.stamp ## write docs/reference.md
 	$(BIN)/python -m scripts.reference
 
 # Asks a database of vulnerabilities, so it needs the internet.
-audit: $(VENV)/dev.stamp
+audit: $(VENV)/dev.stamp ## look for known vulnerabilities in dependencies
 	@for lock in requirements.lock requirements-otel.lock requirements-eval.lock; do \
 		echo "$$lock"; $(BIN)/pip-audit --disable-pip --require-hashes --requirement $$lock || exit 1; done
 
-release: $(VENV)/dev.stamp
+release: $(VENV)/dev.stamp ## build the wheel, the sdist and the SBOM
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/release
 
-lock: $(VENV)/dev.stamp
+lock: $(VENV)/dev.stamp ## update the lock files
 	$(LOCK) --extra eval --output-file requirements-eval.lock
 	$(LOCK) --constraint requirements-eval.lock --output-file requirements.lock
 	$(LOCK) --extra otel --constraint requirements-eval.lock --output-file requirements-otel.lock
@@ -95,7 +98,7 @@ $(VENV)/kubectl.stamp: scripts/fetch-kubectl | $(VENV)/bin/python
 	@scripts/fetch-kubectl $(CURDIR)/$(VENV)/kubectl
 	@touch $@
 
-clean:
+clean: ## remove what was installed and built
 	rm -rf $(VENV) .webui site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:

@@ -77,7 +77,8 @@ class Agent(BaseAgent):
             spec.name == turn.tool_choice.name for spec in tools
         ):
             raise InvalidRequestError(
-                "This tool is not among the tools of the request.", param="tool_choice"
+                "tool_choice names a tool that neither the request nor the agent has.",
+                param="tool_choice",
             )
         request = ModelRequest(
             model=turn.model or await self.model(),

@@ -30,7 +30,7 @@ class Catalog:
 def build_unknown_agent_error() -> NotFoundError:
     """The error for an agent that there is not, or not for whoever asks: nothing tells which."""
     return NotFoundError(
-        "The model does not exist or you do not have access to it.",
+        "The model does not exist or you do not have access to it. GET /v1/models lists yours.",
         code="model_not_found",
         param="model",
     )

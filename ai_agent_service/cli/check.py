@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import AbstractAsyncContextManager
 
 import click
 import msgspec
@@ -13,12 +14,15 @@ from ai_agent_service.config.json_files import suggest_name
 from ai_agent_service.config.read_servers import ServerDefinitions
 from ai_agent_service.core.errors import UpstreamError
 from ai_agent_service.core.process_privacy import hide_memory
+from ai_agent_service.core.redaction import redact_secrets
+from ai_agent_service.health.checks import ProviderHealth, ping_provider
 from ai_agent_service.mcp.connection import ServerStatus
 from ai_agent_service.mcp.supervisor import open_servers
 from ai_agent_service.observability.logging import configure_logging
 from ai_agent_service.providers.fallback import FailoverCandidate, FallbackProvider
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import open_service
+from ai_agent_service.runtime.service import Service
 
 CONNECT_GRACE_SECONDS = 5.0
 """How much longer than MCP_CONNECT_TIMEOUT `check --connect` waits for the servers."""
@@ -28,7 +32,11 @@ MAX_OPENAI_TOOLS = 128
 
 
 @click.command()
-@click.option("--connect", is_flag=True, help="Start each MCP server too, and list its tools.")
+@click.option(
+    "--connect",
+    is_flag=True,
+    help="Ask each provider and start each MCP server too, and list its tools.",
+)
 def check(connect: bool) -> None:
     """Validate the whole configuration and show what it defines, without serving."""
     configuration = load()
@@ -39,9 +47,10 @@ def check(connect: bool) -> None:
         echo(line)
     echo(f"\nAgents with the provider auto use: {auto}")
     definitions = configuration.servers.definitions
+    unusable = _echo_providers(asyncio.run(_ping_providers(configuration))) if connect else []
     if connect and definitions:
         echo(
-            f"Starting {len(definitions)} MCP servers (up to"
+            f"\nStarting {len(definitions)} MCP servers (up to"
             f" {configuration.settings.mcp_connect_timeout:g} s) ..."
         )
     statuses = asyncio.run(_connect_servers(configuration)) if connect and definitions else ()
@@ -70,11 +79,43 @@ def check(connect: bool) -> None:
     failed = [
         status.label for status in statuses if status.label in meant and status.state != "ready"
     ]
+    if unusable:
+        echo(f"Providers that cannot be used: {', '.join(unusable)}.")
     if failed:
         echo(
             f"{len(failed)} of {len(definitions)} MCP servers cannot be used: {', '.join(failed)}."
         )
+    if unusable or failed:
         sys.exit(1)
+
+
+def _open_agents(configuration: Configuration) -> AbstractAsyncContextManager[Service]:
+    """Return the service with its agents and providers, without MCP servers and a database."""
+    agents = tuple(agent.model_copy(update={"resources": ()}) for agent in configuration.agents)
+    return open_service(
+        msgspec.structs.replace(
+            configuration, agents=agents, servers=ServerDefinitions(), warnings=()
+        )
+    )
+
+
+async def _ping_providers(configuration: Configuration) -> dict[str, ProviderHealth]:
+    """Return the state of each provider in use by its name, without secrets in it."""
+    async with _open_agents(configuration) as service:
+        answers = await asyncio.gather(*map(ping_provider, service.providers.values()))
+        for answer in answers:
+            answer.error = redact_secrets(answer.error or "", service.secrets)
+        return dict(zip(service.providers, answers, strict=True))
+
+
+def _echo_providers(answers: dict[str, ProviderHealth]) -> list[str]:
+    """Show the state of each provider, and return those that are configured and do not work."""
+    rows: list[tuple[str, ...]] = [("PROVIDER", "STATE", "TIME", "ERROR")]
+    for name, answer in sorted(answers.items()):
+        time = "-" if answer.round_trip_ms is None else f"{answer.round_trip_ms / 1000:.2f} s"
+        rows.append((name, answer.state, time, answer.error or ""))
+    echo(f"\n{format_table(rows)}")
+    return [name for name, answer in sorted(answers.items()) if answer.state in ("down", "timeout")]
 
 
 async def _describe_agents(
@@ -83,12 +124,7 @@ async def _describe_agents(
     """The table of agents, a line for each that has fallbacks, and what auto is; no MCP server is
     started and no database opened for it."""
     servers = {definition.server_label for definition in configuration.servers.definitions}
-    agents = tuple(agent.model_copy(update={"resources": ()}) for agent in configuration.agents)
-    async with open_service(
-        msgspec.structs.replace(
-            configuration, agents=agents, servers=ServerDefinitions(), warnings=()
-        )
-    ) as service:
+    async with _open_agents(configuration) as service:
         rows: list[tuple[str, ...]] = [
             ("AGENT", "PROVIDER", "MODEL", "API", "TOOLS", "MCP SERVERS", "READY")
         ]
@@ -154,7 +190,7 @@ async def _connect_servers(configuration: Configuration) -> tuple[ServerStatus, 
 
 def _echo_servers(configuration: Configuration, statuses: tuple[ServerStatus, ...]) -> None:
     if not statuses:
-        echo(f"No MCP server is defined in {configuration.files.servers}.")
+        echo(f"\nNo MCP server is defined in {configuration.files.servers}.")
         return
     rows: list[tuple[str, ...]] = [("MCP SERVER", "TRANSPORT", "STATE", "TOOLS", "TIME", "ERROR")]
     for status in statuses:

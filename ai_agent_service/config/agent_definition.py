@@ -1,5 +1,6 @@
 """Reads agent_config.json into agent definitions, all faults of the file at once."""
 
+from types import UnionType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -19,17 +20,22 @@ RESERVED_MODEL_SETTINGS = frozenset(
 )
 """Fields of a request that are the service's own, and those that ask for what agents do not
 give."""
-_SETTING_TYPES: dict[str, tuple[type, str]] = {
+_SETTING_TYPES: dict[str, tuple[type | UnionType, str]] = {
+    "temperature": (int | float, "a number, such as 0.2"),
+    "top_p": (int | float, "a number, such as 0.9"),
+    "max_tokens": (int, "an integer, such as 2000"),
+    "max_completion_tokens": (int, "an integer, such as 2000"),
+    "response_format": (dict, 'an object, such as {"type": "json_object"}'),
     "reasoning": (dict, 'an object, such as {"effort": "low", "summary": "auto"}'),
-    "reasoning_effort": (str, "a text, such as 'low'"),
-    "verbosity": (str, "a text, such as 'low'"),
-    "service_tier": (str, "a text, such as 'flex'"),
-    "prompt_cache_key": (str, "a text"),
+    "reasoning_effort": (str, "a string, such as 'low'"),
+    "verbosity": (str, "a string, such as 'low'"),
+    "service_tier": (str, "a string, such as 'flex'"),
+    "prompt_cache_key": (str, "a string"),
     "parallel_tool_calls": (bool, "true or false"),
-    "include": (list, "a list of texts"),
+    "include": (list, "a list of strings"),
     "text": (dict, 'an object, such as {"verbosity": "low"}'),
 }
-"""The types of settings that the service reads."""
+"""The types of settings; providers check their values."""
 AUTO = "auto"
 ApiName = Literal["auto", "chat_completions", "responses"]
 """The API through which a model is asked."""
@@ -187,14 +193,14 @@ class AgentDefinition(Definition):
     @classmethod
     def _check_types(cls, value: dict[str, Any]) -> dict[str, Any]:
         faults = [
-            f"{name} has to be {words}"
+            f"{name} must be {words}"
             for name, (kind, words) in _SETTING_TYPES.items()
             if value.get(name) is not None and not isinstance(value[name], kind)
         ]
         reasoning = value.get("reasoning")
         if isinstance(reasoning, dict):
             faults += [
-                f"reasoning.{name} has to be a text"
+                f"reasoning.{name} must be a string"
                 for name in ("effort", "summary")
                 if not isinstance(reasoning.get(name), str | None)
             ]

@@ -185,7 +185,7 @@ class HealthChecks:
         provider = self._service.providers.get(name)
         if provider is None:
             return ProviderHealth("unknown", None, None, [])
-        answer = await _ping_provider(provider)
+        answer = await ping_provider(provider)
         answer.error = self._redact(answer.error)
         return answer
 
@@ -222,7 +222,8 @@ async def open_checks(service: Service, access: Access) -> AsyncGenerator[Health
         yield HealthChecks(service, access, tasks)
 
 
-async def _ping_provider(provider: Provider) -> ProviderHealth:
+async def ping_provider(provider: Provider) -> ProviderHealth:
+    """Return whether `provider` can be used now. The error may contain its credentials."""
     if provider.missing:
         problem = f"{' and '.join(provider.missing)} must be set."
         return ProviderHealth("not_configured", problem, None, [])
@@ -235,7 +236,8 @@ async def _ping_provider(provider: Provider) -> ProviderHealth:
         return ProviderHealth("timeout", error.message, None, [])
     except UpstreamError as error:
         # A server may answer models' requests and have no list of them.
-        is_there = error.code == "provider_model_not_found"
+        status = error.upstream.status if error.upstream else None
+        is_there = error.code == "provider_model_not_found" or status in (405, 501)
         said = error.detail if isinstance(error, ProviderRefusedError) else error.message
         return ProviderHealth("unknown" if is_there else "down", said, None, [])
     except Exception as error:  # noqa: BLE001 - a provider may be a plug-in and raise anything

@@ -123,7 +123,7 @@ class McpSupervisor:
         if old is not None and old.state == "off" and old.error == off:
             return old
         if off is not None and label in wanted:
-            logger.warning("mcp.off", extra={"server": label, "reason": off})
+            logger.info("mcp.off", extra={"server": label, "reason": off})
         return Connection(definition, tools_seconds=self._tools_seconds, off=off)
 
     def _is_supervised(self, connection: Connection) -> bool:

@@ -216,7 +216,7 @@ def _build_settings(
     if unsupported:
         state.report_unsupported(provider, unsupported)
     limit = found.get("max_output_tokens")
-    if isinstance(limit, int) and limit < MIN_OUTPUT_TOKENS:
+    if isinstance(limit, int) and 0 < limit < MIN_OUTPUT_TOKENS:
         found["max_output_tokens"] = MIN_OUTPUT_TOKENS
     return found
 

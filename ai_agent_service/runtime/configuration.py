@@ -203,8 +203,8 @@ def _check_apis(
             file=str(settings.agent_config_file),
             where=f"agent {agent_id!r}",
             field=field,
-            problem=f"the provider {name!r} is not asked through the Responses API",
-            remedy=f"Name a provider that has it ({', '.join(able)}), or leave api out",
+            problem=f"the provider {name!r} does not support the Responses API",
+            remedy=f"Set provider to one that does ({', '.join(able)}), or leave api out",
         )
         for agent_id, field, name in asked
         if name not in able

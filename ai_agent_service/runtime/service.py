@@ -172,9 +172,9 @@ class Service:
 
     def describe_api(self, agent: BaseAgent, model: str) -> str | None:
         """Return the API through which the agent's `model` is asked, such as `auto: responses`;
-        None for a provider with one API."""
+        None for a provider with one API or without its credentials."""
         provider = self.providers.get(agent.parts.provider.name)
-        if not isinstance(provider, ApiChooser):
+        if provider is None or provider.missing or not isinstance(provider, ApiChooser):
             return None
         return provider.describe_api(model, agent.definition.api)
 

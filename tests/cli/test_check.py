@@ -1,18 +1,23 @@
-"""`ai-agent-service check`: what it shows of the agents and of their MCP servers."""
+"""`ai-agent-service check`: what it shows of agents, providers and MCP servers."""
 
+import asyncio
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.support.commands import invoke
+from tests.support.fake_upstream import Upstream, reply
 from tests.support.mcp_definitions import KEYLESS, TIME, configure, dead_server
 from tests.support.mcp_rogue import ROGUE
 from tests.support.processes import run
 
 
 def find_row(output: str, label: str) -> list[str]:
-    """Return the cells of the server `label` in the table of `check --connect`."""
+    """Return the cells of the row `label` in a table of `check --connect`."""
     return re.split(
         r"  +", next(line for line in output.splitlines() if line.startswith(f"{label}  "))
     )
@@ -54,9 +59,7 @@ def test_check_shows_whom_an_agent_falls_back_to(tmp_path: Path) -> None:
     (tmp_path / "agents.json").write_text(json.dumps([agent]), encoding="utf-8")
     done = invoke(tmp_path, "check", AGENT_CONFIG_FILE="agents.json", OPENROUTER_API_KEY="k")
     assert done.returncode == 0
-    assert re.search(
-        r"^helper +openai +big +auto: responses +- +- +yes$", done.stdout, re.MULTILINE
-    )
+    assert re.search(r"^helper +openai +big +- +- +- +yes$", done.stdout, re.MULTILINE)
     missing = "(no: OPENAI_API_KEY must be set for openai.)"
     assert (
         f"helper asks openai/big {missing}; if that fails: openrouter/a/b, openai {missing}, demo\n"
@@ -157,6 +160,31 @@ def test_check_connect_warns_of_more_tools_than_a_provider_takes(tmp_path: Path)
         **configure(tmp_path, many, many={"allowed_mcp_tools": ["echo"]}),
     )
     assert "OpenAI takes" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "state", "said"),
+    [
+        (200, 0, "ready", ""),
+        (404, 0, "unknown", "openai: No list of models."),
+        (401, 1, "down", "openai: No list of models."),
+    ],
+)
+async def test_check_connect_asks_each_provider_and_fails_when_one_is_down(
+    tmp_path: Path, status: int, code: int, state: str, said: str
+) -> None:
+    async with Upstream(reply(status, {"error": {"message": "No list of models."}})) as upstream:
+        settings = {
+            "DEFAULT_PROVIDER": "openai",
+            "OPENAI_BASE_URL": upstream.url,
+            "OPENAI_API_KEY": "k",
+            "OPENAI_DEFAULT_MODEL": "m",
+        }
+        done = await asyncio.to_thread(partial(run, tmp_path, "check", "--connect", **settings))
+    name, found, time, *error = find_row(done.stdout, "openai")
+    assert (done.returncode, name, found, error) == (code, "openai", state, [said] if said else [])
+    assert re.fullmatch(r"\d+\.\d\d s" if status == 200 else "-", time)
+    assert ("Providers that cannot be used: openai.\n" in done.stdout) == (code == 1)
 
 
 def test_check_connect_without_servers_says_so(tmp_path: Path) -> None:

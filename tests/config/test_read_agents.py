@@ -206,13 +206,18 @@ def test_fallbacks_are_read_with_the_aliases_of_providers(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"reasoning": "low"}, "reasoning has to be an object"),
-        ({"reasoning": {"effort": 3}}, "reasoning.effort has to be a text"),
-        ({"reasoning_effort": True}, "reasoning_effort has to be a text"),
-        ({"verbosity": 1}, "verbosity has to be a text"),
-        ({"service_tier": []}, "service_tier has to be a text"),
-        ({"prompt_cache_key": 5}, "prompt_cache_key has to be a text"),
-        ({"parallel_tool_calls": "no"}, "parallel_tool_calls has to be true or false"),
+        ({"reasoning": "low"}, "reasoning must be an object"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort must be a string"),
+        ({"reasoning_effort": True}, "reasoning_effort must be a string"),
+        ({"verbosity": 1}, "verbosity must be a string"),
+        ({"service_tier": []}, "service_tier must be a string"),
+        ({"prompt_cache_key": 5}, "prompt_cache_key must be a string"),
+        ({"temperature": "0.2"}, "temperature must be a number"),
+        ({"top_p": []}, "top_p must be a number"),
+        ({"max_tokens": "100"}, "max_tokens must be an integer"),
+        ({"max_completion_tokens": 0.5}, "max_completion_tokens must be an integer"),
+        ({"response_format": "json"}, "response_format must be an object"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls must be true or false"),
     ],
 )
 def test_a_setting_of_another_type_is_a_fault(

@@ -104,6 +104,7 @@ async def test_a_server_that_no_agent_uses_is_off() -> None:
 async def test_a_variable_that_is_missing_is_named_in_the_log_and_in_the_status(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     off = [
         definition("wiki", transport="http", missing=("WIKI_KEY",)),
         definition("unused", transport="http", missing=("OTHER_KEY",)),

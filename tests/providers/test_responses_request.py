@@ -159,6 +159,7 @@ def test_a_tool_choice_has_its_form(choice: ToolChoice, sent: object) -> None:
     [
         ({"max_tokens": 100}, {"max_output_tokens": 100}),
         ({"max_completion_tokens": 5}, {"max_output_tokens": 16}),
+        ({"max_tokens": -1}, {"max_output_tokens": -1}),
         ({"temperature": 0.2, "top_p": 0.5}, {"temperature": 0.2, "top_p": 0.5}),
         ({"verbosity": "low"}, {"text": {"verbosity": "low"}}),
         ({"reasoning_effort": "low"}, {"reasoning": {"effort": "low", "summary": "auto"}}),

@@ -42,8 +42,8 @@ def test_the_responses_api_of_a_provider_without_one_is_a_fault(
     with pytest.raises(ConfigError) as caught:
         configuration(tmp_path, agents=[agent])
     assert [(fault.field, fault.problem) for fault in caught.value.faults] == [
-        ("api", f"the provider {provider!r} is not asked through the Responses API"),
-        ("fallback.1.api", "the provider 'demo' is not asked through the Responses API"),
+        ("api", f"the provider {provider!r} does not support the Responses API"),
+        ("fallback.1.api", "the provider 'demo' does not support the Responses API"),
     ]
     assert "openai" in caught.value.faults[0].remedy
 

@@ -27,6 +27,8 @@ _PATH = re.compile(r" - at `(key in )?\$\.?([^`]*)`$")
 _MISSING = re.compile(r"^Object missing required field `(.+)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `.*`$")
 _ECHO = re.compile(r"^Invalid (enum value|value) .*$")
+_TYPE_NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+_TYPE = re.compile(rf"(?<=[`' ])(?:{'|'.join(_TYPE_NAMES)})(?=[`' ])")
 
 
 def get_service(request: Request) -> Service:
@@ -185,4 +187,5 @@ def _split_path(text: str) -> tuple[str, str | None]:
         path = f"{path}.{missing.group(1)}" if path else missing.group(1)
     message = _UNKNOWN.sub("This has a field that is not known here", message)
     message = _ECHO.sub("This value is not one of those that are known", message).replace("`", "'")
-    return f"{message}.", path or None
+    message = _TYPE.sub(lambda name: _TYPE_NAMES[name[0]], message)
+    return f"{path}: {message}." if path and not missing else f"{message}.", path or None

@@ -149,12 +149,13 @@ def _parse_tool_choice(
     names = [tool.function.name if tool.function else None for tool in allowed.tools]
     if allowed.mode == "required" and not names:
         raise InvalidRequestError(
-            "One of no tools cannot be required.", param="tool_choice.allowed_tools.tools"
+            "The mode 'required' needs at least one tool.",
+            param="tool_choice.allowed_tools.tools",
         )
     for number, name in enumerate(names):
         if name not in known:
             raise InvalidRequestError(
-                "This names none of the functions in tools.",
+                "allowed_tools names a function that is not in tools.",
                 param=f"tool_choice.allowed_tools.tools[{number}]",
             )
     return tuple(spec for spec in tools if spec.name in names), allowed.mode

@@ -90,6 +90,7 @@ async def test_an_agent_without_its_key_says_what_is_missing(tmp_path: Path) -> 
         "deployed",
         f"{keys} must be set for azure_openai.",
     )
+    assert azure["api"] is None, "which address it has, and so which API, is not known"
     assert (openrouter["available"], openrouter["problem"]) == (
         False,
         "OPENROUTER_API_KEY must be set for openrouter.",

@@ -52,6 +52,35 @@ def test_a_wide_value_costs_little_time_and_memory(kind: str, field: str) -> Non
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        (
+            {"reasoning_effort": 3},
+            "reasoning_effort",
+            "reasoning_effort: Expected 'string | null', got 'integer'.",
+        ),
+        (
+            {"temperature": "hot"},
+            "temperature",
+            "temperature: Expected 'number | null', got 'string'.",
+        ),
+        (
+            {"messages": [{"role": "user"}, {"role": 1}]},
+            "messages[1].role",
+            "messages[1].role: Expected 'string', got 'integer'.",
+        ),
+        ({"messages": [{}]}, "messages[0].role", "Object missing required field 'role'."),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_field_and_the_type_in_json(
+    fields: dict[str, object], param: str, message: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_body(json.dumps({**asking(), **fields}).encode(), DECODER)
+    assert (caught.value.param, caught.value.message) == (param, message)
+
+
 async def test_a_large_body_of_text_is_answered_while_others_are(tmp_path: Path) -> None:
     text = 'Well, this has "quotes", commas, [brackets] and {braces}. ' * 100_000
     script = Script(says("Long."), says("Short."))
