@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ai_agent_service.core.errors import ProviderProtocolError
+from ai_agent_service.core.errors import ProviderProtocolError, ServiceError
 from ai_agent_service.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.messages import (
     AudioPart,
@@ -30,12 +30,14 @@ from ai_agent_service.providers.finish_reasons import (
 from ai_agent_service.providers.http_errors import (
     HttpTarget,
     parse_stream_error,
-    raise_for_error_event,
+    read_other_event,
 )
 from ai_agent_service.providers.lenient import (
     UNREADABLE,
     TextCleaner,
+    is_done,
     parse_json,
+    read_count,
     read_items,
     read_text,
     report_oddity,
@@ -87,6 +89,9 @@ class _Delta(msgspec.Struct):
     thinking_blocks: Any = None
     thought_signature: Any = None
     extra_content: Any = None
+    provider_specific_fields: Any = None
+    signature: Any = None
+    encrypted_content: Any = None
     refusal: Any = None
     function_call: Any = None
 
@@ -95,7 +100,8 @@ _OWN_MEMBERS = frozenset({"content", "tool_calls", "refusal", "function_call"})
 """The members of a message in OpenAI's own form. Its provider wants the others back unchanged:
 `reasoning_content` DeepSeek, llama.cpp; `reasoning` vLLM, Groq; `reasoning_text` and
 `reasoning_opaque` GitHub Copilot; `reasoning_details` OpenRouter, MiniMax; `thinking_blocks`
-LiteLLM; `thought_signature` and `extra_content` Gemini."""
+and `provider_specific_fields` LiteLLM; `thought_signature` and `extra_content` Gemini; `signature`
+and `encrypted_content` proxies of Anthropic and OpenAI."""
 
 
 class _Choice(msgspec.Struct):
@@ -104,6 +110,8 @@ class _Choice(msgspec.Struct):
     message: _Delta | None = None
     usage: Any = None
     error: Any = None
+    index: Any = 0
+    text: Any = None
 
 
 class _Chunk(msgspec.Struct):
@@ -276,6 +284,9 @@ class _AnswerAssembler:
         self._is_refusal = False
         self._is_unreadable = False
         self._has_odd_text = False
+        self._is_whole = False
+        self._index = 0
+        self._other_error: ServiceError | None = None
         self._cleaner = TextCleaner()
         self._thinking: list[_Delta] = []
         self._has_thoughts = False
@@ -288,20 +299,25 @@ class _AnswerAssembler:
         try:
             chunk = _decode_chunk(data)
         except UNREADABLE:
-            if data.strip() == b"[DONE]":
+            if is_done(data):
                 self.done = True
                 return self._end_texts()
             chunk = self._read_leniently(data)
         if chunk.error:
-            raise parse_stream_error(chunk.error, self._target)
+            raise parse_stream_error(parse_json(data), self._target)
         if not chunk.choices:
-            raise_for_error_event(data, self._target)
+            self._take_other(data)
         events: list[ModelEvent] = []
         for choice in chunk.choices or ():
+            if choice.index and self._is_alternative(choice.index):
+                continue
             if (delta := choice.delta) is not None:
                 self._take_delta(delta, events)
             if choice.message is not None:
+                self._is_whole = self._is_whole or delta is None
                 self._take_message(choice.message, events)
+            elif delta is None and choice.text:
+                self._take_delta(_Delta(choice.text), events)
             if choice.finish_reason or choice.usage or choice.error:
                 self._take_end(choice, events)
         if chunk.usage:
@@ -315,6 +331,8 @@ class _AnswerAssembler:
         calls = self._calls.build_calls()
         has_output = bool(self._said or self._is_refusal or calls)
         reason = self._find_reason(has_output=has_output, has_calls=bool(calls))
+        if self._calls.calls and not has_output:
+            raise ProviderProtocolError(f"{self._target.provider} called a tool without naming it.")
         if self._is_unreadable and not has_output:
             raise ProviderProtocolError(
                 f"{self._target.provider} sent a chunk that is not a chat completion chunk."
@@ -341,6 +359,21 @@ class _AnswerAssembler:
         found = [each for each in map(_read_choice, read_items(choices)) if each is not None]
         return _Chunk(found, value.get("usage"), value.get("error"), value.get("x_groq"))
 
+    def _take_other(self, data: bytes) -> None:
+        """Take an event without a choice, whose message counts if the answer breaks off."""
+        try:
+            value = parse_json(data)
+        except ValueError:
+            return
+        self._other_error = read_other_event(value, self._target) or self._other_error
+
+    def _is_alternative(self, value: Any) -> bool:
+        """Return whether a choice with the index `value` is not the one that came first."""
+        index = read_count(value) or 0
+        if not (self._said or self._thinking or self._calls.calls):
+            self._index = index
+        return index != self._index
+
     def _take_delta(self, delta: _Delta, events: list[ModelEvent]) -> None:
         if thought := delta.reasoning_content or delta.reasoning or delta.reasoning_text:
             self._thinking.append(delta)
@@ -355,6 +388,9 @@ class _AnswerAssembler:
             or delta.reasoning_opaque
             or delta.thought_signature
             or delta.extra_content
+            or delta.provider_specific_fields
+            or delta.signature
+            or delta.encrypted_content
         ):
             self._take_other_thoughts(delta, events)
         if content := delta.content:
@@ -459,13 +495,19 @@ class _AnswerAssembler:
 
     def _find_reason(self, *, has_output: bool, has_calls: bool) -> FinishReason:
         if self._reason is not None:
+            if find_meaning(self._reason) is None and not has_output:
+                raise ProviderProtocolError(
+                    f"{self._target.provider} ended an empty answer: {self._reason[:80]}."
+                )
             return to_finish_reason(self._reason, self._target.provider)
-        is_whole = all(call.has_complete_arguments for call in self._calls.calls)
-        if not (self.done and has_output and is_whole):
+        if self._other_error is not None:
+            raise self._other_error
+        is_complete = all(call.has_complete_arguments for call in self._calls.calls)
+        if not ((self.done or self._is_whole) and has_output and is_complete):
             raise ProviderProtocolError(
                 f"The answer of {self._target.provider} ended without a finish reason."
             )
-        self._report("no finish_reason before [DONE]")
+        self._report("no finish_reason")
         return "tool_calls" if has_calls else "stop"
 
     def _add_kept(self, calls: list[tuple[ToolCall, dict[str, Any]]]) -> tuple[ToolCall, ...]:
@@ -500,6 +542,8 @@ def _read_choice(value: Any) -> _Choice | None:
         _read_delta(value.get("message")),
         value.get("usage"),
         value.get("error"),
+        value.get("index"),
+        value.get("text"),
     )
 
 

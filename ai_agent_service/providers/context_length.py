@@ -92,6 +92,13 @@ WORDINGS = (
     Wording(
         "SambaNova, NVIDIA", rf"maximum (?:input|sequence) length(?:{_IS}{_WINDOW})?", _LITELLM
     ),
+    Wording("vLLM", rf"context length is only {_WINDOW}", _QUOTED),
+    Wording(
+        "Databricks, watsonx, Volcengine, Novita",
+        r"(?:prompt|input|total) (?:tokens?|length)\b[^.]{0,60}\bexceed\w*\b[^.]{0,40}?"
+        rf"\b(?:max\w*|limit)\b(?:[^.\d]{{0,30}}{_WINDOW})?",
+        _QUOTED,
+    ),
     Wording("DS4", rf"configured context size is {_WINDOW}", _QUOTED),
     Wording(
         "any", r"(?:prompt|context|conversation)(?: is)? too (?:long|large)", "servers' variations"

@@ -10,7 +10,10 @@ MAX_DEPTH = 10
 MAX_ITEMS = 20
 MAX_TITLE_CHARACTERS = 100
 
-_NESTED = ("error", "errors", "detail", "message", "msg", "response", "baseresp", "body", "choices")
+_NESTED = (
+    *("error", "errors", "err", "fault", "detail", "message", "msg", "response", "baseresp"),
+    *("body", "choices", "result", "data"),
+)
 """Members whose object or array holds the error, the outermost first."""
 
 _MESSAGES = (
@@ -20,6 +23,7 @@ _MESSAGES = (
     "errordescription",
     "errormessage",
     "errormsg",
+    "faultstring",
     "statusmsg",
     "description",
     "error",
@@ -43,6 +47,11 @@ _CODES = (
 _CODE_ONLY = ("details", "innererror", "metadata")
 _WINDOWS = ("nctx", "maxcontextlength")
 _STATUS = re.compile(r"([45][0-9][0-9])(?:\s|$)")
+_NO_ERROR = re.compile(
+    r"0|2\d\d|ok|success\w*|ping|heartbeat|keepalive|status|info|progress|processing|pending"
+    r"|queued|waiting|running|started|loading|inprogress"
+)
+"""Codes, types and states in messages that are not about an error."""
 _MARKUP = re.compile(r"\s*<(?:!doctype|\?xml|!--|[a-z][\w:-]*[\s>/])", re.IGNORECASE)
 _TITLE = re.compile(r"<(title|message)\b[^>]*>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL)
 _ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*(:[0-9a-f]*){3,}", re.IGNORECASE)
@@ -88,7 +97,9 @@ def is_error(value: object) -> bool:
             fields = {normalize_name(str(name)): part for name, part in value.items()}
         case _:
             return False
-    if fields.get("error") or _is_nested_error(fields.get("response")):
+    if any(fields.get(name) for name in ("error", "err", "fault")):
+        return True
+    if any(_is_nested_error(fields.get(name)) for name in ("response", "result", "data")):
         return True
     choices = fields.get("choices")
     if isinstance(choices, list) and any(map(_is_nested_error, choices)):
@@ -102,9 +113,10 @@ def is_error(value: object) -> bool:
     if any(isinstance(name, str) and normalize_name(name).endswith("error") for name in named):
         return True
     message = fields.get("message") or fields.get("msg")
-    has_code = any(name in fields for name in (*_CODES, "requestid"))
-    is_message = isinstance(message, str) and has_code and "done" not in fields
-    return bool(fields.get("errors") or fields.get("detail") or is_message)
+    codes = [fields.get(name) for name in (*_CODES, "requestid") if name in fields]
+    is_message = isinstance(message, str) and bool(codes) and "done" not in fields
+    is_note = any(_is_harmless(code) for code in codes)
+    return bool(fields.get("errors") or fields.get("detail") or (is_message and not is_note))
 
 
 def is_markup(text: str) -> bool:
@@ -125,6 +137,12 @@ def normalize_name(name: str) -> str:
     AWS's `namespace#Name:uri` the name."""
     name = name.rpartition("#")[2].partition(":")[0]
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _is_harmless(code: object) -> bool:
+    if isinstance(code, bool) or not isinstance(code, int | str):
+        return False
+    return bool(_NO_ERROR.fullmatch(normalize_name(str(code))))
 
 
 def _is_nested_error(value: object) -> bool:

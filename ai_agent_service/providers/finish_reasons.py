@@ -44,6 +44,14 @@ FINISH_REASONS: Mapping[str, FinishReason | Literal["error"]] = {
 }
 """The meaning of each vendor's reason, in lower case; `error` is one that means a failure."""
 
+_PATTERNS: tuple[tuple[FinishReason | Literal["error"], re.Pattern[str]], ...] = (
+    ("content_filter", re.compile(r"filter|safety|sensitive|prohibited|moderat|guardrail|toxic")),
+    ("length", re.compile(r"length|(?:max|limit).*token|token.*limit|context.*exceed|truncat")),
+    ("error", re.compile(r"error|abort|cancel|fail|time_?out|malformed|overload|exception")),
+    ("tool_calls", re.compile(r"tool|function_?call")),
+)
+"""What the words in a reason mean that has no name above."""
+
 _NO_REASON = frozenset({"", "null", "none", "not_finished"})
 
 
@@ -71,5 +79,6 @@ def to_finish_reason(said: str, provider: str) -> FinishReason:
 def find_meaning(said: str) -> FinishReason | Literal["error"] | None:
     """Return the meaning of a reason, also of one such as `FinishReason.SAFETY` or
     `function_call_filter: MALFORMED_FUNCTION_CALL`; None if it is unknown."""
-    name = said.lower()
-    return FINISH_REASONS.get(name) or FINISH_REASONS.get(re.split(r"[.:/\s]+", name)[-1])
+    name = re.split(r"[.:/\s]+", re.sub(r"(?<=[a-z])(?=[A-Z])|-", "_", said).lower())[-1]
+    found = FINISH_REASONS.get(name)
+    return found or next((found for found, words in _PATTERNS if words.search(name)), None)

@@ -160,16 +160,13 @@ def parse_stream_error(value: object, target: HttpTarget) -> ServiceError:
     return _build_error(None, None, read_error(value), target)
 
 
-def raise_for_error_event(data: bytes, target: HttpTarget) -> None:
-    """Raise the error that `data` means, an event of a stream without a part of an answer in
-    it."""
-    try:
-        value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return
-    has_message = isinstance(value, dict) and isinstance(value.get("message"), str)
-    if has_message or is_error(value):
-        raise parse_stream_error(value, target)
+def read_other_event(value: object, target: HttpTarget) -> ServiceError | None:
+    """Return the error that explains why an answer broke off, if it does, in the words of `value`,
+    an event without a part of an answer; raises the error that `value` is."""
+    error = parse_stream_error(value, target)
+    if is_error(value):
+        raise error
+    return error if error.upstream is not None and error.upstream.message else None
 
 
 def find_body_error(body: bytes, target: HttpTarget) -> ServiceError | None:

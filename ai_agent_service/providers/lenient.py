@@ -44,6 +44,11 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError("The text is not JSON.") from error
 
 
+def is_done(data: bytes) -> bool:
+    """Return whether `data` is the `[DONE]` that ends a stream, in any spelling."""
+    return data.strip(b" \t\r\n\"'[]").lower() == b"done"
+
+
 def read_items(value: Any) -> list[Any]:
     """Return the items of a list; a single object stands for a list of it, anything else for an
     empty one."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ai_agent_service.core.bounds import MAX_OLLAMA_LINE_BYTES
-from ai_agent_service.core.errors import InvalidRequestError, ProviderProtocolError
+from ai_agent_service.core.errors import InvalidRequestError, ProviderProtocolError, ServiceError
 from ai_agent_service.core.events import ReasoningDelta, TextDelta
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import ImagePart, Message, TextPart, ToolCall
@@ -20,7 +20,7 @@ from ai_agent_service.providers.http import HttpClient
 from ai_agent_service.providers.http_errors import (
     HttpTarget,
     parse_stream_error,
-    raise_for_error_event,
+    read_other_event,
 )
 from ai_agent_service.providers.lenient import (
     UNREADABLE,
@@ -203,6 +203,7 @@ class _AnswerAssembler:
         self._has_text = False
         self._is_unreadable = False
         self._has_odd_text = False
+        self._other_error: ServiceError | None = None
         self._cleaner = TextCleaner()
 
     def take(self, data: bytes) -> list[ModelEvent]:
@@ -216,7 +217,7 @@ class _AnswerAssembler:
                 {"message": said} if isinstance(said, str) else said, self._target
             )
         if line.message is None and not line.done:
-            raise_for_error_event(data, self._target)
+            self._take_other(data)
         events: list[ModelEvent] = []
         if (message := line.message) is not None:
             if thought := message.thinking:
@@ -240,6 +241,8 @@ class _AnswerAssembler:
     def finish(self) -> ModelFinished:
         """Return the last event; raises ProviderProtocolError if the answer is incomplete."""
         if not self.done and self._reason is None:
+            if self._other_error is not None:
+                raise self._other_error
             raise ProviderProtocolError(
                 f"The answer of {self._target.provider} ended without a finish reason."
             )
@@ -274,6 +277,14 @@ class _AnswerAssembler:
             calls = msgspec.Raw(msgspec.json.encode(clean(message.get("tool_calls"))))
             line.message = _ResponseMessage(message.get("content"), message.get("thinking"), calls)
         return line
+
+    def _take_other(self, data: bytes) -> None:
+        """Take a line without a message, whose words count if the answer breaks off."""
+        try:
+            value = parse_json(data)
+        except ValueError:
+            return
+        self._other_error = read_other_event(value, self._target) or self._other_error
 
     def _take_calls(self, raw: msgspec.Raw) -> None:
         """Take calls, each of which is whole, with their arguments as they are written."""

@@ -6,18 +6,29 @@ from typing import Any
 
 import msgspec
 
-from ai_agent_service.core.errors import ProviderProtocolError
+from ai_agent_service.core.errors import ProviderProtocolError, ServiceError
 from ai_agent_service.core.events import FinishReason, ReasoningDelta, RefusalDelta, TextDelta
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.core.messages import ToolCall
 from ai_agent_service.core.text import join_surrogates
 from ai_agent_service.core.usage import Usage
 from ai_agent_service.providers.base import ModelEvent, ModelFinished, ModelRequest
-from ai_agent_service.providers.http_errors import HttpTarget, parse_stream_error
-from ai_agent_service.providers.lenient import UNREADABLE, clean, parse_json, report_oddity
+from ai_agent_service.providers.http_errors import (
+    HttpTarget,
+    parse_stream_error,
+    read_other_event,
+)
+from ai_agent_service.providers.lenient import (
+    UNREADABLE,
+    clean,
+    is_done,
+    parse_json,
+    report_oddity,
+)
 from ai_agent_service.providers.provider_data import add_provider_data
 from ai_agent_service.providers.responses_request import DATA_KEY, ResponsesState, encode_request
 from ai_agent_service.providers.sse import EventReader
+from ai_agent_service.providers.tool_calls import repair_arguments
 from ai_agent_service.providers.usage_fields import parse_usage
 from ai_agent_service.providers.wire import Exchange, Recover, not_recovered
 
@@ -182,6 +193,8 @@ class _AnswerAssembler:
         self._is_incomplete = False
         self._usage: Usage | None = None
         self._has_lost_call = False
+        self._call_ids: set[str] = set()
+        self._other_error: ServiceError | None = None
 
     def take(self, data: bytes) -> list[ModelEvent]:
         """Return the events of the event in `data`; raises the UpstreamError that it means."""
@@ -199,6 +212,8 @@ class _AnswerAssembler:
     def finish(self) -> ModelFinished:
         """Return the last event; raises ProviderProtocolError if the answer is incomplete."""
         if self._reason is None:
+            if self._other_error is not None:
+                raise self._other_error
             raise ProviderProtocolError(
                 f"The answer of {self._target.provider} ended before it was complete."
             )
@@ -210,10 +225,12 @@ class _AnswerAssembler:
 
     def _take_odd(self, data: bytes) -> list[ModelEvent]:
         """Return the events of an event that is not as specified, without what is odd about it."""
-        if data.strip() == b"[DONE]":
+        if is_done(data):
             self.done = True
             return []
         value = _read_json(data)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         if not isinstance(value, dict):
             self._report("an event that is not a JSON object")
             return []
@@ -238,15 +255,17 @@ class _AnswerAssembler:
             self._report("an event that is not a JSON object")
             return []
         if (status := _TERMINAL.get(name)) is not None:
-            return self._end(status, value.get("response"))
+            return self._end(status, value.get("response"), value)
         if (take := self._take_other.get(name)) is not None:
             take(value)
         elif not name.startswith("response.") and value.get("object") == "response":
             status = "completed" if value.get("status") is None else _get_text(value, "status")
             if status in _STATUSES:
-                return self._end(status, value)
+                return self._end(status, value, value)
         elif not name and value.get("error"):
             self._raise_error(value)
+        elif name == "response.error" or not name.startswith("response."):
+            self._other_error = read_other_event(value, self._target) or self._other_error
         return []
 
     def _begin_reasoning(self, name: str, delta: str | None) -> list[ModelEvent]:
@@ -302,7 +321,7 @@ class _AnswerAssembler:
         for name in ("id", "call_id"):
             if wanted := _get_text(form, name):
                 for item in self._items:
-                    if item.has(name, wanted):
+                    if item.has(name, wanted) and (name == "id" or not _are_two(item.raw, form)):
                         return item
         kinds = ("", form.get("type"))
         places = [
@@ -330,12 +349,14 @@ class _AnswerAssembler:
         else:
             item.forms.insert(1, form)
 
-    def _end(self, status: str, response: Any) -> list[ModelEvent]:
+    def _end(self, status: str, response: Any, event: dict[str, Any]) -> list[ModelEvent]:
         """Take the whole response; return the events of what no event before it had."""
         self.done = True
         response = response if isinstance(response, dict) else {}
+        if response.get("status") in ("failed", "cancelled"):
+            status = response["status"]
         if status in ("failed", "cancelled"):
-            self._raise_error({"error": response.get("error") or {}})
+            self._raise_error({"error": response.get("error") or event})
         output = response.get("output")
         output = (
             [item for item in output if isinstance(item, dict)] if isinstance(output, list) else []
@@ -399,6 +420,7 @@ class _AnswerAssembler:
     def _build_call(self, item: _Item) -> ToolCall | None:
         """Return the call; None for one that names no tool or that the end of the answer cut."""
         name, arguments = _clean(item.find_text("name")), _clean(item.find_arguments())
+        arguments = repair_arguments(arguments)
         if self._is_incomplete and not _is_object(arguments):
             self._report("a call that the end of the answer cut")
             return None
@@ -406,8 +428,11 @@ class _AnswerAssembler:
             self._report("a call without a name")
             self._has_lost_call = True
             return None
-        call_id = _clean(item.find_text("call_id")) or generate_id("call_")
-        return ToolCall(call_id, name, arguments)
+        call_id = _clean(item.find_text("call_id"))
+        if not call_id or call_id in self._call_ids:
+            call_id = generate_id("call_")
+        self._call_ids.add(call_id)
+        return ToolCall(call_id, name.strip(), arguments)
 
     def _raise_error(self, value: dict[str, Any]) -> None:
         error = value.get("error") or value
@@ -432,6 +457,12 @@ def _clean(text: str) -> str:
     return text.replace("\0", "\ufffd") if text.isascii() else join_surrogates(text)
 
 
+def _are_two(item: dict[str, Any] | None, form: dict[str, Any]) -> bool:
+    """Return whether two complete items have different ids."""
+    one, other = _get_text(item or {}, "id"), _get_text(form, "id")
+    return bool(one and other) and one != other
+
+
 def _get_text(value: dict[str, Any], name: str) -> str:
     return text if isinstance(text := value.get(name), str) else ""
 
@@ -449,6 +480,10 @@ def _is_object(text: str) -> bool:
 
 def _list_parts(item: dict[str, Any], name: str) -> list[dict[str, Any]]:
     parts = item.get(name)
+    if isinstance(parts, str):
+        parts = [parts]
+    if isinstance(parts, list):
+        parts = [{"text": part} if isinstance(part, str) else part for part in parts]
     return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
 

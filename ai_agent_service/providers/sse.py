@@ -1,5 +1,7 @@
 """Read server-sent events from pieces of bytes that may be cut anywhere (WHATWG HTML, 9.2.6)."""
 
+import msgspec
+
 from ai_agent_service.core.bounds import MAX_EVENT_BYTES
 from ai_agent_service.core.errors import ProviderProtocolError
 
@@ -64,10 +66,7 @@ class EventReader:
                 if line.startswith(b"data"):
                     self._take(line)
             elif self._data:
-                data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
-                if data.strip():
-                    events.append(data)
-                self._data, self._size = [], 0
+                events += self._end_event()
         self._check_size()
         return events
 
@@ -76,9 +75,17 @@ class EventReader:
         if self._rest.startswith(b"data"):
             self._take(self._rest)
         self._rest = b""
-        data = (b"" if self._is_json else b"\n").join(self._data)
-        self._data = []
-        return [data] if data.strip() else []
+        if self._is_json:
+            self._data = [b"".join(self._data)]
+        return self._end_event()
+
+    def _end_event(self) -> list[bytes]:
+        """Return the data of the event, or of several that have no blank line between them."""
+        data = self._data
+        self._data, self._size = [], 0
+        if len(data) > 1 and not all(map(_is_alone, data)):
+            data = [b"\n".join(data)]
+        return [each for each in data if each.strip()]
 
     def _check_size(self) -> None:
         if len(self._rest) + self._size > MAX_EVENT_BYTES:
@@ -93,3 +100,17 @@ class EventReader:
             return  # another field whose name begins with "data"
         self._data.append(value)
         self._size += len(line) + 1
+
+
+def _is_alone(line: bytes) -> bool:
+    """Return whether a line of data is a whole JSON object, or the end of the stream."""
+    line = line.strip()
+    if line == b"[DONE]":
+        return True
+    if not (line.startswith(b"{") and line.endswith(b"}")):
+        return False
+    try:
+        msgspec.json.decode(line, type=msgspec.Raw)
+    except msgspec.DecodeError:
+        return False
+    return True

@@ -1,5 +1,6 @@
 """Build tool calls from the pieces that servers stream, whatever they omit or repeat."""
 
+import json
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 
@@ -14,8 +15,12 @@ from ai_agent_service.providers.provider_data import merge_members
 LEGACY_INDEX = -1
 """The index of the one call in `function_call`, which came before `tool_calls`."""
 
+_ARGUMENTS = ("arguments", "parameters", "input")
+"""Names of a call's arguments: OpenAI; Cohere and others; Anthropic."""
+
 _MEMBERS = frozenset({"id", "type", "index", "function"})
-_FUNCTION_MEMBERS = frozenset({"name", "arguments", "index"})
+_FUNCTION_MEMBERS = frozenset({"name", "index", *_ARGUMENTS})
+_FLAT_MEMBERS = _FUNCTION_MEMBERS | {"call_id"}
 _NO_ARGUMENTS = frozenset({"{}", "null"})
 
 
@@ -43,18 +48,18 @@ def read_piece(entry: Any) -> ToolCallPiece | None:
     if not isinstance(function, dict):
         if function:
             return None
-        is_flat = "name" in entry and "arguments" in entry
-        function = {name: entry[name] for name in ("name", "arguments")} if is_flat else {}
-        known = known | function.keys()
-    name, call_id = function.get("name"), entry.get("id")
+        is_flat = "name" in entry and not entry.keys().isdisjoint(_ARGUMENTS)
+        function = entry if is_flat else {}
+        known = known | _FLAT_MEMBERS if is_flat else known
+    name, call_id = function.get("name"), entry.get("id") or entry.get("call_id")
     has_id = not isinstance(call_id, dict | list)
     return ToolCallPiece(
         name if isinstance(name, str) else "",
-        _read_arguments(function.get("arguments")),
+        _read_arguments(next((function[key] for key in _ARGUMENTS if key in function), None)),
         read_text(call_id) if has_id else "",
         read_count(entry.get("index")),
         _select_kept(entry, known),
-        _select_kept(function, _FUNCTION_MEMBERS),
+        {} if function is entry else _select_kept(function, _FUNCTION_MEMBERS),
     )
 
 
@@ -100,7 +105,8 @@ class PartialToolCall(msgspec.Struct, eq=False):
             "call": merge_members(self.kept),
             "function": merge_members(self.function_kept),
         }
-        name, arguments = join_surrogates(self.name), join_surrogates(self.joined_arguments)
+        name = join_surrogates(self.name).strip()
+        arguments = repair_arguments(join_surrogates(self.joined_arguments))
         return ToolCall(join_surrogates(call_id), name, arguments), kept
 
 
@@ -258,6 +264,26 @@ def join_arguments(pieces: list[str]) -> str:
     ):
         return last
     return text
+
+
+def repair_arguments(text: str) -> str:
+    """Return arguments as the text of a JSON object, also if they are encoded twice, have line
+    breaks within a text, or are an empty value of another type; others as they are."""
+    if _is_object(text):
+        return text
+    try:
+        value = json.loads(text, strict=False, parse_constant=_refuse_constant)
+        if isinstance(value, str) and value.strip():
+            value = json.loads(value, strict=False, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return text
+    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+        return "{}"
+    return msgspec.json.encode(clean(value)).decode() if isinstance(value, dict) else text
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON.")
 
 
 def _is_object(text: str) -> bool:

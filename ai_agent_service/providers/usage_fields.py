@@ -44,6 +44,10 @@ def parse_usage(value: Any) -> Usage | None:
     cached, reasoning = counts["cached"] or 0, counts["reasoning"] or 0
     # Some servers leave the total at 0.
     total = counts["total"] or 0
+    if counts["completion"] is None and counts["prompt"] is not None:
+        completion = max(0, total - prompt)
+    elif counts["prompt"] is None and counts["completion"] is not None:
+        prompt = max(0, total - completion)
     rest = total - prompt - completion if total >= prompt + completion else None
     if reasoning and _is_beside(reasoning, completion, rest, also=cached):
         completion += reasoning

@@ -237,7 +237,8 @@ async def test_chunks_that_say_nothing_are_passed_over() -> None:
     ],
 )
 async def test_finish_reasons_are_told_in_openais_words(said: str, meant: FinishReason) -> None:
-    assert await answered(events(delta(said))) == [ModelFinished(meant)]
+    found = await answered(events(delta(said, content="Hi")))
+    assert found == [TextDelta("Hi"), ModelFinished(meant)]
 
 
 async def test_the_finish_reason_error_is_an_error() -> None:
@@ -425,6 +426,68 @@ def test_a_finish_reason_may_be_repeated_and_precede_content(
     assert join(found, TextDelta) == "x" * len(reasons) + "y"
 
 
+def test_only_the_first_of_several_answers_is_read() -> None:
+    other = {"choices": [{"index": 1, "delta": {"content": "x"}, "finish_reason": "length"}]}
+    found = read(body(delta(content="A"), other, delta(content="B"), delta("stop")))
+    assert (join(found, TextDelta), found[-1]) == ("AB", ModelFinished("stop"))
+
+
+@pytest.mark.parametrize("done", [b"[done]", b'"[DONE]"', b" [DONE] ", b"DONE"])
+def test_the_end_may_be_spelled_in_other_ways(done: bytes) -> None:
+    assert read(body(delta(content="Hi"), done, done=False))[-1] == ModelFinished("stop")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "heartbeat", "message": "Still working."},
+        {"code": 0, "msg": "ok"},
+        {"message": "Overloaded"},
+    ],
+)
+def test_a_note_costs_nothing_where_the_answer_is_complete(event: dict[str, Any]) -> None:
+    found = read(body(event, delta(content="Hi"), event, delta("stop"), event))
+    assert (join(found, TextDelta), found[-1]) == ("Hi", ModelFinished("stop"))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"message": "Overloaded"},
+        {"Message": "Overloaded"},
+        {"title": "Overloaded", "status": 500},
+        {"error_code": 1, "error_msg": "Overloaded"},
+        {"result": {"error": "Overloaded"}},
+        {"fault": {"faultstring": "Overloaded"}},
+        {"error": True, "message": "Overloaded"},
+    ],
+)
+def test_a_note_explains_why_an_answer_broke_off(event: dict[str, Any]) -> None:
+    for chunks in ([event], [delta(content="Hi"), event]):
+        for done in (False, True):
+            with pytest.raises(ServiceError, match="Overloaded"):
+                read(body(*chunks, done=done))
+
+
+def test_an_empty_answer_with_an_unknown_reason_is_an_error() -> None:
+    with pytest.raises(ProviderProtocolError, match="OTHER"):
+        read(body(delta("OTHER", content="")))
+    assert read(body(delta("OTHER", content="Hi")))[-1] == ModelFinished("stop")
+
+
+def test_a_call_without_a_name_is_an_error_and_not_an_empty_answer() -> None:
+    with pytest.raises(ProviderProtocolError, match="without naming it"):
+        read(body(delta("tool_calls", tool_calls=[piece(0, "c", "", "{}")])))
+
+
+@pytest.mark.parametrize(
+    "choice", [{"message": {"content": "Hi"}, "finish_reason": None}, {"text": "Hi"}]
+)
+def test_a_choice_of_another_form_is_an_answer(choice: dict[str, Any]) -> None:
+    found = read(body({"choices": [choice]}))
+    assert (join(found, TextDelta), found[-1]) == ("Hi", ModelFinished("stop"))
+
+
 def test_an_error_in_a_choice_is_an_error() -> None:
     choice = {
         "delta": {"content": ""},
@@ -603,6 +666,11 @@ def test_thoughts_before_calls_go_back_under_the_name_they_came_by(member: str) 
     )
     assert found[member] == "I see"
     assert found.keys() == {"role", "content", "tool_calls", member}
+
+
+@pytest.mark.parametrize("member", ["provider_specific_fields", "signature", "encrypted_content"])
+def test_members_that_proxies_add_go_back(member: str) -> None:
+    assert call_and_return(delta(**{member: "S"}), delta(tool_calls=[CALL]))[member] == "S"
 
 
 def test_thoughts_under_two_names_go_back_under_both() -> None:

@@ -119,6 +119,11 @@ TOO_LONG: tuple[tuple[str, int | None], ...] = (
     ("Input length 131393 exceeds the maximum allowed input length of 131040 tokens.", 131040),
     ("The maximum input length is 4096 tokens.", 4096),
     ("Prompt has 300,000 tokens, but the configured context size is 131,072 tokens", 131072),
+    ("You passed 9000 input tokens, but the model's context length is only 8192 tokens.", 8192),
+    ("Input length 9000 exceeds maximum allowed token size 8192", 8192),
+    ("the number of input tokens 9000 cannot exceed the total tokens limit 8192", 8192),
+    ("Total tokens of image and text exceed max message tokens.", None),
+    ("prompt tokens 9000 exceeds the max sequence length 8192", 8192),
     ("The request does not fit the context window.", None),
     ("The conversation is too long for this model.", None),
     ("Context length exceeded.", None),
@@ -143,6 +148,8 @@ OTHER = (
     "This model supports at most 1 image per prompt.",
     "The server is overloaded.",
     "Invalid API key.",
+    "You have exceeded your monthly token limit.",
+    "image exceeds 5 MB maximum: 7000000 bytes > 5242880 bytes",
 )
 
 

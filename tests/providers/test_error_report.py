@@ -64,6 +64,10 @@ ENVELOPES: dict[str, Any] = {
     "rfc 9457": {"type": "about:blank", "title": "Failed", "status": 500, "detail": "Told."},
     "cloudflare": {"success": False, "errors": [{"code": 1000, "message": "Told."}]},
     "texts": {"errors": ["Told."]},
+    "a result": {"result": {"error": "Told."}},
+    "data": {"data": {"error": {"message": "Told."}}},
+    "apigee": {"fault": {"faultstring": "Told."}},
+    "err": {"err": {"message": "Told."}},
     "baidu": {"error_code": 336000, "error_msg": "Told.", "error": True},
     "responses": {"type": "response.failed", "response": {"error": {"message": "Told."}}},
     "a choice": {"choices": [{"error": {"message": "Told."}, "finish_reason": "error"}]},
@@ -105,6 +109,10 @@ def test_the_message_is_found_in_every_envelope(envelope: Any) -> None:
         {"type": "response.created", "response": {"error": None}},
         {"type": "response.output_text.delta", "delta": "error"},
         {"base_resp": {"status_code": 0}, "choices": []},
+        {"code": 0, "msg": "ok"},
+        {"code": "200", "message": "Success"},
+        {"type": "heartbeat", "message": "Still working."},
+        {"status": "queued", "message": "Waiting in the queue."},
     ],
 )
 def test_a_part_of_an_answer_is_no_error(value: Any) -> None:

@@ -27,6 +27,13 @@ from ai_agent_service.providers.finish_reasons import (
         ("sensitive", "content_filter"),
         ("guardrail_intervened", "content_filter"),
         ("refusal", "content_filter"),
+        ("content-filter", "content_filter"),
+        ("contentFilter", "content_filter"),
+        ("safety_violation", "content_filter"),
+        ("max-tokens", "length"),
+        ("context_window_exceeded", "length"),
+        ("repetition_truncation", "length"),
+        ("toolUse", "tool_calls"),
     ],
 )
 def test_a_reason_has_openais_name(said: str, meant: str) -> None:
@@ -41,6 +48,9 @@ def test_a_reason_has_openais_name(said: str, meant: str) -> None:
         "abort",
         "MALFORMED_FUNCTION_CALL",
         "function_call_filter: MALFORMED_FUNCTION_CALL",
+        "engine_error",
+        "user_cancelled",
+        "request_timed_out_failed",
     ],
 )
 def test_a_reason_that_means_a_failure_is_an_error_with_its_name(said: str) -> None:

@@ -219,6 +219,38 @@ def test_an_error_within_the_answer_is_the_error_that_it_means(
         read(frame([build(CALLS)[0], event]))
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "response.error", "error": {"message": "Oops."}},
+        {"type": "response.failed", "error": {"message": "Oops."}},
+        {"type": "response.failed", "response": None, "message": "Oops."},
+        {"type": "response.completed", "response": {"status": "failed", "error": "Oops."}},
+        {"object": "error", "message": "Oops."},
+        {"detail": "Oops."},
+        {"message": "Oops."},
+        [{"error": {"message": "Oops."}}],
+    ],
+)
+def test_an_error_in_another_envelope_is_an_error_too(event: object) -> None:
+    with pytest.raises(ServiceError, match="Oops"):
+        read(frame([build(CALLS)[0], event]) + b"data: [DONE]\n\n")
+
+
+def test_one_id_for_two_calls_is_used_once() -> None:
+    item = {"type": "function_call", "call_id": "c", "name": "weather", "arguments": '"{}"'}
+    response = {"status": "completed", "output": [{**item, "id": "fc_1"}, {**item, "id": "fc_2"}]}
+    calls = end(read(frame([{"type": "response.completed", "response": response}]))).tool_calls
+    assert [call.arguments for call in calls] == ["{}", "{}"]
+    assert len({call.id for call in calls}) == 2
+
+
+@pytest.mark.parametrize("content", ["Hi", ["Hi"], [{"text": "Hi"}]])
+def test_the_content_of_a_message_may_be_text(content: object) -> None:
+    response = {"status": "completed", "output": [{"type": "message", "content": content}]}
+    assert said(read(frame([{"type": "response.completed", "response": response}]))) == "Hi"
+
+
 def test_events_of_unknown_types_are_skipped() -> None:
     events = build(CALLS)
     unknown = {"type": "response.new_thing", "delta": "x"}

@@ -79,6 +79,8 @@ streams = st.builds(
         ([b"event: error", b"id: 1", b"retry: 9", b"database: x", b"data: one", b""], [b"one"]),
         ([b"database: x", b"datax", b""], []),
         ([b"data: a: b", b""], [b"a: b"]),
+        ([b'data: {"a":1}', b"data: {}", b"data: [DONE]"], [b'{"a":1}', b"{}", b"[DONE]"]),
+        ([b"data: {", b"data: }", b""], [b"{\n}"]),
         ([b"", b"", b"data: one", b"", b"", b""], [b"one"]),
     ],
 )

@@ -156,6 +156,14 @@ def test_arguments_that_break_off_are_never_completed() -> None:
         (None, ""),
         (False, ""),
         ([1], "[1]"),
+        pytest.param("null", "{}", id="null"),
+        pytest.param("[]", "{}", id="list as text"),
+        pytest.param('""', "{}", id="empty text"),
+        ('"{\\"a\\":1}"', '{"a":1}'),
+        ('{"a":"1\n2"}', '{"a":"1\\n2"}'),
+        ('{"a":NaN}', '{"a":NaN}'),
+        ("{broken", "{broken"),
+        ('"text"', '"text"'),
         ({"a": "\ud83d\ude00\ud83d"}, '{"a":"\U0001f600\ufffd"}'),
     ],
 )
@@ -213,8 +221,9 @@ def test_a_call_without_a_name_is_left_out() -> None:
     ]
 
 
-def test_a_flat_entry_is_a_call() -> None:
-    (found,) = build([{"name": "time", "arguments": "{}", "id": "c"}])
+@pytest.mark.parametrize("name", ["arguments", "parameters", "input"])
+def test_a_flat_entry_is_a_call(name: str) -> None:
+    (found,) = build([{"type": "tool_use", "name": " time", name: {}, "id": "c"}])
     assert found == (ToolCall("c", "time", "{}"), {"call": {}, "function": {}})
 
 

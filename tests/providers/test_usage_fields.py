@@ -70,6 +70,8 @@ def openai(prompt: Any, completion: Any, total: Any = None, **parts: Any) -> dic
             11,
         ),
         (openai("12", 2.0), Usage(12, 2), 14),
+        ({"prompt_tokens": 12, "total_tokens": 14}, Usage(12, 2), 14),
+        ({"completion_tokens": 2, "total_tokens": 14}, Usage(12, 2), 14),
         (openai("12.0", "x"), Usage(12), 12),
         (openai(-1, 5), Usage(0, 5), 5),
         (openai(True, 5, float("nan")), Usage(0, 5), 5),
