@@ -15,6 +15,9 @@ from ai_agent_service.mcp.lenient import NOT_AN_OBJECT
 from ai_agent_service.tools.base import ToolOutput
 
 _WRAPPERS = frozenset({"result", "content"})
+_ABOUT = frozenset({"_meta", "isError", "resultType"})
+"""Members of a result that are not what the tool returned."""
+
 _Block = Mapping[str, Any]
 
 
@@ -51,9 +54,14 @@ def to_tool_output(result: Mapping[str, Any]) -> ToolOutput:
 
 def _list_blocks(result: Mapping[str, Any]) -> list[object]:
     content = result.get(NOT_AN_OBJECT, result.get("content"))
-    if content is None or isinstance(content, list):
-        return content or []
-    return [content]
+    if isinstance(content, list):
+        return content
+    if content is not None:
+        return [content]
+    if "content" in result or "structuredContent" in result:
+        return []
+    other = {name: value for name, value in result.items() if name not in _ABOUT}
+    return [_dump(other)] if other else []
 
 
 def _read_block(block: object) -> _Part:
@@ -71,15 +79,18 @@ def _read_block(block: object) -> _Part:
 
 
 def _read_text(block: _Block) -> _Part:
-    text = block.get("text")
+    texts = (block.get(name) for name in ("text", "content", "value", "data"))
+    text = next((each for each in texts if each is not None), None)
     if text is None:
         return _Part("[a text without content]")
     return _Part(text if isinstance(text, str) else _dump(text))
 
 
 def _read_image(block: _Block) -> _Part:
-    kind = _get_text(block, "mimeType")
-    data = _get_text(block, "data")
+    source = block.get("source")
+    source = source if isinstance(source, dict) else {}  # Anthropic's form
+    kind = _get_text(block, "mimeType") or _get_text(source, "media_type")
+    data = _get_text(block, "data") or _get_text(source, "data")
     return _show_image(data) or _Part(
         f"[an image ({kind or 'of unknown type'}, {_describe_size(data)}), which cannot be shown]"
     )

@@ -160,3 +160,20 @@ def test_an_error_is_told_in_the_tools_own_words() -> None:
         of(text("no such file"), is_error=True)
     with pytest.raises(ToolError, match="did not say why"):
         of(is_error=True)
+
+
+@pytest.mark.parametrize("name", ["content", "value", "data"])
+def test_a_text_under_another_name_is_read(name: str) -> None:
+    assert to_tool_output({"content": [{"type": "text", name: "42"}]}).content == "42"
+
+
+def test_a_result_without_content_is_given_as_json() -> None:
+    assert to_tool_output({"answer": 42, "_meta": {}}).content == '{"answer": 42}'
+    assert to_tool_output({"_meta": {}}).content == ""
+
+
+def test_an_image_in_anthropics_form_is_shown() -> None:
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(24)).decode()
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    (image,) = to_tool_output({"content": [{"type": "image", "source": source}]}).images
+    assert image.url == f"data:image/png;base64,{data}"
