@@ -33,7 +33,7 @@ from ai_agent_service.server.application import (
     create_app,
     tune_garbage_collector,
 )
-from ai_agent_service.server.http1 import BoundedProtocol
+from ai_agent_service.server.http1 import SAFETY_HEADERS, BoundedProtocol
 from ai_agent_service.server.process import CANCEL_GRACE_SECONDS, GracefulServer, ShutdownTimeouts
 from ai_agent_service.server.workers import WorkerPool
 
@@ -79,6 +79,7 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         log_config=None,
         access_log=False,
         server_header=False,
+        headers=SAFETY_HEADERS,
         http=BoundedProtocol,
         ws="none",
         proxy_headers=False,  # else callers on this machine could say where they are
