@@ -173,7 +173,8 @@ def _create_tls_context(
 def _open_listener(settings: Settings) -> socket.socket:
     """A socket bound to where the settings say; a port in use is a fault like any other."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small pieces at once only where the protocol is named; uvloop always does.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         # Connections are refused until the service takes them.

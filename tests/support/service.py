@@ -110,7 +110,8 @@ class _Server(uvicorn.Server):
             )
         )
         self._ready = ready
-        self.listening = socket.socket()
+        # asyncio sends small pieces at once only where the protocol is named
+        self.listening = socket.socket(proto=socket.IPPROTO_TCP)
         self.listening.bind(("127.0.0.1", 0))
         self.listening.listen(100)
         self.address = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
