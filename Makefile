@@ -7,7 +7,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit
 	--python-version 3.11 --custom-compile-command "make lock"
 LOCK := $(COMPILE) pyproject.toml --group build
 
-.PHONY: install run test test-slow test-all e2e docker-check check format lock bench audit release clean real-servers webui webui-install otel deepeval docs reference help
+.PHONY: install run test test-slow test-system test-all e2e docker-check check format lock bench audit release clean real-servers webui webui-install otel deepeval docs reference help
 
 run: $(VENV)/runtime.stamp ## start the service
 	@$(BIN)/python -m app.main
@@ -34,6 +34,9 @@ test: $(TESTED) ## run the fast tests
 
 test-slow: $(TESTED) ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-system: $(TESTED) ## run the tests of the whole service, slow ones too
+	$(BIN)/python -m pytest tests/system $(ARGS)
 
 test-all: $(TESTED) ## run all tests
 	$(BIN)/python -m pytest $(ARGS)

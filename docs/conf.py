@@ -18,6 +18,7 @@ CONTENTS = {
         "docs/mcp",
         "docs/memory",
         "docs/security",
+        "docs/resilience",
     ],
     "Use": ["docs/api"],
     "Run": [

@@ -33,7 +33,7 @@ from ai_agent_service.server.application import (
     create_app,
     tune_garbage_collector,
 )
-from ai_agent_service.server.http1 import BoundedProtocol
+from ai_agent_service.server.http1 import SAFETY_HEADERS, BoundedProtocol
 from ai_agent_service.server.process import CANCEL_GRACE_SECONDS, GracefulServer, ShutdownTimeouts
 from ai_agent_service.server.workers import WorkerPool
 
@@ -79,6 +79,7 @@ def serve(host: str | None, port: int | None, workers: int, debug: bool) -> None
         log_config=None,
         access_log=False,
         server_header=False,
+        headers=SAFETY_HEADERS,
         http=BoundedProtocol,
         ws="none",
         proxy_headers=False,  # else callers on this machine could say where they are
@@ -172,7 +173,8 @@ def _create_tls_context(
 def _open_listener(settings: Settings) -> socket.socket:
     """A socket bound to where the settings say; a port in use is a fault like any other."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small pieces at once only where the protocol is named; uvloop always does.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         # Connections are refused until the service takes them.

@@ -234,6 +234,9 @@ class Settings(BaseSettings):
     """Seconds that one tool call may take, unless the tool has its own limit."""
     max_concurrent_requests: int = Field(100, ge=1)
     """Runs under way at once in one process; more are answered 429."""
+    max_connections_per_address: int | None = Field(None, ge=1)
+    """Connections of one address to one process, before a key is seen; unset means ten times
+    MAX_CONCURRENT_REQUESTS. Those of this machine and of TRUSTED_PROXY_CIDRS are not counted."""
     max_answer_characters: int = Field(1_000_000, ge=1000)
     """Characters of text and reasoning that a run may have; a longer answer ends there, with the
     finish reason `length`."""

@@ -225,6 +225,12 @@ class ServerBusyError(RequestError, status=429, type="rate_limit_error", code="s
     """As many runs as allowed are in progress."""
 
 
+class TooManyConnectionsError(
+    RequestError, status=429, type="rate_limit_error", code="too_many_connections"
+):
+    """The caller's address has as many connections as it may have."""
+
+
 class RateLimitError(RequestError, status=429, type="rate_limit_error", code="rate_limit_exceeded"):
     """The key, or the user behind it, has used up its requests or tokens of the minute, or has as
     many runs in progress as it may have."""

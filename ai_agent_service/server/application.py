@@ -38,6 +38,7 @@ from ai_agent_service.observability.shared_metrics import SharedMetrics
 from ai_agent_service.runtime.configuration import Configuration, load
 from ai_agent_service.runtime.opening import open_access, open_service
 from ai_agent_service.runtime.shutdown import ShutdownState
+from ai_agent_service.server.connections import build_connection_limit
 from ai_agent_service.server.middleware import RequestMiddleware
 from ai_agent_service.server.reload_triggers import watch_hangups, watch_reload_triggers
 
@@ -99,6 +100,7 @@ def create_app(configuration: Configuration, workers: SharedMetrics | None = Non
         openapi_url=None,  # ai_agent_service/api/ops/docs.py answers there, to those who may see it
     )
     app.state.stopping = stopping
+    app.state.connections = build_connection_limit(configuration.settings)
 
     def report_request(report: RequestReport) -> None:
         counts.count_request(report)

@@ -15,10 +15,16 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from ai_agent_service.api.http.errors import encode_error
 from ai_agent_service.core.bounds import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
-from ai_agent_service.core.errors import HeadersTooLargeError, InvalidRequestError, ServiceError
+from ai_agent_service.core.errors import (
+    HeadersTooLargeError,
+    InvalidRequestError,
+    ServiceError,
+    TooManyConnectionsError,
+)
 from ai_agent_service.core.ids import generate_id
 from ai_agent_service.observability.records import UNKNOWN_ROUTE, RequestReport
 from ai_agent_service.observability.request_id import current_request_id
+from ai_agent_service.server.connections import ConnectionLimit
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +33,9 @@ LINGER_SECONDS = 5.0
 """How long a caller whose answer came early may go on sending; closing the connection earlier could
 destroy the answer."""
 
+
+SAFETY_HEADERS = [("X-Content-Type-Options", "nosniff")]
+"""Headers of every answer, also of those that no application makes."""
 
 CONNECTION_CLOSE = (b"connection", b"close")
 """A header of every answer during the shutdown."""
@@ -53,6 +62,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.url = b""
+        self._limit: ConnectionLimit = self.config.loaded_app.state.connections
+        self._counted: str | None = None
+        """What the connection counts for."""
+
+        self._used_at = 0.0
+        """When the connection opened or the last head of a request was complete."""
+
         self._head_since: float | None = None
         self._head_bytes = 0
         self._unread = 0
@@ -79,9 +96,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # as uvicorn declares it
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to watch the connection."""
+        """Begin to watch the connection, unless its address has too many."""
         super().connection_made(transport)
-        self._head_since = self.loop.time()
+        self._head_since = self._used_at = self.loop.time()
+        self._counted = self._limit.take(self.client)
+        if self._counted is None:
+            self._is_deaf = True
+            self._write_refusal(_build_too_many_error())
+            self.transport.close()
+            return
+        most = self._limit.most_with_idle
+        if most is not None and len(self.connections) > most:
+            self._close_idlest()
         self._timer = self.loop.call_later(self.HEAD_SECONDS, self._watch)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -89,6 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
         one."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._counted is not None:
+            self._limit.release(self._counted)
         self._mark_disconnected(self._running)
         super().connection_lost(exc)
 
@@ -134,6 +162,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._is_replaying:
             return
         self._head_since = None
+        self._used_at = self.loop.time()
         self._unread = self._body_bytes = 0
         super().on_headers_complete()
         if len(self.pipeline) > MAX_PIPELINED:
@@ -202,6 +231,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if is_answered:
             self.transport.close()  # an answer in progress cannot become an error
             return
+        self._write_refusal(refusal)
+        self.linger()
+
+    def _write_refusal(self, refusal: ServiceError) -> None:
+        """Answer without the application, and report it."""
         request_id = generate_id("req_")
         self._report(refusal, request_id)
         body = encode_error(refusal)
@@ -214,7 +248,6 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[refusal.status], lines, body))
-        self.linger()
 
     def _report(self, refusal: ServiceError, request_id: str) -> None:
         """Count the refused request and log it, as the application does with those that reach
@@ -297,6 +330,25 @@ class BoundedProtocol(HttpToolsProtocol):
         self._waiting, self._was_idle = waiting, is_idle
         self._timer = self.loop.call_later(again or self.HEAD_SECONDS, self._watch)
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no request is being received or answered."""
+        if self.transport.is_closing():
+            return False
+        is_answered = self._running is None or self._running.response_complete
+        return is_answered and (self._is_deaf or self.cycle in (None, self._running))
+
+    def _close_idlest(self) -> None:
+        """Close the connection that has been idle the longest, so that a new one can be served
+        although descriptors run short."""
+        idle = (
+            each
+            for each in self.connections
+            if isinstance(each, BoundedProtocol) and each is not self and each._is_idle
+        )
+        if idlest := min(idle, key=lambda each: each._used_at, default=None):
+            idlest._close("descriptors run short")
+
     def _close(self, reason: str) -> None:
         logger.info("connection.closed", extra={"reason": reason})
         self.transport.close()
@@ -331,6 +383,13 @@ class _LingeringTransport(asyncio.Transport):
             self._protocol.linger()
         else:
             self._protocol.transport.close()
+
+
+def _build_too_many_error() -> TooManyConnectionsError:
+    return TooManyConnectionsError(
+        "Your address has too many connections to this service. Close some, and use those that are"
+        " open for several requests."
+    )
 
 
 def _build_too_large_error() -> HeadersTooLargeError:

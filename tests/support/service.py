@@ -19,7 +19,7 @@ from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.runtime.configuration import Configuration, load_configuration
 from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
-from ai_agent_service.server.http1 import BoundedProtocol
+from ai_agent_service.server.http1 import SAFETY_HEADERS, BoundedProtocol
 from ai_agent_service.tools.base import Tool
 from tests.support.fake_provider import Script
 
@@ -102,6 +102,7 @@ class _Server(uvicorn.Server):
                 lifespan="on",
                 log_config=None,
                 access_log=False,
+                headers=SAFETY_HEADERS,
                 timeout_graceful_shutdown=2,
                 http=protocol,
                 ws="none",
@@ -109,7 +110,8 @@ class _Server(uvicorn.Server):
             )
         )
         self._ready = ready
-        self.listening = socket.socket()
+        # asyncio sends small pieces at once only where the protocol is named
+        self.listening = socket.socket(proto=socket.IPPROTO_TCP)
         self.listening.bind(("127.0.0.1", 0))
         self.listening.listen(100)
         self.address = f"http://127.0.0.1:{self.listening.getsockname()[1]}"

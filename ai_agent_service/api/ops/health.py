@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from ai_agent_service.api.http.access import PublicAccess, authorize
 from ai_agent_service.api.http.body import ServiceDependency, get_access
+from ai_agent_service.api.http.html_pages import build_html_response
 from ai_agent_service.api.http.openapi import describe_route
 from ai_agent_service.core.errors import InvalidRequestError
 from ai_agent_service.health.checks import HealthChecks
@@ -142,10 +143,8 @@ async def welcome(request: Request, service: ServiceDependency) -> Response:
     about = "Agents that appear as models: point any OpenAI client at /v1."
     if "text/html" in request.headers.get("accept", ""):
         base = str(request.base_url)
-        return Response(
-            _render_page(settings.service_name, settings.service_version, about, agents, base),
-            media_type="text/html",
-        )
+        page = _render_page(settings.service_name, settings.service_version, about, agents, base)
+        return build_html_response(page, "style-src 'unsafe-inline'")
     body = Welcome(settings.service_name, settings.service_version, about, agents, _LINKS)
     return Response(msgspec.json.encode(body), media_type="application/json")
 

@@ -1,6 +1,7 @@
 """/openapi.json, /docs and /redoc: the description fits what is answered."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,11 @@ async def test_the_description_can_be_read_in_a_browser(tmp_path: Path, path: st
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/html")
     assert "/openapi.json" in response.text
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    [nonce] = set(re.findall(r'<script nonce="([^"]+)"', response.text))
+    assert f"script-src 'nonce-{nonce}'" in policy
+    for loaded in re.findall(r"<(?:script|link)\b[^>]*https://[^>]*>", response.text):
+        assert "@" in loaded, "a version is named"
+        assert 'integrity="sha384-' in loaded
