@@ -23,7 +23,9 @@ bytes or more for each."""
 PIECE_BYTES = 64 * 1024
 """How much is read at once."""
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+"""A text in JSON. One without an end goes to the end of the message, which would else be searched
+again from each quote in it."""
 
 
 class MessageTooLargeError(Exception):
