@@ -19,7 +19,9 @@ YIELD_COST = 256 * 1024
 PIECE_BYTES = 64 * 1024
 """How much is read at once."""
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+"""A text in JSON. One without an end goes to the end of the message, which would else be searched
+again from each quote in it."""
 
 
 class MessageTooLargeError(Exception):

@@ -77,13 +77,14 @@ class _RepairedJson(httpx2.AsyncByteStream):
             messages = repair_messages(value, self._request_id)
             if _is_unchanged(messages, value, body) or (self._is_error and not _is_answer(value)):
                 return body
+            for message in messages:
+                if "method" not in message:
+                    return dump_json(message).encode()
             problem = "the server's answer is not a message of the protocol"
+        except RecursionError:
+            problem = "the server's answer is nested too deeply"
         except ValueError:
-            messages = []
             problem = f"the server's answer is {'not JSON' if body.strip() else 'empty'}"
-        for message in messages:
-            if "method" not in message:
-                return dump_json(message).encode()
         if self._is_error:  # its status says what is wrong
             return body
         return dump_json(build_error(self._request_id, problem)).encode()
@@ -139,16 +140,16 @@ class _RepairedEvents(httpx2.AsyncByteStream):
             messages = repair_messages(value, self._request_id)
             if name == b"message" and _is_unchanged(messages, value, text):
                 return b"".join(event)
-        except ValueError:
-            messages = []
-        if not messages and name != b"message":
+            repaired = list(map(dump_json, messages))
+        except (ValueError, RecursionError):
+            repaired = []
+        if not repaired and name != b"message":
             return b"".join(event)
         head = b"".join(others)
-        if not messages:
+        if not repaired:
             return head + b"\n"
         return b"".join(
-            head + b"event: message\ndata: " + dump_json(message).encode() + b"\n\n"
-            for message in messages
+            head + b"event: message\ndata: " + message.encode() + b"\n\n" for message in repaired
         )
 
     async def aclose(self) -> None:

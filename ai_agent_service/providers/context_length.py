@@ -137,7 +137,7 @@ _THROTTLED = re.compile(
     re.IGNORECASE,
 )
 _OUTPUT = re.compile(
-    r"(?P<named>\d[\d,]*)(?= (?:in|for) the completion| output tokens)"
+    r"(?<![\d,])(?P<named>\d[\d,]*+)(?= (?:in|for) the completion| output tokens)"
     r"|max(?:_completion|_output|_new)?_tokens\W{1,3}is too large: (?P<asked>\d[\d,]*)",
     re.IGNORECASE,
 )

@@ -9,6 +9,9 @@ import msgspec
 MAX_DEPTH = 10
 MAX_ITEMS = 20
 MAX_TITLE_CHARACTERS = 100
+MAX_MESSAGE_CHARACTERS = 4_000
+MAX_PAGE_CHARACTERS = 64 * 1024
+"""How much of a page is searched for its title."""
 
 _NESTED = (
     *("error", "errors", "err", "fault", "detail", "message", "msg", "response", "baseresp"),
@@ -53,8 +56,10 @@ _NO_ERROR = re.compile(
 )
 """Codes, types and states in messages that are not about an error."""
 _MARKUP = re.compile(r"\s*<(?:!doctype|\?xml|!--|[a-z][\w:-]*[\s>/])", re.IGNORECASE)
-_TITLE = re.compile(r"<(title|message)\b[^>]*>(.*?)</\1\s*>", re.IGNORECASE | re.DOTALL)
-_ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}|[0-9a-f]*(:[0-9a-f]*){3,}", re.IGNORECASE)
+_TITLE = re.compile(
+    r"<(title|message)\b[^<>]{0,500}>(.{0,1000}?)</\1\s{0,100}>", re.IGNORECASE | re.DOTALL
+)
+_ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}|(:[0-9a-f]*+){3}", re.IGNORECASE)
 
 
 class ErrorReport(msgspec.Struct, frozen=True):
@@ -85,6 +90,7 @@ def read_error(value: object) -> ErrorReport:
         return ErrorReport(read_title(value), is_markup=True)
     found = _Findings()
     message = _visit(value, found, 0)
+    message = message[:MAX_MESSAGE_CHARACTERS]
     return ErrorReport(message, tuple(found.codes), found.status, found.window)
 
 
@@ -127,7 +133,7 @@ def is_markup(text: str) -> bool:
 def read_title(page: str) -> str:
     """Return the title of an HTML page, or the message of an XML one; empty if it contains an IP
     address."""
-    match = _TITLE.search(page)
+    match = _TITLE.search(page, 0, MAX_PAGE_CHARACTERS)
     title = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", match[2])).split()) if match else ""
     return "" if _ADDRESS.search(title) else title[:MAX_TITLE_CHARACTERS]
 

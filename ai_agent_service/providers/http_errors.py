@@ -131,7 +131,8 @@ EXACT_STATUSES = frozenset({401, 402, 404, 429})
 GENERAL_STATUSES = frozenset({400, 413, 422, 500, 502, 503})
 _NOT_ABOUT_LENGTH = frozenset({401, 402, 403, 404, 408, 429})
 _WRONG_PATH = re.compile(
-    r"\W*(?:error\W*)?(?:404\W*)?(?:(?:page|resource|endpoint|route|path|url)\W*)?(?:not found)?\W*"
+    r"\W*+(?:error\W*+)?(?:404\W*+)?(?:(?:page|resource|endpoint|route|path|url)\W*+)?"
+    r"(?:not found)?\W*+"
     r"|cannot post .*|(?:invalid|unknown) (?:url|path|route).*|no (?:such )?route.*",
     re.IGNORECASE | re.DOTALL,
 )

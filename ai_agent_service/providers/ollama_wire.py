@@ -163,20 +163,27 @@ class _LineReader:
     """Splits a stream into its lines that are not blank; the last one need not be terminated."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._pieces: list[bytes] = []
+        self._held = 0
 
     def feed(self, piece: bytes) -> Iterable[bytes]:
         """Return the lines that `piece` completes; raises ProviderProtocolError for one over 16
         MiB."""
-        lines = (self._rest + piece).split(b"\n")
-        self._rest = lines.pop()
-        if len(self._rest) > MAX_OLLAMA_LINE_BYTES:
+        first, *lines = piece.split(b"\n")
+        self._pieces.append(first)
+        self._held += len(first)
+        if lines:
+            lines.insert(0, b"".join(self._pieces))
+            rest = lines.pop()
+            self._pieces, self._held = [rest], len(rest)
+        if self._held > MAX_OLLAMA_LINE_BYTES:
             raise ProviderProtocolError("The provider sent a line of more than 16 MiB.")
         return filter(bytes.strip, lines)
 
     def close(self) -> list[bytes]:
         """Return the line that the stream's end left open."""
-        return [self._rest] if self._rest.strip() else []
+        rest = b"".join(self._pieces)
+        return [rest] if rest.strip() else []
 
 
 _EVENTS: Mapping[str, Callable[[str], ModelEvent]] = {

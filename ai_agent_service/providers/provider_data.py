@@ -1,7 +1,8 @@
 """Attach to a call what its provider wants back, and read it for that provider only."""
 
 from collections.abc import Iterable, Mapping
-from functools import reduce
+from functools import partial, reduce
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -13,6 +14,13 @@ _CONTINUED = frozenset(
     {"reasoning", "reasoning_content", "reasoning_text", "text", "summary", "data", "thinking"}
 )
 """The members whose pieces are parts of one text; of any other one the last value counts."""
+
+MAX_OPEN_BLOCKS = 64
+"""How many of the last blocks a piece with an index may continue."""
+
+
+class _Pieces(list[str]):
+    """A text of which pieces are still added."""
 
 
 def add_provider_data(
@@ -47,37 +55,56 @@ def merge_members(pieces: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _merge_all(name: str, values: list[Any]) -> Any:
     if name in _CONTINUED and all(isinstance(value, str) for value in values):
         return "".join(values)
-    merged, *others = values
-    for value in others:
-        merged = _merge(name, merged, value)
-    return merged
+    return _join(reduce(partial(_merge, name), values))
 
 
 def _merge(name: str, old: Any, new: Any) -> Any:
+    """Return both as one value; `old` is changed, since a copy for each piece would take time that
+    grows with the square of their number."""
     match old, new:
         case _, None:
             return old
+        case _Pieces(), str():
+            old.append(new)
+            return old
         case str(), str() if name in _CONTINUED:
-            return old + new
+            return _Pieces([old, new])
         case dict(), dict():
-            return old | {key: _merge(key, old.get(key), value) for key, value in new.items()}
-        case list(), list():
-            return reduce(_add_block, new, old)
+            for key, value in new.items():
+                old[key] = _merge(key, old.get(key), value)
+            return old
+        case list(), list() if not isinstance(old, _Pieces):
+            for block in new:
+                _add_block(old, block)
+            return old
         case _:
             return new
 
 
-def _add_block(blocks: list[Any], new: Any) -> list[Any]:
-    """Return `blocks` with `new` merged into the one that it continues, else added.
+def _join(value: Any) -> Any:
+    """Return `value` with texts in place of their pieces."""
+    match value:
+        case _Pieces():
+            return "".join(value)
+        case dict():
+            return {name: _join(part) for name, part in value.items()}
+        case list():
+            return [_join(part) for part in value]
+        case _:
+            return value
+
+
+def _add_block(blocks: list[Any], new: Any) -> None:
+    """Merge `new` into the one of `blocks` that it continues, else add it.
 
     OpenRouter's `reasoning_details` have an index; blocks without one, such as LiteLLM's
     `thinking_blocks`, continue the last one, which a signature completes.
     """
-    for place in range(len(blocks) - 1, -1, -1):
-        old = blocks[place]
-        if _is_continued(old, new, is_last=place == len(blocks) - 1):
-            return [*blocks[:place], _merge("", old, new), *blocks[place + 1 :]]
-    return [*blocks, new]
+    for age, old in enumerate(islice(reversed(blocks), MAX_OPEN_BLOCKS)):
+        if _is_continued(old, new, is_last=not age):
+            _merge("", old, new)
+            return
+    blocks.append(new)
 
 
 def _is_continued(old: Any, new: Any, *, is_last: bool) -> bool:

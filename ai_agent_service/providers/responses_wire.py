@@ -50,6 +50,9 @@ REQUEST_ERRORS = frozenset(
 )
 """Codes of a failed response that are about the request, not about the server."""
 
+MAX_ITEMS = 512
+"""Items of one answer, each of which is a message, a call or a piece of reasoning."""
+
 _TERMINAL = {
     "response.completed": "completed",
     "response.incomplete": "incomplete",
@@ -334,6 +337,10 @@ class _AnswerAssembler:
         return places[-1] if places else None
 
     def _create_item(self, form: dict[str, Any], index: Any) -> _Item:
+        if len(self._items) >= MAX_ITEMS:
+            raise ProviderProtocolError(
+                f"The answer of {self._target.provider} has more than {MAX_ITEMS} items."
+            )
         item = _Item(_get_text(form, "type"), index=_get_index(index))
         if _get_text(form, "id"):
             item.forms.append({"id": form["id"]})

@@ -16,7 +16,9 @@ class EventReader:
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = b""  # before anything but blanks
+        self._pieces: list[bytes] = []
+        self._held = 0
         self._data: list[bytes] = []
         self._size = 0
         self._begun = False
@@ -32,7 +34,7 @@ class EventReader:
             and piece.count(b"\n") == 2
             and b"\r" not in piece
             and self._begun
-            and not (self._rest or self._data or self._after_cr)
+            and not (self._pieces or self._data or self._after_cr)
         ):  # the usual case
             data = piece[6:-2]
             return [data] if data.strip() else []
@@ -41,6 +43,7 @@ class EventReader:
             start = piece.removeprefix(_BOM).lstrip()
             if not start or _BOM.startswith(piece):
                 self._rest = piece
+                self._check_size()
                 return []
             self._begun = True
             self._is_json = start[:1] in (b"{", b"[")
@@ -57,9 +60,15 @@ class EventReader:
             self._after_cr = piece.endswith(b"\r")
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = piece.split(b"\n")
-        if self._rest:
-            lines[0] = self._rest + lines[0]
-        self._rest = lines.pop()
+        if self._pieces:  # of a line that is joined once it is complete
+            self._pieces.append(lines[0])
+            self._held += len(lines[0])
+            if len(lines) == 1:
+                self._check_size()
+                return []
+            lines[0] = b"".join(self._pieces)
+        rest = lines.pop()
+        self._pieces, self._held = [rest] if rest else [], len(rest)
         events = []
         for line in lines:
             if line:
@@ -72,9 +81,9 @@ class EventReader:
 
     def close(self) -> list[bytes]:
         """Return the data of an event that the stream's end left without its blank line."""
-        if self._rest.startswith(b"data"):
-            self._take(self._rest)
-        self._rest = b""
+        rest, self._pieces = b"".join(self._pieces), []
+        if rest.startswith(b"data"):
+            self._take(rest)
         if self._is_json:
             self._data = [b"".join(self._data)]
         return self._end_event()
@@ -88,7 +97,7 @@ class EventReader:
         return [each for each in data if each.strip()]
 
     def _check_size(self) -> None:
-        if len(self._rest) + self._size > MAX_EVENT_BYTES:
+        if len(self._rest) + self._held + self._size > MAX_EVENT_BYTES:
             raise ProviderProtocolError("The provider sent an event of more than 16 MiB.")
 
     def _take(self, line: bytes) -> None:

@@ -23,6 +23,12 @@ _FUNCTION_MEMBERS = frozenset({"name", "index", *_ARGUMENTS})
 _FLAT_MEMBERS = _FUNCTION_MEMBERS | {"call_id"}
 _NO_ARGUMENTS = frozenset({"{}", "null"})
 
+MAX_ENTRIES = 1_024
+"""Entries of one `tool_calls` array that are read."""
+
+MAX_REPETITIONS = 2
+"""How often the arguments of one call may be repeated at their end."""
+
 
 class ToolCallPiece(msgspec.Struct):
     """One entry of a `tool_calls` array: a whole call, or the next piece of one.
@@ -97,7 +103,9 @@ class PartialToolCall(msgspec.Struct, eq=False):
     @property
     def has_complete_arguments(self) -> bool:
         """Whether no further piece of arguments can follow."""
-        return not self.arguments or _is_object(self.joined_arguments)
+        if not self.arguments:
+            return True
+        return self.arguments[-1].rstrip()[-1:] in ("", "}") and _is_object(self.joined_arguments)
 
     def build(self, call_id: str) -> tuple[ToolCall, dict[str, Any]]:
         """Return the call and the members that its provider wants back."""
@@ -117,6 +125,9 @@ class ToolCallAssembler:
     def __init__(self, tools: Iterable[str], report: Callable[[str], None]) -> None:
         self.calls: list[PartialToolCall] = []
         self._by_index: dict[int, PartialToolCall] = {}
+        self._by_id: dict[str, PartialToolCall] = {}
+        self._unplaced: dict[str, PartialToolCall] = {}
+        """The calls without an index by their ids."""
         self._tools = frozenset(tools)
         self._report = report
 
@@ -126,8 +137,11 @@ class ToolCallAssembler:
             return
         if not isinstance(entries, list):
             self._report("tool_calls")
-        touched: list[PartialToolCall] = []
-        for entry in read_items(entries):
+        touched: set[PartialToolCall] = set()
+        found = read_items(entries)
+        if len(found) > MAX_ENTRIES:
+            self._report(f"more than {MAX_ENTRIES} tool_calls")
+        for entry in found[:MAX_ENTRIES]:
             piece = read_piece(entry)
             if piece is None:
                 self._report("tool_calls[]")
@@ -138,7 +152,7 @@ class ToolCallAssembler:
                 self.calls.append(call)
                 if piece.index is not None:
                     self._by_index[piece.index] = call
-            touched.append(call)
+            touched.add(call)
             self._extend(call, piece)
 
     def add_legacy(self, function: Any) -> None:
@@ -184,7 +198,11 @@ class ToolCallAssembler:
         return True
 
     def _extend(self, call: PartialToolCall, piece: ToolCallPiece) -> None:
-        call.id = call.id or piece.id
+        if piece.id and not call.id:
+            call.id = piece.id
+            self._by_id.setdefault(call.id, call)
+            if call.index is None:
+                self._unplaced.setdefault(call.id, call)
         if piece.name and piece.name != call.name:
             is_cumulative = piece.name.startswith(call.name) and piece.name in self._tools
             if is_cumulative and call.name + piece.name not in self._tools:
@@ -200,15 +218,7 @@ class ToolCallAssembler:
         """Return the call that `piece` may belong to."""
         call = None if piece.index is None else self._by_index.get(piece.index)
         if call is None and piece.id:
-            is_unplaced = piece.index is None
-            call = next(
-                (
-                    each
-                    for each in self.calls
-                    if each.id == piece.id and (is_unplaced or each.index is None)
-                ),
-                None,
-            )
+            call = (self._by_id if piece.index is None else self._unplaced).get(piece.id)
         if call is not None or not self.calls:
             return call
         is_continued = not piece.name and (piece.index is None or not piece.id)
@@ -247,7 +257,7 @@ class ToolCallAssembler:
         return is_cumulative or piece.index is not None
 
 
-def join_arguments(pieces: list[str]) -> str:
+def join_arguments(pieces: list[str], repetitions: int = MAX_REPETITIONS) -> str:
     """Return the arguments of one call from their pieces.
 
     Some servers send `{}` before the real arguments, repeat the whole at the end, or send with each
@@ -256,11 +266,13 @@ def join_arguments(pieces: list[str]) -> str:
     text = "".join(pieces)
     if len(pieces) < 2 or _is_object(text):
         return text
-    if pieces[0] in _NO_ARGUMENTS:
-        return join_arguments(pieces[1:])
+    empty = next((n for n, each in enumerate(pieces) if each not in _NO_ARGUMENTS), len(pieces))
+    if empty:
+        return join_arguments(pieces[max(1, empty - 1) :], repetitions)
     *earlier, last = pieces
     if _is_object(last) and (
-        all(last.startswith(piece) for piece in earlier) or _is_object(join_arguments(earlier))
+        all(last.startswith(piece) for piece in earlier)
+        or (repetitions and _is_object(join_arguments(earlier, repetitions - 1)))
     ):
         return last
     return text

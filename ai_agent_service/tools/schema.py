@@ -14,6 +14,8 @@ server checks. What providers refuse, and where that was seen:
 
 import math
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -26,10 +28,25 @@ MAX_DEPTH = 40
 MAX_INLINE_NODES = 2_000
 """Subschemas after which a `$ref` is kept as a reference, not replaced by what it refers to."""
 
+MAX_NODES = 10_000
+"""Subschemas of a tool that are described at all."""
+
+NODE_CHARACTERS = 500
+"""A subschema counts once more for each so many characters of its own."""
+
+MAX_PATTERN_COST = 10_000
+"""What the regular expressions of a tool may cost to check, in characters; the others are left
+out."""
+
+CLASS_COST = 1_000
+"""What a character class costs that may span all of Unicode."""
+
 Schema = dict[str, Any]
 
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _FORMATS = frozenset({"date-time", "int32", "int64", "float", "double"})
+_WIDE = re.compile(r"[^ -~]|\\[uUN]|\(\?[a-zA-Z]")
+"""In a regular expression whose character classes take long to compile."""
 
 
 class SchemaError(ValueError):
@@ -59,8 +76,12 @@ class _Completer:
     def __init__(self, root: Schema) -> None:
         self._root = root
         self._nodes = 0
+        self._pattern_cost = 0
         self._open: list[str] = []
         self._names: dict[str, str] = {}
+        self._taken: set[str] = set()
+        self._counts: dict[str, int] = {}
+        self._waiting: list[str] = []
         self._definitions: dict[str, Schema] = {}
 
     def complete(self) -> Schema:
@@ -73,8 +94,9 @@ class _Completer:
         shape = _Shape.build(self._clean(top, 0))
         if shape is None:
             raise SchemaError("the schema of its arguments does not accept an object")
-        while missing := [each for each in self._names if each not in self._definitions]:
-            self._define(missing[0])
+        while self._waiting:
+            if (reference := self._waiting.pop(0)) not in self._definitions:
+                self._define(reference)
         result = shape.to_schema()
         if self._definitions:
             result["$defs"] = {self._names[each]: body for each, body in self._definitions.items()}
@@ -82,7 +104,7 @@ class _Completer:
 
     def _clean(self, value: object, depth: int) -> Schema:
         """Return a subschema with the keywords that providers know, well-formed."""
-        if not isinstance(value, dict) or depth > MAX_DEPTH:
+        if not isinstance(value, dict) or depth > MAX_DEPTH or self._nodes >= MAX_NODES:
             return {}
         self._nodes += 1
         if isinstance(value.get("$ref"), str):
@@ -90,6 +112,9 @@ class _Completer:
         found: Schema = {
             name: read for name in _PLAIN if (read := _PLAIN[name](value.get(name))) is not None
         }
+        self._nodes += _count_characters(value, found) // NODE_CHARACTERS
+        if pattern := self._read_pattern(value.get("pattern")):
+            found["pattern"] = pattern
         _convert_exclusive_limits(value, found)
         self._clean_alternatives(value, found, depth)
         self._clean_object(value, found, depth)
@@ -126,7 +151,7 @@ class _Completer:
                 found[name] = {
                     key: self._clean(entry, depth + 1)
                     for key, entry in entries.items()
-                    if entry is not False and (name == "properties" or _read_pattern(key))
+                    if entry is not False and (name == "properties" or self._read_pattern(key))
                 }
         extra = value.get("additionalProperties")
         if isinstance(extra, dict):
@@ -187,12 +212,29 @@ class _Completer:
         """Return a reference to a definition of the result."""
         if reference not in self._names:
             stem = re.sub(r"[^A-Za-z0-9_-]", "_", reference.rpartition("/")[2].strip("#")) or "root"
-            name, number = stem, 1
-            while name in self._names.values():
-                number += 1
-                name = f"{stem}_{number}"
+            name = stem
+            while name in self._taken:
+                self._counts[stem] = self._counts.get(stem, 1) + 1
+                name = f"{stem}_{self._counts[stem]}"
+            self._taken.add(name)
             self._names[reference] = name
+            self._waiting.append(reference)
         return {"$ref": f"#/$defs/{self._names[reference]}"}
+
+    def _read_pattern(self, value: object) -> str | None:
+        """Return a regular expression; None if it is invalid or costs too much to check."""
+        text = _read_text(value) or ""
+        cost = len(text) + (CLASS_COST * text.count("[") if _WIDE.search(text) else 0)
+        if self._pattern_cost + cost > MAX_PATTERN_COST:
+            return None
+        self._pattern_cost += cost
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of what may be a set in a set
+                re.compile(text)
+        except (re.error, OverflowError, RecursionError):
+            return None
+        return text or None
 
     def _find(self, reference: str) -> object:
         """Return the part of the schema that `reference` points to; None if it is elsewhere."""
@@ -204,7 +246,7 @@ class _Completer:
             key = step.replace("~1", "/").replace("~0", "~")
             if isinstance(found, dict) and key in found:
                 found = found[key]
-            elif isinstance(found, list) and key.isascii() and key.isdigit():
+            elif isinstance(found, list) and re.fullmatch("[0-9]{1,9}", key):
                 found = found[int(key)] if int(key) < len(found) else None
             else:
                 return None
@@ -282,17 +324,17 @@ class _Shape:
 
 def _build_union(options: Iterable[Schema]) -> Schema:
     """Return a schema that accepts what any of `options` accepts."""
-    distinct: list[Schema] = []
-    for option in options:
-        if not any(_is_same(option, other) for other in distinct):
-            distinct.append(option)
+    # In Python, 1 equals True.
+    distinct = list({repr(option): option for option in options}.values())
     if len(distinct) > 1:
         return {"anyOf": distinct}
     return distinct[0] if distinct else {}
 
 
-def _is_same(one: object, other: object) -> bool:
-    return repr(one) == repr(other)  # in Python, 1 equals True
+def _count_characters(value: Schema, found: Schema) -> int:
+    """Return the length of the plain keywords in `found`, and of the property names in `value`."""
+    names = (_as_dict(value.get(name)) for name in ("properties", "patternProperties"))
+    return len(repr(found)) + sum(len(key) for entries in names for key in entries)
 
 
 def _list_types(schema: Schema) -> list[str]:
@@ -345,8 +387,9 @@ def _read_text(value: object) -> str | None:
 
 
 def _read_number(value: object) -> int | float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None  # type: ignore[arg-type,return-value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) <= sys.float_info.max else None
 
 
 def _read_positive(value: object) -> int | float | None:
@@ -376,14 +419,6 @@ def _read_required(value: object) -> list[str] | None:
     return list(dict.fromkeys(names)) or None
 
 
-def _read_pattern(value: object) -> str | None:
-    try:
-        re.compile(text := _read_text(value) or "")
-    except (re.error, OverflowError, RecursionError):
-        return None
-    return text or None
-
-
 def _read_enum(value: object) -> list[object] | None:
     return (value or None) if isinstance(value, list) else None
 
@@ -408,7 +443,6 @@ _PLAIN: Mapping[str, Callable[[object], object]] = {
     "examples": _read_list,
     "enum": _read_enum,
     "format": _read_format,
-    "pattern": _read_pattern,
     "minimum": _read_number,
     "maximum": _read_number,
     "exclusiveMinimum": _read_number,

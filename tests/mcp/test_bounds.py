@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,16 @@ def test_a_message_with_too_many_values_is_refused(value: object) -> None:
 
 def test_commas_and_quotes_in_a_text_are_no_values() -> None:
     check_message(json.dumps({"text": 'a,"[{\\' * 300_000}).encode())
+
+
+@pytest.mark.parametrize(
+    "text", [b'"' + b'\\"' * 300_000, b"," * 300_000 + b'"\\' + b'"' * 300_000]
+)
+def test_a_message_with_a_text_without_end_is_checked_at_once(text: bytes) -> None:
+    began = time.process_time()
+    with suppress(MessageTooLargeError):
+        check_message(b"," * 300_000 + text)
+    assert time.process_time() - began < 2
 
 
 async def test_reading_yields_to_other_tasks_and_slows_down(

@@ -1,8 +1,10 @@
 """Events of MCP servers over HTTP, repaired while they arrive."""
 
+import json
 from collections.abc import AsyncGenerator
 
 import httpx2
+import pytest
 
 from ai_agent_service.mcp.repaired_body import repair_response
 
@@ -53,3 +55,19 @@ async def test_a_whole_event_is_passed_on_at_once() -> None:
     pieces = aiter(repair(b": 1\n\n: ", b"2\n\n"))
     assert await anext(pieces) == b": 1\n\n"
     assert await anext(pieces) == b": 2\n\n"
+
+
+@pytest.mark.parametrize("depth", [400, 700, 950, 100_000])
+@pytest.mark.parametrize("begin", [b"", b'{"id": 1, "result": ', b'{"id": 1, "error": '])
+async def test_a_message_that_is_nested_too_deeply_costs_only_itself(
+    begin: bytes, depth: int
+) -> None:
+    message = begin + b"[" * depth + b"]" * depth + (b"}" if begin else b"")
+    events = b"data: " + message + b"\n\n" + b": after\n\n"
+    assert b"".join([each async for each in repair(events)]).endswith(b": after\n\n")
+
+    response = httpx2.Response(200, stream=Pieces(message))
+    repair_response(httpx2.Request("POST", "http://x", json={"id": 7}), response)
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    answer = json.loads(b"".join([each async for each in response.stream]))
+    assert answer["id"] == 7

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -274,3 +275,21 @@ def test_a_member_of_any_other_type_never_crashes_and_invents_no_message(
 def test_a_body_of_any_bytes_is_an_error_of_ours(body: bytes) -> None:
     find_body_error(body, TARGET)
     assert isinstance(parse_error(500, {}, body, TARGET), ServiceError)
+
+
+HOSTILE = [
+    *("<", "<title", "<title>", "<title>a</title ", "a", "0", "0,", ":", "!", " ", "a:", "1."),
+    *("exceed", "fit ", "context length is too ", "maximum context length: ", "error! ", "model "),
+]
+
+
+@pytest.mark.parametrize("end", ["", "!x", "</title>"])
+@pytest.mark.parametrize("begin", ["", "<html>", "<title>", "maximum context length"])
+def test_an_error_of_any_length_is_read_at_once(begin: str, end: str) -> None:
+    texts = [begin + (piece * 1_000_000)[:1_000_000] + end for piece in HOSTILE]
+    started = time.process_time()
+    for text in texts:
+        find_body_error(text.encode(), TARGET)
+        parse_stream_error({"error": {"message": text}}, TARGET)
+        parse_error(404, {}, text.encode()[: 64 * 1024], TARGET)
+    assert time.process_time() - started < 20, "three seconds on a machine at rest"

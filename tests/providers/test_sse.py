@@ -1,6 +1,7 @@
 """Server-sent events, cut anywhere."""
 
 import re
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -167,6 +168,21 @@ def test_an_event_of_endless_empty_lines_is_refused() -> None:
     reader.feed(b"data: " + b"x" * (MAX_EVENT_BYTES - 1000) + b"\n")
     with pytest.raises(ProviderProtocolError, match="more than 16 MiB"):
         reader.feed(b"data\n" * 1000)
+
+
+@pytest.mark.parametrize("piece", [b"\n" * 1024, b" " * 1024])
+def test_a_stream_of_endless_blanks_is_refused(piece: bytes) -> None:
+    reader = EventReader()
+    reader.feed(piece * (MAX_EVENT_BYTES // 1024))
+    with pytest.raises(ProviderProtocolError, match="more than 16 MiB"):
+        reader.feed(piece)
+
+
+def test_a_long_event_takes_time_in_proportion_to_its_length() -> None:
+    pieces = [b"data: ", *[b"x" * 256] * 60_000, b"\n\n"]
+    began = time.process_time()
+    assert len(read(pieces)[0]) == 256 * 60_000
+    assert time.process_time() - began < 3, "a tenth of a second on a machine at rest"
 
 
 def test_an_event_of_nearly_16_mib_is_read() -> None:

@@ -1,6 +1,7 @@
 """Tool calls from the pieces that real servers stream."""
 
 import json
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -279,3 +280,33 @@ def test_a_function_call_beside_tool_calls_is_a_repetition() -> None:
     assembler.add([piece("weather", ROME, id="c", index=0)])
     assembler.add_legacy({"name": "weather", "arguments": ROME})
     assert [call for call, _ in assembler.build_calls()] == [ToolCall("c", "weather", ROME)]
+
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [[piece("time", "{}", id=str(n)) for n in range(MANY)]],
+        [[piece("time", "}", id="c")] * MANY],
+        [[piece("time", "{}", id=str(n))] for n in range(MANY)],
+        [[piece("time", "{}", index=n, id=str(n))] for n in range(MANY)],
+    ],
+    ids=["array", "pieces", "ids", "indexes"],
+)
+def test_many_entries_take_time_in_proportion_to_their_number(chunks: list[Any]) -> None:
+    assembler = ToolCallAssembler(TOOLS, lambda _: None)
+    began = time.process_time()
+    for entries in chunks:
+        assembler.add(entries)
+    assembler.build_calls()
+    assert time.process_time() - began < 3, "half a second on a machine at rest"
+
+
+@pytest.mark.parametrize("text", ["{}", "null", '{"a": 1}'])
+def test_arguments_that_are_repeated_endlessly_are_joined_at_once(text: str) -> None:
+    began = time.process_time()
+    joined = join_arguments([text] * MANY)
+    assert joined in (text, text * MANY)
+    assert time.process_time() - began < 3, "a tenth of a second on a machine at rest"

@@ -1,6 +1,7 @@
 """The schema that a provider gets of a tool's arguments."""
 
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -277,3 +278,53 @@ def test_a_definition_that_would_make_a_schema_huge_stays_a_reference() -> None:
     completed = complete_schema(schema)
     check_completed(completed)
     assert len(json.dumps(completed)) < 300_000
+
+
+MANY = 10_000
+REFERRED = {f"d{n}": {"x": {"properties": {"n": {"$ref": f"#/$defs/d{n}/x"}}}} for n in range(MANY)}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"prefixItems": [{"const": n} for n in range(MANY)]}}},
+        {"anyOf": [{"properties": {"a": {"const": n}}} for n in range(MANY)]},
+        {"properties": {k: {"$ref": f"#/$defs/{k}/x"} for k in REFERRED}, "$defs": REFERRED},
+        {"properties": {"a": {"pattern": "[\x01-\uffff]" * MANY}}},
+        {"properties": {f"a{n}": {"pattern": "(?i)[^\uffff]{n}"} for n in range(MANY)}},
+        {"patternProperties": {f"[\x01-\uffff]{n}": {} for n in range(MANY)}},
+    ],
+    ids=["tuple", "branches", "references", "classes", "patterns", "names"],
+)
+def test_a_wide_schema_is_completed_at_once(schema: dict[str, Any]) -> None:
+    began = time.process_time()
+    complete_schema(schema)
+    assert time.process_time() - began < 5, "half a second on a machine at rest"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"description": "d" * 100_000},
+        {"enum": ["e" * 100_000]},
+        {"properties": {"p" * 100_000: {}}},
+    ],
+)
+def test_what_is_referred_to_often_does_not_make_a_schema_huge(node: dict[str, Any]) -> None:
+    references = {f"a{n}": {"$ref": "#/$defs/node"} for n in range(1_000)}
+    completed = complete_schema({"properties": references, "$defs": {"node": node}})
+    assert len(json.dumps(completed)) < 3_000_000
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"minimum": 10**400},
+        {"maxLength": -(10**400)},
+        {"$ref": "#/allOf/" + "1" * 5_000},
+        {"pattern": "[[a]||b]"},
+    ],
+)
+def test_a_value_without_measure_costs_nothing_but_itself(entry: dict[str, Any]) -> None:
+    completed = complete_schema({"properties": {"a": entry, "b": {"type": "null"}}, "allOf": [{}]})
+    assert completed["properties"]["b"] == {"type": "null"}

@@ -17,8 +17,9 @@ MAX_REPAIRED = 10_000
 """Lone surrogates of one body that are repaired."""
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-_TOKEN = re.compile(rb'[,\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-"""What begins a value or separates it from the one before it, or a text as a whole."""
+_TOKEN = re.compile(rb'[,\[{]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+"""What begins a value or separates it from the one before it, or a text as a whole. A text without
+an end goes to the end of the body, which would else be searched again from each quote in it."""
 
 _Trail = tuple["_Trail | None", str]
 """The place of a value: that of its container, and its own part of the path."""

@@ -282,6 +282,12 @@ async def test_what_is_too_much_is_refused_at_once(
     assert error["param"] == param
 
 
+@pytest.mark.parametrize("end", [b"", b"\\", b"}"])
+async def test_a_text_without_end_is_refused_at_once(tmp_path: Path, end: bytes) -> None:
+    body = BEGUN.encode() + b', "user": "' + b'\\"' * 300_000 + end
+    assert (await refused(tmp_path, body))["code"] == "invalid_json"
+
+
 async def test_too_many_biases_are_refused_at_once(tmp_path: Path) -> None:
     body = json.dumps(asking(logit_bias={str(number): 1 for number in range(100_000)}))
     assert (await refused(tmp_path, body.encode()))["param"] == "logit_bias"
