@@ -1,7 +1,9 @@
 """Decides who a request comes from: reads its key, has it verified, and asks who the user behind it
 is."""
 
+import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 
 from ai_agent_service.auth.hosts import check_host, check_origin
 from ai_agent_service.auth.identity.base import Identity
@@ -15,7 +17,7 @@ from ai_agent_service.core.errors import (
     RequestError,
     UnauthorizedError,
 )
-from ai_agent_service.storage.database import Database
+from ai_agent_service.storage.database import FIRST_WAIT_SECONDS, Database
 
 PROXY_HEADERS = frozenset(
     {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via"}
@@ -99,6 +101,10 @@ class Access:
         Raises UnauthorizedError, InvalidTokenError, HostNotAllowedError and AccessUnavailableError.
         """
         given = self._read_key(headers)
+        if self._keys.has_keys is None and not self._allow_unauthenticated:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_WAIT_SECONDS):
+                    await self.wait_until_known()
         key = (
             await self._keys.find(given)
             if given is not None and self._is_key(given)

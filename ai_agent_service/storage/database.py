@@ -32,6 +32,9 @@ MAX_ATTEMPTS = 3
 out to be closed."""
 
 BUSY_PAUSE = 0.05
+FIRST_WAIT_SECONDS = 5.0
+"""How long work waits for a database that is being prepared for the first time."""
+
 START_SECONDS = 60.0
 """How long a database that is being prepared for the first time counts as starting."""
 
@@ -219,6 +222,8 @@ class Database:
     async def _run(
         self, work: Work[T], *, write: bool, wait: float, timeout: float | None = None
     ) -> T:
+        if self.is_starting:
+            await self.wait_until_tried(FIRST_WAIT_SECONDS)
         deadline = time.monotonic() + wait
         while True:
             if self.problem is not None:
