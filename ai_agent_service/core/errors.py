@@ -18,6 +18,7 @@ code.
     |   |-- BodyTooLargeError              413
     |   |-- IdempotencyMismatchError       422  this Idempotency-Key was used for another request
     |   |-- ServerBusyError                429  MAX_CONCURRENT_REQUESTS runs are in progress
+    |   |-- TooManyConnectionsError        429  MAX_CONNECTIONS_PER_ADDRESS are open
     |   |-- RateLimitError                 429  the limit of the key or of its user is used up
     |   `-- HeadersTooLargeError           431
     |-- RunTimeoutError                    504  the run's deadline has passed

@@ -6,18 +6,16 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from ai_agent_service.core.bounds import MAX_HEAD_BYTES, MAX_HEADERS
 from ai_agent_service.core.events import TextDelta
 from ai_agent_service.providers.base import ModelFinished
 from ai_agent_service.server.application import create_app
-from ai_agent_service.server.connections import ConnectionLimit
 from ai_agent_service.server.http1 import BoundedProtocol
 from tests.support.clients import Watched, asking, connected, connected_raw
 from tests.support.fake_provider import Script, says
@@ -37,18 +35,6 @@ class Hasty(BoundedProtocol):
 
     HEAD_SECONDS = 0.4
     BODY_SECONDS = 0.4
-
-
-class Plain:
-    """An application that is a function, with the state that the protocol needs."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self.state = SimpleNamespace(connections=ConnectionLimit(100, (), exempts_loopback=True))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
-        await self._app(scope, receive, send)
 
 
 @asynccontextmanager
@@ -304,7 +290,7 @@ async def test_trailers_are_no_headers(tmp_path: Path) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    async with serving(Plain(app)) as address:
+    async with serving(app) as address:
         await sent(
             address,
             CHUNKED + chunked(BODY) + b"0\r\nauthorization: Bearer x\r\nhost: other\r\n\r\n",
@@ -456,7 +442,7 @@ async def test_callers_cannot_say_where_they_are(tmp_path: Path) -> None:
         clients.append(scope.get("client"))
         await inner(scope, receive, send)
 
-    async with serving(Plain(app)) as address:
+    async with serving(app) as address:
         await sent(
             address,
             GET

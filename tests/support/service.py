@@ -8,17 +8,19 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ai_agent_service.agents.base import BaseAgent
 from ai_agent_service.config.settings import Settings
 from ai_agent_service.runtime.configuration import Configuration, load_configuration
 from ai_agent_service.runtime.plugin_loader import Plugins, load_plugins
+from ai_agent_service.server.connections import ConnectionLimit
 from ai_agent_service.server.http1 import SAFETY_HEADERS, BoundedProtocol
 from ai_agent_service.tools.base import Tool
 from tests.support.fake_provider import Script
@@ -87,6 +89,18 @@ async def open_client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
             yield client
 
 
+class _Foreign:
+    """An application that is not ours, with the state that the protocol needs."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.state = SimpleNamespace(connections=ConnectionLimit(100, (), exempts_loopback=True))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        await self._app(scope, receive, send)
+
+
 class _Server(uvicorn.Server):
     """uvicorn at a free port of 127.0.0.1, which calls `ready` once it accepts requests."""
 
@@ -98,7 +112,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                app if isinstance(app, FastAPI) else _Foreign(app),
                 lifespan="on",
                 log_config=None,
                 access_log=False,
