@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import re
 import time
 import urllib.request
 from collections import defaultdict
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"})
+"""Values of Content-Encoding; some servers send others, such as `utf-8`, which mean nothing."""
+
 MAX_REDIRECTS = 5
 MAX_JSON_BYTES = 1_000_000
 
@@ -106,7 +110,8 @@ class HttpClient:
         response = await self._send_with_retries(target, body, deadline)
         pieces = _ResponseChunks(response, self._timeouts, deadline)
         try:
-            if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+            encoding = response.headers.get("Content-Encoding", "")
+            if not COMPRESSIONS.isdisjoint(re.split(r"[\s,]+", encoding.lower())):
                 raise ProviderProtocolError(
                     f"{target.provider} compressed its answer ({encoding[:20]}), which was not"
                     " asked for."

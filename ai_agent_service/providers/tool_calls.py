@@ -26,6 +26,10 @@ _NO_ARGUMENTS = frozenset({"{}", "null"})
 MAX_ENTRIES = 1_024
 """Entries of one `tool_calls` array that are read."""
 
+MAX_NAMED_PIECES = 256
+"""Pieces with a name after which another one with the same name continues its call, whatever its
+arguments: to look at all of them for each piece would take too long."""
+
 MAX_REPETITIONS = 2
 """How often the arguments of one call may be repeated at their end."""
 
@@ -94,6 +98,7 @@ class PartialToolCall(msgspec.Struct, eq=False):
     arguments: list[str] = []
     kept: list[tuple[str, Any]] = []
     function_kept: list[tuple[str, Any]] = []
+    named_pieces: int = 0
 
     @property
     def joined_arguments(self) -> str:
@@ -232,6 +237,9 @@ class ToolCallAssembler:
         id, or a name where none can follow (Gemini has no ids)."""
         if not piece.name or not call.name:
             return False
+        call.named_pieces += 1
+        if call.named_pieces > MAX_NAMED_PIECES and piece.name == call.name:
+            return bool(piece.id) and piece.id != call.id
         if is_touched:
             return not piece.id or piece.id != call.id or call.has_complete_arguments
         if piece.id and call.id:

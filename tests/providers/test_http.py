@@ -803,3 +803,10 @@ async def test_a_compressed_answer_is_refused_as_it_was_not_asked_for() -> None:
         with pytest.raises(ProviderProtocolError, match=r"compressed its answer \(gzip\)"):
             await text(provider)
     assert upstream.requests[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", "utf-8", "none", ""])
+async def test_an_encoding_that_is_no_compression_is_ignored(encoding: str) -> None:
+    answer = b'data: {"choices":[{"delta":{"content":"hi"},"finish_reason":"stop"}]}\n\n'
+    async with served([head(content_encoding=encoding), chunk(answer), END]) as (_, provider):
+        assert await text(provider) == "hi"

@@ -290,10 +290,13 @@ MANY = 20_000
     [
         [[piece("time", "{}", id=str(n)) for n in range(MANY)]],
         [[piece("time", "}", id="c")] * MANY],
+        [[piece("time", ROME, index=0, id="c")]] * MANY,
+        [[piece("time", ROME, index=0)]] * MANY,
+        [[piece("time", "{}")]] * MANY,
         [[piece("time", "{}", id=str(n))] for n in range(MANY)],
         [[piece("time", "{}", index=n, id=str(n))] for n in range(MANY)],
     ],
-    ids=["array", "pieces", "ids", "indexes"],
+    ids=["array", "pieces", "same id", "same index", "same name", "ids", "indexes"],
 )
 def test_many_entries_take_time_in_proportion_to_their_number(chunks: list[Any]) -> None:
     assembler = ToolCallAssembler(TOOLS, lambda _: None)
