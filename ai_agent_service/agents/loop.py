@@ -95,23 +95,27 @@ async def run_loop(
     try:
         while True:
             said = await loop.begin_step()
+            left = loop.characters_left
             try:
                 async with aclosing(loop.ask()) as events:
                     async for event in events:
                         if isinstance(event, ModelFinished):
                             loop.finished = event
                             continue
-                        if (text := replace_unstorable(event.text)) is not event.text:
-                            event = type(event)(text)
+                        text = event.text
+                        # Wires send clean text; a plug-in's provider may not.
+                        if not text.isascii() or "\0" in text:
+                            event = type(event)(replace_unstorable(text))
                         said.append(event)
-                        loop.characters_left -= len(text)
                         yield event
-                        if loop.characters_left < 0:
+                        left -= len(text)
+                        if left < 0:
                             loop.finished = loop.cut_answer()
                             break
             except ContextTooLongError as error:
                 await loop.shorten(error)
                 continue
+            loop.characters_left = left
             ours, theirs = loop.take_answer()
             if (end := loop.find_end(ours, theirs)) is not None:
                 for last in end:
