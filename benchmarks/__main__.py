@@ -3,6 +3,7 @@ several processes, and plan them."""
 
 import argparse
 import resource
+import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,7 +11,7 @@ from statistics import median
 
 import uvloop
 
-from benchmarks import plan, replicas, scaling, servers
+from benchmarks import plan, replicas, scaling, servers, soak
 from benchmarks.databases import Databases
 from benchmarks.load import Conversation
 from benchmarks.rows import ROWS, Bench, Row, Size
@@ -110,7 +111,12 @@ def main() -> None:
         dest="inputs",
         help="other inputs",
     )
+    of_soak = commands.add_parser("soak", help="many mixed turns, after which nothing is left over")
+    of_soak.add_argument("--turns", type=_count, default=60_000, metavar="N", help="how many")
     arguments = parser.parse_args()
+    if arguments.command == "soak":
+        problems = soak.find_problems(uvloop.run(soak.soak(arguments.turns)))
+        sys.exit("\n".join(problems) or None)
     if arguments.command == "plan":
         inputs = plan.inputs_of(scaling.recorded(), **dict(arguments.inputs))
         print(f"{plan.inputs_table(inputs)}\n\n{plan.table(inputs, arguments.rate)}")

@@ -19,6 +19,7 @@ CONTENTS = {
         "docs/memory",
         "docs/security",
         "docs/resilience",
+        "SECURITY",
     ],
     "Use": ["docs/api"],
     "Run": [
