@@ -190,7 +190,7 @@ def _create_sqlite_engine(path: str, timeout: float) -> Engine:
             "foreign_keys=ON",
             "secure_delete=ON",
             "mmap_size=0",
-            "cache_size=-16000",
+            "cache_size=-2000",
         ):
             connection.execute(f"PRAGMA {pragma}").close()
 

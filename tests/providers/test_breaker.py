@@ -445,7 +445,7 @@ async def test_each_change_is_told_in_the_log(caplog: pytest.LogCaptureFixture) 
     ],
 )
 async def test_faults_of_a_real_server_open_the_breaker(answer: list[Bytes]) -> None:
-    timeouts = Timeouts(first_byte=0.05, idle=0.05)
+    timeouts = Timeouts(first_byte=0.2, idle=0.2)
     async with Upstream(answer) as upstream, HttpClient(timeouts, max_retries=0) as http:
         breakers = CircuitBreakers(2, 30)
         provider = breakers.guard(OpenAICompatible(http, base_url=upstream.url))
