@@ -89,6 +89,10 @@ async def open_client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient, None]:
             yield client
 
 
+def _is_ours(app: ASGIApp) -> bool:
+    return isinstance(app, FastAPI) and hasattr(app.state, "connections")
+
+
 class _Foreign:
     """An application that is not ours, with the state that the protocol needs."""
 
@@ -112,7 +116,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                app if isinstance(app, FastAPI) else _Foreign(app),
+                app if _is_ours(app) else _Foreign(app),
                 lifespan="on",
                 log_config=None,
                 access_log=False,
