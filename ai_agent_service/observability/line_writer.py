@@ -1,4 +1,4 @@
-"""Write lines from a thread, so that a pipe nobody reads or a full disk never blocks a request."""
+"""Write lines from a thread, so that a full pipe or a full disk never blocks a request."""
 
 import atexit
 import errno
