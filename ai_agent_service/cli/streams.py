@@ -26,6 +26,7 @@ def open_closed_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+            # It stays open for as long as the process runs.
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
 
 

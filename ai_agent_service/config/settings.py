@@ -243,8 +243,9 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(32 * 1024 * 1024, ge=1024)
     """The largest request body, in bytes."""
     drain_seconds: float | None = Field(None, ge=0, le=3600)
-    """Seconds that all is served as before once the service is told to stop: load balancers notice;
-    unset means 4, but 0 in a terminal and where no request came within the last minute."""
+    """Seconds that requests are served as before after the service is asked to stop, so that load
+    balancers notice; unset means 4, but 0 in a terminal and where no request came within the last
+    minute."""
     shutdown_timeout: Seconds = 30
     """Seconds after that which open requests have to end."""
 

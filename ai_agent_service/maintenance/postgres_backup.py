@@ -164,7 +164,7 @@ def _run(program: str, address: DatabaseUrl, arguments: Sequence[str], timeout: 
     command = [found, "--no-password", *arguments, f"--dbname={strip_password(address)}"]
     with _hold_secrets(address) as secrets:
         # arguments are a list
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(  # noqa: S603 - a program of PostgreSQL, without a shell
             command,
             env={**_build_environment(address, timeout), **secrets},
             stdin=subprocess.DEVNULL,

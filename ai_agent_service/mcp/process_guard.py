@@ -156,6 +156,7 @@ def _find_descendants() -> list[int]:
     with contextlib.suppress(OSError):
         for pid in [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]:
             # pathlib is not loaded here
+            # the guard starts with every command, so it imports little
             with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123
                 parents[pid] = int(stat.read().rpartition(b")")[2].split()[1])
     found = [os.getpid()]

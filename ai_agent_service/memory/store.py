@@ -255,7 +255,7 @@ class Store:
         continued: Entry | None = None,
     ) -> TurnStart:
         """Stores the conversation of `entries`, whose last is the question, as far as it is not;
-        begins the run, unless it is a repeated one that was answered or is under way.
+        begins the run, unless it repeats one that was answered or is in progress.
 
         An earlier answer is of no use if this turn continues one, `continued`, which is looked up
         as well.
@@ -734,7 +734,7 @@ class Store:
         return text
 
     def touch(self, connection: Connection, session: Session, *, head: bytes) -> int:
-        """Makes the session, or tells when it was used last, with `head` as its newest message;
+        """Make the session, or note when it was last used, with `head` as its newest message;
         gives how many summaries it has."""
         ((summaries,),) = self._sql.upsert_session.fetch_rows(
             connection, {**self._build_session_row(session), "head": head}

@@ -147,7 +147,7 @@ def _open_file(path: Path) -> LineFile:
         return LineFile(path)
     except OSError as error:
         problem = f"{path} cannot be written: {error.strerror}"
-        remedy = "Name a file in a folder that there is"
+        remedy = "Name a file in a folder that exists"
         raise ConfigError([Fault.in_environment("AUDIT_LOG_FILE", problem, remedy)]) from None
 
 

@@ -30,7 +30,7 @@ class ShutdownState:
         """When the last request came, as `time.monotonic()` reads."""
 
     def choose_drain_seconds(self, configured: float | None) -> float:
-        """Return how long everything is served as before once the service is told to stop:
+        """Return how long requests are served as before after the service is asked to stop:
         `configured`, or what suits who has used it of late."""
         if configured is not None:
             return configured

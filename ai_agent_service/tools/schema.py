@@ -32,7 +32,7 @@ MAX_NODES = 10_000
 """Subschemas of a tool that are described at all."""
 
 NODE_CHARACTERS = 500
-"""A subschema counts once more for each so many characters of its own."""
+"""A subschema counts once more for each so many characters that it has."""
 
 MAX_PATTERN_COST = 10_000
 """What the regular expressions of a tool may cost to check, in characters; the others are left

@@ -74,7 +74,7 @@ async def run(
 
 
 def assert_valid(request: ModelRequest) -> None:
-    """Assert that each call has a name, an object and one result, under an id of its own."""
+    """Assert that each call has a name, an object and one result, under a unique id."""
     messages = list(request.messages)
     ids = [call.id for message in messages for call in message.tool_calls]
     assert len(set(ids)) == len(ids)
